@@ -1,1 +1,590 @@
-//! (room to be furnished)
+//! The kernel's side: a thin adapter from FUSE requests to [`Union`](crate::union::Union).
+//!
+//! Stateless: `OPEN`, `OPENDIR`, `FLUSH` and `CREATE` are answered `ENOSYS` once, after which the
+//! kernel opens, closes and lists what it has cached without asking. Everything under the mount is
+//! changed by the kernel's own requests, or by us followed by an exact invalidation, so whatever it
+//! caches may be kept for ever. Permissions are the kernel's business (`default_permissions`): the
+//! user of a request says nothing about a request, since writes arrive late and under uid 0.
+
+mod attr;
+mod errno;
+pub mod session;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, ForgetOne, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::object::{Attr, Ino, Kind};
+use crate::union::{AllocateMode, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
+use attr::{file_attr, file_type, set_time};
+use errno::errno;
+
+/// How long the kernel may keep what it was told: until told otherwise.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Most bytes of one write request.
+const MAX_WRITE: u32 = 1 << 20;
+/// Entries looked at for one answer to a directory listing; the answer is 32 KiB at most.
+const LISTING_BATCH: usize = 512;
+/// The generation of every object: identities are never used twice.
+const GENERATION: Generation = Generation(0);
+
+/// Requests answered since the start, by kind.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Names looked up.
+    pub lookups: AtomicU64,
+    /// Attributes asked for.
+    pub getattrs: AtomicU64,
+    /// Reads of content.
+    pub reads: AtomicU64,
+    /// Bytes read.
+    pub read_bytes: AtomicU64,
+    /// Writes of content.
+    pub writes: AtomicU64,
+    /// Bytes written.
+    pub written_bytes: AtomicU64,
+    /// Directory listings (parts).
+    pub listings: AtomicU64,
+    /// Names made, removed, linked or renamed.
+    pub namespace: AtomicU64,
+    /// Extended attributes asked for or changed.
+    pub xattrs: AtomicU64,
+    /// Requests to make something durable.
+    pub syncs: AtomicU64,
+}
+
+/// A union, served to the kernel.
+#[derive(Debug)]
+pub struct EnvFs {
+    union: Arc<Union>,
+    counters: Arc<Counters>,
+}
+
+impl EnvFs {
+    /// Serves a union.
+    pub fn new(union: Arc<Union>) -> EnvFs {
+        EnvFs { union, counters: Arc::default() }
+    }
+
+    /// The counts of requests, which go on counting.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    fn entry(&self, parent: Ino, ino: Ino, attr: &Attr, reply: ReplyEntry) {
+        self.union.nodes().remember(ino, parent);
+        reply.entry(&FOREVER, &file_attr(ino, attr), GENERATION);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the arguments of mknod(2)")]
+    fn make(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        kind: Kind,
+        mode: u32,
+        rdev: u64,
+        target: Option<&[u8]>,
+        reply: ReplyEntry,
+    ) {
+        count(&self.counters.namespace);
+        let dir = Ino(parent.0);
+        let creator = Creator { uid: req.uid(), gid: req.gid() };
+        match self.union.make(dir, name.as_bytes(), kind, (mode & 0o7777) as u16, rdev, target, creator) {
+            Ok((ino, attr)) => self.entry(dir, ino, &attr, reply),
+            Err(e) => reply.error(errno("make", parent.0, &e)),
+        }
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Tells the kernel what to forget. Never called from a request handler: the kernel may hold locks
+/// that it waits for the handler with.
+pub fn invalidate(notifier: &Notifier, stale: &[Invalidation]) {
+    for what in stale {
+        let told = match what {
+            Invalidation::Entry { dir, name } => notifier.inval_entry(INodeNo(dir.0), OsStr::from_bytes(name)),
+            Invalidation::Attributes(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
+            Invalidation::Object(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+        };
+        if let Err(e) = told
+            && e.raw_os_error() != Some(nix::libc::ENOENT)
+        {
+            // ENOENT: the kernel does not hold it, so there is nothing to forget.
+            tracing::warn!("invalidating {what:?}: {e}");
+        }
+    }
+}
+
+impl Filesystem for EnvFs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        ];
+        for flag in wanted {
+            if let Err(missing) = config.add_capabilities(flag) {
+                tracing::info!(?missing, "the kernel has no such FUSE feature");
+            }
+        }
+        // The nearest possible value is as good.
+        config.set_max_write(MAX_WRITE).unwrap_or_else(|nearest| nearest);
+        config.set_max_background(64).unwrap_or_else(|nearest| nearest);
+        config.set_congestion_threshold(48).unwrap_or_else(|nearest| nearest);
+        // The root is known to the kernel from the start.
+        self.union.nodes().remember(Ino::ROOT, Ino::ROOT);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        count(&self.counters.lookups);
+        let dir = Ino(parent.0);
+        match self.union.lookup(dir, name.as_bytes()) {
+            Ok(Some((ino, attr))) => self.entry(dir, ino, &attr, reply),
+            Ok(None) => reply.entry(&FOREVER, &ABSENT, GENERATION),
+            Err(e) => reply.error(errno("lookup", parent.0, &e)),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.union.forget(Ino(ino.0), nlookup);
+    }
+
+    fn batch_forget(&self, _req: &Request, nodes: &[ForgetOne]) {
+        for node in nodes {
+            self.union.forget(Ino(node.nodeid().0), node.nlookup());
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        count(&self.counters.getattrs);
+        match self.union.attr(Ino(ino.0)) {
+            Ok(attr) => reply.attr(&FOREVER, &file_attr(Ino(ino.0), &attr)),
+            Err(e) => reply.error(errno("getattr", ino.0, &e)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode: mode.map(|mode| (mode & 0o7777) as u16),
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            kill_privileges: size.is_some() && req.uid() != 0,
+        };
+        match self.union.set_attr(Ino(ino.0), &set) {
+            Ok(attr) => reply.attr(&FOREVER, &file_attr(Ino(ino.0), &attr)),
+            Err(e) => reply.error(errno("setattr", ino.0, &e)),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.union.read_link(Ino(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(errno("readlink", ino.0, &e)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        match Kind::from_mode(mode) {
+            None | Some(Kind::Directory | Kind::Symlink) => reply.error(Errno::EINVAL),
+            Some(kind) => self.make(req, parent, name, kind, mode, u64::from(rdev), None, reply),
+        }
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        self.make(req, parent, name, Kind::Directory, mode, 0, None, reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        self.make(req, parent, name, Kind::Symlink, 0o777, 0, Some(target), reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        count(&self.counters.namespace);
+        match self.union.unlink(Ino(parent.0), name.as_bytes()) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno("unlink", parent.0, &e)),
+        }
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        count(&self.counters.namespace);
+        match self.union.rmdir(Ino(parent.0), name.as_bytes()) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno("rmdir", parent.0, &e)),
+        }
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        count(&self.counters.namespace);
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameMode::Exchange
+        } else {
+            return reply.error(Errno::EINVAL);
+        };
+        let (from, to) = (Ino(parent.0), Ino(newparent.0));
+        match self.union.rename(from, name.as_bytes(), to, newname.as_bytes(), mode) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno("rename", parent.0, &e)),
+        }
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        count(&self.counters.namespace);
+        let dir = Ino(newparent.0);
+        match self.union.link(Ino(ino.0), dir, newname.as_bytes()) {
+            Ok(attr) => self.entry(dir, Ino(ino.0), &attr, reply),
+            Err(e) => reply.error(errno("link", ino.0, &e)),
+        }
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        // From now on the kernel makes files with MKNOD and opens them without asking.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        count(&self.counters.reads);
+        match self.union.read_at(Ino(ino.0), offset, size as usize) {
+            Ok(bytes) => {
+                let bytes = (*bytes).as_ref();
+                self.counters.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                reply.data(bytes);
+            }
+            Err(e) => reply.error(errno("read", ino.0, &e)),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        count(&self.counters.writes);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.union.write_at(Ino(ino.0), offset, data, kill) {
+            Ok(written) => {
+                self.counters.written_bytes.fetch_add(written as u64, Ordering::Relaxed);
+                reply.written(written as u32);
+            }
+            Err(e) => reply.error(errno("write", ino.0, &e)),
+        }
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        count(&self.counters.syncs);
+        match self.union.sync(Ino(ino.0), datasync) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno("fsync", ino.0, &e)),
+        }
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        count(&self.counters.listings);
+        match self.union.read_dir(Ino(ino.0), offset, LISTING_BATCH) {
+            Ok(items) => {
+                for item in items {
+                    let name = OsStr::from_bytes(&item.name);
+                    if reply.add(INodeNo(item.ino.0), item.next, file_type(item.kind), name) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(e) => reply.error(errno("readdir", ino.0, &e)),
+        }
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        count(&self.counters.listings);
+        let dir = Ino(ino.0);
+        let items = match self.union.read_dir(dir, offset, LISTING_BATCH) {
+            Ok(items) => items,
+            Err(e) => return reply.error(errno("readdirplus", ino.0, &e)),
+        };
+        for item in items {
+            let attr = match self.union.attr(item.ino) {
+                Ok(attr) => attr,
+                // Removed since it was listed.
+                Err(crate::union::Error::Posix(nix::errno::Errno::ESTALE)) => continue,
+                Err(e) => return reply.error(errno("readdirplus", ino.0, &e)),
+            };
+            let is_dot = matches!(&*item.name, b"." | b"..");
+            // Counted before it is handed over, so that a FORGET cannot overtake the count.
+            if !is_dot {
+                self.union.nodes().remember(item.ino, dir);
+            }
+            let name = OsStr::from_bytes(&item.name);
+            let number = INodeNo(item.ino.0);
+            if reply.add(number, item.next, name, &FOREVER, &file_attr(item.ino, &attr), GENERATION) {
+                if !is_dot {
+                    self.union.forget(item.ino, 1);
+                }
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.fsync(req, ino, fh, datasync, reply);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.union.statvfs() {
+            Ok(s) => reply.statfs(
+                s.blocks(),
+                s.blocks_free(),
+                s.blocks_available(),
+                s.files(),
+                s.files_free(),
+                s.block_size() as u32,
+                255,
+                s.fragment_size() as u32,
+            ),
+            Err(e) => reply.error(errno("statfs", 1, &e)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        count(&self.counters.xattrs);
+        let mode = match flags {
+            0 => XattrMode::Either,
+            nix::libc::XATTR_CREATE => XattrMode::Create,
+            nix::libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match self.union.set_xattr(Ino(ino.0), name.as_bytes(), value, mode) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno("setxattr", ino.0, &e)),
+        }
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        count(&self.counters.xattrs);
+        match self.union.xattr(Ino(ino.0), name.as_bytes()) {
+            Ok(value) => answer_sized(&value, size, reply),
+            Err(e) => reply.error(errno("getxattr", ino.0, &e)),
+        }
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        count(&self.counters.xattrs);
+        match self.union.xattr_names(Ino(ino.0)) {
+            Ok(names) => answer_sized(&names, size, reply),
+            Err(e) => reply.error(errno("listxattr", ino.0, &e)),
+        }
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        count(&self.counters.xattrs);
+        match self.union.remove_xattr(Ino(ino.0), name.as_bytes()) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno("removexattr", ino.0, &e)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        const KEEP: i32 = nix::libc::FALLOC_FL_KEEP_SIZE;
+        const PUNCH: i32 = nix::libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+        const ZERO: i32 = nix::libc::FALLOC_FL_ZERO_RANGE;
+        const ZERO_KEEP: i32 = ZERO | KEEP;
+        let mode = match mode {
+            0 => AllocateMode::Reserve { keep_size: false },
+            KEEP => AllocateMode::Reserve { keep_size: true },
+            PUNCH => AllocateMode::PunchHole,
+            ZERO => AllocateMode::ZeroRange { keep_size: false },
+            ZERO_KEEP => AllocateMode::ZeroRange { keep_size: true },
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        match self.union.allocate(Ino(ino.0), offset, length, mode) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno("fallocate", ino.0, &e)),
+        }
+    }
+
+    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let hole = match whence {
+            nix::libc::SEEK_DATA => false,
+            nix::libc::SEEK_HOLE => true,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        match self.union.seek(Ino(ino.0), offset, hole) {
+            Ok(at) => reply.offset(at as i64),
+            Err(e) => reply.error(errno("lseek", ino.0, &e)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The answer counts in 32 bits; the caller comes back for the rest.
+        let len = len.min(1 << 30);
+        match self.union.copy_range(Ino(ino_in.0), offset_in, Ino(ino_out.0), offset_out, len) {
+            Ok(copied) => reply.written(copied as u32),
+            Err(e) => reply.error(errno("copy_file_range", ino_in.0, &e)),
+        }
+    }
+}
+
+/// The answer "there is no such name", which the kernel keeps: node id 0.
+const ABSENT: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: SystemTime::UNIX_EPOCH,
+    mtime: SystemTime::UNIX_EPOCH,
+    ctime: SystemTime::UNIX_EPOCH,
+    crtime: SystemTime::UNIX_EPOCH,
+    kind: fuser::FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
+
+/// Answers a request that asks for the size first.
+fn answer_sized(bytes: &[u8], size: u32, reply: ReplyXattr) {
+    if size == 0 {
+        reply.size(bytes.len() as u32);
+    } else if bytes.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(bytes);
+    }
+}

@@ -1,1 +1,388 @@
-//! (room to be furnished)
+//! The union: an ordinary writable directory tree made of one writable upper over read-only layers.
+//!
+//! Merging is by identity, not by path: a directory's content is looked up under its [`Ino`] in each
+//! layer. A new directory has a new identity, of which the layers below know nothing, so nothing
+//! needs to be marked opaque; a renamed lower directory is one whiteout and one link to the same
+//! identity, whatever it contains; two names of one identity are a hard link.
+//!
+//! # Never lose: the order of every change
+//!
+//! 1. new physical files are made, where the merged view does not show them yet;
+//! 2. one SQLite transaction changes the rows: this is the moment the change happens;
+//! 3. physical files are moved or removed to where the rows say they are.
+//!
+//! A crash between 1 and 2 leaves content without rows, one between 2 and 3 leaves content at its
+//! old place. Both are found and mended by [`reconcile`](Union::open) when a layer was not closed
+//! cleanly: rows decide what exists, host inode numbers tell which file is whose.
+//!
+//! # Lock order
+//!
+//! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), each optional.
+//!
+//! - `gate`, shared: content of the upper is being changed; exclusive: the stack is being changed.
+//! - `copy_ups[ino]`: content of this object is on its way up; held while copying.
+//! - `state`, shared: rows are read; exclusive: rows change, in memory and in the database alike.
+//!   Never held while an image is read or data is synced.
+
+mod attributes;
+mod changes;
+mod content;
+mod delta;
+mod empty_layer;
+mod error;
+mod frozen;
+mod image_layer;
+mod layer;
+mod namespace;
+mod node;
+mod open;
+mod readdir;
+mod reconcile;
+mod stack;
+mod swap;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use nix::errno::Errno;
+use nix::sys::stat::FileStat;
+
+use crate::object::{Attr, Ino, Kind, Timestamp};
+use crate::state::{DataPlace, InodeRow, LayerId, RowChange, StateDb};
+use crate::upper::UpperDir;
+use delta::{Delta, row_attr, row_from};
+
+pub use attributes::{SetAttr, SetTime, XattrMode};
+pub use changes::{Change, ChangeKind, Totals};
+pub use content::AllocateMode;
+pub use error::{Error, Result};
+pub use frozen::FrozenLayer;
+pub use image_layer::{ImageLayer, OwnerMap};
+pub use layer::{Bytes, Layer, LayerInode, Listing, Lookup, Source};
+pub use namespace::{Creator, RenameMode};
+pub use node::Nodes;
+pub use open::{OpenOptions, Paths};
+pub use readdir::DirItem;
+pub use reconcile::Reconciled;
+pub use stack::LowerStack;
+pub use swap::Invalidation;
+
+/// Identities taken from the database's counter at once.
+const INO_BATCH: u64 = 4096;
+
+/// A writable merged view. Usable from many threads, with or without a kernel in front of it.
+#[derive(Debug)]
+pub struct Union {
+    db: Arc<StateDb>,
+    paths: Paths,
+    gate: RwLock<()>,
+    copy_ups: [Mutex<()>; 64],
+    state: RwLock<State>,
+    nodes: Nodes,
+    inos: Mutex<Range<u64>>,
+    unsynced_dirs: Mutex<HashSet<Ino>>,
+}
+
+/// What changes under the `state` lock.
+#[derive(Debug)]
+struct State {
+    layer: LayerId,
+    delta: Delta,
+    upper: Arc<UpperDir>,
+    lower: Arc<LowerStack>,
+    /// Objects without a name that the kernel still holds.
+    orphans: HashMap<Ino, Orphan>,
+    /// Counts changes of the stack; part of directory positions.
+    epoch: u64,
+}
+
+/// An object that lost its last name while somebody had it open. It exists in memory only.
+#[derive(Debug)]
+struct Orphan {
+    row: InodeRow,
+    file: Option<Arc<File>>,
+    lower: Arc<LowerStack>,
+    xattrs: std::collections::BTreeMap<Box<[u8]>, Box<[u8]>>,
+}
+
+/// Where an object's row is, if it has one.
+enum Standing<'a> {
+    Row(&'a InodeRow),
+    Orphan(&'a Orphan),
+    Lower,
+}
+
+impl Union {
+    /// The database that holds the rows.
+    pub fn db(&self) -> &Arc<StateDb> {
+        &self.db
+    }
+
+    /// What the kernel holds.
+    pub fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        // Every change of State is made after the database took it and cannot panic half-way;
+        // a poisoned lock therefore still guards a true state.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gate_shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gate_exclusive(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copy_up_lock(&self, ino: Ino) -> MutexGuard<'_, ()> {
+        let shard = (ino.0 as usize) % self.copy_ups.len();
+        self.copy_ups[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_ino(&self) -> Result<Ino> {
+        let mut inos = self.inos.lock().unwrap_or_else(PoisonError::into_inner);
+        if inos.is_empty() {
+            *inos = self.db.reserve_inos(INO_BATCH)?;
+        }
+        inos.next().map(Ino).ok_or_else(|| Errno::ENOSPC.into())
+    }
+
+    /// Looks a name up and returns the object with its attributes.
+    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<(Ino, Attr)>> {
+        if name.len() > 255 {
+            return Err(Errno::ENAMETOOLONG.into());
+        }
+        let (lower, said) = {
+            let state = self.read();
+            if state.orphans.contains_key(&dir) {
+                return Ok(None);
+            }
+            (state.lower.clone(), state.delta.lookup(dir, name))
+        };
+        let ino = match said {
+            Lookup::Is(ino) => Some(ino),
+            Lookup::Whiteout => None,
+            Lookup::Unknown => lower.lookup(dir, name)?,
+        };
+        let Some(ino) = ino else { return Ok(None) };
+        match self.attr(ino) {
+            Ok(attr) => Ok(Some((ino, attr))),
+            // Unlinked between the two looks.
+            Err(Error::Posix(Errno::ESTALE)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Returns the attributes of an object.
+    pub fn attr(&self, ino: Ino) -> Result<Attr> {
+        let state = self.read();
+        match state.standing(ino) {
+            Standing::Lower => {
+                let lower = state.lower.clone();
+                drop(state);
+                lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))
+            }
+            Standing::Row(row) => state.row_attr(ino, row),
+            Standing::Orphan(orphan) => orphan.attr(ino),
+        }
+    }
+
+    /// Returns the target of a symbolic link.
+    pub fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
+        let state = self.read();
+        let row = match state.standing(ino) {
+            Standing::Row(row) => Some(row),
+            Standing::Orphan(orphan) => Some(&orphan.row),
+            Standing::Lower => None,
+        };
+        match row {
+            Some(row) => row.target.clone().ok_or(Error::Posix(Errno::EINVAL)),
+            None => {
+                let lower = state.lower.clone();
+                drop(state);
+                lower.read_link(ino)
+            }
+        }
+    }
+
+    /// Takes back `count` answers given to the kernel; an orphan dies with its last.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        if self.nodes.forget(ino, count) && self.read().orphans.contains_key(&ino) {
+            self.write().orphans.remove(&ino);
+        }
+    }
+
+    /// Applies changes to the database and then to memory, as one.
+    fn change(&self, state: &mut State, changes: &[RowChange<'_>]) -> Result<()> {
+        self.db.apply(state.layer, changes)?;
+        for change in changes {
+            state.delta.apply(change);
+        }
+        Ok(())
+    }
+
+    /// What `statvfs` says of the file system that takes the changes.
+    pub fn statvfs(&self) -> Result<nix::sys::statvfs::Statvfs> {
+        Ok(nix::sys::statvfs::fstatvfs(self.read().upper.root())?)
+    }
+
+    fn note_unsynced(&self, dir: Ino) {
+        self.unsynced_dirs.lock().unwrap_or_else(PoisonError::into_inner).insert(dir);
+    }
+}
+
+impl State {
+    fn standing(&self, ino: Ino) -> Standing<'_> {
+        if let Some(row) = self.delta.inodes.get(&ino) {
+            return Standing::Row(row);
+        }
+        match self.orphans.get(&ino) {
+            Some(orphan) => Standing::Orphan(orphan),
+            None => Standing::Lower,
+        }
+    }
+
+    fn row_attr(&self, ino: Ino, row: &InodeRow) -> Result<Attr> {
+        let mut attr = row_attr(row);
+        if row.kind == Kind::File {
+            match row.data {
+                DataPlace::Upper => {
+                    let stat = frozen::with_place(&self.upper, row, |d| self.chain(d), |place| {
+                        self.upper.stat(ino, place)
+                    })?;
+                    stat_into(&mut attr, &stat);
+                }
+                DataPlace::Lower => {
+                    let below = self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
+                    (attr.size, attr.blocks) = (below.size, below.blocks);
+                }
+            }
+        }
+        Ok(attr)
+    }
+
+    /// The attributes of an object with a row or in the layers below.
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        match self.standing(ino) {
+            Standing::Row(row) => self.row_attr(ino, row),
+            Standing::Orphan(orphan) => orphan.attr(ino),
+            Standing::Lower => self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE)),
+        }
+    }
+
+    fn kind(&self, ino: Ino) -> Result<Kind> {
+        match self.standing(ino) {
+            Standing::Row(row) => Ok(row.kind),
+            Standing::Orphan(orphan) => Ok(orphan.row.kind),
+            Standing::Lower => Ok(self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?.kind),
+        }
+    }
+
+    /// Looks a name up through the writable layer and all below.
+    fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        match self.delta.lookup(dir, name) {
+            Lookup::Is(ino) => Ok(Some(ino)),
+            Lookup::Whiteout => Ok(None),
+            Lookup::Unknown => self.lower.lookup(dir, name),
+        }
+    }
+
+    /// Returns a row for an object: its own, or one made of what the layers below say.
+    fn row(&self, ino: Ino, place: impl FnOnce() -> Option<(Ino, Box<[u8]>)>) -> Result<InodeRow> {
+        match self.standing(ino) {
+            Standing::Row(row) => Ok(row.clone()),
+            Standing::Orphan(orphan) => Ok(orphan.row.clone()),
+            Standing::Lower => {
+                let attr = self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
+                let target = match attr.kind {
+                    Kind::Symlink => Some(self.lower.read_link(ino)?),
+                    _ => None,
+                };
+                Ok(row_from(&attr, target, place()))
+            }
+        }
+    }
+
+    /// Returns a row for a directory, with its place.
+    fn dir_row(&self, dir: Ino) -> Result<InodeRow> {
+        let place = if dir == Ino::ROOT { None } else { self.parent(dir)? };
+        let row = self.row(dir, || place)?;
+        if row.kind != Kind::Directory {
+            return Err(Errno::ENOTDIR.into());
+        }
+        Ok(row)
+    }
+
+    fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+        match self.delta.inodes.get(&dir).and_then(|row| row.place.clone()) {
+            Some(place) => Ok(Some(place)),
+            None => self.lower.parent(dir),
+        }
+    }
+
+    /// The path of a directory from the root, outermost first.
+    fn chain(&self, dir: Ino) -> Result<Vec<(Ino, Box<[u8]>)>> {
+        stack::chain(dir, |ino| self.parent(ino))
+    }
+
+    fn make_dir(&self, dir: Ino) -> Result<Arc<OwnedFd>> {
+        Ok(self.upper.make_dir(&self.chain(dir)?)?)
+    }
+
+    fn find_dir(&self, dir: Ino) -> Result<Option<Arc<OwnedFd>>> {
+        Ok(self.upper.find_dir(&self.chain(dir)?)?)
+    }
+
+    /// Opens the content of a row whose data is in the writable layer.
+    fn file(&self, ino: Ino, row: &InodeRow) -> Result<Arc<File>> {
+        if let Some(file) = self.upper.cached_file(ino) {
+            return Ok(file);
+        }
+        frozen::with_place(&self.upper, row, |d| self.chain(d), |place| self.upper.open_file(ino, place))
+    }
+}
+
+impl Orphan {
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        let mut attr = row_attr(&self.row);
+        if self.row.kind == Kind::File {
+            match &self.file {
+                Some(file) => stat_into(&mut attr, &nix::sys::stat::fstat(&**file)?),
+                None => {
+                    let below = self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
+                    (attr.size, attr.blocks) = (below.size, below.blocks);
+                }
+            }
+        }
+        Ok(attr)
+    }
+}
+
+/// Lets the backing file of content tell size, space and times. The change time is the later of
+/// the row's (attributes changed) and the file's (content changed).
+pub(crate) fn stat_into(attr: &mut Attr, stat: &FileStat) {
+    let time = |secs: i64, nanos: i64| Timestamp {
+        secs,
+        nanos: nanos as u32,
+    };
+    attr.size = stat.st_size as u64;
+    attr.blocks = stat.st_blocks as u64;
+    attr.atime = time(stat.st_atime, stat.st_atime_nsec);
+    attr.mtime = time(stat.st_mtime, stat.st_mtime_nsec);
+    attr.ctime = attr.ctime.max(time(stat.st_ctime, stat.st_ctime_nsec));
+}
+
+/// Borrows a place as [`UpperDir`] takes it.
+fn at<'a>(fd: &'a Option<Arc<OwnedFd>>, name: &'a [u8]) -> Option<(BorrowedFd<'a>, &'a [u8])> {
+    fd.as_ref().map(|fd| (fd.as_fd(), name))
+}

@@ -1,1 +1,361 @@
-//! (room to be furnished)
+//! The physical side of one upper layer: a directory of plain files in the shape of the merged
+//! tree, so that a person can look at it and rescue from it by hand.
+//!
+//! ```text
+//! layers/<id>/upper/…       content of new and copied-up files, at their merged paths
+//! layers/<id>/work/<ino>    content that has no name there: being copied up, or detached because
+//!                           the name it lay under went away while others remain
+//! ```
+//!
+//! Names and attributes are rows, not files; here is only content. Every path is resolved from a
+//! directory descriptor, one component at a time and never through a symbolic link, so that depth
+//! is not limited by `PATH_MAX` and nothing below can lead outside.
+//!
+//! Physical directories appear when the first content needs them. Invariant: if a directory object
+//! has a physical directory, it lies at the object's path of this layer.
+
+mod scan;
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+use crate::object::Ino;
+pub use scan::Found;
+
+/// Open content files kept at most, and open directories as many again.
+const OPEN_LIMIT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
+
+/// A path from the root of the layer: each directory's identity with its name, outermost first.
+pub type Chain = [(Ino, Box<[u8]>)];
+
+/// An upper directory, opened. All methods may be called from many threads; the caller orders
+/// operations on one name.
+#[derive(Debug)]
+pub struct UpperDir {
+    path: PathBuf,
+    root: Arc<OwnedFd>,
+    work: OwnedFd,
+    strays: PathBuf,
+    dirs: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
+    files: Mutex<LruCache<Ino, Arc<File>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The caches hold no invariant that a panicking thread could have left broken.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn name(bytes: &[u8]) -> &std::ffi::OsStr {
+    std::ffi::OsStr::from_bytes(bytes)
+}
+
+impl UpperDir {
+    /// Opens the layer directory `path` (made with `upper` and `work` inside where missing).
+    /// Files found in the way are moved below `strays`, never deleted.
+    pub fn open(path: &Path, strays: &Path) -> io::Result<UpperDir> {
+        for sub in ["upper", "work"] {
+            std::fs::create_dir_all(path.join(sub))?;
+        }
+        let open = |sub: &str| -> io::Result<OwnedFd> {
+            let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            Ok(nix::fcntl::open(&path.join(sub), flags, Mode::empty())?)
+        };
+        Ok(UpperDir {
+            root: Arc::new(open("upper")?),
+            work: open("work")?,
+            path: path.to_owned(),
+            strays: strays.to_owned(),
+            dirs: Mutex::new(LruCache::new(OPEN_LIMIT)),
+            files: Mutex::new(LruCache::new(OPEN_LIMIT)),
+        })
+    }
+
+    /// The directory of the layer (the parent of `upper` and `work`).
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the physical directory at the end of `chain`, or `None` where there is none.
+    pub fn find_dir(&self, chain: &Chain) -> io::Result<Option<Arc<OwnedFd>>> {
+        match self.walk(chain, false) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Returns the physical directory at the end of `chain`, made with its parents where missing.
+    pub fn make_dir(&self, chain: &Chain) -> io::Result<Arc<OwnedFd>> {
+        Ok(self.walk(chain, true)?)
+    }
+
+    fn walk(&self, chain: &Chain, make: bool) -> Result<Arc<OwnedFd>, Errno> {
+        let (mut start, mut fd) = (0, self.root.clone());
+        {
+            let mut dirs = lock(&self.dirs);
+            for (depth, (ino, _)) in chain.iter().enumerate().rev() {
+                if let Some(known) = dirs.get(ino) {
+                    (start, fd) = (depth + 1, known.clone());
+                    break;
+                }
+            }
+        }
+        for (ino, component) in chain.get(start..).unwrap_or_default() {
+            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
+            let opened = match openat(&*fd, name(component), flags, Mode::empty()) {
+                Err(Errno::ENOENT) if make => {
+                    match mkdirat(&*fd, name(component), Mode::S_IRWXU) {
+                        Ok(()) | Err(Errno::EEXIST) => {}
+                        Err(e) => return Err(e),
+                    }
+                    openat(&*fd, name(component), flags, Mode::empty())?
+                }
+                Err(Errno::ENOTDIR | Errno::ELOOP) if make => {
+                    self.set_aside(fd.as_fd(), component)?;
+                    mkdirat(&*fd, name(component), Mode::S_IRWXU)?;
+                    openat(&*fd, name(component), flags, Mode::empty())?
+                }
+                other => other?,
+            };
+            fd = Arc::new(opened);
+            lock(&self.dirs).put(*ino, fd.clone());
+        }
+        Ok(fd)
+    }
+
+    /// Forgets the open directory of an object whose physical directory is gone.
+    pub fn forget_dir(&self, dir: Ino) {
+        lock(&self.dirs).pop(&dir);
+    }
+
+    /// Makes an empty content file for `ino` under `component`, open for reading and writing.
+    /// Whatever lies there has no row, so it is set aside first.
+    ///
+    /// The file carries the permission bits of `mode` for people who look, and is always readable
+    /// and writable by its owner: rows hold what the merged view shows.
+    pub fn create_file(&self, dir: BorrowedFd<'_>, component: &[u8], ino: Ino, mode: u16) -> io::Result<Arc<File>> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mode = backing_mode(mode);
+        let fd = match openat(dir, name(component), flags, mode) {
+            Err(Errno::EEXIST) => {
+                self.set_aside(dir, component)?;
+                openat(dir, name(component), flags, mode)?
+            }
+            other => other?,
+        };
+        let file = Arc::new(File::from(fd));
+        lock(&self.files).put(ino, file.clone());
+        Ok(file)
+    }
+
+    /// Makes a symbolic link under `component`, as a picture of the row for people who look.
+    pub fn create_symlink(&self, dir: BorrowedFd<'_>, component: &[u8], target: &[u8]) -> io::Result<()> {
+        match symlinkat(name(target), dir, name(component)) {
+            Err(Errno::EEXIST) => {
+                self.set_aside(dir, component)?;
+                Ok(symlinkat(name(target), dir, name(component))?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Makes an empty file without a place, for content that is being copied up.
+    pub fn stage(&self, ino: Ino) -> io::Result<Arc<File>> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&self.work, work_name(ino).as_str(), flags, Mode::from_bits_truncate(0o600))?;
+        Ok(Arc::new(File::from(fd)))
+    }
+
+    /// Makes a file with no name at all, for an object that lost its last name while open.
+    pub fn anonymous(&self, ino: Ino) -> io::Result<Arc<File>> {
+        let file = self.stage(ino)?;
+        self.unstage(ino)?;
+        Ok(file)
+    }
+
+    /// Removes a staged or detached file; none there is fine.
+    pub fn unstage(&self, ino: Ino) -> io::Result<()> {
+        match unlinkat(&self.work, work_name(ino).as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Moves a staged or detached file to a name. Whatever lies there is set aside.
+    pub fn place(&self, ino: Ino, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<()> {
+        let from = work_name(ino);
+        match renameat2(&self.work, from.as_str(), dir, name(component), RenameFlags::RENAME_NOREPLACE) {
+            Err(Errno::EEXIST) => {
+                self.set_aside(dir, component)?;
+                Ok(rename(self.work.as_fd(), from.as_bytes(), dir, component)?)
+            }
+            Err(Errno::EINVAL) => Ok(rename(self.work.as_fd(), from.as_bytes(), dir, component)?),
+            other => Ok(other?),
+        }
+    }
+
+    /// Moves a placed file to `work`, where it keeps its content without a name.
+    pub fn detach(&self, dir: BorrowedFd<'_>, component: &[u8], ino: Ino) -> io::Result<()> {
+        Ok(rename(dir, component, self.work.as_fd(), work_name(ino).as_bytes())?)
+    }
+
+    /// Renames within the layer, replacing what is there. Returns false if there was nothing to move.
+    pub fn rename(&self, from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> io::Result<bool> {
+        match rename(from.0, from.1, to.0, to.1) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EISDIR | Errno::ENOTDIR) => {
+                // What is in the way has no row any more: left by a call that did not end.
+                self.set_aside(to.0, to.1)?;
+                rename(from.0, from.1, to.0, to.1)?;
+                Ok(true)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Exchanges two names, either of which may be missing.
+    pub fn exchange(&self, a: (BorrowedFd<'_>, &[u8]), b: (BorrowedFd<'_>, &[u8])) -> io::Result<()> {
+        match renameat2(a.0, name(a.1), b.0, name(b.1), RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => Ok(()),
+            Err(Errno::ENOENT) => {
+                if !self.rename(a, b)? {
+                    self.rename(b, a)?;
+                }
+                Ok(())
+            }
+            Err(Errno::EINVAL) => {
+                // File systems without RENAME_EXCHANGE; reconcile() would finish an interrupted turn.
+                let aside = b".envfs-exchange";
+                rename(a.0, a.1, self.work.as_fd(), aside)?;
+                rename(b.0, b.1, a.0, a.1)?;
+                Ok(rename(self.work.as_fd(), aside, b.0, b.1)?)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Removes a placed file or link; none there is fine.
+    pub fn remove(&self, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<()> {
+        match unlinkat(dir, name(component), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Removes a physical directory; none there is fine, content without rows is set aside.
+    pub fn remove_dir(&self, dir: BorrowedFd<'_>, component: &[u8], ino: Ino) -> io::Result<()> {
+        self.forget_dir(ino);
+        match unlinkat(dir, name(component), UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => Ok(self.set_aside(dir, component)?),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Returns the content file of `ino`, open for reading and writing.
+    pub fn open_file(&self, ino: Ino, place: Option<(BorrowedFd<'_>, &[u8])>) -> io::Result<Arc<File>> {
+        if let Some(file) = self.cached_file(ino) {
+            return Ok(file);
+        }
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let open = |flags: OFlag| match place {
+            Some((dir, component)) => openat(dir, name(component), flags, Mode::empty()),
+            None => openat(&self.work, work_name(ino).as_str(), flags, Mode::empty()),
+        };
+        // O_NOATIME: what reads through us do to the backing file must not show as an access time.
+        // Only the owner may ask for it.
+        let fd = match open(flags | OFlag::O_NOATIME) {
+            Err(Errno::EPERM) => open(flags)?,
+            other => other?,
+        };
+        let file = Arc::new(File::from(fd));
+        lock(&self.files).put(ino, file.clone());
+        Ok(file)
+    }
+
+    /// Returns the content file of `ino` if it is open already.
+    pub fn cached_file(&self, ino: Ino) -> Option<Arc<File>> {
+        lock(&self.files).get(&ino).cloned()
+    }
+
+    /// Keeps an open content file at hand.
+    pub fn keep_file(&self, ino: Ino, file: Arc<File>) {
+        lock(&self.files).put(ino, file);
+    }
+
+    /// Drops the descriptor of a content file that is gone.
+    pub fn forget_file(&self, ino: Ino) {
+        lock(&self.files).pop(&ino);
+    }
+
+    /// Returns the attributes of content, without opening it.
+    pub fn stat(&self, ino: Ino, place: Option<(BorrowedFd<'_>, &[u8])>) -> io::Result<FileStat> {
+        if let Some(file) = self.cached_file(ino) {
+            return Ok(fstat(&*file)?);
+        }
+        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        Ok(match place {
+            Some((dir, component)) => fstatat(dir, name(component), flags)?,
+            None => fstatat(&self.work, work_name(ino).as_str(), flags)?,
+        })
+    }
+
+    /// Returns the host inode number of what lies under a name.
+    pub fn backing_ino(&self, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<u64> {
+        Ok(fstatat(dir, name(component), AtFlags::AT_SYMLINK_NOFOLLOW)?.st_ino)
+    }
+
+    /// Makes the names in a physical directory durable.
+    pub fn sync_dir(&self, dir: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(nix::unistd::fsync(dir)?)
+    }
+
+    /// The upper root, for `statvfs`.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Moves something that no row knows out of the way, under a name that tells where it was.
+    fn set_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<(), Errno> {
+        std::fs::create_dir_all(&self.strays).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
+        let shown = String::from_utf8_lossy(component);
+        for n in 0..10_000u32 {
+            let to = self.strays.join(format!("{n:04}-{shown}"));
+            match renameat2(dir, name(component), nix::fcntl::AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE) {
+                Ok(()) => {
+                    tracing::warn!(moved_to = %to.display(), "content without a row was in the way");
+                    return Ok(());
+                }
+                Err(Errno::EEXIST) => {}
+                Err(Errno::ENOENT) => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Errno::EEXIST)
+    }
+}
+
+fn rename(from: BorrowedFd<'_>, old: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> Result<(), Errno> {
+    nix::fcntl::renameat(from, name(old), to, name(new))
+}
+
+/// The mode of a backing file: the permission bits that are wanted, and always the owner's.
+pub fn backing_mode(mode: u16) -> Mode {
+    Mode::from_bits_truncate(u32::from(mode) & 0o777 | 0o600)
+}
+
+fn work_name(ino: Ino) -> String {
+    ino.0.to_string()
+}

@@ -1,0 +1,422 @@
+//! Content of regular files: reading, writing, and bringing it up when it is first changed.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
+use nix::sys::stat::fstat;
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Whence, lseek};
+
+use super::{Bytes, Error, Result, Standing, Union};
+use crate::object::{Ino, Kind, Timestamp};
+use crate::state::{DataPlace, InodeRow, RowChange};
+
+/// How much content is in memory at once while it is copied up.
+const COPY_CHUNK: usize = 1 << 20;
+
+/// What `fallocate` is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AllocateMode {
+    /// Reserve space, and grow the file over it unless `keep_size`.
+    Reserve {
+        /// Leave the size as it is.
+        keep_size: bool,
+    },
+    /// Make a hole.
+    PunchHole,
+    /// Turn a range into zeroes.
+    ZeroRange {
+        /// Leave the size as it is.
+        keep_size: bool,
+    },
+}
+
+/// Where the content of an object is now.
+enum Content {
+    File(Arc<File>),
+    Lower(Arc<super::LowerStack>),
+}
+
+impl Union {
+    fn content(&self, ino: Ino) -> Result<Content> {
+        let state = self.read();
+        let (row, lower) = match state.standing(ino) {
+            Standing::Orphan(orphan) => match &orphan.file {
+                Some(file) => return Ok(Content::File(file.clone())),
+                None => (Some(&orphan.row), orphan.lower.clone()),
+            },
+            Standing::Row(row) => {
+                if row.data == DataPlace::Upper && row.kind == Kind::File {
+                    return Ok(Content::File(state.file(ino, row)?));
+                }
+                (Some(row), state.lower.clone())
+            }
+            Standing::Lower => (None, state.lower.clone()),
+        };
+        match row.map(|row| row.kind) {
+            Some(Kind::File) | None => Ok(Content::Lower(lower)),
+            Some(Kind::Directory) => Err(Errno::EISDIR.into()),
+            Some(_) => Err(Errno::EINVAL.into()),
+        }
+    }
+
+    /// Reads up to `len` bytes at `offset`; fewer only before the end of the file.
+    pub fn read_at(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
+        match self.content(ino)? {
+            Content::File(file) => {
+                let mut buffer = vec![0; len];
+                let got = read_full(&file, &mut buffer, offset)?;
+                buffer.truncate(got);
+                Ok(Box::new(buffer))
+            }
+            Content::Lower(lower) => {
+                let first = lower.read(ino, offset, len)?;
+                let got = (*first).as_ref().len();
+                if got == 0 || got >= len {
+                    return Ok(first);
+                }
+                // The answer ends with a block, not with the file: put the rest behind it.
+                let mut whole = Vec::with_capacity(len);
+                whole.extend_from_slice((*first).as_ref());
+                while whole.len() < len {
+                    let more = lower.read(ino, offset + whole.len() as u64, len - whole.len())?;
+                    if (*more).as_ref().is_empty() {
+                        break;
+                    }
+                    whole.extend_from_slice((*more).as_ref());
+                }
+                Ok(Box::new(whole))
+            }
+        }
+    }
+
+    /// Writes all of `data` at `offset`. With `kill_privileges` set-id bits go, as after a write by
+    /// someone without `CAP_FSETID`.
+    pub fn write_at(&self, ino: Ino, offset: u64, data: &[u8], kill_privileges: bool) -> Result<usize> {
+        let _gate = self.gate_shared();
+        let file = self.writable(ino, None)?;
+        file.write_all_at(data, offset)?;
+        if kill_privileges {
+            self.kill_privileges(ino)?;
+        }
+        Ok(data.len())
+    }
+
+    /// Sets the size of a file.
+    pub(super) fn truncate(&self, ino: Ino, size: u64) -> Result<()> {
+        let file = self.writable(ino, Some(size))?;
+        Ok(file.set_len(size)?)
+    }
+
+    /// Reserves, punches or zeroes a range.
+    pub fn allocate(&self, ino: Ino, offset: u64, len: u64, mode: AllocateMode) -> Result<()> {
+        let _gate = self.gate_shared();
+        let file = self.writable(ino, None)?;
+        let flags = match mode {
+            AllocateMode::Reserve { keep_size: false } => FallocateFlags::empty(),
+            AllocateMode::Reserve { keep_size: true } => FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            AllocateMode::PunchHole => FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            AllocateMode::ZeroRange { keep_size: false } => FallocateFlags::FALLOC_FL_ZERO_RANGE,
+            AllocateMode::ZeroRange { keep_size: true } => {
+                FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE
+            }
+        };
+        let (offset, len) = (to_i64(offset)?, to_i64(len)?);
+        nix::fcntl::fallocate(&*file, flags, offset, len)?;
+        self.kill_privileges(ino)
+    }
+
+    /// Finds the next data, or with `hole` the next hole, at or after `offset`. `ENXIO` past the end.
+    pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64> {
+        let found = match self.content(ino)? {
+            Content::File(file) => seek_file(&file, offset, hole)?,
+            Content::Lower(lower) => lower.seek(ino, offset, hole)?,
+        };
+        found.ok_or(Error::Posix(Errno::ENXIO))
+    }
+
+    /// Copies a range between files; returns the bytes copied, fewer than `len` at the end of the
+    /// source.
+    pub fn copy_range(&self, from: Ino, from_offset: u64, to: Ino, to_offset: u64, len: u64) -> Result<u64> {
+        let _gate = self.gate_shared();
+        let target = self.writable(to, None)?;
+        match self.content(from)? {
+            Content::File(source) => {
+                let (mut read_at, mut write_at) = (to_i64(from_offset)?, to_i64(to_offset)?);
+                let mut done = 0;
+                while done < len {
+                    let want = usize::try_from(len - done).unwrap_or(usize::MAX);
+                    match nix::fcntl::copy_file_range(&*source, Some(&mut read_at), &*target, Some(&mut write_at), want)? {
+                        0 => break,
+                        n => done += n as u64,
+                    }
+                }
+                Ok(done)
+            }
+            Content::Lower(lower) => {
+                let mut done = 0;
+                while done < len {
+                    let want = usize::try_from(len - done).unwrap_or(usize::MAX).min(COPY_CHUNK);
+                    let bytes = lower.read(from, from_offset + done, want)?;
+                    let bytes = (*bytes).as_ref();
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    target.write_all_at(bytes, to_offset + done)?;
+                    done += bytes.len() as u64;
+                }
+                Ok(done)
+            }
+        }
+    }
+
+    /// Makes an object durable: content, name, and the rows that say so.
+    pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        let (file, dirs) = {
+            let state = self.read();
+            let mut dirs = Vec::new();
+            let file = match state.standing(ino) {
+                Standing::Row(row) => {
+                    if let Some((dir, _)) = &row.place {
+                        dirs = self.take_unsynced(&state, *dir)?;
+                    }
+                    match row.data {
+                        DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, row)?),
+                        _ => None,
+                    }
+                }
+                Standing::Orphan(orphan) => orphan.file.clone(),
+                Standing::Lower => None,
+            };
+            if state.kind(ino)? == Kind::Directory {
+                dirs.extend(self.take_unsynced(&state, ino)?);
+            }
+            (file, dirs)
+        };
+        if let Some(file) = file {
+            if data_only { file.sync_data()? } else { file.sync_all()? }
+        }
+        for fd in dirs {
+            nix::unistd::fsync(&*fd)?;
+        }
+        Ok(self.db.sync()?)
+    }
+
+    /// Makes everything durable.
+    pub fn sync_all(&self) -> Result<()> {
+        let state = self.read();
+        crate::sys::syncfs(state.upper.root())?;
+        drop(state);
+        Ok(self.db.sync()?)
+    }
+
+    /// The physical directories from the root to `dir` that have changed since they were last synced.
+    fn take_unsynced(&self, state: &super::State, dir: Ino) -> Result<Vec<Arc<std::os::fd::OwnedFd>>> {
+        let mut unsynced = self.unsynced_dirs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if unsynced.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut all: Vec<Ino> = state.chain(dir)?.into_iter().map(|(at, _)| at).collect();
+        all.push(Ino::ROOT);
+        let mut fds = Vec::new();
+        for at in all {
+            if unsynced.remove(&at)
+                && let Some(fd) = state.find_dir(at)?
+            {
+                fds.push(fd);
+            }
+        }
+        Ok(fds)
+    }
+
+    /// Returns the content of an object for writing, copied up if it is not in the upper yet.
+    /// With `keep`, only that many leading bytes will be needed.
+    fn writable(&self, ino: Ino, keep: Option<u64>) -> Result<Arc<File>> {
+        if let Content::File(file) = self.content(ino)? {
+            return Ok(file);
+        }
+        let _copying = self.copy_up_lock(ino);
+        // Somebody else may have brought it up while we waited.
+        let lower = match self.content(ino)? {
+            Content::File(file) => return Ok(file),
+            Content::Lower(lower) => lower,
+        };
+        let attr = self.attr(ino)?;
+        if attr.kind != Kind::File {
+            return Err(Errno::EINVAL.into());
+        }
+        let (upper, nameless) = {
+            let state = self.read();
+            (state.upper.clone(), matches!(state.standing(ino), Standing::Orphan(_)))
+        };
+        if nameless {
+            let file = upper.anonymous(ino)?;
+            copy_content(&lower, ino, &file, keep.unwrap_or(attr.size).min(attr.size))?;
+            if let Some(orphan) = self.write().orphans.get_mut(&ino) {
+                orphan.file = Some(file.clone());
+                orphan.row.data = DataPlace::Upper;
+            }
+            return Ok(file);
+        }
+        let file = upper.stage(ino)?;
+        let published = copy_content(&lower, ino, &file, keep.unwrap_or(attr.size).min(attr.size))
+            .and_then(|()| Ok(nix::sys::stat::futimens(&*file, &time_spec(attr.atime), &time_spec(attr.mtime))?))
+            // The row must never be durable before the content is.
+            .and_then(|()| Ok(file.sync_data()?))
+            .and_then(|()| self.publish_copy_up(ino, &file));
+        match published {
+            Ok(true) => Ok(file),
+            Ok(false) => {
+                // Unlinked meanwhile: go the way of objects without a name.
+                upper.unstage(ino)?;
+                drop(_copying);
+                self.writable(ino, keep)
+            }
+            Err(e) => {
+                if let Err(left) = upper.unstage(ino) {
+                    tracing::warn!(%ino, "a half-copied file is left in work: {left}");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Makes a copied-up file the object's content. Returns false if the object has no name any more.
+    fn publish_copy_up(&self, ino: Ino, file: &Arc<File>) -> Result<bool> {
+        let mut state = self.write();
+        let state = &mut *state;
+        if matches!(state.standing(ino), Standing::Orphan(_)) {
+            return Ok(false);
+        }
+        let mut row = state.row(ino, || self.known_name(state, ino))?;
+        if row.place.is_none() && !state.delta.inodes.contains_key(&ino) {
+            row.place = self.known_name(state, ino);
+        }
+        row.data = DataPlace::Upper;
+        row.backing_ino = fstat(&**file)?.st_ino;
+        if let Err(e) = nix::sys::stat::fchmod(&**file, crate::upper::backing_mode(row.mode)) {
+            tracing::debug!(%ino, "mode of a backing file: {e}");
+        }
+        if let Some((dir, name)) = row.place.clone() {
+            let physical = state.make_dir(dir)?;
+            state.upper.place(ino, physical.as_fd(), &name)?;
+            self.note_unsynced(dir);
+            if let Err(e) = self.change(state, &[RowChange::put_inode(ino, row)]) {
+                state.upper.remove(physical.as_fd(), &name)?;
+                return Err(e);
+            }
+        } else {
+            // No name is known (an object found by identity alone): the content stays in `work`.
+            self.change(state, &[RowChange::put_inode(ino, row)])?;
+        }
+        state.upper.keep_file(ino, file.clone());
+        Ok(true)
+    }
+
+    /// Clears the set-id bits that a change of content takes away, where there are any.
+    pub(super) fn kill_privileges(&self, ino: Ino) -> Result<()> {
+        let needed = {
+            let state = self.read();
+            let mode = match state.standing(ino) {
+                Standing::Row(row) => row.mode,
+                Standing::Orphan(orphan) => orphan.row.mode,
+                Standing::Lower => 0,
+            };
+            let has_capability = state.delta.xattrs.get(&ino).is_some_and(|x| x.contains_key(&b"security.capability"[..]));
+            without_privileges(mode) != mode || has_capability
+        };
+        if !needed {
+            return Ok(());
+        }
+        let mut state = self.write();
+        if let Some(orphan) = state.orphans.get_mut(&ino) {
+            orphan.row.mode = without_privileges(orphan.row.mode);
+            return Ok(());
+        }
+        let mut row = state.row(ino, || None)?;
+        row.mode = without_privileges(row.mode);
+        row.ctime = Timestamp::now();
+        self.change(
+            &mut state,
+            &[
+                RowChange::put_inode(ino, row),
+                RowChange::drop_xattr(ino, &b"security.capability"[..]),
+            ],
+        )
+    }
+}
+
+/// The mode after set-id bits are cleared as the kernel does: set-gid only where the group may execute.
+pub(super) fn without_privileges(mode: u16) -> u16 {
+    let mut mode = mode & !0o4000;
+    if mode & 0o010 != 0 {
+        mode &= !0o2000;
+    }
+    mode
+}
+
+/// Copies the first `len` bytes of a lower file, leaving its holes as holes.
+fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> Result<()> {
+    let mut at = 0;
+    while at < len {
+        let Some(data) = lower.seek(ino, at, false)? else { break };
+        if data >= len {
+            break;
+        }
+        let end = lower.seek(ino, data, true)?.unwrap_or(len).min(len);
+        at = data;
+        while at < end {
+            let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPY_CHUNK);
+            let bytes = lower.read(ino, at, want)?;
+            let bytes = (*bytes).as_ref();
+            if bytes.is_empty() {
+                return Err(Error::Inconsistent(format!("object {ino} ends at {at}, before its size {len}")));
+            }
+            file.write_all_at(bytes, at)?;
+            at += bytes.len() as u64;
+        }
+    }
+    Ok(file.set_len(len)?)
+}
+
+/// Finds data or a hole in a real file; `None` past the end.
+pub(super) fn seek_file(file: &File, offset: u64, hole: bool) -> Result<Option<u64>> {
+    let whence = if hole { Whence::SeekHole } else { Whence::SeekData };
+    match lseek(file, to_i64(offset)?, whence) {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    let mut got = 0;
+    while let Some(rest) = buffer.get_mut(got..)
+        && !rest.is_empty()
+    {
+        match file.read_at(rest, offset + got as u64) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(got)
+}
+
+fn to_i64(value: u64) -> Result<i64> {
+    i64::try_from(value).map_err(|_| Errno::EFBIG.into())
+}
+
+pub(super) fn time_spec(time: Timestamp) -> TimeSpec {
+    TimeSpec::new(time.secs, i64::from(time.nanos))
+}
+
+/// A row whose content is in the upper layer.
+pub(super) fn has_file(row: &InodeRow) -> bool {
+    row.data == DataPlace::Upper && row.kind == Kind::File
+}

@@ -1,0 +1,28 @@
+//! What can go wrong in the union: mostly what POSIX says should, sometimes the world below.
+
+use nix::errno::Errno;
+
+use crate::{squashfs, state};
+
+/// An error of a union operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The answer that POSIX gives to this call (`ENOENT`, `EEXIST`, `ENOTEMPTY`, …).
+    #[error("{0}")]
+    Posix(#[from] Errno),
+    /// An image could not be read, or is damaged.
+    #[error("image: {0}")]
+    Image(#[from] squashfs::Error),
+    /// The state database refused.
+    #[error("state: {0}")]
+    State(#[from] state::StateError),
+    /// The upper directory refused.
+    #[error("upper directory: {0}")]
+    Upper(#[from] std::io::Error),
+    /// Rows and files disagree.
+    #[error("inconsistent state: {0}")]
+    Inconsistent(String),
+}
+
+/// Result of a union operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

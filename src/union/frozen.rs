@@ -1,0 +1,131 @@
+//! A frozen upper: rows and content that nobody changes any more, read as a layer.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::content::seek_file;
+use super::delta::{Delta, row_inode};
+use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup};
+use super::stack::{LowerStack, chain};
+use super::{Error, Result, stat_into};
+use crate::object::{Ino, Kind};
+use crate::state::{DataPlace, InodeRow, LayerId};
+use crate::upper::UpperDir;
+
+/// A frozen upper and what it was laid over, which names its physical directories.
+#[derive(Debug)]
+pub struct FrozenLayer {
+    /// Which layer it is.
+    pub id: LayerId,
+    delta: Delta,
+    upper: Arc<UpperDir>,
+    below: Arc<LowerStack>,
+}
+
+impl FrozenLayer {
+    /// Freezes an upper layer that lay over `below`.
+    pub fn new(id: LayerId, delta: Delta, upper: Arc<UpperDir>, below: Arc<LowerStack>) -> FrozenLayer {
+        FrozenLayer { id, delta, upper, below }
+    }
+
+    /// The rows of the layer.
+    pub fn delta(&self) -> &Delta {
+        &self.delta
+    }
+
+    fn row(&self, ino: Ino) -> Result<&InodeRow> {
+        self.delta.inodes.get(&ino).ok_or(Error::Posix(Errno::ESTALE))
+    }
+
+    fn parent_of(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+        match self.delta.inodes.get(&dir).and_then(|row| row.place.clone()) {
+            Some(place) => Ok(Some(place)),
+            None => self.below.parent(dir),
+        }
+    }
+
+    /// Opens the content of a regular file.
+    pub fn file(&self, ino: Ino) -> Result<Arc<std::fs::File>> {
+        if let Some(file) = self.upper.cached_file(ino) {
+            return Ok(file);
+        }
+        let row = self.row(ino)?;
+        with_place(&self.upper, row, |dir| chain(dir, |d| self.parent_of(d)), |place| {
+            self.upper.open_file(ino, place)
+        })
+    }
+}
+
+/// Resolves the physical place of a row and hands it to `f`.
+pub(super) fn with_place<T>(
+    upper: &UpperDir,
+    row: &InodeRow,
+    chain_of: impl Fn(Ino) -> Result<Vec<(Ino, Box<[u8]>)>>,
+    f: impl FnOnce(Option<(std::os::fd::BorrowedFd<'_>, &[u8])>) -> std::io::Result<T>,
+) -> Result<T> {
+    match &row.place {
+        None => Ok(f(None)?),
+        Some((dir, name)) => {
+            let fd = upper
+                .find_dir(&chain_of(*dir)?)?
+                .ok_or_else(|| Error::Inconsistent(format!("no physical directory for {dir}")))?;
+            Ok(f(Some((fd.as_fd(), name)))?)
+        }
+    }
+}
+
+impl Layer for FrozenLayer {
+    fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup> {
+        Ok(self.delta.lookup(dir, name))
+    }
+
+    fn list(&self, dir: Ino) -> Result<Option<LayerListing>> {
+        Ok(self.delta.list(dir))
+    }
+
+    fn inode(&self, ino: Ino) -> Result<Option<LayerInode>> {
+        let Some(row) = self.delta.inodes.get(&ino) else {
+            return Ok(None);
+        };
+        let mut inode = row_inode(row);
+        if row.data == DataPlace::Upper && row.kind == Kind::File {
+            let stat = with_place(&self.upper, row, |dir| chain(dir, |d| self.parent_of(d)), |place| {
+                self.upper.stat(ino, place)
+            })?;
+            stat_into(&mut inode.attr, &stat);
+        }
+        Ok(Some(inode))
+    }
+
+    fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+        Ok(self.delta.inodes.get(&dir).and_then(|row| row.place.clone()))
+    }
+
+    fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
+        let file = self.file(ino)?;
+        let mut buffer = vec![0; len];
+        let got = file.read_at(&mut buffer, offset)?;
+        buffer.truncate(got);
+        Ok(Box::new(buffer))
+    }
+
+    fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
+        seek_file(&*self.file(ino)?, offset, hole)
+    }
+
+    fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
+        self.row(ino)?.target.clone().ok_or(Error::Posix(Errno::EINVAL))
+    }
+
+    fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+        let all = self.delta.xattrs.get(&ino);
+        Ok(all.into_iter().flatten().map(|(n, v)| (n.clone(), v.clone())).collect())
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}

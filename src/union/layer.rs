@@ -1,0 +1,146 @@
+//! The one trait for read-only layers, and the listing of a directory that they all speak.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Result;
+use crate::object::{Attr, Ino, Kind};
+
+/// What a layer says of one name in one directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Nothing: ask the layer below.
+    Unknown,
+    /// The name is hidden: it does not exist, whatever lies below.
+    Whiteout,
+    /// The name is a link to this object.
+    Is(Ino),
+}
+
+/// Where a layer has the rest of an object that it has attributes for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In this layer.
+    Here,
+    /// In the nearest layer below that knows the object.
+    Below,
+}
+
+/// What a layer knows of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerInode {
+    /// Attributes. Where `content` is [`Source::Below`], size and blocks are not meant.
+    pub attr: Attr,
+    /// Where the content (of a regular file) is.
+    pub content: Source,
+    /// Where the extended attributes are.
+    pub xattrs: Source,
+}
+
+/// Bytes of a file, without a copy where they lie in a cache.
+pub trait Bytes: AsRef<[u8]> + Send {}
+impl<T: AsRef<[u8]> + Send> Bytes for T {}
+
+/// A read-only layer of a stack. Directories and objects are asked for by identity, so a layer
+/// need not know where in the merged tree they are, and a rename above it changes nothing in it.
+pub trait Layer: Send + Sync + Debug {
+    /// Looks a name up in a directory.
+    fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup>;
+
+    /// Returns this layer's own listing of a directory, or `None` if it has nothing to say.
+    fn list(&self, dir: Ino) -> Result<Option<LayerListing>>;
+
+    /// Returns what the layer knows of an object.
+    fn inode(&self, ino: Ino) -> Result<Option<LayerInode>>;
+
+    /// Returns the parent of a directory and its name there, if this layer knows.
+    fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>>;
+
+    /// Reads content at `offset`: at most `len` bytes, possibly fewer before the end of the file
+    /// (ask again), none at the end.
+    fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>>;
+
+    /// Returns the start of the first data (or hole) at or after `offset`; `None` past the end.
+    fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>>;
+
+    /// Returns the target of a symbolic link.
+    fn read_link(&self, ino: Ino) -> Result<Box<[u8]>>;
+
+    /// Returns all extended attributes: full names and values.
+    fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>>;
+
+    /// For downcasts where a layer's own nature matters (commit carries blocks of images).
+    fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// A layer's listing: names in byte order, each a link or a whiteout.
+pub type LayerListing = Vec<(Box<[u8]>, Option<(Ino, Kind)>)>;
+
+/// The merged listing of a directory over all read-only layers: compact, in byte order of names.
+#[derive(Debug, Default)]
+pub struct Listing {
+    names: Vec<u8>,
+    entries: Vec<ListingEntry>,
+}
+
+#[derive(Debug, Clone)]
+struct ListingEntry {
+    name: Range<u32>,
+    ino: Ino,
+    kind: Kind,
+}
+
+impl Listing {
+    /// Appends an entry; names must come in ascending order.
+    pub fn push(&mut self, name: &[u8], ino: Ino, kind: Kind) {
+        let start = self.names.len() as u32;
+        self.names.extend_from_slice(name);
+        self.entries.push(ListingEntry {
+            name: start..self.names.len() as u32,
+            ino,
+            kind,
+        });
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns true if the directory has no entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn name_of(&self, entry: &ListingEntry) -> &[u8] {
+        self.names
+            .get(entry.name.start as usize..entry.name.end as usize)
+            .unwrap_or_default()
+    }
+
+    /// Returns the entry at a position.
+    pub fn get(&self, position: usize) -> Option<(&[u8], Ino, Kind)> {
+        let entry = self.entries.get(position)?;
+        Some((self.name_of(entry), entry.ino, entry.kind))
+    }
+
+    /// Returns the entry with a name.
+    pub fn find(&self, name: &[u8]) -> Option<(Ino, Kind)> {
+        let at = self.entries.binary_search_by(|e| self.name_of(e).cmp(name)).ok()?;
+        self.entries.get(at).map(|e| (e.ino, e.kind))
+    }
+
+    /// Iterates over all entries in byte order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Ino, Kind)> {
+        self.entries.iter().map(|e| (self.name_of(e), e.ino, e.kind))
+    }
+
+    /// Memory taken, in bytes.
+    pub fn weight(&self) -> usize {
+        self.names.capacity() + self.entries.capacity() * size_of::<ListingEntry>() + 64
+    }
+}
+
+/// A shared merged listing.
+pub type SharedListing = Arc<Listing>;

@@ -1,0 +1,76 @@
+//! What the kernel holds: how often it was told of each object, and under which directory.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::object::Ino;
+
+const SHARDS: usize = 16;
+
+/// Objects the kernel knows, with their lookup counts. About 32 bytes each.
+///
+/// The parent is a hint for finding a name of a lower file when its content is copied up: lower
+/// files do not know where they are.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    shards: [Mutex<HashMap<Ino, Node>>; SHARDS],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    lookups: u64,
+    parent: Ino,
+}
+
+impl Nodes {
+    fn shard(&self, ino: Ino) -> MutexGuard<'_, HashMap<Ino, Node>> {
+        let shard = (ino.0 as usize) % SHARDS;
+        // Counts are changed in one step each: a panic elsewhere leaves them true.
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more answer that told the kernel of the object.
+    pub fn remember(&self, ino: Ino, parent: Ino) {
+        let mut shard = self.shard(ino);
+        let node = shard.entry(ino).or_insert(Node { lookups: 0, parent });
+        node.lookups += 1;
+        node.parent = parent;
+    }
+
+    /// Takes back `count` answers; returns true if the kernel holds the object no longer.
+    pub fn forget(&self, ino: Ino, count: u64) -> bool {
+        let mut shard = self.shard(ino);
+        match shard.entry(ino) {
+            Entry::Vacant(_) => true,
+            Entry::Occupied(mut node) => {
+                let left = node.get().lookups.saturating_sub(count);
+                node.get_mut().lookups = left;
+                if left == 0 {
+                    node.remove();
+                }
+                left == 0
+            }
+        }
+    }
+
+    /// Returns true while the kernel holds the object.
+    pub fn is_held(&self, ino: Ino) -> bool {
+        self.shard(ino).contains_key(&ino)
+    }
+
+    /// The directory through which the object was last looked up.
+    pub fn parent(&self, ino: Ino) -> Option<Ino> {
+        self.shard(ino).get(&ino).map(|node| node.parent)
+    }
+
+    /// Every object the kernel holds, in no order.
+    pub fn held(&self) -> Vec<Ino> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(shard.keys().copied());
+        }
+        all
+    }
+}

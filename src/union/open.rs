@@ -1,0 +1,117 @@
+//! Opening the view of an environment: its stack, layer by layer.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+
+use super::delta::Delta;
+use super::empty_layer::EmptyLayer;
+use super::reconcile::{Reconciled, reconcile};
+use super::{
+    Error, FrozenLayer, ImageLayer, Layer, LowerStack, Nodes, OwnerMap, Result, State, Union,
+};
+use crate::squashfs::{Image, ReaderOptions};
+use crate::state::{ImageId, LayerId, StackPart, StateDb};
+use crate::upper::UpperDir;
+
+/// Where an environment keeps its parts.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// Directory of image files.
+    pub images: PathBuf,
+    /// Directory of upper layers, one directory each, named by their number.
+    pub layers: PathBuf,
+    /// Directory for content that no row knows.
+    pub strays: PathBuf,
+}
+
+impl Paths {
+    /// The directory of an upper layer.
+    pub fn layer(&self, layer: LayerId) -> PathBuf {
+        self.layers.join(layer.to_string())
+    }
+}
+
+/// How a view is opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Cache sizes of each image.
+    pub reader: ReaderOptions,
+    /// An owner in the images that is somebody else here.
+    pub owners: Option<OwnerMap>,
+}
+
+impl Union {
+    /// Opens the writable view of an environment. If it was not closed cleanly, rows and files are
+    /// reconciled first; what was found is returned. Cost follows the changes, not the image.
+    ///
+    /// The caller holds the environment's lock: there is one view at a time.
+    pub fn open(db: Arc<StateDb>, paths: Paths, options: &OpenOptions) -> Result<(Union, Reconciled)> {
+        let unclean = !db.was_clean()?;
+        let mut done = Reconciled::default();
+        let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
+        let mut top = None;
+        // From the bottom up: an upper names its directories by what lies below it.
+        for part in db.stack()?.into_iter().rev() {
+            match part.part {
+                StackPart::Image(image) => {
+                    layers.insert(0, Arc::new(open_image(&db, &paths, image, options)?));
+                }
+                StackPart::Frozen | StackPart::Writable => {
+                    if layers.is_empty() {
+                        layers.push(Arc::new(EmptyLayer::default()));
+                    }
+                    let below = Arc::new(LowerStack::new(layers.clone()));
+                    let upper = UpperDir::open(&paths.layer(part.id), &paths.strays)?;
+                    let mut delta = Delta::from_rows(db.load_layer(part.id)?);
+                    if unclean {
+                        let found = reconcile(&db, part.id, &mut delta, &upper, &below)?;
+                        done.add(found);
+                    }
+                    let upper = Arc::new(upper);
+                    if part.part == StackPart::Writable {
+                        top = Some((part.id, delta, upper, below));
+                    } else {
+                        layers.insert(0, Arc::new(FrozenLayer::new(part.id, delta, upper, below)));
+                    }
+                }
+            }
+        }
+        let Some((layer, delta, upper, lower)) = top else {
+            return Err(Error::Inconsistent("the stack has no writable layer".to_owned()));
+        };
+        db.mark_unclean()?;
+        let union = Union {
+            db,
+            paths,
+            gate: RwLock::new(()),
+            copy_ups: std::array::from_fn(|_| Mutex::new(())),
+            state: RwLock::new(State { layer, delta, upper, lower, orphans: HashMap::new(), epoch: 0 }),
+            nodes: Nodes::default(),
+            inos: Mutex::new(0..0),
+            unsynced_dirs: Mutex::new(HashSet::new()),
+        };
+        Ok((union, done))
+    }
+
+    /// Makes everything durable and notes that rows and files agree. Call when nothing changes the
+    /// view any more.
+    pub fn close(&self) -> Result<()> {
+        self.sync_all()?;
+        Ok(self.db.mark_clean()?)
+    }
+
+    /// Where the parts of the environment are.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+}
+
+/// Opens an image of the history as a layer.
+pub fn open_image(db: &StateDb, paths: &Paths, image: ImageId, options: &OpenOptions) -> Result<ImageLayer> {
+    let missing = || Error::Inconsistent(format!("image {image} is in the stack but not in the history"));
+    let row = db.image(image)?.ok_or_else(missing)?;
+    let id_map = db.id_map(image)?.ok_or_else(missing)?;
+    let file = Image::open(&paths.images.join(&row.file), options.reader)?;
+    ImageLayer::new(file, id_map, options.owners)
+}

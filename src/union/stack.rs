@@ -1,0 +1,219 @@
+//! Several read-only layers seen as one: the merged view of everything below the writable upper.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+use nix::errno::Errno;
+
+use super::layer::{Bytes, Layer, Listing, Lookup, SharedListing, Source};
+use super::{Error, Result};
+use crate::object::{Attr, Ino, Kind};
+
+/// Merged listings kept at most, by number and by weight.
+const LISTINGS_KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
+const LISTINGS_WEIGHT: usize = 8 << 20;
+
+/// An immutable stack of read-only layers, top first.
+#[derive(Debug)]
+pub struct LowerStack {
+    layers: Vec<Arc<dyn Layer>>,
+    listings: Mutex<Listings>,
+}
+
+#[derive(Debug)]
+struct Listings {
+    known: LruCache<Ino, SharedListing>,
+    weight: usize,
+}
+
+impl LowerStack {
+    /// Makes a stack of these layers, top first. An empty stack is an empty directory tree that
+    /// knows no object, not even the root.
+    pub fn new(layers: Vec<Arc<dyn Layer>>) -> LowerStack {
+        LowerStack {
+            layers,
+            listings: Mutex::new(Listings {
+                known: LruCache::new(LISTINGS_KEPT),
+                weight: 0,
+            }),
+        }
+    }
+
+    /// The layers, top first.
+    pub fn layers(&self) -> &[Arc<dyn Layer>] {
+        &self.layers
+    }
+
+    /// Looks a name up in a directory, through all layers.
+    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        for layer in &self.layers {
+            match layer.lookup(dir, name)? {
+                Lookup::Unknown => {}
+                Lookup::Whiteout => return Ok(None),
+                Lookup::Is(ino) => return Ok(Some(ino)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the attributes of an object.
+    pub fn attr(&self, ino: Ino) -> Result<Option<Attr>> {
+        let mut found: Option<Attr> = None;
+        for layer in &self.layers {
+            let Some(inode) = layer.inode(ino)? else { continue };
+            let attr = match found.take() {
+                None => inode.attr,
+                Some(above) => Attr {
+                    size: inode.attr.size,
+                    blocks: inode.attr.blocks,
+                    ..above
+                },
+            };
+            if inode.content == Source::Here {
+                return Ok(Some(attr));
+            }
+            found = Some(attr);
+        }
+        if found.is_some() {
+            return Err(Error::Inconsistent(format!("object {ino} has attributes but no content")));
+        }
+        Ok(None)
+    }
+
+    /// Returns the merged listing of a directory; empty where no layer knows it.
+    pub fn list(&self, dir: Ino) -> Result<SharedListing> {
+        if let Some(known) = self.listings().known.get(&dir) {
+            return Ok(known.clone());
+        }
+        let mut parts = Vec::new();
+        for layer in &self.layers {
+            if let Some(part) = layer.list(dir)? {
+                parts.push(part);
+            }
+        }
+        let listing = Arc::new(merge(parts));
+        let mut listings = self.listings();
+        listings.weight += listing.weight();
+        if let Some((_, old)) = listings.known.push(dir, listing.clone()) {
+            listings.weight -= old.weight();
+        }
+        while listings.weight > LISTINGS_WEIGHT && listings.known.len() > 1 {
+            match listings.known.pop_lru() {
+                Some((_, old)) => listings.weight -= old.weight(),
+                None => break,
+            }
+        }
+        Ok(listing)
+    }
+
+    fn listings(&self) -> std::sync::MutexGuard<'_, Listings> {
+        // A cache: whatever a panicking thread left is still a set of true listings.
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the parent of a directory and its name there.
+    pub fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+        for layer in &self.layers {
+            if let Some(found) = layer.parent(dir)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the path of a directory from the root, outermost first.
+    pub fn chain(&self, dir: Ino) -> Result<Vec<(Ino, Box<[u8]>)>> {
+        chain(dir, |ino| self.parent(ino))
+    }
+
+    /// Returns the layer that has the content of a regular file.
+    pub fn content(&self, ino: Ino) -> Result<&Arc<dyn Layer>> {
+        for layer in &self.layers {
+            if let Some(inode) = layer.inode(ino)?
+                && inode.content == Source::Here
+            {
+                return Ok(layer);
+            }
+        }
+        Err(Errno::ESTALE.into())
+    }
+
+    /// Reads file content; see [`Layer::read`].
+    pub fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
+        self.content(ino)?.read(ino, offset, len)
+    }
+
+    /// Finds data or a hole; see [`Layer::seek`].
+    pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
+        self.content(ino)?.seek(ino, offset, hole)
+    }
+
+    /// Returns the target of a symbolic link.
+    pub fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
+        for layer in &self.layers {
+            if layer.inode(ino)?.is_some() {
+                return layer.read_link(ino);
+            }
+        }
+        Err(Errno::ESTALE.into())
+    }
+
+    /// Returns all extended attributes of an object.
+    pub fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+        for layer in &self.layers {
+            if let Some(inode) = layer.inode(ino)?
+                && inode.xattrs == Source::Here
+            {
+                return layer.xattrs(ino);
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// Climbs from a directory to the root.
+pub(super) fn chain(
+    dir: Ino,
+    parent: impl Fn(Ino) -> Result<Option<(Ino, Box<[u8]>)>>,
+) -> Result<Vec<(Ino, Box<[u8]>)>> {
+    /// Deeper than any file system allows a path walk; a longer climb is a loop in damaged rows.
+    const DEPTH_LIMIT: usize = 1 << 16;
+    let mut chain = Vec::new();
+    let mut at = dir;
+    while at != Ino::ROOT {
+        let Some((up, name)) = parent(at)? else {
+            return Err(Errno::ESTALE.into());
+        };
+        chain.push((at, name));
+        at = up;
+        if chain.len() > DEPTH_LIMIT {
+            return Err(Error::Inconsistent(format!("directory {dir} is its own ancestor")));
+        }
+    }
+    chain.reverse();
+    Ok(chain)
+}
+
+/// Merges listings, top first, each in byte order: the topmost word on a name counts.
+fn merge(mut parts: Vec<Vec<(Box<[u8]>, Option<(Ino, Kind)>)>>) -> Listing {
+    let mut listing = Listing::default();
+    if parts.len() == 1 {
+        for (name, target) in parts.remove(0) {
+            if let Some((ino, kind)) = target {
+                listing.push(&name, ino, kind);
+            }
+        }
+        return listing;
+    }
+    let mut all = std::collections::BTreeMap::new();
+    for part in parts.into_iter().rev() {
+        all.extend(part);
+    }
+    for (name, target) in all {
+        if let Some((ino, kind)) = target {
+            listing.push(&name, ino, kind);
+        }
+    }
+    listing
+}

@@ -1,0 +1,156 @@
+//! Changing the stack under a live view: rotation, a new image, and throwing changes away.
+
+use std::sync::Arc;
+
+use super::delta::Delta;
+use super::stack::LowerStack;
+use super::{FrozenLayer, Layer, Result, State, Union};
+use crate::object::Ino;
+use crate::state::LayerId;
+use crate::upper::UpperDir;
+
+/// Something the kernel must forget, because it changed without its doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invalidation {
+    /// What it knows of a name, present or absent.
+    Entry {
+        /// The directory.
+        dir: Ino,
+        /// The name.
+        name: Box<[u8]>,
+    },
+    /// Attributes, not content.
+    Attributes(Ino),
+    /// Attributes and content (or listing).
+    Object(Ino),
+}
+
+impl Union {
+    /// Everything below the writable layer, as it is now.
+    pub fn lower(&self) -> Arc<LowerStack> {
+        self.read().lower.clone()
+    }
+
+    /// Returns true if nothing was changed since the last commit.
+    pub fn is_clean(&self) -> bool {
+        let state = self.read();
+        state.delta.is_empty() && frozen_count(&state.lower) == 0
+    }
+
+    /// Freezes the writable layer and gives the view a fresh one. Returns the frozen layers, top
+    /// first; an empty writable layer is left alone.
+    ///
+    /// Waits for content being written; nobody waits for the disk but on the one transaction.
+    pub fn rotate(&self) -> Result<Vec<LayerId>> {
+        let _gate = self.gate_exclusive();
+        let mut guard = self.write();
+        let state = &mut *guard;
+        if !state.delta.is_empty() {
+            let (fresh, upper) = self.fresh_upper()?;
+            let frozen = state.layer;
+            self.db.rotate(frozen, fresh)?;
+            let delta = std::mem::take(&mut state.delta);
+            let old_upper = std::mem::replace(&mut state.upper, upper);
+            let below = state.lower.clone();
+            let mut layers: Vec<Arc<dyn Layer>> =
+                vec![Arc::new(FrozenLayer::new(frozen, delta, old_upper, below.clone()))];
+            layers.extend(below.layers().iter().cloned());
+            state.layer = fresh;
+            state.lower = Arc::new(LowerStack::new(layers));
+            state.epoch += 1;
+        }
+        Ok(frozen_ids(&state.lower))
+    }
+
+    /// Makes the directory of a new writable layer, durably, before any row names it.
+    fn fresh_upper(&self) -> Result<(LayerId, Arc<UpperDir>)> {
+        let fresh = self.db.reserve_layer()?;
+        let upper = UpperDir::open(&self.paths.layer(fresh), &self.paths.strays)?;
+        std::fs::File::open(&self.paths.layers)?.sync_all()?;
+        Ok((fresh, Arc::new(upper)))
+    }
+
+    /// Puts `lower` in the place of everything below the writable layer, in the same breath as
+    /// `publish` makes it so in the database. Returns what the kernel must forget: the attributes of
+    /// what the frozen layers held, which an image keeps less precisely.
+    pub fn replace_lower<T>(
+        &self,
+        lower: Arc<LowerStack>,
+        publish: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Vec<Invalidation>)> {
+        let _gate = self.gate_exclusive();
+        let mut state = self.write();
+        let published = publish()?;
+        let mut stale = Vec::new();
+        for layer in state.lower.layers() {
+            if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
+                stale.extend(frozen.delta().inodes.keys().map(|ino| Invalidation::Attributes(*ino)));
+            }
+        }
+        state.lower = lower;
+        state.epoch += 1;
+        Ok((published, stale))
+    }
+
+    /// Throws all changes away: the writable layer and frozen ones. `publish` does it in the database,
+    /// with the fresh writable layer that it is given. Returns what the kernel must forget.
+    pub fn drop_uppers(
+        &self,
+        lower: Arc<LowerStack>,
+        publish: impl FnOnce(LayerId) -> Result<()>,
+    ) -> Result<Vec<Invalidation>> {
+        let _gate = self.gate_exclusive();
+        let mut guard = self.write();
+        let state = &mut *guard;
+        let (fresh, upper) = self.fresh_upper()?;
+        publish(fresh)?;
+        let mut stale = delta_invalidations(&state.delta);
+        for layer in state.lower.layers() {
+            if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
+                stale.extend(delta_invalidations(frozen.delta()));
+            }
+        }
+        state.delta = Delta::default();
+        state.upper = upper;
+        state.layer = fresh;
+        state.lower = lower;
+        state.epoch += 1;
+        Ok(stale)
+    }
+}
+
+impl State {
+    /// The images of the stack, without the uppers: what was committed.
+    pub(super) fn base(&self) -> LowerStack {
+        base_of(&self.lower)
+    }
+}
+
+/// The images of a stack, without the uppers above them.
+pub(super) fn base_of(lower: &LowerStack) -> LowerStack {
+    LowerStack::new(
+        lower.layers().iter().filter(|layer| !layer.as_any().is::<FrozenLayer>()).cloned().collect(),
+    )
+}
+
+fn frozen_ids(lower: &LowerStack) -> Vec<LayerId> {
+    let frozen = lower.layers().iter().filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
+    frozen.map(|layer| layer.id).collect()
+}
+
+fn frozen_count(lower: &LowerStack) -> usize {
+    frozen_ids(lower).len()
+}
+
+/// Everything that a layer's rows make different: without the layer, it is different again.
+fn delta_invalidations(delta: &Delta) -> Vec<Invalidation> {
+    let mut stale = Vec::new();
+    for (dir, entries) in &delta.dirs {
+        for (name, _) in entries.iter() {
+            stale.push(Invalidation::Entry { dir: *dir, name: Box::from(name) });
+        }
+        stale.push(Invalidation::Object(*dir));
+    }
+    stale.extend(delta.inodes.keys().map(|ino| Invalidation::Object(*ino)));
+    stale
+}
