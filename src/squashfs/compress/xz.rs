@@ -1,0 +1,105 @@
+//! xz streams. The kernel's decoder knows no check but CRC32, and provides a dictionary of the
+//! block size (at least 8 KiB): a stream that asks for more gives EIO there and reads fine
+//! elsewhere. So the encoder's own defaults (CRC64, 8 MiB) must not be used.
+
+use xz2::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
+
+use super::{Compressor, Decompressor, dictionary_size};
+use crate::squashfs::{Error, Result};
+
+const NAME: &str = "xz";
+/// Memory a stream may ask of its decoder. Blocks are at most 1 MiB, and so are the dictionaries
+/// of honest writers; some use the preset's 8 MiB, which unsquashfs reads.
+const DECODER_MEMORY: u64 = 32 << 20;
+
+fn failed(error: xz2::stream::Error) -> Error {
+    Error::Codec {
+        codec: NAME,
+        detail: error.to_string(),
+    }
+}
+
+/// The filter chain holds raw pointers and may not move between threads, so it is made anew for
+/// each block; beside an xz block that costs nothing.
+pub(super) struct Xz {
+    preset: u32,
+    dictionary: u32,
+}
+
+impl Xz {
+    pub(super) fn new(preset: u32, block_size: u32) -> Result<Self> {
+        let xz = Xz {
+            preset,
+            dictionary: dictionary_size(block_size),
+        };
+        xz.filters()?;
+        Ok(xz)
+    }
+
+    fn filters(&self) -> Result<Filters> {
+        let mut options = LzmaOptions::new_preset(self.preset)
+            .map_err(|_| Error::invalid("xz level", format!("{} is not in 0..=9", self.preset)))?;
+        options.dict_size(self.dictionary);
+        let mut filters = Filters::new();
+        filters.lzma2(&options);
+        Ok(filters)
+    }
+}
+
+impl Compressor for Xz {
+    fn compress(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool> {
+        let filters = self.filters()?;
+        let mut stream = Stream::new_stream_encoder(&filters, Check::Crc32).map_err(failed)?;
+        out.clear();
+        // A buffer one byte too small: running out of it means that it is not worth it.
+        out.resize(input.len().saturating_sub(1), 0);
+        loop {
+            let (consumed, produced) = (stream.total_in() as usize, stream.total_out() as usize);
+            let (Some(rest), Some(room)) = (input.get(consumed..), out.get_mut(produced..)) else {
+                return Ok(false);
+            };
+            if room.is_empty() {
+                return Ok(false);
+            }
+            match stream.process(rest, room, Action::Finish).map_err(failed)? {
+                Status::StreamEnd => {
+                    out.truncate(stream.total_out() as usize);
+                    return Ok(true);
+                }
+                Status::Ok | Status::GetCheck => {}
+                Status::MemNeeded => return Ok(false),
+            }
+        }
+    }
+}
+
+pub(super) struct Unxz;
+
+impl Decompressor for Unxz {
+    fn decompress(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize> {
+        let mut stream = Stream::new_stream_decoder(DECODER_MEMORY, 0).map_err(failed)?;
+        loop {
+            let (consumed, produced) = (stream.total_in() as usize, stream.total_out() as usize);
+            let rest = input.get(consumed..).unwrap_or_default();
+            let room = out.get_mut(produced..).unwrap_or_default();
+            match stream.process(rest, room, Action::Finish).map_err(failed)? {
+                Status::StreamEnd => return Ok(stream.total_out() as usize),
+                Status::Ok | Status::GetCheck
+                    if stream.total_in() as usize > consumed
+                        || stream.total_out() as usize > produced => {}
+                _ => {
+                    return Err(Error::Codec {
+                        codec: NAME,
+                        detail: "the stream is cut short, or longer than its block".into(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// u32 dictionary size, u32 filters; left out because they are what readers assume: a
+/// dictionary of the block size, and no filters.
+pub(super) fn options(_block_size: u32) -> Option<Vec<u8>> {
+    None
+}

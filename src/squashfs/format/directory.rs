@@ -1,0 +1,165 @@
+//! Directory listings: runs of a header and up to 256 entries.
+
+use super::{InodeKind, MAX_NAME, Source};
+use crate::squashfs::{Error, Result};
+
+/// Bytes of a [`DirectoryHeader`].
+pub const DIRECTORY_HEADER_SIZE: usize = 12;
+/// Bytes of an entry before its name.
+pub const DIRECTORY_ENTRY_SIZE: usize = 8;
+/// Most entries after one header.
+pub const MAX_ENTRIES_PER_HEADER: u32 = 256;
+
+/// What a run of entries has in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectoryHeader {
+    /// Entries in the run, 1..=256 (stored less one).
+    pub count: u32,
+    /// Metadata block of their inodes, relative to the inode table.
+    pub inode_block: u32,
+    /// Inode number that the entries' deltas are added to.
+    pub base_number: u32,
+}
+
+impl DirectoryHeader {
+    /// Reads a header. `at` names the directory in errors.
+    pub fn read(source: &mut impl Source, at: u64) -> Result<Self> {
+        let stored = source.u32()?;
+        if stored >= MAX_ENTRIES_PER_HEADER {
+            return Err(Error::corrupt(
+                "directory",
+                at,
+                format!("a run of {stored} + 1 entries"),
+            ));
+        }
+        Ok(DirectoryHeader {
+            count: stored + 1,
+            inode_block: source.u32()?,
+            base_number: source.u32()?,
+        })
+    }
+    /// Appends the header.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        for word in [
+            self.count.saturating_sub(1),
+            self.inode_block,
+            self.base_number,
+        ] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// One entry. Its name follows it in a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectoryEntry {
+    /// Offset of the inode in its metadata block, expanded.
+    pub offset: u16,
+    /// Inode number, relative to the header's.
+    pub delta: i16,
+    /// What the inode is.
+    pub kind: InodeKind,
+    /// Bytes of the name, 1..=255 (stored less one).
+    pub name_len: u16,
+}
+
+impl DirectoryEntry {
+    /// Reads an entry and appends its name to `names`. `at` names the directory in errors.
+    pub fn read(source: &mut impl Source, at: u64, names: &mut Vec<u8>) -> Result<Self> {
+        let offset = source.u16()?;
+        let delta = source.i16()?;
+        let kind = source.u16()?;
+        let stored_len = source.u16()?;
+        let kind = InodeKind::from_basic(kind)
+            .ok_or_else(|| Error::corrupt("directory", at, format!("an entry of type {kind}")))?;
+        let len = usize::from(stored_len) + 1;
+        if len > MAX_NAME {
+            return Err(Error::corrupt(
+                "directory",
+                at,
+                format!("a name of {len} bytes"),
+            ));
+        }
+        let from = names.len();
+        names.resize(from + len, 0);
+        source.read_exact(&mut names[from..])?;
+        check_name(&names[from..]).map_err(|why| Error::corrupt("directory", at, why))?;
+        Ok(DirectoryEntry {
+            offset,
+            delta,
+            kind,
+            name_len: len as u16,
+        })
+    }
+    /// Appends an entry and its name (1..=255 bytes; `name_len` is not looked at).
+    pub fn encode(&self, name: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.offset.to_le_bytes());
+        out.extend_from_slice(&self.delta.to_le_bytes());
+        out.extend_from_slice(&(self.kind as u16).to_le_bytes());
+        out.extend_from_slice(&(name.len().saturating_sub(1) as u16).to_le_bytes());
+        out.extend_from_slice(name);
+    }
+}
+
+/// Whether a name may stand in a directory; why not otherwise. A name with a slash or ".."
+/// is how a hostile image writes outside the place it is unpacked to.
+pub fn check_name(name: &[u8]) -> Result<(), &'static str> {
+    if name.is_empty() {
+        Err("an empty name")
+    } else if name.len() > MAX_NAME {
+        Err("a name longer than 255 bytes")
+    } else if name == b"." || name == b".." {
+        Err("an entry named \".\" or \"..\"")
+    } else if name.contains(&b'/') {
+        Err("a name with a slash")
+    } else if name.contains(&0) {
+        Err("a name with a NUL")
+    } else {
+        Ok(())
+    }
+}
+
+/// One entry of the index in an extended directory inode: the header that lies `position`
+/// bytes into the listing is followed by `name`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryIndexEntry {
+    /// Bytes of listing before the header.
+    pub position: u32,
+    /// Metadata block the header lies in, relative to the directory table.
+    pub block: u32,
+    /// First name after the header.
+    pub name: Vec<u8>,
+}
+
+impl DirectoryIndexEntry {
+    /// Reads an index entry. `at` names the directory in errors.
+    pub fn read(source: &mut impl Source, at: u64) -> Result<Self> {
+        let position = source.u32()?;
+        let block = source.u32()?;
+        let len = source.u32()?;
+        // The kernel's limit: one more byte than a name may have.
+        if len > MAX_NAME as u32 {
+            return Err(Error::corrupt(
+                "directory index",
+                at,
+                format!("a name of {len} + 1 bytes"),
+            ));
+        }
+        Ok(DirectoryIndexEntry {
+            position,
+            block,
+            name: source.bytes(len as usize + 1)?,
+        })
+    }
+    /// Appends the index entry.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        for word in [
+            self.position,
+            self.block,
+            self.name.len().saturating_sub(1) as u32,
+        ] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        out.extend_from_slice(&self.name);
+    }
+}

@@ -1,0 +1,502 @@
+//! The fourteen kinds of inode: seven kinds of object, each in a basic and an extended form.
+
+use std::sync::Arc;
+
+use super::{
+    BlockSize, DIRECTORY_SIZE_BIAS, DirectoryIndexEntry, MAX_SYMLINK, NO_FRAGMENT, NO_XATTR,
+    SliceSource, Source,
+};
+use crate::squashfs::{Error, Result};
+
+/// Bytes that every inode begins with.
+pub const INODE_HEADER_SIZE: usize = 16;
+/// Most blocks we take in one file: 2 TiB of 128 KiB blocks, 64 MiB of block list. The format
+/// allows more; a limit keeps a small hostile image from asking for any amount of memory.
+pub const MAX_BLOCKS_PER_FILE: u64 = 1 << 24;
+/// Directory indexes have one entry for 8 KiB of listing, of which there are at most 4 GiB.
+const MAX_INDEX: u16 = u16::MAX;
+
+/// The seven kinds, with the numbers of their basic forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u16)]
+pub enum InodeKind {
+    /// A directory.
+    Directory = 1,
+    /// A regular file.
+    File = 2,
+    /// A symbolic link.
+    Symlink = 3,
+    /// A block device node.
+    BlockDevice = 4,
+    /// A character device node.
+    CharDevice = 5,
+    /// A named pipe.
+    Fifo = 6,
+    /// A socket.
+    Socket = 7,
+}
+
+impl InodeKind {
+    /// From the number of a basic form, the only numbers that directory entries use.
+    pub fn from_basic(raw: u16) -> Option<Self> {
+        Some(match raw {
+            1 => InodeKind::Directory,
+            2 => InodeKind::File,
+            3 => InodeKind::Symlink,
+            4 => InodeKind::BlockDevice,
+            5 => InodeKind::CharDevice,
+            6 => InodeKind::Fifo,
+            7 => InodeKind::Socket,
+            _ => return None,
+        })
+    }
+    /// The file type bits of `st_mode`.
+    pub fn mode_bits(self) -> u32 {
+        match self {
+            InodeKind::Directory => 0o040_000,
+            InodeKind::File => 0o100_000,
+            InodeKind::Symlink => 0o120_000,
+            InodeKind::BlockDevice => 0o060_000,
+            InodeKind::CharDevice => 0o020_000,
+            InodeKind::Fifo => 0o010_000,
+            InodeKind::Socket => 0o140_000,
+        }
+    }
+}
+
+/// What the superblock says that an inode must agree with.
+#[derive(Debug, Clone, Copy)]
+pub struct InodeContext {
+    /// Bytes in a full data block.
+    pub block_size: u32,
+    /// Highest inode number.
+    pub inodes: u32,
+    /// Entries in the id table.
+    pub ids: u16,
+    /// Position of the inode table: where data ends.
+    pub data_end: u64,
+    /// Entries in the fragment table.
+    pub fragments: u32,
+}
+
+/// An inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inode {
+    /// Permission bits, with set-user-id, set-group-id and sticky (12 bits).
+    pub mode: u16,
+    /// Owner: an index into the id table.
+    pub uid_idx: u16,
+    /// Group: an index into the id table.
+    pub gid_idx: u16,
+    /// Modification time, seconds since 1970.
+    pub mtime: u32,
+    /// Its number, from 1.
+    pub number: u32,
+    /// Hard links (for a directory: subdirectories + 2).
+    pub nlink: u32,
+    /// An index into the xattr id table.
+    pub xattr: Option<u32>,
+    /// What only this kind has.
+    pub body: InodeBody,
+}
+
+/// What only this kind of inode has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InodeBody {
+    /// A directory.
+    Directory(DirectoryBody),
+    /// A regular file.
+    File(FileBody),
+    /// A symbolic link's target.
+    Symlink(Vec<u8>),
+    /// A block device's number, as the kernel encodes it in 32 bits.
+    BlockDevice(u32),
+    /// A character device's number, as the kernel encodes it in 32 bits.
+    CharDevice(u32),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// A directory: where its listing lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryBody {
+    /// Metadata block in which the listing begins, relative to the directory table.
+    pub block_start: u32,
+    /// Offset in that block, expanded.
+    pub offset: u16,
+    /// Bytes of listing, without the 3 that the stored `file_size` counts more.
+    pub listing_size: u32,
+    /// The parent's inode number (for the root: one more than the highest number).
+    pub parent: u32,
+    /// Index for lookups in large directories; may be empty.
+    pub index: Arc<[DirectoryIndexEntry]>,
+}
+
+/// The last part of a file, in a block shared with other files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FragmentRef {
+    /// Entry in the fragment table.
+    pub index: u32,
+    /// Offset in the expanded fragment block.
+    pub offset: u32,
+}
+
+/// A regular file: where its data lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileBody {
+    /// Position of the first data block in the image.
+    pub start: u64,
+    /// Bytes in the file.
+    pub size: u64,
+    /// Bytes of it that holes stand for.
+    pub sparse: u64,
+    /// Where the tail is, if it is in a fragment.
+    pub fragment: Option<FragmentRef>,
+    /// Stored sizes of its blocks, in order; they lie one after another from `start`.
+    pub blocks: Arc<[BlockSize]>,
+}
+
+impl FileBody {
+    /// How many words the block list has: a tail in a fragment has none.
+    pub fn block_count(size: u64, block_size: u32, has_fragment: bool) -> u64 {
+        let block_size = u64::from(block_size);
+        if has_fragment {
+            size / block_size
+        } else {
+            size.div_ceil(block_size)
+        }
+    }
+}
+
+impl Inode {
+    /// What kind of object it is.
+    pub fn kind(&self) -> InodeKind {
+        match self.body {
+            InodeBody::Directory(_) => InodeKind::Directory,
+            InodeBody::File(_) => InodeKind::File,
+            InodeBody::Symlink(_) => InodeKind::Symlink,
+            InodeBody::BlockDevice(_) => InodeKind::BlockDevice,
+            InodeBody::CharDevice(_) => InodeKind::CharDevice,
+            InodeBody::Fifo => InodeKind::Fifo,
+            InodeBody::Socket => InodeKind::Socket,
+        }
+    }
+
+    /// The bytes `st_size` should say.
+    pub fn size(&self) -> u64 {
+        match &self.body {
+            InodeBody::Directory(d) => u64::from(d.listing_size) + u64::from(DIRECTORY_SIZE_BIAS),
+            InodeBody::File(f) => f.size,
+            InodeBody::Symlink(target) => target.len() as u64,
+            _ => 0,
+        }
+    }
+
+    /// Reads an inode from bytes in memory.
+    pub fn parse(bytes: &[u8], context: &InodeContext) -> Result<Self> {
+        Self::read(&mut SliceSource::new(bytes, "inode"), 0, context)
+    }
+
+    /// Reads an inode. `at` names it in errors.
+    pub fn read(source: &mut impl Source, at: u64, context: &InodeContext) -> Result<Self> {
+        let bad = |detail: String| Error::corrupt("inode", at, detail);
+        let kind = source.u16()?;
+        let mode = source.u16()?;
+        let (uid_idx, gid_idx) = (source.u16()?, source.u16()?);
+        let mtime = source.u32()?;
+        let number = source.u32()?;
+        if number == 0 || number > context.inodes {
+            return Err(bad(format!("number {number} of {}", context.inodes)));
+        }
+        if uid_idx >= context.ids || gid_idx >= context.ids {
+            return Err(bad(format!("ids {uid_idx}, {gid_idx} of {}", context.ids)));
+        }
+        let mut nlink = 1;
+        let mut xattr = NO_XATTR;
+        let body = match kind {
+            1 => {
+                let block_start = source.u32()?;
+                nlink = source.u32()?;
+                let size = u32::from(source.u16()?);
+                let offset = source.u16()?;
+                let parent = source.u32()?;
+                let listing_size = listing_size(size).ok_or_else(|| bad(format!("size {size}")))?;
+                let index = Arc::from([]);
+                InodeBody::Directory(DirectoryBody {
+                    block_start,
+                    offset,
+                    listing_size,
+                    parent,
+                    index,
+                })
+            }
+            8 => {
+                nlink = source.u32()?;
+                let size = source.u32()?;
+                let block_start = source.u32()?;
+                let parent = source.u32()?;
+                let count = source.u16()?;
+                let offset = source.u16()?;
+                xattr = source.u32()?;
+                let listing_size = listing_size(size).ok_or_else(|| bad(format!("size {size}")))?;
+                let mut index = Vec::new();
+                for _ in 0..count {
+                    index.push(DirectoryIndexEntry::read(source, at)?);
+                }
+                let index = index.into();
+                InodeBody::Directory(DirectoryBody {
+                    block_start,
+                    offset,
+                    listing_size,
+                    parent,
+                    index,
+                })
+            }
+            2 => {
+                let start = u64::from(source.u32()?);
+                let (fragment, offset) = (source.u32()?, source.u32()?);
+                let size = u64::from(source.u32()?);
+                let fragment = fragment_ref(fragment, offset);
+                InodeBody::File(read_file(source, at, context, start, size, 0, fragment)?)
+            }
+            9 => {
+                let start = source.u64()?;
+                let size = source.u64()?;
+                let sparse = source.u64()?;
+                nlink = source.u32()?;
+                let (fragment, offset) = (source.u32()?, source.u32()?);
+                xattr = source.u32()?;
+                let fragment = fragment_ref(fragment, offset);
+                InodeBody::File(read_file(
+                    source, at, context, start, size, sparse, fragment,
+                )?)
+            }
+            3 | 10 => {
+                nlink = source.u32()?;
+                let len = source.u32()? as usize;
+                if len == 0 || len > MAX_SYMLINK {
+                    return Err(bad(format!("symlink of {len} bytes")));
+                }
+                let target = source.bytes(len)?;
+                if target.contains(&0) {
+                    return Err(bad("symlink with a NUL in its target".into()));
+                }
+                if kind == 10 {
+                    xattr = source.u32()?;
+                }
+                InodeBody::Symlink(target)
+            }
+            4 | 5 | 11 | 12 => {
+                nlink = source.u32()?;
+                let device = source.u32()?;
+                if kind >= 11 {
+                    xattr = source.u32()?;
+                }
+                if matches!(kind, 4 | 11) {
+                    InodeBody::BlockDevice(device)
+                } else {
+                    InodeBody::CharDevice(device)
+                }
+            }
+            6 | 7 | 13 | 14 => {
+                nlink = source.u32()?;
+                if kind >= 13 {
+                    xattr = source.u32()?;
+                }
+                if matches!(kind, 6 | 13) {
+                    InodeBody::Fifo
+                } else {
+                    InodeBody::Socket
+                }
+            }
+            _ => return Err(bad(format!("type {kind}"))),
+        };
+        if nlink == 0 {
+            return Err(bad("no links".into()));
+        }
+        Ok(Inode {
+            mode: mode & 0o7777,
+            uid_idx,
+            gid_idx,
+            mtime,
+            number,
+            nlink,
+            xattr: (xattr != NO_XATTR).then_some(xattr),
+            body,
+        })
+    }
+
+    /// Appends the inode, in its basic form where that can say all there is to say.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let xattr = self.xattr.unwrap_or(NO_XATTR);
+        let extended = self.xattr.is_some()
+            || match &self.body {
+                InodeBody::Directory(d) => {
+                    !d.index.is_empty() || stored_size(d.listing_size) > u32::from(u16::MAX)
+                }
+                InodeBody::File(f) => {
+                    self.nlink > 1
+                        || f.size > u64::from(u32::MAX)
+                        || f.start > u64::from(u32::MAX)
+                        || f.sparse > 0
+                }
+                _ => false,
+            };
+        let kind = self.kind() as u16 + if extended { 7 } else { 0 };
+        for word in [kind, self.mode & 0o7777, self.uid_idx, self.gid_idx] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        let mut put = |words: &[u32]| {
+            for word in words {
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+        };
+        put(&[self.mtime, self.number]);
+        match &self.body {
+            InodeBody::Directory(d) if extended => {
+                let index = &d.index[..d.index.len().min(usize::from(MAX_INDEX))];
+                put(&[
+                    self.nlink,
+                    stored_size(d.listing_size),
+                    d.block_start,
+                    d.parent,
+                ]);
+                put(&[index.len() as u32 | u32::from(d.offset) << 16, xattr]);
+                for entry in index {
+                    entry.encode(out);
+                }
+            }
+            InodeBody::Directory(d) => {
+                put(&[d.block_start, self.nlink]);
+                put(&[
+                    stored_size(d.listing_size) | u32::from(d.offset) << 16,
+                    d.parent,
+                ]);
+            }
+            InodeBody::File(f) => {
+                let (fragment, offset) = f.fragment.map_or((NO_FRAGMENT, 0), |fragment| {
+                    (fragment.index, fragment.offset)
+                });
+                if extended {
+                    for long in [f.start, f.size, f.sparse] {
+                        put(&[long as u32, (long >> 32) as u32]);
+                    }
+                    put(&[self.nlink, fragment, offset, xattr]);
+                } else {
+                    put(&[f.start as u32, fragment, offset, f.size as u32]);
+                }
+                for block in f.blocks.iter() {
+                    put(&[block.0]);
+                }
+            }
+            InodeBody::Symlink(target) => {
+                put(&[self.nlink, target.len() as u32]);
+                out.extend_from_slice(target);
+                if extended {
+                    out.extend_from_slice(&xattr.to_le_bytes());
+                }
+            }
+            InodeBody::BlockDevice(device) | InodeBody::CharDevice(device) => {
+                put(&[self.nlink, *device]);
+                if extended {
+                    put(&[xattr]);
+                }
+            }
+            InodeBody::Fifo | InodeBody::Socket => {
+                put(&[self.nlink]);
+                if extended {
+                    put(&[xattr]);
+                }
+            }
+        }
+    }
+}
+
+fn stored_size(listing_size: u32) -> u32 {
+    listing_size.saturating_add(DIRECTORY_SIZE_BIAS)
+}
+
+/// The listing's bytes. Some writers store 0 for an empty directory, which the kernel accepts;
+/// 1 and 2 mean nothing.
+fn listing_size(stored: u32) -> Option<u32> {
+    if stored == 0 {
+        Some(0)
+    } else {
+        stored.checked_sub(DIRECTORY_SIZE_BIAS)
+    }
+}
+
+fn fragment_ref(index: u32, offset: u32) -> Option<FragmentRef> {
+    (index != NO_FRAGMENT).then_some(FragmentRef { index, offset })
+}
+
+fn read_file(
+    source: &mut impl Source,
+    at: u64,
+    context: &InodeContext,
+    start: u64,
+    size: u64,
+    sparse: u64,
+    fragment: Option<FragmentRef>,
+) -> Result<FileBody> {
+    let bad = |detail: String| Err(Error::corrupt("inode", at, detail));
+    if i64::try_from(size).is_err() {
+        return bad(format!("file of {size} bytes"));
+    }
+    if let Some(fragment) = fragment {
+        let tail = size % u64::from(context.block_size);
+        if tail == 0 {
+            return bad(format!("a fragment, and no tail in {size} bytes"));
+        }
+        if fragment.index >= context.fragments {
+            return bad(format!(
+                "fragment {} of {}",
+                fragment.index, context.fragments
+            ));
+        }
+        if u64::from(fragment.offset) + tail > u64::from(context.block_size) {
+            return bad(format!("{tail} bytes at {} of a fragment", fragment.offset));
+        }
+    }
+    let count = FileBody::block_count(size, context.block_size, fragment.is_some());
+    if count > MAX_BLOCKS_PER_FILE {
+        return Err(Error::Unsupported(format!("a file of {count} blocks")));
+    }
+    // Read in steps: memory follows the bytes that are really there, not the size claimed.
+    const STEP: u64 = 2048;
+    let mut blocks = Vec::new();
+    let mut stored: u64 = 0;
+    let mut buffer = [0; STEP as usize * 4];
+    while (blocks.len() as u64) < count {
+        let now = STEP.min(count - blocks.len() as u64) as usize;
+        source.read_exact(&mut buffer[..now * 4])?;
+        for word in buffer[..now * 4].as_chunks::<4>().0 {
+            let block = BlockSize(u32::from_le_bytes(*word));
+            if !block.is_valid(context.block_size) {
+                return bad(format!("block {} has size {:#x}", blocks.len(), block.0));
+            }
+            // No overflow: at most 2^24 blocks of 2^20 bytes.
+            stored += u64::from(block.stored());
+            blocks.push(block);
+        }
+    }
+    if stored > 0
+        && start
+            .checked_add(stored)
+            .is_none_or(|end| end > context.data_end)
+    {
+        return bad(format!(
+            "{stored} bytes of blocks at {start:#x}, data ends at {:#x}",
+            context.data_end
+        ));
+    }
+    Ok(FileBody {
+        start,
+        size,
+        sparse,
+        fragment,
+        blocks: blocks.into(),
+    })
+}

@@ -1,0 +1,1 @@
+//! Serves random access to many threads. (room to be furnished)

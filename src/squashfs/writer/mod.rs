@@ -1,0 +1,1 @@
+//! Builds images. (room to be furnished)
