@@ -42,6 +42,6 @@ fn from_io(operation: &'static str, ino: u64, io: &std::io::Error) -> Errno {
     }
 }
 
-fn state_is_full(error: &state::Error) -> bool {
-    error.is_disk_full()
+fn state_is_full(error: &state::StateError) -> bool {
+    error.is_no_space()
 }

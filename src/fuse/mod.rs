@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, ForgetOne, Generation, INodeNo,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
@@ -168,12 +168,6 @@ impl Filesystem for EnvFs {
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         self.union.forget(Ino(ino.0), nlookup);
-    }
-
-    fn batch_forget(&self, _req: &Request, nodes: &[ForgetOne]) {
-        for node in nodes {
-            self.union.forget(Ino(node.nodeid().0), node.nlookup());
-        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
