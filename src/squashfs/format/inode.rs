@@ -500,3 +500,7 @@ fn read_file(
         blocks: blocks.into(),
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

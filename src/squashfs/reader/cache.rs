@@ -170,6 +170,7 @@ impl<K, V> fmt::Debug for Cache<K, V> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::{
         sync::{

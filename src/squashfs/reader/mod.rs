@@ -17,6 +17,7 @@ mod verify;
 mod xattrs;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;
 
 use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};

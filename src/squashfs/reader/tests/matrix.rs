@@ -1,6 +1,6 @@
 //! mksquashfs in every codec and with every option that changes the layout.
 
-use std::thread;
+use std::{path::Path, thread};
 
 use super::support::{
     SPARSE_DATA, SPARSE_SIZE, compare, content, have_mksquashfs, mksquashfs, source, tree,
@@ -13,12 +13,16 @@ use crate::squashfs::{
 };
 
 fn check(options: &[&str]) -> Option<Image> {
+    check_source(source(), options)
+}
+
+fn check_source(source: &Path, options: &[&str]) -> Option<Image> {
     if !have_mksquashfs(&options.join(" ")) {
         return None;
     }
-    let made = mksquashfs(source(), options);
+    let made = mksquashfs(source, options);
     let image = made.open();
-    compare(&image, source(), !options.contains(&"-no-xattrs"));
+    compare(&image, source, !options.contains(&"-no-xattrs"));
     let report = verify(&image, 2, |_| true).unwrap();
     assert_eq!(report.unreached, 0, "{options:?}");
     assert_eq!(report.link_mismatches, 0, "{options:?}");
@@ -42,7 +46,16 @@ fn gzip() {
 #[test]
 fn xz() {
     check(&["-comp", "xz", "-b", "1M"]);
-    if let Some(image) = check(&[
+}
+
+#[test]
+fn xz_with_branch_filters() {
+    // Machine code, for which mksquashfs does choose the filter.
+    let small = tempfile::tempdir().unwrap();
+    let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    let from = program.len() / 3;
+    std::fs::write(small.path().join("program"), &program[from..from + 400_000]).unwrap();
+    let options = [
         "-comp",
         "xz",
         "-b",
@@ -51,7 +64,8 @@ fn xz() {
         "x86,arm",
         "-Xdict-size",
         "50%",
-    ]) {
+    ];
+    if let Some(image) = check_source(small.path(), &options) {
         assert_eq!(image.options_bytes().map(<[u8]>::len), Some(8));
     }
 }

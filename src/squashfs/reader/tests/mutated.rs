@@ -97,7 +97,7 @@ fn small_source() -> tempfile::TempDir {
     fs::hard_link(root.join("a"), root.join("also-a")).unwrap();
     std::os::unix::fs::symlink("a", root.join("link")).unwrap();
     fs::create_dir_all(root.join("m/n")).unwrap();
-    for n in 0..20 {
+    for n in 0..8 {
         fs::write(
             root.join(format!("m/file-{n}")),
             vec![n; usize::from(n) * 3],
@@ -160,7 +160,7 @@ fn flipped_bytes() {
         let mut tried = 0;
         for at in (0..SUPERBLOCK_SIZE).chain(metadata) {
             let was = bytes[at];
-            let mut changes = vec![was ^ 1, was ^ 0x80, 0, 0xff];
+            let mut changes = vec![was ^ 1, was ^ 0x80, 0xff];
             changes.sort_unstable();
             changes.dedup();
             for now in changes.into_iter().filter(|now| *now != was) {
