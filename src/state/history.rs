@@ -9,13 +9,15 @@ use super::id_map::IdMap;
 use super::{Durability, StateDb, now};
 
 /// One image of the environment. Never given twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct ImageId(pub i64);
 
 /// One revision of the environment. Never given twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct RevisionId(pub i64);
 
 impl fmt::Display for ImageId {
@@ -83,8 +85,7 @@ pub struct ImageRow {
 }
 
 /// How a revision came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RevisionKind {
     /// A directory, archive or image was imported.
@@ -234,7 +235,10 @@ impl StateDb {
         const DOING: &str = "store the digest of an image";
         self.write(Durability::Process, DOING, |conn| {
             let changed = conn
-                .execute("UPDATE image SET digest = ?2 WHERE id = ?1", params![id.0, digest])
+                .execute(
+                    "UPDATE image SET digest = ?2 WHERE id = ?1",
+                    params![id.0, digest],
+                )
                 .map_err(|e| self.sql(DOING, e))?;
             match changed {
                 0 => Err(self.conflict(DOING, format!("there is no image {id}"))),
@@ -289,11 +293,13 @@ impl StateDb {
         id: RevisionId,
         doing: &'static str,
     ) -> Result<Option<Revision>> {
-        conn.prepare_cached(&format!("SELECT {REVISION_COLUMNS} FROM revision WHERE id = ?1"))
-            .and_then(|mut s| s.query_row([id.0], revision_of).optional())
-            .map_err(|e| self.sql(doing, e))?
-            .map(|row| self.checked(row))
-            .transpose()
+        conn.prepare_cached(&format!(
+            "SELECT {REVISION_COLUMNS} FROM revision WHERE id = ?1"
+        ))
+        .and_then(|mut s| s.query_row([id.0], revision_of).optional())
+        .map_err(|e| self.sql(doing, e))?
+        .map(|row| self.checked(row))
+        .transpose()
     }
 
     /// Returns the current revision; None only before the environment is initialised.

@@ -63,7 +63,11 @@ impl IdMap {
             push(1, root_number, 1);
             push(2, 2, root_number - 2);
             push(root_number, 1, 1);
-            push(root_number.saturating_add(1), root_number.saturating_add(1), inodes - root_number);
+            push(
+                root_number.saturating_add(1),
+                root_number.saturating_add(1),
+                inodes - root_number,
+            );
         }
         IdMap::from_runs(runs)
     }

@@ -11,8 +11,9 @@ use super::error::Result;
 use super::{Durability, ImageId, LayerId, StateDb, now};
 
 /// One multi-step operation that is under way, or was when somebody died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct JournalId(pub i64);
 
 /// What the journal says of an operation.
@@ -149,7 +150,9 @@ impl StateDb {
     /// transaction that puts it on the stack. Durable: no two directories have it.
     pub fn reserve_layer(&self) -> Result<LayerId> {
         const DOING: &str = "reserve the id of a layer";
-        self.write(Durability::Power, DOING, |conn| self.take_layer(conn, DOING))
+        self.write(Durability::Power, DOING, |conn| {
+            self.take_layer(conn, DOING)
+        })
     }
 
     pub(super) fn take_layer(&self, conn: &Connection, doing: &'static str) -> Result<LayerId> {
@@ -193,11 +196,7 @@ impl StateDb {
     }
 
     /// Notes that a multi-step operation begins; durable when this returns.
-    pub fn journal_begin(
-        &self,
-        operation: &str,
-        state: &serde_json::Value,
-    ) -> Result<JournalId> {
+    pub fn journal_begin(&self, operation: &str, state: &serde_json::Value) -> Result<JournalId> {
         const DOING: &str = "begin a journal entry";
         self.write(Durability::Power, DOING, |conn| {
             conn.execute(

@@ -42,8 +42,8 @@ pub use medium::network_file_system;
 pub use meta::{JournalEntry, JournalId};
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{
-    InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit, RolledBack,
-    StackLayer, StackPart,
+    InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit, RolledBack, StackLayer,
+    StackPart,
 };
 
 /// The page size of new databases, in bytes. A change of one file writes one or two pages into
@@ -265,7 +265,8 @@ impl StateDb {
         }
         conn.pragma_update(None, "synchronous", synchronous)
             .map_err(fail)?;
-        conn.pragma_update(None, "foreign_keys", true).map_err(fail)?;
+        conn.pragma_update(None, "foreign_keys", true)
+            .map_err(fail)?;
         conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
             .map_err(fail)?;
         // A log that once grew large is cut back when it is emptied.

@@ -407,7 +407,10 @@ fn inode_of(row: &Row<'_>) -> rusqlite::Result<(Ino, Result<InodeRow, String>)> 
     let Some(mode) = u16::try_from(mode).ok().filter(|mode| *mode <= 0o7777) else {
         return Ok((ino, Err(format!("mode {mode:#o}"))));
     };
-    if [atime, mtime, ctime].iter().any(|t| t.nanos >= 1_000_000_000) {
+    if [atime, mtime, ctime]
+        .iter()
+        .any(|t| t.nanos >= 1_000_000_000)
+    {
         return Ok((ino, Err("time".to_owned())));
     }
     let data = match data {

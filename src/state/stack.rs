@@ -14,8 +14,9 @@ use super::meta::JournalId;
 use super::{Durability, StateDb, now};
 
 /// One layer of the environment. Never given twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct LayerId(pub i64);
 
 impl fmt::Display for LayerId {
@@ -479,7 +480,16 @@ impl StateDb {
             "INSERT INTO layer (id, kind, role, position, image, created, changed) \
              VALUES (?1, 'image', 'frozen', ?2, ?3, ?4, ?4)",
             // Two layers may be without a place for a moment, so each has its own.
-            params![id.0, if position == UNPLACED { UNPLACED - id.0 } else { position }, image.0, now()],
+            params![
+                id.0,
+                if position == UNPLACED {
+                    UNPLACED - id.0
+                } else {
+                    position
+                },
+                image.0,
+                now()
+            ],
         )
         .map_err(|e| self.sql(doing, e))?;
         Ok(())

@@ -63,8 +63,14 @@ fn inode_row() -> InodeRow {
         gid: u32::MAX,
         rdev: 0,
         nlink: 1,
-        atime: Timestamp { secs: -1, nanos: 999_999_999 },
-        mtime: Timestamp { secs: i64::MAX, nanos: 0 },
+        atime: Timestamp {
+            secs: -1,
+            nanos: 999_999_999,
+        },
+        mtime: Timestamp {
+            secs: i64::MAX,
+            nanos: 0,
+        },
         ctime: Timestamp { secs: 1, nanos: 2 },
         data: DataPlace::Upper,
         target: None,

@@ -30,9 +30,15 @@ fn an_empty_environment_is_one_writable_layer_and_a_revision_without_an_image() 
     let begun = init(&db, None);
     assert_eq!(parts(&db), [StackPart::Writable]);
     let revision = db.current_revision().unwrap().unwrap();
-    assert_eq!((revision.id, revision.image, revision.parent), (begun.revision, None, None));
+    assert_eq!(
+        (revision.id, revision.image, revision.parent),
+        (begun.revision, None, None)
+    );
     assert_eq!(revision.kind, RevisionKind::Create);
-    assert_eq!(db.prefix().unwrap().unwrap(), Path::new("/home/someone/env"));
+    assert_eq!(
+        db.prefix().unwrap().unwrap(),
+        Path::new("/home/someone/env")
+    );
     assert_eq!(db.uuid().unwrap().as_deref(), Some("an-identity"));
     assert_eq!(db.next_ino().unwrap(), 2);
     assert!(db.was_clean().unwrap());
@@ -83,7 +89,10 @@ fn rotation_freezes_the_top_and_puts_a_fresh_layer_on_it() {
     let another = db.reserve_layer().unwrap();
     assert_ne!(another, fresh);
     let stale = db.rotate(begun.writable, another);
-    assert!(matches!(stale, Err(StateError::Conflict { .. })), "{stale:?}");
+    assert!(
+        matches!(stale, Err(StateError::Conflict { .. })),
+        "{stale:?}"
+    );
     let used = db.rotate(fresh, begun.writable);
     assert!(matches!(used, Err(StateError::Conflict { .. })), "{used:?}");
     assert_eq!(ids(&db)[0], fresh.0);
@@ -110,7 +119,10 @@ fn a_commit_replaces_frozen_layers_and_image_by_the_new_image() {
             journal: Some((journal, json!({"step": 2}))),
         })
         .unwrap();
-    assert_eq!(parts(&db), [StackPart::Writable, StackPart::Image(ImageId(2))]);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(2))]
+    );
     assert_eq!(db.stack().unwrap()[0].id, c);
     let current = db.current_revision().unwrap().unwrap();
     assert_eq!(current.id, revision);
@@ -144,7 +156,11 @@ fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
     let [_, frozen, older, image] = db.stack().unwrap()[..] else {
         panic!("four layers");
     };
-    let before = (db.stack().unwrap(), db.images().unwrap(), db.revisions().unwrap());
+    let before = (
+        db.stack().unwrap(),
+        db.images().unwrap(),
+        db.revisions().unwrap(),
+    );
     let next = new_image(&db, 1..=4);
     for replaces in [
         vec![],
@@ -160,7 +176,10 @@ fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
             revision: new_revision("no"),
             journal: None,
         });
-        assert!(matches!(refused, Err(StateError::Conflict { .. })), "{replaces:?} {refused:?}");
+        assert!(
+            matches!(refused, Err(StateError::Conflict { .. })),
+            "{replaces:?} {refused:?}"
+        );
     }
     let all = vec![frozen.id, older.id, image.id];
     for (parent, journal) in [
@@ -174,9 +193,16 @@ fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
             revision: new_revision("no"),
             journal,
         });
-        assert!(matches!(refused, Err(StateError::Conflict { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(StateError::Conflict { .. })),
+            "{refused:?}"
+        );
     }
-    let after = (db.stack().unwrap(), db.images().unwrap(), db.revisions().unwrap());
+    let after = (
+        db.stack().unwrap(),
+        db.images().unwrap(),
+        db.revisions().unwrap(),
+    );
     assert_eq!(before, after);
 }
 
@@ -188,7 +214,10 @@ fn discard_sends_every_upper_to_the_trash() {
     let (b, c) = (db.reserve_layer().unwrap(), db.reserve_layer().unwrap());
     db.rotate(begun.writable, b).unwrap();
     assert_eq!(db.discard_all(c).unwrap(), [b, begun.writable]);
-    assert_eq!(parts(&db), [StackPart::Writable, StackPart::Image(ImageId(1))]);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(1))]
+    );
     assert_eq!(db.stack().unwrap()[0].id, c);
     let trash = db.layers().unwrap();
     let trash = trash.iter().filter(|l| l.role == LayerRole::Trash).count();
@@ -202,12 +231,20 @@ fn rollback_appends_a_revision_and_forgets_none() {
     let begun = init(&db, None);
     let second = commit(&db, 1..=2);
     let third = commit(&db, 1..=3);
-    assert_eq!(parts(&db), [StackPart::Writable, StackPart::Image(ImageId(2))]);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(2))]
+    );
 
     let fresh = db.reserve_layer().unwrap();
-    let back = db.rollback_to(second, fresh, &new_revision("back")).unwrap();
+    let back = db
+        .rollback_to(second, fresh, &new_revision("back"))
+        .unwrap();
     assert_eq!(back.trashed.len(), 1);
-    assert_eq!(parts(&db), [StackPart::Writable, StackPart::Image(ImageId(1))]);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(1))]
+    );
     let current = db.current_revision().unwrap().unwrap();
     assert_eq!(current.id, back.revision);
     assert_eq!(current.parent, Some(third));
@@ -215,14 +252,22 @@ fn rollback_appends_a_revision_and_forgets_none() {
     assert_eq!(current.kind, RevisionKind::Rollback);
 
     let fresh = db.reserve_layer().unwrap();
-    db.rollback_to(begun.revision, fresh, &new_revision("empty")).unwrap();
+    db.rollback_to(begun.revision, fresh, &new_revision("empty"))
+        .unwrap();
     assert_eq!(parts(&db), [StackPart::Writable]);
     let fresh = db.reserve_layer().unwrap();
-    db.rollback_to(third, fresh, &new_revision("forth")).unwrap();
-    assert_eq!(parts(&db), [StackPart::Writable, StackPart::Image(ImageId(2))]);
+    db.rollback_to(third, fresh, &new_revision("forth"))
+        .unwrap();
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(2))]
+    );
     assert_eq!(db.revisions().unwrap().len(), 6);
     let fresh = db.reserve_layer().unwrap();
-    assert!(db.rollback_to(RevisionId(99), fresh, &new_revision("")).is_err());
+    assert!(
+        db.rollback_to(RevisionId(99), fresh, &new_revision(""))
+            .is_err()
+    );
     assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
 }
 
@@ -244,7 +289,10 @@ fn what_is_in_use_cannot_be_forgotten() {
     db.forget_image(ImageId(1)).unwrap();
     assert_eq!(db.image(ImageId(1)).unwrap(), None);
     assert!(db.forget_image(ImageId(2)).is_err());
-    assert_eq!(db.current_revision().unwrap().unwrap().parent, Some(begun.revision));
+    assert_eq!(
+        db.current_revision().unwrap().unwrap().parent,
+        Some(begun.revision)
+    );
     let third = commit(&db, 1..=5);
     assert!(third > second);
 }
@@ -263,15 +311,25 @@ fn an_image_keeps_its_map_and_digests() {
     assert_eq!(db.image_digests(ImageId(1)).unwrap().unwrap().len(), 1000);
     db.set_image_digest(ImageId(1), &[3; 32]).unwrap();
     let row = db.image(ImageId(1)).unwrap().unwrap();
-    assert_eq!((row.digest, row.dead_bytes, row.inodes), (Some(vec![3; 32]), 77, 3));
-    db.lock().execute("UPDATE image SET id_map = x'01ff'", []).unwrap();
-    assert!(matches!(db.id_map(ImageId(1)), Err(StateError::BadRow { .. })));
+    assert_eq!(
+        (row.digest, row.dead_bytes, row.inodes),
+        (Some(vec![3; 32]), 77, 3)
+    );
+    db.lock()
+        .execute("UPDATE image SET id_map = x'01ff'", [])
+        .unwrap();
+    assert!(matches!(
+        db.id_map(ImageId(1)),
+        Err(StateError::BadRow { .. })
+    ));
 }
 
 #[test]
 fn the_journal_keeps_operations_until_they_are_finished() {
     let db = StateDb::in_memory().unwrap();
-    let a = db.journal_begin("commit", &json!({"step": "build"})).unwrap();
+    let a = db
+        .journal_begin("commit", &json!({"step": "build"}))
+        .unwrap();
     let b = db.journal_begin("gc", &json!([1, 2])).unwrap();
     db.journal_update(a, &json!({"step": "flip"})).unwrap();
     let entries = db.journal().unwrap();
@@ -293,7 +351,10 @@ fn the_clean_flag_and_facts_are_kept() {
     db.mark_clean().unwrap();
     assert!(db.was_clean().unwrap());
     db.set_meta("colour", b"\xff\0").unwrap();
-    assert_eq!(db.meta("colour").unwrap().as_deref(), Some(b"\xff\0".as_slice()));
+    assert_eq!(
+        db.meta("colour").unwrap().as_deref(),
+        Some(b"\xff\0".as_slice())
+    );
     db.remove_meta("colour").unwrap();
     assert_eq!(db.meta("colour").unwrap(), None);
 }

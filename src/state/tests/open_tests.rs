@@ -21,9 +21,15 @@ fn killed_copy(from: &Path, to: &Path) -> PathBuf {
 fn a_database_is_created_once_and_only_opened_where_it_is() {
     let dir = dir();
     let path = dir.path().join("state.db");
-    assert!(matches!(StateDb::open(&path), Err(StateError::Missing { .. })));
+    assert!(matches!(
+        StateDb::open(&path),
+        Err(StateError::Missing { .. })
+    ));
     let db = StateDb::create(&path).unwrap();
-    assert!(matches!(StateDb::create(&path), Err(StateError::Exists { .. })));
+    assert!(matches!(
+        StateDb::create(&path),
+        Err(StateError::Exists { .. })
+    ));
     init(&db, None);
     db.close().unwrap();
     let db = StateDb::open(&path).unwrap();
@@ -42,7 +48,14 @@ fn a_newer_database_is_refused_and_not_touched() {
     let before = fs::read(&path).unwrap();
     let refused = StateDb::open(&path).unwrap_err();
     assert!(
-        matches!(refused, StateError::TooNew { found: 77, supported: 1, .. }),
+        matches!(
+            refused,
+            StateError::TooNew {
+                found: 77,
+                supported: 1,
+                ..
+            }
+        ),
         "{refused:?}"
     );
     assert!(refused.to_string().contains("newer envfs"), "{refused}");
@@ -68,7 +81,14 @@ fn an_older_database_is_upgraded_in_one_step_or_not_at_all() {
     assert_eq!(db.stack().unwrap().len(), 1);
     db.close().unwrap();
     let refused = StateDb::open(&path).unwrap_err();
-    assert!(matches!(refused, StateError::TooNew { found: 3, supported: 1, .. }));
+    assert!(matches!(
+        refused,
+        StateError::TooNew {
+            found: 3,
+            supported: 1,
+            ..
+        }
+    ));
 }
 
 #[test]
@@ -77,19 +97,28 @@ fn files_that_are_no_state_database_are_told_apart() {
     let path = dir.path().join("state.db");
     fs::write(&path, "").unwrap();
     let refused = StateDb::open(&path).unwrap_err();
-    assert!(matches!(refused, StateError::NotADatabase { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, StateError::NotADatabase { .. }),
+        "{refused:?}"
+    );
     assert_eq!(fs::read(&path).unwrap(), b"");
 
     fs::write(&path, "hsqs".repeat(2000)).unwrap();
     let refused = StateDb::open(&path).unwrap_err();
-    assert!(matches!(refused, StateError::NotADatabase { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, StateError::NotADatabase { .. }),
+        "{refused:?}"
+    );
 
     fs::remove_file(&path).unwrap();
     let foreign = rusqlite::Connection::open(&path).unwrap();
     foreign.execute_batch("CREATE TABLE a (b)").unwrap();
     drop(foreign);
     let refused = StateDb::open(&path).unwrap_err();
-    assert!(matches!(refused, StateError::NotADatabase { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, StateError::NotADatabase { .. }),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -100,13 +129,22 @@ fn a_truncated_database_is_told_as_damaged() {
     let layer = init(&db, None).writable;
     for n in 0..200u64 {
         let name = vec![b'x'; 200];
-        db.apply(layer, &[RowChange::put_entry(Ino(n), name, None)]).unwrap();
+        db.apply(layer, &[RowChange::put_entry(Ino(n), name, None)])
+            .unwrap();
     }
     db.close().unwrap();
     let whole = fs::read(&path).unwrap();
     let page = PAGE_SIZE as usize;
     assert!(whole.len() > 10 * page);
-    for length in [50, 100, 512, page, page + 17, whole.len() / 2, whole.len() - page] {
+    for length in [
+        50,
+        100,
+        512,
+        page,
+        page + 17,
+        whole.len() / 2,
+        whole.len() - page,
+    ] {
         fs::write(&path, &whole[..length]).unwrap();
         let outcome = StateDb::open(&path)
             .and_then(|db| db.load_layer(layer))
@@ -128,7 +166,8 @@ fn damaged_pages_never_panic() {
     let db = StateDb::create(&path).unwrap();
     let layer = init(&db, None).writable;
     for n in 2..100u64 {
-        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row())]).unwrap();
+        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row())])
+            .unwrap();
     }
     db.close().unwrap();
     let whole = fs::read(&path).unwrap();
@@ -140,7 +179,10 @@ fn damaged_pages_never_panic() {
         if let Ok(db) = StateDb::open(&path) {
             // Some pages are not read by these; the check must find every one.
             drop((db.load_layer(layer), db.stack(), db.revisions()));
-            assert!(db.integrity_check().map_or(true, |wrong| !wrong.is_empty()), "page {page}");
+            assert!(
+                db.integrity_check().map_or(true, |wrong| !wrong.is_empty()),
+                "page {page}"
+            );
         }
     }
 }
@@ -151,13 +193,21 @@ fn what_was_applied_survives_the_death_of_the_process() {
     let db = StateDb::create(&live.path().join("state.db")).unwrap();
     let layer = init(&db, None).writable;
     for n in 2..50u64 {
-        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row())]).unwrap();
+        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row())])
+            .unwrap();
     }
     // The connection is still open: nothing was closed in order.
     let copy = killed_copy(live.path(), dead.path());
     let copy = StateDb::open(&copy).unwrap();
-    assert_eq!(copy.load_layer(layer).unwrap(), db.load_layer(layer).unwrap());
-    assert_eq!(copy.integrity_check().unwrap().len(), 1, "ids were not reserved");
+    assert_eq!(
+        copy.load_layer(layer).unwrap(),
+        db.load_layer(layer).unwrap()
+    );
+    assert_eq!(
+        copy.integrity_check().unwrap().len(),
+        1,
+        "ids were not reserved"
+    );
 }
 
 #[test]
@@ -168,7 +218,8 @@ fn a_torn_log_gives_the_transactions_before_the_tear() {
     let layer = init(&db, None).writable;
     for n in 2..40u64 {
         let entry = RowChange::put_entry(Ino(1), n.to_string().into_bytes(), Some(Ino(n)));
-        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row()), entry]).unwrap();
+        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row()), entry])
+            .unwrap();
     }
     let wal = fs::read(live.path().join("state.db-wal")).unwrap();
     let mut seen = 0;
@@ -193,12 +244,18 @@ fn sync_needs_nothing_when_nothing_was_written() {
     let db = StateDb::create(&dir.path().join("state.db")).unwrap();
     let layer = init(&db, None).writable;
     // Whatever publishes is durable by itself.
-    assert_eq!(db.synced.load(Ordering::SeqCst), db.written.load(Ordering::SeqCst));
+    assert_eq!(
+        db.synced.load(Ordering::SeqCst),
+        db.written.load(Ordering::SeqCst)
+    );
     db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
     assert!(db.synced.load(Ordering::SeqCst) < db.written.load(Ordering::SeqCst));
     db.sync().unwrap();
     db.sync().unwrap();
-    assert_eq!(db.synced.load(Ordering::SeqCst), db.written.load(Ordering::SeqCst));
+    assert_eq!(
+        db.synced.load(Ordering::SeqCst),
+        db.written.load(Ordering::SeqCst)
+    );
     db.checkpoint().unwrap();
     db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
     db.sync().unwrap();
@@ -206,7 +263,10 @@ fn sync_needs_nothing_when_nothing_was_written() {
         .lock()
         .pragma_query_value(None, "synchronous", |row| row.get(0))
         .unwrap();
-    assert_eq!(synchronous, 1, "NORMAL again after a publishing transaction");
+    assert_eq!(
+        synchronous, 1,
+        "NORMAL again after a publishing transaction"
+    );
 }
 
 #[test]
@@ -217,7 +277,9 @@ fn a_failed_sync_stays_failed() {
     db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
     // Syncing a pipe fails with EINVAL, as good as any other failure.
     let (reader, _writer) = std::io::pipe().unwrap();
-    db.wal.set(File::from(std::os::fd::OwnedFd::from(reader))).unwrap();
+    db.wal
+        .set(File::from(std::os::fd::OwnedFd::from(reader)))
+        .unwrap();
     assert!(matches!(db.sync(), Err(StateError::Io { .. })));
     assert!(matches!(db.sync(), Err(StateError::SyncFailed { .. })));
     db.set_meta("a", b"b").unwrap();
@@ -231,14 +293,25 @@ fn two_connections_see_each_others_changes() {
     let a = StateDb::create(&path).unwrap();
     let layer = init(&a, None).writable;
     let b = StateDb::open(&path).unwrap();
-    a.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())]).unwrap();
+    a.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
+        .unwrap();
     assert_eq!(b.load_layer(layer).unwrap().inodes.len(), 1);
     assert_eq!(b.reserve_inos(5).unwrap(), 2..7);
     assert_eq!(a.reserve_inos(5).unwrap(), 7..12);
     let ranges: Vec<_> = std::thread::scope(|scope| {
-        let take = |db| scope.spawn(move || -> Vec<_> { (0..50).map(|_| StateDb::reserve_inos(db, 3).unwrap().start).collect() });
+        let take = |db| {
+            scope.spawn(move || -> Vec<_> {
+                (0..50)
+                    .map(|_| StateDb::reserve_inos(db, 3).unwrap().start)
+                    .collect()
+            })
+        };
         let (one, two) = (take(&a), take(&b));
-        one.join().unwrap().into_iter().chain(two.join().unwrap()).collect()
+        one.join()
+            .unwrap()
+            .into_iter()
+            .chain(two.join().unwrap())
+            .collect()
     });
     let distinct: std::collections::BTreeSet<_> = ranges.iter().collect();
     assert_eq!(distinct.len(), 100);
@@ -252,7 +325,8 @@ fn the_rollback_journal_of_network_file_systems_works_too() {
     let conn = StateDb::connect(&path).unwrap();
     let db = StateDb::configure(conn, &path, JournalMode::Rollback, false).unwrap();
     let layer = init(&db, None).writable;
-    db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())]).unwrap();
+    db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
+        .unwrap();
     db.sync().unwrap();
     db.checkpoint().unwrap();
     assert!(!dir.path().join("state.db-wal").exists());
@@ -260,7 +334,8 @@ fn the_rollback_journal_of_network_file_systems_works_too() {
     db.close().unwrap();
     // Moved to a local disk, it has a log again.
     let db = StateDb::open(&path).unwrap();
-    db.apply(layer, &[RowChange::put_inode(Ino(3), inode_row())]).unwrap();
+    db.apply(layer, &[RowChange::put_inode(Ino(3), inode_row())])
+        .unwrap();
     assert!(dir.path().join("state.db-wal").exists());
 }
 

@@ -49,8 +49,16 @@ fn every_kind_of_row_can_be_dropped() {
         changes.push(RowChange::put_inode(Ino(n), inode_row()));
         changes.push(RowChange::put_entry(Ino(1), vec![n as u8], Some(Ino(n))));
         changes.push(RowChange::put_entry(Ino(n), b"x".as_slice(), None));
-        changes.push(RowChange::put_xattr(Ino(n), b"a".as_slice(), b"1".as_slice()));
-        changes.push(RowChange::put_xattr(Ino(n), b"b".as_slice(), b"2".as_slice()));
+        changes.push(RowChange::put_xattr(
+            Ino(n),
+            b"a".as_slice(),
+            b"1".as_slice(),
+        ));
+        changes.push(RowChange::put_xattr(
+            Ino(n),
+            b"b".as_slice(),
+            b"2".as_slice(),
+        ));
     }
     db.apply(layer, &changes).unwrap();
     db.apply(
@@ -66,8 +74,12 @@ fn every_kind_of_row_can_be_dropped() {
     )
     .unwrap();
     let rows = db.load_layer(layer).unwrap();
-    assert_eq!((rows.inodes.len(), rows.entries.len(), rows.xattrs.len()), (3, 6, 5));
-    db.apply(layer, &[RowChange::DropEntriesOf(Ino(1))]).unwrap();
+    assert_eq!(
+        (rows.inodes.len(), rows.entries.len(), rows.xattrs.len()),
+        (3, 6, 5)
+    );
+    db.apply(layer, &[RowChange::DropEntriesOf(Ino(1))])
+        .unwrap();
     assert_eq!(db.load_layer(layer).unwrap().entries.len(), 3);
 }
 
@@ -84,7 +96,10 @@ fn a_change_that_fails_takes_the_whole_set_with_it() {
         RowChange::put_inode(Ino(2), inode_row()),
         RowChange::put_xattr(Ino(2), b"a".as_slice(), b"1".as_slice()),
     ];
-    assert!(matches!(db.apply(layer, &changes), Err(StateError::Sql { .. })));
+    assert!(matches!(
+        db.apply(layer, &changes),
+        Err(StateError::Sql { .. })
+    ));
     assert!(db.load_layer(layer).unwrap().is_empty());
     db.apply(layer, &changes[..1]).unwrap();
     assert_eq!(db.load_layer(layer).unwrap().inodes.len(), 1);
@@ -114,7 +129,10 @@ fn rows_of_a_layer_in_the_stack_are_not_dropped() {
         .map(|n| RowChange::put_entry(Ino(n / 7), n.to_string().into_bytes(), None))
         .collect();
     db.apply(layer, &changes).unwrap();
-    assert!(matches!(db.drop_layer_rows(layer), Err(StateError::Conflict { .. })));
+    assert!(matches!(
+        db.drop_layer_rows(layer),
+        Err(StateError::Conflict { .. })
+    ));
     assert_eq!(db.load_layer(layer).unwrap().entries.len(), 5000);
     let fresh = db.reserve_layer().unwrap();
     db.discard_all(fresh).unwrap();
@@ -139,14 +157,21 @@ fn impossible_values_are_told_and_not_believed() {
     ] {
         db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
             .unwrap();
-        db.lock().execute(&format!("UPDATE inode SET {set}"), []).unwrap();
+        db.lock()
+            .execute(&format!("UPDATE inode SET {set}"), [])
+            .unwrap();
         let refused = db.load_layer(layer);
-        assert!(matches!(refused, Err(StateError::BadRow { .. })), "{set}: {refused:?}");
+        assert!(
+            matches!(refused, Err(StateError::BadRow { .. })),
+            "{set}: {refused:?}"
+        );
     }
     for set in ["uid = -1", "nlink = 4294967296"] {
         db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
             .unwrap();
-        db.lock().execute(&format!("UPDATE inode SET {set}"), []).unwrap();
+        db.lock()
+            .execute(&format!("UPDATE inode SET {set}"), [])
+            .unwrap();
         assert!(db.load_layer(layer).is_err(), "{set}");
     }
 }
@@ -155,7 +180,10 @@ fn impossible_values_are_told_and_not_believed() {
 fn identity_gives_the_root_id_one() {
     let map = IdMap::identity(5, 3).unwrap();
     let inos: Vec<_> = (0..=6).map(|n| map.ino_of(n).map(|ino| ino.0)).collect();
-    assert_eq!(inos, [None, Some(3), Some(2), Some(1), Some(4), Some(5), None]);
+    assert_eq!(
+        inos,
+        [None, Some(3), Some(2), Some(1), Some(4), Some(5), None]
+    );
     for (inodes, root) in [(1, 1), (2, 2), (5, 5), (5, 1), (u32::MAX, u32::MAX)] {
         let map = IdMap::identity(inodes, root).unwrap();
         assert_eq!(map.ino_of(root), Some(Ino::ROOT));
