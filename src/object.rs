@@ -117,9 +117,15 @@ impl From<std::time::SystemTime> for Timestamp {
                 let before = before.duration();
                 let (secs, nanos) = (before.as_secs() as i64, before.subsec_nanos());
                 if nanos == 0 {
-                    Timestamp { secs: -secs, nanos: 0 }
+                    Timestamp {
+                        secs: -secs,
+                        nanos: 0,
+                    }
                 } else {
-                    Timestamp { secs: -secs - 1, nanos: 1_000_000_000 - nanos }
+                    Timestamp {
+                        secs: -secs - 1,
+                        nanos: 1_000_000_000 - nanos,
+                    }
                 }
             }
         }

@@ -1,1 +1,13 @@
-//! (room to be furnished)
+//! What the operating system does for us: the only room with `unsafe` code.
+//!
+//! - [`mount`]: mounting and unmounting FUSE, as root or through `fusermount3`
+//! - [`mountinfo`]: what is mounted here, which of it is ours, which of it is dead
+//! - [`holders`]: which processes use a mount
+//! - [`process`]: identity of processes, boots and users; what a daemon needs
+//! - [`reflink`]: sharing blocks between files
+
+pub mod holders;
+pub mod mount;
+pub mod mountinfo;
+pub mod process;
+pub mod reflink;
