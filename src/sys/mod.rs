@@ -5,9 +5,11 @@
 //! - [`holders`]: which processes use a mount
 //! - [`process`]: identity of processes, boots and users; what a daemon needs
 //! - [`reflink`]: sharing blocks between files
+//! - [`text`]: names that need not be UTF-8, written as JSON
 
 pub mod holders;
 pub mod mount;
 pub mod mountinfo;
 pub mod process;
 pub mod reflink;
+pub mod text;

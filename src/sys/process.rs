@@ -1,11 +1,14 @@
 //! Who we are and who they are: processes, boots, users; and what a daemon does to be one.
 
+#![allow(unsafe_code)]
+
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::{Mode, umask};
 
 /// Returns the effective user id.
@@ -127,6 +130,39 @@ impl EndSignals {
     }
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_interrupt(_signal: nix::libc::c_int) {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// From now on the first Ctrl-C is only noted, for [`was_interrupted`]; the second ends us.
+pub fn note_interrupts() -> io::Result<()> {
+    let action = SigAction::new(
+        SigHandler::Handler(note_interrupt),
+        SaFlags::SA_RESETHAND | SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing but store to an atomic, which is allowed in a handler.
+    unsafe { sigaction(Signal::SIGINT, &action) }?;
+    Ok(())
+}
+
+/// Returns whether Ctrl-C was pressed since [`note_interrupts`].
+pub fn was_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Lets the next write to a closed pipe end us quietly, as it does other programs.
+///
+/// For a program about to be replaced by another too: an ignored signal stays ignored there.
+pub fn restore_pipe_signal() -> io::Result<()> {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler of ours is installed; the default action is the kernel's own.
+    unsafe { sigaction(Signal::SIGPIPE, &action) }?;
+    Ok(())
+}
+
 /// Sends SIGTERM to a process.
 pub fn terminate(pid: u32) -> io::Result<()> {
     let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -143,18 +179,23 @@ pub fn peer_user(socket: impl AsFd) -> io::Result<u32> {
     Ok(credentials.uid())
 }
 
-/// Returns the first executable file of this name in `PATH`, then in the system's directories
-/// (which a user's `PATH` often lacks).
+/// Returns the first executable file of this name in the system's directories, then in `PATH`.
+///
+/// In this order because an environment's own directories come first in a user's `PATH`, and a
+/// daemon should not look for its tools in what it serves.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .filter(|dir| dir.is_absolute())
-        .chain(system)
+    system
+        .into_iter()
+        .chain(std::env::split_paths(&path).filter(|dir| dir.is_absolute()))
         .map(|dir| dir.join(name))
-        .find(|file| {
-            file.is_file() && nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok()
-        })
+        .find(|file| is_executable(file))
+}
+
+/// Returns whether the path leads to a file that this user may execute.
+pub fn is_executable(file: &std::path::Path) -> bool {
+    file.is_file() && nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok()
 }
 
 /// Returns the parent of this process, if it has one.
