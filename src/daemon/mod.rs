@@ -1,1 +1,20 @@
-//! (room to be furnished)
+//! One process per mounted environment, and how commands speak with it.
+//!
+//! - [`lifecycle`]: makes sure that an environment is mounted, or no longer is; heals dead mounts
+//! - [`host`]: the life of the daemon itself
+//! - [`protocol`]: the messages, one JSON object a line
+//! - [`server`] and [`client`]: the two ends of the control socket
+//! - [`failure`]: an error that travels from the daemon to the command's user
+//!
+//! A daemon is started by executing the program anew (`envfs __daemon`), never by a fork. Its
+//! standard output is a pipe on which it says `{"ready":…}` or `{"error":…}` once; its standard
+//! error is the environment's log. It never outlives its mount, and its mount outlives it only
+//! if it was killed: then the next command that needs the mount detaches it and starts another.
+
+pub mod client;
+pub mod failure;
+pub mod host;
+pub mod lifecycle;
+pub mod protocol;
+pub mod runtime;
+pub mod server;

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -28,6 +28,7 @@ use crate::object::{Attr, Ino, Kind};
 use crate::union::{AllocateMode, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
 use attr::{file_attr, file_type, set_time};
 use errno::errno;
+use session::Invalidator;
 
 /// How long the kernel may keep what it was told: until told otherwise.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -114,12 +115,12 @@ fn count(counter: &AtomicU64) {
 
 /// Tells the kernel what to forget. Never called from a request handler: the kernel may hold locks
 /// that it waits for the handler with.
-pub fn invalidate(notifier: &Notifier, stale: &[Invalidation]) {
+pub fn invalidate(invalidator: &Invalidator, stale: &[Invalidation]) {
     for what in stale {
         let told = match what {
-            Invalidation::Entry { dir, name } => notifier.inval_entry(INodeNo(dir.0), OsStr::from_bytes(name)),
-            Invalidation::Attributes(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
-            Invalidation::Object(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+            Invalidation::Entry { dir, name } => invalidator.entry(*dir, OsStr::from_bytes(name)),
+            Invalidation::Attributes(ino) => invalidator.attributes(*ino),
+            Invalidation::Object(ino) => invalidator.object(*ino),
         };
         if let Err(e) = told
             && e.raw_os_error() != Some(nix::libc::ENOENT)

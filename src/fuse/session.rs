@@ -1,1 +1,382 @@
-//! stub
+//! Mounts a file system and runs its event loops.
+//!
+//! Mounting is ours ([`crate::sys::mount`]); fuser gets a descriptor and speaks the protocol.
+//! fuser 0.18 must not mount by itself (it may unmount somebody else's later mount), must not
+//! check users (it refuses the kernel's own writeback), and never unmounts a descriptor that it
+//! was given.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fuser::{Config, Filesystem, INodeNo, SessionACL};
+use thiserror::Error;
+
+use crate::object::Ino;
+use crate::sys::mount::{self, MountError, MountRequest, UnmountMode};
+
+/// Why a session could not begin.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The file system could not be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Kernel and daemon could not agree.
+    #[error("the FUSE handshake for {} failed: {source}", .path.display())]
+    Handshake {
+        /// The mount point, unmounted again.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The event loops could not be started.
+    #[error("cannot start the event loops: {0}")]
+    Threads(#[source] io::Error),
+}
+
+/// How many event loops run, and how they share the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loops {
+    /// Number of threads that receive requests, at least 1.
+    pub threads: usize,
+    /// Whether each has a descriptor of its own, where the device can be opened again.
+    pub clone_device: bool,
+}
+
+impl Default for Loops {
+    /// As many as the machine has processors, from 2 to 8.
+    fn default() -> Loops {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        Loops {
+            threads: processors.clamp(2, 8),
+            clone_device: true,
+        }
+    }
+}
+
+/// A mounted file system whose event loops run in the background.
+#[derive(Debug)]
+pub struct Session {
+    mount_point: PathBuf,
+    invalidator: Invalidator,
+    ended: Receiver<io::Result<()>>,
+    thread: JoinHandle<()>,
+}
+
+impl Session {
+    /// Mounts `filesystem` and starts its loops. When this returns, the kernel's handshake is
+    /// done and the mount can be used. On failure nothing stays mounted.
+    pub fn start<F: Filesystem>(
+        filesystem: F,
+        request: &MountRequest,
+        loops: Loops,
+    ) -> Result<Session, SessionError> {
+        let device = mount::mount(request)?;
+        let mount_point = request.mount_point.clone();
+        let undo = |error| {
+            // The first failure is the one to tell of; a mount that stays behind dead is
+            // detached by the next command.
+            if let Err(second) = mount::unmount(&mount_point, UnmountMode::Lazy) {
+                tracing::warn!(%second, "could not undo a failed mount");
+            }
+            error
+        };
+
+        let mut config = Config::default();
+        config.acl = SessionACL::All;
+        config.n_threads = Some(loops.threads.max(1));
+        config.clone_fd = loops.clone_device && mount::device_is_usable().is_ok();
+        let session = fuser::Session::from_fd(filesystem, device, SessionACL::All, config)
+            .map_err(|source| {
+                undo(SessionError::Handshake {
+                    path: mount_point.clone(),
+                    source,
+                })
+            })?;
+
+        let invalidator = Invalidator {
+            notifier: session.notifier(),
+        };
+        let (sender, ended) = channel();
+        let thread = std::thread::Builder::new()
+            .name(String::from("session"))
+            .spawn(move || {
+                let result = session.run();
+                // Nobody listens any more: then nobody needs to know.
+                if sender.send(result).is_err() {
+                    tracing::debug!("the session ended unobserved");
+                }
+            })
+            .map_err(|error| undo(SessionError::Threads(error)))?;
+        Ok(Session {
+            mount_point,
+            invalidator,
+            ended,
+            thread,
+        })
+    }
+
+    /// Returns where it is mounted.
+    pub fn mount_point(&self) -> &std::path::Path {
+        &self.mount_point
+    }
+
+    /// Returns the handle by which the kernel is told what changed behind its back.
+    pub fn invalidator(&self) -> Invalidator {
+        self.invalidator.clone()
+    }
+
+    /// Asks for the end of the session: unmounts. It has ended only when [`Session::wait`]
+    /// returns; after a lazy unmount that may take as long as somebody uses it.
+    pub fn unmount(&self, mode: UnmountMode) -> Result<(), MountError> {
+        mount::unmount(&self.mount_point, mode)
+    }
+
+    /// Returns how the session ended, or `None` when it still runs after `patience`.
+    pub fn wait_for(&self, patience: Duration) -> Option<io::Result<()>> {
+        match self.ended.recv_timeout(patience) {
+            Ok(result) => Some(result),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(io::Error::other("the session ended in a panic")))
+            }
+        }
+    }
+
+    /// Waits until the mount is gone and all loops have ended; the file system's `destroy` has
+    /// run then and the file system has been dropped.
+    pub fn wait(self) -> io::Result<()> {
+        let result = self
+            .ended
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the session ended in a panic")));
+        if self.thread.join().is_err() {
+            return Err(io::Error::other("the session ended in a panic"));
+        }
+        result
+    }
+}
+
+/// Tells the kernel what changed without a request of its own.
+///
+/// Never to be used from inside a request's handler: the kernel may hold the very lock it needs.
+#[derive(Debug, Clone)]
+pub struct Invalidator {
+    notifier: fuser::Notifier,
+}
+
+impl Invalidator {
+    /// Makes the kernel forget one name (also that there is none).
+    pub fn entry(&self, dir: Ino, name: &OsStr) -> io::Result<()> {
+        self.notifier.inval_entry(INodeNo(dir.0), name)
+    }
+
+    /// Makes the kernel forget one object's attributes and content.
+    pub fn object(&self, ino: Ino) -> io::Result<()> {
+        self.notifier.inval_inode(INodeNo(ino.0), 0, 0)
+    }
+
+    /// Makes the kernel forget one object's attributes only.
+    pub fn attributes(&self, ino: Ino) -> io::Result<()> {
+        self.notifier.inval_inode(INodeNo(ino.0), -1, 0)
+    }
+
+    /// Makes the kernel forget a name and tells those who watch the directory that it was removed.
+    pub fn removal(&self, dir: Ino, ino: Ino, name: &OsStr) -> io::Result<()> {
+        self.notifier.delete(INodeNo(dir.0), INodeNo(ino.0), name)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::process::CommandExt;
+    use std::path::Path;
+    use std::time::SystemTime;
+
+    use fuser::{
+        Errno, FileAttr, FileHandle, FileType, Generation, LockOwner, OpenFlags, ReplyAttr,
+        ReplyData, ReplyEntry, ReplyStatfs, Request,
+    };
+
+    use super::*;
+    use crate::sys::{mountinfo, process};
+
+    /// A root directory with one file, `hello`.
+    #[derive(Debug, Default)]
+    pub(crate) struct Hello;
+
+    const TTL: Duration = Duration::from_secs(1000);
+    const TEXT: &[u8] = b"hello\n";
+
+    fn attr(ino: u64) -> FileAttr {
+        let is_dir = ino == 1;
+        FileAttr {
+            ino: INodeNo(ino),
+            size: if is_dir { 0 } else { TEXT.len() as u64 },
+            blocks: 1,
+            atime: SystemTime::UNIX_EPOCH,
+            mtime: SystemTime::UNIX_EPOCH,
+            ctime: SystemTime::UNIX_EPOCH,
+            crtime: SystemTime::UNIX_EPOCH,
+            kind: if is_dir {
+                FileType::Directory
+            } else {
+                FileType::RegularFile
+            },
+            perm: if is_dir { 0o755 } else { 0o644 },
+            nlink: 1,
+            uid: process::user_id(),
+            gid: process::group_id(),
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    impl Filesystem for Hello {
+        fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+            if parent.0 == 1 && name == "hello" {
+                reply.entry(&TTL, &attr(2), Generation(0));
+            } else {
+                reply.error(Errno::ENOENT);
+            }
+        }
+
+        fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+            reply.attr(&TTL, &attr(ino.0));
+        }
+
+        fn read(
+            &self,
+            _: &Request,
+            _: INodeNo,
+            _: FileHandle,
+            offset: u64,
+            _: u32,
+            _: OpenFlags,
+            _: Option<LockOwner>,
+            reply: ReplyData,
+        ) {
+            reply.data(TEXT.get(offset as usize..).unwrap_or_default());
+        }
+
+        fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+            reply.statfs(0, 0, 0, 1, 0, 4096, 255, 4096);
+        }
+    }
+
+    fn request(dir: &Path, id: &str) -> MountRequest {
+        MountRequest {
+            mount_point: dir.to_path_buf(),
+            id: id.to_owned(),
+            allow_other: false,
+            trust_content: false,
+        }
+    }
+
+    fn serve_and_use(dir: &Path, id: &str) {
+        let session = Session::start(Hello, &request(dir, id), Loops::default()).unwrap();
+        assert_eq!(std::fs::read(dir.join("hello")).unwrap(), TEXT);
+        let ours = mountinfo::of_environment(id).unwrap();
+        assert_eq!(ours.len(), 1);
+        assert_eq!(ours[0].fs_type, "fuse.envfs");
+        assert!(!ours[0].is_dead());
+        session
+            .invalidator()
+            .entry(Ino::ROOT, OsStr::new("hello"))
+            .unwrap();
+        session.invalidator().object(Ino(2)).unwrap();
+
+        let held = std::fs::File::open(dir.join("hello")).unwrap();
+        let error = session.unmount(UnmountMode::Plain).unwrap_err();
+        assert!(matches!(error, MountError::Busy { .. }), "{error}");
+        drop(held);
+        session.unmount(UnmountMode::Plain).unwrap();
+        session.wait().unwrap();
+        assert!(mountinfo::of_environment(id).unwrap().is_empty());
+    }
+
+    fn skip(why: &str) {
+        eprintln!("skipped: {why}");
+    }
+
+    #[test]
+    fn mount_by_root_serves_and_ends() {
+        if process::user_id() != 0 || mount::device_is_usable().is_err() {
+            return skip("needs root and /dev/fuse");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        serve_and_use(dir.path(), &format!("root-{}", std::process::id()));
+    }
+
+    /// Runs one ignored test of this binary as an ordinary user, in a directory of his.
+    fn as_user(test: &str) {
+        let user = ["tester", "nobody"]
+            .iter()
+            .find_map(|name| nix::unistd::User::from_name(name).ok().flatten());
+        let (Some(user), 0, true) = (
+            user,
+            process::user_id(),
+            mount::helper().is_ok_and(|path| mount::helper_is_setuid(&path)),
+        ) else {
+            return skip("needs root, an ordinary user and a setuid fusermount3");
+        };
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+            .unwrap();
+        let output = std::process::Command::new(process::own_program())
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .env("ENVFS_TEST_DIR", dir.path())
+            .current_dir("/")
+            .uid(user.uid.as_raw())
+            .gid(user.gid.as_raw())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{output:?}"
+        );
+    }
+
+    #[test]
+    fn mount_by_an_ordinary_user_serves_and_ends() {
+        as_user("fuse::session::tests::as_ordinary_user");
+    }
+
+    #[test]
+    #[ignore = "run by mount_by_an_ordinary_user_serves_and_ends"]
+    fn as_ordinary_user() {
+        let dir = std::path::PathBuf::from(std::env::var_os("ENVFS_TEST_DIR").unwrap());
+        serve_and_use(&dir, &format!("user-{}", std::process::id()));
+
+        // Where the user may not write, the helper refuses and its words are told.
+        let error = Session::start(Hello, &request(Path::new("/usr"), "no"), Loops::default());
+        match error.unwrap_err() {
+            SessionError::Mount(MountError::Refused { message, .. }) => {
+                assert!(message.contains("/usr"), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_dead_mount_is_recognised_and_detached() {
+        if process::user_id() != 0 || mount::device_is_usable().is_err() {
+            return skip("needs root and /dev/fuse");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let id = format!("dead-{}", std::process::id());
+        let device = mount::mount(&request(dir.path(), &id)).unwrap();
+        drop(device);
+        let ours = mountinfo::of_environment(&id).unwrap();
+        assert!(ours[0].is_dead());
+        mount::unmount(dir.path(), UnmountMode::Lazy).unwrap();
+        assert!(mountinfo::of_environment(&id).unwrap().is_empty());
+    }
+}

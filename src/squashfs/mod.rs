@@ -37,3 +37,4 @@ pub mod writer;
 
 pub use compress::{Compression, CompressorId};
 pub use error::{Error, Result};
+pub use reader::{Image, ReaderOptions};

@@ -1,4 +1,15 @@
-//! stub
-use std::os::fd::BorrowedFd;
-/// x
-pub fn syncfs(_fd: BorrowedFd<'_>) -> std::io::Result<()> { Ok(()) }
+//! What the operating system does for us: the only room with `unsafe` code.
+//!
+//! - [`mount`]: mounting and unmounting FUSE, as root or through `fusermount3`
+//! - [`mountinfo`]: what is mounted here, which of it is ours, which of it is dead
+//! - [`holders`]: which processes use a mount
+//! - [`process`]: identity of processes, boots and users; what a daemon needs
+//! - [`reflink`]: sharing blocks between files
+//! - [`text`]: names that need not be UTF-8, written as JSON
+
+pub mod holders;
+pub mod mount;
+pub mod mountinfo;
+pub mod process;
+pub mod reflink;
+pub mod text;

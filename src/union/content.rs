@@ -209,7 +209,7 @@ impl Union {
     /// Makes everything durable.
     pub fn sync_all(&self) -> Result<()> {
         let state = self.read();
-        crate::sys::syncfs(state.upper.root())?;
+        nix::unistd::syncfs(state.upper.root())?;
         drop(state);
         Ok(self.db.sync()?)
     }

@@ -151,7 +151,7 @@ impl Delta {
 }
 
 /// Returns the attributes that a row holds by itself.
-pub fn row_attr(row: &InodeRow) -> Attr {
+pub(super) fn row_attr(row: &InodeRow) -> Attr {
     Attr {
         kind: row.kind,
         mode: row.mode,
@@ -172,7 +172,7 @@ pub fn row_attr(row: &InodeRow) -> Attr {
 }
 
 /// Returns what a row says of its object, before the backing file is asked.
-pub fn row_inode(row: &InodeRow) -> LayerInode {
+pub(super) fn row_inode(row: &InodeRow) -> LayerInode {
     LayerInode {
         attr: row_attr(row),
         content: match row.data {
@@ -185,7 +185,7 @@ pub fn row_inode(row: &InodeRow) -> LayerInode {
 }
 
 /// Makes a row from attributes, with content left where it is.
-pub fn row_from(attr: &Attr, target: Option<Box<[u8]>>, place: Option<(Ino, Box<[u8]>)>) -> InodeRow {
+pub(super) fn row_from(attr: &Attr, target: Option<Box<[u8]>>, place: Option<(Ino, Box<[u8]>)>) -> InodeRow {
     InodeRow {
         kind: attr.kind,
         mode: attr.mode,

@@ -1,19 +1,208 @@
-//! stub
-use super::layer::*; use super::Result; use crate::object::*; use crate::state::IdMap;
-/// x
-#[derive(Debug, Clone, Copy)] pub struct OwnerMap;
-/// x
-#[derive(Debug)] pub struct ImageLayer;
-impl ImageLayer { /// x
- pub fn new(_f: crate::squashfs::Image, _m: IdMap, _o: Option<OwnerMap>) -> Result<ImageLayer> { Ok(ImageLayer) } }
+//! A SquashFS image as a layer: inode numbers become identities, and owners become who they are here.
+
+use std::fmt;
+
+use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, Source};
+use super::{Error, Result};
+use crate::object::{Attr, Ino, Kind, Timestamp};
+use crate::squashfs::Image;
+use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
+use crate::squashfs::reader::{Block, FileLayout};
+use crate::state::IdMap;
+use nix::errno::Errno;
+
+/// An owner in an image who is somebody else on this machine: what belongs to `image` is shown as
+/// belonging to `host`. All other owners are shown as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnerMap {
+    /// User and group in the image.
+    pub image: (u32, u32),
+    /// User and group here.
+    pub host: (u32, u32),
+}
+
+/// An image with the identities of its inodes.
+pub struct ImageLayer {
+    image: Image,
+    ids: IdMap,
+    owners: Option<OwnerMap>,
+}
+
+impl fmt::Debug for ImageLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageLayer").field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
+impl ImageLayer {
+    /// Lays an image under a view.
+    pub fn new(image: Image, ids: IdMap, owners: Option<OwnerMap>) -> Result<ImageLayer> {
+        Ok(ImageLayer { image, ids, owners })
+    }
+
+    /// The image itself.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Returns the place of an object in the image, or `None` if it is not in it.
+    pub fn inode_ref(&self, ino: Ino) -> Result<Option<InodeRef>> {
+        match self.ids.number_of(ino) {
+            Some(number) => Ok(Some(self.image.inode_ref(number)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn find(&self, ino: Ino) -> Result<Option<Inode>> {
+        match self.inode_ref(ino)? {
+            Some(place) => Ok(Some(self.image.inode(place)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn get(&self, ino: Ino) -> Result<Inode> {
+        self.find(ino)?.ok_or(Error::Posix(Errno::ESTALE))
+    }
+
+    /// Returns where a regular file's data lies, to be carried into another image.
+    pub fn layout(&self, ino: Ino) -> Result<std::sync::Arc<FileLayout>> {
+        let place = self.inode_ref(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
+        Ok(self.image.file(place)?)
+    }
+
+    fn ino_of(&self, number: u32) -> Result<Ino> {
+        self.ids
+            .ino_of(number)
+            .ok_or_else(|| Error::Inconsistent(format!("inode {number} of the image has no identity")))
+    }
+
+    fn attr_of(&self, inode: &Inode) -> Result<Attr> {
+        let time = Timestamp { secs: i64::from(inode.mtime), nanos: 0 };
+        let (mut uid, mut gid) = (self.image.uid(inode)?, self.image.gid(inode)?);
+        if let Some(map) = self.owners {
+            if uid == map.image.0 {
+                uid = map.host.0;
+            }
+            if gid == map.image.1 {
+                gid = map.host.1;
+            }
+        }
+        let (size, blocks, rdev) = match &inode.body {
+            InodeBody::Directory(_) => (4096, 0, 0),
+            InodeBody::File(file) => (file.size, (file.size - file.sparse.min(file.size)).div_ceil(512), 0),
+            InodeBody::Symlink(target) => (target.len() as u64, 0, 0),
+            InodeBody::BlockDevice(rdev) | InodeBody::CharDevice(rdev) => (0, 0, u64::from(*rdev)),
+            InodeBody::Fifo | InodeBody::Socket => (0, 0, 0),
+        };
+        Ok(Attr {
+            kind: kind_of(inode.kind()),
+            mode: inode.mode & 0o7777,
+            uid,
+            gid,
+            rdev,
+            nlink: inode.nlink,
+            size,
+            blocks,
+            atime: time,
+            mtime: time,
+            ctime: time,
+        })
+    }
+}
+
+/// The kind of an image's inode.
+pub fn kind_of(kind: InodeKind) -> Kind {
+    match kind {
+        InodeKind::Directory => Kind::Directory,
+        InodeKind::File => Kind::File,
+        InodeKind::Symlink => Kind::Symlink,
+        InodeKind::BlockDevice => Kind::BlockDevice,
+        InodeKind::CharDevice => Kind::CharDevice,
+        InodeKind::Fifo => Kind::Fifo,
+        InodeKind::Socket => Kind::Socket,
+    }
+}
+
+/// A block, or a part of one, as bytes.
+struct BlockBytes(Block);
+
+impl AsRef<[u8]> for BlockBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl Layer for ImageLayer {
-    fn lookup(&self, _dir: Ino, _name: &[u8]) -> Result<Lookup> { Ok(Lookup::Unknown) }
-    fn list(&self, _dir: Ino) -> Result<Option<LayerListing>> { Ok(None) }
-    fn inode(&self, _ino: Ino) -> Result<Option<LayerInode>> { Ok(None) }
-    fn parent(&self, _dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> { Ok(None) }
-    fn read(&self, _ino: Ino, _offset: u64, _len: usize) -> Result<Box<dyn Bytes>> { Ok(Box::new(vec![])) }
-    fn seek(&self, _ino: Ino, _offset: u64, _hole: bool) -> Result<Option<u64>> { Ok(None) }
-    fn read_link(&self, _ino: Ino) -> Result<Box<[u8]>> { Ok(Box::default()) }
-    fn xattrs(&self, _ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> { Ok(vec![]) }
-    fn as_any(&self) -> &dyn std::any::Any { self }
+    fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup> {
+        let Some(inode) = self.find(dir)? else {
+            return Ok(Lookup::Unknown);
+        };
+        Ok(match self.image.lookup(&inode, name)? {
+            Some(entry) => Lookup::Is(self.ino_of(entry.number)?),
+            None => Lookup::Unknown,
+        })
+    }
+
+    fn list(&self, dir: Ino) -> Result<Option<LayerListing>> {
+        let Some(inode) = self.find(dir)? else { return Ok(None) };
+        let directory = self.image.read_dir(&inode)?;
+        let mut listing = Vec::with_capacity(directory.len());
+        for (name, entry) in directory.iter() {
+            listing.push((Box::from(name), Some((self.ino_of(entry.number)?, kind_of(entry.kind)))));
+        }
+        Ok(Some(listing))
+    }
+
+    fn inode(&self, ino: Ino) -> Result<Option<LayerInode>> {
+        let Some(inode) = self.find(ino)? else { return Ok(None) };
+        Ok(Some(LayerInode { attr: self.attr_of(&inode)?, content: Source::Here, xattrs: Source::Here }))
+    }
+
+    fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+        if dir == Ino::ROOT {
+            return Ok(None);
+        }
+        let Some(inode) = self.find(dir)? else { return Ok(None) };
+        let InodeBody::Directory(body) = &inode.body else {
+            return Err(Errno::ENOTDIR.into());
+        };
+        let above = self.image.inode_by_number(body.parent)?;
+        let listing = self.image.read_dir(&above)?;
+        match listing.iter().find(|(_, entry)| entry.number == inode.number) {
+            Some((name, _)) => Ok(Some((self.ino_of(body.parent)?, Box::from(name)))),
+            None => Err(Error::Inconsistent(format!("directory {dir} is not in its parent"))),
+        }
+    }
+
+    fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
+        let layout = self.layout(ino)?;
+        if offset >= layout.size() || len == 0 {
+            return Ok(Box::new([0u8; 0]));
+        }
+        let block_size = u64::from(self.image.superblock().block_size);
+        let block = self.image.block(&layout, offset / block_size)?;
+        let start = (offset % block_size) as usize;
+        let end = start.saturating_add(len).min(block.len());
+        Ok(Box::new(BlockBytes(block.slice(start..end))))
+    }
+
+    fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
+        let layout = self.layout(ino)?;
+        Ok(if hole { layout.next_hole(offset) } else { layout.next_data(offset) })
+    }
+
+    fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
+        let inode = self.get(ino)?;
+        Ok(Box::from(self.image.read_link(&inode)?))
+    }
+
+    fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+        let inode = self.get(ino)?;
+        let all = self.image.xattrs(&inode)?;
+        Ok(all.into_iter().map(|(name, value)| (name.into_boxed_slice(), value.into_boxed_slice())).collect())
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
 }

@@ -43,7 +43,7 @@ mod swap;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -61,10 +61,10 @@ pub use content::AllocateMode;
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;
 pub use image_layer::{ImageLayer, OwnerMap};
-pub use layer::{Bytes, Layer, LayerInode, Listing, Lookup, Source};
+pub use layer::{Bytes, Layer, LayerInode, LayerListing, Listing, Lookup, SharedListing, Source};
 pub use namespace::{Creator, RenameMode};
 pub use node::Nodes;
-pub use open::{OpenOptions, Paths};
+pub use open::{OpenOptions, Paths, open_image};
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
 pub use stack::LowerStack;
@@ -380,9 +380,4 @@ pub(crate) fn stat_into(attr: &mut Attr, stat: &FileStat) {
     attr.atime = time(stat.st_atime, stat.st_atime_nsec);
     attr.mtime = time(stat.st_mtime, stat.st_mtime_nsec);
     attr.ctime = attr.ctime.max(time(stat.st_ctime, stat.st_ctime_nsec));
-}
-
-/// Borrows a place as [`UpperDir`] takes it.
-fn at<'a>(fd: &'a Option<Arc<OwnedFd>>, name: &'a [u8]) -> Option<(BorrowedFd<'a>, &'a [u8])> {
-    fd.as_ref().map(|fd| (fd.as_fd(), name))
 }

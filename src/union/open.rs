@@ -112,6 +112,6 @@ pub fn open_image(db: &StateDb, paths: &Paths, image: ImageId, options: &OpenOpt
     let missing = || Error::Inconsistent(format!("image {image} is in the stack but not in the history"));
     let row = db.image(image)?.ok_or_else(missing)?;
     let id_map = db.id_map(image)?.ok_or_else(missing)?;
-    let file = Image::open(&paths.images.join(&row.file), options.reader)?;
+    let file = Image::open(paths.images.join(&row.file), options.reader.clone())?;
     ImageLayer::new(file, id_map, options.owners)
 }

@@ -1,0 +1,285 @@
+//! The command's end of the control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::failure::{Failure, Kind};
+use super::protocol::{
+    Answer, Change, CommitOptions, Committed, Discarded, Hello, Request, RollbackOptions,
+    RolledBack, Selection, Service, Status, Unmounted, VERSION,
+};
+use crate::progress::{Progress, Silent};
+use crate::sys::process;
+
+/// How long a living daemon may take to greet: its accepting thread does nothing else.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a waiting client looks whether its user wants to stop.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A daemon that can be spoken with.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+    hello: Hello,
+}
+
+impl Client {
+    /// Returns the client of a daemon that lives and greets, or `None` where nobody listens.
+    pub fn connect(socket: &Path) -> Result<Option<Client>, Failure> {
+        let Some(mut connection) = Connection::open(socket)? else {
+            return Ok(None);
+        };
+        let hello = connection.hello()?;
+        Ok(Some(Client {
+            socket: socket.to_path_buf(),
+            hello,
+        }))
+    }
+
+    /// Returns what the daemon said of itself.
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// Asks, shows progress, and returns the answer. The daemon stops when `progress` says so.
+    pub fn call<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        progress: &dyn Progress,
+    ) -> Result<T, Failure> {
+        let (answer, _) = self.ask(request, progress)?;
+        Ok(answer)
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        progress: &dyn Progress,
+    ) -> Result<(T, Connection), Failure> {
+        let mut connection = Connection::open(&self.socket)?
+            .ok_or_else(|| Failure::new(Kind::Daemon, "the daemon has ended"))?;
+        let hello = connection.hello()?;
+        if hello.protocol != VERSION {
+            return Err(Failure::new(
+                Kind::Daemon,
+                format!(
+                    "the daemon (pid {}, envfs {}) speaks protocol {}, this envfs {VERSION}",
+                    hello.pid, hello.version, hello.protocol
+                ),
+            )
+            .hint(format!(
+                "end it with: kill {} (it unmounts and keeps all changes), then try again",
+                hello.pid
+            )));
+        }
+        connection.send(request)?;
+        loop {
+            match connection.receive(progress)? {
+                Answer::Progress(report) => progress.report(&report),
+                Answer::Error(failure) => return Err(failure),
+                Answer::Ok(value) => {
+                    let answer = serde_json::from_value(value).map_err(|error| {
+                        Failure::new(Kind::Daemon, format!("the daemon's answer is odd: {error}"))
+                    })?;
+                    return Ok((answer, connection));
+                }
+            }
+        }
+    }
+
+    /// Asks the daemon to unmount. Unless it was a lazy unmount, the daemon has ended and has
+    /// let go of everything when this returns.
+    pub fn unmount(&self, lazy: bool) -> Result<Unmounted, Failure> {
+        let (answer, connection) = self.ask(&Request::Unmount { lazy }, &Silent)?;
+        if !lazy {
+            connection.wait_for_end()?;
+        }
+        Ok(answer)
+    }
+}
+
+impl Service for Client {
+    fn status(&self) -> Result<Status, Failure> {
+        self.call(&Request::Status, &Silent)
+    }
+
+    fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
+        self.call(&Request::Changes(selection.clone()), &Silent)
+    }
+
+    fn commit(
+        &self,
+        options: &CommitOptions,
+        progress: &dyn Progress,
+    ) -> Result<Committed, Failure> {
+        self.call(&Request::Commit(options.clone()), progress)
+    }
+
+    fn discard(
+        &self,
+        selection: &Selection,
+        progress: &dyn Progress,
+    ) -> Result<Discarded, Failure> {
+        self.call(&Request::Discard(selection.clone()), progress)
+    }
+
+    fn rollback(
+        &self,
+        options: &RollbackOptions,
+        progress: &dyn Progress,
+    ) -> Result<RolledBack, Failure> {
+        self.call(&Request::Rollback(options.clone()), progress)
+    }
+
+    fn stats(&self) -> Result<serde_json::Value, Failure> {
+        self.call(&Request::Stats, &Silent)
+    }
+}
+
+/// One connection: lines out, lines in.
+#[derive(Debug)]
+struct Connection {
+    reader: BufReader<UnixStream>,
+    /// What came of a line so far; reads are cut short to look whether the user wants to stop.
+    partial: Vec<u8>,
+}
+
+fn trouble(error: &io::Error) -> Failure {
+    Failure {
+        kind: Kind::Daemon,
+        ..Failure::io("cannot speak with the daemon", error)
+    }
+}
+
+impl Connection {
+    fn open(socket: &Path) -> Result<Option<Connection>, Failure> {
+        let stream = match UnixStream::connect(socket) {
+            Ok(stream) => stream,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(trouble(&error)),
+        };
+        let peer = process::peer_user(&stream).map_err(|error| trouble(&error))?;
+        if peer != process::user_id() && peer != 0 {
+            return Err(Failure::new(
+                Kind::Daemon,
+                format!(
+                    "the daemon's socket is held by {}",
+                    process::user_name(peer)
+                ),
+            ));
+        }
+        Ok(Some(Connection {
+            reader: BufReader::new(stream),
+            partial: Vec::new(),
+        }))
+    }
+
+    fn hello(&mut self) -> Result<Hello, Failure> {
+        let stream = self.reader.get_ref();
+        stream
+            .set_read_timeout(Some(GREETING_PATIENCE))
+            .map_err(|error| trouble(&error))?;
+        let line = match self.line() {
+            Ok(Some(line)) => line,
+            Ok(None) => {
+                return Err(Failure::new(
+                    Kind::Daemon,
+                    format!(
+                        "the daemon does not answer within {} s",
+                        GREETING_PATIENCE.as_secs()
+                    ),
+                )
+                .hint("its log may tell why (envfs paths names it)"));
+            }
+            Err(failure) => return Err(failure),
+        };
+        parse(&line)
+    }
+
+    fn send(&mut self, request: &Request) -> Result<(), Failure> {
+        let mut line =
+            serde_json::to_vec(request).map_err(|error| Failure::of(Kind::Internal, &error))?;
+        line.push(b'\n');
+        self.reader
+            .get_mut()
+            .write_all(&line)
+            .map_err(|error| trouble(&error))
+    }
+
+    /// Waits for the next message; hangs up when the user wants to stop.
+    fn receive(&mut self, progress: &dyn Progress) -> Result<Answer, Failure> {
+        self.reader
+            .get_ref()
+            .set_read_timeout(Some(LOOK))
+            .map_err(|error| trouble(&error))?;
+        loop {
+            if let Some(line) = self.line()? {
+                return parse(&line);
+            }
+            if progress.is_cancelled() {
+                self.reader
+                    .get_ref()
+                    .shutdown(std::net::Shutdown::Write)
+                    .map_err(|error| trouble(&error))?;
+                // The daemon's last word tells whether it stopped or was done already.
+                self.reader
+                    .get_ref()
+                    .set_read_timeout(None)
+                    .map_err(|error| trouble(&error))?;
+            }
+        }
+    }
+
+    /// Returns the next line, or `None` when it did not come in time.
+    fn line(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        match self.reader.read_until(b'\n', &mut self.partial) {
+            Ok(_) if self.partial.ends_with(b"\n") => Ok(Some(std::mem::take(&mut self.partial))),
+            Ok(_) => Err(
+                Failure::new(Kind::Daemon, "the daemon ended without an answer")
+                    .hint("its log may tell why (envfs paths names it)"),
+            ),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(trouble(&error)),
+        }
+    }
+
+    /// Waits until the daemon is no more.
+    fn wait_for_end(mut self) -> Result<(), Failure> {
+        self.reader
+            .get_ref()
+            .set_read_timeout(None)
+            .map_err(|error| trouble(&error))?;
+        let mut rest = Vec::new();
+        match self.reader.read_to_end(&mut rest) {
+            Ok(_) => Ok(()),
+            // It ended with something of ours unread: it has ended all the same.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            Err(error) => Err(trouble(&error)),
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(line)
+        .map_err(|error| Failure::new(Kind::Daemon, format!("the daemon's words are odd: {error}")))
+}

@@ -1,0 +1,133 @@
+//! An error in the form in which it reaches the user, also from another process.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fuse::session::SessionError;
+use crate::sys::mount::MountError;
+use crate::sys::process::error_text;
+
+/// What kind of trouble it is. Decides the exit status of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The system refused something: input and output, permissions.
+    System,
+    /// The command was not given what it needs.
+    Usage,
+    /// No such environment, revision, file or source.
+    NotFound,
+    /// It exists already, or what is there stands in the way.
+    Conflict,
+    /// Somebody uses it or holds its lock.
+    Busy,
+    /// An image or database is damaged, no image at all, or newer than this program.
+    Damaged,
+    /// FUSE cannot be used here.
+    Fuse,
+    /// No space or quota left.
+    NoSpace,
+    /// The daemon ended or does not answer.
+    Daemon,
+    /// The user asked to stop; everything is as it was.
+    Cancelled,
+    /// A fault of this program.
+    Internal,
+}
+
+/// What failed, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind of trouble it is.
+    pub kind: Kind,
+    /// What failed, with its causes, in one line as a rule.
+    pub message: String,
+    /// What to type or do next, one hint a line.
+    #[serde(default)]
+    pub hints: Vec<String>,
+}
+
+impl Failure {
+    /// Makes a failure without hints.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
+        Failure {
+            kind,
+            message: message.into(),
+            hints: Vec::new(),
+        }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Makes one of an error of the system, met while doing what `doing` says
+    /// ("cannot read /x").
+    pub fn io(doing: impl std::fmt::Display, error: &io::Error) -> Failure {
+        let failure = Failure::new(kind_of_io(error), format!("{doing}: {}", error_text(error)));
+        match failure.kind {
+            Kind::NoSpace => failure.hint("make room (envfs gc drops old images), then try again"),
+            _ => failure,
+        }
+    }
+
+    /// Makes one of any error, with all its causes in the message.
+    pub fn of(kind: Kind, error: &dyn std::error::Error) -> Failure {
+        Failure::new(kind, with_causes(error))
+    }
+}
+
+/// Returns the kind of trouble that an error of the system means.
+pub fn kind_of_io(error: &io::Error) -> Kind {
+    match error.raw_os_error() {
+        Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Kind::NoSpace,
+        Some(nix::libc::EBUSY | nix::libc::ETXTBSY) => Kind::Busy,
+        Some(nix::libc::ENOENT) => Kind::NotFound,
+        Some(nix::libc::EEXIST | nix::libc::ENOTEMPTY) => Kind::Conflict,
+        _ => Kind::System,
+    }
+}
+
+/// Joins an error and its causes; a cause that the text before it tells already is left out.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Failure {
+        let kind = match &error {
+            MountError::Busy { .. } => Kind::Busy,
+            MountError::System { source, .. } => kind_of_io(source),
+            MountError::Refused { .. } => Kind::Fuse,
+            _ => Kind::Fuse,
+        };
+        Failure {
+            hints: error.hints(),
+            ..Failure::of(kind, &error)
+        }
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Failure {
+        match error {
+            SessionError::Mount(error) => error.into(),
+            error => Failure::of(Kind::Fuse, &error),
+        }
+    }
+}

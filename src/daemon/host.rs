@@ -1,0 +1,208 @@
+//! The life of a daemon: open, mount, say so, serve, unmount, end.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::failure::{Failure, Kind};
+use super::protocol::{Service, Started, Unmounted};
+use super::runtime::RuntimeDir;
+use super::server::{Control, Server};
+use crate::fuse::session::Session;
+use crate::sys::mount::{self, MountError, UnmountMode};
+use crate::sys::process::{self, EndSignals};
+use crate::sys::{holders, mountinfo};
+
+/// A mounted environment: its running session and what answers for it.
+pub struct Mounted {
+    /// The mount, with its loops running.
+    pub session: Session,
+    /// What commands may ask of it.
+    pub service: Arc<dyn Service>,
+}
+
+impl std::fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mounted")
+            .field("session", &self.session)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Is a daemon: runs until the environment is unmounted. To be called first thing in a fresh
+/// process, before any other thread runs, with a pipe as standard output and the log as standard
+/// error.
+///
+/// `mount` opens the environment and mounts it; it runs after the process left its terminal. Its
+/// failure reaches the command that started us and is returned as well.
+pub fn run(
+    id: &str,
+    runtime: &RuntimeDir,
+    mount: impl FnOnce() -> Result<Mounted, Failure>,
+) -> Result<(), Failure> {
+    // Blocked before any thread exists, so that only the one that waits for them gets them.
+    let began = EndSignals::block()
+        .and_then(|signals| process::become_daemon().map(|()| signals))
+        .map_err(|error| Failure::io("cannot become a daemon", &error))
+        .and_then(|signals| Ok((signals, mount()?)));
+    let (signals, mounted) = match began {
+        Ok(began) => began,
+        Err(failure) => {
+            tell(&Started::Error(failure.clone()))?;
+            return Err(failure);
+        }
+    };
+    let mount_point = mounted.session.mount_point().to_path_buf();
+
+    let served = serve(id, runtime, &mounted, signals).and_then(|running| {
+        // If the command that asked for the mount is gone, nobody wants it.
+        tell(&Started::Ready {
+            pid: std::process::id(),
+            mount_point: mount_point.clone(),
+        })?;
+        Ok(running)
+    });
+    let running = match served {
+        Ok(running) => running,
+        Err(failure) => {
+            if let Err(error) = mount::unmount(&mount_point, UnmountMode::Lazy) {
+                tracing::warn!(%error, "could not undo the mount");
+            }
+            // Nobody may be listening; the log has it in any case.
+            if let Err(error) = tell(&Started::Error(failure.clone())) {
+                tracing::debug!(%error, "could not tell of the failure");
+            }
+            return Err(failure);
+        }
+    };
+    tracing::info!(pid = std::process::id(), path = %mount_point.display(), "mounted");
+
+    let Mounted { session, service } = mounted;
+    let result = session.wait();
+    drop(running);
+    drop(service);
+    tracing::info!(path = %mount_point.display(), "unmounted");
+    result.map_err(|error| Failure::io("the event loops ended badly", &error))
+}
+
+fn serve(
+    id: &str,
+    runtime: &RuntimeDir,
+    mounted: &Mounted,
+    signals: EndSignals,
+) -> Result<super::server::Running, Failure> {
+    let control = Arc::new(MountControl::new(mounted.session.mount_point(), id));
+    let socket = runtime.socket(id);
+    let running = Server::bind(&socket, id)
+        .and_then(|server| server.start(mounted.service.clone(), control.clone()))
+        .map_err(|error| Failure::io(format!("cannot listen at {}", socket.display()), &error))?;
+    std::thread::Builder::new()
+        .name(String::from("signals"))
+        .spawn(move || end_on_signal(signals, &control))
+        .map_err(|error| Failure::io("cannot start a thread", &error))?;
+    Ok(running)
+}
+
+/// Unmounts when asked by a signal; whoever still uses the mount may finish.
+fn end_on_signal(signals: EndSignals, control: &MountControl) {
+    loop {
+        match signals.wait() {
+            Ok(signal) => tracing::info!(signal, "asked to end"),
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for signals");
+                return;
+            }
+        }
+        match mount::unmount(&control.mount_point, UnmountMode::Plain) {
+            Ok(()) => {}
+            Err(MountError::Busy { .. }) => {
+                tracing::warn!("in use: detached, to end when the last user does");
+                if let Err(error) = mount::unmount(&control.mount_point, UnmountMode::Lazy) {
+                    tracing::error!(%error, "cannot detach");
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot unmount"),
+        }
+    }
+}
+
+/// Says on standard output how the start went, then makes the log the standard output, which
+/// tells the other side that nothing more is to come.
+fn tell(started: &Started) -> Result<(), Failure> {
+    let io = |error| Failure::io("cannot answer the command that started the daemon", &error);
+    let mut line =
+        serde_json::to_vec(started).map_err(|error| Failure::of(Kind::Internal, &error))?;
+    line.push(b'\n');
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(&line)
+        .and_then(|()| stdout.flush())
+        .map_err(io)?;
+    let log = File::options()
+        .write(true)
+        .open("/proc/self/fd/2")
+        .or_else(|_| File::options().write(true).open("/dev/null"))
+        .map_err(io)?;
+    process::replace_stdout(&log).map_err(io)
+}
+
+/// The mount as the daemon controls it.
+#[derive(Debug)]
+struct MountControl {
+    mount_point: PathBuf,
+    id: String,
+}
+
+impl MountControl {
+    fn new(mount_point: &Path, id: &str) -> MountControl {
+        MountControl {
+            mount_point: mount_point.to_path_buf(),
+            id: id.to_owned(),
+        }
+    }
+}
+
+impl Control for MountControl {
+    fn unmount(&self, lazy: bool) -> Result<Unmounted, Failure> {
+        match mount::unmount(&self.mount_point, UnmountMode::Plain) {
+            Ok(()) => return Ok(Unmounted::default()),
+            Err(MountError::Busy { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let holders = holders(&self.id);
+        if lazy {
+            mount::unmount(&self.mount_point, UnmountMode::Lazy)?;
+            return Ok(Unmounted { holders });
+        }
+        Err(busy(&self.mount_point, &holders))
+    }
+}
+
+/// Returns who uses an environment's mount, as far as we may see.
+pub fn holders(id: &str) -> Vec<holders::Holder> {
+    match mountinfo::of_environment(id) {
+        Ok(mounts) => mounts.iter().flat_map(holders::of_mount).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "cannot read the mount table");
+            Vec::new()
+        }
+    }
+}
+
+/// Says who keeps a mount from being unmounted.
+pub fn busy(mount_point: &Path, holders: &[holders::Holder]) -> Failure {
+    let mut message = format!("{} is in use", mount_point.display());
+    if holders.is_empty() {
+        message.push_str(" (by a process of another user, or by a mount inside it)");
+    }
+    for holder in holders.iter().take(10) {
+        message.push_str(&format!("\n  {holder}"));
+    }
+    if holders.len() > 10 {
+        message.push_str(&format!("\n  and {} more", holders.len() - 10));
+    }
+    Failure::new(Kind::Busy, message)
+        .hint("end these processes or leave the directory, then try again")
+        .hint("or: envfs unmount --lazy (detaches now, ends when they do)")
+}

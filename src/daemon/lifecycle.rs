@@ -1,0 +1,319 @@
+//! Makes sure that an environment is mounted, or no longer is.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::failure::{Failure, Kind};
+use super::host::{busy, holders};
+use super::protocol::{Started, Unmounted};
+use super::runtime::RuntimeDir;
+use crate::sys::mount::{self, MountError, UnmountMode};
+use crate::sys::mountinfo::{self, MountEntry};
+use crate::sys::process;
+
+/// How long a daemon that has lost its mount may take to end.
+const ENDING_PATIENCE: Duration = Duration::from_secs(5);
+/// How much of a log is searched for last words.
+const LOG_TAIL: u64 = 4096;
+
+/// The environment that is meant, as far as its mount is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Id of the environment, unique for ever.
+    pub id: String,
+    /// Name of the environment, for the daemon's command line and for messages.
+    pub name: String,
+    /// Where it is to be mounted, absolute.
+    pub prefix: PathBuf,
+    /// The daemon's log.
+    pub log: PathBuf,
+    /// The root of the store, which the daemon is told.
+    pub home: PathBuf,
+}
+
+/// The state of an environment's mount.
+#[derive(Debug)]
+pub enum State {
+    /// It is not mounted here and has no daemon.
+    Unmounted,
+    /// It is mounted and its daemon answers.
+    Mounted(Client),
+    /// It is mounted and works, but its daemon cannot be spoken with (its socket was removed).
+    Deaf,
+    /// Mounts without a daemon are in the way.
+    Dead(Vec<MountEntry>),
+    /// Its daemon lives but has no mount here: it ends, or serves another mount namespace.
+    Elsewhere(Client),
+}
+
+impl State {
+    /// Returns whether the prefix shows the environment now.
+    pub fn is_mounted(&self) -> bool {
+        matches!(self, State::Mounted(_) | State::Deaf)
+    }
+}
+
+/// Looks, and changes nothing.
+pub fn state(runtime: &RuntimeDir, id: &str) -> Result<State, Failure> {
+    let mounts = mountinfo::of_environment(id)
+        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+    let client = Client::connect(&runtime.socket(id))?;
+    Ok(match (client, mounts.last()) {
+        (None, None) => State::Unmounted,
+        (Some(client), None) => State::Elsewhere(client),
+        (Some(client), Some(_)) => State::Mounted(client),
+        // Nobody listens at the socket: only now is it safe to ask the mount itself.
+        (None, Some(top)) if top.is_dead() => State::Dead(mounts),
+        (None, Some(_)) => State::Deaf,
+    })
+}
+
+/// Makes sure that the environment is mounted: uses a healthy mount, replaces a dead one, starts
+/// a daemon where there is none. Commands that do this at the same time wait for each other.
+///
+/// Returns the daemon's client, or `None` where the mount works but its daemon is deaf.
+pub fn ensure_mounted(target: &Target, runtime: &RuntimeDir) -> Result<Option<Client>, Failure> {
+    let _lock = runtime.lock(&target.id)?;
+    let deadline = Instant::now() + ENDING_PATIENCE;
+    loop {
+        match state(runtime, &target.id)? {
+            State::Mounted(client) => return Ok(Some(client)),
+            State::Deaf => return Ok(None),
+            State::Dead(mounts) => detach(&mounts)?,
+            State::Unmounted => return start(target, runtime).map(Some),
+            State::Elsewhere(_) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            State::Elsewhere(client) => return Err(elsewhere(target, &client)),
+        }
+    }
+}
+
+fn elsewhere(target: &Target, client: &Client) -> Failure {
+    let pid = client.hello().pid;
+    Failure::new(
+        Kind::Busy,
+        format!(
+            "the daemon of {} (pid {pid}) still serves programs that use an earlier mount, or a \
+             mount in another namespace",
+            target.name
+        ),
+    )
+    .hint("end the programs that use it, then try again")
+    .hint(format!(
+        "or end the daemon: kill -9 {pid} (its users lose their files' connection)"
+    ))
+}
+
+/// Takes mounts away whose daemon is gone, the top one first.
+fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
+    for mount in mounts.iter().rev() {
+        // Another file system may lie on top by now; what is at the path must be what we mean.
+        let top = mountinfo::at(&mount.mount_point)
+            .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+        match top {
+            Some(top) if top.id == mount.id => {
+                tracing::info!(path = %mount.mount_point.display(), "detaching a dead mount");
+                mount::unmount(&mount.mount_point, UnmountMode::Lazy)?;
+            }
+            Some(top) => {
+                return Err(Failure::new(
+                    Kind::Conflict,
+                    format!(
+                        "{} lies on top of the dead mount at {}",
+                        top.source.to_string_lossy(),
+                        mount.mount_point.display()
+                    ),
+                )
+                .hint("unmount it, then try again"));
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Looks whether an environment can be mounted at this place; creates the directory.
+///
+/// An occupied directory is refused: what is in it would be hidden.
+pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
+    let shown = prefix.display();
+    if !prefix.is_absolute() {
+        return Err(Failure::new(
+            Kind::Usage,
+            format!("the prefix {shown} is not absolute"),
+        ));
+    }
+    match fs::create_dir_all(prefix) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(Failure::new(
+                Kind::Conflict,
+                format!("{shown} is where the environment is to be mounted, but is no directory"),
+            )
+            .hint("move it away, or choose another place with --prefix"));
+        }
+        Err(error) => return Err(Failure::io(format!("cannot create {shown}"), &error)),
+    }
+    let at = mountinfo::at(prefix)
+        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+    if let Some(mount) = at {
+        return Err(Failure::new(
+            Kind::Conflict,
+            format!(
+                "something else is mounted at {shown}: {} ({})",
+                mount.source.to_string_lossy(),
+                mount.fs_type
+            ),
+        )
+        .hint(format!(
+            "unmount it (fusermount3 -u {shown}), or choose another --prefix"
+        )));
+    }
+    let mut entries = fs::read_dir(prefix)
+        .map_err(|error| Failure::io(format!("cannot read {shown}"), &error))?;
+    if entries.next().is_some() {
+        return Err(Failure::new(
+            Kind::Conflict,
+            format!("{shown} is where the environment is to be mounted, but is not empty"),
+        )
+        .hint("move what is in it away, or choose another place with --prefix"));
+    }
+    Ok(())
+}
+
+/// Starts a daemon and waits until its mount can be used.
+fn start(target: &Target, runtime: &RuntimeDir) -> Result<Client, Failure> {
+    prepare_prefix(&target.prefix)?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&target.log)
+        .map_err(|error| {
+            Failure::io(
+                format!("cannot write the log {}", target.log.display()),
+                &error,
+            )
+        })?;
+    let log_start = log.metadata().map_or(0, |meta| meta.len());
+    let mut child = Command::new(process::own_program())
+        .arg("__daemon")
+        .arg("--home")
+        .arg(&target.home)
+        .arg("--")
+        .arg(&target.name)
+        // Libraries of an environment must not be loaded by what serves it.
+        .env_remove("LD_LIBRARY_PATH")
+        .env_remove("LD_PRELOAD")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::from(log))
+        .spawn()
+        .map_err(|error| Failure::io("cannot start the daemon", &error))?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .map_err(|error| Failure::io("cannot hear the daemon", &error))?;
+    }
+    match serde_json::from_str(&line) {
+        Ok(Started::Ready { .. }) => {}
+        Ok(Started::Error(failure)) => {
+            // It ends by itself now; waiting for it frees its locks before we return.
+            child
+                .wait()
+                .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
+            return Err(failure);
+        }
+        Err(_) => {
+            let status = child
+                .wait()
+                .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
+            return Err(ended_early(target, status, log_start));
+        }
+    }
+    Client::connect(&runtime.socket(&target.id))?.ok_or_else(|| {
+        Failure::new(
+            Kind::Daemon,
+            "the daemon said it was ready, but does not listen",
+        )
+        .hint(format!("its log: {}", target.log.display()))
+    })
+}
+
+fn ended_early(target: &Target, status: std::process::ExitStatus, log_start: u64) -> Failure {
+    let mut message = format!(
+        "the daemon of {} ended before it was ready ({status})",
+        target.name
+    );
+    for line in last_words(&target.log, log_start) {
+        message.push_str("\n  ");
+        message.push_str(&line);
+    }
+    Failure::new(Kind::Daemon, message).hint(format!("its log: {}", target.log.display()))
+}
+
+/// Returns the last lines which a daemon wrote to its log after `start`.
+fn last_words(log: &Path, start: u64) -> Vec<String> {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(start.max(length.saturating_sub(LOG_TAIL))))?;
+        let mut text = Vec::new();
+        file.take(LOG_TAIL).read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines
+        .iter()
+        .skip(lines.len().saturating_sub(5))
+        .map(|line| (*line).to_owned())
+        .collect()
+}
+
+/// Makes sure that the environment is not mounted and has no daemon, dead mounts included.
+/// Returns whether there was anything to do.
+pub fn ensure_unmounted(
+    target: &Target,
+    runtime: &RuntimeDir,
+    lazy: bool,
+) -> Result<Option<Unmounted>, Failure> {
+    let _lock = runtime.lock(&target.id)?;
+    match state(runtime, &target.id)? {
+        State::Unmounted => Ok(None),
+        State::Mounted(client) => client.unmount(lazy).map(Some),
+        State::Dead(mounts) => {
+            detach(&mounts)?;
+            Ok(Some(Unmounted::default()))
+        }
+        State::Deaf => unmount_deaf(target, lazy).map(Some),
+        State::Elsewhere(_) if lazy => Ok(None),
+        State::Elsewhere(client) => Err(elsewhere(target, &client)),
+    }
+}
+
+/// Unmounts without the daemon's help; it ends when its mount does.
+fn unmount_deaf(target: &Target, lazy: bool) -> Result<Unmounted, Failure> {
+    let mounts = mountinfo::of_environment(&target.id)
+        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+    let Some(top) = mounts.last() else {
+        return Ok(Unmounted::default());
+    };
+    match mount::unmount(&top.mount_point, UnmountMode::Plain) {
+        Ok(()) => Ok(Unmounted::default()),
+        Err(MountError::Busy { .. }) => {
+            let holders = holders(&target.id);
+            if !lazy {
+                return Err(busy(&top.mount_point, &holders));
+            }
+            mount::unmount(&top.mount_point, UnmountMode::Lazy)?;
+            Ok(Unmounted { holders })
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,312 @@
+//! The daemon's end of the control socket.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::failure::{Failure, Kind};
+use super::protocol::{Answer, Hello, Request, Service, Unmounted, VERSION};
+use crate::progress::{Progress, Report};
+use crate::sys::process;
+
+/// The longest request that is read; a list of paths may be long, a mistake is longer.
+const MAX_REQUEST: u64 = 16 << 20;
+/// Progress goes out no more often than this.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What the daemon itself answers for, besides the [`Service`].
+pub trait Control: Send + Sync {
+    /// Takes the mount away; the daemon ends after that.
+    fn unmount(&self, lazy: bool) -> Result<Unmounted, Failure>;
+}
+
+/// The listening socket; removed from the disk when dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    hello: Hello,
+}
+
+impl Server {
+    /// Listens at `path` for an environment. Takes the place of a socket that a dead daemon left;
+    /// the caller holds the start lock or the environment's lock, so there is no living one.
+    pub fn bind(path: &Path, environment: &str) -> io::Result<Server> {
+        match fs::remove_file(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let hello = Hello {
+            protocol: VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            environment: environment.to_owned(),
+        };
+        Ok(Server {
+            listener: UnixListener::bind(path)?,
+            path: path.to_path_buf(),
+            hello,
+        })
+    }
+
+    /// Answers in the background, each connection in a thread of its own, until the handle is
+    /// dropped.
+    pub fn start(
+        self,
+        service: Arc<dyn Service>,
+        control: Arc<dyn Control>,
+    ) -> io::Result<Running> {
+        let path = self.path.clone();
+        let listener = self.listener.try_clone()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let work = Arc::new(Work::default());
+        let running_work = work.clone();
+        std::thread::Builder::new()
+            .name(String::from("control"))
+            .spawn(move || {
+                for stream in self.listener.incoming() {
+                    if stopped.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let stream = match stream {
+                        Ok(stream) => stream,
+                        Err(error) => {
+                            // Out of descriptors, most likely: others must finish first.
+                            tracing::warn!(%error, "cannot accept a connection");
+                            std::thread::sleep(Duration::from_millis(100));
+                            continue;
+                        }
+                    };
+                    let (hello, service, control) =
+                        (self.hello.clone(), service.clone(), control.clone());
+                    let spawned = std::thread::Builder::new()
+                        .name(String::from("request"))
+                        .spawn(move || {
+                            if let Err(error) = converse(stream, &hello, &*service, &*control, &work) {
+                                tracing::debug!(%error, "a control connection broke");
+                            }
+                        });
+                    if let Err(error) = spawned {
+                        tracing::warn!(%error, "cannot start a thread for a connection");
+                    }
+                }
+            })?;
+        Ok(Running {
+            path,
+            stop,
+            _listener: listener,
+        })
+    }
+}
+
+/// How many requests are being answered.
+#[derive(Debug, Default)]
+struct Work {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Work {
+    fn begin(&self) -> Working<'_> {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Working(self)
+    }
+
+    fn wait_for_none(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count > 0 {
+            count = self.changed.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Held from a request to its answer.
+struct Working<'a>(&'a Work);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// A server that answers. When dropped it stops accepting, waits until the requests that it is
+/// answering have their answers, and removes its socket.
+#[derive(Debug)]
+pub struct Running {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    work: Arc<Work>,
+    _listener: UnixListener,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread so that it sees the flag; if that fails it is gone already.
+        drop(UnixStream::connect(&self.path));
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "cannot remove the socket");
+        }
+        self.work.wait_for_none();
+    }
+}
+
+/// Greets, reads one request, answers it.
+fn converse(
+    stream: UnixStream,
+    hello: &Hello,
+    service: &dyn Service,
+    control: &dyn Control,
+    work: &Work,
+) -> io::Result<()> {
+    let user = process::peer_user(&stream)?;
+    if user != process::user_id() && user != 0 {
+        return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    }
+    let peer = Arc::new(Peer {
+        stream: Mutex::new(stream.try_clone()?),
+        gone: AtomicBool::new(false),
+        last: Mutex::new(None),
+    });
+    peer.send(hello)?;
+
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(stream.try_clone()?);
+    reader
+        .by_ref()
+        .take(MAX_REQUEST)
+        .read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        // Only wanted to know whether we live.
+        return Ok(());
+    }
+    let working = work.begin();
+    let request: Request = match serde_json::from_slice(&line) {
+        Ok(request) => request,
+        Err(error) => {
+            let failure = Failure::new(
+                Kind::Usage,
+                format!("the daemon does not know this: {error}"),
+            );
+            return peer.send(&Answer::Error(failure));
+        }
+    };
+    tracing::info!(?request, "asked");
+
+    let watch = match request {
+        Request::Commit(_) | Request::Discard(_) | Request::Rollback(_) => {
+            let peer = peer.clone();
+            Some(
+                std::thread::Builder::new()
+                    .name(String::from("watch"))
+                    .spawn(move || {
+                        let mut byte = [0u8];
+                        // Nothing more is to come but the end; what ends the wait means "gone".
+                        match reader.read(&mut byte) {
+                            Ok(_) | Err(_) => peer.gone.store(true, Ordering::SeqCst),
+                        }
+                    })?,
+            )
+        }
+        _ => None,
+    };
+
+    let is_unmount = matches!(request, Request::Unmount { lazy: false });
+    let result = answer(&request, service, control, &*peer);
+    if let Err(failure) = &result {
+        tracing::warn!(kind = ?failure.kind, %failure, "refused");
+    }
+    let unmounted = is_unmount && result.is_ok();
+    let sent = peer.send(&match result {
+        Ok(value) => Answer::Ok(value),
+        Err(failure) => Answer::Error(failure),
+    });
+    drop(working);
+    if unmounted {
+        // The end of the process closes the connection and so tells the client; it must not
+        // happen before. The thread waits for an end that is not its own.
+        loop {
+            std::thread::park();
+        }
+    }
+    stream.shutdown(Shutdown::Both)?;
+    if let Some(watch) = watch
+        && watch.join().is_err()
+    {
+        tracing::error!("the watch over a connection panicked");
+    }
+    sent
+}
+
+fn answer(
+    request: &Request,
+    service: &dyn Service,
+    control: &dyn Control,
+    progress: &dyn Progress,
+) -> Result<serde_json::Value, Failure> {
+    match request {
+        Request::Ping => value(&()),
+        Request::Status => value(&service.status()?),
+        Request::Changes(selection) => value(&service.changes(selection)?),
+        Request::Commit(options) => value(&service.commit(options, progress)?),
+        Request::Discard(selection) => value(&service.discard(selection, progress)?),
+        Request::Rollback(options) => value(&service.rollback(options, progress)?),
+        Request::Unmount { lazy } => value(&control.unmount(*lazy)?),
+        Request::Stats => service.stats(),
+    }
+}
+
+fn value<T: Serialize>(result: &T) -> Result<serde_json::Value, Failure> {
+    serde_json::to_value(result).map_err(|error| Failure::of(Kind::Internal, &error))
+}
+
+/// The client as the one who hears of progress, and whose going away is a cancellation.
+struct Peer {
+    stream: Mutex<UnixStream>,
+    gone: AtomicBool,
+    /// When progress was sent last, and of what phase.
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl Peer {
+    fn send<T: Serialize>(&self, message: &T) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        // A panic while sending leaves at worst half a line to a client that is lost anyway.
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.write_all(&line)
+    }
+}
+
+impl Progress for Peer {
+    fn report(&self, report: &Report) {
+        {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            if let Some((time, phase)) = &*last
+                && *phase == report.phase
+                && now.duration_since(*time) < PROGRESS_INTERVAL
+            {
+                return;
+            }
+            *last = Some((now, report.phase.clone()));
+        }
+        if self.send(&Answer::Progress(report.clone())).is_err() {
+            self.gone.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+}

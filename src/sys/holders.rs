@@ -1,0 +1,182 @@
+//! Which processes keep a mount busy.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::mountinfo::{MountEntry, is_under};
+use super::process;
+
+/// How a process uses a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Use {
+    /// Its working directory is there.
+    WorkingDirectory,
+    /// Its root directory is there.
+    Root,
+    /// It runs a program from there.
+    Program,
+    /// It has a file or directory open there.
+    OpenFile,
+    /// It has mapped a file from there (a library, as a rule).
+    Mapping,
+}
+
+impl Use {
+    /// Returns the use in words, to stand after the name of a process.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Use::WorkingDirectory => "works in it",
+            Use::Root => "has its root in it",
+            Use::Program => "runs a program of it",
+            Use::OpenFile => "has a file of it open",
+            Use::Mapping => "has mapped a file of it",
+        }
+    }
+}
+
+/// A process that uses a mount.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Holder {
+    /// Process id.
+    pub pid: u32,
+    /// Name of the command.
+    pub command: String,
+    /// What it does there; the first use that was found.
+    #[serde(rename = "use")]
+    pub how: Use,
+    /// The path by which it does so, where one is known.
+    pub path: String,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} (pid {}) {}",
+            self.command,
+            self.pid,
+            self.how.describe()
+        )?;
+        if !self.path.is_empty() {
+            write!(f, ": {}", self.path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the processes that use a mount and that we may look into, except ourselves.
+///
+/// Other users' processes are seen by root only. Links are read, never followed: it asks the
+/// daemon nothing and works for dead mounts too.
+pub fn of_mount(mount: &MountEntry) -> Vec<Holder> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let own = std::process::id();
+    let mut holders: Vec<Holder> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|&pid| pid != own)
+        .filter_map(|pid| of_process(pid, mount))
+        .collect();
+    holders.sort_by_key(|holder| holder.pid);
+    holders
+}
+
+fn of_process(pid: u32, mount: &MountEntry) -> Option<Holder> {
+    let base = Path::new("/proc").join(pid.to_string());
+    let found = |how, path: &OsStr| {
+        Some(Holder {
+            pid,
+            command: process::command_name(pid)?,
+            how,
+            path: path.to_string_lossy().into_owned(),
+        })
+    };
+    for (link, how) in [
+        ("cwd", Use::WorkingDirectory),
+        ("root", Use::Root),
+        ("exe", Use::Program),
+    ] {
+        if let Ok(target) = fs::read_link(base.join(link))
+            && is_under(target.as_os_str(), &mount.mount_point)
+        {
+            return found(how, target.as_os_str());
+        }
+    }
+    if let Ok(entries) = fs::read_dir(base.join("fd")) {
+        for entry in entries.flatten() {
+            if let Ok(target) = fs::read_link(entry.path())
+                && is_under(target.as_os_str(), &mount.mount_point)
+            {
+                return found(Use::OpenFile, target.as_os_str());
+            }
+        }
+    }
+    let maps = fs::read(base.join("maps")).ok()?;
+    let path = mapping_of_device(&maps, mount.device)?;
+    found(Use::Mapping, OsStr::from_bytes(path))
+}
+
+/// Returns the path of the first mapping from this device.
+fn mapping_of_device(maps: &[u8], device: (u32, u32)) -> Option<&[u8]> {
+    maps.split(|&byte| byte == b'\n').find_map(|line| {
+        // address perms offset dev inode path
+        let mut fields = line.splitn(6, |&byte| byte == b' ');
+        let dev = std::str::from_utf8(fields.nth(3)?).ok()?;
+        let (major, minor) = dev.split_once(':')?;
+        let this = (
+            u32::from_str_radix(major, 16).ok()?,
+            u32::from_str_radix(minor, 16).ok()?,
+        );
+        if this != device {
+            return None;
+        }
+        let _inode = fields.next()?;
+        Some(fields.next().unwrap_or_default().trim_ascii_start())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn mappings_are_found_by_device() {
+        let maps = b"7f00-7f01 r-xp 00000000 08:01 42                   /lib/x.so\n\
+            7f02-7f03 r-xp 00000000 00:39 43                   /envs/a b/lib/y.so\n\
+            7f04-7f05 rw-p 00000000 00:00 0\n";
+        assert_eq!(
+            mapping_of_device(maps, (0, 0x39)).unwrap(),
+            b"/envs/a b/lib/y.so"
+        );
+        assert_eq!(mapping_of_device(maps, (1, 2)), None);
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_working_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .current_dir(dir.path())
+            .spawn()
+            .unwrap();
+        let mount = MountEntry {
+            id: 0,
+            device: (u32::MAX, 0),
+            mount_point: dir.path().to_path_buf(),
+            fs_type: String::from("fuse.envfs"),
+            source: "envfs:x".into(),
+        };
+        let holders = of_mount(&mount);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            holders.iter().any(|holder| holder.pid == child.id()),
+            "{holders:?}"
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! Reads `/proc/self/mountinfo`: what is mounted here, and which of it is ours.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+/// What comes before the environment's id in the source of our mounts.
+pub const SOURCE_PREFIX: &str = "envfs:";
+
+/// One line of the mount table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    /// The kernel's number of this mount.
+    pub id: u64,
+    /// Device number as `major:minor`, as it stands in `/proc/PID/maps` without zeros in front.
+    pub device: (u32, u32),
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// File system type, `fuse.envfs` for ours.
+    pub fs_type: String,
+    /// Source; `envfs:ID` for ours.
+    pub source: OsString,
+}
+
+impl MountEntry {
+    /// Returns the id of the environment that this mount shows, if it is one of ours.
+    ///
+    /// The type alone says nothing (it is plain `fuse` on some paths), and anybody may call a
+    /// source what he likes, so both are looked at.
+    pub fn environment_id(&self) -> Option<&str> {
+        if !self.fs_type.starts_with("fuse") {
+            return None;
+        }
+        self.source.to_str()?.strip_prefix(SOURCE_PREFIX)
+    }
+
+    /// Returns whether the daemon behind this mount is gone.
+    pub fn is_dead(&self) -> bool {
+        is_dead(&self.mount_point)
+    }
+}
+
+/// Returns whether the path leads to a FUSE mount whose daemon is gone.
+///
+/// Asks with `statfs`, which always goes to the daemon; `stat` may be answered from the kernel's
+/// cache long after the daemon died. It waits where a daemon is alive but does not answer.
+pub fn is_dead(path: &Path) -> bool {
+    matches!(
+        nix::sys::statfs::statfs(path),
+        Err(Errno::ENOTCONN | Errno::ECONNABORTED)
+    )
+}
+
+/// Returns the mount table of this process's mount namespace, in order of mounting.
+pub fn read() -> io::Result<Vec<MountEntry>> {
+    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// Returns our mounts of one environment, in order of mounting (the last is on top).
+pub fn of_environment(id: &str) -> io::Result<Vec<MountEntry>> {
+    let mut mounts = read()?;
+    mounts.retain(|mount| mount.environment_id() == Some(id));
+    Ok(mounts)
+}
+
+/// Returns the mount that is visible at exactly this path, if there is one.
+pub fn at(path: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(read()?
+        .into_iter()
+        .rev()
+        .find(|mount| mount.mount_point == path))
+}
+
+/// Parses the text of a mount table; lines that make no sense are left out.
+fn parse(text: &[u8]) -> Vec<MountEntry> {
+    text.split(|&byte| byte == b'\n')
+        .filter_map(parse_line)
+        .collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let _parent = fields.next()?;
+    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let _root = fields.next()?;
+    let mount_point = PathBuf::from(unescape(fields.next()?));
+    // Mount options, then any number of optional fields up to a single dash.
+    fields.find(|field| *field == b"-")?;
+    let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
+    let source = unescape(fields.next()?);
+    Some(MountEntry {
+        id,
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        mount_point,
+        fs_type,
+        source,
+    })
+}
+
+/// Undoes the kernel's octal escapes of space, tab, newline, backslash and `#`.
+fn unescape(text: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = (byte == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| {
+                let text = std::str::from_utf8(digits).ok()?;
+                u8::from_str_radix(text, 8).ok()
+            });
+        match octal {
+            Some(value) => {
+                out.push(value);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            None => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(out)
+}
+
+/// Returns the source under which an environment is mounted.
+pub fn source(id: &str) -> String {
+    format!("{SOURCE_PREFIX}{id}")
+}
+
+/// Returns whether the path is the place of a mount or lies below it.
+pub fn is_under(path: &OsStr, mount_point: &Path) -> bool {
+    let (path, root) = (path.as_bytes(), mount_point.as_os_str().as_bytes());
+    path.strip_prefix(root)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/") || root == b"/")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn lines_with_escapes_and_optional_fields_are_read() {
+        let text = b"22 1 0:21 / /proc rw,nosuid shared:5 master:1 - proc proc rw\n\
+            98 30 0:57 / /home/a\\040b/\\134x rw,nosuid,nodev - fuse.envfs envfs:1b2c rw,user_id=0\n\
+            nonsense\n";
+        let mounts = parse(text);
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[0].environment_id(), None);
+        assert_eq!(mounts[1].mount_point, Path::new("/home/a b/\\x"));
+        assert_eq!(mounts[1].environment_id(), Some("1b2c"));
+        assert_eq!(mounts[1].device, (0, 57));
+    }
+
+    #[test]
+    fn a_source_alone_does_not_make_a_mount_ours() {
+        let mounts = parse(b"98 30 0:57 / /x rw - tmpfs envfs:1 rw\n");
+        assert_eq!(mounts[0].environment_id(), None);
+    }
+
+    #[test]
+    fn a_sibling_with_the_same_beginning_is_not_under_a_mount() {
+        assert!(is_under(OsStr::new("/a/b"), Path::new("/a/b")));
+        assert!(is_under(OsStr::new("/a/b/c"), Path::new("/a/b")));
+        assert!(!is_under(OsStr::new("/a/bc"), Path::new("/a/b")));
+    }
+
+    #[test]
+    fn the_table_of_this_machine_has_a_root() {
+        assert!(
+            read()
+                .unwrap()
+                .iter()
+                .any(|mount| mount.mount_point == Path::new("/"))
+        );
+    }
+}

@@ -1,0 +1,262 @@
+//! Who we are and who they are: processes, boots, users; and what a daemon does to be one.
+
+#![allow(unsafe_code)]
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::stat::{Mode, umask};
+
+/// Returns the effective user id.
+pub fn user_id() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// Returns the effective group id.
+pub fn group_id() -> u32 {
+    nix::unistd::getegid().as_raw()
+}
+
+/// Returns the name of this host, as `uname -n` has it.
+pub fn host_name() -> String {
+    nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_else(|_| String::from("unknown"))
+}
+
+/// Returns the id of the running boot, another after each start of the machine.
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+/// Returns when a process started, in clock ticks since boot; with the process id and the boot
+/// id this names one process for ever. `None` where there is no such process.
+pub fn start_time(pid: u32) -> io::Result<Option<u64>> {
+    let text = match std::fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // A process that ends while it is read about.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(parse_start_time(&text))
+}
+
+/// The command's name in the second field may hold anything, also spaces and parentheses.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Returns whether the process that had this id and start time still runs.
+pub fn is_running(pid: u32, started: u64) -> bool {
+    matches!(start_time(pid), Ok(Some(time)) if time == started)
+}
+
+/// Returns the short name of a process.
+pub fn command_name(pid: u32) -> Option<String> {
+    let text = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&text).trim_end().to_owned())
+}
+
+/// Returns the program this process runs, also where the file was replaced meanwhile.
+pub fn own_program() -> PathBuf {
+    // The link leads to the very file even when its name was taken by another since.
+    let link = PathBuf::from("/proc/self/exe");
+    match std::fs::read_link(&link) {
+        Ok(path) if path.exists() => path,
+        _ => link,
+    }
+}
+
+/// Leaves the session and the process group of whoever started us, goes to `/` so that no
+/// directory is kept busy, and takes no permission bits away from files of the mount's users.
+pub fn become_daemon() -> io::Result<()> {
+    match nix::unistd::setsid() {
+        // Already the leader of a group: nobody's Ctrl-C reaches it either.
+        Ok(_) | Err(nix::errno::Errno::EPERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    std::env::set_current_dir("/")?;
+    clear_umask();
+    Ok(())
+}
+
+/// Sets the umask to 0: modes come with each request and are meant as they are.
+pub fn clear_umask() {
+    umask(Mode::empty());
+}
+
+/// Puts another open file in the place of standard output.
+pub fn replace_stdout(file: impl AsFd) -> io::Result<()> {
+    Ok(nix::unistd::dup2_stdout(file)?)
+}
+
+/// The signals that ask a daemon to end.
+#[derive(Debug, Clone, Copy)]
+pub struct EndSignals(SigSet);
+
+impl EndSignals {
+    /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and in all that it starts from now on.
+    pub fn block() -> io::Result<EndSignals> {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGTERM);
+        set.add(Signal::SIGINT);
+        set.add(Signal::SIGHUP);
+        set.thread_block()?;
+        Ok(EndSignals(set))
+    }
+
+    /// Waits for one of them and returns its name; SIGHUP (a terminal went away) is passed over.
+    pub fn wait(&self) -> io::Result<&'static str> {
+        loop {
+            match self.0.wait()? {
+                Signal::SIGHUP => continue,
+                signal => return Ok(signal.as_str()),
+            }
+        }
+    }
+
+    /// Lets the signals through again, for a program that is about to be another.
+    pub fn unblock(&self) -> io::Result<()> {
+        Ok(self.0.thread_unblock()?)
+    }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_interrupt(_signal: nix::libc::c_int) {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// From now on the first Ctrl-C is only noted, for [`was_interrupted`]; the second ends us.
+pub fn note_interrupts() -> io::Result<()> {
+    let action = SigAction::new(
+        SigHandler::Handler(note_interrupt),
+        SaFlags::SA_RESETHAND | SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing but store to an atomic, which is allowed in a handler.
+    unsafe { sigaction(Signal::SIGINT, &action) }?;
+    Ok(())
+}
+
+/// Returns whether Ctrl-C was pressed since [`note_interrupts`].
+pub fn was_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Lets the next write to a closed pipe end us quietly, as it does other programs.
+///
+/// For a program about to be replaced by another too: an ignored signal stays ignored there.
+pub fn restore_pipe_signal() -> io::Result<()> {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler of ours is installed; the default action is the kernel's own.
+    unsafe { sigaction(Signal::SIGPIPE, &action) }?;
+    Ok(())
+}
+
+/// Sends SIGTERM to a process.
+pub fn terminate(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok(nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        Signal::SIGTERM,
+    )?)
+}
+
+/// Returns the user at the other end of a Unix socket.
+pub fn peer_user(socket: impl AsFd) -> io::Result<u32> {
+    let credentials =
+        nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
+    Ok(credentials.uid())
+}
+
+/// Returns the first executable file of this name in the system's directories, then in `PATH`.
+///
+/// In this order because an environment's own directories come first in a user's `PATH`, and a
+/// daemon should not look for its tools in what it serves.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from);
+    system
+        .into_iter()
+        .chain(std::env::split_paths(&path).filter(|dir| dir.is_absolute()))
+        .map(|dir| dir.join(name))
+        .find(|file| is_executable(file))
+}
+
+/// Returns whether the path leads to a file that this user may execute.
+pub fn is_executable(file: &std::path::Path) -> bool {
+    file.is_file() && nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok()
+}
+
+/// Returns the parent of this process, if it has one.
+pub fn parent_id() -> Option<u32> {
+    u32::try_from(nix::unistd::getppid().as_raw())
+        .ok()
+        .filter(|&pid| pid > 0)
+}
+
+/// Returns the name a user is known by, or his number.
+pub fn user_name(uid: u32) -> String {
+    match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    }
+}
+
+/// Returns an error text fit for people: `strerror` without the number behind it.
+pub fn error_text(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
+        None => error.to_string(),
+    }
+}
+
+/// The words of a command line of another process, empty where it may not be read.
+pub fn command_line(pid: u32) -> Vec<OsString> {
+    use std::os::unix::ffi::OsStringExt;
+    let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    text.split(|&byte| byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_process_is_named_by_its_start() {
+        let pid = std::process::id();
+        let started = start_time(pid).unwrap().unwrap();
+        assert!(is_running(pid, started));
+        assert!(!is_running(pid, started + 1));
+        assert_eq!(start_time(u32::MAX).unwrap(), None);
+    }
+
+    #[test]
+    fn a_command_name_with_parentheses_does_not_mislead() {
+        let mut line = b"7 (a) b (c)) S".to_vec();
+        for field in 4..=30 {
+            line.extend_from_slice(format!(" {field}").as_bytes());
+        }
+        assert_eq!(parse_start_time(&line), Some(22));
+    }
+
+    #[test]
+    fn programs_are_found_also_without_a_path() {
+        assert!(find_program("sh").is_some());
+        assert!(find_program("surely-no-such-program").is_none());
+    }
+}
