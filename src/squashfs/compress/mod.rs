@@ -250,4 +250,5 @@ fn dictionary_size(block_size: u32) -> u32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;

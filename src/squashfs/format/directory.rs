@@ -163,3 +163,67 @@ impl DirectoryIndexEntry {
         out.extend_from_slice(&self.name);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::squashfs::format::SliceSource;
+
+    #[test]
+    fn round_trips() {
+        let header = DirectoryHeader {
+            count: 256,
+            inode_block: 7,
+            base_number: u32::MAX,
+        };
+        let entry = DirectoryEntry {
+            offset: 8191,
+            delta: -5,
+            kind: InodeKind::Socket,
+            name_len: 4,
+        };
+        let index = DirectoryIndexEntry {
+            position: 8000,
+            block: 3,
+            name: b"first".to_vec(),
+        };
+        let mut bytes = Vec::new();
+        header.encode(&mut bytes);
+        entry.encode(b"name", &mut bytes);
+        index.encode(&mut bytes);
+        assert_eq!(
+            bytes.len(),
+            DIRECTORY_HEADER_SIZE + DIRECTORY_ENTRY_SIZE + 4 + 12 + index.name.len()
+        );
+        let mut source = SliceSource::new(&bytes, "test");
+        let mut names = b"before".to_vec();
+        assert_eq!(DirectoryHeader::read(&mut source, 0).unwrap(), header);
+        assert_eq!(
+            DirectoryEntry::read(&mut source, 0, &mut names).unwrap(),
+            entry
+        );
+        assert_eq!(names, b"beforename");
+        assert_eq!(DirectoryIndexEntry::read(&mut source, 0).unwrap(), index);
+        assert_eq!(source.remaining(), 0);
+    }
+
+    #[test]
+    fn refuses_what_cannot_be() {
+        let mut raw = Vec::new();
+        DirectoryHeader {
+            count: 257,
+            inode_block: 0,
+            base_number: 1,
+        }
+        .encode(&mut raw);
+        assert!(DirectoryHeader::read(&mut SliceSource::new(&raw, "test"), 0).is_err());
+        for kind in [0u8, 8, 14] {
+            let raw = [0, 0, 0, 0, kind, 0, 0, 0, b'a'];
+            let mut source = SliceSource::new(&raw, "test");
+            assert!(DirectoryEntry::read(&mut source, 0, &mut Vec::new()).is_err());
+        }
+        let raw = [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, b'x'];
+        assert!(DirectoryIndexEntry::read(&mut SliceSource::new(&raw, "test"), 0).is_err());
+    }
+}

@@ -465,7 +465,7 @@ fn read_file(
         return Err(Error::Unsupported(format!("a file of {count} blocks")));
     }
     // Read in steps: memory follows the bytes that are really there, not the size claimed.
-    const STEP: u64 = 2048;
+    const STEP: u64 = 256;
     let mut blocks = Vec::new();
     let mut stored: u64 = 0;
     let mut buffer = [0; STEP as usize * 4];
@@ -500,3 +500,7 @@ fn read_file(
         blocks: blocks.into(),
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

@@ -71,6 +71,7 @@ impl fmt::Debug for InodeRef {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 

@@ -270,6 +270,7 @@ impl Superblock {
 const _: () = assert!(FRAGMENT_ENTRY_SIZE == 16);
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 

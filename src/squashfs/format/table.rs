@@ -90,6 +90,7 @@ pub fn encode_index(blocks: &[u64], out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 

@@ -169,3 +169,61 @@ pub fn encode_xattr_out_of_line(
     out.extend_from_slice(&8u32.to_le_bytes());
     out.extend_from_slice(&value.0.to_le_bytes());
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_round_trip() {
+        let mut bytes = Vec::new();
+        encode_xattr_inline(XattrPrefix::Security, b"selinux", b"value", &mut bytes);
+        encode_xattr_out_of_line(XattrPrefix::User, b"k", InodeRef(0x1_0002), &mut bytes);
+        let mut source = SliceSource::new(&bytes, "test");
+        let first = XattrKey::read(&mut source, 0).unwrap();
+        assert_eq!(
+            (first.full_name().as_slice(), first.out_of_line),
+            (b"security.selinux".as_slice(), false)
+        );
+        let len = source.u32().unwrap() as usize;
+        assert_eq!(source.bytes(len).unwrap(), b"value");
+        let second = XattrKey::read(&mut source, 0).unwrap();
+        assert_eq!(
+            (second.full_name().as_slice(), second.out_of_line),
+            (b"user.k".as_slice(), true)
+        );
+        assert_eq!(
+            (source.u32().unwrap(), source.u64().unwrap()),
+            (8, 0x1_0002)
+        );
+        assert_eq!(source.remaining(), 0);
+    }
+
+    #[test]
+    fn tables_round_trip() {
+        let header = XattrTableHeader {
+            lists: 1 << 33,
+            count: 9,
+        };
+        assert_eq!(XattrTableHeader::parse(&header.to_bytes()).unwrap(), header);
+        let id = XattrId {
+            list: InodeRef::new(5, 6),
+            count: 2,
+            size: 99,
+        };
+        assert_eq!(XattrId::parse(&id.to_bytes()).unwrap(), id);
+    }
+
+    #[test]
+    fn names_are_split() {
+        assert_eq!(
+            XattrPrefix::split(b"user.a.b"),
+            Some((XattrPrefix::User, b"a.b".as_slice()))
+        );
+        assert_eq!(XattrPrefix::split(b"system.posix_acl_access"), None);
+        assert_eq!(XattrPrefix::split(b"user"), None);
+        let raw = [3, 0, 1, 0, b'a'];
+        assert!(XattrKey::read(&mut SliceSource::new(&raw, "test"), 0).is_err());
+    }
+}

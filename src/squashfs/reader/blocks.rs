@@ -1,0 +1,270 @@
+//! From stored bytes to expanded ones: positional reads, pooled codec contexts, three caches.
+
+use std::{
+    fmt,
+    fs::File,
+    ops::{Deref, Range},
+    os::unix::fs::FileExt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::cache::Cache;
+use crate::squashfs::{
+    CompressorId, Error, Result,
+    compress::{Decompressor, decompressor},
+    format::{BlockSize, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader},
+};
+
+/// Expanded bytes, shared with the cache: cloning and slicing copy nothing.
+#[derive(Clone)]
+pub struct Block {
+    bytes: Arc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl Block {
+    pub(super) fn new(bytes: Arc<Vec<u8>>) -> Self {
+        let range = 0..bytes.len();
+        Block { bytes, range }
+    }
+
+    /// A part of it; as much of `range` as there is.
+    pub fn slice(&self, range: Range<usize>) -> Block {
+        let len = self.range.len();
+        let (from, to) = (range.start.min(len), range.end.min(len));
+        let start = self.range.start;
+        Block {
+            bytes: Arc::clone(&self.bytes),
+            range: start + from..start + to.max(from),
+        }
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.range.clone()]
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({} bytes)", self.range.len())
+    }
+}
+
+/// An expanded metadata block, and where the next one begins.
+#[derive(Debug)]
+pub(super) struct MetadataBlock {
+    pub(super) bytes: Vec<u8>,
+    pub(super) next: u64,
+}
+
+type Key = (u64, u32);
+
+/// Everything that reads the file.
+pub(super) struct Blocks {
+    pub(super) file: File,
+    compressor: CompressorId,
+    block_size: u32,
+    /// Idle codec contexts, each with a buffer for stored bytes. The lock is held to take one
+    /// or give it back.
+    idle: Mutex<Vec<Worker>>,
+    metadata: Cache<u64, Arc<MetadataBlock>>,
+    data: Cache<Key, Block>,
+    fragments: Cache<Key, Block>,
+    zeros: Block,
+}
+
+struct Worker {
+    codec: Box<dyn Decompressor>,
+    stored: Vec<u8>,
+}
+
+/// More idle contexts than threads that will ever serve an image.
+const MAX_IDLE: usize = 32;
+
+impl Blocks {
+    pub(super) fn new(
+        file: File,
+        compressor: CompressorId,
+        block_size: u32,
+        metadata_bytes: usize,
+        data_bytes: usize,
+    ) -> Result<Self> {
+        let first = Worker {
+            codec: decompressor(compressor)?,
+            stored: Vec::new(),
+        };
+        // Most of the budget goes to fragments: many small files share one, while a block of a
+        // large file is read once and then lives in the page cache.
+        let fragment_bytes = data_bytes / 4 * 3;
+        Ok(Blocks {
+            file,
+            compressor,
+            block_size,
+            idle: Mutex::new(vec![first]),
+            metadata: Cache::new(metadata_bytes),
+            data: Cache::new(data_bytes - fragment_bytes),
+            fragments: Cache::new(fragment_bytes),
+            zeros: Block::new(Arc::new(vec![0; block_size as usize])),
+        })
+    }
+
+    pub(super) fn read(&self, at: u64, buffer: &mut [u8], what: &'static str) -> Result<()> {
+        self.file.read_exact_at(buffer, at).map_err(Error::io(what))
+    }
+
+    fn with_worker<T>(&self, work: impl FnOnce(&mut Worker) -> Result<T>) -> Result<T> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = idle().pop();
+        let mut worker = match taken {
+            Some(worker) => worker,
+            None => Worker {
+                codec: decompressor(self.compressor)?,
+                stored: Vec::new(),
+            },
+        };
+        let result = work(&mut worker);
+        let mut idle = idle();
+        if idle.len() < MAX_IDLE {
+            idle.push(worker);
+        }
+        result
+    }
+
+    /// Reads and expands a block, past all caches. `expected` is what it must expand to; `None`
+    /// if anything up to the block size will do.
+    pub(super) fn load(
+        &self,
+        what: &'static str,
+        start: u64,
+        size: BlockSize,
+        expected: Option<usize>,
+    ) -> Result<Vec<u8>> {
+        if !size.is_valid(self.block_size) || size.is_hole() {
+            return Err(Error::corrupt(what, start, format!("size {:#x}", size.0)));
+        }
+        let stored = size.stored() as usize;
+        let out = if size.is_compressed() {
+            self.with_worker(|worker| {
+                worker.stored.resize(stored, 0);
+                self.read(start, &mut worker.stored, "reading a block")?;
+                let mut out = vec![0; expected.unwrap_or(self.block_size as usize)];
+                let len = worker
+                    .codec
+                    .decompress(&worker.stored, &mut out)
+                    .map_err(|e| Error::corrupt(what, start, e.to_string()))?;
+                out.truncate(len);
+                Ok(out)
+            })?
+        } else {
+            let mut out = vec![0; stored];
+            self.read(start, &mut out, "reading a block")?;
+            out
+        };
+        match expected {
+            Some(expected) if expected != out.len() => Err(Error::corrupt(
+                what,
+                start,
+                format!("{} bytes where {expected} belong", out.len()),
+            )),
+            _ => Ok(out),
+        }
+    }
+
+    /// A data block, from the cache if it is there.
+    pub(super) fn data(&self, start: u64, size: BlockSize, expected: usize) -> Result<Block> {
+        if size.is_hole() {
+            return Ok(self.zeros.slice(0..expected));
+        }
+        let what = "data block";
+        let block = self.data.get((start, size.0), || {
+            let bytes = self.load(what, start, size, Some(expected))?;
+            Ok((Block::new(Arc::new(bytes)), expected))
+        })?;
+        // In a damaged image two files may claim one block with different lengths.
+        if block.len() != expected {
+            let detail = format!("{} bytes where {expected} belong", block.len());
+            return Err(Error::corrupt(what, start, detail));
+        }
+        Ok(block)
+    }
+
+    /// A fragment block, from the cache if it is there.
+    pub(super) fn fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
+        self.fragments.get((start, size.0), || {
+            let mut bytes = self.load("fragment block", start, size, None)?;
+            bytes.shrink_to_fit();
+            let len = bytes.len();
+            Ok((Block::new(Arc::new(bytes)), len))
+        })
+    }
+
+    /// A metadata block that must lie before `end`, from the cache if it is there.
+    pub(super) fn metadata(
+        &self,
+        what: &'static str,
+        at: u64,
+        end: u64,
+    ) -> Result<Arc<MetadataBlock>> {
+        let block = self.metadata.get(at, || {
+            let block = self.load_metadata(what, at, end)?;
+            let bytes = block.bytes.len() + size_of::<MetadataBlock>();
+            Ok((Arc::new(block), bytes))
+        })?;
+        if block.next > end {
+            return Err(Error::corrupt(
+                what,
+                at,
+                "a metadata block reaches into the next table",
+            ));
+        }
+        Ok(block)
+    }
+
+    /// Reads and expands a metadata block, past the cache.
+    pub(super) fn load_metadata(
+        &self,
+        what: &'static str,
+        at: u64,
+        end: u64,
+    ) -> Result<MetadataBlock> {
+        const HEADER: usize = METADATA_HEADER_SIZE;
+        let mut raw = [0; HEADER + METADATA_SIZE];
+        let room = end.saturating_sub(at).min(raw.len() as u64) as usize;
+        let outside = || Error::corrupt(what, at, format!("a metadata block beyond {end:#x}"));
+        if room <= HEADER {
+            return Err(outside());
+        }
+        let raw = &mut raw[..room];
+        self.read(at, raw, "reading metadata")?;
+        let (header, rest) = raw.split_at(HEADER);
+        let header = MetadataHeader::parse([header[0], header[1]])
+            .ok_or_else(|| Error::corrupt(what, at, format!("metadata header {header:02x?}")))?;
+        let stored = rest.get(..usize::from(header.stored)).ok_or_else(outside)?;
+        let bytes = if header.compressed {
+            self.with_worker(|worker| {
+                let mut out = vec![0; METADATA_SIZE];
+                let len = worker
+                    .codec
+                    .decompress(stored, &mut out)
+                    .map_err(|e| Error::corrupt(what, at, e.to_string()))?;
+                out.truncate(len);
+                Ok(out)
+            })?
+        } else {
+            stored.to_vec()
+        };
+        Ok(MetadataBlock {
+            bytes,
+            next: at + HEADER as u64 + u64::from(header.stored),
+        })
+    }
+}

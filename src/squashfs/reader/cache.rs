@@ -1,0 +1,241 @@
+//! A cache shared by many threads: sharded, bounded in bytes, and single-flight. However many
+//! ask for a block at once, one loads it and the others wait for that one; nobody waits for
+//! another block's load.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{BuildHasher, Hash, RandomState},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use lru::LruCache;
+
+use crate::squashfs::Result;
+
+/// Enough for the few threads that serve a mount; more would leave each too small a budget.
+const SHARDS: usize = 8;
+
+pub(super) struct Cache<K, V> {
+    shards: Box<[Mutex<Shard<K, V>>]>,
+    /// Picks shards. Seeded at random: an image cannot choose which of its blocks collide.
+    hasher: RandomState,
+    budget: usize,
+}
+
+struct Shard<K, V> {
+    kept: LruCache<K, (V, usize)>,
+    bytes: usize,
+    loading: HashMap<K, Arc<Flight<V>>>,
+}
+
+/// A load under way.
+struct Flight<V> {
+    state: Mutex<State<V>>,
+    landed: Condvar,
+}
+
+enum State<V> {
+    Loading,
+    Loaded(V),
+    /// The loader failed (or panicked). Whoever waited tries by itself, and gets its own error.
+    Failed,
+}
+
+/// A panic while a lock was held cannot leave these structures half-changed in a way that
+/// matters (at worst the byte count is off by one value), so a poisoned lock is just a lock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
+    /// Keeps about `budget` bytes of values; each shard keeps at least one value.
+    pub(super) fn new(budget: usize) -> Self {
+        let shard = || Shard {
+            kept: LruCache::unbounded(),
+            bytes: 0,
+            loading: HashMap::new(),
+        };
+        Cache {
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
+            hasher: RandomState::new(),
+            budget: budget / SHARDS,
+        }
+    }
+
+    fn shard(&self, key: &K) -> &Mutex<Shard<K, V>> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    /// The value, if it is here.
+    pub(super) fn peek(&self, key: K) -> Option<V> {
+        lock(self.shard(&key))
+            .kept
+            .get(&key)
+            .map(|(value, _)| value.clone())
+    }
+
+    /// The value, loaded by `load` if need be, which also says how many bytes it takes.
+    pub(super) fn get(&self, key: K, load: impl FnOnce() -> Result<(V, usize)>) -> Result<V> {
+        let shard = self.shard(&key);
+        let flight = loop {
+            let flight = {
+                let mut shard = lock(shard);
+                if let Some((value, _)) = shard.kept.get(&key) {
+                    return Ok(value.clone());
+                }
+                match shard.loading.get(&key) {
+                    Some(flight) => Arc::clone(flight),
+                    None => {
+                        let flight = Arc::new(Flight {
+                            state: Mutex::new(State::Loading),
+                            landed: Condvar::new(),
+                        });
+                        shard.loading.insert(key, Arc::clone(&flight));
+                        break flight;
+                    }
+                }
+            };
+            let mut state = lock(&flight.state);
+            loop {
+                match &*state {
+                    State::Loading => {
+                        state = flight
+                            .landed
+                            .wait(state)
+                            .unwrap_or_else(PoisonError::into_inner);
+                    }
+                    State::Loaded(value) => return Ok(value.clone()),
+                    State::Failed => break,
+                }
+            }
+        };
+        let mut landing = Landing {
+            cache: self,
+            key,
+            flight,
+            value: None,
+        };
+        let (value, bytes) = load()?;
+        landing.value = Some((value.clone(), bytes));
+        Ok(value)
+    }
+
+    fn keep(&self, shard: &mut Shard<K, V>, key: K, value: V, bytes: usize) {
+        shard.bytes += bytes;
+        if let Some((_, (_, old))) = shard.kept.push(key, (value, bytes)) {
+            shard.bytes = shard.bytes.saturating_sub(old);
+        }
+        while shard.bytes > self.budget && shard.kept.len() > 1 {
+            let Some((_, (_, old))) = shard.kept.pop_lru() else {
+                break;
+            };
+            shard.bytes = shard.bytes.saturating_sub(old);
+        }
+    }
+}
+
+/// Ends a flight however the load ends, so that nobody waits for ever.
+struct Landing<'a, K: Hash + Eq + Copy, V: Clone> {
+    cache: &'a Cache<K, V>,
+    key: K,
+    flight: Arc<Flight<V>>,
+    value: Option<(V, usize)>,
+}
+
+impl<K: Hash + Eq + Copy, V: Clone> Drop for Landing<'_, K, V> {
+    fn drop(&mut self) {
+        let value = self.value.take();
+        {
+            let mut shard = lock(self.cache.shard(&self.key));
+            shard.loading.remove(&self.key);
+            if let Some((value, bytes)) = value.clone() {
+                self.cache.keep(&mut shard, self.key, value, bytes);
+            }
+        }
+        *lock(&self.flight.state) = match value {
+            Some((value, _)) => State::Loaded(value),
+            None => State::Failed,
+        };
+        self.flight.landed.notify_all();
+    }
+}
+
+impl<K, V> fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("budget_per_shard", &self.budget)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::{
+        sync::{
+            Barrier,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread,
+    };
+
+    use super::*;
+    use crate::squashfs::Error;
+
+    #[test]
+    fn one_load_however_many_ask() {
+        let cache: Cache<u64, Arc<u64>> = Cache::new(1 << 20);
+        let loads = AtomicUsize::new(0);
+        let barrier = Barrier::new(8);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for key in 0..200 {
+                        barrier.wait();
+                        let value = cache.get(key, || {
+                            loads.fetch_add(1, Ordering::Relaxed);
+                            thread::yield_now();
+                            Ok((Arc::new(key * 3), 8))
+                        });
+                        assert_eq!(*value.unwrap(), key * 3);
+                    }
+                });
+            }
+        });
+        assert_eq!(loads.into_inner(), 200);
+    }
+
+    #[test]
+    fn stays_within_its_budget() {
+        let cache: Cache<u64, u64> = Cache::new(8 * 1000);
+        for key in 0..10_000 {
+            cache.get(key, || Ok((key, 100))).unwrap();
+            cache.get(key / 2, || Ok((key / 2, 100))).unwrap();
+        }
+        for shard in &cache.shards {
+            let shard = lock(shard);
+            assert_eq!(shard.bytes, shard.kept.len() * 100);
+            assert!(shard.bytes <= 1000 && shard.loading.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_failure_is_not_remembered() {
+        let cache: Cache<u64, u64> = Cache::new(1000);
+        assert!(cache.get(1, || Err(Error::Cancelled)).is_err());
+        assert_eq!(cache.peek(1), None);
+        assert_eq!(cache.get(1, || Ok((5, 1))).unwrap(), 5);
+        assert_eq!(cache.peek(1), Some(5));
+    }
+
+    #[test]
+    fn a_panic_strands_nobody() {
+        let cache: Cache<u64, u64> = Cache::new(1000);
+        thread::scope(|scope| {
+            let first = scope.spawn(|| cache.get(1, || panic!("on purpose")));
+            assert!(first.join().is_err());
+        });
+        assert_eq!(cache.get(1, || Ok((6, 1))).unwrap(), 6);
+    }
+}

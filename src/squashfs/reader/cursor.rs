@@ -1,0 +1,170 @@
+//! Reading on through a table's metadata blocks as though they were one stretch of bytes.
+
+use std::{ops::Range, sync::Arc};
+
+use super::blocks::{Blocks, MetadataBlock};
+use crate::squashfs::{
+    Error, Result,
+    format::{InodeRef, METADATA_SIZE, Source},
+};
+
+pub(super) struct Cursor<'a> {
+    blocks: &'a Blocks,
+    what: &'static str,
+    /// Positions of the table in the image.
+    table: Range<u64>,
+    position: u64,
+    block: Arc<MetadataBlock>,
+    offset: usize,
+    cached: bool,
+}
+
+impl<'a> Cursor<'a> {
+    /// Begins at a place in a table.
+    pub(super) fn new(
+        blocks: &'a Blocks,
+        what: &'static str,
+        table: Range<u64>,
+        place: InodeRef,
+    ) -> Result<Self> {
+        Self::open(blocks, what, table, place, true)
+    }
+
+    /// The same, without leaving anything in the cache: for one pass over a whole table.
+    pub(super) fn scan(blocks: &'a Blocks, what: &'static str, table: Range<u64>) -> Result<Self> {
+        Self::open(blocks, what, table, InodeRef::default(), false)
+    }
+
+    fn open(
+        blocks: &'a Blocks,
+        what: &'static str,
+        table: Range<u64>,
+        place: InodeRef,
+        cached: bool,
+    ) -> Result<Self> {
+        let position = table
+            .start
+            .checked_add(place.block())
+            .filter(|position| *position < table.end)
+            .ok_or_else(|| Error::corrupt(what, place.0, "a reference beyond its table"))?;
+        let block = fetch(blocks, what, position, table.end, cached)?;
+        let offset = usize::from(place.offset());
+        // An offset past the block must never be subtracted from its length.
+        if offset >= block.bytes.len() {
+            return Err(Error::corrupt(
+                what,
+                position,
+                format!(
+                    "offset {offset} in a metadata block of {}",
+                    block.bytes.len()
+                ),
+            ));
+        }
+        Ok(Cursor {
+            blocks,
+            what,
+            table,
+            position,
+            block,
+            offset,
+            cached,
+        })
+    }
+
+    /// Moves to the next block if this one is used up. False at the end of the table.
+    pub(super) fn settle(&mut self) -> Result<bool> {
+        while self.offset >= self.block.bytes.len() {
+            if self.block.next >= self.table.end {
+                return Ok(false);
+            }
+            if self.block.bytes.len() != METADATA_SIZE {
+                return Err(Error::corrupt(
+                    self.what,
+                    self.position,
+                    format!(
+                        "{} bytes in a metadata block that is not the last",
+                        self.block.bytes.len()
+                    ),
+                ));
+            }
+            let next = self.block.next;
+            self.block = fetch(self.blocks, self.what, next, self.table.end, self.cached)?;
+            self.position = next;
+            self.offset = 0;
+        }
+        Ok(true)
+    }
+
+    /// The place of the next byte (after [`Cursor::settle`]).
+    pub(super) fn place(&self) -> InodeRef {
+        InodeRef::new(self.position - self.table.start, self.offset as u16)
+    }
+
+    fn ended(&self) -> Error {
+        Error::corrupt(
+            self.what,
+            self.position,
+            "the table ends in the middle of an entry",
+        )
+    }
+}
+
+fn fetch(
+    blocks: &Blocks,
+    what: &'static str,
+    at: u64,
+    end: u64,
+    cached: bool,
+) -> Result<Arc<MetadataBlock>> {
+    if cached {
+        blocks.metadata(what, at, end)
+    } else {
+        blocks.load_metadata(what, at, end).map(Arc::new)
+    }
+}
+
+impl Source for Cursor<'_> {
+    fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<()> {
+        while !buffer.is_empty() {
+            if !self.settle()? {
+                return Err(self.ended());
+            }
+            let here = &self.block.bytes[self.offset..];
+            let len = here.len().min(buffer.len());
+            let (now, rest) = buffer.split_at_mut(len);
+            now.copy_from_slice(&here[..len]);
+            self.offset += len;
+            buffer = rest;
+        }
+        Ok(())
+    }
+}
+
+/// A source that ends after so many bytes: a listing within its table.
+pub(super) struct Limited<S> {
+    source: S,
+    pub(super) left: u64,
+    what: &'static str,
+    at: u64,
+}
+
+impl<S: Source> Limited<S> {
+    pub(super) fn new(source: S, left: u64, what: &'static str, at: u64) -> Self {
+        Limited {
+            source,
+            left,
+            what,
+            at,
+        }
+    }
+}
+
+impl<S: Source> Source for Limited<S> {
+    fn read_exact(&mut self, buffer: &mut [u8]) -> Result<()> {
+        self.left = self
+            .left
+            .checked_sub(buffer.len() as u64)
+            .ok_or_else(|| Error::corrupt(self.what, self.at, "an entry reaches beyond the end"))?;
+        self.source.read_exact(buffer)
+    }
+}

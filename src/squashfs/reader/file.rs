@@ -1,0 +1,257 @@
+//! File contents: where each block lies, and reading them.
+
+use std::sync::Arc;
+
+use super::{Image, blocks::Block};
+use crate::squashfs::{
+    Error, Result,
+    format::{BlockSize, FragmentEntry, FragmentRef, Inode, InodeBody, InodeRef},
+};
+
+/// One position is kept for so many blocks; those between are summed when asked for.
+const STRIDE: usize = 32;
+
+/// Everything about where a file's data lies: enough to read it, and to carry it over to
+/// another image without expanding it.
+#[derive(Debug)]
+pub struct FileLayout {
+    start: u64,
+    size: u64,
+    sparse: u64,
+    block_size: u32,
+    fragment: Option<FragmentRef>,
+    blocks: Arc<[BlockSize]>,
+    /// Positions of blocks 0, 32, 64, ...
+    positions: Box<[u64]>,
+    stored: u64,
+}
+
+impl FileLayout {
+    /// Position of the first data block in the image; the others follow it without gaps.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+    /// Bytes in the file.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+    /// Bytes of it that holes stand for, as the inode says.
+    pub fn sparse(&self) -> u64 {
+        self.sparse
+    }
+    /// Stored sizes of the data blocks.
+    pub fn blocks(&self) -> &Arc<[BlockSize]> {
+        &self.blocks
+    }
+    /// Where the tail is, if it is in a fragment.
+    pub fn fragment(&self) -> Option<FragmentRef> {
+        self.fragment
+    }
+    /// Bytes that the data blocks take in the image.
+    pub fn stored(&self) -> u64 {
+        self.stored
+    }
+    /// Blocks to ask [`Image::block`] for: the data blocks, and one for a tail in a fragment.
+    pub fn block_count(&self) -> u64 {
+        self.blocks.len() as u64 + u64::from(self.fragment.is_some())
+    }
+    /// Bytes in a block, expanded.
+    pub fn block_len(&self, index: u64) -> usize {
+        let block_size = u64::from(self.block_size);
+        let before = index.saturating_mul(block_size);
+        self.size.saturating_sub(before).min(block_size) as usize
+    }
+    /// Where a data block is stored. `None` past the last.
+    pub fn position(&self, index: u64) -> Option<(u64, BlockSize)> {
+        let index = usize::try_from(index).ok()?;
+        let size = *self.blocks.get(index)?;
+        let from = index / STRIDE;
+        let known = *self.positions.get(from)?;
+        let between: u64 = self
+            .blocks
+            .get(from * STRIDE..index)?
+            .iter()
+            .map(|b| u64::from(b.stored()))
+            .sum();
+        Some((known + between, size))
+    }
+
+    /// The first byte at or after `offset` that is not in a hole; `None` if there is none.
+    pub fn next_data(&self, offset: u64) -> Option<u64> {
+        self.next(offset, false).filter(|found| *found < self.size)
+    }
+    /// The first byte at or after `offset` that is in a hole; the end of the file counts as one.
+    /// `None` past the end.
+    pub fn next_hole(&self, offset: u64) -> Option<u64> {
+        if offset >= self.size {
+            None
+        } else {
+            Some(self.next(offset, true).unwrap_or(self.size))
+        }
+    }
+    fn next(&self, offset: u64, hole: bool) -> Option<u64> {
+        if offset >= self.size {
+            return None;
+        }
+        let block_size = u64::from(self.block_size);
+        let first = offset / block_size;
+        (first..self.block_count()).find_map(|index| {
+            let is_hole = usize::try_from(index)
+                .ok()
+                .and_then(|index| self.blocks.get(index))
+                .is_some_and(|block| block.is_hole());
+            (is_hole == hole).then(|| (index * block_size).max(offset))
+        })
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        size_of::<Self>() + size_of_val(&*self.blocks) + size_of_val(&*self.positions)
+    }
+}
+
+impl Image {
+    /// Where a file's data lies. Costs as much as the file has blocks; keep it while reading, or
+    /// use [`Image::file`].
+    pub fn file_layout(&self, file: &Inode) -> Result<FileLayout> {
+        let InodeBody::File(body) = &file.body else {
+            let detail = format!("inode {} is none", file.number);
+            return Err(Error::invalid("reading a regular file", detail));
+        };
+        let mut positions = Vec::with_capacity(body.blocks.len().div_ceil(STRIDE));
+        let mut next = body.start;
+        for run in body.blocks.chunks(STRIDE) {
+            positions.push(next);
+            let stored: u64 = run.iter().map(|block| u64::from(block.stored())).sum();
+            next = next.checked_add(stored).ok_or_else(|| {
+                Error::corrupt(
+                    "inode",
+                    u64::from(file.number),
+                    "blocks beyond the end of the world",
+                )
+            })?;
+        }
+        // Parsing has checked the upper end. A file of nothing but holes lies nowhere.
+        let data = self.data_area();
+        if next > body.start && (body.start < data.start || next > data.end) {
+            let detail = format!("data at {:#x}..{next:#x}, outside {data:#x?}", body.start);
+            return Err(Error::corrupt("inode", u64::from(file.number), detail));
+        }
+        Ok(FileLayout {
+            start: body.start,
+            size: body.size,
+            sparse: body.sparse,
+            block_size: self.superblock().block_size,
+            fragment: body.fragment,
+            blocks: Arc::clone(&body.blocks),
+            positions: positions.into(),
+            stored: next - body.start,
+        })
+    }
+
+    /// Where a file's data lies, from the cache if it is there.
+    pub fn file(&self, inode: InodeRef) -> Result<Arc<FileLayout>> {
+        self.layouts().get(inode.0, || {
+            let layout = self.file_layout(&self.inode(inode)?)?;
+            let bytes = layout.memory();
+            Ok((Arc::new(layout), bytes))
+        })
+    }
+
+    /// A block of a file, expanded: shared with the cache, not copied. Blocks are numbered from
+    /// 0; the tail in a fragment is the last.
+    pub fn block(&self, file: &FileLayout, index: u64) -> Result<Block> {
+        if let Some((start, size)) = file.position(index) {
+            return self.blocks().data(start, size, file.block_len(index));
+        }
+        match file.fragment {
+            Some(fragment) if index == file.blocks.len() as u64 => {
+                self.tail(fragment, file.block_len(index))
+            }
+            _ => Err(Error::invalid(
+                "reading a block",
+                format!("block {index} of {}", file.block_count()),
+            )),
+        }
+    }
+
+    fn tail(&self, fragment: FragmentRef, len: usize) -> Result<Block> {
+        let entry = self.fragment(fragment.index)?;
+        let block = self.blocks().fragment(entry.start, entry.size)?;
+        let from = fragment.offset as usize;
+        match from.checked_add(len) {
+            Some(to) if to <= block.len() => Ok(block.slice(from..to)),
+            _ => Err(Error::corrupt(
+                "fragment block",
+                entry.start,
+                format!("{len} bytes at {from} of {}", block.len()),
+            )),
+        }
+    }
+
+    /// Reads from a file at an offset. Fewer bytes than asked for only at its end.
+    pub fn read_at(&self, file: &FileLayout, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let wanted = file.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let block_size = u64::from(file.block_size);
+        let mut done = 0;
+        while done < wanted {
+            let at = offset + done as u64;
+            let index = at / block_size;
+            let within = (at % block_size) as usize;
+            let len = (wanted - done).min(file.block_len(index).saturating_sub(within));
+            let Some(out) = buffer
+                .get_mut(done..done + len)
+                .filter(|out| !out.is_empty())
+            else {
+                return Err(Error::invalid("reading a file", format!("nothing at {at}")));
+            };
+            match file.position(index) {
+                Some((_, size)) if size.is_hole() => out.fill(0),
+                // Stored as it is: no need to read, let alone keep, the whole block.
+                Some((start, size))
+                    if !size.is_compressed() && size.stored() as usize == file.block_len(index) =>
+                {
+                    self.blocks()
+                        .read(start + within as u64, out, "reading a block")?;
+                }
+                _ => {
+                    let block = self.block(file, index)?;
+                    let Some(found) = block.get(within..within + len) else {
+                        return Err(Error::invalid("reading a file", format!("nothing at {at}")));
+                    };
+                    out.copy_from_slice(found);
+                }
+            }
+            done += len;
+        }
+        Ok(done)
+    }
+
+    /// An entry of the fragment table.
+    pub fn fragment(&self, index: u32) -> Result<FragmentEntry> {
+        let raw: [u8; 16] =
+            self.table_entry("fragment table", self.fragment_table(), u64::from(index))?;
+        let entry = FragmentEntry::parse(&raw)?;
+        let data = self.data_area();
+        let end = entry.start.checked_add(u64::from(entry.size.stored()));
+        if entry.start < data.start
+            || end.is_none_or(|end| end > data.end)
+            || !entry.size.is_valid(self.superblock().block_size)
+        {
+            return Err(Error::corrupt(
+                "fragment table",
+                entry.start,
+                format!(
+                    "fragment {index} of size {:#x}, data ends at {:#x}",
+                    entry.size.0, data.end
+                ),
+            ));
+        }
+        Ok(entry)
+    }
+
+    /// Entries in the fragment table.
+    pub fn fragment_count(&self) -> u32 {
+        self.fragment_table()
+            .map_or(0, |table| table.count() as u32)
+    }
+}

@@ -1,0 +1,281 @@
+//! mksquashfs in every codec and with every option that changes the layout.
+
+use std::{path::Path, thread};
+
+use super::support::{
+    SPARSE_DATA, SPARSE_SIZE, compare, content, have_mksquashfs, mksquashfs, source, tree,
+};
+use crate::squashfs::{
+    CompressorId, Error,
+    compress::CompressorId as Id,
+    format::{Flags, InodeKind},
+    reader::{Image, ReaderOptions, verify},
+};
+
+fn check(options: &[&str]) -> Option<Image> {
+    check_source(source(), options)
+}
+
+fn check_source(source: &Path, options: &[&str]) -> Option<Image> {
+    if !have_mksquashfs(&options.join(" ")) {
+        return None;
+    }
+    let made = mksquashfs(source, options);
+    let image = made.open();
+    compare(&image, source, !options.contains(&"-no-xattrs"));
+    let report = verify(&image, 2, |_| true).unwrap();
+    assert_eq!(report.unreached, 0, "{options:?}");
+    assert_eq!(report.link_mismatches, 0, "{options:?}");
+    assert_eq!(report.directory_link_mismatches, 0, "{options:?}");
+    assert_eq!(report.fragments, u64::from(image.fragment_count()));
+    Some(image)
+}
+
+#[test]
+fn gzip() {
+    if let Some(image) = check(&["-comp", "gzip", "-b", "128K"]) {
+        assert_eq!(image.superblock().compressor, CompressorId::Gzip);
+        assert_eq!(image.options_bytes(), None);
+        assert_eq!(image.data_area().start, 96);
+    }
+    if let Some(image) = check(&["-comp", "gzip", "-Xcompression-level", "2", "-b", "4K"]) {
+        assert_eq!(image.options_bytes().map(<[u8]>::len), Some(8));
+    }
+}
+
+#[test]
+fn xz() {
+    check(&["-comp", "xz", "-b", "1M"]);
+}
+
+#[test]
+fn xz_with_branch_filters() {
+    // Machine code, for which mksquashfs does choose the filter.
+    let small = tempfile::tempdir().unwrap();
+    let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    let from = program.len() / 3;
+    std::fs::write(small.path().join("program"), &program[from..from + 400_000]).unwrap();
+    let options = [
+        "-comp",
+        "xz",
+        "-b",
+        "64K",
+        "-Xbcj",
+        "x86,arm",
+        "-Xdict-size",
+        "50%",
+    ];
+    if let Some(image) = check_source(small.path(), &options) {
+        assert_eq!(image.options_bytes().map(<[u8]>::len), Some(8));
+    }
+}
+
+#[test]
+fn zstd() {
+    check(&["-comp", "zstd", "-Xcompression-level", "1", "-b", "4K"]);
+    check(&["-comp", "zstd", "-Xcompression-level", "3", "-b", "1M"]);
+    check(&["-comp", "zstd", "-Xcompression-level", "19"]);
+}
+
+#[test]
+fn lz4() {
+    if let Some(image) = check(&["-comp", "lz4", "-b", "128K"]) {
+        assert_eq!(
+            image.options_bytes(),
+            Some([1, 0, 0, 0, 0, 0, 0, 0].as_slice())
+        );
+        assert_eq!(image.data_area().start, 96 + 2 + 8);
+    }
+    check(&["-comp", "lz4", "-Xhc", "-b", "4K", "-always-use-fragments"]);
+}
+
+#[test]
+fn lzo_is_refused_by_name() {
+    if !have_mksquashfs("lzo") {
+        return;
+    }
+    let made = mksquashfs(source(), &["-comp", "lzo"]);
+    let error = Image::open(&made.path, ReaderOptions::default()).unwrap_err();
+    assert!(
+        matches!(&error, Error::Unsupported(what) if what.contains(Id::Lzo.name())),
+        "{error}"
+    );
+}
+
+#[test]
+fn fragments() {
+    if let Some(image) = check(&["-comp", "lz4", "-no-fragments"]) {
+        assert_eq!(image.fragment_count(), 0);
+        assert!(image.fragment(0).is_err());
+    }
+    if let Some(image) = check(&["-comp", "zstd", "-always-use-fragments", "-no-duplicates"]) {
+        assert!(image.fragment_count() > 0);
+        assert!(image.fragment(image.fragment_count()).is_err());
+    }
+}
+
+#[test]
+fn stored_as_it_is() {
+    check(&["-noI", "-noD", "-noF", "-noX", "-noId"]);
+    check(&["-comp", "zstd", "-noD", "-noF", "-b", "4K"]);
+    check(&["-comp", "lz4", "-noI", "-noX"]);
+}
+
+#[test]
+fn without_an_export_table() {
+    if let Some(image) = check(&["-comp", "zstd", "-no-exports"]) {
+        assert!(image.superblock().export_at().is_none());
+        assert!(!image.superblock().flags.has(Flags::EXPORTABLE));
+        assert!(image.inode_ref(0).is_err());
+        assert!(image.inode_ref(image.superblock().inodes + 1).is_err());
+    }
+}
+
+#[test]
+fn without_xattrs_tail_ends_and_sparse_files() {
+    check(&["-comp", "lz4", "-no-xattrs", "-no-sparse", "-nopad"]);
+}
+
+#[test]
+fn appended_images() {
+    if !have_mksquashfs("appended") {
+        return;
+    }
+    let made = mksquashfs(source(), &["-comp", "zstd"]);
+    let more = tempfile::tempdir().unwrap();
+    std::fs::write(more.path().join("added"), b"later").unwrap();
+    std::fs::create_dir(more.path().join("zz")).unwrap();
+    let output = std::process::Command::new("mksquashfs")
+        .args([
+            more.path().join("added").as_path(),
+            &more.path().join("zz"),
+            &made.path,
+        ])
+        .args(["-no-progress", "-quiet", "-no-recovery"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let image = made.open();
+    let all = tree(&image);
+    assert_eq!(content(&image, &all[b"/added".as_slice()].1), b"later");
+    assert!(all.contains_key(b"/zz".as_slice()) && all.len() > 3000);
+    verify(&image, 2, |_| true).unwrap();
+}
+
+#[test]
+fn sparse_files_can_be_sought() {
+    if !have_mksquashfs("sparse") {
+        return;
+    }
+    let image = mksquashfs(source(), &["-comp", "lz4", "-b", "128K"]).open();
+    let all = tree(&image);
+    let layout = image
+        .file(all[b"/sparse".as_slice()].0.unwrap().inode)
+        .unwrap();
+    assert!(layout.sparse() > 2 << 20);
+    let [(first, first_len), (second, _)] = SPARSE_DATA;
+    assert_eq!(layout.next_data(0), Some(first));
+    assert_eq!(layout.next_data(first + 5), Some(first + 5));
+    assert_eq!(layout.next_hole(0), Some(0));
+    assert_eq!(layout.next_hole(first), Some(first + first_len as u64));
+    assert_eq!(layout.next_data(first + first_len as u64), Some(second));
+    assert_eq!(layout.next_hole(SPARSE_SIZE), None);
+    assert_eq!(layout.next_data(SPARSE_SIZE), None);
+    let hole = image
+        .file(all[b"/all-hole".as_slice()].0.unwrap().inode)
+        .unwrap();
+    assert_eq!((hole.next_data(0), hole.next_hole(77)), (None, Some(77)));
+    assert_eq!(hole.stored(), 0);
+    let text = image
+        .file(all[b"/large-text".as_slice()].0.unwrap().inode)
+        .unwrap();
+    assert_eq!(
+        (text.next_data(9), text.next_hole(9)),
+        (Some(9), Some(text.size()))
+    );
+    // The cache hands out what it has.
+    let again = image
+        .file(all[b"/sparse".as_slice()].0.unwrap().inode)
+        .unwrap();
+    assert!(std::sync::Arc::ptr_eq(&layout, &again));
+}
+
+#[test]
+fn stored_bytes_are_where_the_layout_says() {
+    if !have_mksquashfs("layout") {
+        return;
+    }
+    let image = mksquashfs(source(), &["-comp", "zstd", "-b", "4K"]).open();
+    let all = tree(&image);
+    let inode = &all[b"/large-noise".as_slice()].1;
+    let layout = image.file_layout(inode).unwrap();
+    // Noise does not compress: what is stored is what it is.
+    let (at, size) = layout.position(100).unwrap();
+    assert!(!size.is_compressed());
+    let mut raw = vec![0; size.stored() as usize];
+    image.read_raw(at, &mut raw).unwrap();
+    assert_eq!(raw, content(&image, inode)[100 * 4096..101 * 4096]);
+    let sum: u64 = layout
+        .blocks()
+        .iter()
+        .map(|block| u64::from(block.stored()))
+        .sum();
+    assert_eq!(layout.stored(), sum);
+    let last = layout.blocks().len() as u64 - 1;
+    let (at, size) = layout.position(last).unwrap();
+    assert_eq!(at + u64::from(size.stored()), layout.start() + sum);
+    assert_eq!(layout.position(last + 1), None);
+    assert!(
+        image
+            .read_raw(image.superblock().bytes_used, &mut [0])
+            .is_err()
+    );
+    assert!(image.read_raw(u64::MAX, &mut [0]).is_err());
+}
+
+#[test]
+fn many_threads_and_hardly_any_cache() {
+    if !have_mksquashfs("threads") {
+        return;
+    }
+    let made = mksquashfs(source(), &["-comp", "zstd", "-b", "16K"]);
+    let options = ReaderOptions {
+        metadata_cache_bytes: 100,
+        data_cache_bytes: 100,
+    };
+    let image = Image::open(&made.path, options).unwrap();
+    let files: Vec<_> = tree(&image)
+        .into_iter()
+        .filter(|(_, (_, inode))| inode.kind() == InodeKind::File && inode.size() < 400_000)
+        .map(|(path, (entry, _))| (path, entry.unwrap()))
+        .collect();
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let (image, files) = (image.clone(), &files);
+            scope.spawn(move || {
+                for (path, entry) in files.iter().skip(thread * 3).step_by(5) {
+                    let relative = std::str::from_utf8(&path[1..]);
+                    let Ok(relative) = relative else { continue };
+                    let wanted = std::fs::read(source().join(relative)).unwrap();
+                    assert!(content(&image, &image.inode(entry.inode).unwrap()) == wanted);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_check_can_be_stopped() {
+    if !have_mksquashfs("stop") {
+        return;
+    }
+    let image = mksquashfs(source(), &["-comp", "lz4"]).open();
+    assert!(matches!(
+        verify(&image, 2, |p| p.inodes < 100),
+        Err(Error::Cancelled)
+    ));
+}
