@@ -1,1 +1,175 @@
-//! Builds images. (room to be furnished)
+//! Builds images: from nothing, or from an old image whose data is carried over compressed.
+//!
+//! Nodes are pushed in any order, but content is packed in the order in which files are pushed, so
+//! files that are used together should be pushed one after another. The bytes of the image depend on
+//! what is pushed, in which order, and on the options; never on the number of threads.
+//!
+//! ```text
+//!  push ─► read, hash, compress (N threads) ─► one ordered writer ─► data area
+//!  finish ─► inode table, directory table, fragments, export, ids, xattrs ─► superblock
+//! ```
+//!
+//! [`pipeline`] draws the threads; [`assembler`] decides where data lies; [`tables`] writes all the
+//! rest. Memory: about `(threads + 2) * 4 MiB` of content in flight (or 8 blocks per thread if that is
+//! more), besides some 150 bytes for each node with its name.
+
+mod assembler;
+mod carry;
+mod content;
+mod error;
+mod metadata;
+mod nodes;
+mod output;
+mod pipeline;
+mod push;
+mod tables;
+mod xattrs;
+
+#[cfg(test)]
+mod tests;
+
+pub use carry::OldImage;
+pub use content::{Content, OpenWith, Source, Stream};
+pub use error::{Found, Result, WriteError};
+pub use nodes::{Meta, NodeId};
+pub use push::ImageWriter;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::compress::Compression;
+use super::format::DEFAULT_BLOCK_SIZE;
+
+/// How to build an image from nothing.
+#[derive(Debug, Clone)]
+pub struct WriterOptions {
+    /// Codec and level.
+    pub compression: Compression,
+    /// Bytes in a full data block: a power of two, 4 KiB to 1 MiB.
+    pub block_size: u32,
+    /// Threads that compress.
+    pub threads: NonZeroUsize,
+    /// When the image was made, as the superblock says, seconds since 1970.
+    pub mkfs_time: u32,
+    /// Whether files smaller than a block are packed together.
+    pub fragments: bool,
+    /// Hears of progress, and may cancel.
+    pub monitor: Arc<dyn Monitor>,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        WriterOptions {
+            compression: Compression::default(),
+            block_size: DEFAULT_BLOCK_SIZE,
+            threads: default_threads(),
+            mkfs_time: 0,
+            fragments: true,
+            monitor: Arc::new(Unheard),
+        }
+    }
+}
+
+/// How to build an image from an old one.
+#[derive(Debug, Clone)]
+pub struct AppendOptions {
+    /// What becomes of the old data area.
+    pub carry: CarryMode,
+    /// Level for fresh data; `None` for the codec's usual one. The codec must be that of the
+    /// old image (or none).
+    pub compression: Option<Compression>,
+    /// Threads that compress.
+    pub threads: NonZeroUsize,
+    /// When the image was made, as the superblock says, seconds since 1970.
+    pub mkfs_time: u32,
+    /// Hears of progress, and may cancel.
+    pub monitor: Arc<dyn Monitor>,
+}
+
+impl Default for AppendOptions {
+    fn default() -> Self {
+        AppendOptions {
+            carry: CarryMode::Append,
+            compression: None,
+            threads: default_threads(),
+            mkfs_time: 0,
+            monitor: Arc::new(Unheard),
+        }
+    }
+}
+
+/// What becomes of the data area of the old image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CarryMode {
+    /// It is carried over whole, at the same positions (sharing extents where the file system
+    /// can), and fresh data follows. Costs little; what is unused stays as dead space.
+    Append,
+    /// Only what is used is copied, still compressed.
+    Compact,
+}
+
+fn default_threads() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Hears of progress. Called from several threads: be quick.
+pub trait Monitor: Send + Sync + std::fmt::Debug {
+    /// So many more files and bytes of content have been packed.
+    fn advance(&self, files: u64, bytes: u64);
+
+    /// Returns true when writing should stop with [`WriteError::Cancelled`].
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A monitor that does not listen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unheard;
+
+impl Monitor for Unheard {
+    fn advance(&self, _files: u64, _bytes: u64) {}
+}
+
+/// What has been done to the data area.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DataStats {
+    /// Data and fragment blocks that were compressed now and stored compressed.
+    pub blocks_compressed: u64,
+    /// Data and fragment blocks stored as they were, since compression gained nothing.
+    pub blocks_stored_raw: u64,
+    /// Data blocks taken from the old image still compressed.
+    pub blocks_carried: u64,
+    /// Fragment blocks taken from the old image still compressed.
+    pub fragments_carried: u64,
+    /// Stored bytes of both.
+    pub bytes_carried: u64,
+    /// Content that was read and stored, in bytes before compression; without duplicates.
+    pub fresh_bytes: u64,
+    /// Bytes of the data area that belong to nothing.
+    pub dead_bytes: u64,
+    /// Files that share the data of an equal file.
+    pub duplicates: u64,
+    /// Fragment blocks in the image.
+    pub fragments: u64,
+    /// Stored bytes that were written or copied behind what was carried over in place.
+    pub data_written: u64,
+}
+
+/// What an image writer has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WriteStats {
+    /// What became of the data.
+    pub data: DataStats,
+    /// Bytes written to the file, besides those carried over in place.
+    pub bytes_written: u64,
+    /// Size of the file, with padding.
+    pub image_size: u64,
+    /// Inodes in the image.
+    pub inodes: u64,
+    /// From the creation of the writer until all data was written.
+    pub data_time: Duration,
+    /// Spent on the tables.
+    pub table_time: Duration,
+}

@@ -1,0 +1,85 @@
+//! What can go wrong while an image is written.
+
+use std::io;
+
+use crate::squashfs;
+
+/// Shorthand for results of this module.
+pub type Result<T, E = WriteError> = std::result::Result<T, E>;
+
+/// Why an image could not be written. The unfinished file is removed in every case.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The image file could not be written, or the old image could not be read or understood.
+    #[error(transparent)]
+    Image(#[from] squashfs::Error),
+    /// A file's content could not be read.
+    #[error("reading {label}: {source}")]
+    Source {
+        /// The source's own name for itself.
+        label: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A file had another length when it was read than when it was pushed: it changed meanwhile.
+    #[error("{label} changed while it was read: expected {expected} bytes, found {found}")]
+    SourceChanged {
+        /// The source's own name for itself.
+        label: String,
+        /// The size that was announced, in bytes.
+        expected: u64,
+        /// What was there instead.
+        found: Found,
+    },
+    /// The pushed nodes do not form a tree that SquashFS can hold.
+    #[error("{what}: {detail}")]
+    Tree {
+        /// The rule that was broken.
+        what: &'static str,
+        /// By what.
+        detail: String,
+    },
+    /// Data was to be carried over, but there is no old image or it does not fit.
+    #[error("cannot carry data over: {0}")]
+    Carry(String),
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// An earlier call on this writer failed; that call returned the reason.
+    #[error("the image writer has failed before")]
+    Failed,
+    /// A thread of the writer could not be started, or died.
+    #[error("a thread of the image writer {0}")]
+    Thread(String),
+}
+
+/// How much content was found where another amount was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Content ended after this many bytes.
+    Only(u64),
+    /// Content went on after the expected end.
+    More,
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Found::Only(bytes) => write!(f, "{bytes}"),
+            Found::More => f.write_str("more"),
+        }
+    }
+}
+
+impl WriteError {
+    /// A [`WriteError::Tree`].
+    pub(super) fn tree(what: &'static str, detail: impl Into<String>) -> Self {
+        WriteError::Tree { what, detail: detail.into() }
+    }
+
+    /// An I/O error on the image file: `.map_err(WriteError::io("writing blocks"))`.
+    pub(super) fn io(what: &'static str) -> impl FnOnce(io::Error) -> WriteError {
+        move |source| WriteError::Image(squashfs::Error::Io { what, source })
+    }
+}

@@ -1,0 +1,84 @@
+//! Tables made of metadata blocks, compressed as they fill.
+
+use super::error::Result;
+use crate::squashfs::compress::Compressor;
+use crate::squashfs::format::{
+    InodeRef, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader, encode_index,
+};
+
+/// Gathers one table. Every block but the last holds exactly 8 KiB.
+///
+/// Two tables grow side by side with one compressor, so it is lent to each call that may need it.
+#[derive(Debug, Default)]
+pub(super) struct MetadataWriter {
+    block: Vec<u8>,
+    scratch: Vec<u8>,
+    out: Vec<u8>,
+    /// Where each block begins in `out`.
+    starts: Vec<u64>,
+}
+
+/// The codec of an image, `None` to store everything.
+pub(super) type Codec = Option<Box<dyn Compressor>>;
+
+impl MetadataWriter {
+    /// Where the next byte goes.
+    pub(super) fn position(&self) -> InodeRef {
+        // Blocks are flushed when full, so the offset is below 8192.
+        InodeRef::new(self.out.len() as u64, self.block.len() as u16)
+    }
+
+    pub(super) fn write(&mut self, mut bytes: &[u8], codec: &mut Codec) -> Result<()> {
+        while !bytes.is_empty() {
+            let room = METADATA_SIZE - self.block.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.block.extend_from_slice(now);
+            bytes = later;
+            if self.block.len() == METADATA_SIZE {
+                self.flush(codec)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, codec: &mut Codec) -> Result<()> {
+        if self.block.is_empty() {
+            return Ok(());
+        }
+        self.starts.push(self.out.len() as u64);
+        let compressed = match codec {
+            Some(codec) => codec.compress(&self.block, &mut self.scratch)?,
+            None => false,
+        };
+        let stored = if compressed { &self.scratch } else { &self.block };
+        // At most 8192, or the block would have been stored as it is.
+        let header = MetadataHeader { stored: stored.len() as u16, compressed };
+        self.out.reserve(METADATA_HEADER_SIZE + stored.len());
+        self.out.extend_from_slice(&header.to_bytes());
+        self.out.extend_from_slice(stored);
+        self.block.clear();
+        Ok(())
+    }
+
+    /// Ends a plain table and returns its bytes.
+    pub(super) fn finish(mut self, codec: &mut Codec) -> Result<Vec<u8>> {
+        self.flush(codec)?;
+        Ok(self.out)
+    }
+
+    /// Ends a lookup table that begins at `at` in the image: returns its bytes with `header` and the
+    /// index behind them, and the position of `header` (or of the index).
+    pub(super) fn finish_lookup(
+        mut self,
+        at: u64,
+        header: &[u8],
+        codec: &mut Codec,
+    ) -> Result<(Vec<u8>, u64)> {
+        self.flush(codec)?;
+        let index_at = at + self.out.len() as u64;
+        let positions: Vec<u64> = self.starts.iter().map(|start| at + start).collect();
+        self.out.extend_from_slice(header);
+        encode_index(&positions, &mut self.out);
+        Ok((self.out, index_at))
+    }
+}

@@ -1,0 +1,294 @@
+//! Inodes, directories and all other tables: one sequential pass, compressed as it goes.
+//!
+//! A directory entry names its child's compressed inode block, and a directory inode its
+//! compressed listing, so children come before parents. Directories are taken depth first; the
+//! inodes of all children of one directory stand together, in name order, and its listing
+//! follows in the other table: a listing or an `ls -l` touches as few metadata blocks as possible.
+//! The root inode is the last one and the root listing the last listing, which is where mksquashfs
+//! looks for them when it appends.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::assembler::{Assembled, FileData};
+use super::error::{Result, WriteError};
+use super::metadata::{Codec, MetadataWriter};
+use super::nodes::{Entry, Node, NodeId, Tree};
+use crate::squashfs::format::{
+    ABSENT, DIRECTORY_ENTRY_SIZE, DIRECTORY_HEADER_SIZE, DirectoryBody, DirectoryEntry,
+    DirectoryHeader, DirectoryIndexEntry, FileBody, FragmentRef, Inode, InodeBody, InodeKind,
+    InodeRef, MAX_ENTRIES_PER_HEADER, METADATA_SIZE, NO_XATTR, Superblock,
+};
+
+/// Not yet written.
+const NOWHERE: InodeRef = InodeRef(u64::MAX);
+
+/// All tables for position `at`, and the superblock that names them. `superblock` has what does not
+/// depend on the tables.
+pub(super) fn build(
+    tree: &mut Tree,
+    root: NodeId,
+    data: &Assembled,
+    mut superblock: Superblock,
+    codec: &mut Codec,
+) -> Result<(Vec<u8>, Superblock)> {
+    let order = tree.seal(root)?;
+    let tree = &*tree;
+    let (mut out, directories, places, root_ref) =
+        Nodes::new(tree, data).write(root, &order, codec)?;
+    let start = data.end;
+    superblock.inodes = tree.nodes().len() as u32;
+    superblock.root = root_ref;
+    superblock.inode_table = start;
+    superblock.directory_table = start + out.len() as u64;
+    out.extend_from_slice(&directories);
+
+    superblock.fragments = u32::try_from(data.fragments.len())
+        .map_err(|_| WriteError::tree("fragments", "more than 2^32 fragment blocks"))?;
+    superblock.fragment_table = ABSENT;
+    if !data.fragments.is_empty() {
+        let mut table = MetadataWriter::default();
+        for entry in &data.fragments {
+            table.write(&entry.to_bytes(), codec)?;
+        }
+        let (bytes, at) = table.finish_lookup(start + out.len() as u64, &[], codec)?;
+        superblock.fragment_table = at;
+        out.extend_from_slice(&bytes);
+    }
+
+    let mut table = MetadataWriter::default();
+    for reference in export(tree, &places) {
+        table.write(&reference.0.to_le_bytes(), codec)?;
+    }
+    let (bytes, at) = table.finish_lookup(start + out.len() as u64, &[], codec)?;
+    superblock.export_table = at;
+    out.extend_from_slice(&bytes);
+
+    superblock.ids = tree.ids().len() as u16;
+    let mut table = MetadataWriter::default();
+    for id in tree.ids() {
+        table.write(&id.to_le_bytes(), codec)?;
+    }
+    let (bytes, at) = table.finish_lookup(start + out.len() as u64, &[], codec)?;
+    superblock.id_table = at;
+    out.extend_from_slice(&bytes);
+
+    superblock.xattr_table = ABSENT;
+    if let Some((bytes, at)) = tree.xattrs.encode(start + out.len() as u64, codec)? {
+        superblock.xattr_table = at;
+        out.extend_from_slice(&bytes);
+    }
+    superblock.bytes_used = start + out.len() as u64;
+    Ok((out, superblock))
+}
+
+/// Inode references by inode number.
+fn export(tree: &Tree, places: &[InodeRef]) -> Vec<InodeRef> {
+    let mut table = vec![NOWHERE; places.len()];
+    for (node, place) in tree.nodes().iter().zip(places) {
+        // Numbers are 1..=n, each once: the tree has been sealed.
+        if let Some(slot) = (node.number as usize).checked_sub(1).and_then(|at| table.get_mut(at)) {
+            *slot = *place;
+        }
+    }
+    table
+}
+
+/// Where the listing of a directory lies; kept until its inode is written.
+#[derive(Clone)]
+struct Listing {
+    at: InodeRef,
+    size: u32,
+    subdirectories: u32,
+    index: Arc<[DirectoryIndexEntry]>,
+}
+
+struct Nodes<'t> {
+    tree: &'t Tree,
+    data: &'t Assembled,
+    places: Vec<InodeRef>,
+    /// Listings that wait for their inode: of the finished directories on the way to the root.
+    listings: std::collections::HashMap<u32, Listing>,
+    bytes: Vec<u8>,
+    no_index: Arc<[DirectoryIndexEntry]>,
+}
+
+type Written = (Vec<u8>, Vec<u8>, Vec<InodeRef>, InodeRef);
+
+impl<'t> Nodes<'t> {
+    fn new(tree: &'t Tree, data: &'t Assembled) -> Self {
+        Nodes {
+            tree,
+            data,
+            places: vec![NOWHERE; tree.nodes().len()],
+            listings: std::collections::HashMap::new(),
+            bytes: Vec::new(),
+            no_index: Arc::from([]),
+        }
+    }
+
+    fn write(
+        mut self,
+        root: NodeId,
+        order: &[(u32, Range<usize>)],
+        codec: &mut Codec,
+    ) -> Result<Written> {
+        let tree = self.tree;
+        let mut inodes = MetadataWriter::default();
+        let mut directories = MetadataWriter::default();
+        for (dir, range) in order {
+            let entries = tree.entries(range.clone());
+            let parent = tree.node(NodeId(*dir))?.number;
+            for entry in entries {
+                if self.places[entry.child as usize] == NOWHERE {
+                    self.inode(entry.child, parent, &mut inodes, codec)?;
+                }
+            }
+            let listing = self.listing(entries, &mut directories, codec)?;
+            self.listings.insert(*dir, listing);
+        }
+        // The root's parent is, by convention, one more than the highest number.
+        self.inode(root.0, tree.nodes().len() as u32 + 1, &mut inodes, codec)?;
+        let root_ref = self.places[root.0 as usize];
+        Ok((inodes.finish(codec)?, directories.finish(codec)?, self.places, root_ref))
+    }
+
+    fn inode(
+        &mut self,
+        id: u32,
+        parent: u32,
+        table: &mut MetadataWriter,
+        codec: &mut Codec,
+    ) -> Result<()> {
+        let node = self.tree.node(NodeId(id))?;
+        let mut nlink = node.links;
+        let body = match node.kind {
+            InodeKind::Directory => {
+                let listing = self.listings.remove(&id).ok_or(WriteError::Failed)?;
+                // As mksquashfs counts, and as programs that rely on it expect: the entry of
+                // the parent, ".", and ".." of every subdirectory.
+                nlink = listing.subdirectories.saturating_add(2);
+                InodeBody::Directory(DirectoryBody {
+                    block_start: block(listing.at)?,
+                    offset: listing.at.offset(),
+                    listing_size: listing.size,
+                    parent,
+                    index: listing.index,
+                })
+            }
+            InodeKind::File => {
+                let file = self.data.file(node.payload).ok_or(WriteError::Failed)?;
+                InodeBody::File(self.file(file)?)
+            }
+            InodeKind::Symlink => InodeBody::Symlink(self.tree.target(node).to_vec()),
+            InodeKind::BlockDevice => InodeBody::BlockDevice(node.payload),
+            InodeKind::CharDevice => InodeBody::CharDevice(node.payload),
+            InodeKind::Fifo => InodeBody::Fifo,
+            InodeKind::Socket => InodeBody::Socket,
+        };
+        let inode = Inode {
+            mode: node.mode,
+            uid_idx: node.uid,
+            gid_idx: node.gid,
+            mtime: node.mtime,
+            number: node.number,
+            nlink,
+            xattr: (node.xattr != NO_XATTR).then_some(node.xattr),
+            body,
+        };
+        self.bytes.clear();
+        inode.encode(&mut self.bytes);
+        self.places[id as usize] = table.position();
+        table.write(&self.bytes, codec)
+    }
+
+    fn file(&self, file: &FileData) -> Result<FileBody> {
+        let index = self.data.fragment(file);
+        Ok(FileBody {
+            start: file.start,
+            size: file.size,
+            sparse: file.sparse,
+            fragment: index.map(|index| FragmentRef { index, offset: file.offset }),
+            blocks: self.data.blocks(file).into(),
+        })
+    }
+
+    /// Writes a listing: runs of entries whose inodes are in one metadata block and whose numbers
+    /// are close, and an index entry each time 8 KiB of listing are full.
+    fn listing(
+        &mut self,
+        entries: &[Entry],
+        table: &mut MetadataWriter,
+        codec: &mut Codec,
+    ) -> Result<Listing> {
+        let at = table.position();
+        let mut index: Vec<DirectoryIndexEntry> = Vec::new();
+        let mut written = 0usize;
+        let mut indexed_at = 0usize;
+        let mut subdirectories = 0;
+        let mut rest = entries;
+        while let Some(first) = rest.first() {
+            let base: &Node = self.tree.node(NodeId(first.child))?;
+            let inode_block = self.places[first.child as usize].block();
+            let run_at = written;
+            let first_name = self.tree.name(first);
+            let needed = DIRECTORY_HEADER_SIZE + DIRECTORY_ENTRY_SIZE + first_name.len();
+            if run_at + needed - indexed_at > METADATA_SIZE {
+                indexed_at = run_at;
+                index.push(DirectoryIndexEntry {
+                    position: size(run_at)?,
+                    block: block(table.position())?,
+                    name: first_name.to_vec(),
+                });
+            }
+            self.bytes.clear();
+            let mut count = 0;
+            let mut len = DIRECTORY_HEADER_SIZE;
+            for entry in rest {
+                let node = self.tree.node(NodeId(entry.child))?;
+                let name = self.tree.name(entry);
+                let place = self.places[entry.child as usize];
+                let delta = i64::from(node.number) - i64::from(base.number);
+                let (true, Ok(delta)) = (place.block() == inode_block, i16::try_from(delta)) else {
+                    break;
+                };
+                let longer = len + DIRECTORY_ENTRY_SIZE + name.len();
+                if count == MAX_ENTRIES_PER_HEADER || run_at + longer - indexed_at > METADATA_SIZE {
+                    break;
+                }
+                len = longer;
+                count += 1;
+                subdirectories += u32::from(node.kind == InodeKind::Directory);
+                let entry = DirectoryEntry {
+                    offset: place.offset(),
+                    delta,
+                    kind: node.kind,
+                    name_len: name.len() as u16,
+                };
+                entry.encode(name, &mut self.bytes);
+            }
+            let inode_block = block(self.places[first.child as usize])?;
+            let mut header = Vec::with_capacity(DIRECTORY_HEADER_SIZE);
+            DirectoryHeader { count, inode_block, base_number: base.number }.encode(&mut header);
+            table.write(&header, codec)?;
+            table.write(&self.bytes, codec)?;
+            written += len;
+            rest = rest.get(count as usize..).unwrap_or_default();
+        }
+        let index = if index.is_empty() { self.no_index.clone() } else { index.into() };
+        Ok(Listing { at, size: size(written)?, subdirectories, index })
+    }
+}
+
+fn block(at: InodeRef) -> Result<u32> {
+    u32::try_from(at.block())
+        .map_err(|_| WriteError::tree("tables", "more than 4 GiB of compressed inodes or listings"))
+}
+
+/// A size or position in a listing; with 3 more it still has to fit.
+fn size(bytes: usize) -> Result<u32> {
+    u32::try_from(bytes)
+        .ok()
+        .filter(|size| *size <= u32::MAX - 3)
+        .ok_or_else(|| WriteError::tree("directory", "a listing of more than 4 GiB"))
+}
