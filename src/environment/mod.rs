@@ -1,1 +1,22 @@
-//! (room to be furnished)
+//! Environments as files: names, the store, the layout on disk, locks, prefixes, configuration.
+//!
+//! What an environment *is* at any moment is told by its database (`state`); this module finds,
+//! makes, names and removes the directory in which everything lies.
+
+mod config;
+mod error;
+mod host;
+mod layout;
+mod lock;
+mod name;
+mod prefix;
+mod store;
+
+pub use config::{CacheConfig, Config, GcConfig, Prompt};
+pub use error::{EnvironmentError, Result};
+pub use host::{boot_id, host_name, new_uuid, process_start, user_name};
+pub use layout::{Layout, StoreLayout};
+pub use lock::{EnvLock, Holder, LEASE, LockMode};
+pub use name::EnvName;
+pub use prefix::{Prefix, PrefixUse};
+pub use store::{Environment, Garbage, NewEnvironment, Store};

@@ -1,0 +1,279 @@
+//! `config.toml` of a store: what the user prefers. Every key is optional.
+//!
+//! ```toml
+//! compression = "zstd:3"     # or gzip, xz, lz4, none, each with :LEVEL where it has levels
+//! block_size = "128K"        # a power of two from 4K to 1M
+//! threads = 4                # compressor threads; 0 or absent: one for each processor
+//! prompt = "({name}) "       # or true, or false for no change of the prompt
+//!
+//! [cache]
+//! data_mib = 256             # decompressed blocks in memory, for each mount
+//! metadata_mib = 64
+//!
+//! [gc]
+//! keep = 10                  # revisions that gc keeps
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::error::{Context, EnvironmentError, Result};
+
+/// Preferences of a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Compression of new images (`zstd:3`).
+    #[serde(deserialize_with = "compression")]
+    pub compression: Option<String>,
+    /// Level of compression as conda-pack counts: 0 none, 1 to 8 zstd, 9 xz. Excludes
+    /// `compression`.
+    pub level: Option<u8>,
+    /// Block size of new images in bytes.
+    #[serde(deserialize_with = "block_size")]
+    pub block_size: Option<u32>,
+    /// Compressor threads; 0 for one for each processor.
+    pub threads: usize,
+    /// What activation does to the shell's prompt.
+    pub prompt: Prompt,
+    /// Memory of a mount.
+    pub cache: CacheConfig,
+    /// Defaults of gc.
+    pub gc: GcConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            compression: None,
+            level: None,
+            block_size: None,
+            threads: 0,
+            prompt: Prompt::Show(true),
+            cache: CacheConfig::default(),
+            gc: GcConfig::default(),
+        }
+    }
+}
+
+/// What activation does to the shell's prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "true, false or a template like \"({name}) \"")]
+pub enum Prompt {
+    /// The usual template, or no change.
+    Show(bool),
+    /// Put before the prompt, with `{name}` replaced.
+    Template(String),
+}
+
+impl Prompt {
+    /// Returns what to put before the prompt for an environment; None for no change.
+    pub fn render(&self, name: &str) -> Option<String> {
+        match self {
+            Prompt::Show(false) => None,
+            Prompt::Show(true) => Some(format!("({name}) ")),
+            Prompt::Template(template) => Some(template.replace("{name}", name)),
+        }
+    }
+}
+
+/// Memory of a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheConfig {
+    /// Decompressed data blocks, in MiB.
+    pub data_mib: u32,
+    /// Decompressed metadata, in MiB.
+    pub metadata_mib: u32,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        CacheConfig {
+            data_mib: 256,
+            metadata_mib: 64,
+        }
+    }
+}
+
+/// Defaults of gc.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GcConfig {
+    /// Revisions to keep, at least 1: the current one always stays.
+    #[serde(deserialize_with = "at_least_one")]
+    pub keep: u32,
+}
+
+impl Default for GcConfig {
+    fn default() -> Self {
+        GcConfig { keep: 10 }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file; the defaults when there is none.
+    pub fn load(path: &Path) -> Result<Config> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Config::default()),
+            Err(e) => return Err(e).context(path, "read the configuration"),
+        };
+        let wrong = |detail: String| EnvironmentError::Config {
+            path: path.to_owned(),
+            detail,
+        };
+        let text =
+            String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8 text".to_owned()))?;
+        Config::parse(&text).map_err(wrong)
+    }
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config: Config =
+            toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
+        if config.compression.is_some() && config.level.is_some() {
+            return Err("'compression' and 'level' exclude each other".to_owned());
+        }
+        if config.level.is_some_and(|level| level > 9) {
+            return Err("'level' is a number from 0 to 9".to_owned());
+        }
+        Ok(config)
+    }
+}
+
+fn compression<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(input)?;
+    let (codec, level) = match text.split_once(':') {
+        Some((codec, level)) => (codec, Some(level)),
+        None => (text.as_str(), None),
+    };
+    let known = ["zstd", "xz", "gzip", "lz4", "none"].contains(&codec);
+    let numeric = level.is_none_or(|level| level.parse::<u8>().is_ok());
+    if known && numeric {
+        Ok(Some(text))
+    } else {
+        let wrong = "zstd, xz, gzip, lz4 or none, with :LEVEL where wanted";
+        Err(de::Error::invalid_value(de::Unexpected::Str(&text), &wrong))
+    }
+}
+
+fn block_size<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "a power of two from 4096 to 1048576, or like \"128K\""
+    )]
+    enum Size {
+        Bytes(u32),
+        Text(String),
+    }
+    let bytes = match Size::deserialize(input)? {
+        Size::Bytes(bytes) => Some(bytes),
+        Size::Text(text) => parse_size(&text),
+    };
+    match bytes {
+        Some(bytes) if bytes.is_power_of_two() && (4096..=1 << 20).contains(&bytes) => {
+            Ok(Some(bytes))
+        }
+        _ => Err(de::Error::custom(
+            "a block size is a power of two from 4096 to 1048576, or like \"128K\"",
+        )),
+    }
+}
+
+fn parse_size(text: &str) -> Option<u32> {
+    let text = text.trim().trim_end_matches("iB");
+    let (digits, unit) = match text.as_bytes().last()? {
+        b'K' | b'k' => (text.get(..text.len() - 1)?, 1 << 10),
+        b'M' | b'm' => (text.get(..text.len() - 1)?, 1 << 20),
+        _ => (text, 1),
+    };
+    digits.trim().parse::<u32>().ok()?.checked_mul(unit)
+}
+
+fn at_least_one<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+    match u32::deserialize(input)? {
+        0 => Err(de::Error::custom(
+            "at least 1: the current revision always stays",
+        )),
+        keep => Ok(keep),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn no_file_and_an_empty_file_are_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        assert_eq!(Config::load(&path).unwrap(), Config::default());
+        fs::write(&path, "").unwrap();
+        assert_eq!(Config::load(&path).unwrap(), Config::default());
+        fs::write(&path, b"prompt = \"\xff\"").unwrap();
+        assert!(
+            Config::load(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("UTF-8")
+        );
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(
+            Config::load(&path),
+            Err(EnvironmentError::Io { .. })
+        ));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = Config::parse(
+            "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\nprompt = '[{name}] '\n\
+             [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3",
+        )
+        .unwrap();
+        assert_eq!(config.compression.as_deref(), Some("zstd:19"));
+        assert_eq!(config.block_size, Some(1 << 18));
+        assert_eq!((config.threads, config.gc.keep), (3, 3));
+        assert_eq!((config.cache.data_mib, config.cache.metadata_mib), (1, 2));
+        assert_eq!(config.prompt.render("x").as_deref(), Some("[x] "));
+        assert_eq!(
+            Config::parse("prompt = false").unwrap().prompt.render("x"),
+            None
+        );
+        let default = Config::default().prompt.render("x");
+        assert_eq!(default.as_deref(), Some("(x) "));
+        assert_eq!(
+            Config::parse("level = 9\nblock_size = 4096").unwrap().level,
+            Some(9)
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, part) in [
+            ("colour = 1", "colour"),
+            ("[cache]\ndata = 1", "data"),
+            ("compression = 'zip'", "zstd, xz"),
+            ("compression = 'zstd:fast'", "zstd, xz"),
+            ("block_size = 1000", "power of two"),
+            ("block_size = '2M'", "power of two"),
+            ("block_size = '9999999999K'", "power of two"),
+            ("block_size = true", "power of two"),
+            ("threads = -1", "threads"),
+            ("prompt = 3", "template"),
+            ("gc.keep = 0", "at least 1"),
+            ("level = 10", "0 to 9"),
+            ("level = 1\ncompression = 'xz'", "exclude"),
+            ("level = ", "line 1"),
+        ] {
+            let wrong = Config::parse(text).unwrap_err();
+            assert!(wrong.contains(part), "{text}: {wrong}");
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! The lock of an environment: many readers or one writer, over all processes and hosts.
+//!
+//! The lock is `flock` on a file in the home, so it ends with its holder, however that dies. Who
+//! holds it is written beside it, for the message of whoever is refused.
+//!
+//! On network file systems `flock` may be unknown, or may be kept by each host for itself. There
+//! the note about the holder is a **lease** as well: its holder renews it, and an exclusive
+//! holder on another host is believed to be alive until it has not done so for [`LEASE`]. Where
+//! `flock` fails altogether, creating the lease file is the lock; shared locks are exclusive
+//! there. A lease of this host is free as soon as its process is gone or the host was rebooted.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{RecvTimeoutError, Sender};
+use fs2::FileExt;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Context, EnvironmentError, Result};
+use super::host;
+use super::layout::Layout;
+use crate::object::Timestamp;
+
+/// How long the holder on another host may be silent before its lease is free.
+pub const LEASE: Duration = Duration::from_secs(300);
+
+/// How often a lease is renewed.
+const RENEW: Duration = Duration::from_secs(30);
+
+/// How often a waiting process tries again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Whether others may hold the lock at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockMode {
+    /// Alone.
+    Exclusive,
+    /// With others that share it.
+    Shared,
+}
+
+/// Who holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Name of the host.
+    pub host: String,
+    /// Which start of the host.
+    pub boot_id: String,
+    /// Process number.
+    pub pid: u32,
+    /// When the process started, in clock ticks since boot.
+    pub pid_start: u64,
+    /// What for, in words.
+    pub purpose: String,
+    /// Since when, in seconds since 1970.
+    pub since: i64,
+    /// Alone or shared.
+    pub mode: LockMode,
+    /// Tells this hold from every other.
+    token: String,
+}
+
+impl Holder {
+    fn me(purpose: &str, mode: LockMode) -> io::Result<Holder> {
+        let pid = std::process::id();
+        Ok(Holder {
+            host: host::host_name(),
+            boot_id: host::boot_id(),
+            pid,
+            pid_start: host::process_start(pid).unwrap_or(0),
+            purpose: purpose.to_owned(),
+            since: Timestamp::now().secs,
+            mode,
+            token: host::new_uuid()?,
+        })
+    }
+
+    /// Returns whether the process is known to be gone: on this host, and not running. Of
+    /// another host nothing is known.
+    pub fn is_gone(&self) -> bool {
+        self.is_here()
+            && (self.boot_id != host::boot_id()
+                || host::process_start(self.pid) != Some(self.pid_start))
+    }
+
+    fn is_here(&self) -> bool {
+        self.host == host::host_name()
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = (Timestamp::now().secs - self.since).max(0);
+        let (count, unit) = match seconds {
+            0..120 => (seconds, "s"),
+            120..7200 => (seconds / 60, "min"),
+            7200..172_800 => (seconds / 3600, "h"),
+            _ => (seconds / 86_400, "days"),
+        };
+        write!(
+            f,
+            "process {} on {} ({}) since {count} {unit}",
+            self.pid, self.host, self.purpose
+        )
+    }
+}
+
+/// The lock of an environment, held until this is dropped.
+#[derive(Debug)]
+pub struct EnvLock {
+    /// The locked file; None when the lease file is the lock.
+    file: Option<File>,
+    holder: Holder,
+    /// Where the environment is; changes when it is renamed under the lock.
+    layout: Arc<Mutex<Layout>>,
+    renewal: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// What one attempt came to.
+enum Attempt {
+    Got(EnvLock),
+    Held(Option<Holder>),
+}
+
+impl EnvLock {
+    /// Takes the lock, or is refused at once with the holder's name.
+    pub fn try_lock(layout: &Layout, mode: LockMode, purpose: &str) -> Result<EnvLock> {
+        Self::lock(layout, mode, purpose, Duration::ZERO)
+    }
+
+    /// Takes the lock, waiting up to `timeout` for others to give it up.
+    pub fn lock(
+        layout: &Layout,
+        mode: LockMode,
+        purpose: &str,
+        timeout: Duration,
+    ) -> Result<EnvLock> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match Self::attempt(layout, mode, purpose, flock)? {
+                Attempt::Got(lock) => return Ok(lock),
+                Attempt::Held(holder) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(EnvironmentError::Held {
+                            path: layout.home().to_owned(),
+                            holder: holder.map(Box::new),
+                        });
+                    }
+                    std::thread::sleep(RETRY.min(left));
+                }
+            }
+        }
+    }
+
+    /// Returns who this lock says that we are.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// Returns who holds the lock of an environment exclusively, without taking it; None when
+    /// nobody does, or when the holder's name is not known to be true any more.
+    pub fn current_holder(layout: &Layout) -> Option<Holder> {
+        let lease = read_holder(&layout.lease());
+        let holder = lease.or_else(|| read_holder(&layout.lock_holder()))?;
+        (!holder.is_gone()).then_some(holder)
+    }
+
+    /// The lock goes with the environment to another place.
+    pub(super) fn moved_to(&self, to: &Layout) {
+        *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = to.clone();
+    }
+
+    fn attempt(
+        layout: &Layout,
+        mode: LockMode,
+        purpose: &str,
+        flock: fn(&File, LockMode) -> io::Result<()>,
+    ) -> Result<Attempt> {
+        let path = layout.lock();
+        let network = crate::state::network_file_system(layout.home())
+            .context(layout.home(), "ask for the file system")?
+            .is_some();
+        let me = Holder::me(purpose, mode).context(&path, "name the holder of the lock")?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .context(&path, "open the lock")?;
+        match flock(&file, mode) {
+            Ok(()) => {}
+            Err(e) if is_unsupported(&e) => return Self::lease(layout, me),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(Attempt::Held(Self::current_holder(layout)));
+            }
+            Err(e) => return Err(e).context(&path, "lock"),
+        }
+        // The environment may have been renamed or removed while we opened the file: then we
+        // hold the lock of something else.
+        let ours = file.metadata().context(&path, "look at the lock")?;
+        match fs::metadata(&path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
+            Ok(_) => return Ok(Attempt::Held(None)),
+            Err(e) => return Err(e).context(&path, "look at the lock"),
+        }
+        if network {
+            // A host whose mount knows no flock has only the lease.
+            for note in [layout.lock_holder(), layout.lease()] {
+                if let Some(other) = read_holder(&note)
+                    && other.mode == LockMode::Exclusive
+                    && !other.is_here()
+                    && !has_expired(layout, &note)?
+                {
+                    return Ok(Attempt::Held(Some(other)));
+                }
+            }
+        }
+        write_holder(layout, &me).context(&layout.lock_holder(), "name the holder of the lock")?;
+        Ok(Attempt::Got(Self::start(Some(file), me, layout, network)))
+    }
+
+    /// Takes the lock where `flock` does not work: whoever creates the lease file has it.
+    fn lease(layout: &Layout, me: Holder) -> Result<Attempt> {
+        let lease = layout.lease();
+        let draft = draft_holder(layout, &me).context(&lease, "write a lease")?;
+        // A link is refused when the name exists, on every host at once, and never half made.
+        let mut taken = fs::hard_link(&draft, &lease);
+        if matches!(&taken, Err(e) if e.kind() == io::ErrorKind::AlreadyExists)
+            && let Some(other) = read_holder(&lease)
+            && (other.is_gone() || (!other.is_here() && has_expired(layout, &lease)?))
+        {
+            // Take it out of the way under a name of its own, so that only one of those who see
+            // it stale does so; and look again, for another may have been quicker.
+            let aside = lease.with_extension(format!("stale-{}", me.token));
+            if fs::rename(&lease, &aside).is_ok() {
+                if read_holder(&aside).is_some_and(|found| found.token != other.token) {
+                    fs::hard_link(&aside, &lease).context(&lease, "give back a lease")?;
+                } else {
+                    taken = fs::hard_link(&draft, &lease);
+                }
+                fs::remove_file(&aside).context(&aside, "remove a stale lease")?;
+            }
+        }
+        fs::remove_file(&draft).context(&draft, "remove a draft")?;
+        match taken {
+            Ok(()) => Ok(Attempt::Got(Self::start(None, me, layout, true))),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                Ok(Attempt::Held(read_holder(&lease)))
+            }
+            Err(e) => Err(e).context(&lease, "take a lease"),
+        }
+    }
+
+    fn start(file: Option<File>, holder: Holder, layout: &Layout, renew: bool) -> EnvLock {
+        let layout = Arc::new(Mutex::new(layout.clone()));
+        let is_lease = file.is_none();
+        let renewal = renew.then(|| {
+            let (stop, stopped) = crossbeam_channel::bounded(0);
+            let (layout, token) = (Arc::clone(&layout), holder.token.clone());
+            let thread = std::thread::spawn(move || {
+                while stopped.recv_timeout(RENEW) == Err(RecvTimeoutError::Timeout) {
+                    let layout = layout.lock().unwrap_or_else(PoisonError::into_inner);
+                    let path = note(&layout, is_lease);
+                    renew_note(&path, &token);
+                }
+            });
+            (stop, thread)
+        });
+        EnvLock {
+            file,
+            holder,
+            layout,
+            renewal,
+        }
+    }
+}
+
+impl Drop for EnvLock {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.renewal.take() {
+            drop(stop);
+            if thread.join().is_err() {
+                tracing::error!("the renewal of a lock panicked");
+            }
+        }
+        let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = note(&layout, self.file.is_none());
+        // Only our own note: with shared locks the last one to come has written it.
+        if read_holder(&path).is_some_and(|noted| noted.token == self.holder.token)
+            && let Err(e) = fs::remove_file(&path)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), error = %e, "the holder's name stays behind");
+        }
+        // The file is closed after this, and with it the lock ends.
+    }
+}
+
+fn flock(file: &File, mode: LockMode) -> io::Result<()> {
+    match mode {
+        LockMode::Exclusive => FileExt::try_lock_exclusive(file),
+        LockMode::Shared => FileExt::try_lock_shared(file),
+    }
+}
+
+/// Where the holder of a lock is named.
+fn note(layout: &Layout, is_lease: bool) -> PathBuf {
+    if is_lease {
+        layout.lease()
+    } else {
+        layout.lock_holder()
+    }
+}
+
+/// Returns whether the error says that the file system knows no locks, rather than that the
+/// lock is held.
+fn is_unsupported(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    error.raw_os_error().is_some_and(|number| {
+        matches!(
+            Errno::from_raw(number),
+            Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL
+        )
+    })
+}
+
+fn read_holder(path: &Path) -> Option<Holder> {
+    // The note is for messages; one that cannot be read names nobody.
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Writes the holder's name to a file of its own beside the lock.
+fn draft_holder(layout: &Layout, holder: &Holder) -> io::Result<PathBuf> {
+    let path = layout
+        .lock_holder()
+        .with_extension(format!("draft-{}", holder.token));
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)?;
+    file.write_all(&serde_json::to_vec(holder)?)?;
+    Ok(path)
+}
+
+fn write_holder(layout: &Layout, holder: &Holder) -> io::Result<()> {
+    let draft = draft_holder(layout, holder)?;
+    fs::rename(draft, layout.lock_holder())
+}
+
+/// Returns whether a note has not been renewed for [`LEASE`], by the clock of the file server.
+fn has_expired(layout: &Layout, note: &Path) -> Result<bool> {
+    let probe = layout
+        .lock_holder()
+        .with_extension(format!("probe-{}", std::process::id()));
+    let server_time = || -> io::Result<SystemTime> {
+        File::create(&probe)?.write_all(b"?")?;
+        let modified = fs::metadata(&probe)?.modified()?;
+        fs::remove_file(&probe)?;
+        Ok(modified)
+    };
+    let now = server_time().context(&probe, "ask for the time of the file server")?;
+    match fs::metadata(note).and_then(|metadata| metadata.modified()) {
+        Ok(renewed) => Ok(now.duration_since(renewed).is_ok_and(|age| age > LEASE)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e).context(note, "look at a lease"),
+    }
+}
+
+fn renew_note(path: &Path, token: &str) {
+    match read_holder(path) {
+        Some(noted) if noted.token == token => {}
+        // Shared holders overwrite each other's notes; an exclusive one has lost its lease.
+        Some(noted) if noted.mode == LockMode::Shared => return,
+        _ => {
+            tracing::error!(path = %path.display(), "another process took over the lock");
+            return;
+        }
+    }
+    // Times set to "now" are the server's own; explicit ones would be ours.
+    let touched = OpenOptions::new().write(true).open(path).and_then(|file| {
+        nix::sys::stat::futimens(
+            &file,
+            &nix::sys::time::TimeSpec::UTIME_NOW,
+            &nix::sys::time::TimeSpec::UTIME_NOW,
+        )
+        .map_err(io::Error::from)
+    });
+    if let Err(e) = touched {
+        tracing::warn!(path = %path.display(), error = %e, "a lock could not be renewed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::process::Command;
+
+    use super::*;
+
+    const HOLD_IN: &str = "ENVFS_TEST_HOLD_LOCK_IN";
+
+    fn home() -> (tempfile::TempDir, Layout) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        (dir, layout)
+    }
+
+    fn exclusive(layout: &Layout) -> Result<EnvLock> {
+        EnvLock::try_lock(layout, LockMode::Exclusive, "test")
+    }
+
+    fn no_locks(_: &File, _: LockMode) -> io::Result<()> {
+        Err(nix::errno::Errno::ENOLCK.into())
+    }
+
+    fn leased(layout: &Layout) -> Attempt {
+        EnvLock::attempt(layout, LockMode::Exclusive, "lease", no_locks).unwrap()
+    }
+
+    #[test]
+    fn a_second_writer_is_told_who_the_first_is() {
+        let (_dir, layout) = home();
+        let first = EnvLock::try_lock(&layout, LockMode::Exclusive, "committing").unwrap();
+        let refused = exclusive(&layout).unwrap_err().to_string();
+        let pid = std::process::id();
+        assert!(refused.contains(&format!("process {pid} on ")), "{refused}");
+        assert!(refused.contains("(committing)"), "{refused}");
+        assert!(EnvLock::try_lock(&layout, LockMode::Shared, "reading").is_err());
+        assert_eq!(
+            EnvLock::current_holder(&layout).as_ref(),
+            Some(first.holder())
+        );
+        drop(first);
+        assert_eq!(EnvLock::current_holder(&layout), None);
+        drop(exclusive(&layout).unwrap());
+    }
+
+    #[test]
+    fn readers_share_and_keep_writers_out() {
+        let (_dir, layout) = home();
+        let one = EnvLock::try_lock(&layout, LockMode::Shared, "one").unwrap();
+        let two = EnvLock::try_lock(&layout, LockMode::Shared, "two").unwrap();
+        let refused = exclusive(&layout).unwrap_err().to_string();
+        assert!(refused.contains("(two)"), "{refused}");
+        drop(two);
+        assert!(exclusive(&layout).is_err());
+        drop(one);
+        drop(exclusive(&layout).unwrap());
+    }
+
+    #[test]
+    fn a_patient_writer_gets_the_lock_when_it_is_free() {
+        let (_dir, layout) = home();
+        let first = exclusive(&layout).unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| {
+                EnvLock::lock(
+                    &layout,
+                    LockMode::Exclusive,
+                    "second",
+                    Duration::from_secs(60),
+                )
+            });
+            drop(first);
+            assert_eq!(second.join().unwrap().unwrap().holder().purpose, "second");
+        });
+    }
+
+    /// The other process of the next test; does nothing when run by itself.
+    #[test]
+    fn helper_that_holds_a_lock() {
+        let Some(home) = std::env::var_os(HOLD_IN) else {
+            return;
+        };
+        let layout = Layout::new(PathBuf::from(home));
+        let _lock = EnvLock::try_lock(&layout, LockMode::Exclusive, "elsewhere").unwrap();
+        fs::write(layout.home().join("ready"), "").unwrap();
+        std::thread::sleep(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_lock_ends_with_its_process_however_that_dies() {
+        let (_dir, layout) = home();
+        let mut other = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "environment::lock::tests::helper_that_holds_a_lock",
+            ])
+            .env(HOLD_IN, layout.home())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while !layout.home().join("ready").exists() {
+            assert!(
+                other.try_wait().unwrap().is_none(),
+                "the helper ended early"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let refused = exclusive(&layout).unwrap_err().to_string();
+        assert!(
+            refused.contains(&format!("process {} on ", other.id())),
+            "{refused}"
+        );
+        assert!(refused.contains("(elsewhere)"), "{refused}");
+        other.kill().unwrap();
+        other.wait().unwrap();
+        // Its name has stayed behind, but nobody believes it.
+        assert!(layout.lock_holder().exists());
+        assert_eq!(EnvLock::current_holder(&layout), None);
+        drop(exclusive(&layout).unwrap());
+        assert!(!layout.lock_holder().exists());
+    }
+
+    #[test]
+    fn a_lock_of_something_that_was_removed_is_no_lock() {
+        let (dir, _) = home();
+        let layout = Layout::new(dir.path().join("home"));
+        fs::create_dir(layout.home()).unwrap();
+        let lock = exclusive(&layout).unwrap();
+        fs::remove_dir_all(layout.home()).unwrap();
+        assert!(matches!(
+            exclusive(&layout),
+            Err(EnvironmentError::Io { .. })
+        ));
+        fs::create_dir(layout.home()).unwrap();
+        drop(exclusive(&layout).unwrap());
+        drop(lock);
+    }
+
+    #[test]
+    fn where_flock_does_not_work_a_lease_does() {
+        let (_dir, layout) = home();
+        let Attempt::Got(first) = leased(&layout) else {
+            panic!("not held by anybody");
+        };
+        let Attempt::Held(Some(holder)) = leased(&layout) else {
+            panic!("held by us");
+        };
+        assert_eq!(&holder, first.holder());
+        drop(first);
+        assert!(!layout.lease().exists());
+        assert!(matches!(leased(&layout), Attempt::Got(_)));
+        let left: Vec<_> = fs::read_dir(layout.home()).unwrap().collect();
+        assert_eq!(left.len(), 1, "only the lock file: {left:?}");
+    }
+
+    fn leave_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
+        let mut holder = Holder::me("long ago", LockMode::Exclusive).unwrap();
+        change(&mut holder);
+        fs::write(layout.lease(), serde_json::to_vec(&holder).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_lease_of_a_dead_process_or_an_earlier_boot_is_free() {
+        let (_dir, layout) = home();
+        leave_lease(&layout, |holder| holder.pid = u32::MAX);
+        assert!(matches!(leased(&layout), Attempt::Got(_)));
+        leave_lease(&layout, |holder| holder.pid_start += 1);
+        assert!(matches!(leased(&layout), Attempt::Got(_)));
+        leave_lease(&layout, |holder| holder.boot_id = "another".to_owned());
+        assert!(matches!(leased(&layout), Attempt::Got(_)));
+        leave_lease(&layout, |_| {});
+        assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
+        fs::write(layout.lease(), "garbage").unwrap();
+        assert!(matches!(leased(&layout), Attempt::Held(None)));
+    }
+
+    #[test]
+    fn a_lease_of_another_host_is_free_only_when_it_was_not_renewed() {
+        let (_dir, layout) = home();
+        leave_lease(&layout, |holder| holder.host = "elsewhere".to_owned());
+        assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
+        let long_ago = SystemTime::now() - 2 * LEASE;
+        let token = read_holder(&layout.lease()).unwrap().token;
+        let age = || {
+            let file = OpenOptions::new().write(true).open(layout.lease()).unwrap();
+            file.set_modified(long_ago).unwrap();
+        };
+        age();
+        renew_note(&layout.lease(), &token);
+        assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
+        age();
+        renew_note(&layout.lease(), "somebody else's");
+        assert!(matches!(leased(&layout), Attempt::Got(_)));
+    }
+}

@@ -1,0 +1,169 @@
+//! Names of environments.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::error::{EnvironmentError, Result};
+
+/// Words that commands use for something else. Compared without regard to case.
+const RESERVED: &[&str] = &["all", "none", "current"];
+
+/// The longest name, in bytes.
+const MAX_LENGTH: usize = 64;
+
+/// The checked name of an environment: safe as a file name and as an argument.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EnvName(String);
+
+impl EnvName {
+    /// Checks a name against the rule.
+    pub fn new(name: &str) -> Result<EnvName> {
+        let fail = |why| {
+            Err(EnvironmentError::BadName {
+                name: name.escape_debug().to_string(),
+                why,
+            })
+        };
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if name.is_empty() {
+            return fail("it is empty");
+        }
+        if name.contains('/') {
+            return fail("it is a path, not a name");
+        }
+        if !name.chars().all(allowed) {
+            return fail("it has a character that is not allowed");
+        }
+        if name.len() > MAX_LENGTH {
+            return fail("it is longer than 64 characters");
+        }
+        if name.starts_with('-') {
+            return fail("it begins with '-', like an option");
+        }
+        if name.starts_with('.') {
+            return fail("it begins with '.', like a hidden file");
+        }
+        if RESERVED.iter().any(|word| name.eq_ignore_ascii_case(word)) {
+            return fail("the word is reserved");
+        }
+        Ok(EnvName(name.to_owned()))
+    }
+
+    /// Returns the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EnvName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl AsRef<str> for EnvName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for EnvName {
+    type Err = EnvironmentError;
+
+    fn from_str(name: &str) -> Result<EnvName> {
+        EnvName::new(name)
+    }
+}
+
+/// Returns those of `names` that somebody may have meant by `wanted`, best first.
+pub(super) fn similar(wanted: &str, names: impl IntoIterator<Item = EnvName>) -> Vec<String> {
+    let wanted = wanted.to_ascii_lowercase();
+    let limit = 1 + wanted.len() / 4;
+    let mut found: Vec<(usize, String)> = names
+        .into_iter()
+        .filter_map(|name| {
+            let lower = name.0.to_ascii_lowercase();
+            let distance = distance(wanted.as_bytes(), lower.as_bytes());
+            let begins = wanted.len() >= 3 && lower.starts_with(&wanted);
+            (distance <= limit || begins).then_some((distance, name.0))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, name)| name).take(3).collect()
+}
+
+/// Levenshtein distance.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
+            let above = *cell;
+            left = (diagonal + usize::from(x != y))
+                .min(above + 1)
+                .min(left + 1);
+            diagonal = above;
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn good_names_are_taken_as_they_are() {
+        for name in [
+            "a",
+            "science",
+            "py3.12",
+            "_x",
+            "A-b_c.d",
+            "9",
+            &"x".repeat(64),
+        ] {
+            assert_eq!(EnvName::new(name).unwrap().as_str(), name);
+        }
+    }
+
+    #[test]
+    fn bad_names_are_refused_with_the_rule() {
+        let long = "x".repeat(65);
+        for name in [
+            "", ".", "..", ".hidden", "-x", "--all", "a/b", "/", "a b", "a\nb", "ä", "a\0", "all",
+            "ALL", "current", "none", "a:b", "a@1", &long,
+        ] {
+            let refused = EnvName::new(name).unwrap_err().to_string();
+            assert!(refused.contains("1 to 64"), "{refused}");
+            assert!(!refused.contains('\n'), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn near_misses_are_suggested() {
+        let names = || ["science", "silence", "web", "webserver"].map(|n| EnvName::new(n).unwrap());
+        assert_eq!(similar("scince", names()), ["science"]);
+        assert_eq!(similar("Web", names()), ["web", "webserver"]);
+        assert_eq!(similar("nothing-like-it", names()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn distances_are_those_of_levenshtein() {
+        for (a, b, d) in [
+            ("", "abc", 3),
+            ("kitten", "sitting", 3),
+            ("ab", "ba", 2),
+            ("x", "x", 0),
+        ] {
+            assert_eq!(distance(a.as_bytes(), b.as_bytes()), d, "{a} {b}");
+            assert_eq!(distance(b.as_bytes(), a.as_bytes()), d, "{b} {a}");
+        }
+    }
+}

@@ -1,0 +1,571 @@
+//! The store: all environments of a user, and how one comes into being and goes.
+//!
+//! A home gets its name by one rename when it is complete, and loses it by one rename before it
+//! is removed. So a name in the store is always a whole environment, and whatever a crash leaves
+//! has a name that says what it is.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fs2::FileExt;
+
+use super::config::Config;
+use super::error::{Context, EnvironmentError, Result};
+use super::host;
+use super::layout::{GONE, Layout, NEW, StoreLayout};
+use super::lock::EnvLock;
+use super::name::{EnvName, similar};
+
+/// How long a home without a lock may be about to get one.
+const NEWBORN: Duration = Duration::from_secs(60);
+
+/// All environments of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    layout: StoreLayout,
+}
+
+/// What a crash has left in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Garbage {
+    /// The directory.
+    pub path: PathBuf,
+    /// The environment that it was to be, or was.
+    pub name: String,
+    /// True for a home that was never finished, false for one not wholly removed.
+    pub is_unfinished: bool,
+}
+
+impl Store {
+    /// The store at `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Store {
+        Store {
+            layout: StoreLayout::new(root),
+        }
+    }
+
+    /// The store of this user: `$ENVFS_HOME`, else `~/.local/share/envfs` (or as the XDG
+    /// variables say).
+    pub fn of_user() -> Result<Store> {
+        let root = match std::env::var_os("ENVFS_HOME") {
+            Some(home) if !home.is_empty() => {
+                let home = PathBuf::from(home);
+                std::path::absolute(&home).context(&home, "find the store")?
+            }
+            _ => directories::ProjectDirs::from("", "", "envfs")
+                .ok_or(EnvironmentError::NoHome)?
+                .data_dir()
+                .to_owned(),
+        };
+        Ok(Store::new(root))
+    }
+
+    /// Returns where things are in the store.
+    pub fn layout(&self) -> &StoreLayout {
+        &self.layout
+    }
+
+    /// Reads the configuration.
+    pub fn config(&self) -> Result<Config> {
+        Config::load(&self.layout.config())
+    }
+
+    /// Returns the names of all environments, sorted. None where there is no store yet.
+    pub fn list(&self) -> Result<Vec<EnvName>> {
+        let mut names = Vec::new();
+        for file_name in self.homes()? {
+            // Anything else is garbage or somebody else's.
+            if let Ok(name) = EnvName::new(&file_name)
+                && self.exists(&name)
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Returns whether there is an environment with the name.
+    pub fn exists(&self, name: &EnvName) -> bool {
+        self.layout.home(name).state_db().exists()
+    }
+
+    /// Returns the environment with the name; if there is none, says which ones are like it.
+    pub fn open(&self, name: &EnvName) -> Result<Environment> {
+        if self.exists(name) {
+            return Ok(Environment {
+                name: name.clone(),
+                layout: self.layout.home(name),
+                store: self.clone(),
+            });
+        }
+        Err(EnvironmentError::Unknown {
+            name: name.to_string(),
+            similar: similar(name.as_str(), self.list()?),
+        })
+    }
+
+    /// Begins a new environment in a directory that has no name yet.
+    pub fn create(&self, name: &EnvName) -> Result<NewEnvironment> {
+        self.make_directories()?;
+        self.refuse_existing(name)?;
+        let layout = self.layout.new_home(name, &token()?);
+        let make = |path: &Path| make_private(path).context(path, "create the environment");
+        make(layout.home())?;
+        // From here on, whatever fails removes the directory.
+        let mut new = NewEnvironment {
+            name: name.clone(),
+            layout: Some(layout.clone()),
+            store: self.clone(),
+            lock: None,
+        };
+        let lock = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(layout.lock())
+            .context(&layout.lock(), "create the lock")?;
+        // Tells others that the directory is no garbage. Where locks do not work, age does.
+        if let Err(e) = FileExt::try_lock_exclusive(&lock) {
+            tracing::debug!(error = %e, "a new environment cannot be locked");
+        }
+        new.lock = Some(lock);
+        make(&layout.images())?;
+        make(&layout.layers())?;
+        make(&layout.strays())?;
+        Ok(new)
+    }
+
+    /// Returns what crashes have left behind: homes never finished and homes half removed. What
+    /// a living process is at work on is not among them.
+    pub fn garbage(&self) -> Result<Vec<Garbage>> {
+        let mut garbage = Vec::new();
+        for file_name in self.homes()? {
+            let path = self.layout.homes().join(&file_name);
+            let (rest, is_unfinished) = match file_name.strip_prefix(NEW) {
+                Some(rest) => (rest, true),
+                None => match file_name.strip_prefix(GONE) {
+                    Some(rest) => (rest, false),
+                    None => continue,
+                },
+            };
+            if is_unfinished && is_in_use(&path) {
+                continue;
+            }
+            let name = rest.rsplit_once('-').map_or(rest, |(name, _)| name);
+            garbage.push(Garbage {
+                path,
+                name: name.to_owned(),
+                is_unfinished,
+            });
+        }
+        garbage.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(garbage)
+    }
+
+    /// Removes one piece of garbage.
+    pub fn remove_garbage(&self, garbage: &Garbage) -> Result<()> {
+        remove_tree(&garbage.path).context(&garbage.path, "remove the remains of an environment")
+    }
+
+    fn refuse_existing(&self, name: &EnvName) -> Result<()> {
+        // Even a home without a database: its files may be worth something to somebody.
+        if self.layout.home(name).home().symlink_metadata().is_ok() {
+            return Err(EnvironmentError::Exists {
+                name: name.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    fn make_directories(&self) -> Result<()> {
+        let root = self.layout.root();
+        for path in [root, &self.layout.homes(), &self.layout.prefixes()] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .context(path, "create the store")?;
+        }
+        Ok(())
+    }
+
+    /// Returns the names in the directory of homes that are text.
+    fn homes(&self) -> Result<Vec<String>> {
+        let homes = self.layout.homes();
+        let entries = match fs::read_dir(&homes) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e).context(&homes, "list the store"),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.context(&homes, "list the store")?;
+            names.extend(entry.file_name().into_string());
+        }
+        Ok(names)
+    }
+}
+
+/// An environment that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    name: EnvName,
+    layout: Layout,
+    store: Store,
+}
+
+impl Environment {
+    /// Returns the name.
+    pub fn name(&self) -> &EnvName {
+        &self.name
+    }
+
+    /// Returns where its files are.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Returns the store in which it is.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Gives the environment another name, under its exclusive lock. The prefix stays: it is in
+    /// the database and in the environment's own files.
+    pub fn rename(self, name: &EnvName, lock: &EnvLock) -> Result<Environment> {
+        self.store.refuse_existing(name)?;
+        let layout = self.store.layout.home(name);
+        rename_new(self.layout.home(), layout.home(), name)?;
+        lock.moved_to(&layout);
+        sync_directory(&self.store.layout.homes())?;
+        Ok(Environment {
+            name: name.clone(),
+            layout,
+            store: self.store,
+        })
+    }
+
+    /// Removes the environment and all its files, under its exclusive lock. The environment is
+    /// gone with the first step; what a crash leaves of its files is garbage.
+    pub fn remove_files(self, lock: EnvLock) -> Result<()> {
+        let gone = self.store.layout.gone_home(&self.name, &token()?);
+        fs::rename(self.layout.home(), &gone)
+            .context(self.layout.home(), "remove the environment")?;
+        lock.moved_to(&Layout::new(&gone));
+        sync_directory(&self.store.layout.homes())?;
+        drop(lock);
+        remove_tree(&gone).context(&gone, "remove the files of the environment")
+    }
+}
+
+/// An environment that is being made. Dropped unfinished, it leaves nothing.
+#[derive(Debug)]
+pub struct NewEnvironment {
+    name: EnvName,
+    /// None once it is finished.
+    layout: Option<Layout>,
+    store: Store,
+    lock: Option<File>,
+}
+
+impl NewEnvironment {
+    /// Returns the name it will have.
+    pub fn name(&self) -> &EnvName {
+        &self.name
+    }
+
+    /// Returns where its files are until it is finished. Open databases and files may stay open
+    /// over the end, but paths change: SQLite is to be closed before.
+    pub fn layout(&self) -> Layout {
+        match &self.layout {
+            Some(layout) => layout.clone(),
+            None => self.store.layout.home(&self.name),
+        }
+    }
+
+    /// Gives the environment its name. It is complete: database and images are durable.
+    pub fn finish(mut self) -> Result<Environment> {
+        let building = self.layout();
+        let layout = self.store.layout.home(&self.name);
+        for directory in [building.images(), building.layers(), building.home().into()] {
+            sync_directory(&directory)?;
+        }
+        self.store.refuse_existing(&self.name)?;
+        rename_new(building.home(), layout.home(), &self.name)?;
+        self.layout = None;
+        sync_directory(&self.store.layout.homes())?;
+        Ok(Environment {
+            name: self.name.clone(),
+            layout,
+            store: self.store.clone(),
+        })
+    }
+}
+
+impl Drop for NewEnvironment {
+    fn drop(&mut self) {
+        if let Some(layout) = &self.layout
+            && let Err(e) = remove_tree(layout.home())
+        {
+            let path = layout.home().display();
+            tracing::warn!(%path, error = %e, "an unfinished environment stays behind");
+        }
+    }
+}
+
+/// Renames a home to a name that must be free.
+fn rename_new(from: &Path, to: &Path, name: &EnvName) -> Result<()> {
+    // Rename replaces an empty directory only, and a home is never empty: if two are quick
+    // enough to pass the check before, the second fails here.
+    match fs::rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Err(EnvironmentError::Exists {
+            name: name.to_string(),
+        }),
+        other => other.context(to, "name the environment"),
+    }
+}
+
+fn is_in_use(home: &Path) -> bool {
+    let lock = Layout::new(home).lock();
+    let is_young = || {
+        let age = fs::metadata(home).and_then(|metadata| metadata.modified());
+        // A time in the future is as good as young.
+        age.is_ok_and(|time| {
+            time.elapsed().is_ok_and(|age| age < NEWBORN) || time.elapsed().is_err()
+        })
+    };
+    match File::open(&lock) {
+        Ok(file) => match FileExt::try_lock_shared(&file) {
+            Ok(()) => false,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => true,
+            // Locks do not work here: an import may take hours.
+            Err(_) => fs::metadata(home)
+                .and_then(|metadata| metadata.modified())
+                .is_ok_and(|time| {
+                    time.elapsed()
+                        .is_ok_and(|age| age < Duration::from_secs(86_400))
+                }),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => is_young(),
+        Err(_) => true,
+    }
+}
+
+/// A few characters that no two calls share.
+fn token() -> Result<String> {
+    let uuid = host::new_uuid().context(Path::new("/proc/sys/kernel/random/uuid"), "read")?;
+    Ok(uuid.chars().filter(|c| *c != '-').take(12).collect())
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .context(path, "sync the directory")
+}
+
+/// Removes a tree, also through directories that lack permissions, as environments may have.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => return other,
+    }
+    let mut pending = vec![path.to_owned()];
+    while let Some(directory) = pending.pop() {
+        fs::set_permissions(&directory, Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            // The type of the entry itself: links are not followed.
+            if entry.file_type()?.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(path)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::environment::LockMode;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().join("home"));
+        (dir, store)
+    }
+
+    fn name(name: &str) -> EnvName {
+        EnvName::new(name).unwrap()
+    }
+
+    fn create(store: &Store, as_name: &str) -> Environment {
+        let new = store.create(&name(as_name)).unwrap();
+        fs::write(new.layout().state_db(), "").unwrap();
+        new.finish().unwrap()
+    }
+
+    fn exclusive(environment: &Environment) -> EnvLock {
+        EnvLock::try_lock(environment.layout(), LockMode::Exclusive, "test").unwrap()
+    }
+
+    #[test]
+    fn an_environment_is_there_when_it_is_finished_and_not_before() {
+        let (_dir, store) = store();
+        assert_eq!(store.list().unwrap(), []);
+        let new = store.create(&name("a")).unwrap();
+        fs::write(new.layout().state_db(), "").unwrap();
+        assert_eq!(store.list().unwrap(), []);
+        assert_eq!(store.garbage().unwrap(), [], "somebody is at work on it");
+        let environment = new.finish().unwrap();
+        assert_eq!(store.list().unwrap(), [name("a")]);
+        assert_eq!(store.open(&name("a")).unwrap(), environment);
+        assert_eq!(store.garbage().unwrap(), []);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(environment.layout().home()), 0o700);
+        assert_eq!(mode(store.layout().root()), 0o700);
+        drop(exclusive(&environment));
+    }
+
+    #[test]
+    fn an_unfinished_environment_leaves_nothing() {
+        let (_dir, store) = store();
+        let new = store.create(&name("a")).unwrap();
+        let home = new.layout().home().to_owned();
+        fs::create_dir(home.join("images/odd")).unwrap();
+        fs::write(home.join("images/odd/x"), "").unwrap();
+        fs::set_permissions(home.join("images/odd"), Permissions::from_mode(0)).unwrap();
+        drop(new);
+        assert!(!home.exists());
+    }
+
+    #[test]
+    fn a_crash_before_the_name_leaves_garbage_that_can_be_named_and_removed() {
+        let (_dir, store) = store();
+        let mut new = store.create(&name("my-env")).unwrap();
+        let home = new.layout().home().to_owned();
+        // What a killed process leaves: the directory, and a lock that nobody holds.
+        new.lock = None;
+        std::mem::forget(new);
+        let garbage = store.garbage().unwrap();
+        assert_eq!(garbage.len(), 1);
+        assert_eq!(garbage[0].name, "my-env");
+        assert!(garbage[0].is_unfinished);
+        assert_eq!(garbage[0].path, home);
+        create(&store, "my-env");
+        store.remove_garbage(&garbage[0]).unwrap();
+        store.remove_garbage(&garbage[0]).unwrap();
+        assert_eq!(store.garbage().unwrap(), []);
+        assert_eq!(store.list().unwrap(), [name("my-env")]);
+    }
+
+    #[test]
+    fn a_home_just_made_is_not_garbage_until_it_is_old() {
+        let (_dir, store) = store();
+        create(&store, "a");
+        let newborn = store.layout().new_home(&name("b"), "token");
+        fs::create_dir(newborn.home()).unwrap();
+        assert_eq!(store.garbage().unwrap(), []);
+        let old = std::time::SystemTime::now() - 2 * NEWBORN;
+        File::open(newborn.home())
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+        assert_eq!(store.garbage().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_name_is_given_once() {
+        let (_dir, store) = store();
+        let (one, two) = (
+            store.create(&name("a")).unwrap(),
+            store.create(&name("a")).unwrap(),
+        );
+        fs::write(one.layout().state_db(), "one").unwrap();
+        fs::write(two.layout().state_db(), "two").unwrap();
+        one.finish().unwrap();
+        assert!(matches!(two.finish(), Err(EnvironmentError::Exists { .. })));
+        assert!(matches!(
+            store.create(&name("a")),
+            Err(EnvironmentError::Exists { .. })
+        ));
+        let there = store.open(&name("a")).unwrap().layout().state_db();
+        assert_eq!(fs::read(there).unwrap(), b"one");
+        assert_eq!(store.garbage().unwrap(), []);
+    }
+
+    #[test]
+    fn unknown_names_come_with_a_suggestion() {
+        let (_dir, store) = store();
+        create(&store, "science");
+        let unknown = store.open(&name("sience")).unwrap_err().to_string();
+        assert!(unknown.contains("did you mean 'science'?"), "{unknown}");
+        let unknown = store.open(&name("web")).unwrap_err().to_string();
+        assert!(!unknown.contains("did you mean"), "{unknown}");
+    }
+
+    #[test]
+    fn a_renamed_environment_stays_locked_and_keeps_its_files() {
+        let (_dir, store) = store();
+        let a = create(&store, "a");
+        create(&store, "b");
+        let lock = exclusive(&a);
+        let taken = a.clone().rename(&name("b"), &lock).unwrap_err();
+        assert!(matches!(taken, EnvironmentError::Exists { .. }));
+        let c = a.rename(&name("c"), &lock).unwrap();
+        assert_eq!(store.list().unwrap(), [name("b"), name("c")]);
+        let refused = EnvLock::try_lock(c.layout(), LockMode::Exclusive, "test");
+        assert!(matches!(
+            refused,
+            Err(EnvironmentError::Held {
+                holder: Some(_),
+                ..
+            })
+        ));
+        drop(lock);
+        assert_eq!(EnvLock::current_holder(c.layout()), None);
+        drop(exclusive(&c));
+    }
+
+    #[test]
+    fn a_removed_environment_is_gone_with_all_its_files() {
+        let (_dir, store) = store();
+        let a = create(&store, "a");
+        let odd = a.layout().upper(1).join("odd/deep");
+        fs::create_dir_all(&odd).unwrap();
+        fs::write(odd.join("file"), "").unwrap();
+        std::os::unix::fs::symlink("/", odd.join("link")).unwrap();
+        fs::set_permissions(&odd, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(odd.parent().unwrap(), Permissions::from_mode(0o500)).unwrap();
+        let lock = exclusive(&a);
+        a.remove_files(lock).unwrap();
+        assert_eq!(store.list().unwrap(), []);
+        assert_eq!(fs::read_dir(store.layout().homes()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_crash_while_removing_leaves_garbage() {
+        let (_dir, store) = store();
+        let a = create(&store, "a");
+        let gone = store.layout().gone_home(&name("a"), "token");
+        fs::rename(a.layout().home(), gone).unwrap();
+        let garbage = store.garbage().unwrap();
+        assert_eq!(
+            (garbage[0].name.as_str(), garbage[0].is_unfinished),
+            ("a", false)
+        );
+        store.remove_garbage(&garbage[0]).unwrap();
+        assert_eq!(store.garbage().unwrap(), []);
+    }
+}

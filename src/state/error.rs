@@ -1,0 +1,136 @@
+//! What can go wrong with the database of an environment.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A result whose error is a [`StateError`].
+pub type Result<T, E = StateError> = std::result::Result<T, E>;
+
+/// Why the state of an environment could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// There is no database at the path.
+    #[error("{path}: there is no state database")]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// Something is already there.
+    #[error("{path}: a file is already there")]
+    Exists {
+        /// Where the database should have been created.
+        path: PathBuf,
+    },
+    /// The file is no SQLite database at all, or an empty one.
+    #[error("{path}: not a state database of envfs ({detail})")]
+    NotADatabase {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        detail: String,
+    },
+    /// A newer envfs made or upgraded the database.
+    #[error(
+        "{path}: made by a newer envfs (schema {found}, this envfs knows up to {supported}); \
+         upgrade envfs to use this environment"
+    )]
+    TooNew {
+        /// The database.
+        path: PathBuf,
+        /// Its schema version.
+        found: u32,
+        /// The newest schema version known here.
+        supported: u32,
+    },
+    /// The database is damaged.
+    #[error("{path}: the state database is damaged: {detail}")]
+    Corrupt {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite said.
+        detail: String,
+    },
+    /// A row holds a value that cannot be.
+    #[error("{path}: table {table} holds an impossible {what}")]
+    BadRow {
+        /// The database.
+        path: PathBuf,
+        /// The table.
+        table: &'static str,
+        /// The value, in words.
+        what: String,
+    },
+    /// Another process holds the database for longer than we wait.
+    #[error("{path}: the state database is busy in another process ({doing})")]
+    Busy {
+        /// The database.
+        path: PathBuf,
+        /// What was to be done.
+        doing: &'static str,
+    },
+    /// The change does not fit the state as it is now: somebody else was quicker, or it names
+    /// something that is not there. Nothing was changed.
+    #[error("{path}: cannot {doing}: {detail}")]
+    Conflict {
+        /// The database.
+        path: PathBuf,
+        /// What was to be done.
+        doing: &'static str,
+        /// What stands against it.
+        detail: String,
+    },
+    /// An earlier sync failed, so nothing since can be promised to be durable.
+    #[error("{path}: an earlier sync of the state database failed; reopen the environment")]
+    SyncFailed {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A file operation failed.
+    #[error("{path}: cannot {doing}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was to be done.
+        doing: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// SQLite refused, for any other reason.
+    #[error("{path}: cannot {doing}: {source}")]
+    Sql {
+        /// The database.
+        path: PathBuf,
+        /// What was to be done.
+        doing: &'static str,
+        /// Why not.
+        source: rusqlite::Error,
+    },
+}
+
+impl StateError {
+    /// Returns true when there was no room: disk full or over quota.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            StateError::Sql { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            StateError::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ),
+            _ => false,
+        }
+    }
+
+    /// Returns true when the database or its file system may only be read.
+    pub fn is_read_only(&self) -> bool {
+        match self {
+            StateError::Sql { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::ReadOnly)
+            }
+            StateError::Io { source, .. } => source.kind() == io::ErrorKind::ReadOnlyFilesystem,
+            _ => false,
+        }
+    }
+}

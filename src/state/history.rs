@@ -1,0 +1,522 @@
+//! Images, revisions and tags.
+
+use std::fmt;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::error::Result;
+use super::id_map::IdMap;
+use super::{Durability, StateDb, now};
+
+/// One image of the environment. Never given twice.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct ImageId(pub i64);
+
+/// One revision of the environment. Never given twice.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct RevisionId(pub i64);
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Display for RevisionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// An image that is about to enter the history. Its file is complete and durable.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    /// From [`StateDb::reserve_image`].
+    pub id: ImageId,
+    /// Name of the file in the images directory.
+    pub file: String,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// Number of inodes.
+    pub inodes: u32,
+    /// Block size in bytes.
+    pub block_size: u32,
+    /// Compression, as written on the command line (`zstd:3`).
+    pub compression: String,
+    /// Inode number of the root directory.
+    pub root_number: u32,
+    /// Which object each inode number is.
+    pub id_map: IdMap,
+    /// BLAKE3 digest of the file, where known.
+    pub digest: Option<Vec<u8>>,
+    /// Content hashes of the data blocks, by which the next commit finds duplicates.
+    pub digests: Option<Vec<u8>>,
+    /// Bytes of the data area that no inode refers to.
+    pub dead_bytes: u64,
+}
+
+/// What is known of an image, without its large parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRow {
+    /// The image.
+    pub id: ImageId,
+    /// Name of the file in the images directory.
+    pub file: String,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// When it entered the history, in seconds since 1970.
+    pub created: i64,
+    /// Number of inodes.
+    pub inodes: u32,
+    /// Block size in bytes.
+    pub block_size: u32,
+    /// Compression, as written on the command line.
+    pub compression: String,
+    /// Inode number of the root directory.
+    pub root_number: u32,
+    /// BLAKE3 digest of the file, where known.
+    pub digest: Option<Vec<u8>>,
+    /// Bytes of the data area that no inode refers to.
+    pub dead_bytes: u64,
+}
+
+/// How a revision came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RevisionKind {
+    /// A directory, archive or image was imported.
+    Import,
+    /// The environment was created empty.
+    Create,
+    /// Changes were committed.
+    Commit,
+    /// An earlier revision was brought back.
+    Rollback,
+}
+
+impl RevisionKind {
+    /// Returns the stored name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RevisionKind::Import => "import",
+            RevisionKind::Create => "create",
+            RevisionKind::Commit => "commit",
+            RevisionKind::Rollback => "rollback",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<RevisionKind> {
+        Some(match name {
+            "import" => RevisionKind::Import,
+            "create" => RevisionKind::Create,
+            "commit" => RevisionKind::Commit,
+            "rollback" => RevisionKind::Rollback,
+            _ => return None,
+        })
+    }
+}
+
+/// Who makes a revision and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewRevision {
+    /// Message, possibly empty.
+    pub message: String,
+    /// Name of the user.
+    pub user: String,
+    /// Name of the host.
+    pub host: String,
+    /// The command line.
+    pub command: String,
+    /// What changed, as JSON, where known.
+    pub summary: Option<String>,
+    /// Digest of the merged tree, where known.
+    pub tree_digest: Option<Vec<u8>>,
+}
+
+/// One state in the history of the environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// The revision.
+    pub id: RevisionId,
+    /// The one before it in time, which gc may have forgotten; None for the first.
+    pub parent: Option<RevisionId>,
+    /// Its image; None for the empty tree of a new environment.
+    pub image: Option<ImageId>,
+    /// How it came to be.
+    pub kind: RevisionKind,
+    /// For a rollback, the revision that was brought back.
+    pub source: Option<RevisionId>,
+    /// Message, possibly empty.
+    pub message: String,
+    /// When, in seconds since 1970.
+    pub time: i64,
+    /// Name of the user.
+    pub user: String,
+    /// Name of the host.
+    pub host: String,
+    /// The command line.
+    pub command: String,
+    /// What changed, as JSON, where known.
+    pub summary: Option<String>,
+    /// Digest of the merged tree, where known.
+    pub tree_digest: Option<Vec<u8>>,
+}
+
+/// A name for a revision, which gc then keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// Name.
+    pub name: String,
+    /// The revision.
+    pub revision: RevisionId,
+    /// Message, possibly empty.
+    pub message: String,
+    /// When, in seconds since 1970.
+    pub created: i64,
+}
+
+const IMAGE_COLUMNS: &str =
+    "id, file, size, created, inodes, block_size, compression, root_number, digest, dead_bytes";
+const REVISION_COLUMNS: &str = "id, parent, image, kind, source, message, time, user, host, \
+                                command, summary, tree_digest";
+
+impl StateDb {
+    /// Returns all images, oldest first.
+    pub fn images(&self) -> Result<Vec<ImageRow>> {
+        self.select(
+            "read the images",
+            &format!("SELECT {IMAGE_COLUMNS} FROM image ORDER BY id"),
+            image_of,
+        )
+    }
+
+    /// Returns what is known of an image.
+    pub fn image(&self, id: ImageId) -> Result<Option<ImageRow>> {
+        const DOING: &str = "read an image";
+        self.read(DOING, |conn| {
+            conn.prepare_cached(&format!("SELECT {IMAGE_COLUMNS} FROM image WHERE id = ?1"))
+                .and_then(|mut s| s.query_row([id.0], image_of).optional())
+                .map_err(|e| self.sql(DOING, e))
+        })
+    }
+
+    /// Returns the map of an image's inode numbers, None when there is no such image.
+    pub fn id_map(&self, id: ImageId) -> Result<Option<IdMap>> {
+        let bytes = self.image_blob("SELECT id_map FROM image WHERE id = ?1", id)?;
+        bytes
+            .map(|bytes| {
+                IdMap::from_bytes(&bytes)
+                    .map_err(|e| self.bad_row("image", format!("id_map of image {id}: {e}")))
+            })
+            .transpose()
+    }
+
+    /// Returns the content hashes kept with an image, if there are any.
+    pub fn image_digests(&self, id: ImageId) -> Result<Option<Vec<u8>>> {
+        self.image_blob("SELECT digests FROM image WHERE id = ?1", id)
+    }
+
+    fn image_blob(&self, sql: &str, id: ImageId) -> Result<Option<Vec<u8>>> {
+        const DOING: &str = "read an image";
+        self.read(DOING, |conn| {
+            conn.prepare_cached(sql)
+                .and_then(|mut s| s.query_row([id.0], |row| row.get(0)).optional())
+                .map(Option::flatten)
+                .map_err(|e| self.sql(DOING, e))
+        })
+    }
+
+    /// Stores the digest of an image's file.
+    pub fn set_image_digest(&self, id: ImageId, digest: &[u8]) -> Result<()> {
+        const DOING: &str = "store the digest of an image";
+        self.write(Durability::Process, DOING, |conn| {
+            let changed = conn
+                .execute(
+                    "UPDATE image SET digest = ?2 WHERE id = ?1",
+                    params![id.0, digest],
+                )
+                .map_err(|e| self.sql(DOING, e))?;
+            match changed {
+                0 => Err(self.conflict(DOING, format!("there is no image {id}"))),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Forgets an image that no revision and no layer of the stack uses. Its file is removed
+    /// after this, by the caller.
+    pub fn forget_image(&self, id: ImageId) -> Result<()> {
+        const DOING: &str = "forget an image";
+        self.write(Durability::Power, DOING, |conn| {
+            let users: i64 = conn
+                .query_row(
+                    "SELECT (SELECT count(*) FROM revision WHERE image = ?1) \
+                          + (SELECT count(*) FROM layer WHERE image = ?1)",
+                    [id.0],
+                    |row| row.get(0),
+                )
+                .map_err(|e| self.sql(DOING, e))?;
+            if users > 0 {
+                return Err(self.conflict(DOING, format!("image {id} is in use")));
+            }
+            conn.execute("DELETE FROM image WHERE id = ?1", [id.0])
+                .map_err(|e| self.sql(DOING, e))?;
+            Ok(())
+        })
+    }
+
+    /// Returns all revisions, oldest first.
+    pub fn revisions(&self) -> Result<Vec<Revision>> {
+        self.select(
+            "read the revisions",
+            &format!("SELECT {REVISION_COLUMNS} FROM revision ORDER BY id"),
+            revision_of,
+        )?
+        .into_iter()
+        .map(|row| self.checked(row))
+        .collect()
+    }
+
+    /// Returns a revision.
+    pub fn revision(&self, id: RevisionId) -> Result<Option<Revision>> {
+        const DOING: &str = "read a revision";
+        self.read(DOING, |conn| self.revision_in(conn, id, DOING))
+    }
+
+    pub(super) fn revision_in(
+        &self,
+        conn: &Connection,
+        id: RevisionId,
+        doing: &'static str,
+    ) -> Result<Option<Revision>> {
+        conn.prepare_cached(&format!(
+            "SELECT {REVISION_COLUMNS} FROM revision WHERE id = ?1"
+        ))
+        .and_then(|mut s| s.query_row([id.0], revision_of).optional())
+        .map_err(|e| self.sql(doing, e))?
+        .map(|row| self.checked(row))
+        .transpose()
+    }
+
+    /// Returns the current revision; None only before the environment is initialised.
+    pub fn current_revision(&self) -> Result<Option<Revision>> {
+        const DOING: &str = "read the current revision";
+        self.read(DOING, |conn| match self.head_in(conn, DOING)? {
+            Some(id) => self.revision_in(conn, id, DOING),
+            None => Ok(None),
+        })
+    }
+
+    pub(super) fn head_in(
+        &self,
+        conn: &Connection,
+        doing: &'static str,
+    ) -> Result<Option<RevisionId>> {
+        conn.prepare_cached("SELECT revision FROM head")
+            .and_then(|mut s| s.query_row([], |row| row.get(0).map(RevisionId)).optional())
+            .map_err(|e| self.sql(doing, e))
+    }
+
+    /// Forgets a revision that is neither current nor tagged.
+    pub fn forget_revision(&self, id: RevisionId) -> Result<()> {
+        const DOING: &str = "forget a revision";
+        self.write(Durability::Power, DOING, |conn| {
+            if self.head_in(conn, DOING)? == Some(id) {
+                return Err(self.conflict(DOING, format!("revision {id} is the current one")));
+            }
+            let tag: Option<String> = conn
+                .query_row("SELECT name FROM tag WHERE revision = ?1", [id.0], |row| {
+                    row.get(0)
+                })
+                .optional()
+                .map_err(|e| self.sql(DOING, e))?;
+            if let Some(tag) = tag {
+                return Err(self.conflict(DOING, format!("revision {id} is tagged {tag}")));
+            }
+            conn.execute("DELETE FROM revision WHERE id = ?1", [id.0])
+                .map_err(|e| self.sql(DOING, e))?;
+            Ok(())
+        })
+    }
+
+    /// Names a revision, moving the name if it is taken.
+    pub fn set_tag(&self, name: &str, revision: RevisionId, message: &str) -> Result<()> {
+        const DOING: &str = "tag a revision";
+        self.write(Durability::Power, DOING, |conn| {
+            if self.revision_in(conn, revision, DOING)?.is_none() {
+                return Err(self.conflict(DOING, format!("there is no revision {revision}")));
+            }
+            conn.execute(
+                "INSERT OR REPLACE INTO tag (name, revision, message, created) \
+                 VALUES (?1, ?2, ?3, ?4)",
+                params![name, revision.0, message, now()],
+            )
+            .map_err(|e| self.sql(DOING, e))?;
+            Ok(())
+        })
+    }
+
+    /// Removes a name; returns whether it was there.
+    pub fn remove_tag(&self, name: &str) -> Result<bool> {
+        const DOING: &str = "remove a tag";
+        self.write(Durability::Power, DOING, |conn| {
+            conn.execute("DELETE FROM tag WHERE name = ?1", [name])
+                .map(|count| count > 0)
+                .map_err(|e| self.sql(DOING, e))
+        })
+    }
+
+    /// Returns all tags, by name.
+    pub fn tags(&self) -> Result<Vec<Tag>> {
+        self.select(
+            "read the tags",
+            "SELECT name, revision, message, created FROM tag ORDER BY name",
+            |row| {
+                Ok(Tag {
+                    name: row.get(0)?,
+                    revision: RevisionId(row.get(1)?),
+                    message: row.get(2)?,
+                    created: row.get(3)?,
+                })
+            },
+        )
+    }
+
+    pub(super) fn insert_image(
+        &self,
+        conn: &Connection,
+        image: &NewImage,
+        doing: &'static str,
+    ) -> Result<()> {
+        if image.id_map.len() != u64::from(image.inodes) {
+            let detail = format!(
+                "image {} has {} inodes, but its map {}",
+                image.id,
+                image.inodes,
+                image.id_map.len()
+            );
+            return Err(self.conflict(doing, detail));
+        }
+        conn.execute(
+            "INSERT INTO image (id, file, size, created, inodes, block_size, compression, \
+             root_number, id_map, digest, digests, dead_bytes) \
+             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
+            params![
+                image.id.0,
+                image.file,
+                image.size as i64,
+                now(),
+                image.inodes,
+                image.block_size,
+                image.compression,
+                image.root_number,
+                image.id_map.to_bytes(),
+                image.digest,
+                image.digests,
+                image.dead_bytes as i64,
+            ],
+        )
+        .map_err(|e| self.sql(doing, e))?;
+        Ok(())
+    }
+
+    /// Adds a revision after the current one and makes it current.
+    pub(super) fn append_revision(
+        &self,
+        conn: &Connection,
+        kind: RevisionKind,
+        image: Option<ImageId>,
+        source: Option<RevisionId>,
+        new: &NewRevision,
+        doing: &'static str,
+    ) -> Result<RevisionId> {
+        let parent = self.head_in(conn, doing)?;
+        conn.execute(
+            "INSERT INTO revision (parent, image, kind, source, message, time, user, host, \
+             command, summary, tree_digest) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
+            params![
+                parent.map(|id| id.0),
+                image.map(|id| id.0),
+                kind.as_str(),
+                source.map(|id| id.0),
+                new.message,
+                now(),
+                new.user,
+                new.host,
+                new.command,
+                new.summary,
+                new.tree_digest,
+            ],
+        )
+        .map_err(|e| self.sql(doing, e))?;
+        let id = RevisionId(conn.last_insert_rowid());
+        conn.execute(
+            "INSERT OR REPLACE INTO head (one, revision) VALUES (1, ?1)",
+            [id.0],
+        )
+        .map_err(|e| self.sql(doing, e))?;
+        Ok(id)
+    }
+
+    /// Reads all rows of a query without parameters.
+    pub(super) fn select<T>(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        self.read(doing, |conn| {
+            let mut statement = conn.prepare_cached(sql).map_err(|e| self.sql(doing, e))?;
+            let rows = statement
+                .query_map([], map)
+                .and_then(Iterator::collect)
+                .map_err(|e| self.sql(doing, e))?;
+            Ok(rows)
+        })
+    }
+
+    fn checked(&self, row: Result<Revision, String>) -> Result<Revision> {
+        row.map_err(|what| self.bad_row("revision", what))
+    }
+}
+
+fn image_of(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
+    Ok(ImageRow {
+        id: ImageId(row.get(0)?),
+        file: row.get(1)?,
+        size: row.get::<_, i64>(2)? as u64,
+        created: row.get(3)?,
+        inodes: row.get(4)?,
+        block_size: row.get(5)?,
+        compression: row.get(6)?,
+        root_number: row.get(7)?,
+        digest: row.get(8)?,
+        dead_bytes: row.get::<_, i64>(9)? as u64,
+    })
+}
+
+/// Reads a row of [`REVISION_COLUMNS`]; the inner error is in words.
+fn revision_of(row: &Row<'_>) -> rusqlite::Result<Result<Revision, String>> {
+    let kind: String = row.get(3)?;
+    let Some(kind) = RevisionKind::from_name(&kind) else {
+        return Ok(Err(format!("kind {kind:?}")));
+    };
+    Ok(Ok(Revision {
+        id: RevisionId(row.get(0)?),
+        parent: row.get::<_, Option<i64>>(1)?.map(RevisionId),
+        image: row.get::<_, Option<i64>>(2)?.map(ImageId),
+        kind,
+        source: row.get::<_, Option<i64>>(4)?.map(RevisionId),
+        message: row.get(5)?,
+        time: row.get(6)?,
+        user: row.get(7)?,
+        host: row.get(8)?,
+        command: row.get(9)?,
+        summary: row.get(10)?,
+        tree_digest: row.get(11)?,
+    }))
+}

@@ -1,0 +1,274 @@
+//! Which object each inode number of an image is.
+//!
+//! An image numbers its inodes 1..=n; an object keeps its id for life. The map between the two
+//! is a list of runs of consecutive numbers with consecutive ids. A first import is one run (the
+//! identity); each commit adds few, because new images number their inodes in the order of ids.
+//!
+//! Stored form (version 1), all integers LEB128:
+//!
+//! ```text
+//! 01 | number of runs | for each run: gap before first_number,
+//!                                      zigzag(first_ino - id after the run before), count
+//! ```
+
+use crate::object::Ino;
+
+const VERSION: u8 = 1;
+
+/// Consecutive inode numbers that are consecutive objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRun {
+    /// First inode number of the run.
+    pub first_number: u32,
+    /// The object which that is.
+    pub first_ino: u64,
+    /// Length of the run, at least 1.
+    pub count: u32,
+}
+
+/// Why bytes or runs are no map.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a map of inode numbers: {0}")]
+pub struct BadIdMap(&'static str);
+
+/// A one-to-one map between the inode numbers of an image and objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMap {
+    /// By first number; runs do not overlap, and none can be joined with the next.
+    runs: Vec<IdRun>,
+    /// Indexes of `runs` by first id; ids do not overlap either.
+    by_ino: Vec<u32>,
+}
+
+impl IdMap {
+    /// The map of an image made elsewhere, with numbers 1..=`inodes`: each number is its own id,
+    /// but the root is object 1, and number 1 takes the id that the root's number would have.
+    pub fn identity(inodes: u32, root_number: u32) -> Result<IdMap, BadIdMap> {
+        if root_number == 0 || root_number > inodes {
+            return Err(BadIdMap("the root's number is not among the numbers"));
+        }
+        let mut runs = Vec::with_capacity(4);
+        let mut push = |first: u32, ino: u32, count: u32| {
+            if count > 0 {
+                runs.push(IdRun {
+                    first_number: first,
+                    first_ino: u64::from(ino),
+                    count,
+                });
+            }
+        };
+        if root_number == 1 {
+            push(1, 1, inodes);
+        } else {
+            push(1, root_number, 1);
+            push(2, 2, root_number - 2);
+            push(root_number, 1, 1);
+            push(
+                root_number.saturating_add(1),
+                root_number.saturating_add(1),
+                inodes - root_number,
+            );
+        }
+        IdMap::from_runs(runs)
+    }
+
+    /// The map of an image that numbers the objects `inos` 1, 2, 3, ... in that order.
+    pub fn from_ascending(inos: impl IntoIterator<Item = Ino>) -> Result<IdMap, BadIdMap> {
+        let mut runs: Vec<IdRun> = Vec::new();
+        let mut number: u32 = 0;
+        let mut last = 0;
+        for ino in inos {
+            if ino.0 <= last {
+                return Err(BadIdMap("ids do not ascend from 1"));
+            }
+            last = ino.0;
+            number = number
+                .checked_add(1)
+                .ok_or(BadIdMap("more inodes than numbers"))?;
+            match runs.last_mut() {
+                Some(run) if run.first_ino + u64::from(run.count) == ino.0 => run.count += 1,
+                _ => runs.push(IdRun {
+                    first_number: number,
+                    first_ino: ino.0,
+                    count: 1,
+                }),
+            }
+        }
+        IdMap::from_runs(runs)
+    }
+
+    /// The map with these runs, which must ascend by number.
+    pub fn from_runs(runs: impl IntoIterator<Item = IdRun>) -> Result<IdMap, BadIdMap> {
+        let mut joined: Vec<IdRun> = Vec::new();
+        // The number after the run before; u64 because the last number may be u32::MAX.
+        let mut next_number: u64 = 1;
+        for run in runs {
+            if run.count == 0 || run.first_ino == 0 {
+                return Err(BadIdMap("an empty run, or id 0"));
+            }
+            if u64::from(run.first_number) < next_number {
+                return Err(BadIdMap("numbers do not ascend from 1"));
+            }
+            let end = u64::from(run.first_number) + u64::from(run.count);
+            if end > u64::from(u32::MAX) + 1 {
+                return Err(BadIdMap("numbers beyond 32 bits"));
+            }
+            // Rows keep ids as signed 64 bit integers.
+            let end_ino = run.first_ino.checked_add(u64::from(run.count));
+            if end_ino.is_none_or(|end| end > i64::MAX as u64) {
+                return Err(BadIdMap("ids beyond 63 bits"));
+            }
+            match joined.last_mut() {
+                Some(before)
+                    if next_number == u64::from(run.first_number)
+                        && before.first_ino + u64::from(before.count) == run.first_ino =>
+                {
+                    before.count += run.count;
+                }
+                _ => joined.push(run),
+            }
+            next_number = end;
+        }
+        let count = u32::try_from(joined.len()).map_err(|_| BadIdMap("too many runs"))?;
+        let mut by_ino: Vec<u32> = (0..count).collect();
+        let run_at = |index: u32| joined.get(index as usize);
+        by_ino.sort_unstable_by_key(|&index| run_at(index).map_or(0, |run| run.first_ino));
+        let mut next_ino = 0;
+        for run in by_ino.iter().filter_map(|&index| run_at(index)) {
+            if run.first_ino < next_ino {
+                return Err(BadIdMap("an id occurs twice"));
+            }
+            next_ino = run.first_ino + u64::from(run.count);
+        }
+        Ok(IdMap {
+            runs: joined,
+            by_ino,
+        })
+    }
+
+    /// Returns the object with this inode number.
+    pub fn ino_of(&self, number: u32) -> Option<Ino> {
+        let after = self.runs.partition_point(|run| run.first_number <= number);
+        let run = self.runs.get(after.checked_sub(1)?)?;
+        let offset = number - run.first_number;
+        (offset < run.count).then(|| Ino(run.first_ino + u64::from(offset)))
+    }
+
+    /// Returns the inode number of this object, if it is in the image.
+    pub fn number_of(&self, ino: Ino) -> Option<u32> {
+        let after = self.by_ino.partition_point(|&index| {
+            self.runs
+                .get(index as usize)
+                .is_some_and(|run| run.first_ino <= ino.0)
+        });
+        let index = *self.by_ino.get(after.checked_sub(1)?)?;
+        let run = self.runs.get(index as usize)?;
+        let offset = u32::try_from(ino.0 - run.first_ino).ok()?;
+        (offset < run.count).then(|| run.first_number + offset)
+    }
+
+    /// Returns the number of objects in the map.
+    pub fn len(&self) -> u64 {
+        self.runs.iter().map(|run| u64::from(run.count)).sum()
+    }
+
+    /// Returns true when no object is in the map.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Returns the largest id in the map.
+    pub fn max_ino(&self) -> Option<Ino> {
+        let run = self.runs.get(*self.by_ino.last()? as usize)?;
+        Some(Ino(run.first_ino + u64::from(run.count) - 1))
+    }
+
+    /// Returns the runs, by number.
+    pub fn runs(&self) -> &[IdRun] {
+        &self.runs
+    }
+
+    /// Returns the stored form.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        put(&mut bytes, self.runs.len() as u64);
+        let (mut next_number, mut next_ino) = (1u64, 1u64);
+        for run in &self.runs {
+            put(&mut bytes, u64::from(run.first_number) - next_number);
+            let step = (run.first_ino as i64).wrapping_sub(next_ino as i64);
+            put(&mut bytes, ((step << 1) ^ (step >> 63)) as u64);
+            put(&mut bytes, u64::from(run.count));
+            next_number = u64::from(run.first_number) + u64::from(run.count);
+            next_ino = run.first_ino + u64::from(run.count);
+        }
+        bytes
+    }
+
+    /// Reads the stored form. Any bytes are safe to give.
+    pub fn from_bytes(bytes: &[u8]) -> Result<IdMap, BadIdMap> {
+        let (&version, mut rest) = bytes.split_first().ok_or(BadIdMap("no bytes"))?;
+        if version != VERSION {
+            return Err(BadIdMap("unknown version"));
+        }
+        let count = take(&mut rest)?;
+        // Each run takes at least three bytes: never reserve more than the bytes can hold.
+        let fits = usize::try_from(count).is_ok_and(|count| count <= rest.len() / 3);
+        if !fits {
+            return Err(BadIdMap("more runs than bytes"));
+        }
+        let mut runs = Vec::with_capacity(count as usize);
+        let (mut next_number, mut next_ino) = (1u64, 1u64);
+        for _ in 0..count {
+            let number = next_number
+                .checked_add(take(&mut rest)?)
+                .ok_or(BadIdMap("numbers beyond 32 bits"))?;
+            let first_number =
+                u32::try_from(number).map_err(|_| BadIdMap("numbers beyond 32 bits"))?;
+            let zigzag = take(&mut rest)?;
+            let step = ((zigzag >> 1) as i64) ^ -((zigzag & 1) as i64);
+            let first_ino = next_ino
+                .checked_add_signed(step)
+                .ok_or(BadIdMap("ids beyond 63 bits"))?;
+            let count =
+                u32::try_from(take(&mut rest)?).map_err(|_| BadIdMap("numbers beyond 32 bits"))?;
+            next_number = number + u64::from(count);
+            next_ino = first_ino
+                .checked_add(u64::from(count))
+                .ok_or(BadIdMap("ids beyond 63 bits"))?;
+            runs.push(IdRun {
+                first_number,
+                first_ino,
+                count,
+            });
+        }
+        if !rest.is_empty() {
+            return Err(BadIdMap("bytes after the last run"));
+        }
+        IdMap::from_runs(runs)
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+fn take(bytes: &mut &[u8]) -> Result<u64, BadIdMap> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first().ok_or(BadIdMap("cut short"))?;
+        *bytes = rest;
+        let part = u64::from(byte & 0x7f);
+        if shift == 63 && part > 1 {
+            break;
+        }
+        value |= part << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(BadIdMap("an integer beyond 64 bits"))
+}

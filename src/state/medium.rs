@@ -1,0 +1,59 @@
+//! What kind of file system the store lies on, which decides how SQLite keeps its journal.
+
+use std::io;
+use std::path::Path;
+
+/// `f_type` numbers of file systems that several hosts share, or whose shared memory maps and
+/// locks cannot be trusted to be local. The write-ahead log needs both.
+const NETWORK: &[(u32, &str)] = &[
+    (0x0000_6969, "nfs"),
+    (0x0000_517b, "smb"),
+    (0xff53_4d42, "cifs"),
+    (0xfe53_4d42, "smb2"),
+    (0x0bd0_0bd0, "lustre"),
+    (0x4750_4653, "gpfs"),
+    (0x6573_5546, "fuse"),
+    (0x1983_0326, "beegfs"),
+    (0x00c3_6400, "ceph"),
+    (0x5346_414f, "afs"),
+    (0x6b41_4653, "afs"),
+    (0x7375_7245, "coda"),
+    (0x0000_564c, "ncp"),
+    (0x0102_1997, "9p"),
+    (0x7461_636f, "ocfs2"),
+    (0x0116_1970, "gfs2"),
+    (0x2003_0528, "orangefs"),
+    (0xaad7_aaea, "panfs"),
+    (0xa501_fcf5, "vxfs"),
+];
+
+/// Returns the name of the network (or FUSE) file system that holds `path`, or None when the
+/// path is on a local one.
+pub fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
+    // By path, never through a descriptor: closing any descriptor of the database would drop
+    // the locks that SQLite holds on it in this process.
+    let stat = nix::sys::statfs::statfs(path).map_err(io::Error::from)?;
+    Ok(network_name(stat.filesystem_type().0 as u32))
+}
+
+fn network_name(f_type: u32) -> Option<&'static str> {
+    NETWORK
+        .iter()
+        .find(|(number, _)| *number == f_type)
+        .map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn shared_file_systems_are_told_from_local_ones() {
+        assert_eq!(network_name(0x6969), Some("nfs"));
+        assert_eq!(network_name(0x0bd0_0bd0), Some("lustre"));
+        assert_eq!(network_name(0xef53), None);
+        assert_eq!(network_name(0x9123_683e), None);
+        assert!(network_file_system(Path::new("/proc")).unwrap().is_none());
+    }
+}

@@ -1,0 +1,331 @@
+//! Facts of the environment, counters, the clean flag, the journal, and the check of it all.
+
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::error::Result;
+use super::{Durability, ImageId, LayerId, StateDb, now};
+
+/// One multi-step operation that is under way, or was when somebody died.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct JournalId(pub i64);
+
+/// What the journal says of an operation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JournalEntry {
+    /// The entry.
+    pub id: JournalId,
+    /// Which operation ("commit", "discard", "import", "gc").
+    pub operation: String,
+    /// How far it has come; the operation knows the form.
+    pub state: serde_json::Value,
+    /// When it began, in seconds since 1970.
+    pub started: i64,
+    /// When the state was last written, in seconds since 1970.
+    pub updated: i64,
+}
+
+const PREFIX: &str = "prefix";
+const CLEAN: &str = "clean";
+
+impl StateDb {
+    /// Returns a fact by its key.
+    pub fn meta(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        const DOING: &str = "read a fact of the environment";
+        self.read(DOING, |conn| {
+            conn.prepare_cached("SELECT value FROM meta WHERE key = ?1")
+                .and_then(|mut s| s.query_row([key], |row| row.get(0)).optional())
+                .map_err(|e| self.sql(DOING, e))
+        })
+    }
+
+    /// Stores a fact; durable when this returns.
+    pub fn set_meta(&self, key: &str, value: &[u8]) -> Result<()> {
+        const DOING: &str = "store a fact of the environment";
+        self.write(Durability::Power, DOING, |conn| {
+            self.set_meta_in(conn, key, value, DOING)
+        })
+    }
+
+    pub(super) fn set_meta_in(
+        &self,
+        conn: &Connection,
+        key: &str,
+        value: &[u8],
+        doing: &'static str,
+    ) -> Result<()> {
+        conn.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")
+            .and_then(|mut s| s.execute(params![key, value]))
+            .map_err(|e| self.sql(doing, e))?;
+        Ok(())
+    }
+
+    /// Forgets a fact.
+    pub fn remove_meta(&self, key: &str) -> Result<()> {
+        const DOING: &str = "forget a fact of the environment";
+        self.write(Durability::Power, DOING, |conn| {
+            conn.execute("DELETE FROM meta WHERE key = ?1", [key])
+                .map_err(|e| self.sql(DOING, e))?;
+            Ok(())
+        })
+    }
+
+    /// Returns the path where the environment is mounted.
+    pub fn prefix(&self) -> Result<Option<PathBuf>> {
+        let bytes = self.meta(PREFIX)?;
+        Ok(bytes.map(|bytes| PathBuf::from(OsStr::from_bytes(&bytes))))
+    }
+
+    /// Stores the path where the environment is mounted.
+    pub fn set_prefix(&self, prefix: &Path) -> Result<()> {
+        self.set_meta(PREFIX, prefix.as_os_str().as_bytes())
+    }
+
+    /// Returns the identity of the environment, which a rename does not change.
+    pub fn uuid(&self) -> Result<Option<String>> {
+        let bytes = self.meta("uuid")?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Says that rows and the upper directory may differ from now on; durable when this returns.
+    /// To be called before the first write after an open.
+    pub fn mark_unclean(&self) -> Result<()> {
+        self.set_meta(CLEAN, b"0")
+    }
+
+    /// Says that rows and the upper directory agree and are both durable. The caller has synced
+    /// the upper directory; this syncs the rows with it.
+    pub fn mark_clean(&self) -> Result<()> {
+        self.set_meta(CLEAN, b"1")
+    }
+
+    /// Returns whether the last writer ended in order. If not, rows and upper directory must be
+    /// reconciled.
+    pub fn was_clean(&self) -> Result<bool> {
+        Ok(self.meta(CLEAN)?.is_none_or(|value| value == b"1"))
+    }
+
+    /// Takes `count` new object ids, never given before and never again.
+    ///
+    /// Ids that were taken and not used are lost, which does no harm. The counter is older in
+    /// the log than every row that uses an id, so it is durable before them.
+    pub fn reserve_inos(&self, count: u64) -> Result<Range<u64>> {
+        self.write(Durability::Process, "reserve object ids", |conn| {
+            self.take(conn, "ino", count, "reserve object ids")
+        })
+    }
+
+    /// Sees to it that no object id below `at_least` is ever given.
+    pub fn raise_next_ino(&self, at_least: u64) -> Result<()> {
+        const DOING: &str = "raise the counter of object ids";
+        self.write(Durability::Process, DOING, |conn| {
+            self.raise(conn, "ino", at_least, DOING)
+        })
+    }
+
+    /// Returns the id that the next new object may have, at the least.
+    pub fn next_ino(&self) -> Result<u64> {
+        const DOING: &str = "read the counter of object ids";
+        self.read(DOING, |conn| {
+            let next = counter(conn, "ino").map_err(|e| self.sql(DOING, e))?;
+            Ok(next.unwrap_or(FIRST_INO))
+        })
+    }
+
+    /// Takes the id of an image that is about to be written. Durable: no two files have it.
+    pub fn reserve_image(&self) -> Result<ImageId> {
+        const DOING: &str = "reserve the id of an image";
+        self.write(Durability::Power, DOING, |conn| {
+            Ok(ImageId(self.take(conn, "image", 1, DOING)?.start as i64))
+        })
+    }
+
+    /// Takes the id of an upper layer that is about to be made: first its directory, then the
+    /// transaction that puts it on the stack. Durable: no two directories have it.
+    pub fn reserve_layer(&self) -> Result<LayerId> {
+        const DOING: &str = "reserve the id of a layer";
+        self.write(Durability::Power, DOING, |conn| {
+            self.take_layer(conn, DOING)
+        })
+    }
+
+    pub(super) fn take_layer(&self, conn: &Connection, doing: &'static str) -> Result<LayerId> {
+        Ok(LayerId(self.take(conn, "layer", 1, doing)?.start as i64))
+    }
+
+    fn take(
+        &self,
+        conn: &Connection,
+        name: &'static str,
+        count: u64,
+        doing: &'static str,
+    ) -> Result<Range<u64>> {
+        let next = counter(conn, name).map_err(|e| self.sql(doing, e))?;
+        let start = next.unwrap_or(if name == "ino" { FIRST_INO } else { 1 });
+        let end = start
+            .checked_add(count)
+            .filter(|end| *end <= i64::MAX as u64)
+            .ok_or_else(|| self.conflict(doing, "the counter is exhausted"))?;
+        set_counter(conn, name, end).map_err(|e| self.sql(doing, e))?;
+        Ok(start..end)
+    }
+
+    pub(super) fn raise(
+        &self,
+        conn: &Connection,
+        name: &'static str,
+        at_least: u64,
+        doing: &'static str,
+    ) -> Result<()> {
+        if at_least > i64::MAX as u64 {
+            return Err(self.conflict(doing, "ids beyond 63 bits"));
+        }
+        let next = counter(conn, name).map_err(|e| self.sql(doing, e))?;
+        let floor = if name == "ino" { FIRST_INO } else { 1 };
+        let wanted = at_least.max(next.unwrap_or(floor));
+        if next != Some(wanted) {
+            set_counter(conn, name, wanted).map_err(|e| self.sql(doing, e))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a multi-step operation begins; durable when this returns.
+    pub fn journal_begin(&self, operation: &str, state: &serde_json::Value) -> Result<JournalId> {
+        const DOING: &str = "begin a journal entry";
+        self.write(Durability::Power, DOING, |conn| {
+            conn.execute(
+                "INSERT INTO journal (operation, state, started, updated) \
+                 VALUES (?1, ?2, ?3, ?3)",
+                params![operation, state.to_string(), now()],
+            )
+            .map_err(|e| self.sql(DOING, e))?;
+            Ok(JournalId(conn.last_insert_rowid()))
+        })
+    }
+
+    /// Notes how far the operation has come; durable when this returns.
+    pub fn journal_update(&self, id: JournalId, state: &serde_json::Value) -> Result<()> {
+        const DOING: &str = "update a journal entry";
+        self.write(Durability::Power, DOING, |conn| {
+            self.journal_update_in(conn, id, state, DOING)
+        })
+    }
+
+    pub(super) fn journal_update_in(
+        &self,
+        conn: &Connection,
+        id: JournalId,
+        state: &serde_json::Value,
+        doing: &'static str,
+    ) -> Result<()> {
+        let changed = conn
+            .execute(
+                "UPDATE journal SET state = ?2, updated = ?3 WHERE id = ?1",
+                params![id.0, state.to_string(), now()],
+            )
+            .map_err(|e| self.sql(doing, e))?;
+        match changed {
+            0 => Err(self.conflict(doing, format!("there is no journal entry {}", id.0))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that nothing is left to do for the operation. Not durable by itself: after power
+    /// loss its last, repeatable steps are repeated.
+    pub fn journal_finish(&self, id: JournalId) -> Result<()> {
+        const DOING: &str = "finish a journal entry";
+        self.write(Durability::Process, DOING, |conn| {
+            conn.execute("DELETE FROM journal WHERE id = ?1", [id.0])
+                .map_err(|e| self.sql(DOING, e))?;
+            Ok(())
+        })
+    }
+
+    /// Returns the operations that are under way or were cut off, oldest first.
+    pub fn journal(&self) -> Result<Vec<JournalEntry>> {
+        let rows = self.select(
+            "read the journal",
+            "SELECT id, operation, state, started, updated FROM journal ORDER BY id",
+            |row| {
+                let state: String = row.get(2)?;
+                let entry = JournalEntry {
+                    id: JournalId(row.get(0)?),
+                    operation: row.get(1)?,
+                    state: serde_json::Value::Null,
+                    started: row.get(3)?,
+                    updated: row.get(4)?,
+                };
+                Ok((entry, state))
+            },
+        )?;
+        rows.into_iter()
+            .map(|(entry, state)| {
+                let state = serde_json::from_str(&state).map_err(|e| {
+                    self.bad_row("journal", format!("state of entry {}: {e}", entry.id.0))
+                })?;
+                Ok(JournalEntry { state, ..entry })
+            })
+            .collect()
+    }
+
+    /// Checks the database page by page and its tables against each other. Returns what is
+    /// wrong, in words; nothing when all is well.
+    pub fn integrity_check(&self) -> Result<Vec<String>> {
+        const DOING: &str = "check the state database";
+        /// Each returns a line for each thing that is wrong.
+        const CHECKS: &[&str] = &[
+            "SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
+            "SELECT 'a row of ' || \"table\" || ' refers to a missing row of ' || parent \
+             FROM pragma_foreign_key_check",
+            "SELECT 'rows of inodes belong to unknown layer ' || layer FROM inode \
+             WHERE layer NOT IN (SELECT id FROM layer WHERE kind = 'upper') GROUP BY layer",
+            "SELECT 'rows of names belong to unknown layer ' || layer FROM dentry \
+             WHERE layer NOT IN (SELECT id FROM layer WHERE kind = 'upper') GROUP BY layer",
+            "SELECT 'rows of xattrs belong to unknown layer ' || layer FROM xattr \
+             WHERE layer NOT IN (SELECT id FROM layer WHERE kind = 'upper') GROUP BY layer",
+            "SELECT 'an environment with a revision has no writable layer on top' \
+             WHERE EXISTS (SELECT 1 FROM head) AND NOT EXISTS \
+             (SELECT 1 FROM layer WHERE role = 'writable' AND position = 0)",
+            "SELECT 'the image of the current revision is not in the stack' \
+             FROM head JOIN revision ON revision.id = head.revision \
+             WHERE revision.image IS NOT NULL AND NOT EXISTS \
+             (SELECT 1 FROM layer WHERE layer.image = revision.image AND position IS NOT NULL)",
+            "SELECT 'object id ' || max(ino) || ' is in use, but not below the counter' \
+             FROM inode HAVING max(ino) >= \
+             coalesce((SELECT next FROM counter WHERE name = 'ino'), 2) AND max(ino) > 1",
+        ];
+        self.read(DOING, |conn| {
+            let mut wrong = Vec::new();
+            for sql in CHECKS {
+                let mut statement = conn.prepare(sql).map_err(|e| self.sql(DOING, e))?;
+                let lines = statement
+                    .query_map([], |row| row.get::<_, String>(0))
+                    .and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>)
+                    .map_err(|e| self.sql(DOING, e))?;
+                wrong.extend(lines);
+            }
+            Ok(wrong)
+        })
+    }
+}
+
+/// Id 0 is nobody and id 1 is the root.
+const FIRST_INO: u64 = 2;
+
+fn counter(conn: &Connection, name: &str) -> rusqlite::Result<Option<u64>> {
+    conn.prepare_cached("SELECT next FROM counter WHERE name = ?1")?
+        .query_row([name], |row| row.get::<_, i64>(0).map(|next| next as u64))
+        .optional()
+}
+
+fn set_counter(conn: &Connection, name: &str, next: u64) -> rusqlite::Result<()> {
+    conn.prepare_cached("INSERT OR REPLACE INTO counter (name, next) VALUES (?1, ?2)")?
+        .execute(params![name, next as i64])?;
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Brings a database to the newest schema, or refuses one that is newer than we are.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::error::{Result, StateError};
+use super::sql_error;
+
+/// "envf" in the header of every database, so that `file` and we can tell it from others.
+pub(super) const APPLICATION_ID: i32 = 0x656e_7666;
+
+/// The migrations in order; the n-th (from 1) brings the schema to version n.
+pub(super) const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
+
+/// Lays the schema into a new, empty database.
+pub(super) fn create(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<()> {
+    run(conn, path, 0, migrations)
+}
+
+/// Checks that the database is ours and not too new, and applies what it lacks.
+pub(super) fn upgrade(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<()> {
+    let doing = "read the header of the state database";
+    let read = |pragma: &str| -> Result<i64> {
+        conn.pragma_query_value(None, pragma, |row| row.get(0))
+            .map_err(|e| sql_error(path, doing, e))
+    };
+    let application = read("application_id")?;
+    let version = read("user_version")?;
+    if application != i64::from(APPLICATION_ID) {
+        let detail = if application == 0 && version == 0 {
+            "an empty or foreign database".to_owned()
+        } else {
+            format!("application id {application:#x}")
+        };
+        return Err(StateError::NotADatabase {
+            path: path.to_owned(),
+            detail,
+        });
+    }
+    let supported = u32::try_from(migrations.len()).unwrap_or(u32::MAX);
+    match u32::try_from(version) {
+        Ok(found) if found > supported => Err(StateError::TooNew {
+            path: path.to_owned(),
+            found,
+            supported,
+        }),
+        Ok(found) if found == supported => Ok(()),
+        Ok(found) if found > 0 => run(conn, path, found, migrations),
+        _ => Err(StateError::Corrupt {
+            path: path.to_owned(),
+            detail: format!("schema version {version}"),
+        }),
+    }
+}
+
+/// Applies all migrations above `from` in one transaction: the database has the old schema or
+/// the newest, never one between.
+fn run(conn: &Connection, path: &Path, from: u32, migrations: &[&str]) -> Result<()> {
+    let doing = "upgrade the schema";
+    let fail = |e| sql_error(path, doing, e);
+    let tx = rusqlite::Transaction::new_unchecked(conn, rusqlite::TransactionBehavior::Exclusive)
+        .map_err(fail)?;
+    // Another process may have upgraded while we waited for the lock.
+    let now: u32 = tx
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(fail)?;
+    if now == from {
+        for sql in migrations.iter().skip(from as usize) {
+            tx.execute_batch(sql).map_err(fail)?;
+        }
+        tx.pragma_update(None, "application_id", APPLICATION_ID)
+            .map_err(fail)?;
+        tx.pragma_update(None, "user_version", migrations.len() as i64)
+            .map_err(fail)?;
+    }
+    tx.commit().map_err(fail)
+}

@@ -1,0 +1,443 @@
+//! The rows of an upper layer: what the union keeps in memory and writes through.
+
+use std::borrow::Cow;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row, params};
+
+use super::error::Result;
+use super::{Durability, LayerId, StateDb};
+use crate::object::{Ino, Kind, Timestamp};
+
+/// Where the content of a regular file is. The numbers are stored and never change meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DataPlace {
+    /// In the next layer below that knows the object.
+    Lower = 0,
+    /// In the backing file of this layer's upper directory.
+    Upper = 1,
+}
+
+/// What a layer says of one object. It hides what lower layers say of the same object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InodeRow {
+    /// Type of the object.
+    pub kind: Kind,
+    /// The low 12 bits of `st_mode`.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number, 0 for all but device nodes.
+    pub rdev: u64,
+    /// Number of names in the merged view.
+    pub nlink: u32,
+    /// Time of last access; of a file whose data is upper, the backing file knows better.
+    pub atime: Timestamp,
+    /// Time of last change of content; likewise.
+    pub mtime: Timestamp,
+    /// Time of last change of content or attributes.
+    pub ctime: Timestamp,
+    /// Where the content is.
+    pub data: DataPlace,
+    /// Target of a symbolic link.
+    pub target: Option<Box<[u8]>>,
+    /// The directory and name under which the backing file lies in the upper directory.
+    pub place: Option<(Ino, Box<[u8]>)>,
+    /// Inode number of the backing file on the host, 0 when there is none.
+    pub backing_ino: u64,
+    /// True when the xattr rows of this layer are all the extended attributes of the object;
+    /// false when they are those of the layers below.
+    pub owns_xattrs: bool,
+}
+
+impl From<InodeRow> for Cow<'_, InodeRow> {
+    fn from(row: InodeRow) -> Self {
+        Cow::Owned(row)
+    }
+}
+
+impl<'a> From<&'a InodeRow> for Cow<'a, InodeRow> {
+    fn from(row: &'a InodeRow) -> Self {
+        Cow::Borrowed(row)
+    }
+}
+
+/// One change of one row. Borrows or owns, as the caller has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowChange<'a> {
+    /// Inserts or replaces what the layer says of an object.
+    PutInode(Ino, Cow<'a, InodeRow>),
+    /// The layer says nothing more of the object itself (names and xattrs have their own rows).
+    DropInode(Ino),
+    /// Inserts or replaces a name in a directory.
+    PutEntry {
+        /// The directory.
+        dir: Ino,
+        /// The name.
+        name: Cow<'a, [u8]>,
+        /// The object it leads to, or None for a whiteout.
+        target: Option<Ino>,
+    },
+    /// The layer says nothing more of the name.
+    DropEntry {
+        /// The directory.
+        dir: Ino,
+        /// The name.
+        name: Cow<'a, [u8]>,
+    },
+    /// The layer says nothing more of any name in the directory.
+    DropEntriesOf(Ino),
+    /// Inserts or replaces an extended attribute.
+    PutXattr {
+        /// The object.
+        ino: Ino,
+        /// Name with its prefix, as in `user.comment`.
+        name: Cow<'a, [u8]>,
+        /// Value.
+        value: Cow<'a, [u8]>,
+    },
+    /// Removes an extended attribute.
+    DropXattr {
+        /// The object.
+        ino: Ino,
+        /// Name with its prefix.
+        name: Cow<'a, [u8]>,
+    },
+    /// Removes all extended attributes of the object.
+    DropXattrs(Ino),
+}
+
+impl<'a> RowChange<'a> {
+    /// Inserts or replaces what the layer says of `ino`.
+    pub fn put_inode(ino: Ino, row: impl Into<Cow<'a, InodeRow>>) -> Self {
+        RowChange::PutInode(ino, row.into())
+    }
+
+    /// Inserts or replaces the name `name` in `dir`; None makes it a whiteout.
+    pub fn put_entry(dir: Ino, name: impl Into<Cow<'a, [u8]>>, target: Option<Ino>) -> Self {
+        RowChange::PutEntry {
+            dir,
+            name: name.into(),
+            target,
+        }
+    }
+
+    /// Removes the row of the name `name` in `dir`.
+    pub fn drop_entry(dir: Ino, name: impl Into<Cow<'a, [u8]>>) -> Self {
+        RowChange::DropEntry {
+            dir,
+            name: name.into(),
+        }
+    }
+
+    /// Inserts or replaces an extended attribute of `ino`.
+    pub fn put_xattr(
+        ino: Ino,
+        name: impl Into<Cow<'a, [u8]>>,
+        value: impl Into<Cow<'a, [u8]>>,
+    ) -> Self {
+        RowChange::PutXattr {
+            ino,
+            name: name.into(),
+            value: value.into(),
+        }
+    }
+
+    /// Removes an extended attribute of `ino`.
+    pub fn drop_xattr(ino: Ino, name: impl Into<Cow<'a, [u8]>>) -> Self {
+        RowChange::DropXattr {
+            ino,
+            name: name.into(),
+        }
+    }
+}
+
+/// All rows of one layer, in the order of their keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LayerRows {
+    /// What the layer says of objects.
+    pub inodes: Vec<(Ino, InodeRow)>,
+    /// Directory, name, object or None for a whiteout.
+    pub entries: Vec<(Ino, Box<[u8]>, Option<Ino>)>,
+    /// Object, name, value.
+    pub xattrs: Vec<(Ino, Box<[u8]>, Box<[u8]>)>,
+}
+
+impl LayerRows {
+    /// Returns true when the layer says nothing: it changes nothing of what is below.
+    pub fn is_empty(&self) -> bool {
+        self.inodes.is_empty() && self.entries.is_empty() && self.xattrs.is_empty()
+    }
+}
+
+const PUT_INODE: &str = "INSERT OR REPLACE INTO inode VALUES \
+    (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20)";
+const SELECT_INODES: &str = "SELECT ino, kind, mode, uid, gid, rdev, nlink, atime, atime_ns, \
+    mtime, mtime_ns, ctime, ctime_ns, data, target, place_dir, place_name, backing_ino, \
+    owns_xattrs FROM inode WHERE layer = ?1 ORDER BY ino";
+
+/// Rows deleted in one transaction while the mount is in use.
+const DROP_CHUNK: i64 = 2000;
+
+impl StateDb {
+    /// Applies `changes` to the rows of `layer`, all or none.
+    ///
+    /// When this returns they survive the death of this process; after [`sync`](Self::sync) also
+    /// power loss, and never in part: a crash leaves the transactions up to some point in the
+    /// order in which they were applied. The caller sees to it that the layer is the writable
+    /// one (or one under repair): rows of a layer that has left the stack are soon dropped.
+    pub fn apply(&self, layer: LayerId, changes: &[RowChange<'_>]) -> Result<()> {
+        const DOING: &str = "write rows of a layer";
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write(Durability::Process, DOING, |conn| {
+            changes
+                .iter()
+                .try_for_each(|change| apply_one(conn, layer, change))
+                .map_err(|e| self.sql(DOING, e))
+        })
+    }
+
+    /// Reads all rows of a layer.
+    pub fn load_layer(&self, layer: LayerId) -> Result<LayerRows> {
+        const DOING: &str = "read the rows of a layer";
+        let fail = |e| self.sql(DOING, e);
+        self.read(DOING, |conn| {
+            let mut rows = LayerRows::default();
+            let mut statement = conn.prepare_cached(SELECT_INODES).map_err(fail)?;
+            let mut cursor = statement.query([layer.0]).map_err(fail)?;
+            while let Some(row) = cursor.next().map_err(fail)? {
+                let (ino, inode) = inode_of(row).map_err(fail)?;
+                let inode = inode.map_err(|what| {
+                    self.bad_row("inode", format!("{what} for object {ino} of layer {layer}"))
+                })?;
+                rows.inodes.push((ino, inode));
+            }
+            drop(cursor);
+
+            let mut statement = conn
+                .prepare_cached(
+                    "SELECT dir, name, ino FROM dentry WHERE layer = ?1 ORDER BY dir, name",
+                )
+                .map_err(fail)?;
+            let mut cursor = statement.query([layer.0]).map_err(fail)?;
+            while let Some(row) = cursor.next().map_err(fail)? {
+                let target: Option<i64> = row.get(2).map_err(fail)?;
+                rows.entries.push((
+                    ino_at(row, 0).map_err(fail)?,
+                    bytes_at(row, 1).map_err(fail)?,
+                    target.map(|ino| Ino(ino as u64)),
+                ));
+            }
+            drop(cursor);
+
+            let mut statement = conn
+                .prepare_cached(
+                    "SELECT ino, name, value FROM xattr WHERE layer = ?1 ORDER BY ino, name",
+                )
+                .map_err(fail)?;
+            let mut cursor = statement.query([layer.0]).map_err(fail)?;
+            while let Some(row) = cursor.next().map_err(fail)? {
+                rows.xattrs.push((
+                    ino_at(row, 0).map_err(fail)?,
+                    bytes_at(row, 1).map_err(fail)?,
+                    bytes_at(row, 2).map_err(fail)?,
+                ));
+            }
+            Ok(rows)
+        })
+    }
+
+    /// Returns true when the layer has no rows at all: nothing was changed in it.
+    pub fn layer_is_empty(&self, layer: LayerId) -> Result<bool> {
+        const DOING: &str = "ask whether a layer has rows";
+        self.read(DOING, |conn| {
+            conn.prepare_cached(
+                "SELECT NOT EXISTS (SELECT 1 FROM inode WHERE layer = ?1) \
+                 AND NOT EXISTS (SELECT 1 FROM dentry WHERE layer = ?1) \
+                 AND NOT EXISTS (SELECT 1 FROM xattr WHERE layer = ?1)",
+            )
+            .and_then(|mut statement| statement.query_row([layer.0], |row| row.get(0)))
+            .map_err(|e| self.sql(DOING, e))
+        })
+    }
+
+    /// Deletes all rows of a layer that has left the stack, in short transactions so that a
+    /// mount in use is not held up. May be repeated after an interruption.
+    pub fn drop_layer_rows(&self, layer: LayerId) -> Result<()> {
+        const DOING: &str = "delete the rows of a layer";
+        const CHUNKS: [&str; 3] = [
+            "DELETE FROM inode WHERE layer = ?1 AND ino IN \
+             (SELECT ino FROM inode WHERE layer = ?1 LIMIT ?2)",
+            "DELETE FROM dentry WHERE layer = ?1 AND (dir, name) IN \
+             (SELECT dir, name FROM dentry WHERE layer = ?1 LIMIT ?2)",
+            "DELETE FROM xattr WHERE layer = ?1 AND (ino, name) IN \
+             (SELECT ino, name FROM xattr WHERE layer = ?1 LIMIT ?2)",
+        ];
+        for sql in CHUNKS {
+            loop {
+                let deleted = self.write(Durability::Process, DOING, |conn| {
+                    let in_stack: bool = conn
+                        .prepare_cached(
+                            "SELECT EXISTS (SELECT 1 FROM layer \
+                             WHERE id = ?1 AND position IS NOT NULL)",
+                        )
+                        .and_then(|mut s| s.query_row([layer.0], |row| row.get(0)))
+                        .map_err(|e| self.sql(DOING, e))?;
+                    if in_stack {
+                        let detail = format!("layer {layer} is in the stack");
+                        return Err(self.conflict(DOING, detail));
+                    }
+                    conn.prepare_cached(sql)
+                        .and_then(|mut s| s.execute(params![layer.0, DROP_CHUNK]))
+                        .map_err(|e| self.sql(DOING, e))
+                })?;
+                if (deleted as i64) < DROP_CHUNK {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn apply_one(conn: &Connection, layer: LayerId, change: &RowChange<'_>) -> rusqlite::Result<()> {
+    let layer = layer.0;
+    match change {
+        RowChange::PutInode(ino, row) => {
+            let place = row.place.as_ref();
+            conn.prepare_cached(PUT_INODE)?.execute(params![
+                layer,
+                ino.0 as i64,
+                row.kind as u8,
+                row.mode,
+                row.uid,
+                row.gid,
+                row.rdev as i64,
+                row.nlink,
+                row.atime.secs,
+                row.atime.nanos,
+                row.mtime.secs,
+                row.mtime.nanos,
+                row.ctime.secs,
+                row.ctime.nanos,
+                row.data as u8,
+                row.target.as_deref(),
+                place.map(|(dir, _)| dir.0 as i64),
+                place.map(|(_, name)| &**name),
+                row.backing_ino as i64,
+                row.owns_xattrs,
+            ])?;
+        }
+        RowChange::DropInode(ino) => {
+            conn.prepare_cached("DELETE FROM inode WHERE layer = ?1 AND ino = ?2")?
+                .execute(params![layer, ino.0 as i64])?;
+        }
+        RowChange::PutEntry { dir, name, target } => {
+            conn.prepare_cached("INSERT OR REPLACE INTO dentry VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![
+                    layer,
+                    dir.0 as i64,
+                    &**name,
+                    target.map(|ino| ino.0 as i64)
+                ])?;
+        }
+        RowChange::DropEntry { dir, name } => {
+            conn.prepare_cached("DELETE FROM dentry WHERE layer = ?1 AND dir = ?2 AND name = ?3")?
+                .execute(params![layer, dir.0 as i64, &**name])?;
+        }
+        RowChange::DropEntriesOf(dir) => {
+            conn.prepare_cached("DELETE FROM dentry WHERE layer = ?1 AND dir = ?2")?
+                .execute(params![layer, dir.0 as i64])?;
+        }
+        RowChange::PutXattr { ino, name, value } => {
+            conn.prepare_cached("INSERT OR REPLACE INTO xattr VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![layer, ino.0 as i64, &**name, &**value])?;
+        }
+        RowChange::DropXattr { ino, name } => {
+            conn.prepare_cached("DELETE FROM xattr WHERE layer = ?1 AND ino = ?2 AND name = ?3")?
+                .execute(params![layer, ino.0 as i64, &**name])?;
+        }
+        RowChange::DropXattrs(ino) => {
+            conn.prepare_cached("DELETE FROM xattr WHERE layer = ?1 AND ino = ?2")?
+                .execute(params![layer, ino.0 as i64])?;
+        }
+    }
+    Ok(())
+}
+
+fn ino_at(row: &Row<'_>, column: usize) -> rusqlite::Result<Ino> {
+    Ok(Ino(row.get::<_, i64>(column)? as u64))
+}
+
+fn bytes_at(row: &Row<'_>, column: usize) -> rusqlite::Result<Box<[u8]>> {
+    Ok(row.get_ref(column)?.as_blob()?.into())
+}
+
+fn optional_bytes_at(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Box<[u8]>>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Null => None,
+        value => Some(value.as_blob()?.into()),
+    })
+}
+
+/// Reads a row of [`SELECT_INODES`]; the inner error is in words.
+fn inode_of(row: &Row<'_>) -> rusqlite::Result<(Ino, Result<InodeRow, String>)> {
+    let ino = ino_at(row, 0)?;
+    let time = |column: usize| -> rusqlite::Result<Timestamp> {
+        Ok(Timestamp {
+            secs: row.get(column)?,
+            nanos: row.get(column + 1)?,
+        })
+    };
+    let kind: i64 = row.get(1)?;
+    let mode: i64 = row.get(2)?;
+    let (atime, mtime, ctime) = (time(7)?, time(9)?, time(11)?);
+    let data: i64 = row.get(13)?;
+    let place_dir: Option<i64> = row.get(15)?;
+    let place_name = optional_bytes_at(row, 16)?;
+
+    let Some(kind) = u8::try_from(kind).ok().and_then(Kind::from_number) else {
+        return Ok((ino, Err(format!("kind {kind}"))));
+    };
+    let Some(mode) = u16::try_from(mode).ok().filter(|mode| *mode <= 0o7777) else {
+        return Ok((ino, Err(format!("mode {mode:#o}"))));
+    };
+    if [atime, mtime, ctime]
+        .iter()
+        .any(|t| t.nanos >= 1_000_000_000)
+    {
+        return Ok((ino, Err("time".to_owned())));
+    }
+    let data = match data {
+        0 => DataPlace::Lower,
+        1 => DataPlace::Upper,
+        other => return Ok((ino, Err(format!("place of data {other}")))),
+    };
+    let place = match (place_dir, place_name) {
+        (Some(dir), Some(name)) => Some((Ino(dir as u64), name)),
+        (None, None) => None,
+        _ => return Ok((ino, Err("half a place".to_owned()))),
+    };
+    let inode = InodeRow {
+        kind,
+        mode,
+        uid: row.get(3)?,
+        gid: row.get(4)?,
+        rdev: row.get::<_, i64>(5)? as u64,
+        nlink: row.get(6)?,
+        atime,
+        mtime,
+        ctime,
+        data,
+        target: optional_bytes_at(row, 14)?,
+        place,
+        backing_ino: row.get::<_, i64>(17)? as u64,
+        owns_xattrs: row.get(18)?,
+    };
+    Ok((ino, Ok(inode)))
+}

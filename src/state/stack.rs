@@ -1,0 +1,554 @@
+//! The layers of the environment, and the transactions that change which of them count.
+//!
+//! Each function here that changes something is one transaction and durable when it returns: a
+//! crash leaves the stack before it or after it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use rusqlite::{Connection, params};
+
+use super::error::Result;
+use super::history::{ImageId, NewImage, NewRevision, RevisionId, RevisionKind};
+use super::meta::JournalId;
+use super::{Durability, StateDb, now};
+
+/// One layer of the environment. Never given twice.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct LayerId(pub i64);
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What a layer is in the stack, or after it has left the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerRole {
+    /// Takes all changes; exactly one, on top.
+    Writable,
+    /// Is read only.
+    Frozen,
+    /// Its content is in an image now: directory and rows may go at any time.
+    Retired,
+    /// It was discarded: kept for an undo until gc.
+    Trash,
+}
+
+impl LayerRole {
+    fn as_str(self) -> &'static str {
+        match self {
+            LayerRole::Writable => "writable",
+            LayerRole::Frozen => "frozen",
+            LayerRole::Retired => "retired",
+            LayerRole::Trash => "trash",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<LayerRole> {
+        Some(match name {
+            "writable" => LayerRole::Writable,
+            "frozen" => LayerRole::Frozen,
+            "retired" => LayerRole::Retired,
+            "trash" => LayerRole::Trash,
+            _ => return None,
+        })
+    }
+}
+
+/// What a layer of the stack consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StackPart {
+    /// The upper that takes all changes.
+    Writable,
+    /// An upper that is read only, on its way into an image.
+    Frozen,
+    /// An image.
+    Image(ImageId),
+}
+
+/// A layer in the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StackLayer {
+    /// The layer.
+    pub id: LayerId,
+    /// What it consists of.
+    pub part: StackPart,
+}
+
+/// A layer, in the stack or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The layer.
+    pub id: LayerId,
+    /// Its image; None for an upper.
+    pub image: Option<ImageId>,
+    /// What it is now.
+    pub role: LayerRole,
+    /// Its place in the stack, 0 on top.
+    pub position: Option<u32>,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// When it got its role, in seconds since 1970.
+    pub changed: i64,
+}
+
+/// How a new environment begins.
+#[derive(Clone, Debug)]
+pub struct InitEnvironment {
+    /// Its identity, which a rename does not change.
+    pub uuid: String,
+    /// Where it is mounted.
+    pub prefix: PathBuf,
+    /// Its first image; None for an empty environment.
+    pub image: Option<NewImage>,
+    /// Import or create.
+    pub kind: RevisionKind,
+    /// Who and why.
+    pub revision: NewRevision,
+}
+
+/// What a new environment has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Initialised {
+    /// The writable layer; its directory is to be made before the environment is used.
+    pub writable: LayerId,
+    /// The first revision.
+    pub revision: RevisionId,
+}
+
+/// The flip of a commit.
+#[derive(Clone, Debug)]
+pub struct PublishCommit {
+    /// The revision on which the new image builds: must still be the current one.
+    pub parent: RevisionId,
+    /// The new image. Its file is complete, checked and durable, and so is its name.
+    pub image: NewImage,
+    /// The layers whose content the image holds, all read only and side by side in the stack:
+    /// frozen uppers, and the image below them.
+    pub replaces: Vec<LayerId>,
+    /// Who and why.
+    pub revision: NewRevision,
+    /// A journal entry to bring to a new state in the same transaction.
+    pub journal: Option<(JournalId, serde_json::Value)>,
+}
+
+/// What a rollback made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RolledBack {
+    /// The new revision, with the image of the old one.
+    pub revision: RevisionId,
+    /// The uppers that were discarded with it.
+    pub trashed: Vec<LayerId>,
+}
+
+impl StateDb {
+    /// Gives a new database its first revision and its stack.
+    pub fn init_environment(&self, init: &InitEnvironment) -> Result<Initialised> {
+        const DOING: &str = "initialise the environment";
+        self.write(Durability::Power, DOING, |conn| {
+            use std::os::unix::ffi::OsStrExt;
+            if self.head_in(conn, DOING)?.is_some() {
+                return Err(self.conflict(DOING, "it is initialised already"));
+            }
+            self.set_meta_in(conn, "uuid", init.uuid.as_bytes(), DOING)?;
+            self.set_meta_in(conn, "created", now().to_string().as_bytes(), DOING)?;
+            let prefix = init.prefix.as_os_str().as_bytes();
+            self.set_meta_in(conn, "prefix", prefix, DOING)?;
+            self.set_meta_in(conn, "clean", b"1", DOING)?;
+            let writable = self.take_layer(conn, DOING)?;
+            self.insert_upper(conn, writable, 0, DOING)?;
+            let mut next_ino = 2;
+            if let Some(image) = &init.image {
+                self.insert_image(conn, image, DOING)?;
+                let layer = self.take_layer(conn, DOING)?;
+                self.insert_image_layer(conn, layer, image.id, 1, DOING)?;
+                next_ino = image.id_map.max_ino().map_or(2, |ino| ino.0 + 1);
+            }
+            self.raise(conn, "ino", next_ino, DOING)?;
+            let image = init.image.as_ref().map(|image| image.id);
+            let revision =
+                self.append_revision(conn, init.kind, image, None, &init.revision, DOING)?;
+            Ok(Initialised { writable, revision })
+        })
+    }
+
+    /// Returns the stack, top first. Empty only before the environment is initialised.
+    pub fn stack(&self) -> Result<Vec<StackLayer>> {
+        const DOING: &str = "read the stack";
+        self.read(DOING, |conn| self.stack_in(conn, DOING))
+    }
+
+    /// Returns all layers, in the stack or not.
+    pub fn layers(&self) -> Result<Vec<Layer>> {
+        const DOING: &str = "read the layers";
+        self.read(DOING, |conn| self.layers_in(conn, DOING))
+    }
+
+    /// Freezes the writable layer and puts a fresh one on top.
+    ///
+    /// `expected` must be the writable layer now; `fresh` comes from
+    /// [`reserve_layer`](Self::reserve_layer) and its directory exists and is durable.
+    pub fn rotate(&self, expected: LayerId, fresh: LayerId) -> Result<()> {
+        const DOING: &str = "rotate the writable layer";
+        self.write(Durability::Power, DOING, |conn| {
+            let stack = self.stack_in(conn, DOING)?;
+            match stack.first() {
+                Some(top) if top.id == expected && top.part == StackPart::Writable => {}
+                Some(top) => {
+                    let detail = format!("layer {} is on top, not {expected}", top.id);
+                    return Err(self.conflict(DOING, detail));
+                }
+                None => return Err(self.conflict(DOING, "the stack is empty")),
+            }
+            let mut order: Vec<LayerId> = stack.iter().map(|layer| layer.id).collect();
+            self.set_role(conn, expected, LayerRole::Frozen, DOING)?;
+            self.push_writable(conn, fresh, &mut order, DOING)
+        })
+    }
+
+    /// Makes a new image and a new revision current, in the place of the layers it replaces.
+    ///
+    /// Replaced uppers become retired; their directories and rows are to be removed after this.
+    pub fn publish_commit(&self, publish: &PublishCommit) -> Result<RevisionId> {
+        const DOING: &str = "publish the commit";
+        self.write(Durability::Power, DOING, |conn| {
+            let head = self.head_in(conn, DOING)?;
+            if head != Some(publish.parent) {
+                let detail = match head {
+                    Some(head) => format!(
+                        "revision {head} is current, but the image builds on {}",
+                        publish.parent
+                    ),
+                    None => "the environment is not initialised".to_owned(),
+                };
+                return Err(self.conflict(DOING, detail));
+            }
+            let stack = self.stack_in(conn, DOING)?;
+            let replaced = |layer: &StackLayer| publish.replaces.contains(&layer.id);
+            let Some(first) = stack.iter().position(replaced) else {
+                return Err(self.conflict(DOING, "it replaces nothing in the stack"));
+            };
+            let found = stack.iter().skip(first).take_while(|layer| replaced(layer));
+            let found: Vec<StackLayer> = found.copied().collect();
+            let mut wanted = publish.replaces.clone();
+            wanted.sort_unstable();
+            wanted.dedup();
+            if found.len() != wanted.len() || first == 0 {
+                let detail = "the layers it replaces are not side by side, read only, in the stack";
+                return Err(self.conflict(DOING, detail));
+            }
+            // The current image must be among them: else two images of the history would count.
+            let current = self.revision_in(conn, publish.parent, DOING)?;
+            let current = current.and_then(|revision| revision.image);
+            if let Some(current) = current
+                && !found.iter().any(|l| l.part == StackPart::Image(current))
+            {
+                let detail = format!("it does not replace the current image {current}");
+                return Err(self.conflict(DOING, detail));
+            }
+
+            self.insert_image(conn, &publish.image, DOING)?;
+            if let Some(max) = publish.image.id_map.max_ino() {
+                self.raise(conn, "ino", max.0 + 1, DOING)?;
+            }
+            let layer = self.take_layer(conn, DOING)?;
+            let mut order: Vec<LayerId> = stack.iter().map(|layer| layer.id).collect();
+            order.splice(first..first + found.len(), [layer]);
+            for old in &found {
+                self.leave_stack(conn, *old, LayerRole::Retired, DOING)?;
+            }
+            self.insert_image_layer(conn, layer, publish.image.id, UNPLACED, DOING)?;
+            self.set_order(conn, &order, DOING)?;
+            let revision = self.append_revision(
+                conn,
+                RevisionKind::Commit,
+                Some(publish.image.id),
+                None,
+                &publish.revision,
+                DOING,
+            )?;
+            if let Some((id, state)) = &publish.journal {
+                self.journal_update_in(conn, *id, state, DOING)?;
+            }
+            Ok(revision)
+        })
+    }
+
+    /// Throws away all that was changed since the current revision: every upper goes to the
+    /// trash, and `fresh` (see [`rotate`](Self::rotate)) becomes the writable layer.
+    ///
+    /// Returns the uppers that are in the trash now.
+    pub fn discard_all(&self, fresh: LayerId) -> Result<Vec<LayerId>> {
+        const DOING: &str = "discard the changes";
+        self.write(Durability::Power, DOING, |conn| {
+            let stack = self.stack_in(conn, DOING)?;
+            if stack.is_empty() {
+                return Err(self.conflict(DOING, "the stack is empty"));
+            }
+            let (trashed, mut order) = self.trash_uppers(conn, &stack, DOING)?;
+            self.push_writable(conn, fresh, &mut order, DOING)?;
+            Ok(trashed)
+        })
+    }
+
+    /// Brings an earlier revision back, as a new revision with the same image. All uppers go to
+    /// the trash, and `fresh` (see [`rotate`](Self::rotate)) becomes the writable layer.
+    pub fn rollback_to(
+        &self,
+        target: RevisionId,
+        fresh: LayerId,
+        revision: &NewRevision,
+    ) -> Result<RolledBack> {
+        const DOING: &str = "roll back";
+        self.write(Durability::Power, DOING, |conn| {
+            let Some(target) = self.revision_in(conn, target, DOING)? else {
+                return Err(self.conflict(DOING, format!("there is no revision {target}")));
+            };
+            let current = match self.head_in(conn, DOING)? {
+                Some(head) => self.revision_in(conn, head, DOING)?,
+                None => None,
+            };
+            let current_image = current.and_then(|revision| revision.image);
+            let stack = self.stack_in(conn, DOING)?;
+            let (trashed, mut order) = self.trash_uppers(conn, &stack, DOING)?;
+
+            // The image of the history is the topmost one; below it may be shared bases.
+            let mut at = 0;
+            if let Some(image) = current_image {
+                let old = stack.iter().find(|l| l.part == StackPart::Image(image));
+                let Some(old) = old else {
+                    let detail = format!("the current image {image} is not in the stack");
+                    return Err(self.conflict(DOING, detail));
+                };
+                at = order.iter().position(|id| *id == old.id).unwrap_or(0);
+                order.retain(|id| *id != old.id);
+                self.leave_stack(conn, *old, LayerRole::Retired, DOING)?;
+            }
+            if let Some(image) = target.image {
+                let layer = self.take_layer(conn, DOING)?;
+                self.insert_image_layer(conn, layer, image, UNPLACED, DOING)?;
+                order.insert(at, layer);
+            }
+            self.push_writable(conn, fresh, &mut order, DOING)?;
+            let revision = self.append_revision(
+                conn,
+                RevisionKind::Rollback,
+                target.image,
+                Some(target.id),
+                revision,
+                DOING,
+            )?;
+            Ok(RolledBack { revision, trashed })
+        })
+    }
+
+    /// Forgets a layer that has left the stack, after its directory and its rows are gone.
+    pub fn forget_layer(&self, layer: LayerId) -> Result<()> {
+        const DOING: &str = "forget a layer";
+        self.drop_layer_rows(layer)?;
+        self.write(Durability::Process, DOING, |conn| {
+            conn.execute(
+                "DELETE FROM layer WHERE id = ?1 AND position IS NULL",
+                [layer.0],
+            )
+            .map_err(|e| self.sql(DOING, e))?;
+            Ok(())
+        })
+    }
+
+    fn layers_in(&self, conn: &Connection, doing: &'static str) -> Result<Vec<Layer>> {
+        let mut statement = conn
+            .prepare_cached(
+                "SELECT id, image, role, position, created, changed FROM layer \
+                 ORDER BY position IS NULL, position, id",
+            )
+            .map_err(|e| self.sql(doing, e))?;
+        let mut rows = statement.query([]).map_err(|e| self.sql(doing, e))?;
+        let mut layers = Vec::new();
+        while let Some(row) = rows.next().map_err(|e| self.sql(doing, e))? {
+            let read = || -> rusqlite::Result<(Layer, String)> {
+                let layer = Layer {
+                    id: LayerId(row.get(0)?),
+                    image: row.get::<_, Option<i64>>(1)?.map(ImageId),
+                    role: LayerRole::Frozen,
+                    position: row.get(3)?,
+                    created: row.get(4)?,
+                    changed: row.get(5)?,
+                };
+                Ok((layer, row.get(2)?))
+            };
+            let (layer, role) = read().map_err(|e| self.sql(doing, e))?;
+            let Some(role) = LayerRole::from_name(&role) else {
+                return Err(self.bad_row("layer", format!("role {role:?}")));
+            };
+            layers.push(Layer { role, ..layer });
+        }
+        Ok(layers)
+    }
+
+    fn stack_in(&self, conn: &Connection, doing: &'static str) -> Result<Vec<StackLayer>> {
+        let mut stack = Vec::new();
+        for layer in self.layers_in(conn, doing)? {
+            if layer.position.is_none() {
+                continue;
+            }
+            let part = match (layer.image, layer.role) {
+                (Some(image), _) => StackPart::Image(image),
+                (None, LayerRole::Writable) => StackPart::Writable,
+                (None, _) => StackPart::Frozen,
+            };
+            let misplaced = (part == StackPart::Writable) != stack.is_empty();
+            if misplaced {
+                return Err(self.bad_row("layer", "order: the writable layer is not on top"));
+            }
+            stack.push(StackLayer { id: layer.id, part });
+        }
+        Ok(stack)
+    }
+
+    /// Sends every upper of the stack to the trash; returns them, and the images that remain.
+    fn trash_uppers(
+        &self,
+        conn: &Connection,
+        stack: &[StackLayer],
+        doing: &'static str,
+    ) -> Result<(Vec<LayerId>, Vec<LayerId>)> {
+        let (mut trashed, mut remain) = (Vec::new(), Vec::new());
+        for layer in stack {
+            match layer.part {
+                StackPart::Image(_) => remain.push(layer.id),
+                StackPart::Writable | StackPart::Frozen => {
+                    self.leave_stack(conn, *layer, LayerRole::Trash, doing)?;
+                    trashed.push(layer.id);
+                }
+            }
+        }
+        Ok((trashed, remain))
+    }
+
+    fn push_writable(
+        &self,
+        conn: &Connection,
+        fresh: LayerId,
+        order: &mut Vec<LayerId>,
+        doing: &'static str,
+    ) -> Result<()> {
+        let known: bool = conn
+            .query_row(
+                "SELECT EXISTS (SELECT 1 FROM layer WHERE id = ?1)",
+                [fresh.0],
+                |row| row.get(0),
+            )
+            .map_err(|e| self.sql(doing, e))?;
+        if known {
+            return Err(self.conflict(doing, format!("layer {fresh} is in use already")));
+        }
+        self.insert_upper(conn, fresh, UNPLACED, doing)?;
+        order.insert(0, fresh);
+        self.set_order(conn, order, doing)
+    }
+
+    fn insert_upper(
+        &self,
+        conn: &Connection,
+        id: LayerId,
+        position: i64,
+        doing: &'static str,
+    ) -> Result<()> {
+        conn.execute(
+            "INSERT INTO layer (id, kind, role, position, created, changed) \
+             VALUES (?1, 'upper', 'writable', ?2, ?3, ?3)",
+            params![id.0, position, now()],
+        )
+        .map_err(|e| self.sql(doing, e))?;
+        Ok(())
+    }
+
+    fn insert_image_layer(
+        &self,
+        conn: &Connection,
+        id: LayerId,
+        image: ImageId,
+        position: i64,
+        doing: &'static str,
+    ) -> Result<()> {
+        conn.execute(
+            "INSERT INTO layer (id, kind, role, position, image, created, changed) \
+             VALUES (?1, 'image', 'frozen', ?2, ?3, ?4, ?4)",
+            // Two layers may be without a place for a moment, so each has its own.
+            params![
+                id.0,
+                if position == UNPLACED {
+                    UNPLACED - id.0
+                } else {
+                    position
+                },
+                image.0,
+                now()
+            ],
+        )
+        .map_err(|e| self.sql(doing, e))?;
+        Ok(())
+    }
+
+    /// Takes a layer out of the stack. An image leaves no trace: its row in `image` is its own.
+    fn leave_stack(
+        &self,
+        conn: &Connection,
+        layer: StackLayer,
+        role: LayerRole,
+        doing: &'static str,
+    ) -> Result<()> {
+        match layer.part {
+            StackPart::Image(_) => conn.execute("DELETE FROM layer WHERE id = ?1", [layer.id.0]),
+            StackPart::Writable | StackPart::Frozen => conn.execute(
+                "UPDATE layer SET role = ?2, position = NULL, changed = ?3 WHERE id = ?1",
+                params![layer.id.0, role.as_str(), now()],
+            ),
+        }
+        .map_err(|e| self.sql(doing, e))?;
+        Ok(())
+    }
+
+    fn set_role(
+        &self,
+        conn: &Connection,
+        layer: LayerId,
+        role: LayerRole,
+        doing: &'static str,
+    ) -> Result<()> {
+        conn.execute(
+            "UPDATE layer SET role = ?2, changed = ?3 WHERE id = ?1",
+            params![layer.0, role.as_str(), now()],
+        )
+        .map_err(|e| self.sql(doing, e))?;
+        Ok(())
+    }
+
+    /// Writes the order of the stack, top first.
+    fn set_order(&self, conn: &Connection, order: &[LayerId], doing: &'static str) -> Result<()> {
+        let fail = |e| self.sql(doing, e);
+        // Positions are unique at every moment, so all step aside before any takes its new place.
+        conn.execute(
+            "UPDATE layer SET position = -1000000000 - id WHERE position IS NOT NULL",
+            [],
+        )
+        .map_err(fail)?;
+        let mut statement = conn
+            .prepare_cached("UPDATE layer SET position = ?2 WHERE id = ?1")
+            .map_err(fail)?;
+        for (position, layer) in order.iter().enumerate() {
+            statement
+                .execute(params![layer.0, position as i64])
+                .map_err(fail)?;
+        }
+        Ok(())
+    }
+}
+
+/// The position of a layer that gets its place later in the same transaction.
+const UNPLACED: i64 = -1;

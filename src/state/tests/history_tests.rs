@@ -1,0 +1,371 @@
+use super::*;
+
+fn ids(db: &StateDb) -> Vec<i64> {
+    db.stack().unwrap().iter().map(|layer| layer.id.0).collect()
+}
+
+fn parts(db: &StateDb) -> Vec<StackPart> {
+    db.stack().unwrap().iter().map(|layer| layer.part).collect()
+}
+
+fn commit(db: &StateDb, inos: impl IntoIterator<Item = u64>) -> RevisionId {
+    let stack = db.stack().unwrap();
+    let fresh = db.reserve_layer().unwrap();
+    db.rotate(stack[0].id, fresh).unwrap();
+    db.publish_commit(&PublishCommit {
+        parent: db.current_revision().unwrap().unwrap().id,
+        image: new_image(db, inos),
+        replaces: db.stack().unwrap()[1..].iter().map(|l| l.id).collect(),
+        revision: new_revision("commit"),
+        journal: None,
+    })
+    .unwrap()
+}
+
+#[test]
+fn an_empty_environment_is_one_writable_layer_and_a_revision_without_an_image() {
+    let db = StateDb::in_memory().unwrap();
+    assert_eq!(db.stack().unwrap(), []);
+    assert_eq!(db.current_revision().unwrap(), None);
+    let begun = init(&db, None);
+    assert_eq!(parts(&db), [StackPart::Writable]);
+    let revision = db.current_revision().unwrap().unwrap();
+    assert_eq!(
+        (revision.id, revision.image, revision.parent),
+        (begun.revision, None, None)
+    );
+    assert_eq!(revision.kind, RevisionKind::Create);
+    assert_eq!(
+        db.prefix().unwrap().unwrap(),
+        Path::new("/home/someone/env")
+    );
+    assert_eq!(db.uuid().unwrap().as_deref(), Some("an-identity"));
+    assert_eq!(db.next_ino().unwrap(), 2);
+    assert!(db.was_clean().unwrap());
+    assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn an_environment_is_initialised_once() {
+    let db = StateDb::in_memory().unwrap();
+    init(&db, None);
+    let again = db.init_environment(&InitEnvironment {
+        uuid: String::new(),
+        prefix: PathBuf::new(),
+        image: None,
+        kind: RevisionKind::Create,
+        revision: new_revision(""),
+    });
+    assert!(matches!(again, Err(StateError::Conflict { .. })));
+}
+
+#[test]
+fn new_objects_get_ids_above_those_of_the_image() {
+    let db = StateDb::in_memory().unwrap();
+    let image = new_image(&db, [1, 2, 70]);
+    init(&db, Some(image));
+    assert_eq!(db.reserve_inos(10).unwrap(), 71..81);
+    assert_eq!(db.reserve_inos(1).unwrap(), 81..82);
+    db.raise_next_ino(50).unwrap();
+    assert_eq!(db.next_ino().unwrap(), 82);
+    db.raise_next_ino(500).unwrap();
+    assert_eq!(db.reserve_inos(1).unwrap(), 500..501);
+    assert!(db.raise_next_ino(u64::MAX).is_err());
+    assert!(db.reserve_inos(u64::MAX).is_err());
+    assert_eq!(db.next_ino().unwrap(), 501);
+}
+
+#[test]
+fn rotation_freezes_the_top_and_puts_a_fresh_layer_on_it() {
+    let db = StateDb::in_memory().unwrap();
+    let image = new_image(&db, 1..=3);
+    let begun = init(&db, Some(image));
+    let fresh = db.reserve_layer().unwrap();
+    db.rotate(begun.writable, fresh).unwrap();
+    let image = StackPart::Image(ImageId(1));
+    assert_eq!(parts(&db), [StackPart::Writable, StackPart::Frozen, image]);
+    assert_eq!(db.stack().unwrap()[0].id, fresh);
+
+    let another = db.reserve_layer().unwrap();
+    assert_ne!(another, fresh);
+    let stale = db.rotate(begun.writable, another);
+    assert!(
+        matches!(stale, Err(StateError::Conflict { .. })),
+        "{stale:?}"
+    );
+    let used = db.rotate(fresh, begun.writable);
+    assert!(matches!(used, Err(StateError::Conflict { .. })), "{used:?}");
+    assert_eq!(ids(&db)[0], fresh.0);
+    assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_commit_replaces_frozen_layers_and_image_by_the_new_image() {
+    let db = StateDb::in_memory().unwrap();
+    let first = new_image(&db, 1..=3);
+    let begun = init(&db, Some(first));
+    let journal = db.journal_begin("commit", &json!({"step": 1})).unwrap();
+    let (b, c) = (db.reserve_layer().unwrap(), db.reserve_layer().unwrap());
+    db.rotate(begun.writable, b).unwrap();
+    db.rotate(b, c).unwrap();
+    let replaces: Vec<LayerId> = db.stack().unwrap()[1..].iter().map(|l| l.id).collect();
+    assert_eq!(replaces.len(), 3);
+    let revision = db
+        .publish_commit(&PublishCommit {
+            parent: begun.revision,
+            image: new_image(&db, [1, 2, 3, 9]),
+            replaces,
+            revision: new_revision("second"),
+            journal: Some((journal, json!({"step": 2}))),
+        })
+        .unwrap();
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(2))]
+    );
+    assert_eq!(db.stack().unwrap()[0].id, c);
+    let current = db.current_revision().unwrap().unwrap();
+    assert_eq!(current.id, revision);
+    assert_eq!(current.parent, Some(begun.revision));
+    assert_eq!(current.image, Some(ImageId(2)));
+    assert_eq!(db.journal().unwrap()[0].state, json!({"step": 2}));
+    assert_eq!(db.next_ino().unwrap(), 10);
+    assert_eq!(db.images().unwrap().len(), 2);
+    let retired: Vec<i64> = db
+        .layers()
+        .unwrap()
+        .iter()
+        .filter(|layer| layer.role == LayerRole::Retired)
+        .map(|layer| layer.id.0)
+        .collect();
+    assert_eq!(retired, [begun.writable.0, b.0]);
+    db.forget_layer(b).unwrap();
+    assert_eq!(db.layers().unwrap().len(), 3);
+    db.forget_layer(c).unwrap_err();
+    assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
+    let db = StateDb::in_memory().unwrap();
+    let first = new_image(&db, 1..=3);
+    let begun = init(&db, Some(first));
+    let (b, c) = (db.reserve_layer().unwrap(), db.reserve_layer().unwrap());
+    db.rotate(begun.writable, b).unwrap();
+    db.rotate(b, c).unwrap();
+    let [_, frozen, older, image] = db.stack().unwrap()[..] else {
+        panic!("four layers");
+    };
+    let before = (
+        db.stack().unwrap(),
+        db.images().unwrap(),
+        db.revisions().unwrap(),
+    );
+    let next = new_image(&db, 1..=4);
+    for replaces in [
+        vec![],
+        vec![c, frozen.id, older.id, image.id],
+        vec![frozen.id, image.id],
+        vec![frozen.id, older.id],
+        vec![frozen.id, older.id, image.id, LayerId(99)],
+    ] {
+        let refused = db.publish_commit(&PublishCommit {
+            parent: begun.revision,
+            image: next.clone(),
+            replaces: replaces.clone(),
+            revision: new_revision("no"),
+            journal: None,
+        });
+        assert!(
+            matches!(refused, Err(StateError::Conflict { .. })),
+            "{replaces:?} {refused:?}"
+        );
+    }
+    let all = vec![frozen.id, older.id, image.id];
+    for (parent, journal) in [
+        (RevisionId(7), None),
+        (begun.revision, Some((JournalId(99), json!(null)))),
+    ] {
+        let refused = db.publish_commit(&PublishCommit {
+            parent,
+            image: next.clone(),
+            replaces: all.clone(),
+            revision: new_revision("no"),
+            journal,
+        });
+        assert!(
+            matches!(refused, Err(StateError::Conflict { .. })),
+            "{refused:?}"
+        );
+    }
+    let after = (
+        db.stack().unwrap(),
+        db.images().unwrap(),
+        db.revisions().unwrap(),
+    );
+    assert_eq!(before, after);
+}
+
+#[test]
+fn discard_sends_every_upper_to_the_trash() {
+    let db = StateDb::in_memory().unwrap();
+    let first = new_image(&db, 1..=3);
+    let begun = init(&db, Some(first));
+    let (b, c) = (db.reserve_layer().unwrap(), db.reserve_layer().unwrap());
+    db.rotate(begun.writable, b).unwrap();
+    assert_eq!(db.discard_all(c).unwrap(), [b, begun.writable]);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(1))]
+    );
+    assert_eq!(db.stack().unwrap()[0].id, c);
+    let trash = db.layers().unwrap();
+    let trash = trash.iter().filter(|l| l.role == LayerRole::Trash).count();
+    assert_eq!(trash, 2);
+    assert_eq!(db.current_revision().unwrap().unwrap().id, begun.revision);
+}
+
+#[test]
+fn rollback_appends_a_revision_and_forgets_none() {
+    let db = StateDb::in_memory().unwrap();
+    let begun = init(&db, None);
+    let second = commit(&db, 1..=2);
+    let third = commit(&db, 1..=3);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(2))]
+    );
+
+    let fresh = db.reserve_layer().unwrap();
+    let back = db
+        .rollback_to(second, fresh, &new_revision("back"))
+        .unwrap();
+    assert_eq!(back.trashed.len(), 1);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(1))]
+    );
+    let current = db.current_revision().unwrap().unwrap();
+    assert_eq!(current.id, back.revision);
+    assert_eq!(current.parent, Some(third));
+    assert_eq!(current.source, Some(second));
+    assert_eq!(current.kind, RevisionKind::Rollback);
+
+    let fresh = db.reserve_layer().unwrap();
+    db.rollback_to(begun.revision, fresh, &new_revision("empty"))
+        .unwrap();
+    assert_eq!(parts(&db), [StackPart::Writable]);
+    let fresh = db.reserve_layer().unwrap();
+    db.rollback_to(third, fresh, &new_revision("forth"))
+        .unwrap();
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(2))]
+    );
+    assert_eq!(db.revisions().unwrap().len(), 6);
+    let fresh = db.reserve_layer().unwrap();
+    assert!(
+        db.rollback_to(RevisionId(99), fresh, &new_revision(""))
+            .is_err()
+    );
+    assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_in_use_cannot_be_forgotten() {
+    let db = StateDb::in_memory().unwrap();
+    let first = new_image(&db, 1..=3);
+    let begun = init(&db, Some(first));
+    let second = commit(&db, 1..=4);
+    db.set_tag("golden", begun.revision, "keep").unwrap();
+    assert!(db.set_tag("none", RevisionId(99), "").is_err());
+    assert_eq!(db.tags().unwrap()[0].revision, begun.revision);
+    assert!(db.forget_revision(second).is_err());
+    assert!(db.forget_revision(begun.revision).is_err());
+    assert!(db.forget_image(ImageId(1)).is_err());
+    assert!(db.remove_tag("golden").unwrap());
+    assert!(!db.remove_tag("golden").unwrap());
+    db.forget_revision(begun.revision).unwrap();
+    db.forget_image(ImageId(1)).unwrap();
+    assert_eq!(db.image(ImageId(1)).unwrap(), None);
+    assert!(db.forget_image(ImageId(2)).is_err());
+    assert_eq!(
+        db.current_revision().unwrap().unwrap().parent,
+        Some(begun.revision)
+    );
+    let third = commit(&db, 1..=5);
+    assert!(third > second);
+}
+
+#[test]
+fn an_image_keeps_its_map_and_digests() {
+    let db = StateDb::in_memory().unwrap();
+    let mut image = new_image(&db, [1, 5, 6]);
+    image.digest = Some(vec![1; 32]);
+    image.digests = Some(vec![2; 1000]);
+    image.dead_bytes = 77;
+    let map = image.id_map.clone();
+    init(&db, Some(image));
+    assert_eq!(db.id_map(ImageId(1)).unwrap(), Some(map));
+    assert_eq!(db.id_map(ImageId(2)).unwrap(), None);
+    assert_eq!(db.image_digests(ImageId(1)).unwrap().unwrap().len(), 1000);
+    db.set_image_digest(ImageId(1), &[3; 32]).unwrap();
+    let row = db.image(ImageId(1)).unwrap().unwrap();
+    assert_eq!(
+        (row.digest, row.dead_bytes, row.inodes),
+        (Some(vec![3; 32]), 77, 3)
+    );
+    db.lock()
+        .execute("UPDATE image SET id_map = x'01ff'", [])
+        .unwrap();
+    assert!(matches!(
+        db.id_map(ImageId(1)),
+        Err(StateError::BadRow { .. })
+    ));
+}
+
+#[test]
+fn the_journal_keeps_operations_until_they_are_finished() {
+    let db = StateDb::in_memory().unwrap();
+    let a = db
+        .journal_begin("commit", &json!({"step": "build"}))
+        .unwrap();
+    let b = db.journal_begin("gc", &json!([1, 2])).unwrap();
+    db.journal_update(a, &json!({"step": "flip"})).unwrap();
+    let entries = db.journal().unwrap();
+    assert_eq!(entries.len(), 2);
+    assert_eq!(entries[0].operation, "commit");
+    assert_eq!(entries[0].state, json!({"step": "flip"}));
+    db.journal_finish(a).unwrap();
+    db.journal_finish(a).unwrap();
+    assert!(db.journal_update(a, &json!(1)).is_err());
+    assert_eq!(db.journal().unwrap()[0].id, b);
+}
+
+#[test]
+fn the_clean_flag_and_facts_are_kept() {
+    let db = StateDb::in_memory().unwrap();
+    assert!(db.was_clean().unwrap());
+    db.mark_unclean().unwrap();
+    assert!(!db.was_clean().unwrap());
+    db.mark_clean().unwrap();
+    assert!(db.was_clean().unwrap());
+    db.set_meta("colour", b"\xff\0").unwrap();
+    assert_eq!(
+        db.meta("colour").unwrap().as_deref(),
+        Some(b"\xff\0".as_slice())
+    );
+    db.remove_meta("colour").unwrap();
+    assert_eq!(db.meta("colour").unwrap(), None);
+}
+
+#[test]
+fn the_check_names_what_is_wrong() {
+    let db = StateDb::in_memory().unwrap();
+    init(&db, None);
+    db.apply(LayerId(50), &[RowChange::put_inode(Ino(900), inode_row())])
+        .unwrap();
+    let wrong = db.integrity_check().unwrap().join("\n");
+    assert!(wrong.contains("unknown layer 50"), "{wrong}");
+    assert!(wrong.contains("object id 900"), "{wrong}");
+}

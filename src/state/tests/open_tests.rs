@@ -1,0 +1,365 @@
+use std::fs;
+
+use super::*;
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Copies the files of a database while it is open: what a killed process leaves behind.
+fn killed_copy(from: &Path, to: &Path) -> PathBuf {
+    for suffix in ["", "-wal"] {
+        let name = format!("state.db{suffix}");
+        if from.join(&name).exists() {
+            fs::copy(from.join(&name), to.join(&name)).unwrap();
+        }
+    }
+    to.join("state.db")
+}
+
+#[test]
+fn a_database_is_created_once_and_only_opened_where_it_is() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    assert!(matches!(
+        StateDb::open(&path),
+        Err(StateError::Missing { .. })
+    ));
+    let db = StateDb::create(&path).unwrap();
+    assert!(matches!(
+        StateDb::create(&path),
+        Err(StateError::Exists { .. })
+    ));
+    init(&db, None);
+    db.close().unwrap();
+    let db = StateDb::open(&path).unwrap();
+    assert_eq!(db.stack().unwrap().len(), 1);
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_newer_database_is_refused_and_not_touched() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    let db = StateDb::create(&path).unwrap();
+    db.lock().pragma_update(None, "user_version", 77).unwrap();
+    db.close().unwrap();
+    let before = fs::read(&path).unwrap();
+    let refused = StateDb::open(&path).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            StateError::TooNew {
+                found: 77,
+                supported: 1,
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+    assert!(refused.to_string().contains("newer envfs"), "{refused}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn an_older_database_is_upgraded_in_one_step_or_not_at_all() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    let db = StateDb::create(&path).unwrap();
+    init(&db, None);
+    db.close().unwrap();
+    let first = migrations::MIGRATIONS[0];
+    let second = "ALTER TABLE image ADD COLUMN colour TEXT";
+    StateDb::open_with(&path, &[first, second, "this is no SQL"]).unwrap_err();
+    // Nothing of the second one has stayed.
+    let db = StateDb::open(&path).unwrap();
+    assert_eq!(db.stack().unwrap().len(), 1);
+    db.close().unwrap();
+    let third = "CREATE TABLE more (a INTEGER)";
+    let db = StateDb::open_with(&path, &[first, second, third]).unwrap();
+    assert_eq!(db.stack().unwrap().len(), 1);
+    db.close().unwrap();
+    let refused = StateDb::open(&path).unwrap_err();
+    assert!(matches!(
+        refused,
+        StateError::TooNew {
+            found: 3,
+            supported: 1,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn files_that_are_no_state_database_are_told_apart() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    fs::write(&path, "").unwrap();
+    let refused = StateDb::open(&path).unwrap_err();
+    assert!(
+        matches!(refused, StateError::NotADatabase { .. }),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read(&path).unwrap(), b"");
+
+    fs::write(&path, "hsqs".repeat(2000)).unwrap();
+    let refused = StateDb::open(&path).unwrap_err();
+    assert!(
+        matches!(refused, StateError::NotADatabase { .. }),
+        "{refused:?}"
+    );
+
+    fs::remove_file(&path).unwrap();
+    let foreign = rusqlite::Connection::open(&path).unwrap();
+    foreign.execute_batch("CREATE TABLE a (b)").unwrap();
+    drop(foreign);
+    let refused = StateDb::open(&path).unwrap_err();
+    assert!(
+        matches!(refused, StateError::NotADatabase { .. }),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_truncated_database_is_told_as_damaged() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    let db = StateDb::create(&path).unwrap();
+    let layer = init(&db, None).writable;
+    for n in 0..200u64 {
+        let name = vec![b'x'; 200];
+        db.apply(layer, &[RowChange::put_entry(Ino(n), name, None)])
+            .unwrap();
+    }
+    db.close().unwrap();
+    let whole = fs::read(&path).unwrap();
+    let page = PAGE_SIZE as usize;
+    assert!(whole.len() > 10 * page);
+    for length in [
+        50,
+        100,
+        512,
+        page,
+        page + 17,
+        whole.len() / 2,
+        whole.len() - page,
+    ] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let outcome = StateDb::open(&path)
+            .and_then(|db| db.load_layer(layer))
+            .expect_err("a truncated database");
+        assert!(
+            matches!(
+                outcome,
+                StateError::Corrupt { .. } | StateError::NotADatabase { .. }
+            ),
+            "{length}: {outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn damaged_pages_never_panic() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    let db = StateDb::create(&path).unwrap();
+    let layer = init(&db, None).writable;
+    for n in 2..100u64 {
+        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row())])
+            .unwrap();
+    }
+    db.close().unwrap();
+    let whole = fs::read(&path).unwrap();
+    for page in 1..whole.len() / PAGE_SIZE as usize {
+        let mut bytes = whole.clone();
+        let at = page * PAGE_SIZE as usize;
+        bytes[at..at + 256].fill(0xa5);
+        fs::write(&path, &bytes).unwrap();
+        if let Ok(db) = StateDb::open(&path) {
+            // Some pages are not read by these; the check must find every one.
+            drop((db.load_layer(layer), db.stack(), db.revisions()));
+            assert!(
+                db.integrity_check().map_or(true, |wrong| !wrong.is_empty()),
+                "page {page}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_was_applied_survives_the_death_of_the_process() {
+    let (live, dead) = (dir(), dir());
+    let db = StateDb::create(&live.path().join("state.db")).unwrap();
+    let layer = init(&db, None).writable;
+    for n in 2..50u64 {
+        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row())])
+            .unwrap();
+    }
+    // The connection is still open: nothing was closed in order.
+    let copy = killed_copy(live.path(), dead.path());
+    let copy = StateDb::open(&copy).unwrap();
+    assert_eq!(
+        copy.load_layer(layer).unwrap(),
+        db.load_layer(layer).unwrap()
+    );
+    assert_eq!(
+        copy.integrity_check().unwrap().len(),
+        1,
+        "ids were not reserved"
+    );
+}
+
+#[test]
+fn a_torn_log_gives_the_transactions_before_the_tear() {
+    let (live, dead) = (dir(), dir());
+    let path = live.path().join("state.db");
+    let db = StateDb::create(&path).unwrap();
+    let layer = init(&db, None).writable;
+    for n in 2..40u64 {
+        let entry = RowChange::put_entry(Ino(1), n.to_string().into_bytes(), Some(Ino(n)));
+        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row()), entry])
+            .unwrap();
+    }
+    let wal = fs::read(live.path().join("state.db-wal")).unwrap();
+    let mut seen = 0;
+    for cut in (0..wal.len()).step_by(3001) {
+        let copy = killed_copy(live.path(), dead.path());
+        fs::write(dead.path().join("state.db-wal"), &wal[..cut]).unwrap();
+        drop(fs::remove_file(dead.path().join("state.db-shm")));
+        let Ok(copy) = StateDb::open(&copy) else {
+            continue; // cut before the schema was laid
+        };
+        let rows = copy.load_layer(layer).unwrap();
+        assert_eq!(rows.inodes.len(), rows.entries.len(), "cut at {cut}");
+        assert!(rows.inodes.len() >= seen);
+        seen = rows.inodes.len();
+    }
+    assert!(seen > 20);
+}
+
+#[test]
+fn sync_needs_nothing_when_nothing_was_written() {
+    let dir = dir();
+    let db = StateDb::create(&dir.path().join("state.db")).unwrap();
+    let layer = init(&db, None).writable;
+    // Whatever publishes is durable by itself.
+    assert_eq!(
+        db.synced.load(Ordering::SeqCst),
+        db.written.load(Ordering::SeqCst)
+    );
+    db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
+    assert!(db.synced.load(Ordering::SeqCst) < db.written.load(Ordering::SeqCst));
+    db.sync().unwrap();
+    db.sync().unwrap();
+    assert_eq!(
+        db.synced.load(Ordering::SeqCst),
+        db.written.load(Ordering::SeqCst)
+    );
+    db.checkpoint().unwrap();
+    db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
+    db.sync().unwrap();
+    let synchronous: i64 = db
+        .lock()
+        .pragma_query_value(None, "synchronous", |row| row.get(0))
+        .unwrap();
+    assert_eq!(
+        synchronous, 1,
+        "NORMAL again after a publishing transaction"
+    );
+}
+
+#[test]
+fn a_failed_sync_stays_failed() {
+    let dir = dir();
+    let db = StateDb::create(&dir.path().join("state.db")).unwrap();
+    let layer = init(&db, None).writable;
+    db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
+    // Syncing a pipe fails with EINVAL, as good as any other failure.
+    let (reader, _writer) = std::io::pipe().unwrap();
+    db.wal
+        .set(File::from(std::os::fd::OwnedFd::from(reader)))
+        .unwrap();
+    assert!(matches!(db.sync(), Err(StateError::Io { .. })));
+    assert!(matches!(db.sync(), Err(StateError::SyncFailed { .. })));
+    db.set_meta("a", b"b").unwrap();
+    assert!(matches!(db.sync(), Err(StateError::SyncFailed { .. })));
+}
+
+#[test]
+fn two_connections_see_each_others_changes() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    let a = StateDb::create(&path).unwrap();
+    let layer = init(&a, None).writable;
+    let b = StateDb::open(&path).unwrap();
+    a.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
+        .unwrap();
+    assert_eq!(b.load_layer(layer).unwrap().inodes.len(), 1);
+    assert_eq!(b.reserve_inos(5).unwrap(), 2..7);
+    assert_eq!(a.reserve_inos(5).unwrap(), 7..12);
+    let ranges: Vec<_> = std::thread::scope(|scope| {
+        let take = |db| {
+            scope.spawn(move || -> Vec<_> {
+                (0..50)
+                    .map(|_| StateDb::reserve_inos(db, 3).unwrap().start)
+                    .collect()
+            })
+        };
+        let (one, two) = (take(&a), take(&b));
+        one.join()
+            .unwrap()
+            .into_iter()
+            .chain(two.join().unwrap())
+            .collect()
+    });
+    let distinct: std::collections::BTreeSet<_> = ranges.iter().collect();
+    assert_eq!(distinct.len(), 100);
+}
+
+#[test]
+fn the_rollback_journal_of_network_file_systems_works_too() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    StateDb::create(&path).unwrap().close().unwrap();
+    let conn = StateDb::connect(&path).unwrap();
+    let db = StateDb::configure(conn, &path, JournalMode::Rollback, false).unwrap();
+    let layer = init(&db, None).writable;
+    db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
+        .unwrap();
+    db.sync().unwrap();
+    db.checkpoint().unwrap();
+    assert!(!dir.path().join("state.db-wal").exists());
+    assert_eq!(db.load_layer(layer).unwrap().inodes.len(), 1);
+    db.close().unwrap();
+    // Moved to a local disk, it has a log again.
+    let db = StateDb::open(&path).unwrap();
+    db.apply(layer, &[RowChange::put_inode(Ino(3), inode_row())])
+        .unwrap();
+    assert!(dir.path().join("state.db-wal").exists());
+}
+
+#[test]
+fn every_table_and_column_is_in_the_document() {
+    let document = include_str!("../../../docs/state.md");
+    let db = StateDb::in_memory().unwrap();
+    let columns = db
+        .select(
+            "read the schema",
+            "SELECT t.name, c.name FROM pragma_table_list AS t, pragma_table_info(t.name) AS c \
+             WHERE t.schema = 'main' AND t.name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
+        )
+        .unwrap();
+    assert!(columns.len() > 50);
+    for (table, column) in columns {
+        let section = document
+            .split("\n### ")
+            .find(|section| section.starts_with(&format!("`{table}`")))
+            .unwrap_or_else(|| panic!("docs/state.md has no section for table {table}"));
+        assert!(
+            section.contains(&format!("`{column}`")),
+            "docs/state.md does not explain {table}.{column}"
+        );
+    }
+}
