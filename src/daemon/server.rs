@@ -86,12 +86,18 @@ impl Server {
                             continue;
                         }
                     };
-                    let (hello, service, control) =
-                        (self.hello.clone(), service.clone(), control.clone());
+                    let (hello, service, control, work) = (
+                        self.hello.clone(),
+                        service.clone(),
+                        control.clone(),
+                        work.clone(),
+                    );
                     let spawned = std::thread::Builder::new()
                         .name(String::from("request"))
                         .spawn(move || {
-                            if let Err(error) = converse(stream, &hello, &*service, &*control, &work) {
+                            if let Err(error) =
+                                converse(stream, &hello, &*service, &*control, &work)
+                            {
                                 tracing::debug!(%error, "a control connection broke");
                             }
                         });
@@ -103,6 +109,7 @@ impl Server {
         Ok(Running {
             path,
             stop,
+            work: running_work,
             _listener: listener,
         })
     }
@@ -124,7 +131,10 @@ impl Work {
     fn wait_for_none(&self) {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         while *count > 0 {
-            count = self.changed.wait(count).unwrap_or_else(PoisonError::into_inner);
+            count = self
+                .changed
+                .wait(count)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

@@ -1,0 +1,168 @@
+//! What kind of environment a prefix holds.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// The variables that conda keeps for itself; a state file must not set them.
+const RESERVED: [&str; 5] = [
+    "PATH",
+    "CONDA_PREFIX",
+    "CONDA_SHLVL",
+    "CONDA_DEFAULT_ENV",
+    "CONDA_PROMPT_MODIFIER",
+];
+/// conda's word for a variable that is to be unset.
+const UNSET: &str = "***unset***";
+
+/// What activation needs to know of an environment, besides the shell's variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PrefixFacts {
+    /// Name of the environment.
+    pub name: String,
+    /// Where it is mounted.
+    pub prefix: PathBuf,
+    /// The current revision, if there is one.
+    pub revision: Option<i64>,
+    /// Whether conda (mamba, pixi, conda-pack) made it: it has `conda-meta`.
+    pub is_conda: bool,
+    /// The prompt of a Python virtual environment (it has `pyvenv.cfg`), as `pyvenv.cfg` gives it
+    /// or the name.
+    pub venv_prompt: Option<String>,
+    /// Directories to come first in `PATH`, the first first.
+    pub path: Vec<PathBuf>,
+    /// Variables that the environment itself wants set, or unset (`None`).
+    pub variables: Vec<(OsString, Option<OsString>)>,
+    /// Scripts to source after activation, in order.
+    pub activate_scripts: Vec<PathBuf>,
+    /// Scripts to source before deactivation, in order.
+    pub deactivate_scripts: Vec<PathBuf>,
+}
+
+impl PrefixFacts {
+    /// Looks into a prefix. What cannot be read counts as not there: an environment with a broken
+    /// corner must still be usable.
+    pub fn read(name: &str, prefix: &Path, revision: Option<i64>) -> PrefixFacts {
+        let is_conda = prefix.join("conda-meta").is_dir();
+        let pyvenv = fs::read_to_string(prefix.join("pyvenv.cfg")).ok();
+        let mut path = Vec::new();
+        let (bin, node) = (prefix.join("bin"), prefix.join("node_modules/.bin"));
+        if node.is_dir() {
+            path.push(node);
+        }
+        // Also where there is none yet: the first installation makes it.
+        if bin.is_dir() || path.is_empty() {
+            path.insert(0, bin);
+        }
+        let mut deactivate_scripts = scripts(prefix, "deactivate.d", is_conda);
+        deactivate_scripts.reverse();
+        PrefixFacts {
+            name: name.to_owned(),
+            prefix: prefix.to_path_buf(),
+            revision,
+            is_conda,
+            venv_prompt: pyvenv.map(|text| venv_prompt(&text).unwrap_or_else(|| name.to_owned())),
+            path,
+            variables: if is_conda {
+                conda_variables(prefix)
+            } else {
+                Vec::new()
+            },
+            activate_scripts: scripts(prefix, "activate.d", is_conda),
+            deactivate_scripts,
+        }
+    }
+}
+
+/// Returns the prompt that `python -m venv --prompt` wrote down.
+fn venv_prompt(pyvenv: &str) -> Option<String> {
+    let value = pyvenv.lines().find_map(|line| {
+        let (key, value) = line.split_once('=')?;
+        (key.trim() == "prompt").then(|| value.trim())
+    })?;
+    let bare = value.trim_matches(['"', '\'']);
+    // It goes into a prompt, where these would be commands.
+    (!bare.is_empty() && !bare.contains(['$', '`', '\\', '%'])).then(|| bare.to_owned())
+}
+
+/// Returns the scripts of `etc/conda/DIR` in order of their names.
+pub fn scripts(prefix: &Path, dir: &str, is_conda: bool) -> Vec<PathBuf> {
+    if !is_conda {
+        return Vec::new();
+    }
+    let Ok(entries) = fs::read_dir(prefix.join("etc/conda").join(dir)) else {
+        return Vec::new();
+    };
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sh"))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Returns what `etc/conda/env_vars.d/*.json` and then `conda-meta/state` want set, as conda
+/// does: the later wins.
+fn conda_variables(prefix: &Path) -> Vec<(OsString, Option<OsString>)> {
+    let mut files: Vec<PathBuf> = fs::read_dir(prefix.join("etc/conda/env_vars.d"))
+        .map(|entries| {
+            entries
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .collect()
+        })
+        .unwrap_or_default();
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "json")
+    });
+    files.sort();
+
+    let mut variables: Vec<(OsString, Option<OsString>)> = Vec::new();
+    let mut take = |value: Option<&Value>| {
+        let Some(Value::Object(object)) = value else {
+            return;
+        };
+        for (name, value) in object {
+            let Some(value) = text(value) else { continue };
+            if !is_variable_name(name) || RESERVED.contains(&name.as_str()) {
+                continue;
+            }
+            let value = (value != UNSET).then(|| OsString::from(value));
+            variables.retain(|(known, _)| known.as_os_str() != name.as_str());
+            variables.push((OsString::from(name), value));
+        }
+    };
+    for file in &files {
+        take(read_json(file).as_ref());
+    }
+    take(
+        read_json(&prefix.join("conda-meta/state"))
+            .as_ref()
+            .and_then(|state| state.get("env_vars")),
+    );
+    variables
+}
+
+fn read_json(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.contains('\0') => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        _ => None,
+    }
+}
+
+/// Returns whether every shell takes this as the name of a variable.
+pub fn is_variable_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}

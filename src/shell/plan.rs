@@ -1,0 +1,562 @@
+//! Works out what has to change in a shell. Nothing here touches the system.
+//!
+//! The state of an active environment travels in the shell's own exported variables, so that a
+//! subshell knows it, and so that deactivation needs neither the mount nor the store:
+//!
+//! ```text
+//! ENVFS_ENV, ENVFS_PREFIX, ENVFS_REV, ENVFS_PROMPT_MODIFIER    the active environment
+//! ENVFS_SHLVL                                                  how many are stacked
+//! __ENVFS_STATE_n                                              JSON: what the n-th replaced
+//! ```
+//!
+//! A variable is put back only if it still has the value that activation gave it: what the user
+//! (or `conda deactivate`) changed since then is his.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::facts::{PrefixFacts, is_variable_name};
+use crate::sys::text::Text;
+
+/// Variables by name.
+pub type Variables = BTreeMap<OsString, OsString>;
+
+const STATE: &str = "__ENVFS_STATE_";
+const LEVEL: &str = "ENVFS_SHLVL";
+/// More are not believed: the number comes from outside.
+const MAX_LEVEL: u32 = 64;
+
+/// What has to change in a shell, in the order of the fields.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Script {
+    /// Scripts to source while everything is as it was.
+    pub before: Vec<PathBuf>,
+    /// Variables to unset.
+    pub unset: Vec<OsString>,
+    /// Variables to set and export.
+    pub export: Vec<(OsString, OsString)>,
+    /// The new prompt; set, never exported.
+    pub prompt: Option<OsString>,
+    /// Scripts to source when everything is as it will be.
+    pub after: Vec<PathBuf>,
+}
+
+/// Whether activation replaces the environment that is active or comes on top of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Nesting {
+    /// Takes the place of the active one.
+    #[default]
+    Replace,
+    /// Keeps the active one below; deactivation brings it back.
+    Stack,
+}
+
+/// What an activation needs to remember to be undone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    /// Name of the environment.
+    name: String,
+    /// Its prefix.
+    prefix: Text,
+    /// Its revision when it was activated.
+    revision: Option<i64>,
+    /// Each variable that was touched: what it was, and what it was given.
+    variables: BTreeMap<String, (Option<Text>, Option<Text>)>,
+    /// The entries that were put into `PATH`, in order.
+    path: Vec<Text>,
+    /// The entries of `PATH` in whose place they are.
+    replaced: Vec<Text>,
+    /// `PATH` before.
+    path_before: Option<Text>,
+    /// `PATH` after.
+    path_after: Text,
+    /// What stands before the prompt.
+    prompt: String,
+    /// What stood there instead.
+    prompt_before: String,
+    /// Scripts to source first when it is undone.
+    deactivate: Vec<Text>,
+    /// Scripts to source last when it is undone, of the conda environment that made place.
+    reactivate: Option<Vec<Text>>,
+}
+
+/// What of the shell is looked at besides the files of the prefix.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Replace or stack.
+    pub nesting: Nesting,
+    /// What to put before the prompt, `{name}` replaced; `None` leaves prompts alone.
+    pub prompt: Option<String>,
+    /// Scripts that the conda environment which is active (not through envfs) wants sourced when
+    /// it is left and when it is entered again.
+    pub conda_below: Option<PrefixFacts>,
+}
+
+impl Settings {
+    /// Returns the usual settings.
+    pub fn usual() -> Settings {
+        Settings {
+            prompt: Some(String::from("({name}) ")),
+            ..Settings::default()
+        }
+    }
+}
+
+/// Returns the name of the active environment, if there is one.
+pub fn active(variables: &Variables) -> Option<&OsStr> {
+    get(variables, "ENVFS_ENV").filter(|name| !name.is_empty())
+}
+
+fn get<'a>(variables: &'a Variables, name: &str) -> Option<&'a OsStr> {
+    variables.get(OsStr::new(name)).map(OsString::as_os_str)
+}
+
+fn level(variables: &Variables) -> u32 {
+    get(variables, LEVEL)
+        .and_then(OsStr::to_str)
+        .and_then(|text| text.parse().ok())
+        .filter(|&level| level <= MAX_LEVEL)
+        .unwrap_or(0)
+}
+
+fn state(variables: &Variables, level: u32) -> Option<State> {
+    serde_json::from_slice(get(variables, &format!("{STATE}{level}"))?.as_bytes()).ok()
+}
+
+/// The variables as they change, and the scripts on the way.
+struct Work {
+    variables: Variables,
+    before: Vec<PathBuf>,
+    after: Vec<PathBuf>,
+    /// Scripts of the conda environment that comes back, unless another takes its place again.
+    returning: Option<Vec<PathBuf>>,
+}
+
+/// Returns the prefix of the conda environment, not activated by envfs, that is active or comes
+/// back when ours is left: its scripts have to be known to [`activate`].
+pub fn conda_below(variables: &Variables) -> Option<PathBuf> {
+    let mut work = Work::new(variables);
+    let current = level(variables);
+    if current > 0 {
+        work.pop(current);
+    }
+    work.get("CONDA_PREFIX")
+        .map(PathBuf::from)
+        .filter(|prefix| prefix.is_absolute())
+}
+
+/// Works out how to activate. The same environment again is put right (reactivated); another one
+/// that is active is left first, unless it is to stay below.
+pub fn activate(facts: &PrefixFacts, variables: &Variables, settings: &Settings) -> Script {
+    let mut work = Work::new(variables);
+    let current = level(variables);
+    let top = state(variables, current);
+    let same = top
+        .as_ref()
+        .is_some_and(|state| state.prefix.as_path() == facts.prefix);
+    let mut place = None;
+    if current > 0 && (same || settings.nesting == Nesting::Replace) {
+        place = work.pop(current);
+        if same {
+            // What resets PATH (a login shell, tmux) puts us behind: we come first again.
+            place = None;
+        }
+    }
+    // A conda environment that envfs had put there is left by `pop`; any other one is below.
+    work.push(facts, settings, place);
+    work.finish(variables)
+}
+
+/// Works out how to undo the last activation. Where none is active, nothing changes.
+pub fn deactivate(variables: &Variables) -> Script {
+    let mut work = Work::new(variables);
+    let current = level(variables);
+    if current > 0 {
+        work.pop(current);
+    } else {
+        // Whatever is left of a state that somebody broke.
+        work.forget_names();
+    }
+    work.finish(variables)
+}
+
+/// Works out how to put everything right for the environment that is active already.
+pub fn reactivate(facts: &PrefixFacts, variables: &Variables, settings: &Settings) -> Script {
+    activate(
+        facts,
+        variables,
+        &Settings {
+            nesting: Nesting::Replace,
+            ..settings.clone()
+        },
+    )
+}
+
+impl Work {
+    fn new(variables: &Variables) -> Work {
+        Work {
+            variables: variables.clone(),
+            before: Vec::new(),
+            after: Vec::new(),
+            returning: None,
+        }
+    }
+
+    fn set(&mut self, name: &str, value: Option<OsString>) {
+        match value {
+            Some(value) => {
+                self.variables.insert(OsString::from(name), value);
+            }
+            None => {
+                self.variables.remove(OsStr::new(name));
+            }
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&OsStr> {
+        get(&self.variables, name)
+    }
+
+    /// Undoes the activation of this level; returns where in `PATH` it was.
+    fn pop(&mut self, level: u32) -> Option<usize> {
+        let key = format!("{STATE}{level}");
+        let state = state(&self.variables, level);
+        self.set(&key, None);
+        let mut place = None;
+        if let Some(state) = &state {
+            self.before
+                .extend(state.deactivate.iter().map(|path| PathBuf::from(&path.0)));
+            self.returning = state
+                .reactivate
+                .as_ref()
+                .map(|scripts| scripts.iter().map(|path| PathBuf::from(&path.0)).collect());
+            for (name, (before, given)) in &state.variables {
+                let unchanged = self.get(name) == given.as_ref().map(|text| text.0.as_os_str());
+                if unchanged && is_variable_name(name) {
+                    self.set(name, before.clone().map(|text| text.0));
+                }
+            }
+            place = self.restore_path(state);
+            self.restore_prompt(state);
+        }
+        self.forget_names();
+        // Where the user's own `conda deactivate` took away what we put in, this finds the rest.
+        let below = level.saturating_sub(1);
+        if below > 0 {
+            self.set(LEVEL, Some(below.to_string().into()));
+            self.name_level(below);
+        }
+        place
+    }
+
+    fn forget_names(&mut self) {
+        for name in [
+            "ENVFS_ENV",
+            "ENVFS_PREFIX",
+            "ENVFS_REV",
+            "ENVFS_PROMPT_MODIFIER",
+            LEVEL,
+        ] {
+            self.set(name, None);
+        }
+    }
+
+    /// Makes the variables name the environment of a level again.
+    fn name_level(&mut self, level: u32) {
+        let Some(state) = state(&self.variables, level) else {
+            return;
+        };
+        self.set("ENVFS_ENV", Some(OsString::from(&state.name)));
+        self.set("ENVFS_PREFIX", Some(state.prefix.0));
+        self.set(
+            "ENVFS_REV",
+            state.revision.map(|revision| revision.to_string().into()),
+        );
+        self.set(
+            "ENVFS_PROMPT_MODIFIER",
+            (!state.prompt.is_empty()).then(|| OsString::from(state.prompt)),
+        );
+    }
+
+    fn restore_path(&mut self, state: &State) -> Option<usize> {
+        let now = self.get("PATH").map(OsStr::to_owned);
+        let mut entries = split_path(now.as_deref());
+        let first = entries
+            .iter()
+            .position(|entry| state.path.iter().any(|ours| ours.0 == *entry));
+        if now.as_deref() == Some(state.path_after.0.as_os_str()) {
+            self.set("PATH", state.path_before.clone().map(|text| text.0));
+            return first;
+        }
+        // It was changed since: take out what is ours, put back what it replaced.
+        if let Some(first) = first {
+            entries.retain(|entry| !state.path.iter().any(|ours| ours.0 == *entry));
+            let at = first.min(entries.len());
+            entries.splice(at..at, state.replaced.iter().map(|text| text.0.clone()));
+            self.set("PATH", Some(join_path(&entries)));
+        }
+        first
+    }
+
+    fn restore_prompt(&mut self, state: &State) {
+        let Some(prompt) = self.get("PS1") else {
+            return;
+        };
+        if state.prompt.is_empty() {
+            return;
+        }
+        if let Some(rest) = prompt.as_bytes().strip_prefix(state.prompt.as_bytes()) {
+            let mut text = state.prompt_before.clone().into_bytes();
+            text.extend_from_slice(rest);
+            self.set("PS1", Some(OsString::from_vec(text)));
+        }
+    }
+
+    /// Activates on top of what is there; `place` is where in `PATH` a predecessor was.
+    fn push(&mut self, facts: &PrefixFacts, settings: &Settings, place: Option<usize>) {
+        let level = level(&self.variables) + 1;
+        let mut state = State {
+            name: facts.name.clone(),
+            revision: facts.revision,
+            prefix: Text::from(facts.prefix.as_path()),
+            path: facts
+                .path
+                .iter()
+                .map(|path| Text::from(path.as_path()))
+                .collect(),
+            deactivate: facts
+                .deactivate_scripts
+                .iter()
+                .map(|p| Text::from(p.as_path()))
+                .collect(),
+            ..State::default()
+        };
+        let mut assignments: Vec<(String, Option<OsString>)> = Vec::new();
+        let mut assign = |name: &str, value: Option<OsString>| {
+            assignments.retain(|(known, _)| known != name);
+            assignments.push((name.to_owned(), value));
+        };
+        for (name, value) in &facts.variables {
+            if let Some(name) = name.to_str()
+                && is_variable_name(name)
+            {
+                assign(name, value.clone());
+            }
+        }
+        if facts.is_conda {
+            for (name, value) in self.conda(facts, &settings.nesting) {
+                assign(&name, Some(value));
+            }
+        }
+        if let Some(prompt) = &facts.venv_prompt {
+            assign("VIRTUAL_ENV", Some(facts.prefix.clone().into_os_string()));
+            assign("VIRTUAL_ENV_PROMPT", Some(OsString::from(prompt)));
+            assign("PYTHONHOME", None);
+        }
+        let replaces_conda = facts.is_conda && settings.nesting == Nesting::Replace;
+        let below = settings.conda_below.as_ref().filter(|below| {
+            replaces_conda
+                && self.get("CONDA_PREFIX") == Some(below.prefix.as_os_str())
+                && below.prefix != facts.prefix
+        });
+        match (below, self.returning.take()) {
+            // It made place before and goes on doing so.
+            (Some(_), Some(scripts)) => state.reactivate = Some(texts(&scripts)),
+            (Some(below), None) => {
+                self.before.extend(below.deactivate_scripts.iter().cloned());
+                state.reactivate = Some(texts(&below.activate_scripts));
+            }
+            (None, returning) => self.returning = returning,
+        }
+        let conda_prefix = below.map(|below| below.prefix.clone());
+
+        self.push_path(&mut state, conda_prefix.as_deref(), place);
+        self.push_prompt(&mut state, facts, settings);
+        for (name, value) in assignments {
+            let before = self.get(&name).map(Text::from);
+            state
+                .variables
+                .insert(name.clone(), (before, value.clone().map(Text::from)));
+            self.set(&name, value);
+        }
+        self.after
+            .extend(self.returning.take().into_iter().flatten());
+        self.after.extend(facts.activate_scripts.iter().cloned());
+
+        self.set("ENVFS_ENV", Some(OsString::from(&facts.name)));
+        self.set("ENVFS_PREFIX", Some(facts.prefix.clone().into_os_string()));
+        self.set(
+            "ENVFS_REV",
+            facts.revision.map(|revision| revision.to_string().into()),
+        );
+        self.set("ENVFS_PROMPT_MODIFIER", {
+            (!state.prompt.is_empty()).then(|| OsString::from(&state.prompt))
+        });
+        self.set(LEVEL, Some(level.to_string().into()));
+        // Strings and arrays of bytes only: it cannot fail, and if it did, deactivation would
+        // leave the variables as they are.
+        if let Ok(text) = serde_json::to_string(&state) {
+            self.set(&format!("{STATE}{level}"), Some(OsString::from(text)));
+        }
+    }
+
+    /// Returns conda's own variables, as its activator sets them.
+    fn conda(&self, facts: &PrefixFacts, nesting: &Nesting) -> Vec<(String, OsString)> {
+        let old: u32 = self
+            .get("CONDA_SHLVL")
+            .and_then(OsStr::to_str)
+            .and_then(|text| text.parse().ok())
+            .filter(|&level| level < MAX_LEVEL)
+            .unwrap_or(0);
+        let new = old + 1;
+        let mut set = vec![
+            (
+                String::from("CONDA_PREFIX"),
+                facts.prefix.clone().into_os_string(),
+            ),
+            (String::from("CONDA_SHLVL"), OsString::from(new.to_string())),
+            (
+                String::from("CONDA_DEFAULT_ENV"),
+                OsString::from(&facts.name),
+            ),
+            (
+                String::from("CONDA_PROMPT_MODIFIER"),
+                OsString::from(format!("({}) ", facts.name)),
+            ),
+        ];
+        if old > 0 {
+            if let Some(prefix) = self.get("CONDA_PREFIX") {
+                set.push((format!("CONDA_PREFIX_{old}"), prefix.to_owned()));
+            }
+            if *nesting == Nesting::Stack {
+                set.push((format!("CONDA_STACKED_{new}"), OsString::from("true")));
+            }
+        }
+        set
+    }
+
+    fn push_path(&mut self, state: &mut State, conda_below: Option<&Path>, place: Option<usize>) {
+        let before = self.get("PATH").map(OsStr::to_owned);
+        let mut entries = split_path(before.as_deref());
+        entries.retain(|entry| !state.path.iter().any(|ours| ours.0 == *entry));
+        let mut at = place.unwrap_or(0).min(entries.len());
+        // As conda does: the environment that was active makes place for ours.
+        if let Some(prefix) = conda_below {
+            let bin = prefix.join("bin").into_os_string();
+            if let Some(found) = entries.iter().position(|entry| *entry == bin) {
+                entries.retain(|entry| *entry != bin);
+                state.replaced.push(Text(bin));
+                at = found.min(entries.len());
+            }
+        }
+        let ours: Vec<OsString> = state.path.iter().map(|text| text.0.clone()).collect();
+        entries.splice(at..at, ours);
+        let after = join_path(&entries);
+        state.path_before = before.map(Text::from);
+        state.path_after = Text::from(after.clone());
+        self.set("PATH", Some(after));
+    }
+
+    fn push_prompt(&mut self, state: &mut State, facts: &PrefixFacts, settings: &Settings) {
+        let Some(form) = &settings.prompt else { return };
+        state.prompt = form.replace("{name}", &facts.name);
+        let Some(prompt) = self.get("PS1").filter(|prompt| !prompt.is_empty()) else {
+            return;
+        };
+        // Such a prompt is a program of its own, and shows what it wants to show.
+        let is_powerline = prompt
+            .as_bytes()
+            .windows(17)
+            .any(|window| window == b"POWERLINE_COMMAND");
+        if is_powerline {
+            return;
+        }
+        // The mark of the conda environment in whose place we come.
+        if facts.is_conda
+            && settings.nesting == Nesting::Replace
+            && let Some(modifier) = self.get("CONDA_PROMPT_MODIFIER").and_then(OsStr::to_str)
+            && prompt.as_bytes().starts_with(modifier.as_bytes())
+        {
+            state.prompt_before = modifier.to_owned();
+        }
+        let rest = prompt
+            .as_bytes()
+            .get(state.prompt_before.len()..)
+            .unwrap_or_default();
+        let mut text = state.prompt.clone().into_bytes();
+        text.extend_from_slice(rest);
+        self.set("PS1", Some(OsString::from_vec(text)));
+    }
+
+    /// Compares with what was, and says what has to be done.
+    fn finish(mut self, before: &Variables) -> Script {
+        self.after
+            .extend(self.returning.take().into_iter().flatten());
+        let prompt_name = OsStr::new("PS1");
+        let prompt = self.variables.remove(prompt_name);
+        let prompt = prompt.filter(|value| before.get(prompt_name) != Some(value));
+        Script {
+            before: self.before,
+            unset: before
+                .keys()
+                .filter(|name| *name != prompt_name && !self.variables.contains_key(*name))
+                .cloned()
+                .collect(),
+            export: self
+                .variables
+                .into_iter()
+                .filter(|(name, value)| before.get(name) != Some(value))
+                .collect(),
+            prompt,
+            after: self.after,
+        }
+    }
+}
+
+fn texts(paths: &[PathBuf]) -> Vec<Text> {
+    paths
+        .iter()
+        .map(|path| Text::from(path.as_path()))
+        .collect()
+}
+
+/// Splits a search path; an empty entry (the working directory) stays an entry.
+fn split_path(path: Option<&OsStr>) -> Vec<OsString> {
+    match path {
+        None => Vec::new(),
+        Some(path) if path.is_empty() => Vec::new(),
+        Some(path) => path
+            .as_bytes()
+            .split(|&byte| byte == b':')
+            .map(|entry| OsString::from_vec(entry.to_vec()))
+            .collect(),
+    }
+}
+
+fn join_path(entries: &[OsString]) -> OsString {
+    entries.join(OsStr::new(":"))
+}
+
+impl Script {
+    /// Returns whether nothing has to be done.
+    pub fn is_empty(&self) -> bool {
+        *self == Script::default()
+    }
+
+    /// Changes a set of variables as a shell would, scripts aside.
+    pub fn apply(&self, variables: &mut Variables) {
+        for name in &self.unset {
+            variables.remove(name);
+        }
+        for (name, value) in &self.export {
+            variables.insert(name.clone(), value.clone());
+        }
+        if let Some(prompt) = &self.prompt {
+            variables.insert(OsString::from("PS1"), prompt.clone());
+        }
+    }
+}
