@@ -1,1 +1,344 @@
-//! (room to be furnished)
+//! Operations on whole environments: making one, committing its changes, bringing revisions back.
+//!
+//! # The steps of a commit
+//!
+//! 1. **Rotate**: one transaction freezes the writable layer and puts a fresh one on top.
+//! 2. **Write** the new image from the frozen layers and the old image, under an unfinished name.
+//! 3. **Sync and name**: `fsync` of the file, rename to its name, `fsync` of the directory.
+//! 4. **Check**: the image is opened again by our own reader and compared with the frozen view.
+//! 5. **The flip**: one transaction makes the new image and a new revision current and retires the
+//!    layers that went into it. The view that is in use changes over in the same breath.
+//! 6. **Clean up**: retired layers go. Repeatable, and repeated at the next open.
+//!
+//! A crash before 5 leaves the changes where they were, in a stack that is one layer taller and shows
+//! the same; a crash after it leaves garbage. `docs/commit.md` has the table.
+
+mod check;
+mod cleanup;
+mod error;
+mod history;
+mod import;
+mod tree;
+mod workspace;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::environment::Layout;
+use crate::progress::{Progress, Report};
+use crate::squashfs::writer::{
+    AppendOptions, CarryMode, ImageWriter, Monitor, OldImage, WriteStats, WriterOptions,
+};
+use crate::squashfs::{Compression, Image};
+use crate::state::{ImageId, NewImage, PublishCommit, RevisionId};
+use crate::union::{ImageLayer, Invalidation, LowerStack, Union};
+use error::Context;
+use import::Extent;
+use tree::Tree;
+
+pub use error::{CommitError, Result};
+pub use history::{Collected, GcOptions, RolledBack, VerifyOutcome, discard, export, gc, rollback, verify};
+pub use import::{ImportOptions, Imported, create_empty, import};
+pub use workspace::{Settings, Workspace, new_revision};
+
+/// Dead space in an image, as a share of its data area, from which on a commit compacts.
+const COMPACT_FROM: f64 = 0.25;
+
+/// How to commit.
+#[derive(Debug, Clone, Default)]
+pub struct CommitOptions {
+    /// What the user says about the change.
+    pub message: String,
+    /// Build the image from nothing instead of on the old one.
+    pub rebuild: bool,
+    /// Leave dead space out, however little there is.
+    pub compact: bool,
+    /// Codec and level, for a rebuild; otherwise those of the old image stay.
+    pub compression: Option<Compression>,
+    /// Block size in bytes, for a rebuild.
+    pub block_size: Option<u32>,
+}
+
+/// What a commit did.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// The new revision.
+    pub revision: RevisionId,
+    /// What was done to get the image.
+    pub stats: WriteStats,
+    /// Which of the three ways was taken.
+    pub way: Way,
+    /// What the kernel must forget, if the view is mounted.
+    pub stale: Vec<Invalidation>,
+}
+
+/// How a new image is made of an old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// Old data stays where it is, new data follows.
+    Append,
+    /// Old data that is still used is copied, still compressed.
+    Compact,
+    /// Everything is compressed anew.
+    Rebuild,
+}
+
+/// Commits all changes; returns `None` when there are none. Readers and writers of the view go on
+/// meanwhile. On failure the changes are all still there.
+pub fn commit(workspace: &Workspace, options: &CommitOptions, progress: &dyn Progress) -> Result<Option<Committed>> {
+    let union = workspace.union();
+    let nothing = union.changes()?.is_empty() && !options.rebuild && !options.compact;
+    if nothing {
+        return Ok(None);
+    }
+    let db = workspace.db();
+    let frozen = union.rotate()?;
+    let view = union.lower();
+    let parent = db.current_revision()?;
+    let old_image = parent.as_ref().and_then(|revision| revision.image);
+    let old_layer = view.layers().iter().find_map(|layer| layer.as_any().downcast_ref::<ImageLayer>());
+    let id = db.reserve_image()?;
+    let layout = workspace.env().layout();
+    let unfinished = Unfinished(layout.unfinished_image(id));
+
+    let way = choose_way(workspace, options, old_image, old_layer)?;
+    let (stats, ids, fresh) = write(workspace, options, way, view.clone(), old_layer, &unfinished.0, progress)?;
+    let file_name = Layout::image_file_name(id);
+    let path = layout.image(&file_name);
+    settle(&unfinished, &path)?;
+    let settled = Unfinished(path.clone());
+
+    let open_options = workspace.open_options();
+    let image = Image::open(&path, open_options.reader.clone())?;
+    let new_image = new_image(id, file_name, &image, ids.clone(), &stats);
+    let layer = ImageLayer::new(image, ids, open_options.owners)?;
+    check::same_tree(&view, &layer, &fresh, progress)?;
+
+    let mut replaces: Vec<_> = frozen;
+    for part in db.stack()? {
+        if matches!(part.part, crate::state::StackPart::Image(_)) {
+            replaces.push(part.id);
+        }
+    }
+    let publish = PublishCommit {
+        parent: parent.map(|revision| revision.id).ok_or(CommitError::NoEarlier)?,
+        image: new_image,
+        replaces: replaces.clone(),
+        revision: new_revision(&options.message),
+        journal: None,
+    };
+    let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
+    let (revision, stale) = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?))?;
+    settled.keep();
+    // From here on the commit has happened; what is left to do is done at the next open if not now.
+    if !is_free(view) {
+        tracing::debug!("the committed layers are still being read; they go at the next open");
+    } else if let Err(e) = cleanup::sweep_retired(db, layout) {
+        tracing::warn!("cleaning up after the commit: {e}");
+    }
+    Ok(Some(Committed { revision, stats, way, stale }))
+}
+
+/// Waits a moment until nobody reads the replaced stack any more: its files are about to go.
+fn is_free(view: Arc<LowerStack>) -> bool {
+    for _ in 0..100 {
+        if Arc::strong_count(&view) == 1 {
+            return true;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    false
+}
+
+fn choose_way(
+    workspace: &Workspace,
+    options: &CommitOptions,
+    old_image: Option<ImageId>,
+    old_layer: Option<&ImageLayer>,
+) -> Result<Way> {
+    let (Some(id), Some(layer)) = (old_image, old_layer) else {
+        return Ok(Way::Rebuild);
+    };
+    let superblock = layer.image().superblock();
+    let other_codec = options.compression.is_some_and(|wanted| wanted.id() != superblock.compressor);
+    let other_block = options.block_size.is_some_and(|wanted| wanted != superblock.block_size);
+    let unwritable = !superblock.compressor.is_writable();
+    if options.rebuild || other_codec || other_block || unwritable {
+        return Ok(Way::Rebuild);
+    }
+    let dead = workspace.db().image(id)?.map_or(0, |row| row.dead_bytes);
+    let data = layer.image().data_area();
+    let share = dead as f64 / (data.end - data.start).max(1) as f64;
+    Ok(if options.compact || share > COMPACT_FROM { Way::Compact } else { Way::Append })
+}
+
+fn write(
+    workspace: &Workspace,
+    options: &CommitOptions,
+    way: Way,
+    view: Arc<LowerStack>,
+    old: Option<&ImageLayer>,
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<(WriteStats, crate::state::IdMap, Vec<crate::object::Ino>)> {
+    let settings = workspace.settings();
+    let mut tree = Tree::new(view, if way == Way::Rebuild { None } else { old }, workspace.open_options().owners)?;
+    let total = Extent { entries: tree.ids().len(), bytes: 0 };
+    with_monitor("packing", total, progress, |monitor| {
+        let mut writer = match (way, old) {
+            (Way::Append | Way::Compact, Some(old)) => {
+                let options = AppendOptions {
+                    carry: if way == Way::Compact { CarryMode::Compact } else { CarryMode::Append },
+                    compression: options.compression,
+                    threads: settings.threads,
+                    mkfs_time: mkfs_time(),
+                    monitor,
+                };
+                ImageWriter::append(path, &old_image(old.image())?, options)?
+            }
+            _ => ImageWriter::create(
+                path,
+                WriterOptions {
+                    compression: options.compression.unwrap_or(settings.compression),
+                    block_size: options.block_size.unwrap_or(settings.block_size),
+                    threads: settings.threads,
+                    mkfs_time: mkfs_time(),
+                    fragments: true,
+                    monitor,
+                },
+            )?,
+        };
+        let root = tree.push(&mut writer)?;
+        Ok(writer.finish(root)?)
+    })
+    .map(|stats| (stats, tree.ids().clone(), std::mem::take(&mut tree.fresh)))
+}
+
+/// What the writer needs of an image whose data it carries over.
+fn old_image(image: &Image) -> Result<OldImage> {
+    let file = image.as_file().try_clone();
+    let file = file.map_err(|source| CommitError::Io { doing: "open", path: "the old image".into(), source })?;
+    let mut fragments = Vec::with_capacity(image.fragment_count() as usize);
+    for index in 0..image.fragment_count() {
+        fragments.push(image.fragment(index)?);
+    }
+    Ok(OldImage { file: Arc::new(file), superblock: image.superblock().clone(), fragments })
+}
+
+fn new_image(id: ImageId, file: String, image: &Image, ids: crate::state::IdMap, stats: &WriteStats) -> NewImage {
+    let superblock = image.superblock();
+    NewImage {
+        id,
+        file,
+        size: stats.image_size,
+        inodes: superblock.inodes,
+        block_size: superblock.block_size,
+        compression: superblock.compressor.to_string(),
+        root_number: ids.number_of(crate::object::Ino::ROOT).unwrap_or(1),
+        id_map: ids,
+        digest: None,
+        digests: None,
+        dead_bytes: stats.data.dead_bytes,
+    }
+}
+
+/// The time that new images carry: now, or what `SOURCE_DATE_EPOCH` says.
+fn mkfs_time() -> u32 {
+    let set = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
+    set.unwrap_or_else(|| u32::try_from(crate::object::Timestamp::now().secs).unwrap_or(u32::MAX))
+}
+
+/// A file that is removed again unless it is kept.
+struct Unfinished(std::path::PathBuf);
+
+impl Unfinished {
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty()
+            && let Err(e) = fs::remove_file(&self.0)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %self.0.display(), "an unfinished image is left: {e}");
+        }
+    }
+}
+
+/// Makes a written image durable, read-only, and gives it its name.
+fn settle(unfinished: &Unfinished, path: &Path) -> Result<()> {
+    let file = File::open(&unfinished.0).context("open", &unfinished.0)?;
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o444);
+    nix::sys::stat::fchmod(&file, mode).context("make read-only", &unfinished.0)?;
+    file.sync_all().context("sync", &unfinished.0)?;
+    fs::rename(&unfinished.0, path).context("name", path)?;
+    if let Some(dir) = path.parent() {
+        File::open(dir).and_then(|dir| dir.sync_all()).context("sync", dir)?;
+    }
+    Ok(())
+}
+
+/// Counts for the writer's threads; read by the one thread that reports.
+#[derive(Debug, Default)]
+struct Counts {
+    files: AtomicU64,
+    bytes: AtomicU64,
+    cancelled: std::sync::atomic::AtomicBool,
+}
+
+impl Monitor for Counts {
+    fn advance(&self, files: u64, bytes: u64) {
+        self.files.fetch_add(files, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Runs `work` with a monitor, while another thread reports its counts and asks about cancellation.
+fn with_monitor<T>(
+    phase: &str,
+    extent: Extent,
+    progress: &dyn Progress,
+    work: impl FnOnce(Arc<Counts>) -> Result<T>,
+) -> Result<T> {
+    let counts = Arc::new(Counts::default());
+    let (done, ended) = crossbeam_channel::bounded::<()>(0);
+    std::thread::scope(|scope| {
+        let watched = counts.clone();
+        scope.spawn(move || {
+            loop {
+                let over = ended.recv_timeout(std::time::Duration::from_millis(100));
+                progress.report(&Report {
+                    phase: phase.to_owned(),
+                    files_done: watched.files.load(Ordering::Relaxed),
+                    files_total: extent.entries,
+                    bytes_done: watched.bytes.load(Ordering::Relaxed),
+                    bytes_total: extent.bytes,
+                });
+                if progress.is_cancelled() {
+                    watched.cancelled.store(true, Ordering::Relaxed);
+                }
+                if over != Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        });
+        let result = work(counts.clone());
+        drop(done);
+        result
+    })
+}
+
+/// Commits need the view; this is for those who only look.
+pub fn is_clean(union: &Union) -> Result<bool> {
+    Ok(union.changes()?.is_empty())
+}

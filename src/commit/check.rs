@@ -1,0 +1,64 @@
+//! Is the new image what was to be kept? Asked before anything depends on it.
+
+use super::error::{CommitError, Result};
+use crate::object::{Ino, Kind};
+use crate::progress::{Progress, Report};
+use crate::union::{ImageLayer, Layer, LowerStack};
+
+/// Compares a view with the image made of it: every name and every attribute, and the content of the
+/// `fresh` files. Data that was carried over was not touched and is not read.
+pub(super) fn same_tree(view: &LowerStack, image: &ImageLayer, fresh: &[Ino], progress: &dyn Progress) -> Result<()> {
+    let mut pending = vec![Ino::ROOT];
+    let wrong = |what: String| Err(CommitError::Check(what));
+    while let Some(dir) = pending.pop() {
+        let (ours, theirs) = (view.list(dir)?, image.list(dir)?.unwrap_or_default());
+        if ours.len() != theirs.len() {
+            return wrong(format!("directory {dir} has {} names instead of {}", theirs.len(), ours.len()));
+        }
+        for ((name, ino, kind), (their_name, target)) in ours.iter().zip(&theirs) {
+            if name != &**their_name || *target != Some((ino, kind)) {
+                return wrong(format!("name {:?} in directory {dir}", String::from_utf8_lossy(name)));
+            }
+            if kind == Kind::Directory {
+                pending.push(ino);
+            }
+        }
+        if progress.is_cancelled() {
+            return Err(CommitError::Cancelled);
+        }
+    }
+    let total = fresh.len() as u64;
+    for (done, ino) in fresh.iter().enumerate() {
+        same_content(view, image, *ino)?;
+        if progress.is_cancelled() {
+            return Err(CommitError::Cancelled);
+        }
+        progress.report(&Report {
+            phase: "checking".to_owned(),
+            files_done: done as u64 + 1,
+            files_total: total,
+            bytes_done: 0,
+            bytes_total: 0,
+        });
+    }
+    Ok(())
+}
+
+fn same_content(view: &LowerStack, image: &ImageLayer, ino: Ino) -> Result<()> {
+    const CHUNK: usize = 1 << 20;
+    let mut at = 0;
+    loop {
+        let theirs = image.read(ino, at, CHUNK)?;
+        let theirs = (*theirs).as_ref();
+        let ours = view.read(ino, at, theirs.len().max(1))?;
+        let ours = (*ours).as_ref();
+        if ours.is_empty() && theirs.is_empty() {
+            return Ok(());
+        }
+        let len = ours.len().min(theirs.len());
+        if len == 0 || ours.get(..len) != theirs.get(..len) {
+            return Err(CommitError::Check(format!("content of object {ino} from byte {at}")));
+        }
+        at += len as u64;
+    }
+}

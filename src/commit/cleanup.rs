@@ -1,0 +1,57 @@
+//! What comes after a flip, and after a crash: removing what nothing refers to. Repeatable.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+
+use super::Result;
+use super::error::Context;
+use crate::environment::Layout;
+use crate::state::{LayerRole, StateDb};
+
+/// Removes retired layers, unfinished and unknown images. Never touches the stack, the trash, or an
+/// image of the history.
+pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
+    sweep_retired(db, layout)?;
+    let known: HashSet<String> = db.images()?.into_iter().map(|image| image.file).collect();
+    let images = layout.images();
+    for entry in fs::read_dir(&images).context("read", &images)? {
+        let entry = entry.context("read", &images)?;
+        if !known.contains(&*entry.file_name().to_string_lossy()) {
+            tracing::info!(file = %entry.path().display(), "removing an image that was not finished");
+            fs::remove_file(entry.path()).context("remove", &entry.path())?;
+        }
+    }
+    let layers: HashSet<String> = db.layers()?.into_iter().map(|layer| layer.id.to_string()).collect();
+    let dir = layout.layers();
+    for entry in fs::read_dir(&dir).context("read", &dir)? {
+        let entry = entry.context("read", &dir)?;
+        if !layers.contains(&*entry.file_name().to_string_lossy()) {
+            // Made for a rotation that did not happen: nothing was ever written to it.
+            fs::remove_dir_all(entry.path()).context("remove", &entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the layers whose content went into an image.
+pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<()> {
+    for layer in db.layers()? {
+        if layer.role == LayerRole::Retired {
+            remove_layer(db, layout, layer.id)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes an upper that is not in the stack: its files, then its rows.
+pub(super) fn remove_layer(db: &StateDb, layout: &Layout, layer: crate::state::LayerId) -> Result<()> {
+    let path = layout.layer(layer);
+    match fs::remove_dir_all(&path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).context("remove", &path),
+    }
+    db.drop_layer_rows(layer)?;
+    Ok(db.forget_layer(layer)?)
+}

@@ -1,0 +1,242 @@
+//! Making an environment: of a directory, an archive, an image that exists, or of nothing.
+
+mod archive;
+mod directory;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::error::{CommitError, Context, Result};
+use super::workspace::{Settings, new_revision, remember_owner};
+use super::{Unfinished, new_image, settle};
+use crate::environment::{Environment, Layout, NewEnvironment};
+use crate::progress::{Progress, Report};
+use crate::squashfs::format::InodeBody;
+use crate::squashfs::writer::{ImageWriter, NodeId, WriteStats, WriterOptions};
+use crate::squashfs::{Image, ReaderOptions};
+use crate::state::{IdMap, InitEnvironment, NewImage, RevisionKind, StateDb};
+
+/// How to make an environment.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// Where it will be mounted.
+    pub prefix: PathBuf,
+    /// What the user says about it.
+    pub message: String,
+    /// How the image is written.
+    pub settings: Settings,
+    /// Names to leave out, wherever they are: each a file name, or a path below the source.
+    pub exclude: Vec<PathBuf>,
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Imported {
+    /// The environment.
+    pub environment: Environment,
+    /// Entries in the image, its root included.
+    pub entries: u64,
+    /// Bytes of content.
+    pub content_bytes: u64,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// What the image writer did; `None` where an image was adopted.
+    pub stats: Option<WriteStats>,
+}
+
+/// What a source has, counted before it is packed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Extent {
+    entries: u64,
+    bytes: u64,
+}
+
+/// What a source is.
+enum SourceKind {
+    Directory,
+    Image,
+    Archive(archive::Packing),
+}
+
+/// Makes an environment of a directory, a SquashFS image or a tar archive. The image is compared with
+/// its source before the environment exists; on failure nothing is left.
+pub fn import(source: &Path, new: NewEnvironment, options: &ImportOptions, progress: &dyn Progress) -> Result<Imported> {
+    let kind = recognise(source)?;
+    let layout = new.layout();
+    let db = StateDb::create(&layout.state_db())?;
+    let id = db.reserve_image()?;
+    let unfinished = Unfinished(layout.unfinished_image(id));
+    let packed = match kind {
+        SourceKind::Directory => Some(directory::pack(source, options, &unfinished.0, progress)?),
+        SourceKind::Archive(packing) => Some(archive::pack(source, packing, options, &unfinished.0, progress)?),
+        SourceKind::Image => {
+            adopt(source, &unfinished.0, progress)?;
+            None
+        }
+    };
+    let file_name = Layout::image_file_name(id);
+    let path = layout.image(&file_name);
+    settle(&unfinished, &path)?;
+    let image = Image::open(&path, ReaderOptions::default())?;
+    let superblock = image.superblock();
+    let root = image.inode(image.root())?;
+    let (owner, group) = (image.uid(&root)?, image.gid(&root)?);
+    let bad_ids = |e: crate::state::BadIdMap| CommitError::Check(e.to_string());
+    let ids = IdMap::identity(superblock.inodes, root.number).map_err(bad_ids)?;
+    let (entries, content_bytes) = match &packed {
+        Some((_, extent)) => (extent.entries, extent.bytes),
+        None => measure(&image)?,
+    };
+    match &kind {
+        SourceKind::Directory => directory::compare(source, options, &image, progress)?,
+        SourceKind::Archive(packing) => archive::compare(source, *packing, options, &image, progress)?,
+        SourceKind::Image => verify_image(&image, options, progress)?,
+    }
+    let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
+    let stats = packed.map(|(stats, _)| stats);
+    let row = match &stats {
+        Some(stats) => new_image(id, file_name, &image, ids, stats),
+        None => NewImage {
+            id,
+            file: file_name,
+            size: image_bytes,
+            inodes: superblock.inodes,
+            block_size: superblock.block_size,
+            compression: superblock.compressor.to_string(),
+            root_number: root.number,
+            id_map: ids,
+            digest: None,
+            digests: None,
+            dead_bytes: 0,
+        },
+    };
+    db.init_environment(&InitEnvironment {
+        uuid: new_uuid(&layout)?,
+        prefix: options.prefix.clone(),
+        image: Some(row),
+        kind: RevisionKind::Import,
+        revision: new_revision(&options.message),
+    })?;
+    remember_owner(&db, owner, group)?;
+    let environment = finish(new, db)?;
+    Ok(Imported { environment, entries, content_bytes, image_bytes, stats })
+}
+
+/// Makes an environment with nothing in it.
+pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Environment> {
+    let layout = new.layout();
+    let db = StateDb::create(&layout.state_db())?;
+    db.init_environment(&InitEnvironment {
+        uuid: new_uuid(&layout)?,
+        prefix: options.prefix.clone(),
+        image: None,
+        kind: RevisionKind::Create,
+        revision: new_revision(&options.message),
+    })?;
+    finish(new, db)
+}
+
+fn new_uuid(layout: &Layout) -> Result<String> {
+    crate::environment::new_uuid().context("name", layout.home())
+}
+
+fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
+    let layout = new.layout();
+    for layer in db.stack()? {
+        if layer.part == crate::state::StackPart::Writable {
+            let upper = layout.layer(layer.id);
+            crate::upper::UpperDir::open(&upper, &layout.strays()).context("make", &upper)?;
+        }
+    }
+    db.close()?;
+    Ok(new.finish()?)
+}
+
+fn recognise(source: &Path) -> Result<SourceKind> {
+    let refuse = |why: &str| CommitError::Source { path: source.to_owned(), why: why.to_owned() };
+    let meta = match fs::metadata(source) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(refuse("there is nothing to import")),
+        Err(e) => return Err(e).context("look at", source),
+    };
+    if meta.is_dir() {
+        return Ok(SourceKind::Directory);
+    }
+    if !meta.is_file() {
+        return Err(refuse("neither a directory nor a file"));
+    }
+    let mut head = Vec::new();
+    File::open(source)
+        .and_then(|file| file.take(512).read_to_end(&mut head))
+        .context("read", source)?;
+    if head.starts_with(b"hsqs") {
+        return Ok(SourceKind::Image);
+    }
+    match archive::Packing::of(&head) {
+        Some(packing) => Ok(SourceKind::Archive(packing)),
+        None => Err(refuse("neither a SquashFS image nor a tar archive (plain, gzip, zstd or xz)")),
+    }
+}
+
+/// Copies an image into the store, sharing its blocks where the file system can.
+fn adopt(source: &Path, to: &Path, progress: &dyn Progress) -> Result<()> {
+    // Opened by our reader first: what it refuses should not be copied.
+    Image::open(source, ReaderOptions::default())?;
+    progress.report(&Report {
+        phase: "copying".to_owned(),
+        files_done: 0,
+        files_total: 1,
+        bytes_done: 0,
+        bytes_total: fs::metadata(source).context("look at", source)?.len(),
+    });
+    fs::copy(source, to).context("copy", source)?;
+    Ok(())
+}
+
+fn verify_image(image: &Image, options: &ImportOptions, progress: &dyn Progress) -> Result<()> {
+    super::history::verify_blocks(image, options.settings.threads, progress).map(|_| ())
+}
+
+/// Counts the entries of an image and the bytes of its files.
+fn measure(image: &Image) -> Result<(u64, u64)> {
+    let (mut entries, mut bytes) = (1, 0);
+    let mut pending = vec![image.inode(image.root())?];
+    while let Some(dir) = pending.pop() {
+        for (_, entry) in image.read_dir(&dir)?.iter() {
+            let inode = image.entry_inode(&entry)?;
+            entries += 1;
+            match &inode.body {
+                InodeBody::Directory(_) => pending.push(inode),
+                InodeBody::File(file) => bytes += file.size,
+                _ => {}
+            }
+        }
+    }
+    Ok((entries, bytes))
+}
+
+/// Packs with a fresh writer: `push` gives it the tree and returns the root.
+fn pack(
+    options: &ImportOptions,
+    to: &Path,
+    extent: Extent,
+    progress: &dyn Progress,
+    push: impl FnOnce(&mut ImageWriter) -> Result<NodeId>,
+) -> Result<WriteStats> {
+    super::with_monitor("packing", extent, progress, |monitor| {
+        let mut writer = ImageWriter::create(
+            to,
+            WriterOptions {
+                compression: options.settings.compression,
+                block_size: options.settings.block_size,
+                threads: options.settings.threads,
+                mkfs_time: super::mkfs_time(),
+                fragments: true,
+                monitor,
+            },
+        )?;
+        let root = push(&mut writer)?;
+        Ok(writer.finish(root)?)
+    })
+}

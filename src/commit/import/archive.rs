@@ -1,0 +1,308 @@
+//! A tar archive as the source of an environment, such as conda-pack makes.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+use tar::{Archive, EntryType};
+
+use super::{Extent, ImportOptions};
+use crate::commit::error::{CommitError, Context, Result};
+use crate::progress::{Progress, Report};
+use crate::squashfs::Image;
+use crate::squashfs::format::InodeBody;
+use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, OpenWith, WriteStats};
+
+/// Content up to this size waits in memory for its turn, larger content in a temporary file.
+const IN_MEMORY: u64 = 1 << 20;
+
+/// How an archive is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+    Xz,
+}
+
+impl Packing {
+    /// Recognises an archive by its first 512 bytes.
+    pub(super) fn of(head: &[u8]) -> Option<Packing> {
+        if head.starts_with(&[0x1f, 0x8b]) {
+            Some(Packing::Gzip)
+        } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            Some(Packing::Zstd)
+        } else if head.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
+            Some(Packing::Xz)
+        } else if head.get(257..262) == Some(b"ustar") {
+            Some(Packing::Plain)
+        } else {
+            None
+        }
+    }
+
+    fn open(self, source: &Path) -> Result<Archive<Box<dyn Read>>> {
+        let file = BufReader::new(File::open(source).context("open", source)?);
+        let reader: Box<dyn Read> = match self {
+            Packing::Plain => Box::new(file),
+            Packing::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
+            Packing::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file).context("unpack", source)?),
+            Packing::Xz => Box::new(xz2::read::XzDecoder::new_multi_decoder(file)),
+        };
+        Ok(Archive::new(reader))
+    }
+}
+
+/// A path inside an archive, as components; refuses what leads outside.
+fn components(path: &Path, source: &Path) -> Result<Vec<Vec<u8>>> {
+    let mut parts = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => parts.push(name.as_bytes().to_vec()),
+            Component::CurDir => {}
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                let why = format!("its entry {} leads outside", path.display());
+                return Err(CommitError::Source { path: source.to_owned(), why });
+            }
+        }
+    }
+    Ok(parts)
+}
+
+fn damaged(source: &Path, e: &io::Error) -> CommitError {
+    CommitError::Source { path: source.to_owned(), why: format!("the archive is damaged or cut short: {e}") }
+}
+
+/// Packs an archive. It is read once here and once more to compare.
+pub(super) fn pack(
+    source: &Path,
+    packing: Packing,
+    options: &ImportOptions,
+    to: &Path,
+    progress: &dyn Progress,
+) -> Result<(WriteStats, Extent)> {
+    let mut extent = Extent { entries: 1, bytes: 0 };
+    let spool = to.with_extension("spool");
+    let stats = super::pack(options, to, Extent::default(), progress, |writer| {
+        let mut tree = Pushed::new(writer)?;
+        let mut archive = packing.open(source)?;
+        for entry in archive.entries().map_err(|e| damaged(source, &e))? {
+            let mut entry = entry.map_err(|e| damaged(source, &e))?;
+            extent.entries += 1;
+            extent.bytes += entry.size();
+            push_entry(&mut entry, &mut tree, writer, source, &spool)?;
+        }
+        tree.finish(writer)
+    })?;
+    Ok((stats, extent))
+}
+
+/// The directories and names of what has been pushed.
+struct Pushed {
+    root: NodeId,
+    nodes: HashMap<Vec<Vec<u8>>, NodeId>,
+    /// Names are linked at the end: an archive may name a thing twice, and the last one counts.
+    names: HashMap<Vec<Vec<u8>>, NodeId>,
+    order: Vec<Vec<Vec<u8>>>,
+}
+
+impl Pushed {
+    fn new(writer: &mut ImageWriter) -> Result<Pushed> {
+        let meta = Meta { mode: 0o755, uid: owner().0, gid: owner().1, ..Meta::default() };
+        let root = writer.add_directory(&meta)?;
+        Ok(Pushed { root, nodes: HashMap::from([(Vec::new(), root)]), names: HashMap::new(), order: Vec::new() })
+    }
+
+    /// The node of a directory, made with its parents where the archive has not named it.
+    fn dir(&mut self, path: &[Vec<u8>], writer: &mut ImageWriter) -> Result<NodeId> {
+        if let Some(node) = self.nodes.get(path) {
+            return Ok(*node);
+        }
+        if let Some((_, above)) = path.split_last() {
+            self.dir(above, writer)?;
+        }
+        let meta = Meta { mode: 0o755, uid: owner().0, gid: owner().1, ..Meta::default() };
+        let node = writer.add_directory(&meta)?;
+        self.put(path.to_vec(), node);
+        Ok(node)
+    }
+
+    fn put(&mut self, path: Vec<Vec<u8>>, node: NodeId) {
+        self.nodes.insert(path.clone(), node);
+        if self.names.insert(path.clone(), node).is_none() {
+            self.order.push(path);
+        }
+    }
+
+    fn finish(mut self, writer: &mut ImageWriter) -> Result<NodeId> {
+        for path in std::mem::take(&mut self.order) {
+            let Some((name, above)) = path.split_last() else { continue };
+            let dir = self.dir(above, writer)?;
+            if let Some(node) = self.names.get(&path) {
+                writer.link(dir, name, *node)?;
+            }
+        }
+        Ok(self.root)
+    }
+}
+
+/// Who unpacks: an ordinary user owns what they import, as with `tar -x`.
+fn owner() -> (u32, u32) {
+    (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+}
+
+fn meta_of<R: Read>(entry: &mut tar::Entry<'_, R>, source: &Path) -> Result<Meta> {
+    let header = entry.header();
+    let number = |value: io::Result<u64>| value.map_err(|e| damaged(source, &e));
+    let (mut uid, mut gid) = owner();
+    if uid == 0 {
+        uid = u32::try_from(number(header.uid())?).unwrap_or(0);
+        gid = u32::try_from(number(header.gid())?).unwrap_or(0);
+    }
+    let mode = header.mode().map_err(|e| damaged(source, &e))?;
+    let mtime = u32::try_from(number(header.mtime())?).unwrap_or(u32::MAX);
+    let mut xattrs = Vec::new();
+    if let Ok(Some(extensions)) = entry.pax_extensions() {
+        for extension in extensions.flatten() {
+            if let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.")
+                && [&b"user."[..], b"trusted.", b"security."].iter().any(|p| name.starts_with(p))
+            {
+                xattrs.push((name.to_vec(), extension.value_bytes().to_vec()));
+            }
+        }
+    }
+    Ok(Meta { number: 0, mode: (mode & 0o7777) as u16, uid, gid, mtime, xattrs })
+}
+
+fn push_entry<R: Read>(
+    entry: &mut tar::Entry<'_, R>,
+    tree: &mut Pushed,
+    writer: &mut ImageWriter,
+    source: &Path,
+    spool: &Path,
+) -> Result<()> {
+    let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
+    let shown = || path.iter().map(|c| String::from_utf8_lossy(c).into_owned()).collect::<Vec<_>>().join("/");
+    let refuse = |why: String| CommitError::Source { path: source.to_owned(), why };
+    let kind = entry.header().entry_type();
+    if path.is_empty() {
+        return Ok(()); // The archive's own ".".
+    }
+    let node = match kind {
+        EntryType::Directory => {
+            if tree.nodes.contains_key(&path) {
+                return Ok(());
+            }
+            let meta = meta_of(entry, source)?;
+            writer.add_directory(&meta)?
+        }
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            let meta = meta_of(entry, source)?;
+            let size = entry.size();
+            let label = shown();
+            if size <= IN_MEMORY {
+                let mut bytes = Vec::with_capacity(size as usize);
+                entry.read_to_end(&mut bytes).map_err(|e| damaged(source, &e))?;
+                writer.add_file(&meta, bytes.len() as u64, Box::new(bytes))?
+            } else {
+                let mut file = File::options().read(true).write(true).create_new(true).open(spool).context("make", spool)?;
+                std::fs::remove_file(spool).context("remove", spool)?;
+                let copied = io::copy(entry, &mut file).map_err(|e| damaged(source, &e))?;
+                file.flush().context("write", spool)?;
+                let open = move || {
+                    let mut again = file.try_clone()?;
+                    again.seek(SeekFrom::Start(0))?;
+                    Ok(Box::new(again) as Box<dyn Content>)
+                };
+                writer.add_file(&meta, copied, Box::new(OpenWith { label, open }))?
+            }
+        }
+        EntryType::Symlink => {
+            let meta = meta_of(entry, source)?;
+            let target = entry.link_name_bytes().ok_or_else(|| refuse(format!("link {} has no target", shown())))?;
+            writer.add_symlink(&meta, &target)?
+        }
+        EntryType::Link => {
+            let target = entry.link_name().map_err(|e| damaged(source, &e))?;
+            let target = target.ok_or_else(|| refuse(format!("link {} has no target", shown())))?;
+            let target = components(&target, source)?;
+            let known = tree.nodes.get(&target).copied();
+            known.ok_or_else(|| refuse(format!("link {} names something that is not there", shown())))?
+        }
+        EntryType::Char | EntryType::Block => {
+            let meta = meta_of(entry, source)?;
+            let (major, minor) = (entry.header().device_major(), entry.header().device_minor());
+            let (major, minor) = (major.ok().flatten().unwrap_or(0), minor.ok().flatten().unwrap_or(0));
+            let device = nix::sys::stat::makedev(u64::from(major), u64::from(minor));
+            writer.add_device(&meta, kind == EntryType::Block, device)?
+        }
+        EntryType::Fifo => {
+            let meta = meta_of(entry, source)?;
+            writer.add_fifo(&meta)?
+        }
+        _ => return Ok(()), // Headers that describe other entries.
+    };
+    tree.put(path, node);
+    Ok(())
+}
+
+/// Compares an image with the archive it was made of: every file's content.
+pub(super) fn compare(
+    source: &Path,
+    packing: Packing,
+    _options: &ImportOptions,
+    image: &Image,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let mut archive = packing.open(source)?;
+    let mut last: HashMap<Vec<Vec<u8>>, blake3::Hash> = HashMap::new();
+    let mut done = 0;
+    for entry in archive.entries().map_err(|e| damaged(source, &e))? {
+        let mut entry = entry.map_err(|e| damaged(source, &e))?;
+        done += 1;
+        if entry.header().entry_type().is_file() {
+            let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(&mut entry).map_err(|e| damaged(source, &e))?;
+            last.insert(path, hasher.finalize());
+        }
+        if progress.is_cancelled() {
+            return Err(CommitError::Cancelled);
+        }
+        progress.report(&Report {
+            phase: "verifying".to_owned(),
+            files_done: done,
+            files_total: u64::from(image.superblock().inodes),
+            bytes_done: 0,
+            bytes_total: 0,
+        });
+    }
+    for (path, expected) in last {
+        if hash_in_image(image, &path)? != Some(expected) {
+            let shown = path.iter().map(|c| String::from_utf8_lossy(c)).collect::<Vec<_>>().join("/");
+            return Err(CommitError::Check(format!("content of {shown}")));
+        }
+    }
+    Ok(())
+}
+
+fn hash_in_image(image: &Image, path: &[Vec<u8>]) -> Result<Option<blake3::Hash>> {
+    let mut inode = image.inode(image.root())?;
+    for name in path {
+        match image.lookup(&inode, name)? {
+            Some(entry) => inode = image.entry_inode(&entry)?,
+            None => return Ok(None),
+        }
+    }
+    if !matches!(inode.body, InodeBody::File(_)) {
+        return Ok(None);
+    }
+    let layout = image.file_layout(&inode)?;
+    let mut hasher = blake3::Hasher::new();
+    for index in 0..layout.block_count() {
+        hasher.update(&image.block(&layout, index)?);
+    }
+    Ok(Some(hasher.finalize()))
+}

@@ -1,0 +1,131 @@
+//! An environment that is open: its database and its merged view, with or without a mount in front.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use super::Result;
+use super::cleanup;
+use crate::environment::{Config, Environment};
+use crate::squashfs::{Compression, ReaderOptions};
+use crate::state::{NewRevision, StateDb};
+use crate::union::{OpenOptions, OwnerMap, Paths, Reconciled, Union};
+
+/// An open environment. Its holder has the environment's exclusive lock.
+#[derive(Debug)]
+pub struct Workspace {
+    env: Environment,
+    db: Arc<StateDb>,
+    union: Arc<Union>,
+    options: OpenOptions,
+    settings: Settings,
+}
+
+/// How images are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Codec and level of new images.
+    pub compression: Compression,
+    /// Block size of new images, in bytes.
+    pub block_size: u32,
+    /// Threads that compress.
+    pub threads: NonZeroUsize,
+}
+
+impl Settings {
+    /// Takes the settings from a configuration, with the defaults where it is silent.
+    pub fn from_config(config: &Config) -> Settings {
+        let level = || config.level.and_then(|level| Compression::from_conda_pack_level(u32::from(level)).ok());
+        let compression = config.compression.as_ref().and_then(|text| text.parse().ok()).or_else(level);
+        let available = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Settings {
+            compression: compression.unwrap_or_default(),
+            block_size: config.block_size.unwrap_or(crate::squashfs::format::DEFAULT_BLOCK_SIZE),
+            threads: NonZeroUsize::new(config.threads).unwrap_or_else(available),
+        }
+    }
+}
+
+impl Workspace {
+    /// Opens an environment, mends what an unclean end left, and removes what a finished operation
+    /// did not get round to. Returns what was mended.
+    pub fn open(env: Environment, config: &Config) -> Result<(Workspace, Reconciled)> {
+        let layout = env.layout();
+        let db = Arc::new(StateDb::open(&layout.state_db())?);
+        let paths = Paths { images: layout.images(), layers: layout.layers(), strays: layout.strays() };
+        let options = OpenOptions {
+            reader: ReaderOptions {
+                metadata_cache_bytes: (config.cache.metadata_mib as usize) << 20,
+                data_cache_bytes: (config.cache.data_mib as usize) << 20,
+            },
+            owners: owner_map(&db)?,
+        };
+        cleanup::sweep(&db, layout)?;
+        let (union, reconciled) = Union::open(db.clone(), paths, &options)?;
+        let settings = Settings::from_config(config);
+        Ok((Workspace { env, db, union: Arc::new(union), options, settings }, reconciled))
+    }
+
+    /// Makes everything durable and notes a clean end. Call when nothing uses the view any more.
+    pub fn close(&self) -> Result<()> {
+        Ok(self.union.close()?)
+    }
+
+    /// The environment.
+    pub fn env(&self) -> &Environment {
+        &self.env
+    }
+
+    /// Its database.
+    pub fn db(&self) -> &Arc<StateDb> {
+        &self.db
+    }
+
+    /// Its merged view.
+    pub fn union(&self) -> &Arc<Union> {
+        &self.union
+    }
+
+    /// How its images are opened.
+    pub fn open_options(&self) -> &OpenOptions {
+        &self.options
+    }
+
+    /// How its images are written.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+/// Describes a revision that is about to be made: who, where, by which command.
+pub fn new_revision(message: &str) -> NewRevision {
+    let command: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    NewRevision {
+        message: message.to_owned(),
+        user: crate::environment::user_name(),
+        host: crate::environment::host_name(),
+        command: command.join(" "),
+        summary: None,
+        tree_digest: None,
+    }
+}
+
+const OWNER_KEY: &str = "image_owner";
+
+/// An ordinary user sees what belongs to the owner of an adopted image as their own.
+fn owner_map(db: &StateDb) -> Result<Option<OwnerMap>> {
+    let host = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let Some(image) = db.meta(OWNER_KEY)?.and_then(|bytes| parse_owner(&bytes)) else {
+        return Ok(None);
+    };
+    Ok((host.0 != 0 && image != host).then_some(OwnerMap { image, host }))
+}
+
+/// Notes who owns an adopted image, so that whoever uses it is that owner.
+pub(super) fn remember_owner(db: &StateDb, uid: u32, gid: u32) -> Result<()> {
+    Ok(db.set_meta(OWNER_KEY, format!("{uid}:{gid}").as_bytes())?)
+}
+
+fn parse_owner(bytes: &[u8]) -> Option<(u32, u32)> {
+    let (uid, gid) = std::str::from_utf8(bytes).ok()?.split_once(':')?;
+    Some((uid.parse().ok()?, gid.parse().ok()?))
+}
