@@ -106,7 +106,7 @@ impl fmt::Display for Holder {
         };
         write!(
             f,
-            "process {} on {} ({}) since {count} {unit}",
+            "process {} on {} ({}) for {count} {unit}",
             self.pid, self.host, self.purpose
         )
     }

@@ -250,7 +250,9 @@ impl StateDb {
         }
         let (journal, synchronous) = match mode {
             JournalMode::Wal => ("wal", "NORMAL"),
-            JournalMode::Rollback => ("delete", "FULL"),
+            // EXTRA also syncs the directory when the journal is removed: without, the journal
+            // may be back after power loss and undo a transaction that was over.
+            JournalMode::Rollback => ("delete", "EXTRA"),
             JournalMode::Memory => ("memory", "OFF"),
         };
         let got: String = conn
