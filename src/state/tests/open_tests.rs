@@ -272,14 +272,12 @@ fn sync_needs_nothing_when_nothing_was_written() {
 #[test]
 fn a_failed_sync_stays_failed() {
     let dir = dir();
-    let db = StateDb::create(&dir.path().join("state.db")).unwrap();
+    let mut db = StateDb::create(&dir.path().join("state.db")).unwrap();
     let layer = init(&db, None).writable;
     db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
     // Syncing a pipe fails with EINVAL, as good as any other failure.
     let (reader, _writer) = std::io::pipe().unwrap();
-    db.wal
-        .set(File::from(std::os::fd::OwnedFd::from(reader)))
-        .unwrap();
+    db.wal = OnceLock::from(File::from(std::os::fd::OwnedFd::from(reader)));
     assert!(matches!(db.sync(), Err(StateError::Io { .. })));
     assert!(matches!(db.sync(), Err(StateError::SyncFailed { .. })));
     db.set_meta("a", b"b").unwrap();
