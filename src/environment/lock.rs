@@ -14,6 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -106,7 +107,7 @@ impl fmt::Display for Holder {
         };
         write!(
             f,
-            "process {} on {} ({}) since {count} {unit}",
+            "process {} on {} ({}) for {count} {unit}",
             self.pid, self.host, self.purpose
         )
     }
@@ -238,16 +239,24 @@ impl EnvLock {
             && let Some(other) = read_holder(&lease)
             && (other.is_gone() || (!other.is_here() && has_expired(layout, &lease)?))
         {
-            // Take it out of the way under a name of its own, so that only one of those who see
-            // it stale does so; and look again, for another may have been quicker.
-            let aside = lease.with_extension(format!("stale-{}", me.token));
-            if fs::rename(&lease, &aside).is_ok() {
-                if read_holder(&aside).is_some_and(|found| found.token != other.token) {
-                    fs::hard_link(&aside, &lease).context(&lease, "give back a lease")?;
-                } else {
-                    taken = fs::hard_link(&draft, &lease);
+            // Only one at a time may remove a stale lease, and only if it still is the same:
+            // else a slow one would remove the lease that a quick one has just taken.
+            let breaker = lease.with_extension("break");
+            match fs::hard_link(&draft, &breaker) {
+                Ok(()) => {
+                    if read_holder(&lease).is_some_and(|found| found.token == other.token) {
+                        fs::remove_file(&lease).context(&lease, "remove a stale lease")?;
+                        taken = fs::hard_link(&draft, &lease);
+                    }
+                    fs::remove_file(&breaker).context(&breaker, "end breaking a lease")?;
                 }
-                fs::remove_file(&aside).context(&aside, "remove a stale lease")?;
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    // Left by one that died between these lines; the next attempt goes on.
+                    if age_of(layout, &breaker)?.is_some_and(|age| age > LEASE) {
+                        fs::remove_file(&breaker).context(&breaker, "end breaking a lease")?;
+                    }
+                }
+                Err(e) => return Err(e).context(&breaker, "break a stale lease"),
             }
         }
         fs::remove_file(&draft).context(&draft, "remove a draft")?;
@@ -357,11 +366,21 @@ fn write_holder(layout: &Layout, holder: &Holder) -> io::Result<()> {
     fs::rename(draft, layout.lock_holder())
 }
 
-/// Returns whether a note has not been renewed for [`LEASE`], by the clock of the file server.
+/// Returns whether a note has not been renewed for [`LEASE`]; true also when it is gone.
 fn has_expired(layout: &Layout, note: &Path) -> Result<bool> {
-    let probe = layout
-        .lock_holder()
-        .with_extension(format!("probe-{}", std::process::id()));
+    Ok(age_of(layout, note)?.is_none_or(|age| age > LEASE))
+}
+
+/// Returns how long ago a note was renewed by the clock of the file server; None when there is
+/// no such note.
+fn age_of(layout: &Layout, note: &Path) -> Result<Option<Duration>> {
+    static PROBES: AtomicU64 = AtomicU64::new(0);
+    let count = PROBES.fetch_add(1, Ordering::Relaxed);
+    let probe = layout.lock_holder().with_extension(format!(
+        "probe-{}-{}-{count}",
+        host::host_name(),
+        std::process::id()
+    ));
     let server_time = || -> io::Result<SystemTime> {
         File::create(&probe)?.write_all(b"?")?;
         let modified = fs::metadata(&probe)?.modified()?;
@@ -370,8 +389,9 @@ fn has_expired(layout: &Layout, note: &Path) -> Result<bool> {
     };
     let now = server_time().context(&probe, "ask for the time of the file server")?;
     match fs::metadata(note).and_then(|metadata| metadata.modified()) {
-        Ok(renewed) => Ok(now.duration_since(renewed).is_ok_and(|age| age > LEASE)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        // A note from the future is as good as new.
+        Ok(renewed) => Ok(Some(now.duration_since(renewed).unwrap_or_default())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).context(note, "look at a lease"),
     }
 }
@@ -401,197 +421,4 @@ fn renew_note(path: &Path, token: &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use std::process::Command;
-
-    use super::*;
-
-    const HOLD_IN: &str = "ENVFS_TEST_HOLD_LOCK_IN";
-
-    fn home() -> (tempfile::TempDir, Layout) {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(dir.path());
-        (dir, layout)
-    }
-
-    fn exclusive(layout: &Layout) -> Result<EnvLock> {
-        EnvLock::try_lock(layout, LockMode::Exclusive, "test")
-    }
-
-    fn no_locks(_: &File, _: LockMode) -> io::Result<()> {
-        Err(nix::errno::Errno::ENOLCK.into())
-    }
-
-    fn leased(layout: &Layout) -> Attempt {
-        EnvLock::attempt(layout, LockMode::Exclusive, "lease", no_locks).unwrap()
-    }
-
-    #[test]
-    fn a_second_writer_is_told_who_the_first_is() {
-        let (_dir, layout) = home();
-        let first = EnvLock::try_lock(&layout, LockMode::Exclusive, "committing").unwrap();
-        let refused = exclusive(&layout).unwrap_err().to_string();
-        let pid = std::process::id();
-        assert!(refused.contains(&format!("process {pid} on ")), "{refused}");
-        assert!(refused.contains("(committing)"), "{refused}");
-        assert!(EnvLock::try_lock(&layout, LockMode::Shared, "reading").is_err());
-        assert_eq!(
-            EnvLock::current_holder(&layout).as_ref(),
-            Some(first.holder())
-        );
-        drop(first);
-        assert_eq!(EnvLock::current_holder(&layout), None);
-        drop(exclusive(&layout).unwrap());
-    }
-
-    #[test]
-    fn readers_share_and_keep_writers_out() {
-        let (_dir, layout) = home();
-        let one = EnvLock::try_lock(&layout, LockMode::Shared, "one").unwrap();
-        let two = EnvLock::try_lock(&layout, LockMode::Shared, "two").unwrap();
-        let refused = exclusive(&layout).unwrap_err().to_string();
-        assert!(refused.contains("(two)"), "{refused}");
-        drop(two);
-        assert!(exclusive(&layout).is_err());
-        drop(one);
-        drop(exclusive(&layout).unwrap());
-    }
-
-    #[test]
-    fn a_patient_writer_gets_the_lock_when_it_is_free() {
-        let (_dir, layout) = home();
-        let first = exclusive(&layout).unwrap();
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| {
-                EnvLock::lock(
-                    &layout,
-                    LockMode::Exclusive,
-                    "second",
-                    Duration::from_secs(60),
-                )
-            });
-            drop(first);
-            assert_eq!(second.join().unwrap().unwrap().holder().purpose, "second");
-        });
-    }
-
-    /// The other process of the next test; does nothing when run by itself.
-    #[test]
-    fn helper_that_holds_a_lock() {
-        let Some(home) = std::env::var_os(HOLD_IN) else {
-            return;
-        };
-        let layout = Layout::new(PathBuf::from(home));
-        let _lock = EnvLock::try_lock(&layout, LockMode::Exclusive, "elsewhere").unwrap();
-        fs::write(layout.home().join("ready"), "").unwrap();
-        std::thread::sleep(Duration::from_secs(60));
-    }
-
-    #[test]
-    fn a_lock_ends_with_its_process_however_that_dies() {
-        let (_dir, layout) = home();
-        let mut other = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "environment::lock::tests::helper_that_holds_a_lock",
-            ])
-            .env(HOLD_IN, layout.home())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        while !layout.home().join("ready").exists() {
-            assert!(
-                other.try_wait().unwrap().is_none(),
-                "the helper ended early"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let refused = exclusive(&layout).unwrap_err().to_string();
-        assert!(
-            refused.contains(&format!("process {} on ", other.id())),
-            "{refused}"
-        );
-        assert!(refused.contains("(elsewhere)"), "{refused}");
-        other.kill().unwrap();
-        other.wait().unwrap();
-        // Its name has stayed behind, but nobody believes it.
-        assert!(layout.lock_holder().exists());
-        assert_eq!(EnvLock::current_holder(&layout), None);
-        drop(exclusive(&layout).unwrap());
-        assert!(!layout.lock_holder().exists());
-    }
-
-    #[test]
-    fn a_lock_of_something_that_was_removed_is_no_lock() {
-        let (dir, _) = home();
-        let layout = Layout::new(dir.path().join("home"));
-        fs::create_dir(layout.home()).unwrap();
-        let lock = exclusive(&layout).unwrap();
-        fs::remove_dir_all(layout.home()).unwrap();
-        assert!(matches!(
-            exclusive(&layout),
-            Err(EnvironmentError::Io { .. })
-        ));
-        fs::create_dir(layout.home()).unwrap();
-        drop(exclusive(&layout).unwrap());
-        drop(lock);
-    }
-
-    #[test]
-    fn where_flock_does_not_work_a_lease_does() {
-        let (_dir, layout) = home();
-        let Attempt::Got(first) = leased(&layout) else {
-            panic!("not held by anybody");
-        };
-        let Attempt::Held(Some(holder)) = leased(&layout) else {
-            panic!("held by us");
-        };
-        assert_eq!(&holder, first.holder());
-        drop(first);
-        assert!(!layout.lease().exists());
-        assert!(matches!(leased(&layout), Attempt::Got(_)));
-        let left: Vec<_> = fs::read_dir(layout.home()).unwrap().collect();
-        assert_eq!(left.len(), 1, "only the lock file: {left:?}");
-    }
-
-    fn leave_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
-        let mut holder = Holder::me("long ago", LockMode::Exclusive).unwrap();
-        change(&mut holder);
-        fs::write(layout.lease(), serde_json::to_vec(&holder).unwrap()).unwrap();
-    }
-
-    #[test]
-    fn a_lease_of_a_dead_process_or_an_earlier_boot_is_free() {
-        let (_dir, layout) = home();
-        leave_lease(&layout, |holder| holder.pid = u32::MAX);
-        assert!(matches!(leased(&layout), Attempt::Got(_)));
-        leave_lease(&layout, |holder| holder.pid_start += 1);
-        assert!(matches!(leased(&layout), Attempt::Got(_)));
-        leave_lease(&layout, |holder| holder.boot_id = "another".to_owned());
-        assert!(matches!(leased(&layout), Attempt::Got(_)));
-        leave_lease(&layout, |_| {});
-        assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
-        fs::write(layout.lease(), "garbage").unwrap();
-        assert!(matches!(leased(&layout), Attempt::Held(None)));
-    }
-
-    #[test]
-    fn a_lease_of_another_host_is_free_only_when_it_was_not_renewed() {
-        let (_dir, layout) = home();
-        leave_lease(&layout, |holder| holder.host = "elsewhere".to_owned());
-        assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
-        let long_ago = SystemTime::now() - 2 * LEASE;
-        let token = read_holder(&layout.lease()).unwrap().token;
-        let age = || {
-            let file = OpenOptions::new().write(true).open(layout.lease()).unwrap();
-            file.set_modified(long_ago).unwrap();
-        };
-        age();
-        renew_note(&layout.lease(), &token);
-        assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
-        age();
-        renew_note(&layout.lease(), "somebody else's");
-        assert!(matches!(leased(&layout), Attempt::Got(_)));
-    }
-}
+mod tests;

@@ -291,6 +291,9 @@ impl NewEnvironment {
     pub fn finish(mut self) -> Result<Environment> {
         let building = self.layout();
         let layout = self.store.layout.home(&self.name);
+        // By name only: closing a descriptor of the database would drop SQLite's locks on it.
+        let database = building.state_db();
+        fs::metadata(&database).context(&database, "find the state database")?;
         for directory in [building.images(), building.layers(), building.home().into()] {
             sync_directory(&directory)?;
         }
@@ -439,13 +442,28 @@ mod tests {
     }
 
     #[test]
+    fn a_home_without_a_database_is_no_environment() {
+        let (_dir, store) = store();
+        let new = store.create(&name("a")).unwrap();
+        assert!(matches!(new.finish(), Err(EnvironmentError::Io { .. })));
+        assert_eq!(fs::read_dir(store.layout().homes()).unwrap().count(), 0);
+        // Whatever somebody put there by hand stays untouched.
+        fs::create_dir(store.layout().home(&name("b")).home()).unwrap();
+        assert!(matches!(
+            store.create(&name("b")),
+            Err(EnvironmentError::Exists { .. })
+        ));
+        assert_eq!(store.list().unwrap(), []);
+    }
+
+    #[test]
     fn an_unfinished_environment_leaves_nothing() {
         let (_dir, store) = store();
         let new = store.create(&name("a")).unwrap();
         let home = new.layout().home().to_owned();
         fs::create_dir(home.join("images/odd")).unwrap();
         fs::write(home.join("images/odd/x"), "").unwrap();
-        fs::set_permissions(home.join("images/odd"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(home.join("images/odd"), Permissions::from_mode(0o000)).unwrap();
         drop(new);
         assert!(!home.exists());
     }
@@ -546,7 +564,7 @@ mod tests {
         fs::create_dir_all(&odd).unwrap();
         fs::write(odd.join("file"), "").unwrap();
         std::os::unix::fs::symlink("/", odd.join("link")).unwrap();
-        fs::set_permissions(&odd, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&odd, Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(odd.parent().unwrap(), Permissions::from_mode(0o500)).unwrap();
         let lock = exclusive(&a);
         a.remove_files(lock).unwrap();

@@ -250,7 +250,9 @@ impl StateDb {
         }
         let (journal, synchronous) = match mode {
             JournalMode::Wal => ("wal", "NORMAL"),
-            JournalMode::Rollback => ("delete", "FULL"),
+            // EXTRA also syncs the directory when the journal is removed: without, the journal
+            // may be back after power loss and undo a transaction that was over.
+            JournalMode::Rollback => ("delete", "EXTRA"),
             JournalMode::Memory => ("memory", "OFF"),
         };
         let got: String = conn
@@ -328,6 +330,18 @@ impl StateDb {
         let conn = self.lock();
         let raise = durability == Durability::Power && self.mode == JournalMode::Wal;
         if raise {
+            // SQLite makes the name of the log durable only if it made the log itself; it may
+            // be from a process that was killed before its first sync.
+            match self.wal_file() {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StateError::Io {
+                        path: self.path.clone(),
+                        doing: "open the log of the state database",
+                        source,
+                    });
+                }
+                _ => {}
+            }
             // With FULL, the commit syncs the whole log: this transaction and all before it.
             conn.pragma_update(None, "synchronous", "FULL")
                 .map_err(|e| self.sql(doing, e))?;

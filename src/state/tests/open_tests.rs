@@ -272,14 +272,12 @@ fn sync_needs_nothing_when_nothing_was_written() {
 #[test]
 fn a_failed_sync_stays_failed() {
     let dir = dir();
-    let db = StateDb::create(&dir.path().join("state.db")).unwrap();
+    let mut db = StateDb::create(&dir.path().join("state.db")).unwrap();
     let layer = init(&db, None).writable;
     db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
     // Syncing a pipe fails with EINVAL, as good as any other failure.
     let (reader, _writer) = std::io::pipe().unwrap();
-    db.wal
-        .set(File::from(std::os::fd::OwnedFd::from(reader)))
-        .unwrap();
+    db.wal = OnceLock::from(File::from(std::os::fd::OwnedFd::from(reader)));
     assert!(matches!(db.sync(), Err(StateError::Io { .. })));
     assert!(matches!(db.sync(), Err(StateError::SyncFailed { .. })));
     db.set_meta("a", b"b").unwrap();
@@ -362,4 +360,105 @@ fn every_table_and_column_is_in_the_document() {
             "docs/state.md does not explain {table}.{column}"
         );
     }
+}
+
+#[test]
+fn a_full_disk_changes_nothing_and_is_told_as_such() {
+    let dir = dir();
+    let db = StateDb::create(&dir.path().join("state.db")).unwrap();
+    let layer = init(&db, None).writable;
+    let pages: i64 = db
+        .lock()
+        .pragma_query_value(None, "page_count", |row| row.get(0))
+        .unwrap();
+    let limit = |pages: i64| {
+        let sql = format!("PRAGMA max_page_count = {pages}");
+        db.lock().query_row(&sql, [], |_| Ok(())).unwrap();
+    };
+    limit(pages);
+    let value = vec![0; 100_000];
+    let changes = [
+        RowChange::put_inode(Ino(2), inode_row()),
+        RowChange::put_xattr(Ino(2), b"user.a".as_slice(), value),
+    ];
+    let full = db.apply(layer, &changes).unwrap_err();
+    assert!(full.is_no_space() && !full.is_read_only(), "{full:?}");
+    assert!(db.load_layer(layer).unwrap().is_empty());
+    limit(1_000_000);
+    db.apply(layer, &changes).unwrap();
+    assert_eq!(db.load_layer(layer).unwrap().xattrs.len(), 1);
+}
+
+#[test]
+fn another_writer_in_the_middle_of_a_transaction_is_told_as_busy() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    let a = StateDb::create(&path).unwrap();
+    let layer = init(&a, None).writable;
+    let b = StateDb::open(&path).unwrap();
+    b.lock().busy_timeout(Duration::ZERO).unwrap();
+    a.lock().execute_batch("BEGIN IMMEDIATE").unwrap();
+    let busy = b.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap_err();
+    assert!(matches!(busy, StateError::Busy { .. }), "{busy:?}");
+    // Reading goes on meanwhile.
+    assert_eq!(b.stack().unwrap().len(), 1);
+    a.lock().execute_batch("ROLLBACK").unwrap();
+    b.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
+}
+
+const WRITE_IN: &str = "ENVFS_TEST_WRITE_STATE_IN";
+
+/// The other process of the next test; does nothing when run by itself.
+#[test]
+fn helper_that_writes_rows_until_it_is_killed() {
+    let Some(dir) = std::env::var_os(WRITE_IN).map(PathBuf::from) else {
+        return;
+    };
+    use std::os::unix::fs::FileExt;
+    let db = StateDb::open(&dir.join("state.db")).unwrap();
+    let layer = db.stack().unwrap()[0].id;
+    let done = File::create(dir.join("done")).unwrap();
+    for n in 2u64.. {
+        let entry = RowChange::put_entry(Ino(1), n.to_string().into_bytes(), Some(Ino(n)));
+        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row()), entry])
+            .unwrap();
+        done.write_all_at(&n.to_le_bytes(), 0).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_writer_loses_nothing_that_it_had_completed() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    let db = StateDb::create(&path).unwrap();
+    let layer = init(&db, None).writable;
+    db.close().unwrap();
+    let mut writer = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "state::tests::open_tests::helper_that_writes_rows_until_it_is_killed",
+        ])
+        .env(WRITE_IN, dir.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let done = || -> Option<u64> {
+        let bytes = fs::read(dir.path().join("done")).ok()?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    while done().is_none_or(|n| n < 300) {
+        assert!(
+            writer.try_wait().unwrap().is_none(),
+            "the writer ended early"
+        );
+        std::thread::yield_now();
+    }
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    let done = done().unwrap();
+    let rows = StateDb::open(&path).unwrap().load_layer(layer).unwrap();
+    let last = rows.inodes.last().unwrap().0.0;
+    assert!(last == done || last == done + 1, "{last} of {done}");
+    assert_eq!(rows.inodes.len() as u64, last - 1);
+    assert_eq!(rows.entries.len(), rows.inodes.len());
 }
