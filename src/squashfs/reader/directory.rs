@@ -9,8 +9,8 @@ use super::{
 use crate::squashfs::{
     Error, Result,
     format::{
-        DirectoryBody, DirectoryEntry, DirectoryHeader, Inode, InodeBody, InodeKind, InodeRef,
-        METADATA_SIZE,
+        DirectoryBody, DirectoryEntry, DirectoryHeader, DirectoryIndexEntry, Inode, InodeBody,
+        InodeKind, InodeRef, METADATA_SIZE,
     },
 };
 
@@ -181,6 +181,12 @@ fn body(directory: &Inode) -> Result<&DirectoryBody> {
     }
 }
 
+/// Where an index entry's run begins.
+fn indexed_place(body: &DirectoryBody, entry: &DirectoryIndexEntry) -> InodeRef {
+    let offset = (u64::from(body.offset) + u64::from(entry.position)) % METADATA_SIZE as u64;
+    InodeRef::new(u64::from(entry.block), offset as u16)
+}
+
 pub(super) type Key = (u64, u32);
 
 fn key(body: &DirectoryBody) -> (InodeRef, Key) {
@@ -247,21 +253,43 @@ impl Image {
         Ok(self.read_dir(directory)?.find(name))
     }
 
-    fn lookup_by_index(&self, body: &DirectoryBody, name: &[u8]) -> Result<Option<DirEntry>> {
+    /// Checks that every entry of a directory's index leads to the run it names: a reader that
+    /// goes by the index would otherwise miss names that are there.
+    pub(super) fn check_index(&self, body: &DirectoryBody) -> Result<()> {
+        let bad = |detail: String| Error::corrupt("directory index", key(body).1.0, detail);
+        let mut last: Option<&DirectoryIndexEntry> = None;
+        for entry in body.index.iter() {
+            let name = String::from_utf8_lossy(&entry.name);
+            if last.is_some_and(|last| last.name >= entry.name || last.position >= entry.position) {
+                return Err(bad(format!("{name:?} is out of order")));
+            }
+            last = Some(entry);
+            let left = body.listing_size.checked_sub(entry.position);
+            let left = left.ok_or_else(|| bad(format!("{name:?} is past the end")))?;
+            let mut led_to_it = false;
+            Runs::new(self, indexed_place(body, entry), u64::from(left))?.next(|here, _, _| {
+                led_to_it = here == entry.name;
+                false
+            })?;
+            if !led_to_it {
+                return Err(bad(format!("{name:?} is not where it says")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn lookup_by_index(
+        &self,
+        body: &DirectoryBody,
+        name: &[u8],
+    ) -> Result<Option<DirEntry>> {
         let (start, _) = key(body);
         let before = body
             .index
             .partition_point(|entry| entry.name.as_slice() <= name);
         let (place, skipped) = match before.checked_sub(1).and_then(|last| body.index.get(last)) {
             None => (start, 0),
-            Some(entry) => {
-                let offset =
-                    (u64::from(body.offset) + u64::from(entry.position)) % METADATA_SIZE as u64;
-                (
-                    InodeRef::new(u64::from(entry.block), offset as u16),
-                    entry.position,
-                )
-            }
+            Some(entry) => (indexed_place(body, entry), entry.position),
         };
         let left = body.listing_size.checked_sub(skipped).ok_or_else(|| {
             Error::corrupt(

@@ -185,6 +185,7 @@ fn walk(
             continue;
         };
         let listing = image.parse_dir(body)?;
+        image.check_index(body)?;
         let mut subdirectories: u32 = 0;
         for (name, entry) in listing.iter() {
             if let Some(seen) = walk.seen.get_mut(&entry.number) {

@@ -257,14 +257,33 @@ pub(super) fn tree(image: &Image) -> BTreeMap<Vec<u8>, (Option<DirEntry>, Inode)
     while let Some((path, entry, inode)) = pending.pop() {
         if inode.kind() == InodeKind::Directory {
             let listing = image.read_dir(&inode).unwrap();
+            let InodeBody::Directory(body) = &inode.body else {
+                unreachable!()
+            };
+            let by_index = |name: &[u8]| {
+                if body.index.is_empty() {
+                    return listing.find(name);
+                }
+                image.lookup_by_index(body, name).unwrap()
+            };
+            assert!(
+                listing.len() < 1000 || body.index.len() > 5,
+                "no index to test with"
+            );
             for (name, entry) in listing.iter() {
                 assert_eq!(image.lookup(&inode, name).unwrap(), Some(entry));
+                assert_eq!(by_index(name), Some(entry));
+                assert_eq!(
+                    by_index(&[name, b"x"].concat()),
+                    listing.find(&[name, b"x"].concat())
+                );
                 let child = [path.as_slice(), b"/", name].concat();
                 pending.push((child, Some(entry), image.entry_inode(&entry).unwrap()));
             }
             assert_eq!(image.lookup(&inode, b"").unwrap(), None);
             assert_eq!(image.lookup(&inode, b"no such name").unwrap(), None);
             assert_eq!(image.lookup(&inode, &[0xff; 255]).unwrap(), None);
+            assert_eq!((by_index(b"\x01"), by_index(&[0xff; 255])), (None, None));
         }
         all.insert(path, (entry, inode));
     }
