@@ -7,17 +7,29 @@ use crate::union::{ImageLayer, Layer, LowerStack};
 
 /// Compares a view with the image made of it: every name and every attribute, and the content of the
 /// `fresh` files. Data that was carried over was not touched and is not read.
-pub(super) fn same_tree(view: &LowerStack, image: &ImageLayer, fresh: &[Ino], progress: &dyn Progress) -> Result<()> {
+pub(super) fn same_tree(
+    view: &LowerStack,
+    image: &ImageLayer,
+    fresh: &[Ino],
+    progress: &dyn Progress,
+) -> Result<()> {
     let mut pending = vec![Ino::ROOT];
     let wrong = |what: String| Err(CommitError::Check(what));
     while let Some(dir) = pending.pop() {
         let (ours, theirs) = (view.list(dir)?, image.list(dir)?.unwrap_or_default());
         if ours.len() != theirs.len() {
-            return wrong(format!("directory {dir} has {} names instead of {}", theirs.len(), ours.len()));
+            return wrong(format!(
+                "directory {dir} has {} names instead of {}",
+                theirs.len(),
+                ours.len()
+            ));
         }
         for ((name, ino, kind), (their_name, target)) in ours.iter().zip(&theirs) {
             if name != &**their_name || *target != Some((ino, kind)) {
-                return wrong(format!("name {:?} in directory {dir}", String::from_utf8_lossy(name)));
+                return wrong(format!(
+                    "name {:?} in directory {dir}",
+                    String::from_utf8_lossy(name)
+                ));
             }
             if kind == Kind::Directory {
                 pending.push(ino);
@@ -57,7 +69,9 @@ fn same_content(view: &LowerStack, image: &ImageLayer, ino: Ino) -> Result<()> {
         }
         let len = ours.len().min(theirs.len());
         if len == 0 || ours.get(..len) != theirs.get(..len) {
-            return Err(CommitError::Check(format!("content of object {ino} from byte {at}")));
+            return Err(CommitError::Check(format!(
+                "content of object {ino} from byte {at}"
+            )));
         }
         at += len as u64;
     }

@@ -22,7 +22,11 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
             fs::remove_file(entry.path()).context("remove", &entry.path())?;
         }
     }
-    let layers: HashSet<String> = db.layers()?.into_iter().map(|layer| layer.id.to_string()).collect();
+    let layers: HashSet<String> = db
+        .layers()?
+        .into_iter()
+        .map(|layer| layer.id.to_string())
+        .collect();
     let dir = layout.layers();
     for entry in fs::read_dir(&dir).context("read", &dir)? {
         let entry = entry.context("read", &dir)?;
@@ -45,7 +49,11 @@ pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<()> {
 }
 
 /// Removes an upper that is not in the stack: its files, then its rows.
-pub(super) fn remove_layer(db: &StateDb, layout: &Layout, layer: crate::state::LayerId) -> Result<()> {
+pub(super) fn remove_layer(
+    db: &StateDb,
+    layout: &Layout,
+    layer: crate::state::LayerId,
+) -> Result<()> {
     let path = layout.layer(layer);
     match fs::remove_dir_all(&path) {
         Ok(()) => {}

@@ -44,7 +44,9 @@ pub enum CommitError {
     #[error("the new image is not what was to be kept: {0}; nothing was changed")]
     Check(String),
     /// What was being imported changed meanwhile.
-    #[error("{0} changed while it was imported; nothing was kept, import it again when nothing writes to it")]
+    #[error(
+        "{0} changed while it was imported; nothing was kept, import it again when nothing writes to it"
+    )]
     SourceChanged(PathBuf),
     /// The source cannot be imported.
     #[error("{path}: {why}")]
@@ -82,14 +84,19 @@ impl CommitError {
     /// Returns true when there was no room on a disk.
     pub fn is_no_space(&self) -> bool {
         fn full(io: &io::Error) -> bool {
-            matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            matches!(
+                io.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
         }
         match self {
             CommitError::Write(WriteError::Image(squashfs::Error::Io { source, .. }))
             | CommitError::Image(squashfs::Error::Io { source, .. })
             | CommitError::Io { source, .. }
             | CommitError::Union(union::Error::Upper(source)) => full(source),
-            CommitError::State(state) | CommitError::Union(union::Error::State(state)) => state.is_no_space(),
+            CommitError::State(state) | CommitError::Union(union::Error::State(state)) => {
+                state.is_no_space()
+            }
             _ => false,
         }
     }
@@ -102,7 +109,11 @@ pub(super) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, doing: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|source| CommitError::Io { doing, path: path.to_owned(), source })
+        self.map_err(|source| CommitError::Io {
+            doing,
+            path: path.to_owned(),
+            source,
+        })
     }
 }
 

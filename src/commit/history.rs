@@ -18,13 +18,16 @@ use crate::squashfs::Image;
 use crate::squashfs::reader::{VerifyProgress, VerifyReport};
 use crate::state::{LayerRole, RevisionId, StateDb};
 use crate::union::{
-    Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, Totals, Union, open_image,
+    Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, Union, open_image,
 };
 
 /// The images of a stack, as a stack of their own.
 fn images_of(union: &Union) -> Arc<LowerStack> {
     let lower = union.lower();
-    let images = lower.layers().iter().filter(|layer| !layer.as_any().is::<FrozenLayer>());
+    let images = lower
+        .layers()
+        .iter()
+        .filter(|layer| !layer.as_any().is::<FrozenLayer>());
     Arc::new(LowerStack::new(images.cloned().collect()))
 }
 
@@ -32,7 +35,10 @@ fn images_of(union: &Union) -> Arc<LowerStack> {
 /// they were and what the kernel must forget.
 ///
 /// Discarded content is kept in the trash until [`gc`] when everything is discarded.
-pub fn discard(workspace: &Workspace, paths: &[Vec<u8>]) -> Result<(Vec<Change>, Vec<Invalidation>)> {
+pub fn discard(
+    workspace: &Workspace,
+    paths: &[Vec<u8>],
+) -> Result<(Vec<Change>, Vec<Invalidation>)> {
     let union = workspace.union();
     if !paths.is_empty() {
         return Ok(union.discard_paths(paths)?);
@@ -59,7 +65,11 @@ pub struct RolledBack {
 
 /// Brings a revision back, as a new one: nothing becomes unreachable. Without a `target` it is the one
 /// before the current. Refuses when there are uncommitted changes, unless they may be discarded.
-pub fn rollback(workspace: &Workspace, target: Option<RevisionId>, discard_changes: bool) -> Result<RolledBack> {
+pub fn rollback(
+    workspace: &Workspace,
+    target: Option<RevisionId>,
+    discard_changes: bool,
+) -> Result<RolledBack> {
     let (db, union) = (workspace.db(), workspace.union());
     if !discard_changes && !union.changes()?.is_empty() {
         return Err(CommitError::Uncommitted);
@@ -69,11 +79,17 @@ pub fn rollback(workspace: &Workspace, target: Option<RevisionId>, discard_chang
         None => {
             let current = db.current_revision()?.ok_or(CommitError::NoEarlier)?;
             let parent = current.parent.ok_or(CommitError::NoEarlier)?;
-            db.revision(parent)?.ok_or(CommitError::NoRevision(parent.0))?
+            db.revision(parent)?
+                .ok_or(CommitError::NoRevision(parent.0))?
         }
     };
     let layer: Arc<dyn Layer> = match target.image {
-        Some(image) => Arc::new(open_image(db, union.paths(), image, workspace.open_options())?),
+        Some(image) => Arc::new(open_image(
+            db,
+            union.paths(),
+            image,
+            workspace.open_options(),
+        )?),
         None => Arc::new(EmptyLayer),
     };
     let before = images_of(union);
@@ -84,70 +100,53 @@ pub fn rollback(workspace: &Workspace, target: Option<RevisionId>, discard_chang
         revision = Some(db.rollback_to(target.id, fresh, &note)?.revision);
         Ok(())
     })?;
-    differences(&before, &after, &mut stale)?;
-    Ok(RolledBack { revision: revision.ok_or(CommitError::NoEarlier)?, of: target.id, stale })
+    different_names(&before, &after, &mut stale)?;
+    // Which content differs would have to be read to be known.
+    stale.extend(union.nodes().held().into_iter().map(Invalidation::Object));
+    Ok(RolledBack {
+        revision: revision.ok_or(CommitError::NoEarlier)?,
+        of: target.id,
+        stale,
+    })
 }
 
-/// Adds everything in which two trees differ, as the kernel must forget it.
-fn differences(before: &LowerStack, after: &LowerStack, stale: &mut Vec<Invalidation>) -> Result<()> {
+/// Adds every name in which two trees differ.
+fn different_names(
+    before: &LowerStack,
+    after: &LowerStack,
+    stale: &mut Vec<Invalidation>,
+) -> Result<()> {
     let mut pending = vec![Ino::ROOT];
     let mut seen: HashSet<Ino> = HashSet::new();
     while let Some(dir) = pending.pop() {
+        if !seen.insert(dir) {
+            continue;
+        }
         let (old, new) = (before.list(dir)?, after.list(dir)?);
-        let mut differs = before.attr(dir)? != after.attr(dir)?;
         for (name, ino, kind) in old.iter() {
-            match new.find(name) {
-                Some((same, _)) if same == ino => {
-                    if kind == Kind::Directory {
-                        pending.push(ino);
-                    } else if seen.insert(ino) && changed(before, after, ino)? {
-                        stale.push(Invalidation::Object(ino));
-                    }
-                }
-                _ => {
-                    differs = true;
-                    stale.push(Invalidation::Entry { dir, name: Box::from(name) });
-                }
+            if new.find(name).is_none_or(|(now, _)| now != ino) {
+                stale.push(Invalidation::Entry {
+                    dir,
+                    name: Box::from(name),
+                });
+            }
+            if kind == Kind::Directory {
+                pending.push(ino);
             }
         }
         for (name, ino, kind) in new.iter() {
             if old.find(name).is_none() {
-                differs = true;
-                stale.push(Invalidation::Entry { dir, name: Box::from(name) });
+                stale.push(Invalidation::Entry {
+                    dir,
+                    name: Box::from(name),
+                });
             }
-            // A directory that only changed its place is still the same object below.
-            if kind == Kind::Directory && old.find(name).is_none_or(|(was, _)| was != ino) && before.attr(ino)?.is_some() {
+            if kind == Kind::Directory {
                 pending.push(ino);
             }
         }
-        if differs {
-            stale.push(Invalidation::Object(dir));
-        }
     }
     Ok(())
-}
-
-/// Whether an object may differ between two images: its attributes do, or its data lies elsewhere.
-fn changed(before: &LowerStack, after: &LowerStack, ino: Ino) -> Result<bool> {
-    let (old, new) = (before.attr(ino)?, after.attr(ino)?);
-    if old != new {
-        return Ok(true);
-    }
-    if old.is_none_or(|attr| attr.kind != Kind::File) {
-        return Ok(before.attr(ino)?.is_some_and(|attr| attr.kind == Kind::Symlink)
-            && before.read_link(ino)? != after.read_link(ino)?);
-    }
-    let body = |stack: &LowerStack| -> Result<Option<_>> {
-        let layer = stack.content(ino)?;
-        match layer.as_any().downcast_ref::<crate::union::ImageLayer>() {
-            Some(image) => Ok(Some(image.file_body(ino)?)),
-            None => Ok(None),
-        }
-    };
-    // Images of one history share positions as long as they were appended to: equal positions and
-    // sizes of blocks with different content do not happen there, but after a compaction they might.
-    // Content is compared by the kernel's next read, so what is uncertain is simply forgotten.
-    Ok(body(before)? != body(after)?)
 }
 
 /// What `gc` is to keep.
@@ -185,7 +184,9 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     let mut kept_images = HashSet::new();
     let mut gone = Vec::new();
     for (age, revision) in newest_first.iter().enumerate() {
-        let keep = age < options.keep.max(1) as usize || Some(revision.id) == current || tagged.contains(&revision.id);
+        let keep = age < options.keep.max(1) as usize
+            || Some(revision.id) == current
+            || tagged.contains(&revision.id);
         if keep {
             kept_images.extend(revision.image);
         } else {
@@ -193,10 +194,18 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         }
     }
     done.revisions = gone.iter().map(|id| id.0).collect();
-    let images: Vec<_> = db.images()?.into_iter().filter(|image| !kept_images.contains(&image.id)).collect();
+    let images: Vec<_> = db
+        .images()?
+        .into_iter()
+        .filter(|image| !kept_images.contains(&image.id))
+        .collect();
     done.images = images.len() as u64;
     done.image_bytes = images.iter().map(|image| image.size).sum();
-    let trash: Vec<_> = db.layers()?.into_iter().filter(|layer| layer.role == LayerRole::Trash).collect();
+    let trash: Vec<_> = db
+        .layers()?
+        .into_iter()
+        .filter(|layer| layer.role == LayerRole::Trash)
+        .collect();
     done.uppers = trash.len() as u64;
     for layer in &trash {
         done.upper_bytes += size_of_tree(&layout.layer(layer.id));
@@ -228,11 +237,20 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
 /// Bytes of the files in a directory tree; what cannot be looked at counts nothing.
 fn size_of_tree(path: &Path) -> u64 {
     let files = walkdir::WalkDir::new(path).into_iter().flatten();
-    files.filter_map(|entry| entry.metadata().ok()).filter(|meta| meta.is_file()).map(|meta| meta.len()).sum()
+    files
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(|meta| meta.is_file())
+        .map(|meta| meta.len())
+        .sum()
 }
 
 /// Copies the image of a revision (the current one by default) to a file that is not there yet.
-pub fn export(db: &StateDb, layout: &Layout, revision: Option<RevisionId>, to: &Path) -> Result<u64> {
+pub fn export(
+    db: &StateDb,
+    layout: &Layout,
+    revision: Option<RevisionId>,
+    to: &Path,
+) -> Result<u64> {
     let revision = match revision {
         Some(id) => db.revision(id)?.ok_or(CommitError::NoRevision(id.0))?,
         None => db.current_revision()?.ok_or(CommitError::NoEarlier)?,
@@ -241,14 +259,20 @@ pub fn export(db: &StateDb, layout: &Layout, revision: Option<RevisionId>, to: &
         path: layout.home().to_owned(),
         why: "nothing was ever committed, so there is no image to export".to_owned(),
     };
-    let image = db.image(revision.image.ok_or_else(empty)?)?.ok_or_else(empty)?;
+    let image = db
+        .image(revision.image.ok_or_else(empty)?)?
+        .ok_or_else(empty)?;
     if to.symlink_metadata().is_ok() {
-        return Err(CommitError::Source { path: to.to_owned(), why: "it exists already".to_owned() });
+        return Err(CommitError::Source {
+            path: to.to_owned(),
+            why: "it exists already".to_owned(),
+        });
     }
     // Under another name until it is whole: who finds the name finds the image.
     let mut partial = to.as_os_str().as_bytes().to_vec();
     partial.extend_from_slice(b".partial");
-    let partial = super::Unfinished(std::ffi::OsString::from(std::ffi::OsStr::from_bytes(&partial)).into());
+    let partial =
+        super::Unfinished(std::ffi::OsString::from(std::ffi::OsStr::from_bytes(&partial)).into());
     let source = layout.image(&image.file);
     fs::copy(&source, &partial.0).context("copy", &source)?;
     let file = fs::File::open(&partial.0).context("open", &partial.0)?;
@@ -295,21 +319,24 @@ pub fn verify(workspace: &Workspace, progress: &dyn Progress) -> Result<VerifyOu
 }
 
 /// Expands every block of an image.
-pub(super) fn verify_blocks(image: &Image, threads: NonZeroUsize, progress: &dyn Progress) -> Result<VerifyReport> {
-    let report = |so_far: &VerifyProgress| {
+pub(super) fn verify_blocks(
+    image: &Image,
+    threads: NonZeroUsize,
+    progress: &dyn Progress,
+) -> Result<VerifyReport> {
+    let report = |so_far: VerifyProgress| {
         progress.report(&Report {
             phase: "verifying".to_owned(),
             files_done: so_far.inodes,
             files_total: u64::from(image.superblock().inodes),
-            bytes_done: so_far.bytes,
-            bytes_total: 0,
+            bytes_done: so_far.stored_bytes,
+            bytes_total: so_far.total_bytes,
         });
         !progress.is_cancelled()
     };
-    Ok(crate::squashfs::reader::verify(image, threads, report)?)
-}
-
-/// Sums up changes.
-pub fn totals(changes: &[Change]) -> Totals {
-    Totals::of(changes)
+    Ok(crate::squashfs::reader::verify(
+        image,
+        threads.get(),
+        report,
+    )?)
 }

@@ -47,9 +47,9 @@ pub struct Imported {
 
 /// What a source has, counted before it is packed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Extent {
-    entries: u64,
-    bytes: u64,
+pub(super) struct Extent {
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
 }
 
 /// What a source is.
@@ -61,7 +61,12 @@ enum SourceKind {
 
 /// Makes an environment of a directory, a SquashFS image or a tar archive. The image is compared with
 /// its source before the environment exists; on failure nothing is left.
-pub fn import(source: &Path, new: NewEnvironment, options: &ImportOptions, progress: &dyn Progress) -> Result<Imported> {
+pub fn import(
+    source: &Path,
+    new: NewEnvironment,
+    options: &ImportOptions,
+    progress: &dyn Progress,
+) -> Result<Imported> {
     let kind = recognise(source)?;
     let layout = new.layout();
     let db = StateDb::create(&layout.state_db())?;
@@ -69,7 +74,13 @@ pub fn import(source: &Path, new: NewEnvironment, options: &ImportOptions, progr
     let unfinished = Unfinished(layout.unfinished_image(id));
     let packed = match kind {
         SourceKind::Directory => Some(directory::pack(source, options, &unfinished.0, progress)?),
-        SourceKind::Archive(packing) => Some(archive::pack(source, packing, options, &unfinished.0, progress)?),
+        SourceKind::Archive(packing) => Some(archive::pack(
+            source,
+            packing,
+            options,
+            &unfinished.0,
+            progress,
+        )?),
         SourceKind::Image => {
             adopt(source, &unfinished.0, progress)?;
             None
@@ -90,7 +101,9 @@ pub fn import(source: &Path, new: NewEnvironment, options: &ImportOptions, progr
     };
     match &kind {
         SourceKind::Directory => directory::compare(source, options, &image, progress)?,
-        SourceKind::Archive(packing) => archive::compare(source, *packing, options, &image, progress)?,
+        SourceKind::Archive(packing) => {
+            archive::compare(source, *packing, options, &image, progress)?
+        }
         SourceKind::Image => verify_image(&image, options, progress)?,
     }
     let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
@@ -120,7 +133,13 @@ pub fn import(source: &Path, new: NewEnvironment, options: &ImportOptions, progr
     })?;
     remember_owner(&db, owner, group)?;
     let environment = finish(new, db)?;
-    Ok(Imported { environment, entries, content_bytes, image_bytes, stats })
+    Ok(Imported {
+        environment,
+        entries,
+        content_bytes,
+        image_bytes,
+        stats,
+    })
 }
 
 /// Makes an environment with nothing in it.
@@ -154,10 +173,15 @@ fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
 }
 
 fn recognise(source: &Path) -> Result<SourceKind> {
-    let refuse = |why: &str| CommitError::Source { path: source.to_owned(), why: why.to_owned() };
+    let refuse = |why: &str| CommitError::Source {
+        path: source.to_owned(),
+        why: why.to_owned(),
+    };
     let meta = match fs::metadata(source) {
         Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(refuse("there is nothing to import")),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(refuse("there is nothing to import"));
+        }
         Err(e) => return Err(e).context("look at", source),
     };
     if meta.is_dir() {
@@ -175,7 +199,9 @@ fn recognise(source: &Path) -> Result<SourceKind> {
     }
     match archive::Packing::of(&head) {
         Some(packing) => Ok(SourceKind::Archive(packing)),
-        None => Err(refuse("neither a SquashFS image nor a tar archive (plain, gzip, zstd or xz)")),
+        None => Err(refuse(
+            "neither a SquashFS image nor a tar archive (plain, gzip, zstd or xz)",
+        )),
     }
 }
 

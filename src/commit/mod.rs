@@ -31,7 +31,7 @@ use crate::progress::{Progress, Report};
 use crate::squashfs::writer::{
     AppendOptions, CarryMode, ImageWriter, Monitor, OldImage, WriteStats, WriterOptions,
 };
-use crate::squashfs::{Compression, Image};
+use crate::squashfs::{Compression, CompressorId, Image};
 use crate::state::{ImageId, NewImage, PublishCommit, RevisionId};
 use crate::union::{ImageLayer, Invalidation, LowerStack, Union};
 use error::Context;
@@ -39,7 +39,9 @@ use import::Extent;
 use tree::Tree;
 
 pub use error::{CommitError, Result};
-pub use history::{Collected, GcOptions, RolledBack, VerifyOutcome, discard, export, gc, rollback, verify};
+pub use history::{
+    Collected, GcOptions, RolledBack, VerifyOutcome, discard, export, gc, rollback, verify,
+};
 pub use import::{ImportOptions, Imported, create_empty, import};
 pub use workspace::{Settings, Workspace, new_revision};
 
@@ -88,7 +90,11 @@ pub enum Way {
 
 /// Commits all changes; returns `None` when there are none. Readers and writers of the view go on
 /// meanwhile. On failure the changes are all still there.
-pub fn commit(workspace: &Workspace, options: &CommitOptions, progress: &dyn Progress) -> Result<Option<Committed>> {
+pub fn commit(
+    workspace: &Workspace,
+    options: &CommitOptions,
+    progress: &dyn Progress,
+) -> Result<Option<Committed>> {
     let union = workspace.union();
     let nothing = union.changes()?.is_empty() && !options.rebuild && !options.compact;
     if nothing {
@@ -99,13 +105,24 @@ pub fn commit(workspace: &Workspace, options: &CommitOptions, progress: &dyn Pro
     let view = union.lower();
     let parent = db.current_revision()?;
     let old_image = parent.as_ref().and_then(|revision| revision.image);
-    let old_layer = view.layers().iter().find_map(|layer| layer.as_any().downcast_ref::<ImageLayer>());
+    let old_layer = view
+        .layers()
+        .iter()
+        .find_map(|layer| layer.as_any().downcast_ref::<ImageLayer>());
     let id = db.reserve_image()?;
     let layout = workspace.env().layout();
     let unfinished = Unfinished(layout.unfinished_image(id));
 
     let way = choose_way(workspace, options, old_image, old_layer)?;
-    let (stats, ids, fresh) = write(workspace, options, way, view.clone(), old_layer, &unfinished.0, progress)?;
+    let (stats, ids, fresh) = write(
+        workspace,
+        options,
+        way,
+        view.clone(),
+        old_layer,
+        &unfinished.0,
+        progress,
+    )?;
     let file_name = Layout::image_file_name(id);
     let path = layout.image(&file_name);
     settle(&unfinished, &path)?;
@@ -124,7 +141,9 @@ pub fn commit(workspace: &Workspace, options: &CommitOptions, progress: &dyn Pro
         }
     }
     let publish = PublishCommit {
-        parent: parent.map(|revision| revision.id).ok_or(CommitError::NoEarlier)?,
+        parent: parent
+            .map(|revision| revision.id)
+            .ok_or(CommitError::NoEarlier)?,
         image: new_image,
         replaces: replaces.clone(),
         revision: new_revision(&options.message),
@@ -139,7 +158,12 @@ pub fn commit(workspace: &Workspace, options: &CommitOptions, progress: &dyn Pro
     } else if let Err(e) = cleanup::sweep_retired(db, layout) {
         tracing::warn!("cleaning up after the commit: {e}");
     }
-    Ok(Some(Committed { revision, stats, way, stale }))
+    Ok(Some(Committed {
+        revision,
+        stats,
+        way,
+        stale,
+    }))
 }
 
 /// Waits a moment until nobody reads the replaced stack any more: its files are about to go.
@@ -163,16 +187,27 @@ fn choose_way(
         return Ok(Way::Rebuild);
     };
     let superblock = layer.image().superblock();
-    let other_codec = options.compression.is_some_and(|wanted| wanted.id() != superblock.compressor);
-    let other_block = options.block_size.is_some_and(|wanted| wanted != superblock.block_size);
-    let unwritable = !superblock.compressor.is_writable();
+    let other_codec = options
+        .compression
+        .is_some_and(|wanted| wanted.id() != superblock.compressor);
+    let other_block = options
+        .block_size
+        .is_some_and(|wanted| wanted != superblock.block_size);
+    let unwritable = matches!(
+        superblock.compressor,
+        CompressorId::Lzma | CompressorId::Lzo
+    );
     if options.rebuild || other_codec || other_block || unwritable {
         return Ok(Way::Rebuild);
     }
     let dead = workspace.db().image(id)?.map_or(0, |row| row.dead_bytes);
     let data = layer.image().data_area();
     let share = dead as f64 / (data.end - data.start).max(1) as f64;
-    Ok(if options.compact || share > COMPACT_FROM { Way::Compact } else { Way::Append })
+    Ok(if options.compact || share > COMPACT_FROM {
+        Way::Compact
+    } else {
+        Way::Append
+    })
 }
 
 fn write(
@@ -185,13 +220,24 @@ fn write(
     progress: &dyn Progress,
 ) -> Result<(WriteStats, crate::state::IdMap, Vec<crate::object::Ino>)> {
     let settings = workspace.settings();
-    let mut tree = Tree::new(view, if way == Way::Rebuild { None } else { old }, workspace.open_options().owners)?;
-    let total = Extent { entries: tree.ids().len(), bytes: 0 };
+    let mut tree = Tree::new(
+        view,
+        if way == Way::Rebuild { None } else { old },
+        workspace.open_options().owners,
+    )?;
+    let total = Extent {
+        entries: tree.ids().len(),
+        bytes: 0,
+    };
     with_monitor("packing", total, progress, |monitor| {
         let mut writer = match (way, old) {
             (Way::Append | Way::Compact, Some(old)) => {
                 let options = AppendOptions {
-                    carry: if way == Way::Compact { CarryMode::Compact } else { CarryMode::Append },
+                    carry: if way == Way::Compact {
+                        CarryMode::Compact
+                    } else {
+                        CarryMode::Append
+                    },
                     compression: options.compression,
                     threads: settings.threads,
                     mkfs_time: mkfs_time(),
@@ -220,15 +266,29 @@ fn write(
 /// What the writer needs of an image whose data it carries over.
 fn old_image(image: &Image) -> Result<OldImage> {
     let file = image.as_file().try_clone();
-    let file = file.map_err(|source| CommitError::Io { doing: "open", path: "the old image".into(), source })?;
+    let file = file.map_err(|source| CommitError::Io {
+        doing: "open",
+        path: "the old image".into(),
+        source,
+    })?;
     let mut fragments = Vec::with_capacity(image.fragment_count() as usize);
     for index in 0..image.fragment_count() {
         fragments.push(image.fragment(index)?);
     }
-    Ok(OldImage { file: Arc::new(file), superblock: image.superblock().clone(), fragments })
+    Ok(OldImage {
+        file: Arc::new(file),
+        superblock: image.superblock().clone(),
+        fragments,
+    })
 }
 
-fn new_image(id: ImageId, file: String, image: &Image, ids: crate::state::IdMap, stats: &WriteStats) -> NewImage {
+fn new_image(
+    id: ImageId,
+    file: String,
+    image: &Image,
+    ids: crate::state::IdMap,
+    stats: &WriteStats,
+) -> NewImage {
     let superblock = image.superblock();
     NewImage {
         id,
@@ -247,7 +307,9 @@ fn new_image(id: ImageId, file: String, image: &Image, ids: crate::state::IdMap,
 
 /// The time that new images carry: now, or what `SOURCE_DATE_EPOCH` says.
 fn mkfs_time() -> u32 {
-    let set = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
+    let set = std::env::var("SOURCE_DATE_EPOCH")
+        .ok()
+        .and_then(|text| text.parse().ok());
     set.unwrap_or_else(|| u32::try_from(crate::object::Timestamp::now().secs).unwrap_or(u32::MAX))
 }
 
@@ -279,7 +341,9 @@ fn settle(unfinished: &Unfinished, path: &Path) -> Result<()> {
     file.sync_all().context("sync", &unfinished.0)?;
     fs::rename(&unfinished.0, path).context("name", path)?;
     if let Some(dir) = path.parent() {
-        File::open(dir).and_then(|dir| dir.sync_all()).context("sync", dir)?;
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .context("sync", dir)?;
     }
     Ok(())
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::error::{CommitError, Result};
 use crate::object::{Attr, Ino, Kind};
-use crate::squashfs::format::FileBody;
 use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source};
 use crate::state::IdMap;
 use crate::union::{ImageLayer, Layer, LowerStack, OwnerMap};
@@ -28,7 +27,11 @@ pub(super) struct Tree<'a> {
 impl<'a> Tree<'a> {
     /// Looks over the view and gives every object its inode number: in the order of identities, so
     /// that the map back is short.
-    pub(super) fn new(view: Arc<LowerStack>, old: Option<&'a ImageLayer>, owners: Option<OwnerMap>) -> Result<Tree<'a>> {
+    pub(super) fn new(
+        view: Arc<LowerStack>,
+        old: Option<&'a ImageLayer>,
+        owners: Option<OwnerMap>,
+    ) -> Result<Tree<'a>> {
         let mut inos = vec![Ino::ROOT];
         let mut pending = vec![Ino::ROOT];
         while let Some(dir) = pending.pop() {
@@ -42,7 +45,14 @@ impl<'a> Tree<'a> {
         inos.sort_unstable();
         inos.dedup();
         let ids = IdMap::from_ascending(inos).map_err(|e| CommitError::Check(e.to_string()))?;
-        Ok(Tree { view, old, owners, ids, linked: HashMap::new(), fresh: Vec::new() })
+        Ok(Tree {
+            view,
+            old,
+            owners,
+            ids,
+            linked: HashMap::new(),
+            fresh: Vec::new(),
+        })
     }
 
     /// The identities of the inodes of the new image.
@@ -97,11 +107,22 @@ impl<'a> Tree<'a> {
             gid,
             // SquashFS keeps whole seconds from 1970 to 2106.
             mtime: u32::try_from(attr.mtime.secs.max(0)).unwrap_or(u32::MAX),
-            xattrs: self.view.xattrs(ino)?.into_iter().map(|(n, v)| (n.into_vec(), v.into_vec())).collect(),
+            xattrs: self
+                .view
+                .xattrs(ino)?
+                .into_iter()
+                .map(|(n, v)| (n.into_vec(), v.into_vec()))
+                .collect(),
         })
     }
 
-    fn push_object(&mut self, writer: &mut ImageWriter, dir: Ino, name: &[u8], ino: Ino) -> Result<NodeId> {
+    fn push_object(
+        &mut self,
+        writer: &mut ImageWriter,
+        dir: Ino,
+        name: &[u8],
+        ino: Ino,
+    ) -> Result<NodeId> {
         let attr = self.attr(ino)?;
         let meta = self.meta(ino, &attr)?;
         let node = match attr.kind {
@@ -132,7 +153,11 @@ impl<'a> Tree<'a> {
         let label = || String::from_utf8_lossy(name).into_owned();
         let Some(old) = self.old else {
             self.fresh.push(ino);
-            let source = LayerSource { view: self.view.clone(), ino, label: label() };
+            let source = LayerSource {
+                view: self.view.clone(),
+                ino,
+                label: label(),
+            };
             return Ok(writer.add_file(meta, attr.size, Box::new(source))?);
         };
         let source_layer = self.view.content(ino)?;
@@ -152,7 +177,11 @@ impl<'a> Tree<'a> {
             Some(before) if old.is_file(before)? => Some((before, old.file_body(before)?)),
             _ => None,
         };
-        let source = LayerSource { view: self.view.clone(), ino, label: label() };
+        let source = LayerSource {
+            view: self.view.clone(),
+            ino,
+            label: label(),
+        };
         let Some((before, body)) = before.filter(|(_, body)| body.size > 0 && attr.size > 0) else {
             self.fresh.push(ino);
             return Ok(writer.add_file(meta, attr.size, Box::new(source))?);
@@ -221,7 +250,11 @@ struct LayerSource {
 
 impl Source for LayerSource {
     fn open(&self) -> io::Result<Box<dyn Content>> {
-        Ok(Box::new(LayerContent { view: self.view.clone(), ino: self.ino, at: 0 }))
+        Ok(Box::new(LayerContent {
+            view: self.view.clone(),
+            ino: self.ino,
+            at: 0,
+        }))
     }
 
     fn label(&self) -> String {
@@ -237,7 +270,10 @@ struct LayerContent {
 
 impl Read for LayerContent {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.view.read(self.ino, self.at, buffer.len()).map_err(io::Error::other)?;
+        let bytes = self
+            .view
+            .read(self.ino, self.at, buffer.len())
+            .map_err(io::Error::other)?;
         let bytes = (*bytes).as_ref();
         let Some(target) = buffer.get_mut(..bytes.len()) else {
             return Err(io::Error::other("a layer returned more than was asked for"));
@@ -250,7 +286,11 @@ impl Read for LayerContent {
 
 impl Content for LayerContent {
     fn hole_ahead(&mut self) -> io::Result<u64> {
-        match self.view.seek(self.ino, self.at, false).map_err(io::Error::other)? {
+        match self
+            .view
+            .seek(self.ino, self.at, false)
+            .map_err(io::Error::other)?
+        {
             Some(data) => Ok(data.saturating_sub(self.at)),
             // No data until the end; where that is, reading finds out.
             None => Ok(0),

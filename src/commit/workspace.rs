@@ -34,12 +34,18 @@ pub struct Settings {
 impl Settings {
     /// Takes the settings from a configuration, with the defaults where it is silent.
     pub fn from_config(config: &Config) -> Settings {
-        let level = || config.level.and_then(|level| Compression::from_conda_pack_level(u32::from(level)).ok());
-        let compression = config.compression.as_ref().and_then(|text| text.parse().ok()).or_else(level);
+        let level = || config.level.and_then(Compression::from_conda_pack_level);
+        let compression = config
+            .compression
+            .as_ref()
+            .and_then(|text| text.parse().ok())
+            .or_else(level);
         let available = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Settings {
             compression: compression.unwrap_or_default(),
-            block_size: config.block_size.unwrap_or(crate::squashfs::format::DEFAULT_BLOCK_SIZE),
+            block_size: config
+                .block_size
+                .unwrap_or(crate::squashfs::format::DEFAULT_BLOCK_SIZE),
             threads: NonZeroUsize::new(config.threads).unwrap_or_else(available),
         }
     }
@@ -51,7 +57,11 @@ impl Workspace {
     pub fn open(env: Environment, config: &Config) -> Result<(Workspace, Reconciled)> {
         let layout = env.layout();
         let db = Arc::new(StateDb::open(&layout.state_db())?);
-        let paths = Paths { images: layout.images(), layers: layout.layers(), strays: layout.strays() };
+        let paths = Paths {
+            images: layout.images(),
+            layers: layout.layers(),
+            strays: layout.strays(),
+        };
         let options = OpenOptions {
             reader: ReaderOptions {
                 metadata_cache_bytes: (config.cache.metadata_mib as usize) << 20,
@@ -62,7 +72,16 @@ impl Workspace {
         cleanup::sweep(&db, layout)?;
         let (union, reconciled) = Union::open(db.clone(), paths, &options)?;
         let settings = Settings::from_config(config);
-        Ok((Workspace { env, db, union: Arc::new(union), options, settings }, reconciled))
+        Ok((
+            Workspace {
+                env,
+                db,
+                union: Arc::new(union),
+                options,
+                settings,
+            },
+            reconciled,
+        ))
     }
 
     /// Makes everything durable and notes a clean end. Call when nothing uses the view any more.
@@ -98,7 +117,9 @@ impl Workspace {
 
 /// Describes a revision that is about to be made: who, where, by which command.
 pub fn new_revision(message: &str) -> NewRevision {
-    let command: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let command: Vec<String> = std::env::args_os()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
     NewRevision {
         message: message.to_owned(),
         user: crate::environment::user_name(),
@@ -113,7 +134,10 @@ const OWNER_KEY: &str = "image_owner";
 
 /// An ordinary user sees what belongs to the owner of an adopted image as their own.
 fn owner_map(db: &StateDb) -> Result<Option<OwnerMap>> {
-    let host = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let host = (
+        nix::unistd::geteuid().as_raw(),
+        nix::unistd::getegid().as_raw(),
+    );
     let Some(image) = db.meta(OWNER_KEY)?.and_then(|bytes| parse_owner(&bytes)) else {
         return Ok(None);
     };

@@ -18,8 +18,13 @@ pub(super) fn errno(operation: &'static str, ino: u64, error: &union::Error) -> 
         }
         union::Error::State(error) => {
             tracing::error!(operation, ino, "{error}");
-            if state_is_full(error) { Errno::ENOSPC } else { Errno::EIO }
+            if state_is_full(error) {
+                Errno::ENOSPC
+            } else {
+                Errno::EIO
+            }
         }
+        union::Error::CommitUnfinished => Errno::EBUSY,
         union::Error::Inconsistent(what) => {
             tracing::error!(operation, ino, "{what}");
             Errno::EIO

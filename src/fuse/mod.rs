@@ -20,8 +20,8 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::object::{Attr, Ino, Kind};
@@ -74,7 +74,10 @@ pub struct EnvFs {
 impl EnvFs {
     /// Serves a union.
     pub fn new(union: Arc<Union>) -> EnvFs {
-        EnvFs { union, counters: Arc::default() }
+        EnvFs {
+            union,
+            counters: Arc::default(),
+        }
     }
 
     /// The counts of requests, which go on counting.
@@ -101,8 +104,19 @@ impl EnvFs {
     ) {
         count(&self.counters.namespace);
         let dir = Ino(parent.0);
-        let creator = Creator { uid: req.uid(), gid: req.gid() };
-        match self.union.make(dir, name.as_bytes(), kind, (mode & 0o7777) as u16, rdev, target, creator) {
+        let creator = Creator {
+            uid: req.uid(),
+            gid: req.gid(),
+        };
+        match self.union.make(
+            dir,
+            name.as_bytes(),
+            kind,
+            (mode & 0o7777) as u16,
+            rdev,
+            target,
+            creator,
+        ) {
             Ok((ino, attr)) => self.entry(dir, ino, &attr, reply),
             Err(e) => reply.error(errno("make", parent.0, &e)),
         }
@@ -149,9 +163,15 @@ impl Filesystem for EnvFs {
             }
         }
         // The nearest possible value is as good.
-        config.set_max_write(MAX_WRITE).unwrap_or_else(|nearest| nearest);
-        config.set_max_background(64).unwrap_or_else(|nearest| nearest);
-        config.set_congestion_threshold(48).unwrap_or_else(|nearest| nearest);
+        config
+            .set_max_write(MAX_WRITE)
+            .unwrap_or_else(|nearest| nearest);
+        config
+            .set_max_background(64)
+            .unwrap_or_else(|nearest| nearest);
+        config
+            .set_congestion_threshold(48)
+            .unwrap_or_else(|nearest| nearest);
         // The root is known to the kernel from the start.
         self.union.nodes().remember(Ino::ROOT, Ino::ROOT);
         Ok(())
@@ -235,13 +255,37 @@ impl Filesystem for EnvFs {
         }
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         self.make(req, parent, name, Kind::Directory, mode, 0, None, reply);
     }
 
-    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
         let target = target.as_os_str().as_bytes();
-        self.make(req, parent, name, Kind::Symlink, 0o777, 0, Some(target), reply);
+        self.make(
+            req,
+            parent,
+            name,
+            Kind::Symlink,
+            0o777,
+            0,
+            Some(target),
+            reply,
+        );
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -281,13 +325,23 @@ impl Filesystem for EnvFs {
             return reply.error(Errno::EINVAL);
         };
         let (from, to) = (Ino(parent.0), Ino(newparent.0));
-        match self.union.rename(from, name.as_bytes(), to, newname.as_bytes(), mode) {
+        match self
+            .union
+            .rename(from, name.as_bytes(), to, newname.as_bytes(), mode)
+        {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("rename", parent.0, &e)),
         }
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
         count(&self.counters.namespace);
         let dir = Ino(newparent.0);
         match self.union.link(Ino(ino.0), dir, newname.as_bytes()) {
@@ -329,7 +383,9 @@ impl Filesystem for EnvFs {
         match self.union.read_at(Ino(ino.0), offset, size as usize) {
             Ok(bytes) => {
                 let bytes = (*bytes).as_ref();
-                self.counters.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.counters
+                    .read_bytes
+                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 reply.data(bytes);
             }
             Err(e) => reply.error(errno("read", ino.0, &e)),
@@ -352,18 +408,34 @@ impl Filesystem for EnvFs {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.union.write_at(Ino(ino.0), offset, data, kill) {
             Ok(written) => {
-                self.counters.written_bytes.fetch_add(written as u64, Ordering::Relaxed);
+                self.counters
+                    .written_bytes
+                    .fetch_add(written as u64, Ordering::Relaxed);
                 reply.written(written as u32);
             }
             Err(e) => reply.error(errno("write", ino.0, &e)),
         }
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         count(&self.counters.syncs);
         match self.union.sync(Ino(ino.0), datasync) {
             Ok(()) => reply.ok(),
@@ -375,7 +447,14 @@ impl Filesystem for EnvFs {
         reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         count(&self.counters.listings);
         match self.union.read_dir(Ino(ino.0), offset, LISTING_BATCH) {
             Ok(items) => {
@@ -391,7 +470,14 @@ impl Filesystem for EnvFs {
         }
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         count(&self.counters.listings);
         let dir = Ino(ino.0);
         let items = match self.union.read_dir(dir, offset, LISTING_BATCH) {
@@ -412,7 +498,14 @@ impl Filesystem for EnvFs {
             }
             let name = OsStr::from_bytes(&item.name);
             let number = INodeNo(item.ino.0);
-            if reply.add(number, item.next, name, &FOREVER, &file_attr(item.ino, &attr), GENERATION) {
+            if reply.add(
+                number,
+                item.next,
+                name,
+                &FOREVER,
+                &file_attr(item.ino, &attr),
+                GENERATION,
+            ) {
                 if !is_dot {
                     self.union.forget(item.ino, 1);
                 }
@@ -422,7 +515,14 @@ impl Filesystem for EnvFs {
         reply.ok();
     }
 
-    fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         self.fsync(req, ino, fh, datasync, reply);
     }
 
@@ -459,7 +559,10 @@ impl Filesystem for EnvFs {
             nix::libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        match self.union.set_xattr(Ino(ino.0), name.as_bytes(), value, mode) {
+        match self
+            .union
+            .set_xattr(Ino(ino.0), name.as_bytes(), value, mode)
+        {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("setxattr", ino.0, &e)),
         }
@@ -517,7 +620,15 @@ impl Filesystem for EnvFs {
         }
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let hole = match whence {
             nix::libc::SEEK_DATA => false,
             nix::libc::SEEK_HOLE => true,
@@ -547,7 +658,10 @@ impl Filesystem for EnvFs {
     ) {
         // The answer counts in 32 bits; the caller comes back for the rest.
         let len = len.min(1 << 30);
-        match self.union.copy_range(Ino(ino_in.0), offset_in, Ino(ino_out.0), offset_out, len) {
+        match self
+            .union
+            .copy_range(Ino(ino_in.0), offset_in, Ino(ino_out.0), offset_out, len)
+        {
             Ok(copied) => reply.written(copied as u32),
             Err(e) => reply.error(errno("copy_file_range", ino_in.0, &e)),
         }

@@ -63,7 +63,11 @@ impl Union {
                 self.kill_privileges(ino)?;
             }
         }
-        let other = set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.atime.is_some() || set.mtime.is_some();
+        let other = set.mode.is_some()
+            || set.uid.is_some()
+            || set.gid.is_some()
+            || set.atime.is_some()
+            || set.mtime.is_some();
         if !other {
             drop(_gate);
             return self.attr(ino);
@@ -117,7 +121,9 @@ impl Union {
     /// Returns the value of an extended attribute, `ENODATA` if there is none.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Box<[u8]>> {
         check_namespace(name)?;
-        self.with_xattrs(ino, |all| all.get(name).cloned().ok_or_else(|| Errno::ENODATA.into()))
+        self.with_xattrs(ino, |all| {
+            all.get(name).cloned().ok_or_else(|| Errno::ENODATA.into())
+        })
     }
 
     /// Returns the names of all extended attributes, each ended by a NUL, as `listxattr` wants them.
@@ -161,7 +167,12 @@ impl Union {
     }
 
     /// Applies one change to an object's attributes, which become its own if they were a lower layer's.
-    fn change_xattrs(&self, ino: Ino, last: RowChange<'_>, in_memory: impl FnOnce(&mut Xattrs)) -> Result<()> {
+    fn change_xattrs(
+        &self,
+        ino: Ino,
+        last: RowChange<'_>,
+        in_memory: impl FnOnce(&mut Xattrs),
+    ) -> Result<()> {
         let _gate = self.gate_shared();
         let mut state = self.write();
         let state = &mut *state;
@@ -191,7 +202,10 @@ impl Union {
 /// Only namespaces that an image can keep exist: what could not be committed is refused at once.
 fn check_namespace(name: &[u8]) -> Result<()> {
     let known = [&b"user."[..], b"trusted.", b"security."];
-    if known.iter().any(|prefix| name.starts_with(prefix) && name.len() > prefix.len()) {
+    if known
+        .iter()
+        .any(|prefix| name.starts_with(prefix) && name.len() > prefix.len())
+    {
         Ok(())
     } else {
         Err(Errno::EOPNOTSUPP.into())

@@ -68,7 +68,11 @@ impl Totals {
     pub fn of(changes: &[Change]) -> Totals {
         let mut totals = Totals::default();
         for change in changes {
-            let size = if change.kind == Kind::File { change.size } else { 0 };
+            let size = if change.kind == Kind::File {
+                change.size
+            } else {
+                0
+            };
             let (count, bytes) = match change.what {
                 ChangeKind::Added => (&mut totals.added, &mut totals.added_bytes),
                 ChangeKind::Modified { .. } => (&mut totals.modified, &mut totals.modified_bytes),
@@ -94,7 +98,7 @@ impl Union {
     }
 }
 
-struct Comparison<'a> {
+pub(super) struct Comparison<'a> {
     now: &'a State,
     base: &'a LowerStack,
     /// Merged paths of directories, `None` for those that are not reachable any more.
@@ -105,8 +109,14 @@ struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    fn new(now: &'a State, base: &'a LowerStack) -> Self {
-        Comparison { now, base, paths: HashMap::new(), found: BTreeMap::new(), linked: HashMap::new() }
+    pub(super) fn new(now: &'a State, base: &'a LowerStack) -> Self {
+        Comparison {
+            now,
+            base,
+            paths: HashMap::new(),
+            found: BTreeMap::new(),
+            linked: HashMap::new(),
+        }
     }
 
     fn deltas(&self) -> Vec<&'a Delta> {
@@ -119,7 +129,7 @@ impl<'a> Comparison<'a> {
         all
     }
 
-    fn run(mut self) -> Result<Vec<Change>> {
+    pub(super) fn run(mut self) -> Result<Vec<Change>> {
         let mut names: HashSet<(Ino, &[u8])> = HashSet::new();
         let mut objects: HashSet<Ino> = HashSet::new();
         for delta in self.deltas() {
@@ -130,7 +140,10 @@ impl<'a> Comparison<'a> {
         }
         for (dir, name) in &names {
             if let Some(ino) = self.live_lookup(*dir, name)? {
-                self.linked.entry(ino).or_default().push((*dir, Box::from(*name)));
+                self.linked
+                    .entry(ino)
+                    .or_default()
+                    .push((*dir, Box::from(*name)));
             }
         }
         for (dir, name) in &names {
@@ -150,7 +163,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// The merged path of a directory, if it is still reachable.
-    fn path_of(&mut self, dir: Ino) -> Result<Option<Vec<u8>>> {
+    pub(super) fn path_of(&mut self, dir: Ino) -> Result<Option<Vec<u8>>> {
         if dir == Ino::ROOT {
             return Ok(Some(Vec::new()));
         }
@@ -170,7 +183,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// The committed path of a name: where its directory was.
-    fn base_path(&self, dir: Ino, name: &[u8]) -> Result<Vec<u8>> {
+    pub(super) fn base_path(&self, dir: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let mut path = Vec::new();
         for (_, component) in self.base.chain(dir)? {
             path = join(&path, &component);
@@ -179,13 +192,23 @@ impl<'a> Comparison<'a> {
     }
 
     fn put(&mut self, path: Vec<u8>, what: ChangeKind, attr: &Attr, ino: Ino) {
-        let change = Change { path: path.clone(), what, kind: attr.kind, size: attr.size, ino };
+        let change = Change {
+            path: path.clone(),
+            what,
+            kind: attr.kind,
+            size: attr.size,
+            ino,
+        };
         self.found.insert(path, change);
     }
 
     fn compare_name(&mut self, dir: Ino, name: &[u8]) -> Result<()> {
         let in_base = self.base.attr(dir)?.is_some();
-        let before = if in_base { self.base.lookup(dir, name)? } else { None };
+        let before = if in_base {
+            self.base.lookup(dir, name)?
+        } else {
+            None
+        };
         let after = self.live_lookup(dir, name)?;
         let Some(dir_path) = self.path_of(dir)? else {
             return Ok(()); // Below something deleted, which is reported from above.
@@ -207,8 +230,12 @@ impl<'a> Comparison<'a> {
         };
         let what = if self.base.attr(new)?.is_some() {
             match self.base_name(new)? {
-                Some((from_dir, from)) if self.still_there(from_dir, &from, new)? => ChangeKind::Added,
-                Some((from_dir, from)) => ChangeKind::Renamed { from: self.base_path(from_dir, &from)? },
+                Some((from_dir, from)) if self.still_there(from_dir, &from, new)? => {
+                    ChangeKind::Added
+                }
+                Some((from_dir, from)) => ChangeKind::Renamed {
+                    from: self.base_path(from_dir, &from)?,
+                },
                 None => ChangeKind::Added,
             }
         } else if old_kind == Some(attr.kind) && attr.kind != Kind::Directory {
@@ -245,7 +272,9 @@ impl<'a> Comparison<'a> {
     fn deleted(&mut self, path: Vec<u8>, ino: Ino) -> Result<()> {
         let mut pending = vec![(path, ino)];
         while let Some((path, ino)) = pending.pop() {
-            let Some(attr) = self.base.attr(ino)? else { continue };
+            let Some(attr) = self.base.attr(ino)? else {
+                continue;
+            };
             if attr.kind == Kind::Directory {
                 for (name, child, _) in self.base.list(ino)?.iter() {
                     if !self.linked.contains_key(&child) {
@@ -262,8 +291,14 @@ impl<'a> Comparison<'a> {
     }
 
     fn compare_object(&mut self, ino: Ino) -> Result<()> {
-        let Some(before) = self.base.attr(ino)? else { return Ok(()) };
-        let place = match self.deltas().into_iter().find_map(|delta| delta.inodes.get(&ino)) {
+        let Some(before) = self.base.attr(ino)? else {
+            return Ok(());
+        };
+        let place = match self
+            .deltas()
+            .into_iter()
+            .find_map(|delta| delta.inodes.get(&ino))
+        {
             Some(row) => row.place.clone(),
             None => None,
         };
@@ -276,7 +311,12 @@ impl<'a> Comparison<'a> {
         };
         let path = match path {
             Some(path) => path,
-            None => match self.linked.get(&ino).and_then(|names| names.first()).cloned() {
+            None => match self
+                .linked
+                .get(&ino)
+                .and_then(|names| names.first())
+                .cloned()
+            {
                 Some((dir, name)) => match self.path_of(dir)? {
                     Some(above) => join(&above, &name),
                     None => return Ok(()),
@@ -286,7 +326,8 @@ impl<'a> Comparison<'a> {
         };
         let after = self.now.attr(ino)?;
         let content = self.now.content_changed(ino);
-        let attributes = (before.mode, before.uid, before.gid) != (after.mode, after.uid, after.gid)
+        let attributes = (before.mode, before.uid, before.gid)
+            != (after.mode, after.uid, after.gid)
             || (before.kind != Kind::Directory && before.mtime != after.mtime)
             || self.now.xattrs_changed(ino);
         if (content || attributes) && !self.found.contains_key(&path) {
@@ -298,7 +339,11 @@ impl<'a> Comparison<'a> {
 
 impl State {
     fn rows_of(&self, ino: Ino) -> impl Iterator<Item = &crate::state::InodeRow> {
-        let frozen = self.lower.layers().iter().filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
+        let frozen = self
+            .lower
+            .layers()
+            .iter()
+            .filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
         std::iter::once(&self.delta)
             .chain(frozen.map(FrozenLayer::delta))
             .filter_map(move |delta| delta.inodes.get(&ino))
@@ -313,7 +358,7 @@ impl State {
     }
 }
 
-fn join(above: &[u8], name: &[u8]) -> Vec<u8> {
+pub(super) fn join(above: &[u8], name: &[u8]) -> Vec<u8> {
     let mut path = Vec::with_capacity(above.len() + 1 + name.len());
     if !above.is_empty() {
         path.extend_from_slice(above);

@@ -96,7 +96,13 @@ impl Union {
 
     /// Writes all of `data` at `offset`. With `kill_privileges` set-id bits go, as after a write by
     /// someone without `CAP_FSETID`.
-    pub fn write_at(&self, ino: Ino, offset: u64, data: &[u8], kill_privileges: bool) -> Result<usize> {
+    pub fn write_at(
+        &self,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        kill_privileges: bool,
+    ) -> Result<usize> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
         file.write_all_at(data, offset)?;
@@ -119,7 +125,9 @@ impl Union {
         let flags = match mode {
             AllocateMode::Reserve { keep_size: false } => FallocateFlags::empty(),
             AllocateMode::Reserve { keep_size: true } => FallocateFlags::FALLOC_FL_KEEP_SIZE,
-            AllocateMode::PunchHole => FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            AllocateMode::PunchHole => {
+                FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE
+            }
             AllocateMode::ZeroRange { keep_size: false } => FallocateFlags::FALLOC_FL_ZERO_RANGE,
             AllocateMode::ZeroRange { keep_size: true } => {
                 FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE
@@ -141,7 +149,14 @@ impl Union {
 
     /// Copies a range between files; returns the bytes copied, fewer than `len` at the end of the
     /// source.
-    pub fn copy_range(&self, from: Ino, from_offset: u64, to: Ino, to_offset: u64, len: u64) -> Result<u64> {
+    pub fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
         let _gate = self.gate_shared();
         let target = self.writable(to, None)?;
         match self.content(from)? {
@@ -150,7 +165,13 @@ impl Union {
                 let mut done = 0;
                 while done < len {
                     let want = usize::try_from(len - done).unwrap_or(usize::MAX);
-                    match nix::fcntl::copy_file_range(&*source, Some(&mut read_at), &*target, Some(&mut write_at), want)? {
+                    match nix::fcntl::copy_file_range(
+                        &*source,
+                        Some(&mut read_at),
+                        &*target,
+                        Some(&mut write_at),
+                        want,
+                    )? {
                         0 => break,
                         n => done += n as u64,
                     }
@@ -160,7 +181,9 @@ impl Union {
             Content::Lower(lower) => {
                 let mut done = 0;
                 while done < len {
-                    let want = usize::try_from(len - done).unwrap_or(usize::MAX).min(COPY_CHUNK);
+                    let want = usize::try_from(len - done)
+                        .unwrap_or(usize::MAX)
+                        .min(COPY_CHUNK);
                     let bytes = lower.read(from, from_offset + done, want)?;
                     let bytes = (*bytes).as_ref();
                     if bytes.is_empty() {
@@ -198,7 +221,11 @@ impl Union {
             (file, dirs)
         };
         if let Some(file) = file {
-            if data_only { file.sync_data()? } else { file.sync_all()? }
+            if data_only {
+                file.sync_data()?
+            } else {
+                file.sync_all()?
+            }
         }
         for fd in dirs {
             nix::unistd::fsync(&*fd)?;
@@ -215,8 +242,15 @@ impl Union {
     }
 
     /// The physical directories from the root to `dir` that have changed since they were last synced.
-    fn take_unsynced(&self, state: &super::State, dir: Ino) -> Result<Vec<Arc<std::os::fd::OwnedFd>>> {
-        let mut unsynced = self.unsynced_dirs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn take_unsynced(
+        &self,
+        state: &super::State,
+        dir: Ino,
+    ) -> Result<Vec<Arc<std::os::fd::OwnedFd>>> {
+        let mut unsynced = self
+            .unsynced_dirs
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if unsynced.is_empty() {
             return Ok(Vec::new());
         }
@@ -251,7 +285,10 @@ impl Union {
         }
         let (upper, nameless) = {
             let state = self.read();
-            (state.upper.clone(), matches!(state.standing(ino), Standing::Orphan(_)))
+            (
+                state.upper.clone(),
+                matches!(state.standing(ino), Standing::Orphan(_)),
+            )
         };
         if nameless {
             let file = upper.anonymous(ino)?;
@@ -264,7 +301,13 @@ impl Union {
         }
         let file = upper.stage(ino)?;
         let published = copy_content(&lower, ino, &file, keep.unwrap_or(attr.size).min(attr.size))
-            .and_then(|()| Ok(nix::sys::stat::futimens(&*file, &time_spec(attr.atime), &time_spec(attr.mtime))?))
+            .and_then(|()| {
+                Ok(nix::sys::stat::futimens(
+                    &*file,
+                    &time_spec(attr.atime),
+                    &time_spec(attr.mtime),
+                )?)
+            })
             // The row must never be durable before the content is.
             .and_then(|()| Ok(file.sync_data()?))
             .and_then(|()| self.publish_copy_up(ino, &file));
@@ -326,7 +369,11 @@ impl Union {
                 Standing::Orphan(orphan) => orphan.row.mode,
                 Standing::Lower => 0,
             };
-            let has_capability = state.delta.xattrs.get(&ino).is_some_and(|x| x.contains_key(&b"security.capability"[..]));
+            let has_capability = state
+                .delta
+                .xattrs
+                .get(&ino)
+                .is_some_and(|x| x.contains_key(&b"security.capability"[..]));
             without_privileges(mode) != mode || has_capability
         };
         if !needed {
@@ -363,18 +410,24 @@ pub(super) fn without_privileges(mode: u16) -> u16 {
 fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> Result<()> {
     let mut at = 0;
     while at < len {
-        let Some(data) = lower.seek(ino, at, false)? else { break };
+        let Some(data) = lower.seek(ino, at, false)? else {
+            break;
+        };
         if data >= len {
             break;
         }
         let end = lower.seek(ino, data, true)?.unwrap_or(len).min(len);
         at = data;
         while at < end {
-            let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPY_CHUNK);
+            let want = usize::try_from(end - at)
+                .unwrap_or(usize::MAX)
+                .min(COPY_CHUNK);
             let bytes = lower.read(ino, at, want)?;
             let bytes = (*bytes).as_ref();
             if bytes.is_empty() {
-                return Err(Error::Inconsistent(format!("object {ino} ends at {at}, before its size {len}")));
+                return Err(Error::Inconsistent(format!(
+                    "object {ino} ends at {at}, before its size {len}"
+                )));
             }
             file.write_all_at(bytes, at)?;
             at += bytes.len() as u64;
@@ -385,7 +438,11 @@ fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> R
 
 /// Finds data or a hole in a real file; `None` past the end.
 pub(super) fn seek_file(file: &File, offset: u64, hole: bool) -> Result<Option<u64>> {
-    let whence = if hole { Whence::SeekHole } else { Whence::SeekData };
+    let whence = if hole {
+        Whence::SeekHole
+    } else {
+        Whence::SeekData
+    };
     match lseek(file, to_i64(offset)?, whence) {
         Ok(at) => Ok(Some(at as u64)),
         Err(Errno::ENXIO) => Ok(None),

@@ -24,7 +24,9 @@ impl DirDelta {
 
     /// Iterates in byte order of names.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<Ino>)> {
-        self.entries.iter().map(|(name, (target, _))| (&**name, *target))
+        self.entries
+            .iter()
+            .map(|(name, (target, _))| (&**name, *target))
     }
 
     /// Iterates over links, oldest first, from age `from` on.
@@ -103,7 +105,10 @@ impl Delta {
                 self.inodes.remove(ino);
             }
             RowChange::PutEntry { dir, name, target } => {
-                self.dirs.entry(*dir).or_default().put(Box::from(&**name), *target);
+                self.dirs
+                    .entry(*dir)
+                    .or_default()
+                    .put(Box::from(&**name), *target);
             }
             RowChange::DropEntry { dir, name } => {
                 if let Some(entries) = self.dirs.get_mut(dir) {
@@ -180,12 +185,20 @@ pub(super) fn row_inode(row: &InodeRow) -> LayerInode {
             DataPlace::Lower if row.kind == Kind::File => Source::Below,
             DataPlace::Lower => Source::Here,
         },
-        xattrs: if row.owns_xattrs { Source::Here } else { Source::Below },
+        xattrs: if row.owns_xattrs {
+            Source::Here
+        } else {
+            Source::Below
+        },
     }
 }
 
 /// Makes a row from attributes, with content left where it is.
-pub(super) fn row_from(attr: &Attr, target: Option<Box<[u8]>>, place: Option<(Ino, Box<[u8]>)>) -> InodeRow {
+pub(super) fn row_from(
+    attr: &Attr,
+    target: Option<Box<[u8]>>,
+    place: Option<(Ino, Box<[u8]>)>,
+) -> InodeRow {
     InodeRow {
         kind: attr.kind,
         mode: attr.mode,

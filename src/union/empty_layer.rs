@@ -9,7 +9,7 @@ use crate::object::{Attr, Ino, Kind, Timestamp};
 
 /// An empty root directory, owned by whoever looks.
 #[derive(Debug, Default)]
-pub(super) struct EmptyLayer;
+pub struct EmptyLayer;
 
 impl Layer for EmptyLayer {
     fn lookup(&self, _dir: Ino, _name: &[u8]) -> Result<Lookup> {

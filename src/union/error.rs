@@ -19,6 +19,9 @@ pub enum Error {
     /// The upper directory refused.
     #[error("upper directory: {0}")]
     Upper(#[from] std::io::Error),
+    /// A commit did not end, so changes are spread over several layers.
+    #[error("a commit is under way or was interrupted; commit again, or discard everything")]
+    CommitUnfinished,
     /// Rows and files disagree.
     #[error("inconsistent state: {0}")]
     Inconsistent(String),

@@ -27,8 +27,18 @@ pub struct FrozenLayer {
 
 impl FrozenLayer {
     /// Freezes an upper layer that lay over `below`.
-    pub fn new(id: LayerId, delta: Delta, upper: Arc<UpperDir>, below: Arc<LowerStack>) -> FrozenLayer {
-        FrozenLayer { id, delta, upper, below }
+    pub fn new(
+        id: LayerId,
+        delta: Delta,
+        upper: Arc<UpperDir>,
+        below: Arc<LowerStack>,
+    ) -> FrozenLayer {
+        FrozenLayer {
+            id,
+            delta,
+            upper,
+            below,
+        }
     }
 
     /// The rows of the layer.
@@ -37,11 +47,19 @@ impl FrozenLayer {
     }
 
     fn row(&self, ino: Ino) -> Result<&InodeRow> {
-        self.delta.inodes.get(&ino).ok_or(Error::Posix(Errno::ESTALE))
+        self.delta
+            .inodes
+            .get(&ino)
+            .ok_or(Error::Posix(Errno::ESTALE))
     }
 
     fn parent_of(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        match self.delta.inodes.get(&dir).and_then(|row| row.place.clone()) {
+        match self
+            .delta
+            .inodes
+            .get(&dir)
+            .and_then(|row| row.place.clone())
+        {
             Some(place) => Ok(Some(place)),
             None => self.below.parent(dir),
         }
@@ -53,9 +71,12 @@ impl FrozenLayer {
             return Ok(file);
         }
         let row = self.row(ino)?;
-        with_place(&self.upper, row, |dir| chain(dir, |d| self.parent_of(d)), |place| {
-            self.upper.open_file(ino, place)
-        })
+        with_place(
+            &self.upper,
+            row,
+            |dir| chain(dir, |d| self.parent_of(d)),
+            |place| self.upper.open_file(ino, place),
+        )
     }
 }
 
@@ -92,16 +113,23 @@ impl Layer for FrozenLayer {
         };
         let mut inode = row_inode(row);
         if row.data == DataPlace::Upper && row.kind == Kind::File {
-            let stat = with_place(&self.upper, row, |dir| chain(dir, |d| self.parent_of(d)), |place| {
-                self.upper.stat(ino, place)
-            })?;
+            let stat = with_place(
+                &self.upper,
+                row,
+                |dir| chain(dir, |d| self.parent_of(d)),
+                |place| self.upper.stat(ino, place),
+            )?;
             stat_into(&mut inode.attr, &stat);
         }
         Ok(Some(inode))
     }
 
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        Ok(self.delta.inodes.get(&dir).and_then(|row| row.place.clone()))
+        Ok(self
+            .delta
+            .inodes
+            .get(&dir)
+            .and_then(|row| row.place.clone()))
     }
 
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
@@ -117,12 +145,19 @@ impl Layer for FrozenLayer {
     }
 
     fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
-        self.row(ino)?.target.clone().ok_or(Error::Posix(Errno::EINVAL))
+        self.row(ino)?
+            .target
+            .clone()
+            .ok_or(Error::Posix(Errno::EINVAL))
     }
 
     fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
         let all = self.delta.xattrs.get(&ino);
-        Ok(all.into_iter().flatten().map(|(n, v)| (n.clone(), v.clone())).collect())
+        Ok(all
+            .into_iter()
+            .flatten()
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect())
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -30,7 +30,9 @@ pub struct ImageLayer {
 
 impl fmt::Debug for ImageLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ImageLayer").field("image", &self.image).finish_non_exhaustive()
+        f.debug_struct("ImageLayer")
+            .field("image", &self.image)
+            .finish_non_exhaustive()
     }
 }
 
@@ -71,7 +73,9 @@ impl ImageLayer {
 
     /// Returns true if the object is a regular file of the image.
     pub fn is_file(&self, ino: Ino) -> Result<bool> {
-        Ok(self.find(ino)?.is_some_and(|inode| matches!(inode.body, InodeBody::File(_))))
+        Ok(self
+            .find(ino)?
+            .is_some_and(|inode| matches!(inode.body, InodeBody::File(_))))
     }
 
     /// Returns what a regular file's inode says of its data, for carrying it into another image.
@@ -83,13 +87,16 @@ impl ImageLayer {
     }
 
     fn ino_of(&self, number: u32) -> Result<Ino> {
-        self.ids
-            .ino_of(number)
-            .ok_or_else(|| Error::Inconsistent(format!("inode {number} of the image has no identity")))
+        self.ids.ino_of(number).ok_or_else(|| {
+            Error::Inconsistent(format!("inode {number} of the image has no identity"))
+        })
     }
 
     fn attr_of(&self, inode: &Inode) -> Result<Attr> {
-        let time = Timestamp { secs: i64::from(inode.mtime), nanos: 0 };
+        let time = Timestamp {
+            secs: i64::from(inode.mtime),
+            nanos: 0,
+        };
         let (mut uid, mut gid) = (self.image.uid(inode)?, self.image.gid(inode)?);
         if let Some(map) = self.owners {
             if uid == map.image.0 {
@@ -101,7 +108,11 @@ impl ImageLayer {
         }
         let (size, blocks, rdev) = match &inode.body {
             InodeBody::Directory(_) => (4096, 0, 0),
-            InodeBody::File(file) => (file.size, (file.size - file.sparse.min(file.size)).div_ceil(512), 0),
+            InodeBody::File(file) => (
+                file.size,
+                (file.size - file.sparse.min(file.size)).div_ceil(512),
+                0,
+            ),
             InodeBody::Symlink(target) => (target.len() as u64, 0, 0),
             InodeBody::BlockDevice(rdev) | InodeBody::CharDevice(rdev) => (0, 0, u64::from(*rdev)),
             InodeBody::Fifo | InodeBody::Socket => (0, 0, 0),
@@ -156,33 +167,51 @@ impl Layer for ImageLayer {
     }
 
     fn list(&self, dir: Ino) -> Result<Option<LayerListing>> {
-        let Some(inode) = self.find(dir)? else { return Ok(None) };
+        let Some(inode) = self.find(dir)? else {
+            return Ok(None);
+        };
         let directory = self.image.read_dir(&inode)?;
         let mut listing = Vec::with_capacity(directory.len());
         for (name, entry) in directory.iter() {
-            listing.push((Box::from(name), Some((self.ino_of(entry.number)?, kind_of(entry.kind)))));
+            listing.push((
+                Box::from(name),
+                Some((self.ino_of(entry.number)?, kind_of(entry.kind))),
+            ));
         }
         Ok(Some(listing))
     }
 
     fn inode(&self, ino: Ino) -> Result<Option<LayerInode>> {
-        let Some(inode) = self.find(ino)? else { return Ok(None) };
-        Ok(Some(LayerInode { attr: self.attr_of(&inode)?, content: Source::Here, xattrs: Source::Here }))
+        let Some(inode) = self.find(ino)? else {
+            return Ok(None);
+        };
+        Ok(Some(LayerInode {
+            attr: self.attr_of(&inode)?,
+            content: Source::Here,
+            xattrs: Source::Here,
+        }))
     }
 
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
         if dir == Ino::ROOT {
             return Ok(None);
         }
-        let Some(inode) = self.find(dir)? else { return Ok(None) };
+        let Some(inode) = self.find(dir)? else {
+            return Ok(None);
+        };
         let InodeBody::Directory(body) = &inode.body else {
             return Err(Errno::ENOTDIR.into());
         };
         let above = self.image.inode_by_number(body.parent)?;
         let listing = self.image.read_dir(&above)?;
-        match listing.iter().find(|(_, entry)| entry.number == inode.number) {
+        match listing
+            .iter()
+            .find(|(_, entry)| entry.number == inode.number)
+        {
             Some((name, _)) => Ok(Some((self.ino_of(body.parent)?, Box::from(name)))),
-            None => Err(Error::Inconsistent(format!("directory {dir} is not in its parent"))),
+            None => Err(Error::Inconsistent(format!(
+                "directory {dir} is not in its parent"
+            ))),
         }
     }
 
@@ -200,7 +229,11 @@ impl Layer for ImageLayer {
 
     fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
         let layout = self.layout(ino)?;
-        Ok(if hole { layout.next_hole(offset) } else { layout.next_data(offset) })
+        Ok(if hole {
+            layout.next_hole(offset)
+        } else {
+            layout.next_data(offset)
+        })
     }
 
     fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
@@ -211,7 +244,10 @@ impl Layer for ImageLayer {
     fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
         let inode = self.get(ino)?;
         let all = self.image.xattrs(&inode)?;
-        Ok(all.into_iter().map(|(name, value)| (name.into_boxed_slice(), value.into_boxed_slice())).collect())
+        Ok(all
+            .into_iter()
+            .map(|(name, value)| (name.into_boxed_slice(), value.into_boxed_slice()))
+            .collect())
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

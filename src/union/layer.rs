@@ -127,13 +127,18 @@ impl Listing {
 
     /// Returns the entry with a name.
     pub fn find(&self, name: &[u8]) -> Option<(Ino, Kind)> {
-        let at = self.entries.binary_search_by(|e| self.name_of(e).cmp(name)).ok()?;
+        let at = self
+            .entries
+            .binary_search_by(|e| self.name_of(e).cmp(name))
+            .ok()?;
         self.entries.get(at).map(|e| (e.ino, e.kind))
     }
 
     /// Iterates over all entries in byte order of names.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], Ino, Kind)> {
-        self.entries.iter().map(|e| (self.name_of(e), e.ino, e.kind))
+        self.entries
+            .iter()
+            .map(|e| (self.name_of(e), e.ino, e.kind))
     }
 
     /// Memory taken, in bytes.

@@ -28,6 +28,7 @@ mod attributes;
 mod changes;
 mod content;
 mod delta;
+mod discard;
 mod empty_layer;
 mod error;
 mod frozen;
@@ -43,8 +44,8 @@ mod swap;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::errno::Errno;
@@ -58,6 +59,7 @@ use delta::{Delta, row_attr, row_from};
 pub use attributes::{SetAttr, SetTime, XattrMode};
 pub use changes::{Change, ChangeKind, Totals};
 pub use content::AllocateMode;
+pub use empty_layer::EmptyLayer;
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;
 pub use image_layer::{ImageLayer, OwnerMap};
@@ -146,7 +148,9 @@ impl Union {
 
     fn copy_up_lock(&self, ino: Ino) -> MutexGuard<'_, ()> {
         let shard = (ino.0 as usize) % self.copy_ups.len();
-        self.copy_ups[shard].lock().unwrap_or_else(PoisonError::into_inner)
+        self.copy_ups[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn new_ino(&self) -> Result<Ino> {
@@ -237,7 +241,10 @@ impl Union {
     }
 
     fn note_unsynced(&self, dir: Ino) {
-        self.unsynced_dirs.lock().unwrap_or_else(PoisonError::into_inner).insert(dir);
+        self.unsynced_dirs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(dir);
     }
 }
 
@@ -257,9 +264,12 @@ impl State {
         if row.kind == Kind::File {
             match row.data {
                 DataPlace::Upper => {
-                    let stat = frozen::with_place(&self.upper, row, |d| self.chain(d), |place| {
-                        self.upper.stat(ino, place)
-                    })?;
+                    let stat = frozen::with_place(
+                        &self.upper,
+                        row,
+                        |d| self.chain(d),
+                        |place| self.upper.stat(ino, place),
+                    )?;
                     stat_into(&mut attr, &stat);
                 }
                 DataPlace::Lower => {
@@ -284,7 +294,11 @@ impl State {
         match self.standing(ino) {
             Standing::Row(row) => Ok(row.kind),
             Standing::Orphan(orphan) => Ok(orphan.row.kind),
-            Standing::Lower => Ok(self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?.kind),
+            Standing::Lower => Ok(self
+                .lower
+                .attr(ino)?
+                .ok_or(Error::Posix(Errno::ESTALE))?
+                .kind),
         }
     }
 
@@ -315,7 +329,11 @@ impl State {
 
     /// Returns a row for a directory, with its place.
     fn dir_row(&self, dir: Ino) -> Result<InodeRow> {
-        let place = if dir == Ino::ROOT { None } else { self.parent(dir)? };
+        let place = if dir == Ino::ROOT {
+            None
+        } else {
+            self.parent(dir)?
+        };
         let row = self.row(dir, || place)?;
         if row.kind != Kind::Directory {
             return Err(Errno::ENOTDIR.into());
@@ -324,7 +342,12 @@ impl State {
     }
 
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        match self.delta.inodes.get(&dir).and_then(|row| row.place.clone()) {
+        match self
+            .delta
+            .inodes
+            .get(&dir)
+            .and_then(|row| row.place.clone())
+        {
             Some(place) => Ok(Some(place)),
             None => self.lower.parent(dir),
         }
@@ -348,7 +371,12 @@ impl State {
         if let Some(file) = self.upper.cached_file(ino) {
             return Ok(file);
         }
-        frozen::with_place(&self.upper, row, |d| self.chain(d), |place| self.upper.open_file(ino, place))
+        frozen::with_place(
+            &self.upper,
+            row,
+            |d| self.chain(d),
+            |place| self.upper.open_file(ino, place),
+        )
     }
 }
 

@@ -42,7 +42,10 @@ enum Remains {
 
 impl Union {
     /// Makes a file, directory or special file, and returns its identity and attributes.
-    #[allow(clippy::too_many_arguments, reason = "the arguments of mknod(2) and its caller")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the arguments of mknod(2) and its caller"
+    )]
     pub fn make(
         &self,
         dir: Ino,
@@ -64,9 +67,17 @@ impl Union {
         let passes_group = parent.mode & S_ISGID != 0;
         let mut row = InodeRow {
             kind,
-            mode: if passes_group && kind == Kind::Directory { mode | S_ISGID } else { mode },
+            mode: if passes_group && kind == Kind::Directory {
+                mode | S_ISGID
+            } else {
+                mode
+            },
             uid: creator.uid,
-            gid: if passes_group { parent.gid } else { creator.gid },
+            gid: if passes_group {
+                parent.gid
+            } else {
+                creator.gid
+            },
             rdev,
             nlink: if kind == Kind::Directory { 2 } else { 1 },
             atime: now,
@@ -85,7 +96,9 @@ impl Union {
                 state.upper.create_symlink(physical.as_fd(), name, target)?;
                 row.backing_ino = state.upper.backing_ino(physical.as_fd(), name)?;
             } else {
-                let file = state.upper.create_file(physical.as_fd(), name, ino, row.mode)?;
+                let file = state
+                    .upper
+                    .create_file(physical.as_fd(), name, ino, row.mode)?;
                 row.backing_ino = nix::sys::stat::fstat(&*file)?.st_ino;
             }
             self.note_unsynced(dir);
@@ -124,7 +137,9 @@ impl Union {
             // linkat(AT_EMPTY_PATH) of a file that was unlinked: Linux says it is not there.
             return Err(Errno::ENOENT.into());
         }
-        let mut row = state.row(ino, || self.known_name(state, ino).or(Some((dir, Box::from(name)))))?;
+        let mut row = state.row(ino, || {
+            self.known_name(state, ino).or(Some((dir, Box::from(name))))
+        })?;
         if row.kind == Kind::Directory {
             return Err(Errno::EPERM.into());
         }
@@ -182,7 +197,14 @@ impl Union {
     }
 
     /// Renames an object.
-    pub fn rename(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
+    pub fn rename(
+        &self,
+        dir: Ino,
+        name: &[u8],
+        new_dir: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
         check_name(new_name)?;
         let _gate = self.gate_shared();
         let mut state = self.write();
@@ -209,7 +231,11 @@ impl Union {
                 if other_is_dir && state.chain(dir)?.iter().any(|(at, _)| *at == other) {
                     return Err(Errno::EINVAL.into());
                 }
-                return self.exchange(state, (ino, is_dir, dir, name), (other, other_is_dir, new_dir, new_name));
+                return self.exchange(
+                    state,
+                    (ino, is_dir, dir, name),
+                    (other, other_is_dir, new_dir, new_name),
+                );
             }
             return Err(Errno::ENOENT.into());
         }
@@ -222,7 +248,11 @@ impl Union {
         let now = Timestamp::now();
         let old_row = state.row(ino, || Some((dir, Box::from(name))))?;
         let mut row = old_row.clone();
-        let content_moves = is_dir || row.place.as_ref().is_none_or(|p| p.0 == dir && *p.1 == *name);
+        let content_moves = is_dir
+            || row
+                .place
+                .as_ref()
+                .is_none_or(|p| p.0 == dir && *p.1 == *name);
         if content_moves && (is_dir || row.data == DataPlace::Lower || row.place.is_some()) {
             row.place = Some((new_dir, Box::from(new_name)));
         }
@@ -232,7 +262,10 @@ impl Union {
         changes.push(state.hide(dir, name)?);
         changes.push(state.show(new_dir, new_name, ino)?);
         let remains = match replaced {
-            Some((other, _)) => Some((other, self.drop_name(state, other, new_dir, new_name, now, &mut changes)?)),
+            Some((other, _)) => Some((
+                other,
+                self.drop_name(state, other, new_dir, new_name, now, &mut changes)?,
+            )),
             None => None,
         };
         changes.push(RowChange::put_inode(ino, row.clone()));
@@ -262,8 +295,16 @@ impl Union {
         } else {
             row.data == DataPlace::Upper && content_moves && old_row.place.is_some()
         };
-        let from = if has_physical { state.find_dir(dir)? } else { None };
-        let to = if has_physical { Some(state.make_dir(new_dir)?) } else { state.find_dir(new_dir)? };
+        let from = if has_physical {
+            state.find_dir(dir)?
+        } else {
+            None
+        };
+        let to = if has_physical {
+            Some(state.make_dir(new_dir)?)
+        } else {
+            state.find_dir(new_dir)?
+        };
         // Step 2.
         self.change(state, &changes)?;
         // Step 3. The replaced object's content first, then the renamed one's.
@@ -274,7 +315,9 @@ impl Union {
             self.finish_removal(state, other, new_dir, new_name, what)?;
         }
         if let (Some(from), Some(to)) = (&from, &to) {
-            state.upper.rename((from.as_fd(), name), (to.as_fd(), new_name))?;
+            state
+                .upper
+                .rename((from.as_fd(), name), (to.as_fd(), new_name))?;
             self.note_unsynced(dir);
             self.note_unsynced(new_dir);
         }
@@ -289,9 +332,15 @@ impl Union {
     ) -> Result<()> {
         let now = Timestamp::now();
         let mut changes = Vec::with_capacity(8);
-        let moved = |state: &State, from: (Ino, bool, Ino, &[u8]), to: (Ino, bool, Ino, &[u8])| -> Result<_> {
+        let moved = |state: &State,
+                     from: (Ino, bool, Ino, &[u8]),
+                     to: (Ino, bool, Ino, &[u8])|
+         -> Result<_> {
             let mut row = state.row(from.0, || Some((from.2, Box::from(from.3))))?;
-            let here = row.place.as_ref().is_none_or(|p| p.0 == from.2 && *p.1 == *from.3);
+            let here = row
+                .place
+                .as_ref()
+                .is_none_or(|p| p.0 == from.2 && *p.1 == *from.3);
             let placed = row.place.is_some();
             if here && (placed || row.data == DataPlace::Lower) {
                 row.place = Some((to.2, Box::from(to.3)));
@@ -316,7 +365,11 @@ impl Union {
             let mut parent_b = state.dir_row(b.2)?;
             touch(&mut parent_b, now);
             if a.1 != b.1 {
-                let (loses, gains) = if a.1 { (&mut parent_a, &mut parent_b) } else { (&mut parent_b, &mut parent_a) };
+                let (loses, gains) = if a.1 {
+                    (&mut parent_a, &mut parent_b)
+                } else {
+                    (&mut parent_b, &mut parent_a)
+                };
                 loses.nlink = loses.nlink.saturating_sub(1);
                 gains.nlink += 1;
             }
@@ -331,9 +384,19 @@ impl Union {
         self.change(state, &changes)?;
         if let Some((dir_a, dir_b)) = dirs {
             match (physical_a, physical_b) {
-                (true, true) => state.upper.exchange((dir_a.as_fd(), a.3), (dir_b.as_fd(), b.3))?,
-                (true, false) => drop(state.upper.rename((dir_a.as_fd(), a.3), (dir_b.as_fd(), b.3))?),
-                (false, _) => drop(state.upper.rename((dir_b.as_fd(), b.3), (dir_a.as_fd(), a.3))?),
+                (true, true) => state
+                    .upper
+                    .exchange((dir_a.as_fd(), a.3), (dir_b.as_fd(), b.3))?,
+                (true, false) => drop(
+                    state
+                        .upper
+                        .rename((dir_a.as_fd(), a.3), (dir_b.as_fd(), b.3))?,
+                ),
+                (false, _) => drop(
+                    state
+                        .upper
+                        .rename((dir_b.as_fd(), b.3), (dir_a.as_fd(), a.3))?,
+                ),
             }
             self.note_unsynced(a.2);
             self.note_unsynced(b.2);
@@ -352,12 +415,24 @@ impl Union {
         changes: &mut Vec<RowChange<'_>>,
     ) -> Result<(Remains, Option<Orphan>)> {
         let mut row = state.row(ino, || None)?;
-        let lies_here = row.data == DataPlace::Upper && row.place.as_ref().is_some_and(|p| p.0 == dir && *p.1 == *name);
+        let lies_here = row.data == DataPlace::Upper
+            && row
+                .place
+                .as_ref()
+                .is_some_and(|p| p.0 == dir && *p.1 == *name);
         row.ctime = now;
         if row.kind != Kind::Directory && row.nlink > 1 {
             row.nlink -= 1;
-            let remains = if lies_here { Remains::Detach } else { Remains::Nothing };
-            if row.place.as_ref().is_some_and(|p| p.0 == dir && *p.1 == *name) {
+            let remains = if lies_here {
+                Remains::Detach
+            } else {
+                Remains::Nothing
+            };
+            if row
+                .place
+                .as_ref()
+                .is_some_and(|p| p.0 == dir && *p.1 == *name)
+            {
                 row.place = None;
             }
             changes.push(RowChange::put_inode(ino, row));
@@ -376,7 +451,12 @@ impl Union {
             } else {
                 state.lower.xattrs(ino)?.into_iter().collect()
             };
-            Some(Orphan { row: row.clone(), file, lower: state.lower.clone(), xattrs })
+            Some(Orphan {
+                row: row.clone(),
+                file,
+                lower: state.lower.clone(),
+                xattrs,
+            })
         } else {
             None
         };
@@ -406,7 +486,14 @@ impl Union {
 
     /// Step 3 of a removal. The rows are changed: failing here loses nothing, and is not the caller's
     /// failure either; what is left over is set aside at the next unclean start.
-    fn finish_removal(&self, state: &mut State, ino: Ino, dir: Ino, name: &[u8], remains: Remains) -> Result<()> {
+    fn finish_removal(
+        &self,
+        state: &mut State,
+        ino: Ino,
+        dir: Ino,
+        name: &[u8],
+        remains: Remains,
+    ) -> Result<()> {
         let done = (|| -> Result<()> {
             match remains {
                 Remains::Nothing => {}
@@ -420,8 +507,12 @@ impl Union {
                             }
                             state.upper.forget_file(ino);
                         }
-                        (Remains::Detach, Some(physical)) => state.upper.detach(physical.as_fd(), name, ino)?,
-                        (Remains::RemoveDir, Some(physical)) => state.upper.remove_dir(physical.as_fd(), name, ino)?,
+                        (Remains::Detach, Some(physical)) => {
+                            state.upper.detach(physical.as_fd(), name, ino)?
+                        }
+                        (Remains::RemoveDir, Some(physical)) => {
+                            state.upper.remove_dir(physical.as_fd(), name, ino)?
+                        }
                         _ => {}
                     }
                 }
@@ -457,7 +548,13 @@ impl Union {
         }
         let listing = state.lower.list(dir).ok()?;
         let (name, _, _) = listing.iter().find(|(name, at, _)| {
-            *at == ino && state.delta.dirs.get(&dir).and_then(|edits| edits.get(name)).is_none()
+            *at == ino
+                && state
+                    .delta
+                    .dirs
+                    .get(&dir)
+                    .and_then(|edits| edits.get(name))
+                    .is_none()
         })?;
         Some((dir, Box::from(name)))
     }
@@ -513,9 +610,9 @@ fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > 255 {
         return Err(Errno::ENAMETOOLONG.into());
     }
-    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0)
+    {
         return Err(Error::Posix(Errno::EINVAL));
     }
     Ok(())
 }
-

@@ -27,7 +27,9 @@ impl Nodes {
     fn shard(&self, ino: Ino) -> MutexGuard<'_, HashMap<Ino, Node>> {
         let shard = (ino.0 as usize) % SHARDS;
         // Counts are changed in one step each: a panic elsewhere leaves them true.
-        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+        self.shards[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts one more answer that told the kernel of the object.

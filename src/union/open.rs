@@ -46,7 +46,11 @@ impl Union {
     /// reconciled first; what was found is returned. Cost follows the changes, not the image.
     ///
     /// The caller holds the environment's lock: there is one view at a time.
-    pub fn open(db: Arc<StateDb>, paths: Paths, options: &OpenOptions) -> Result<(Union, Reconciled)> {
+    pub fn open(
+        db: Arc<StateDb>,
+        paths: Paths,
+        options: &OpenOptions,
+    ) -> Result<(Union, Reconciled)> {
         let unclean = !db.was_clean()?;
         let mut done = Reconciled::default();
         let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
@@ -78,7 +82,9 @@ impl Union {
             }
         }
         let Some((layer, delta, upper, lower)) = top else {
-            return Err(Error::Inconsistent("the stack has no writable layer".to_owned()));
+            return Err(Error::Inconsistent(
+                "the stack has no writable layer".to_owned(),
+            ));
         };
         db.mark_unclean()?;
         let union = Union {
@@ -86,7 +92,14 @@ impl Union {
             paths,
             gate: RwLock::new(()),
             copy_ups: std::array::from_fn(|_| Mutex::new(())),
-            state: RwLock::new(State { layer, delta, upper, lower, orphans: HashMap::new(), epoch: 0 }),
+            state: RwLock::new(State {
+                layer,
+                delta,
+                upper,
+                lower,
+                orphans: HashMap::new(),
+                epoch: 0,
+            }),
             nodes: Nodes::default(),
             inos: Mutex::new(0..0),
             unsynced_dirs: Mutex::new(HashSet::new()),
@@ -108,8 +121,17 @@ impl Union {
 }
 
 /// Opens an image of the history as a layer.
-pub fn open_image(db: &StateDb, paths: &Paths, image: ImageId, options: &OpenOptions) -> Result<ImageLayer> {
-    let missing = || Error::Inconsistent(format!("image {image} is in the stack but not in the history"));
+pub fn open_image(
+    db: &StateDb,
+    paths: &Paths,
+    image: ImageId,
+    options: &OpenOptions,
+) -> Result<ImageLayer> {
+    let missing = || {
+        Error::Inconsistent(format!(
+            "image {image} is in the stack but not in the history"
+        ))
+    };
     let row = db.image(image)?.ok_or_else(missing)?;
     let id_map = db.id_map(image)?.ok_or_else(missing)?;
     let file = Image::open(paths.images.join(&row.file), options.reader.clone())?;

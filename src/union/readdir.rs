@@ -40,7 +40,12 @@ impl Union {
                 };
                 let dots = [(dir, &b"."[..]), (parent, &b".."[..])];
                 for (n, (ino, name)) in dots.into_iter().enumerate().skip(from as usize) {
-                    items.push(DirItem { ino, kind: Kind::Directory, name: Box::from(name), next: n as u64 + 1 });
+                    items.push(DirItem {
+                        ino,
+                        kind: Kind::Directory,
+                        name: Box::from(name),
+                        next: n as u64 + 1,
+                    });
                 }
             }
             if state.orphans.contains_key(&dir) {
@@ -52,14 +57,17 @@ impl Union {
         let listing = lower.list(dir)?;
         let state = self.read();
         let edits = state.delta.dirs.get(&dir);
-        let kind_of = |ino: Ino, below: Kind| state.delta.inodes.get(&ino).map_or(below, |row| row.kind);
+        let kind_of =
+            |ino: Ino, below: Kind| state.delta.inodes.get(&ino).map_or(below, |row| row.kind);
         if from < MADE {
             let start = usize::try_from(from.saturating_sub(FIRST)).unwrap_or(usize::MAX);
             for position in start..listing.len() {
                 if items.len() >= limit {
                     return Ok(items);
                 }
-                let Some((name, below, kind)) = listing.get(position) else { break };
+                let Some((name, below, kind)) = listing.get(position) else {
+                    break;
+                };
                 let ino = match edits.and_then(|edits| edits.get(name)) {
                     None => below,
                     Some(Some(ino)) => ino,
@@ -79,7 +87,12 @@ impl Union {
                 break;
             }
             if listing.find(name).is_none() {
-                items.push(DirItem { ino, kind: kind_of(ino, Kind::File), name: Box::from(name), next: MADE + age + 1 });
+                items.push(DirItem {
+                    ino,
+                    kind: kind_of(ino, Kind::File),
+                    name: Box::from(name),
+                    next: MADE + age + 1,
+                });
             }
         }
         Ok(items)

@@ -55,10 +55,11 @@ pub(super) fn reconcile(
         by_backing.insert(found.backing_ino, key.clone());
         unclaimed.insert(key, found);
     }
-    let parent = |delta: &Delta, dir: Ino| match delta.inodes.get(&dir).and_then(|row| row.place.clone()) {
-        Some(place) => Ok(Some(place)),
-        None => lower.parent(dir),
-    };
+    let parent =
+        |delta: &Delta, dir: Ino| match delta.inodes.get(&dir).and_then(|row| row.place.clone()) {
+            Some(place) => Ok(Some(place)),
+            None => lower.parent(dir),
+        };
     let mut misplaced = Vec::new();
     let mut changes = Vec::new();
     for (&ino, row) in &delta.inodes {
@@ -68,14 +69,19 @@ pub(super) fn reconcile(
         let expected = match &row.place {
             None => (true, vec![Box::from(ino.to_string().as_bytes())]),
             Some((dir, name)) => {
-                let mut path: Vec<Box<[u8]>> =
-                    chain(*dir, |d| parent(delta, d))?.into_iter().map(|(_, name)| name).collect();
+                let mut path: Vec<Box<[u8]>> = chain(*dir, |d| parent(delta, d))?
+                    .into_iter()
+                    .map(|(_, name)| name)
+                    .collect();
                 path.push(name.clone());
                 (false, path)
             }
         };
         let here = unclaimed.get(&expected).map(|found| found.backing_ino);
-        let elsewhere = by_backing.get(&row.backing_ino).filter(|key| unclaimed.contains_key(*key)).cloned();
+        let elsewhere = by_backing
+            .get(&row.backing_ino)
+            .filter(|key| unclaimed.contains_key(*key))
+            .cloned();
         match (here, elsewhere) {
             (Some(backing), _) if backing == row.backing_ino => drop(unclaimed.remove(&expected)),
             (_, Some(key)) => {

@@ -61,7 +61,9 @@ impl LowerStack {
     pub fn attr(&self, ino: Ino) -> Result<Option<Attr>> {
         let mut found: Option<Attr> = None;
         for layer in &self.layers {
-            let Some(inode) = layer.inode(ino)? else { continue };
+            let Some(inode) = layer.inode(ino)? else {
+                continue;
+            };
             let attr = match found.take() {
                 None => inode.attr,
                 Some(above) => Attr {
@@ -76,7 +78,9 @@ impl LowerStack {
             found = Some(attr);
         }
         if found.is_some() {
-            return Err(Error::Inconsistent(format!("object {ino} has attributes but no content")));
+            return Err(Error::Inconsistent(format!(
+                "object {ino} has attributes but no content"
+            )));
         }
         Ok(None)
     }
@@ -188,7 +192,9 @@ pub(super) fn chain(
         chain.push((at, name));
         at = up;
         if chain.len() > DEPTH_LIMIT {
-            return Err(Error::Inconsistent(format!("directory {dir} is its own ancestor")));
+            return Err(Error::Inconsistent(format!(
+                "directory {dir} is its own ancestor"
+            )));
         }
     }
     chain.reverse();

@@ -52,8 +52,12 @@ impl Union {
             let delta = std::mem::take(&mut state.delta);
             let old_upper = std::mem::replace(&mut state.upper, upper);
             let below = state.lower.clone();
-            let mut layers: Vec<Arc<dyn Layer>> =
-                vec![Arc::new(FrozenLayer::new(frozen, delta, old_upper, below.clone()))];
+            let mut layers: Vec<Arc<dyn Layer>> = vec![Arc::new(FrozenLayer::new(
+                frozen,
+                delta,
+                old_upper,
+                below.clone(),
+            ))];
             layers.extend(below.layers().iter().cloned());
             state.layer = fresh;
             state.lower = Arc::new(LowerStack::new(layers));
@@ -84,7 +88,13 @@ impl Union {
         let mut stale = Vec::new();
         for layer in state.lower.layers() {
             if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
-                stale.extend(frozen.delta().inodes.keys().map(|ino| Invalidation::Attributes(*ino)));
+                stale.extend(
+                    frozen
+                        .delta()
+                        .inodes
+                        .keys()
+                        .map(|ino| Invalidation::Attributes(*ino)),
+                );
             }
         }
         state.lower = lower;
@@ -129,12 +139,20 @@ impl State {
 /// The images of a stack, without the uppers above them.
 pub(super) fn base_of(lower: &LowerStack) -> LowerStack {
     LowerStack::new(
-        lower.layers().iter().filter(|layer| !layer.as_any().is::<FrozenLayer>()).cloned().collect(),
+        lower
+            .layers()
+            .iter()
+            .filter(|layer| !layer.as_any().is::<FrozenLayer>())
+            .cloned()
+            .collect(),
     )
 }
 
 fn frozen_ids(lower: &LowerStack) -> Vec<LayerId> {
-    let frozen = lower.layers().iter().filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
+    let frozen = lower
+        .layers()
+        .iter()
+        .filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
     frozen.map(|layer| layer.id).collect()
 }
 
@@ -147,7 +165,10 @@ fn delta_invalidations(delta: &Delta) -> Vec<Invalidation> {
     let mut stale = Vec::new();
     for (dir, entries) in &delta.dirs {
         for (name, _) in entries.iter() {
-            stale.push(Invalidation::Entry { dir: *dir, name: Box::from(name) });
+            stale.push(Invalidation::Entry {
+                dir: *dir,
+                name: Box::from(name),
+            });
         }
         stale.push(Invalidation::Object(*dir));
     }

@@ -144,8 +144,15 @@ impl UpperDir {
     ///
     /// The file carries the permission bits of `mode` for people who look, and is always readable
     /// and writable by its owner: rows hold what the merged view shows.
-    pub fn create_file(&self, dir: BorrowedFd<'_>, component: &[u8], ino: Ino, mode: u16) -> io::Result<Arc<File>> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    pub fn create_file(
+        &self,
+        dir: BorrowedFd<'_>,
+        component: &[u8],
+        ino: Ino,
+        mode: u16,
+    ) -> io::Result<Arc<File>> {
+        let flags =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = backing_mode(mode);
         let fd = match openat(dir, name(component), flags, mode) {
             Err(Errno::EEXIST) => {
@@ -160,7 +167,12 @@ impl UpperDir {
     }
 
     /// Makes a symbolic link under `component`, as a picture of the row for people who look.
-    pub fn create_symlink(&self, dir: BorrowedFd<'_>, component: &[u8], target: &[u8]) -> io::Result<()> {
+    pub fn create_symlink(
+        &self,
+        dir: BorrowedFd<'_>,
+        component: &[u8],
+        target: &[u8],
+    ) -> io::Result<()> {
         match symlinkat(name(target), dir, name(component)) {
             Err(Errno::EEXIST) => {
                 self.set_aside(dir, component)?;
@@ -172,8 +184,14 @@ impl UpperDir {
 
     /// Makes an empty file without a place, for content that is being copied up.
     pub fn stage(&self, ino: Ino) -> io::Result<Arc<File>> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(&self.work, work_name(ino).as_str(), flags, Mode::from_bits_truncate(0o600))?;
+        let flags =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(
+            &self.work,
+            work_name(ino).as_str(),
+            flags,
+            Mode::from_bits_truncate(0o600),
+        )?;
         Ok(Arc::new(File::from(fd)))
     }
 
@@ -186,7 +204,11 @@ impl UpperDir {
 
     /// Removes a staged or detached file; none there is fine.
     pub fn unstage(&self, ino: Ino) -> io::Result<()> {
-        match unlinkat(&self.work, work_name(ino).as_str(), UnlinkatFlags::NoRemoveDir) {
+        match unlinkat(
+            &self.work,
+            work_name(ino).as_str(),
+            UnlinkatFlags::NoRemoveDir,
+        ) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -195,7 +217,13 @@ impl UpperDir {
     /// Moves a staged or detached file to a name. Whatever lies there is set aside.
     pub fn place(&self, ino: Ino, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<()> {
         let from = work_name(ino);
-        match renameat2(&self.work, from.as_str(), dir, name(component), RenameFlags::RENAME_NOREPLACE) {
+        match renameat2(
+            &self.work,
+            from.as_str(),
+            dir,
+            name(component),
+            RenameFlags::RENAME_NOREPLACE,
+        ) {
             Err(Errno::EEXIST) => {
                 self.set_aside(dir, component)?;
                 Ok(rename(self.work.as_fd(), from.as_bytes(), dir, component)?)
@@ -207,11 +235,20 @@ impl UpperDir {
 
     /// Moves a placed file to `work`, where it keeps its content without a name.
     pub fn detach(&self, dir: BorrowedFd<'_>, component: &[u8], ino: Ino) -> io::Result<()> {
-        Ok(rename(dir, component, self.work.as_fd(), work_name(ino).as_bytes())?)
+        Ok(rename(
+            dir,
+            component,
+            self.work.as_fd(),
+            work_name(ino).as_bytes(),
+        )?)
     }
 
     /// Renames within the layer, replacing what is there. Returns false if there was nothing to move.
-    pub fn rename(&self, from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> io::Result<bool> {
+    pub fn rename(
+        &self,
+        from: (BorrowedFd<'_>, &[u8]),
+        to: (BorrowedFd<'_>, &[u8]),
+    ) -> io::Result<bool> {
         match rename(from.0, from.1, to.0, to.1) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
@@ -226,7 +263,11 @@ impl UpperDir {
     }
 
     /// Exchanges two names, either of which may be missing.
-    pub fn exchange(&self, a: (BorrowedFd<'_>, &[u8]), b: (BorrowedFd<'_>, &[u8])) -> io::Result<()> {
+    pub fn exchange(
+        &self,
+        a: (BorrowedFd<'_>, &[u8]),
+        b: (BorrowedFd<'_>, &[u8]),
+    ) -> io::Result<()> {
         match renameat2(a.0, name(a.1), b.0, name(b.1), RenameFlags::RENAME_EXCHANGE) {
             Ok(()) => Ok(()),
             Err(Errno::ENOENT) => {
@@ -259,13 +300,19 @@ impl UpperDir {
         self.forget_dir(ino);
         match unlinkat(dir, name(component), UnlinkatFlags::RemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => Ok(self.set_aside(dir, component)?),
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => {
+                Ok(self.set_aside(dir, component)?)
+            }
             Err(e) => Err(e.into()),
         }
     }
 
     /// Returns the content file of `ino`, open for reading and writing.
-    pub fn open_file(&self, ino: Ino, place: Option<(BorrowedFd<'_>, &[u8])>) -> io::Result<Arc<File>> {
+    pub fn open_file(
+        &self,
+        ino: Ino,
+        place: Option<(BorrowedFd<'_>, &[u8])>,
+    ) -> io::Result<Arc<File>> {
         if let Some(file) = self.cached_file(ino) {
             return Ok(file);
         }
@@ -329,11 +376,18 @@ impl UpperDir {
 
     /// Moves something that no row knows out of the way, under a name that tells where it was.
     fn set_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<(), Errno> {
-        std::fs::create_dir_all(&self.strays).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
+        std::fs::create_dir_all(&self.strays)
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
         let shown = String::from_utf8_lossy(component);
         for n in 0..10_000u32 {
             let to = self.strays.join(format!("{n:04}-{shown}"));
-            match renameat2(dir, name(component), nix::fcntl::AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE) {
+            match renameat2(
+                dir,
+                name(component),
+                nix::fcntl::AT_FDCWD,
+                &to,
+                RenameFlags::RENAME_NOREPLACE,
+            ) {
                 Ok(()) => {
                     tracing::warn!(moved_to = %to.display(), "content without a row was in the way");
                     return Ok(());

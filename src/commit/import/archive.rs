@@ -48,7 +48,9 @@ impl Packing {
         let reader: Box<dyn Read> = match self {
             Packing::Plain => Box::new(file),
             Packing::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
-            Packing::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file).context("unpack", source)?),
+            Packing::Zstd => {
+                Box::new(zstd::stream::read::Decoder::with_buffer(file).context("unpack", source)?)
+            }
             Packing::Xz => Box::new(xz2::read::XzDecoder::new_multi_decoder(file)),
         };
         Ok(Archive::new(reader))
@@ -64,7 +66,10 @@ fn components(path: &Path, source: &Path) -> Result<Vec<Vec<u8>>> {
             Component::CurDir => {}
             Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
                 let why = format!("its entry {} leads outside", path.display());
-                return Err(CommitError::Source { path: source.to_owned(), why });
+                return Err(CommitError::Source {
+                    path: source.to_owned(),
+                    why,
+                });
             }
         }
     }
@@ -72,7 +77,10 @@ fn components(path: &Path, source: &Path) -> Result<Vec<Vec<u8>>> {
 }
 
 fn damaged(source: &Path, e: &io::Error) -> CommitError {
-    CommitError::Source { path: source.to_owned(), why: format!("the archive is damaged or cut short: {e}") }
+    CommitError::Source {
+        path: source.to_owned(),
+        why: format!("the archive is damaged or cut short: {e}"),
+    }
 }
 
 /// Packs an archive. It is read once here and once more to compare.
@@ -83,7 +91,10 @@ pub(super) fn pack(
     to: &Path,
     progress: &dyn Progress,
 ) -> Result<(WriteStats, Extent)> {
-    let mut extent = Extent { entries: 1, bytes: 0 };
+    let mut extent = Extent {
+        entries: 1,
+        bytes: 0,
+    };
     let spool = to.with_extension("spool");
     let stats = super::pack(options, to, Extent::default(), progress, |writer| {
         let mut tree = Pushed::new(writer)?;
@@ -110,9 +121,19 @@ struct Pushed {
 
 impl Pushed {
     fn new(writer: &mut ImageWriter) -> Result<Pushed> {
-        let meta = Meta { mode: 0o755, uid: owner().0, gid: owner().1, ..Meta::default() };
+        let meta = Meta {
+            mode: 0o755,
+            uid: owner().0,
+            gid: owner().1,
+            ..Meta::default()
+        };
         let root = writer.add_directory(&meta)?;
-        Ok(Pushed { root, nodes: HashMap::from([(Vec::new(), root)]), names: HashMap::new(), order: Vec::new() })
+        Ok(Pushed {
+            root,
+            nodes: HashMap::from([(Vec::new(), root)]),
+            names: HashMap::new(),
+            order: Vec::new(),
+        })
     }
 
     /// The node of a directory, made with its parents where the archive has not named it.
@@ -123,7 +144,12 @@ impl Pushed {
         if let Some((_, above)) = path.split_last() {
             self.dir(above, writer)?;
         }
-        let meta = Meta { mode: 0o755, uid: owner().0, gid: owner().1, ..Meta::default() };
+        let meta = Meta {
+            mode: 0o755,
+            uid: owner().0,
+            gid: owner().1,
+            ..Meta::default()
+        };
         let node = writer.add_directory(&meta)?;
         self.put(path.to_vec(), node);
         Ok(node)
@@ -138,7 +164,9 @@ impl Pushed {
 
     fn finish(mut self, writer: &mut ImageWriter) -> Result<NodeId> {
         for path in std::mem::take(&mut self.order) {
-            let Some((name, above)) = path.split_last() else { continue };
+            let Some((name, above)) = path.split_last() else {
+                continue;
+            };
             let dir = self.dir(above, writer)?;
             if let Some(node) = self.names.get(&path) {
                 writer.link(dir, name, *node)?;
@@ -150,7 +178,10 @@ impl Pushed {
 
 /// Who unpacks: an ordinary user owns what they import, as with `tar -x`.
 fn owner() -> (u32, u32) {
-    (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+    (
+        nix::unistd::geteuid().as_raw(),
+        nix::unistd::getegid().as_raw(),
+    )
 }
 
 fn meta_of<R: Read>(entry: &mut tar::Entry<'_, R>, source: &Path) -> Result<Meta> {
@@ -167,13 +198,22 @@ fn meta_of<R: Read>(entry: &mut tar::Entry<'_, R>, source: &Path) -> Result<Meta
     if let Ok(Some(extensions)) = entry.pax_extensions() {
         for extension in extensions.flatten() {
             if let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.")
-                && [&b"user."[..], b"trusted.", b"security."].iter().any(|p| name.starts_with(p))
+                && [&b"user."[..], b"trusted.", b"security."]
+                    .iter()
+                    .any(|p| name.starts_with(p))
             {
                 xattrs.push((name.to_vec(), extension.value_bytes().to_vec()));
             }
         }
     }
-    Ok(Meta { number: 0, mode: (mode & 0o7777) as u16, uid, gid, mtime, xattrs })
+    Ok(Meta {
+        number: 0,
+        mode: (mode & 0o7777) as u16,
+        uid,
+        gid,
+        mtime,
+        xattrs,
+    })
 }
 
 fn push_entry<R: Read>(
@@ -184,8 +224,16 @@ fn push_entry<R: Read>(
     spool: &Path,
 ) -> Result<()> {
     let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
-    let shown = || path.iter().map(|c| String::from_utf8_lossy(c).into_owned()).collect::<Vec<_>>().join("/");
-    let refuse = |why: String| CommitError::Source { path: source.to_owned(), why };
+    let shown = || {
+        path.iter()
+            .map(|c| String::from_utf8_lossy(c).into_owned())
+            .collect::<Vec<_>>()
+            .join("/")
+    };
+    let refuse = |why: String| CommitError::Source {
+        path: source.to_owned(),
+        why,
+    };
     let kind = entry.header().entry_type();
     if path.is_empty() {
         return Ok(()); // The archive's own ".".
@@ -204,10 +252,17 @@ fn push_entry<R: Read>(
             let label = shown();
             if size <= IN_MEMORY {
                 let mut bytes = Vec::with_capacity(size as usize);
-                entry.read_to_end(&mut bytes).map_err(|e| damaged(source, &e))?;
+                entry
+                    .read_to_end(&mut bytes)
+                    .map_err(|e| damaged(source, &e))?;
                 writer.add_file(&meta, bytes.len() as u64, Box::new(bytes))?
             } else {
-                let mut file = File::options().read(true).write(true).create_new(true).open(spool).context("make", spool)?;
+                let mut file = File::options()
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .open(spool)
+                    .context("make", spool)?;
                 std::fs::remove_file(spool).context("remove", spool)?;
                 let copied = io::copy(entry, &mut file).map_err(|e| damaged(source, &e))?;
                 file.flush().context("write", spool)?;
@@ -221,7 +276,9 @@ fn push_entry<R: Read>(
         }
         EntryType::Symlink => {
             let meta = meta_of(entry, source)?;
-            let target = entry.link_name_bytes().ok_or_else(|| refuse(format!("link {} has no target", shown())))?;
+            let target = entry
+                .link_name_bytes()
+                .ok_or_else(|| refuse(format!("link {} has no target", shown())))?;
             writer.add_symlink(&meta, &target)?
         }
         EntryType::Link => {
@@ -229,12 +286,20 @@ fn push_entry<R: Read>(
             let target = target.ok_or_else(|| refuse(format!("link {} has no target", shown())))?;
             let target = components(&target, source)?;
             let known = tree.nodes.get(&target).copied();
-            known.ok_or_else(|| refuse(format!("link {} names something that is not there", shown())))?
+            known.ok_or_else(|| {
+                refuse(format!(
+                    "link {} names something that is not there",
+                    shown()
+                ))
+            })?
         }
         EntryType::Char | EntryType::Block => {
             let meta = meta_of(entry, source)?;
             let (major, minor) = (entry.header().device_major(), entry.header().device_minor());
-            let (major, minor) = (major.ok().flatten().unwrap_or(0), minor.ok().flatten().unwrap_or(0));
+            let (major, minor) = (
+                major.ok().flatten().unwrap_or(0),
+                minor.ok().flatten().unwrap_or(0),
+            );
             let device = nix::sys::stat::makedev(u64::from(major), u64::from(minor));
             writer.add_device(&meta, kind == EntryType::Block, device)?
         }
@@ -265,7 +330,9 @@ pub(super) fn compare(
         if entry.header().entry_type().is_file() {
             let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
             let mut hasher = blake3::Hasher::new();
-            hasher.update_reader(&mut entry).map_err(|e| damaged(source, &e))?;
+            hasher
+                .update_reader(&mut entry)
+                .map_err(|e| damaged(source, &e))?;
             last.insert(path, hasher.finalize());
         }
         if progress.is_cancelled() {
@@ -281,7 +348,11 @@ pub(super) fn compare(
     }
     for (path, expected) in last {
         if hash_in_image(image, &path)? != Some(expected) {
-            let shown = path.iter().map(|c| String::from_utf8_lossy(c)).collect::<Vec<_>>().join("/");
+            let shown = path
+                .iter()
+                .map(|c| String::from_utf8_lossy(c))
+                .collect::<Vec<_>>()
+                .join("/");
             return Err(CommitError::Check(format!("content of {shown}")));
         }
     }

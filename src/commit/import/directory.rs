@@ -30,15 +30,23 @@ pub(super) fn pack(
 ) -> Result<(WriteStats, Extent)> {
     if to.starts_with(fs::canonicalize(source).context("resolve", source)?) {
         let why = "the store of environments lies inside it".to_owned();
-        return Err(CommitError::Source { path: source.to_owned(), why });
+        return Err(CommitError::Source {
+            path: source.to_owned(),
+            why,
+        });
     }
     let extent = count(source, options, progress)?;
-    let stats = super::pack(options, to, extent, progress, |writer| push(source, options, writer))?;
+    let stats = super::pack(options, to, extent, progress, |writer| {
+        push(source, options, writer)
+    })?;
     Ok((stats, extent))
 }
 
 fn count(source: &Path, options: &ImportOptions, progress: &dyn Progress) -> Result<Extent> {
-    let mut extent = Extent { entries: 1, bytes: 0 };
+    let mut extent = Extent {
+        entries: 1,
+        bytes: 0,
+    };
     let mut pending = vec![source.to_owned()];
     while let Some(dir) = pending.pop() {
         for entry in read_dir(source, &dir, options)? {
@@ -70,11 +78,19 @@ fn read_dir(source: &Path, dir: &Path, options: &ImportOptions) -> Result<Vec<En
         let entry = entry.context("read", dir)?;
         let path = entry.path();
         let below = path.strip_prefix(source).unwrap_or(&path);
-        if options.exclude.iter().any(|out| out == below || out.as_os_str() == entry.file_name()) {
+        if options
+            .exclude
+            .iter()
+            .any(|out| out == below || out.as_os_str() == entry.file_name())
+        {
             continue;
         }
         let meta = fs::symlink_metadata(&path).context("look at", &path)?;
-        entries.push(Entry { name: entry.file_name().as_bytes().to_vec(), path, meta });
+        entries.push(Entry {
+            name: entry.file_name().as_bytes().to_vec(),
+            path,
+            meta,
+        });
     }
     entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
@@ -146,7 +162,9 @@ fn xattrs_of(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut all = Vec::new();
     for name in names {
         let bytes = name.as_bytes();
-        let storable = [&b"user."[..], b"trusted.", b"security."].iter().any(|p| bytes.starts_with(p));
+        let storable = [&b"user."[..], b"trusted.", b"security."]
+            .iter()
+            .any(|p| bytes.starts_with(p));
         if !storable || bytes == b"security.selinux" {
             continue;
         }
@@ -159,7 +177,12 @@ fn xattrs_of(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 /// Compares an image with the directory it was made of: every name, attribute and byte.
-pub(super) fn compare(source: &Path, options: &ImportOptions, image: &Image, progress: &dyn Progress) -> Result<()> {
+pub(super) fn compare(
+    source: &Path,
+    options: &ImportOptions,
+    image: &Image,
+    progress: &dyn Progress,
+) -> Result<()> {
     let (files, queue) = crossbeam_channel::bounded::<(PathBuf, Inode)>(1024);
     let total = u64::from(image.superblock().inodes);
     std::thread::scope(|scope| {
@@ -175,10 +198,17 @@ pub(super) fn compare(source: &Path, options: &ImportOptions, image: &Image, pro
             })
             .collect();
         drop(queue);
-        let walked = walk(source, options, image, total, progress, &mut |path, inode| {
-            // A reader that failed is gone; its error is what counts then.
-            files.send((path, inode)).is_ok()
-        });
+        let walked = walk(
+            source,
+            options,
+            image,
+            total,
+            progress,
+            &mut |path, inode| {
+                // A reader that failed is gone; its error is what counts then.
+                files.send((path, inode)).is_ok()
+            },
+        );
         drop(files);
         for reader in readers {
             match reader.join() {

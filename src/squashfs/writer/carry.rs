@@ -55,7 +55,9 @@ impl OldImage {
             return Ok(Vec::new());
         }
         let read = |at: u64, bytes: &mut [u8]| {
-            self.file.read_exact_at(bytes, at).map_err(WriteError::io("reading the old image"))
+            self.file
+                .read_exact_at(bytes, at)
+                .map_err(WriteError::io("reading the old image"))
         };
         let at = SUPERBLOCK_SIZE as u64;
         let mut header = [0; METADATA_HEADER_SIZE];
@@ -67,7 +69,9 @@ impl OldImage {
         read(at + METADATA_HEADER_SIZE as u64, &mut options)?;
         if self.superblock.compressor == CompressorId::Xz {
             // Readers provide the dictionary that stands here; fresh blocks use one of a block.
-            let dictionary = options.first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+            let dictionary = options
+                .first_chunk()
+                .map_or(0, |word| u32::from_le_bytes(*word));
             if dictionary < self.superblock.block_size {
                 return Err(WriteError::Carry(format!(
                     "the old image has an xz dictionary of {dictionary} bytes, less than a block"
@@ -80,7 +84,11 @@ impl OldImage {
 
 /// Where the data area begins: behind the superblock and the compressor options.
 pub(super) fn data_start(options: &[u8]) -> u64 {
-    let options = if options.is_empty() { 0 } else { METADATA_HEADER_SIZE + options.len() };
+    let options = if options.is_empty() {
+        0
+    } else {
+        METADATA_HEADER_SIZE + options.len()
+    };
     (SUPERBLOCK_SIZE + options) as u64
 }
 
@@ -94,14 +102,19 @@ pub(super) struct OldFragments {
 impl OldFragments {
     pub(super) fn new(old: Option<&OldData>) -> Self {
         let entries = old.map_or_else(Vec::new, |old| old.fragments.to_vec());
-        OldFragments { live: vec![false; entries.len()], entries }
+        OldFragments {
+            live: vec![false; entries.len()],
+            entries,
+        }
     }
 
     /// Marks a fragment block as live; true if it was not so before.
     pub(super) fn keep(&mut self, index: u32, old: &OldData) -> Result<bool> {
         let at = index as usize;
         let (Some(live), Some(entry)) = (self.live.get_mut(at), self.entries.get(at)) else {
-            return Err(WriteError::Carry(format!("there is no fragment block {index}")));
+            return Err(WriteError::Carry(format!(
+                "there is no fragment block {index}"
+            )));
         };
         if *live {
             return Ok(false);
@@ -171,7 +184,9 @@ pub(super) fn check_blocks(layout: &FileBody, block_size: u32) -> Result<u64> {
     }
     if fragment && size.is_multiple_of(block) {
         // The kernel refuses it.
-        return Err(WriteError::Carry(format!("a fragment for a file of {size} bytes")));
+        return Err(WriteError::Carry(format!(
+            "a fragment for a file of {size} bytes"
+        )));
     }
     Ok(blocks.iter().map(|word| u64::from(word.stored())).sum())
 }

@@ -29,7 +29,13 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(file: Arc<File>, old: Option<Arc<File>>, start: u64) -> Self {
-        Output { file, old, start, buffer: Vec::with_capacity(BUFFER), copy: None }
+        Output {
+            file,
+            old,
+            start,
+            buffer: Vec::with_capacity(BUFFER),
+            copy: None,
+        }
     }
 
     /// Where the next byte goes.
@@ -44,7 +50,9 @@ impl Output {
             self.flush_buffer()?;
         }
         if bytes.len() >= BUFFER {
-            self.file.write_all_at(bytes, self.start).map_err(WriteError::io("writing the image"))?;
+            self.file
+                .write_all_at(bytes, self.start)
+                .map_err(WriteError::io("writing the image"))?;
             self.start += bytes.len() as u64;
         } else {
             self.buffer.extend_from_slice(bytes);
@@ -74,7 +82,9 @@ impl Output {
     }
 
     fn flush_copy(&mut self) -> Result<()> {
-        let Some((from, len)) = self.copy.take() else { return Ok(()) };
+        let Some((from, len)) = self.copy.take() else {
+            return Ok(());
+        };
         let Some(old) = self.old.clone() else {
             return Err(WriteError::Carry("there is no old image".into()));
         };
