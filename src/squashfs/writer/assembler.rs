@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::DataStats;
 use super::carry::{OldData, OldFragments};
 use super::error::{Result, WriteError};
 use super::output::Output;
 use super::pipeline::{Digest, Done, FileHasher, Piece, Sentinel, Shared, Stored, Work};
-use super::DataStats;
 use crate::squashfs::format::{BlockSize, FileBody, FragmentEntry};
 
 /// Fragment of a file in the new image, before old and new fragments are numbered together.
@@ -71,13 +71,32 @@ impl Assembled {
 enum Slot {
     /// A fragment block that is being compressed.
     Waiting,
-    Fragment { index: u32, stored: Stored },
-    Block { file: u32, stored: Stored, hash: blake3::Hash, last: bool },
-    Copied { file: u32, from: u64, word: BlockSize, raw_len: u32, last: bool },
+    Fragment {
+        index: u32,
+        stored: Stored,
+    },
+    Block {
+        file: u32,
+        stored: Stored,
+        hash: blake3::Hash,
+        last: bool,
+    },
+    Copied {
+        file: u32,
+        from: u64,
+        word: BlockSize,
+        raw_len: u32,
+        last: bool,
+    },
     /// Blocks of a carried file, when compacting.
-    Run { from: u64, len: u64 },
+    Run {
+        from: u64,
+        len: u64,
+    },
     /// A fragment block of the old image, when compacting.
-    OldFragment { index: u32 },
+    OldFragment {
+        index: u32,
+    },
 }
 
 /// The large file that is being written.
@@ -176,7 +195,9 @@ impl Assembler {
 
     fn assemble(&mut self) -> Result<()> {
         while !(self.ended && self.slots.is_empty()) {
-            let Ok(done) = self.done.recv() else { return Err(WriteError::Failed) };
+            let Ok(done) = self.done.recv() else {
+                return Err(WriteError::Failed);
+            };
             if self.shared.is_failed() {
                 return Err(WriteError::Failed);
             }
@@ -192,7 +213,11 @@ impl Assembler {
                 Done::Piece { seq, piece } => {
                     self.early.insert(seq, piece);
                 }
-                Done::Fragment { slot, index, stored } => {
+                Done::Fragment {
+                    slot,
+                    index,
+                    stored,
+                } => {
                     let at = slot.checked_sub(self.first_slot).map(|at| at as usize);
                     if let Some(slot) = at.and_then(|at| self.slots.get_mut(at)) {
                         *slot = Slot::Fragment { index, stored };
@@ -228,11 +253,27 @@ impl Assembler {
             }
             Piece::Block { stored, hash, last } => {
                 let file = self.newest();
-                self.slots.push_back(Slot::Block { file, stored, hash, last });
+                self.slots.push_back(Slot::Block {
+                    file,
+                    stored,
+                    hash,
+                    last,
+                });
             }
-            Piece::Copied { from, word, raw_len, last } => {
+            Piece::Copied {
+                from,
+                word,
+                raw_len,
+                last,
+            } => {
                 let file = self.newest();
-                self.slots.push_back(Slot::Copied { file, from, word, raw_len, last });
+                self.slots.push_back(Slot::Copied {
+                    file,
+                    from,
+                    word,
+                    raw_len,
+                    last,
+                });
             }
             Piece::Duplicate { of } => {
                 let data = self
@@ -288,7 +329,10 @@ impl Assembler {
                 block_count: 0,
             };
             if len > 0 {
-                let same = self.small.get(digest).and_then(|file| self.files.get(*file as usize));
+                let same = self
+                    .small
+                    .get(digest)
+                    .and_then(|file| self.files.get(*file as usize));
                 if let Some(same) = same.filter(|same| same.size == data.size) {
                     data.fragment = same.fragment;
                     data.offset = same.offset;
@@ -329,10 +373,16 @@ impl Assembler {
         let raw = std::mem::take(&mut self.fragment);
         let index = self.fragment_index();
         if index >= u32::MAX / 2 {
-            return Err(WriteError::tree("fragments", "more than 2^31 fragment blocks"));
+            return Err(WriteError::tree(
+                "fragments",
+                "more than 2^31 fragment blocks",
+            ));
         }
         // Filled in when the block is written.
-        self.fragments.push(FragmentEntry { start: 0, size: BlockSize::HOLE });
+        self.fragments.push(FragmentEntry {
+            start: 0,
+            size: BlockSize::HOLE,
+        });
         let slot = self.first_slot + self.slots.len() as u64;
         self.slots.push_back(Slot::Waiting);
         self.work
@@ -360,7 +410,11 @@ impl Assembler {
         }
         let first_block = self.blocks.len();
         self.blocks.extend_from_slice(&layout.blocks);
-        let len: u64 = layout.blocks.iter().map(|block| u64::from(block.stored())).sum();
+        let len: u64 = layout
+            .blocks
+            .iter()
+            .map(|block| u64::from(block.stored()))
+            .sum();
         let file = self.push_file(FileData {
             start: if len == 0 { 0 } else { layout.start },
             size: layout.size,
@@ -380,11 +434,17 @@ impl Assembler {
         // A duplicate must not undo the new place of a run that has been copied.
         if let Entry::Vacant(entry) = self.runs.entry(run) {
             entry.insert(layout.start);
-            self.stats.blocks_carried +=
-                layout.blocks.iter().filter(|block| !block.is_hole()).count() as u64;
+            self.stats.blocks_carried += layout
+                .blocks
+                .iter()
+                .filter(|block| !block.is_hole())
+                .count() as u64;
             self.stats.bytes_carried += len;
             if compacting {
-                self.slots.push_back(Slot::Run { from: layout.start, len });
+                self.slots.push_back(Slot::Run {
+                    from: layout.start,
+                    len,
+                });
             }
         }
         Ok(())
@@ -403,11 +463,19 @@ impl Assembler {
                 Slot::Waiting => {}
                 Slot::Fragment { index, stored } => {
                     if let Some(entry) = self.fragments.get_mut(index as usize) {
-                        *entry = FragmentEntry { start: at, size: stored.word };
+                        *entry = FragmentEntry {
+                            start: at,
+                            size: stored.word,
+                        };
                     }
                     self.store(stored)?;
                 }
-                Slot::Block { file, stored, hash, last } => {
+                Slot::Block {
+                    file,
+                    stored,
+                    hash,
+                    last,
+                } => {
                     self.begin(at)?;
                     if let Some(current) = &mut self.writing {
                         current.blocks.push(stored.word);
@@ -417,13 +485,21 @@ impl Assembler {
                         }
                     }
                     self.stats.fresh_bytes += u64::from(stored.raw_len);
-                    self.shared.monitor.advance(u64::from(last), u64::from(stored.raw_len));
+                    self.shared
+                        .monitor
+                        .advance(u64::from(last), u64::from(stored.raw_len));
                     self.store(stored)?;
                     if last {
                         self.end(file)?;
                     }
                 }
-                Slot::Copied { file, from, word, raw_len, last } => {
+                Slot::Copied {
+                    file,
+                    from,
+                    word,
+                    raw_len,
+                    last,
+                } => {
                     self.begin(at)?;
                     if let Some(current) = &mut self.writing {
                         current.blocks.push(word);
@@ -437,7 +513,9 @@ impl Assembler {
                         self.stats.bytes_carried += u64::from(word.stored());
                     }
                     self.stats.data_written += u64::from(word.stored());
-                    self.shared.monitor.advance(u64::from(last), u64::from(raw_len));
+                    self.shared
+                        .monitor
+                        .advance(u64::from(last), u64::from(raw_len));
                     self.shared.release(PER_FILE);
                     if last {
                         self.end(file)?;
@@ -491,7 +569,10 @@ impl Assembler {
 
     fn end(&mut self, file: u32) -> Result<()> {
         let current = self.writing.take().ok_or(WriteError::Failed)?;
-        let data = self.files.get_mut(file as usize).ok_or(WriteError::Failed)?;
+        let data = self
+            .files
+            .get_mut(file as usize)
+            .ok_or(WriteError::Failed)?;
         let all_holes = current.blocks.iter().all(|block| block.is_hole());
         data.start = if all_holes { 0 } else { current.start };
         // The kernel computes the allocated size as `size - sparse + 511`, unsigned: a file
@@ -522,7 +603,11 @@ impl Assembler {
         if let Some(old) = self.old.as_ref().filter(|old| !old.compacting) {
             let live = self.runs.keys().copied();
             self.stats.dead_bytes = old.dead_bytes(
-                live.chain(fragments.iter().map(|f| (f.start, u64::from(f.size.stored())))),
+                live.chain(
+                    fragments
+                        .iter()
+                        .map(|f| (f.start, u64::from(f.size.stored()))),
+                ),
             );
         }
         fragments.append(&mut self.fragments);

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use super::error::{Result, WriteError};
 use crate::squashfs::CompressorId;
-use crate::squashfs::format::{
-    FileBody, FragmentEntry, METADATA_HEADER_SIZE, SUPERBLOCK_SIZE,
-};
+use crate::squashfs::format::{FileBody, FragmentEntry, METADATA_HEADER_SIZE, SUPERBLOCK_SIZE};
 use crate::squashfs::reader::Image;
 
 /// The old data area as the ordered stage needs it.
@@ -45,7 +43,9 @@ impl OldData {
         }
         if superblock.compressor == CompressorId::Xz {
             // Readers provide the dictionary that stands here; fresh blocks use one of a block.
-            let dictionary = image.options_bytes().and_then(|options| options.first_chunk());
+            let dictionary = image
+                .options_bytes()
+                .and_then(|options| options.first_chunk());
             let dictionary = dictionary.map(|word| u32::from_le_bytes(*word));
             if let Some(bytes) = dictionary.filter(|bytes| *bytes < superblock.block_size) {
                 return Err(WriteError::Carry(format!(
@@ -65,7 +65,11 @@ impl OldData {
 
 /// Where the data area begins: behind the superblock and the compressor options.
 pub(super) fn data_start(options: &[u8]) -> u64 {
-    let options = if options.is_empty() { 0 } else { METADATA_HEADER_SIZE + options.len() };
+    let options = if options.is_empty() {
+        0
+    } else {
+        METADATA_HEADER_SIZE + options.len()
+    };
     (SUPERBLOCK_SIZE + options) as u64
 }
 
@@ -79,14 +83,19 @@ pub(super) struct OldFragments {
 impl OldFragments {
     pub(super) fn new(old: Option<&OldData>) -> Self {
         let entries = old.map_or_else(Vec::new, |old| old.fragments.to_vec());
-        OldFragments { live: vec![false; entries.len()], entries }
+        OldFragments {
+            live: vec![false; entries.len()],
+            entries,
+        }
     }
 
     /// Marks a fragment block as live; true if it was not so before.
     pub(super) fn keep(&mut self, index: u32, old: &OldData) -> Result<bool> {
         let at = index as usize;
         let (Some(live), Some(entry)) = (self.live.get_mut(at), self.entries.get(at)) else {
-            return Err(WriteError::Carry(format!("there is no fragment block {index}")));
+            return Err(WriteError::Carry(format!(
+                "there is no fragment block {index}"
+            )));
         };
         if *live {
             return Ok(false);
@@ -156,10 +165,15 @@ pub(super) fn check_blocks(layout: &FileBody, block_size: u32, old: &OldData) ->
     if let Some(fragment) = layout.fragment {
         if size.is_multiple_of(block) {
             // The kernel refuses it.
-            return Err(WriteError::Carry(format!("a fragment for a file of {size} bytes")));
+            return Err(WriteError::Carry(format!(
+                "a fragment for a file of {size} bytes"
+            )));
         }
         if fragment.index as usize >= old.fragments.len() {
-            return Err(WriteError::Carry(format!("there is no fragment block {}", fragment.index)));
+            return Err(WriteError::Carry(format!(
+                "there is no fragment block {}",
+                fragment.index
+            )));
         }
     }
     match blocks.iter().map(|word| u64::from(word.stored())).sum() {

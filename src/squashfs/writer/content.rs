@@ -28,7 +28,9 @@ pub trait Content: Read + Send {
 impl Content for File {
     fn hole_ahead(&mut self) -> io::Result<u64> {
         let at = self.stream_position()?;
-        let Ok(offset) = i64::try_from(at) else { return Ok(0) };
+        let Ok(offset) = i64::try_from(at) else {
+            return Ok(0);
+        };
         let data = match lseek(&*self, offset, Whence::SeekData) {
             Ok(data) => data.max(offset) as u64,
             // No data until the end. The end is not a hole, so the length tells how much there is.
@@ -41,7 +43,8 @@ impl Content for File {
     }
 
     fn skip(&mut self, bytes: u64) -> io::Result<()> {
-        let bytes = i64::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let bytes =
+            i64::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         self.seek(SeekFrom::Current(bytes)).map(drop)
     }
 }
@@ -104,7 +107,9 @@ pub struct OpenWith<F> {
 
 impl<F> std::fmt::Debug for OpenWith<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenWith").field("label", &self.label).finish_non_exhaustive()
+        f.debug_struct("OpenWith")
+            .field("label", &self.label)
+            .finish_non_exhaustive()
     }
 }
 

@@ -75,7 +75,10 @@ impl std::fmt::Display for Found {
 impl WriteError {
     /// A [`WriteError::Tree`].
     pub(super) fn tree(what: &'static str, detail: impl Into<String>) -> Self {
-        WriteError::Tree { what, detail: detail.into() }
+        WriteError::Tree {
+            what,
+            detail: detail.into(),
+        }
     }
 
     /// An I/O error on the image file: `.map_err(WriteError::io("writing blocks"))`.

@@ -50,9 +50,16 @@ impl MetadataWriter {
             Some(codec) => codec.compress(&self.block, &mut self.scratch)?,
             None => false,
         };
-        let stored = if compressed { &self.scratch } else { &self.block };
+        let stored = if compressed {
+            &self.scratch
+        } else {
+            &self.block
+        };
         // At most 8192, or the block would have been stored as it is.
-        let header = MetadataHeader { stored: stored.len() as u16, compressed };
+        let header = MetadataHeader {
+            stored: stored.len() as u16,
+            compressed,
+        };
         self.out.reserve(METADATA_HEADER_SIZE + stored.len());
         self.out.extend_from_slice(&header.to_bytes());
         self.out.extend_from_slice(stored);

@@ -132,7 +132,12 @@ impl Tree {
             .map_err(|_| WriteError::tree("names", "more than 4 GiB of them"))?;
         self.names.extend_from_slice(name);
         // check_name has limited the length to 255.
-        self.entries.push(Entry { dir: dir.0, child: child.0, name: at, len: name.len() as u8 });
+        self.entries.push(Entry {
+            dir: dir.0,
+            child: child.0,
+            name: at,
+            len: name.len() as u8,
+        });
         Ok(())
     }
 
@@ -175,7 +180,9 @@ impl Tree {
 
     pub(super) fn target(&self, node: &Node) -> &[u8] {
         let index = node.payload as usize;
-        let from = index.checked_sub(1).map_or(0, |before| self.target_ends[before] as usize);
+        let from = index
+            .checked_sub(1)
+            .map_or(0, |before| self.target_ends[before] as usize);
         &self.targets[from..self.target_ends[index] as usize]
     }
 
@@ -189,16 +196,22 @@ impl Tree {
     pub(super) fn seal(&mut self, root: NodeId) -> Result<Vec<(u32, Range<usize>)>> {
         let root_node = self.node(root)?;
         if root_node.kind != InodeKind::Directory || root_node.links > 0 {
-            return Err(WriteError::tree("root", "not a directory, or it has a name itself"));
+            return Err(WriteError::tree(
+                "root",
+                "not a directory, or it has a name itself",
+            ));
         }
         let names = &self.names;
         let name = |entry: &Entry| {
             let from = entry.name as usize;
             &names[from..from + usize::from(entry.len)]
         };
-        self.entries.sort_unstable_by(|a, b| (a.dir, name(a)).cmp(&(b.dir, name(b))));
-        if let Some(twice) =
-            self.entries.windows(2).find(|w| w[0].dir == w[1].dir && name(&w[0]) == name(&w[1]))
+        self.entries
+            .sort_unstable_by(|a, b| (a.dir, name(a)).cmp(&(b.dir, name(b))));
+        if let Some(twice) = self
+            .entries
+            .windows(2)
+            .find(|w| w[0].dir == w[1].dir && name(&w[0]) == name(&w[1]))
         {
             let shown = String::from_utf8_lossy(name(&twice[0])).into_owned();
             return Err(WriteError::tree("a name twice in a directory", shown));
@@ -213,9 +226,10 @@ impl Tree {
 
     fn range(&self, dir: u32) -> Range<usize> {
         let from = self.nodes[dir as usize].payload as usize;
-        let len = self.entries.get(from..).map_or(0, |rest| {
-            rest.partition_point(|entry| entry.dir == dir)
-        });
+        let len = self
+            .entries
+            .get(from..)
+            .map_or(0, |rest| rest.partition_point(|entry| entry.dir == dir));
         from..from + len
     }
 
@@ -247,7 +261,10 @@ impl Tree {
         }
         let reached: usize = order.iter().map(|(_, range)| range.len()).sum();
         if reached != self.entries.len() {
-            return Err(WriteError::tree("a directory is inside itself", "unreachable from the root"));
+            return Err(WriteError::tree(
+                "a directory is inside itself",
+                "unreachable from the root",
+            ));
         }
         self.number(root, &order)?;
         Ok(order)
@@ -272,7 +289,9 @@ impl Tree {
         }
         let mut seen = vec![false; self.nodes.len()];
         for node in &self.nodes {
-            let slot = (node.number as usize).checked_sub(1).and_then(|at| seen.get_mut(at));
+            let slot = (node.number as usize)
+                .checked_sub(1)
+                .and_then(|at| seen.get_mut(at));
             match slot {
                 Some(seen) if !*seen => *seen = true,
                 _ => {

@@ -30,7 +30,13 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(file: Arc<File>, old: Option<Image>, start: u64) -> Self {
-        Output { file, old, start, buffer: Vec::with_capacity(BUFFER), copy: None }
+        Output {
+            file,
+            old,
+            start,
+            buffer: Vec::with_capacity(BUFFER),
+            copy: None,
+        }
     }
 
     /// Where the next byte goes.
@@ -45,7 +51,9 @@ impl Output {
             self.flush_buffer()?;
         }
         if bytes.len() >= BUFFER {
-            self.file.write_all_at(bytes, self.start).map_err(WriteError::io("writing the image"))?;
+            self.file
+                .write_all_at(bytes, self.start)
+                .map_err(WriteError::io("writing the image"))?;
             self.start += bytes.len() as u64;
         } else {
             self.buffer.extend_from_slice(bytes);
@@ -75,7 +83,9 @@ impl Output {
     }
 
     fn flush_copy(&mut self) -> Result<()> {
-        let Some((from, len)) = self.copy.take() else { return Ok(()) };
+        let Some((from, len)) = self.copy.take() else {
+            return Ok(());
+        };
         let Some(old) = self.old.clone() else {
             return Err(WriteError::Carry("there is no old image".into()));
         };
@@ -92,7 +102,14 @@ impl Output {
                 .map_err(WriteError::io("reading the old image"));
         }
         self.flush_buffer()?;
-        copy_range(old.as_file(), from, &self.file, self.start, len, &mut || Ok(()))?;
+        copy_range(
+            old.as_file(),
+            from,
+            &self.file,
+            self.start,
+            len,
+            &mut || Ok(()),
+        )?;
         self.start += len;
         Ok(())
     }

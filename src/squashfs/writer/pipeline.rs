@@ -45,7 +45,12 @@ pub(super) enum Work {
     /// Read and hash small files.
     Read { seq: u64, files: Vec<SmallFile> },
     /// Compress a block of a large file, and hash it unless that is done.
-    Block { seq: u64, last: bool, raw: Vec<u8>, hash: Option<blake3::Hash> },
+    Block {
+        seq: u64,
+        last: bool,
+        raw: Vec<u8>,
+        hash: Option<blake3::Hash>,
+    },
     /// Compress a fragment block.
     Fragment { slot: u64, index: u32, raw: Vec<u8> },
 }
@@ -61,17 +66,32 @@ pub(super) struct Stored {
 /// What comes to the assembler in the order of the sequence numbers.
 pub(super) enum Piece {
     /// Small files: their contents one after another, and (length, digest) of each.
-    Small { content: Vec<u8>, files: Vec<(u32, Digest)> },
+    Small {
+        content: Vec<u8>,
+        files: Vec<(u32, Digest)>,
+    },
     /// A file whose blocks follow.
     Begin(FileStart),
     /// A fresh block of it.
-    Block { stored: Stored, hash: blake3::Hash, last: bool },
+    Block {
+        stored: Stored,
+        hash: blake3::Hash,
+        last: bool,
+    },
     /// A block of it that is copied from the old image.
-    Copied { from: u64, word: BlockSize, raw_len: u32, last: bool },
+    Copied {
+        from: u64,
+        word: BlockSize,
+        raw_len: u32,
+        last: bool,
+    },
     /// A file with the content of an earlier file, by index.
     Duplicate { of: u32 },
     /// A file that keeps its place in the old image.
-    Carried { layout: crate::squashfs::format::FileBody, cost: usize },
+    Carried {
+        layout: crate::squashfs::format::FileBody,
+        cost: usize,
+    },
     /// All has been pushed.
     End,
 }
@@ -87,8 +107,15 @@ pub(super) struct FileStart {
 
 /// What comes to the assembler.
 pub(super) enum Done {
-    Piece { seq: u64, piece: Piece },
-    Fragment { slot: u64, index: u32, stored: Stored },
+    Piece {
+        seq: u64,
+        piece: Piece,
+    },
+    Fragment {
+        slot: u64,
+        index: u32,
+        stored: Stored,
+    },
     /// Something failed: look at [`Shared::failed`].
     Wake,
 }
@@ -178,7 +205,10 @@ impl Shared {
     pub(super) fn acquire(&self, bytes: usize) -> Result<()> {
         let mut used = lock(&self.used);
         while *used + bytes > self.limit && !self.is_failed() {
-            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+            used = self
+                .freed
+                .wait(used)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         *used += bytes;
         drop(used);
@@ -196,7 +226,10 @@ impl Shared {
     pub(super) fn find_large(&self, count: u64, digest: &Digest) -> Result<Option<u32>> {
         let mut large = lock(&self.large);
         while large.complete < count && !self.is_failed() {
-            large = self.large_complete.wait(large).unwrap_or_else(PoisonError::into_inner);
+            large = self
+                .large_complete
+                .wait(large)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         let found = large.by_digest.get(digest).copied();
         drop(large);
@@ -215,7 +248,9 @@ impl Shared {
 
     /// An empty buffer with room for a block.
     pub(super) fn buffer(&self) -> Vec<u8> {
-        lock(&self.spare).pop().unwrap_or_else(|| Vec::with_capacity(self.block_size))
+        lock(&self.spare)
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(self.block_size))
     }
 
     /// Takes a buffer back.
@@ -322,17 +357,28 @@ impl Worker {
 
     fn work(&mut self, work: Work) -> Result<()> {
         let done = match work {
-            Work::Read { seq, files } => {
-                Done::Piece { seq, piece: read_small(&self.shared, files)? }
-            }
-            Work::Block { seq, last, raw, hash } => {
+            Work::Read { seq, files } => Done::Piece {
+                seq,
+                piece: read_small(&self.shared, files)?,
+            },
+            Work::Block {
+                seq,
+                last,
+                raw,
+                hash,
+            } => {
                 let hash = hash.unwrap_or_else(|| blake3::hash(&raw));
                 let stored = self.store(raw, true)?;
-                Done::Piece { seq, piece: Piece::Block { stored, hash, last } }
+                Done::Piece {
+                    seq,
+                    piece: Piece::Block { stored, hash, last },
+                }
             }
-            Work::Fragment { slot, index, raw } => {
-                Done::Fragment { slot, index, stored: self.store(raw, false)? }
-            }
+            Work::Fragment { slot, index, raw } => Done::Fragment {
+                slot,
+                index,
+                stored: self.store(raw, false)?,
+            },
         };
         // Without an assembler something has failed already.
         drop(self.done.send(done));
@@ -344,19 +390,34 @@ impl Worker {
         let raw_len = raw.len() as u32;
         if may_be_hole && is_zero(&raw) {
             self.shared.recycle(raw);
-            return Ok(Stored { bytes: Vec::new(), word: BlockSize::HOLE, raw_len });
+            return Ok(Stored {
+                bytes: Vec::new(),
+                word: BlockSize::HOLE,
+                raw_len,
+            });
         }
         if let Some(compressor) = &mut self.compressor {
             let mut out = self.shared.buffer();
-            if compressor.compress(&raw, &mut out).map_err(WriteError::Image)? {
+            if compressor
+                .compress(&raw, &mut out)
+                .map_err(WriteError::Image)?
+            {
                 self.shared.recycle(raw);
                 let word = BlockSize::new(out.len() as u32, true);
-                return Ok(Stored { bytes: out, word, raw_len });
+                return Ok(Stored {
+                    bytes: out,
+                    word,
+                    raw_len,
+                });
             }
             self.shared.recycle(out);
         }
         let word = BlockSize::new(raw_len, false);
-        Ok(Stored { bytes: raw, word, raw_len })
+        Ok(Stored {
+            bytes: raw,
+            word,
+            raw_len,
+        })
     }
 }
 
@@ -371,7 +432,10 @@ fn read_small(shared: &Shared, files: Vec<SmallFile>) -> Result<Piece> {
     content.reserve(total);
     let mut found = Vec::with_capacity(files.len());
     for file in files {
-        let source_error = |source| WriteError::Source { label: file.source.label(), source };
+        let source_error = |source| WriteError::Source {
+            label: file.source.label(),
+            source,
+        };
         let mut reader = file.source.open().map_err(source_error)?;
         let from = content.len();
         let wanted = file.size as usize;
@@ -380,7 +444,10 @@ fn read_small(shared: &Shared, files: Vec<SmallFile>) -> Result<Piece> {
         check_end(&mut reader, file.source.as_ref(), wanted as u64, got as u64)?;
         found.push((file.size, truncate(&blake3::hash(&content[from..]))));
     }
-    Ok(Piece::Small { content, files: found })
+    Ok(Piece::Small {
+        content,
+        files: found,
+    })
 }
 
 /// Appends up to `wanted` bytes; fewer only at the end.
@@ -414,8 +481,11 @@ pub(super) fn check_end(
     expected: u64,
     got: u64,
 ) -> Result<()> {
-    let changed =
-        |found| WriteError::SourceChanged { label: source.label(), expected, found };
+    let changed = |found| WriteError::SourceChanged {
+        label: source.label(),
+        expected,
+        found,
+    };
     if got < expected {
         return Err(changed(Found::Only(got)));
     }
@@ -425,7 +495,10 @@ pub(super) fn check_end(
             Ok(_) => return Err(changed(Found::More)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                return Err(WriteError::Source { label: source.label(), source: error });
+                return Err(WriteError::Source {
+                    label: source.label(),
+                    source: error,
+                });
             }
         }
     }

@@ -74,13 +74,19 @@ struct Inner {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Inner")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
 impl ImageWriter {
     /// Starts a new image in a file that is created, or emptied.
     pub fn create(path: &Path, options: WriterOptions) -> Result<Self> {
+        Self::create_with_gap(path, options, 0)
+    }
+
+    pub(super) fn create_with_gap(path: &Path, options: WriterOptions, gap: u64) -> Result<Self> {
         let block_size = options.block_size;
         if !block_size.is_power_of_two() || !(MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&block_size)
         {
@@ -113,10 +119,13 @@ impl ImageWriter {
             fragments: options.fragments,
             codec_options: codec_options.unwrap_or_default(),
             old: None,
+            gap,
             threads: options.threads,
             monitor: options.monitor,
         };
-        Ok(ImageWriter { inner: Inner::start(path, start)? })
+        Ok(ImageWriter {
+            inner: Inner::start(path, start)?,
+        })
     }
 
     /// Starts a new image with data of an old one, in a file that is created, or emptied.
@@ -127,7 +136,9 @@ impl ImageWriter {
                 compression
             }
             Some(other) => {
-                return Err(WriteError::Carry(format!("the old image has {id}, not {other}")));
+                return Err(WriteError::Carry(format!(
+                    "the old image has {id}, not {other}"
+                )));
             }
             None => Compression::for_id(id)
                 .ok_or_else(|| WriteError::Carry(format!("{id} is only read, never written")))?,
@@ -146,10 +157,13 @@ impl ImageWriter {
             fragments,
             codec_options,
             old: Some(old),
+            gap: 0,
             threads: options.threads,
             monitor: options.monitor,
         };
-        Ok(ImageWriter { inner: Inner::start(path, start)? })
+        Ok(ImageWriter {
+            inner: Inner::start(path, start)?,
+        })
     }
 
     /// Adds a file of `size` bytes with fresh content, which is opened and read later, while this
@@ -203,11 +217,18 @@ impl ImageWriter {
     pub fn add_device(&mut self, meta: &Meta, block: bool, device: u64) -> Result<NodeId> {
         let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
         if major >= 1 << 12 || minor >= 1 << 20 {
-            return Err(WriteError::tree("device number", format!("{major}:{minor}")));
+            return Err(WriteError::tree(
+                "device number",
+                format!("{major}:{minor}"),
+            ));
         }
         // As the kernel encodes it in 32 bits.
         let encoded = (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12);
-        let kind = if block { InodeKind::BlockDevice } else { InodeKind::CharDevice };
+        let kind = if block {
+            InodeKind::BlockDevice
+        } else {
+            InodeKind::CharDevice
+        };
         self.inner.tree.add(kind, meta, encoded as u32)
     }
 
@@ -241,6 +262,8 @@ struct Start {
     fragments: bool,
     codec_options: Vec<u8>,
     old: Option<OldData>,
+    /// Bytes left free before the data, which readers do not mind. For tests.
+    gap: u64,
     threads: NonZeroUsize,
     monitor: Arc<dyn Monitor>,
 }
@@ -268,8 +291,16 @@ fn blank() -> Superblock {
 
 impl Inner {
     fn start(path: &Path, start: Start) -> Result<Inner> {
-        let Start { compression, superblock, fragments, codec_options, old, threads, monitor } =
-            start;
+        let Start {
+            compression,
+            superblock,
+            fragments,
+            codec_options,
+            old,
+            gap,
+            threads,
+            monitor,
+        } = start;
         let block_size = superblock.block_size;
         let threads = threads.get();
         let mut codecs = Vec::with_capacity(threads);
@@ -320,9 +351,11 @@ impl Inner {
                 let (done, end) = (done.clone(), old.data.1);
                 inner.carrier = Some(spawn("carry", move || {
                     let _sentinel = Sentinel(&shared, &done);
-                    let blanked = copy_range(old.image.as_file(), 0, &file, 0, end, &mut || shared.check())
-                        // Not an image until the superblock is written, last of all.
-                        .and_then(|()| blank_superblock(&file));
+                    let blanked = copy_range(old.image.as_file(), 0, &file, 0, end, &mut || {
+                        shared.check()
+                    })
+                    // Not an image until the superblock is written, last of all.
+                    .and_then(|()| blank_superblock(&file));
                     if let Err(error) = blanked {
                         shared.fail(error);
                         wake(&done);
@@ -332,7 +365,7 @@ impl Inner {
             }
             _ => {
                 blank_superblock(&file)?;
-                write_options(&file, &codec_options)?
+                write_options(&file, &codec_options)? + gap
             }
         };
         for compressor in codecs {
@@ -363,7 +396,10 @@ impl Inner {
     fn add_file_node(&mut self, meta: &Meta, size: u64) -> Result<NodeId> {
         self.shared.check()?;
         if size.div_ceil(self.shared.block_size as u64) > MAX_BLOCKS_PER_FILE {
-            return Err(WriteError::tree("file size", format!("{size} bytes are too many blocks")));
+            return Err(WriteError::tree(
+                "file size",
+                format!("{size} bytes are too many blocks"),
+            ));
         }
         let node = self.tree.add(InodeKind::File, meta, self.files)?;
         self.files += 1;
@@ -375,7 +411,10 @@ impl Inner {
         match usize::try_from(size) {
             Ok(bytes) if bytes == 0 || (bytes < block_size && self.fragments) => {
                 self.acquire(bytes + PER_FILE)?;
-                self.batch.push(SmallFile { size: size as u32, source });
+                self.batch.push(SmallFile {
+                    size: size as u32,
+                    source,
+                });
                 self.batch_bytes += bytes;
                 if self.batch_bytes >= block_size || self.batch.len() >= BATCH_FILES {
                     self.flush_batch()?;
@@ -416,7 +455,11 @@ impl Inner {
         self.whole_files += 1;
         self.first_blocks.insert(look_alike, self.whole_files);
         self.flush_batch()?;
-        self.piece(Piece::Begin(FileStart { size, old_fragment: None, whole: true }))?;
+        self.piece(Piece::Begin(FileStart {
+            size,
+            old_fragment: None,
+            whole: true,
+        }))?;
         self.block(first, Some(first_hash), blocks.next_len() == 0)?;
         while blocks.next_len() > 0 {
             self.acquire(blocks.next_len())?;
@@ -440,12 +483,21 @@ impl Inner {
             Fresh::Hole(len) => {
                 let hash = hash.unwrap_or_else(|| self.hash(&block));
                 let raw_len = len as u32;
-                let stored = Stored { bytes: Vec::new(), word: BlockSize::HOLE, raw_len };
+                let stored = Stored {
+                    bytes: Vec::new(),
+                    word: BlockSize::HOLE,
+                    raw_len,
+                };
                 self.piece(Piece::Block { stored, hash, last })
             }
             Fresh::Bytes(raw) => {
                 let seq = self.seq();
-                let work = Work::Block { seq, last, raw, hash };
+                let work = Work::Block {
+                    seq,
+                    last,
+                    raw,
+                    hash,
+                };
                 send(self.blocks.as_ref(), work)
             }
         }
@@ -501,7 +553,10 @@ impl Inner {
         self.flush_batch()?;
         let cost = (PER_FILE + layout.blocks.len() * 4).min(self.shared.block_size);
         self.acquire(cost)?;
-        self.piece(Piece::Carried { layout: layout.clone(), cost })
+        self.piece(Piece::Carried {
+            layout: layout.clone(),
+            cost,
+        })
     }
 
     fn push_partly_carried(
@@ -515,13 +570,18 @@ impl Inner {
         let count = size.div_ceil(block_size);
         let full = size / block_size;
         // The tail may stay in the old fragment if it is the same bytes: same length, not dirty.
-        let keep_tail =
-            layout.fragment.filter(|_| layout.size == size && !dirty(full)).filter(|_| full > 0);
+        let keep_tail = layout
+            .fragment
+            .filter(|_| layout.size == size && !dirty(full))
+            .filter(|_| full > 0);
         let blocks = if keep_tail.is_some() { full } else { count };
         let old_len = |at: u64| layout.size.saturating_sub(at * block_size).min(block_size);
         let new_len = |at: u64| size.saturating_sub(at * block_size).min(block_size);
         let mut keep = |at: u64| {
-            let word = usize::try_from(at).ok().and_then(|at| layout.blocks.get(at)).copied();
+            let word = usize::try_from(at)
+                .ok()
+                .and_then(|at| layout.blocks.get(at))
+                .copied();
             word.filter(|_| old_len(at) == new_len(at) && !dirty(at))
         };
         let kept: Vec<Option<BlockSize>> = (0..blocks).map(&mut keep).collect();
@@ -537,7 +597,11 @@ impl Inner {
         }
         self.flush_batch()?;
         let old_fragment = keep_tail.map(|tail| (tail.index, tail.offset));
-        self.piece(Piece::Begin(FileStart { size, old_fragment, whole: false }))?;
+        self.piece(Piece::Begin(FileStart {
+            size,
+            old_fragment,
+            whole: false,
+        }))?;
         let mut content = Blocks::open(source.as_ref(), size, self.shared.block_size)?;
         let mut from = layout.start;
         for (at, word) in kept.iter().enumerate() {
@@ -547,8 +611,12 @@ impl Inner {
                 Some(word) => {
                     content.skip()?;
                     self.acquire(PER_FILE)?;
-                    let piece =
-                        Piece::Copied { from, word: *word, raw_len: raw_len as u32, last };
+                    let piece = Piece::Copied {
+                        from,
+                        word: *word,
+                        raw_len: raw_len as u32,
+                        last,
+                    };
                     self.piece(piece)?;
                 }
                 None => {
@@ -557,7 +625,10 @@ impl Inner {
                     self.block(block, None, last)?;
                 }
             }
-            from += layout.blocks.get(at).map_or(0, |word| u64::from(word.stored()));
+            from += layout
+                .blocks
+                .get(at)
+                .map_or(0, |word| u64::from(word.stored()));
         }
         if keep_tail.is_some() {
             content.skip()?;
@@ -573,20 +644,26 @@ impl Inner {
         let data_time = self.began.elapsed();
         let began_tables = Instant::now();
         let mut codec = compressor(&self.compression, self.superblock.block_size)?;
-        let (bytes, superblock) =
-            tables::build(&mut self.tree, root, &data, self.superblock.clone(), &mut codec)?;
+        let (bytes, superblock) = tables::build(
+            &mut self.tree,
+            root,
+            &data,
+            self.superblock.clone(),
+            &mut codec,
+        )?;
         self.shared.check()?;
         let written = WriteError::io("writing the tables");
         self.file.write_all_at(&bytes, data.end).map_err(written)?;
         let image_size = superblock.bytes_used.next_multiple_of(PADDING);
-        self.file.set_len(image_size).map_err(WriteError::io("padding the image"))?;
+        self.file
+            .set_len(image_size)
+            .map_err(WriteError::io("padding the image"))?;
         self.file
             .write_all_at(&superblock.to_bytes(), 0)
             .map_err(WriteError::io("writing the superblock"))?;
         self.unfinished = false;
         Ok(WriteStats {
-            bytes_written: data.stats.data_written + image_size - data.end
-                + SUPERBLOCK_SIZE as u64,
+            bytes_written: data.stats.data_written + image_size - data.end + SUPERBLOCK_SIZE as u64,
             image_size,
             inodes: u64::from(superblock.inodes),
             data_time,
@@ -638,20 +715,27 @@ fn spawn<T: Send + 'static>(
 }
 
 fn send(to: Option<&Sender<Work>>, work: Work) -> Result<()> {
-    to.and_then(|to| to.send(work).ok()).ok_or(WriteError::Failed)
+    to.and_then(|to| to.send(work).ok())
+        .ok_or(WriteError::Failed)
 }
 
 fn blank_superblock(file: &File) -> Result<()> {
-    file.write_all_at(&[0; SUPERBLOCK_SIZE], 0).map_err(WriteError::io("writing the image"))
+    file.write_all_at(&[0; SUPERBLOCK_SIZE], 0)
+        .map_err(WriteError::io("writing the image"))
 }
 
 /// Writes the compressor options, if any, and returns where data begins.
 fn write_options(file: &File, options: &[u8]) -> Result<u64> {
     if !options.is_empty() {
         if options.len() > METADATA_SIZE {
-            return Err(WriteError::Carry("compressor options longer than 8 KiB".into()));
+            return Err(WriteError::Carry(
+                "compressor options longer than 8 KiB".into(),
+            ));
         }
-        let header = MetadataHeader { stored: options.len() as u16, compressed: false };
+        let header = MetadataHeader {
+            stored: options.len() as u16,
+            compressed: false,
+        };
         let block = [&header.to_bytes()[..], options].concat();
         file.write_all_at(&block, SUPERBLOCK_SIZE as u64)
             .map_err(WriteError::io("writing the image"))?;
@@ -690,10 +774,19 @@ struct Blocks<'s> {
 
 impl<'s> Blocks<'s> {
     fn open(source: &'s dyn Source, size: u64, block_size: usize) -> Result<Self> {
-        let content = source
-            .open()
-            .map_err(|error| WriteError::Source { label: source.label(), source: error })?;
-        Ok(Blocks { source, content, size, at: 0, block_size, hole: 0, ask: true })
+        let content = source.open().map_err(|error| WriteError::Source {
+            label: source.label(),
+            source: error,
+        })?;
+        Ok(Blocks {
+            source,
+            content,
+            size,
+            at: 0,
+            block_size,
+            hole: 0,
+            ask: true,
+        })
     }
 
     /// The length of the next block, 0 at the end.
@@ -703,7 +796,10 @@ impl<'s> Blocks<'s> {
 
     fn failed(&self) -> impl Fn(std::io::Error) -> WriteError + use<> {
         let label = self.source.label();
-        move |source| WriteError::Source { label: label.clone(), source }
+        move |source| WriteError::Source {
+            label: label.clone(),
+            source,
+        }
     }
 
     fn next(&mut self, shared: &Shared) -> Result<Fresh> {

@@ -87,7 +87,10 @@ fn export(tree: &Tree, places: &[InodeRef]) -> Vec<InodeRef> {
     let mut table = vec![NOWHERE; places.len()];
     for (node, place) in tree.nodes().iter().zip(places) {
         // Numbers are 1..=n, each once: the tree has been sealed.
-        if let Some(slot) = (node.number as usize).checked_sub(1).and_then(|at| table.get_mut(at)) {
+        if let Some(slot) = (node.number as usize)
+            .checked_sub(1)
+            .and_then(|at| table.get_mut(at))
+        {
             *slot = *place;
         }
     }
@@ -150,7 +153,12 @@ impl<'t> Nodes<'t> {
         // The root's parent is, by convention, one more than the highest number.
         self.inode(root.0, tree.nodes().len() as u32 + 1, &mut inodes, codec)?;
         let root_ref = self.places[root.0 as usize];
-        Ok((inodes.finish(codec)?, directories.finish(codec)?, self.places, root_ref))
+        Ok((
+            inodes.finish(codec)?,
+            directories.finish(codec)?,
+            self.places,
+            root_ref,
+        ))
     }
 
     fn inode(
@@ -208,7 +216,10 @@ impl<'t> Nodes<'t> {
             start: file.start,
             size: file.size,
             sparse: file.sparse,
-            fragment: index.map(|index| FragmentRef { index, offset: file.offset }),
+            fragment: index.map(|index| FragmentRef {
+                index,
+                offset: file.offset,
+            }),
             blocks: self.data.blocks(file).into(),
         })
     }
@@ -269,14 +280,28 @@ impl<'t> Nodes<'t> {
             }
             let inode_block = block(self.places[first.child as usize])?;
             let mut header = Vec::with_capacity(DIRECTORY_HEADER_SIZE);
-            DirectoryHeader { count, inode_block, base_number: base.number }.encode(&mut header);
+            DirectoryHeader {
+                count,
+                inode_block,
+                base_number: base.number,
+            }
+            .encode(&mut header);
             table.write(&header, codec)?;
             table.write(&self.bytes, codec)?;
             written += len;
             rest = rest.get(count as usize..).unwrap_or_default();
         }
-        let index = if index.is_empty() { self.no_index.clone() } else { index.into() };
-        Ok(Listing { at, size: size(written)?, subdirectories, index })
+        let index = if index.is_empty() {
+            self.no_index.clone()
+        } else {
+            index.into()
+        };
+        Ok(Listing {
+            at,
+            size: size(written)?,
+            subdirectories,
+            index,
+        })
     }
 }
 

@@ -37,10 +37,16 @@ impl XattrLists {
             let shown = || String::from_utf8_lossy(name).into_owned();
             let bare = XattrPrefix::split(name).map_or(&[][..], |(_, bare)| bare);
             if bare.is_empty() || name.len() > MAX_NAME || name.contains(&0) {
-                return Err(WriteError::tree("an xattr that SquashFS cannot store", shown()));
+                return Err(WriteError::tree(
+                    "an xattr that SquashFS cannot store",
+                    shown(),
+                ));
             }
             if value.len() > MAX_VALUE {
-                return Err(WriteError::tree("an xattr value longer than 64 KiB", shown()));
+                return Err(WriteError::tree(
+                    "an xattr value longer than 64 KiB",
+                    shown(),
+                ));
             }
             if i > 0 && list[i - 1].0 == *name {
                 return Err(WriteError::tree("an xattr twice on one node", shown()));
@@ -60,11 +66,7 @@ impl XattrLists {
 
     /// The whole xattr area for position `at`, and where in the image its header lies. `None` if
     /// no node has xattrs.
-    pub(super) fn encode(
-        &self,
-        at: u64,
-        codec: &mut Codec,
-    ) -> Result<Option<(Vec<u8>, u64)>> {
+    pub(super) fn encode(&self, at: u64, codec: &mut Codec) -> Result<Option<(Vec<u8>, u64)>> {
         if self.lists.is_empty() {
             return Ok(None);
         }
@@ -76,7 +78,9 @@ impl XattrLists {
             let start = lists.position();
             let mut size = 0u64;
             for (full, value) in list {
-                let Some((prefix, name)) = XattrPrefix::split(full) else { continue };
+                let Some((prefix, name)) = XattrPrefix::split(full) else {
+                    continue;
+                };
                 size += (full.len() + 1 + value.len()) as u64;
                 bytes.clear();
                 if let Some(place) = values.get(value.as_slice()) {
@@ -95,10 +99,17 @@ impl XattrLists {
             }
             let size = u32::try_from(size)
                 .map_err(|_| WriteError::tree("xattrs", "more than 4 GiB on one node"))?;
-            ids.push(XattrId { list: start, count: list.len() as u32, size });
+            ids.push(XattrId {
+                list: start,
+                count: list.len() as u32,
+                size,
+            });
         }
         let mut out = lists.finish(codec)?;
-        let header = XattrTableHeader { lists: at, count: ids.len() as u32 };
+        let header = XattrTableHeader {
+            lists: at,
+            count: ids.len() as u32,
+        };
         let mut table = MetadataWriter::default();
         for id in ids {
             table.write(&id.to_bytes(), codec)?;

@@ -1,6 +1,10 @@
 //! The writer against our own reader, and against everybody else's.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::let_underscore_must_use)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::let_underscore_must_use
+)]
 
 mod append;
 mod oracles;

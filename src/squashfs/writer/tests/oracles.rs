@@ -15,7 +15,14 @@ fn every_reader_sees_the_tree_in_every_codec() {
     let expected = describe(&tree);
     for compression in CODECS {
         let image = dir.path().join("image");
-        let stats = import(&image, WriterOptions { compression, ..options(16 << 10, 2) }, &tree);
+        let stats = import(
+            &image,
+            WriterOptions {
+                compression,
+                ..options(16 << 10, 2)
+            },
+            &tree,
+        );
         assert_eq!(stats.image_size, fs::metadata(&image).unwrap().len());
         assert_eq!(stats.image_size % 4096, 0);
         assert!(stats.data.duplicates >= 3, "{stats:?}");
@@ -34,7 +41,14 @@ fn bytes_do_not_depend_on_threads() {
         let mut images = Vec::new();
         for threads in [1, 2, 5, 5] {
             let image = dir.path().join("image");
-            import(&image, WriterOptions { compression, ..options(4 << 10, threads) }, &tree);
+            import(
+                &image,
+                WriterOptions {
+                    compression,
+                    ..options(4 << 10, threads)
+                },
+                &tree,
+            );
             images.push(fs::read(&image).unwrap());
         }
         assert!(images.windows(2).all(|w| w[0] == w[1]), "{compression}");
@@ -51,16 +65,32 @@ fn mksquashfs_makes_nothing_smaller() {
     fs::create_dir(&tree).unwrap();
     varied_tree(&tree, 128 << 10);
     for i in 0..300 {
-        fs::write(tree.join(format!("pkg/more{i}")), text(1000 + i, 2000 + 91 * i as usize)).unwrap();
+        fs::write(
+            tree.join(format!("pkg/more{i}")),
+            text(1000 + i, 2000 + 91 * i as usize),
+        )
+        .unwrap();
     }
     let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
     import(&ours, options(128 << 10, 2), &tree);
     run(Command::new("mksquashfs").arg(&tree).arg(&theirs).args([
-        "-comp", "zstd", "-Xcompression-level", "3", "-noappend", "-no-progress", "-quiet",
+        "-comp",
+        "zstd",
+        "-Xcompression-level",
+        "3",
+        "-noappend",
+        "-no-progress",
+        "-quiet",
     ]));
-    let (ours, theirs) = (fs::metadata(ours).unwrap().len(), fs::metadata(theirs).unwrap().len());
+    let (ours, theirs) = (
+        fs::metadata(ours).unwrap().len(),
+        fs::metadata(theirs).unwrap().len(),
+    );
     eprintln!("ours {ours}, theirs {theirs}");
-    assert!(ours <= theirs + theirs / 100 + 4096, "ours {ours}, theirs {theirs}");
+    assert!(
+        ours <= theirs + theirs / 100 + 4096,
+        "ours {ours}, theirs {theirs}"
+    );
 }
 
 #[test]
@@ -77,8 +107,19 @@ fn mksquashfs_can_append_to_our_images() {
     fs::write(more.join("zz"), b"small").unwrap();
     for compression in CODECS {
         let image = dir.path().join("image");
-        import(&image, WriterOptions { compression, ..options(16 << 10, 2) }, &tree);
-        run(Command::new("mksquashfs").arg(&more).arg(&image).args(["-no-progress", "-quiet", "-no-recovery"]));
+        import(
+            &image,
+            WriterOptions {
+                compression,
+                ..options(16 << 10, 2)
+            },
+            &tree,
+        );
+        run(Command::new("mksquashfs").arg(&more).arg(&image).args([
+            "-no-progress",
+            "-quiet",
+            "-no-recovery",
+        ]));
         let expected = describe(&tree);
         let found = describe_image(&open(&image));
         let (added, kept): (Vec<_>, Vec<_>) = found
@@ -104,21 +145,32 @@ fn a_huge_directory_has_an_index_that_finds_every_name() {
     let count = 70_000;
     for i in (0..count).rev() {
         let fifo = writer.add_fifo(&meta(0o600)).unwrap();
-        writer.link(big, format!("{i:05x}").as_bytes(), fifo).unwrap();
+        writer
+            .link(big, format!("{i:05x}").as_bytes(), fifo)
+            .unwrap();
     }
     writer.finish(root).unwrap();
     let read = open(&image);
     let inode = inode_at(&read, "big");
     let listing = read.read_dir(&inode).unwrap();
     assert_eq!(listing.len(), count);
-    let crate::squashfs::format::InodeBody::Directory(body) = &inode.body else { panic!() };
-    assert!(body.listing_size > 65_535 && body.index.len() > 90, "{}", body.index.len());
+    let crate::squashfs::format::InodeBody::Directory(body) = &inode.body else {
+        panic!()
+    };
+    assert!(
+        body.listing_size > 65_535 && body.index.len() > 90,
+        "{}",
+        body.index.len()
+    );
     for i in (0..count).step_by(997) {
         inode_at(&read, &format!("big/{i:05x}"));
     }
     if is_root() {
         let mounted = tempfile::tempdir().unwrap();
-        run(Command::new("mount").args(["-t", "squashfs", "-o", "loop,ro"]).arg(&image).arg(mounted.path()));
+        run(Command::new("mount")
+            .args(["-t", "squashfs", "-o", "loop,ro"])
+            .arg(&image)
+            .arg(mounted.path()));
         // One by one, so that the kernel goes by the index.
         let missing: Vec<_> = (0..count)
             .step_by(331)
@@ -132,6 +184,12 @@ fn a_huge_directory_has_an_index_that_finds_every_name() {
     }
     if have("unsquashfs") {
         let listing = run(Command::new("unsquashfs").arg("-lln").arg(&image));
-        assert!(listing.lines().filter(|line| line.contains("/big/")).count() == count);
+        assert!(
+            listing
+                .lines()
+                .filter(|line| line.contains("/big/"))
+                .count()
+                == count
+        );
     }
 }

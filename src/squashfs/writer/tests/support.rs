@@ -32,7 +32,9 @@ pub(super) fn options(block_size: u32, threads: usize) -> WriterOptions {
 
 /// Bytes that compress about as code does.
 pub(super) fn text(seed: u64, len: usize) -> Vec<u8> {
-    const WORDS: [&str; 8] = ["def ", "self.", "return ", "import ", "(x, y)", ":\n    ", "None", "= 0x"];
+    const WORDS: [&str; 8] = [
+        "def ", "self.", "return ", "import ", "(x, y)", ":\n    ", "None", "= 0x",
+    ];
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
@@ -49,12 +51,21 @@ pub(super) fn text(seed: u64, len: usize) -> Vec<u8> {
 /// Bytes that do not compress.
 pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut out);
     out
 }
 
 pub(super) fn meta(mode: u16) -> Meta {
-    Meta { mode, uid: 0, gid: 0, mtime: 1_600_000_000, ..Meta::default() }
+    Meta {
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime: 1_600_000_000,
+        ..Meta::default()
+    }
 }
 
 pub(super) fn memory(bytes: &[u8]) -> Box<dyn Source> {
@@ -66,7 +77,9 @@ pub(super) fn flat(path: &Path, options: WriterOptions, files: &[(&str, Vec<u8>)
     let mut writer = ImageWriter::create(path, options).unwrap();
     let root = writer.add_directory(&meta(0o755)).unwrap();
     for (name, bytes) in files {
-        let file = writer.add_file(&meta(0o644), bytes.len() as u64, memory(bytes)).unwrap();
+        let file = writer
+            .add_file(&meta(0o644), bytes.len() as u64, memory(bytes))
+            .unwrap();
         writer.link(root, name.as_bytes(), file).unwrap();
     }
     writer.finish(root).unwrap()
@@ -103,7 +116,10 @@ fn push_host_dir(
     seen: &mut BTreeMap<u64, NodeId>,
 ) -> NodeId {
     let dir = writer.add_directory(&host_meta(path)).unwrap();
-    let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<_> = fs::read_dir(path)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     names.sort();
     for name in names {
         let path = path.join(&name);
@@ -158,7 +174,11 @@ fn describe_into(
     first_names: &mut BTreeMap<u64, PathBuf>,
     lines: &mut Vec<String>,
 ) {
-    let path = if at.as_os_str().is_empty() { root.to_owned() } else { root.join(at) };
+    let path = if at.as_os_str().is_empty() {
+        root.to_owned()
+    } else {
+        root.join(at)
+    };
     let stat = fs::symlink_metadata(&path).unwrap();
     let kind = stat.file_type();
     let detail = if kind.is_file() {
@@ -170,14 +190,20 @@ fn describe_into(
     } else {
         format!("{:x}", stat.rdev())
     };
-    let same = first_names.entry(stat.ino()).or_insert_with(|| at.to_owned()).clone();
+    let same = first_names
+        .entry(stat.ino())
+        .or_insert_with(|| at.to_owned())
+        .clone();
     let links = if kind.is_dir() { 0 } else { stat.nlink() };
     let meta = host_meta(&path);
     let xattrs: BTreeMap<String, String> = meta
         .xattrs
         .iter()
         .map(|(name, value)| {
-            (String::from_utf8_lossy(name).into_owned(), blake3::hash(value).to_hex().to_string())
+            (
+                String::from_utf8_lossy(name).into_owned(),
+                blake3::hash(value).to_hex().to_string(),
+            )
         })
         .collect();
     lines.push(format!(
@@ -188,8 +214,10 @@ fn describe_into(
         stat.mtime(),
     ));
     if kind.is_dir() {
-        let mut names: Vec<_> =
-            fs::read_dir(&path).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut names: Vec<_> = fs::read_dir(&path)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         names.sort();
         for name in names {
             describe_into(root, &at.join(name), first_names, lines);
@@ -201,7 +229,13 @@ fn describe_into(
 pub(super) fn describe_image(image: &Image) -> Vec<String> {
     let mut lines = Vec::new();
     let root = image.inode(image.root()).unwrap();
-    describe_inode(image, &root, Path::new(""), &mut BTreeMap::new(), &mut lines);
+    describe_inode(
+        image,
+        &root,
+        Path::new(""),
+        &mut BTreeMap::new(),
+        &mut lines,
+    );
     lines
 }
 
@@ -226,24 +260,41 @@ fn describe_inode(
 ) {
     let detail = match &inode.body {
         InodeBody::File(body) => {
-            format!("{} {}", body.size, blake3::hash(&content(image, inode)).to_hex())
+            format!(
+                "{} {}",
+                body.size,
+                blake3::hash(&content(image, inode)).to_hex()
+            )
         }
         InodeBody::Symlink(target) => format!("-> {:?}", Path::new(OsStr::from_bytes(target))),
         InodeBody::BlockDevice(device) | InodeBody::CharDevice(device) => {
-            let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xfff00));
+            let (major, minor) = (
+                (device >> 8) & 0xfff,
+                (device & 0xff) | ((device >> 12) & 0xfff00),
+            );
             format!("{:x}", nix::sys::stat::makedev(major.into(), minor.into()))
         }
         _ => "0".into(),
     };
-    let same = first_names.entry(inode.number).or_insert_with(|| at.to_owned()).clone();
+    let same = first_names
+        .entry(inode.number)
+        .or_insert_with(|| at.to_owned())
+        .clone();
     let kind = inode.kind();
-    let links = if kind == InodeKind::Directory { 0 } else { inode.nlink };
+    let links = if kind == InodeKind::Directory {
+        0
+    } else {
+        inode.nlink
+    };
     let xattrs: BTreeMap<String, String> = image
         .xattrs(inode)
         .unwrap()
         .iter()
         .map(|(name, value)| {
-            (String::from_utf8_lossy(name).into_owned(), blake3::hash(value).to_hex().to_string())
+            (
+                String::from_utf8_lossy(name).into_owned(),
+                blake3::hash(value).to_hex().to_string(),
+            )
         })
         .collect();
     lines.push(format!(
@@ -257,11 +308,21 @@ fn describe_inode(
         let listing = image.read_dir(inode).unwrap();
         for (name, entry) in listing.iter() {
             let child = image.entry_inode(&entry).unwrap();
-            assert_eq!(image.inode_by_number(child.number).unwrap(), child, "export table");
+            assert_eq!(
+                image.inode_by_number(child.number).unwrap(),
+                child,
+                "export table"
+            );
             if let InodeBody::Directory(body) = &child.body {
                 assert_eq!(body.parent, inode.number);
             }
-            describe_inode(image, &child, &at.join(OsStr::from_bytes(name)), first_names, lines);
+            describe_inode(
+                image,
+                &child,
+                &at.join(OsStr::from_bytes(name)),
+                first_names,
+                lines,
+            );
         }
     }
 }
@@ -308,8 +369,14 @@ pub(super) fn varied_tree(root: &Path, block: usize) {
     write("sparse/zero_tail", &zeros);
     write("sparse/small", &vec![0; 100]);
     for i in 0..40 {
-        write(&format!("pkg/mod{i:02}.py"), &text(100 + i, 37 * i as usize));
-        write(&format!("pkg/sub{}/data{i}.txt", i % 3), &text(200 + i, 700));
+        write(
+            &format!("pkg/mod{i:02}.py"),
+            &text(100 + i, 37 * i as usize),
+        );
+        write(
+            &format!("pkg/sub{}/data{i}.txt", i % 3),
+            &text(200 + i, 700),
+        );
     }
     write(&format!("names/{}", "n".repeat(255)), b"long");
     write("names/\u{e9}\u{4e2d}", b"utf-8");
@@ -330,7 +397,13 @@ pub(super) fn varied_tree(root: &Path, block: usize) {
         use nix::sys::stat::{Mode, SFlag, makedev, mknod};
         let mode = Mode::from_bits_truncate(0o600);
         mknod(&root.join("char"), SFlag::S_IFCHR, mode, makedev(1, 3)).unwrap();
-        mknod(&root.join("block"), SFlag::S_IFBLK, mode, makedev(0xabc, 0xabcde)).unwrap();
+        mknod(
+            &root.join("block"),
+            SFlag::S_IFBLK,
+            mode,
+            makedev(0xabc, 0xabcde),
+        )
+        .unwrap();
         mknod(&root.join("socket"), SFlag::S_IFSOCK, mode, 0).unwrap();
         std::os::unix::fs::chown(root.join("one"), Some(1234), Some(70_000)).unwrap();
         xattr::set(root.join("two"), "trusted.t", b"t").unwrap_err();
@@ -377,7 +450,10 @@ pub(super) fn by_unsquashfs(image: &Path) -> Option<Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
     let mut command = Command::new("unsquashfs");
-    command.args(["-no-progress", "-strict-errors", "-processors", "1", "-d"]).arg(&target).arg(image);
+    command
+        .args(["-no-progress", "-strict-errors", "-processors", "1", "-d"])
+        .arg(&target)
+        .arg(image);
     run(&mut command);
     Some(describe(&target))
 }
@@ -385,7 +461,13 @@ pub(super) fn by_unsquashfs(image: &Path) -> Option<Vec<String>> {
 /// Unmounts, patiently: children of other tests hold our descriptors between fork and exec.
 pub(super) fn unmount(path: &Path) {
     for _ in 0..100 {
-        if Command::new("umount").arg(path).output().unwrap().status.success() {
+        if Command::new("umount")
+            .arg(path)
+            .output()
+            .unwrap()
+            .status
+            .success()
+        {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -425,7 +507,10 @@ pub(super) fn by_squashfuse(image: &Path) -> Option<Vec<String>> {
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
-    run(Command::new("squashfuse").arg(image).arg(dir.path()).stdout(Stdio::null()));
+    run(Command::new("squashfuse")
+        .arg(image)
+        .arg(dir.path())
+        .stdout(Stdio::null()));
     let lines = std::panic::catch_unwind(|| describe(dir.path()));
     unmount(dir.path());
     Some(lines.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -434,7 +519,10 @@ pub(super) fn by_squashfuse(image: &Path) -> Option<Vec<String>> {
 /// Checks an image by all readers at once.
 pub(super) fn check_everywhere(image: &Path, expected: &[String]) {
     compare("our reader", &describe_image(&open(image)), expected);
-    for (name, lines) in [("unsquashfs", by_unsquashfs(image)), ("the kernel", by_kernel(image))] {
+    for (name, lines) in [
+        ("unsquashfs", by_unsquashfs(image)),
+        ("the kernel", by_kernel(image)),
+    ] {
         if let Some(lines) = lines {
             compare(name, &lines, expected);
         }
@@ -446,13 +534,20 @@ pub(super) fn check_everywhere(image: &Path, expected: &[String]) {
             let (_, rest) = rest.split_once(" {").unwrap();
             let (xattrs, after) = rest.split_once("} ").unwrap();
             // It takes trusted and security for each other (before 0.2).
-            let user: Vec<_> = xattrs.split(", ").filter(|x| x.starts_with("\"user.")).collect();
+            let user: Vec<_> = xattrs
+                .split(", ")
+                .filter(|x| x.starts_with("\"user."))
+                .collect();
             format!("{before} {user:?} {after}")
         };
         lines.iter().map(cut).collect()
     };
     if let Some(lines) = by_squashfuse(image) {
-        compare("squashfuse", &without_groups(&lines), &without_groups(expected));
+        compare(
+            "squashfuse",
+            &without_groups(&lines),
+            &without_groups(expected),
+        );
     }
 }
 
