@@ -1,6 +1,7 @@
 //! The ordered stage: takes pieces in the order in which they were pushed, finds duplicates, packs
 //! small files into fragment blocks, and is the only one to write data.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -430,7 +431,9 @@ impl Assembler {
         if compacting {
             self.moved.push((file, run));
         }
-        if self.runs.insert(run, layout.start).is_none() {
+        // A duplicate must not undo the new place of a run that has been copied.
+        if let Entry::Vacant(entry) = self.runs.entry(run) {
+            entry.insert(layout.start);
             self.stats.blocks_carried += layout
                 .blocks
                 .iter()

@@ -1,31 +1,16 @@
 //! What is taken from an old image as it is.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::error::{Result, WriteError};
 use crate::squashfs::CompressorId;
-use crate::squashfs::format::{
-    FileBody, Flags, FragmentEntry, METADATA_HEADER_SIZE, MetadataHeader, SUPERBLOCK_SIZE,
-    Superblock,
-};
-
-/// An image whose data is carried over.
-#[derive(Debug, Clone)]
-pub struct OldImage {
-    /// The image file, open for reading.
-    pub file: Arc<File>,
-    /// Its superblock.
-    pub superblock: Superblock,
-    /// Its fragment table.
-    pub fragments: Vec<FragmentEntry>,
-}
+use crate::squashfs::format::{FileBody, FragmentEntry, METADATA_HEADER_SIZE, SUPERBLOCK_SIZE};
+use crate::squashfs::reader::Image;
 
 /// The old data area as the ordered stage needs it.
 #[derive(Debug, Clone)]
 pub(super) struct OldData {
-    pub(super) file: Arc<File>,
+    pub(super) image: Image,
     pub(super) fragments: Arc<[FragmentEntry]>,
     /// Where its data begins and ends.
     pub(super) data: (u64, u64),
@@ -48,37 +33,33 @@ impl OldData {
     }
 }
 
-impl OldImage {
-    /// The payload of the compressor options, empty if there are none.
-    pub(super) fn codec_options(&self) -> Result<Vec<u8>> {
-        if !self.superblock.flags.has(Flags::COMPRESSOR_OPTIONS) {
-            return Ok(Vec::new());
+impl OldData {
+    /// What can be carried from an image.
+    pub(super) fn new(image: &Image, compacting: bool) -> Result<Self> {
+        let superblock = image.superblock();
+        let mut fragments = Vec::new();
+        for index in 0..image.fragment_count() {
+            fragments.push(image.fragment(index)?);
         }
-        let read = |at: u64, bytes: &mut [u8]| {
-            self.file
-                .read_exact_at(bytes, at)
-                .map_err(WriteError::io("reading the old image"))
-        };
-        let at = SUPERBLOCK_SIZE as u64;
-        let mut header = [0; METADATA_HEADER_SIZE];
-        read(at, &mut header)?;
-        let header = MetadataHeader::parse(header)
-            .filter(|header| !header.compressed)
-            .ok_or_else(|| WriteError::Carry("damaged compressor options".into()))?;
-        let mut options = vec![0; usize::from(header.stored)];
-        read(at + METADATA_HEADER_SIZE as u64, &mut options)?;
-        if self.superblock.compressor == CompressorId::Xz {
+        if superblock.compressor == CompressorId::Xz {
             // Readers provide the dictionary that stands here; fresh blocks use one of a block.
-            let dictionary = options
-                .first_chunk()
-                .map_or(0, |word| u32::from_le_bytes(*word));
-            if dictionary < self.superblock.block_size {
+            let dictionary = image
+                .options_bytes()
+                .and_then(|options| options.first_chunk());
+            let dictionary = dictionary.map(|word| u32::from_le_bytes(*word));
+            if let Some(bytes) = dictionary.filter(|bytes| *bytes < superblock.block_size) {
                 return Err(WriteError::Carry(format!(
-                    "the old image has an xz dictionary of {dictionary} bytes, less than a block"
+                    "the old image has an xz dictionary of {bytes} bytes, less than a block"
                 )));
             }
         }
-        Ok(options)
+        let area = image.data_area();
+        Ok(OldData {
+            image: image.clone(),
+            fragments: fragments.into(),
+            data: (area.start, area.end),
+            compacting,
+        })
     }
 }
 
@@ -170,11 +151,10 @@ pub(super) fn check_range(old: &OldData, start: u64, len: u64) -> Result<()> {
     }
 }
 
-/// The stored bytes of a file's blocks, if they can be carried into an image of this block size.
-pub(super) fn check_blocks(layout: &FileBody, block_size: u32) -> Result<u64> {
+/// Refuses a file that cannot be carried into an image of this block size.
+pub(super) fn check_blocks(layout: &FileBody, block_size: u32, old: &OldData) -> Result<()> {
     let (size, block) = (layout.size, u64::from(block_size));
-    let fragment = layout.fragment.is_some();
-    let wanted = FileBody::block_count(size, block_size, fragment);
+    let wanted = FileBody::block_count(size, block_size, layout.fragment.is_some());
     let blocks = &layout.blocks;
     if blocks.len() as u64 != wanted || blocks.iter().any(|word| !word.is_valid(block_size)) {
         return Err(WriteError::Carry(format!(
@@ -182,11 +162,22 @@ pub(super) fn check_blocks(layout: &FileBody, block_size: u32) -> Result<u64> {
             blocks.len()
         )));
     }
-    if fragment && size.is_multiple_of(block) {
-        // The kernel refuses it.
-        return Err(WriteError::Carry(format!(
-            "a fragment for a file of {size} bytes"
-        )));
+    if let Some(fragment) = layout.fragment {
+        if size.is_multiple_of(block) {
+            // The kernel refuses it.
+            return Err(WriteError::Carry(format!(
+                "a fragment for a file of {size} bytes"
+            )));
+        }
+        if fragment.index as usize >= old.fragments.len() {
+            return Err(WriteError::Carry(format!(
+                "there is no fragment block {}",
+                fragment.index
+            )));
+        }
     }
-    Ok(blocks.iter().map(|word| u64::from(word.stored())).sum())
+    match blocks.iter().map(|word| u64::from(word.stored())).sum() {
+        0 => Ok(()),
+        stored => check_range(old, layout.start, stored),
+    }
 }

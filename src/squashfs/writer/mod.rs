@@ -28,7 +28,6 @@ mod xattrs;
 #[cfg(test)]
 mod tests;
 
-pub use carry::OldImage;
 pub use content::{Content, OpenWith, Source, Stream};
 pub use error::{Found, Result, WriteError};
 pub use nodes::{Meta, NodeId};

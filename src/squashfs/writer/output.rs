@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::error::{Result, WriteError};
+use crate::squashfs::reader::Image;
 
 /// Bytes gathered before they are written.
 const BUFFER: usize = 1 << 20;
@@ -19,7 +20,7 @@ const COPY_STEP: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Output {
     file: Arc<File>,
-    old: Option<Arc<File>>,
+    old: Option<Image>,
     /// Where the buffer begins in the file.
     start: u64,
     buffer: Vec<u8>,
@@ -28,7 +29,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new(file: Arc<File>, old: Option<Arc<File>>, start: u64) -> Self {
+    pub(super) fn new(file: Arc<File>, old: Option<Image>, start: u64) -> Self {
         Output {
             file,
             old,
@@ -96,11 +97,19 @@ impl Output {
             let at = self.buffer.len();
             self.buffer.resize(at + len, 0);
             return old
+                .as_file()
                 .read_exact_at(&mut self.buffer[at..], from)
                 .map_err(WriteError::io("reading the old image"));
         }
         self.flush_buffer()?;
-        copy_range(&old, from, &self.file, self.start, len, &mut || Ok(()))?;
+        copy_range(
+            old.as_file(),
+            from,
+            &self.file,
+            self.start,
+            len,
+            &mut || Ok(()),
+        )?;
         self.start += len;
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use crossbeam_channel::{Sender, unbounded};
 
 use super::assembler::{Assembled, Assembler, PER_FILE};
-use super::carry::{self, OldData, OldImage};
+use super::carry::{self, OldData};
 use super::content::{Content, Source};
 use super::error::{Result, WriteError};
 use super::nodes::{Meta, NodeId, Tree};
@@ -28,6 +28,7 @@ use crate::squashfs::format::{
     ABSENT, BlockSize, FileBody, Flags, InodeKind, InodeRef, MAX_BLOCK_SIZE, MAX_BLOCKS_PER_FILE,
     METADATA_SIZE, MIN_BLOCK_SIZE, MetadataHeader, PADDING, SUPERBLOCK_SIZE, Superblock,
 };
+use crate::squashfs::reader::{FileLayout, Image};
 
 /// Files in one batch for a worker.
 const BATCH_FILES: usize = 64;
@@ -82,6 +83,10 @@ impl std::fmt::Debug for Inner {
 impl ImageWriter {
     /// Starts a new image in a file that is created, or emptied.
     pub fn create(path: &Path, options: WriterOptions) -> Result<Self> {
+        Self::create_with_gap(path, options, 0)
+    }
+
+    pub(super) fn create_with_gap(path: &Path, options: WriterOptions, gap: u64) -> Result<Self> {
         let block_size = options.block_size;
         if !block_size.is_power_of_two() || !(MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&block_size)
         {
@@ -114,6 +119,7 @@ impl ImageWriter {
             fragments: options.fragments,
             codec_options: codec_options.unwrap_or_default(),
             old: None,
+            gap,
             threads: options.threads,
             monitor: options.monitor,
         };
@@ -123,8 +129,8 @@ impl ImageWriter {
     }
 
     /// Starts a new image with data of an old one, in a file that is created, or emptied.
-    pub fn append(path: &Path, old: &OldImage, options: AppendOptions) -> Result<Self> {
-        let id = old.superblock.compressor;
+    pub fn append(path: &Path, old: &Image, options: AppendOptions) -> Result<Self> {
+        let id = old.superblock().compressor;
         let compression = match options.compression {
             Some(compression) if compression == Compression::None || compression.id() == id => {
                 compression
@@ -137,29 +143,21 @@ impl ImageWriter {
             None => Compression::for_id(id)
                 .ok_or_else(|| WriteError::Carry(format!("{id} is only read, never written")))?,
         };
-        let codec_options = old.codec_options()?;
+        let codec_options = old.options_bytes().unwrap_or_default().to_vec();
         let compacting = options.carry == CarryMode::Compact;
-        let mut superblock = old.superblock.clone();
+        let mut superblock = old.superblock().clone();
         superblock.mkfs_time = options.mkfs_time;
         superblock.flags.0 |= Flags::EXPORTABLE | Flags::DUPLICATES;
         superblock.flags.0 &= !Flags::NO_XATTRS;
         let fragments = !superblock.flags.has(Flags::NO_FRAGMENTS);
-        let data = (
-            carry::data_start(&codec_options),
-            old.superblock.inode_table,
-        );
-        let old = OldData {
-            file: old.file.clone(),
-            fragments: old.fragments.as_slice().into(),
-            data,
-            compacting,
-        };
+        let old = OldData::new(old, compacting)?;
         let start = Start {
             compression,
             superblock,
             fragments,
             codec_options,
             old: Some(old),
+            gap: 0,
             threads: options.threads,
             monitor: options.monitor,
         };
@@ -179,10 +177,10 @@ impl ImageWriter {
 
     /// Adds a file whose data stays where it is in the old image (or is copied still compressed,
     /// when compacting). `layout` comes from an inode of the old image.
-    pub fn add_carried(&mut self, meta: &Meta, layout: &FileBody) -> Result<NodeId> {
-        self.inner.check_layout(layout)?;
+    pub fn add_carried(&mut self, meta: &Meta, layout: &FileLayout) -> Result<NodeId> {
+        let layout = self.inner.checked(layout)?;
         let node = self.inner.add_file_node(meta, layout.size)?;
-        let pushed = self.inner.push_carried(layout);
+        let pushed = self.inner.push_carried(&layout);
         self.inner.settle(pushed)?;
         Ok(node)
     }
@@ -193,14 +191,14 @@ impl ImageWriter {
     pub fn add_partly_carried(
         &mut self,
         meta: &Meta,
-        layout: &FileBody,
+        layout: &FileLayout,
         size: u64,
         dirty: &mut dyn FnMut(u64) -> bool,
         source: Box<dyn Source>,
     ) -> Result<NodeId> {
-        self.inner.check_layout(layout)?;
+        let layout = self.inner.checked(layout)?;
         let node = self.inner.add_file_node(meta, size)?;
-        let pushed = self.inner.push_partly_carried(layout, size, dirty, source);
+        let pushed = self.inner.push_partly_carried(&layout, size, dirty, source);
         self.inner.settle(pushed)?;
         Ok(node)
     }
@@ -264,6 +262,8 @@ struct Start {
     fragments: bool,
     codec_options: Vec<u8>,
     old: Option<OldData>,
+    /// Bytes left free before the data, which readers do not mind. For tests.
+    gap: u64,
     threads: NonZeroUsize,
     monitor: Arc<dyn Monitor>,
 }
@@ -297,6 +297,7 @@ impl Inner {
             fragments,
             codec_options,
             old,
+            gap,
             threads,
             monitor,
         } = start;
@@ -350,9 +351,11 @@ impl Inner {
                 let (done, end) = (done.clone(), old.data.1);
                 inner.carrier = Some(spawn("carry", move || {
                     let _sentinel = Sentinel(&shared, &done);
-                    let blanked = copy_range(&old.file, 0, &file, 0, end, &mut || shared.check())
-                        // Not an image until the superblock is written, last of all.
-                        .and_then(|()| blank_superblock(&file));
+                    let blanked = copy_range(old.image.as_file(), 0, &file, 0, end, &mut || {
+                        shared.check()
+                    })
+                    // Not an image until the superblock is written, last of all.
+                    .and_then(|()| blank_superblock(&file));
                     if let Err(error) = blanked {
                         shared.fail(error);
                         wake(&done);
@@ -362,7 +365,7 @@ impl Inner {
             }
             _ => {
                 blank_superblock(&file)?;
-                write_options(&file, &codec_options)?
+                write_options(&file, &codec_options)? + gap
             }
         };
         for compressor in codecs {
@@ -375,7 +378,7 @@ impl Inner {
             };
             inner.workers.push(spawn("compress", move || worker.run())?);
         }
-        let out = Output::new(file, old.as_ref().map(|old| old.file.clone()), data_at);
+        let out = Output::new(file, old.as_ref().map(|old| old.image.clone()), data_at);
         let assembler = Assembler::new(shared, (done, results), blocks, out, old);
         inner.assembler = Some(spawn("assemble", move || assembler.run())?);
         Ok(inner)
@@ -531,25 +534,19 @@ impl Inner {
             .map_err(|_| self.shared.check().err().unwrap_or(WriteError::Failed))
     }
 
-    fn old(&self) -> Result<&OldData> {
-        self.old
-            .as_ref()
-            .ok_or_else(|| WriteError::Carry("there is no old image".into()))
-    }
-
     /// Refuses a layout that would make a damaged image.
-    fn check_layout(&self, layout: &FileBody) -> Result<()> {
-        let old = self.old()?;
-        let stored = carry::check_blocks(layout, self.superblock.block_size)?;
-        if stored > 0 {
-            carry::check_range(old, layout.start, stored)?;
-        }
-        match layout.fragment {
-            Some(fragment) if fragment.index as usize >= old.fragments.len() => Err(
-                WriteError::Carry(format!("there is no fragment block {}", fragment.index)),
-            ),
-            _ => Ok(()),
-        }
+    fn checked(&self, layout: &FileLayout) -> Result<FileBody> {
+        let old = self.old.as_ref();
+        let old = old.ok_or_else(|| WriteError::Carry("there is no old image".into()))?;
+        let layout = FileBody {
+            start: layout.start(),
+            size: layout.size(),
+            sparse: layout.sparse(),
+            fragment: layout.fragment(),
+            blocks: layout.blocks().clone(),
+        };
+        carry::check_blocks(&layout, self.superblock.block_size, old)?;
+        Ok(layout)
     }
 
     fn push_carried(&mut self, layout: &FileBody) -> Result<()> {

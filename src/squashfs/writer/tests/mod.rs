@@ -1,0 +1,12 @@
+//! The writer against our own reader, and against everybody else's.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::let_underscore_must_use
+)]
+
+mod append;
+mod oracles;
+mod support;
+mod traps;
