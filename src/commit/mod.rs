@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::environment::Layout;
 use crate::progress::{Progress, Report};
 use crate::squashfs::writer::{
-    AppendOptions, CarryMode, ImageWriter, Monitor, OldImage, WriteStats, WriterOptions,
+    AppendOptions, CarryMode, ImageWriter, Monitor, WriteStats, WriterOptions,
 };
 use crate::squashfs::{Compression, CompressorId, Image};
 use crate::state::{ImageId, NewImage, PublishCommit, RevisionId};
@@ -243,7 +243,7 @@ fn write(
                     mkfs_time: mkfs_time(),
                     monitor,
                 };
-                ImageWriter::append(path, &old_image(old.image())?, options)?
+                ImageWriter::append(path, old.image(), options)?
             }
             _ => ImageWriter::create(
                 path,
@@ -261,25 +261,6 @@ fn write(
         Ok(writer.finish(root)?)
     })
     .map(|stats| (stats, tree.ids().clone(), std::mem::take(&mut tree.fresh)))
-}
-
-/// What the writer needs of an image whose data it carries over.
-fn old_image(image: &Image) -> Result<OldImage> {
-    let file = image.as_file().try_clone();
-    let file = file.map_err(|source| CommitError::Io {
-        doing: "open",
-        path: "the old image".into(),
-        source,
-    })?;
-    let mut fragments = Vec::with_capacity(image.fragment_count() as usize);
-    for index in 0..image.fragment_count() {
-        fragments.push(image.fragment(index)?);
-    }
-    Ok(OldImage {
-        file: Arc::new(file),
-        superblock: image.superblock().clone(),
-        fragments,
-    })
 }
 
 fn new_image(

@@ -162,7 +162,7 @@ impl<'a> Tree<'a> {
         };
         let source_layer = self.view.content(ino)?;
         if source_layer.as_any().is::<ImageLayer>() {
-            return Ok(writer.add_carried(meta, &old.file_body(ino)?)?);
+            return Ok(writer.add_carried(meta, &old.layout(ino)?)?);
         }
         // New content. What the file was before, under its identity or under its name, may have most
         // of it already.
@@ -174,7 +174,7 @@ impl<'a> Tree<'a> {
             },
         };
         let before = match before {
-            Some(before) if old.is_file(before)? => Some((before, old.file_body(before)?)),
+            Some(before) if old.is_file(before)? => Some((before, old.layout(before)?)),
             _ => None,
         };
         let source = LayerSource {
@@ -182,13 +182,13 @@ impl<'a> Tree<'a> {
             ino,
             label: label(),
         };
-        let Some((before, body)) = before.filter(|(_, body)| body.size > 0 && attr.size > 0) else {
+        let Some((before, body)) = before.filter(|(_, body)| body.size() > 0 && attr.size > 0) else {
             self.fresh.push(ino);
             return Ok(writer.add_file(meta, attr.size, Box::new(source))?);
         };
         let block_size = u64::from(old.image().superblock().block_size);
-        let dirty = self.dirty_blocks(old, ino, attr.size, before, body.size, block_size)?;
-        if body.size == attr.size && !dirty.contains(&true) {
+        let dirty = self.dirty_blocks(old, ino, attr.size, before, body.size(), block_size)?;
+        if body.size() == attr.size && !dirty.contains(&true) {
             return Ok(writer.add_carried(meta, &body)?);
         }
         self.fresh.push(ino);

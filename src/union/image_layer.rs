@@ -6,7 +6,7 @@ use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, Source};
 use super::{Error, Result};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::squashfs::Image;
-use crate::squashfs::format::{FileBody, Inode, InodeBody, InodeKind, InodeRef};
+use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
 use crate::squashfs::reader::{Block, FileLayout};
 use crate::state::IdMap;
 use nix::errno::Errno;
@@ -66,7 +66,8 @@ impl ImageLayer {
         self.find(ino)?.ok_or(Error::Posix(Errno::ESTALE))
     }
 
-    fn layout(&self, ino: Ino) -> Result<std::sync::Arc<FileLayout>> {
+    /// Returns where a regular file's data lies, for reading it or carrying it into another image.
+    pub fn layout(&self, ino: Ino) -> Result<std::sync::Arc<FileLayout>> {
         let place = self.inode_ref(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
         Ok(self.image.file(place)?)
     }
@@ -76,14 +77,6 @@ impl ImageLayer {
         Ok(self
             .find(ino)?
             .is_some_and(|inode| matches!(inode.body, InodeBody::File(_))))
-    }
-
-    /// Returns what a regular file's inode says of its data, for carrying it into another image.
-    pub fn file_body(&self, ino: Ino) -> Result<FileBody> {
-        match self.get(ino)?.body {
-            InodeBody::File(body) => Ok(body),
-            _ => Err(Errno::EINVAL.into()),
-        }
     }
 
     fn ino_of(&self, number: u32) -> Result<Ino> {
@@ -134,7 +127,7 @@ impl ImageLayer {
 }
 
 /// The kind of an image's inode.
-pub fn kind_of(kind: InodeKind) -> Kind {
+fn kind_of(kind: InodeKind) -> Kind {
     match kind {
         InodeKind::Directory => Kind::Directory,
         InodeKind::File => Kind::File,
