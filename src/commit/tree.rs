@@ -162,7 +162,7 @@ impl<'a> Tree<'a> {
         };
         let source_layer = self.view.content(ino)?;
         if source_layer.as_any().is::<ImageLayer>() {
-            return Ok(writer.add_carried(meta, &old.layout(ino)?)?);
+            return Ok(writer.add_carried(meta, &*old.layout(ino)?)?);
         }
         // New content. What the file was before, under its identity or under its name, may have most
         // of it already.

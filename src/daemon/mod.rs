@@ -18,3 +18,4 @@ pub mod lifecycle;
 pub mod protocol;
 pub mod runtime;
 pub mod server;
+pub mod service;

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
+use crate::commit::Way;
 use crate::progress::{Progress, Report};
 use crate::sys::holders::Holder;
 use crate::sys::text::Text;
@@ -89,6 +90,9 @@ pub struct CommitOptions {
     /// Build the image from nothing instead of on the old one.
     #[serde(default)]
     pub rebuild: bool,
+    /// Leave dead space out of the image, however little there is.
+    #[serde(default)]
+    pub compact: bool,
     /// Codec and level as on the command line (`zstd:3`), for a rebuild.
     #[serde(default)]
     pub compression: Option<String>,
@@ -233,6 +237,21 @@ pub struct Committed {
     pub image_bytes: u64,
     /// How much of it was carried over from the old one as it was, in bytes.
     pub carried_bytes: u64,
+    /// How much was written besides, in bytes.
+    #[serde(default)]
+    pub written_bytes: u64,
+    /// How much of it belongs to nothing any more, in bytes.
+    #[serde(default)]
+    pub dead_bytes: u64,
+    /// Blocks that were compressed.
+    #[serde(default)]
+    pub blocks_compressed: u64,
+    /// Blocks that were carried over still compressed.
+    #[serde(default)]
+    pub blocks_carried: u64,
+    /// How the image was made of the old one.
+    #[serde(default)]
+    pub way: Option<Way>,
     /// What the commit took in.
     pub changes: Summary,
 }

@@ -1,0 +1,326 @@
+//! What can be done with an open environment: the same in its daemon and without one.
+
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::failure::{Failure, Kind, kind_of_io, with_causes};
+use super::host::Mounted;
+use super::protocol::{
+    Change, ChangeKind, CommitOptions, Committed, Discarded, RollbackOptions, RolledBack,
+    Selection, Service, Status, Summary,
+};
+use crate::commit::{self, CommitError, Workspace};
+use crate::environment::{Config, EnvLock, Environment, EnvironmentError, LockMode};
+use crate::fuse::session::{Invalidator, Loops, Session};
+use crate::fuse::{Counters, EnvFs, invalidate};
+use crate::object::Kind as ObjectKind;
+use crate::progress::Progress;
+use crate::squashfs;
+use crate::state::{RevisionId, StateError};
+use crate::sys::mount::{self, MountRequest};
+use crate::sys::text::Text;
+use crate::union;
+
+/// An environment, open under its lock, with or without a mount in front.
+#[derive(Debug)]
+pub struct Local {
+    workspace: Workspace,
+    mounted: OnceLock<Front>,
+    /// Operations on the whole environment wait for each other.
+    turn: Mutex<()>,
+    /// Held as long as the environment is open.
+    _lock: EnvLock,
+}
+
+/// The mount in front of an open environment.
+#[derive(Debug)]
+struct Front {
+    invalidator: Invalidator,
+    mount_point: PathBuf,
+    counters: Arc<Counters>,
+}
+
+impl Local {
+    /// Opens an environment that nobody else has open.
+    pub fn open(environment: Environment, config: &Config, purpose: &str) -> Result<Local, Failure> {
+        let lock = EnvLock::try_lock(environment.layout(), LockMode::Exclusive, purpose)?;
+        let (workspace, reconciled) = Workspace::open(environment, config)?;
+        if !reconciled.is_nothing() {
+            tracing::warn!(
+                moved = reconciled.moved,
+                set_aside = reconciled.set_aside,
+                lost = ?reconciled.lost,
+                "the environment was not closed cleanly; rows and files agree again"
+            );
+        }
+        Ok(Local { workspace, mounted: OnceLock::new(), turn: Mutex::new(()), _lock: lock })
+    }
+
+    /// The environment, open.
+    pub fn workspace(&self) -> &Workspace {
+        &self.workspace
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        // Guards no data of its own.
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings what programs wrote through mappings from the kernel's cache to the upper directory.
+    fn settle(&self) -> Result<(), Failure> {
+        match self.mounted.get() {
+            Some(front) => mount::sync(&front.mount_point)
+                .map_err(|error| Failure::io("cannot flush the kernel's cache of the mount", &error)),
+            None => Ok(()),
+        }
+    }
+
+    fn forget(&self, stale: &[union::Invalidation]) {
+        if let Some(front) = self.mounted.get() {
+            invalidate(&front.invalidator, stale);
+        }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        if let Err(error) = self.workspace.close() {
+            tracing::error!("closing the environment: {error}; it will be checked when it is opened next");
+        }
+    }
+}
+
+/// Opens an environment and mounts it at its prefix.
+pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mounted, Failure> {
+    let local = Arc::new(Local::open(environment, config, "mounted")?);
+    let db = local.workspace.db();
+    let missing = |what: &str| Failure::new(Kind::Damaged, format!("the database does not say {what}"));
+    let request = MountRequest {
+        mount_point: db.prefix()?.ok_or_else(|| missing("where to mount"))?,
+        id: db.uuid()?.ok_or_else(|| missing("who the environment is"))?,
+        allow_other: false,
+        trust_content: false,
+    };
+    let filesystem = EnvFs::new(local.workspace.union().clone());
+    let counters = filesystem.counters();
+    let session = Session::start(filesystem, &request, Loops::default())?;
+    let front = Front { invalidator: session.invalidator(), mount_point: request.mount_point, counters };
+    if local.mounted.set(front).is_err() {
+        return Err(Failure::new(Kind::Internal, "an environment was mounted twice"));
+    }
+    Ok(Mounted { session, service: local })
+}
+
+impl Service for Local {
+    fn status(&self) -> Result<Status, Failure> {
+        let changes = self.changes(&Selection::default())?;
+        let db = self.workspace.db();
+        let revision = db.current_revision()?;
+        let image = match revision.as_ref().and_then(|revision| revision.image) {
+            Some(id) => db.image(id)?,
+            None => None,
+        };
+        let (upper_files, upper_bytes) = upper_use(&self.workspace);
+        Ok(Status {
+            revision: revision.map(|revision| revision.id.0),
+            image_bytes: image.map_or(0, |image| image.size),
+            upper_bytes,
+            upper_files,
+            changes: Summary::of(&changes),
+        })
+    }
+
+    fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
+        let chosen = paths_of(selection);
+        let within = |path: &[u8]| {
+            chosen.is_empty()
+                || chosen.iter().any(|p| {
+                    p.is_empty() || path == &p[..] || (path.starts_with(p) && path.get(p.len()) == Some(&b'/'))
+                })
+        };
+        let changes = self.workspace.union().changes().map_err(CommitError::from)?;
+        let changes = changes.into_iter().filter(|change| within(&change.path));
+        Ok(changes.map(to_protocol).collect())
+    }
+
+    fn commit(&self, options: &CommitOptions, progress: &dyn Progress) -> Result<Committed, Failure> {
+        let _turn = self.turn();
+        self.settle()?;
+        let compression = match &options.compression {
+            Some(text) => Some(text.parse().map_err(|error: squashfs::Error| Failure::of(Kind::Usage, &error))?),
+            None => None,
+        };
+        let changes: Vec<Change> = self.changes(&Selection::default())?;
+        let options = commit::CommitOptions {
+            message: options.message.clone(),
+            rebuild: options.rebuild,
+            compact: options.compact,
+            compression,
+            block_size: options.block_size,
+        };
+        let Some(done) = commit::commit(&self.workspace, &options, progress)? else {
+            return Ok(Committed::default());
+        };
+        self.forget(&done.stale);
+        let stats = &done.stats;
+        Ok(Committed {
+            revision: Some(done.revision.0),
+            image_bytes: stats.image_size,
+            carried_bytes: stats.data.bytes_carried,
+            written_bytes: stats.bytes_written,
+            dead_bytes: stats.data.dead_bytes,
+            blocks_compressed: stats.data.blocks_compressed + stats.data.blocks_stored_raw,
+            blocks_carried: stats.data.blocks_carried + stats.data.fragments_carried,
+            way: Some(done.way),
+            changes: Summary::of(&changes),
+        })
+    }
+
+    fn discard(&self, selection: &Selection, _progress: &dyn Progress) -> Result<Discarded, Failure> {
+        let _turn = self.turn();
+        self.settle()?;
+        let (changes, stale) = commit::discard(&self.workspace, &paths_of(selection))?;
+        self.forget(&stale);
+        let changes: Vec<Change> = changes.into_iter().map(to_protocol).collect();
+        Ok(Discarded { changes: Summary::of(&changes) })
+    }
+
+    fn rollback(&self, options: &RollbackOptions, _progress: &dyn Progress) -> Result<RolledBack, Failure> {
+        let _turn = self.turn();
+        self.settle()?;
+        let target = options.revision.map(RevisionId);
+        let done = commit::rollback(&self.workspace, target, options.discard_changes)?;
+        self.forget(&done.stale);
+        Ok(RolledBack { revision: done.revision.0, of: done.of.0 })
+    }
+
+    fn stats(&self) -> Result<serde_json::Value, Failure> {
+        let mut all = serde_json::Map::new();
+        if let Some(front) = self.mounted.get() {
+            let c = &front.counters;
+            let counters: [(&str, &AtomicU64); 10] = [
+                ("lookups", &c.lookups),
+                ("getattrs", &c.getattrs),
+                ("reads", &c.reads),
+                ("read_bytes", &c.read_bytes),
+                ("writes", &c.writes),
+                ("written_bytes", &c.written_bytes),
+                ("listings", &c.listings),
+                ("namespace_changes", &c.namespace),
+                ("xattrs", &c.xattrs),
+                ("syncs", &c.syncs),
+            ];
+            for (name, counter) in counters {
+                all.insert(name.to_owned(), counter.load(Ordering::Relaxed).into());
+            }
+            all.insert("held_objects".to_owned(), self.workspace.union().nodes().held().len().into());
+        }
+        Ok(all.into())
+    }
+}
+
+/// Files and bytes in the upper directories.
+fn upper_use(workspace: &Workspace) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    let entries = walkdir::WalkDir::new(workspace.env().layout().layers()).into_iter().flatten();
+    let files = entries.filter_map(|entry| entry.metadata().ok()).filter(|meta| !meta.is_dir());
+    files.fold((0, 0), |(count, bytes), meta| (count + 1, bytes + meta.blocks() * 512))
+}
+
+fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {
+    let trim = |path: &Text| {
+        let bytes = path.as_bytes();
+        let bytes = bytes.strip_prefix(b"./").unwrap_or(bytes);
+        bytes.strip_suffix(b"/").unwrap_or(bytes).to_vec()
+    };
+    selection.paths.iter().map(trim).map(|path| if path == b"." { Vec::new() } else { path }).collect()
+}
+
+fn text(bytes: Vec<u8>) -> Text {
+    Text(std::ffi::OsString::from_vec(bytes))
+}
+
+fn to_protocol(change: union::Change) -> Change {
+    let (kind, from) = match change.what {
+        union::ChangeKind::Added => (ChangeKind::Added, None),
+        union::ChangeKind::Modified { .. } => (ChangeKind::Modified, None),
+        union::ChangeKind::Deleted => (ChangeKind::Removed, None),
+        union::ChangeKind::Renamed { from } => (ChangeKind::Renamed, Some(text(from))),
+    };
+    let object = match change.kind {
+        ObjectKind::Directory => "directory",
+        ObjectKind::File => "file",
+        ObjectKind::Symlink => "symlink",
+        ObjectKind::BlockDevice => "block-device",
+        ObjectKind::CharDevice => "char-device",
+        ObjectKind::Fifo => "fifo",
+        ObjectKind::Socket => "socket",
+    };
+    Change {
+        change: kind,
+        path: text(change.path),
+        from,
+        object: object.to_owned(),
+        size: if change.kind == ObjectKind::File { change.size } else { 0 },
+    }
+}
+
+impl From<CommitError> for Failure {
+    fn from(error: CommitError) -> Failure {
+        if error.is_no_space() {
+            return Failure::new(Kind::NoSpace, format!("{}; everything is as it was", with_causes(&error)))
+                .hint("make room (envfs gc drops old images), then try again");
+        }
+        match error {
+            CommitError::State(error) | CommitError::Union(union::Error::State(error)) => error.into(),
+            CommitError::Environment(error) => error.into(),
+            CommitError::Cancelled => Failure::new(Kind::Cancelled, error.to_string()),
+            CommitError::Uncommitted => Failure::new(Kind::Conflict, error.to_string())
+                .hint("commit them first (envfs commit), or give them up with --discard-changes"),
+            CommitError::NoRevision(_) | CommitError::NoEarlier => {
+                Failure::new(Kind::NotFound, error.to_string()).hint("envfs log shows the revisions there are")
+            }
+            CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
+            CommitError::Source { .. } => Failure::new(Kind::NotFound, error.to_string()),
+            CommitError::Union(union::Error::CommitUnfinished) => Failure::new(Kind::Busy, error.to_string()),
+            CommitError::Io { ref source, .. } => Failure::new(kind_of_io(source), error.to_string()),
+            CommitError::Image(ref image) if matches!(image, squashfs::Error::Io { .. }) => {
+                Failure::new(Kind::System, with_causes(&error))
+            }
+            CommitError::Image(_) => Failure::new(Kind::Damaged, with_causes(&error)),
+            CommitError::Check(_) => Failure::new(Kind::Damaged, error.to_string()),
+            other => Failure::new(Kind::System, with_causes(&other)),
+        }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Failure {
+        if error.is_no_space() {
+            return Failure::new(Kind::NoSpace, with_causes(&error)).hint("make room, then try again");
+        }
+        let kind = match error {
+            StateError::Missing { .. } => Kind::NotFound,
+            StateError::Exists { .. } | StateError::Conflict { .. } => Kind::Conflict,
+            StateError::NotADatabase { .. }
+            | StateError::TooNew { .. }
+            | StateError::Corrupt { .. }
+            | StateError::BadRow { .. } => Kind::Damaged,
+            StateError::Busy { .. } => Kind::Busy,
+            _ => Kind::System,
+        };
+        Failure::of(kind, &error)
+    }
+}
+
+impl From<EnvironmentError> for Failure {
+    fn from(error: EnvironmentError) -> Failure {
+        let kind = match &error {
+            EnvironmentError::Held { .. } => Kind::Busy,
+            _ => Kind::System,
+        };
+        Failure::of(kind, &error)
+    }
+}
