@@ -1,6 +1,107 @@
 //! The command line: parses, calls, prints.
+//!
+//! One file in [`commands`] is one command: its `Args`, whose comment is the help, and `run`.
+//! [`context`] finds environments; [`backend`] is where commands meet the rooms below.
+
+pub mod backend;
+pub mod commands;
+pub mod context;
+pub mod error;
+pub mod output;
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use commands::Command;
+use context::Context;
+use error::{CommandError, ExitCode};
+use output::{ColorChoice, Output};
+
+/// An environment as one compressed SquashFS file, used as an ordinary writable directory.
+///
+/// Import any directory (conda, venv, Node, anything), activate it, install and change what you
+/// like, then commit the changes into a new image or discard them. No root needed.
+///
+/// Where a command takes a NAME, the active environment is meant if there is none.
+#[derive(Debug, Parser)]
+#[command(
+    name = "envfs",
+    version,
+    max_term_width = 100,
+    after_help = "Start here:\n  envfs import DIR NAME      pack a directory into an environment\n  eval \"$(envfs hook bash)\"  (or zsh) make activate work in this shell\n  envfs activate NAME        mount it and put it first\n  envfs doctor               is everything there that envfs needs?\n\nExit status: 0 fine, 1 failed, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 fault of envfs, 130 cancelled; run: the command's own, or 125 to 127."
+)]
+pub struct Cli {
+    /// Where environments are kept [default: $ENVFS_HOME, else ~/.local/share/envfs].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// Say only what was asked for and what went wrong.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// When to use colours.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: ColorChoice,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
 
 /// Runs the program and returns its exit status.
 pub fn main() -> i32 {
-    0
+    start_logging();
+    let mut matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return clap_error(&error),
+    };
+    let cli = match Cli::from_arg_matches_mut(&mut matches) {
+        Ok(cli) => cli,
+        Err(error) => return clap_error(&error),
+    };
+    let output = Output::new(cli.color, cli.quiet);
+    let context = Context::new(output, cli.home);
+    finish(&output, cli.command.run(&context))
+}
+
+/// Tells of a failure and returns the exit status.
+fn finish(output: &Output, result: Result<(), CommandError>) -> i32 {
+    match result {
+        Ok(()) => ExitCode::Success as i32,
+        Err(error) => {
+            output.error(&error);
+            error.code as i32
+        }
+    }
+}
+
+fn clap_error(error: &clap::Error) -> i32 {
+    // Nobody can be told where even this cannot be written.
+    drop(error.print());
+    if !error.use_stderr() {
+        return ExitCode::Success as i32;
+    }
+    let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+    if is_run {
+        ExitCode::RunFailed as i32
+    } else {
+        ExitCode::Usage as i32
+    }
+}
+
+/// Logs to standard error what `ENVFS_LOG` asks for; the daemon's standard error is its log.
+fn start_logging() {
+    let is_daemon = std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "__daemon");
+    let usual = if is_daemon { "info" } else { "off" };
+    let filter = std::env::var("ENVFS_LOG").unwrap_or_else(|_| usual.to_owned());
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
+    let started = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(is_daemon)
+        .try_init();
+    // Only a test that calls this twice can meet this.
+    drop(started);
 }

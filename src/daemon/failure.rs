@@ -4,7 +4,9 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::environment::EnvironmentError;
 use crate::fuse::session::SessionError;
+use crate::state::StateError;
 use crate::sys::mount::MountError;
 use crate::sys::process::error_text;
 
@@ -129,5 +131,46 @@ impl From<SessionError> for Failure {
             SessionError::Mount(error) => error.into(),
             error => Failure::of(Kind::Fuse, &error),
         }
+    }
+}
+
+impl From<EnvironmentError> for Failure {
+    fn from(error: EnvironmentError) -> Failure {
+        let failure = |kind| Failure::of(kind, &error);
+        match &error {
+            EnvironmentError::BadName { .. } | EnvironmentError::BadPrefix { .. } => {
+                failure(Kind::Usage)
+            }
+            EnvironmentError::Unknown { .. } => {
+                failure(Kind::NotFound).hint("envfs list shows what there is")
+            }
+            EnvironmentError::Exists { name } => failure(Kind::Conflict).hint(format!(
+                "choose another name, or remove it: envfs remove {name}"
+            )),
+            EnvironmentError::Held { .. } => {
+                failure(Kind::Busy).hint("wait until it is done, or end it")
+            }
+            EnvironmentError::Config { .. } => failure(Kind::Usage),
+            EnvironmentError::NoHome => failure(Kind::Usage),
+            EnvironmentError::Io { source, .. } => failure(kind_of_io(source)),
+        }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Failure {
+        let kind = match &error {
+            _ if error.is_no_space() => Kind::NoSpace,
+            StateError::NotADatabase { .. }
+            | StateError::TooNew { .. }
+            | StateError::Corrupt { .. }
+            | StateError::BadRow { .. } => Kind::Damaged,
+            StateError::Missing { .. } => Kind::NotFound,
+            StateError::Exists { .. } | StateError::Conflict { .. } => Kind::Conflict,
+            StateError::Busy { .. } => Kind::Busy,
+            StateError::Io { source, .. } => kind_of_io(source),
+            _ => Kind::System,
+        };
+        Failure::of(kind, &error)
     }
 }

@@ -153,16 +153,6 @@ pub fn was_interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// Lets the next write to a closed pipe end us quietly, as it does other programs.
-///
-/// For a program about to be replaced by another too: an ignored signal stays ignored there.
-pub fn restore_pipe_signal() -> io::Result<()> {
-    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: no handler of ours is installed; the default action is the kernel's own.
-    unsafe { sigaction(Signal::SIGPIPE, &action) }?;
-    Ok(())
-}
-
 /// Sends SIGTERM to a process.
 pub fn terminate(pid: u32) -> io::Result<()> {
     let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;

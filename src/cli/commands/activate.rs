@@ -1,0 +1,219 @@
+//! `envfs activate`, `envfs deactivate`, `envfs reactivate`
+//!
+//! A program cannot change the shell that started it, so these print what the shell has to
+//! evaluate. The hook does that; without it, on a terminal, they say how.
+
+use std::io::IsTerminal;
+
+use clap::Args as ClapArgs;
+use clap::ValueEnum;
+
+use crate::cli::context::{Context, active_name};
+use crate::cli::error::{CommandError, Result};
+use crate::environment::Prompt;
+use crate::shell::Shell;
+use crate::shell::facts::PrefixFacts;
+use crate::shell::plan::{self, Nesting, Settings, Variables};
+use crate::shell::render::render;
+use crate::sys::process;
+
+/// A shell whose language can be printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ShellName {
+    /// GNU bash.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// dash, ksh and other POSIX shells.
+    Posix,
+}
+
+impl From<ShellName> for Shell {
+    fn from(name: ShellName) -> Shell {
+        match name {
+            ShellName::Bash => Shell::Bash,
+            ShellName::Zsh => Shell::Zsh,
+            ShellName::Posix => Shell::Posix,
+        }
+    }
+}
+
+/// Mount an environment and put it first in this shell.
+///
+/// Mounts it if need be. Sets PATH, ENVFS_ENV, ENVFS_PREFIX and the prompt; for conda and Python
+/// environments also what conda and venv would set, and runs conda's activate.d scripts. Another
+/// active environment is left first, or kept below with --stack. The same one again is put right.
+///
+/// Needs the hook in your shell's start file; scripts do without it: see the examples.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  envfs activate science\n  eval \"$(envfs activate --shell bash science)\"    in a script, without the hook"
+)]
+pub struct ActivateArgs {
+    /// Environment [default: the active one].
+    name: Option<String>,
+    /// Keep the active environment below this one.
+    #[arg(long)]
+    stack: bool,
+    /// Print what this shell has to evaluate.
+    #[arg(long, value_enum)]
+    shell: Option<ShellName>,
+}
+
+/// Leave the active environment: the shell is again as it was.
+///
+/// Changes stay, committed or not, and so does the mount. Works also when the mount is gone.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  envfs deactivate\n  eval \"$(envfs deactivate --shell bash)\"    in a script, without the hook"
+)]
+pub struct DeactivateArgs {
+    /// Print what this shell has to evaluate.
+    #[arg(long, value_enum)]
+    shell: Option<ShellName>,
+}
+
+/// Put the active environment right again: mounted, first in PATH, scripts run.
+///
+/// For shells whose start files reset PATH (tmux, login shells), and after installing something
+/// that brings scripts of its own.
+#[derive(Debug, ClapArgs)]
+pub struct ReactivateArgs {
+    /// Print what this shell has to evaluate.
+    #[arg(long, value_enum)]
+    shell: Option<ShellName>,
+}
+
+impl ActivateArgs {
+    /// Prints the script, or says what is missing.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let shell = chosen(self.shell, "activate", self.name.as_deref())?;
+        context.output.raw(&self.script(context, shell)?)
+    }
+
+    /// Mounts the environment and returns what the shell has to evaluate.
+    pub fn script(&self, context: &Context, shell: Shell) -> Result<Vec<u8>> {
+        let nesting = if self.stack {
+            Nesting::Stack
+        } else {
+            Nesting::Replace
+        };
+        let script = prepare(context, self.name.as_deref(), nesting, &variables(), true)?;
+        Ok(render(&script, shell))
+    }
+}
+
+impl DeactivateArgs {
+    /// Prints the script, or says what is missing.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let shell = chosen(self.shell, "deactivate", None)?;
+        context.output.raw(&self.script(context, shell)?)
+    }
+
+    /// Returns what the shell has to evaluate. Asks neither the mount nor the store.
+    pub fn script(&self, context: &Context, shell: Shell) -> Result<Vec<u8>> {
+        let variables = variables();
+        if plan::active(&variables).is_none() {
+            context.output.note("no environment is active");
+        }
+        Ok(render(&plan::deactivate(&variables), shell))
+    }
+}
+
+impl ReactivateArgs {
+    /// Prints the script, or says what is missing.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let shell = chosen(self.shell, "reactivate", None)?;
+        context.output.raw(&self.script(context, shell)?)
+    }
+
+    /// Mounts the active environment and returns what the shell has to evaluate.
+    pub fn script(&self, context: &Context, shell: Shell) -> Result<Vec<u8>> {
+        if active_name().is_none() {
+            return Err(CommandError::usage("no environment is active")
+                .hint("envfs activate NAME (envfs list shows them)"));
+        }
+        let script = prepare(context, None, Nesting::Replace, &variables(), true)?;
+        Ok(render(&script, shell))
+    }
+}
+
+/// Mounts an environment and works out what activates it.
+pub fn prepare(
+    context: &Context,
+    name: Option<&str>,
+    nesting: Nesting,
+    variables: &Variables,
+    with_prompt: bool,
+) -> Result<plan::Script> {
+    let env = context.environment(name)?;
+    let prompt = match env.store.config()?.prompt {
+        _ if !with_prompt => None,
+        Prompt::Show(false) => None,
+        Prompt::Show(true) => Settings::usual().prompt,
+        Prompt::Template(template) => Some(template),
+    };
+    env.ensure_mounted()?;
+    let revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
+    let facts = PrefixFacts::read(env.name(), &env.target.prefix, revision);
+    let conda_below = plan::conda_below(variables)
+        .filter(|prefix| *prefix != facts.prefix)
+        .map(|prefix| PrefixFacts::read("", &prefix, None));
+    Ok(plan::activate(
+        &facts,
+        variables,
+        &Settings {
+            nesting,
+            prompt,
+            conda_below,
+        },
+    ))
+}
+
+/// Returns the variables of this process, which are those of the shell.
+pub fn variables() -> Variables {
+    std::env::vars_os().collect()
+}
+
+/// Decides for which shell to print. Without the hook and on a terminal nobody would evaluate it.
+fn chosen(wanted: Option<ShellName>, verb: &str, name: Option<&str>) -> Result<Shell> {
+    if let Some(name) = wanted {
+        return Ok(name.into());
+    }
+    let shell = detect();
+    if !std::io::stdout().is_terminal() {
+        return Ok(shell.unwrap_or(Shell::Posix));
+    }
+    let shell = shell.unwrap_or(Shell::Bash);
+    let words = match name {
+        Some(name) => format!("{verb} {name}"),
+        None => verb.to_owned(),
+    };
+    let error = CommandError::usage(format!(
+        "this shell does not know 'envfs {verb}' yet: a program cannot change its shell"
+    ));
+    Err(match shell {
+        Shell::Posix => error.hint(format!("eval \"$(envfs {words} --shell posix)\"")),
+        shell => {
+            let shell = shell.name();
+            error
+                .hint(format!(
+                    "now:       eval \"$(envfs hook {shell})\" && envfs {words}"
+                ))
+                .hint(format!(
+                    "for good:  echo 'eval \"$(envfs hook {shell})\"' >> ~/.{shell}rc"
+                ))
+                .hint(format!(
+                    "in scripts: eval \"$(envfs {words} --shell {shell})\""
+                ))
+        }
+    })
+}
+
+/// Returns the shell that started us, or the user's usual one.
+fn detect() -> Option<Shell> {
+    process::parent_id()
+        .and_then(process::command_name)
+        .and_then(|name| Shell::from_name(&name))
+        .or_else(|| Shell::from_name(&std::env::var("SHELL").ok()?))
+}

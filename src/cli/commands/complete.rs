@@ -1,0 +1,131 @@
+//! `envfs __complete`: what may stand at a place of a command line, one word a line.
+
+use std::ffi::OsString;
+
+use clap::{Args as ClapArgs, CommandFactory};
+
+use crate::cli::context::Context;
+use crate::cli::error::Result;
+
+/// Tells the shell to complete file names itself.
+const FILES: &str = "//files";
+
+/// Print what may stand at a place of a command line.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Which word is to be completed; the program's name is word 0.
+    place: usize,
+    /// The words of the line.
+    #[arg(last = true)]
+    words: Vec<OsString>,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let words: Vec<String> = self
+            .words
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let names = || -> Vec<String> {
+            let names = context.store().and_then(|store| Ok(store.list()?));
+            // A completion that fails completes nothing.
+            names
+                .unwrap_or_default()
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
+        for candidate in candidates(self.place, &words, names) {
+            context.output.line(candidate)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the words that may stand at `place`, given what is typed there already.
+fn candidates(place: usize, words: &[String], names: impl Fn() -> Vec<String>) -> Vec<String> {
+    let typed = words.get(place).map_or("", String::as_str);
+    let starts = |list: Vec<String>| -> Vec<String> {
+        list.into_iter()
+            .filter(|word| word.starts_with(typed))
+            .collect()
+    };
+    let mut root = crate::cli::Cli::command();
+    root.build();
+    let before = words.get(1..place.min(words.len())).unwrap_or_default();
+    let Some(position) = before.iter().position(|word| !word.starts_with('-')) else {
+        if typed.starts_with('-') {
+            return starts(options(&root));
+        }
+        return starts(
+            root.get_subcommands()
+                .filter(|command| !command.is_hide_set())
+                .map(|command| command.get_name().to_owned())
+                .collect(),
+        );
+    };
+    let Some(command) = before
+        .get(position)
+        .and_then(|word| root.find_subcommand(word))
+    else {
+        return vec![FILES.to_owned()];
+    };
+    let given = before.get(position + 1..).unwrap_or_default();
+    if given.iter().any(|word| word == "--") {
+        return vec![FILES.to_owned()];
+    }
+    if typed.starts_with('-') {
+        return starts(options(command));
+    }
+    let count = given.iter().filter(|word| !word.starts_with('-')).count();
+    match (command.get_name(), count) {
+        ("hook" | "completions", 0) => starts(vec![String::from("bash"), String::from("zsh")]),
+        ("import", _) | ("create" | "reactivate" | "deactivate" | "doctor", 0) => {
+            vec![FILES.to_owned()]
+        }
+        (_, 0) => starts(names()),
+        _ => vec![FILES.to_owned()],
+    }
+}
+
+fn options(command: &clap::Command) -> Vec<String> {
+    command
+        .get_arguments()
+        .filter(|argument| !argument.is_hide_set())
+        .filter_map(|argument| Some(format!("--{}", argument.get_long()?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete(line: &[&str]) -> Vec<String> {
+        let words: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
+        candidates(words.len() - 1, &words, || {
+            vec!["science".into(), "web".into()]
+        })
+    }
+
+    #[test]
+    fn commands_options_names_and_files_are_completed() {
+        assert_eq!(complete(&["envfs", "act"]), ["activate"]);
+        assert!(complete(&["envfs", ""]).contains(&String::from("doctor")));
+        assert!(
+            !complete(&["envfs", ""])
+                .iter()
+                .any(|word| word.starts_with("__"))
+        );
+        assert_eq!(complete(&["envfs", "status", "s"]), ["science"]);
+        assert_eq!(
+            complete(&["envfs", "-q", "activate", ""]),
+            ["science", "web"]
+        );
+        assert!(complete(&["envfs", "commit", "--me"]).contains(&String::from("--message")));
+        assert_eq!(complete(&["envfs", "import", ""]), [FILES]);
+        assert_eq!(complete(&["envfs", "run", "web", "--", "l"]), [FILES]);
+        assert_eq!(complete(&["envfs", "nonsense", ""]), [FILES]);
+    }
+}

@@ -1,0 +1,162 @@
+//! `envfs create`
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use clap::Args as ClapArgs;
+
+use super::import::ImportOptions;
+use crate::cli::backend;
+use crate::cli::context::{Context, Env};
+use crate::cli::error::{CommandError, Result};
+use crate::daemon::failure::Kind;
+use crate::daemon::lifecycle;
+use crate::daemon::protocol::{CommitOptions, Service};
+use crate::environment::{EnvLock, EnvName, LockMode};
+
+/// Make an empty environment, or one that an installer fills.
+///
+/// Without a command the environment is empty: mount or activate it and install what you like,
+/// at the path where it will be used. With a command, the environment is mounted, the command is
+/// run with {prefix} replaced by that path, and what it made is committed. If the command fails,
+/// the environment is removed again.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  envfs create tools\n  envfs create web -- python3 -m venv {prefix}\n  envfs create sci -- conda create -y -p {prefix} numpy pandas"
+)]
+pub struct Args {
+    /// Name of the new environment.
+    name: String,
+    #[command(flatten)]
+    options: ImportOptions,
+    /// Keep the environment also if the command fails.
+    #[arg(long)]
+    keep: bool,
+    /// The installer and its arguments.
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let name = EnvName::new(&self.name)?;
+        let store = context.store()?;
+        let environment = backend::create(&store, &name, &self.options.to_new_options())?;
+        let env = Env::new(store, environment)?;
+        let prefix = env.target.prefix.display();
+        let Some((program, arguments)) = self.command.split_first() else {
+            context
+                .output
+                .note(format!("{name} is made, empty, for {prefix}"));
+            context
+                .output
+                .note(format!("Use it: envfs activate {name}"));
+            return Ok(());
+        };
+        let done = self.install(context, &env, program, arguments);
+        if done.is_err() && !self.keep {
+            // The first failure is the one to tell of.
+            if let Err(second) = undo(env) {
+                context
+                    .output
+                    .warn(format!("{name} stays behind: {}", second.message));
+            }
+        }
+        done
+    }
+
+    fn install(
+        &self,
+        context: &Context,
+        env: &Env,
+        program: &OsStr,
+        arguments: &[OsString],
+    ) -> Result<()> {
+        let client = env.ensure_mounted()?;
+        let fill = |word: &OsStr| replace(word, b"{prefix}", env.target.prefix.as_os_str());
+        let program = fill(program);
+        let shown = program.to_string_lossy().into_owned();
+        let status = Command::new(&program)
+            .args(arguments.iter().map(|word| fill(word)))
+            .env("ENVFS_PREFIX", &env.target.prefix)
+            .env("ENVFS_ENV", env.name())
+            .status()
+            .map_err(|error| CommandError::io(format!("cannot run {shown}"), &error))?;
+        if !status.success() {
+            let how = match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit status {code}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => String::from("unknown"),
+            };
+            return Err(
+                CommandError::new(Kind::System, format!("{shown} failed ({how})"))
+                    .hint("with --keep the environment stays as the command left it"),
+            );
+        }
+        let Some(client) = client else {
+            return Err(CommandError::new(
+                Kind::Daemon,
+                "the daemon cannot be spoken with",
+            ));
+        };
+        let progress = context.output.progress();
+        let message = match self.options.message.as_str() {
+            "" => format!("create with {shown}"),
+            message => message.to_owned(),
+        };
+        let options = CommitOptions {
+            message,
+            compression: self.options.compression.clone(),
+            block_size: self.options.block_size,
+            ..CommitOptions::default()
+        };
+        let committed = client.commit(&options, &progress)?;
+        progress.finish();
+        super::commit::tell(context, env.name(), &committed);
+        Ok(())
+    }
+}
+
+/// Replaces every occurrence of a mark in a word.
+fn replace(word: &OsStr, mark: &[u8], by: &OsStr) -> OsString {
+    let mut out = Vec::with_capacity(word.len());
+    let mut rest = word.as_bytes();
+    while let Some(place) = rest.windows(mark.len()).position(|window| window == mark) {
+        let (before, after) = rest.split_at(place);
+        out.extend_from_slice(before);
+        out.extend_from_slice(by.as_bytes());
+        rest = after.get(mark.len()..).unwrap_or_default();
+    }
+    out.extend_from_slice(rest);
+    OsString::from_vec(out)
+}
+
+fn undo(env: Env) -> Result<()> {
+    lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
+    let lock = EnvLock::try_lock(env.environment.layout(), LockMode::Exclusive, "remove")?;
+    env.environment.remove_files(lock)?;
+    super::remove::remove_prefix(&env.target.prefix);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mark_is_replaced() {
+        let filled = replace(
+            OsStr::new("--p={prefix}/x:{prefix}"),
+            b"{prefix}",
+            OsStr::new("/e"),
+        );
+        assert_eq!(filled, "--p=/e/x:/e");
+        assert_eq!(
+            replace(OsStr::new("{pre"), b"{prefix}", OsStr::new("/e")),
+            "{pre"
+        );
+    }
+}

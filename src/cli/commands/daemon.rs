@@ -1,0 +1,40 @@
+//! `envfs __daemon`: serves one environment until it is unmounted. Started by other commands.
+
+use clap::Args as ClapArgs;
+
+use crate::cli::backend;
+use crate::cli::context::Context;
+use crate::cli::error::{CommandError, Result};
+use crate::daemon::host;
+
+/// Serve an environment (started by envfs itself).
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Environment.
+    name: String,
+}
+
+impl Args {
+    /// Does it. Its failure was told on the pipe; the log has it as well.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        // What cannot even be found is told the same way.
+        let found = context.environment(Some(&self.name));
+        let (id, runtime) = match &found {
+            Ok(env) => (env.target.id.clone(), env.runtime.clone()),
+            Err(_) => (String::new(), crate::daemon::runtime::RuntimeDir::open()?),
+        };
+        host::run(&id, &runtime, || match found {
+            Ok(env) => backend::mount(&env.environment),
+            Err(error) => Err(to_failure(error)),
+        })
+        .map_err(CommandError::from)
+    }
+}
+
+fn to_failure(error: CommandError) -> crate::daemon::failure::Failure {
+    crate::daemon::failure::Failure {
+        kind: error.kind,
+        message: error.message,
+        hints: error.hints,
+    }
+}

@@ -1,0 +1,128 @@
+//! `envfs diff`
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use clap::Args as ClapArgs;
+use similar::TextDiff;
+
+use crate::cli::backend;
+use crate::cli::context::{Context, Env};
+use crate::cli::error::Result;
+use crate::cli::output::Tone;
+use crate::daemon::protocol::{Change, ChangeKind};
+
+/// Files larger than this are not compared line by line.
+const MAX_TEXT: u64 = 4 << 20;
+
+/// List what differs from the current revision.
+///
+/// One line a path: A added, M modified, D removed, R renamed. With --content the lines of
+/// changed text files are compared too. Paths may be absolute, or relative to the prefix.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --content etc"
+)]
+pub struct Args {
+    /// Environment [default: the active one], and paths in it.
+    #[arg(value_name = "[NAME] [PATH]")]
+    words: Vec<OsString>,
+    /// Compare the content of text files.
+    #[arg(short, long, conflicts_with = "json")]
+    content: bool,
+    /// Print the list as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let (env, selection) = context.environment_and_paths(&self.words)?;
+        if self.content {
+            // What the files hold now is read through the mount.
+            env.ensure_mounted()?;
+        }
+        let changes = env.service()?.changes(&selection)?;
+        if self.json {
+            return context.output.json(&changes);
+        }
+        for change in &changes {
+            show(context, change)?;
+            if self.content && change.object == "file" {
+                compare(context, &env, change)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn tone(kind: ChangeKind) -> Tone {
+    match kind {
+        ChangeKind::Added => Tone::Good,
+        ChangeKind::Modified | ChangeKind::Renamed => Tone::Notice,
+        ChangeKind::Removed => Tone::Bad,
+    }
+}
+
+fn show(context: &Context, change: &Change) -> Result<()> {
+    let letter = context
+        .output
+        .tone(&change.change.letter().to_string(), tone(change.change));
+    let mut line = letter.into_bytes();
+    line.push(b' ');
+    if let Some(from) = &change.from {
+        line.extend_from_slice(from.as_bytes());
+        line.extend_from_slice(b" -> ");
+    }
+    line.extend_from_slice(change.path.as_bytes());
+    if change.object == "directory" {
+        line.push(b'/');
+    }
+    context.output.line(line)
+}
+
+fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
+    if change.size > MAX_TEXT {
+        return context.output.line("  (too large to compare line by line)");
+    }
+    let old_path = change.from.as_ref().unwrap_or(&change.path);
+    let old = match change.change {
+        ChangeKind::Added => Vec::new(),
+        _ => backend::committed_content(&env.environment, old_path.as_path())?.unwrap_or_default(),
+    };
+    let new = match change.change {
+        ChangeKind::Removed => Vec::new(),
+        // A file that goes away meanwhile is a removed file.
+        _ => std::fs::read(env.target.prefix.join(change.path.as_path())).unwrap_or_default(),
+    };
+    if old == new {
+        return Ok(());
+    }
+    if old.contains(&0) || new.contains(&0) {
+        return context.output.line("  (binary)");
+    }
+    let (old, new) = (String::from_utf8_lossy(&old), String::from_utf8_lossy(&new));
+    let diff = TextDiff::from_lines(old.as_ref(), new.as_ref());
+    let text = diff
+        .unified_diff()
+        .context_radius(3)
+        .header(&name(old_path.as_bytes()), &name(change.path.as_bytes()))
+        .to_string();
+    for line in text.lines() {
+        let shown = match line.as_bytes().first() {
+            Some(b'+') => context.output.tone(line, Tone::Good),
+            Some(b'-') => context.output.tone(line, Tone::Bad),
+            Some(b'@') => context.output.tone(line, Tone::Dim),
+            _ => line.to_owned(),
+        };
+        context.output.line(shown)?;
+    }
+    Ok(())
+}
+
+fn name(bytes: &[u8]) -> String {
+    std::ffi::OsStr::from_bytes(bytes)
+        .to_string_lossy()
+        .into_owned()
+}

@@ -1,0 +1,388 @@
+//! `envfs doctor`
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args as ClapArgs;
+use serde::Serialize;
+
+use crate::cli::context::Context;
+use crate::cli::error::{CommandError, ExitCode, Result};
+use crate::cli::output::{Tone, size};
+use crate::daemon::runtime::RuntimeDir;
+use crate::state::network_file_system;
+use crate::sys::mount::{self, MountError, MountRequest, UnmountMode};
+use crate::sys::{mountinfo, process};
+
+/// Less free space than this is worth a warning.
+const LITTLE_SPACE: u64 = 1 << 30;
+/// Fewer free inodes than this are worth a warning.
+const FEW_INODES: u64 = 10_000;
+
+/// Look whether everything is there that envfs needs, and say what to do where it is not.
+///
+/// Ends with status 1 if something does not work. Changes nothing, but for a trial mount in a
+/// temporary directory.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Print the findings as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a finding is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    /// Works, but may not for long or not everywhere.
+    Warning,
+    /// Does not work.
+    Problem,
+    /// Good to know.
+    Info,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    level: Level,
+    message: String,
+    hints: Vec<String>,
+}
+
+impl Finding {
+    fn new(check: &'static str, level: Level, message: impl Into<String>) -> Finding {
+        Finding {
+            check,
+            level,
+            message: message.into(),
+            hints: Vec::new(),
+        }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Finding {
+        self.hints.push(hint.into());
+        self
+    }
+
+    fn of_mount_error(check: &'static str, level: Level, error: &MountError) -> Finding {
+        Finding {
+            hints: error.hints(),
+            ..Finding::new(check, level, error.to_string())
+        }
+    }
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let mut findings = vec![device(), helper(), trial(), namespaces()];
+        findings.push(runtime());
+        match context.store() {
+            Ok(store) => {
+                let root = store.layout().root().to_path_buf();
+                findings.extend(place(&root));
+                findings.push(apparmor(&store.layout().prefixes()));
+                match store.garbage() {
+                    Ok(garbage) if garbage.is_empty() => {}
+                    Ok(garbage) => findings.push(
+                        Finding::new(
+                            "remains",
+                            Level::Warning,
+                            format!("{} remains of interrupted work in the store", garbage.len()),
+                        )
+                        .hint("envfs gc removes them"),
+                    ),
+                    Err(error) => {
+                        findings.push(Finding::new("store", Level::Problem, error.to_string()));
+                    }
+                }
+                if let Err(error) = store.config() {
+                    findings.push(
+                        Finding::new("configuration", Level::Problem, error.to_string())
+                            .hint("correct the file, or remove it"),
+                    );
+                }
+            }
+            Err(error) => {
+                findings.push(Finding {
+                    hints: error.hints,
+                    ..Finding::new("store", Level::Problem, error.message)
+                });
+            }
+        }
+        findings.extend(stale_mounts());
+        let is_well = findings
+            .iter()
+            .all(|finding| finding.level != Level::Problem);
+        if self.json {
+            context.output.json(&findings)?;
+        } else {
+            show(context, &findings)?;
+        }
+        if is_well {
+            Ok(())
+        } else {
+            Err(CommandError::silent(ExitCode::Failure))
+        }
+    }
+}
+
+fn show(context: &Context, findings: &[Finding]) -> Result<()> {
+    let out = &context.output;
+    for finding in findings {
+        let (word, tone) = match finding.level {
+            Level::Ok => ("ok     ", Tone::Good),
+            Level::Info => ("info   ", Tone::Dim),
+            Level::Warning => ("warning", Tone::Notice),
+            Level::Problem => ("problem", Tone::Bad),
+        };
+        out.line(format!(
+            "{}  {}: {}",
+            out.tone(word, tone),
+            finding.check,
+            finding.message
+        ))?;
+        for hint in &finding.hints {
+            out.line(format!("           → {hint}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn device() -> Finding {
+    match mount::device_is_usable() {
+        Ok(()) => Finding::new(
+            "device",
+            Level::Ok,
+            format!("{} can be opened", mount::DEVICE),
+        ),
+        Err(error) => Finding::of_mount_error("device", Level::Problem, &error),
+    }
+}
+
+fn helper() -> Finding {
+    let is_root = process::user_id() == 0;
+    let level = if is_root { Level::Info } else { Level::Problem };
+    match mount::helper() {
+        Err(error) => Finding::of_mount_error("fusermount3", level, &error),
+        Ok(path) if mount::helper_is_setuid(&path) => Finding::new(
+            "fusermount3",
+            Level::Ok,
+            format!("{} is setuid root", path.display()),
+        ),
+        Ok(helper) => Finding::of_mount_error(
+            "fusermount3",
+            level,
+            &MountError::HelperNotSetuid { helper },
+        ),
+    }
+}
+
+/// Mounts for real, in a temporary directory, and takes it away again.
+fn trial() -> Finding {
+    let dir = match tempfile::Builder::new().prefix("envfs-doctor-").tempdir() {
+        Ok(dir) => dir,
+        Err(error) => {
+            return Finding::new(
+                "trial mount",
+                Level::Warning,
+                format!("no temporary directory for it: {error}"),
+            );
+        }
+    };
+    // The path as the mount table will have it.
+    let path = dir
+        .path()
+        .canonicalize()
+        .unwrap_or_else(|_| dir.path().to_path_buf());
+    let request = MountRequest {
+        mount_point: path.clone(),
+        id: format!("doctor-{}", std::process::id()),
+        allow_other: false,
+        trust_content: false,
+    };
+    let result = mount::mount(&request).and_then(|device| {
+        let undone = mount::unmount(&path, UnmountMode::Lazy);
+        drop(device);
+        undone
+    });
+    match result {
+        Ok(()) => {
+            let how = if process::user_id() == 0 {
+                "mount(2)"
+            } else {
+                "fusermount3"
+            };
+            Finding::new(
+                "trial mount",
+                Level::Ok,
+                format!("mounting works (through {how})"),
+            )
+        }
+        Err(error) => Finding::of_mount_error("trial mount", Level::Problem, &error),
+    }
+}
+
+fn namespaces() -> Finding {
+    let number = |path: &str| -> Option<u64> { fs::read_to_string(path).ok()?.trim().parse().ok() };
+    let refused = if number("/proc/sys/user/max_user_namespaces") == Some(0) {
+        Some("user.max_user_namespaces is 0")
+    } else if number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
+        Some("kernel.unprivileged_userns_clone is 0")
+    } else if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
+        Some("AppArmor restricts them (kernel.apparmor_restrict_unprivileged_userns)")
+    } else if !Path::new("/proc/self/ns/user").exists() {
+        Some("this kernel has none")
+    } else {
+        None
+    };
+    match refused {
+        None => Finding::new("user namespaces", Level::Ok, "ordinary users may make them"),
+        Some(why) => Finding::new(
+            "user namespaces",
+            Level::Info,
+            format!("not for ordinary users: {why}; envfs needs them only without fusermount3"),
+        ),
+    }
+}
+
+fn apparmor(prefixes: &Path) -> Finding {
+    let check = "AppArmor";
+    if !mount::apparmor_confines_helper() {
+        return Finding::new(check, Level::Ok, "does not restrict fusermount3");
+    }
+    if mount::apparmor_allows(prefixes) {
+        return Finding::new(
+            check,
+            Level::Ok,
+            format!("restricts fusermount3, but allows {}", prefixes.display()),
+        );
+    }
+    Finding::new(
+        check,
+        Level::Warning,
+        format!(
+            "its profile for fusermount3 may refuse mounts at {}",
+            prefixes.display()
+        ),
+    )
+    .hint("keep environments below $HOME (unset ENVFS_HOME, or --prefix)")
+    .hint(format!(
+        "or, as root, add to /etc/apparmor.d/local/fusermount3: mount fstype=@{{fuse_types}} \
+         options=(nosuid,nodev) options in (ro,rw) -> {}/**/,",
+        prefixes.display()
+    ))
+}
+
+fn runtime() -> Finding {
+    match RuntimeDir::open() {
+        Ok(dir) => Finding::new("sockets", Level::Ok, format!("in {}", dir.path().display())),
+        Err(failure) => Finding {
+            hints: failure.hints,
+            ..Finding::new("sockets", Level::Problem, failure.message)
+        },
+    }
+}
+
+/// Returns the nearest directory above a path that exists.
+fn existing(path: &Path) -> PathBuf {
+    path.ancestors()
+        .find(|path| path.is_dir())
+        .unwrap_or(Path::new("/"))
+        .to_path_buf()
+}
+
+/// Looks at the file system of the store.
+fn place(root: &Path) -> Vec<Finding> {
+    let dir = existing(root);
+    let shown = root.display();
+    let mut findings = Vec::new();
+    match nix::unistd::access(&dir, nix::unistd::AccessFlags::W_OK) {
+        Ok(()) => findings.push(Finding::new("store", Level::Ok, format!("{shown}"))),
+        Err(error) => findings.push(
+            Finding::new(
+                "store",
+                Level::Problem,
+                format!("{shown}: {}", error.desc()),
+            )
+            .hint("set ENVFS_HOME to a directory of yours"),
+        ),
+    }
+    match nix::sys::statvfs::statvfs(&dir) {
+        Ok(stat) => {
+            let free = stat.blocks_available() * stat.fragment_size();
+            let message = format!("{} free for {shown}", size(free));
+            findings.push(if free < LITTLE_SPACE {
+                Finding::new("disk", Level::Warning, message)
+                    .hint("envfs gc drops old images; a commit needs room for a whole image")
+            } else {
+                Finding::new("disk", Level::Ok, message)
+            });
+            // File systems without a fixed number of inodes say 0.
+            if stat.files() > 0 {
+                let free = stat.files_available();
+                let message = format!("{free} inodes free for {shown}");
+                findings.push(if free < FEW_INODES {
+                    Finding::new("inodes", Level::Warning, message)
+                        .hint("envfs commit packs changed files into the image")
+                } else {
+                    Finding::new("inodes", Level::Ok, message)
+                });
+            }
+        }
+        Err(error) => findings.push(Finding::new(
+            "disk",
+            Level::Warning,
+            format!("cannot ask about {}: {}", dir.display(), error.desc()),
+        )),
+    }
+    if let Ok(Some(kind)) = network_file_system(&dir) {
+        findings.push(Finding::new(
+            "network",
+            Level::Info,
+            format!("the store is on {kind}: safe, with one host at a time for each environment"),
+        ));
+    }
+    findings
+}
+
+fn stale_mounts() -> Vec<Finding> {
+    let mounts = match mountinfo::read() {
+        Ok(mounts) => mounts,
+        Err(error) => {
+            return vec![Finding::new(
+                "mounts",
+                Level::Warning,
+                format!("cannot read the mount table: {error}"),
+            )];
+        }
+    };
+    let ours: Vec<_> = mounts
+        .iter()
+        .filter(|mount| mount.environment_id().is_some())
+        .collect();
+    let mut findings: Vec<Finding> = ours
+        .iter()
+        .filter(|mount| mount.is_dead())
+        .map(|mount| {
+            let path = mount.mount_point.display();
+            Finding::new(
+                "mounts",
+                Level::Warning,
+                format!("the daemon of {path} was killed"),
+            )
+            .hint("the next activate, mount or run of it heals it; nothing is lost")
+            .hint(format!("or take it away: fusermount3 -uz {path}"))
+        })
+        .collect();
+    if findings.is_empty() {
+        findings.push(Finding::new(
+            "mounts",
+            Level::Ok,
+            format!("{} mounted, none dead", ours.len()),
+        ));
+    }
+    findings
+}

@@ -1,0 +1,114 @@
+//! `envfs export`
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args as ClapArgs;
+
+use crate::cli::backend;
+use crate::cli::context::Context;
+use crate::cli::error::{CommandError, Result};
+use crate::cli::output::size;
+use crate::daemon::failure::Kind;
+use crate::progress::{Progress, Report};
+use crate::sys::reflink;
+
+/// Write a revision's image to a file of its own.
+///
+/// It is plain SquashFS 4.0: mount, unsquashfs, squashfuse and Apptainer read it. Uncommitted
+/// changes are not in it.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  envfs export science science.sqfs\n  envfs export science old.sqfs --rev 3\n  unsquashfs -l science.sqfs"
+)]
+pub struct Args {
+    /// Environment.
+    name: String,
+    /// The file to write; must not exist.
+    file: PathBuf,
+    /// Revision [default: the current one].
+    #[arg(long, value_name = "REV")]
+    rev: Option<i64>,
+    /// Replace the file if it exists.
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let env = context.environment(Some(&self.name))?;
+        let source = backend::image_file(&env.environment, self.rev)?;
+        if !self.force && self.file.symlink_metadata().is_ok() {
+            return Err(CommandError::new(
+                Kind::Conflict,
+                format!("{} exists", self.file.display()),
+            )
+            .hint("choose another name, or replace it with --force"));
+        }
+        let progress = context.output.progress();
+        let bytes = copy(&source, &self.file, &progress)?;
+        progress.finish();
+        context
+            .output
+            .note(format!("{}: {}", self.file.display(), size(bytes)));
+        Ok(())
+    }
+}
+
+/// Copies an image beside the target and gives it its name when it is whole and durable.
+fn copy(source: &Path, target: &Path, progress: &dyn Progress) -> Result<u64> {
+    let failed = |path: &Path| {
+        let doing = format!("cannot write {}", path.display());
+        move |error: io::Error| CommandError::io(&doing, &error)
+    };
+    let directory = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut input = File::open(source)
+        .map_err(|error| CommandError::io(format!("cannot read {}", source.display()), &error))?;
+    let total = input.metadata().map_err(failed(source))?.len();
+    let mut output = tempfile::Builder::new()
+        .prefix(".envfs-export-")
+        .tempfile_in(directory)
+        .map_err(failed(target))?;
+    if reflink::clone_range(&input, 0, 0, output.as_file(), 0).is_err() {
+        let mut buffer = vec![0u8; 1 << 20];
+        let mut done = 0u64;
+        loop {
+            if progress.is_cancelled() {
+                return Err(CommandError::new(
+                    Kind::Cancelled,
+                    "stopped; nothing was written",
+                ));
+            }
+            let count = input.read(&mut buffer).map_err(failed(source))?;
+            if count == 0 {
+                break;
+            }
+            output
+                .write_all(buffer.get(..count).unwrap_or_default())
+                .map_err(failed(target))?;
+            done += count as u64;
+            progress.report(&Report {
+                phase: String::from("copying"),
+                files_done: 0,
+                files_total: 1,
+                bytes_done: done,
+                bytes_total: total,
+            });
+        }
+    }
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(output.path(), permissions).map_err(failed(target))?;
+    output.as_file().sync_all().map_err(failed(target))?;
+    output
+        .persist(target)
+        .map_err(|error| failed(target)(error.error))?;
+    File::open(directory)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed(directory))?;
+    Ok(total)
+}

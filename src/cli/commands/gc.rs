@@ -1,0 +1,97 @@
+//! `envfs gc`
+
+use clap::Args as ClapArgs;
+
+use crate::cli::backend;
+use crate::cli::context::Context;
+use crate::cli::error::{CommandError, Result};
+use crate::cli::output::size;
+use crate::object::Timestamp;
+
+/// Forget old revisions and remove images that nothing needs any more.
+///
+/// The newest revisions stay, and the current one, and tagged ones. Also removes what crashes
+/// have left in the store. Without a NAME all environments are looked at.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  envfs gc -n                what would go?\n  envfs gc science --keep 3\n  envfs gc --older-than 30"
+)]
+pub struct Args {
+    /// Environment [default: all].
+    name: Option<String>,
+    /// How many revisions stay [default: as configured, else 10].
+    #[arg(long, value_name = "COUNT")]
+    keep: Option<u32>,
+    /// Forget only revisions older than so many days.
+    #[arg(long, value_name = "DAYS")]
+    older_than: Option<u32>,
+    /// Only say what would go.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Print it as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let keep = match self.keep {
+            Some(0) => return Err(CommandError::usage("at least one revision stays: --keep 1")),
+            Some(keep) => keep,
+            None => store.config()?.gc.keep,
+        };
+        let before = self
+            .older_than
+            .map(|days| Timestamp::now().secs - i64::from(days) * 86_400);
+        let names = match &self.name {
+            Some(name) => vec![crate::environment::EnvName::new(name)?],
+            None => store.list()?,
+        };
+        let mut report = serde_json::Map::new();
+        for name in &names {
+            let environment = store.open(name)?;
+            let collected = backend::gc(&environment, keep as usize, before, self.dry_run)?;
+            if !self.json && !collected.revisions.is_empty() | !collected.images.is_empty() {
+                let would = if self.dry_run {
+                    "would forget"
+                } else {
+                    "forgot"
+                };
+                context.output.note(format!(
+                    "{name}: {would} {} revisions and {} images, {}",
+                    collected.revisions.len(),
+                    collected.images.len(),
+                    size(collected.bytes)
+                ));
+            }
+            let value = serde_json::to_value(&collected).map_err(|error| {
+                CommandError::new(crate::daemon::failure::Kind::Internal, error.to_string())
+            })?;
+            report.insert(name.to_string(), value);
+        }
+        if self.name.is_none() {
+            for garbage in backend::garbage(&store)? {
+                if !self.dry_run {
+                    store.remove_garbage(&garbage)?;
+                }
+                if !self.json {
+                    let would = if self.dry_run {
+                        "would remove"
+                    } else {
+                        "removed"
+                    };
+                    context
+                        .output
+                        .note(format!("{would} {}", garbage.path.display()));
+                }
+            }
+        }
+        if self.json {
+            context.output.json(&report)
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! `envfs list`
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+use serde::Serialize;
+
+use crate::cli::backend;
+use crate::cli::context::{Context, active_name};
+use crate::cli::error::Result;
+use crate::cli::output::{size, table};
+use crate::daemon::lifecycle::State;
+
+/// List environments: mounted or not, revision, size of image and of changes.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Print the list as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One environment in the list.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    /// `mounted`, `unmounted`, `dead` (its daemon was killed), `deaf`, `elsewhere` or `damaged`.
+    state: &'static str,
+    active: bool,
+    revision: Option<i64>,
+    image_bytes: u64,
+    /// Space of changed files on disk.
+    upper_bytes: u64,
+    upper_files: u64,
+    prefix: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let active = active_name();
+        let mut rows = Vec::new();
+        for name in store.list()? {
+            let is_active = active.as_deref() == Some(name.as_str());
+            rows.push(row(context, name.as_str(), is_active));
+        }
+        if self.json {
+            return context.output.json(&rows);
+        }
+        if rows.is_empty() {
+            context
+                .output
+                .note("There are no environments. Make one: envfs import DIR NAME");
+            return Ok(());
+        }
+        let mut cells: Vec<Vec<String>> = vec![
+            ["  NAME", "STATE", "REV", "IMAGE", "CHANGES", "PREFIX"]
+                .map(String::from)
+                .to_vec(),
+        ];
+        for row in &rows {
+            cells.push(vec![
+                format!("{} {}", if row.active { '*' } else { ' ' }, row.name),
+                row.state.to_owned(),
+                row.revision
+                    .map_or_else(|| String::from("-"), |revision| revision.to_string()),
+                size(row.image_bytes),
+                if row.upper_files == 0 {
+                    String::from("-")
+                } else {
+                    size(row.upper_bytes)
+                },
+                row.problem
+                    .clone()
+                    .unwrap_or_else(|| row.prefix.display().to_string()),
+            ]);
+        }
+        for line in table(&cells) {
+            context.output.line(line)?;
+        }
+        Ok(())
+    }
+}
+
+fn row(context: &Context, name: &str, active: bool) -> Row {
+    let mut row = Row {
+        name: name.to_owned(),
+        state: "damaged",
+        active,
+        revision: None,
+        image_bytes: 0,
+        upper_bytes: 0,
+        upper_files: 0,
+        prefix: PathBuf::new(),
+        problem: None,
+    };
+    let env = match context.environment(Some(name)) {
+        Ok(env) => env,
+        Err(error) => {
+            row.problem = Some(error.message);
+            return row;
+        }
+    };
+    row.state = match env.state() {
+        Ok(state) => describe(&state),
+        Err(error) => {
+            row.problem = Some(error.message);
+            "deaf"
+        }
+    };
+    row.revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
+    row.image_bytes = env.facts.image.as_ref().map_or(0, |image| image.size);
+    (row.upper_files, row.upper_bytes) = backend::upper_use(&env.environment);
+    row.prefix.clone_from(&env.target.prefix);
+    row
+}
+
+/// Returns the state of a mount in one word.
+pub fn describe(state: &State) -> &'static str {
+    match state {
+        State::Unmounted => "unmounted",
+        State::Mounted(_) => "mounted",
+        State::Deaf => "deaf",
+        State::Dead(_) => "dead",
+        State::Elsewhere(_) => "elsewhere",
+    }
+}

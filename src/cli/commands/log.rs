@@ -1,0 +1,95 @@
+//! `envfs log`
+
+use clap::Args as ClapArgs;
+use serde::Serialize;
+
+use crate::cli::backend;
+use crate::cli::context::Context;
+use crate::cli::error::Result;
+use crate::cli::output::{Tone, size, time};
+
+/// Show the history of an environment, newest first.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Environment [default: the active one].
+    name: Option<String>,
+    /// Show no more than so many revisions.
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    limit: Option<usize>,
+    /// Print it as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    revision: i64,
+    current: bool,
+    parent: Option<i64>,
+    kind: &'static str,
+    /// Of a rollback: the revision that was brought back.
+    of: Option<i64>,
+    message: String,
+    /// Seconds since 1970.
+    time: i64,
+    user: String,
+    host: String,
+    command: String,
+    image: Option<String>,
+    image_bytes: Option<u64>,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let env = context.environment(self.name.as_deref())?;
+        let (revisions, images) = backend::history(&env.environment)?;
+        let current = env.facts.revision.as_ref().map(|revision| revision.id);
+        let entries: Vec<Entry> = revisions
+            .into_iter()
+            .rev()
+            .take(self.limit.unwrap_or(usize::MAX))
+            .map(|revision| {
+                let image = images.iter().find(|image| Some(image.id) == revision.image);
+                Entry {
+                    revision: revision.id.0,
+                    current: Some(revision.id) == current,
+                    parent: revision.parent.map(|id| id.0),
+                    kind: revision.kind.as_str(),
+                    of: revision.source.map(|id| id.0),
+                    message: revision.message,
+                    time: revision.time,
+                    user: revision.user,
+                    host: revision.host,
+                    command: revision.command,
+                    image: image.map(|image| image.file.clone()),
+                    image_bytes: image.map(|image| image.size),
+                }
+            })
+            .collect();
+        if self.json {
+            return context.output.json(&entries);
+        }
+        for entry in &entries {
+            let mark = if entry.current { '*' } else { ' ' };
+            let of = entry.of.map(|of| format!(" to {of}")).unwrap_or_default();
+            let image = entry
+                .image_bytes
+                .map_or_else(|| String::from("empty"), size);
+            context.output.line(format!(
+                "{mark} {:>4}  {}  {}{of}  {image}  {}@{}",
+                context
+                    .output
+                    .tone(&entry.revision.to_string(), Tone::Notice),
+                time(entry.time),
+                entry.kind,
+                entry.user,
+                entry.host,
+            ))?;
+            for line in entry.message.lines() {
+                context.output.line(format!("          {line}"))?;
+            }
+        }
+        Ok(())
+    }
+}

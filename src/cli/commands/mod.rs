@@ -1,0 +1,133 @@
+//! The commands, one file each.
+
+use clap::Subcommand;
+
+use super::context::Context;
+use super::error::Result;
+
+pub mod activate;
+pub mod commit;
+pub mod complete;
+pub mod completions;
+pub mod create;
+pub mod daemon;
+pub mod diff;
+pub mod discard;
+pub mod doctor;
+pub mod export;
+pub mod gc;
+pub mod hook;
+pub mod import;
+pub mod list;
+pub mod log;
+pub mod mount;
+pub mod paths;
+pub mod remove;
+pub mod rename;
+pub mod rollback;
+pub mod run;
+pub mod shell;
+pub mod status;
+pub mod unmount;
+pub mod verify;
+
+/// What envfs can be asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    #[command(visible_alias = "pack")]
+    #[allow(missing_docs)]
+    Import(import::Args),
+    #[allow(missing_docs)]
+    Create(create::Args),
+    #[allow(missing_docs)]
+    Activate(activate::ActivateArgs),
+    #[allow(missing_docs)]
+    Deactivate(activate::DeactivateArgs),
+    #[allow(missing_docs)]
+    Reactivate(activate::ReactivateArgs),
+    #[allow(missing_docs)]
+    Run(run::Args),
+    #[allow(missing_docs)]
+    Mount(mount::Args),
+    #[command(visible_alias = "umount")]
+    #[allow(missing_docs)]
+    Unmount(unmount::Args),
+    #[command(visible_alias = "ls")]
+    #[allow(missing_docs)]
+    List(list::Args),
+    #[allow(missing_docs)]
+    Status(status::Args),
+    #[allow(missing_docs)]
+    Diff(diff::Args),
+    #[allow(missing_docs)]
+    Paths(paths::Args),
+    #[allow(missing_docs)]
+    Commit(commit::Args),
+    #[allow(missing_docs)]
+    Discard(discard::Args),
+    #[allow(missing_docs)]
+    Log(log::Args),
+    #[allow(missing_docs)]
+    Rollback(rollback::Args),
+    #[allow(missing_docs)]
+    Gc(gc::Args),
+    #[command(visible_alias = "rm")]
+    #[allow(missing_docs)]
+    Remove(remove::Args),
+    #[allow(missing_docs)]
+    Rename(rename::Args),
+    #[allow(missing_docs)]
+    Export(export::Args),
+    #[allow(missing_docs)]
+    Verify(verify::Args),
+    #[allow(missing_docs)]
+    Doctor(doctor::Args),
+    #[allow(missing_docs)]
+    Hook(hook::Args),
+    #[allow(missing_docs)]
+    Completions(completions::Args),
+    #[command(name = "__daemon", hide = true)]
+    #[allow(missing_docs)]
+    Daemon(daemon::Args),
+    #[command(name = "__shell", hide = true)]
+    #[allow(missing_docs)]
+    Shell(shell::Args),
+    #[command(name = "__complete", hide = true)]
+    #[allow(missing_docs)]
+    Complete(complete::Args),
+}
+
+impl Command {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        match self {
+            Command::Import(args) => args.run(context),
+            Command::Create(args) => args.run(context),
+            Command::Activate(args) => args.run(context),
+            Command::Deactivate(args) => args.run(context),
+            Command::Reactivate(args) => args.run(context),
+            Command::Run(args) => args.run(context),
+            Command::Mount(args) => args.run(context),
+            Command::Unmount(args) => args.run(context),
+            Command::List(args) => args.run(context),
+            Command::Status(args) => args.run(context),
+            Command::Diff(args) => args.run(context),
+            Command::Paths(args) => args.run(context),
+            Command::Commit(args) => args.run(context),
+            Command::Discard(args) => args.run(context),
+            Command::Log(args) => args.run(context),
+            Command::Rollback(args) => args.run(context),
+            Command::Gc(args) => args.run(context),
+            Command::Remove(args) => args.run(context),
+            Command::Rename(args) => args.run(context),
+            Command::Export(args) => args.run(context),
+            Command::Verify(args) => args.run(context),
+            Command::Doctor(args) => args.run(context),
+            Command::Hook(args) => args.run(context),
+            Command::Completions(args) => args.run(context),
+            Command::Daemon(args) => args.run(context),
+            Command::Shell(args) => args.run(context),
+            Command::Complete(args) => args.run(context),
+        }
+    }
+}

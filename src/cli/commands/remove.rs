@@ -1,0 +1,59 @@
+//! `envfs remove`
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use clap::Args as ClapArgs;
+
+use crate::cli::backend;
+use crate::cli::context::Context;
+use crate::cli::error::Result;
+use crate::cli::output::size;
+use crate::daemon::lifecycle;
+use crate::environment::{EnvLock, LockMode};
+
+/// Remove an environment with its images, its changes and its whole history.
+///
+/// This cannot be undone; asks first. An exported image is a copy and stays.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Environment.
+    name: String,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let env = context.environment(Some(&self.name))?;
+        let (revisions, images) = backend::history(&env.environment)?;
+        let (_, upper_bytes) = backend::upper_use(&env.environment);
+        let bytes: u64 = images.iter().map(|image| image.size).sum::<u64>() + upper_bytes;
+        let question = format!(
+            "Remove {} with {} revisions ({}) for ever?",
+            env.name(),
+            revisions.len(),
+            size(bytes)
+        );
+        context.output.confirm(&question, self.yes)?;
+        lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
+        let lock = EnvLock::try_lock(env.environment.layout(), LockMode::Exclusive, "remove")?;
+        env.environment.remove_files(lock)?;
+        remove_prefix(&env.target.prefix);
+        context.output.note(format!("{} is removed", self.name));
+        Ok(())
+    }
+}
+
+/// Removes the empty directory where an environment was mounted.
+pub fn remove_prefix(prefix: &Path) {
+    match fs::remove_dir(prefix) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // It may hold something, or not be ours to remove: then it stays.
+        Err(error) => tracing::info!(%error, path = %prefix.display(), "the prefix stays"),
+    }
+}

@@ -1,0 +1,43 @@
+//! `envfs rename`
+
+use clap::Args as ClapArgs;
+
+use crate::cli::context::Context;
+use crate::cli::error::{CommandError, Result};
+use crate::daemon::failure::Kind;
+use crate::daemon::lifecycle::State;
+use crate::environment::{EnvLock, EnvName, LockMode};
+
+/// Give an environment another name.
+///
+/// The prefix stays where it is: files of the environment hold it. The environment must not be
+/// mounted.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Environment.
+    old: String,
+    /// Its new name.
+    new: String,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let env = context.environment(Some(&self.old))?;
+        let new = EnvName::new(&self.new)?;
+        if !matches!(env.state()?, State::Unmounted | State::Dead(_)) {
+            return Err(
+                CommandError::new(Kind::Busy, format!("{} is mounted", env.name()))
+                    .hint(format!("envfs unmount {}", env.name())),
+            );
+        }
+        let lock = EnvLock::try_lock(env.environment.layout(), LockMode::Exclusive, "rename")?;
+        env.environment.rename(&new, &lock)?;
+        context.output.note(format!(
+            "{} is now {new}; its prefix is still {}",
+            self.old,
+            env.target.prefix.display()
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,49 @@
+//! `envfs __shell`: what the hook of a shell evaluates.
+
+use std::ffi::OsString;
+
+use clap::{Args as ClapArgs, Parser};
+
+use super::Command;
+use crate::cli::Cli;
+use crate::cli::context::Context;
+use crate::cli::error::{CommandError, ExitCode, Result};
+use crate::shell::Shell;
+
+/// Print what a shell has to evaluate (used by the hook).
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// The shell.
+    #[arg(value_enum)]
+    shell: super::activate::ShellName,
+    /// Its process id.
+    pid: u32,
+    /// The words after `envfs`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<OsString>,
+}
+
+impl Args {
+    /// Does it. Nothing is printed on standard output unless all went well.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        tracing::debug!(pid = self.pid, "asked by a shell");
+        let shell = Shell::from(self.shell);
+        let line = std::iter::once(OsString::from("envfs")).chain(self.words.iter().cloned());
+        let cli = Cli::try_parse_from(line).map_err(|error| {
+            // Also what clap would print on standard output goes to standard error here.
+            context.output.warn(error.to_string().trim_end());
+            CommandError::silent(ExitCode::Usage)
+        })?;
+        let text = match &cli.command {
+            Command::Activate(args) => args.script(context, shell)?,
+            Command::Deactivate(args) => args.script(context, shell)?,
+            Command::Reactivate(args) => args.script(context, shell)?,
+            _ => {
+                return Err(CommandError::usage(
+                    "only activate, deactivate and reactivate",
+                ));
+            }
+        };
+        context.output.raw(&text)
+    }
+}

@@ -1,0 +1,137 @@
+//! `envfs status`
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+use serde::Serialize;
+
+use super::list::describe;
+use crate::cli::context::Context;
+use crate::cli::error::Result;
+use crate::cli::output::{Tone, size};
+use crate::daemon::host;
+use crate::daemon::lifecycle::State;
+use crate::daemon::protocol::{Service, Status, Tally};
+use crate::sys::holders::Holder;
+
+/// Show what an environment is like: what changed, where things are, who uses it.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  envfs status\n  envfs status science --json")]
+pub struct Args {
+    /// Environment [default: the active one].
+    name: Option<String>,
+    /// Print it as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Facts {
+    name: String,
+    state: &'static str,
+    daemon_pid: Option<u32>,
+    prefix: PathBuf,
+    log: PathBuf,
+    home: PathBuf,
+    message: Option<String>,
+    #[serde(flatten)]
+    status: Status,
+    holders: Vec<Holder>,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let env = context.environment(self.name.as_deref())?;
+        let state = env.state()?;
+        let holders = if state.is_mounted() {
+            host::holders(&env.target.id)
+        } else {
+            Vec::new()
+        };
+        let status = match &state {
+            State::Mounted(client) | State::Elsewhere(client) => client.status()?,
+            _ => env.service()?.status()?,
+        };
+        let facts = Facts {
+            name: env.name().to_owned(),
+            state: describe(&state),
+            daemon_pid: match &state {
+                State::Mounted(client) | State::Elsewhere(client) => Some(client.hello().pid),
+                _ => None,
+            },
+            prefix: env.target.prefix.clone(),
+            log: env.target.log.clone(),
+            home: env.environment.layout().home().to_path_buf(),
+            message: env
+                .facts
+                .revision
+                .as_ref()
+                .map(|revision| revision.message.clone()),
+            status,
+            holders,
+        };
+        if self.json {
+            return context.output.json(&facts);
+        }
+        show(context, &facts)
+    }
+}
+
+fn show(context: &Context, facts: &Facts) -> Result<()> {
+    let out = &context.output;
+    let status = &facts.status;
+    let daemon = facts
+        .daemon_pid
+        .map(|pid| format!(" (daemon {pid})"))
+        .unwrap_or_default();
+    out.line(format!(
+        "{}  {}{daemon}",
+        out.tone(&facts.name, Tone::Strong),
+        facts.state
+    ))?;
+    out.line(format!("  prefix    {}", facts.prefix.display()))?;
+    let revision = status
+        .revision
+        .map_or_else(|| String::from("none"), |rev| rev.to_string());
+    let message = facts.message.as_deref().filter(|text| !text.is_empty());
+    let message = message.map(|text| format!("  {text}")).unwrap_or_default();
+    out.line(format!(
+        "  revision  {revision}, image {}{message}",
+        size(status.image_bytes)
+    ))?;
+    if status.changes.is_empty() {
+        out.line("  changes   none")?;
+    } else {
+        out.line(format!(
+            "  changes   {} in {} files on disk",
+            size(status.upper_bytes),
+            status.upper_files
+        ))?;
+        let changes = &status.changes;
+        for (word, tally, tone) in [
+            ("added", changes.added, Tone::Good),
+            ("modified", changes.modified, Tone::Notice),
+            ("removed", changes.removed, Tone::Bad),
+            ("renamed", changes.renamed, Tone::Notice),
+        ] {
+            if tally != Tally::default() {
+                let word = out.tone(&format!("{word:9}"), tone);
+                out.line(format!(
+                    "    {word} {:>7}  {}",
+                    tally.entries,
+                    size(tally.bytes)
+                ))?;
+            }
+        }
+    }
+    for (place, holder) in facts.holders.iter().take(10).enumerate() {
+        let head = if place == 0 { "used by" } else { "" };
+        out.line(format!("  {head:9} {holder}"))?;
+    }
+    if facts.holders.len() > 10 {
+        out.line(format!("            and {} more", facts.holders.len() - 10))?;
+    }
+    out.line(format!("  log       {}", facts.log.display()))?;
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! Finds environments for commands.
+
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+
+use super::backend::{self, Facts};
+use super::error::{CommandError, Result};
+use super::output::Output;
+use crate::daemon::client::Client;
+use crate::daemon::failure::Kind;
+use crate::daemon::lifecycle::{self, State, Target};
+use crate::daemon::protocol::{Selection, Service};
+use crate::daemon::runtime::RuntimeDir;
+use crate::environment::{EnvName, Environment, Store};
+use crate::sys::text::Text;
+
+/// What every command is given.
+#[derive(Debug)]
+pub struct Context {
+    /// How to speak.
+    pub output: Output,
+    home: Option<PathBuf>,
+}
+
+impl Context {
+    /// Makes a context; `home` is the store's root if one was given.
+    pub fn new(output: Output, home: Option<PathBuf>) -> Context {
+        Context { output, home }
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> Result<Store> {
+        match &self.home {
+            Some(home) if !home.as_os_str().is_empty() => {
+                let home = std::path::absolute(home).map_err(|error| {
+                    CommandError::io(format!("cannot find {}", home.display()), &error)
+                })?;
+                Ok(Store::new(home))
+            }
+            _ => Ok(Store::of_user()?),
+        }
+    }
+
+    /// Returns the environment with this name, or the active one.
+    pub fn environment(&self, name: Option<&str>) -> Result<Env> {
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => active_name().ok_or_else(|| {
+                CommandError::usage("no environment is named, and none is active")
+                    .hint("name one (envfs list shows them), or: envfs activate NAME")
+            })?,
+        };
+        let store = self.store()?;
+        let environment = store.open(&EnvName::new(&name)?)?;
+        Env::new(store, environment)
+    }
+
+    /// Splits `[NAME] [PATH…]`: the first word is a name if an environment has it, or if none is
+    /// active.
+    pub fn environment_and_paths(&self, words: &[OsString]) -> Result<(Env, Selection)> {
+        let store = self.store()?;
+        let is_name = |word: &OsString| {
+            word.to_str()
+                .and_then(|text| EnvName::new(text).ok())
+                .is_some_and(|name| store.exists(&name))
+        };
+        let (name, paths) = match words.split_first() {
+            Some((first, rest)) if is_name(first) || active_name().is_none() => {
+                (Some(first.to_string_lossy().into_owned()), rest)
+            }
+            _ => (None, words),
+        };
+        let environment = self.environment(name.as_deref())?;
+        let selection = environment.select(paths)?;
+        Ok((environment, selection))
+    }
+}
+
+/// Returns the name of the environment that is active in the calling shell.
+pub fn active_name() -> Option<String> {
+    std::env::var("ENVFS_ENV")
+        .ok()
+        .filter(|name| !name.is_empty())
+}
+
+/// An environment as commands handle it.
+#[derive(Debug)]
+pub struct Env {
+    /// The store in which it is.
+    pub store: Store,
+    /// Its files.
+    pub environment: Environment,
+    /// What its database says.
+    pub facts: Facts,
+    /// Its mount.
+    pub target: Target,
+    /// Where daemons are met.
+    pub runtime: RuntimeDir,
+}
+
+impl Env {
+    /// Reads what is known of an environment.
+    pub fn new(store: Store, environment: Environment) -> Result<Env> {
+        let facts = backend::facts(&environment)?;
+        let target = Target {
+            id: facts.id.clone(),
+            name: environment.name().to_string(),
+            prefix: facts.prefix.clone(),
+            log: environment.layout().daemon_log(),
+            home: store.layout().root().to_path_buf(),
+        };
+        Ok(Env {
+            store,
+            environment,
+            facts,
+            target,
+            runtime: RuntimeDir::open()?,
+        })
+    }
+
+    /// Returns its name.
+    pub fn name(&self) -> &str {
+        self.environment.name().as_str()
+    }
+
+    /// Returns whether it is mounted, and by whom.
+    pub fn state(&self) -> Result<State> {
+        Ok(lifecycle::state(&self.runtime, &self.target.id)?)
+    }
+
+    /// Mounts it unless it is mounted; heals a dead mount.
+    pub fn ensure_mounted(&self) -> Result<Option<Client>> {
+        Ok(lifecycle::ensure_mounted(&self.target, &self.runtime)?)
+    }
+
+    /// Returns what does the work: its daemon if it has one, else this process.
+    pub fn service(&self) -> Result<Box<dyn Service>> {
+        match self.state()? {
+            State::Mounted(client) | State::Elsewhere(client) => Ok(Box::new(client)),
+            State::Unmounted | State::Dead(_) => Ok(backend::local(&self.environment)?),
+            State::Deaf => Err(CommandError::new(
+                Kind::Daemon,
+                format!(
+                    "the daemon of {} cannot be spoken with: its socket is gone",
+                    self.name()
+                ),
+            )
+            .hint(format!("envfs unmount {0} && envfs mount {0}", self.name()))),
+        }
+    }
+
+    /// Makes paths relative to the prefix. They may be absolute, relative to a working directory
+    /// inside the environment, or relative to the prefix.
+    pub fn select(&self, paths: &[OsString]) -> Result<Selection> {
+        let prefix = &self.target.prefix;
+        let inside = std::env::current_dir()
+            .ok()
+            .and_then(|dir| dir.strip_prefix(prefix).map(Path::to_path_buf).ok());
+        let mut selection = Selection::default();
+        for path in paths {
+            let path = Path::new(path);
+            let relative = if path.is_absolute() {
+                path.strip_prefix(prefix)
+                    .map(Path::to_path_buf)
+                    .map_err(|_| {
+                        CommandError::usage(format!(
+                            "{} is not in {} ({})",
+                            path.display(),
+                            self.name(),
+                            prefix.display()
+                        ))
+                    })?
+            } else {
+                inside.clone().unwrap_or_default().join(path)
+            };
+            let Some(clean) = normalize(&relative) else {
+                return Err(CommandError::usage(format!(
+                    "{} leads out of the environment",
+                    path.display()
+                )));
+            };
+            if clean.as_os_str().is_empty() {
+                // The prefix itself: everything.
+                return Ok(Selection::default());
+            }
+            selection.paths.push(Text::from(clean));
+        }
+        Ok(selection)
+    }
+}
+
+/// Resolves `.` and `..` by their words alone; `None` where they lead above the start.
+fn normalize(path: &Path) -> Option<PathBuf> {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => out.push(name),
+            Component::ParentDir => {
+                if !out.pop() {
+                    return None;
+                }
+            }
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_do_not_leave_the_environment() {
+        assert_eq!(
+            normalize(Path::new("a/./b/../c")),
+            Some(PathBuf::from("a/c"))
+        );
+        assert_eq!(normalize(Path::new("./")), Some(PathBuf::new()));
+        assert_eq!(normalize(Path::new("a/../../b")), None);
+    }
+}

@@ -1,0 +1,416 @@
+//! Where commands speak: results on standard output, everything else on standard error.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::error::{CommandError, ExitCode, Result};
+use crate::progress::{Progress, Report};
+use crate::sys::process;
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How commands speak.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    color: bool,
+    color_err: bool,
+    quiet: bool,
+    talks_to_terminal: bool,
+}
+
+/// A colour with a meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// New, fine.
+    Good,
+    /// Changed, doubtful.
+    Notice,
+    /// Gone, wrong.
+    Bad,
+    /// Of little interest.
+    Dim,
+    /// Of great interest.
+    Strong,
+}
+
+impl Output {
+    /// Decides how to speak here.
+    pub fn new(choice: ColorChoice, quiet: bool) -> Output {
+        let wanted = |is_terminal: bool| match choice {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => {
+                is_terminal
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+                    && std::env::var_os("TERM").is_none_or(|value| value != "dumb")
+            }
+        };
+        let talks_to_terminal = io::stderr().is_terminal();
+        Output {
+            color: wanted(io::stdout().is_terminal()),
+            color_err: wanted(talks_to_terminal),
+            quiet,
+            talks_to_terminal,
+        }
+    }
+
+    /// Writes one line of the result.
+    pub fn line(&self, text: impl AsRef<[u8]>) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        written(
+            stdout
+                .write_all(text.as_ref())
+                .and_then(|()| stdout.write_all(b"\n")),
+        )
+    }
+
+    /// Writes the result as it is.
+    pub fn raw(&self, bytes: &[u8]) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        written(stdout.write_all(bytes).and_then(|()| stdout.flush()))
+    }
+
+    /// Writes the result for programs.
+    pub fn json(&self, value: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string_pretty(value).map_err(|error| {
+            CommandError::new(crate::daemon::failure::Kind::Internal, error.to_string())
+        })?;
+        self.line(text)
+    }
+
+    /// Says something to the user, unless he asked for quiet.
+    pub fn note(&self, text: impl AsRef<str>) {
+        if !self.quiet {
+            say(text.as_ref());
+        }
+    }
+
+    /// Warns the user.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        say(&format!(
+            "{} {}",
+            self.err_tone("warning:", Tone::Notice),
+            text.as_ref()
+        ));
+    }
+
+    /// Tells of the failure of the command.
+    pub fn error(&self, error: &CommandError) {
+        if error.message.is_empty() {
+            return;
+        }
+        say(&format!(
+            "{} {}",
+            self.err_tone("envfs:", Tone::Bad),
+            error.message
+        ));
+        for hint in &error.hints {
+            say(&format!("  {} {hint}", self.err_tone("→", Tone::Dim)));
+        }
+    }
+
+    /// Colours a part of the result, where colours are wanted.
+    pub fn tone(&self, text: &str, tone: Tone) -> String {
+        paint(text, tone, self.color)
+    }
+
+    fn err_tone(&self, text: &str, tone: Tone) -> String {
+        paint(text, tone, self.color_err)
+    }
+
+    /// Asks before something that cannot be undone. Without a terminal, `yes` must be given.
+    pub fn confirm(&self, question: &str, yes: bool) -> Result<()> {
+        if yes {
+            return Ok(());
+        }
+        if !(io::stdin().is_terminal() && self.talks_to_terminal) {
+            return Err(
+                CommandError::usage(format!("{question} Nobody is here to answer"))
+                    .hint("say yes beforehand with -y"),
+            );
+        }
+        let mut stderr = io::stderr().lock();
+        let asked = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());
+        asked.map_err(|error| CommandError::io("cannot ask", &error))?;
+        let mut answer = String::new();
+        io::stdin()
+            .lock()
+            .read_line(&mut answer)
+            .map_err(|error| CommandError::io("cannot read the answer", &error))?;
+        match answer.trim() {
+            "y" | "Y" | "yes" | "Yes" | "YES" => Ok(()),
+            _ => Err(CommandError::new(
+                crate::daemon::failure::Kind::Cancelled,
+                "nothing was changed",
+            )),
+        }
+    }
+
+    /// Returns what shows the progress of a long operation, and hears Ctrl-C. From now on the
+    /// first Ctrl-C asks the operation to stop in order, the second ends us.
+    pub fn progress(&self) -> Bar {
+        if let Err(error) = process::note_interrupts() {
+            tracing::debug!(%error, "Ctrl-C will end us at once");
+        }
+        Bar::new(self.talks_to_terminal && !self.quiet)
+    }
+}
+
+fn paint(text: &str, tone: Tone, color: bool) -> String {
+    if !color {
+        return text.to_owned();
+    }
+    let code = match tone {
+        Tone::Good => "32",
+        Tone::Notice => "33",
+        Tone::Bad => "31",
+        Tone::Dim => "2",
+        Tone::Strong => "1",
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+/// Nobody can be told that standard error cannot be written.
+fn say(text: &str) {
+    let mut stderr = io::stderr().lock();
+    drop(
+        stderr
+            .write_all(text.as_bytes())
+            .and_then(|()| stderr.write_all(b"\n")),
+    );
+}
+
+fn written(result: io::Result<()>) -> Result<()> {
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => CommandError::silent(ExitCode::BrokenPipe),
+        _ => CommandError::io("cannot write the result", &error),
+    })
+}
+
+/// Shows progress on a terminal; elsewhere it is silent.
+#[derive(Debug)]
+pub struct Bar {
+    bar: ProgressBar,
+    shown: Mutex<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    phase: String,
+    began: Instant,
+    files_only: bool,
+}
+
+impl Bar {
+    fn new(visible: bool) -> Bar {
+        let target = if visible {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let shown = Shown {
+            phase: String::new(),
+            began: Instant::now(),
+            files_only: false,
+        };
+        Bar {
+            bar,
+            shown: Mutex::new(shown),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn style(&self, report: &Report, files_only: bool) {
+        let known = if files_only {
+            report.files_total
+        } else {
+            report.bytes_total
+        } > 0;
+        let template = match (files_only, known) {
+            (false, true) => {
+                "{prefix} {msg}  {bytes} / {total_bytes}  {binary_bytes_per_sec}  {bar:24} {percent}%  {eta} left"
+            }
+            (false, false) => "{prefix} {msg}  {bytes}  {binary_bytes_per_sec}",
+            (true, true) => "{prefix} {msg}  {bar:24} {percent}%  {eta} left",
+            (true, false) => "{prefix} {msg}",
+        };
+        // The templates are ours and right; a wrong one would show the plain bar.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style.progress_chars("=> "));
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Progress for Bar {
+    fn report(&self, report: &Report) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let files_only = report.bytes_total == 0 && report.bytes_done == 0;
+        if shown.phase != report.phase || shown.files_only != files_only {
+            shown.phase.clone_from(&report.phase);
+            shown.began = Instant::now();
+            shown.files_only = files_only;
+            self.bar.reset();
+            self.style(report, files_only);
+            self.bar.set_prefix(report.phase.clone());
+            self.bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        let (done, total) = if files_only {
+            (report.files_done, report.files_total)
+        } else {
+            (report.bytes_done, report.bytes_total)
+        };
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        self.bar.set_message(match report.files_total {
+            0 => format!("{} files", report.files_done),
+            total => format!("{} / {total} files", report.files_done),
+        });
+    }
+
+    fn is_cancelled(&self) -> bool {
+        process::was_interrupted()
+    }
+}
+
+/// Writes a number of bytes for people: three digits that count, binary units.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if value < 9.995 {
+        2
+    } else if value < 99.95 {
+        1
+    } else {
+        0
+    };
+    format!(
+        "{value:.digits$} {}",
+        UNITS.get(unit).copied().unwrap_or_default()
+    )
+}
+
+/// Writes a point in time (seconds since 1970) for people and for sorting, in UTC.
+pub fn time(seconds: i64) -> String {
+    // Days since 1970 to a date, as in Howard Hinnant's "chrono-compatible date algorithms".
+    let days = seconds.div_euclid(86_400);
+    let rest = seconds.rem_euclid(86_400);
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_shifted + 2) / 5 + 1;
+    let month = if month_shifted < 10 {
+        month_shifted + 3
+    } else {
+        month_shifted - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
+}
+
+/// Writes rows in columns; all but the last are as wide as their widest cell.
+pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        for (column, cell) in row.iter().enumerate() {
+            let width = cell.chars().count();
+            match widths.get_mut(column) {
+                Some(known) => *known = (*known).max(width),
+                None => widths.push(width),
+            }
+        }
+    }
+    rows.iter()
+        .map(|row| {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                if column > 0 {
+                    line.push_str("  ");
+                }
+                line.push_str(cell);
+                if column + 1 < row.len() {
+                    let width = widths.get(column).copied().unwrap_or(0);
+                    line.extend(std::iter::repeat_n(' ', width - cell.chars().count()));
+                }
+            }
+            line.trim_end().to_owned()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_digits() {
+        let cases = [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10_240, "10.0 KiB"),
+            (1_048_575, "1.00 MiB"),
+            (1 << 30, "1.00 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        assert_eq!(time(0), "1970-01-01 00:00:00Z");
+        assert_eq!(time(951_782_400), "2000-02-29 00:00:00Z");
+        assert_eq!(time(-1), "1969-12-31 23:59:59Z");
+        assert_eq!(time(1_735_689_599), "2024-12-31 23:59:59Z");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["a".into(), "b".into()], vec!["ccc".into(), "d".into()]];
+        assert_eq!(table(&rows), ["a    b", "ccc  d"]);
+    }
+}
