@@ -9,13 +9,11 @@ use super::error::{CommandError, Result};
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
 use crate::daemon::protocol::{Selection, Service};
-use crate::environment::{
-    EnvName, Environment, Garbage, Prefix, PrefixUse, Store, host_name, new_uuid, user_name,
-};
+use crate::commit;
+use crate::daemon::service::{Local, mount_environment};
+use crate::environment::{EnvLock, EnvName, Environment, Garbage, Prefix, PrefixUse, Store};
 use crate::progress::Progress;
-use crate::state::{
-    ImageRow, InitEnvironment, NewRevision, Revision, RevisionId, RevisionKind, StateDb,
-};
+use crate::state::{ImageRow, Revision, RevisionId, StateDb};
 
 /// What an environment's database says of it.
 #[derive(Debug, Clone)]
@@ -54,22 +52,14 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
 
 /// Opens an environment that is not mounted, to work on it in this process.
 pub fn local(environment: &Environment) -> Result<Box<dyn Service>> {
-    Err(not_built(&format!(
-        "working on {} while it is not mounted",
-        environment.name()
-    )))
+    let config = environment.store().config()?;
+    Ok(Box::new(Local::open(environment.clone(), &config, "command")?))
 }
 
 /// Opens and mounts an environment; called in its daemon.
 pub fn mount(environment: &Environment) -> Result<Mounted, Failure> {
-    Err(Failure::new(
-        Kind::Internal,
-        format!("mounting {} is not built yet", environment.name()),
-    ))
-}
-
-fn not_built(what: &str) -> CommandError {
-    CommandError::new(Kind::Internal, format!("{what} is not built yet"))
+    let config = environment.store().config()?;
+    mount_environment(environment.clone(), &config)
 }
 
 /// How a new environment is to be made.
@@ -83,8 +73,8 @@ pub struct NewOptions {
     pub block_size: Option<u32>,
     /// What the user says about it.
     pub message: String,
-    /// Accept an image or archive whose content was not checked against a source.
-    pub skip_verify: bool,
+    /// File names, and paths below the source, to leave out.
+    pub exclude: Vec<PathBuf>,
 }
 
 /// What an import did.
@@ -100,8 +90,6 @@ pub struct Imported {
     pub content_bytes: u64,
     /// Size of the image in bytes.
     pub image_bytes: u64,
-    /// Whether every byte was compared with the source.
-    pub is_verified: bool,
 }
 
 /// Packs a directory, an archive or an image into a new environment.
@@ -112,30 +100,49 @@ pub fn import(
     options: &NewOptions,
     progress: &dyn Progress,
 ) -> Result<Imported> {
-    let _ = (store, name, source, options, progress.is_cancelled());
-    Err(not_built("import"))
+    let options = import_options(store, name, options)?;
+    let source = fs::canonicalize(source)
+        .map_err(|error| CommandError::io(format!("cannot import {}", source.display()), &error))?;
+    let new = store.create(name)?;
+    let done = commit::import(&source, new, &options, progress).map_err(Failure::from)?;
+    Ok(Imported {
+        name: name.to_string(),
+        prefix: options.prefix,
+        files: done.entries,
+        content_bytes: done.content_bytes,
+        image_bytes: done.image_bytes,
+    })
 }
 
 /// Makes an empty environment.
 pub fn create(store: &Store, name: &EnvName, options: &NewOptions) -> Result<Environment> {
-    let prefix = choose_prefix(store, name, options.prefix.as_deref())?;
+    let options = import_options(store, name, options)?;
     let new = store.create(name)?;
-    let layout = new.layout();
-    let db = StateDb::create(&layout.state_db())?;
-    let begun = db.init_environment(&InitEnvironment {
-        uuid: new_uuid().map_err(|error| CommandError::io("cannot make an id", &error))?,
-        prefix: prefix.path,
-        image: None,
-        kind: RevisionKind::Create,
-        revision: authorship(&options.message),
-    })?;
-    for directory in [layout.upper(begun.writable), layout.work(begun.writable)] {
-        fs::create_dir_all(&directory).map_err(|error| {
-            CommandError::io(format!("cannot create {}", directory.display()), &error)
-        })?;
+    Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
+}
+
+fn import_options(store: &Store, name: &EnvName, options: &NewOptions) -> Result<commit::ImportOptions> {
+    let prefix = choose_prefix(store, name, options.prefix.as_deref())?;
+    let mut settings = commit::Settings::from_config(&store.config()?);
+    if let Some(text) = &options.compression {
+        settings.compression = text
+            .parse()
+            .map_err(|error: crate::squashfs::Error| CommandError::usage(error.to_string()))?;
     }
-    db.close()?;
-    Ok(new.finish()?)
+    if let Some(block_size) = options.block_size {
+        if !block_size.is_power_of_two() || !(4096..=1 << 20).contains(&block_size) {
+            return Err(CommandError::usage(format!(
+                "{block_size} is no block size: a power of two from 4096 to 1048576 is wanted"
+            )));
+        }
+        settings.block_size = block_size;
+    }
+    Ok(commit::ImportOptions {
+        prefix: prefix.path,
+        message: options.message.clone(),
+        settings,
+        exclude: options.exclude.clone(),
+    })
 }
 
 /// Checks the prefix of a new environment, which must be no other's.
@@ -155,20 +162,6 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
         }
     }
     Ok(prefix)
-}
-
-/// Says who makes a revision.
-pub fn authorship(message: &str) -> NewRevision {
-    let words: Vec<String> = std::env::args_os()
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    NewRevision {
-        message: message.to_owned(),
-        user: user_name(),
-        host: host_name(),
-        command: words.join(" "),
-        ..NewRevision::default()
-    }
 }
 
 /// Returns the history of an environment, oldest first.
@@ -215,116 +208,26 @@ pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<Pa
     Ok(environment.layout().image(&row.file))
 }
 
-/// What `verify` found.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Verified {
-    /// Images that were read through.
-    pub images: u64,
-    /// Bytes of images that were read.
-    pub bytes: u64,
-    /// What is wrong, one a line.
-    pub problems: Vec<String>,
-}
-
-/// Reads through the database and all images of an environment.
-pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<Verified> {
+/// Reads through the database and all images of an environment; and looks over its changes if nobody
+/// has it open.
+pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<commit::VerifyOutcome> {
+    let settings = commit::Settings::from_config(&environment.store().config()?);
     let db = StateDb::open(&environment.layout().state_db())?;
-    let mut verified = Verified {
-        problems: db.integrity_check()?,
-        ..Verified::default()
-    };
-    for image in db.images()? {
-        if progress.is_cancelled() {
-            return Err(CommandError::new(Kind::Cancelled, "stopped before the end"));
-        }
-        let path = environment.layout().image(&image.file);
-        match fs::metadata(&path) {
-            Ok(meta) if meta.len() == image.size => {}
-            Ok(meta) => verified.problems.push(format!(
-                "{}: {} bytes long, should be {}",
-                path.display(),
-                meta.len(),
-                image.size
-            )),
-            Err(error) => verified
-                .problems
-                .push(format!("{}: {error}", path.display())),
-        }
-        verified.images += 1;
-        verified.bytes += image.size;
+    let mut outcome = commit::verify(&db, environment.layout(), settings.threads, progress).map_err(Failure::from)?;
+    drop(db);
+    if EnvLock::current_holder(environment.layout()).is_none() {
+        let config = environment.store().config()?;
+        let local = Local::open(environment.clone(), &config, "verify")?;
+        let upper = local.workspace().union().verify_upper().map_err(commit::CommitError::from);
+        outcome.problems.extend(upper.map_err(Failure::from)?);
     }
-    Ok(verified)
+    Ok(outcome)
 }
 
-/// What `gc` removed, or would remove.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Collected {
-    /// Revisions that were forgotten.
-    pub revisions: Vec<i64>,
-    /// Images that were removed.
-    pub images: Vec<PathBuf>,
-    /// Space that became free, in bytes.
-    pub bytes: u64,
-}
-
-/// Forgets old revisions and removes images that nothing needs any more.
-///
-/// The newest `keep` revisions stay, and the current one, and those with a tag.
-pub fn gc(
-    environment: &Environment,
-    keep: usize,
-    before: Option<i64>,
-    dry_run: bool,
-) -> Result<Collected> {
+/// Forgets old revisions, and removes images and discarded changes that nothing needs any more.
+pub fn gc(environment: &Environment, options: commit::GcOptions) -> Result<commit::Collected> {
     let db = StateDb::open(&environment.layout().state_db())?;
-    let revisions = db.revisions()?;
-    let tags = db.tags()?;
-    let current = db.current_revision()?.map(|revision| revision.id);
-    let old = revisions.len().saturating_sub(keep.max(1));
-    let goes = |revision: &Revision| {
-        Some(revision.id) != current
-            && before.is_none_or(|limit| revision.time < limit)
-            && !tags.iter().any(|tag| tag.revision == revision.id)
-    };
-    let mut collected = Collected::default();
-    let mut stay: Vec<&Revision> = Vec::new();
-    for (place, revision) in revisions.iter().enumerate() {
-        if place < old && goes(revision) {
-            if !dry_run {
-                db.forget_revision(revision.id)?;
-            }
-            collected.revisions.push(revision.id.0);
-        } else {
-            stay.push(revision);
-        }
-    }
-    let stack = db.stack()?;
-    for image in db.images()? {
-        let is_used = stay.iter().any(|revision| revision.image == Some(image.id))
-            || stack
-                .iter()
-                .any(|layer| layer.part == crate::state::StackPart::Image(image.id));
-        if is_used {
-            continue;
-        }
-        let path = environment.layout().image(&image.file);
-        if !dry_run {
-            db.forget_image(image.id)?;
-            match fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    return Err(CommandError::io(
-                        format!("cannot remove {}", path.display()),
-                        &error,
-                    ));
-                }
-            }
-        }
-        collected.bytes += image.size;
-        collected.images.push(path);
-    }
-    Ok(collected)
+    Ok(commit::gc(&db, environment.layout(), options).map_err(Failure::from)?)
 }
 
 /// Returns what crashes have left in the store.
@@ -334,8 +237,8 @@ pub fn garbage(store: &Store) -> Result<Vec<Garbage>> {
 
 /// Returns a file's content in the current revision, or `None` where it is no regular file there.
 pub fn committed_content(environment: &Environment, path: &Path) -> Result<Option<Vec<u8>>> {
-    let _ = (environment, path);
-    Err(not_built("reading what was committed"))
+    let db = StateDb::open(&environment.layout().state_db())?;
+    Ok(commit::committed_content(&db, environment.layout(), path).map_err(Failure::from)?)
 }
 
 /// Returns how much the upper directories of an environment hold: files and bytes on disk.

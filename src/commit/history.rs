@@ -14,9 +14,10 @@ use super::workspace::{Workspace, new_revision};
 use crate::environment::Layout;
 use crate::object::{Ino, Kind};
 use crate::progress::{Progress, Report};
-use crate::squashfs::Image;
+use crate::squashfs::format::InodeKind;
+use crate::squashfs::{Image, ReaderOptions};
 use crate::squashfs::reader::{VerifyProgress, VerifyReport};
-use crate::state::{LayerRole, RevisionId, StateDb};
+use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
 use crate::union::{
     Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, Union, open_image,
 };
@@ -154,6 +155,8 @@ fn different_names(
 pub struct GcOptions {
     /// Revisions to keep, the current one among them; at least 1.
     pub keep: u32,
+    /// Forget only revisions made before this time, seconds since 1970.
+    pub before: Option<i64>,
     /// Only say what would go.
     pub dry_run: bool,
 }
@@ -193,6 +196,11 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
             gone.push(revision.id);
         }
     }
+    for layer in db.stack()? {
+        if let StackPart::Image(image) = layer.part {
+            kept_images.insert(image);
+        }
+    }
     done.revisions = gone.iter().map(|id| id.0).collect();
     let images: Vec<_> = db
         .images()?
@@ -230,7 +238,6 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     if strays.exists() {
         fs::remove_dir_all(&strays).context("remove", &strays)?;
     }
-    cleanup::sweep(db, layout)?;
     Ok(done)
 }
 
@@ -244,45 +251,6 @@ fn size_of_tree(path: &Path) -> u64 {
         .sum()
 }
 
-/// Copies the image of a revision (the current one by default) to a file that is not there yet.
-pub fn export(
-    db: &StateDb,
-    layout: &Layout,
-    revision: Option<RevisionId>,
-    to: &Path,
-) -> Result<u64> {
-    let revision = match revision {
-        Some(id) => db.revision(id)?.ok_or(CommitError::NoRevision(id.0))?,
-        None => db.current_revision()?.ok_or(CommitError::NoEarlier)?,
-    };
-    let empty = || CommitError::Source {
-        path: layout.home().to_owned(),
-        why: "nothing was ever committed, so there is no image to export".to_owned(),
-    };
-    let image = db
-        .image(revision.image.ok_or_else(empty)?)?
-        .ok_or_else(empty)?;
-    if to.symlink_metadata().is_ok() {
-        return Err(CommitError::Source {
-            path: to.to_owned(),
-            why: "it exists already".to_owned(),
-        });
-    }
-    // Under another name until it is whole: who finds the name finds the image.
-    let mut partial = to.as_os_str().as_bytes().to_vec();
-    partial.extend_from_slice(b".partial");
-    let partial =
-        super::Unfinished(std::ffi::OsString::from(std::ffi::OsStr::from_bytes(&partial)).into());
-    let source = layout.image(&image.file);
-    fs::copy(&source, &partial.0).context("copy", &source)?;
-    let file = fs::File::open(&partial.0).context("open", &partial.0)?;
-    let mode = nix::sys::stat::Mode::from_bits_truncate(0o644);
-    nix::sys::stat::fchmod(&file, mode).context("make writable", &partial.0)?;
-    file.sync_all().context("sync", &partial.0)?;
-    fs::rename(&partial.0, to).context("name", to)?;
-    Ok(image.size)
-}
-
 /// What a verification found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct VerifyOutcome {
@@ -294,16 +262,26 @@ pub struct VerifyOutcome {
     pub problems: Vec<String>,
 }
 
-/// Verifies an environment: its database, every image of its history, and the changes in it.
-pub fn verify(workspace: &Workspace, progress: &dyn Progress) -> Result<VerifyOutcome> {
-    let mut outcome = VerifyOutcome::default();
-    let db = workspace.db();
-    outcome.problems.extend(db.integrity_check()?);
-    let threads = workspace.settings().threads;
+/// Verifies an environment: its database, and every block of every image of its history.
+pub fn verify(
+    db: &StateDb,
+    layout: &Layout,
+    threads: NonZeroUsize,
+    progress: &dyn Progress,
+) -> Result<VerifyOutcome> {
+    let mut outcome = VerifyOutcome { problems: db.integrity_check()?, ..VerifyOutcome::default() };
     for image in db.images()? {
-        let path = workspace.env().layout().image(&image.file);
-        let checked = Image::open(&path, workspace.open_options().reader.clone())
-            .map_err(CommitError::from)
+        let path = layout.image(&image.file);
+        let checked = fs::metadata(&path)
+            .context("look at", &path)
+            .and_then(|meta| {
+                if meta.len() == image.size {
+                    return Ok(());
+                }
+                let what = format!("{} bytes long instead of {}", meta.len(), image.size);
+                Err(CommitError::Check(what))
+            })
+            .and_then(|()| Ok(Image::open(&path, ReaderOptions::default())?))
             .and_then(|image| verify_blocks(&image, threads, progress));
         match checked {
             Ok(report) => {
@@ -314,8 +292,33 @@ pub fn verify(workspace: &Workspace, progress: &dyn Progress) -> Result<VerifyOu
             Err(e) => outcome.problems.push(format!("{}: {e}", path.display())),
         }
     }
-    outcome.problems.extend(workspace.union().verify_upper()?);
     Ok(outcome)
+}
+
+/// Returns a file's content in the current revision, or `None` where it is no regular file there.
+pub fn committed_content(db: &StateDb, layout: &Layout, path: &Path) -> Result<Option<Vec<u8>>> {
+    let image = match db.current_revision()?.and_then(|revision| revision.image) {
+        Some(id) => db.image(id)?,
+        None => None,
+    };
+    let Some(row) = image else { return Ok(None) };
+    let image = Image::open(layout.image(&row.file), ReaderOptions::default())?;
+    let mut inode = image.inode(image.root())?;
+    for name in path.components() {
+        match image.lookup(&inode, name.as_os_str().as_bytes())? {
+            Some(entry) => inode = image.entry_inode(&entry)?,
+            None => return Ok(None),
+        }
+    }
+    if inode.kind() != InodeKind::File {
+        return Ok(None);
+    }
+    let layout = image.file_layout(&inode)?;
+    let mut content = Vec::new();
+    for index in 0..layout.block_count() {
+        content.extend_from_slice(&image.block(&layout, index)?);
+    }
+    Ok(Some(content))
 }
 
 /// Expands every block of an image.

@@ -40,7 +40,7 @@ use tree::Tree;
 
 pub use error::{CommitError, Result};
 pub use history::{
-    Collected, GcOptions, RolledBack, VerifyOutcome, discard, export, gc, rollback, verify,
+    Collected, GcOptions, RolledBack, VerifyOutcome, committed_content, discard, gc, rollback, verify,
 };
 pub use import::{ImportOptions, Imported, create_empty, import};
 pub use workspace::{Settings, Workspace, new_revision};

@@ -12,13 +12,13 @@ use super::protocol::{
     Selection, Service, Status, Summary,
 };
 use crate::commit::{self, CommitError, Workspace};
-use crate::environment::{Config, EnvLock, Environment, EnvironmentError, LockMode};
+use crate::environment::{Config, EnvLock, Environment, LockMode};
 use crate::fuse::session::{Invalidator, Loops, Session};
 use crate::fuse::{Counters, EnvFs, invalidate};
 use crate::object::Kind as ObjectKind;
 use crate::progress::Progress;
 use crate::squashfs;
-use crate::state::{RevisionId, StateError};
+use crate::state::RevisionId;
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
 use crate::union;
@@ -293,34 +293,5 @@ impl From<CommitError> for Failure {
             CommitError::Check(_) => Failure::new(Kind::Damaged, error.to_string()),
             other => Failure::new(Kind::System, with_causes(&other)),
         }
-    }
-}
-
-impl From<StateError> for Failure {
-    fn from(error: StateError) -> Failure {
-        if error.is_no_space() {
-            return Failure::new(Kind::NoSpace, with_causes(&error)).hint("make room, then try again");
-        }
-        let kind = match error {
-            StateError::Missing { .. } => Kind::NotFound,
-            StateError::Exists { .. } | StateError::Conflict { .. } => Kind::Conflict,
-            StateError::NotADatabase { .. }
-            | StateError::TooNew { .. }
-            | StateError::Corrupt { .. }
-            | StateError::BadRow { .. } => Kind::Damaged,
-            StateError::Busy { .. } => Kind::Busy,
-            _ => Kind::System,
-        };
-        Failure::of(kind, &error)
-    }
-}
-
-impl From<EnvironmentError> for Failure {
-    fn from(error: EnvironmentError) -> Failure {
-        let kind = match &error {
-            EnvironmentError::Held { .. } => Kind::Busy,
-            _ => Kind::System,
-        };
-        Failure::of(kind, &error)
     }
 }

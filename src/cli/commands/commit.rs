@@ -25,6 +25,12 @@ pub struct Args {
     /// Build the image from nothing instead of on the old one.
     #[arg(long, alias = "full")]
     rebuild: bool,
+    /// Leave out what belongs to nothing any more, however little it is.
+    #[arg(long)]
+    compact: bool,
+    /// Say what was carried over, compressed and left dead.
+    #[arg(long)]
+    stats: bool,
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none. Means --rebuild.
     #[arg(long, value_name = "CODEC[:LEVEL]")]
     compression: Option<String>,
@@ -43,6 +49,7 @@ impl Args {
         let options = CommitOptions {
             message: self.message.clone(),
             rebuild: self.rebuild || self.compression.is_some() || self.block_size.is_some(),
+            compact: self.compact,
             compression: self.compression.clone(),
             block_size: self.block_size,
         };
@@ -54,6 +61,17 @@ impl Args {
             return context.output.json(&committed);
         }
         tell(context, env.name(), &committed);
+        if self.stats && committed.revision.is_some() {
+            for (what, value) in [
+                ("carried over", size(committed.carried_bytes)),
+                ("written", size(committed.written_bytes)),
+                ("dead", size(committed.dead_bytes)),
+                ("blocks carried", committed.blocks_carried.to_string()),
+                ("blocks compressed", committed.blocks_compressed.to_string()),
+            ] {
+                context.output.line(format!("{what:18} {value}"))?;
+            }
+        }
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output::size;
+use crate::commit::{Collected, GcOptions};
 use crate::object::Timestamp;
 
 /// Forget old revisions and remove images that nothing needs any more.
@@ -52,18 +53,19 @@ impl Args {
         let mut report = serde_json::Map::new();
         for name in &names {
             let environment = store.open(name)?;
-            let collected = backend::gc(&environment, keep as usize, before, self.dry_run)?;
-            if !self.json && !collected.revisions.is_empty() | !collected.images.is_empty() {
+            let collected = backend::gc(&environment, GcOptions { keep, before, dry_run: self.dry_run })?;
+            if !self.json && collected != Collected::default() {
                 let would = if self.dry_run {
                     "would forget"
                 } else {
                     "forgot"
                 };
                 context.output.note(format!(
-                    "{name}: {would} {} revisions and {} images, {}",
+                    "{name}: {would} {} revisions, {} images and {} discarded changes, {}",
                     collected.revisions.len(),
-                    collected.images.len(),
-                    size(collected.bytes)
+                    collected.images,
+                    collected.uppers,
+                    size(collected.image_bytes + collected.upper_bytes)
                 ));
             }
             let value = serde_json::to_value(&collected).map_err(|error| {

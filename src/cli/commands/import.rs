@@ -48,6 +48,9 @@ pub struct ImportOptions {
     /// What to say about it in the history.
     #[arg(short, long, default_value = "")]
     pub message: String,
+    /// Leave out files of this name, or this path below the source; may be repeated.
+    #[arg(long, value_name = "NAME|PATH")]
+    pub exclude: Vec<PathBuf>,
 }
 
 impl ImportOptions {
@@ -58,7 +61,7 @@ impl ImportOptions {
             compression: self.compression.clone(),
             block_size: self.block_size,
             message: self.message.clone(),
-            skip_verify: false,
+            exclude: self.exclude.clone(),
         }
     }
 }
@@ -89,15 +92,10 @@ impl Args {
             return context.output.json(&imported);
         }
         context.output.note(format!(
-            "{name}: {} files, {} packed into one image of {}{}",
+            "{name}: {} files, {} packed into one image of {}, verified",
             imported.files,
             size(imported.content_bytes),
             size(imported.image_bytes),
-            if imported.is_verified {
-                ", verified"
-            } else {
-                ""
-            },
         ));
         context
             .output

@@ -11,6 +11,7 @@ pub mod complete;
 pub mod completions;
 pub mod create;
 pub mod daemon;
+pub mod demo;
 pub mod diff;
 pub mod discard;
 pub mod doctor;
@@ -86,6 +87,8 @@ pub enum Command {
     Hook(hook::Args),
     #[allow(missing_docs)]
     Completions(completions::Args),
+    #[allow(missing_docs)]
+    Demo(demo::Args),
     #[command(name = "__daemon", hide = true)]
     #[allow(missing_docs)]
     Daemon(daemon::Args),
@@ -123,6 +126,7 @@ impl Command {
             Command::Export(args) => args.run(context),
             Command::Verify(args) => args.run(context),
             Command::Doctor(args) => args.run(context),
+            Command::Demo(args) => args.run(context),
             Command::Hook(args) => args.run(context),
             Command::Completions(args) => args.run(context),
             Command::Daemon(args) => args.run(context),
