@@ -18,3 +18,6 @@ pub mod lifecycle;
 pub mod protocol;
 pub mod runtime;
 pub mod server;
+
+#[cfg(test)]
+mod tests;
