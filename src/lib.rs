@@ -25,6 +25,7 @@ pub mod cli;
 pub mod commit;
 pub mod daemon;
 pub mod environment;
+pub mod fault;
 pub mod fuse;
 pub mod object;
 pub mod progress;

@@ -12,6 +12,7 @@ use super::cleanup;
 use super::error::{CommitError, Context, Result};
 use super::workspace::{Workspace, new_revision};
 use crate::environment::Layout;
+use crate::fault;
 use crate::object::{Ino, Kind};
 use crate::progress::{Progress, Report};
 use crate::squashfs::format::InodeKind;
@@ -46,8 +47,10 @@ pub fn discard(
     }
     let changes = union.changes()?;
     let db = workspace.db();
+    fault::point("discard.begun");
     let stale = union.drop_uppers(images_of(union), |fresh| {
         db.discard_all(fresh)?;
+        fault::point("discard.flipped");
         Ok(())
     })?;
     Ok((changes, stale))
@@ -95,10 +98,12 @@ pub fn rollback(
     };
     let before = images_of(union);
     let after = Arc::new(LowerStack::new(vec![layer]));
+    fault::point("rollback.begun");
     let mut revision = None;
     let note = new_revision(&format!("roll back to revision {}", target.id));
     let mut stale = union.drop_uppers(after.clone(), |fresh| {
         revision = Some(db.rollback_to(target.id, fresh, &note)?.revision);
+        fault::point("rollback.flipped");
         Ok(())
     })?;
     different_names(&before, &after, &mut stale)?;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::error::{CommitError, Context, Result};
 use super::workspace::{Settings, new_revision, remember_owner};
 use super::{Unfinished, new_image, settle};
+use crate::fault;
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::progress::{Progress, Report};
 use crate::squashfs::format::InodeBody;
@@ -86,9 +87,11 @@ pub fn import(
             None
         }
     };
+    fault::point("import.packed");
     let file_name = Layout::image_file_name(id);
     let path = layout.image(&file_name);
     settle(&unfinished, &path)?;
+    fault::point("import.named");
     let image = Image::open(&path, ReaderOptions::default())?;
     let superblock = image.superblock();
     let root = image.inode(image.root())?;
@@ -106,6 +109,7 @@ pub fn import(
         }
         SourceKind::Image => verify_image(&image, options, progress)?,
     }
+    fault::point("import.checked");
     let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
     let stats = packed.map(|(stats, _)| stats);
     let row = match &stats {
@@ -132,6 +136,7 @@ pub fn import(
         revision: new_revision(&options.message),
     })?;
     remember_owner(&db, owner, group)?;
+    fault::point("import.initialised");
     let environment = finish(new, db)?;
     Ok(Imported {
         environment,

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::environment::Layout;
+use crate::fault;
 use crate::progress::{Progress, Report};
 use crate::squashfs::writer::{
     AppendOptions, CarryMode, ImageWriter, Monitor, WriteStats, WriterOptions,
@@ -102,6 +103,7 @@ pub fn commit(
     }
     let db = workspace.db();
     let frozen = union.rotate()?;
+    fault::point("commit.rotated");
     let view = union.lower();
     let parent = db.current_revision()?;
     let old_image = parent.as_ref().and_then(|revision| revision.image);
@@ -123,10 +125,12 @@ pub fn commit(
         &unfinished.0,
         progress,
     )?;
+    fault::point("commit.written");
     let file_name = Layout::image_file_name(id);
     let path = layout.image(&file_name);
     settle(&unfinished, &path)?;
     let settled = Unfinished(path.clone());
+    fault::point("commit.named");
 
     let open_options = workspace.open_options();
     let image = Image::open(&path, open_options.reader.clone())?;
@@ -134,6 +138,7 @@ pub fn commit(
     let layer = ImageLayer::new(image, ids, open_options.owners)?;
     check::same_tree(&view, &layer, &fresh, progress)?;
 
+    fault::point("commit.checked");
     let mut replaces: Vec<_> = frozen;
     for part in db.stack()? {
         if matches!(part.part, crate::state::StackPart::Image(_)) {
@@ -152,12 +157,14 @@ pub fn commit(
     let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
     let (revision, stale) = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?))?;
     settled.keep();
+    fault::point("commit.flipped");
     // From here on the commit has happened; what is left to do is done at the next open if not now.
     if !is_free(view) {
         tracing::debug!("the committed layers are still being read; they go at the next open");
     } else if let Err(e) = cleanup::sweep_retired(db, layout) {
         tracing::warn!("cleaning up after the commit: {e}");
     }
+    fault::point("commit.cleaned");
     Ok(Some(Committed {
         revision,
         stats,

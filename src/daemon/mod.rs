@@ -19,3 +19,6 @@ pub mod protocol;
 pub mod runtime;
 pub mod server;
 pub mod service;
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,3 @@
-//! Integration tests.
+//! Integration tests: one binary, so one link.
+
+mod shell;

@@ -1,0 +1,416 @@
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::failure::{Failure, Kind};
+use super::host::{self, Mounted};
+use super::lifecycle::{State, Target, ensure_mounted, ensure_unmounted, state};
+use super::protocol::*;
+use super::runtime::RuntimeDir;
+use super::server::{Control, Server};
+use crate::fuse::session::{Loops, Session, tests::Hello};
+use crate::progress::{Progress, Report, Silent};
+use crate::sys::mount::{self, MountRequest};
+use crate::sys::process;
+
+/// A service that does what the request's words say.
+#[derive(Default)]
+struct Fake {
+    was_cancelled: AtomicBool,
+}
+
+impl Service for Fake {
+    fn status(&self) -> Result<Status, Failure> {
+        Ok(Status {
+            revision: Some(7),
+            ..Status::default()
+        })
+    }
+
+    fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
+        Ok(selection
+            .paths
+            .iter()
+            .map(|path| Change {
+                change: ChangeKind::Added,
+                path: path.clone(),
+                from: None,
+                object: String::from("file"),
+                size: 1,
+            })
+            .collect())
+    }
+
+    fn commit(
+        &self,
+        options: &CommitOptions,
+        progress: &dyn Progress,
+    ) -> Result<Committed, Failure> {
+        for files_done in 1..=3 {
+            progress.report(&Report {
+                phase: format!("phase {files_done}"),
+                files_done,
+                files_total: 3,
+                bytes_done: 0,
+                bytes_total: 0,
+            });
+        }
+        let end = Instant::now() + Duration::from_secs(20);
+        while options.message == "wait" && Instant::now() < end {
+            if progress.is_cancelled() {
+                self.was_cancelled.store(true, Ordering::SeqCst);
+                return Err(Failure::new(Kind::Cancelled, "stopped"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(Committed {
+            revision: Some(8),
+            ..Committed::default()
+        })
+    }
+
+    fn discard(&self, _: &Selection, _: &dyn Progress) -> Result<Discarded, Failure> {
+        Err(Failure::new(Kind::NoSpace, "full").hint("make room"))
+    }
+
+    fn rollback(&self, _: &RollbackOptions, _: &dyn Progress) -> Result<RolledBack, Failure> {
+        Ok(RolledBack::default())
+    }
+
+    fn stats(&self) -> Result<serde_json::Value, Failure> {
+        Ok(serde_json::json!({"reads": 1}))
+    }
+}
+
+struct NoMount;
+
+impl Control for NoMount {
+    fn unmount(&self, _: bool) -> Result<Unmounted, Failure> {
+        Err(Failure::new(Kind::Busy, "in use"))
+    }
+}
+
+/// Hears progress, and wants to stop when told.
+#[derive(Default)]
+struct Heard {
+    phases: Mutex<Vec<String>>,
+    stop_at_once: bool,
+}
+
+impl Progress for Heard {
+    fn report(&self, report: &Report) {
+        self.phases.lock().unwrap().push(report.phase.clone());
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.stop_at_once
+    }
+}
+
+fn serving() -> (
+    tempfile::TempDir,
+    PathBuf,
+    Arc<Fake>,
+    super::server::Running,
+) {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s.sock");
+    let fake = Arc::new(Fake::default());
+    let running = Server::bind(&socket, "id")
+        .unwrap()
+        .start(fake.clone(), Arc::new(NoMount))
+        .unwrap();
+    (dir, socket, fake, running)
+}
+
+#[test]
+fn requests_are_answered_with_progress_results_and_failures() {
+    let (_dir, socket, _, running) = serving();
+    let client = Client::connect(&socket).unwrap().unwrap();
+    assert_eq!(client.hello().environment, "id");
+    assert_eq!(client.hello().pid, std::process::id());
+    client.call::<()>(&Request::Ping, &Silent).unwrap();
+    assert_eq!(client.status().unwrap().revision, Some(7));
+    let odd = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"a\n\xff");
+    let selection = Selection {
+        paths: vec![crate::sys::text::Text::from(odd)],
+    };
+    assert_eq!(
+        client.changes(&selection).unwrap()[0].path,
+        selection.paths[0]
+    );
+    let heard = Heard::default();
+    assert_eq!(
+        client
+            .commit(&CommitOptions::default(), &heard)
+            .unwrap()
+            .revision,
+        Some(8)
+    );
+    assert_eq!(
+        *heard.phases.lock().unwrap(),
+        ["phase 1", "phase 2", "phase 3"]
+    );
+    let failure = client.discard(&Selection::default(), &Silent).unwrap_err();
+    assert_eq!((failure.kind, failure.hints.len()), (Kind::NoSpace, 1));
+    assert_eq!(client.unmount(false).unwrap_err().kind, Kind::Busy);
+    assert_eq!(client.stats().unwrap()["reads"], 1);
+    drop(running);
+    assert!(Client::connect(&socket).unwrap().is_none());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn who_hangs_up_cancels() {
+    let (_dir, socket, fake, running) = serving();
+    let client = Client::connect(&socket).unwrap().unwrap();
+    let options = CommitOptions {
+        message: String::from("wait"),
+        ..CommitOptions::default()
+    };
+    let heard = Heard {
+        stop_at_once: true,
+        ..Heard::default()
+    };
+    let failure = client.commit(&options, &heard).unwrap_err();
+    assert_eq!(failure.kind, Kind::Cancelled);
+    drop(running);
+    assert!(fake.was_cancelled.load(Ordering::SeqCst));
+}
+
+#[test]
+fn nonsense_and_silence_do_no_harm() {
+    use std::io::Write;
+    let (_dir, socket, _, _running) = serving();
+    drop(UnixStream::connect(&socket).unwrap());
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.write_all(b"{\"request\":\"sing\"}\n").unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    assert!(lines.next().unwrap().unwrap().contains("protocol"));
+    assert!(lines.next().unwrap().unwrap().contains("\"error\""));
+    assert!(Client::connect(&socket).unwrap().is_some());
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_not_used_for_sockets() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = dir.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(RuntimeDir::at(&open).unwrap_err().kind, Kind::Conflict);
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+    assert!(RuntimeDir::at(&dir.path().join("link")).is_err());
+    assert!(RuntimeDir::at(&dir.path().join("new")).is_ok());
+}
+
+/// A daemon in a process of its own, which serves [`Hello`].
+struct Daemon {
+    child: Child,
+    _dir: tempfile::TempDir,
+    target: Target,
+    runtime: RuntimeDir,
+}
+
+impl Daemon {
+    /// Starts one, or returns `None` where this machine cannot.
+    fn start(id: &str) -> Option<Daemon> {
+        if process::user_id() != 0 || mount::device_is_usable().is_err() {
+            eprintln!("skipped: needs root and /dev/fuse");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = dir.path().join("prefix");
+        std::fs::create_dir(&prefix).unwrap();
+        let id = format!("{id}-{}", std::process::id());
+        let runtime = RuntimeDir::at(&dir.path().join("run")).unwrap();
+        let mut child = Command::new(process::own_program())
+            .args([
+                "--exact",
+                "daemon::tests::be_a_daemon",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env("ENVFS_TEST_DIR", dir.path())
+            .env("ENVFS_TEST_ID", &id)
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        // The test runner talks before the daemon does.
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines
+            .find_map(|line| line.ok().filter(|line| line.contains('{')))
+            .unwrap();
+        let line = line.get(line.find('{').unwrap()..).unwrap();
+        let Started::Ready { mount_point, .. } = serde_json::from_str(line).unwrap() else {
+            panic!("{line}");
+        };
+        assert_eq!(mount_point, prefix);
+        let target = Target {
+            id,
+            name: String::from("hello"),
+            prefix,
+            log: dir.path().join("log"),
+            home: dir.path().to_path_buf(),
+        };
+        Some(Daemon {
+            child,
+            _dir: dir,
+            target,
+            runtime,
+        })
+    }
+
+    fn file(&self) -> PathBuf {
+        self.target.prefix.join("hello")
+    }
+
+    fn wait_for_end(&mut self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+        if crate::sys::mountinfo::of_environment(&self.target.id).is_ok_and(|m| !m.is_empty()) {
+            mount::unmount(&self.target.prefix, mount::UnmountMode::Lazy).unwrap();
+        }
+    }
+}
+
+#[test]
+#[ignore = "run by other tests as a process of its own"]
+fn be_a_daemon() {
+    let dir = PathBuf::from(std::env::var_os("ENVFS_TEST_DIR").unwrap());
+    let id = std::env::var("ENVFS_TEST_ID").unwrap();
+    let runtime = RuntimeDir::at(&dir.join("run")).unwrap();
+    let request = MountRequest {
+        mount_point: dir.join("prefix"),
+        id: id.clone(),
+        allow_other: false,
+        trust_content: false,
+    };
+    host::run(&id, &runtime, || {
+        Ok(Mounted {
+            session: Session::start(Hello, &request, Loops::default())?,
+            service: Arc::new(Fake::default()),
+        })
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_mount_that_is_used_stays_and_its_users_are_named() {
+    let Some(mut daemon) = Daemon::start("busy") else {
+        return;
+    };
+    let client = ensure_mounted(&daemon.target, &daemon.runtime)
+        .unwrap()
+        .unwrap();
+    assert_eq!(client.hello().pid, daemon.child.id());
+    let mut user = Command::new("sleep")
+        .arg("30")
+        .stdin(std::fs::File::open(daemon.file()).unwrap())
+        .spawn()
+        .unwrap();
+    let failure = ensure_unmounted(&daemon.target, &daemon.runtime, false).unwrap_err();
+    assert_eq!(failure.kind, Kind::Busy);
+    assert!(
+        failure
+            .message
+            .contains(&format!("sleep (pid {})", user.id())),
+        "{failure}"
+    );
+    user.kill().unwrap();
+    user.wait().unwrap();
+    ensure_unmounted(&daemon.target, &daemon.runtime, false)
+        .unwrap()
+        .unwrap();
+    assert!(matches!(
+        state(&daemon.runtime, &daemon.target.id).unwrap(),
+        State::Unmounted
+    ));
+    daemon.wait_for_end();
+    assert!(
+        ensure_unmounted(&daemon.target, &daemon.runtime, false)
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[test]
+fn a_lazy_unmount_lets_users_finish() {
+    let Some(mut daemon) = Daemon::start("lazy") else {
+        return;
+    };
+    let held = std::fs::File::open(daemon.file()).unwrap();
+    ensure_unmounted(&daemon.target, &daemon.runtime, true)
+        .unwrap()
+        .unwrap();
+    assert!(!daemon.file().exists());
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut &held, &mut text).unwrap();
+    assert_eq!(text, "hello\n");
+    assert!(matches!(
+        state(&daemon.runtime, &daemon.target.id).unwrap(),
+        State::Elsewhere(_)
+    ));
+    drop(held);
+    daemon.wait_for_end();
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_dead_mount_that_is_detached() {
+    let Some(mut daemon) = Daemon::start("kill") else {
+        return;
+    };
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    assert!(matches!(
+        state(&daemon.runtime, &daemon.target.id).unwrap(),
+        State::Dead(_)
+    ));
+    ensure_unmounted(&daemon.target, &daemon.runtime, false)
+        .unwrap()
+        .unwrap();
+    assert!(matches!(
+        state(&daemon.runtime, &daemon.target.id).unwrap(),
+        State::Unmounted
+    ));
+    super::lifecycle::prepare_prefix(&daemon.target.prefix).unwrap();
+}
+
+#[test]
+fn an_occupied_prefix_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("p");
+    super::lifecycle::prepare_prefix(&prefix).unwrap();
+    std::fs::write(prefix.join("x"), "").unwrap();
+    let failure = super::lifecycle::prepare_prefix(&prefix).unwrap_err();
+    assert_eq!(failure.kind, Kind::Conflict);
+    let failure = super::lifecycle::prepare_prefix(&prefix.join("x")).unwrap_err();
+    assert_eq!(failure.kind, Kind::Conflict);
+    assert_eq!(
+        super::lifecycle::prepare_prefix(Path::new("p"))
+            .unwrap_err()
+            .kind,
+        Kind::Usage
+    );
+    let failure = super::lifecycle::prepare_prefix(Path::new("/proc")).unwrap_err();
+    assert!(failure.message.contains("mounted"), "{failure}");
+}

@@ -1,0 +1,41 @@
+//! Points at which a test may let the process die, to see what the next open makes of it.
+//!
+//! Every multi-step operation names its steps here; tests go through [`POINTS`], so a new step is
+//! covered as soon as it is listed. Only builds with debug assertions listen: the variable
+//! `ENVFS_FAULT` names the point at which the process kills itself.
+
+/// All points, in the order of the steps of each operation.
+pub const POINTS: &[&str] = &[
+    "import.packed",
+    "import.named",
+    "import.checked",
+    "import.initialised",
+    "commit.rotated",
+    "commit.written",
+    "commit.named",
+    "commit.checked",
+    "commit.flipped",
+    "commit.cleaned",
+    "discard.begun",
+    "discard.flipped",
+    "rollback.begun",
+    "rollback.flipped",
+];
+
+/// Dies here, as by `kill -9`, if the environment asks for it.
+#[cfg(debug_assertions)]
+pub(crate) fn point(name: &'static str) {
+    debug_assert!(POINTS.contains(&name), "fault point {name} is not listed");
+    if std::env::var_os("ENVFS_FAULT").is_some_and(|wanted| wanted == name) {
+        tracing::warn!(name, "dying here, as asked");
+        let own = nix::unistd::Pid::this();
+        // The signal cannot be caught, so this does not return; if it could not be sent, abort.
+        if nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGKILL).is_err() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Does nothing in builds for users.
+#[cfg(not(debug_assertions))]
+pub(crate) fn point(_name: &'static str) {}

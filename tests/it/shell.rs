@@ -1,0 +1,282 @@
+//! Activation in real shells.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use envfs::shell::Shell;
+use envfs::shell::facts::PrefixFacts;
+use envfs::shell::plan::{Settings, Variables, activate, deactivate};
+use envfs::shell::render::{quote, render};
+
+/// The shells of this machine, each with the strictest options it has.
+fn shells() -> Vec<(Shell, &'static str, &'static [&'static str])> {
+    let all: [(Shell, &str, &[&str]); 3] = [
+        (
+            Shell::Bash,
+            "bash",
+            &["--noprofile", "--norc", "-eu", "-o", "pipefail"],
+        ),
+        (
+            Shell::Zsh,
+            "zsh",
+            &["-f", "-o", "errexit", "-o", "nounset", "-o", "rcquotes"],
+        ),
+        (Shell::Posix, "dash", &["-eu"]),
+    ];
+    all.into_iter()
+        .filter(|(_, program, _)| {
+            let is_here = envfs::sys::process::find_program(program).is_some();
+            if !is_here {
+                eprintln!("skipped: no {program}");
+            }
+            is_here
+        })
+        .collect()
+}
+
+fn shell(program: &str, options: &[&str], script: &[u8], variables: &Variables) -> Output {
+    Command::new(program)
+        .args(options)
+        .arg("-c")
+        .arg(OsString::from_vec(script.to_vec()))
+        .env_clear()
+        .envs(variables)
+        .output()
+        .unwrap()
+}
+
+fn parse(output: &[u8]) -> Variables {
+    output
+        .split(|&byte| byte == 0)
+        .filter_map(|entry| {
+            let place = entry.iter().position(|&byte| byte == b'=')?;
+            let (name, value) = entry.split_at(place);
+            Some((
+                OsString::from_vec(name.to_vec()),
+                OsString::from_vec(value[1..].to_vec()),
+            ))
+        })
+        .filter(|(name, _)| {
+            // What shells set by themselves.
+            let own: [&[u8]; 6] = [b"_", b"SHLVL", b"PWD", b"OLDPWD", b"PS1", b"LOGNAME"];
+            !own.contains(&name.as_bytes())
+        })
+        .collect()
+}
+
+const DUMP: &[u8] = b"\ncommand -p env -0\n";
+
+/// A conda prefix whose path and values are as unpleasant as they get.
+fn prefix(dir: &Path) -> PrefixFacts {
+    let prefix = dir.join("it's $HOME \"`x`\"");
+    for (path, text) in [
+        ("bin/tool", "#!/bin/sh\necho tool\n"),
+        (
+            "conda-meta/state",
+            r#"{"env_vars":{"ODD":"a'b\"c$HOME`x`\n\\!","EMPTY":""}}"#,
+        ),
+        (
+            "etc/conda/activate.d/1.sh",
+            "export FIRST=\"$NOT_SET_ANYWHERE$ODD\"\nexport ORDER=1\n",
+        ),
+        ("etc/conda/activate.d/2.sh", "export ORDER=\"$ORDER-2\"\n"),
+        ("etc/conda/deactivate.d/1.sh", "unset FIRST; unset ORDER\n"),
+    ] {
+        let file = prefix.join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+    }
+    fs::set_permissions(prefix.join("bin/tool"), PermissionsExt::from_mode(0o755)).unwrap();
+    PrefixFacts::read("odd", &prefix, Some(1))
+}
+
+fn start() -> Variables {
+    let mut variables = BTreeMap::new();
+    for (name, value) in [
+        ("PATH", "/usr/bin:/bin:"),
+        ("HOME", "/nowhere"),
+        ("EMPTY", ""),
+        ("ODD", "before 'x'"),
+    ] {
+        variables.insert(OsString::from(name), OsString::from(value));
+    }
+    variables.insert("BYTES".into(), OsString::from_vec(vec![0xff, b'\'', 0xfe]));
+    variables
+}
+
+fn get<'a>(variables: &'a Variables, name: &str) -> Option<&'a OsStr> {
+    variables.get(OsStr::new(name)).map(OsString::as_os_str)
+}
+
+#[test]
+fn activation_and_deactivation_in_real_shells_leave_everything_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let facts = prefix(dir.path());
+    for (kind, program, options) in shells() {
+        let before = start();
+        let enter = render(&activate(&facts, &before, &Settings::usual()), kind);
+        let script = [enter.as_slice(), b"\ntool >&2\n", DUMP].concat();
+        let output = shell(program, options, &script, &before);
+        assert!(output.status.success(), "{program}: {output:?}");
+        assert!(output.stderr.ends_with(b"tool\n"), "{program}: {output:?}");
+        let active = parse(&output.stdout);
+        let odd = "a'b\"c$HOME`x`\n\\!";
+        assert_eq!(get(&active, "ODD"), Some(OsStr::new(odd)), "{program}");
+        assert_eq!(get(&active, "FIRST"), Some(OsStr::new(odd)), "{program}");
+        assert_eq!(get(&active, "ORDER"), Some(OsStr::new("1-2")), "{program}");
+        assert_eq!(
+            get(&active, "CONDA_PREFIX"),
+            Some(facts.prefix.as_os_str()),
+            "{program}"
+        );
+
+        // In a shell of its own, which knows only what was exported; the mount may be gone.
+        let mut gone = facts.clone();
+        if program == "bash" {
+            gone.prefix = PathBuf::from("/gone");
+        }
+        let leave = render(&deactivate(&active), kind);
+        let script = [leave.as_slice(), DUMP].concat();
+        let output = shell(program, options, &script, &active);
+        assert!(output.status.success(), "{program}: {output:?}");
+        assert_eq!(parse(&output.stdout), before, "{program}");
+
+        // Both in one shell.
+        let script = [enter.as_slice(), b"\n", leave.as_slice(), DUMP].concat();
+        let output = shell(program, options, &script, &before);
+        assert!(output.status.success(), "{program}: {output:?}");
+        assert_eq!(parse(&output.stdout), before, "{program}");
+    }
+}
+
+#[test]
+fn deactivation_works_when_the_prefix_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let facts = prefix(dir.path());
+    let before = start();
+    let mut active = before.clone();
+    activate(&facts, &before, &Settings::usual()).apply(&mut active);
+    drop(dir);
+    for (kind, program, options) in shells() {
+        let script = [render(&deactivate(&active), kind).as_slice(), DUMP].concat();
+        let output = shell(program, options, &script, &active);
+        assert!(output.status.success(), "{program}: {output:?}");
+        assert_eq!(parse(&output.stdout), before, "{program}");
+    }
+}
+
+/// Runs a script in a shell that has the hook, with a program `envfs` that answers as told.
+fn hooked(kind: Shell, program: &str, options: &[&str], envfs: &str, script: &str) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("envfs");
+    fs::write(&file, format!("#!/bin/sh\n{envfs}\n")).unwrap();
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut variables = start();
+    let path = format!("{}:/usr/bin:/bin", dir.path().display());
+    variables.insert("PATH".into(), path.into());
+    let text = format!("{}\n{script}\n", kind.hook().unwrap());
+    shell(program, options, text.as_bytes(), &variables)
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn the_hook_evaluates_only_what_succeeded_and_keeps_the_status() {
+    for (kind, program, options) in shells() {
+        if kind.hook().is_none() {
+            continue;
+        }
+        let relaxed: &[&str] = if kind == Shell::Bash {
+            &["--norc"]
+        } else {
+            &["-f"]
+        };
+        let run = |envfs: &str, script: &str| hooked(kind, program, options, envfs, script);
+
+        let output = run(
+            "echo 'export A=1'; exit 3",
+            "envfs activate x || echo \"$? ${A-unset}\"",
+        );
+        assert_eq!(text(&output), "3 unset\n", "{program} {output:?}");
+
+        let output = run(
+            "echo \"export A='$*'\"",
+            "envfs activate 'a b'; echo \"$A\"",
+        );
+        assert!(
+            text(&output).starts_with(&format!("__shell {program} ")),
+            "{output:?}"
+        );
+        assert!(text(&output).ends_with(" activate a b\n"), "{output:?}");
+
+        let output = run("exit 0", "envfs deactivate; echo \"$? $#\"");
+        assert_eq!(text(&output), "0 0\n", "{program} {output:?}");
+
+        for words in [
+            "activate --help",
+            "activate -h x",
+            "activate --shell bash x",
+            "status x",
+        ] {
+            let output = run("echo \"$*\"; exit 4", &format!("envfs {words} || echo $?"));
+            assert_eq!(text(&output), format!("{words}\n4\n"), "{program}");
+        }
+        let output = run("exit 5", "envfs commit || echo $?");
+        assert_eq!(text(&output), "5\n", "{program} {output:?}");
+
+        // Scripts of an environment see neither our arguments nor our variables.
+        let script = "envfs activate x; echo \"$B\"";
+        let output = run(
+            "echo 'export B=\"$# ${__envfs_text-}${__envfs_word-}\"'",
+            script,
+        );
+        assert_eq!(text(&output), "0 \n", "{program} {output:?}");
+
+        // The prompt reaches the program though it is not exported, and is not exported by us.
+        let script = "PS1='p> '; envfs activate x; echo \"$A\"; command -p env | grep -c ^PS1 || :";
+        let output = hooked(kind, program, relaxed, "echo \"export A='$PS1'\"", script);
+        assert_eq!(text(&output), "p> \n0\n", "{program} {output:?}");
+    }
+}
+
+#[test]
+fn the_hook_may_be_sourced_twice_and_survives_aliases() {
+    for (kind, program, options) in shells() {
+        let Some(hook) = kind.hook() else { continue };
+        let alias = match kind {
+            Shell::Bash => "shopt -s expand_aliases\n",
+            _ => "",
+        };
+        let script = format!("{hook}\n{alias}alias export=false unset=false\neval \"$X\"\n");
+        let mut variables = start();
+        let plan = activate(
+            &PrefixFacts::read("n", Path::new("/nowhere"), None),
+            &variables,
+            &Settings::usual(),
+        );
+        variables.insert("X".into(), OsString::from_vec(render(&plan, kind)));
+        let script = format!("{hook}\n{script}echo \"$ENVFS_ENV\"");
+        let output = shell(program, options, script.as_bytes(), &variables);
+        assert_eq!(text(&output), "n\n", "{program} {output:?}");
+    }
+}
+
+#[test]
+fn quoting_survives_a_second_shell() {
+    for (_, program, options) in shells() {
+        let value = OsStr::new("a'b \"c\" $(d) `e` \\ !! \n''");
+        let inner = [b"printf %s ".as_slice(), &quote(value)].concat();
+        let outer = [b"eval ".as_slice(), &quote(OsStr::from_bytes(&inner))].concat();
+        let output = shell(program, options, &outer, &start());
+        assert_eq!(output.stdout, value.as_bytes(), "{program}");
+    }
+}
