@@ -14,9 +14,11 @@
 //! more), besides some 150 bytes for each node with its name.
 
 mod assembler;
+mod blocks;
 mod carry;
 mod content;
 mod error;
+mod feed;
 mod metadata;
 mod nodes;
 mod output;

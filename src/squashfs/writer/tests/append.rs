@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::support::*;
 use crate::squashfs::Compression;
-use crate::squashfs::format::{Inode, InodeBody, InodeKind};
+use crate::squashfs::format::{Inode, InodeBody};
 use crate::squashfs::reader::Image;
 use crate::squashfs::writer::*;
 
@@ -532,10 +532,4 @@ fn extents_are_shared_where_the_file_system_can() {
     let used = before.saturating_sub(free());
     unmount(&mounted);
     assert!(used < 8 << 20, "{used} bytes more for a copy of 64 MiB");
-}
-
-#[test]
-fn kinds_are_known() {
-    // A reminder: push_old_node must learn about any new kind.
-    assert_eq!(InodeKind::from_basic(8), None);
 }
