@@ -203,6 +203,20 @@ fn a_changed_file_costs_its_own_blocks() {
     let (before, after) = (fs::read(&path).unwrap(), fs::read(&image).unwrap());
     assert!(before[96..area.end as usize] == after[96..area.end as usize]);
 
+    if have("mksquashfs") {
+        let (again, more) = (dir.path().join("again"), dir.path().join("more"));
+        fs::copy(&image, &again).unwrap();
+        fs::write(&more, text(5, 10_000)).unwrap();
+        run(Command::new("mksquashfs").arg(&more).arg(&again).args([
+            "-no-progress",
+            "-quiet",
+            "-no-recovery",
+        ]));
+        let found = describe_image(&open(&again));
+        check_everywhere(&again, &found);
+        assert_eq!(found.len(), describe_image(&read).len() + 1);
+    }
+
     // Compacting what was appended leaves the dead behind.
     let compacted = dir.path().join("compacted");
     let mut writer = ImageWriter::append(&compacted, &read, carry(CarryMode::Compact)).unwrap();
