@@ -509,17 +509,20 @@ fn carrying_is_refused_where_it_would_damage() {
 
 #[test]
 fn extents_are_shared_where_the_file_system_can() {
-    if !is_root() || !have("mkfs.xfs") {
-        eprintln!("SKIP shared extents: needs root and mkfs.xfs");
+    let makers = [
+        ("mkfs.btrfs", &["-q"][..]),
+        ("mkfs.xfs", &["-q", "-m", "reflink=1"]),
+    ];
+    let maker = makers.into_iter().find(|(program, _)| have(program));
+    let Some((program, arguments)) = maker.filter(|_| is_root()) else {
+        eprintln!("SKIP shared extents: needs root, and mkfs.btrfs or mkfs.xfs");
         return;
-    }
+    };
     let dir = tempfile::tempdir().unwrap();
     let (disk, mounted) = (dir.path().join("disk"), dir.path().join("mounted"));
     fs::File::create(&disk).unwrap().set_len(400 << 20).unwrap();
     fs::create_dir(&mounted).unwrap();
-    run(Command::new("mkfs.xfs")
-        .args(["-q", "-m", "reflink=1"])
-        .arg(&disk));
+    run(Command::new(program).args(arguments).arg(&disk));
     run(Command::new("mount")
         .args(["-o", "loop"])
         .arg(&disk)
