@@ -9,14 +9,21 @@
 //!  finish ─► inode table, directory table, fragments, export, ids, xattrs ─► superblock
 //! ```
 //!
-//! [`pipeline`] draws the threads; [`assembler`] decides where data lies; [`tables`] writes all the
-//! rest. Memory: about `(threads + 2) * 4 MiB` of content in flight (or 8 blocks per thread if that is
+//! `pipeline.rs` draws the threads; `feed.rs` numbers what is pushed; `assembler.rs` decides where
+//! data lies; `tables.rs` writes all the rest; `carry.rs` says what is taken from an old image.
+//! Memory: about `(threads + 2) * 4 MiB` of content in flight (or 8 blocks for each if that is
 //! more), besides some 150 bytes for each node with its name.
+//!
+//! Carrying data over (see [`CarryMode`]) never expands it. Fragment blocks stay whole as long as one
+//! of their files lives, so tails of dead files ride along; [`DataStats::dead_bytes`] does not
+//! count them.
 
 mod assembler;
+mod blocks;
 mod carry;
 mod content;
 mod error;
+mod feed;
 mod metadata;
 mod nodes;
 mod output;

@@ -1,83 +1,24 @@
 //! [`ImageWriter`]: the side of the writer that nodes are pushed into.
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::num::NonZeroUsize;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::path::Path;
 
-use crossbeam_channel::{Sender, unbounded};
-
-use super::assembler::{Assembled, Assembler, PER_FILE};
-use super::carry::{self, OldData};
-use super::content::{Content, Source};
+use super::carry::OldData;
+use super::content::Source;
 use super::error::{Result, WriteError};
-use super::nodes::{Meta, NodeId, Tree};
-use super::output::{Output, copy_range};
-use super::pipeline::{
-    Digest, Done, FileHasher, FileStart, Piece, Sentinel, Shared, SmallFile, Stored, Work, Worker,
-    check_end, is_zero, read_up_to, wake,
-};
-use super::tables;
-use super::{AppendOptions, CarryMode, Monitor, WriteStats, WriterOptions};
-use crate::squashfs::compress::{Compression, compressor, options_block};
+use super::feed::{Feed, Start};
+use super::nodes::{Meta, NodeId};
+use super::{AppendOptions, CarryMode, WriteStats, WriterOptions};
+use crate::squashfs::compress::{Compression, options_block};
 use crate::squashfs::format::{
-    ABSENT, BlockSize, FileBody, Flags, InodeKind, InodeRef, MAX_BLOCK_SIZE, MAX_BLOCKS_PER_FILE,
-    METADATA_SIZE, MIN_BLOCK_SIZE, MetadataHeader, PADDING, SUPERBLOCK_SIZE, Superblock,
+    ABSENT, Flags, InodeKind, InodeRef, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, Superblock,
 };
 use crate::squashfs::reader::{FileLayout, Image};
-
-/// Files in one batch for a worker.
-const BATCH_FILES: usize = 64;
 
 /// Builds one image. Push nodes, link them, then [`finish`](ImageWriter::finish). Dropped before
 /// that, or after an error, it removes its file.
 #[derive(Debug)]
 pub struct ImageWriter {
-    inner: Inner,
-}
-
-struct Inner {
-    path: PathBuf,
-    /// Cleared when the image is complete.
-    unfinished: bool,
-    file: Arc<File>,
-    shared: Arc<Shared>,
-    compression: Compression,
-    superblock: Superblock,
-    fragments: bool,
-    tree: Tree,
-    old: Option<OldData>,
-
-    next_seq: u64,
-    reads: Option<Sender<Work>>,
-    blocks: Option<Sender<Work>>,
-    done: Sender<Done>,
-    workers: Vec<JoinHandle<()>>,
-    assembler: Option<JoinHandle<Option<Assembled>>>,
-    /// Copies the old data area to its place.
-    carrier: Option<JoinHandle<()>>,
-
-    batch: Vec<SmallFile>,
-    batch_bytes: usize,
-    files: u32,
-    /// Large files that may be found as duplicates, so far.
-    whole_files: u64,
-    /// Size and first block of those: how many there were, with the last of this kind.
-    first_blocks: HashMap<Digest, u64>,
-    zero_hash: blake3::Hash,
-    began: Instant,
-}
-
-impl std::fmt::Debug for Inner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
-    }
+    feed: Feed,
 }
 
 impl ImageWriter {
@@ -124,7 +65,7 @@ impl ImageWriter {
             monitor: options.monitor,
         };
         Ok(ImageWriter {
-            inner: Inner::start(path, start)?,
+            feed: Feed::start(path, start)?,
         })
     }
 
@@ -162,26 +103,26 @@ impl ImageWriter {
             monitor: options.monitor,
         };
         Ok(ImageWriter {
-            inner: Inner::start(path, start)?,
+            feed: Feed::start(path, start)?,
         })
     }
 
     /// Adds a file of `size` bytes with fresh content, which is opened and read later, while this
     /// and further calls run. Fails if the content turns out to be of another length.
     pub fn add_file(&mut self, meta: &Meta, size: u64, source: Box<dyn Source>) -> Result<NodeId> {
-        let node = self.inner.add_file_node(meta, size)?;
-        let pushed = self.inner.push_file(size, source);
-        self.inner.settle(pushed)?;
+        let node = self.feed.add_file_node(meta, size)?;
+        let pushed = self.feed.push_file(size, source);
+        self.feed.settle(pushed)?;
         Ok(node)
     }
 
     /// Adds a file whose data stays where it is in the old image (or is copied still compressed,
     /// when compacting). `layout` comes from an inode of the old image.
     pub fn add_carried(&mut self, meta: &Meta, layout: &FileLayout) -> Result<NodeId> {
-        let layout = self.inner.checked(layout)?;
-        let node = self.inner.add_file_node(meta, layout.size)?;
-        let pushed = self.inner.push_carried(&layout);
-        self.inner.settle(pushed)?;
+        let layout = self.feed.checked(layout)?;
+        let node = self.feed.add_file_node(meta, layout.size)?;
+        let pushed = self.feed.push_carried(&layout);
+        self.feed.settle(pushed)?;
         Ok(node)
     }
 
@@ -196,21 +137,21 @@ impl ImageWriter {
         dirty: &mut dyn FnMut(u64) -> bool,
         source: Box<dyn Source>,
     ) -> Result<NodeId> {
-        let layout = self.inner.checked(layout)?;
-        let node = self.inner.add_file_node(meta, size)?;
-        let pushed = self.inner.push_partly_carried(&layout, size, dirty, source);
-        self.inner.settle(pushed)?;
+        let layout = self.feed.checked(layout)?;
+        let node = self.feed.add_file_node(meta, size)?;
+        let pushed = self.feed.push_partly_carried(&layout, size, dirty, source);
+        self.feed.settle(pushed)?;
         Ok(node)
     }
 
     /// Adds a directory.
     pub fn add_directory(&mut self, meta: &Meta) -> Result<NodeId> {
-        self.inner.tree.add(InodeKind::Directory, meta, 0)
+        self.feed.tree.add(InodeKind::Directory, meta, 0)
     }
 
     /// Adds a symbolic link with a target of 1 to 4095 bytes.
     pub fn add_symlink(&mut self, meta: &Meta, target: &[u8]) -> Result<NodeId> {
-        self.inner.tree.add_symlink(meta, target)
+        self.feed.tree.add_symlink(meta, target)
     }
 
     /// Adds a character device node, or a block device node. `device` is as in `st_rdev`.
@@ -229,43 +170,36 @@ impl ImageWriter {
         } else {
             InodeKind::CharDevice
         };
-        self.inner.tree.add(kind, meta, encoded as u32)
+        self.feed.tree.add(kind, meta, encoded as u32)
     }
 
     /// Adds a named pipe.
     pub fn add_fifo(&mut self, meta: &Meta) -> Result<NodeId> {
-        self.inner.tree.add(InodeKind::Fifo, meta, 0)
+        self.feed.tree.add(InodeKind::Fifo, meta, 0)
     }
 
     /// Adds a socket.
     pub fn add_socket(&mut self, meta: &Meta) -> Result<NodeId> {
-        self.inner.tree.add(InodeKind::Socket, meta, 0)
+        self.feed.tree.add(InodeKind::Socket, meta, 0)
     }
 
     /// Gives a node a name in a directory. Names may come in any order. Every node but the root
     /// needs a name, directories just one.
     pub fn link(&mut self, dir: NodeId, name: &[u8], child: NodeId) -> Result<()> {
-        self.inner.tree.link(dir, name, child)
+        self.feed.tree.link(dir, name, child)
     }
 
     /// Completes the image with `root` as its root directory: waits for all data, writes the tables,
     /// and last the superblock. The file is not synced.
     pub fn finish(self, root: NodeId) -> Result<WriteStats> {
-        self.inner.finish(root)
+        self.feed.finish(root, false)
     }
-}
 
-/// What both ways to start have in common.
-struct Start {
-    compression: Compression,
-    superblock: Superblock,
-    fragments: bool,
-    codec_options: Vec<u8>,
-    old: Option<OldData>,
-    /// Bytes left free before the data, which readers do not mind. For tests.
-    gap: u64,
-    threads: NonZeroUsize,
-    monitor: Arc<dyn Monitor>,
+    /// The same, and syncs the file: all before the superblock first, then the superblock. (The
+    /// directory the file is in is up to the caller.)
+    pub fn finish_synced(self, root: NodeId) -> Result<WriteStats> {
+        self.feed.finish(root, true)
+    }
 }
 
 /// A superblock of which nothing is known.
@@ -286,559 +220,5 @@ fn blank() -> Superblock {
         directory_table: ABSENT,
         fragment_table: ABSENT,
         export_table: ABSENT,
-    }
-}
-
-impl Inner {
-    fn start(path: &Path, start: Start) -> Result<Inner> {
-        let Start {
-            compression,
-            superblock,
-            fragments,
-            codec_options,
-            old,
-            gap,
-            threads,
-            monitor,
-        } = start;
-        let block_size = superblock.block_size;
-        let threads = threads.get();
-        let mut codecs = Vec::with_capacity(threads);
-        for _ in 0..threads {
-            codecs.push(compressor(&compression, block_size)?);
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)
-            .map_err(WriteError::io("creating the image"))?;
-        let file = Arc::new(file);
-        let shared = Arc::new(Shared::new(block_size as usize, threads, monitor));
-        let (reads, read_work) = unbounded();
-        let (blocks, block_work) = unbounded();
-        let (done, results) = unbounded();
-        // From here on, dropping `inner` ends the threads and removes the file.
-        let mut inner = Inner {
-            path: path.to_owned(),
-            unfinished: true,
-            file: file.clone(),
-            shared: shared.clone(),
-            compression,
-            superblock,
-            fragments,
-            tree: Tree::default(),
-            old: old.clone(),
-            next_seq: 0,
-            reads: Some(reads),
-            blocks: Some(blocks.clone()),
-            done: done.clone(),
-            workers: Vec::new(),
-            assembler: None,
-            carrier: None,
-            batch: Vec::new(),
-            batch_bytes: 0,
-            files: 0,
-            whole_files: 0,
-            first_blocks: HashMap::new(),
-            zero_hash: blake3::hash(&vec![0; block_size as usize]),
-            began: Instant::now(),
-        };
-        let data_at = match &old {
-            Some(old) if !old.compacting => {
-                let (old, file, shared) = (old.clone(), file.clone(), shared.clone());
-                let (done, end) = (done.clone(), old.data.1);
-                inner.carrier = Some(spawn("carry", move || {
-                    let _sentinel = Sentinel(&shared, &done);
-                    let blanked = copy_range(old.image.as_file(), 0, &file, 0, end, &mut || {
-                        shared.check()
-                    })
-                    // Not an image until the superblock is written, last of all.
-                    .and_then(|()| blank_superblock(&file));
-                    if let Err(error) = blanked {
-                        shared.fail(error);
-                        wake(&done);
-                    }
-                })?);
-                end
-            }
-            _ => {
-                blank_superblock(&file)?;
-                write_options(&file, &codec_options)? + gap
-            }
-        };
-        for compressor in codecs {
-            let worker = Worker {
-                shared: shared.clone(),
-                reads: read_work.clone(),
-                blocks: block_work.clone(),
-                done: done.clone(),
-                compressor,
-            };
-            inner.workers.push(spawn("compress", move || worker.run())?);
-        }
-        let out = Output::new(file, old.as_ref().map(|old| old.image.clone()), data_at);
-        let assembler = Assembler::new(shared, (done, results), blocks, out, old);
-        inner.assembler = Some(spawn("assemble", move || assembler.run())?);
-        Ok(inner)
-    }
-
-    /// After a failure in the data there is a node without data: nothing more may come of it.
-    fn settle(&mut self, pushed: Result<()>) -> Result<()> {
-        if pushed.is_err() {
-            self.shared.fail(WriteError::Failed);
-            wake(&self.done);
-        }
-        pushed
-    }
-
-    fn add_file_node(&mut self, meta: &Meta, size: u64) -> Result<NodeId> {
-        self.shared.check()?;
-        if size.div_ceil(self.shared.block_size as u64) > MAX_BLOCKS_PER_FILE {
-            return Err(WriteError::tree(
-                "file size",
-                format!("{size} bytes are too many blocks"),
-            ));
-        }
-        let node = self.tree.add(InodeKind::File, meta, self.files)?;
-        self.files += 1;
-        Ok(node)
-    }
-
-    fn push_file(&mut self, size: u64, source: Box<dyn Source>) -> Result<()> {
-        let block_size = self.shared.block_size;
-        match usize::try_from(size) {
-            Ok(bytes) if bytes == 0 || (bytes < block_size && self.fragments) => {
-                self.acquire(bytes + PER_FILE)?;
-                self.batch.push(SmallFile {
-                    size: size as u32,
-                    source,
-                });
-                self.batch_bytes += bytes;
-                if self.batch_bytes >= block_size || self.batch.len() >= BATCH_FILES {
-                    self.flush_batch()?;
-                }
-                Ok(())
-            }
-            _ => self.push_large(size, source.as_ref()),
-        }
-    }
-
-    fn push_large(&mut self, size: u64, source: &dyn Source) -> Result<()> {
-        let mut blocks = Blocks::open(source, size, self.shared.block_size)?;
-        self.acquire(blocks.next_len())?;
-        let first = blocks.next(&self.shared)?;
-        let first_hash = self.hash(&first);
-        let mut hasher = FileHasher::new(size);
-        hasher.block(&first_hash);
-        let look_alike = hasher.finish();
-        if let Some(count) = self.first_blocks.get(&look_alike).copied() {
-            // Probably a duplicate: worth reading it once more than needed.
-            let mut rest = Blocks::open(source, size, self.shared.block_size)?;
-            rest.skip()?;
-            while rest.next_len() > 0 {
-                let block = rest.next(&self.shared)?;
-                hasher.block(&self.hash(&block));
-                if let Fresh::Bytes(bytes) = block {
-                    self.shared.recycle(bytes);
-                }
-                self.shared.check()?;
-            }
-            rest.check_end()?;
-            self.flush_batch()?;
-            if let Some(of) = self.shared.find_large(count, &hasher.finish())? {
-                self.shared.release(first.len());
-                return self.piece(Piece::Duplicate { of });
-            }
-        }
-        self.whole_files += 1;
-        self.first_blocks.insert(look_alike, self.whole_files);
-        self.flush_batch()?;
-        self.piece(Piece::Begin(FileStart {
-            size,
-            old_fragment: None,
-            whole: true,
-        }))?;
-        self.block(first, Some(first_hash), blocks.next_len() == 0)?;
-        while blocks.next_len() > 0 {
-            self.acquire(blocks.next_len())?;
-            let block = blocks.next(&self.shared)?;
-            self.block(block, None, blocks.next_len() == 0)?;
-        }
-        blocks.check_end()
-    }
-
-    fn hash(&self, block: &Fresh) -> blake3::Hash {
-        match block {
-            Fresh::Bytes(bytes) => blake3::hash(bytes),
-            Fresh::Hole(len) if *len == self.shared.block_size => self.zero_hash,
-            Fresh::Hole(len) => blake3::hash(&vec![0; *len]),
-        }
-    }
-
-    /// Sends a block on its way.
-    fn block(&mut self, block: Fresh, hash: Option<blake3::Hash>, last: bool) -> Result<()> {
-        match block {
-            Fresh::Hole(len) => {
-                let hash = hash.unwrap_or_else(|| self.hash(&block));
-                let raw_len = len as u32;
-                let stored = Stored {
-                    bytes: Vec::new(),
-                    word: BlockSize::HOLE,
-                    raw_len,
-                };
-                self.piece(Piece::Block { stored, hash, last })
-            }
-            Fresh::Bytes(raw) => {
-                let seq = self.seq();
-                let work = Work::Block {
-                    seq,
-                    last,
-                    raw,
-                    hash,
-                };
-                send(self.blocks.as_ref(), work)
-            }
-        }
-    }
-
-    /// Takes budget. Files that wait to be a batch hold some, so they must go before we wait.
-    fn acquire(&mut self, bytes: usize) -> Result<()> {
-        if self.shared.try_acquire(bytes) {
-            return Ok(());
-        }
-        self.flush_batch()?;
-        self.shared.acquire(bytes)
-    }
-
-    fn flush_batch(&mut self) -> Result<()> {
-        if self.batch.is_empty() {
-            return Ok(());
-        }
-        self.batch_bytes = 0;
-        let files = std::mem::take(&mut self.batch);
-        let seq = self.seq();
-        send(self.reads.as_ref(), Work::Read { seq, files })
-    }
-
-    fn seq(&mut self) -> u64 {
-        self.next_seq += 1;
-        self.next_seq - 1
-    }
-
-    fn piece(&mut self, piece: Piece) -> Result<()> {
-        let seq = self.seq();
-        self.done
-            .send(Done::Piece { seq, piece })
-            .map_err(|_| self.shared.check().err().unwrap_or(WriteError::Failed))
-    }
-
-    /// Refuses a layout that would make a damaged image.
-    fn checked(&self, layout: &FileLayout) -> Result<FileBody> {
-        let old = self.old.as_ref();
-        let old = old.ok_or_else(|| WriteError::Carry("there is no old image".into()))?;
-        let layout = FileBody {
-            start: layout.start(),
-            size: layout.size(),
-            sparse: layout.sparse(),
-            fragment: layout.fragment(),
-            blocks: layout.blocks().clone(),
-        };
-        carry::check_blocks(&layout, self.superblock.block_size, old)?;
-        Ok(layout)
-    }
-
-    fn push_carried(&mut self, layout: &FileBody) -> Result<()> {
-        self.flush_batch()?;
-        let cost = (PER_FILE + layout.blocks.len() * 4).min(self.shared.block_size);
-        self.acquire(cost)?;
-        self.piece(Piece::Carried {
-            layout: layout.clone(),
-            cost,
-        })
-    }
-
-    fn push_partly_carried(
-        &mut self,
-        layout: &FileBody,
-        size: u64,
-        dirty: &mut dyn FnMut(u64) -> bool,
-        source: Box<dyn Source>,
-    ) -> Result<()> {
-        let block_size = self.shared.block_size as u64;
-        let count = size.div_ceil(block_size);
-        let full = size / block_size;
-        // The tail may stay in the old fragment if it is the same bytes: same length, not dirty.
-        let keep_tail = layout
-            .fragment
-            .filter(|_| layout.size == size && !dirty(full))
-            .filter(|_| full > 0);
-        let blocks = if keep_tail.is_some() { full } else { count };
-        let old_len = |at: u64| layout.size.saturating_sub(at * block_size).min(block_size);
-        let new_len = |at: u64| size.saturating_sub(at * block_size).min(block_size);
-        let mut keep = |at: u64| {
-            let word = usize::try_from(at)
-                .ok()
-                .and_then(|at| layout.blocks.get(at))
-                .copied();
-            word.filter(|_| old_len(at) == new_len(at) && !dirty(at))
-        };
-        let kept: Vec<Option<BlockSize>> = (0..blocks).map(&mut keep).collect();
-        if kept.iter().all(Option::is_none) && keep_tail.is_none() {
-            return self.push_file(size, source);
-        }
-        if kept.len() == layout.blocks.len()
-            && layout.size == size
-            && kept.iter().all(Option::is_some)
-            && (keep_tail.is_some() || layout.fragment.is_none())
-        {
-            return self.push_carried(layout);
-        }
-        self.flush_batch()?;
-        let old_fragment = keep_tail.map(|tail| (tail.index, tail.offset));
-        self.piece(Piece::Begin(FileStart {
-            size,
-            old_fragment,
-            whole: false,
-        }))?;
-        let mut content = Blocks::open(source.as_ref(), size, self.shared.block_size)?;
-        let mut from = layout.start;
-        for (at, word) in kept.iter().enumerate() {
-            let last = at + 1 == kept.len();
-            let raw_len = content.next_len();
-            match word {
-                Some(word) => {
-                    content.skip()?;
-                    self.acquire(PER_FILE)?;
-                    let piece = Piece::Copied {
-                        from,
-                        word: *word,
-                        raw_len: raw_len as u32,
-                        last,
-                    };
-                    self.piece(piece)?;
-                }
-                None => {
-                    self.acquire(raw_len)?;
-                    let block = content.next(&self.shared)?;
-                    self.block(block, None, last)?;
-                }
-            }
-            from += layout
-                .blocks
-                .get(at)
-                .map_or(0, |word| u64::from(word.stored()));
-        }
-        if keep_tail.is_some() {
-            content.skip()?;
-        }
-        content.check_end()
-    }
-
-    fn finish(mut self, root: NodeId) -> Result<WriteStats> {
-        self.shared.check()?;
-        self.flush_batch()?;
-        self.piece(Piece::End)?;
-        let data = self.join()?.ok_or(WriteError::Failed)?;
-        let data_time = self.began.elapsed();
-        let began_tables = Instant::now();
-        let mut codec = compressor(&self.compression, self.superblock.block_size)?;
-        let (bytes, superblock) = tables::build(
-            &mut self.tree,
-            root,
-            &data,
-            self.superblock.clone(),
-            &mut codec,
-        )?;
-        self.shared.check()?;
-        let written = WriteError::io("writing the tables");
-        self.file.write_all_at(&bytes, data.end).map_err(written)?;
-        let image_size = superblock.bytes_used.next_multiple_of(PADDING);
-        self.file
-            .set_len(image_size)
-            .map_err(WriteError::io("padding the image"))?;
-        self.file
-            .write_all_at(&superblock.to_bytes(), 0)
-            .map_err(WriteError::io("writing the superblock"))?;
-        self.unfinished = false;
-        Ok(WriteStats {
-            bytes_written: data.stats.data_written + image_size - data.end + SUPERBLOCK_SIZE as u64,
-            image_size,
-            inodes: u64::from(superblock.inodes),
-            data_time,
-            table_time: began_tables.elapsed(),
-            data: data.stats,
-        })
-    }
-
-    /// Waits for all threads.
-    fn join(&mut self) -> Result<Option<Assembled>> {
-        self.reads = None;
-        self.blocks = None;
-        let mut assembled = None;
-        if let Some(assembler) = self.assembler.take() {
-            // A panic has been recorded by its sentinel.
-            assembled = assembler.join().ok().flatten();
-        }
-        for thread in self.workers.drain(..).chain(self.carrier.take()) {
-            drop(thread.join());
-        }
-        self.shared.check()?;
-        Ok(assembled)
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if !self.unfinished {
-            return;
-        }
-        self.shared.fail(WriteError::Failed);
-        wake(&self.done);
-        // The error that brought us here has been reported, or nobody asked for one.
-        drop(self.join());
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "unfinished image not removed");
-        }
-    }
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    run: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>> {
-    Builder::new()
-        .name(name.into())
-        .spawn(run)
-        .map_err(|error| WriteError::Thread(format!("could not be started: {error}")))
-}
-
-fn send(to: Option<&Sender<Work>>, work: Work) -> Result<()> {
-    to.and_then(|to| to.send(work).ok())
-        .ok_or(WriteError::Failed)
-}
-
-fn blank_superblock(file: &File) -> Result<()> {
-    file.write_all_at(&[0; SUPERBLOCK_SIZE], 0)
-        .map_err(WriteError::io("writing the image"))
-}
-
-/// Writes the compressor options, if any, and returns where data begins.
-fn write_options(file: &File, options: &[u8]) -> Result<u64> {
-    if !options.is_empty() {
-        if options.len() > METADATA_SIZE {
-            return Err(WriteError::Carry(
-                "compressor options longer than 8 KiB".into(),
-            ));
-        }
-        let header = MetadataHeader {
-            stored: options.len() as u16,
-            compressed: false,
-        };
-        let block = [&header.to_bytes()[..], options].concat();
-        file.write_all_at(&block, SUPERBLOCK_SIZE as u64)
-            .map_err(WriteError::io("writing the image"))?;
-    }
-    Ok(carry::data_start(options))
-}
-
-/// A fresh block.
-enum Fresh {
-    Bytes(Vec<u8>),
-    /// So many zeros.
-    Hole(usize),
-}
-
-impl Fresh {
-    fn len(&self) -> usize {
-        match self {
-            Fresh::Bytes(bytes) => bytes.len(),
-            Fresh::Hole(len) => *len,
-        }
-    }
-}
-
-/// The content of one file, block by block.
-struct Blocks<'s> {
-    source: &'s dyn Source,
-    content: Box<dyn Content>,
-    size: u64,
-    at: u64,
-    block_size: usize,
-    /// Bytes from `at` on that are known to be a hole.
-    hole: u64,
-    /// Whether it is worth asking for a hole: at the beginning, and after zeros.
-    ask: bool,
-}
-
-impl<'s> Blocks<'s> {
-    fn open(source: &'s dyn Source, size: u64, block_size: usize) -> Result<Self> {
-        let content = source.open().map_err(|error| WriteError::Source {
-            label: source.label(),
-            source: error,
-        })?;
-        Ok(Blocks {
-            source,
-            content,
-            size,
-            at: 0,
-            block_size,
-            hole: 0,
-            ask: true,
-        })
-    }
-
-    /// The length of the next block, 0 at the end.
-    fn next_len(&self) -> usize {
-        (self.size - self.at).min(self.block_size as u64) as usize
-    }
-
-    fn failed(&self) -> impl Fn(std::io::Error) -> WriteError + use<> {
-        let label = self.source.label();
-        move |source| WriteError::Source {
-            label: label.clone(),
-            source,
-        }
-    }
-
-    fn next(&mut self, shared: &Shared) -> Result<Fresh> {
-        let len = self.next_len();
-        if self.ask && self.hole == 0 {
-            self.hole = self.content.hole_ahead().map_err(self.failed())?;
-            self.ask = false;
-        }
-        if self.hole >= len as u64 {
-            self.ask = true;
-            self.skip()?;
-            return Ok(Fresh::Hole(len));
-        }
-        let mut bytes = shared.buffer();
-        read_up_to(&mut self.content, &mut bytes, len).map_err(self.failed())?;
-        self.at += bytes.len() as u64;
-        self.hole = 0;
-        if bytes.len() < len {
-            // Says so: it is shorter than announced.
-            check_end(&mut self.content, self.source, self.size, self.at)?;
-        }
-        if is_zero(&bytes) {
-            self.ask = true;
-            shared.recycle(bytes);
-            return Ok(Fresh::Hole(len));
-        }
-        Ok(Fresh::Bytes(bytes))
-    }
-
-    /// Passes over the next block.
-    fn skip(&mut self) -> Result<()> {
-        let len = self.next_len() as u64;
-        self.content.skip(len).map_err(self.failed())?;
-        self.at += len;
-        self.hole = self.hole.saturating_sub(len);
-        Ok(())
-    }
-
-    fn check_end(&mut self) -> Result<()> {
-        check_end(&mut self.content, self.source, self.size, self.at)
     }
 }

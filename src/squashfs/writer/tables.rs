@@ -26,16 +26,15 @@ const NOWHERE: InodeRef = InodeRef(u64::MAX);
 /// All tables for position `at`, and the superblock that names them. `superblock` has what does not
 /// depend on the tables.
 pub(super) fn build(
-    tree: &mut Tree,
+    tree: &Tree,
     root: NodeId,
+    order: &[(u32, Range<usize>)],
     data: &Assembled,
     mut superblock: Superblock,
     codec: &mut Codec,
 ) -> Result<(Vec<u8>, Superblock)> {
-    let order = tree.seal(root)?;
-    let tree = &*tree;
     let (mut out, directories, places, root_ref) =
-        Nodes::new(tree, data).write(root, &order, codec)?;
+        Nodes::new(tree, data).write(root, order, codec)?;
     let start = data.end;
     superblock.inodes = tree.nodes().len() as u32;
     superblock.root = root_ref;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::support::*;
 use crate::squashfs::Compression;
-use crate::squashfs::format::{Inode, InodeBody, InodeKind};
+use crate::squashfs::format::{Inode, InodeBody};
 use crate::squashfs::reader::Image;
 use crate::squashfs::writer::*;
 
@@ -202,6 +202,20 @@ fn a_changed_file_costs_its_own_blocks() {
     check_everywhere(&image, &describe_image(&read));
     let (before, after) = (fs::read(&path).unwrap(), fs::read(&image).unwrap());
     assert!(before[96..area.end as usize] == after[96..area.end as usize]);
+
+    if have("mksquashfs") {
+        let (again, more) = (dir.path().join("again"), dir.path().join("more"));
+        fs::copy(&image, &again).unwrap();
+        fs::write(&more, text(5, 10_000)).unwrap();
+        run(Command::new("mksquashfs").arg(&more).arg(&again).args([
+            "-no-progress",
+            "-quiet",
+            "-no-recovery",
+        ]));
+        let found = describe_image(&open(&again));
+        check_everywhere(&again, &found);
+        assert_eq!(found.len(), describe_image(&read).len() + 1);
+    }
 
     // Compacting what was appended leaves the dead behind.
     let compacted = dir.path().join("compacted");
@@ -495,17 +509,20 @@ fn carrying_is_refused_where_it_would_damage() {
 
 #[test]
 fn extents_are_shared_where_the_file_system_can() {
-    if !is_root() || !have("mkfs.xfs") {
-        eprintln!("SKIP shared extents: needs root and mkfs.xfs");
+    let makers = [
+        ("mkfs.btrfs", &["-q"][..]),
+        ("mkfs.xfs", &["-q", "-m", "reflink=1"]),
+    ];
+    let maker = makers.into_iter().find(|(program, _)| have(program));
+    let Some((program, arguments)) = maker.filter(|_| is_root()) else {
+        eprintln!("SKIP shared extents: needs root, and mkfs.btrfs or mkfs.xfs");
         return;
-    }
+    };
     let dir = tempfile::tempdir().unwrap();
     let (disk, mounted) = (dir.path().join("disk"), dir.path().join("mounted"));
     fs::File::create(&disk).unwrap().set_len(400 << 20).unwrap();
     fs::create_dir(&mounted).unwrap();
-    run(Command::new("mkfs.xfs")
-        .args(["-q", "-m", "reflink=1"])
-        .arg(&disk));
+    run(Command::new(program).args(arguments).arg(&disk));
     run(Command::new("mount")
         .args(["-o", "loop"])
         .arg(&disk)
@@ -532,10 +549,4 @@ fn extents_are_shared_where_the_file_system_can() {
     let used = before.saturating_sub(free());
     unmount(&mounted);
     assert!(used < 8 << 20, "{used} bytes more for a copy of 64 MiB");
-}
-
-#[test]
-fn kinds_are_known() {
-    // A reminder: push_old_node must learn about any new kind.
-    assert_eq!(InodeKind::from_basic(8), None);
 }

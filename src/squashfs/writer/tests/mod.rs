@@ -8,5 +8,6 @@
 
 mod append;
 mod oracles;
+mod random;
 mod support;
 mod traps;

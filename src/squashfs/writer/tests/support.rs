@@ -367,7 +367,7 @@ pub(super) fn varied_tree(root: &Path, block: usize) {
     write("sparse/middle", &zeros);
     zeros.truncate(4 * block + 9);
     write("sparse/zero_tail", &zeros);
-    write("sparse/small", &vec![0; 100]);
+    write("sparse/small", &[0; 100]);
     for i in 0..40 {
         write(
             &format!("pkg/mod{i:02}.py"),

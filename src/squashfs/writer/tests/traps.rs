@@ -73,7 +73,7 @@ fn long_tables_have_exact_indexes() {
             .unwrap();
         writer.link(root, format!("{i}").as_bytes(), file).unwrap();
     }
-    let stats = writer.finish(root).unwrap();
+    let stats = writer.finish_synced(root).unwrap();
     assert!(stats.data.fragments >= 600);
     check_everywhere(&image, &describe_image(&open(&image)));
 }
@@ -236,7 +236,8 @@ fn trees_that_are_none_are_refused() {
         writer.link(b, b"a", a).unwrap();
     };
     let rooted = |writer: &mut ImageWriter, root| writer.link(root, b"root", root).unwrap();
-    let cases: [&dyn Fn(&mut ImageWriter, NodeId); 4] = [&twice, &nameless, &ring, &rooted];
+    type Case<'a> = &'a dyn Fn(&mut ImageWriter, NodeId);
+    let cases: [Case; 4] = [&twice, &nameless, &ring, &rooted];
     for (i, case) in cases.into_iter().enumerate() {
         let (mut writer, root) = start(&image);
         case(&mut writer, root);
