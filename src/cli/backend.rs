@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::error::{CommandError, Result};
+use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
 use crate::daemon::protocol::{Selection, Service};
-use crate::commit;
 use crate::daemon::service::{Local, mount_environment};
 use crate::environment::{EnvLock, EnvName, Environment, Garbage, Prefix, PrefixUse, Store};
 use crate::progress::Progress;
@@ -53,7 +53,11 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
 /// Opens an environment that is not mounted, to work on it in this process.
 pub fn local(environment: &Environment) -> Result<Box<dyn Service>> {
     let config = environment.store().config()?;
-    Ok(Box::new(Local::open(environment.clone(), &config, "command")?))
+    Ok(Box::new(Local::open(
+        environment.clone(),
+        &config,
+        "command",
+    )?))
 }
 
 /// Opens and mounts an environment; called in its daemon.
@@ -121,7 +125,11 @@ pub fn create(store: &Store, name: &EnvName, options: &NewOptions) -> Result<Env
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
 }
 
-fn import_options(store: &Store, name: &EnvName, options: &NewOptions) -> Result<commit::ImportOptions> {
+fn import_options(
+    store: &Store,
+    name: &EnvName,
+    options: &NewOptions,
+) -> Result<commit::ImportOptions> {
     let prefix = choose_prefix(store, name, options.prefix.as_deref())?;
     let mut settings = commit::Settings::from_config(&store.config()?);
     if let Some(text) = &options.compression {
@@ -213,12 +221,17 @@ pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<Pa
 pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<commit::VerifyOutcome> {
     let settings = commit::Settings::from_config(&environment.store().config()?);
     let db = StateDb::open(&environment.layout().state_db())?;
-    let mut outcome = commit::verify(&db, environment.layout(), settings.threads, progress).map_err(Failure::from)?;
+    let mut outcome = commit::verify(&db, environment.layout(), settings.threads, progress)
+        .map_err(Failure::from)?;
     drop(db);
     if EnvLock::current_holder(environment.layout()).is_none() {
         let config = environment.store().config()?;
         let local = Local::open(environment.clone(), &config, "verify")?;
-        let upper = local.workspace().union().verify_upper().map_err(commit::CommitError::from);
+        let upper = local
+            .workspace()
+            .union()
+            .verify_upper()
+            .map_err(commit::CommitError::from);
         outcome.problems.extend(upper.map_err(Failure::from)?);
     }
     Ok(outcome)

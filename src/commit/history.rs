@@ -16,8 +16,8 @@ use crate::fault;
 use crate::object::{Ino, Kind};
 use crate::progress::{Progress, Report};
 use crate::squashfs::format::InodeKind;
-use crate::squashfs::{Image, ReaderOptions};
 use crate::squashfs::reader::{VerifyProgress, VerifyReport};
+use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
 use crate::union::{
     Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, Union, open_image,
@@ -274,7 +274,10 @@ pub fn verify(
     threads: NonZeroUsize,
     progress: &dyn Progress,
 ) -> Result<VerifyOutcome> {
-    let mut outcome = VerifyOutcome { problems: db.integrity_check()?, ..VerifyOutcome::default() };
+    let mut outcome = VerifyOutcome {
+        problems: db.integrity_check()?,
+        ..VerifyOutcome::default()
+    };
     for image in db.images()? {
         let path = layout.image(&image.file);
         let checked = fs::metadata(&path)

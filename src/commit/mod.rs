@@ -33,7 +33,7 @@ use crate::squashfs::writer::{
     AppendOptions, CarryMode, ImageWriter, Monitor, WriteStats, WriterOptions,
 };
 use crate::squashfs::{Compression, CompressorId, Image};
-use crate::state::{ImageId, NewImage, PublishCommit, RevisionId};
+use crate::state::{ImageId, LayerId, NewImage, PublishCommit, RevisionId};
 use crate::union::{ImageLayer, Invalidation, LowerStack, Union};
 use error::Context;
 use import::Extent;
@@ -41,7 +41,8 @@ use tree::Tree;
 
 pub use error::{CommitError, Result};
 pub use history::{
-    Collected, GcOptions, RolledBack, VerifyOutcome, committed_content, discard, gc, rollback, verify,
+    Collected, GcOptions, RolledBack, VerifyOutcome, committed_content, discard, gc, rollback,
+    verify,
 };
 pub use import::{ImportOptions, Imported, create_empty, import};
 pub use workspace::{Settings, Workspace, new_revision};
@@ -101,8 +102,26 @@ pub fn commit(
     if nothing {
         return Ok(None);
     }
-    let db = workspace.db();
     let frozen = union.rotate()?;
+    let done = commit_frozen(workspace, options, frozen, progress);
+    if done.is_err()
+        && let Err(e) = union.unrotate()
+    {
+        tracing::warn!(
+            "after a commit that failed: {e}; the next one takes the frozen changes along"
+        );
+    }
+    done.map(Some)
+}
+
+/// Steps 2 to 6: everything after the rotation.
+fn commit_frozen(
+    workspace: &Workspace,
+    options: &CommitOptions,
+    frozen: Vec<LayerId>,
+    progress: &dyn Progress,
+) -> Result<Committed> {
+    let (union, db) = (workspace.union(), workspace.db());
     fault::point("commit.rotated");
     let view = union.lower();
     let parent = db.current_revision()?;
@@ -165,12 +184,12 @@ pub fn commit(
         tracing::warn!("cleaning up after the commit: {e}");
     }
     fault::point("commit.cleaned");
-    Ok(Some(Committed {
+    Ok(Committed {
         revision,
         stats,
         way,
         stale,
-    }))
+    })
 }
 
 /// Waits a moment until nobody reads the replaced stack any more: its files are about to go.

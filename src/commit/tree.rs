@@ -182,7 +182,8 @@ impl<'a> Tree<'a> {
             ino,
             label: label(),
         };
-        let Some((before, body)) = before.filter(|(_, body)| body.size() > 0 && attr.size > 0) else {
+        let Some((before, body)) = before.filter(|(_, body)| body.size() > 0 && attr.size > 0)
+        else {
             self.fresh.push(ino);
             return Ok(writer.add_file(meta, attr.size, Box::new(source))?);
         };

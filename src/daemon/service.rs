@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use super::failure::{Failure, Kind, kind_of_io, with_causes};
 use super::host::Mounted;
@@ -22,6 +23,9 @@ use crate::state::RevisionId;
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
 use crate::union;
+
+/// How long another command may hold an environment before we give up: most are done sooner.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An environment, open under its lock, with or without a mount in front.
 #[derive(Debug)]
@@ -44,8 +48,12 @@ struct Front {
 
 impl Local {
     /// Opens an environment that nobody else has open.
-    pub fn open(environment: Environment, config: &Config, purpose: &str) -> Result<Local, Failure> {
-        let lock = EnvLock::try_lock(environment.layout(), LockMode::Exclusive, purpose)?;
+    pub fn open(
+        environment: Environment,
+        config: &Config,
+        purpose: &str,
+    ) -> Result<Local, Failure> {
+        let lock = EnvLock::lock(environment.layout(), LockMode::Exclusive, purpose, PATIENCE)?;
         let (workspace, reconciled) = Workspace::open(environment, config)?;
         if !reconciled.is_nothing() {
             tracing::warn!(
@@ -55,7 +63,12 @@ impl Local {
                 "the environment was not closed cleanly; rows and files agree again"
             );
         }
-        Ok(Local { workspace, mounted: OnceLock::new(), turn: Mutex::new(()), _lock: lock })
+        Ok(Local {
+            workspace,
+            mounted: OnceLock::new(),
+            turn: Mutex::new(()),
+            _lock: lock,
+        })
     }
 
     /// The environment, open.
@@ -71,8 +84,9 @@ impl Local {
     /// Brings what programs wrote through mappings from the kernel's cache to the upper directory.
     fn settle(&self) -> Result<(), Failure> {
         match self.mounted.get() {
-            Some(front) => mount::sync(&front.mount_point)
-                .map_err(|error| Failure::io("cannot flush the kernel's cache of the mount", &error)),
+            Some(front) => mount::sync(&front.mount_point).map_err(|error| {
+                Failure::io("cannot flush the kernel's cache of the mount", &error)
+            }),
             None => Ok(()),
         }
     }
@@ -87,7 +101,9 @@ impl Local {
 impl Drop for Local {
     fn drop(&mut self) {
         if let Err(error) = self.workspace.close() {
-            tracing::error!("closing the environment: {error}; it will be checked when it is opened next");
+            tracing::error!(
+                "closing the environment: {error}; it will be checked when it is opened next"
+            );
         }
     }
 }
@@ -96,21 +112,34 @@ impl Drop for Local {
 pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mounted, Failure> {
     let local = Arc::new(Local::open(environment, config, "mounted")?);
     let db = local.workspace.db();
-    let missing = |what: &str| Failure::new(Kind::Damaged, format!("the database does not say {what}"));
+    let missing =
+        |what: &str| Failure::new(Kind::Damaged, format!("the database does not say {what}"));
     let request = MountRequest {
         mount_point: db.prefix()?.ok_or_else(|| missing("where to mount"))?,
-        id: db.uuid()?.ok_or_else(|| missing("who the environment is"))?,
+        id: db
+            .uuid()?
+            .ok_or_else(|| missing("who the environment is"))?,
         allow_other: false,
         trust_content: false,
     };
     let filesystem = EnvFs::new(local.workspace.union().clone());
     let counters = filesystem.counters();
     let session = Session::start(filesystem, &request, Loops::default())?;
-    let front = Front { invalidator: session.invalidator(), mount_point: request.mount_point, counters };
+    let front = Front {
+        invalidator: session.invalidator(),
+        mount_point: request.mount_point,
+        counters,
+    };
     if local.mounted.set(front).is_err() {
-        return Err(Failure::new(Kind::Internal, "an environment was mounted twice"));
+        return Err(Failure::new(
+            Kind::Internal,
+            "an environment was mounted twice",
+        ));
     }
-    Ok(Mounted { session, service: local })
+    Ok(Mounted {
+        session,
+        service: local,
+    })
 }
 
 impl Service for Local {
@@ -137,19 +166,32 @@ impl Service for Local {
         let within = |path: &[u8]| {
             chosen.is_empty()
                 || chosen.iter().any(|p| {
-                    p.is_empty() || path == &p[..] || (path.starts_with(p) && path.get(p.len()) == Some(&b'/'))
+                    p.is_empty()
+                        || path == &p[..]
+                        || (path.starts_with(p) && path.get(p.len()) == Some(&b'/'))
                 })
         };
-        let changes = self.workspace.union().changes().map_err(CommitError::from)?;
+        let changes = self
+            .workspace
+            .union()
+            .changes()
+            .map_err(CommitError::from)?;
         let changes = changes.into_iter().filter(|change| within(&change.path));
         Ok(changes.map(to_protocol).collect())
     }
 
-    fn commit(&self, options: &CommitOptions, progress: &dyn Progress) -> Result<Committed, Failure> {
+    fn commit(
+        &self,
+        options: &CommitOptions,
+        progress: &dyn Progress,
+    ) -> Result<Committed, Failure> {
         let _turn = self.turn();
         self.settle()?;
         let compression = match &options.compression {
-            Some(text) => Some(text.parse().map_err(|error: squashfs::Error| Failure::of(Kind::Usage, &error))?),
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|error: squashfs::Error| Failure::of(Kind::Usage, &error))?,
+            ),
             None => None,
         };
         let changes: Vec<Change> = self.changes(&Selection::default())?;
@@ -178,22 +220,35 @@ impl Service for Local {
         })
     }
 
-    fn discard(&self, selection: &Selection, _progress: &dyn Progress) -> Result<Discarded, Failure> {
+    fn discard(
+        &self,
+        selection: &Selection,
+        _progress: &dyn Progress,
+    ) -> Result<Discarded, Failure> {
         let _turn = self.turn();
         self.settle()?;
         let (changes, stale) = commit::discard(&self.workspace, &paths_of(selection))?;
         self.forget(&stale);
         let changes: Vec<Change> = changes.into_iter().map(to_protocol).collect();
-        Ok(Discarded { changes: Summary::of(&changes) })
+        Ok(Discarded {
+            changes: Summary::of(&changes),
+        })
     }
 
-    fn rollback(&self, options: &RollbackOptions, _progress: &dyn Progress) -> Result<RolledBack, Failure> {
+    fn rollback(
+        &self,
+        options: &RollbackOptions,
+        _progress: &dyn Progress,
+    ) -> Result<RolledBack, Failure> {
         let _turn = self.turn();
         self.settle()?;
         let target = options.revision.map(RevisionId);
         let done = commit::rollback(&self.workspace, target, options.discard_changes)?;
         self.forget(&done.stale);
-        Ok(RolledBack { revision: done.revision.0, of: done.of.0 })
+        Ok(RolledBack {
+            revision: done.revision.0,
+            of: done.of.0,
+        })
     }
 
     fn stats(&self) -> Result<serde_json::Value, Failure> {
@@ -215,7 +270,10 @@ impl Service for Local {
             for (name, counter) in counters {
                 all.insert(name.to_owned(), counter.load(Ordering::Relaxed).into());
             }
-            all.insert("held_objects".to_owned(), self.workspace.union().nodes().held().len().into());
+            all.insert(
+                "held_objects".to_owned(),
+                self.workspace.union().nodes().held().len().into(),
+            );
         }
         Ok(all.into())
     }
@@ -224,9 +282,15 @@ impl Service for Local {
 /// Files and bytes in the upper directories.
 fn upper_use(workspace: &Workspace) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
-    let entries = walkdir::WalkDir::new(workspace.env().layout().layers()).into_iter().flatten();
-    let files = entries.filter_map(|entry| entry.metadata().ok()).filter(|meta| !meta.is_dir());
-    files.fold((0, 0), |(count, bytes), meta| (count + 1, bytes + meta.blocks() * 512))
+    let entries = walkdir::WalkDir::new(workspace.env().layout().layers())
+        .into_iter()
+        .flatten();
+    let files = entries
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(|meta| !meta.is_dir());
+    files.fold((0, 0), |(count, bytes), meta| {
+        (count + 1, bytes + meta.blocks() * 512)
+    })
 }
 
 fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {
@@ -235,7 +299,12 @@ fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {
         let bytes = bytes.strip_prefix(b"./").unwrap_or(bytes);
         bytes.strip_suffix(b"/").unwrap_or(bytes).to_vec()
     };
-    selection.paths.iter().map(trim).map(|path| if path == b"." { Vec::new() } else { path }).collect()
+    selection
+        .paths
+        .iter()
+        .map(trim)
+        .map(|path| if path == b"." { Vec::new() } else { path })
+        .collect()
 }
 
 fn text(bytes: Vec<u8>) -> Text {
@@ -263,29 +332,43 @@ fn to_protocol(change: union::Change) -> Change {
         path: text(change.path),
         from,
         object: object.to_owned(),
-        size: if change.kind == ObjectKind::File { change.size } else { 0 },
+        size: if change.kind == ObjectKind::File {
+            change.size
+        } else {
+            0
+        },
     }
 }
 
 impl From<CommitError> for Failure {
     fn from(error: CommitError) -> Failure {
         if error.is_no_space() {
-            return Failure::new(Kind::NoSpace, format!("{}; everything is as it was", with_causes(&error)))
-                .hint("make room (envfs gc drops old images), then try again");
+            return Failure::new(
+                Kind::NoSpace,
+                format!("{}; everything is as it was", with_causes(&error)),
+            )
+            .hint("make room (envfs gc drops old images), then try again");
         }
         match error {
-            CommitError::State(error) | CommitError::Union(union::Error::State(error)) => error.into(),
+            CommitError::State(error) | CommitError::Union(union::Error::State(error)) => {
+                error.into()
+            }
             CommitError::Environment(error) => error.into(),
             CommitError::Cancelled => Failure::new(Kind::Cancelled, error.to_string()),
             CommitError::Uncommitted => Failure::new(Kind::Conflict, error.to_string())
                 .hint("commit them first (envfs commit), or give them up with --discard-changes"),
             CommitError::NoRevision(_) | CommitError::NoEarlier => {
-                Failure::new(Kind::NotFound, error.to_string()).hint("envfs log shows the revisions there are")
+                Failure::new(Kind::NotFound, error.to_string())
+                    .hint("envfs log shows the revisions there are")
             }
             CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
             CommitError::Source { .. } => Failure::new(Kind::NotFound, error.to_string()),
-            CommitError::Union(union::Error::CommitUnfinished) => Failure::new(Kind::Busy, error.to_string()),
-            CommitError::Io { ref source, .. } => Failure::new(kind_of_io(source), error.to_string()),
+            CommitError::Union(union::Error::CommitUnfinished) => {
+                Failure::new(Kind::Busy, error.to_string())
+            }
+            CommitError::Io { ref source, .. } => {
+                Failure::new(kind_of_io(source), error.to_string())
+            }
             CommitError::Image(ref image) if matches!(image, squashfs::Error::Io { .. }) => {
                 Failure::new(Kind::System, with_causes(&error))
             }

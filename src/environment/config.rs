@@ -7,8 +7,8 @@
 //! prompt = "({name}) "       # or true, or false for no change of the prompt
 //!
 //! [cache]
-//! data_mib = 256             # decompressed blocks in memory, for each mount
-//! metadata_mib = 64
+//! data_mib = 32              # decompressed blocks in memory, for each mount
+//! metadata_mib = 8
 //!
 //! [gc]
 //! keep = 10                  # revisions that gc keeps
@@ -93,8 +93,8 @@ pub struct CacheConfig {
 impl Default for CacheConfig {
     fn default() -> Self {
         CacheConfig {
-            data_mib: 256,
-            metadata_mib: 64,
+            data_mib: 32,
+            metadata_mib: 8,
         }
     }
 }

@@ -210,6 +210,39 @@ impl StateDb {
         })
     }
 
+    /// Takes a rotation back: `fresh`, which nothing was written to, leaves the stack and is forgotten,
+    /// and the frozen layer below it is the writable one again.
+    pub fn unrotate(&self, fresh: LayerId) -> Result<LayerId> {
+        const DOING: &str = "take a rotation back";
+        self.write(Durability::Power, DOING, |conn| {
+            let stack = self.stack_in(conn, DOING)?;
+            let (top, below) = match (stack.first(), stack.get(1)) {
+                (Some(top), Some(below)) if top.id == fresh && below.part == StackPart::Frozen => {
+                    (*top, *below)
+                }
+                _ => {
+                    return Err(self.conflict(
+                        DOING,
+                        format!("layer {fresh} is not on top of a frozen one"),
+                    ));
+                }
+            };
+            let is_empty = |table: &str| -> Result<bool> {
+                let query = format!("SELECT NOT EXISTS (SELECT 1 FROM {table} WHERE layer = ?1)");
+                conn.query_row(&query, [fresh.0], |row| row.get(0))
+                    .map_err(|e| self.sql(DOING, e))
+            };
+            if !(is_empty("inode")? && is_empty("dentry")? && is_empty("xattr")?) {
+                return Err(self.conflict(DOING, format!("layer {fresh} has changes")));
+            }
+            let order: Vec<LayerId> = stack.iter().skip(1).map(|layer| layer.id).collect();
+            self.leave_stack(conn, top, LayerRole::Retired, DOING)?;
+            self.set_role(conn, below.id, LayerRole::Writable, DOING)?;
+            self.set_order(conn, &order, DOING)?;
+            Ok(below.id)
+        })
+    }
+
     /// Makes a new image and a new revision current, in the place of the layers it replaces.
     ///
     /// Replaced uppers become retired; their directories and rows are to be removed after this.

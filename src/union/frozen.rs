@@ -46,6 +46,16 @@ impl FrozenLayer {
         &self.delta
     }
 
+    /// The directory with its content.
+    pub(super) fn upper(&self) -> &Arc<UpperDir> {
+        &self.upper
+    }
+
+    /// What it was laid over.
+    pub(super) fn below(&self) -> &Arc<LowerStack> {
+        &self.below
+    }
+
     fn row(&self, ino: Ino) -> Result<&InodeRow> {
         self.delta
             .inodes

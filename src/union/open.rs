@@ -104,6 +104,8 @@ impl Union {
             inos: Mutex::new(0..0),
             unsynced_dirs: Mutex::new(HashSet::new()),
         };
+        // A commit that was interrupted before anything else was changed never began.
+        union.unrotate()?;
         Ok((union, done))
     }
 

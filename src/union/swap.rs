@@ -66,6 +66,31 @@ impl Union {
         Ok(frozen_ids(&state.lower))
     }
 
+    /// Takes a rotation back after a commit that failed, so that the stack is as it was before. Does
+    /// nothing when something was changed since: then the stack stays one layer taller and the next
+    /// commit takes both.
+    pub fn unrotate(&self) -> Result<()> {
+        let _gate = self.gate_exclusive();
+        let mut guard = self.write();
+        let state = &mut *guard;
+        let frozen = state
+            .lower
+            .layers()
+            .first()
+            .and_then(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
+        let Some(frozen) = frozen.filter(|_| state.delta.is_empty()) else {
+            return Ok(());
+        };
+        let (upper, below) = (frozen.upper().clone(), frozen.below().clone());
+        let rows = self.db.load_layer(frozen.id)?;
+        state.layer = self.db.unrotate(state.layer)?;
+        state.delta = Delta::from_rows(rows);
+        state.upper = upper;
+        state.lower = below;
+        state.epoch += 1;
+        Ok(())
+    }
+
     /// Makes the directory of a new writable layer, durably, before any row names it.
     fn fresh_upper(&self) -> Result<(LayerId, Arc<UpperDir>)> {
         let fresh = self.db.reserve_layer()?;

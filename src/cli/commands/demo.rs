@@ -45,16 +45,25 @@ impl Args {
             None => find_source()?,
         };
         let home = std::env::temp_dir().join(format!("envfs-demo-{}", std::process::id()));
-        let stage = Stage { context, program: process::own_program(), home: home.clone() };
+        let stage = Stage {
+            context,
+            program: process::own_program(),
+            home: home.clone(),
+        };
         let played = stage.play(&source);
         // Whatever happened: nothing stays mounted, nothing stays behind.
         let unmounted = stage.quietly(["unmount", "demo"]);
         if self.keep {
-            context.output.note(format!("the scratch store is {}", home.display()));
+            context
+                .output
+                .note(format!("the scratch store is {}", home.display()));
         } else if unmounted || !home.join("store/demo").exists() {
             fs::remove_dir_all(&home).or_else(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => Ok(()),
-                _ => Err(CommandError::io(format!("cannot remove {}", home.display()), &error)),
+                _ => Err(CommandError::io(
+                    format!("cannot remove {}", home.display()),
+                    &error,
+                )),
             })?;
         }
         played
@@ -66,7 +75,11 @@ impl Stage<'_> {
         let out = &self.context.output;
         self.title("1. Pack a real directory tree into one file")?;
         let (files, bytes) = measure(source);
-        out.line(format!("{}: {files} files and directories, {}", source.display(), megabytes(bytes)))?;
+        out.line(format!(
+            "{}: {files} files and directories, {}",
+            source.display(),
+            megabytes(bytes)
+        ))?;
         let source_text = source.as_os_str();
         self.envfs([OsStr::new("import"), source_text, OsStr::new("demo")])?;
         self.envfs(["list"])?;
@@ -74,24 +87,41 @@ impl Stage<'_> {
         self.title("2. Use it as an ordinary writable directory")?;
         self.envfs(["mount", "demo"])?;
         let prefix = self.prefix()?;
-        let victim = largest_file(&prefix)
-            .ok_or_else(|| CommandError::new(Kind::NotFound, format!("{} holds no file", source.display())))?;
-        let shown = victim.strip_prefix(&prefix).unwrap_or(&victim).display().to_string();
+        let victim = largest_file(&prefix).ok_or_else(|| {
+            CommandError::new(
+                Kind::NotFound,
+                format!("{} holds no file", source.display()),
+            )
+        })?;
+        let shown = victim
+            .strip_prefix(&prefix)
+            .unwrap_or(&victim)
+            .display()
+            .to_string();
         out.line(format!("$ echo 'one line more' >> {shown}"))?;
         append(&victim)?;
         out.line("$ mkdir new-package && 500 new files in it")?;
         let package = prefix.join("new-package");
-        fs::create_dir(&package).map_err(|e| CommandError::io("cannot make a directory in the mount", &e))?;
+        fs::create_dir(&package)
+            .map_err(|e| CommandError::io("cannot make a directory in the mount", &e))?;
         for number in 0..500 {
             let path = package.join(format!("module_{number:03}.py"));
             let text = format!("VALUE = {number}\n").repeat(200);
-            fs::write(&path, text).map_err(|e| CommandError::io("cannot write in the mount", &e))?;
+            fs::write(&path, text)
+                .map_err(|e| CommandError::io("cannot write in the mount", &e))?;
         }
         if let Some(dir) = subdirectory(&prefix) {
-            let name = dir.strip_prefix(&prefix).unwrap_or(&dir).display().to_string();
-            out.line(format!("$ mv {name} {name}-moved      # a directory of the image: one row, no copy"))?;
+            let name = dir
+                .strip_prefix(&prefix)
+                .unwrap_or(&dir)
+                .display()
+                .to_string();
+            out.line(format!(
+                "$ mv {name} {name}-moved      # a directory of the image: one row, no copy"
+            ))?;
             let target = PathBuf::from(format!("{}-moved", dir.display()));
-            fs::rename(&dir, target).map_err(|e| CommandError::io("cannot rename in the mount", &e))?;
+            fs::rename(&dir, target)
+                .map_err(|e| CommandError::io("cannot rename in the mount", &e))?;
         }
         self.envfs(["status", "demo"])?;
         self.envfs(["diff", "demo", "new-package/module_000.py"])?;
@@ -103,14 +133,21 @@ impl Stage<'_> {
         self.envfs(["unmount", "demo"])?;
         self.envfs(["mount", "demo"])?;
         let same = tree_digest(&prefix)? == before;
-        self.verdict("after a remount every name, size and byte is the same", same)?;
+        self.verdict(
+            "after a remount every name, size and byte is the same",
+            same,
+        )?;
         self.outside_reader()?;
 
         self.title("4. Throw changes away, and go back")?;
         out.line("$ rm -rf new-package")?;
-        fs::remove_dir_all(&package).map_err(|e| CommandError::io("cannot delete in the mount", &e))?;
+        fs::remove_dir_all(&package)
+            .map_err(|e| CommandError::io("cannot delete in the mount", &e))?;
         self.envfs(["discard", "demo", "-y"])?;
-        self.verdict("new-package is back", package.join("module_499.py").exists())?;
+        self.verdict(
+            "new-package is back",
+            package.join("module_499.py").exists(),
+        )?;
         self.envfs(["rollback", "demo"])?;
         self.verdict("after the rollback it was never there", !package.exists())?;
         self.envfs(["verify", "demo"])?;
@@ -130,12 +167,19 @@ impl Stage<'_> {
             let out = &self.context.output;
             return out.line(out.tone(&format!("yes: {what}"), Tone::Good));
         }
-        Err(CommandError::new(Kind::Internal, format!("this should be, and is not: {what}")))
+        Err(CommandError::new(
+            Kind::Internal,
+            format!("this should be, and is not: {what}"),
+        ))
     }
 
     fn command<S: AsRef<OsStr>>(&self, words: &[S]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--home").arg(&self.home).args(words).stdin(Stdio::null());
+        command
+            .arg("--home")
+            .arg(&self.home)
+            .args(words)
+            .stdin(Stdio::null());
         command.env_remove("ENVFS_ENV");
         command
     }
@@ -143,16 +187,25 @@ impl Stage<'_> {
     /// Shows a command, runs it, and says how long it took.
     fn envfs<S: AsRef<OsStr>, const N: usize>(&self, words: [S; N]) -> Result<()> {
         let out = &self.context.output;
-        let typed: Vec<_> = words.iter().map(|w| w.as_ref().to_string_lossy().into_owned()).collect();
+        let typed: Vec<_> = words
+            .iter()
+            .map(|w| w.as_ref().to_string_lossy().into_owned())
+            .collect();
         let typed = format!("envfs {}", typed.join(" "));
         out.line(out.tone(&format!("$ {typed}"), Tone::Dim))?;
         let began = Instant::now();
-        let status = self.command(&words).status().map_err(|e| CommandError::io("cannot run envfs", &e))?;
+        let status = self
+            .command(&words)
+            .status()
+            .map_err(|e| CommandError::io("cannot run envfs", &e))?;
         if !status.success() {
             return Err(CommandError::new(Kind::System, format!("`{typed}` failed"))
                 .hint("envfs doctor says what is missing on this machine"));
         }
-        out.line(out.tone(&format!("  ({:.2} s)", began.elapsed().as_secs_f64()), Tone::Dim))
+        out.line(out.tone(
+            &format!("  ({:.2} s)", began.elapsed().as_secs_f64()),
+            Tone::Dim,
+        ))
     }
 
     fn quietly<S: AsRef<OsStr>, const N: usize>(&self, words: [S; N]) -> bool {
@@ -164,15 +217,23 @@ impl Stage<'_> {
     fn answer(&self, words: &[&str]) -> Result<serde_json::Value> {
         let output = self.command(words).stderr(Stdio::inherit()).output();
         let output = output.map_err(|e| CommandError::io("cannot run envfs", &e))?;
-        serde_json::from_slice(&output.stdout)
-            .map_err(|e| CommandError::new(Kind::Internal, format!("envfs {} said no JSON: {e}", words.join(" "))))
+        serde_json::from_slice(&output.stdout).map_err(|e| {
+            CommandError::new(
+                Kind::Internal,
+                format!("envfs {} said no JSON: {e}", words.join(" ")),
+            )
+        })
     }
 
     fn place(&self, which: &str) -> Result<PathBuf> {
         let places = self.answer(&["paths", "demo", "--json"])?;
         let path = places.get(which).and_then(|value| value.as_str());
-        path.map(PathBuf::from)
-            .ok_or_else(|| CommandError::new(Kind::Internal, format!("envfs paths does not name the {which}")))
+        path.map(PathBuf::from).ok_or_else(|| {
+            CommandError::new(
+                Kind::Internal,
+                format!("envfs paths does not name the {which}"),
+            )
+        })
     }
 
     fn prefix(&self) -> Result<PathBuf> {
@@ -184,22 +245,37 @@ impl Stage<'_> {
         let out = &self.context.output;
         let image = self.place("image")?;
         if process::find_program("unsquashfs").is_none() {
-            return out.line("(unsquashfs is not here; with squashfs-tools you could list the image with it)");
+            return out.line(
+                "(unsquashfs is not here; with squashfs-tools you could list the image with it)",
+            );
         }
-        out.line(out.tone("$ unsquashfs -l IMAGE | grep -c new-package    # somebody else's tool", Tone::Dim))?;
+        out.line(out.tone(
+            "$ unsquashfs -l IMAGE | grep -c new-package    # somebody else's tool",
+            Tone::Dim,
+        ))?;
         let listing = Command::new("unsquashfs").arg("-l").arg(&image).output();
         let listing = listing.map_err(|e| CommandError::io("cannot run unsquashfs", &e))?;
         let text = String::from_utf8_lossy(&listing.stdout);
-        let lines = text.lines().filter(|line| line.contains("/new-package")).count();
+        let lines = text
+            .lines()
+            .filter(|line| line.contains("/new-package"))
+            .count();
         out.line(lines.to_string())?;
-        self.verdict("the image is plain SquashFS, and has the new package", listing.status.success() && lines == 501)
+        self.verdict(
+            "the image is plain SquashFS, and has the new package",
+            listing.status.success() && lines == 501,
+        )
     }
 }
 
 /// A sizeable tree that is on every machine this can be built on.
 fn find_source() -> Result<PathBuf> {
     let ask = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).stderr(Stdio::null()).output().ok()?;
+        let output = Command::new(program)
+            .args(args)
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
         let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
         (output.status.success() && path.is_dir()).then_some(path)
     };
@@ -214,24 +290,37 @@ fn find_source() -> Result<PathBuf> {
 }
 
 fn walk(path: &Path) -> impl Iterator<Item = (walkdir::DirEntry, fs::Metadata)> {
-    let entries = walkdir::WalkDir::new(path).sort_by_file_name().into_iter().flatten();
+    let entries = walkdir::WalkDir::new(path)
+        .sort_by_file_name()
+        .into_iter()
+        .flatten();
     entries.filter_map(|entry| entry.metadata().ok().map(|meta| (entry, meta)))
 }
 
 fn measure(path: &Path) -> (u64, u64) {
     walk(path).fold((0, 0), |(files, bytes), (_, meta)| {
-        (files + 1, bytes + if meta.is_file() { meta.len() } else { 0 })
+        (
+            files + 1,
+            bytes + if meta.is_file() { meta.len() } else { 0 },
+        )
     })
 }
 
 fn largest_file(path: &Path) -> Option<PathBuf> {
     let files = walk(path).filter(|(_, meta)| meta.is_file());
-    files.max_by_key(|(_, meta)| meta.len()).map(|(entry, _)| entry.into_path())
+    files
+        .max_by_key(|(_, meta)| meta.len())
+        .map(|(entry, _)| entry.into_path())
 }
 
 fn subdirectory(path: &Path) -> Option<PathBuf> {
-    let mut below = fs::read_dir(path).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
-    below.find(|entry| entry.file_name() != "new-package").map(|entry| entry.path())
+    let mut below = fs::read_dir(path)
+        .ok()?
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    below
+        .find(|entry| entry.file_name() != "new-package")
+        .map(|entry| entry.path())
 }
 
 fn append(path: &Path) -> Result<()> {

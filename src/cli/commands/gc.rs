@@ -53,7 +53,14 @@ impl Args {
         let mut report = serde_json::Map::new();
         for name in &names {
             let environment = store.open(name)?;
-            let collected = backend::gc(&environment, GcOptions { keep, before, dry_run: self.dry_run })?;
+            let collected = backend::gc(
+                &environment,
+                GcOptions {
+                    keep,
+                    before,
+                    dry_run: self.dry_run,
+                },
+            )?;
             if !self.json && collected != Collected::default() {
                 let would = if self.dry_run {
                     "would forget"
