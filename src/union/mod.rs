@@ -99,6 +99,8 @@ struct State {
     orphans: HashMap<Ino, Orphan>,
     /// Counts changes of the stack; part of directory positions.
     epoch: u64,
+    /// Directories in the order they had in earlier epochs.
+    old_orders: readdir::OldOrders,
 }
 
 /// An object that lost its last name while somebody had it open. It exists in memory only.
