@@ -1,3 +1,4 @@
 //! Integration tests: one binary, so one link.
 
+mod model;
 mod shell;
