@@ -374,6 +374,11 @@ impl UpperDir {
         self.root.as_fd()
     }
 
+    /// The directory beside the upper root, for what is on its way from one place to another.
+    pub fn work(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
+    }
+
     /// Moves something that no row knows out of the way, under a name that tells where it was.
     fn set_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<(), Errno> {
         std::fs::create_dir_all(&self.strays)
