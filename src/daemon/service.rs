@@ -119,7 +119,8 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
         id: db
             .uuid()?
             .ok_or_else(|| missing("who the environment is"))?,
-        allow_other: false,
+        // What root mounts is as visible as a plain directory; permissions decide, as there.
+        allow_other: nix::unistd::geteuid().is_root(),
         trust_content: false,
     };
     let filesystem = EnvFs::new(local.workspace.union().clone());

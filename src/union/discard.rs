@@ -142,11 +142,7 @@ impl Plan {
                 if let Some(below) = below
                     && Some(below) != target
                 {
-                    planner
-                        .hidden
-                        .entry(below)
-                        .or_default()
-                        .push(entry.clone());
+                    planner.hidden.entry(below).or_default().push(entry.clone());
                 }
                 if let Some(target) = target {
                     planner.links.entry(target).or_default().push(entry);
@@ -356,7 +352,9 @@ impl Planner<'_> {
             let was_above = self.committed_path(*dir)?;
             for (name, target) in edits.iter() {
                 let is_chosen = within(&join(&above, name))
-                    || was_above.as_ref().is_some_and(|was| within(&join(was, name)));
+                    || was_above
+                        .as_ref()
+                        .is_some_and(|was| within(&join(was, name)));
                 if !is_chosen {
                     continue;
                 }
@@ -398,7 +396,9 @@ impl Planner<'_> {
         match self.base.attr(dir)? {
             Some(attr) if attr.kind == Kind::Directory => {
                 let chain = self.base.chain(dir)?;
-                let path = chain.iter().fold(Vec::new(), |path, (_, name)| join(&path, name));
+                let path = chain
+                    .iter()
+                    .fold(Vec::new(), |path, (_, name)| join(&path, name));
                 Ok(Some(path))
             }
             _ => Ok(None),

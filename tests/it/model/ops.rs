@@ -810,7 +810,11 @@ impl Machine {
         // Images keep whole seconds.
         let named = self.tree.named();
         for tree in [&mut before, &mut self.tree] {
-            for (_, node) in tree.nodes.iter_mut().filter(|(ino, _)| named.nodes.contains_key(ino)) {
+            for (_, node) in tree
+                .nodes
+                .iter_mut()
+                .filter(|(ino, _)| named.nodes.contains_key(ino))
+            {
                 node.mtime = node.mtime.map(|time| Timestamp { nanos: 0, ..time });
             }
         }
