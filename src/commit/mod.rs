@@ -111,7 +111,7 @@ pub fn commit(
             "after a commit that failed: {e}; the next one takes the frozen changes along"
         );
     }
-    done.map(Some)
+    done
 }
 
 /// Steps 2 to 6: everything after the rotation.
@@ -120,7 +120,7 @@ fn commit_frozen(
     options: &CommitOptions,
     frozen: Vec<LayerId>,
     progress: &dyn Progress,
-) -> Result<Committed> {
+) -> Result<Option<Committed>> {
     let (union, db) = (workspace.union(), workspace.db());
     fault::point("commit.rotated");
     let view = union.lower();
@@ -188,12 +188,12 @@ fn commit_frozen(
         tracing::warn!("cleaning up after the commit: {e}");
     }
     fault::point("commit.cleaned");
-    Ok(Committed {
+    Ok(Some(Committed {
         revision,
         stats,
         way,
         stale,
-    })
+    }))
 }
 
 /// Waits a moment until nobody reads the replaced stack any more: its files are about to go.
