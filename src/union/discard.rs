@@ -391,6 +391,52 @@ impl Planner<'_> {
                 self.plan.reset.insert(*ino);
             }
         }
+        // A file may have been changed by another of its names than the chosen one.
+        let mut linked = HashSet::new();
+        for (ino, row) in &state.delta.inodes {
+            if row.kind != Kind::Directory
+                && !self.plan.reset.contains(ino)
+                && base.attr(*ino)?.is_some_and(|attr| attr.nlink > 1)
+            {
+                linked.insert(*ino);
+            }
+        }
+        if !linked.is_empty() {
+            for path in paths {
+                self.reset_below(path, &linked)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Resets those of some objects that have a committed name at or below a path.
+    fn reset_below(&mut self, path: &[u8], wanted: &HashSet<Ino>) -> Result<()> {
+        let (state, base) = (self.state, self.base);
+        let mut pending = Vec::new();
+        for live in [false, true] {
+            let mut at = Some(Ino::ROOT);
+            for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+                let Some(dir) = at else { break };
+                let was = committed(base, dir, name)?;
+                at = if live { state.lookup(dir, name)? } else { was };
+                if at.is_some() && at == was {
+                    continue;
+                }
+                if live && let Some(ino) = at && state.kind(ino)? == Kind::Directory {
+                    continue;
+                }
+                at = None;
+            }
+            pending.extend(at);
+        }
+        while let Some(ino) = pending.pop() {
+            if wanted.contains(&ino) {
+                self.plan.reset.insert(ino);
+            }
+            if base.attr(ino)?.is_some_and(|attr| attr.kind == Kind::Directory) {
+                pending.extend(base.list(ino)?.iter().map(|(_, child, _)| child));
+            }
+        }
         Ok(())
     }
 
