@@ -24,7 +24,11 @@ impl Moment {
         bench.kill();
         // Beside the environment: hard links need one file system.
         let dir = tempfile::tempdir_in(bench.home().parent().unwrap()).unwrap();
-        copy_tree(&bench.home().join("layers"), &dir.path().join("layers"), true);
+        copy_tree(
+            &bench.home().join("layers"),
+            &dir.path().join("layers"),
+            true,
+        );
         for path in database(&bench.home()) {
             fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
         }
@@ -47,8 +51,17 @@ impl Moment {
 }
 
 fn database(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("state.db")).collect()
+    let entries = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .filter(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with("state.db")
+        })
+        .collect()
 }
 
 pub(super) fn find(union: &Union, path: &str) -> Ino {
@@ -63,7 +76,9 @@ pub(super) fn find(union: &Union, path: &str) -> Ino {
 
 pub(super) fn make(union: &Union, dir: &str, name: &str, content: &[u8]) -> Ino {
     let dir = find(union, dir);
-    let (ino, _) = union.make(dir, name.as_bytes(), Kind::File, 0o644, 0, None, CREATOR).unwrap();
+    let (ino, _) = union
+        .make(dir, name.as_bytes(), Kind::File, 0o644, 0, None, CREATOR)
+        .unwrap();
     union.nodes().remember(ino, dir);
     union.write_at(ino, 0, content, false).unwrap();
     ino
@@ -71,16 +86,30 @@ pub(super) fn make(union: &Union, dir: &str, name: &str, content: &[u8]) -> Ino 
 
 pub(super) fn make_dir(union: &Union, dir: &str, name: &str) {
     let dir = find(union, dir);
-    union.make(dir, name.as_bytes(), Kind::Directory, 0o755, 0, None, CREATOR).unwrap();
+    union
+        .make(
+            dir,
+            name.as_bytes(),
+            Kind::Directory,
+            0o755,
+            0,
+            None,
+            CREATOR,
+        )
+        .unwrap();
 }
 
 pub(super) fn write(union: &Union, path: &str, content: &[u8]) {
-    union.write_at(find(union, path), 0, content, false).unwrap();
+    union
+        .write_at(find(union, path), 0, content, false)
+        .unwrap();
 }
 
 pub(super) fn rename(union: &Union, from: (&str, &str), to: (&str, &str), mode: RenameMode) {
     let (dir, new_dir) = (find(union, from.0), find(union, to.0));
-    union.rename(dir, from.1.as_bytes(), new_dir, to.1.as_bytes(), mode).unwrap();
+    union
+        .rename(dir, from.1.as_bytes(), new_dir, to.1.as_bytes(), mode)
+        .unwrap();
 }
 
 fn without_times(mut tree: Tree) -> Tree {
@@ -110,7 +139,12 @@ fn crash_removing(prepare: impl Fn(&Union), op: impl Fn(&Union)) {
     crash_both(prepare, op, Expect::Anything, Expect::After);
 }
 
-fn crash_both(prepare: impl Fn(&Union), op: impl Fn(&Union), files_first: Expect, rows_first: Expect) {
+fn crash_both(
+    prepare: impl Fn(&Union),
+    op: impl Fn(&Union),
+    files_first: Expect,
+    rows_first: Expect,
+) {
     for (new_rows, expect) in [(false, files_first), (true, rows_first)] {
         let mut bench = Bench::imported();
         prepare(bench.union());
@@ -119,7 +153,11 @@ fn crash_both(prepare: impl Fn(&Union), op: impl Fn(&Union), files_first: Expect
         op(bench.union());
         let after = Moment::after_death(&mut bench);
 
-        let (rows, files) = if new_rows { (&after, &before) } else { (&before, &after) };
+        let (rows, files) = if new_rows {
+            (&after, &before)
+        } else {
+            (&before, &after)
+        };
         rows.restore_rows(&bench.home());
         files.restore_files(&bench.home());
         let mended = bench.open();
@@ -129,7 +167,8 @@ fn crash_both(prepare: impl Fn(&Union), op: impl Fn(&Union), files_first: Expect
             Expect::After => without_times(after.tree.clone()).assert_is(&found),
             Expect::Anything => {
                 for (ino, node) in &before.tree.nodes {
-                    let is_kept = found.nodes.contains_key(ino) || !after.tree.nodes.contains_key(ino);
+                    let is_kept =
+                        found.nodes.contains_key(ino) || !after.tree.nodes.contains_key(ino);
                     assert!(is_kept, "{ino} is lost: {:?}", node.body);
                 }
             }
@@ -163,7 +202,9 @@ fn creating_a_symlink() {
         |_| {},
         |union| {
             let dir = find(union, "b/c");
-            union.make(dir, b"s", Kind::Symlink, 0o777, 0, Some(b"target"), CREATOR).unwrap();
+            union
+                .make(dir, b"s", Kind::Symlink, 0o777, 0, Some(b"target"), CREATOR)
+                .unwrap();
         },
         // A symbolic link is a row; the file is a picture of it.
         Expect::After,
@@ -172,20 +213,38 @@ fn creating_a_symlink() {
 
 #[test]
 fn copying_up() {
-    crash(|_| {}, |union| write(union, "big", b"changed"), Expect::Anything);
+    crash(
+        |_| {},
+        |union| write(union, "big", b"changed"),
+        Expect::Anything,
+    );
 }
 
 #[test]
 fn truncating_what_is_below() {
-    let empty = SetAttr { size: Some(0), ..SetAttr::default() };
-    crash(|_| {}, |union| drop(union.set_attr(find(union, "big"), &empty).unwrap()), Expect::Anything);
+    let empty = SetAttr {
+        size: Some(0),
+        ..SetAttr::default()
+    };
+    crash(
+        |_| {},
+        |union| drop(union.set_attr(find(union, "big"), &empty).unwrap()),
+        Expect::Anything,
+    );
 }
 
 #[test]
 fn renaming_a_changed_file() {
     crash(
         |union| write(union, "b/c/deep", b"changed"),
-        |union| rename(union, ("b/c", "deep"), ("many", "deep"), RenameMode::Replace),
+        |union| {
+            rename(
+                union,
+                ("b/c", "deep"),
+                ("many", "deep"),
+                RenameMode::Replace,
+            )
+        },
         Expect::After,
     );
 }
@@ -319,7 +378,10 @@ fn strays_keep_their_content() {
     assert_eq!(bench.open().set_aside, 1);
     let strays: Vec<_> = fs::read_dir(bench.home().join("strays")).unwrap().collect();
     assert_eq!(strays.len(), 1);
-    assert_eq!(fs::read(strays[0].as_ref().unwrap().path()).unwrap(), b"precious");
+    assert_eq!(
+        fs::read(strays[0].as_ref().unwrap().path()).unwrap(),
+        b"precious"
+    );
 }
 
 #[test]
@@ -337,5 +399,10 @@ fn a_copied_store_is_known_again() {
     let mended = bench.open();
     assert_eq!((mended.lost.len(), mended.set_aside), (0, 0), "{mended:?}");
     without_times(before).assert_is(&Tree::read(bench.union()));
-    assert!(Tree::read(bench.union()).nodes.values().any(|node| node.body == Body::File(b"new".to_vec())));
+    assert!(
+        Tree::read(bench.union())
+            .nodes
+            .values()
+            .any(|node| node.body == Body::File(b"new".to_vec()))
+    );
 }
