@@ -72,7 +72,7 @@ fn run(bench: fn() -> Bench, cases: u32) {
     let config = Config {
         cases: number("ENVFS_MODEL_CASES", cases),
         failure_persistence: None,
-        max_shrink_time: 60_000,
+        max_shrink_time: 30_000,
         ..Config::default()
     };
     let mut runner = TestRunner::new(config);
