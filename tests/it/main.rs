@@ -1,3 +1,7 @@
 //! Integration tests: one binary, so one link.
 
+mod cli;
+mod crash;
+mod fs;
 mod shell;
+mod support;

@@ -1,0 +1,5 @@
+//! The commands, through the real program.
+
+mod import;
+mod shells;
+mod venv;
