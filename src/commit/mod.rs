@@ -111,6 +111,10 @@ pub fn commit(
         .layers()
         .iter()
         .find_map(|layer| layer.as_any().downcast_ref::<ImageLayer>());
+    if frozen.is_empty() && old_layer.is_none() {
+        // A rebuild of an environment in which there never was anything.
+        return Ok(None);
+    }
     let id = db.reserve_image()?;
     let layout = workspace.env().layout();
     let unfinished = Unfinished(layout.unfinished_image(id));

@@ -264,6 +264,10 @@ impl State {
         if row.kind == Kind::File {
             match row.data {
                 DataPlace::Upper => {
+                    if let Some(file) = self.upper.cached_file(ino) {
+                        stat_into(&mut attr, &nix::sys::stat::fstat(&*file)?);
+                        return Ok(attr);
+                    }
                     let stat = frozen::with_place(
                         &self.upper,
                         row,

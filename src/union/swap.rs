@@ -125,6 +125,7 @@ impl Union {
         state.layer = fresh;
         state.lower = lower;
         state.epoch += 1;
+        state.revive_orphans()?;
         Ok(stale)
     }
 }
@@ -133,6 +134,20 @@ impl State {
     /// The images of the stack, without the uppers: what was committed.
     pub(super) fn base(&self) -> LowerStack {
         base_of(&self.lower)
+    }
+
+    /// After changes were thrown away: what had lost its last name by them has it back.
+    pub(super) fn revive_orphans(&mut self) -> Result<()> {
+        let mut back = Vec::new();
+        for ino in self.orphans.keys() {
+            if self.lower.attr(*ino)?.is_some() {
+                back.push(*ino);
+            }
+        }
+        for ino in back {
+            self.orphans.remove(&ino);
+        }
+        Ok(())
     }
 }
 

@@ -3,5 +3,6 @@
 mod cli;
 mod crash;
 mod fs;
+mod model;
 mod shell;
 mod support;

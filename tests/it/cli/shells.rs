@@ -65,14 +65,14 @@ fn environments_can_be_switched_and_stacked() {
     each_shell(|env, shell, hooked| {
         let (one, two) = (env.prefix("one"), env.prefix("two"));
         let done = hooked(
-            "path=\"$PATH\"
+            "old=\"$PATH\"
              envfs activate one; envfs activate two
              echo \"$ENVFS_ENV\"; command -v tool
              case \":$PATH:\" in *\":$1/bin:\"*) echo both;; *) echo switched;; esac
-             envfs deactivate; test \"$PATH\" = \"$path\"; echo \"${ENVFS_ENV-none}\"
+             envfs deactivate; test \"$PATH\" = \"$old\"; echo \"${ENVFS_ENV-none}\"
              envfs activate one; envfs activate --stack two; echo \"$ENVFS_ENV\"
              envfs deactivate; echo \"$ENVFS_ENV\"; envfs activate one; envfs reactivate
-             envfs deactivate; test \"$PATH\" = \"$path\"; echo \"${ENVFS_ENV-none}\""
+             envfs deactivate; test \"$PATH\" = \"$old\"; echo \"${ENVFS_ENV-none}\""
                 .replace("$1", one.to_str().unwrap())
                 .as_str(),
         )
@@ -102,9 +102,9 @@ fn a_nested_shell_inherits_the_environment_and_leaves_its_parent_alone() {
 fn a_failed_activation_changes_nothing_and_is_told() {
     each_shell(|_, shell, hooked| {
         let done = hooked(
-            "path=\"$PATH\"; status=0
-             envfs activate no-such || status=$?
-             echo \"$status ${ENVFS_ENV-none}\"; test \"$PATH\" = \"$path\"",
+            "old=\"$PATH\"; code=0
+             envfs activate no-such || code=$?
+             echo \"$code ${ENVFS_ENV-none}\"; test \"$PATH\" = \"$old\"",
         )
         .ok();
         assert_eq!(done.out, "3 none\n", "{shell}");

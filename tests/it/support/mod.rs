@@ -392,7 +392,7 @@ impl Drop for TestEnv {
             drop(command.status());
         }
         for pid in self.daemons() {
-            drop(kill(pid, Signal::SIGKILL));
+            kill(pid, Signal::SIGKILL).ok();
         }
     }
 }
@@ -451,7 +451,7 @@ pub(crate) fn finish(child: Child, line: String) -> Run {
     match receiver.recv_timeout(PATIENCE) {
         Ok(output) => Run::new(line, output.unwrap()),
         Err(_) => {
-            drop(kill(pid, Signal::SIGKILL));
+            kill(pid, Signal::SIGKILL).ok();
             panic!("hangs: {line}");
         }
     }
