@@ -1,4 +1,8 @@
 //! Integration tests: one binary, so one link.
 
+mod cli;
+mod crash;
+mod fs;
 mod model;
 mod shell;
+mod support;
