@@ -91,15 +91,24 @@ pub(super) fn pack(
     to: &Path,
     progress: &dyn Progress,
 ) -> Result<(WriteStats, Extent)> {
-    let attempt = Attempt { source, packing, options, to, progress };
+    let attempt = Attempt {
+        source,
+        packing,
+        options,
+        to,
+        progress,
+    };
     match attempt.run(&HashSet::new())? {
         Some(done) => Ok(done),
         None => {
             let superseded = superseded_entries(source, packing)?;
-            attempt.run(&superseded)?.ok_or_else(|| CommitError::Source {
-                path: source.to_owned(),
-                why: "it names a thing more than once in a way that cannot be followed".to_owned(),
-            })
+            attempt
+                .run(&superseded)?
+                .ok_or_else(|| CommitError::Source {
+                    path: source.to_owned(),
+                    why: "it names a thing more than once in a way that cannot be followed"
+                        .to_owned(),
+                })
         }
     }
 }
@@ -123,25 +132,31 @@ impl Attempt<'_> {
             bytes: 0,
         };
         let mut has_twins = false;
-        let packed = super::pack(self.options, self.to, Extent::default(), self.progress, |writer| {
-            let mut tree = Pushed::new();
-            let mut archive = self.packing.open(source)?;
-            let entries = archive.entries().map_err(|e| damaged(source, &e))?;
-            for (index, entry) in entries.enumerate() {
-                let mut entry = entry.map_err(|e| damaged(source, &e))?;
-                if superseded.contains(&index) {
-                    continue;
+        let packed = super::pack(
+            self.options,
+            self.to,
+            Extent::default(),
+            self.progress,
+            |writer| {
+                let mut tree = Pushed::new();
+                let mut archive = self.packing.open(source)?;
+                let entries = archive.entries().map_err(|e| damaged(source, &e))?;
+                for (index, entry) in entries.enumerate() {
+                    let mut entry = entry.map_err(|e| damaged(source, &e))?;
+                    if superseded.contains(&index) {
+                        continue;
+                    }
+                    extent.entries += 1;
+                    extent.bytes += entry.size();
+                    push_entry(&mut entry, &mut tree, writer, source, &spool)?;
+                    if tree.has_twins {
+                        has_twins = true;
+                        return Err(CommitError::Cancelled);
+                    }
                 }
-                extent.entries += 1;
-                extent.bytes += entry.size();
-                push_entry(&mut entry, &mut tree, writer, source, &spool)?;
-                if tree.has_twins {
-                    has_twins = true;
-                    return Err(CommitError::Cancelled);
-                }
-            }
-            tree.finish(writer)
-        });
+                tree.finish(writer)
+            },
+        );
         match packed {
             Err(_) if has_twins => Ok(None),
             packed => Ok(Some((packed?, extent))),
@@ -194,7 +209,11 @@ impl Pushed {
         if let Some((_, above)) = path.split_last() {
             self.dir(above, writer)?;
         }
-        let named = if path.is_empty() { self.root.take() } else { None };
+        let named = if path.is_empty() {
+            self.root.take()
+        } else {
+            None
+        };
         let meta = named.unwrap_or_else(|| Meta {
             mode: 0o755,
             uid: owner().0,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::super::{Result, State};
 use super::super::changes::Entry;
+use super::super::{Result, State};
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow};
 
