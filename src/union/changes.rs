@@ -98,6 +98,9 @@ impl Union {
     }
 }
 
+/// A name in a directory.
+pub(super) type Entry = (Ino, Box<[u8]>);
+
 pub(super) struct Comparison<'a> {
     now: &'a State,
     base: &'a LowerStack,
@@ -105,9 +108,9 @@ pub(super) struct Comparison<'a> {
     paths: HashMap<Ino, Option<Vec<u8>>>,
     found: BTreeMap<Vec<u8>, Change>,
     /// Names that an upper layer mentions and that lead to an object now, by object.
-    linked: HashMap<Ino, Vec<(Ino, Box<[u8]>)>>,
+    linked: HashMap<Ino, Vec<Entry>>,
     /// Committed names that an upper layer mentions and that do not lead to their object any more.
-    left: HashMap<Ino, Vec<(Ino, Box<[u8]>)>>,
+    left: HashMap<Ino, Vec<Entry>>,
 }
 
 impl<'a> Comparison<'a> {

@@ -1,19 +1,17 @@
 //! Throwing away the changes of some paths, and looking whether rows and files agree.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+mod physical;
 
-use super::changes::{Comparison, join};
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::changes::{Comparison, Entry, join};
 use super::delta::row_from;
 use super::stack::LowerStack;
 use super::swap::base_of;
 use super::{Change, Error, Invalidation, Result, State, Union, frozen};
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, RowChange};
-
-/// A name in a directory.
-type Entry = (Ino, Box<[u8]>);
+use physical::Physical;
 
 impl Union {
     /// Throws away the changes at and below some paths (without a leading slash). A path that was
@@ -142,11 +140,7 @@ impl Plan {
                 if let Some(below) = below
                     && Some(below) != target
                 {
-                    planner
-                        .hidden
-                        .entry(below)
-                        .or_default()
-                        .push(entry.clone());
+                    planner.hidden.entry(below).or_default().push(entry.clone());
                 }
                 if let Some(target) = target {
                     planner.links.entry(target).or_default().push(entry);
@@ -356,7 +350,9 @@ impl Planner<'_> {
             let was_above = self.committed_path(*dir)?;
             for (name, target) in edits.iter() {
                 let is_chosen = within(&join(&above, name))
-                    || was_above.as_ref().is_some_and(|was| within(&join(was, name)));
+                    || was_above
+                        .as_ref()
+                        .is_some_and(|was| within(&join(was, name)));
                 if !is_chosen {
                     continue;
                 }
@@ -391,6 +387,61 @@ impl Planner<'_> {
                 self.plan.reset.insert(*ino);
             }
         }
+        // A file may have been changed by another of its names than the chosen one.
+        let mut linked = HashSet::new();
+        for (ino, row) in &state.delta.inodes {
+            if row.kind != Kind::Directory
+                && !self.plan.reset.contains(ino)
+                && base.attr(*ino)?.is_some_and(|attr| attr.nlink > 1)
+            {
+                linked.insert(*ino);
+            }
+        }
+        if !linked.is_empty() {
+            for path in paths {
+                self.reset_below(path, &linked)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Resets those of some objects that have a committed name at or below a path.
+    fn reset_below(&mut self, path: &[u8], wanted: &HashSet<Ino>) -> Result<()> {
+        let (state, base) = (self.state, self.base);
+        let mut pending = Vec::new();
+        for live in [false, true] {
+            let mut at = Some(Ino::ROOT);
+            for name in path
+                .split(|byte| *byte == b'/')
+                .filter(|name| !name.is_empty())
+            {
+                let Some(dir) = at else { break };
+                let was = committed(base, dir, name)?;
+                at = if live { state.lookup(dir, name)? } else { was };
+                if at.is_some() && at == was {
+                    continue;
+                }
+                if live
+                    && let Some(ino) = at
+                    && state.kind(ino)? == Kind::Directory
+                {
+                    continue;
+                }
+                at = None;
+            }
+            pending.extend(at);
+        }
+        while let Some(ino) = pending.pop() {
+            if wanted.contains(&ino) {
+                self.plan.reset.insert(ino);
+            }
+            if base
+                .attr(ino)?
+                .is_some_and(|attr| attr.kind == Kind::Directory)
+            {
+                pending.extend(base.list(ino)?.iter().map(|(_, child, _)| child));
+            }
+        }
         Ok(())
     }
 
@@ -398,7 +449,9 @@ impl Planner<'_> {
         match self.base.attr(dir)? {
             Some(attr) if attr.kind == Kind::Directory => {
                 let chain = self.base.chain(dir)?;
-                let path = chain.iter().fold(Vec::new(), |path, (_, name)| join(&path, name));
+                let path = chain
+                    .iter()
+                    .fold(Vec::new(), |path, (_, name)| join(&path, name));
                 Ok(Some(path))
             }
             _ => Ok(None),
@@ -558,87 +611,6 @@ impl Planner<'_> {
             }
         }
         Ok(false)
-    }
-}
-
-/// What is done to files after the rows have changed. Everything is found before, while the rows
-/// still say where it is.
-#[derive(Default)]
-struct Physical {
-    /// Content to remove, with the directory in which it lies; in `work` if there is none.
-    files: Vec<(Ino, Option<(Arc<OwnedFd>, Box<[u8]>)>)>,
-    /// Content that keeps no name here.
-    detached: Vec<(Ino, Arc<OwnedFd>, Box<[u8]>)>,
-    /// Directories to remove, by their depth.
-    dirs: BTreeMap<(std::cmp::Reverse<usize>, Ino), (Arc<OwnedFd>, Box<[u8]>)>,
-    /// Directories to move, and where to.
-    moved: Vec<(Ino, Arc<OwnedFd>, Box<[u8]>, Entry)>,
-}
-
-impl Physical {
-    fn remove(&mut self, state: &State, ino: Ino, row: &InodeRow) -> Result<()> {
-        let above = match &row.place {
-            Some((dir, name)) => state.find_dir(*dir)?.map(|fd| (fd, name.clone())),
-            None => None,
-        };
-        if row.kind == Kind::Directory {
-            if let Some(above) = above {
-                let depth = state.chain(ino)?.len();
-                self.dirs.insert((std::cmp::Reverse(depth), ino), above);
-            }
-        } else if row.data == DataPlace::Upper {
-            self.files.push((ino, above));
-        }
-        Ok(())
-    }
-
-    fn detach(&mut self, state: &State, ino: Ino, row: &InodeRow) -> Result<()> {
-        if row.data == DataPlace::Upper
-            && let Some((dir, name)) = &row.place
-            && let Some(above) = state.find_dir(*dir)?
-        {
-            self.detached.push((ino, above, name.clone()));
-        }
-        Ok(())
-    }
-
-    fn move_back(&mut self, state: &State, ino: Ino, from: &Entry, to: &Entry) -> Result<()> {
-        if let Some(above) = state.find_dir(from.0)? {
-            self.moved.push((ino, above, from.1.clone(), to.clone()));
-        }
-        Ok(())
-    }
-
-    fn carry_out(self, state: &State) -> Result<()> {
-        let upper = &state.upper;
-        for (ino, above) in self.files {
-            upper.forget_file(ino);
-            match above {
-                Some((above, name)) => upper.remove(above.as_fd(), &name)?,
-                None => upper.unstage(ino)?,
-            }
-        }
-        for (ino, above, name) in self.detached {
-            upper.detach(above.as_fd(), &name, ino)?;
-        }
-        // By way of `work`: they may be inside each other, now or then.
-        let mut moved = Vec::new();
-        for (ino, above, name, to) in self.moved {
-            let aside = format!("dir-{ino}").into_bytes();
-            if upper.rename((above.as_fd(), &name), (upper.work(), &aside))? {
-                moved.push((state.chain(ino)?.len(), aside, to));
-            }
-        }
-        for ((_, ino), (above, name)) in self.dirs {
-            upper.remove_dir(above.as_fd(), &name, ino)?;
-        }
-        // Outermost first, so that each finds the directory it goes into.
-        moved.sort();
-        for (_, aside, (dir, name)) in moved {
-            let above = state.make_dir(dir)?;
-            upper.rename((upper.work(), &aside), (above.as_fd(), &name))?;
-        }
-        Ok(())
     }
 }
 

@@ -77,8 +77,12 @@ fn seed(root: &Path) {
     file("sparse", b"", 0o644);
     {
         use std::os::unix::fs::FileExt;
-        let out = fs::File::options().write(true).open(root.join("sparse")).unwrap();
-        out.write_all_at(&sparse[2 * BLOCK..2 * BLOCK + 500], 2 * BLOCK as u64).unwrap();
+        let out = fs::File::options()
+            .write(true)
+            .open(root.join("sparse"))
+            .unwrap();
+        out.write_all_at(&sparse[2 * BLOCK..2 * BLOCK + 500], 2 * BLOCK as u64)
+            .unwrap();
         out.set_len(sparse.len() as u64).unwrap();
     }
     fs::create_dir(root.join("empty")).unwrap();
@@ -86,7 +90,11 @@ fn seed(root: &Path) {
     for n in 0..7 {
         file(&format!("many/m{n}"), format!("{n}").as_bytes(), 0o644);
     }
-    for (path, attribute, value) in [("a/one", "user.colour", "red"), ("a", "user.dir", "yes"), ("big", "user.x", "")] {
+    for (path, attribute, value) in [
+        ("a/one", "user.colour", "red"),
+        ("a", "user.dir", "yes"),
+        ("big", "user.x", ""),
+    ] {
         // Not every file system has them; then the environment has none.
         if let Err(e) = xattr::set(root.join(path), attribute, value.as_bytes()) {
             eprintln!("no extended attributes here: {e}");
@@ -154,7 +162,10 @@ impl Bench {
     pub(super) fn imported() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         copy_tree(&template().join("store"), &dir.path().join("store"), false);
-        let mut bench = Bench { dir, workspace: None };
+        let mut bench = Bench {
+            dir,
+            workspace: None,
+        };
         assert!(bench.open().is_nothing());
         bench
     }
@@ -162,15 +173,22 @@ impl Bench {
     /// An environment with nothing in it.
     pub(super) fn empty() -> Bench {
         let dir = tempfile::tempdir().unwrap();
-        let new = Store::new(dir.path().join("store")).create(&name()).unwrap();
+        let new = Store::new(dir.path().join("store"))
+            .create(&name())
+            .unwrap();
         commit::create_empty(new, &import_options()).unwrap();
-        let mut bench = Bench { dir, workspace: None };
+        let mut bench = Bench {
+            dir,
+            workspace: None,
+        };
         assert!(bench.open().is_nothing());
         bench
     }
 
     pub(super) fn open(&mut self) -> Reconciled {
-        let env = Store::new(self.dir.path().join("store")).open(&name()).unwrap();
+        let env = Store::new(self.dir.path().join("store"))
+            .open(&name())
+            .unwrap();
         let (workspace, reconciled) = Workspace::open(env, &config()).unwrap();
         self.workspace = Some(workspace);
         reconciled

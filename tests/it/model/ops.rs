@@ -6,7 +6,8 @@ use envfs::commit::{self, CommitOptions};
 use envfs::object::{Ino, Kind, Timestamp};
 use envfs::state::RevisionId;
 use envfs::union::{
-    AllocateMode, Change, ChangeKind, Creator, Error, RenameMode, SetAttr, SetTime, Union, XattrMode,
+    AllocateMode, Change, ChangeKind, Creator, Error, RenameMode, SetAttr, SetTime, Union,
+    XattrMode,
 };
 use nix::errno::Errno;
 
@@ -34,29 +35,97 @@ pub(super) enum Make {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Op {
     Make(Place, Make, u16),
-    Write { file: u16, offset: u16, len: u16, seed: u8, kill: bool },
-    Append { file: u16, len: u16, seed: u8 },
-    Truncate { file: u16, size: u16 },
-    Allocate { file: u16, offset: u16, len: u16, mode: u8 },
-    CopyRange { from: u16, to: u16, from_offset: u16, to_offset: u16, len: u16 },
-    Remove { entry: u16, as_dir: bool },
-    RemoveProperly { entry: u16 },
-    Rename { entry: u16, to: Place, mode: u8 },
-    Link { entry: u16, to: Place },
-    Chmod { entry: u16, mode: u16 },
-    Chown { entry: u16, uid: u8, gid: u8 },
-    Utimes { entry: u16, secs: u32, nanos: u32 },
-    SetXattr { entry: u16, name: u8, len: u16 },
-    RemoveXattr { entry: u16, name: u8 },
-    Hold { entry: u16 },
-    Release { held: u16 },
-    Sync { entry: u16 },
-    Commit { rebuild: bool, compact: bool },
+    Write {
+        file: u16,
+        offset: u16,
+        len: u16,
+        seed: u8,
+        kill: bool,
+    },
+    Append {
+        file: u16,
+        len: u16,
+        seed: u8,
+    },
+    Truncate {
+        file: u16,
+        size: u16,
+    },
+    Allocate {
+        file: u16,
+        offset: u16,
+        len: u16,
+        mode: u8,
+    },
+    CopyRange {
+        from: u16,
+        to: u16,
+        from_offset: u16,
+        to_offset: u16,
+        len: u16,
+    },
+    Remove {
+        entry: u16,
+        as_dir: bool,
+    },
+    RemoveProperly {
+        entry: u16,
+    },
+    Rename {
+        entry: u16,
+        to: Place,
+        mode: u8,
+    },
+    Link {
+        entry: u16,
+        to: Place,
+    },
+    Chmod {
+        entry: u16,
+        mode: u16,
+    },
+    Chown {
+        entry: u16,
+        uid: u8,
+        gid: u8,
+    },
+    Utimes {
+        entry: u16,
+        secs: u32,
+        nanos: u32,
+    },
+    SetXattr {
+        entry: u16,
+        name: u8,
+        len: u16,
+    },
+    RemoveXattr {
+        entry: u16,
+        name: u8,
+    },
+    Hold {
+        entry: u16,
+    },
+    Release {
+        held: u16,
+    },
+    Sync {
+        entry: u16,
+    },
+    Commit {
+        rebuild: bool,
+        compact: bool,
+    },
     Remount,
     Kill,
     DiscardAll,
-    DiscardPath { entry: u16, of_base: bool },
-    Rollback { revision: u16 },
+    DiscardPath {
+        entry: u16,
+        of_base: bool,
+    },
+    Rollback {
+        revision: u16,
+    },
 }
 
 type Outcome<T = ()> = Result<T, Errno>;
@@ -91,13 +160,23 @@ fn outcome<T>(result: envfs::union::Result<T>) -> Outcome<T> {
 
 fn without_privileges(mode: u16) -> u16 {
     let mode = mode & !0o4000;
-    if mode & 0o010 != 0 { mode & !0o2000 } else { mode }
+    if mode & 0o010 != 0 {
+        mode & !0o2000
+    } else {
+        mode
+    }
 }
 
 impl Machine {
     pub(super) fn new(bench: Bench) -> Machine {
         let tree = Tree::read(bench.union());
-        let revision = bench.workspace().db().current_revision().unwrap().unwrap().id;
+        let revision = bench
+            .workspace()
+            .db()
+            .current_revision()
+            .unwrap()
+            .unwrap()
+            .id;
         let seen = tree.nodes.keys().copied().collect();
         Machine {
             bench,
@@ -136,7 +215,11 @@ impl Machine {
                 continue;
             }
             let attr = union.attr(*ino).unwrap();
-            assert_eq!((attr.kind, attr.nlink), (node.kind(), 0), "held object {ino}");
+            assert_eq!(
+                (attr.kind, attr.nlink),
+                (node.kind(), 0),
+                "held object {ino}"
+            );
             let found = read_node(union, *ino, &attr);
             let mut node = node.clone();
             if let Body::Directory(entries) = &mut node.body {
@@ -164,7 +247,10 @@ impl Machine {
         all.push((Ino::ROOT, Ino::ROOT));
         // Often, as they are few.
         for _ in 0..3 {
-            let nameless = self.held.iter().filter(|ino| !named.contains(ino) && **ino != Ino::ROOT);
+            let nameless = self
+                .held
+                .iter()
+                .filter(|ino| !named.contains(ino) && **ino != Ino::ROOT);
             all.extend(nameless.map(|ino| (*ino, Ino::ROOT)));
         }
         all.retain(|object| wanted(self.tree.node(object.0)));
@@ -186,9 +272,11 @@ impl Machine {
         dirs.retain(|ino| self.tree.node(*ino).kind() == Kind::Directory);
         // Held directories that were removed: nothing can be made in them.
         let named: BTreeSet<Ino> = dirs.iter().copied().collect();
-        dirs.extend(self.held.iter().filter(|ino| {
-            self.tree.node(**ino).kind() == Kind::Directory && !named.contains(ino)
-        }));
+        dirs.extend(
+            self.held.iter().filter(|ino| {
+                self.tree.node(**ino).kind() == Kind::Directory && !named.contains(ino)
+            }),
+        );
         let names = names();
         let name = names[usize::from(place.name) % names.len()].clone();
         (dirs[usize::from(place.dir) % dirs.len()], name)
@@ -215,15 +303,29 @@ impl Machine {
     fn bury(&mut self) {
         let named = self.tree.named();
         let held = &self.held;
-        self.tree.nodes.retain(|ino, _| named.nodes.contains_key(ino) || held.contains(ino));
+        self.tree
+            .nodes
+            .retain(|ino, _| named.nodes.contains_key(ino) || held.contains(ino));
     }
 
     fn apply(&mut self, op: Op) {
         match op {
             Op::Make(place, make, mode) => self.make(place, make, mode),
-            Op::Write { file, offset, len, seed, kill } => {
+            Op::Write {
+                file,
+                offset,
+                len,
+                seed,
+                kill,
+            } => {
                 if let Some(file) = self.file(file) {
-                    self.write(file, usize::from(offset) % (5 * BLOCK), usize::from(len) % 6000, seed, kill);
+                    self.write(
+                        file,
+                        usize::from(offset) % (5 * BLOCK),
+                        usize::from(len) % 6000,
+                        seed,
+                        kill,
+                    );
                 }
             }
             Op::Append { file, len, seed } => {
@@ -235,17 +337,40 @@ impl Machine {
             Op::Truncate { file, size } => {
                 let Some(file) = self.file(file) else { return };
                 let size = usize::from(size) % (5 * BLOCK);
-                let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
-                let attr = self.holding(&[file], |union| union.set_attr(file.0, &set)).unwrap();
+                let set = SetAttr {
+                    size: Some(size as u64),
+                    ..SetAttr::default()
+                };
+                let attr = self
+                    .holding(&[file], |union| union.set_attr(file.0, &set))
+                    .unwrap();
                 assert_eq!(attr.size, size as u64);
                 self.tree.file_mut(file.0).resize(size, 0);
             }
-            Op::Allocate { file, offset, len, mode } => {
+            Op::Allocate {
+                file,
+                offset,
+                len,
+                mode,
+            } => {
                 let Some(file) = self.file(file) else { return };
-                self.allocate(file, usize::from(offset) % (4 * BLOCK), 1 + usize::from(len) % (2 * BLOCK), mode);
+                self.allocate(
+                    file,
+                    usize::from(offset) % (4 * BLOCK),
+                    1 + usize::from(len) % (2 * BLOCK),
+                    mode,
+                );
             }
-            Op::CopyRange { from, to, from_offset, to_offset, len } => {
-                let (Some(from), Some(to)) = (self.file(from), self.file(to)) else { return };
+            Op::CopyRange {
+                from,
+                to,
+                from_offset,
+                to_offset,
+                len,
+            } => {
+                let (Some(from), Some(to)) = (self.file(from), self.file(to)) else {
+                    return;
+                };
                 self.copy_range(from, to, from_offset, to_offset, len);
             }
             Op::Remove { entry, as_dir } => self.remove(entry, as_dir),
@@ -256,17 +381,31 @@ impl Machine {
             Op::Rename { entry, to, mode } => self.rename(entry, to, mode),
             Op::Link { entry, to } => self.link(entry, to),
             Op::Chmod { entry, mode } => {
-                let Some(object) = self.object(entry, |_| true) else { return };
+                let Some(object) = self.object(entry, |_| true) else {
+                    return;
+                };
                 let mode = mode & 0o7777;
-                let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
-                let attr = self.holding(&[object], |union| union.set_attr(object.0, &set)).unwrap();
+                let set = SetAttr {
+                    mode: Some(mode),
+                    ..SetAttr::default()
+                };
+                let attr = self
+                    .holding(&[object], |union| union.set_attr(object.0, &set))
+                    .unwrap();
                 assert_eq!(attr.mode, mode);
                 self.tree.node_mut(object.0).mode = mode;
             }
             Op::Chown { entry, uid, gid } => {
-                let Some(object) = self.object(entry, |_| true) else { return };
-                let set = SetAttr { uid: Some(uid.into()), gid: Some(gid.into()), ..SetAttr::default() };
-                self.holding(&[object], |union| union.set_attr(object.0, &set)).unwrap();
+                let Some(object) = self.object(entry, |_| true) else {
+                    return;
+                };
+                let set = SetAttr {
+                    uid: Some(uid.into()),
+                    gid: Some(gid.into()),
+                    ..SetAttr::default()
+                };
+                self.holding(&[object], |union| union.set_attr(object.0, &set))
+                    .unwrap();
                 let node = self.tree.node_mut(object.0);
                 node.owner = (uid.into(), gid.into());
                 if node.kind() != Kind::Directory {
@@ -274,23 +413,37 @@ impl Machine {
                 }
             }
             Op::Utimes { entry, secs, nanos } => {
-                let Some(object) = self.object(entry, |_| true) else { return };
-                let time = Timestamp { secs: i64::from(secs), nanos: nanos % 1_000_000_000 };
-                let set = SetAttr { mtime: Some(SetTime::To(time)), ..SetAttr::default() };
-                let attr = self.holding(&[object], |union| union.set_attr(object.0, &set)).unwrap();
+                let Some(object) = self.object(entry, |_| true) else {
+                    return;
+                };
+                let time = Timestamp {
+                    secs: i64::from(secs),
+                    nanos: nanos % 1_000_000_000,
+                };
+                let set = SetAttr {
+                    mtime: Some(SetTime::To(time)),
+                    ..SetAttr::default()
+                };
+                let attr = self
+                    .holding(&[object], |union| union.set_attr(object.0, &set))
+                    .unwrap();
                 assert_eq!(attr.mtime, time);
                 self.tree.node_mut(object.0).mtime = Some(time);
             }
             Op::SetXattr { entry, name, len } => self.set_xattr(entry, name, len),
             Op::RemoveXattr { entry, name } => {
-                let Some(object) = self.object(entry, |_| true) else { return };
+                let Some(object) = self.object(entry, |_| true) else {
+                    return;
+                };
                 let xattrs = &self.tree.node(object.0).xattrs;
                 let names: Vec<&Vec<u8>> = xattrs.keys().collect();
                 let name = match names.len() {
                     0 => b"user.none".to_vec(),
                     n => names[usize::from(name) % n].clone(),
                 };
-                let done = self.holding(&[object], |union| outcome(union.remove_xattr(object.0, &name)));
+                let done = self.holding(&[object], |union| {
+                    outcome(union.remove_xattr(object.0, &name))
+                });
                 match self.tree.node_mut(object.0).xattrs.remove(&name) {
                     Some(_) => assert_eq!(done, Ok(())),
                     None => assert_eq!(done, Err(Errno::ENODATA)),
@@ -312,7 +465,8 @@ impl Machine {
             }
             Op::Sync { entry } => {
                 if let Some(object) = self.object(entry, |_| true) {
-                    self.holding(&[object], |union| union.sync(object.0, false)).unwrap();
+                    self.holding(&[object], |union| union.sync(object.0, false))
+                        .unwrap();
                 }
             }
             Op::Commit { rebuild, compact } => self.commit(rebuild, compact),
@@ -327,7 +481,10 @@ impl Machine {
                 let before = Tree::read(self.union());
                 self.bench.kill();
                 let reconciled = self.bench.open();
-                assert!(reconciled.lost.is_empty() && reconciled.set_aside == 0, "{reconciled:?}");
+                assert!(
+                    reconciled.lost.is_empty() && reconciled.set_aside == 0,
+                    "{reconciled:?}"
+                );
                 self.held.clear();
                 self.bury();
                 before.assert_is(&Tree::read(self.union()));
@@ -341,7 +498,8 @@ impl Machine {
             }
             Op::DiscardPath { entry, of_base } => self.discard_path(entry, of_base),
             Op::Rollback { revision } => {
-                let (id, tree) = self.revisions[usize::from(revision) % self.revisions.len()].clone();
+                let (id, tree) =
+                    self.revisions[usize::from(revision) % self.revisions.len()].clone();
                 let done = commit::rollback(self.bench.workspace(), Some(id), true).unwrap();
                 self.revisions.push((done.revision, tree.clone()));
                 self.back_to(tree);
@@ -386,7 +544,11 @@ impl Machine {
                 Make::Symlink => Body::Symlink(b"some/where".to_vec()),
                 Make::Fifo | Make::Device => Body::Special(kind, rdev),
             },
-            mode: if passes_group && kind == Kind::Directory { mode | 0o2000 } else { mode },
+            mode: if passes_group && kind == Kind::Directory {
+                mode | 0o2000
+            } else {
+                mode
+            },
             owner: (7, gid),
             mtime: None,
             xattrs: BTreeMap::new(),
@@ -397,7 +559,9 @@ impl Machine {
 
     fn write(&mut self, file: (Ino, Ino), offset: usize, len: usize, seed: u8, kill: bool) {
         let data = noise(seed.into(), len);
-        let done = self.holding(&[file], |union| union.write_at(file.0, offset as u64, &data, kill));
+        let done = self.holding(&[file], |union| {
+            union.write_at(file.0, offset as u64, &data, kill)
+        });
         assert_eq!(done.unwrap(), len);
         if kill {
             let node = self.tree.node_mut(file.0);
@@ -435,7 +599,8 @@ impl Machine {
         let content = self.tree.file_mut(file.0);
         let grows = matches!(
             mode,
-            AllocateMode::Reserve { keep_size: false } | AllocateMode::ZeroRange { keep_size: false }
+            AllocateMode::Reserve { keep_size: false }
+                | AllocateMode::ZeroRange { keep_size: false }
         );
         if grows && content.len() < offset + len {
             content.resize(offset + len, 0);
@@ -447,18 +612,34 @@ impl Machine {
         }
     }
 
-    fn copy_range(&mut self, from: (Ino, Ino), to: (Ino, Ino), from_offset: u16, to_offset: u16, len: u16) {
+    fn copy_range(
+        &mut self,
+        from: (Ino, Ino),
+        to: (Ino, Ino),
+        from_offset: u16,
+        to_offset: u16,
+        len: u16,
+    ) {
         let source = match &self.tree.node(from.0).body {
             Body::File(content) => content.clone(),
             _ => return,
         };
-        let (from_offset, to_offset) = (usize::from(from_offset) % (4 * BLOCK), usize::from(to_offset) % (4 * BLOCK));
+        let (from_offset, to_offset) = (
+            usize::from(from_offset) % (4 * BLOCK),
+            usize::from(to_offset) % (4 * BLOCK),
+        );
         let len = usize::from(len) % (3 * BLOCK);
         if from.0 == to.0 && from_offset.abs_diff(to_offset) < len {
             return; // Ranges of one file may not overlap.
         }
         let done = self.holding(&[from, to], |union| {
-            union.copy_range(from.0, from_offset as u64, to.0, to_offset as u64, len as u64)
+            union.copy_range(
+                from.0,
+                from_offset as u64,
+                to.0,
+                to_offset as u64,
+                len as u64,
+            )
         });
         let len = len.min(source.len().saturating_sub(from_offset));
         assert_eq!(done.unwrap(), len as u64);
@@ -469,7 +650,8 @@ impl Machine {
         if content.len() < to_offset + len {
             content.resize(to_offset + len, 0);
         }
-        content[to_offset..to_offset + len].copy_from_slice(&source[from_offset..from_offset + len]);
+        content[to_offset..to_offset + len]
+            .copy_from_slice(&source[from_offset..from_offset + len]);
     }
 
     fn remove(&mut self, entry: u16, as_dir: bool) {
@@ -478,7 +660,11 @@ impl Machine {
             return;
         }
         let done = self.holding(&[(dir, dir)], |union| {
-            outcome(if as_dir { union.rmdir(dir, &name) } else { union.unlink(dir, &name) })
+            outcome(if as_dir {
+                union.rmdir(dir, &name)
+            } else {
+                union.unlink(dir, &name)
+            })
         });
         let expected = match &self.tree.node(ino).body {
             Body::Directory(_) if !as_dir => Err(Errno::EISDIR),
@@ -528,10 +714,18 @@ impl Machine {
             }
             (_, Some(other)) if is_dir(ino) && !is_dir(other) => Err(Errno::ENOTDIR),
             (_, Some(other)) if !is_dir(ino) && is_dir(other) => Err(Errno::EISDIR),
-            (_, Some(other)) if is_dir(other) && !self.tree.dir(other).is_empty() => Err(Errno::ENOTEMPTY),
+            (_, Some(other)) if is_dir(other) && !self.tree.dir(other).is_empty() => {
+                Err(Errno::ENOTEMPTY)
+            }
             _ => Ok(Some(())),
         };
-        assert_eq!(done, expected.map(|_| ()), "renaming {} to {}", show(&name), show(&new_name));
+        assert_eq!(
+            done,
+            expected.map(|_| ()),
+            "renaming {} to {}",
+            show(&name),
+            show(&new_name)
+        );
         if expected != Ok(Some(())) {
             return;
         }
@@ -545,9 +739,13 @@ impl Machine {
     }
 
     fn link(&mut self, entry: u16, to: Place) {
-        let Some((ino, parent)) = self.object(entry, |_| true) else { return };
+        let Some((ino, parent)) = self.object(entry, |_| true) else {
+            return;
+        };
         let (dir, name) = self.place(to);
-        let done = self.holding(&[(ino, parent), (dir, dir)], |union| outcome(union.link(ino, dir, &name)));
+        let done = self.holding(&[(ino, parent), (dir, dir)], |union| {
+            outcome(union.link(ino, dir, &name))
+        });
         let done = done.map(|attr| attr.nlink);
         let expected = if !self.is_named(dir) {
             Err(Errno::ENOENT)
@@ -567,11 +765,15 @@ impl Machine {
     }
 
     fn set_xattr(&mut self, entry: u16, name: u8, len: u16) {
-        let Some(object) = self.object(entry, |_| true) else { return };
+        let Some(object) = self.object(entry, |_| true) else {
+            return;
+        };
         let name = format!("user.{}", name % 3).into_bytes();
         let value = noise(len.into(), usize::from(len) % 300);
         let mode = [XattrMode::Either, XattrMode::Create, XattrMode::Replace][usize::from(len) % 3];
-        let done = self.holding(&[object], |union| outcome(union.set_xattr(object.0, &name, &value, mode)));
+        let done = self.holding(&[object], |union| {
+            outcome(union.set_xattr(object.0, &name, &value, mode))
+        });
         let xattrs = &mut self.tree.node_mut(object.0).xattrs;
         let expected = match (mode, xattrs.contains_key(&name)) {
             (XattrMode::Create, true) => Err(Errno::EEXIST),
@@ -586,11 +788,20 @@ impl Machine {
 
     fn commit(&mut self, rebuild: bool, compact: bool) {
         let mut before = Tree::read(self.union());
-        let options = CommitOptions { message: "step".to_owned(), rebuild, compact, ..CommitOptions::default() };
+        let options = CommitOptions {
+            message: "step".to_owned(),
+            rebuild,
+            compact,
+            ..CommitOptions::default()
+        };
         let Some(done) = self.bench.commit(&options) else {
             // Times of directories are not changes of their own.
             let mut now = before;
-            for node in now.nodes.values_mut().filter(|node| node.kind() == Kind::Directory) {
+            for node in now
+                .nodes
+                .values_mut()
+                .filter(|node| node.kind() == Kind::Directory)
+            {
                 node.mtime = None;
             }
             now.assert_is(&self.base);
@@ -599,7 +810,11 @@ impl Machine {
         // Images keep whole seconds.
         let named = self.tree.named();
         for tree in [&mut before, &mut self.tree] {
-            for (_, node) in tree.nodes.iter_mut().filter(|(ino, _)| named.nodes.contains_key(ino)) {
+            for (_, node) in tree
+                .nodes
+                .iter_mut()
+                .filter(|(ino, _)| named.nodes.contains_key(ino))
+            {
                 node.mtime = node.mtime.map(|time| Timestamp { nanos: 0, ..time });
             }
         }
@@ -622,7 +837,10 @@ impl Machine {
                 self.tree.nodes.insert(ino, before.node(ino).clone());
                 self.held.push(ino);
             } else {
-                assert!(matches!(self.union().attr(ino), Err(Error::Posix(Errno::ESTALE))));
+                assert!(matches!(
+                    self.union().attr(ino),
+                    Err(Error::Posix(Errno::ESTALE))
+                ));
                 self.union().forget(ino, 1);
             }
         }
@@ -631,23 +849,34 @@ impl Machine {
     fn discard_path(&mut self, entry: u16, of_base: bool) {
         let before = Tree::read(self.union());
         let (now_paths, base_paths) = (before.paths(), self.base.paths());
-        let paths: Vec<&Vec<u8>> = if of_base { base_paths.keys() } else { now_paths.keys() }.collect();
+        let paths: Vec<&Vec<u8>> = if of_base {
+            base_paths.keys()
+        } else {
+            now_paths.keys()
+        }
+        .collect();
         if paths.is_empty() {
             return;
         }
         let path = paths[usize::from(entry) % paths.len()].clone();
         let changed = self.union().changes().unwrap();
-        let (gone, _) = commit::discard(self.bench.workspace(), std::slice::from_ref(&path)).unwrap();
+        let (gone, _) =
+            commit::discard(self.bench.workspace(), std::slice::from_ref(&path)).unwrap();
         let after = Tree::read(self.union());
         let left = self.union().changes().unwrap();
         let within = |other: &[u8]| {
             other == path || other.starts_with(&path) && other.get(path.len()) == Some(&b'/')
         };
         for change in &left {
-            assert!(!within(&change.path), "still changed after discarding {}: {change:?}", show(&path));
+            assert!(
+                !within(&change.path),
+                "still changed after discarding {}: {change:?}",
+                show(&path)
+            );
             assert!(
                 changed.iter().any(|old| old.path == change.path) || changed.len() > left.len(),
-                "a new change after discarding {}: {change:?}", show(&path)
+                "a new change after discarding {}: {change:?}",
+                show(&path)
             );
         }
         assert!(gone.len() <= changed.len());
@@ -671,7 +900,9 @@ impl Machine {
                 }
             }
         }
-        if same_way && let (Some(now), Some(then)) = (after.paths().get(&path), base_paths.get(&path)) {
+        if same_way
+            && let (Some(now), Some(then)) = (after.paths().get(&path), base_paths.get(&path))
+        {
             assert_eq!(now, then);
             let mut node = after.node(*now).clone();
             if node.kind() == Kind::Directory {
@@ -686,7 +917,10 @@ impl Machine {
             if let Some(now) = after.nodes.get(ino)
                 && !touched.contains(ino)
                 && node.kind() != Kind::Directory
-                && !before.paths().iter().any(|(path, at)| at == ino && within(path))
+                && !before
+                    .paths()
+                    .iter()
+                    .any(|(path, at)| at == ino && within(path))
             {
                 assert_same(node, now, &format!("bystander {ino}"));
             }
@@ -717,10 +951,12 @@ fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
     for (ino, then) in &base.nodes {
         match now.nodes.get(ino) {
             None => {
-                let reported = changes.iter().any(|c| c.ino == *ino && c.what == ChangeKind::Deleted)
-                    || base_paths.iter().any(|(path, at)| {
-                        at == ino && changes.iter().any(|c| c.path == *path)
-                    })
+                let reported = changes
+                    .iter()
+                    .any(|c| c.ino == *ino && c.what == ChangeKind::Deleted)
+                    || base_paths
+                        .iter()
+                        .any(|(path, at)| at == ino && changes.iter().any(|c| c.path == *path))
                     || changes.iter().any(|c| {
                         let name = c.path.rsplit(|b| *b == b'/').next().unwrap();
                         base_entries.iter().any(|(_, n, i)| i == ino && n == name)
@@ -733,7 +969,11 @@ fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
                     && (node.mode, node.owner) == (then.mode, then.owner)
                     && node.xattrs == then.xattrs;
                 if !same {
-                    assert!(changes.iter().any(|c| c.ino == *ino), "{ino} is changed, unreported: {}", what());
+                    assert!(
+                        changes.iter().any(|c| c.ino == *ino),
+                        "{ino} is changed, unreported: {}",
+                        what()
+                    );
                 }
             }
         }
@@ -746,17 +986,28 @@ fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
     }
     // Names of objects that are in both.
     for (path, ino) in &now_paths {
-        let Some(entry) = entry_of(now, path) else { continue };
+        let Some(entry) = entry_of(now, path) else {
+            continue;
+        };
         if base.nodes.contains_key(ino) && !base_entries.contains(&entry) {
             let reported = changes.iter().any(|c| c.ino == *ino && c.path == *path);
-            assert!(reported, "{} is a new name, unreported: {}", show(path), what());
+            assert!(
+                reported,
+                "{} is a new name, unreported: {}",
+                show(path),
+                what()
+            );
         }
     }
     for change in changes {
         let (path, ino) = (&change.path, change.ino);
         let text = format!("{} {ino} {:?}: {}", show(path), change.what, what());
         if path.is_empty() {
-            assert_eq!(change.what, ChangeKind::Modified { content: false }, "{text}");
+            assert_eq!(
+                change.what,
+                ChangeKind::Modified { content: false },
+                "{text}"
+            );
             continue;
         }
         match &change.what {
@@ -778,7 +1029,12 @@ fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
             }
             ChangeKind::Modified { .. } => {
                 assert_eq!(now_paths.get(path), Some(&ino), "{text}");
-                assert!(base.nodes.contains_key(&ino) || base_paths.contains_key(path) || entry_of(now, path).is_some(), "{text}");
+                assert!(
+                    base.nodes.contains_key(&ino)
+                        || base_paths.contains_key(path)
+                        || entry_of(now, path).is_some(),
+                    "{text}"
+                );
             }
         }
     }

@@ -7,8 +7,11 @@ use super::bench::Bench;
 use super::ops::{Machine, Make, Op, Place};
 
 fn place() -> impl Strategy<Value = Place> {
-    (any::<u16>(), any::<u8>(), prop::bool::weighted(0.3))
-        .prop_map(|(dir, name, over)| Place { dir, name, over })
+    (any::<u16>(), any::<u8>(), prop::bool::weighted(0.3)).prop_map(|(dir, name, over)| Place {
+        dir,
+        name,
+        over,
+    })
 }
 
 fn make() -> impl Strategy<Value = Make> {
@@ -58,7 +61,10 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn number(variable: &str, default: u32) -> u32 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 fn run(bench: fn() -> Bench, cases: u32) {
@@ -66,7 +72,7 @@ fn run(bench: fn() -> Bench, cases: u32) {
     let config = Config {
         cases: number("ENVFS_MODEL_CASES", cases),
         failure_persistence: None,
-        max_shrink_time: 60_000,
+        max_shrink_time: 30_000,
         ..Config::default()
     };
     let mut runner = TestRunner::new(config);

@@ -36,13 +36,18 @@ fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
         let known = names.get(&name).copied();
         match (random.below(6), known) {
             (0 | 1, None) => {
-                let (ino, _) = union.make(dir, &name, Kind::File, 0o644, 0, None, creator).unwrap();
+                let (ino, _) = union
+                    .make(dir, &name, Kind::File, 0o644, 0, None, creator)
+                    .unwrap();
                 union.nodes().remember(ino, dir);
                 names.insert(name, ino);
                 contents.insert(ino, Vec::new());
             }
             (0 | 1 | 2, Some(ino)) => {
-                let (offset, data) = (random.below(2 * BLOCK), noise(round as u64, random.below(BLOCK)));
+                let (offset, data) = (
+                    random.below(2 * BLOCK),
+                    noise(round as u64, random.below(BLOCK)),
+                );
                 union.write_at(ino, offset as u64, &data, false).unwrap();
                 let content = contents.get_mut(&ino).unwrap();
                 if !data.is_empty() {
@@ -52,12 +57,17 @@ fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
             }
             (3, Some(ino)) => {
                 let size = random.below(2 * BLOCK);
-                let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+                let set = SetAttr {
+                    size: Some(size as u64),
+                    ..SetAttr::default()
+                };
                 union.set_attr(ino, &set).unwrap();
                 contents.get_mut(&ino).unwrap().resize(size, 0);
             }
             (4, Some(ino)) => {
-                union.rename(dir, &name, dir, &other, RenameMode::Replace).unwrap();
+                union
+                    .rename(dir, &name, dir, &other, RenameMode::Replace)
+                    .unwrap();
                 if name != other {
                     names.remove(&name);
                     if let Some(gone) = names.insert(other, ino) {
@@ -96,7 +106,9 @@ fn threads_work_while_another_commits() {
     let mut dirs = Vec::new();
     for n in 0..4 {
         let name = format!("thread{n}").into_bytes();
-        let (ino, _) = union.make(Ino::ROOT, &name, Kind::Directory, 0o755, 0, None, creator).unwrap();
+        let (ino, _) = union
+            .make(Ino::ROOT, &name, Kind::Directory, 0o755, 0, None, creator)
+            .unwrap();
         union.nodes().remember(ino, Ino::ROOT);
         dirs.push((name, ino));
     }
@@ -110,14 +122,20 @@ fn threads_work_while_another_commits() {
         let committer = scope.spawn(|| {
             let mut done = 0;
             while !over.load(Ordering::Relaxed) {
-                let options = CommitOptions { compact: done % 3 == 2, ..CommitOptions::default() };
+                let options = CommitOptions {
+                    compact: done % 3 == 2,
+                    ..CommitOptions::default()
+                };
                 done += u32::from(bench.commit(&options).is_some());
                 let root = union.read_dir(Ino::ROOT, 0, 100).unwrap();
                 assert_eq!(root.len(), 2 + 7 + 4);
             }
             done
         });
-        let mine = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let mine = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
         over.store(true, Ordering::Relaxed);
         assert!(committer.join().unwrap() > 0);
         mine

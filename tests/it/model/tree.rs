@@ -96,7 +96,9 @@ impl Tree {
 
     pub(super) fn nlink(&self, ino: Ino) -> u32 {
         if let Body::Directory(entries) = &self.node(ino).body {
-            let below = entries.values().filter(|child| self.node(**child).kind() == Kind::Directory);
+            let below = entries
+                .values()
+                .filter(|child| self.node(**child).kind() == Kind::Directory);
             let held = ino == Ino::ROOT || self.entries().iter().any(|entry| entry.2 == ino);
             return if held { 2 + below.count() as u32 } else { 0 };
         }
@@ -105,8 +107,11 @@ impl Tree {
 
     /// True if `dir` is `above` or below it.
     pub(super) fn is_within(&self, dir: Ino, above: Ino) -> bool {
-        let parents: BTreeMap<Ino, Ino> =
-            self.entries().into_iter().map(|(dir, _, ino)| (ino, dir)).collect();
+        let parents: BTreeMap<Ino, Ino> = self
+            .entries()
+            .into_iter()
+            .map(|(dir, _, ino)| (ino, dir))
+            .collect();
         let mut at = dir;
         loop {
             if at == above {
@@ -144,12 +149,16 @@ impl Tree {
         let mut named: BTreeSet<Ino> = self.entries().into_iter().map(|entry| entry.2).collect();
         named.insert(Ino::ROOT);
         let nodes = self.nodes.iter().filter(|(ino, _)| named.contains(ino));
-        Tree { nodes: nodes.map(|(ino, node)| (*ino, node.clone())).collect() }
+        Tree {
+            nodes: nodes.map(|(ino, node)| (*ino, node.clone())).collect(),
+        }
     }
 
     /// Reads a view by listing it, and checks that it agrees with itself.
     pub(super) fn read(union: &Union) -> Tree {
-        let mut tree = Tree { nodes: BTreeMap::new() };
+        let mut tree = Tree {
+            nodes: BTreeMap::new(),
+        };
         let mut nlinks = BTreeMap::new();
         let (root, attr) = (Ino::ROOT, union.attr(Ino::ROOT).unwrap());
         nlinks.insert(root, attr.nlink);
@@ -163,30 +172,54 @@ impl Tree {
                     .unwrap()
                     .unwrap_or_else(|| panic!("{} is listed in {dir} but not found", show(&name)));
                 assert_eq!(found, ino, "{} in {dir}: listed and found", show(&name));
-                assert_eq!(attr.kind, kind, "{} in {dir}: listed and found", show(&name));
+                assert_eq!(
+                    attr.kind,
+                    kind,
+                    "{} in {dir}: listed and found",
+                    show(&name)
+                );
                 assert_eq!(union.attr(ino).unwrap(), attr);
-                assert!(entries.insert(name.clone(), ino).is_none(), "{} is listed twice", show(&name));
+                assert!(
+                    entries.insert(name.clone(), ino).is_none(),
+                    "{} is listed twice",
+                    show(&name)
+                );
                 nlinks.insert(ino, attr.nlink);
                 if kind == Kind::Directory {
-                    assert!(!tree.nodes.contains_key(&ino), "directory {ino} has two names");
+                    assert!(
+                        !tree.nodes.contains_key(&ino),
+                        "directory {ino} has two names"
+                    );
                     pending.push((ino, dir));
                 }
-                tree.nodes.entry(ino).or_insert_with(|| read_node(union, ino, &attr));
+                tree.nodes
+                    .entry(ino)
+                    .or_insert_with(|| read_node(union, ino, &attr));
             }
             tree.node_mut(dir).body = Body::Directory(entries);
         }
         for (ino, nlink) in nlinks {
-            assert_eq!(nlink, tree.nlink(ino), "link count of {ino} {:?}", tree.node(ino));
+            assert_eq!(
+                nlink,
+                tree.nlink(ino),
+                "link count of {ino} {:?}",
+                tree.node(ino)
+            );
         }
         tree
     }
 
     /// Panics where a view, as read, is not what the model says.
     pub(super) fn assert_is(&self, actual: &Tree) {
-        let name_of: BTreeMap<Ino, Vec<u8>> =
-            self.paths().into_iter().map(|(path, ino)| (ino, path)).collect();
+        let name_of: BTreeMap<Ino, Vec<u8>> = self
+            .paths()
+            .into_iter()
+            .map(|(path, ino)| (ino, path))
+            .collect();
         for (ino, node) in &self.nodes {
-            let path = name_of.get(ino).map_or("(root)".to_owned(), |path| show(path));
+            let path = name_of
+                .get(ino)
+                .map_or("(root)".to_owned(), |path| show(path));
             let Some(found) = actual.nodes.get(ino) else {
                 panic!("{path} ({ino}) is missing: {:?}", node.body);
             };
@@ -200,7 +233,9 @@ impl Tree {
     /// Checks by lookups alone, and that names which are not there are not found.
     pub(super) fn assert_found(&self, union: &Union, names: &[Vec<u8>]) {
         for (ino, node) in &self.nodes {
-            let Body::Directory(entries) = &node.body else { continue };
+            let Body::Directory(entries) = &node.body else {
+                continue;
+            };
             for (name, child) in entries {
                 let found = union.lookup(*ino, name).unwrap().map(|found| found.0);
                 assert_eq!(found, Some(*child), "{} in {ino}", show(name));
@@ -220,10 +255,18 @@ pub(super) fn assert_same(node: &Node, found: &Node, what: &str) {
         && ours != theirs
     {
         let at = ours.iter().zip(theirs).position(|(a, b)| a != b);
-        panic!("content of {what}: {} bytes, should be {}; first difference at {at:?}", theirs.len(), ours.len());
+        panic!(
+            "content of {what}: {} bytes, should be {}; first difference at {at:?}",
+            theirs.len(),
+            ours.len()
+        );
     }
     assert_eq!(node.body, found.body, "{what}");
-    assert_eq!(format!("{:o}", node.mode), format!("{:o}", found.mode), "mode of {what}");
+    assert_eq!(
+        format!("{:o}", node.mode),
+        format!("{:o}", found.mode),
+        "mode of {what}"
+    );
     assert_eq!(node.owner, found.owner, "owner of {what}");
     assert_eq!(node.xattrs, found.xattrs, "attributes of {what}");
     if node.mtime.is_some() {
@@ -233,7 +276,11 @@ pub(super) fn assert_same(node: &Node, found: &Node, what: &str) {
 
 pub(super) fn show(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes).into_owned();
-    if text.len() > 40 { format!("{}…", &text[..20]) } else { text }
+    if text.len() > 40 {
+        format!("{}…", &text[..20])
+    } else {
+        text
+    }
 }
 
 /// Lists a directory in small parts.
@@ -270,10 +317,19 @@ pub(super) fn read_node(union: &Union, ino: Ino, attr: &Attr) -> Node {
     };
     let names = union.xattr_names(ino).unwrap();
     let mut xattrs = BTreeMap::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         xattrs.insert(name.to_vec(), union.xattr(ino, name).unwrap().into_vec());
     }
-    Node { body, mode: attr.mode, owner: (attr.uid, attr.gid), mtime: Some(attr.mtime), xattrs }
+    Node {
+        body,
+        mode: attr.mode,
+        owner: (attr.uid, attr.gid),
+        mtime: Some(attr.mtime),
+        xattrs,
+    }
 }
 
 fn read_file(union: &Union, ino: Ino, size: u64) -> Vec<u8> {
@@ -291,13 +347,24 @@ fn read_file(union: &Union, ino: Ino, size: u64) -> Vec<u8> {
             Err(Error::Posix(Errno::ENXIO)) => size,
             Err(e) => panic!("{e}"),
         };
-        assert!(data >= at && data <= size, "data of {ino} at {data} of {size} from {at}");
-        assert!(whole[at as usize..data as usize].iter().all(|byte| *byte == 0), "hole of {ino} has data");
+        assert!(
+            data >= at && data <= size,
+            "data of {ino} at {data} of {size} from {at}"
+        );
+        assert!(
+            whole[at as usize..data as usize]
+                .iter()
+                .all(|byte| *byte == 0),
+            "hole of {ino} has data"
+        );
         if data == size {
             break;
         }
         at = union.seek(ino, data, true).unwrap();
-        assert!(at > data && at <= size, "hole of {ino} at {at} of {size} from {data}");
+        assert!(
+            at > data && at <= size,
+            "hole of {ino} at {at} of {size} from {data}"
+        );
     }
     whole
 }
