@@ -12,6 +12,7 @@ use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
+use crate::daemon::service::BRIEF;
 use crate::daemon::lifecycle;
 use crate::daemon::protocol::{CommitOptions, Service};
 use crate::environment::{EnvLock, EnvName, LockMode};
@@ -136,7 +137,7 @@ fn replace(word: &OsStr, mark: &[u8], by: &OsStr) -> OsString {
 
 fn undo(env: Env) -> Result<()> {
     lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
-    let lock = EnvLock::try_lock(env.environment.layout(), LockMode::Exclusive, "remove")?;
+    let lock = EnvLock::lock(env.environment.layout(), LockMode::Exclusive, "remove", BRIEF)?;
     env.environment.remove_files(lock)?;
     super::remove::remove_prefix(&env.target.prefix);
     Ok(())

@@ -10,6 +10,7 @@ use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::size;
+use crate::daemon::service::BRIEF;
 use crate::daemon::lifecycle;
 use crate::environment::{EnvLock, LockMode};
 
@@ -40,7 +41,7 @@ impl Args {
         );
         context.output.confirm(&question, self.yes)?;
         lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
-        let lock = EnvLock::try_lock(env.environment.layout(), LockMode::Exclusive, "remove")?;
+        let lock = EnvLock::lock(env.environment.layout(), LockMode::Exclusive, "remove", BRIEF)?;
         env.environment.remove_files(lock)?;
         remove_prefix(&env.target.prefix);
         context.output.note(format!("{} is removed", self.name));
