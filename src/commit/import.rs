@@ -184,9 +184,6 @@ fn recognise(source: &Path) -> Result<SourceKind> {
     };
     let meta = match fs::metadata(source) {
         Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(refuse("there is nothing to import"));
-        }
         Err(e) => return Err(e).context("look at", source),
     };
     if meta.is_dir() {

@@ -283,6 +283,10 @@ pub struct Unmounted {
 /// What can be done with an environment, here or in its daemon: the same calls with the same
 /// results. [`super::client::Client`] is one; the other works on the store.
 pub trait Service: Send + Sync {
+    /// Closes the environment and gives its lock up: whoever still has the service, such as a
+    /// thread that waits for the end of the process, must not keep others from opening it.
+    fn end(&self) {}
+
     /// Returns sizes and counts.
     fn status(&self) -> Result<Status, Failure>;
 

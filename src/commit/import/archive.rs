@@ -77,6 +77,14 @@ fn components(path: &Path, source: &Path) -> Result<Vec<Vec<u8>>> {
 }
 
 fn damaged(source: &Path, e: &io::Error) -> CommitError {
+    // Only the system's own errors have a number: a full disk is not the archive's fault.
+    if let Some(number) = e.raw_os_error() {
+        return CommitError::Io {
+            doing: "unpack",
+            path: source.to_owned(),
+            source: io::Error::from_raw_os_error(number),
+        };
+    }
     CommitError::Source {
         path: source.to_owned(),
         why: format!("the archive is damaged or cut short: {e}"),

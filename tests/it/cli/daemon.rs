@@ -163,7 +163,7 @@ fn a_socket_that_nobody_listens_at_and_one_that_is_gone_do_no_harm() {
     fs::remove_file(&socket).unwrap();
     env.envfs(&["list"]).ok();
     env.envfs(&["run", "e", "tool"]).ok();
-    env.envfs(&["status", "e"]).ok();
+    env.envfs(&["status", "e"]).fails(9, &["envfs unmount e"]);
     env.envfs(&["commit", "e"]).fails(9, &["envfs unmount e"]);
     assert_eq!(fs::read(prefix.join("x")).unwrap(), b"x");
     env.envfs(&["unmount", "e"]).ok();

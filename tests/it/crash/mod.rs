@@ -235,15 +235,10 @@ fn what_a_completed_call_changed_survives_the_daemons_death_during_writes() {
             .args(["-c", &script])
             .stderr(std::process::Stdio::null());
         let mut writer = command.spawn().unwrap();
-        let enough = |lines: usize| {
-            move || {
-                fs::read_to_string(env_note(&note)).is_ok_and(|text| text.lines().count() > lines)
-            }
-        };
-        fn env_note(note: &Path) -> &Path {
-            note
-        }
-        crate::support::wait_for("some writes", enough(10 + 5 * round as usize));
+        let enough = 10 + 5 * round as usize;
+        crate::support::wait_for("some writes", || {
+            fs::read_to_string(&note).is_ok_and(|text| text.lines().count() > enough)
+        });
         env.kill_daemon("e");
         writer.wait().unwrap();
         let text = fs::read_to_string(env.work().join("note")).unwrap();
