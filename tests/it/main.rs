@@ -2,6 +2,7 @@
 
 mod cli;
 mod crash;
+mod docs;
 mod fs;
 mod model;
 mod shell;
