@@ -34,20 +34,29 @@ fn every_command_heals_the_mount_of_a_killed_daemon_and_nothing_is_lost() {
         ];
         for (number, words) in commands.into_iter().enumerate() {
             env.mount("e");
-            env.sh(&format!("echo {number} >'{at}/file'; mkdir -p '{at}/dir{number}'")).ok();
+            env.sh(&format!(
+                "echo {number} >'{at}/file'; mkdir -p '{at}/dir{number}'"
+            ))
+            .ok();
             env.kill_daemon("e");
             let done = env.envfs(words).ok();
             assert!(!done.err.contains("transport"), "{done}");
             env.mount("e");
             let mounts = mounts_below(env.root());
-            assert_eq!(mounts.len(), 1, "{words:?}: mounts do not pile up: {mounts:?}");
+            assert_eq!(
+                mounts.len(),
+                1,
+                "{words:?}: mounts do not pile up: {mounts:?}"
+            );
             if words[0] == "rollback" {
                 env.sh(&format!("test ! -e '{at}/file'")).ok();
                 if env.user().is_current() {
                     tree::assert_same(&first, &tree::read(&prefix), Look::ALL, "rolled back");
                 }
             } else {
-                let file = env.sh(&format!("test -d '{at}/dir{number}' && cat '{at}/file'")).ok();
+                let file = env
+                    .sh(&format!("test -d '{at}/dir{number}' && cat '{at}/file'"))
+                    .ok();
                 assert_eq!(file.out, format!("{number}\n"), "{words:?}");
             }
         }
@@ -74,7 +83,8 @@ fn a_daemon_that_is_told_to_end_unmounts_cleanly() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let prefix = env.mount("e");
-        env.sh(&format!("echo kept >'{}/kept'", prefix.display())).ok();
+        env.sh(&format!("echo kept >'{}/kept'", prefix.display()))
+            .ok();
         let pid = env.daemon("e");
         kill(pid, Signal::SIGTERM).unwrap();
         wait_for("the daemon's end", || !is_alive(pid));
@@ -94,12 +104,18 @@ fn ctrl_c_in_the_terminal_that_started_it_does_not_reach_the_daemon() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let mut command = env.command("/bin/sh");
-    command.args(["-c", "envfs mount e; trap : INT; kill -INT 0; sleep 0.3; echo after"]);
+    command.args([
+        "-c",
+        "envfs mount e; trap : INT; kill -INT 0; sleep 0.3; echo after",
+    ]);
     command.process_group(0);
     let done = run(command);
     assert!(done.out.ends_with("after\n"), "{done}");
     assert!(is_alive(env.daemon("e")));
-    assert_eq!(fs::read(env.prefix("e").join("lib/c.txt")).unwrap(), b"gamma\n");
+    assert_eq!(
+        fs::read(env.prefix("e").join("lib/c.txt")).unwrap(),
+        b"gamma\n"
+    );
 }
 
 #[test]
@@ -109,13 +125,18 @@ fn a_busy_mount_is_not_taken_away_and_its_users_are_named() {
         let prefix = env.mount("e");
         let mut command = env.command("/bin/sh");
         let script = format!("cd '{}/lib'; echo here; exec sleep 60", prefix.display());
-        let mut child = command.args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .args(["-c", &script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         wait_for("the program", || {
             fs::read_link(format!("/proc/{}/exe", child.id()))
                 .is_ok_and(|exe| exe.ends_with("sleep") || exe.ends_with("coreutils"))
         });
         let pid = child.id().to_string();
-        env.envfs(&["unmount", "e"]).fails(5, &[&pid, "sleep", "--lazy"]);
+        env.envfs(&["unmount", "e"])
+            .fails(5, &[&pid, "sleep", "--lazy"]);
         let status = env.envfs(&["status", "--json", "e"]).ok().json();
         assert_eq!(status["holders"][0]["pid"], child.id(), "{status}");
         env.sh(&format!("test -d '{}/lib'", prefix.display())).ok();
@@ -146,7 +167,9 @@ fn a_socket_that_nobody_listens_at_and_one_that_is_gone_do_no_harm() {
     env.envfs(&["commit", "e"]).fails(9, &["envfs unmount e"]);
     assert_eq!(fs::read(prefix.join("x")).unwrap(), b"x");
     env.envfs(&["unmount", "e"]).ok();
-    wait_for("the daemon's lock", || env.envfs(&["commit", "e"]).code == 0);
+    wait_for("the daemon's lock", || {
+        env.envfs(&["commit", "e"]).code == 0
+    });
     assert_eq!(fs::read(env.mount("e").join("x")).unwrap(), b"x");
 }
 
@@ -167,14 +190,23 @@ fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
             env.envfs(&["unmount", "e"]).ok();
         }
         let mut command = env.envfs_command(&["commit", "e"]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         let child = command.spawn().unwrap();
         let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
         let images = env.home_of("e").join("images");
-        wait_for("the image", || fs::read_dir(&images).unwrap().next().is_some());
+        wait_for("the image", || {
+            fs::read_dir(&images).unwrap().next().is_some()
+        });
         kill(pid, Signal::SIGINT).unwrap();
         finish(child, "commit".to_owned()).fails(130, &["as it was"]);
-        assert_eq!(fs::read_dir(&images).unwrap().count(), 0, "nothing is left of the image");
+        assert_eq!(
+            fs::read_dir(&images).unwrap().count(),
+            0,
+            "nothing is left of the image"
+        );
         env.mount("e");
         tree::assert_same(&before, &tree::read(&prefix), Look::ALL, "after Ctrl-C");
         let log = env.envfs(&["log", "--json", "e"]).ok().json();

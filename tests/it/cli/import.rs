@@ -53,10 +53,14 @@ fn every_codec_and_block_size_can_be_chosen() {
     let source = env.work().join("source");
     samples::small(&env, &source);
     let before = tree::read(&source);
-    for (index, codec) in ["zstd:1", "xz", "gzip", "lz4", "none"].into_iter().enumerate() {
+    for (index, codec) in ["zstd:1", "xz", "gzip", "lz4", "none"]
+        .into_iter()
+        .enumerate()
+    {
         let name = format!("e{index}");
         let args = ["import", "-q", word(&source), &name, "--compression", codec];
-        env.envfs(&[&args[..], &["--block-size", "16384"]].concat()).ok();
+        env.envfs(&[&args[..], &["--block-size", "16384"]].concat())
+            .ok();
         let prefix = env.mount(&name);
         tree::assert_same(&before, &tree::read(&prefix), Look::ALL, codec);
         fs::write(prefix.join("lib/a.txt"), "changed").unwrap();
@@ -118,7 +122,11 @@ fn an_image_made_by_mksquashfs_is_adopted_with_every_codec() {
         run(command).ok();
         tree::assert_same(&after, &tree::read(&to), Look::ALL, codec);
         fs::remove_dir_all(&to).unwrap();
-        assert_eq!(fs::read(&image).unwrap(), digest, "the source is not touched");
+        assert_eq!(
+            fs::read(&image).unwrap(),
+            digest,
+            "the source is not touched"
+        );
     }
 }
 
@@ -144,7 +152,11 @@ fn an_archive_is_unpacked_with_its_links_and_long_names() {
         }
         let archive = env.work().join(format!("{name}.{end}"));
         let mut command = env.command("tar");
-        command.args([format, "-caf"]).arg(&archive).arg("-C").arg(&source);
+        command
+            .args([format, "-caf"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(&source);
         if name == "gz" {
             command.arg("--sparse");
         }
@@ -155,7 +167,10 @@ fn an_archive_is_unpacked_with_its_links_and_long_names() {
         .ok();
         env.envfs(&["import", "-q", word(&archive), name]).ok();
         let prefix = env.mount(name);
-        let look = Look { xattrs: false, ..Look::ALL };
+        let look = Look {
+            xattrs: false,
+            ..Look::ALL
+        };
         tree::assert_same(&before, &tree::read(&prefix), look, name);
         env.verify(name);
     }
@@ -166,7 +181,8 @@ fn the_last_of_what_an_archive_has_twice_counts_and_what_cannot_be_read_is_refus
     let Some(env) = TestEnv::new() else { return };
     env.write(&env.work().join("t/file"), "old");
     env.write(&env.work().join("t/other"), "other");
-    env.sh("tar -cf twice.tar t; echo new >t/file; tar -rf twice.tar t/file").ok();
+    env.sh("tar -cf twice.tar t; echo new >t/file; tar -rf twice.tar t/file")
+        .ok();
     let archive = env.work().join("twice.tar");
     env.envfs(&["import", "-q", word(&archive), "e"]).ok();
     let prefix = env.mount("e");
@@ -174,7 +190,8 @@ fn the_last_of_what_an_archive_has_twice_counts_and_what_cannot_be_read_is_refus
     assert_eq!(fs::read(prefix.join("t/other")).unwrap(), b"other");
     env.verify("e");
 
-    env.sh("truncate -s 1M hole; tar --format=pax --sparse -cf sparse.tar hole").ok();
+    env.sh("truncate -s 1M hole; tar --format=pax --sparse -cf sparse.tar hole")
+        .ok();
     let before = env.store_listing();
     let archive = env.work().join("sparse.tar");
     let refused = env.envfs(&["import", "-q", word(&archive), "s"]);
@@ -186,7 +203,8 @@ fn the_last_of_what_an_archive_has_twice_counts_and_what_cannot_be_read_is_refus
 fn an_archive_without_entries_for_directories_and_one_that_leads_out() {
     let Some(env) = TestEnv::new() else { return };
     env.write(&env.work().join("a/b/c"), "c");
-    env.sh("tar -cf files.tar a/b/c && tar -Pcf up.tar --transform 's,^a,../../a,' a/b/c").ok();
+    env.sh("tar -cf files.tar a/b/c && tar -Pcf up.tar --transform 's,^a,../../a,' a/b/c")
+        .ok();
     let archive = env.work().join("files.tar");
     env.envfs(&["import", "-q", word(&archive), "e"]).ok();
     assert_eq!(fs::read(env.mount("e").join("a/b/c")).unwrap(), b"c");
@@ -205,14 +223,19 @@ fn an_empty_environment_is_filled_through_its_mount() {
     for env in TestEnv::of_all_users() {
         env.envfs(&["create", "e"]).ok();
         let prefix = env.mount("e");
-        env.sh(&format!("test -z \"$(ls -A '{0}')\"; mkdir '{0}/bin'; echo hi >'{0}/bin/x'", prefix.display())).ok();
+        env.sh(&format!(
+            "test -z \"$(ls -A '{0}')\"; mkdir '{0}/bin'; echo hi >'{0}/bin/x'",
+            prefix.display()
+        ))
+        .ok();
         env.envfs(&["commit", "e", "-m", "first"]).ok();
         env.envfs(&["unmount", "e"]).ok();
         let prefix = env.mount("e");
         let read = env.sh(&format!("cat '{}/bin/x'", prefix.display())).ok();
         assert_eq!(read.out, "hi\n");
         env.envfs(&["rollback", "-y", "e"]).ok();
-        env.sh(&format!("test -z \"$(ls -A '{}')\"", prefix.display())).ok();
+        env.sh(&format!("test -z \"$(ls -A '{}')\"", prefix.display()))
+            .ok();
         env.verify("e");
     }
 }
@@ -220,8 +243,12 @@ fn an_empty_environment_is_filled_through_its_mount() {
 #[test]
 fn an_installer_fills_a_new_environment_at_its_final_path() {
     let Some(env) = TestEnv::new() else { return };
-    let script = "mkdir \"$1/bin\" && echo \"#!$1/bin/python\" >\"$1/bin/pip\" && test \"$2\" = 'a b'";
-    env.envfs(&["create", "e", "--", "sh", "-ec", script, "sh", "{prefix}", "a b"]).ok();
+    let script =
+        "mkdir \"$1/bin\" && echo \"#!$1/bin/python\" >\"$1/bin/pip\" && test \"$2\" = 'a b'";
+    env.envfs(&[
+        "create", "e", "--", "sh", "-ec", script, "sh", "{prefix}", "a b",
+    ])
+    .ok();
     let prefix = env.mount("e");
     let text = fs::read_to_string(prefix.join("bin/pip")).unwrap();
     assert_eq!(text, format!("#!{}/bin/python\n", prefix.display()));
@@ -230,13 +257,21 @@ fn an_installer_fills_a_new_environment_at_its_final_path() {
     assert_eq!(log.as_array().unwrap().len(), 2, "{log}");
 
     let before = env.store_listing();
-    let args = ["create", "bad", "--", "sh", "-c", "echo x >{prefix}/x; exit 3"];
+    let args = [
+        "create",
+        "bad",
+        "--",
+        "sh",
+        "-c",
+        "echo x >{prefix}/x; exit 3",
+    ];
     let failed = env.envfs(&args);
     assert_ne!(failed.code, 0, "{failed}");
     assert!(failed.err.contains('3'), "{failed}");
     assert_eq!(env.store_listing(), before, "nothing is left of it");
     assert!(!env.prefix("bad").join("x").exists());
-    env.envfs(&["create", "bad", "--", "no-such-program"]).fails(3, &["no-such-program"]);
+    env.envfs(&["create", "bad", "--", "no-such-program"])
+        .fails(3, &["no-such-program"]);
     assert_eq!(env.store_listing(), before, "nothing is left of it");
 }
 

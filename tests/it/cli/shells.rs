@@ -147,9 +147,8 @@ fn a_script_needs_no_hook() {
         );
         let done = in_shell(&env, shell, &["-c"], &script).ok();
         assert_eq!(done.out, "tool\none\nnone\n", "{shell}");
-        let script = format!(
-            "text=\"$(envfs activate --shell {kind} none-such)\" || echo \"$? <$text>\""
-        );
+        let script =
+            format!("text=\"$(envfs activate --shell {kind} none-such)\" || echo \"$? <$text>\"");
         assert_eq!(in_shell(&env, shell, &["-c"], &script).ok().out, "3 <>\n");
     }
 }
@@ -168,7 +167,10 @@ fn the_sourced_files_are_the_hooks() {
             ". '{}/envfs.{shell}'; envfs activate one; tool; envfs deactivate",
             dir.display()
         );
-        assert_eq!(in_shell(&env, shell, &[option, "-c"], &script).ok().out, "tool\n");
+        assert_eq!(
+            in_shell(&env, shell, &[option, "-c"], &script).ok().out,
+            "tool\n"
+        );
     }
 }
 
@@ -185,21 +187,46 @@ fn run_gives_the_commands_own_status_input_and_signals() {
     assert_eq!(status(&["sh", "-c", "kill -TERM $$"]).code, 128 + 15);
     let mut command = env.envfs_command(&["run", "one", "cat"]);
     let input = b"some\0input\n";
-    assert_eq!(run_with_input({ command.env("X", "y"); command }, input).ok().out.as_bytes(), input);
-    let args = ["run", "-e", "A=b c", "one", "--", "sh", "-c", "echo \"$A $ENVFS_ENV\""];
+    assert_eq!(
+        run_with_input(
+            {
+                command.env("X", "y");
+                command
+            },
+            input
+        )
+        .ok()
+        .out
+        .as_bytes(),
+        input
+    );
+    let args = [
+        "run",
+        "-e",
+        "A=b c",
+        "one",
+        "--",
+        "sh",
+        "-c",
+        "echo \"$A $ENVFS_ENV\"",
+    ];
     assert_eq!(env.envfs(&args).ok().out, "b c one\n");
     let args = ["run", "--cwd", "/", "one", "pwd"];
     assert_eq!(env.envfs(&args).ok().out, "/\n");
     // Everything behind the command is the command's.
-    let done = env.envfs(&["run", "one", "echo", "--help", "-e", "--"]).ok();
+    let done = env
+        .envfs(&["run", "one", "echo", "--help", "-e", "--"])
+        .ok();
     assert_eq!(done.out, "--help -e --\n");
 
     status(&["no-such-program"]).fails(127, &["no-such-program"]);
     let plain = env.work().join("plain");
     env.write(&plain, "not a program");
     status(&[plain.to_str().unwrap()]).fails(126, &["plain"]);
-    env.envfs(&["run", "no-such", "true"]).fails(125, &["no-such"]);
-    env.envfs(&["run", "--no-such-option", "one", "true"]).fails(125, &["--no-such-option"]);
+    env.envfs(&["run", "no-such", "true"])
+        .fails(125, &["no-such"]);
+    env.envfs(&["run", "--no-such-option", "one", "true"])
+        .fails(125, &["--no-such-option"]);
     env.envfs(&["run", "one"]).fails(125, &[]);
 }
 
@@ -208,11 +235,18 @@ fn a_signal_to_run_reaches_the_command_itself() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("one");
     let note = env.work().join("note");
-    let script = format!("trap 'echo got it; exit 7' TERM; echo $$ >'{}'; while :; do sleep 0.05; done", note.display());
+    let script = format!(
+        "trap 'echo got it; exit 7' TERM; echo $$ >'{}'; while :; do sleep 0.05; done",
+        note.display()
+    );
     let mut command = env.envfs_command(&["run", "one", "--", "sh", "-c", &script]);
-    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
     let child = command.spawn().unwrap();
-    wait_for("the command", || fs::read_to_string(&note).is_ok_and(|text| text.ends_with('\n')));
+    wait_for("the command", || {
+        fs::read_to_string(&note).is_ok_and(|text| text.ends_with('\n'))
+    });
     let pid: u32 = fs::read_to_string(&note).unwrap().trim().parse().unwrap();
     assert_eq!(child.id(), pid, "the command takes the place of envfs");
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();

@@ -29,7 +29,15 @@ fn wheels() -> Option<PathBuf> {
     }
     let mut command = Command::new("python3");
     command.env("PATH", PATH);
-    command.args(["-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d"]);
+    command.args([
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "-d",
+    ]);
     command.arg(&cache);
     command.args(WHEELS.map(|(name, version)| format!("{name}=={version}")));
     let done = run(command);
@@ -66,7 +74,10 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
         env.user().give_tree(&own);
         let installer = "python3 -m venv \"$1\" && \"$1/bin/pip\" install -q --no-index \
                          --disable-pip-version-check --find-links wheels six";
-        env.envfs(&["create", "-q", "v", "--", "sh", "-ec", installer, "sh", "{prefix}"]).ok();
+        env.envfs(&[
+            "create", "-q", "v", "--", "sh", "-ec", installer, "sh", "{prefix}",
+        ])
+        .ok();
         let prefix = env.mount("v");
         let pip = |words: &str| {
             let words: Vec<&str> = words.split(' ').collect();
@@ -85,10 +96,20 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
         assert_eq!(shown.line(), prefix.to_str().unwrap());
         python("import six").fails(1, &["ModuleNotFoundError"]);
         let status = env.envfs(&["status", "--json", "v"]).ok().json();
-        assert!(status["changes"]["added"]["entries"].as_u64() > Some(20), "{status}");
-        assert!(status["changes"]["removed"]["entries"].as_u64() > Some(3), "{status}");
+        assert!(
+            status["changes"]["added"]["entries"].as_u64() > Some(20),
+            "{status}"
+        );
+        assert!(
+            status["changes"]["removed"]["entries"].as_u64() > Some(3),
+            "{status}"
+        );
         env.envfs(&["discard", "-y", "v"]).ok();
-        assert_eq!(digest(&env, &prefix), first, "discard gives back the first tree");
+        assert_eq!(
+            digest(&env, &prefix),
+            first,
+            "discard gives back the first tree"
+        );
         python("import six").ok();
         python("import idna").fails(1, &["ModuleNotFoundError"]);
 
@@ -108,12 +129,20 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
 
         // Rolling back gives the first tree back; and forth.
         env.envfs(&["rollback", "-y", "v"]).ok();
-        assert_eq!(digest(&env, &prefix), first, "rollback gives back the first tree");
+        assert_eq!(
+            digest(&env, &prefix),
+            first,
+            "rollback gives back the first tree"
+        );
         python("import six").ok();
         env.envfs(&["unmount", "v"]).ok();
         env.envfs(&["rollback", "-y", "v", "3"]).ok();
         env.mount("v");
-        assert_eq!(digest(&env, &prefix), second, "and back to what was committed");
+        assert_eq!(
+            digest(&env, &prefix),
+            second,
+            "and back to what was committed"
+        );
         env.verify("v");
     }
 }
@@ -136,26 +165,55 @@ fn an_imported_tree_is_the_first_one_again_after_discard_and_rollback() {
     assert!(!prefix.join("new").exists() && prefix.join("lib/link").symlink_metadata().is_ok());
     assert_eq!(fs::read(prefix.join("lib/a.txt")).unwrap(), b"one");
     env.envfs(&["discard", "-y", "e"]).ok();
-    tree::assert_same(&first, &tree::read(&prefix), Look::ALL, "discard while mounted");
+    tree::assert_same(
+        &first,
+        &tree::read(&prefix),
+        Look::ALL,
+        "discard while mounted",
+    );
     change("two");
     let second = tree::read(&prefix);
     env.envfs(&["commit", "e"]).ok();
     tree::assert_same(&second, &tree::read(&prefix), Look::ALL, "commit");
     let again = env.envfs(&["commit", "e"]).ok();
-    assert_eq!(env.envfs(&["log", "--json", "e"]).ok().json().as_array().unwrap().len(), 2, "{again}");
+    assert_eq!(
+        env.envfs(&["log", "--json", "e"])
+            .ok()
+            .json()
+            .as_array()
+            .unwrap()
+            .len(),
+        2,
+        "{again}"
+    );
     fs::write(prefix.join("uncommitted"), "x").unwrap();
     env.envfs(&["rollback", "e"]).fails(2, &["-y"]);
     assert!(prefix.join("uncommitted").exists());
     env.envfs(&["rollback", "-y", "e"]).ok();
-    tree::assert_same(&first, &tree::read(&prefix), Look::ALL, "rollback while mounted");
+    tree::assert_same(
+        &first,
+        &tree::read(&prefix),
+        Look::ALL,
+        "rollback while mounted",
+    );
     env.envfs(&["unmount", "e"]).ok();
     env.envfs(&["rollback", "-y", "e", "2"]).ok();
     let prefix = env.mount("e");
-    tree::assert_same(&second, &tree::read(&prefix), Look::ALL, "rollback while unmounted");
+    tree::assert_same(
+        &second,
+        &tree::read(&prefix),
+        Look::ALL,
+        "rollback while unmounted",
+    );
     fs::write(prefix.join("lib/c.txt"), "more").unwrap();
     env.envfs(&["unmount", "e"]).ok();
     env.envfs(&["discard", "-y", "e"]).ok();
     let prefix = env.mount("e");
-    tree::assert_same(&second, &tree::read(&prefix), Look::ALL, "discard while unmounted");
+    tree::assert_same(
+        &second,
+        &tree::read(&prefix),
+        Look::ALL,
+        "discard while unmounted",
+    );
     env.verify("e");
 }

@@ -11,7 +11,9 @@ use crate::support::{TestEnv, mounts_below, samples};
 /// The points of one operation.
 fn points(operation: &str) -> Vec<&'static str> {
     let points = envfs::fault::POINTS.iter().copied();
-    let found: Vec<_> = points.filter(|point| point.split('.').next() == Some(operation)).collect();
+    let found: Vec<_> = points
+        .filter(|point| point.split('.').next() == Some(operation))
+        .collect();
     assert!(!found.is_empty());
     found
 }
@@ -25,14 +27,21 @@ fn has_happened(point: &str) -> bool {
 fn every_point_belongs_to_an_operation_that_is_tested() {
     for point in envfs::fault::POINTS {
         let operation = point.split('.').next().unwrap();
-        assert!(["import", "commit", "discard", "rollback"].contains(&operation), "{point}");
+        assert!(
+            ["import", "commit", "discard", "rollback"].contains(&operation),
+            "{point}"
+        );
     }
 }
 
 fn change(prefix: &Path, what: &str) {
     fs::write(prefix.join("lib/a.txt"), what).unwrap();
     fs::create_dir_all(prefix.join("new/dir")).unwrap();
-    fs::write(prefix.join("new/dir").join(what), samples::noise(150_000, what.len() as u64)).unwrap();
+    fs::write(
+        prefix.join("new/dir").join(what),
+        samples::noise(150_000, what.len() as u64),
+    )
+    .unwrap();
     fs::remove_file(prefix.join("bin/tool")).unwrap();
     fs::write(prefix.join("bin/tool"), what).unwrap();
     if prefix.join("lib/deep").exists() {
@@ -79,10 +88,20 @@ fn die(words: &[&str], point: &str, is_mounted: bool, prepare: impl Fn(&TestEnv,
 
     // Mending once more changes nothing.
     env.mount("e");
-    tree::assert_same(expected, &tree::read(&prefix), Look::ALL, &format!("{what}, opened twice"));
+    tree::assert_same(
+        expected,
+        &tree::read(&prefix),
+        Look::ALL,
+        &format!("{what}, opened twice"),
+    );
     env.kill_daemon("e");
     env.mount("e");
-    tree::assert_same(expected, &tree::read(&prefix), Look::ALL, &format!("{what}, opened thrice"));
+    tree::assert_same(
+        expected,
+        &tree::read(&prefix),
+        Look::ALL,
+        &format!("{what}, opened thrice"),
+    );
 
     // And everything goes on.
     fs::write(prefix.join("further"), point).unwrap();
@@ -91,20 +110,35 @@ fn die(words: &[&str], point: &str, is_mounted: bool, prepare: impl Fn(&TestEnv,
     assert_eq!(revisions(&env), before + added + 1, "{what}");
     env.envfs(&["unmount", "e"]).ok();
     env.mount("e");
-    tree::assert_same(&further, &tree::read(&prefix), Look::ALL, &format!("{what}, committed"));
+    tree::assert_same(
+        &further,
+        &tree::read(&prefix),
+        Look::ALL,
+        &format!("{what}, committed"),
+    );
     env.envfs(&["unmount", "e"]).ok();
     env.envfs(&["gc", "--keep", "100", "e"]).ok();
     env.verify("e");
 
     // Nothing is left over.
-    let images = fs::read_dir(env.home_of("e").join("images")).unwrap().flatten();
-    let names: Vec<String> = images.map(|file| file.file_name().into_string().unwrap()).collect();
+    let images = fs::read_dir(env.home_of("e").join("images"))
+        .unwrap()
+        .flatten();
+    let names: Vec<String> = images
+        .map(|file| file.file_name().into_string().unwrap())
+        .collect();
     let log = env.envfs(&["log", "--json", "e"]).ok().json();
     for name in &names {
-        let is_known = log.as_array().unwrap().iter().any(|one| one["image"] == name.as_str());
+        let is_known = log
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|one| one["image"] == name.as_str());
         assert!(is_known, "{what}: {name} of {names:?} is nobody's");
     }
-    let layers = fs::read_dir(env.home_of("e").join("layers")).unwrap().count();
+    let layers = fs::read_dir(env.home_of("e").join("layers"))
+        .unwrap()
+        .count();
     assert_eq!(layers, 1, "{what}: one upper remains");
 }
 
@@ -164,7 +198,15 @@ fn an_import_that_dies_leaves_no_environment_and_can_be_done_again() {
         let words = ["import", "-q", source.to_str().unwrap(), "e"];
         let done = env.envfs_with("ENVFS_FAULT", point, &words);
         assert_eq!(done.code, 128 + 9, "{point}: {done}");
-        assert_eq!(env.envfs(&["list", "--json"]).ok().json().as_array().unwrap().len(), 0);
+        assert_eq!(
+            env.envfs(&["list", "--json"])
+                .ok()
+                .json()
+                .as_array()
+                .unwrap()
+                .len(),
+            0
+        );
         env.envfs(&words).ok();
         tree::assert_same_at(&source, &env.mount("e"), Look::ALL, point);
         env.envfs(&["gc"]).ok();
@@ -189,7 +231,9 @@ fn what_a_completed_call_changed_survives_the_daemons_death_during_writes() {
             note.display()
         );
         let mut command = env.command("/bin/sh");
-        command.args(["-c", &script]).stderr(std::process::Stdio::null());
+        command
+            .args(["-c", &script])
+            .stderr(std::process::Stdio::null());
         let mut writer = command.spawn().unwrap();
         let enough = 10 + 5 * round as usize;
         crate::support::wait_for("some writes", || {
@@ -202,7 +246,10 @@ fn what_a_completed_call_changed_survives_the_daemons_death_during_writes() {
         env.mount("e");
         for number in 1..=last {
             let file = prefix.join(format!("done-{number}"));
-            assert!(prefix.join(format!("dir-{number}")).is_dir(), "dir-{number} of {last}");
+            assert!(
+                prefix.join(format!("dir-{number}")).is_dir(),
+                "dir-{number} of {last}"
+            );
             if number + 7 > last + 1 {
                 assert_eq!(fs::read_to_string(&file).unwrap(), format!("{number}\n"));
             } else if number + 7 <= last {

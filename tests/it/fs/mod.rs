@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::support::{TestEnv, has, images};
 use crate::support::tree::{self, Look};
+use crate::support::{TestEnv, has, images};
 
 /// Runs a script in the mount of an environment of each user, then commits and compares.
 fn in_a_mount(programs: &[&str], script: &str) {
@@ -16,17 +16,29 @@ fn in_a_mount(programs: &[&str], script: &str) {
         let at = prefix.display();
         let settings = "export GIT_CONFIG_NOSYSTEM=1 GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b \
                         GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b";
-        let done = env.sh(&format!("{settings}; P='{at}'; cd '{at}'; {script}")).ok();
+        let done = env
+            .sh(&format!("{settings}; P='{at}'; cd '{at}'; {script}"))
+            .ok();
         assert!(!done.err.contains("not implemented"), "{done}");
-        let listing = format!("cd '{at}'; find . -printf '%p %y %m %n %s %Ts %l\\n' | grep -v '^\\. ' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum");
+        let listing = format!(
+            "cd '{at}'; find . -printf '%p %y %m %n %s %Ts %l\\n' | grep -v '^\\. ' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum"
+        );
         // Sizes of directories are nobody's business.
         let listing = listing.replace("%s", "%Y");
         let before = env.sh(&listing).ok().out;
         env.envfs(&["commit", "-q", "e"]).ok();
-        assert_eq!(env.sh(&listing).ok().out, before, "a commit changes nothing");
+        assert_eq!(
+            env.sh(&listing).ok().out,
+            before,
+            "a commit changes nothing"
+        );
         env.envfs(&["unmount", "e"]).ok();
         env.mount("e");
-        assert_eq!(env.sh(&listing).ok().out, before, "a remount changes nothing");
+        assert_eq!(
+            env.sh(&listing).ok().out,
+            before,
+            "a remount changes nothing"
+        );
         env.verify("e");
     }
 }
@@ -51,7 +63,10 @@ fn a_committed_repository_is_cloned_and_packed_from_the_image() {
     env.import_sample("e");
     let at = env.mount("e").display().to_string();
     let git = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b";
-    env.sh(&format!("{git}; cd '{at}'; git init -q repo; cd repo; echo 1 >f; git add f; git commit -qm 1")).ok();
+    env.sh(&format!(
+        "{git}; cd '{at}'; git init -q repo; cd repo; echo 1 >f; git add f; git commit -qm 1"
+    ))
+    .ok();
     env.envfs(&["commit", "-q", "e"]).ok();
     env.sh(&format!("{git}; cd '{at}'; git clone -q repo clone; cd repo; git gc -q; echo 2 >f; git commit -qam 2; git fsck; cd ../clone; git pull -q; test $(cat f) = 2")).ok();
     env.verify("e");

@@ -23,7 +23,10 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
     if find("unsquashfs").is_some() {
         let to = place.join("unsquashed");
         let mut command = Command::new("unsquashfs");
-        command.args(["-no-progress", "-quiet", "-d"]).arg(&to).arg(image);
+        command
+            .args(["-no-progress", "-quiet", "-d"])
+            .arg(&to)
+            .arg(image);
         // It ends with 2 where it could not do everything, such as device nodes without root.
         let done = run(command);
         assert!(done.code == 0 || (done.code == 2 && !is_root), "{done}");
@@ -43,7 +46,8 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
         // It gives each name of a hard link another number.
         let (mut seen, mut expected) = (seen.unwrap(), expected.clone());
         for tree in [&mut seen, &mut expected] {
-            tree.values_mut().for_each(|entry| entry.same_as = PathBuf::new());
+            tree.values_mut()
+                .for_each(|entry| entry.same_as = PathBuf::new());
         }
         assert_same(&expected, &seen, Look::ALL, "squashfuse");
     } else {
@@ -56,7 +60,10 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
     let to = place.join("kernel");
     fs::create_dir(&to).unwrap();
     let mut command = Command::new("mount");
-    command.args(["-t", "squashfs", "-o", "loop,ro"]).arg(image).arg(&to);
+    command
+        .args(["-t", "squashfs", "-o", "loop,ro"])
+        .arg(image)
+        .arg(&to);
     let mounted = run(command);
     if mounted.code != 0 && !mounted.err.contains("uperblock") {
         skip_allowed(&format!("no loop mount here: {}", mounted.err.trim()));

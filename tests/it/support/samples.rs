@@ -46,7 +46,10 @@ pub(crate) fn rich(env: &TestEnv, root: &Path) {
         let file = root.join(format!("many/file-{index:03}"));
         env.write(&file, format!("content {index}\n"));
     }
-    for (name, value) in [("user.short", "v".to_owned()), ("user.long", "w".repeat(3000))] {
+    for (name, value) in [
+        ("user.short", "v".to_owned()),
+        ("user.long", "w".repeat(3000)),
+    ] {
         xattr::set(odd.join("empty"), name, value.as_bytes()).unwrap();
     }
     xattr::set(&odd, "user.on-dir", b"\0\xff").unwrap();
@@ -67,7 +70,11 @@ pub(crate) fn rich(env: &TestEnv, root: &Path) {
     for (path, mode) in modes {
         fs::set_permissions(root.join(path), PermissionsExt::from_mode(mode)).unwrap();
     }
-    let times = [("lib/c.txt", 1), ("odd/sparse", 4_000_000_000), ("many", 86_400)];
+    let times = [
+        ("lib/c.txt", 1),
+        ("odd/sparse", 4_000_000_000),
+        ("many", 86_400),
+    ];
     for (path, seconds) in times {
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let file = File::open(root.join(path)).unwrap();
