@@ -241,7 +241,9 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
     let mut outcome = commit::verify(&db, environment.layout(), settings.threads, progress)
         .map_err(Failure::from)?;
     drop(db);
-    if EnvLock::current_holder(environment.layout()).is_none() {
+    // Without whole images there is no view to look over.
+    let is_whole = outcome.problems.is_empty();
+    if is_whole && EnvLock::current_holder(environment.layout()).is_none() {
         let config = environment.store().config()?;
         let local = Local::open(environment.clone(), &config, "verify", BRIEF)?;
         let upper = local

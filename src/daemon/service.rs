@@ -377,16 +377,18 @@ impl From<CommitError> for Failure {
             }
             CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
             CommitError::Source { .. } => Failure::new(Kind::Damaged, error.to_string()),
-            CommitError::Union(union::Error::CommitUnfinished) => {
-                Failure::new(Kind::Busy, error.to_string())
+            CommitError::Union(union::Error::CommitUnfinished) => Failure::new(Kind::Busy, error.to_string()),
+            CommitError::Io { ref source, .. } => Failure::new(kind_of_io(source), error.to_string()),
+            CommitError::Image(ref image) | CommitError::Union(union::Error::Image(ref image)) => {
+                let kind = match image {
+                    // An image that should be there and is not is as bad as a damaged one.
+                    squashfs::Error::Io { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
+                        Kind::System
+                    }
+                    _ => Kind::Damaged,
+                };
+                Failure::new(kind, with_causes(&error))
             }
-            CommitError::Io { ref source, .. } => {
-                Failure::new(kind_of_io(source), error.to_string())
-            }
-            CommitError::Image(ref image) if matches!(image, squashfs::Error::Io { .. }) => {
-                Failure::new(Kind::System, with_causes(&error))
-            }
-            CommitError::Image(_) => Failure::new(Kind::Damaged, with_causes(&error)),
             CommitError::Check(_) => Failure::new(Kind::Damaged, error.to_string()),
             other => Failure::new(Kind::System, with_causes(&other)),
         }

@@ -74,7 +74,12 @@ pub(crate) fn read(root: &Path) -> Tree {
         };
         let mut xattrs = BTreeMap::new();
         if is_plain {
-            for name in xattr::list(path).unwrap() {
+            // Some say so where an image has none at all.
+            let names = match xattr::list(path) {
+                Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => None,
+                names => Some(names.unwrap()),
+            };
+            for name in names.into_iter().flatten() {
                 let value = xattr::get(path, &name).unwrap().unwrap_or_default();
                 xattrs.insert(name.to_string_lossy().into_owned(), value);
             }
