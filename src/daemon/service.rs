@@ -377,12 +377,18 @@ impl From<CommitError> for Failure {
             }
             CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
             CommitError::Source { .. } => Failure::new(Kind::Damaged, error.to_string()),
-            CommitError::Union(union::Error::CommitUnfinished) => Failure::new(Kind::Busy, error.to_string()),
-            CommitError::Io { ref source, .. } => Failure::new(kind_of_io(source), error.to_string()),
+            CommitError::Union(union::Error::CommitUnfinished) => {
+                Failure::new(Kind::Busy, error.to_string())
+            }
+            CommitError::Io { ref source, .. } => {
+                Failure::new(kind_of_io(source), error.to_string())
+            }
             CommitError::Image(ref image) | CommitError::Union(union::Error::Image(ref image)) => {
                 let kind = match image {
                     // An image that should be there and is not is as bad as a damaged one.
-                    squashfs::Error::Io { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
+                    squashfs::Error::Io { source, .. }
+                        if source.kind() != std::io::ErrorKind::NotFound =>
+                    {
                         Kind::System
                     }
                     _ => Kind::Damaged,
