@@ -45,7 +45,7 @@ pub use history::{
     verify,
 };
 pub use import::{ImportOptions, Imported, create_empty, import};
-pub use workspace::{Settings, Workspace, new_revision};
+pub use workspace::{Settings, Workspace, command_line, new_revision};
 
 /// Dead space in an image, as a share of its data area, from which on a commit compacts.
 const COMPACT_FROM: f64 = 0.25;
@@ -55,6 +55,8 @@ const COMPACT_FROM: f64 = 0.25;
 pub struct CommitOptions {
     /// What the user says about the change.
     pub message: String,
+    /// The command line that asks for it, for the history.
+    pub command: String,
     /// Build the image from nothing instead of on the old one.
     pub rebuild: bool,
     /// Leave dead space out, however little there is.
@@ -174,7 +176,7 @@ fn commit_frozen(
             .ok_or(CommitError::NoEarlier)?,
         image: new_image,
         replaces: replaces.clone(),
-        revision: new_revision(&options.message),
+        revision: new_revision(&options.message, &options.command),
         journal: None,
     };
     let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));

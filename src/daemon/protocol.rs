@@ -87,6 +87,9 @@ pub struct CommitOptions {
     /// What the user says about the change.
     #[serde(default)]
     pub message: String,
+    /// The user's command line, for the history.
+    #[serde(default)]
+    pub command: String,
     /// Build the image from nothing instead of on the old one.
     #[serde(default)]
     pub rebuild: bool,
@@ -110,6 +113,9 @@ pub struct RollbackOptions {
     /// Drop uncommitted changes instead of refusing.
     #[serde(default)]
     pub discard_changes: bool,
+    /// The user's command line, for the history.
+    #[serde(default)]
+    pub command: String,
 }
 
 /// Number and size of some entries.

@@ -211,6 +211,7 @@ impl Service for Local {
         let changes: Vec<Change> = self.changes(&Selection::default())?;
         let options = commit::CommitOptions {
             message: options.message.clone(),
+            command: options.command.clone(),
             rebuild: options.rebuild,
             compact: options.compact,
             compression,
@@ -257,7 +258,12 @@ impl Service for Local {
         let _turn = self.turn();
         self.settle()?;
         let target = options.revision.map(RevisionId);
-        let done = commit::rollback(&self.workspace, target, options.discard_changes)?;
+        let done = commit::rollback(
+            &self.workspace,
+            target,
+            options.discard_changes,
+            &options.command,
+        )?;
         self.forget(&done.stale);
         Ok(RolledBack {
             revision: done.revision.0,

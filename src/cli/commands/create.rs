@@ -110,6 +110,7 @@ impl Args {
         };
         let options = CommitOptions {
             message,
+            command: crate::commit::command_line(),
             compression: self.options.compression.clone(),
             block_size: self.options.block_size,
             ..CommitOptions::default()

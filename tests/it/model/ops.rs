@@ -500,7 +500,8 @@ impl Machine {
             Op::Rollback { revision } => {
                 let (id, tree) =
                     self.revisions[usize::from(revision) % self.revisions.len()].clone();
-                let done = commit::rollback(self.bench.workspace(), Some(id), true).unwrap();
+                let done =
+                    commit::rollback(self.bench.workspace(), Some(id), true, "test").unwrap();
                 self.revisions.push((done.revision, tree.clone()));
                 self.back_to(tree);
                 self.base = Tree::read(self.union());
