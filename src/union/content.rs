@@ -296,6 +296,8 @@ impl Union {
         if nameless {
             let file = upper.anonymous(ino)?;
             copy_content(&lower, ino, &file, keep.unwrap_or(attr.size).min(attr.size))?;
+            // Coming up is no change by itself.
+            nix::sys::stat::futimens(&*file, &time_spec(attr.atime), &time_spec(attr.mtime))?;
             if let Some(orphan) = self.write().orphans.get_mut(&ino) {
                 orphan.file = Some(file.clone());
                 orphan.row.data = DataPlace::Upper;
