@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -10,8 +11,10 @@ use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
 use crate::daemon::protocol::{Selection, Service};
-use crate::daemon::service::{Local, mount_environment};
-use crate::environment::{EnvLock, EnvName, Environment, Garbage, Prefix, PrefixUse, Store};
+use crate::daemon::service::{BRIEF, Local, mount_environment};
+use crate::environment::{
+    EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, PrefixUse, Store,
+};
 use crate::progress::Progress;
 use crate::state::{ImageRow, Revision, RevisionId, StateDb};
 
@@ -57,6 +60,7 @@ pub fn local(environment: &Environment) -> Result<Box<dyn Service>> {
         environment.clone(),
         &config,
         "command",
+        Duration::ZERO,
     )?))
 }
 
@@ -104,6 +108,7 @@ pub fn import(
     options: &NewOptions,
     progress: &dyn Progress,
 ) -> Result<Imported> {
+    refuse_existing(store, name)?;
     let options = import_options(store, name, options)?;
     let source = fs::canonicalize(source)
         .map_err(|error| CommandError::io(format!("cannot import {}", source.display()), &error))?;
@@ -120,9 +125,21 @@ pub fn import(
 
 /// Makes an empty environment.
 pub fn create(store: &Store, name: &EnvName, options: &NewOptions) -> Result<Environment> {
+    refuse_existing(store, name)?;
     let options = import_options(store, name, options)?;
     let new = store.create(name)?;
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
+}
+
+/// Said before anything else: its prefix would be found to be in the way, too.
+fn refuse_existing(store: &Store, name: &EnvName) -> Result<()> {
+    if store.exists(name) {
+        return Err(EnvironmentError::Exists {
+            name: name.to_string(),
+        }
+        .into());
+    }
+    Ok(())
 }
 
 fn import_options(
@@ -224,9 +241,11 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
     let mut outcome = commit::verify(&db, environment.layout(), settings.threads, progress)
         .map_err(Failure::from)?;
     drop(db);
-    if EnvLock::current_holder(environment.layout()).is_none() {
+    // Without whole images there is no view to look over.
+    let is_whole = outcome.problems.is_empty();
+    if is_whole && EnvLock::current_holder(environment.layout()).is_none() {
         let config = environment.store().config()?;
-        let local = Local::open(environment.clone(), &config, "verify")?;
+        let local = Local::open(environment.clone(), &config, "verify", BRIEF)?;
         let upper = local
             .workspace()
             .union()

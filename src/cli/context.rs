@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::backend::{self, Facts};
 use super::error::{CommandError, Result};
@@ -11,6 +12,7 @@ use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::{self, State, Target};
 use crate::daemon::protocol::{Selection, Service};
 use crate::daemon::runtime::RuntimeDir;
+use crate::daemon::service::BRIEF;
 use crate::environment::{EnvName, Environment, Store};
 use crate::sys::text::Text;
 
@@ -135,9 +137,25 @@ impl Env {
 
     /// Returns what does the work: its daemon if it has one, else this process.
     pub fn service(&self) -> Result<Box<dyn Service>> {
-        match self.state()? {
+        let deadline = Instant::now() + BRIEF;
+        loop {
+            match self.state()? {
+                State::Unmounted | State::Dead(_) => match backend::local(&self.environment) {
+                    // Another command looks at it, or its daemon starts or ends just now.
+                    Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                    opened => return opened,
+                },
+                state => return self.served(state),
+            }
+        }
+    }
+
+    fn served(&self, state: State) -> Result<Box<dyn Service>> {
+        match state {
             State::Mounted(client) | State::Elsewhere(client) => Ok(Box::new(client)),
-            State::Unmounted | State::Dead(_) => Ok(backend::local(&self.environment)?),
+            State::Unmounted | State::Dead(_) => backend::local(&self.environment),
             State::Deaf => Err(CommandError::new(
                 Kind::Daemon,
                 format!(

@@ -5,14 +5,16 @@ use crate::object::{Ino, Kind};
 use crate::progress::{Progress, Report};
 use crate::union::{ImageLayer, Layer, LowerStack};
 
-/// Compares a view with the image made of it: every name and every attribute, and the content of the
-/// `fresh` files. Data that was carried over was not touched and is not read.
+/// Compares a view with the image made of it: every name, identity and attribute, and the content of
+/// the `fresh` files. Data that was carried over was not touched and is not read. Link counts are not
+/// compared: other people's images may have them wrong, ours count names.
 pub(super) fn same_tree(
     view: &LowerStack,
     image: &ImageLayer,
     fresh: &[Ino],
     progress: &dyn Progress,
 ) -> Result<()> {
+    same_attributes(view, image, Ino::ROOT)?;
     let mut pending = vec![Ino::ROOT];
     let wrong = |what: String| Err(CommitError::Check(what));
     while let Some(dir) = pending.pop() {
@@ -31,6 +33,7 @@ pub(super) fn same_tree(
                     String::from_utf8_lossy(name)
                 ));
             }
+            same_attributes(view, image, ino)?;
             if kind == Kind::Directory {
                 pending.push(ino);
             }
@@ -54,6 +57,34 @@ pub(super) fn same_tree(
         });
     }
     Ok(())
+}
+
+fn same_attributes(view: &LowerStack, image: &ImageLayer, ino: Ino) -> Result<()> {
+    let missing = || CommitError::Check(format!("object {ino} is not there"));
+    let ours = view.attr(ino)?.ok_or_else(missing)?;
+    let theirs = image.inode(ino)?.ok_or_else(missing)?.attr;
+    // What SquashFS keeps of a time: whole seconds from 1970 to 2106.
+    let seconds = ours.mtime.secs.clamp(0, i64::from(u32::MAX));
+    let same = (ours.kind, ours.mode, ours.uid, ours.gid, ours.rdev, seconds)
+        == (
+            theirs.kind,
+            theirs.mode,
+            theirs.uid,
+            theirs.gid,
+            theirs.rdev,
+            theirs.mtime.secs,
+        )
+        && (ours.kind == Kind::Directory || ours.size == theirs.size);
+    let sorted = |mut all: Vec<(Box<[u8]>, Box<[u8]>)>| {
+        all.sort_unstable();
+        all
+    };
+    if same && sorted(view.xattrs(ino)?) == sorted(image.xattrs(ino)?) {
+        return Ok(());
+    }
+    Err(CommitError::Check(format!(
+        "attributes of object {ino}: {theirs:?} instead of {ours:?}"
+    )))
 }
 
 fn same_content(view: &LowerStack, image: &ImageLayer, ino: Ino) -> Result<()> {

@@ -73,6 +73,7 @@ pub fn rollback(
     workspace: &Workspace,
     target: Option<RevisionId>,
     discard_changes: bool,
+    command: &str,
 ) -> Result<RolledBack> {
     let (db, union) = (workspace.db(), workspace.union());
     if !discard_changes && !union.changes()?.is_empty() {
@@ -100,7 +101,7 @@ pub fn rollback(
     let after = Arc::new(LowerStack::new(vec![layer]));
     fault::point("rollback.begun");
     let mut revision = None;
-    let note = new_revision(&format!("roll back to revision {}", target.id));
+    let note = new_revision(&format!("roll back to revision {}", target.id), command);
     let mut stale = union.drop_uppers(after.clone(), |fresh| {
         revision = Some(db.rollback_to(target.id, fresh, &note)?.revision);
         fault::point("rollback.flipped");

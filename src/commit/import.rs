@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Context, Result};
-use super::workspace::{Settings, new_revision, remember_owner};
+use super::workspace::{Settings, command_line, new_revision, remember_owner};
 use super::{Unfinished, new_image, settle};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
@@ -133,7 +133,7 @@ pub fn import(
         prefix: options.prefix.clone(),
         image: Some(row),
         kind: RevisionKind::Import,
-        revision: new_revision(&options.message),
+        revision: new_revision(&options.message, &command_line()),
     })?;
     remember_owner(&db, owner, group)?;
     fault::point("import.initialised");
@@ -156,7 +156,7 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
         prefix: options.prefix.clone(),
         image: None,
         kind: RevisionKind::Create,
-        revision: new_revision(&options.message),
+        revision: new_revision(&options.message, &command_line()),
     })?;
     finish(new, db)
 }
@@ -184,9 +184,6 @@ fn recognise(source: &Path) -> Result<SourceKind> {
     };
     let meta = match fs::metadata(source) {
         Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(refuse("there is nothing to import"));
-        }
         Err(e) => return Err(e).context("look at", source),
     };
     if meta.is_dir() {

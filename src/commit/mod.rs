@@ -45,7 +45,7 @@ pub use history::{
     verify,
 };
 pub use import::{ImportOptions, Imported, create_empty, import};
-pub use workspace::{Settings, Workspace, new_revision};
+pub use workspace::{Settings, Workspace, command_line, new_revision};
 
 /// Dead space in an image, as a share of its data area, from which on a commit compacts.
 const COMPACT_FROM: f64 = 0.25;
@@ -55,6 +55,8 @@ const COMPACT_FROM: f64 = 0.25;
 pub struct CommitOptions {
     /// What the user says about the change.
     pub message: String,
+    /// The command line that asks for it, for the history.
+    pub command: String,
     /// Build the image from nothing instead of on the old one.
     pub rebuild: bool,
     /// Leave dead space out, however little there is.
@@ -111,7 +113,7 @@ pub fn commit(
             "after a commit that failed: {e}; the next one takes the frozen changes along"
         );
     }
-    done.map(Some)
+    done
 }
 
 /// Steps 2 to 6: everything after the rotation.
@@ -120,7 +122,7 @@ fn commit_frozen(
     options: &CommitOptions,
     frozen: Vec<LayerId>,
     progress: &dyn Progress,
-) -> Result<Committed> {
+) -> Result<Option<Committed>> {
     let (union, db) = (workspace.union(), workspace.db());
     fault::point("commit.rotated");
     let view = union.lower();
@@ -130,6 +132,10 @@ fn commit_frozen(
         .layers()
         .iter()
         .find_map(|layer| layer.as_any().downcast_ref::<ImageLayer>());
+    if frozen.is_empty() && old_layer.is_none() {
+        // A rebuild of an environment in which there never was anything.
+        return Ok(None);
+    }
     let id = db.reserve_image()?;
     let layout = workspace.env().layout();
     let unfinished = Unfinished(layout.unfinished_image(id));
@@ -170,7 +176,7 @@ fn commit_frozen(
             .ok_or(CommitError::NoEarlier)?,
         image: new_image,
         replaces: replaces.clone(),
-        revision: new_revision(&options.message),
+        revision: new_revision(&options.message, &options.command),
         journal: None,
     };
     let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
@@ -184,12 +190,12 @@ fn commit_frozen(
         tracing::warn!("cleaning up after the commit: {e}");
     }
     fault::point("commit.cleaned");
-    Ok(Committed {
+    Ok(Some(Committed {
         revision,
         stats,
         way,
         stale,
-    })
+    }))
 }
 
 /// Waits a moment until nobody reads the replaced stack any more: its files are about to go.

@@ -115,16 +115,19 @@ impl Workspace {
     }
 }
 
+/// The command line of this process, as the history keeps it.
+pub fn command_line() -> String {
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// Describes a revision that is about to be made: who, where, by which command.
-pub fn new_revision(message: &str) -> NewRevision {
-    let command: Vec<String> = std::env::args_os()
-        .map(|arg| arg.to_string_lossy().into_owned())
-        .collect();
+pub fn new_revision(message: &str, command: &str) -> NewRevision {
     NewRevision {
         message: message.to_owned(),
         user: crate::environment::user_name(),
         host: crate::environment::host_name(),
-        command: command.join(" "),
+        command: command.to_owned(),
         summary: None,
         tree_digest: None,
     }

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
@@ -27,17 +27,32 @@ pub struct Client {
     hello: Hello,
 }
 
+/// How long a daemon that takes connections but does not greet is given to end.
+const ENDING_PATIENCE: Duration = Duration::from_secs(2);
+
 impl Client {
     /// Returns the client of a daemon that lives and greets, or `None` where nobody listens.
     pub fn connect(socket: &Path) -> Result<Option<Client>, Failure> {
-        let Some(mut connection) = Connection::open(socket)? else {
-            return Ok(None);
-        };
-        let hello = connection.hello()?;
-        Ok(Some(Client {
-            socket: socket.to_path_buf(),
-            hello,
-        }))
+        let deadline = Instant::now() + ENDING_PATIENCE;
+        loop {
+            let Some(mut connection) = Connection::open(socket)? else {
+                return Ok(None);
+            };
+            match connection.hello() {
+                Ok(hello) => {
+                    return Ok(Some(Client {
+                        socket: socket.to_path_buf(),
+                        hello,
+                    }));
+                }
+                // A daemon that is about to end takes the connection and says nothing; soon
+                // nobody listens any more.
+                Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
     }
 
     /// Returns what the daemon said of itself.

@@ -81,7 +81,7 @@ pub fn run(
     let Mounted { session, service } = mounted;
     let result = session.wait();
     drop(running);
-    drop(service);
+    service.end();
     tracing::info!(path = %mount_point.display(), "unmounted");
     result.map_err(|error| Failure::io("the event loops ended badly", &error))
 }

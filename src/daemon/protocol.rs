@@ -87,6 +87,9 @@ pub struct CommitOptions {
     /// What the user says about the change.
     #[serde(default)]
     pub message: String,
+    /// The user's command line, for the history.
+    #[serde(default)]
+    pub command: String,
     /// Build the image from nothing instead of on the old one.
     #[serde(default)]
     pub rebuild: bool,
@@ -110,6 +113,9 @@ pub struct RollbackOptions {
     /// Drop uncommitted changes instead of refusing.
     #[serde(default)]
     pub discard_changes: bool,
+    /// The user's command line, for the history.
+    #[serde(default)]
+    pub command: String,
 }
 
 /// Number and size of some entries.
@@ -283,6 +289,10 @@ pub struct Unmounted {
 /// What can be done with an environment, here or in its daemon: the same calls with the same
 /// results. [`super::client::Client`] is one; the other works on the store.
 pub trait Service: Send + Sync {
+    /// Closes the environment and gives its lock up: whoever still has the service, such as a
+    /// thread that waits for the end of the process, must not keep others from opening it.
+    fn end(&self) {}
+
     /// Returns sizes and counts.
     fn status(&self) -> Result<Status, Failure>;
 

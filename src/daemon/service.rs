@@ -24,8 +24,8 @@ use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
 use crate::union;
 
-/// How long another command may hold an environment before we give up: most are done sooner.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an environment is waited for that another command looks at, or whose daemon ends.
+pub const BRIEF: Duration = Duration::from_secs(3);
 
 /// An environment, open under its lock, with or without a mount in front.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct Local {
     /// Operations on the whole environment wait for each other.
     turn: Mutex<()>,
     /// Held as long as the environment is open.
-    _lock: EnvLock,
+    lock: Mutex<Option<EnvLock>>,
 }
 
 /// The mount in front of an open environment.
@@ -47,13 +47,14 @@ struct Front {
 }
 
 impl Local {
-    /// Opens an environment that nobody else has open.
+    /// Opens an environment that nobody else has open, or will have when `patience` ends.
     pub fn open(
         environment: Environment,
         config: &Config,
         purpose: &str,
+        patience: Duration,
     ) -> Result<Local, Failure> {
-        let lock = EnvLock::lock(environment.layout(), LockMode::Exclusive, purpose, PATIENCE)?;
+        let lock = EnvLock::lock(environment.layout(), LockMode::Exclusive, purpose, patience)?;
         let (workspace, reconciled) = Workspace::open(environment, config)?;
         if !reconciled.is_nothing() {
             tracing::warn!(
@@ -67,7 +68,7 @@ impl Local {
             workspace,
             mounted: OnceLock::new(),
             turn: Mutex::new(()),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -100,17 +101,13 @@ impl Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
-        if let Err(error) = self.workspace.close() {
-            tracing::error!(
-                "closing the environment: {error}; it will be checked when it is opened next"
-            );
-        }
+        self.end();
     }
 }
 
 /// Opens an environment and mounts it at its prefix.
 pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mounted, Failure> {
-    let local = Arc::new(Local::open(environment, config, "mounted")?);
+    let local = Arc::new(Local::open(environment, config, "mounted", BRIEF)?);
     let db = local.workspace.db();
     let missing =
         |what: &str| Failure::new(Kind::Damaged, format!("the database does not say {what}"));
@@ -119,7 +116,8 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
         id: db
             .uuid()?
             .ok_or_else(|| missing("who the environment is"))?,
-        allow_other: false,
+        // What root mounts is as visible as a plain directory; permissions decide, as there.
+        allow_other: nix::unistd::geteuid().is_root(),
         trust_content: false,
     };
     let filesystem = EnvFs::new(local.workspace.union().clone());
@@ -143,6 +141,22 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
 }
 
 impl Service for Local {
+    fn end(&self) {
+        let lock = self
+            .lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if lock.is_none() {
+            return;
+        }
+        if let Err(error) = self.workspace.close() {
+            tracing::error!(
+                "closing the environment: {error}; it will be checked when it is opened next"
+            );
+        }
+    }
+
     fn status(&self) -> Result<Status, Failure> {
         let changes = self.changes(&Selection::default())?;
         let db = self.workspace.db();
@@ -197,6 +211,7 @@ impl Service for Local {
         let changes: Vec<Change> = self.changes(&Selection::default())?;
         let options = commit::CommitOptions {
             message: options.message.clone(),
+            command: options.command.clone(),
             rebuild: options.rebuild,
             compact: options.compact,
             compression,
@@ -243,7 +258,12 @@ impl Service for Local {
         let _turn = self.turn();
         self.settle()?;
         let target = options.revision.map(RevisionId);
-        let done = commit::rollback(&self.workspace, target, options.discard_changes)?;
+        let done = commit::rollback(
+            &self.workspace,
+            target,
+            options.discard_changes,
+            &options.command,
+        )?;
         self.forget(&done.stale);
         Ok(RolledBack {
             revision: done.revision.0,
@@ -356,23 +376,31 @@ impl From<CommitError> for Failure {
             CommitError::Environment(error) => error.into(),
             CommitError::Cancelled => Failure::new(Kind::Cancelled, error.to_string()),
             CommitError::Uncommitted => Failure::new(Kind::Conflict, error.to_string())
-                .hint("commit them first (envfs commit), or give them up with --discard-changes"),
+                .hint("commit them first (envfs commit), or drop them with -y"),
             CommitError::NoRevision(_) | CommitError::NoEarlier => {
                 Failure::new(Kind::NotFound, error.to_string())
                     .hint("envfs log shows the revisions there are")
             }
             CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
-            CommitError::Source { .. } => Failure::new(Kind::NotFound, error.to_string()),
+            CommitError::Source { .. } => Failure::new(Kind::Damaged, error.to_string()),
             CommitError::Union(union::Error::CommitUnfinished) => {
                 Failure::new(Kind::Busy, error.to_string())
             }
             CommitError::Io { ref source, .. } => {
                 Failure::new(kind_of_io(source), error.to_string())
             }
-            CommitError::Image(ref image) if matches!(image, squashfs::Error::Io { .. }) => {
-                Failure::new(Kind::System, with_causes(&error))
+            CommitError::Image(ref image) | CommitError::Union(union::Error::Image(ref image)) => {
+                let kind = match image {
+                    // An image that should be there and is not is as bad as a damaged one.
+                    squashfs::Error::Io { source, .. }
+                        if source.kind() != std::io::ErrorKind::NotFound =>
+                    {
+                        Kind::System
+                    }
+                    _ => Kind::Damaged,
+                };
+                Failure::new(kind, with_causes(&error))
             }
-            CommitError::Image(_) => Failure::new(Kind::Damaged, with_causes(&error)),
             CommitError::Check(_) => Failure::new(Kind::Damaged, error.to_string()),
             other => Failure::new(Kind::System, with_causes(&other)),
         }

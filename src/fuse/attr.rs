@@ -49,6 +49,41 @@ fn kernel_rdev(rdev: u64) -> u32 {
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::To(Timestamp::from(time)),
+        TimeOrNow::SpecificTime(time) => SetTime::To(undo_fuser(Timestamp::from(time))),
+    }
+}
+
+/// fuser 0.18 takes the nanoseconds of a time before 1970 in the wrong direction: what the kernel
+/// sends as -2 s + 0.5 s arrives as -2.5 s.
+fn undo_fuser(time: Timestamp) -> Timestamp {
+    if time.secs < 0 && time.nanos != 0 {
+        Timestamp {
+            secs: time.secs + 1,
+            nanos: 1_000_000_000 - time.nanos,
+        }
+    } else {
+        time
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn a_time_before_1970_is_what_the_kernel_sent() {
+        let arrived = UNIX_EPOCH - Duration::from_secs(2) - Duration::from_millis(500);
+        let sent = Timestamp {
+            secs: -2,
+            nanos: 500_000_000,
+        };
+        assert_eq!(
+            set_time(TimeOrNow::SpecificTime(arrived)),
+            SetTime::To(sent)
+        );
+        let whole = UNIX_EPOCH - Duration::from_secs(2);
+        let sent = Timestamp { secs: -2, nanos: 0 };
+        assert_eq!(set_time(TimeOrNow::SpecificTime(whole)), SetTime::To(sent));
     }
 }

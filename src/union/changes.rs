@@ -3,7 +3,7 @@
 //! Cost follows the changes: only names and objects that an upper layer mentions are looked at, and
 //! what lies below removed directories.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::delta::Delta;
 use super::stack::LowerStack;
@@ -98,14 +98,19 @@ impl Union {
     }
 }
 
+/// A name in a directory.
+pub(super) type Entry = (Ino, Box<[u8]>);
+
 pub(super) struct Comparison<'a> {
     now: &'a State,
     base: &'a LowerStack,
     /// Merged paths of directories, `None` for those that are not reachable any more.
     paths: HashMap<Ino, Option<Vec<u8>>>,
     found: BTreeMap<Vec<u8>, Change>,
-    /// Base objects that have a link in an upper layer: they may have moved.
-    linked: HashMap<Ino, Vec<(Ino, Box<[u8]>)>>,
+    /// Names that an upper layer mentions and that lead to an object now, by object.
+    linked: HashMap<Ino, Vec<Entry>>,
+    /// Committed names that an upper layer mentions and that do not lead to their object any more.
+    left: HashMap<Ino, Vec<Entry>>,
 }
 
 impl<'a> Comparison<'a> {
@@ -116,6 +121,7 @@ impl<'a> Comparison<'a> {
             paths: HashMap::new(),
             found: BTreeMap::new(),
             linked: HashMap::new(),
+            left: HashMap::new(),
         }
     }
 
@@ -130,29 +136,90 @@ impl<'a> Comparison<'a> {
     }
 
     pub(super) fn run(mut self) -> Result<Vec<Change>> {
-        let mut names: HashSet<(Ino, &[u8])> = HashSet::new();
-        let mut objects: HashSet<Ino> = HashSet::new();
+        let mut names: BTreeSet<(Ino, &[u8])> = BTreeSet::new();
+        let mut objects: BTreeSet<Ino> = BTreeSet::new();
         for delta in self.deltas() {
             for (dir, entries) in &delta.dirs {
                 names.extend(entries.iter().map(|(name, _)| (*dir, name)));
             }
             objects.extend(delta.inodes.keys());
         }
-        for (dir, name) in &names {
-            if let Some(ino) = self.live_lookup(*dir, name)? {
-                self.linked
-                    .entry(ino)
-                    .or_default()
-                    .push((*dir, Box::from(*name)));
+        for &(dir, name) in &names {
+            let (before, after) = (self.committed(dir, name)?, self.live_lookup(dir, name)?);
+            if let Some(ino) = after {
+                let linked = self.linked.entry(ino).or_default();
+                linked.push((dir, Box::from(name)));
+            }
+            if let Some(ino) = before
+                && after != before
+            {
+                let left = self.left.entry(ino).or_default();
+                left.push((dir, Box::from(name)));
             }
         }
-        for (dir, name) in &names {
-            self.compare_name(*dir, name)?;
+        // Names that are new to an object: each stands for one that it has left, as far as they go.
+        let mut made = Vec::new();
+        for (ino, names) in &self.linked {
+            let mut new = Vec::new();
+            for (dir, name) in names {
+                if self.committed(*dir, name)? != Some(*ino) {
+                    new.push((*dir, name.clone()));
+                }
+            }
+            made.push((*ino, new));
         }
+        for (ino, names) in made {
+            let mut left = self.left.remove(&ino).unwrap_or_default();
+            if left.is_empty()
+                && let Some(place) = self.committed_place(ino)?
+            {
+                left.push(place);
+            }
+            let mut left = left.into_iter();
+            for (dir, name) in names {
+                let from = left.next();
+                self.new_name(ino, dir, &name, from)?;
+            }
+            self.left.insert(ino, left.collect());
+        }
+        let gone: Vec<_> = std::mem::take(&mut self.left).into_iter().collect();
+        for (ino, names) in gone {
+            for (dir, name) in names {
+                // Below something deleted it is reported from above.
+                if let Some(above) = self.path_of(dir)? {
+                    self.deleted(join(&above, &name), ino)?;
+                }
+            }
+        }
+        let mut nameless = HashSet::new();
         for ino in objects {
-            self.compare_object(ino)?;
+            if !self.compare_object(ino)? {
+                nameless.insert(ino);
+            }
+        }
+        if !nameless.is_empty() {
+            self.search(nameless)?;
         }
         Ok(self.found.into_values().collect())
+    }
+
+    /// What a name led to when it was committed.
+    fn committed(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        match self.base.attr(dir)? {
+            Some(attr) if attr.kind == Kind::Directory => self.base.lookup(dir, name),
+            _ => Ok(None),
+        }
+    }
+
+    /// Where a directory was, if that is not where it is now. This finds what left a directory that
+    /// was then removed, whose rows are gone.
+    fn committed_place(&mut self, ino: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+        match self.base.parent(ino)? {
+            Some((dir, name)) if self.live_lookup(dir, &name)? != Some(ino) => {
+                Ok(Some((dir, name)))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn live_lookup(&mut self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
@@ -202,70 +269,37 @@ impl<'a> Comparison<'a> {
         self.found.insert(path, change);
     }
 
-    fn compare_name(&mut self, dir: Ino, name: &[u8]) -> Result<()> {
-        let in_base = self.base.attr(dir)?.is_some();
-        let before = if in_base {
-            self.base.lookup(dir, name)?
-        } else {
-            None
-        };
-        let after = self.live_lookup(dir, name)?;
-        let Some(dir_path) = self.path_of(dir)? else {
-            return Ok(()); // Below something deleted, which is reported from above.
-        };
-        let path = join(&dir_path, name);
-        if before == after {
+    /// Reports a name that an object did not have.
+    fn new_name(
+        &mut self,
+        ino: Ino,
+        dir: Ino,
+        name: &[u8],
+        from: Option<(Ino, Box<[u8]>)>,
+    ) -> Result<()> {
+        let Some(above) = self.path_of(dir)? else {
             return Ok(());
-        }
-        if let Some(old) = before
-            && !self.linked.contains_key(&old)
-        {
-            self.deleted(path.clone(), old)?;
-        }
-        let Some(new) = after else { return Ok(()) };
-        let attr = self.now.attr(new)?;
-        let old_kind = match before {
+        };
+        let path = join(&above, name);
+        let attr = self.now.attr(ino)?;
+        let replaced = match self.committed(dir, name)? {
             Some(old) => self.base.attr(old)?.map(|attr| attr.kind),
             None => None,
         };
-        let what = if self.base.attr(new)?.is_some() {
-            match self.base_name(new)? {
-                Some((from_dir, from)) if self.still_there(from_dir, &from, new)? => {
-                    ChangeKind::Added
-                }
-                Some((from_dir, from)) => ChangeKind::Renamed {
-                    from: self.base_path(from_dir, &from)?,
-                },
-                None => ChangeKind::Added,
+        let what = match from {
+            Some((from_dir, from)) => ChangeKind::Renamed {
+                from: self.base_path(from_dir, &from)?,
+            },
+            None if self.base.attr(ino)?.is_none()
+                && replaced == Some(attr.kind)
+                && attr.kind != Kind::Directory =>
+            {
+                ChangeKind::Modified { content: true }
             }
-        } else if old_kind == Some(attr.kind) && attr.kind != Kind::Directory {
-            ChangeKind::Modified { content: true }
-        } else {
-            ChangeKind::Added
+            None => ChangeKind::Added,
         };
-        self.put(path, what, &attr, new);
+        self.put(path, what, &attr, ino);
         Ok(())
-    }
-
-    /// A committed name of an object: for a directory its place, for others a whiteout that hides it.
-    fn base_name(&self, ino: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        if let Some(place) = self.base.parent(ino)? {
-            return Ok(Some(place));
-        }
-        for delta in self.deltas() {
-            for (dir, entries) in &delta.dirs {
-                for (name, target) in entries.iter() {
-                    if target != Some(ino) && self.base.lookup(*dir, name)? == Some(ino) {
-                        return Ok(Some((*dir, Box::from(name))));
-                    }
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn still_there(&mut self, dir: Ino, name: &[u8], ino: Ino) -> Result<bool> {
-        Ok(self.live_lookup(dir, name)? == Some(ino))
     }
 
     /// Reports a committed object and what lay below it as gone, but for what moved elsewhere.
@@ -290,39 +324,11 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn compare_object(&mut self, ino: Ino) -> Result<()> {
+    /// Whether a committed object that an upper layer has a row for is different; `None` if it is not
+    /// or was not there.
+    fn difference(&self, ino: Ino) -> Result<Option<(ChangeKind, Attr)>> {
         let Some(before) = self.base.attr(ino)? else {
-            return Ok(());
-        };
-        let place = match self
-            .deltas()
-            .into_iter()
-            .find_map(|delta| delta.inodes.get(&ino))
-        {
-            Some(row) => row.place.clone(),
-            None => None,
-        };
-        let path = match place {
-            _ if ino == Ino::ROOT => Some(Vec::new()),
-            Some((dir, name)) if self.live_lookup(dir, &name)? == Some(ino) => {
-                self.path_of(dir)?.map(|above| join(&above, &name))
-            }
-            _ => None,
-        };
-        let path = match path {
-            Some(path) => path,
-            None => match self
-                .linked
-                .get(&ino)
-                .and_then(|names| names.first())
-                .cloned()
-            {
-                Some((dir, name)) => match self.path_of(dir)? {
-                    Some(above) => join(&above, &name),
-                    None => return Ok(()),
-                },
-                None => return Ok(()),
-            },
+            return Ok(None);
         };
         let after = self.now.attr(ino)?;
         let content = self.now.content_changed(ino);
@@ -330,8 +336,62 @@ impl<'a> Comparison<'a> {
             != (after.mode, after.uid, after.gid)
             || (before.kind != Kind::Directory && before.mtime != after.mtime)
             || self.now.xattrs_changed(ino);
-        if (content || attributes) && !self.found.contains_key(&path) {
-            self.put(path, ChangeKind::Modified { content }, &after, ino);
+        let different = content || attributes;
+        Ok(different.then_some((ChangeKind::Modified { content }, after)))
+    }
+
+    /// Reports an object if it is different. Returns false if it is but no name of it is known.
+    fn compare_object(&mut self, ino: Ino) -> Result<bool> {
+        let Some((what, attr)) = self.difference(ino)? else {
+            return Ok(true);
+        };
+        let deltas = self.deltas();
+        let row = deltas.iter().find_map(|delta| delta.inodes.get(&ino));
+        let mut names: Vec<(Ino, Box<[u8]>)> = Vec::new();
+        names.extend(row.and_then(|row| row.place.clone()));
+        names.extend(self.linked.get(&ino).into_iter().flatten().cloned());
+        if ino == Ino::ROOT {
+            self.put(Vec::new(), what, &attr, ino);
+            return Ok(true);
+        }
+        for (dir, name) in names {
+            if self.live_lookup(dir, &name)? == Some(ino)
+                && let Some(above) = self.path_of(dir)?
+            {
+                let path = join(&above, &name);
+                if !self.found.contains_key(&path) {
+                    self.put(path, what, &attr, ino);
+                }
+                return Ok(true);
+            }
+        }
+        // A directory without a place in the upper layers is where it was; if it is not there, it is
+        // not anywhere.
+        Ok(attr.kind == Kind::Directory)
+    }
+
+    /// Looks for names of changed objects in the whole view: a file may have been changed through a
+    /// name that is gone while others remain, which nothing but the image knows.
+    fn search(&mut self, mut wanted: HashSet<Ino>) -> Result<()> {
+        let mut pending = vec![(Vec::new(), Ino::ROOT)];
+        while let Some((above, dir)) = pending.pop() {
+            for (name, ino, kind) in self.now.lower.list(dir)?.iter() {
+                if self.now.lookup(dir, name)? != Some(ino) {
+                    continue;
+                }
+                let path = join(&above, name);
+                if kind == Kind::Directory {
+                    pending.push((path, ino));
+                } else if wanted.remove(&ino)
+                    && let Some((what, attr)) = self.difference(ino)?
+                    && !self.found.contains_key(&path)
+                {
+                    self.put(path, what, &attr, ino);
+                }
+            }
+            if wanted.is_empty() {
+                break;
+            }
         }
         Ok(())
     }

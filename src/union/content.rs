@@ -159,6 +159,9 @@ impl Union {
     ) -> Result<u64> {
         let _gate = self.gate_shared();
         let target = self.writable(to, None)?;
+        // The end of the source as it is now: within one file, copying may move it.
+        let size = self.attr(from)?.size;
+        let len = len.min(size.saturating_sub(from_offset));
         match self.content(from)? {
             Content::File(source) => {
                 let (mut read_at, mut write_at) = (to_i64(from_offset)?, to_i64(to_offset)?);

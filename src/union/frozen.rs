@@ -75,6 +75,13 @@ impl FrozenLayer {
         }
     }
 
+    /// Keeps the content of a file readable after the layer's files have been removed, for an
+    /// object that somebody holds without a name.
+    pub fn pin(&self, ino: Ino) -> Result<()> {
+        self.upper.pin_file(ino, self.file(ino)?);
+        Ok(())
+    }
+
     /// Opens the content of a regular file.
     pub fn file(&self, ino: Ino) -> Result<Arc<std::fs::File>> {
         if let Some(file) = self.upper.cached_file(ino) {
@@ -123,12 +130,15 @@ impl Layer for FrozenLayer {
         };
         let mut inode = row_inode(row);
         if row.data == DataPlace::Upper && row.kind == Kind::File {
-            let stat = with_place(
-                &self.upper,
-                row,
-                |dir| chain(dir, |d| self.parent_of(d)),
-                |place| self.upper.stat(ino, place),
-            )?;
+            let stat = match self.upper.cached_file(ino) {
+                Some(file) => nix::sys::stat::fstat(&*file)?,
+                None => with_place(
+                    &self.upper,
+                    row,
+                    |dir| chain(dir, |d| self.parent_of(d)),
+                    |place| self.upper.stat(ino, place),
+                )?,
+            };
             stat_into(&mut inode.attr, &stat);
         }
         Ok(Some(inode))

@@ -193,7 +193,7 @@ impl Layer for ImageLayer {
             return Ok(None);
         };
         let InodeBody::Directory(body) = &inode.body else {
-            return Err(Errno::ENOTDIR.into());
+            return Ok(None);
         };
         let above = self.image.inode_by_number(body.parent)?;
         let listing = self.image.read_dir(&above)?;

@@ -99,6 +99,8 @@ struct State {
     orphans: HashMap<Ino, Orphan>,
     /// Counts changes of the stack; part of directory positions.
     epoch: u64,
+    /// Directories in the order they had in earlier epochs.
+    old_orders: readdir::OldOrders,
 }
 
 /// An object that lost its last name while somebody had it open. It exists in memory only.
@@ -264,6 +266,10 @@ impl State {
         if row.kind == Kind::File {
             match row.data {
                 DataPlace::Upper => {
+                    if let Some(file) = self.upper.cached_file(ino) {
+                        stat_into(&mut attr, &nix::sys::stat::fstat(&*file)?);
+                        return Ok(attr);
+                    }
                     let stat = frozen::with_place(
                         &self.upper,
                         row,

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use super::{Error, Orphan, Result, Standing, State, Union};
+use super::{Error, FrozenLayer, Orphan, Result, Standing, State, Union};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 
@@ -444,6 +444,14 @@ impl Union {
             let file = match row.data {
                 // Opened while it still has its name.
                 DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, &row)?),
+                DataPlace::Lower if row.kind == Kind::File => {
+                    let layer = state.lower.content(ino)?;
+                    if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
+                        // A commit may remove the layer's files while this is still being read.
+                        frozen.pin(ino)?;
+                    }
+                    None
+                }
                 _ => None,
             };
             let xattrs = if row.owns_xattrs {

@@ -99,6 +99,7 @@ impl Union {
                 lower,
                 orphans: HashMap::new(),
                 epoch: 0,
+                old_orders: Default::default(),
             }),
             nodes: Nodes::default(),
             inos: Mutex::new(0..0),

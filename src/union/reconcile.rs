@@ -61,6 +61,7 @@ pub(super) fn reconcile(
             None => lower.parent(dir),
         };
     let mut misplaced = Vec::new();
+    let mut pictures = Vec::new();
     let mut changes = Vec::new();
     for (&ino, row) in &delta.inodes {
         if row.data != DataPlace::Upper {
@@ -96,6 +97,8 @@ pub(super) fn reconcile(
                 done.renumbered += 1;
                 changes.push(RowChange::put_inode(ino, row));
             }
+            // The row is what counts; the link in the upper is a picture of it.
+            (None, None) if row.kind == Kind::Symlink => pictures.push((ino, row.clone())),
             (None, None) => {
                 done.lost.push(ino);
                 if row.kind == Kind::File && lower.attr(ino)?.is_some() {
@@ -106,7 +109,12 @@ pub(super) fn reconcile(
                     for (dir, entries) in &delta.dirs {
                         for (name, target) in entries.iter() {
                             if target == Some(ino) {
-                                changes.push(RowChange::drop_entry(*dir, name.to_vec()));
+                                let uncovered = uncovers(delta, lower, *dir, name)?;
+                                changes.push(if uncovered {
+                                    RowChange::drop_entry(*dir, name.to_vec())
+                                } else {
+                                    RowChange::put_entry(*dir, name.to_vec(), None)
+                                });
                             }
                         }
                     }
@@ -115,10 +123,6 @@ pub(super) fn reconcile(
                 }
             }
         }
-    }
-    // Misplaced files go through `work`, so that two that changed places do not meet.
-    for (ino, _, found) in &misplaced {
-        upper.take_to_work(found, *ino)?;
     }
     for found in unclaimed.values() {
         if found.in_work {
@@ -129,12 +133,27 @@ pub(super) fn reconcile(
             done.set_aside += 1;
         }
     }
+    // Misplaced files go through `work`, so that two that changed places do not meet.
+    for (ino, _, found) in &misplaced {
+        upper.take_to_work(found, *ino)?;
+    }
     for (ino, place, _) in &misplaced {
         if let Some((dir, name)) = place {
             let fd = upper.make_dir(&chain(*dir, |d| parent(delta, d))?)?;
             upper.place(*ino, fd.as_fd(), name)?;
         }
         done.moved += 1;
+    }
+    for (ino, mut row) in pictures {
+        if let (Some((dir, name)), Some(target)) = (row.place.clone(), row.target.clone()) {
+            let fd = upper.make_dir(&chain(dir, |d| parent(delta, d))?)?;
+            upper.create_symlink(fd.as_fd(), &name, &target)?;
+            row.backing_ino = upper.backing_ino(fd.as_fd(), &name)?;
+        } else {
+            row.data = DataPlace::Lower;
+        }
+        done.renumbered += 1;
+        changes.push(RowChange::put_inode(ino, row));
     }
     if !changes.is_empty() {
         db.apply(layer, &changes).map_err(Error::from)?;
@@ -143,4 +162,15 @@ pub(super) fn reconcile(
         }
     }
     Ok(done)
+}
+
+/// Returns true if a name may show again what lies below: a file that is nowhere else.
+fn uncovers(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<bool> {
+    let Some(below) = lower.lookup(dir, name)? else {
+        return Ok(true);
+    };
+    let is_file = lower
+        .attr(below)?
+        .is_some_and(|attr| attr.kind != Kind::Directory);
+    Ok(is_file && !delta.inodes.contains_key(&below))
 }

@@ -47,6 +47,7 @@ impl Union {
         let state = &mut *guard;
         if !state.delta.is_empty() {
             let (fresh, upper) = self.fresh_upper()?;
+            state.end_epoch(Vec::new())?;
             let frozen = state.layer;
             self.db.rotate(frozen, fresh)?;
             let delta = std::mem::take(&mut state.delta);
@@ -61,7 +62,6 @@ impl Union {
             layers.extend(below.layers().iter().cloned());
             state.layer = fresh;
             state.lower = Arc::new(LowerStack::new(layers));
-            state.epoch += 1;
         }
         Ok(frozen_ids(&state.lower))
     }
@@ -83,11 +83,12 @@ impl Union {
         };
         let (upper, below) = (frozen.upper().clone(), frozen.below().clone());
         let rows = self.db.load_layer(frozen.id)?;
+        let frozen = state.frozen_dirs();
+        state.end_epoch(frozen)?;
         state.layer = self.db.unrotate(state.layer)?;
         state.delta = Delta::from_rows(rows);
         state.upper = upper;
         state.lower = below;
-        state.epoch += 1;
         Ok(())
     }
 
@@ -122,8 +123,8 @@ impl Union {
                 );
             }
         }
+        // The same names in the same order, so positions stay as they are.
         state.lower = lower;
-        state.epoch += 1;
         Ok((published, stale))
     }
 
@@ -138,6 +139,8 @@ impl Union {
         let mut guard = self.write();
         let state = &mut *guard;
         let (fresh, upper) = self.fresh_upper()?;
+        let frozen = state.frozen_dirs();
+        state.end_epoch(frozen)?;
         publish(fresh)?;
         let mut stale = delta_invalidations(&state.delta);
         for layer in state.lower.layers() {
@@ -149,15 +152,38 @@ impl Union {
         state.upper = upper;
         state.layer = fresh;
         state.lower = lower;
-        state.epoch += 1;
+        state.revive_orphans()?;
         Ok(stale)
     }
 }
 
 impl State {
+    /// The directories in which frozen layers have names.
+    fn frozen_dirs(&self) -> Vec<Ino> {
+        let layers = self.lower.layers().iter();
+        let frozen = layers.filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
+        frozen
+            .flat_map(|layer| layer.delta().dirs.keys().copied())
+            .collect()
+    }
+
     /// The images of the stack, without the uppers: what was committed.
     pub(super) fn base(&self) -> LowerStack {
         base_of(&self.lower)
+    }
+
+    /// After changes were thrown away: what had lost its last name by them has it back.
+    pub(super) fn revive_orphans(&mut self) -> Result<()> {
+        let mut back = Vec::new();
+        for ino in self.orphans.keys() {
+            if self.lower.attr(*ino)?.is_some() {
+                back.push(*ino);
+            }
+        }
+        for ino in back {
+            self.orphans.remove(&ino);
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@
 
 mod scan;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -49,6 +50,8 @@ pub struct UpperDir {
     strays: PathBuf,
     dirs: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
     files: Mutex<LruCache<Ino, Arc<File>>>,
+    /// Content that may be read after its name, or the whole layer, is gone.
+    pinned: Mutex<HashMap<Ino, Arc<File>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,6 +81,7 @@ impl UpperDir {
             strays: strays.to_owned(),
             dirs: Mutex::new(LruCache::new(OPEN_LIMIT)),
             files: Mutex::new(LruCache::new(OPEN_LIMIT)),
+            pinned: Mutex::new(HashMap::new()),
         })
     }
 
@@ -334,7 +338,15 @@ impl UpperDir {
 
     /// Returns the content file of `ino` if it is open already.
     pub fn cached_file(&self, ino: Ino) -> Option<Arc<File>> {
-        lock(&self.files).get(&ino).cloned()
+        if let Some(file) = lock(&self.files).get(&ino) {
+            return Some(file.clone());
+        }
+        lock(&self.pinned).get(&ino).cloned()
+    }
+
+    /// Keeps a content file open for as long as this layer is.
+    pub fn pin_file(&self, ino: Ino, file: Arc<File>) {
+        lock(&self.pinned).insert(ino, file);
     }
 
     /// Keeps an open content file at hand.
@@ -345,6 +357,7 @@ impl UpperDir {
     /// Drops the descriptor of a content file that is gone.
     pub fn forget_file(&self, ino: Ino) {
         lock(&self.files).pop(&ino);
+        lock(&self.pinned).remove(&ino);
     }
 
     /// Returns the attributes of content, without opening it.
@@ -372,6 +385,11 @@ impl UpperDir {
     /// The upper root, for `statvfs`.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// The directory beside the upper root, for what is on its way from one place to another.
+    pub fn work(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
     }
 
     /// Moves something that no row knows out of the way, under a name that tells where it was.

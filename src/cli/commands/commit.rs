@@ -48,6 +48,7 @@ impl Args {
         let env = context.environment(self.name.as_deref())?;
         let options = CommitOptions {
             message: self.message.clone(),
+            command: crate::commit::command_line(),
             rebuild: self.rebuild || self.compression.is_some() || self.block_size.is_some(),
             compact: self.compact,
             compression: self.compression.clone(),

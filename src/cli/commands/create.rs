@@ -14,6 +14,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle;
 use crate::daemon::protocol::{CommitOptions, Service};
+use crate::daemon::service::BRIEF;
 use crate::environment::{EnvLock, EnvName, LockMode};
 
 /// Make an empty environment, or one that an installer fills.
@@ -109,6 +110,7 @@ impl Args {
         };
         let options = CommitOptions {
             message,
+            command: crate::commit::command_line(),
             compression: self.options.compression.clone(),
             block_size: self.options.block_size,
             ..CommitOptions::default()
@@ -136,7 +138,12 @@ fn replace(word: &OsStr, mark: &[u8], by: &OsStr) -> OsString {
 
 fn undo(env: Env) -> Result<()> {
     lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
-    let lock = EnvLock::try_lock(env.environment.layout(), LockMode::Exclusive, "remove")?;
+    let lock = EnvLock::lock(
+        env.environment.layout(),
+        LockMode::Exclusive,
+        "remove",
+        BRIEF,
+    )?;
     env.environment.remove_files(lock)?;
     super::remove::remove_prefix(&env.target.prefix);
     Ok(())

@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod export;
 pub mod gc;
 pub mod hook;
+pub mod image;
 pub mod import;
 pub mod list;
 pub mod log;
@@ -28,6 +29,7 @@ pub mod rename;
 pub mod rollback;
 pub mod run;
 pub mod shell;
+pub mod stats;
 pub mod status;
 pub mod unmount;
 pub mod verify;
@@ -88,6 +90,10 @@ pub enum Command {
     #[allow(missing_docs)]
     Completions(completions::Args),
     #[allow(missing_docs)]
+    Stats(stats::Args),
+    #[allow(missing_docs)]
+    Image(image::Args),
+    #[allow(missing_docs)]
     Demo(demo::Args),
     #[command(name = "__daemon", hide = true)]
     #[allow(missing_docs)]
@@ -126,6 +132,8 @@ impl Command {
             Command::Export(args) => args.run(context),
             Command::Verify(args) => args.run(context),
             Command::Doctor(args) => args.run(context),
+            Command::Stats(args) => args.run(context),
+            Command::Image(args) => args.run(context),
             Command::Demo(args) => args.run(context),
             Command::Hook(args) => args.run(context),
             Command::Completions(args) => args.run(context),

@@ -11,6 +11,7 @@ use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::size;
 use crate::daemon::lifecycle;
+use crate::daemon::service::BRIEF;
 use crate::environment::{EnvLock, LockMode};
 
 /// Remove an environment with its images, its changes and its whole history.
@@ -40,7 +41,12 @@ impl Args {
         );
         context.output.confirm(&question, self.yes)?;
         lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
-        let lock = EnvLock::try_lock(env.environment.layout(), LockMode::Exclusive, "remove")?;
+        let lock = EnvLock::lock(
+            env.environment.layout(),
+            LockMode::Exclusive,
+            "remove",
+            BRIEF,
+        )?;
         env.environment.remove_files(lock)?;
         remove_prefix(&env.target.prefix);
         context.output.note(format!("{} is removed", self.name));

@@ -6,6 +6,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::State;
+use crate::daemon::service::BRIEF;
 use crate::environment::{EnvLock, EnvName, LockMode};
 
 /// Give an environment another name.
@@ -31,7 +32,12 @@ impl Args {
                     .hint(format!("envfs unmount {}", env.name())),
             );
         }
-        let lock = EnvLock::try_lock(env.environment.layout(), LockMode::Exclusive, "rename")?;
+        let lock = EnvLock::lock(
+            env.environment.layout(),
+            LockMode::Exclusive,
+            "rename",
+            BRIEF,
+        )?;
         env.environment.rename(&new, &lock)?;
         context.output.note(format!(
             "{} is now {new}; its prefix is still {}",

@@ -48,6 +48,7 @@ impl Args {
         let options = RollbackOptions {
             revision,
             discard_changes: !changes.is_empty(),
+            command: crate::commit::command_line(),
         };
         let progress = context.output.progress();
         let done = service.rollback(&options, &progress)?;

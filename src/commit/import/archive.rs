@@ -1,6 +1,6 @@
 //! A tar archive as the source of an environment, such as conda-pack makes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -77,6 +77,14 @@ fn components(path: &Path, source: &Path) -> Result<Vec<Vec<u8>>> {
 }
 
 fn damaged(source: &Path, e: &io::Error) -> CommitError {
+    // Only the system's own errors have a number: a full disk is not the archive's fault.
+    if let Some(number) = e.raw_os_error() {
+        return CommitError::Io {
+            doing: "unpack",
+            path: source.to_owned(),
+            source: io::Error::from_raw_os_error(number),
+        };
+    }
     CommitError::Source {
         path: source.to_owned(),
         why: format!("the archive is damaged or cut short: {e}"),
@@ -91,49 +99,114 @@ pub(super) fn pack(
     to: &Path,
     progress: &dyn Progress,
 ) -> Result<(WriteStats, Extent)> {
-    let mut extent = Extent {
-        entries: 1,
-        bytes: 0,
+    let attempt = Attempt {
+        source,
+        packing,
+        options,
+        to,
+        progress,
     };
-    let spool = to.with_extension("spool");
-    let stats = super::pack(options, to, Extent::default(), progress, |writer| {
-        let mut tree = Pushed::new(writer)?;
-        let mut archive = packing.open(source)?;
-        for entry in archive.entries().map_err(|e| damaged(source, &e))? {
-            let mut entry = entry.map_err(|e| damaged(source, &e))?;
-            extent.entries += 1;
-            extent.bytes += entry.size();
-            push_entry(&mut entry, &mut tree, writer, source, &spool)?;
+    match attempt.run(&HashSet::new())? {
+        Some(done) => Ok(done),
+        None => {
+            let superseded = superseded_entries(source, packing)?;
+            attempt
+                .run(&superseded)?
+                .ok_or_else(|| CommitError::Source {
+                    path: source.to_owned(),
+                    why: "it names a thing more than once in a way that cannot be followed"
+                        .to_owned(),
+                })
         }
-        tree.finish(writer)
-    })?;
-    Ok((stats, extent))
+    }
+}
+
+struct Attempt<'a> {
+    source: &'a Path,
+    packing: Packing,
+    options: &'a ImportOptions,
+    to: &'a Path,
+    progress: &'a dyn Progress,
+}
+
+impl Attempt<'_> {
+    /// Packs all entries but some. `None` where things are left that are in it more than once, as
+    /// after `tar -r`: the last of each counts.
+    fn run(&self, superseded: &HashSet<usize>) -> Result<Option<(WriteStats, Extent)>> {
+        let spool = self.to.with_extension("spool");
+        let source = self.source;
+        let mut extent = Extent {
+            entries: 1,
+            bytes: 0,
+        };
+        let mut has_twins = false;
+        let packed = super::pack(
+            self.options,
+            self.to,
+            Extent::default(),
+            self.progress,
+            |writer| {
+                let mut tree = Pushed::new();
+                let mut archive = self.packing.open(source)?;
+                let entries = archive.entries().map_err(|e| damaged(source, &e))?;
+                for (index, entry) in entries.enumerate() {
+                    let mut entry = entry.map_err(|e| damaged(source, &e))?;
+                    if superseded.contains(&index) {
+                        continue;
+                    }
+                    extent.entries += 1;
+                    extent.bytes += entry.size();
+                    push_entry(&mut entry, &mut tree, writer, source, &spool)?;
+                    if tree.has_twins {
+                        has_twins = true;
+                        return Err(CommitError::Cancelled);
+                    }
+                }
+                tree.finish(writer)
+            },
+        );
+        match packed {
+            Err(_) if has_twins => Ok(None),
+            packed => Ok(Some((packed?, extent))),
+        }
+    }
+}
+
+/// Finds the entries that a later one of the same path replaces.
+fn superseded_entries(source: &Path, packing: Packing) -> Result<HashSet<usize>> {
+    let mut last = HashMap::new();
+    let mut superseded = HashSet::new();
+    let mut archive = packing.open(source)?;
+    let entries = archive.entries().map_err(|e| damaged(source, &e))?;
+    for (index, entry) in entries.enumerate() {
+        let entry = entry.map_err(|e| damaged(source, &e))?;
+        let path = entry.path().map_err(|e| damaged(source, &e))?;
+        let path = components(&path, source)?;
+        superseded.extend(last.insert(path, index));
+    }
+    Ok(superseded)
 }
 
 /// The directories and names of what has been pushed.
 struct Pushed {
-    root: NodeId,
+    /// The archive's own ".", where it has one.
+    root: Option<Meta>,
     nodes: HashMap<Vec<Vec<u8>>, NodeId>,
-    /// Names are linked at the end: an archive may name a thing twice, and the last one counts.
+    /// Names are linked at the end, when all directories are known.
     names: HashMap<Vec<Vec<u8>>, NodeId>,
     order: Vec<Vec<Vec<u8>>>,
+    has_twins: bool,
 }
 
 impl Pushed {
-    fn new(writer: &mut ImageWriter) -> Result<Pushed> {
-        let meta = Meta {
-            mode: 0o755,
-            uid: owner().0,
-            gid: owner().1,
-            ..Meta::default()
-        };
-        let root = writer.add_directory(&meta)?;
-        Ok(Pushed {
-            root,
-            nodes: HashMap::from([(Vec::new(), root)]),
+    fn new() -> Pushed {
+        Pushed {
+            root: None,
+            nodes: HashMap::new(),
             names: HashMap::new(),
             order: Vec::new(),
-        })
+            has_twins: false,
+        }
     }
 
     /// The node of a directory, made with its parents where the archive has not named it.
@@ -144,12 +217,18 @@ impl Pushed {
         if let Some((_, above)) = path.split_last() {
             self.dir(above, writer)?;
         }
-        let meta = Meta {
+        let named = if path.is_empty() {
+            self.root.take()
+        } else {
+            None
+        };
+        let meta = named.unwrap_or_else(|| Meta {
             mode: 0o755,
             uid: owner().0,
             gid: owner().1,
+            mtime: super::super::mkfs_time(),
             ..Meta::default()
-        };
+        });
         let node = writer.add_directory(&meta)?;
         self.put(path.to_vec(), node);
         Ok(node)
@@ -159,20 +238,27 @@ impl Pushed {
         self.nodes.insert(path.clone(), node);
         if self.names.insert(path.clone(), node).is_none() {
             self.order.push(path);
+        } else {
+            self.has_twins = true;
         }
     }
 
     fn finish(mut self, writer: &mut ImageWriter) -> Result<NodeId> {
-        for path in std::mem::take(&mut self.order) {
+        let root = self.dir(&[], writer)?;
+        for path in self.order.clone() {
+            if let Some((_, above)) = path.split_last() {
+                self.dir(above, writer)?;
+            }
+        }
+        for path in &self.order {
             let Some((name, above)) = path.split_last() else {
                 continue;
             };
-            let dir = self.dir(above, writer)?;
-            if let Some(node) = self.names.get(&path) {
-                writer.link(dir, name, *node)?;
+            if let (Some(dir), Some(node)) = (self.nodes.get(above), self.names.get(path)) {
+                writer.link(*dir, name, *node)?;
             }
         }
-        Ok(self.root)
+        Ok(root)
     }
 }
 
@@ -193,10 +279,25 @@ fn meta_of<R: Read>(entry: &mut tar::Entry<'_, R>, source: &Path) -> Result<Meta
         gid = u32::try_from(number(header.gid())?).unwrap_or(0);
     }
     let mode = header.mode().map_err(|e| damaged(source, &e))?;
-    let mtime = u32::try_from(number(header.mtime())?).unwrap_or(u32::MAX);
+    let mut mtime = u32::try_from(number(header.mtime())?).unwrap_or(u32::MAX);
     let mut xattrs = Vec::new();
     if let Ok(Some(extensions)) = entry.pax_extensions() {
         for extension in extensions.flatten() {
+            if extension.key_bytes().starts_with(b"GNU.sparse.") {
+                // Its content begins with a map of its holes, which would be taken for content.
+                return Err(CommitError::Source {
+                    path: source.to_owned(),
+                    why: "it has sparse files in the pax format, which cannot be read; \
+                          pack it with tar --format=gnu, or without --sparse"
+                        .to_owned(),
+                });
+            }
+            if extension.key_bytes() == b"mtime"
+                && let Ok(text) = extension.value()
+                && let Some(seconds) = text.split('.').next().and_then(|s| s.parse::<i64>().ok())
+            {
+                mtime = u32::try_from(seconds.max(0)).unwrap_or(u32::MAX);
+            }
             if let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.")
                 && [&b"user."[..], b"trusted.", b"security."]
                     .iter()
@@ -236,7 +337,10 @@ fn push_entry<R: Read>(
     };
     let kind = entry.header().entry_type();
     if path.is_empty() {
-        return Ok(()); // The archive's own ".".
+        if kind == EntryType::Directory {
+            tree.root = Some(meta_of(entry, source)?);
+        }
+        return Ok(());
     }
     let node = match kind {
         EntryType::Directory => {

@@ -1,0 +1,231 @@
+//! `envfs image`: looks into any SquashFS file.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Args as ClapArgs, Subcommand};
+use serde::Serialize;
+
+use crate::cli::context::Context;
+use crate::cli::error::{CommandError, Result};
+use crate::cli::output::size;
+use crate::daemon::failure::{Failure, Kind};
+use crate::progress::{Progress, Report};
+use crate::squashfs::format::{Inode, InodeBody, InodeKind};
+use crate::squashfs::reader::{VerifyProgress, verify};
+use crate::squashfs::{self, Image, ReaderOptions};
+
+/// Look into any SquashFS file, made by envfs or by anybody.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  envfs image info science.sqfs\n  envfs image ls science.sqfs lib/python3.12\n  envfs image cat science.sqfs etc/config.toml\n  envfs image verify science.sqfs"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+/// What to do with the file.
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show what the superblock says.
+    Info {
+        /// The image file.
+        file: PathBuf,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List a directory in it.
+    Ls {
+        /// The image file.
+        file: PathBuf,
+        /// Path in the image [default: its root].
+        #[arg(default_value = "")]
+        path: PathBuf,
+    },
+    /// Write a file in it to standard output.
+    Cat {
+        /// The image file.
+        file: PathBuf,
+        /// Path in the image.
+        path: PathBuf,
+    },
+    /// Walk the whole tree and expand every block.
+    Verify {
+        /// The image file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Info {
+    compression: String,
+    block_size: u32,
+    inodes: u32,
+    fragments: u32,
+    bytes: u64,
+    data_bytes: u64,
+    created: u32,
+    has_export_table: bool,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        match &self.action {
+            Action::Info { file, json } => info(context, file, *json),
+            Action::Ls { file, path } => list(context, file, path),
+            Action::Cat { file, path } => cat(context, file, path),
+            Action::Verify { file } => verify_image(context, file),
+        }
+    }
+}
+
+fn failed(file: &Path) -> impl Fn(squashfs::Error) -> CommandError + '_ {
+    move |error| {
+        let kind = match error {
+            squashfs::Error::Io { .. } => Kind::System,
+            squashfs::Error::Cancelled => Kind::Cancelled,
+            _ => Kind::Damaged,
+        };
+        let mut failure = Failure::of(kind, &error);
+        failure.message = format!("{}: {}", file.display(), failure.message);
+        failure.into()
+    }
+}
+
+fn open(file: &Path) -> Result<Image> {
+    Image::open(file, ReaderOptions::default()).map_err(failed(file))
+}
+
+fn info(context: &Context, file: &Path, json: bool) -> Result<()> {
+    let image = open(file)?;
+    let superblock = image.superblock();
+    let data = image.data_area();
+    let info = Info {
+        compression: superblock.compressor.to_string(),
+        block_size: superblock.block_size,
+        inodes: superblock.inodes,
+        fragments: superblock.fragments,
+        bytes: superblock.bytes_used,
+        data_bytes: data.end - data.start,
+        created: superblock.mkfs_time,
+        has_export_table: superblock.export_at().is_some(),
+    };
+    if json {
+        return context.output.json(&info);
+    }
+    let out = &context.output;
+    out.line(format!("compression  {}", info.compression))?;
+    out.line(format!("block size   {}", size(u64::from(info.block_size))))?;
+    out.line(format!("inodes       {}", info.inodes))?;
+    out.line(format!("fragments    {}", info.fragments))?;
+    out.line(format!(
+        "size         {} ({} of it data)",
+        size(info.bytes),
+        size(info.data_bytes)
+    ))?;
+    out.line(format!(
+        "made         {}",
+        crate::cli::output::time(i64::from(info.created))
+    ))?;
+    let export = if info.has_export_table { "yes" } else { "no" };
+    out.line(format!("export table {export}"))
+}
+
+fn find(image: &Image, file: &Path, path: &Path) -> Result<Inode> {
+    let mut inode = image.inode(image.root()).map_err(failed(file))?;
+    let path = path.strip_prefix("/").unwrap_or(path);
+    for name in path.components() {
+        let missing = || {
+            let message = format!("{}: there is no {} in it", file.display(), path.display());
+            CommandError::new(Kind::NotFound, message)
+        };
+        if inode.kind() != InodeKind::Directory {
+            return Err(missing());
+        }
+        let entry = image
+            .lookup(&inode, name.as_os_str().as_bytes())
+            .map_err(failed(file))?;
+        inode = image
+            .entry_inode(&entry.ok_or_else(missing)?)
+            .map_err(failed(file))?;
+    }
+    Ok(inode)
+}
+
+fn list(context: &Context, file: &Path, path: &Path) -> Result<()> {
+    let image = open(file)?;
+    let dir = find(&image, file, path)?;
+    if dir.kind() != InodeKind::Directory {
+        return context.output.line(path.as_os_str().as_bytes());
+    }
+    for (name, entry) in image.read_dir(&dir).map_err(failed(file))?.iter() {
+        let inode = image.entry_inode(&entry).map_err(failed(file))?;
+        let (letter, bytes, target) = match &inode.body {
+            InodeBody::Directory(_) => ('d', 0, None),
+            InodeBody::File(body) => ('-', body.size, None),
+            InodeBody::Symlink(target) => ('l', 0, Some(target)),
+            InodeBody::BlockDevice(_) => ('b', 0, None),
+            InodeBody::CharDevice(_) => ('c', 0, None),
+            InodeBody::Fifo => ('p', 0, None),
+            InodeBody::Socket => ('s', 0, None),
+        };
+        let (uid, gid) = (
+            image.uid(&inode).map_err(failed(file))?,
+            image.gid(&inode).map_err(failed(file))?,
+        );
+        let mut line =
+            format!("{letter}{:04o} {uid:>5} {gid:>5} {bytes:>12} ", inode.mode).into_bytes();
+        line.extend_from_slice(name);
+        if let Some(target) = target {
+            line.extend_from_slice(b" -> ");
+            line.extend_from_slice(target);
+        }
+        context.output.line(line)?;
+    }
+    Ok(())
+}
+
+fn cat(context: &Context, file: &Path, path: &Path) -> Result<()> {
+    let image = open(file)?;
+    let inode = find(&image, file, path)?;
+    if inode.kind() != InodeKind::File {
+        let shown = OsStr::to_string_lossy(path.as_os_str());
+        return Err(CommandError::usage(format!("{shown} is no regular file")));
+    }
+    let layout = image.file_layout(&inode).map_err(failed(file))?;
+    for index in 0..layout.block_count() {
+        let block = image.block(&layout, index).map_err(failed(file))?;
+        context.output.raw(&block)?;
+    }
+    Ok(())
+}
+
+fn verify_image(context: &Context, file: &Path) -> Result<()> {
+    let image = open(file)?;
+    let bar = context.output.progress();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let report = verify(&image, threads, |so_far: VerifyProgress| {
+        bar.report(&Report {
+            phase: "verifying".to_owned(),
+            files_done: so_far.inodes,
+            files_total: u64::from(image.superblock().inodes),
+            bytes_done: so_far.stored_bytes,
+            bytes_total: so_far.total_bytes,
+        });
+        !bar.is_cancelled()
+    });
+    bar.finish();
+    let report = report.map_err(failed(file))?;
+    context.output.note(format!(
+        "{}: {} inodes, {} in files, {} blocks: all can be read",
+        file.display(),
+        report.inodes,
+        size(report.bytes),
+        report.blocks + report.fragments
+    ));
+    Ok(())
+}

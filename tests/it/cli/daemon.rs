@@ -1,0 +1,221 @@
+//! The daemon: dead, deaf, told to end, asked to unmount while it is used.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+
+use crate::support::tree::{self, Look};
+use crate::support::{TestEnv, finish, is_alive, mounts_below, run, wait_for};
+
+#[test]
+fn every_command_heals_the_mount_of_a_killed_daemon_and_nothing_is_lost() {
+    for env in TestEnv::of_all_users() {
+        let source = env.import_sample("e");
+        let first = tree::read(&source);
+        let prefix = env.prefix("e");
+        let at = prefix.display();
+        let commands: [&[&str]; 11] = [
+            &["list"],
+            &["status", "e"],
+            &["diff", "e"],
+            &["mount", "e"],
+            &["activate", "--shell", "bash", "e"],
+            &["run", "e", "--", "tool"],
+            &["commit", "e"],
+            &["discard", "-y", "e", "nothing"],
+            &["verify", "e"],
+            &["rollback", "-y", "e", "1"],
+            &["unmount", "e"],
+        ];
+        for (number, words) in commands.into_iter().enumerate() {
+            env.mount("e");
+            env.sh(&format!(
+                "echo {number} >'{at}/file'; mkdir -p '{at}/dir{number}'"
+            ))
+            .ok();
+            env.kill_daemon("e");
+            let done = env.envfs(words).ok();
+            assert!(!done.err.contains("transport"), "{done}");
+            env.mount("e");
+            let mounts = mounts_below(env.root());
+            assert_eq!(
+                mounts.len(),
+                1,
+                "{words:?}: mounts do not pile up: {mounts:?}"
+            );
+            if words[0] == "rollback" {
+                env.sh(&format!("test ! -e '{at}/file'")).ok();
+                if env.user().is_current() {
+                    tree::assert_same(&first, &tree::read(&prefix), Look::ALL, "rolled back");
+                }
+            } else {
+                let file = env
+                    .sh(&format!("test -d '{at}/dir{number}' && cat '{at}/file'"))
+                    .ok();
+                assert_eq!(file.out, format!("{number}\n"), "{words:?}");
+            }
+        }
+        env.envfs(&["unmount", "e"]).ok();
+        assert_eq!(mounts_below(env.root()).len(), 0);
+        env.verify("e");
+    }
+}
+
+#[test]
+fn discarding_everything_works_on_a_dead_mount() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.import_sample("e");
+    let prefix = env.mount("e");
+    fs::write(prefix.join("x"), "x").unwrap();
+    env.kill_daemon("e");
+    env.envfs(&["discard", "-y", "e"]).ok();
+    env.mount("e");
+    tree::assert_same_at(&source, &prefix, Look::ALL, "discarded");
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_unmounts_cleanly() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        let prefix = env.mount("e");
+        env.sh(&format!("echo kept >'{}/kept'", prefix.display()))
+            .ok();
+        let pid = env.daemon("e");
+        kill(pid, Signal::SIGTERM).unwrap();
+        wait_for("the daemon's end", || !is_alive(pid));
+        assert_eq!(mounts_below(env.root()).len(), 0);
+        let log = fs::read_to_string(env.home_of("e").join("daemon.log")).unwrap();
+        assert!(!log.contains("not closed cleanly"), "{log}");
+        env.mount("e");
+        let read = env.sh(&format!("cat '{}/kept'", prefix.display())).ok();
+        assert_eq!(read.out, "kept\n");
+        let log = fs::read_to_string(env.home_of("e").join("daemon.log")).unwrap();
+        assert!(!log.contains("not closed cleanly"), "{log}");
+    }
+}
+
+#[test]
+fn ctrl_c_in_the_terminal_that_started_it_does_not_reach_the_daemon() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let mut command = env.command("/bin/sh");
+    command.args([
+        "-c",
+        "envfs mount e; trap : INT; kill -INT 0; sleep 0.3; echo after",
+    ]);
+    command.process_group(0);
+    let done = run(command);
+    assert!(done.out.ends_with("after\n"), "{done}");
+    assert!(is_alive(env.daemon("e")));
+    assert_eq!(
+        fs::read(env.prefix("e").join("lib/c.txt")).unwrap(),
+        b"gamma\n"
+    );
+}
+
+#[test]
+fn a_busy_mount_is_not_taken_away_and_its_users_are_named() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        let prefix = env.mount("e");
+        let mut command = env.command("/bin/sh");
+        let script = format!("cd '{}/lib'; echo here; exec sleep 60", prefix.display());
+        let mut child = command
+            .args(["-c", &script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for("the program", || {
+            fs::read_link(format!("/proc/{}/exe", child.id()))
+                .is_ok_and(|exe| exe.ends_with("sleep") || exe.ends_with("coreutils"))
+        });
+        let pid = child.id().to_string();
+        env.envfs(&["unmount", "e"])
+            .fails(5, &[&pid, "sleep", "--lazy"]);
+        let status = env.envfs(&["status", "--json", "e"]).ok().json();
+        assert_eq!(status["holders"][0]["pid"], child.id(), "{status}");
+        env.sh(&format!("test -d '{}/lib'", prefix.display())).ok();
+        env.envfs(&["unmount", "--lazy", "e"]).ok();
+        assert_eq!(mounts_below(env.root()).len(), 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        env.mount("e");
+        env.verify("e");
+    }
+}
+
+#[test]
+fn a_socket_that_nobody_listens_at_and_one_that_is_gone_do_no_harm() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let paths = env.envfs(&["paths", "--json", "e"]).ok().json();
+    let socket = std::path::PathBuf::from(paths["socket"].as_str().unwrap());
+    drop(UnixListener::bind(&socket).unwrap());
+    assert!(socket.exists());
+    env.envfs(&["status", "e"]).ok();
+    let prefix = env.mount("e");
+    fs::write(prefix.join("x"), "x").unwrap();
+    fs::remove_file(&socket).unwrap();
+    env.envfs(&["list"]).ok();
+    env.envfs(&["run", "e", "tool"]).ok();
+    env.envfs(&["status", "e"]).fails(9, &["envfs unmount e"]);
+    env.envfs(&["commit", "e"]).fails(9, &["envfs unmount e"]);
+    assert_eq!(fs::read(prefix.join("x")).unwrap(), b"x");
+    env.envfs(&["unmount", "e"]).ok();
+    wait_for("the daemon's lock", || {
+        env.envfs(&["commit", "e"]).code == 0
+    });
+    assert_eq!(fs::read(env.mount("e").join("x")).unwrap(), b"x");
+}
+
+#[test]
+fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
+    for is_mounted in [true, false] {
+        let Some(env) = TestEnv::new() else { return };
+        fs::create_dir_all(env.store()).unwrap();
+        fs::write(env.store().join("config.toml"), "compression = \"xz:9\"\n").unwrap();
+        env.envfs(&["create", "e"]).ok();
+        let prefix = env.mount("e");
+        for number in 0..24 {
+            let noise = crate::support::samples::noise(2 << 20, number);
+            fs::write(prefix.join(format!("noise{number}")), noise).unwrap();
+        }
+        let before = tree::read(&prefix);
+        if !is_mounted {
+            env.envfs(&["unmount", "e"]).ok();
+        }
+        let mut command = env.envfs_command(&["commit", "e"]);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let child = command.spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        let images = env.home_of("e").join("images");
+        wait_for("the image", || {
+            fs::read_dir(&images).unwrap().next().is_some()
+        });
+        kill(pid, Signal::SIGINT).unwrap();
+        finish(child, "commit".to_owned()).fails(130, &["as it was"]);
+        assert_eq!(
+            fs::read_dir(&images).unwrap().count(),
+            0,
+            "nothing is left of the image"
+        );
+        env.mount("e");
+        tree::assert_same(&before, &tree::read(&prefix), Look::ALL, "after Ctrl-C");
+        let log = env.envfs(&["log", "--json", "e"]).ok().json();
+        assert_eq!(log.as_array().unwrap().len(), 1, "{log}");
+        env.verify("e");
+        for number in 1..24 {
+            fs::remove_file(prefix.join(format!("noise{number}"))).unwrap();
+        }
+        env.envfs(&["commit", "e"]).ok();
+        env.verify("e");
+    }
+}

@@ -1,0 +1,310 @@
+//! Making environments of everything that there is.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::tree::{self, Look};
+use crate::support::{TestEnv, find, has, images, run, samples, skip};
+
+fn word(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn an_imported_directory_is_seen_whole_through_the_mount_and_by_other_tools() {
+    for env in TestEnv::of_all_users() {
+        let source = env.work().join("source");
+        samples::rich(&env, &source);
+        let before = tree::read(&source);
+        let facts = env.envfs(&["import", "--json", word(&source), "e"]).ok();
+        assert_eq!(facts.json()["files"], before.len(), "{facts}");
+        tree::assert_same_at(&source, &source, Look::ALL, "the source");
+        tree::assert_same(&before, &tree::read(&source), Look::ALL, "the source stays");
+        let prefix = env.mount("e");
+        tree::assert_same(&before, &seen(&env, &prefix), Look::ALL, "the mount");
+        env.verify("e");
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+        images::assert_read_by_others(&env, &images::current(&env, "e"), &before);
+    }
+}
+
+/// Reads a mount, which root sees only if it is its own.
+#[track_caller]
+fn seen(env: &TestEnv, prefix: &Path) -> tree::Tree {
+    if env.user().is_current() {
+        return tree::read(prefix);
+    }
+    // Root has no business in a user's mount, so the user copies the tree out.
+    let copy = env.work().join("copy");
+    if copy.exists() {
+        fs::remove_dir_all(&copy).unwrap();
+    }
+    let script = format!("cp -a '{}' '{}'", prefix.display(), copy.display());
+    env.sh(&script).ok();
+    tree::read(&copy)
+}
+
+#[test]
+fn every_codec_and_block_size_can_be_chosen() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    samples::small(&env, &source);
+    let before = tree::read(&source);
+    for (index, codec) in ["zstd:1", "xz", "gzip", "lz4", "none"]
+        .into_iter()
+        .enumerate()
+    {
+        let name = format!("e{index}");
+        let args = ["import", "-q", word(&source), &name, "--compression", codec];
+        env.envfs(&[&args[..], &["--block-size", "16384"]].concat())
+            .ok();
+        let prefix = env.mount(&name);
+        tree::assert_same(&before, &tree::read(&prefix), Look::ALL, codec);
+        fs::write(prefix.join("lib/a.txt"), "changed").unwrap();
+        env.envfs(&["commit", "-q", &name]).ok();
+        let changed = tree::read(&prefix);
+        env.envfs(&["unmount", "-q", &name]).ok();
+        if let Some(program) = find("unsquashfs") {
+            let to = env.work().join(&name);
+            let mut command = env.command(program);
+            command.args(["-quiet", "-no-progress", "-d", word(&to)]);
+            command.arg(images::current(&env, &name));
+            run(command).ok();
+            tree::assert_same(&changed, &tree::read(&to), Look::ALL, codec);
+        }
+    }
+    for wrong in ["zstd:99", "lzo", "best", ""] {
+        let args = ["import", word(&source), "w", "--compression", wrong];
+        env.envfs(&args).fails(2, &[]);
+    }
+    let args = ["import", word(&source), "w", "--block-size", "5000"];
+    env.envfs(&args).fails(2, &["power of two"]);
+}
+
+#[test]
+fn an_image_made_by_mksquashfs_is_adopted_with_every_codec() {
+    if !has("mksquashfs") {
+        return;
+    }
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    samples::rich(&env, &source);
+    let before = tree::read(&source);
+    for codec in ["gzip", "xz", "lz4", "zstd", "lzo"] {
+        let image = env.work().join(format!("{codec}.sqfs"));
+        let mut command = env.command("mksquashfs");
+        command.args([&source, &image]).args(["-comp", codec]);
+        command.args(["-quiet", "-no-progress", "-b", "65536"]);
+        run(command).ok();
+        let digest = fs::read(&image).unwrap();
+        let imported = env.envfs(&["import", word(&image), codec]);
+        if codec == "lzo" {
+            imported.fails(6, &["lzo"]);
+            assert!(!env.home_of(codec).exists());
+            continue;
+        }
+        imported.ok();
+        let prefix = env.mount(codec);
+        tree::assert_same(&before, &tree::read(&prefix), Look::ALL, codec);
+        fs::write(prefix.join("new"), "new").unwrap();
+        fs::remove_dir_all(prefix.join("many")).unwrap();
+        env.envfs(&["commit", "-q", codec]).ok();
+        env.verify(codec);
+        let after = tree::read(&prefix);
+        env.envfs(&["unmount", "-q", codec]).ok();
+        let to = env.work().join("out");
+        let mut command = env.command("unsquashfs");
+        command.args(["-quiet", "-no-progress", "-d", word(&to)]);
+        command.arg(images::current(&env, codec));
+        run(command).ok();
+        tree::assert_same(&after, &tree::read(&to), Look::ALL, codec);
+        fs::remove_dir_all(&to).unwrap();
+        assert_eq!(
+            fs::read(&image).unwrap(),
+            digest,
+            "the source is not touched"
+        );
+    }
+}
+
+#[test]
+fn an_archive_is_unpacked_with_its_links_and_long_names() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    samples::rich(&env, &source);
+    let long = source.join("d".repeat(120)).join("e".repeat(120));
+    env.write(&long.join("f".repeat(200)), "deep");
+    let before = tree::read(&source);
+    let cases = [
+        ("gnu", "tar", "--format=gnu", ""),
+        ("pax", "tar", "--format=pax", ""),
+        ("gz", "tar.gz", "--format=gnu", "gzip"),
+        ("zst", "tar.zst", "--format=pax", "zstd"),
+        ("xz", "tar.xz", "--format=gnu", "xz"),
+    ];
+    for (name, end, format, filter) in cases {
+        if !filter.is_empty() && find(filter).is_none() {
+            skip(&format!("no {filter}"));
+            continue;
+        }
+        let archive = env.work().join(format!("{name}.{end}"));
+        let mut command = env.command("tar");
+        command
+            .args([format, "-caf"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(&source);
+        if name == "gz" {
+            command.arg("--sparse");
+        }
+        run({
+            command.arg(".");
+            command
+        })
+        .ok();
+        env.envfs(&["import", "-q", word(&archive), name]).ok();
+        let prefix = env.mount(name);
+        let look = Look {
+            xattrs: false,
+            ..Look::ALL
+        };
+        tree::assert_same(&before, &tree::read(&prefix), look, name);
+        env.verify(name);
+    }
+}
+
+#[test]
+fn the_last_of_what_an_archive_has_twice_counts_and_what_cannot_be_read_is_refused() {
+    let Some(env) = TestEnv::new() else { return };
+    env.write(&env.work().join("t/file"), "old");
+    env.write(&env.work().join("t/other"), "other");
+    env.sh("tar -cf twice.tar t; echo new >t/file; tar -rf twice.tar t/file")
+        .ok();
+    let archive = env.work().join("twice.tar");
+    env.envfs(&["import", "-q", word(&archive), "e"]).ok();
+    let prefix = env.mount("e");
+    assert_eq!(fs::read(prefix.join("t/file")).unwrap(), b"new\n");
+    assert_eq!(fs::read(prefix.join("t/other")).unwrap(), b"other");
+    env.verify("e");
+
+    env.sh("truncate -s 1M hole; tar --format=pax --sparse -cf sparse.tar hole")
+        .ok();
+    let before = env.store_listing();
+    let archive = env.work().join("sparse.tar");
+    let refused = env.envfs(&["import", "-q", word(&archive), "s"]);
+    assert!(refused.err.contains("--format=gnu"), "{refused}");
+    assert_eq!(env.store_listing(), before);
+}
+
+#[test]
+fn an_archive_without_entries_for_directories_and_one_that_leads_out() {
+    let Some(env) = TestEnv::new() else { return };
+    env.write(&env.work().join("a/b/c"), "c");
+    env.sh("tar -cf files.tar a/b/c && tar -Pcf up.tar --transform 's,^a,../../a,' a/b/c")
+        .ok();
+    let archive = env.work().join("files.tar");
+    env.envfs(&["import", "-q", word(&archive), "e"]).ok();
+    assert_eq!(fs::read(env.mount("e").join("a/b/c")).unwrap(), b"c");
+    let archive = env.work().join("up.tar");
+    let refused = env.envfs(&["import", "-q", word(&archive), "up"]);
+    if refused.code == 0 {
+        // It may also be taken as a path inside; it must not be anywhere else.
+        assert!(!env.prefix("up").join("../../a").exists());
+    } else {
+        assert!(!env.home_of("up").exists(), "{refused}");
+    }
+}
+
+#[test]
+fn an_empty_environment_is_filled_through_its_mount() {
+    for env in TestEnv::of_all_users() {
+        env.envfs(&["create", "e"]).ok();
+        let prefix = env.mount("e");
+        env.sh(&format!(
+            "test -z \"$(ls -A '{0}')\"; mkdir '{0}/bin'; echo hi >'{0}/bin/x'",
+            prefix.display()
+        ))
+        .ok();
+        env.envfs(&["commit", "e", "-m", "first"]).ok();
+        env.envfs(&["unmount", "e"]).ok();
+        let prefix = env.mount("e");
+        let read = env.sh(&format!("cat '{}/bin/x'", prefix.display())).ok();
+        assert_eq!(read.out, "hi\n");
+        env.envfs(&["rollback", "-y", "e"]).ok();
+        env.sh(&format!("test -z \"$(ls -A '{}')\"", prefix.display()))
+            .ok();
+        env.verify("e");
+    }
+}
+
+#[test]
+fn an_installer_fills_a_new_environment_at_its_final_path() {
+    let Some(env) = TestEnv::new() else { return };
+    let script =
+        "mkdir \"$1/bin\" && echo \"#!$1/bin/python\" >\"$1/bin/pip\" && test \"$2\" = 'a b'";
+    env.envfs(&[
+        "create", "e", "--", "sh", "-ec", script, "sh", "{prefix}", "a b",
+    ])
+    .ok();
+    let prefix = env.mount("e");
+    let text = fs::read_to_string(prefix.join("bin/pip")).unwrap();
+    assert_eq!(text, format!("#!{}/bin/python\n", prefix.display()));
+    assert_eq!(env.envfs(&["diff", "e"]).ok().out, "");
+    let log = env.envfs(&["log", "--json", "e"]).ok().json();
+    assert_eq!(log.as_array().unwrap().len(), 2, "{log}");
+
+    let before = env.store_listing();
+    let args = [
+        "create",
+        "bad",
+        "--",
+        "sh",
+        "-c",
+        "echo x >{prefix}/x; exit 3",
+    ];
+    let failed = env.envfs(&args);
+    assert_ne!(failed.code, 0, "{failed}");
+    assert!(failed.err.contains('3'), "{failed}");
+    assert_eq!(env.store_listing(), before, "nothing is left of it");
+    assert!(!env.prefix("bad").join("x").exists());
+    env.envfs(&["create", "bad", "--", "no-such-program"])
+        .fails(3, &["no-such-program"]);
+    assert_eq!(env.store_listing(), before, "nothing is left of it");
+}
+
+#[test]
+fn a_committed_tree_is_seen_alike_by_all_tools() {
+    for env in TestEnv::of_all_users() {
+        let source = env.work().join("source");
+        samples::rich(&env, &source);
+        env.envfs(&["import", "-q", word(&source), "e"]).ok();
+        let prefix = env.mount("e");
+        let at = prefix.display();
+        env.sh(&format!(
+            "cd '{at}'
+             mkdir -p new/sub; echo new >new/sub/file; ln new/sub/file new/hard; ln -s sub new/link
+             echo appended >>lib/a.txt; ln lib/c.txt lib/c2.txt; mv lib/deep lib/moved
+             rm -r many; mkdir many; echo one >many/file-001
+             chmod 2750 new; touch -d '2001-02-03 04:05:06' bin/tool new/sub
+             mkfifo new/fifo; rm odd/fifo; dd if=/dev/urandom of=odd/two-blocks bs=1000 seek=50 count=1 conv=notrunc status=none
+             truncate -s 70000 odd/and-a-tail; mv lib/c.txt lib/moved/; cp odd/sparse new/copy"
+        ))
+        .ok();
+        if env.user().is_current() {
+            xattr::set(prefix.join("new/hard"), "user.x", b"y").unwrap();
+            xattr::remove(prefix.join("odd/empty"), "user.short").unwrap();
+        }
+        let merged = seen(&env, &prefix);
+        env.envfs(&["commit", "-m", "changes", "e"]).ok();
+        tree::assert_same(&merged, &seen(&env, &prefix), Look::ALL, "after the commit");
+        assert_eq!(env.envfs(&["diff", "e"]).ok().out, "");
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+        let prefix = env.mount("e");
+        tree::assert_same(&merged, &seen(&env, &prefix), Look::ALL, "after a remount");
+        images::assert_read_by_others(&env, &images::current(&env, "e"), &merged);
+    }
+}

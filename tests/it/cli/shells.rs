@@ -1,0 +1,255 @@
+//! Real shells with the real program.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::{Run, TestEnv, find, finish, run, run_with_input, skip, wait_for};
+
+/// The shells that have a hook, each plain and strict.
+const SHELLS: [(&str, &[&str]); 4] = [
+    ("bash", &["--noprofile", "--norc", "-c"]),
+    ("bash", &["--noprofile", "--norc", "-euo", "pipefail", "-c"]),
+    ("zsh", &["-f", "-c"]),
+    ("zsh", &["-f", "-o", "errexit", "-o", "nounset", "-c"]),
+];
+
+fn in_shell(env: &TestEnv, shell: &str, options: &[&str], script: &str) -> Run {
+    let mut command = env.command(shell);
+    command.args(options).arg(script);
+    run(command)
+}
+
+fn each_shell(test: impl Fn(&TestEnv, &str, &dyn Fn(&str) -> Run)) {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("one");
+    env.import_sample("two");
+    for (shell, options) in SHELLS {
+        if find(shell).is_none() {
+            skip(&format!("no {shell}"));
+            continue;
+        }
+        let hooked = |script: &str| {
+            let script = format!("eval \"$(envfs hook {shell})\"\n{script}");
+            in_shell(&env, shell, options, &script)
+        };
+        test(&env, shell, &hooked);
+    }
+}
+
+#[test]
+fn a_shell_is_after_deactivation_what_it_was_before_activation() {
+    each_shell(|env, shell, hooked| {
+        let prefix = env.prefix("one");
+        let done = hooked(
+            "before=\"$(command -p env | sort)\"
+             envfs activate one
+             echo \"$ENVFS_ENV $ENVFS_PREFIX\"; tool
+             command -v tool
+             envfs deactivate
+             after=\"$(command -p env | sort)\"
+             test \"$before\" = \"$after\" || { echo \"$before\" >&2; echo \"$after\" >&2; exit 9; }
+             ! command -v tool",
+        )
+        .ok();
+        let expected = format!("one {0}\ntool\n{0}/bin/tool\n", prefix.display());
+        assert_eq!(done.out, expected, "{shell}");
+    });
+}
+
+#[test]
+fn environments_can_be_switched_and_stacked() {
+    each_shell(|env, shell, hooked| {
+        let (one, two) = (env.prefix("one"), env.prefix("two"));
+        let done = hooked(
+            "old=\"$PATH\"
+             envfs activate one; envfs activate two
+             echo \"$ENVFS_ENV\"; command -v tool
+             case \":$PATH:\" in *\":$1/bin:\"*) echo both;; *) echo switched;; esac
+             envfs deactivate; test \"$PATH\" = \"$old\"; echo \"${ENVFS_ENV-none}\"
+             envfs activate one; envfs activate --stack two; echo \"$ENVFS_ENV\"
+             envfs deactivate; echo \"$ENVFS_ENV\"; envfs activate one; envfs reactivate
+             envfs deactivate; test \"$PATH\" = \"$old\"; echo \"${ENVFS_ENV-none}\""
+                .replace("$1", one.to_str().unwrap())
+                .as_str(),
+        )
+        .ok();
+        let expected = format!(
+            "two\n{}/bin/tool\nswitched\nnone\ntwo\none\nnone\n",
+            two.display()
+        );
+        assert_eq!(done.out, expected, "{shell}: {done}");
+    });
+}
+
+#[test]
+fn a_nested_shell_inherits_the_environment_and_leaves_its_parent_alone() {
+    each_shell(|_, shell, hooked| {
+        let done = hooked(&format!(
+            "envfs activate one
+             {shell} -c 'eval \"$(envfs hook {shell})\"; echo $ENVFS_ENV; tool; envfs deactivate; echo ${{ENVFS_ENV-none}}'
+             echo $ENVFS_ENV; tool; envfs deactivate; echo ${{ENVFS_ENV-none}}"
+        ))
+        .ok();
+        assert_eq!(done.out, "one\ntool\nnone\none\ntool\nnone\n", "{shell}");
+    });
+}
+
+#[test]
+fn a_failed_activation_changes_nothing_and_is_told() {
+    each_shell(|_, shell, hooked| {
+        let done = hooked(
+            "old=\"$PATH\"; code=0
+             envfs activate no-such || code=$?
+             echo \"$code ${ENVFS_ENV-none}\"; test \"$PATH\" = \"$old\"",
+        )
+        .ok();
+        assert_eq!(done.out, "3 none\n", "{shell}");
+        assert!(done.err.contains("no-such"), "{done}");
+    });
+}
+
+#[test]
+fn commands_take_the_active_environment() {
+    each_shell(|_, shell, hooked| {
+        let done = hooked(
+            "envfs activate one; echo x >\"$ENVFS_PREFIX/new\"
+             envfs diff; envfs commit -q -m new; envfs diff; envfs rollback -q -y
+             ls \"$ENVFS_PREFIX\"; cd \"$ENVFS_PREFIX/lib\"; echo y >c.txt; envfs diff ./c.txt
+             envfs discard -q -y c.txt; cat c.txt; envfs deactivate
+             envfs diff 2>&1 || echo $?",
+        )
+        .ok();
+        assert!(
+            done.out
+                .starts_with("A new\nbin\nlib\nM lib/c.txt\ngamma\nenvfs: no environment is named"),
+            "{shell}: {done}"
+        );
+        assert!(done.out.ends_with("2\n"), "{shell}: {done}");
+    });
+}
+
+#[test]
+fn a_script_needs_no_hook() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("one");
+    for (shell, kind) in [("bash", "bash"), ("zsh", "zsh"), ("dash", "posix")] {
+        if find(shell).is_none() {
+            skip(&format!("no {shell}"));
+            continue;
+        }
+        let script = format!(
+            "set -eu; eval \"$(envfs activate --shell {kind} one)\"; tool; echo $ENVFS_ENV
+             eval \"$(envfs deactivate --shell {kind})\"; echo ${{ENVFS_ENV-none}}"
+        );
+        let done = in_shell(&env, shell, &["-c"], &script).ok();
+        assert_eq!(done.out, "tool\none\nnone\n", "{shell}");
+        let script =
+            format!("text=\"$(envfs activate --shell {kind} none-such)\" || echo \"$? <$text>\"");
+        assert_eq!(in_shell(&env, shell, &["-c"], &script).ok().out, "3 <>\n");
+    }
+}
+
+#[test]
+fn the_sourced_files_are_the_hooks() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("one");
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shell");
+    for (shell, option) in [("bash", "--norc"), ("zsh", "-f")] {
+        if find(shell).is_none() {
+            skip(&format!("no {shell}"));
+            continue;
+        }
+        let script = format!(
+            ". '{}/envfs.{shell}'; envfs activate one; tool; envfs deactivate",
+            dir.display()
+        );
+        assert_eq!(
+            in_shell(&env, shell, &[option, "-c"], &script).ok().out,
+            "tool\n"
+        );
+    }
+}
+
+#[test]
+fn run_gives_the_commands_own_status_input_and_signals() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("one");
+    let status = |args: &[&str]| env.envfs(&[&["run", "one", "--"], args].concat());
+    assert_eq!(status(&["tool"]).ok().out, "tool\n");
+    for code in [0, 1, 42, 125, 255] {
+        let done = status(&["sh", "-c", &format!("exit {code}")]);
+        assert_eq!(done.code, code, "{done}");
+    }
+    assert_eq!(status(&["sh", "-c", "kill -TERM $$"]).code, 128 + 15);
+    let mut command = env.envfs_command(&["run", "one", "cat"]);
+    let input = b"some\0input\n";
+    assert_eq!(
+        run_with_input(
+            {
+                command.env("X", "y");
+                command
+            },
+            input
+        )
+        .ok()
+        .out
+        .as_bytes(),
+        input
+    );
+    let args = [
+        "run",
+        "-e",
+        "A=b c",
+        "one",
+        "--",
+        "sh",
+        "-c",
+        "echo \"$A $ENVFS_ENV\"",
+    ];
+    assert_eq!(env.envfs(&args).ok().out, "b c one\n");
+    let args = ["run", "--cwd", "/", "one", "pwd"];
+    assert_eq!(env.envfs(&args).ok().out, "/\n");
+    // Everything behind the command is the command's.
+    let done = env
+        .envfs(&["run", "one", "echo", "--help", "-e", "--"])
+        .ok();
+    assert_eq!(done.out, "--help -e --\n");
+
+    status(&["no-such-program"]).fails(127, &["no-such-program"]);
+    let plain = env.work().join("plain");
+    env.write(&plain, "not a program");
+    status(&[plain.to_str().unwrap()]).fails(126, &["plain"]);
+    env.envfs(&["run", "no-such", "true"])
+        .fails(125, &["no-such"]);
+    env.envfs(&["run", "--no-such-option", "one", "true"])
+        .fails(125, &["--no-such-option"]);
+    env.envfs(&["run", "one"]).fails(125, &[]);
+}
+
+#[test]
+fn a_signal_to_run_reaches_the_command_itself() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("one");
+    let note = env.work().join("note");
+    let script = format!(
+        "trap 'echo got it; exit 7' TERM; echo $$ >'{}'; while :; do sleep 0.05; done",
+        note.display()
+    );
+    let mut command = env.envfs_command(&["run", "one", "--", "sh", "-c", &script]);
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    wait_for("the command", || {
+        fs::read_to_string(&note).is_ok_and(|text| text.ends_with('\n'))
+    });
+    let pid: u32 = fs::read_to_string(&note).unwrap().trim().parse().unwrap();
+    assert_eq!(child.id(), pid, "the command takes the place of envfs");
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let done = finish(child, "run".to_owned());
+    assert_eq!((done.code, done.out.as_str()), (7, "got it\n"), "{done}");
+}

@@ -1,0 +1,596 @@
+//! Bad input and trouble: a clear message, the documented exit status, everything as it was.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use envfs::environment::{EnvLock, EnvName, LockMode, Store};
+
+use crate::support::tree::{self, Look};
+use crate::support::{PATH, Run, TestEnv, find, has, run, samples, skip_allowed};
+
+fn word(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn bad_names_are_refused_before_anything_is_done() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    samples::small(&env, &source);
+    let long = "x".repeat(65);
+    for name in [
+        "", ".", "..", ".hidden", "a/b", "/", "a b", "ä", "all", "NONE", "current", &long,
+    ] {
+        env.envfs(&["import", word(&source), name])
+            .fails(2, &["1 to 64"]);
+        env.envfs(&["create", name]).fails(2, &["1 to 64"]);
+        env.envfs(&["mount", name]).fails(2, &["1 to 64"]);
+    }
+    env.envfs(&["mount", "--", "-x"]).fails(2, &["1 to 64"]);
+    assert_eq!(
+        env.store_listing(),
+        Vec::<String>::new(),
+        "no store was made"
+    );
+}
+
+#[test]
+fn a_name_that_exists_and_one_that_does_not() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.import_sample("science");
+    let before = env.store_listing();
+    env.envfs(&["import", word(&source), "science"])
+        .fails(4, &["already", "envfs remove science"]);
+    env.envfs(&["create", "science"]).fails(4, &["already"]);
+    env.envfs(&["create", "silence"]).ok();
+    env.envfs(&["rename", "silence", "science"])
+        .fails(4, &["already"]);
+    env.envfs(&["remove", "-y", "silence"]).ok();
+    assert_eq!(env.store_listing(), before);
+    for words in [
+        &["mount", "scince"][..],
+        &["status", "scince"],
+        &["commit", "scince"],
+        &["discard", "-y", "scince"],
+        &["rollback", "-y", "scince"],
+        &["log", "scince"],
+        &["verify", "scince"],
+        &["unmount", "scince"],
+        &["remove", "-y", "scince"],
+        &["gc", "scince"],
+        &["paths", "scince"],
+        &["diff", "scince"],
+        &["export", "scince", "f"],
+        &["rename", "scince", "x"],
+        &["activate", "--shell", "bash", "scince"],
+    ] {
+        env.envfs(words).fails(3, &["scince", "science"]);
+    }
+}
+
+#[test]
+fn sources_that_cannot_be_imported_leave_nothing() {
+    let Some(env) = TestEnv::new() else { return };
+    env.envfs(&["create", "first"]).ok();
+    let before = env.store_listing();
+    let import = |path: &Path| {
+        let done = env.envfs(&["import", word(path), "e"]);
+        assert_eq!(env.store_listing(), before, "{done}");
+        done
+    };
+    import(&env.work().join("missing")).fails(3, &["missing"]);
+    let text = env.work().join("text");
+    env.write(&text, "text");
+    import(&text).fails(6, &["SquashFS", "tar"]);
+    env.write(&text, "");
+    import(&text).fails(6, &["SquashFS", "tar"]);
+    import(Path::new("/dev/null")).fails(6, &["neither"]);
+    let gzip = env.work().join("text.gz");
+    env.sh("echo text | gzip >text.gz").ok();
+    import(&gzip).fails(6, &["archive"]);
+}
+
+#[test]
+fn a_file_that_may_not_be_read_stops_the_import() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    let source = env.work().join("source");
+    samples::small(&env, &source);
+    let secret = source.join("lib/deep/x");
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0)).unwrap();
+    env.envfs(&["import", word(&source), "e"])
+        .fails(1, &["lib/deep/x", "ermission denied"]);
+    assert!(!env.home_of("e").exists());
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o644)).unwrap();
+    let dir = source.join("lib/deep/er");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0)).unwrap();
+    env.envfs(&["import", word(&source), "e"])
+        .fails(1, &["lib/deep/er", "ermission denied"]);
+    assert_eq!(fs::read_dir(env.store().join("store")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_source_that_changes_while_it_is_imported_is_not_kept() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    for number in 0..40 {
+        env.write(
+            &source.join(format!("file{number}")),
+            samples::noise(500_000, number),
+        );
+    }
+    let mut command = env.command("/bin/sh");
+    command.args(["-c", "while :; do echo more >>source/file20; done"]);
+    let mut writer = command.spawn().unwrap();
+    let done = env.envfs(&["import", word(&source), "e"]);
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    done.fails(4, &["file20", "changed", "again"]);
+    assert_eq!(fs::read_dir(env.store().join("store")).unwrap().count(), 0);
+    env.envfs(&["import", word(&source), "e"]).ok();
+}
+
+#[test]
+fn a_damaged_image_is_refused() {
+    if !has("mksquashfs") {
+        return;
+    }
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    samples::small(&env, &source);
+    let good = env.work().join("good.sqfs");
+    let mut command = env.command("mksquashfs");
+    command
+        .args([&source, &good])
+        .args(["-quiet", "-no-progress"]);
+    run(command).ok();
+    let bytes = fs::read(&good).unwrap();
+    env.envfs(&["create", "first"]).ok();
+    let before = env.store_listing();
+    let bad = env.work().join("bad.sqfs");
+    let import = |bytes: &[u8], what: &str| {
+        fs::write(&bad, bytes).unwrap();
+        let done = env.envfs(&["import", word(&bad), "e"]);
+        assert_eq!(done.code, 6, "{what}: {done}");
+        assert!(!done.err.contains("panicked"), "{done}");
+        assert_eq!(env.store_listing(), before, "{what}");
+    };
+    for length in [4, 50, 96, 97, 1000, bytes.len() / 2, bytes.len() - 4096] {
+        import(&bytes[..length], &format!("cut to {length}"));
+    }
+    let inodes = u64::from_le_bytes(bytes[64..72].try_into().unwrap()) as usize;
+    for place in [0, 20, 28, 40, 72, inodes + 3] {
+        let mut copy = bytes.clone();
+        for byte in &mut copy[place..place + 4] {
+            *byte ^= 0xa5;
+        }
+        import(&copy, &format!("changed at {place}"));
+    }
+}
+
+#[test]
+fn an_image_that_was_damaged_in_the_store_is_found_by_verify() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let image = crate::support::images::current(&env, "e");
+    let good = fs::read(&image).unwrap();
+    let set = |bytes: &[u8]| {
+        fs::set_permissions(&image, PermissionsExt::from_mode(0o644)).unwrap();
+        fs::write(&image, bytes).unwrap();
+    };
+    let mut bad = good.clone();
+    // In its tables: content that did not compress has no checksum.
+    let tables = u64::from_le_bytes(bad[64..72].try_into().unwrap()) as usize;
+    bad[tables + 10] ^= 0x10;
+    bad[tables + 11] ^= 0x10;
+    set(&bad);
+    env.envfs(&["verify", "e"]).fails(1, &[]);
+    set(&good[..good.len() / 2]);
+    env.envfs(&["mount", "e"]).fails(6, &["truncated"]);
+    let found = env.envfs(&["verify", "e"]);
+    assert!(found.code == 1 && (found.out + &found.err).contains("1.sqfs"));
+    env.envfs(&["list"]).ok();
+    fs::remove_file(&image).unwrap();
+    env.envfs(&["mount", "e"]).fails(6, &["No such file"]);
+    fs::write(&image, &good).unwrap();
+    env.mount("e");
+    env.verify("e");
+}
+
+#[test]
+fn an_occupied_prefix_is_refused_and_what_is_there_stays() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    samples::small(&env, &source);
+    let occupied = env.work().join("occupied");
+    env.write(&occupied.join("file"), "mine");
+    let args = ["import", word(&source), "e", "--prefix", word(&occupied)];
+    env.envfs(&args).fails(2, &["not empty", "--prefix"]);
+    env.envfs(&["create", "e", "--prefix", "/"])
+        .fails(2, &["root of the file system"]);
+    env.envfs(&["create", "e", "--prefix", word(&env.store().join("store"))])
+        .fails(2, &[]);
+    let here = env.work().join("here");
+    let args = ["import", "-q", word(&source), "e", "--prefix", word(&here)];
+    env.envfs(&args).ok();
+    env.envfs(&["create", "f", "--prefix", word(&env.work().join("here"))])
+        .fails(4, &["e"]);
+    env.write(&env.work().join("here/file"), "mine");
+    env.envfs(&["mount", "e"]).fails(4, &["not empty"]);
+    env.envfs(&["run", "e", "true"]).fails(125, &["not empty"]);
+    assert_eq!(fs::read(env.work().join("here/file")).unwrap(), b"mine");
+    fs::remove_file(env.work().join("here/file")).unwrap();
+    assert_eq!(env.mount("e"), env.work().join("here"));
+    env.envfs(&[
+        "create",
+        "g",
+        "--prefix",
+        word(&env.work().join("here/lib/g")),
+    ])
+    .fails(2, &["FUSE"]);
+}
+
+/// A small file system of its own for the store, unmounted again at the end.
+struct Small(PathBuf);
+
+impl Small {
+    fn new(env: &TestEnv, size: &str) -> Option<Small> {
+        if !env.user().is_root() {
+            skip_allowed("a file system of its own needs root");
+            return None;
+        }
+        let path = env.root().join("small");
+        fs::create_dir(&path).unwrap();
+        let mut command = env.command("mount");
+        command
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={size},mode=0700"),
+                "none",
+            ])
+            .arg(&path);
+        let mounted = run(command);
+        if mounted.code != 0 {
+            skip_allowed(&format!("no tmpfs: {}", mounted.err));
+            return None;
+        }
+        Some(Small(path))
+    }
+
+    /// Takes all space but some.
+    fn fill(&self, leave: usize) {
+        let file = self.0.join("filler");
+        let mut content = Vec::new();
+        let mut step = 1 << 20;
+        while step >= 4096 {
+            content.resize(content.len() + step, 1);
+            if fs::write(&file, &content).is_err() {
+                content.truncate(content.len() - step);
+                step /= 2;
+            }
+        }
+        fs::write(&file, &content[..content.len().saturating_sub(leave)]).unwrap();
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_stops_an_import_and_nothing_is_left_of_it() {
+    let Some(env) = TestEnv::new() else { return };
+    let Some(small) = Small::new(&env, "4m") else {
+        return;
+    };
+    let env = env.with_store(&small.0.join("store"));
+    let source = env.work().join("source");
+    env.write(&source.join("big"), samples::noise(8 << 20, 3));
+    env.envfs(&["create", "first"]).ok();
+    let before = env.store_listing();
+    env.envfs(&["import", word(&source), "e"])
+        .fails(8, &["space"]);
+    assert_eq!(env.store_listing(), before);
+    env.sh("tar -cf big.tar source").ok();
+    env.envfs(&["import", word(&env.work().join("big.tar")), "e"])
+        .fails(8, &["space"]);
+    assert_eq!(env.store_listing(), before);
+    small.fill(0);
+    env.envfs(&["create", "second"])
+        .fails(8, &["full", "make room"]);
+    small.free();
+    assert_eq!(env.store_listing(), before);
+    env.envfs(&["create", "second"]).ok();
+}
+
+#[test]
+fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
+    let Some(env) = TestEnv::new() else { return };
+    let Some(small) = Small::new(&env, "28m") else {
+        return;
+    };
+    let env = env.with_store(&small.0.join("store"));
+    let source = env.work().join("source");
+    samples::small(&env, &source);
+    env.write(&source.join("big"), samples::noise(3 << 20, 3));
+    env.envfs(&["import", "-q", word(&source), "e"]).ok();
+    let prefix = env.mount("e");
+    fs::write(prefix.join("kept"), samples::noise(1 << 20, 4)).unwrap();
+    let before = tree::read(&prefix);
+
+    small.fill(64 << 10);
+    let append = || {
+        let file = fs::File::options().append(true).open(prefix.join("big"));
+        file.and_then(|mut file| file.write_all(b"more"))
+    };
+    assert_eq!(
+        append().unwrap_err().kind(),
+        std::io::ErrorKind::StorageFull
+    );
+    tree::assert_same(
+        &before,
+        &tree::read(&prefix),
+        Look::ALL,
+        "after a failed copy-up",
+    );
+    env.envfs(&["commit", "e"]).fails(8, &["space"]);
+    tree::assert_same(
+        &before,
+        &tree::read(&prefix),
+        Look::ALL,
+        "after a failed commit",
+    );
+    env.envfs(&["unmount", "e"]).ok();
+    env.envfs(&["commit", "e"]).fails(8, &["space"]);
+    small.fill(0);
+    let _may_fail = env.envfs(&["commit", "e"]);
+    let mounted = env.envfs(&["mount", "e"]);
+    if mounted.code == 0 {
+        tree::assert_same(&before, &tree::read(&prefix), Look::ALL, "on a full disk");
+    }
+
+    small.free();
+    env.mount("e");
+    tree::assert_same(
+        &before,
+        &tree::read(&prefix),
+        Look::ALL,
+        "when there is room again",
+    );
+    append().unwrap();
+    let after = tree::read(&prefix);
+    assert_ne!(before[Path::new("big")], after[Path::new("big")]);
+    env.envfs(&["commit", "e"]).ok();
+    tree::assert_same(&after, &tree::read(&prefix), Look::ALL, "committed");
+    env.verify("e");
+    assert_eq!(
+        env.envfs(&["log", "--json", "e"])
+            .ok()
+            .json()
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn paths_can_be_discarded_after_a_commit_that_failed() {
+    let Some(env) = TestEnv::new() else { return };
+    let Some(small) = Small::new(&env, "28m") else {
+        return;
+    };
+    let env = env.with_store(&small.0.join("store"));
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    fs::write(prefix.join("new"), samples::noise(1 << 20, 4)).unwrap();
+    small.fill(64 << 10);
+    env.envfs(&["commit", "e"]).fails(8, &["space"]);
+    small.free();
+    env.envfs(&["discard", "-y", "e", "new"]).ok();
+    assert!(!prefix.join("new").exists());
+}
+
+/// Runs envfs as the user of `env`, in a mount namespace that root has changed by `before`. None,
+/// and said so, where that cannot be.
+fn in_changed_system(env: &TestEnv, before: &str, words: &str) -> Option<Run> {
+    let user = (env.user().uid(), env.user().gid());
+    let mut command = env.command("unshare");
+    let script = format!(
+        "{before}; exec setpriv --reuid {} --regid {} --clear-groups envfs {words}",
+        user.0, user.1
+    );
+    command.uid(0).gid(0).args(["-m", "sh", "-ec", &script]);
+    let done = run(command);
+    if done.err.contains("unshare") || done.err.contains("mount:") {
+        skip_allowed(&format!("no mount namespace: {}", done.err));
+        return None;
+    }
+    Some(done)
+}
+
+fn closed_file(env: &TestEnv, mode: u32) -> PathBuf {
+    let closed = env.root().join("closed");
+    fs::write(&closed, "").unwrap();
+    fs::set_permissions(&closed, PermissionsExt::from_mode(mode)).unwrap();
+    closed
+}
+
+#[test]
+fn without_fusermount3_an_ordinary_user_is_told_what_is_missing() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    env.import_sample("e");
+    let (Some(helper), true) = (find("fusermount3"), has("setpriv") && has("unshare")) else {
+        return;
+    };
+    let helper = fs::canonicalize(helper).unwrap();
+    let copy = env.root().join("fusermount3");
+    fs::copy(&helper, &copy).unwrap();
+    fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
+    let before = format!("mount --bind '{}' '{}'", copy.display(), helper.display());
+    for words in ["mount e", "activate --shell bash e"] {
+        let Some(done) = in_changed_system(&env, &before, words) else {
+            return;
+        };
+        done.fails(7, &["fusermount3", "setuid"]);
+    }
+    let Some(done) = in_changed_system(&env, &before, "run e true") else {
+        return;
+    };
+    done.fails(125, &["fusermount3"]);
+    let Some(done) = in_changed_system(&env, &before, "doctor") else {
+        return;
+    };
+    assert_eq!(done.code, 1, "{done}");
+    assert!(done.out.contains("fusermount3"), "{done}");
+    env.mount("e");
+}
+
+#[test]
+fn without_access_to_the_device_the_user_is_told_so() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    env.import_sample("e");
+    if !has("setpriv") || !has("unshare") {
+        return;
+    }
+    let before = format!(
+        "mount --bind '{}' /dev/fuse",
+        closed_file(&env, 0).display()
+    );
+    let Some(done) = in_changed_system(&env, &before, "mount e") else {
+        return;
+    };
+    done.fails(7, &["/dev/fuse"]);
+    let Some(done) = in_changed_system(&env, &before, "doctor") else {
+        return;
+    };
+    done.fails(1, &[]);
+    env.mount("e");
+}
+
+#[test]
+fn a_database_of_a_newer_version_is_left_alone() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let file = env.home_of("e").join("state.db");
+    let set = |version: i64| {
+        let db = rusqlite::Connection::open(&file).unwrap();
+        let old: i64 = db
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .unwrap();
+        db.pragma_update(None, "user_version", version).unwrap();
+        old
+    };
+    let version = set(999);
+    for words in [
+        &["mount", "e"][..],
+        &["status", "e"],
+        &["commit", "e"],
+        &["discard", "-y", "e"],
+        &["verify", "e"],
+    ] {
+        env.envfs(words).fails(6, &["newer", "999"]);
+    }
+    env.envfs(&["list"]).ok();
+    env.envfs(&["run", "e", "true"]).fails(125, &["newer"]);
+    assert_eq!(set(version), 999, "nobody changed it");
+    env.mount("e");
+    fs::write(&env.home_of("e").join("garbage"), "x").unwrap();
+    env.envfs(&["unmount", "e"]).ok();
+    let good = fs::read(&file).unwrap();
+    fs::write(&file, "no database at all").unwrap();
+    env.envfs(&["mount", "e"]).fails(6, &["state.db"]);
+    fs::write(&file, good).unwrap();
+    env.mount("e");
+}
+
+#[test]
+fn a_second_writer_is_refused_and_told_who_is_at_work() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.import_sample("e");
+    let environment = Store::new(env.store().to_owned())
+        .open(&EnvName::new("e").unwrap())
+        .unwrap();
+    let lock = EnvLock::try_lock(environment.layout(), LockMode::Exclusive, "testing").unwrap();
+    let me = std::process::id().to_string();
+    for words in [
+        &["mount", "e"][..],
+        &["commit", "e"],
+        &["discard", "-y", "e"],
+        &["rollback", "-y", "e"],
+        &["remove", "-y", "e"],
+        &["rename", "e", "f"],
+    ] {
+        env.envfs(words).fails(5, &[&me, "testing"]);
+    }
+    env.envfs(&["run", "e", "true"]).fails(125, &[&me]);
+    env.envfs(&["list"]).ok();
+    env.envfs(&["log", "e"]).ok();
+    drop(lock);
+    let prefix = env.mount("e");
+    tree::assert_same_at(&source, &prefix, Look::ALL, "as it was");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    for number in 0..2000 {
+        fs::write(prefix.join(format!("file-with-a-long-name-{number}")), "").unwrap();
+    }
+    for words in [
+        "list",
+        "diff e",
+        "diff --json e",
+        "--help",
+        "log e",
+        "status e",
+        "hook bash",
+        "completions bash",
+    ] {
+        for reader in ["head -c 0", "head -n 1 >/dev/null"] {
+            let done = env.sh(&format!("envfs {words} | {reader}")).ok();
+            assert_eq!(done.err, "", "{done}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_command_line_or_configuration_says_what_is_right() {
+    let Some(env) = TestEnv::new() else { return };
+    env.envfs(&["no-such-command"])
+        .fails(2, &["no-such-command"]);
+    env.envfs(&["import"]).fails(2, &["SOURCE"]);
+    env.envfs::<&str>(&[]).fails(2, &["Usage"]);
+    let done = env.envfs(&["activate", "x"]);
+    assert_ne!(done.code, 0, "{done}");
+    fs::create_dir_all(env.store()).unwrap();
+    fs::write(env.store().join("config.toml"), "compresion = \"xz\"\n").unwrap();
+    env.envfs(&["create", "e"])
+        .fails(2, &["config.toml", "compresion"]);
+    fs::write(env.store().join("config.toml"), "compression = \"best\"\n").unwrap();
+    env.envfs(&["create", "e"])
+        .fails(2, &["config.toml", "best"]);
+    let mut command = env.envfs_command(&["list"]);
+    command
+        .env_remove("ENVFS_HOME")
+        .env_remove("HOME")
+        .stdin(Stdio::null());
+    // The user's record has a home, too.
+    run(command).ok();
+    assert!(PATH.contains("/bin"));
+}

@@ -1,0 +1,219 @@
+//! The main job on a Python environment: install, commit, discard, roll back.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use crate::support::tree::{self, Look, Tree};
+use crate::support::{PATH, TestEnv, has, run, skip};
+
+const WHEELS: [(&str, &str); 3] = [("six", "1.16.0"), ("idna", "3.7"), ("packaging", "24.0")];
+
+/// Returns a directory with a few wheels; they are fetched once for all runs.
+fn wheels() -> Option<PathBuf> {
+    static FETCHING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = FETCHING.lock().unwrap_or_else(|e| e.into_inner());
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wheels");
+    let is_there = |name: &str| {
+        let files = fs::read_dir(&cache).into_iter().flatten().flatten();
+        files.into_iter().any(|file| {
+            let file = file.file_name();
+            file.to_str().is_some_and(|file| file.starts_with(name))
+        })
+    };
+    if WHEELS.iter().all(|(name, _)| is_there(name)) {
+        return Some(cache);
+    }
+    let mut command = Command::new("python3");
+    command.env("PATH", PATH);
+    command.args([
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "-d",
+    ]);
+    command.arg(&cache);
+    command.args(WHEELS.map(|(name, version)| format!("{name}=={version}")));
+    let done = run(command);
+    if done.code != 0 {
+        skip(&format!("no wheels: {done}"));
+        return None;
+    }
+    Some(cache)
+}
+
+/// The tree as its user sees it, in words: types, modes, sizes, links, times and content.
+fn digest(env: &TestEnv, prefix: &Path) -> String {
+    let script = format!(
+        "cd '{}'; find . ! -type d -printf '%p %y %m %U %G %n %s %Ts %l\\n' | sort; \
+         find . -type d -printf '%p %m %U %G\\n' | sort; \
+         find . -type f -print0 | sort -z | xargs -0 sha256sum",
+        prefix.display()
+    );
+    env.sh(&script).ok().out
+}
+
+#[test]
+fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
+    if !has("python3") {
+        return;
+    }
+    let Some(wheels) = wheels() else { return };
+    for env in TestEnv::of_all_users() {
+        let own = env.work().join("wheels");
+        fs::create_dir(&own).unwrap();
+        for file in fs::read_dir(&wheels).unwrap().flatten() {
+            fs::copy(file.path(), own.join(file.file_name())).unwrap();
+        }
+        env.user().give_tree(&own);
+        let installer = "python3 -m venv \"$1\" && \"$1/bin/pip\" install -q --no-index \
+                         --disable-pip-version-check --find-links wheels six";
+        env.envfs(&[
+            "create", "-q", "v", "--", "sh", "-ec", installer, "sh", "{prefix}",
+        ])
+        .ok();
+        let prefix = env.mount("v");
+        let pip = |words: &str| {
+            let words: Vec<&str> = words.split(' ').collect();
+            let mut all = vec!["run", "v", "--", "pip", "-q", "--disable-pip-version-check"];
+            all.extend(words);
+            env.envfs(&all).ok()
+        };
+        let python = |code: &str| env.envfs(&["run", "v", "--", "python", "-c", code]);
+        let first = digest(&env, &prefix);
+        assert!(first.contains("six.py"));
+
+        // Discarding gives the first tree back, with the mount in place.
+        pip("install --no-index --find-links wheels idna packaging");
+        pip("uninstall -y six");
+        let shown = python("import idna, packaging.version, sys; print(sys.prefix)").ok();
+        assert_eq!(shown.line(), prefix.to_str().unwrap());
+        python("import six").fails(1, &["ModuleNotFoundError"]);
+        let status = env.envfs(&["status", "--json", "v"]).ok().json();
+        assert!(
+            status["changes"]["added"]["entries"].as_u64() > Some(20),
+            "{status}"
+        );
+        assert!(
+            status["changes"]["removed"]["entries"].as_u64() > Some(3),
+            "{status}"
+        );
+        env.envfs(&["discard", "-y", "v"]).ok();
+        assert_eq!(
+            digest(&env, &prefix),
+            first,
+            "discard gives back the first tree"
+        );
+        python("import six").ok();
+        python("import idna").fails(1, &["ModuleNotFoundError"]);
+
+        // A commit keeps the tree, over a remount, too.
+        pip("install --no-index --find-links wheels idna packaging");
+        pip("uninstall -y six");
+        let second = digest(&env, &prefix);
+        env.envfs(&["commit", "-m", "idna for six", "v"]).ok();
+        assert_eq!(digest(&env, &prefix), second, "after the commit");
+        python("import idna, packaging").ok();
+        let after_use = digest(&env, &prefix);
+        env.envfs(&["unmount", "v"]).ok();
+        env.mount("v");
+        assert_eq!(digest(&env, &prefix), after_use, "after a remount");
+        python("import idna, packaging").ok();
+        python("import six").fails(1, &["ModuleNotFoundError"]);
+
+        // Rolling back gives the first tree back; and forth.
+        env.envfs(&["rollback", "-y", "v"]).ok();
+        assert_eq!(
+            digest(&env, &prefix),
+            first,
+            "rollback gives back the first tree"
+        );
+        python("import six").ok();
+        env.envfs(&["unmount", "v"]).ok();
+        env.envfs(&["rollback", "-y", "v", "3"]).ok();
+        env.mount("v");
+        assert_eq!(
+            digest(&env, &prefix),
+            second,
+            "and back to what was committed"
+        );
+        env.verify("v");
+    }
+}
+
+#[test]
+fn an_imported_tree_is_the_first_one_again_after_discard_and_rollback() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.import_sample("e");
+    let first: Tree = tree::read(&source);
+    let prefix = env.mount("e");
+    let change = |what: &str| {
+        fs::write(prefix.join("lib/a.txt"), what).unwrap();
+        fs::rename(prefix.join("lib/deep"), prefix.join("lib").join(what)).unwrap();
+        fs::remove_file(prefix.join("lib/link")).unwrap();
+        fs::create_dir_all(prefix.join("new/dir")).unwrap();
+        fs::write(prefix.join("new/dir/file"), what).unwrap();
+    };
+    change("one");
+    env.envfs(&["discard", "-y", "e", "new", "lib/link"]).ok();
+    assert!(!prefix.join("new").exists() && prefix.join("lib/link").symlink_metadata().is_ok());
+    assert_eq!(fs::read(prefix.join("lib/a.txt")).unwrap(), b"one");
+    env.envfs(&["discard", "-y", "e"]).ok();
+    tree::assert_same(
+        &first,
+        &tree::read(&prefix),
+        Look::ALL,
+        "discard while mounted",
+    );
+    change("two");
+    let second = tree::read(&prefix);
+    env.envfs(&["commit", "e"]).ok();
+    tree::assert_same(&second, &tree::read(&prefix), Look::ALL, "commit");
+    let again = env.envfs(&["commit", "e"]).ok();
+    assert_eq!(
+        env.envfs(&["log", "--json", "e"])
+            .ok()
+            .json()
+            .as_array()
+            .unwrap()
+            .len(),
+        2,
+        "{again}"
+    );
+    fs::write(prefix.join("uncommitted"), "x").unwrap();
+    env.envfs(&["rollback", "e"]).fails(2, &["-y"]);
+    assert!(prefix.join("uncommitted").exists());
+    env.envfs(&["rollback", "-y", "e"]).ok();
+    tree::assert_same(
+        &first,
+        &tree::read(&prefix),
+        Look::ALL,
+        "rollback while mounted",
+    );
+    env.envfs(&["unmount", "e"]).ok();
+    env.envfs(&["rollback", "-y", "e", "2"]).ok();
+    let prefix = env.mount("e");
+    tree::assert_same(
+        &second,
+        &tree::read(&prefix),
+        Look::ALL,
+        "rollback while unmounted",
+    );
+    fs::write(prefix.join("lib/c.txt"), "more").unwrap();
+    env.envfs(&["unmount", "e"]).ok();
+    env.envfs(&["discard", "-y", "e"]).ok();
+    let prefix = env.mount("e");
+    tree::assert_same(
+        &second,
+        &tree::read(&prefix),
+        Look::ALL,
+        "discard while unmounted",
+    );
+    env.verify("e");
+}

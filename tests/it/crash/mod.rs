@@ -1,0 +1,262 @@
+//! A crash at every step of every operation that has several: the old state or the new one, whole.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::tree::{self, Look, Tree};
+use crate::support::{TestEnv, mounts_below, samples};
+
+/// The points of one operation.
+fn points(operation: &str) -> Vec<&'static str> {
+    let points = envfs::fault::POINTS.iter().copied();
+    let found: Vec<_> = points
+        .filter(|point| point.split('.').next() == Some(operation))
+        .collect();
+    assert!(!found.is_empty());
+    found
+}
+
+/// Whether at this point the operation has happened.
+fn has_happened(point: &str) -> bool {
+    point.ends_with(".flipped") || point.ends_with(".cleaned")
+}
+
+#[test]
+fn every_point_belongs_to_an_operation_that_is_tested() {
+    for point in envfs::fault::POINTS {
+        let operation = point.split('.').next().unwrap();
+        assert!(
+            ["import", "commit", "discard", "rollback"].contains(&operation),
+            "{point}"
+        );
+    }
+}
+
+fn change(prefix: &Path, what: &str) {
+    fs::write(prefix.join("lib/a.txt"), what).unwrap();
+    fs::create_dir_all(prefix.join("new/dir")).unwrap();
+    fs::write(
+        prefix.join("new/dir").join(what),
+        samples::noise(150_000, what.len() as u64),
+    )
+    .unwrap();
+    fs::remove_file(prefix.join("bin/tool")).unwrap();
+    fs::write(prefix.join("bin/tool"), what).unwrap();
+    if prefix.join("lib/deep").exists() {
+        fs::rename(prefix.join("lib/deep"), prefix.join("lib/moved")).unwrap();
+        fs::remove_file(prefix.join("lib/moved/x")).unwrap();
+    }
+}
+
+fn revisions(env: &TestEnv) -> usize {
+    let log = env.envfs(&["log", "--json", "e"]).ok().json();
+    log.as_array().unwrap().len()
+}
+
+/// Lets an operation die at a point; `words` is its command.
+fn die(words: &[&str], point: &str, is_mounted: bool, prepare: impl Fn(&TestEnv, &Path) -> Tree) {
+    let Some(env) = TestEnv::new() else { return };
+    let what = format!("{words:?} at {point}, mounted: {is_mounted}");
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    let new = prepare(&env, &prefix);
+    let old = tree::read(&prefix);
+    let before = revisions(&env);
+    env.envfs(&["unmount", "e"]).ok();
+    if is_mounted {
+        env.envfs_with("ENVFS_FAULT", point, &["mount", "e"]).ok();
+        env.envfs(words).fails(9, &["daemon"]);
+    } else {
+        let done = env.envfs_with("ENVFS_FAULT", point, words);
+        assert_eq!(done.code, 128 + 9, "{what}: the point was not met: {done}");
+    }
+
+    // The next command mends it.
+    env.envfs(&["list"]).ok();
+    env.mount("e");
+    assert_eq!(mounts_below(env.root()).len(), 1, "{what}");
+    let found = tree::read(&prefix);
+    let expected = if has_happened(point) { &new } else { &old };
+    tree::assert_same(expected, &found, Look::ALL, &what);
+    let added = usize::from(has_happened(point) && words[0] != "discard");
+    assert_eq!(revisions(&env), before + added, "{what}");
+    env.verify("e");
+    env.envfs(&["unmount", "e"]).ok();
+    env.verify("e");
+
+    // Mending once more changes nothing.
+    env.mount("e");
+    tree::assert_same(
+        expected,
+        &tree::read(&prefix),
+        Look::ALL,
+        &format!("{what}, opened twice"),
+    );
+    env.kill_daemon("e");
+    env.mount("e");
+    tree::assert_same(
+        expected,
+        &tree::read(&prefix),
+        Look::ALL,
+        &format!("{what}, opened thrice"),
+    );
+
+    // And everything goes on.
+    fs::write(prefix.join("further"), point).unwrap();
+    let further = tree::read(&prefix);
+    env.envfs(&["commit", "e"]).ok();
+    assert_eq!(revisions(&env), before + added + 1, "{what}");
+    env.envfs(&["unmount", "e"]).ok();
+    env.mount("e");
+    tree::assert_same(
+        &further,
+        &tree::read(&prefix),
+        Look::ALL,
+        &format!("{what}, committed"),
+    );
+    env.envfs(&["unmount", "e"]).ok();
+    env.envfs(&["gc", "--keep", "100", "e"]).ok();
+    env.verify("e");
+
+    // Nothing is left over.
+    let images = fs::read_dir(env.home_of("e").join("images"))
+        .unwrap()
+        .flatten();
+    let names: Vec<String> = images
+        .map(|file| file.file_name().into_string().unwrap())
+        .collect();
+    let log = env.envfs(&["log", "--json", "e"]).ok().json();
+    for name in &names {
+        let is_known = log
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|one| one["image"] == name.as_str());
+        assert!(is_known, "{what}: {name} of {names:?} is nobody's");
+    }
+    let layers = fs::read_dir(env.home_of("e").join("layers"))
+        .unwrap()
+        .count();
+    assert_eq!(layers, 1, "{what}: one upper remains");
+}
+
+fn everywhere(words: &[&str], prepare: impl Fn(&TestEnv, &Path) -> Tree + Copy) {
+    for point in points(words[0]) {
+        for is_mounted in [true, false] {
+            die(words, point, is_mounted, prepare);
+        }
+    }
+}
+
+#[test]
+fn a_commit_that_dies_has_happened_or_has_not() {
+    everywhere(&["commit", "e"], |_, prefix| {
+        change(prefix, "one");
+        tree::read(prefix)
+    });
+}
+
+#[test]
+fn a_second_commit_that_dies_has_happened_or_has_not() {
+    everywhere(&["commit", "e"], |env, prefix| {
+        change(prefix, "one");
+        env.envfs(&["commit", "e"]).ok();
+        change(prefix, "other");
+        fs::remove_dir_all(prefix.join("lib/moved")).unwrap();
+        tree::read(prefix)
+    });
+}
+
+#[test]
+fn a_discard_that_dies_has_happened_or_has_not() {
+    everywhere(&["discard", "-y", "e"], |_, prefix| {
+        let new = tree::read(prefix);
+        change(prefix, "one");
+        new
+    });
+}
+
+#[test]
+fn a_rollback_that_dies_has_happened_or_has_not() {
+    everywhere(&["rollback", "-y", "e"], |env, prefix| {
+        let new = tree::read(prefix);
+        change(prefix, "one");
+        env.envfs(&["commit", "e"]).ok();
+        change(prefix, "other");
+        new
+    });
+}
+
+#[test]
+fn an_import_that_dies_leaves_no_environment_and_can_be_done_again() {
+    for point in points("import") {
+        let Some(env) = TestEnv::new() else { return };
+        let source = env.work().join("source");
+        samples::small(&env, &source);
+        let words = ["import", "-q", source.to_str().unwrap(), "e"];
+        let done = env.envfs_with("ENVFS_FAULT", point, &words);
+        assert_eq!(done.code, 128 + 9, "{point}: {done}");
+        assert_eq!(
+            env.envfs(&["list", "--json"])
+                .ok()
+                .json()
+                .as_array()
+                .unwrap()
+                .len(),
+            0
+        );
+        env.envfs(&words).ok();
+        tree::assert_same_at(&source, &env.mount("e"), Look::ALL, point);
+        env.envfs(&["gc"]).ok();
+        let homes = fs::read_dir(env.store().join("store")).unwrap().count();
+        assert_eq!(homes, 1, "{point}: gc removes what was left");
+        env.verify("e");
+    }
+}
+
+#[test]
+fn what_a_completed_call_changed_survives_the_daemons_death_during_writes() {
+    for round in 0..8_u64 {
+        let Some(env) = TestEnv::new() else { return };
+        env.import_sample("e");
+        let prefix = env.mount("e");
+        let at = prefix.display();
+        let note = env.work().join("note");
+        // Notes what is done, outside of the mount; ends when the mount dies.
+        let script = format!(
+            "n=0; while :; do n=$((n+1)); echo $n >'{at}/file-'$n && mv '{at}/file-'$n '{at}/done-'$n \
+             && mkdir '{at}/dir-'$n && rm -f '{at}/done-'$((n-7)) && echo $n >>'{}' || exit 0; done",
+            note.display()
+        );
+        let mut command = env.command("/bin/sh");
+        command
+            .args(["-c", &script])
+            .stderr(std::process::Stdio::null());
+        let mut writer = command.spawn().unwrap();
+        let enough = 10 + 5 * round as usize;
+        crate::support::wait_for("some writes", || {
+            fs::read_to_string(&note).is_ok_and(|text| text.lines().count() > enough)
+        });
+        env.kill_daemon("e");
+        writer.wait().unwrap();
+        let text = fs::read_to_string(env.work().join("note")).unwrap();
+        let last: u64 = text.lines().last().unwrap().parse().unwrap();
+        env.mount("e");
+        for number in 1..=last {
+            let file = prefix.join(format!("done-{number}"));
+            assert!(
+                prefix.join(format!("dir-{number}")).is_dir(),
+                "dir-{number} of {last}"
+            );
+            if number + 7 > last + 1 {
+                assert_eq!(fs::read_to_string(&file).unwrap(), format!("{number}\n"));
+            } else if number + 7 <= last {
+                assert!(!file.exists(), "done-{number} was removed, of {last}");
+            }
+        }
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+    }
+}

@@ -1,0 +1,171 @@
+//! The documents, kept true: what they name exists, and the command line reference is generated.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use clap::CommandFactory;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// Renders a command and those below it.
+fn render(command: &clap::Command, path: &str, out: &mut String) {
+    let path = format!("{path} {}", command.get_name()).trim().to_owned();
+    let level = if path == "envfs" { "#" } else { "##" };
+    writeln!(out, "{level} `{path}`\n").unwrap();
+    if let Some(about) = command.get_long_about().or(command.get_about()) {
+        writeln!(out, "{about}\n").unwrap();
+    }
+    let aliases: Vec<_> = command.get_visible_aliases().collect();
+    if !aliases.is_empty() {
+        writeln!(out, "Also: `{}`\n", aliases.join("`, `")).unwrap();
+    }
+    let mut shown = command.clone();
+    writeln!(out, "```text\n{}\n```\n", shown.render_usage()).unwrap();
+    let arguments = command
+        .get_arguments()
+        .filter(|a| !a.is_hide_set() && !a.is_global_set());
+    let mut rows = String::new();
+    for argument in arguments {
+        let name = match (argument.get_short(), argument.get_long()) {
+            (Some(short), Some(long)) => format!("`-{short}`, `--{long}`"),
+            (None, Some(long)) => format!("`--{long}`"),
+            (Some(short), None) => format!("`-{short}`"),
+            (None, None) => format!("`{}`", argument.get_id().as_str().to_uppercase()),
+        };
+        let help = argument
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        writeln!(rows, "| {name} | {} |", help.replace('|', "\\|")).unwrap();
+    }
+    if !rows.is_empty() {
+        writeln!(out, "| argument | meaning |\n|---|---|\n{rows}").unwrap();
+    }
+    if let Some(after) = command.get_after_help() {
+        writeln!(out, "```text\n{after}\n```\n").unwrap();
+    }
+    for below in command.get_subcommands() {
+        if !below.is_hide_set() && below.get_name() != "help" {
+            render(below, &path, out);
+        }
+    }
+}
+
+#[test]
+fn the_command_line_reference_is_what_the_program_says() {
+    let mut text = String::from(
+        "<!-- Generated from the command line's definition: ENVFS_BLESS=1 tests/run docs -->\n\n",
+    );
+    let mut command = envfs::cli::Cli::command();
+    command.build();
+    render(&command, "", &mut text);
+    let text = text
+        .lines()
+        .map(str::trim_end)
+        .collect::<Vec<_>>()
+        .join("\n")
+        .trim_end()
+        .to_owned()
+        + "\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md");
+    if std::env::var_os("ENVFS_BLESS").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        kept == text,
+        "docs/cli.md is not what the program says; run ENVFS_BLESS=1 tests/run docs"
+    );
+}
+
+#[test]
+fn every_file_that_the_documents_name_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents = vec![root.join("README.md")];
+    documents.extend(
+        fs::read_dir(root.join("docs"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path()),
+    );
+    let mut named = 0;
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        let quoted = text.split('`').skip(1).step_by(2);
+        let linked = text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
+        for word in quoted.chain(linked) {
+            let word = word.trim_end_matches('/');
+            let from_root = [
+                "src/",
+                "tests/",
+                "docs/",
+                "shell/",
+                "migrations/",
+                "benches/",
+                "fuzz/",
+            ];
+            if from_root.iter().any(|start| word.starts_with(start))
+                && !word.contains([' ', '*', '<'])
+            {
+                named += 1;
+                assert!(
+                    root.join(word).exists(),
+                    "{} names {word}, which is not there",
+                    document.display()
+                );
+            } else if word.ends_with(".md") && !word.contains([' ', '/', ':']) {
+                named += 1;
+                let beside = document.parent().unwrap().join(word);
+                assert!(
+                    beside.exists(),
+                    "{} links to {word}, which is not there",
+                    document.display()
+                );
+            }
+        }
+    }
+    assert!(
+        named > 40,
+        "only {named} files are named: are they looked for as they should be?"
+    );
+}
+
+#[test]
+fn every_fault_point_is_in_the_crash_table() {
+    let text = read("docs/commit.md");
+    for point in envfs::fault::POINTS {
+        assert!(
+            text.contains(&format!("`{point}`")),
+            "docs/commit.md does not have {point}"
+        );
+    }
+}
+
+#[test]
+fn every_exit_status_is_explained() {
+    let (source, text) = (read("src/cli/error.rs"), read("docs/troubleshooting.md"));
+    let body = source
+        .split("pub enum ExitCode {")
+        .nth(1)
+        .unwrap()
+        .split("\n}")
+        .next()
+        .unwrap();
+    let numbers: Vec<&str> = body
+        .lines()
+        .filter_map(|line| line.split(" = ").nth(1))
+        .map(|number| number.trim_end_matches(','))
+        .collect();
+    assert!(numbers.len() > 10);
+    for number in numbers {
+        assert!(
+            text.contains(&format!("\n| {number} |")),
+            "docs/troubleshooting.md does not have {number}"
+        );
+    }
+}

@@ -1,0 +1,408 @@
+//! A crash between the steps of an operation: files and rows of different moments are put together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use envfs::object::{Ino, Kind};
+use envfs::union::{Creator, RenameMode, SetAttr, Union};
+
+use super::bench::{BLOCK, Bench, copy_tree, noise};
+use super::tree::{Body, Tree};
+
+const CREATOR: Creator = Creator { uid: 1, gid: 1 };
+
+/// What an environment has on disk at a moment, with the same host inode numbers.
+struct Moment {
+    dir: tempfile::TempDir,
+    tree: Tree,
+}
+
+impl Moment {
+    /// Takes what is there after the process has died.
+    fn after_death(bench: &mut Bench) -> Moment {
+        let tree = Tree::read(bench.union());
+        bench.kill();
+        // Beside the environment: hard links need one file system.
+        let dir = tempfile::tempdir_in(bench.home().parent().unwrap()).unwrap();
+        copy_tree(
+            &bench.home().join("layers"),
+            &dir.path().join("layers"),
+            true,
+        );
+        for path in database(&bench.home()) {
+            fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+        Moment { dir, tree }
+    }
+
+    fn restore_files(&self, home: &Path) {
+        fs::remove_dir_all(home.join("layers")).unwrap();
+        copy_tree(&self.dir.path().join("layers"), &home.join("layers"), true);
+    }
+
+    fn restore_rows(&self, home: &Path) {
+        for path in database(home) {
+            fs::remove_file(path).unwrap();
+        }
+        for path in database(self.dir.path()) {
+            fs::copy(&path, home.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+}
+
+fn database(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .filter(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with("state.db")
+        })
+        .collect()
+}
+
+pub(super) fn find(union: &Union, path: &str) -> Ino {
+    let mut at = Ino::ROOT;
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        let (ino, _) = union.lookup(at, name.as_bytes()).unwrap().unwrap();
+        union.nodes().remember(ino, at);
+        at = ino;
+    }
+    at
+}
+
+pub(super) fn make(union: &Union, dir: &str, name: &str, content: &[u8]) -> Ino {
+    let dir = find(union, dir);
+    let (ino, _) = union
+        .make(dir, name.as_bytes(), Kind::File, 0o644, 0, None, CREATOR)
+        .unwrap();
+    union.nodes().remember(ino, dir);
+    union.write_at(ino, 0, content, false).unwrap();
+    ino
+}
+
+pub(super) fn make_dir(union: &Union, dir: &str, name: &str) {
+    let dir = find(union, dir);
+    union
+        .make(
+            dir,
+            name.as_bytes(),
+            Kind::Directory,
+            0o755,
+            0,
+            None,
+            CREATOR,
+        )
+        .unwrap();
+}
+
+pub(super) fn write(union: &Union, path: &str, content: &[u8]) {
+    union
+        .write_at(find(union, path), 0, content, false)
+        .unwrap();
+}
+
+pub(super) fn rename(union: &Union, from: (&str, &str), to: (&str, &str), mode: RenameMode) {
+    let (dir, new_dir) = (find(union, from.0), find(union, to.0));
+    union
+        .rename(dir, from.1.as_bytes(), new_dir, to.1.as_bytes(), mode)
+        .unwrap();
+}
+
+fn without_times(mut tree: Tree) -> Tree {
+    for node in tree.nodes.values_mut() {
+        node.mtime = None;
+    }
+    tree
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expect {
+    Before,
+    After,
+    /// Files that rows know never reached the disk: only a power cut can do that.
+    Anything,
+}
+
+/// Runs `op`, and puts together what was there before and after it: files without rows (a crash after
+/// step 1, or rows that a power cut took back), and rows without files moved (a crash after step 2).
+fn crash(prepare: impl Fn(&Union), op: impl Fn(&Union), rows_first: Expect) {
+    crash_both(prepare, op, Expect::Before, rows_first);
+}
+
+/// A crash in an operation that removes content. It changes rows first, so only a power cut can leave
+/// the rows as they were.
+fn crash_removing(prepare: impl Fn(&Union), op: impl Fn(&Union)) {
+    crash_both(prepare, op, Expect::Anything, Expect::After);
+}
+
+fn crash_both(
+    prepare: impl Fn(&Union),
+    op: impl Fn(&Union),
+    files_first: Expect,
+    rows_first: Expect,
+) {
+    for (new_rows, expect) in [(false, files_first), (true, rows_first)] {
+        let mut bench = Bench::imported();
+        prepare(bench.union());
+        let before = Moment::after_death(&mut bench);
+        assert!(bench.open().is_nothing());
+        op(bench.union());
+        let after = Moment::after_death(&mut bench);
+
+        let (rows, files) = if new_rows {
+            (&after, &before)
+        } else {
+            (&before, &after)
+        };
+        rows.restore_rows(&bench.home());
+        files.restore_files(&bench.home());
+        let mended = bench.open();
+        let found = Tree::read(bench.union());
+        match expect {
+            Expect::Before => without_times(before.tree.clone()).assert_is(&found),
+            Expect::After => without_times(after.tree.clone()).assert_is(&found),
+            Expect::Anything => {
+                for (ino, node) in &before.tree.nodes {
+                    let is_kept =
+                        found.nodes.contains_key(ino) || !after.tree.nodes.contains_key(ino);
+                    assert!(is_kept, "{ino} is lost: {:?}", node.body);
+                }
+            }
+        }
+        if expect != Expect::Anything {
+            assert_eq!(mended.lost, Vec::new(), "with {expect:?}");
+        }
+        assert_eq!(bench.union().verify_upper().unwrap(), Vec::<String>::new());
+        bench.kill();
+        let again = bench.open();
+        assert!(again.is_nothing(), "after {mended:?} once more: {again:?}");
+        found.assert_is(&Tree::read(bench.union()));
+        // And life goes on.
+        make(bench.union(), "", "afterwards", b"x");
+        bench.commit(&Default::default()).unwrap();
+        bench.remount();
+    }
+}
+
+#[test]
+fn creating_a_file() {
+    let op = |union: &Union| {
+        make(union, "b/c", "new", b"content");
+    };
+    crash(|_| {}, op, Expect::Anything);
+}
+
+#[test]
+fn creating_a_symlink() {
+    crash(
+        |_| {},
+        |union| {
+            let dir = find(union, "b/c");
+            union
+                .make(dir, b"s", Kind::Symlink, 0o777, 0, Some(b"target"), CREATOR)
+                .unwrap();
+        },
+        // A symbolic link is a row; the file is a picture of it.
+        Expect::After,
+    );
+}
+
+#[test]
+fn copying_up() {
+    crash(
+        |_| {},
+        |union| write(union, "big", b"changed"),
+        Expect::Anything,
+    );
+}
+
+#[test]
+fn truncating_what_is_below() {
+    let empty = SetAttr {
+        size: Some(0),
+        ..SetAttr::default()
+    };
+    crash(
+        |_| {},
+        |union| drop(union.set_attr(find(union, "big"), &empty).unwrap()),
+        Expect::Anything,
+    );
+}
+
+#[test]
+fn renaming_a_changed_file() {
+    crash(
+        |union| write(union, "b/c/deep", b"changed"),
+        |union| {
+            rename(
+                union,
+                ("b/c", "deep"),
+                ("many", "deep"),
+                RenameMode::Replace,
+            )
+        },
+        Expect::After,
+    );
+}
+
+#[test]
+fn renaming_over_a_changed_file() {
+    crash_removing(
+        |union| {
+            write(union, "b/c/deep", b"changed");
+            write(union, "many/m1", b"replaced");
+        },
+        |union| rename(union, ("b/c", "deep"), ("many", "m1"), RenameMode::Replace),
+    );
+}
+
+#[test]
+fn renaming_a_directory_with_changes() {
+    crash(
+        |union| {
+            write(union, "b/c/d/e/deeper", b"changed");
+            make(union, "b/c", "made", b"made");
+        },
+        |union| rename(union, ("b", "c"), ("many", "c2"), RenameMode::Replace),
+        Expect::After,
+    );
+}
+
+#[test]
+fn renaming_nested_directories() {
+    crash(
+        |union| {
+            write(union, "b/c/d/e/deeper", b"changed");
+            make(union, "b/c", "made", b"made");
+        },
+        |union| {
+            rename(union, ("b/c", "d"), ("many", "d2"), RenameMode::Replace);
+            rename(union, ("b", "c"), ("many/d2", "c2"), RenameMode::Replace);
+            make_dir(union, "", "c3");
+            rename(union, ("", "many"), ("c3", "many2"), RenameMode::Replace);
+        },
+        Expect::After,
+    );
+}
+
+#[test]
+fn exchanging_files() {
+    crash(
+        |union| {
+            write(union, "big", b"one");
+            make(union, "b/c", "made", &noise(9, BLOCK));
+        },
+        |union| rename(union, ("", "big"), ("b/c", "made"), RenameMode::Exchange),
+        Expect::After,
+    );
+}
+
+#[test]
+fn exchanging_a_file_with_a_directory() {
+    crash(
+        |union| {
+            write(union, "big", b"one");
+            make(union, "b/c", "made", b"made");
+        },
+        |union| rename(union, ("", "big"), ("b", "c"), RenameMode::Exchange),
+        Expect::After,
+    );
+}
+
+#[test]
+fn exchanging_directories() {
+    crash(
+        |union| {
+            make(union, "b/c", "same", b"one");
+            make(union, "many", "same", b"other");
+        },
+        |union| rename(union, ("b", "c"), ("", "many"), RenameMode::Exchange),
+        Expect::After,
+    );
+}
+
+#[test]
+fn removing_a_changed_file() {
+    crash_removing(
+        |union| write(union, "b/c/deep", b"changed"),
+        |union| union.unlink(find(union, "b/c"), b"deep").unwrap(),
+    );
+}
+
+#[test]
+fn removing_one_name_of_a_changed_file() {
+    crash(
+        |union| write(union, "a/one", b"changed"),
+        |union| union.unlink(find(union, "a"), b"one").unwrap(),
+        Expect::After,
+    );
+}
+
+#[test]
+fn removing_all_names_but_one_of_a_new_file() {
+    crash(
+        |union| {
+            let ino = make(union, "a", "new", b"new");
+            union.link(ino, find(union, "b"), b"new2").unwrap();
+        },
+        |union| union.unlink(find(union, "a"), b"new").unwrap(),
+        Expect::After,
+    );
+}
+
+#[test]
+fn removing_a_directory() {
+    crash_removing(
+        |union| {
+            make(union, "empty", "new", b"new");
+        },
+        |union| {
+            union.unlink(find(union, "empty"), b"new").unwrap();
+            union.rmdir(Ino::ROOT, b"empty").unwrap();
+        },
+    );
+}
+
+#[test]
+fn strays_keep_their_content() {
+    let mut bench = Bench::imported();
+    let before = Moment::after_death(&mut bench);
+    bench.open();
+    make(bench.union(), "b/c", "new", b"precious");
+    bench.kill();
+    before.restore_rows(&bench.home());
+    assert_eq!(bench.open().set_aside, 1);
+    let strays: Vec<_> = fs::read_dir(bench.home().join("strays")).unwrap().collect();
+    assert_eq!(strays.len(), 1);
+    assert_eq!(
+        fs::read(strays[0].as_ref().unwrap().path()).unwrap(),
+        b"precious"
+    );
+}
+
+#[test]
+fn a_copied_store_is_known_again() {
+    // Host inode numbers are others, places are the same.
+    let mut bench = Bench::imported();
+    write(bench.union(), "a/one", b"changed");
+    make(bench.union(), "b/c", "new", b"new");
+    let before = Tree::read(bench.union());
+    bench.kill();
+    let aside = bench.home().with_file_name("aside");
+    copy_tree(&bench.home().join("layers"), &aside, false);
+    fs::remove_dir_all(bench.home().join("layers")).unwrap();
+    fs::rename(aside, bench.home().join("layers")).unwrap();
+    let mended = bench.open();
+    assert_eq!((mended.lost.len(), mended.set_aside), (0, 0), "{mended:?}");
+    without_times(before).assert_is(&Tree::read(bench.union()));
+    assert!(
+        Tree::read(bench.union())
+            .nodes
+            .values()
+            .any(|node| node.body == Body::File(b"new".to_vec()))
+    );
+}

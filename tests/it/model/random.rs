@@ -1,0 +1,97 @@
+//! Sequences of random operations, shrunk to the shortest that fails.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::bench::Bench;
+use super::ops::{Machine, Make, Op, Place};
+
+fn place() -> impl Strategy<Value = Place> {
+    (any::<u16>(), any::<u8>(), prop::bool::weighted(0.3)).prop_map(|(dir, name, over)| Place {
+        dir,
+        name,
+        over,
+    })
+}
+
+fn make() -> impl Strategy<Value = Make> {
+    prop_oneof![
+        4 => Just(Make::File),
+        4 => Just(Make::Directory),
+        2 => Just(Make::Symlink),
+        1 => Just(Make::Fifo),
+        1 => Just(Make::Device),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let n = any::<u16>;
+    prop_oneof![
+        12 => (place(), make(), n()).prop_map(|(place, make, mode)| Op::Make(place, make, mode)),
+        8 => (n(), n(), n(), any::<u8>(), any::<bool>())
+            .prop_map(|(file, offset, len, seed, kill)| Op::Write { file, offset, len, seed, kill }),
+        3 => (n(), n(), any::<u8>()).prop_map(|(file, len, seed)| Op::Append { file, len, seed }),
+        4 => (n(), n()).prop_map(|(file, size)| Op::Truncate { file, size }),
+        4 => (n(), n(), n(), any::<u8>())
+            .prop_map(|(file, offset, len, mode)| Op::Allocate { file, offset, len, mode }),
+        3 => (n(), n(), n(), n(), n()).prop_map(|(from, to, from_offset, to_offset, len)| {
+            Op::CopyRange { from, to, from_offset, to_offset, len }
+        }),
+        2 => (n(), any::<bool>()).prop_map(|(entry, as_dir)| Op::Remove { entry, as_dir }),
+        8 => n().prop_map(|entry| Op::RemoveProperly { entry }),
+        16 => (n(), place(), any::<u8>()).prop_map(|(entry, to, mode)| Op::Rename { entry, to, mode }),
+        6 => (n(), place()).prop_map(|(entry, to)| Op::Link { entry, to }),
+        4 => (n(), n()).prop_map(|(entry, mode)| Op::Chmod { entry, mode }),
+        3 => (n(), any::<u8>(), any::<u8>()).prop_map(|(entry, uid, gid)| Op::Chown { entry, uid, gid }),
+        3 => (n(), any::<u32>(), any::<u32>())
+            .prop_map(|(entry, secs, nanos)| Op::Utimes { entry, secs, nanos }),
+        4 => (n(), any::<u8>(), n()).prop_map(|(entry, name, len)| Op::SetXattr { entry, name, len }),
+        2 => (n(), any::<u8>()).prop_map(|(entry, name)| Op::RemoveXattr { entry, name }),
+        6 => n().prop_map(|entry| Op::Hold { entry }),
+        2 => n().prop_map(|held| Op::Release { held }),
+        1 => n().prop_map(|entry| Op::Sync { entry }),
+        3 => (prop::bool::weighted(0.15), prop::bool::weighted(0.2))
+            .prop_map(|(rebuild, compact)| Op::Commit { rebuild, compact }),
+        2 => Just(Op::Remount),
+        3 => Just(Op::Kill),
+        1 => Just(Op::DiscardAll),
+        2 => (n(), any::<bool>()).prop_map(|(entry, of_base)| Op::DiscardPath { entry, of_base }),
+        1 => n().prop_map(|revision| Op::Rollback { revision }),
+    ]
+}
+
+fn number(variable: &str, default: u32) -> u32 {
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+fn run(bench: fn() -> Bench, cases: u32) {
+    let steps = number("ENVFS_MODEL_STEPS", 60) as usize;
+    let config = Config {
+        cases: number("ENVFS_MODEL_CASES", cases),
+        failure_persistence: None,
+        max_shrink_time: 30_000,
+        ..Config::default()
+    };
+    let mut runner = TestRunner::new(config);
+    let sequences = prop::collection::vec(op(), 1..=steps);
+    let result = runner.run(&sequences, |ops| {
+        Machine::run(bench(), &ops);
+        Ok(())
+    });
+    if let Err(e) = result {
+        panic!("{e}");
+    }
+}
+
+#[test]
+fn random_operations_on_an_imported_environment() {
+    run(Bench::imported, 20);
+}
+
+#[test]
+fn random_operations_on_an_environment_that_began_empty() {
+    run(Bench::empty, 8);
+}

@@ -1,0 +1,159 @@
+//! Several threads at work while another commits.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use envfs::commit::CommitOptions;
+use envfs::object::{Ino, Kind};
+use envfs::union::{Creator, RenameMode, SetAttr, Union};
+
+use super::bench::{BLOCK, Bench, noise};
+use super::tree::{Body, Tree};
+
+const ROUNDS: usize = 300;
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) as usize % limit
+    }
+}
+
+/// What one thread has in its directory: names, and content by object.
+type Mine = (BTreeMap<Vec<u8>, Ino>, BTreeMap<Ino, Vec<u8>>);
+
+fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let (mut names, mut contents): Mine = Default::default();
+    let creator = Creator { uid: 1, gid: 1 };
+    for round in 0..ROUNDS {
+        let name = format!("f{}", random.below(8)).into_bytes();
+        let other = format!("f{}", random.below(8)).into_bytes();
+        let known = names.get(&name).copied();
+        match (random.below(6), known) {
+            (0 | 1, None) => {
+                let (ino, _) = union
+                    .make(dir, &name, Kind::File, 0o644, 0, None, creator)
+                    .unwrap();
+                union.nodes().remember(ino, dir);
+                names.insert(name, ino);
+                contents.insert(ino, Vec::new());
+            }
+            (0 | 1 | 2, Some(ino)) => {
+                let (offset, data) = (
+                    random.below(2 * BLOCK),
+                    noise(round as u64, random.below(BLOCK)),
+                );
+                union.write_at(ino, offset as u64, &data, false).unwrap();
+                let content = contents.get_mut(&ino).unwrap();
+                if !data.is_empty() {
+                    content.resize(content.len().max(offset + data.len()), 0);
+                    content[offset..offset + data.len()].copy_from_slice(&data);
+                }
+            }
+            (3, Some(ino)) => {
+                let size = random.below(2 * BLOCK);
+                let set = SetAttr {
+                    size: Some(size as u64),
+                    ..SetAttr::default()
+                };
+                union.set_attr(ino, &set).unwrap();
+                contents.get_mut(&ino).unwrap().resize(size, 0);
+            }
+            (4, Some(ino)) => {
+                union
+                    .rename(dir, &name, dir, &other, RenameMode::Replace)
+                    .unwrap();
+                if name != other {
+                    names.remove(&name);
+                    if let Some(gone) = names.insert(other, ino) {
+                        contents.remove(&gone);
+                        union.forget(gone, 1);
+                    }
+                }
+            }
+            (5, Some(ino)) => {
+                union.unlink(dir, &name).unwrap();
+                names.remove(&name);
+                // Still there for who holds it.
+                let left = union.read_at(ino, 0, 3 * BLOCK).unwrap();
+                assert_eq!((*left).as_ref(), contents.remove(&ino).unwrap());
+                union.forget(ino, 1);
+            }
+            _ => {}
+        }
+        if let Some((name, ino)) = names.iter().nth(random.below(8)) {
+            let (found, attr) = union.lookup(dir, name).unwrap().unwrap();
+            assert_eq!((found, attr.size), (*ino, contents[ino].len() as u64));
+            let content = union.read_at(*ino, 0, attr.size as usize).unwrap();
+            assert!((*content).as_ref() == contents[ino], "content of {ino}");
+        }
+        let listed = union.read_dir(dir, 0, 100).unwrap();
+        assert_eq!(listed.len(), names.len() + 2);
+    }
+    (names, contents)
+}
+
+#[test]
+fn threads_work_while_another_commits() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    let creator = Creator { uid: 1, gid: 1 };
+    let mut dirs = Vec::new();
+    for n in 0..4 {
+        let name = format!("thread{n}").into_bytes();
+        let (ino, _) = union
+            .make(Ino::ROOT, &name, Kind::Directory, 0o755, 0, None, creator)
+            .unwrap();
+        union.nodes().remember(ino, Ino::ROOT);
+        dirs.push((name, ino));
+    }
+    let over = AtomicBool::new(false);
+    let mine: Vec<Mine> = std::thread::scope(|scope| {
+        let threads: Vec<_> = dirs
+            .iter()
+            .enumerate()
+            .map(|(n, (_, dir))| scope.spawn(move || work(union, *dir, n as u64 + 1)))
+            .collect();
+        let committer = scope.spawn(|| {
+            let mut done = 0;
+            while !over.load(Ordering::Relaxed) {
+                let options = CommitOptions {
+                    compact: done % 3 == 2,
+                    ..CommitOptions::default()
+                };
+                done += u32::from(bench.commit(&options).is_some());
+                let root = union.read_dir(Ino::ROOT, 0, 100).unwrap();
+                assert_eq!(root.len(), 2 + 7 + 4);
+            }
+            done
+        });
+        let mine = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(committer.join().unwrap() > 0);
+        mine
+    });
+    let check = |union: &Union| {
+        let tree = Tree::read(union);
+        for ((name, dir), (names, contents)) in dirs.iter().zip(&mine) {
+            assert_eq!(tree.dir(Ino::ROOT)[name], *dir);
+            assert_eq!(tree.dir(*dir), names);
+            for (ino, content) in contents {
+                assert!(tree.node(*ino).body == Body::File(content.clone()), "{ino}");
+            }
+        }
+    };
+    check(union);
+    bench.commit(&CommitOptions::default());
+    check(union);
+    let mut bench = bench;
+    bench.remount();
+    check(bench.union());
+}

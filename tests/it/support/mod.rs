@@ -1,0 +1,478 @@
+//! What the tests through the real program share: a store of their own, commands in it, and trees
+//! to compare.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub(crate) mod images;
+pub(crate) mod samples;
+pub(crate) mod tree;
+pub(crate) mod user;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+pub(crate) use user::User;
+
+/// No command of a test takes this long; whoever does hangs.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// Says that a test does not run, even where the output of tests is captured. A continuous
+/// integration has all the programs, so there it is a failure.
+#[track_caller]
+pub(crate) fn skip(reason: &str) {
+    say_skipped(reason);
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "this must be there in CI: {reason}"
+    );
+}
+
+/// Says that a test does not run for want of something that a CI may rightly lack: root, a kernel
+/// feature, a second user.
+pub(crate) fn skip_allowed(reason: &str) {
+    say_skipped(reason);
+}
+
+fn say_skipped(reason: &str) {
+    let thread = std::thread::current();
+    let line = format!("SKIP {}: {reason}\n", thread.name().unwrap_or("a test"));
+    // Not eprintln!, which the harness swallows.
+    drop(std::io::stderr().write_all(line.as_bytes()));
+}
+
+/// Returns whether a program is in the PATH; says that the test is skipped where it is not.
+pub(crate) fn has(program: &str) -> bool {
+    let is_here = find(program).is_some();
+    if !is_here {
+        skip(&format!("no {program}"));
+    }
+    is_here
+}
+
+/// Finds a program in the PATH of the tests.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(PATH)
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
+}
+
+/// Where programs of the system are.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A store of its own, with everything that goes with it; nothing of it is left when it is dropped.
+#[derive(Debug)]
+pub(crate) struct TestEnv {
+    dir: tempfile::TempDir,
+    user: User,
+    program: PathBuf,
+    store: PathBuf,
+}
+
+/// What a command said and how it ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    /// The command, for messages.
+    pub(crate) line: String,
+    /// Its exit status; 128 and the signal where it was killed.
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Run {
+    fn new(line: String, output: Output) -> Run {
+        let status = output.status;
+        Run {
+            line,
+            code: status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Fails the test unless the command succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> Run {
+        assert_eq!(self.code, 0, "{self}");
+        self
+    }
+
+    /// Fails the test unless the command failed with this status and said this.
+    #[track_caller]
+    pub(crate) fn fails(self, code: i32, words: &[&str]) -> Run {
+        assert_eq!(self.code, code, "{self}");
+        for word in words {
+            assert!(self.err.contains(word), "no {word:?} in: {self}");
+        }
+        assert!(
+            !self.err.contains("panicked") && !self.err.contains("RUST_BACKTRACE"),
+            "{self}"
+        );
+        self
+    }
+
+    /// Returns the first line of the output.
+    pub(crate) fn line(&self) -> &str {
+        self.out.lines().next().unwrap_or("")
+    }
+
+    /// Parses the output as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} ended with {}\n--- output\n{}\n--- errors\n{}",
+            self.line, self.code, self.out, self.err
+        )
+    }
+}
+
+impl TestEnv {
+    /// Makes one for the user that runs the tests. None, and said so, where FUSE cannot be used.
+    pub(crate) fn new() -> Option<TestEnv> {
+        TestEnv::of(User::current())
+    }
+
+    /// Makes one for every user that the tests can be: who runs them and, if that is root, the
+    /// user `tester`.
+    pub(crate) fn of_all_users() -> Vec<TestEnv> {
+        let mut all: Vec<TestEnv> = TestEnv::new().into_iter().collect();
+        all.extend(TestEnv::as_tester());
+        all
+    }
+
+    /// Makes one for an ordinary user.
+    pub(crate) fn as_tester() -> Option<TestEnv> {
+        TestEnv::of(User::ordinary()?)
+    }
+
+    fn of(user: User) -> Option<TestEnv> {
+        if !Path::new("/dev/fuse").exists() {
+            skip_allowed("no /dev/fuse");
+            return None;
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("envfs-it-")
+            .tempdir_in("/tmp")
+            .unwrap();
+        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_envfs"));
+        if !user.is_current() {
+            // The build directory need not be open to others.
+            let bin = dir.path().join("program");
+            fs::create_dir(&bin).unwrap();
+            program = bin.join("envfs");
+            fs::copy(env!("CARGO_BIN_EXE_envfs"), &program).unwrap();
+        }
+        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        for name in ["home", "run", "tmp", "work"] {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
+            user.give(&path);
+        }
+        let store = dir.path().join("home/store");
+        Some(TestEnv {
+            dir,
+            user,
+            program,
+            store,
+        })
+    }
+
+    /// Puts the store elsewhere.
+    pub(crate) fn with_store(mut self, store: &Path) -> TestEnv {
+        self.store = store.to_owned();
+        self
+    }
+
+    /// Returns who uses it.
+    pub(crate) fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// Returns a directory for whatever a test needs.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    /// Returns the whole directory.
+    pub(crate) fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Returns the store.
+    pub(crate) fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// Returns the home of an environment in the store.
+    pub(crate) fn home_of(&self, name: &str) -> PathBuf {
+        self.store.join("store").join(name)
+    }
+
+    /// Returns where an environment is mounted.
+    pub(crate) fn prefix(&self, name: &str) -> PathBuf {
+        self.store.join("envs").join(name)
+    }
+
+    /// Returns a command of this user with nothing else in its environment.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let own = self.program.parent().unwrap();
+        command
+            .env_clear()
+            .env("PATH", format!("{}:{PATH}", own.display()))
+            .env("HOME", self.dir.path().join("home"))
+            .env("ENVFS_HOME", &self.store)
+            .env("XDG_RUNTIME_DIR", self.dir.path().join("run"))
+            .env("TMPDIR", self.dir.path().join("tmp"))
+            .env("LANG", "C.UTF-8")
+            .env("USER", self.user.name())
+            .current_dir(self.work())
+            .stdin(Stdio::null());
+        if !self.user.is_current() {
+            command.uid(self.user.uid()).gid(self.user.gid());
+        }
+        command
+    }
+
+    /// Returns a command of envfs.
+    pub(crate) fn envfs_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = self.command(&self.program);
+        command.args(args);
+        command
+    }
+
+    /// Runs envfs.
+    #[track_caller]
+    pub(crate) fn envfs<S: AsRef<OsStr>>(&self, args: &[S]) -> Run {
+        run(self.envfs_command(args))
+    }
+
+    /// Runs envfs with one more variable.
+    #[track_caller]
+    pub(crate) fn envfs_with<S: AsRef<OsStr>>(&self, name: &str, value: &str, args: &[S]) -> Run {
+        let mut command = self.envfs_command(args);
+        command.env(name, value);
+        run(command)
+    }
+
+    /// Runs a script in `sh -e`.
+    #[track_caller]
+    pub(crate) fn sh(&self, script: &str) -> Run {
+        let mut command = self.command("/bin/sh");
+        command.arg("-ec").arg(script);
+        run(command)
+    }
+
+    /// Writes a file as this user, and the directories above it.
+    pub(crate) fn write(&self, path: &Path, content: impl AsRef<[u8]>) {
+        let mut missing = Vec::new();
+        let mut dir = path.parent();
+        while let Some(here) = dir.filter(|here| !here.exists()) {
+            missing.push(here.to_owned());
+            dir = here.parent();
+        }
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+        missing.iter().for_each(|dir| self.user.give(dir));
+        self.user.give(path);
+    }
+
+    /// Makes a small tree, imports it, and returns the tree's path.
+    #[track_caller]
+    pub(crate) fn import_sample(&self, name: &str) -> PathBuf {
+        let source = self.work().join(format!("{name}-source"));
+        samples::small(self, &source);
+        let source_word = source.to_str().unwrap();
+        self.envfs(&["import", "-q", source_word, name]).ok();
+        source
+    }
+
+    /// Mounts an environment and returns where.
+    #[track_caller]
+    pub(crate) fn mount(&self, name: &str) -> PathBuf {
+        PathBuf::from(self.envfs(&["mount", name]).ok().line())
+    }
+
+    /// Returns the daemon's process of an environment.
+    #[track_caller]
+    pub(crate) fn daemon(&self, name: &str) -> Pid {
+        let status = self.envfs(&["status", "--json", name]).ok().json();
+        let pid = status["daemon_pid"].as_i64();
+        Pid::from_raw(
+            pid.unwrap_or_else(|| panic!("no daemon: {status}"))
+                .try_into()
+                .unwrap(),
+        )
+    }
+
+    /// Kills the daemon of an environment and waits for its end.
+    #[track_caller]
+    pub(crate) fn kill_daemon(&self, name: &str) {
+        let pid = self.daemon(name);
+        kill(pid, Signal::SIGKILL).unwrap();
+        wait_for("the end of the daemon", || !is_alive(pid));
+    }
+
+    /// Fails the test unless an environment is well.
+    #[track_caller]
+    pub(crate) fn verify(&self, name: &str) {
+        self.envfs(&["verify", name]).ok();
+    }
+
+    /// Lists what is in the store, for "all is as it was".
+    pub(crate) fn store_listing(&self) -> Vec<String> {
+        let mut names: Vec<String> = walkdir::WalkDir::new(&self.store)
+            .into_iter()
+            .flatten()
+            .filter(|entry| !entry.path().starts_with(self.store.join("envs")))
+            .map(|entry| entry.path().display().to_string())
+            // The database's helpers come and go with those who look at it.
+            .filter(|name| !name.ends_with("-wal") && !name.ends_with("-shm"))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Returns the daemons of this store: of this test and of no other.
+    fn daemons(&self) -> Vec<Pid> {
+        let store = self.store.as_os_str().as_encoded_bytes();
+        let is_ours = |entry: &fs::DirEntry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            words.contains(&b"__daemon".as_slice()) && words.contains(&store)
+        };
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        entries
+            .filter(is_ours)
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .map(Pid::from_raw)
+            .collect()
+    }
+}
+
+impl Drop for TestEnv {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for log in glob_logs(&self.store) {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                let tail = lines.get(lines.len().saturating_sub(15)..).unwrap_or(&[]);
+                eprintln!("--- end of {}\n{}", log.display(), tail.join("\n"));
+            }
+        }
+        let mut command = self.envfs_command(&["-q", "unmount", "--all"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        drop(command.status());
+        for mount in mounts_below(self.dir.path()) {
+            let mut command = Command::new("umount");
+            command.arg("-l").arg(&mount).stderr(Stdio::null());
+            if nix::unistd::geteuid().as_raw() != 0 {
+                command = Command::new("fusermount3");
+                command.arg("-uz").arg(&mount).stderr(Stdio::null());
+            }
+            drop(command.status());
+        }
+        for pid in self.daemons() {
+            kill(pid, Signal::SIGKILL).ok();
+        }
+    }
+}
+
+fn glob_logs(store: &Path) -> Vec<PathBuf> {
+    let homes = fs::read_dir(store.join("store")).into_iter().flatten();
+    homes
+        .flatten()
+        .map(|home| home.path().join("daemon.log"))
+        .filter(|log| log.exists())
+        .collect()
+}
+
+/// Returns the mounts at and below a directory, the last first.
+pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut found: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .filter(|path| path.starts_with(dir))
+        .collect();
+    found.reverse();
+    found
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub(crate) fn run(command: Command) -> Run {
+    run_with_input(command, b"")
+}
+
+/// Runs a command to its end, with something to read.
+#[track_caller]
+pub(crate) fn run_with_input(mut command: Command, input: &[u8]) -> Run {
+    let line = format!("{command:?}");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    if !input.is_empty() {
+        command.stdin(Stdio::piped());
+    }
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input).unwrap();
+    }
+    finish(child, line)
+}
+
+/// Waits for a command's end; one that hangs is killed and fails the test.
+#[track_caller]
+pub(crate) fn finish(child: Child, line: String) -> Run {
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(output) => Run::new(line, output.unwrap()),
+        Err(_) => {
+            kill(pid, Signal::SIGKILL).ok();
+            panic!("hangs: {line}");
+        }
+    }
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Returns whether a process runs; one that ended and was not waited for does not.
+pub(crate) fn is_alive(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    })
+}

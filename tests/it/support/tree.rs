@@ -1,0 +1,147 @@
+//! Trees of files, read whole and compared.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// All that is seen of one entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Type and permissions.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Whole seconds: an image keeps no more.
+    pub(crate) mtime: i64,
+    pub(crate) nlink: u64,
+    /// The first path, in order, of the same object.
+    pub(crate) same_as: PathBuf,
+    pub(crate) rdev: u64,
+    pub(crate) size: u64,
+    /// Hash of the content, or the target of a link.
+    pub(crate) content: String,
+    pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+/// A tree, by path relative to its root, which is "".
+pub(crate) type Tree = BTreeMap<PathBuf, Entry>;
+
+/// Which parts of entries count.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    pub(crate) owners: bool,
+    pub(crate) xattrs: bool,
+    pub(crate) root: bool,
+}
+
+impl Look {
+    /// Everything counts.
+    pub(crate) const ALL: Look = Look {
+        owners: true,
+        xattrs: true,
+        root: true,
+    };
+    /// Everything but owners.
+    pub(crate) const NOT_OWNERS: Look = Look {
+        owners: false,
+        ..Look::ALL
+    };
+}
+
+/// Reads a tree whole.
+#[track_caller]
+pub(crate) fn read(root: &Path) -> Tree {
+    let mut tree = Tree::new();
+    let mut first: BTreeMap<u64, PathBuf> = BTreeMap::new();
+    let walk = walkdir::WalkDir::new(root).sort_by_file_name();
+    for entry in walk {
+        let entry = entry.unwrap();
+        let path = entry.path();
+        let relative = path.strip_prefix(root).unwrap().to_owned();
+        let meta = fs::symlink_metadata(path).unwrap();
+        let kind = meta.file_type();
+        let is_plain = kind.is_file() || kind.is_dir();
+        let content = if kind.is_file() {
+            let bytes = fs::read(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+            blake3::hash(&bytes).to_hex().to_string()
+        } else if kind.is_symlink() {
+            let target = fs::read_link(path).unwrap();
+            String::from_utf8_lossy(target.as_os_str().as_bytes()).into_owned()
+        } else {
+            String::new()
+        };
+        let mut xattrs = BTreeMap::new();
+        if is_plain {
+            // Some say so where an image has none at all.
+            let names = match xattr::list(path) {
+                Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => None,
+                names => Some(names.unwrap()),
+            };
+            for name in names.into_iter().flatten() {
+                let value = xattr::get(path, &name).unwrap().unwrap_or_default();
+                xattrs.insert(name.to_string_lossy().into_owned(), value);
+            }
+        }
+        let same_as = first.entry(meta.ino()).or_insert_with(|| relative.clone());
+        let has_rdev = !is_plain && !kind.is_symlink();
+        let seen = Entry {
+            mode: meta.mode(),
+            uid: meta.uid(),
+            gid: meta.gid(),
+            mtime: meta.mtime(),
+            nlink: if kind.is_dir() { 0 } else { meta.nlink() },
+            same_as: same_as.clone(),
+            rdev: if has_rdev { meta.rdev() } else { 0 },
+            size: if kind.is_dir() { 0 } else { meta.size() },
+            content,
+            xattrs,
+        };
+        tree.insert(relative, seen);
+    }
+    tree
+}
+
+/// Fails the test where two trees differ, and says in what.
+#[track_caller]
+pub(crate) fn assert_same(left: &Tree, right: &Tree, look: Look, what: &str) {
+    let mut differences = Vec::new();
+    let paths: std::collections::BTreeSet<&PathBuf> = left.keys().chain(right.keys()).collect();
+    for path in paths {
+        if !look.root && path.as_os_str().is_empty() {
+            continue;
+        }
+        match (left.get(path), right.get(path)) {
+            (Some(a), Some(b)) => {
+                let (mut a, mut b) = (a.clone(), b.clone());
+                for entry in [&mut a, &mut b] {
+                    if !look.owners {
+                        (entry.uid, entry.gid) = (0, 0);
+                    }
+                    if !look.xattrs {
+                        entry.xattrs.clear();
+                    }
+                }
+                if a != b {
+                    differences.push(format!("{path:?}:\n   {a:?}\n   {b:?}"));
+                }
+            }
+            (Some(_), None) => differences.push(format!("{path:?}: only in the first")),
+            (None, _) => differences.push(format!("{path:?}: only in the second")),
+        }
+    }
+    let count = differences.len();
+    differences.truncate(8);
+    assert!(
+        differences.is_empty(),
+        "{what}: {count} differences\n{}",
+        differences.join("\n")
+    );
+}
+
+/// Reads two trees and compares them.
+#[track_caller]
+pub(crate) fn assert_same_at(left: &Path, right: &Path, look: Look, what: &str) {
+    assert_same(&read(left), &read(right), look, what);
+}
