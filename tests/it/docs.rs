@@ -13,7 +13,7 @@ fn read(path: &str) -> String {
 /// Renders a command and those below it.
 fn render(command: &clap::Command, path: &str, out: &mut String) {
     let path = format!("{path} {}", command.get_name()).trim().to_owned();
-    let level = if path == "envfs" { "#" } else { "##" };
+    let level = "#".repeat(path.split(' ').count());
     writeln!(out, "{level} `{path}`\n").unwrap();
     if let Some(about) = command.get_long_about().or(command.get_about()) {
         writeln!(out, "{about}\n").unwrap();
@@ -24,22 +24,45 @@ fn render(command: &clap::Command, path: &str, out: &mut String) {
     }
     let mut shown = command.clone();
     writeln!(out, "```text\n{}\n```\n", shown.render_usage()).unwrap();
+    // What every command takes is told of once, at the top.
+    let is_top = path == "envfs";
     let arguments = command
         .get_arguments()
-        .filter(|a| !a.is_hide_set() && !a.is_global_set());
+        .filter(|a| !a.is_hide_set())
+        .filter(|a| is_top || !(a.is_global_set() || a.get_id() == "help"));
     let mut rows = String::new();
     for argument in arguments {
+        let values = argument.get_value_names().unwrap_or_default();
+        let mut value = values
+            .iter()
+            .map(|v| v.as_str())
+            .collect::<Vec<_>>()
+            .join(" ");
+        if !argument.get_action().takes_values() {
+            value.clear();
+        }
         let name = match (argument.get_short(), argument.get_long()) {
-            (Some(short), Some(long)) => format!("`-{short}`, `--{long}`"),
-            (None, Some(long)) => format!("`--{long}`"),
-            (Some(short), None) => format!("`-{short}`"),
-            (None, None) => format!("`{}`", argument.get_id().as_str().to_uppercase()),
+            (Some(short), Some(long)) => format!("`-{short}`, `--{long} {value}`"),
+            (None, Some(long)) => format!("`--{long} {value}`"),
+            (Some(short), None) => format!("`-{short} {value}`"),
+            (None, None) => format!("`{value}`"),
         };
-        let help = argument
+        let name = name.replace(" `", "`").replace(",`", ", `");
+        let mut help = argument
             .get_help()
             .map(ToString::to_string)
             .unwrap_or_default();
-        writeln!(rows, "| {name} | {} |", help.replace('|', "\\|")).unwrap();
+        let possible: Vec<String> = argument
+            .get_possible_values()
+            .iter()
+            .filter(|value| argument.get_action().takes_values() && !value.is_hide_set())
+            .map(|value| format!("`{}`", value.get_name()))
+            .collect();
+        if !possible.is_empty() {
+            write!(help, ": {}", possible.join(", ")).unwrap();
+        }
+        let cell = |text: &str| text.replace('|', "\\|");
+        writeln!(rows, "| {} | {} |", cell(&name), cell(&help)).unwrap();
     }
     if !rows.is_empty() {
         writeln!(out, "| argument | meaning |\n|---|---|\n{rows}").unwrap();
@@ -111,6 +134,7 @@ fn every_file_that_the_documents_name_exists() {
             ];
             if from_root.iter().any(|start| word.starts_with(start))
                 && !word.contains([' ', '*', '<'])
+                && !word.contains("NNNN")
             {
                 named += 1;
                 assert!(
