@@ -3,7 +3,7 @@
 use super::error::{CommitError, Result};
 use crate::object::{Ino, Kind};
 use crate::progress::{Progress, Report};
-use crate::union::{ImageLayer, Layer, LowerStack};
+use crate::union::{ImageLayer, Layer, LowerStack, Xattr};
 
 /// Compares a view with the image made of it: every name, identity and attribute, and the content of
 /// the `fresh` files. Data that was carried over was not touched and is not read. Link counts are not
@@ -75,7 +75,7 @@ fn same_attributes(view: &LowerStack, image: &ImageLayer, ino: Ino) -> Result<()
             theirs.mtime.secs,
         )
         && (ours.kind == Kind::Directory || ours.size == theirs.size);
-    let sorted = |mut all: Vec<(Box<[u8]>, Box<[u8]>)>| {
+    let sorted = |mut all: Vec<Xattr>| {
         all.sort_unstable();
         all
     };

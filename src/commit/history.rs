@@ -194,6 +194,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     let mut gone = Vec::new();
     for (age, revision) in newest_first.iter().enumerate() {
         let keep = age < options.keep.max(1) as usize
+            || options.before.is_some_and(|limit| revision.time >= limit)
             || Some(revision.id) == current
             || tagged.contains(&revision.id);
         if keep {

@@ -1,4 +1,4 @@
-//! The kernel's side: a thin adapter from FUSE requests to [`Union`](crate::union::Union).
+//! The kernel's side: a thin adapter from FUSE requests to [`Union`].
 //!
 //! Stateless: `OPEN`, `OPENDIR`, `FLUSH` and `CREATE` are answered `ENOSYS` once, after which the
 //! kernel opens, closes and lists what it has cached without asking. Everything under the mount is

@@ -1,12 +1,11 @@
 //! Attributes: mode, owner, times, size, and extended attributes.
 
-use std::collections::BTreeMap;
-
 use nix::errno::Errno;
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 
 use super::content::{has_file, time_spec, without_privileges};
+use super::delta::Xattrs;
 use super::{Result, Standing, Union};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{InodeRow, RowChange};
@@ -38,9 +37,6 @@ pub struct SetAttr {
     /// Whether a change of size takes set-id bits away (the caller has no `CAP_FSETID`).
     pub kill_privileges: bool,
 }
-
-/// Extended attributes in memory and in a stack.
-type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// How `setxattr` treats an attribute that exists, or does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -63,6 +63,9 @@ impl DirDelta {
     }
 }
 
+/// Extended attributes by their full names.
+pub(super) type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
 /// Everything one upper layer says.
 #[derive(Debug, Default)]
 pub struct Delta {
@@ -71,7 +74,7 @@ pub struct Delta {
     /// Directories with differing names.
     pub dirs: HashMap<Ino, DirDelta>,
     /// Extended attributes of objects whose row owns them.
-    pub xattrs: HashMap<Ino, BTreeMap<Box<[u8]>, Box<[u8]>>>,
+    pub xattrs: HashMap<Ino, Xattrs>,
 }
 
 impl Delta {

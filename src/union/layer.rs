@@ -68,11 +68,14 @@ pub trait Layer: Send + Sync + Debug {
     fn read_link(&self, ino: Ino) -> Result<Box<[u8]>>;
 
     /// Returns all extended attributes: full names and values.
-    fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>>;
+    fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>>;
 
     /// For downcasts where a layer's own nature matters (commit carries blocks of images).
     fn as_any(&self) -> &dyn std::any::Any;
 }
+
+/// An extended attribute: full name and value.
+pub type Xattr = (Box<[u8]>, Box<[u8]>);
 
 /// A layer's listing: names in byte order, each a link or a whiteout.
 pub type LayerListing = Vec<(Box<[u8]>, Option<(Ino, Kind)>)>;

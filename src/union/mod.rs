@@ -63,7 +63,9 @@ pub use empty_layer::EmptyLayer;
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;
 pub use image_layer::{ImageLayer, OwnerMap};
-pub use layer::{Bytes, Layer, LayerInode, LayerListing, Listing, Lookup, SharedListing, Source};
+pub use layer::{
+    Bytes, Layer, LayerInode, LayerListing, Listing, Lookup, SharedListing, Source, Xattr,
+};
 pub use namespace::{Creator, RenameMode};
 pub use node::Nodes;
 pub use open::{OpenOptions, Paths, open_image};

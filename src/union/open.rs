@@ -63,7 +63,7 @@ impl Union {
                 }
                 StackPart::Frozen | StackPart::Writable => {
                     if layers.is_empty() {
-                        layers.push(Arc::new(EmptyLayer::default()));
+                        layers.push(Arc::new(EmptyLayer));
                     }
                     let below = Arc::new(LowerStack::new(layers.clone()));
                     let upper = UpperDir::open(&paths.layer(part.id), &paths.strays)?;

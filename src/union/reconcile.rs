@@ -11,6 +11,9 @@ use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, LayerId, RowChange, StateDb};
 use crate::upper::{Found, UpperDir};
 
+/// Where a file lies: in `work` or not, and its path there.
+type Place = (bool, Vec<Box<[u8]>>);
+
 /// What was found and done.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Reconciled {
@@ -48,8 +51,8 @@ pub(super) fn reconcile(
     lower: &LowerStack,
 ) -> Result<Reconciled> {
     let mut done = Reconciled::default();
-    let mut unclaimed: HashMap<(bool, Vec<Box<[u8]>>), Found> = HashMap::new();
-    let mut by_backing: HashMap<u64, (bool, Vec<Box<[u8]>>)> = HashMap::new();
+    let mut unclaimed: HashMap<Place, Found> = HashMap::new();
+    let mut by_backing: HashMap<u64, Place> = HashMap::new();
     for found in upper.scan()? {
         let key = (found.in_work, found.path.clone());
         by_backing.insert(found.backing_ino, key.clone());

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 use nix::errno::Errno;
 
-use super::layer::{Bytes, Layer, Listing, Lookup, SharedListing, Source};
+use super::layer::{Bytes, Layer, LayerListing, Listing, Lookup, SharedListing, Source, Xattr};
 use super::{Error, Result};
-use crate::object::{Attr, Ino, Kind};
+use crate::object::{Attr, Ino};
 
 /// Merged listings kept at most, by number and by weight.
 const LISTINGS_KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
@@ -164,7 +164,7 @@ impl LowerStack {
     }
 
     /// Returns all extended attributes of an object.
-    pub fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+    pub fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
         for layer in &self.layers {
             if let Some(inode) = layer.inode(ino)?
                 && inode.xattrs == Source::Here
@@ -202,7 +202,7 @@ pub(super) fn chain(
 }
 
 /// Merges listings, top first, each in byte order: the topmost word on a name counts.
-fn merge(mut parts: Vec<Vec<(Box<[u8]>, Option<(Ino, Kind)>)>>) -> Listing {
+fn merge(mut parts: Vec<LayerListing>) -> Listing {
     let mut listing = Listing::default();
     if parts.len() == 1 {
         for (name, target) in parts.remove(0) {

@@ -1,5 +1,11 @@
 //! Integration tests: one binary, so one link.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
+
 mod cli;
 mod crash;
 mod docs;

@@ -427,10 +427,8 @@ pub(super) fn compare(
 ) -> Result<()> {
     let mut archive = packing.open(source)?;
     let mut last: HashMap<Vec<Vec<u8>>, blake3::Hash> = HashMap::new();
-    let mut done = 0;
-    for entry in archive.entries().map_err(|e| damaged(source, &e))? {
+    for (done, entry) in (1..).zip(archive.entries().map_err(|e| damaged(source, &e))?) {
         let mut entry = entry.map_err(|e| damaged(source, &e))?;
-        done += 1;
         if entry.header().entry_type().is_file() {
             let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
             let mut hasher = blake3::Hasher::new();

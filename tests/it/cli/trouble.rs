@@ -104,13 +104,13 @@ fn a_file_that_may_not_be_read_stops_the_import() {
     let source = env.work().join("source");
     samples::small(&env, &source);
     let secret = source.join("lib/deep/x");
-    fs::set_permissions(&secret, PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o0)).unwrap();
     env.envfs(&["import", word(&source), "e"])
         .fails(1, &["lib/deep/x", "ermission denied"]);
     assert!(!env.home_of("e").exists());
     fs::set_permissions(&secret, PermissionsExt::from_mode(0o644)).unwrap();
     let dir = source.join("lib/deep/er");
-    fs::set_permissions(&dir, PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o0)).unwrap();
     env.envfs(&["import", word(&source), "e"])
         .fails(1, &["lib/deep/er", "ermission denied"]);
     assert_eq!(fs::read_dir(env.store().join("store")).unwrap().count(), 0);
@@ -508,7 +508,7 @@ fn a_database_of_a_newer_version_is_left_alone() {
     env.envfs(&["run", "e", "true"]).fails(125, &["newer"]);
     assert_eq!(set(version), 999, "nobody changed it");
     env.mount("e");
-    fs::write(&env.home_of("e").join("garbage"), "x").unwrap();
+    fs::write(env.home_of("e").join("garbage"), "x").unwrap();
     env.envfs(&["unmount", "e"]).ok();
     let good = fs::read(&file).unwrap();
     fs::write(&file, "no database at all").unwrap();

@@ -832,7 +832,8 @@ impl Machine {
         let before = std::mem::replace(&mut self.tree, tree);
         let named = before.named();
         for ino in std::mem::take(&mut self.held) {
-            if self.tree.nodes.contains_key(&ino) {
+            let is_known = self.tree.nodes.contains_key(&ino);
+            if is_known {
                 self.held.push(ino);
             } else if !named.nodes.contains_key(&ino) {
                 self.tree.nodes.insert(ino, before.node(ino).clone());

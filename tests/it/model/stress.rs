@@ -43,7 +43,7 @@ fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
                 names.insert(name, ino);
                 contents.insert(ino, Vec::new());
             }
-            (0 | 1 | 2, Some(ino)) => {
+            (0..=2, Some(ino)) => {
                 let (offset, data) = (
                     random.below(2 * BLOCK),
                     noise(round as u64, random.below(BLOCK)),

@@ -62,7 +62,7 @@ pub(crate) fn rich(env: &TestEnv, root: &Path) {
         lchown(odd.join("empty"), Some(1234), Some(70_000)).unwrap();
         lchown(odd.join("dangling"), Some(1), Some(2)).unwrap();
         env.write(&odd.join("closed"), "closed");
-        fs::set_permissions(odd.join("closed"), PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(odd.join("closed"), PermissionsExt::from_mode(0o0)).unwrap();
     }
     env.user().give_tree(root);
     // Last: the change of an owner takes these bits.
