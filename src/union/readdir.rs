@@ -11,6 +11,7 @@
 //! was in the middle of one reads it to its end, less what is gone.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::layer::SharedListing;
 use super::{Result, State, Union};
@@ -158,6 +159,11 @@ impl Union {
         // Outside the lock: this may read an image.
         let listing = lower.list(dir)?;
         let state = self.read();
+        if !Arc::ptr_eq(&state.lower, &lower) {
+            // The stack changed meanwhile: names may have moved between the rows and the layers below.
+            drop(state);
+            return self.read_dir(dir, position, limit);
+        }
         let mark = (state.epoch % EPOCHS) << EPOCH_SHIFT;
         let edits = state.delta.dirs.get(&dir);
         let kind_of =
