@@ -10,7 +10,7 @@ use super::error::{CommandError, Result};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
-use crate::daemon::protocol::{Selection, Service};
+use crate::daemon::protocol::Service;
 use crate::daemon::service::{BRIEF, Local, mount_environment};
 use crate::environment::{
     EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, PrefixUse, Store,
@@ -289,9 +289,4 @@ pub fn upper_use(environment: &Environment) -> (u64, u64) {
         }
     }
     (files, bytes)
-}
-
-/// Returns whether anything differs from the current revision, where that can be told cheaply.
-pub fn has_changes(service: &dyn Service) -> Result<bool> {
-    Ok(!service.changes(&Selection::default())?.is_empty())
 }

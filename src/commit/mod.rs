@@ -34,7 +34,7 @@ use crate::squashfs::writer::{
 };
 use crate::squashfs::{Compression, CompressorId, Image};
 use crate::state::{ImageId, LayerId, NewImage, PublishCommit, RevisionId};
-use crate::union::{ImageLayer, Invalidation, LowerStack, Union};
+use crate::union::{ImageLayer, Invalidation, LowerStack};
 use error::Context;
 use import::Extent;
 use tree::Tree;
@@ -413,9 +413,4 @@ fn with_monitor<T>(
         drop(done);
         result
     })
-}
-
-/// Commits need the view; this is for those who only look.
-pub fn is_clean(union: &Union) -> Result<bool> {
-    Ok(union.changes()?.is_empty())
 }

@@ -31,12 +31,6 @@ impl Union {
         self.read().lower.clone()
     }
 
-    /// Returns true if nothing was changed since the last commit.
-    pub fn is_clean(&self) -> bool {
-        let state = self.read();
-        state.delta.is_empty() && frozen_count(&state.lower) == 0
-    }
-
     /// Freezes the writable layer and gives the view a fresh one. Returns the frozen layers, top
     /// first; an empty writable layer is left alone.
     ///
@@ -205,10 +199,6 @@ fn frozen_ids(lower: &LowerStack) -> Vec<LayerId> {
         .iter()
         .filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
     frozen.map(|layer| layer.id).collect()
-}
-
-fn frozen_count(lower: &LowerStack) -> usize {
-    frozen_ids(lower).len()
 }
 
 /// Everything that a layer's rows make different: without the layer, it is different again.

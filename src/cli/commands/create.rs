@@ -12,10 +12,8 @@ use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
-use crate::daemon::lifecycle;
 use crate::daemon::protocol::{CommitOptions, Service};
-use crate::daemon::service::BRIEF;
-use crate::environment::{EnvLock, EnvName, LockMode};
+use crate::environment::EnvName;
 
 /// Make an empty environment, or one that an installer fills.
 ///
@@ -60,7 +58,7 @@ impl Args {
         let done = self.install(context, &env, program, arguments);
         if done.is_err() && !self.keep {
             // The first failure is the one to tell of.
-            if let Err(second) = undo(env) {
+            if let Err(second) = super::remove::remove_environment(env) {
                 context
                     .output
                     .warn(format!("{name} stays behind: {}", second.message));
@@ -134,19 +132,6 @@ fn replace(word: &OsStr, mark: &[u8], by: &OsStr) -> OsString {
     }
     out.extend_from_slice(rest);
     OsString::from_vec(out)
-}
-
-fn undo(env: Env) -> Result<()> {
-    lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
-    let lock = EnvLock::lock(
-        env.environment.layout(),
-        LockMode::Exclusive,
-        "remove",
-        BRIEF,
-    )?;
-    env.environment.remove_files(lock)?;
-    super::remove::remove_prefix(&env.target.prefix);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::Args as ClapArgs;
 
 use crate::cli::backend;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::output::size;
 use crate::daemon::lifecycle;
@@ -40,18 +40,24 @@ impl Args {
             size(bytes)
         );
         context.output.confirm(&question, self.yes)?;
-        lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
-        let lock = EnvLock::lock(
-            env.environment.layout(),
-            LockMode::Exclusive,
-            "remove",
-            BRIEF,
-        )?;
-        env.environment.remove_files(lock)?;
-        remove_prefix(&env.target.prefix);
+        remove_environment(env)?;
         context.output.note(format!("{} is removed", self.name));
         Ok(())
     }
+}
+
+/// Unmounts an environment and removes it with all its files and its mount point.
+pub fn remove_environment(env: Env) -> Result<()> {
+    lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
+    let lock = EnvLock::lock(
+        env.environment.layout(),
+        LockMode::Exclusive,
+        "remove",
+        BRIEF,
+    )?;
+    env.environment.remove_files(lock)?;
+    remove_prefix(&env.target.prefix);
+    Ok(())
 }
 
 /// Removes the empty directory where an environment was mounted.
