@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,11 +29,56 @@ from pathlib import Path
 
 
 def run(*command, check=True, **kwargs):
-    """Runs a command, quietly unless it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, **kwargs)
-    if check and done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr.decode(errors='replace')}")
-    return done
+    """Runs a command, quietly unless it fails. Interrupted, it ends what the command has started, too:
+    a forgotten reader would keep a mount in use."""
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        **kwargs,
+    )
+    try:
+        _, errors = process.communicate()
+    except BaseException:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+        raise
+    if check and process.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{errors.decode(errors='replace')}")
+
+
+def mounts_below(directory):
+    """The mount points below a directory, the last mounted first."""
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    points = (Path(line.split(" ")[4]) for line in lines)
+    return [point for point in reversed(list(points)) if directory in point.parents]
+
+
+def interrupted(number, _frame):
+    sys.exit(128 + number)
+
+
+def clean_up(scratch, competitors):
+    """Unmounts whatever is mounted below the scratch directory, and only then removes it."""
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
+    for competitor in competitors:
+        competitor.unmount()
+    for point in mounts_below(scratch):
+        # Half mounted, or in use by what could not be ended.
+        run("umount", "-l", point, check=False)
+    left = mounts_below(scratch)
+    if left:
+        print(f"still mounted, so {scratch} stays: {' '.join(map(str, left))}", file=sys.stderr)
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def drop_caches():
@@ -124,7 +170,7 @@ class Envfs(Competitor):
         self.call("import", image, "bench", "--prefix", self.root)
 
     def call(self, *words, check=True):
-        return run(self.program, "--home", self.dir / "home", *words, check=check)
+        run(self.program, "--home", self.dir / "home", *words, check=check)
 
     def mount(self):
         self.call("mount", "bench")
@@ -259,7 +305,9 @@ def main():
     if os.geteuid() != 0:
         sys.exit("the competitors need root to be mounted, and cold caches need root to be dropped")
     tree, program = arguments.tree.resolve(), arguments.envfs.resolve()
-    scratch = Path(tempfile.mkdtemp(prefix="envfs-bench-", dir=arguments.scratch or "/var/tmp"))
+    for number in INTERRUPTS:
+        signal.signal(number, interrupted)
+    scratch = Path(tempfile.mkdtemp(prefix="envfs-bench-", dir=arguments.scratch or "/var/tmp")).resolve()
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     competitors = []
     try:
@@ -291,9 +339,7 @@ def main():
         if arguments.svg:
             arguments.svg.write_text(chart(results, names))
     finally:
-        for competitor in competitors:
-            competitor.unmount()
-        shutil.rmtree(scratch, ignore_errors=True)
+        clean_up(scratch, competitors)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod benches;
 mod cli;
 mod crash;
 mod docs;
