@@ -106,12 +106,12 @@ pub(super) fn pack(
         to,
         progress,
     };
-    match attempt.run(&HashSet::new())? {
+    match attempt.run(None)? {
         Some(done) => Ok(done),
         None => {
             let superseded = superseded_entries(source, packing)?;
             attempt
-                .run(&superseded)?
+                .run(Some(&superseded))?
                 .ok_or_else(|| CommitError::Source {
                     path: source.to_owned(),
                     why: "it names a thing more than once in a way that cannot be followed"
@@ -130,9 +130,9 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Packs all entries but some. `None` where things are left that are in it more than once, as
-    /// after `tar -r`: the last of each counts.
-    fn run(&self, superseded: &HashSet<usize>) -> Result<Option<(WriteStats, Extent)>> {
+    /// Packs all entries but some. `None` where it is not known yet which are superseded, and a name
+    /// is given more than once, as after `tar -r`: the last counts.
+    fn run(&self, superseded: Option<&HashSet<usize>>) -> Result<Option<(WriteStats, Extent)>> {
         let spool = self.to.with_extension("spool");
         let source = self.source;
         let mut extent = Extent {
@@ -151,13 +151,16 @@ impl Attempt<'_> {
                 let entries = archive.entries().map_err(|e| damaged(source, &e))?;
                 for (index, entry) in entries.enumerate() {
                     let mut entry = entry.map_err(|e| damaged(source, &e))?;
-                    if superseded.contains(&index) {
+                    if superseded.is_some_and(|some| some.contains(&index)) {
                         continue;
                     }
-                    extent.entries += 1;
+                    // The root is counted already, named or not.
+                    let path = entry.path().map_err(|e| damaged(source, &e))?;
+                    extent.entries += u64::from(!components(&path, source)?.is_empty());
+                    drop(path);
                     extent.bytes += entry.size();
                     push_entry(&mut entry, &mut tree, writer, source, &spool)?;
-                    if tree.has_twins {
+                    if tree.has_twins && superseded.is_none() {
                         has_twins = true;
                         return Err(CommitError::Cancelled);
                     }
@@ -172,19 +175,49 @@ impl Attempt<'_> {
     }
 }
 
-/// Finds the entries that a later one of the same path replaces.
+/// Finds the entries of which nothing is left when all have been unpacked in order: later ones of the
+/// same path have replaced every name that they had.
+///
+/// A link keeps what its target was when the link was made, though the target is replaced later.
 fn superseded_entries(source: &Path, packing: Packing) -> Result<HashSet<usize>> {
-    let mut last = HashMap::new();
-    let mut superseded = HashSet::new();
+    // Which entry's object each name has.
+    let mut names: HashMap<Vec<Vec<u8>>, usize> = HashMap::new();
+    let mut directories: HashSet<usize> = HashSet::new();
+    // And which each entry gave to its name.
+    let mut objects: Vec<Option<usize>> = Vec::new();
     let mut archive = packing.open(source)?;
     let entries = archive.entries().map_err(|e| damaged(source, &e))?;
     for (index, entry) in entries.enumerate() {
         let entry = entry.map_err(|e| damaged(source, &e))?;
-        let path = entry.path().map_err(|e| damaged(source, &e))?;
-        let path = components(&path, source)?;
-        superseded.extend(last.insert(path, index));
+        let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
+        let object = match entry.header().entry_type() {
+            EntryType::Link => {
+                let target = entry.link_name().map_err(|e| damaged(source, &e))?;
+                // What names nothing is refused when it is packed.
+                match target {
+                    Some(target) => names.get(&components(&target, source)?).copied(),
+                    None => None,
+                }
+            }
+            // A directory that is there already stays, with what is in it.
+            EntryType::Directory => {
+                let there = names.get(&path).copied();
+                let there = there.filter(|there| directories.contains(there));
+                directories.insert(there.unwrap_or(index));
+                Some(there.unwrap_or(index))
+            }
+            _ => Some(index),
+        };
+        if let Some(object) = object {
+            names.insert(path, object);
+        }
+        objects.push(object);
     }
-    Ok(superseded)
+    let left: HashSet<usize> = names.into_values().collect();
+    let entries = objects.into_iter().enumerate();
+    Ok(entries
+        .filter_map(|(index, object)| (!left.contains(&object?)).then_some(index))
+        .collect())
 }
 
 /// The directories and names of what has been pushed.
@@ -195,6 +228,8 @@ struct Pushed {
     /// Names are linked at the end, when all directories are known.
     names: HashMap<Vec<Vec<u8>>, NodeId>,
     order: Vec<Vec<Vec<u8>>>,
+    /// Whether a name was given twice. What the first had may have no name any more: all has to be
+    /// packed again without the entries of which nothing is left.
     has_twins: bool,
 }
 
@@ -429,13 +464,27 @@ pub(super) fn compare(
     let mut last: HashMap<Vec<Vec<u8>>, blake3::Hash> = HashMap::new();
     for (done, entry) in (1..).zip(archive.entries().map_err(|e| damaged(source, &e))?) {
         let mut entry = entry.map_err(|e| damaged(source, &e))?;
-        if entry.header().entry_type().is_file() {
-            let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
+        let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
+        let kind = entry.header().entry_type();
+        if kind.is_file() {
             let mut hasher = blake3::Hasher::new();
             hasher
                 .update_reader(&mut entry)
                 .map_err(|e| damaged(source, &e))?;
             last.insert(path, hasher.finalize());
+        } else if kind.is_hard_link() {
+            let target = entry.link_name().map_err(|e| damaged(source, &e))?;
+            let hash = match target {
+                Some(target) => last.get(&components(&target, source)?).copied(),
+                None => None,
+            };
+            // A link to something that has no content has none either.
+            match hash {
+                Some(hash) => last.insert(path, hash),
+                None => last.remove(&path),
+            };
+        } else if !kind.is_dir() {
+            last.remove(&path);
         }
         if progress.is_cancelled() {
             return Err(CommitError::Cancelled);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::support::tree::{self, Look};
@@ -197,6 +198,41 @@ fn the_last_of_what_an_archive_has_twice_counts_and_what_cannot_be_read_is_refus
     let refused = env.envfs(&["import", "-q", word(&archive), "s"]);
     assert!(refused.err.contains("--format=gnu"), "{refused}");
     assert_eq!(env.store_listing(), before);
+}
+
+#[test]
+fn a_link_in_an_archive_keeps_what_its_target_was_when_it_was_made() {
+    let Some(env) = TestEnv::new() else { return };
+    // In order: a, b (a link to a), c (a link to b), another a, another b, d (a link to that b), and
+    // e, which is made twice, with links that are both replaced.
+    env.sh(
+        "mkdir t; echo first >t/a; ln t/a t/b; ln t/b t/c; echo e1 >t/e; ln t/e t/f
+         tar -cf links.tar t/a t/b t/c t/e t/f
+         rm t/a; echo second >t/a; tar -rf links.tar t/a
+         rm t/b t/f; echo third >t/b; ln t/b t/d; echo f2 >t/f; tar -rf links.tar t/b t/d t/f
+         rm t/e; echo e2 >t/e; tar -rf links.tar t/e
+         mkdir x; tar -xf links.tar -C x",
+    )
+    .ok();
+    let archive = env.work().join("links.tar");
+    env.envfs(&["import", "-q", word(&archive), "e"]).ok();
+    let prefix = env.mount("e");
+    for (name, content) in [
+        ("a", "second\n"),
+        ("b", "third\n"),
+        ("c", "first\n"),
+        ("d", "third\n"),
+        ("e", "e2\n"),
+        ("f", "f2\n"),
+    ] {
+        let read = |root: &Path| fs::read_to_string(root.join("t").join(name)).unwrap();
+        assert_eq!(read(&env.work().join("x")), content, "tar itself, {name}");
+        assert_eq!(read(&prefix), content, "{name}");
+    }
+    let number = |name: &str| fs::metadata(prefix.join("t").join(name)).unwrap().ino();
+    assert_eq!(number("b"), number("d"));
+    assert_ne!(number("a"), number("c"));
+    env.verify("e");
 }
 
 #[test]
