@@ -6,17 +6,19 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::commands::tag::number;
 use super::error::{CommandError, Result};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
-use crate::daemon::protocol::Service;
-use crate::daemon::service::{BRIEF, Local, mount_environment};
+use crate::daemon::lifecycle;
+use crate::daemon::protocol::{Service, TagOptions};
+use crate::daemon::service::{self, BRIEF, Local, mount_environment};
 use crate::environment::{
-    EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, PrefixUse, Store,
+    EnvLock, EnvName, Environment, EnvironmentError, Garbage, LockMode, Prefix, PrefixUse, Store,
 };
 use crate::progress::Progress;
-use crate::state::{ImageRow, Revision, RevisionId, StateDb};
+use crate::state::{ImageRow, Revision, RevisionId, StateDb, Tag};
 
 /// What an environment's database says of it.
 #[derive(Debug, Clone)]
@@ -113,6 +115,8 @@ pub fn import(
     let source = fs::canonicalize(source)
         .map_err(|error| CommandError::io(format!("cannot import {}", source.display()), &error))?;
     let new = store.create(name)?;
+    // Before the long work rather than after it.
+    lifecycle::try_prefix(&options.prefix)?;
     let done = commit::import(&source, new, &options, progress).map_err(Failure::from)?;
     Ok(Imported {
         name: name.to_string(),
@@ -128,6 +132,7 @@ pub fn create(store: &Store, name: &EnvName, options: &NewOptions) -> Result<Env
     refuse_existing(store, name)?;
     let options = import_options(store, name, options)?;
     let new = store.create(name)?;
+    lifecycle::try_prefix(&options.prefix)?;
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
 }
 
@@ -178,13 +183,24 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
         let Ok(facts) = facts(&store.open(&other)?) else {
             continue;
         };
-        if facts.prefix == prefix.path {
-            return Err(CommandError::new(
-                Kind::Conflict,
-                format!("{} is the prefix of {other}", prefix.path.display()),
-            )
-            .hint("choose another with --prefix"));
-        }
+        let how = if facts.prefix == prefix.path {
+            "is the prefix"
+        } else if prefix.path.starts_with(&facts.prefix) {
+            "is inside the prefix"
+        } else if facts.prefix.starts_with(&prefix.path) {
+            "is around the prefix"
+        } else {
+            continue;
+        };
+        return Err(CommandError::new(
+            Kind::Conflict,
+            format!(
+                "{} {how} of {other} ({})",
+                prefix.path.display(),
+                facts.prefix.display()
+            ),
+        )
+        .hint("choose another place with --prefix"));
     }
     Ok(prefix)
 }
@@ -193,6 +209,34 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
 pub fn history(environment: &Environment) -> Result<(Vec<Revision>, Vec<ImageRow>)> {
     let db = StateDb::open(&environment.layout().state_db())?;
     Ok((db.revisions()?, db.images()?))
+}
+
+/// Returns the names of revisions.
+pub fn tags(environment: &Environment) -> Result<Vec<Tag>> {
+    let db = StateDb::open(&environment.layout().state_db())?;
+    Ok(db.tags()?)
+}
+
+/// Names a revision of an environment without a daemon, or takes a name away.
+pub fn tag(environment: &Environment, options: &TagOptions) -> Result<()> {
+    let _lock = EnvLock::try_lock(environment.layout(), LockMode::Exclusive, "tag")?;
+    let db = StateDb::open(&environment.layout().state_db())?;
+    Ok(service::tag(&db, options)?)
+}
+
+/// Returns the revision that is meant by a number, `@` and a number, or a name.
+pub fn revision(environment: &Environment, text: &str) -> Result<i64> {
+    if let Some(number) = number(text) {
+        return Ok(number);
+    }
+    let tags = tags(environment)?;
+    let found = tags.iter().find(|tag| tag.name == text);
+    found.map(|tag| tag.revision.0).ok_or_else(|| {
+        let name = environment.name();
+        let message = format!("{name} has no revision called '{}'", text.escape_debug());
+        CommandError::new(Kind::NotFound, message)
+            .hint(format!("envfs log {name} shows numbers and names"))
+    })
 }
 
 /// Returns the image file of a revision, the current one if none is named.
@@ -257,7 +301,14 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
 }
 
 /// Forgets old revisions, and removes images and discarded changes that nothing needs any more.
+/// For an environment without a daemon.
 pub fn gc(environment: &Environment, options: commit::GcOptions) -> Result<commit::Collected> {
+    let _lock = if options.dry_run {
+        None
+    } else {
+        let layout = environment.layout();
+        Some(EnvLock::try_lock(layout, LockMode::Exclusive, "gc")?)
+    };
     let db = StateDb::open(&environment.layout().state_db())?;
     Ok(commit::gc(&db, environment.layout(), options).map_err(Failure::from)?)
 }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use super::backend::{self, Facts};
 use super::error::{CommandError, Result};
 use super::output::Output;
+use crate::commit::{Collected, GcOptions};
 use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::{self, State, Target};
-use crate::daemon::protocol::{Selection, Service};
+use crate::daemon::protocol::{Selection, Service, TagOptions};
 use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::BRIEF;
 use crate::environment::{EnvName, Environment, Store};
@@ -55,6 +56,11 @@ impl Context {
         let store = self.store()?;
         let environment = store.open(&EnvName::new(&name)?)?;
         Env::new(store, environment)
+    }
+
+    /// Returns whether an environment has this name.
+    pub fn is_name(&self, word: &str) -> bool {
+        EnvName::new(word).is_ok_and(|name| self.store().is_ok_and(|store| store.exists(&name)))
     }
 
     /// Splits `[NAME] [PATH…]`: the first word is a name if an environment has it, or if none is
@@ -108,7 +114,7 @@ impl Env {
             id: facts.id.clone(),
             name: environment.name().to_string(),
             prefix: facts.prefix.clone(),
-            log: environment.layout().daemon_log(),
+            layout: environment.layout().clone(),
             home: store.layout().root().to_path_buf(),
         };
         Ok(Env {
@@ -127,7 +133,7 @@ impl Env {
 
     /// Returns whether it is mounted, and by whom.
     pub fn state(&self) -> Result<State> {
-        Ok(lifecycle::state(&self.runtime, &self.target.id)?)
+        Ok(lifecycle::state(&self.runtime, &self.target)?)
     }
 
     /// Mounts it unless it is mounted; heals a dead mount.
@@ -137,33 +143,61 @@ impl Env {
 
     /// Returns what does the work: its daemon if it has one, else this process.
     pub fn service(&self) -> Result<Box<dyn Service>> {
+        self.alone_or_served(
+            || backend::local(&self.environment),
+            |client| Ok(Box::new(client)),
+        )
+    }
+
+    /// Forgets old revisions, and removes images and discarded changes that nothing needs any
+    /// more.
+    pub fn gc(&self, options: GcOptions) -> Result<Collected> {
+        if options.dry_run {
+            // Only looks, so nobody has to be waited for.
+            return backend::gc(&self.environment, options);
+        }
+        self.alone_or_served(
+            || backend::gc(&self.environment, options),
+            |client| Ok(client.gc(options)?),
+        )
+    }
+
+    /// Names a revision, or takes a name away.
+    pub fn tag(&self, options: &TagOptions) -> Result<()> {
+        self.alone_or_served(
+            || backend::tag(&self.environment, options),
+            |client| Ok(client.tag(options)?),
+        )
+    }
+
+    /// Lets the daemon do something if there is one, else does it here, under the lock.
+    fn alone_or_served<T>(
+        &self,
+        alone: impl Fn() -> Result<T>,
+        served: impl FnOnce(Client) -> Result<T>,
+    ) -> Result<T> {
         let deadline = Instant::now() + BRIEF;
         loop {
             match self.state()? {
-                State::Unmounted | State::Dead(_) => match backend::local(&self.environment) {
+                State::Unmounted | State::Dead(_) => match alone() {
                     // Another command looks at it, or its daemon starts or ends just now.
                     Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => {
                         std::thread::sleep(Duration::from_millis(50));
                     }
-                    opened => return opened,
+                    done => return done,
                 },
-                state => return self.served(state),
+                State::Mounted(client) | State::Elsewhere(client) => return served(client),
+                State::Deaf => {
+                    return Err(CommandError::new(
+                        Kind::Daemon,
+                        format!(
+                            "the daemon of {} cannot be spoken with: its socket is gone",
+                            self.name()
+                        ),
+                    )
+                    .hint(format!("envfs unmount {0} && envfs mount {0}", self.name())));
+                }
             }
-        }
-    }
-
-    fn served(&self, state: State) -> Result<Box<dyn Service>> {
-        match state {
-            State::Mounted(client) | State::Elsewhere(client) => Ok(Box::new(client)),
-            State::Unmounted | State::Dead(_) => backend::local(&self.environment),
-            State::Deaf => Err(CommandError::new(
-                Kind::Daemon,
-                format!(
-                    "the daemon of {} cannot be spoken with: its socket is gone",
-                    self.name()
-                ),
-            )
-            .hint(format!("envfs unmount {0} && envfs mount {0}", self.name()))),
         }
     }
 

@@ -29,7 +29,7 @@ use output::{ColorChoice, Output};
     name = "envfs",
     version,
     max_term_width = 100,
-    after_help = "Start here:\n  envfs import DIR NAME      pack a directory into an environment\n  eval \"$(envfs hook bash)\"  (or zsh) make activate work in this shell\n  envfs activate NAME        mount it and put it first\n  envfs doctor               is everything there that envfs needs?\n\nExit status: 0 fine, 1 failed, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 fault of envfs, 130 cancelled; run: the command's own, or 125 to 127."
+    after_help = "Start here:\n  envfs create NAME          make an empty environment, or: envfs import DIR NAME\n  eval \"$(envfs hook bash)\"  (or zsh) make activate work in this shell\n  envfs activate NAME        mount it and put it first\n  envfs doctor               is everything there that envfs needs?\n\nExit status: 0 fine, 1 failed, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 fault of envfs, 130 cancelled; run: the command's own, or 125 to 127."
 )]
 pub struct Cli {
     /// Where environments are kept [default: $ENVFS_HOME, else ~/.local/share/envfs].
@@ -98,7 +98,7 @@ fn start_logging() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| crate::daemon::log::Writer)
         .with_ansi(false)
         .with_target(is_daemon)
         .try_init();

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::{CommandError, ExitCode, Result};
+use crate::daemon::protocol::Summary;
 use crate::progress::{Progress, Report};
 use crate::sys::process;
 
@@ -323,6 +324,30 @@ pub fn size(bytes: u64) -> String {
     )
 }
 
+/// Writes a number of things, in the plural where it is not one.
+pub fn count(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
+/// Says what differs, without what does not.
+pub fn changes(summary: &Summary) -> String {
+    let words: Vec<String> = [
+        (summary.added, "added"),
+        (summary.modified, "modified"),
+        (summary.removed, "removed"),
+        (summary.renamed, "renamed"),
+    ]
+    .into_iter()
+    .filter(|(tally, _)| tally.entries > 0)
+    .map(|(tally, word)| format!("{} {word}", tally.entries))
+    .collect();
+    match words.is_empty() {
+        true => String::from("nothing"),
+        false => words.join(", "),
+    }
+}
+
 /// Writes a point in time (seconds since 1970) for people and for sorting, in UTC.
 pub fn time(seconds: i64) -> String {
     // Days since 1970 to a date, as in Howard Hinnant's "chrono-compatible date algorithms".
@@ -406,6 +431,19 @@ mod tests {
         assert_eq!(time(951_782_400), "2000-02-29 00:00:00Z");
         assert_eq!(time(-1), "1969-12-31 23:59:59Z");
         assert_eq!(time(1_735_689_599), "2024-12-31 23:59:59Z");
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let mut summary = Summary::default();
+        assert_eq!(changes(&summary), "nothing");
+        summary.added.add(1);
+        summary.renamed.add(1);
+        assert_eq!(changes(&summary), "1 added, 1 renamed");
+        assert_eq!(
+            (count(1, "image"), count(0, "image")),
+            ("1 image".into(), "0 images".into())
+        );
     }
 
     #[test]

@@ -162,7 +162,7 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
 }
 
 fn new_uuid(layout: &Layout) -> Result<String> {
-    crate::environment::new_uuid().context("name", layout.home())
+    crate::sys::process::new_uuid().context("name", layout.home())
 }
 
 fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {

@@ -8,6 +8,7 @@ use super::cleanup;
 use crate::environment::{Config, Environment};
 use crate::squashfs::{Compression, ReaderOptions};
 use crate::state::{NewRevision, StateDb};
+use crate::sys::process;
 use crate::union::{OpenOptions, OwnerMap, Paths, Reconciled, Union};
 
 /// An open environment. Its holder has the environment's exclusive lock.
@@ -125,8 +126,8 @@ pub fn command_line() -> String {
 pub fn new_revision(message: &str, command: &str) -> NewRevision {
     NewRevision {
         message: message.to_owned(),
-        user: crate::environment::user_name(),
-        host: crate::environment::host_name(),
+        user: process::user_name(process::user_id()),
+        host: process::host_name(),
         command: command.to_owned(),
         summary: None,
         tree_digest: None,

@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 use super::failure::{Failure, Kind};
 use super::protocol::{
     Answer, Change, CommitOptions, Committed, Discarded, Hello, Request, RollbackOptions,
-    RolledBack, Selection, Service, Status, Unmounted, VERSION,
+    RolledBack, Selection, Service, Status, TagOptions, Unmounted, VERSION,
 };
+use crate::commit::{Collected, GcOptions};
 use crate::progress::{Progress, Silent};
 use crate::sys::process;
 
@@ -53,6 +54,11 @@ impl Client {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// Returns where the daemon listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Returns what the daemon said of itself.
@@ -150,6 +156,14 @@ impl Service for Client {
         self.call(&Request::Rollback(options.clone()), progress)
     }
 
+    fn tag(&self, options: &TagOptions) -> Result<(), Failure> {
+        self.call(&Request::Tag(options.clone()), &Silent)
+    }
+
+    fn gc(&self, options: GcOptions) -> Result<Collected, Failure> {
+        self.call(&Request::Gc(options), &Silent)
+    }
+
     fn stats(&self) -> Result<serde_json::Value, Failure> {
         self.call(&Request::Stats, &Silent)
     }
@@ -185,7 +199,8 @@ impl Connection {
             Err(error) => return Err(trouble(&error)),
         };
         let peer = process::peer_user(&stream).map_err(|error| trouble(&error))?;
-        if peer != process::user_id() && peer != 0 {
+        let me = process::user_id();
+        if peer != me && peer != 0 && me != 0 {
             return Err(Failure::new(
                 Kind::Daemon,
                 format!(

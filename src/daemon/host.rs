@@ -97,6 +97,7 @@ fn serve(
     let running = Server::bind(&socket, id)
         .and_then(|server| server.start(mounted.service.clone(), control.clone()))
         .map_err(|error| Failure::io(format!("cannot listen at {}", socket.display()), &error))?;
+    mounted.service.listens_at(&socket)?;
     std::thread::Builder::new()
         .name(String::from("signals"))
         .spawn(move || end_on_signal(signals, &control))
@@ -140,7 +141,7 @@ fn tell(started: &Started) -> Result<(), Failure> {
         .and_then(|()| stdout.flush())
         .map_err(io)?;
     let log = File::options()
-        .write(true)
+        .append(true)
         .open("/proc/self/fd/2")
         .or_else(|_| File::options().write(true).open("/dev/null"))
         .map_err(io)?;

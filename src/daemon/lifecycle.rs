@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use super::client::Client;
 use super::failure::{Failure, Kind};
 use super::host::{busy, holders};
+use super::log;
 use super::protocol::{Started, Unmounted};
 use super::runtime::RuntimeDir;
+use crate::environment::{EnvLock, Holder, Layout};
 use crate::sys::mount::{self, MountError, UnmountMode};
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::process;
@@ -29,10 +31,17 @@ pub struct Target {
     pub name: String,
     /// Where it is to be mounted, absolute.
     pub prefix: PathBuf,
-    /// The daemon's log.
-    pub log: PathBuf,
+    /// Its files: the daemon's log, and who holds the lock.
+    pub layout: Layout,
     /// The root of the store, which the daemon is told.
     pub home: PathBuf,
+}
+
+impl Target {
+    /// Returns the daemon's log.
+    pub fn log(&self) -> PathBuf {
+        self.layout.daemon_log()
+    }
 }
 
 /// The state of an environment's mount.
@@ -58,10 +67,10 @@ impl State {
 }
 
 /// Looks, and changes nothing.
-pub fn state(runtime: &RuntimeDir, id: &str) -> Result<State, Failure> {
-    let mounts = mountinfo::of_environment(id)
+pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
+    let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
-    let client = Client::connect(&runtime.socket(id))?;
+    let client = connect(runtime, target)?;
     Ok(match (client, mounts.last()) {
         (None, None) => State::Unmounted,
         (Some(client), None) => State::Elsewhere(client),
@@ -72,6 +81,24 @@ pub fn state(runtime: &RuntimeDir, id: &str) -> Result<State, Failure> {
     })
 }
 
+/// Finds the daemon at the socket where this process would have put it; else where the holder of
+/// the environment's lock says that it listens, which is another place if it was started with
+/// another runtime directory (from cron, or by `sudo`).
+fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Failure> {
+    let usual = runtime.socket(&target.id);
+    if let Some(client) = Client::connect(&usual)? {
+        return Ok(Some(client));
+    }
+    let noted = EnvLock::current_holder(&target.layout)
+        .filter(Holder::is_here)
+        .and_then(|holder| holder.socket)
+        .filter(|socket| socket.as_path() != usual);
+    let Some(socket) = noted else { return Ok(None) };
+    let client = Client::connect(socket.as_path())?;
+    // A note is only as true as the file system it lies on.
+    Ok(client.filter(|client| client.hello().environment == target.id))
+}
+
 /// Makes sure that the environment is mounted: uses a healthy mount, replaces a dead one, starts
 /// a daemon where there is none. Commands that do this at the same time wait for each other.
 ///
@@ -80,11 +107,21 @@ pub fn ensure_mounted(target: &Target, runtime: &RuntimeDir) -> Result<Option<Cl
     let _lock = runtime.lock(&target.id)?;
     let deadline = Instant::now() + ENDING_PATIENCE;
     loop {
-        match state(runtime, &target.id)? {
+        match state(runtime, target)? {
             State::Mounted(client) => return Ok(Some(client)),
             State::Deaf => return Ok(None),
             State::Dead(mounts) => detach(&mounts)?,
-            State::Unmounted => return start(target, runtime).map(Some),
+            State::Unmounted => {
+                return match start(target, runtime) {
+                    Ok(client) => Ok(Some(client)),
+                    // A command with another runtime directory may have been quicker: the start
+                    // lock lies there, too.
+                    Err(failure) => match state(runtime, target) {
+                        Ok(State::Mounted(client)) => Ok(Some(client)),
+                        _ => Err(failure),
+                    },
+                };
+            }
             State::Elsewhere(_) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -157,7 +194,12 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
             )
             .hint("move it away, or choose another place with --prefix"));
         }
-        Err(error) => return Err(Failure::io(format!("cannot create {shown}"), &error)),
+        Err(error) => {
+            return Err(
+                Failure::io(format!("cannot create the prefix {shown}"), &error)
+                    .hint("choose another place with --prefix"),
+            );
+        }
     }
     let at = mountinfo::at(prefix)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
@@ -186,19 +228,40 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Looks whether an environment could be mounted at this place, by mounting something there: only
+/// that knows all that may be in the way. Nothing of it stays.
+///
+/// Where nothing can be mounted anywhere, nothing is said against the place: an image may be made
+/// on one machine for another.
+pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
+    let is_missing = |dir: &&Path| {
+        fs::symlink_metadata(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    let missing: Vec<&Path> = prefix.ancestors().take_while(is_missing).collect();
+    let tried = prepare_prefix(prefix).and_then(|()| match mount::try_at(prefix) {
+        Err(error) if !error.is_fuse_missing() && mount::try_somewhere().is_ok() => {
+            Err(Failure::from(error).hint("choose another place with --prefix"))
+        }
+        _ => Ok(()),
+    });
+    for dir in missing {
+        if let Err(error) = fs::remove_dir(dir)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::info!(%error, path = %dir.display(), "a tried prefix stays");
+            break;
+        }
+    }
+    tried
+}
+
 /// Starts a daemon and waits until its mount can be used.
 fn start(target: &Target, runtime: &RuntimeDir) -> Result<Client, Failure> {
     prepare_prefix(&target.prefix)?;
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(&target.log)
-        .map_err(|error| {
-            Failure::io(
-                format!("cannot write the log {}", target.log.display()),
-                &error,
-            )
-        })?;
+    let log = log::open(&target.layout, log::LIMIT).map_err(|error| {
+        let path = target.log();
+        Failure::io(format!("cannot write the log {}", path.display()), &error)
+    })?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());
     let mut child = Command::new(process::own_program())
         .arg("__daemon")
@@ -241,7 +304,7 @@ fn start(target: &Target, runtime: &RuntimeDir) -> Result<Client, Failure> {
             Kind::Daemon,
             "the daemon said it was ready, but does not listen",
         )
-        .hint(format!("its log: {}", target.log.display()))
+        .hint(format!("its log: {}", target.log().display()))
     })
 }
 
@@ -250,11 +313,11 @@ fn ended_early(target: &Target, status: std::process::ExitStatus, log_start: u64
         "the daemon of {} ended before it was ready ({status})",
         target.name
     );
-    for line in last_words(&target.log, log_start) {
+    for line in last_words(&target.log(), log_start) {
         message.push_str("\n  ");
         message.push_str(&line);
     }
-    Failure::new(Kind::Daemon, message).hint(format!("its log: {}", target.log.display()))
+    Failure::new(Kind::Daemon, message).hint(format!("its log: {}", target.log().display()))
 }
 
 /// Returns the last lines which a daemon wrote to its log after `start`.
@@ -284,7 +347,7 @@ pub fn ensure_unmounted(
     lazy: bool,
 ) -> Result<Option<Unmounted>, Failure> {
     let _lock = runtime.lock(&target.id)?;
-    match state(runtime, &target.id)? {
+    match state(runtime, target)? {
         State::Unmounted => Ok(None),
         State::Mounted(client) => client.unmount(lazy).map(Some),
         State::Dead(mounts) => {

@@ -4,6 +4,7 @@
 //! - [`host`]: the life of the daemon itself
 //! - [`protocol`]: the messages, one JSON object a line
 //! - [`server`] and [`client`]: the two ends of the control socket
+//! - [`log`]: the daemon's log, kept short
 //! - [`failure`]: an error that travels from the daemon to the command's user
 //!
 //! A daemon is started by executing the program anew (`envfs __daemon`), never by a fork. Its
@@ -15,6 +16,7 @@ pub mod client;
 pub mod failure;
 pub mod host;
 pub mod lifecycle;
+pub mod log;
 pub mod protocol;
 pub mod runtime;
 pub mod server;

@@ -10,12 +10,12 @@
 //! One request a connection. A client that hangs up cancels what it asked for. After the answer
 //! to an unmount the server keeps the connection open until the daemon has ended.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
-use crate::commit::Way;
+use crate::commit::{Collected, GcOptions, Way};
 use crate::progress::{Progress, Report};
 use crate::sys::holders::Holder;
 use crate::sys::text::Text;
@@ -52,6 +52,10 @@ pub enum Request {
     Discard(Selection),
     /// Asks to bring back a revision.
     Rollback(RollbackOptions),
+    /// Asks to name a revision.
+    Tag(TagOptions),
+    /// Asks to remove what nothing needs any more.
+    Gc(GcOptions),
     /// Asks for the end of the daemon.
     Unmount {
         /// Detach also while it is used.
@@ -116,6 +120,15 @@ pub struct RollbackOptions {
     /// The user's command line, for the history.
     #[serde(default)]
     pub command: String,
+}
+
+/// Which revision gets or loses a name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagOptions {
+    /// The name.
+    pub tag: String,
+    /// The revision that gets it; none takes the name away.
+    pub revision: Option<i64>,
 }
 
 /// Number and size of some entries.
@@ -293,6 +306,11 @@ pub trait Service: Send + Sync {
     /// thread that waits for the end of the process, must not keep others from opening it.
     fn end(&self) {}
 
+    /// Notes where it can be spoken with, for those who find the environment's lock held.
+    fn listens_at(&self, _socket: &Path) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Returns sizes and counts.
     fn status(&self) -> Result<Status, Failure>;
 
@@ -316,6 +334,12 @@ pub trait Service: Send + Sync {
         options: &RollbackOptions,
         progress: &dyn Progress,
     ) -> Result<RolledBack, Failure>;
+
+    /// Names a revision, or takes a name away.
+    fn tag(&self, options: &TagOptions) -> Result<(), Failure>;
+
+    /// Forgets old revisions, and removes what nothing needs any more.
+    fn gc(&self, options: GcOptions) -> Result<Collected, Failure>;
 
     /// Returns counters for people who look into the daemon.
     fn stats(&self) -> Result<serde_json::Value, Failure>;

@@ -211,7 +211,7 @@ fn converse(
             return peer.send(&Answer::Error(failure));
         }
     };
-    tracing::info!(?request, "asked");
+    tracing::info!(request = brief(&request), "asked");
 
     let watch = match request {
         Request::Commit(_) | Request::Discard(_) | Request::Rollback(_) => {
@@ -258,6 +258,16 @@ fn converse(
     sent
 }
 
+/// A request in words for the log; a list of paths may be very long.
+fn brief(request: &Request) -> String {
+    let mut text = format!("{request:?}");
+    if let Some((end, _)) = text.char_indices().nth(300) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 fn answer(
     request: &Request,
     service: &dyn Service,
@@ -271,6 +281,8 @@ fn answer(
         Request::Commit(options) => value(&service.commit(options, progress)?),
         Request::Discard(selection) => value(&service.discard(selection, progress)?),
         Request::Rollback(options) => value(&service.rollback(options, progress)?),
+        Request::Tag(options) => value(&service.tag(options)?),
+        Request::Gc(options) => value(&service.gc(*options)?),
         Request::Unmount { lazy } => value(&control.unmount(*lazy)?),
         Request::Stats => service.stats(),
     }

@@ -1,7 +1,7 @@
 //! What can be done with an open environment: the same in its daemon and without one.
 
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::failure::{Failure, Kind, kind_of_io, with_causes};
 use super::host::Mounted;
 use super::protocol::{
     Change, ChangeKind, CommitOptions, Committed, Discarded, RollbackOptions, RolledBack,
-    Selection, Service, Status, Summary,
+    Selection, Service, Status, Summary, TagOptions,
 };
 use crate::commit::{self, CommitError, Workspace};
 use crate::environment::{Config, EnvLock, Environment, LockMode};
@@ -19,7 +19,7 @@ use crate::fuse::{Counters, EnvFs, invalidate};
 use crate::object::Kind as ObjectKind;
 use crate::progress::Progress;
 use crate::squashfs;
-use crate::state::RevisionId;
+use crate::state::{RevisionId, StateDb};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
 use crate::union;
@@ -157,6 +157,14 @@ impl Service for Local {
         }
     }
 
+    fn listens_at(&self, socket: &Path) -> Result<(), Failure> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        match lock.as_mut() {
+            Some(lock) => Ok(lock.listens_at(socket)?),
+            None => Ok(()),
+        }
+    }
+
     fn status(&self) -> Result<Status, Failure> {
         let changes = self.changes(&Selection::default())?;
         let db = self.workspace.db();
@@ -271,6 +279,17 @@ impl Service for Local {
         })
     }
 
+    fn tag(&self, options: &TagOptions) -> Result<(), Failure> {
+        let _turn = self.turn();
+        tag(self.workspace.db(), options)
+    }
+
+    fn gc(&self, options: commit::GcOptions) -> Result<commit::Collected, Failure> {
+        let _turn = self.turn();
+        let layout = self.workspace.env().layout();
+        Ok(commit::gc(self.workspace.db(), layout, options)?)
+    }
+
     fn stats(&self) -> Result<serde_json::Value, Failure> {
         let mut all = serde_json::Map::new();
         if let Some(front) = self.mounted.get() {
@@ -297,6 +316,21 @@ impl Service for Local {
         }
         Ok(all.into())
     }
+}
+
+/// Names a revision, or takes a name away. The caller holds the environment's lock.
+pub fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
+    let Some(revision) = options.revision.map(RevisionId) else {
+        if db.remove_tag(&options.tag)? {
+            return Ok(());
+        }
+        let message = format!("no revision is called {}", options.tag);
+        return Err(Failure::new(Kind::NotFound, message).hint("envfs tag lists the names"));
+    };
+    if db.revision(revision)?.is_none() {
+        return Err(CommitError::NoRevision(revision.0).into());
+    }
+    Ok(db.set_tag(&options.tag, revision, "")?)
 }
 
 /// Files and bytes in the upper directories.

@@ -15,6 +15,8 @@ use super::lifecycle::{State, Target, ensure_mounted, ensure_unmounted, state};
 use super::protocol::*;
 use super::runtime::RuntimeDir;
 use super::server::{Control, Server};
+use crate::commit::{Collected, GcOptions};
+use crate::environment::Layout;
 use crate::fuse::session::{Loops, Session, tests::Hello};
 use crate::progress::{Progress, Report, Silent};
 use crate::sys::mount::{self, MountRequest};
@@ -82,6 +84,14 @@ impl Service for Fake {
 
     fn rollback(&self, _: &RollbackOptions, _: &dyn Progress) -> Result<RolledBack, Failure> {
         Ok(RolledBack::default())
+    }
+
+    fn tag(&self, _: &TagOptions) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn gc(&self, _: GcOptions) -> Result<Collected, Failure> {
+        Ok(Collected::default())
     }
 
     fn stats(&self) -> Result<serde_json::Value, Failure> {
@@ -240,7 +250,7 @@ impl Daemon {
             .env("ENVFS_TEST_DIR", dir.path())
             .env("ENVFS_TEST_ID", &id)
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
+            .stderr(std::fs::File::create(dir.path().join("daemon.log")).unwrap())
             .spawn()
             .unwrap();
         // The test runner talks before the daemon does.
@@ -257,7 +267,7 @@ impl Daemon {
             id,
             name: String::from("hello"),
             prefix,
-            log: dir.path().join("log"),
+            layout: Layout::new(dir.path()),
             home: dir.path().to_path_buf(),
         };
         Some(Daemon {
@@ -342,7 +352,7 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
         .unwrap()
         .unwrap();
     assert!(matches!(
-        state(&daemon.runtime, &daemon.target.id).unwrap(),
+        state(&daemon.runtime, &daemon.target).unwrap(),
         State::Unmounted
     ));
     daemon.wait_for_end();
@@ -367,7 +377,7 @@ fn a_lazy_unmount_lets_users_finish() {
     std::io::Read::read_to_string(&mut &held, &mut text).unwrap();
     assert_eq!(text, "hello\n");
     assert!(matches!(
-        state(&daemon.runtime, &daemon.target.id).unwrap(),
+        state(&daemon.runtime, &daemon.target).unwrap(),
         State::Elsewhere(_)
     ));
     drop(held);
@@ -382,14 +392,14 @@ fn a_killed_daemon_leaves_a_dead_mount_that_is_detached() {
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
     assert!(matches!(
-        state(&daemon.runtime, &daemon.target.id).unwrap(),
+        state(&daemon.runtime, &daemon.target).unwrap(),
         State::Dead(_)
     ));
     ensure_unmounted(&daemon.target, &daemon.runtime, false)
         .unwrap()
         .unwrap();
     assert!(matches!(
-        state(&daemon.runtime, &daemon.target.id).unwrap(),
+        state(&daemon.runtime, &daemon.target).unwrap(),
         State::Unmounted
     ));
     super::lifecycle::prepare_prefix(&daemon.target.prefix).unwrap();

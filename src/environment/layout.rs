@@ -13,7 +13,7 @@
 //!     lock                    locked with flock, never removed
 //!     lock.holder             who holds it, for messages and leases
 //!     lock.lease              the lock itself where flock does not work
-//!     daemon.log
+//!     daemon.log              and daemon.log.old, the one before
 //!   store/.new-NAME-TOKEN/    a home that is being built; garbage if its lock is free
 //!   store/.gone-NAME-TOKEN/   a home that is being removed
 //! ```
@@ -160,5 +160,10 @@ impl Layout {
     /// The log of the daemon.
     pub fn daemon_log(&self) -> PathBuf {
         self.home.join("daemon.log")
+    }
+
+    /// The log before it.
+    pub fn old_daemon_log(&self) -> PathBuf {
+        self.home.join("daemon.log.old")
     }
 }

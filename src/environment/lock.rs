@@ -24,9 +24,11 @@ use fs2::FileExt;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Context, EnvironmentError, Result};
-use super::host;
 use super::layout::Layout;
 use crate::object::Timestamp;
+use crate::sys::medium::network_file_system;
+use crate::sys::process;
+use crate::sys::text::Text;
 
 /// How long the holder on another host may be silent before its lease is free.
 pub const LEASE: Duration = Duration::from_secs(300);
@@ -64,6 +66,9 @@ pub struct Holder {
     pub since: i64,
     /// Alone or shared.
     pub mode: LockMode,
+    /// Where the holder can be spoken with, if it listens anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<Text>,
     /// Tells this hold from every other.
     token: String,
 }
@@ -72,14 +77,15 @@ impl Holder {
     fn me(purpose: &str, mode: LockMode) -> io::Result<Holder> {
         let pid = std::process::id();
         Ok(Holder {
-            host: host::host_name(),
-            boot_id: host::boot_id(),
+            host: process::host_name(),
+            boot_id: process::boot_id(),
             pid,
-            pid_start: host::process_start(pid).unwrap_or(0),
+            pid_start: process::start_time(pid).unwrap_or(0),
             purpose: purpose.to_owned(),
             since: Timestamp::now().secs,
             mode,
-            token: host::new_uuid()?,
+            socket: None,
+            token: process::new_uuid()?,
         })
     }
 
@@ -87,12 +93,13 @@ impl Holder {
     /// another host nothing is known.
     pub fn is_gone(&self) -> bool {
         self.is_here()
-            && (self.boot_id != host::boot_id()
-                || host::process_start(self.pid) != Some(self.pid_start))
+            && (self.boot_id != process::boot_id()
+                || !process::is_running(self.pid, self.pid_start))
     }
 
-    fn is_here(&self) -> bool {
-        self.host == host::host_name()
+    /// Returns whether it is a process of this host.
+    pub fn is_here(&self) -> bool {
+        self.host == process::host_name()
     }
 }
 
@@ -174,6 +181,18 @@ impl EnvLock {
         (!holder.is_gone()).then_some(holder)
     }
 
+    /// Adds to the holder's name where it can be spoken with, so that whoever finds the lock held
+    /// finds the holder's socket, too.
+    pub fn listens_at(&mut self, socket: &Path) -> Result<()> {
+        self.holder.socket = Some(Text::from(socket.as_os_str()));
+        let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
+        let note = note(&layout, self.file.is_none());
+        let draft = draft_holder(&layout, &self.holder);
+        draft
+            .and_then(|draft| fs::rename(draft, &note))
+            .context(&note, "name the holder of the lock")
+    }
+
     /// The lock goes with the environment to another place.
     pub(super) fn moved_to(&self, to: &Layout) {
         *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = to.clone();
@@ -186,7 +205,7 @@ impl EnvLock {
         flock: fn(&File, LockMode) -> io::Result<()>,
     ) -> Result<Attempt> {
         let path = layout.lock();
-        let network = crate::state::network_file_system(layout.home())
+        let network = network_file_system(layout.home())
             .context(layout.home(), "ask for the file system")?
             .is_some();
         let me = Holder::me(purpose, mode).context(&path, "name the holder of the lock")?;
@@ -378,7 +397,7 @@ fn age_of(layout: &Layout, note: &Path) -> Result<Option<Duration>> {
     let count = PROBES.fetch_add(1, Ordering::Relaxed);
     let probe = layout.lock_holder().with_extension(format!(
         "probe-{}-{}-{count}",
-        host::host_name(),
+        process::host_name(),
         std::process::id()
     ));
     let server_time = || -> io::Result<SystemTime> {

@@ -5,7 +5,6 @@
 
 mod config;
 mod error;
-mod host;
 mod layout;
 mod lock;
 mod name;
@@ -14,7 +13,6 @@ mod store;
 
 pub use config::{CacheConfig, Config, GcConfig, Prompt};
 pub use error::{EnvironmentError, Result};
-pub use host::{boot_id, host_name, new_uuid, process_start, user_name};
 pub use layout::{Layout, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE, LockMode};
 pub use name::EnvName;

@@ -132,12 +132,10 @@ fn check(store: &StoreLayout, path: PathBuf, usage: PrefixUse, mounts: &Mounts) 
             homes.display()
         ));
     }
-    if let Some((mount, kind)) = mounts.holding(&real)
-        && (kind == "fuse" || kind.starts_with("fuse."))
-    {
+    // Other FUSE file systems may hold a home directory, and take mounts.
+    if let Some((mount, "fuse.envfs")) = mounts.holding(&real) {
         return refuse(format!(
-            "it is inside another FUSE mount ({} at {}); choose a path outside with --prefix",
-            kind,
+            "it is inside another environment, mounted at {}; choose a path outside with --prefix",
             mount.display()
         ));
     }
@@ -293,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_inside_a_fuse_mount_is_refused() {
+    fn a_prefix_inside_another_environment_is_refused() {
         let (dir, store, _) = store();
         let real = fs::canonicalize(dir.path()).unwrap();
         let line = |at: &Path, kind: &str| {
@@ -308,11 +306,12 @@ mod tests {
             check(&store, at.join("env"), PrefixUse::New, &mounts)
         };
         let root = line(Path::new("/"), "ext4");
-        let refused = why(try_with(root.clone() + &line(&at, "fuse.sshfs")));
-        assert!(refused.contains("fuse.sshfs"), "{refused}");
-        try_with(root.clone() + &line(&at, "virtiofs")).unwrap();
-        try_with(root.clone() + &line(&at, "fuse") + &line(&at.join("env"), "tmpfs")).unwrap();
-        try_with(root + &line(&at, "fuse") + &line(&at, "tmpfs")).unwrap();
+        let ours = "fuse.envfs";
+        let refused = why(try_with(root.clone() + &line(&at, ours)));
+        assert!(refused.contains("another environment"), "{refused}");
+        try_with(root.clone() + &line(&at, "fuse.sshfs")).unwrap();
+        try_with(root.clone() + &line(&at, ours) + &line(&at.join("env"), "tmpfs")).unwrap();
+        try_with(root + &line(&at, ours) + &line(&at, "tmpfs")).unwrap();
     }
 
     #[test]

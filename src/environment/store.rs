@@ -14,10 +14,10 @@ use fs2::FileExt;
 
 use super::config::Config;
 use super::error::{Context, EnvironmentError, Result};
-use super::host;
 use super::layout::{GONE, Layout, NEW, StoreLayout};
 use super::lock::EnvLock;
 use super::name::{EnvName, similar};
+use crate::sys::process;
 
 /// How long a home without a lock may be about to get one.
 const NEWBORN: Duration = Duration::from_secs(60);
@@ -360,7 +360,7 @@ fn is_in_use(home: &Path) -> bool {
 
 /// A few characters that no two calls share.
 fn token() -> Result<String> {
-    let uuid = host::new_uuid().context(Path::new("/proc/sys/kernel/random/uuid"), "read")?;
+    let uuid = process::new_uuid().context(Path::new("/proc/sys/kernel/random/uuid"), "read")?;
     Ok(uuid.chars().filter(|c| *c != '-').take(12).collect())
 }
 

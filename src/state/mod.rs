@@ -14,7 +14,6 @@
 mod error;
 mod history;
 mod id_map;
-mod medium;
 mod meta;
 mod migrations;
 mod rows;
@@ -33,12 +32,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use crate::sys::medium::network_file_system;
+
 pub use error::{Result, StateError};
 pub use history::{
     ImageId, ImageRow, NewImage, NewRevision, Revision, RevisionId, RevisionKind, Tag,
 };
 pub use id_map::{BadIdMap, IdMap, IdRun};
-pub use medium::network_file_system;
 pub use meta::{JournalEntry, JournalId};
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{

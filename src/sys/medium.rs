@@ -1,4 +1,5 @@
-//! What kind of file system the store lies on, which decides how SQLite keeps its journal.
+//! What kind of file system a path lies on: how SQLite keeps its journal there, and whether a lock
+//! is to be a lease too, depend on it.
 
 use std::io;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! What the operating system does for us: the only room with `unsafe` code.
 //!
+//! - [`medium`]: which file systems are shared between hosts
 //! - [`mount`]: mounting and unmounting FUSE, as root or through `fusermount3`
 //! - [`mountinfo`]: what is mounted here, which of it is ours, which of it is dead
 //! - [`holders`]: which processes use a mount
@@ -8,6 +9,7 @@
 //! - [`text`]: names that need not be UTF-8, written as JSON
 
 pub mod holders;
+pub mod medium;
 pub mod mount;
 pub mod mountinfo;
 pub mod process;

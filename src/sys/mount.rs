@@ -96,9 +96,13 @@ impl MountError {
             MountError::DeviceDenied { .. } => {
                 &["as root: chmod 0666 /dev/fuse (what udev does on every ordinary system)"]
             }
-            MountError::NoHelper => &["as root: apt install fuse3 (or dnf install fuse3)"],
+            MountError::NoHelper => {
+                return with_namespace("as root: apt install fuse3 (or dnf install fuse3)");
+            }
             MountError::HelperNotSetuid { .. } => {
-                &["as root: chmod u+s the helper, and mount its file system without nosuid"]
+                return with_namespace(
+                    "as root: chmod u+s the helper, and mount its file system without nosuid",
+                );
             }
             MountError::Refused { apparmor: true, .. } => &[
                 "AppArmor lets fusermount3 mount below $HOME, /mnt, /media, /tmp, /cvmfs and \
@@ -124,6 +128,43 @@ impl MountError {
                 | MountError::HelperNotSetuid { .. }
         )
     }
+}
+
+/// Starts a shell that may mount, in a user and mount namespace of its own; the user stays who he is.
+const NAMESPACE: [&str; 5] = [
+    "unshare",
+    "--user",
+    "--map-current-user",
+    "--keep-caps",
+    "--mount",
+];
+
+/// Returns whether ordinary users can make namespaces in which they may mount: tries it.
+pub fn namespaces_work() -> bool {
+    let [program, options @ ..] = NAMESPACE;
+    Command::new(program)
+        .args(options)
+        .arg("true")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Adds to what root can do what the user can do himself.
+fn with_namespace(hint: &str) -> Vec<String> {
+    let mut hints = vec![hint.to_owned()];
+    if namespaces_work() {
+        hints.push(format!(
+            "or without root: {} \"$SHELL\"",
+            NAMESPACE.join(" ")
+        ));
+        hints.push(String::from(
+            "   starts a shell in which envfs can mount; other shells do not see its mounts",
+        ));
+    }
+    hints
 }
 
 /// What to mount where.
@@ -201,6 +242,32 @@ pub fn device_is_usable() -> Result<(), MountError> {
     open_device().map(drop)
 }
 
+/// Mounts at this path for a trial, and takes it away again.
+pub fn try_at(path: &Path) -> Result<(), MountError> {
+    let request = MountRequest {
+        mount_point: path.to_path_buf(),
+        id: format!("trial-{}", std::process::id()),
+        allow_other: false,
+        trust_content: false,
+    };
+    let device = mount(&request)?;
+    let undone = unmount(path, UnmountMode::Lazy);
+    drop(device);
+    undone
+}
+
+/// Mounts in a temporary directory for a trial.
+pub fn try_somewhere() -> Result<(), MountError> {
+    let temporary = std::env::temp_dir();
+    let failed = |error| MountError::system("make a directory in", &temporary, error);
+    let dir = tempfile::Builder::new()
+        .prefix("envfs-trial-")
+        .tempdir()
+        .map_err(failed)?;
+    // The path as the mount table will have it.
+    try_at(&dir.path().canonicalize().map_err(failed)?)
+}
+
 fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno> {
     let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
@@ -267,7 +334,10 @@ fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountError> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| MountError::system("run fusermount3 for", path, error))?;
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => MountError::NoHelper,
+            _ => MountError::system("run fusermount3 for", path, error),
+        })?;
     let received = receive_descriptor(&ours);
     let output = child
         .wait_with_output()

@@ -25,39 +25,44 @@ pub fn group_id() -> u32 {
 pub fn host_name() -> String {
     nix::unistd::gethostname()
         .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_else(|_| String::from("unknown"))
+        .unwrap_or_else(|_| String::from("localhost"))
 }
 
-/// Returns the id of the running boot, another after each start of the machine.
-pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+/// Returns the id of the running boot, another after each start of the machine; empty where the
+/// kernel does not say.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Returns a new random UUID.
+pub fn new_uuid() -> io::Result<String> {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    Ok(uuid.trim().to_owned())
 }
 
 /// Returns when a process started, in clock ticks since boot; with the process id and the boot
-/// id this names one process for ever. `None` where there is no such process.
-pub fn start_time(pid: u32) -> io::Result<Option<u64>> {
-    let text = match std::fs::read(format!("/proc/{pid}/stat")) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // A process that ends while it is read about.
-        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Ok(parse_start_time(&text))
+/// id this names one process for ever. `None` where there is no such process, or where it has
+/// ended and was only not waited for yet.
+pub fn start_time(pid: u32) -> Option<u64> {
+    parse_start_time(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// The command's name in the second field may hold anything, also spaces and parentheses.
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = rest.split_ascii_whitespace();
+    if matches!(fields.next(), Some("Z" | "X")) {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 /// Returns whether the process that had this id and start time still runs.
 pub fn is_running(pid: u32, started: u64) -> bool {
-    matches!(start_time(pid), Ok(Some(time)) if time == started)
+    start_time(pid) == Some(started)
 }
 
 /// Returns the short name of a process.
@@ -97,6 +102,11 @@ pub fn clear_umask() {
 /// Puts another open file in the place of standard output.
 pub fn replace_stdout(file: impl AsFd) -> io::Result<()> {
     Ok(nix::unistd::dup2_stdout(file)?)
+}
+
+/// Puts another open file in the place of standard error.
+pub fn replace_stderr(file: impl AsFd) -> io::Result<()> {
+    Ok(nix::unistd::dup2_stderr(file)?)
 }
 
 /// The signals that ask a daemon to end.
@@ -229,10 +239,12 @@ mod tests {
     #[test]
     fn a_process_is_named_by_its_start() {
         let pid = std::process::id();
-        let started = start_time(pid).unwrap().unwrap();
+        let started = start_time(pid).unwrap();
         assert!(is_running(pid, started));
         assert!(!is_running(pid, started + 1));
-        assert_eq!(start_time(u32::MAX).unwrap(), None);
+        assert_eq!(start_time(u32::MAX), None);
+        assert_eq!(boot_id(), boot_id());
+        assert_ne!(new_uuid().unwrap(), new_uuid().unwrap());
     }
 
     #[test]
@@ -242,6 +254,9 @@ mod tests {
             line.extend_from_slice(format!(" {field}").as_bytes());
         }
         assert_eq!(parse_start_time(&line), Some(22));
+        let state = line.iter().position(|&byte| byte == b'S').unwrap();
+        line[state] = b'Z';
+        assert_eq!(parse_start_time(&line), None, "a zombie holds nothing");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use clap::Args as ClapArgs;
 
 use crate::cli::context::Context;
 use crate::cli::error::Result;
-use crate::cli::output::size;
+use crate::cli::output::{changes, size};
 use crate::daemon::protocol::{CommitOptions, Committed};
 
 /// Make a new revision of what the environment holds now.
@@ -83,15 +83,10 @@ pub fn tell(context: &Context, name: &str, committed: &Committed) {
         context.output.note(format!("{name}: nothing changed"));
         return;
     };
-    let changes = &committed.changes;
     context.output.note(format!(
-        "{name}: revision {revision}, image {} ({} carried over); {} added, {} modified, \
-         {} removed, {} renamed",
+        "{name}: revision {revision}, image {} ({} carried over); {}",
         size(committed.image_bytes),
         size(committed.carried_bytes),
-        changes.added.entries,
-        changes.modified.entries,
-        changes.removed.entries,
-        changes.renamed.entries,
+        changes(&committed.changes),
     ));
 }

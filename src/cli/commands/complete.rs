@@ -81,7 +81,11 @@ fn candidates(place: usize, words: &[String], names: impl Fn() -> Vec<String>) -
     }
     let count = given.iter().filter(|word| !word.starts_with('-')).count();
     match (command.get_name(), count) {
-        ("hook" | "completions", 0) => starts(vec![String::from("bash"), String::from("zsh")]),
+        ("hook", 0) => starts(vec![String::from("bash"), String::from("zsh")]),
+        ("completions", 0) => {
+            let shells = ["bash", "elvish", "fish", "powershell", "zsh"];
+            starts(shells.map(String::from).to_vec())
+        }
         ("import", _) | ("create" | "reactivate" | "deactivate" | "doctor", 0) => {
             vec![FILES.to_owned()]
         }

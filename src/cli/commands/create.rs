@@ -8,6 +8,7 @@ use std::process::Command;
 use clap::Args as ClapArgs;
 
 use super::import::ImportOptions;
+use super::run::is_missing;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
@@ -83,7 +84,14 @@ impl Args {
             .env("ENVFS_PREFIX", &env.target.prefix)
             .env("ENVFS_ENV", env.name())
             .status()
-            .map_err(|error| CommandError::io(format!("cannot run {shown}"), &error))?;
+            .map_err(|error| {
+                let path = std::env::var_os("PATH");
+                if is_missing(&error, &program, path.as_deref()) {
+                    return CommandError::new(Kind::NotFound, format!("{shown}: not found"))
+                        .hint("give the path of the installer, or put it in PATH");
+                }
+                CommandError::io(format!("cannot run {shown}"), &error)
+            })?;
         if !status.success() {
             let how = match (status.code(), status.signal()) {
                 (Some(code), _) => format!("exit status {code}"),

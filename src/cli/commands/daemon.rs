@@ -20,7 +20,10 @@ impl Args {
         // What cannot even be found is told the same way.
         let found = context.environment(Some(&self.name));
         let (id, runtime) = match &found {
-            Ok(env) => (env.target.id.clone(), env.runtime.clone()),
+            Ok(env) => {
+                crate::daemon::log::bound_own(&env.target.layout);
+                (env.target.id.clone(), env.runtime.clone())
+            }
             Err(_) => (String::new(), crate::daemon::runtime::RuntimeDir::open()?),
         };
         host::run(&id, &runtime, || match found {

@@ -45,6 +45,11 @@ impl Args {
             None => find_source()?,
         };
         let home = std::env::temp_dir().join(format!("envfs-demo-{}", std::process::id()));
+        fs::create_dir(&home).map_err(|error| {
+            let doing = format!("cannot make the scratch store {}", home.display());
+            CommandError::io(doing, &error)
+                .hint("set TMPDIR to a directory of yours with about a gigabyte of room")
+        })?;
         let stage = Stage {
             context,
             program: process::own_program(),
@@ -189,7 +194,7 @@ impl Stage<'_> {
         let out = &self.context.output;
         let typed: Vec<_> = words
             .iter()
-            .map(|w| w.as_ref().to_string_lossy().into_owned())
+            .map(|w| quoted(&w.as_ref().to_string_lossy()))
             .collect();
         let typed = format!("envfs {}", typed.join(" "));
         out.line(out.tone(&format!("$ {typed}"), Tone::Dim))?;
@@ -265,6 +270,16 @@ impl Stage<'_> {
             "the image is plain SquashFS, and has the new package",
             listing.status.success() && lines == 501,
         )
+    }
+}
+
+/// A word as one would type it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 

@@ -6,13 +6,14 @@ use clap::Args as ClapArgs;
 
 use crate::cli::context::Context;
 use crate::cli::error::Result;
-use crate::cli::output::size;
+use crate::cli::output::{changes, size};
 use crate::daemon::protocol::Summary;
 
 /// Drop changes: all of them, or those under some paths.
 ///
-/// The environment is again as it was committed, also while it is mounted. This cannot be undone;
-/// asks first.
+/// The environment is again as it was committed, also while it is mounted. No command brings the
+/// changes back, so it asks first. Where everything is discarded, the changed files themselves are
+/// kept below layers/ (envfs paths says where) until envfs gc; those of single paths are gone.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs discard\n  envfs discard -y science lib/python3.12/site-packages/numpy"
@@ -42,7 +43,7 @@ impl Args {
                     .note(format!("{}: nothing to discard", env.name()));
                 return Ok(());
             }
-            let question = format!("Discard from {} {}?", env.name(), describe(&found));
+            let question = format!("{}: discard {}?", env.name(), describe(&found));
             context.output.confirm(&question, false)?;
         }
         let progress = context.output.progress();
@@ -57,23 +58,18 @@ impl Args {
             format!("discarded {}", describe(&discarded.changes))
         };
         context.output.note(format!("{}: {what}", env.name()));
+        if selection.paths.is_empty() && discarded.changes != Summary::default() {
+            let layers = env.environment.layout().layers();
+            context.output.note(format!(
+                "The files themselves stay below {} until envfs gc",
+                layers.display()
+            ));
+        }
         Ok(())
     }
 }
 
 fn describe(summary: &Summary) -> String {
-    let Summary {
-        added,
-        modified,
-        removed,
-        renamed,
-    } = summary;
-    format!(
-        "{} added, {} modified, {} removed, {} renamed ({})",
-        added.entries,
-        modified.entries,
-        removed.entries,
-        renamed.entries,
-        size(added.bytes + modified.bytes)
-    )
+    let bytes = summary.added.bytes + summary.modified.bytes;
+    format!("{} ({})", changes(summary), size(bytes))
 }

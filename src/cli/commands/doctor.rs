@@ -10,8 +10,8 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::output::{Tone, size};
 use crate::daemon::runtime::RuntimeDir;
-use crate::state::network_file_system;
-use crate::sys::mount::{self, MountError, MountRequest, UnmountMode};
+use crate::sys::medium::network_file_system;
+use crate::sys::mount::{self, MountError};
 use crate::sys::{mountinfo, process};
 
 /// Less free space than this is worth a warning.
@@ -182,45 +182,8 @@ fn helper() -> Finding {
 
 /// Mounts for real, in a temporary directory, and takes it away again.
 fn trial() -> Finding {
-    let dir = match tempfile::Builder::new().prefix("envfs-doctor-").tempdir() {
-        Ok(dir) => dir,
-        Err(error) => {
-            return Finding::new(
-                "trial mount",
-                Level::Warning,
-                format!("no temporary directory for it: {error}"),
-            );
-        }
-    };
-    // The path as the mount table will have it.
-    let path = dir
-        .path()
-        .canonicalize()
-        .unwrap_or_else(|_| dir.path().to_path_buf());
-    let request = MountRequest {
-        mount_point: path.clone(),
-        id: format!("doctor-{}", std::process::id()),
-        allow_other: false,
-        trust_content: false,
-    };
-    let result = mount::mount(&request).and_then(|device| {
-        let undone = mount::unmount(&path, UnmountMode::Lazy);
-        drop(device);
-        undone
-    });
-    match result {
-        Ok(()) => {
-            let how = if process::user_id() == 0 {
-                "mount(2)"
-            } else {
-                "fusermount3"
-            };
-            Finding::new(
-                "trial mount",
-                Level::Ok,
-                format!("mounting works (through {how})"),
-            )
-        }
+    match mount::try_somewhere() {
+        Ok(()) => Finding::new("trial mount", Level::Ok, "mounting works"),
         Err(error) => Finding::of_mount_error("trial mount", Level::Problem, &error),
     }
 }
@@ -239,7 +202,16 @@ fn namespaces() -> Finding {
         None
     };
     match refused {
-        None => Finding::new("user namespaces", Level::Ok, "ordinary users may make them"),
+        None if !mount::namespaces_work() => Finding::new(
+            "user namespaces",
+            Level::Info,
+            "refused by the system or a container; envfs needs them only without fusermount3",
+        ),
+        None => Finding::new(
+            "user namespaces",
+            Level::Ok,
+            "can be made; envfs needs them only without fusermount3",
+        ),
         Some(why) => Finding::new(
             "user namespaces",
             Level::Info,

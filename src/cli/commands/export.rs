@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use crate::cli::backend;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output::size;
 use crate::daemon::failure::Kind;
@@ -23,13 +23,12 @@ use crate::sys::reflink;
     after_help = "Examples:\n  envfs export science science.sqfs\n  envfs export science old.sqfs --rev 3\n  unsquashfs -l science.sqfs"
 )]
 pub struct Args {
-    /// Environment.
-    name: String,
-    /// The file to write; must not exist.
-    file: PathBuf,
-    /// Revision [default: the current one].
+    /// Environment [default: the active one], and the file to write, which must not exist.
+    #[arg(value_name = "[NAME] FILE", num_args = 1..=2, required = true)]
+    words: Vec<PathBuf>,
+    /// Revision, by number or name [default: the current one].
     #[arg(long, value_name = "REV")]
-    rev: Option<i64>,
+    rev: Option<String>,
     /// Replace the file if it exists.
     #[arg(short, long)]
     force: bool,
@@ -38,21 +37,33 @@ pub struct Args {
 impl Args {
     /// Does it.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let env = context.environment(Some(&self.name))?;
-        let source = backend::image_file(&env.environment, self.rev)?;
-        if !self.force && self.file.symlink_metadata().is_ok() {
-            return Err(CommandError::new(
-                Kind::Conflict,
-                format!("{} exists", self.file.display()),
-            )
-            .hint("choose another name, or replace it with --force"));
+        let (name, file) = match self.words.as_slice() {
+            [name, file, ..] => (Some(name.to_string_lossy()), file),
+            [file] => (None, file),
+            [] => return Err(CommandError::usage("no file is given")),
+        };
+        if name.is_none() && active_name().is_none() {
+            return Err(CommandError::usage("an environment and a file are wanted")
+                .hint("envfs export NAME FILE"));
+        }
+        let env = context.environment(name.as_deref())?;
+        let revision = match &self.rev {
+            Some(rev) => Some(backend::revision(&env.environment, rev)?),
+            None => None,
+        };
+        let source = backend::image_file(&env.environment, revision)?;
+        if !self.force && file.symlink_metadata().is_ok() {
+            return Err(
+                CommandError::new(Kind::Conflict, format!("{} exists", file.display()))
+                    .hint("choose another name, or replace it with --force"),
+            );
         }
         let progress = context.output.progress();
-        let bytes = copy(&source, &self.file, &progress)?;
+        let bytes = copy(&source, file, &progress)?;
         progress.finish();
         context
             .output
-            .note(format!("{}: {}", self.file.display(), size(bytes)));
+            .note(format!("{}: {}", file.display(), size(bytes)));
         Ok(())
     }
 }

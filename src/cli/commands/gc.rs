@@ -5,8 +5,9 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
-use crate::cli::output::size;
+use crate::cli::output::{count, size};
 use crate::commit::{Collected, GcOptions};
+use crate::daemon::failure::Kind;
 use crate::object::Timestamp;
 
 /// Forget old revisions and remove images that nothing needs any more.
@@ -51,33 +52,33 @@ impl Args {
             None => store.list()?,
         };
         let mut report = serde_json::Map::new();
+        let options = GcOptions {
+            keep,
+            before,
+            dry_run: self.dry_run,
+        };
+        let mut failed: Option<CommandError> = None;
         for name in &names {
-            let environment = store.open(name)?;
-            let collected = backend::gc(
-                &environment,
-                GcOptions {
-                    keep,
-                    before,
-                    dry_run: self.dry_run,
-                },
-            )?;
-            if !self.json && collected != Collected::default() {
-                let would = if self.dry_run {
-                    "would forget"
-                } else {
-                    "forgot"
-                };
-                context.output.note(format!(
-                    "{name}: {would} {} revisions, {} images and {} discarded changes, {}",
-                    collected.revisions.len(),
-                    collected.images,
-                    collected.uppers,
-                    size(collected.image_bytes + collected.upper_bytes)
-                ));
+            let collected = context
+                .environment(Some(name.as_str()))
+                .and_then(|env| env.gc(options));
+            let collected = match collected {
+                Ok(collected) => collected,
+                // Removed by somebody since the store was listed.
+                Err(_) if self.name.is_none() && !store.exists(name) => continue,
+                // One that is in use or damaged does not keep the others from being collected.
+                Err(error) => {
+                    if let Some(earlier) = failed.replace(error) {
+                        context.output.error(&earlier);
+                    }
+                    continue;
+                }
+            };
+            if !self.json {
+                self.tell(context, name.as_str(), &collected);
             }
-            let value = serde_json::to_value(&collected).map_err(|error| {
-                CommandError::new(crate::daemon::failure::Kind::Internal, error.to_string())
-            })?;
+            let value = serde_json::to_value(&collected)
+                .map_err(|error| CommandError::new(Kind::Internal, error.to_string()))?;
             report.insert(name.to_string(), value);
         }
         if self.name.is_none() {
@@ -98,9 +99,29 @@ impl Args {
             }
         }
         if self.json {
-            context.output.json(&report)
-        } else {
-            Ok(())
+            context.output.json(&report)?;
         }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn tell(&self, context: &Context, name: &str, collected: &Collected) {
+        if *collected == Collected::default() {
+            if self.name.is_some() {
+                context.output.note(format!("{name}: nothing to remove"));
+            }
+            return;
+        }
+        let would = if self.dry_run {
+            "would forget"
+        } else {
+            "forgot"
+        };
+        context.output.note(format!(
+            "{name}: {would} {}, {} and {}, {}",
+            count(collected.revisions.len() as u64, "revision"),
+            count(collected.images, "image"),
+            count(collected.uppers, "discarded change"),
+            size(collected.image_bytes + collected.upper_bytes)
+        ));
     }
 }

@@ -1,6 +1,11 @@
 //! `envfs import`
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
@@ -17,9 +22,12 @@ use crate::environment::EnvName;
 /// before anything is said to be done; the directory stays as it is. A .tar archive (plain, .gz,
 /// .xz, .zst; as conda-pack makes) is unpacked into an image. A SquashFS image (of mksquashfs,
 /// conda-pack or envfs) is taken as it is.
+///
+/// Conda's and Python's environments have their own path in their files. To go on with one at its
+/// path, move it away and import it with --prefix for that path.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs import ~/miniforge3/envs/science science\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science"
+    after_help = "Examples:\n  envfs import ~/tree tree\n  mv ~/envs/sci ~/sci.orig && envfs import ~/sci.orig sci --prefix ~/envs/sci\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science"
 )]
 pub struct Args {
     /// Directory, archive or image.
@@ -36,7 +44,7 @@ pub struct Args {
 /// How a new environment is made; shared with `create`.
 #[derive(Debug, ClapArgs)]
 pub struct ImportOptions {
-    /// Where to mount it [default: ~/.local/share/envfs/envs/NAME].
+    /// Where to mount it, always [default: ~/.local/share/envfs/envs/NAME].
     #[arg(long, value_name = "PATH")]
     pub prefix: Option<PathBuf>,
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none [default: zstd].
@@ -79,6 +87,7 @@ impl Args {
             return Err(failed);
         }
         let store = context.store()?;
+        let foreign = foreign_scripts(&self.source);
         let progress = context.output.progress();
         let imported = backend::import(
             &store,
@@ -97,9 +106,83 @@ impl Args {
             size(imported.content_bytes),
             size(imported.image_bytes),
         ));
+        if let Some((count, path)) = foreign
+            && path != imported.prefix
+        {
+            let (source, path) = (self.source.display(), path.display());
+            context.output.warn(format!(
+                "{count} scripts in its bin name {path}, where it was made: they use what is there, \
+                 not this environment"
+            ));
+            context.output.note(format!(
+                "  To keep its path: envfs remove {name}; move the directory away if it is still \
+                 there; envfs import {source} {name} --prefix {path}"
+            ));
+        }
         context
             .output
             .note(format!("Use it: envfs activate {name}"));
         Ok(())
+    }
+}
+
+/// Looks into the bin of a directory for scripts whose interpreter is in a bin of somewhere else than
+/// the system's; returns how many there are and the prefix that most of them name.
+fn foreign_scripts(source: &Path) -> Option<(usize, PathBuf)> {
+    let mut named: HashMap<PathBuf, usize> = HashMap::new();
+    for entry in fs::read_dir(source.join("bin")).ok()?.flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let mut head = Vec::new();
+        let read = File::open(entry.path()).and_then(|file| file.take(256).read_to_end(&mut head));
+        if read.is_ok()
+            && let Some(prefix) = interpreter_prefix(&head)
+        {
+            *named.entry(prefix).or_default() += 1;
+        }
+    }
+    let (path, count) = named.into_iter().max_by_key(|(_, count)| *count)?;
+    Some((count, path))
+}
+
+/// Returns `/p` for a script that begins with `#!/p/bin/…`, unless that is the system's.
+fn interpreter_prefix(head: &[u8]) -> Option<PathBuf> {
+    let line = head
+        .strip_prefix(b"#!")?
+        .split(|&byte| byte == b'\n')
+        .next()?;
+    let line = line.trim_ascii_start();
+    let program = line.split(|byte| byte.is_ascii_whitespace()).next()?;
+    let program = Path::new(OsStr::from_bytes(program));
+    let bin = program.parent().filter(|dir| dir.ends_with("bin"))?;
+    let prefix = bin.parent().filter(|dir| dir.is_absolute())?;
+    let is_system = ["/", "/usr", "/usr/local"]
+        .iter()
+        .any(|dir| prefix == Path::new(dir));
+    (!is_system).then(|| prefix.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_that_name_another_place_are_found() {
+        let prefix = |head: &[u8]| interpreter_prefix(head);
+        let made = Some(PathBuf::from("/home/u/envs/x"));
+        assert_eq!(prefix(b"#!/home/u/envs/x/bin/python3 -s\nimport x\n"), made);
+        assert_eq!(prefix(b"#! /home/u/envs/x/bin/python"), made);
+        for other in [
+            &b"#!/bin/sh\n"[..],
+            b"#!/usr/bin/env python",
+            b"#!/usr/local/bin/python",
+            b"#!python",
+            b"\x7fELF/x/bin/y",
+            b"#!",
+            b"",
+        ] {
+            assert_eq!(prefix(other), None);
+        }
     }
 }

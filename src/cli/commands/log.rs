@@ -30,6 +30,8 @@ struct Entry {
     /// Of a rollback: the revision that was brought back.
     of: Option<i64>,
     message: String,
+    /// Its names.
+    tags: Vec<String>,
     /// Seconds since 1970.
     time: i64,
     user: String,
@@ -44,6 +46,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
         let (revisions, images) = backend::history(&env.environment)?;
+        let tags = backend::tags(&env.environment)?;
         let current = env.facts.revision.as_ref().map(|revision| revision.id);
         let entries: Vec<Entry> = revisions
             .into_iter()
@@ -58,6 +61,11 @@ impl Args {
                     kind: revision.kind.as_str(),
                     of: revision.source.map(|id| id.0),
                     message: revision.message,
+                    tags: tags
+                        .iter()
+                        .filter(|tag| tag.revision == revision.id)
+                        .map(|tag| tag.name.clone())
+                        .collect(),
                     time: revision.time,
                     user: revision.user,
                     host: revision.host,
@@ -73,11 +81,18 @@ impl Args {
         for entry in &entries {
             let mark = if entry.current { '*' } else { ' ' };
             let of = entry.of.map(|of| format!(" to {of}")).unwrap_or_default();
+            let names = match entry.tags.as_slice() {
+                [] => String::new(),
+                tags => {
+                    let tags = format!("[{}]", tags.join(", "));
+                    format!("  {}", context.output.tone(&tags, Tone::Strong))
+                }
+            };
             let image = entry
                 .image_bytes
                 .map_or_else(|| String::from("empty"), size);
             context.output.line(format!(
-                "{mark} {:>4}  {}  {}{of}  {image}  {}@{}",
+                "{mark} {:>4}  {}  {}{of}  {image}  {}@{}{names}",
                 context
                     .output
                     .tone(&entry.revision.to_string(), Tone::Notice),

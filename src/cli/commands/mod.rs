@@ -31,6 +31,7 @@ pub mod run;
 pub mod shell;
 pub mod stats;
 pub mod status;
+pub mod tag;
 pub mod unmount;
 pub mod verify;
 
@@ -72,6 +73,8 @@ pub enum Command {
     Log(log::Args),
     #[allow(missing_docs)]
     Rollback(rollback::Args),
+    #[allow(missing_docs)]
+    Tag(tag::Args),
     #[allow(missing_docs)]
     Gc(gc::Args),
     #[command(visible_alias = "rm")]
@@ -126,6 +129,7 @@ impl Command {
             Command::Discard(args) => args.run(context),
             Command::Log(args) => args.run(context),
             Command::Rollback(args) => args.run(context),
+            Command::Tag(args) => args.run(context),
             Command::Gc(args) => args.run(context),
             Command::Remove(args) => args.run(context),
             Command::Rename(args) => args.run(context),

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
+use crate::daemon::lifecycle::State;
 
 /// Show where the parts of an environment are.
 #[derive(Debug, ClapArgs)]
@@ -51,7 +52,10 @@ impl Args {
             layers: layout.layers(),
             strays: layout.strays(),
             log: layout.daemon_log(),
-            socket: env.runtime.socket(&env.target.id),
+            socket: match env.state()? {
+                State::Mounted(client) | State::Elsewhere(client) => client.socket().to_owned(),
+                _ => env.runtime.socket(&env.target.id),
+            },
             config: env.store.layout().config(),
         };
         if self.json {

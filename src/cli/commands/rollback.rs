@@ -2,10 +2,12 @@
 
 use clap::Args as ClapArgs;
 
-use crate::cli::context::{Context, Env};
+use super::tag::is_number;
+use crate::cli::backend;
+use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::Result;
+use crate::cli::output;
 use crate::daemon::protocol::{RollbackOptions, Selection, Summary};
-use crate::environment::EnvName;
 
 /// Bring back an earlier revision, byte for byte.
 ///
@@ -13,10 +15,10 @@ use crate::environment::EnvName;
 /// Uncommitted changes would be lost; asks first where there are some.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs rollback            to the revision before\n  envfs rollback 3\n  envfs rollback science 3"
+    after_help = "Examples:\n  envfs rollback            to the revision before\n  envfs rollback 3\n  envfs rollback science 3\n  envfs rollback science before-upgrade    a name that envfs tag gave"
 )]
 pub struct Args {
-    /// Environment [default: the active one], and revision [default: the one before].
+    /// Environment [default: the active one], and revision by number or name [default: the one before].
     #[arg(value_name = "[NAME] [REV]", num_args = 0..=2)]
     words: Vec<String>,
     /// Do not ask; drop uncommitted changes.
@@ -35,13 +37,9 @@ impl Args {
         let changes = Summary::of(&service.changes(&Selection::default())?);
         if !changes.is_empty() {
             let question = format!(
-                "{} has uncommitted changes ({} added, {} modified, {} removed, {} renamed). \
-                 Drop them?",
+                "{} has uncommitted changes ({}). Drop them?",
                 env.name(),
-                changes.added.entries,
-                changes.modified.entries,
-                changes.removed.entries,
-                changes.renamed.entries
+                output::changes(&changes)
             );
             context.output.confirm(&question, self.yes)?;
         }
@@ -65,30 +63,21 @@ impl Args {
         Ok(())
     }
 
-    /// A single number is a revision of the active environment, unless an environment is called
-    /// so and none is active.
+    /// A single word is a revision of the active environment, by number or name, unless an
+    /// environment is called so or none is active.
     fn target(&self, context: &Context) -> Result<(Env, Option<i64>)> {
-        let number = |text: &str| text.trim_start_matches('@').parse::<i64>().ok();
+        let of = |env: Env, revision: &str| {
+            let revision = backend::revision(&env.environment, revision)?;
+            Ok((env, Some(revision)))
+        };
         match self.words.as_slice() {
             [] => Ok((context.environment(None)?, None)),
-            [word] => {
-                let is_name = EnvName::new(word)
-                    .ok()
-                    .is_some_and(|name| context.store().is_ok_and(|store| store.exists(&name)));
-                match number(word) {
-                    Some(revision) if !is_name => Ok((context.environment(None)?, Some(revision))),
-                    _ => Ok((context.environment(Some(word))?, None)),
-                }
+            [word] if context.is_name(word) => Ok((context.environment(Some(word))?, None)),
+            [word] if active_name().is_some() || is_number(word) => {
+                of(context.environment(None)?, word)
             }
-            [name, revision, ..] => {
-                let Some(revision) = number(revision) else {
-                    return Err(crate::cli::error::CommandError::usage(format!(
-                        "'{revision}' is no revision: a number is wanted"
-                    ))
-                    .hint(format!("envfs log {name} shows them")));
-                };
-                Ok((context.environment(Some(name))?, Some(revision)))
-            }
+            [word] => Ok((context.environment(Some(word))?, None)),
+            [name, revision, ..] => of(context.environment(Some(name))?, revision),
         }
     }
 }

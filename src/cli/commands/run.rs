@@ -1,8 +1,8 @@
 //! `envfs run`
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -70,6 +70,8 @@ impl Args {
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(failed(CommandError::usage("no command is given")));
         };
+        let path = environment.get(OsStr::new("PATH")).cloned();
+        let path = path.as_deref();
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(environment);
         if let Some(dir) = &self.cwd {
@@ -82,8 +84,8 @@ impl Args {
         }
         let error = command.exec();
         let shown = program.to_string_lossy();
-        Err(match error.kind() {
-            io::ErrorKind::NotFound => CommandError::new(
+        Err(match is_missing(&error, program, path) {
+            true => CommandError::new(
                 Kind::NotFound,
                 format!(
                     "{shown}: not found in {} (or its interpreter is not)",
@@ -91,7 +93,7 @@ impl Args {
                 ),
             )
             .with_code(ExitCode::RunNotFound),
-            _ => CommandError::io(format!("cannot execute {shown}"), &error)
+            false => CommandError::io(format!("cannot execute {shown}"), &error)
                 .with_code(ExitCode::RunNotExecutable),
         })
     }
@@ -126,6 +128,22 @@ impl Args {
         }
         Ok(variables)
     }
+}
+
+/// Returns whether a command could not be started because there is none of this name.
+pub fn is_missing(error: &io::Error, program: &OsStr, path: Option<&OsStr>) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || (error.kind() == io::ErrorKind::PermissionDenied && !is_in_path(program, path))
+}
+
+/// Returns whether there is a file of this name where the system looks for programs. The system
+/// itself says "permission denied" as soon as it may not look into one of the directories.
+fn is_in_path(program: &OsStr, path: Option<&OsStr>) -> bool {
+    if program.as_bytes().contains(&b'/') {
+        return true;
+    }
+    let path = path.unwrap_or(OsStr::new("/bin:/usr/bin"));
+    std::env::split_paths(path).any(|dir| dir.join(program).is_file())
 }
 
 fn split(assignment: &OsString) -> Option<(OsString, OsString)> {
@@ -182,16 +200,16 @@ fn through_shell(script: &Script, variables: &Variables) -> Result<Variables> {
         .collect();
     // Bash's own: they are those of our child, not of the command.
     for name in ["_", "SHLVL", "PWD", "OLDPWD"] {
-        match variables.get(std::ffi::OsStr::new(name)) {
+        match variables.get(OsStr::new(name)) {
             Some(value) => {
                 after.insert(name.into(), value.clone());
             }
             None => {
-                after.remove(std::ffi::OsStr::new(name));
+                after.remove(OsStr::new(name));
             }
         }
     }
-    if let Some(value) = variables.get(std::ffi::OsStr::new("BASH_ENV")) {
+    if let Some(value) = variables.get(OsStr::new("BASH_ENV")) {
         after.insert("BASH_ENV".into(), value.clone());
     }
     Ok(after)
@@ -221,11 +239,7 @@ mod tests {
             .map(|(name, value)| (name.into(), value.into()))
             .collect();
         let after = through_shell(&script, &before).unwrap();
-        let get = |name: &str| {
-            after
-                .get(std::ffi::OsStr::new(name))
-                .map(|v| v.to_str().unwrap())
-        };
+        let get = |name: &str| after.get(OsStr::new(name)).map(|v| v.to_str().unwrap());
         assert_eq!(get("ADDED"), Some("one two\n'x'"));
         assert_eq!(get("GONE"), None);
         assert_eq!(get("PWD"), Some("/here"));

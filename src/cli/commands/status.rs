@@ -61,7 +61,7 @@ impl Args {
                 _ => None,
             },
             prefix: env.target.prefix.clone(),
-            log: env.target.log.clone(),
+            log: env.target.log(),
             home: env.environment.layout().home().to_path_buf(),
             message: env
                 .facts

@@ -174,6 +174,103 @@ fn a_socket_that_nobody_listens_at_and_one_that_is_gone_do_no_harm() {
 }
 
 #[test]
+fn a_daemon_is_found_with_another_runtime_directory_or_none() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        let prefix = env.mount("e");
+        env.sh(&format!("echo x >'{}/x'", prefix.display())).ok();
+        let pid = env.daemon("e");
+        let other = env.root().join("run-of-cron");
+        fs::create_dir(&other).unwrap();
+        env.user().give(&other);
+        let elsewhere = |words: &[&str]| {
+            env.envfs_with("XDG_RUNTIME_DIR", other.to_str().unwrap(), words)
+                .ok()
+        };
+        assert_eq!(
+            elsewhere(&["status", "--json", "e"]).json()["daemon_pid"],
+            pid.as_raw()
+        );
+        let socket = env.envfs(&["paths", "--json", "e"]).ok().json()["socket"].clone();
+        assert_eq!(
+            elsewhere(&["paths", "--json", "e"]).json()["socket"],
+            socket
+        );
+        elsewhere(&["mount", "e"]);
+        elsewhere(&["run", "e", "tool"]);
+        elsewhere(&["commit", "e", "-m", "from cron"]);
+        elsewhere(&["gc", "e"]);
+        assert_eq!(env.daemon("e"), pid, "one daemon served all");
+        let mut command = env.envfs_command(&["unmount", "e"]);
+        command.env_remove("XDG_RUNTIME_DIR");
+        run(command).ok();
+        assert!(!is_alive(pid));
+        assert_eq!(mounts_below(env.root()).len(), 0);
+        let log = env.envfs(&["log", "--json", "e"]).ok().json();
+        assert_eq!(log.as_array().unwrap().len(), 2, "{log}");
+        env.verify("e");
+    }
+}
+
+#[test]
+fn garbage_is_collected_by_the_daemon_and_never_what_a_rollback_needs() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    for round in 0..4 {
+        for number in 0..3 {
+            fs::write(prefix.join("file"), format!("{round} {number}")).unwrap();
+            env.envfs(&["commit", "e"]).ok();
+        }
+        let mut command = env.envfs_command(&["rollback", "-y", "e"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let rollback = command.spawn().unwrap();
+        env.envfs(&["gc", "--keep", "1", "e"]).ok();
+        let done = finish(rollback, "rollback".to_owned());
+        // Whoever came first: either it went back, or there is nothing to go back to.
+        let expected = match done.code {
+            0 => format!("{round} 1"),
+            3 => format!("{round} 2"),
+            _ => panic!("{done}"),
+        };
+        assert_eq!(fs::read_to_string(prefix.join("file")).unwrap(), expected);
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+        env.mount("e");
+        assert_eq!(fs::read_to_string(prefix.join("file")).unwrap(), expected);
+    }
+    env.envfs(&["gc", "--keep", "1", "e"]).ok();
+    let images = fs::read_dir(env.home_of("e").join("images")).unwrap();
+    assert_eq!(images.count(), 1);
+}
+
+#[test]
+fn the_log_of_a_daemon_does_not_grow_without_end() {
+    const MOST: u64 = 1 << 20;
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let log = env.home_of("e").join("daemon.log");
+    let old = env.home_of("e").join("daemon.log.old");
+    let size = |path: &std::path::Path| fs::metadata(path).map_or(0, |meta| meta.len());
+    // At a start.
+    fs::write(&log, vec![b'x'; MOST as usize + 1]).unwrap();
+    env.mount("e");
+    assert_eq!(size(&old), MOST + 1);
+    assert!(fs::read_to_string(&log).unwrap().contains("mounted"));
+    // While it runs: whatever its log gets, as after an error that comes again and again.
+    let mut writer = fs::File::options().append(true).open(&log).unwrap();
+    std::io::Write::write_all(&mut writer, &vec![b'y'; MOST as usize]).unwrap();
+    env.envfs(&["diff", "e"]).ok();
+    env.envfs(&["diff", "e"]).ok();
+    assert!(size(&log) < MOST && size(&old) > MOST);
+    assert!(fs::read_to_string(&log).unwrap().contains("asked"));
+    // One request does not fill it either.
+    let path = "p".repeat(100_000);
+    env.envfs(&["diff", "e", &path]).ok();
+    assert!(size(&log) < 10_000);
+}
+
+#[test]
 fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
     for is_mounted in [true, false] {
         let Some(env) = TestEnv::new() else { return };

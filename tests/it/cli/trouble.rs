@@ -234,7 +234,54 @@ fn an_occupied_prefix_is_refused_and_what_is_there_stays() {
         "--prefix",
         word(&env.work().join("here/lib/g")),
     ])
-    .fails(2, &["FUSE"]);
+    .fails(2, &["another environment"]);
+    env.envfs(&["unmount", "e"]).ok();
+    let inside = env.work().join("here/lib/g");
+    env.envfs(&["create", "g", "--prefix", word(&inside)])
+        .fails(4, &["inside the prefix of e"]);
+    fs::remove_dir(env.work().join("here")).unwrap();
+    env.envfs(&["create", "g", "--prefix", word(&env.work())])
+        .fails(2, &["not empty"]);
+}
+
+#[test]
+fn a_prefix_that_cannot_be_used_is_refused_before_the_work() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    let source = env.work().join("source");
+    samples::small(&env, &source);
+    // Nothing of the source is needed to say no.
+    let secret = source.join("lib/deep/x");
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o0)).unwrap();
+    env.envfs(&["create", "first"]).ok();
+    let before = env.store_listing();
+    let closed = env.root().join("of-root");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o755)).unwrap();
+    let file = env.work().join("file");
+    env.write(&file, "mine");
+    for (prefix, code, words) in [
+        (closed.join("x/y"), 1, &["ermission denied", "--prefix"][..]),
+        // Only the helper knows that it does not mount here.
+        (closed.clone(), 7, &["fusermount3 refused", "--prefix"]),
+        (PathBuf::from("/proc/self/fdinfo"), 2, &["not empty"]),
+        (PathBuf::from("/proc/x"), 3, &["cannot create", "--prefix"]),
+        (file.join("x"), 1, &["ot a directory"]),
+        (file.clone(), 2, &["not a directory"]),
+    ] {
+        for words_before in [&["import", word(&source), "e"][..], &["create", "e"]] {
+            let mut args = words_before.to_vec();
+            args.extend(["--prefix", word(&prefix)]);
+            env.envfs(&args).fails(code, words);
+            assert_eq!(env.store_listing(), before, "{}", prefix.display());
+        }
+    }
+    assert_eq!(fs::read_dir(&closed).unwrap().count(), 0);
+    // A relative one is taken from where the user is, and nothing of the trial stays.
+    env.envfs(&["create", "e", "--prefix", "some/where"]).ok();
+    assert!(!env.work().join("some").exists());
+    assert_eq!(env.mount("e"), env.work().join("some/where"));
 }
 
 /// A small file system of its own for the store, unmounted again at the end.
@@ -411,7 +458,7 @@ fn in_changed_system(env: &TestEnv, before: &str, words: &str) -> Option<Run> {
     );
     command.uid(0).gid(0).args(["-m", "sh", "-ec", &script]);
     let done = run(command);
-    if done.err.contains("unshare") || done.err.contains("mount:") {
+    if done.err.contains("unshare: ") || done.err.contains("mount:") {
         skip_allowed(&format!("no mount namespace: {}", done.err));
         return None;
     }
@@ -444,6 +491,19 @@ fn without_fusermount3_an_ordinary_user_is_told_what_is_missing() {
             return;
         };
         done.fails(7, &["fusermount3", "setuid"]);
+    }
+    // Without root there may be another way, and what is said of it works.
+    let namespace = "unshare --user --map-current-user --keep-caps --mount";
+    if env.sh(&format!("{namespace} true || true")).err.is_empty() {
+        let Some(done) = in_changed_system(&env, &before, "mount e") else {
+            return;
+        };
+        done.fails(7, &[namespace]);
+        let inside = "sh -ec 'cat \"$(envfs mount e)/lib/c.txt\"; envfs -q unmount e'";
+        let script = env.sh(&format!("ENVFS_FUSERMOUNT=/nowhere {namespace} {inside}"));
+        assert_eq!(script.ok().out, "gamma\n");
+    } else {
+        skip_allowed("no user namespaces for ordinary users");
     }
     let Some(done) = in_changed_system(&env, &before, "run e true") else {
         return;
@@ -533,9 +593,12 @@ fn a_second_writer_is_refused_and_told_who_is_at_work() {
         &["rollback", "-y", "e"],
         &["remove", "-y", "e"],
         &["rename", "e", "f"],
+        &["gc", "e"],
+        &["gc"],
     ] {
         env.envfs(words).fails(5, &[&me, "testing"]);
     }
+    env.envfs(&["gc", "-n", "e"]).ok();
     env.envfs(&["run", "e", "true"]).fails(125, &[&me]);
     env.envfs(&["list"]).ok();
     env.envfs(&["log", "e"]).ok();
@@ -593,4 +656,23 @@ fn a_wrong_command_line_or_configuration_says_what_is_right() {
     // The user's record has a home, too.
     run(command).ok();
     assert!(PATH.contains("/bin"));
+}
+
+#[test]
+fn a_command_that_is_not_there_is_not_found_whatever_the_path_holds() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    env.import_sample("e");
+    let closed = env.root().join("closed-dir");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
+    let path = format!("{}:{PATH}", closed.display());
+    env.envfs_with("PATH", &path, &["run", "e", "no-such-command"])
+        .fails(127, &["no-such-command", "not found"]);
+    let open = env.work().join("open");
+    env.write(&open.join("no-such-command"), "#!/bin/sh\n");
+    let path = format!("{}:{path}", open.display());
+    env.envfs_with("PATH", &path, &["run", "e", "no-such-command"])
+        .fails(126, &["ermission denied"]);
 }

@@ -1,0 +1,130 @@
+//! `envfs tag`
+
+use clap::Args as ClapArgs;
+use serde::Serialize;
+
+use crate::cli::backend;
+use crate::cli::context::{Context, Env};
+use crate::cli::error::{CommandError, Result};
+use crate::cli::output::table;
+use crate::daemon::protocol::TagOptions;
+use crate::environment::EnvName;
+
+/// Give a revision a name, or list the names.
+///
+/// Rollback and export take the name for the revision's number, and gc keeps the revision as long
+/// as it has one. A name that another revision has is taken from it.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  envfs tag                          the names there are\n  envfs tag science before-upgrade   names the current revision\n  envfs tag science paper --rev 3\n  envfs tag science -d paper\n  envfs rollback science before-upgrade"
+)]
+pub struct Args {
+    /// Environment [default: the active one], and the name.
+    #[arg(value_name = "[NAME] [TAG]", num_args = 0..=2)]
+    words: Vec<String>,
+    /// Revision, by number or name [default: the current one].
+    #[arg(long, value_name = "REV")]
+    rev: Option<String>,
+    /// Take the name away; the revision stays.
+    #[arg(short, long, conflicts_with = "rev")]
+    delete: bool,
+    /// Print the names as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    tag: String,
+    revision: i64,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        let (env, tag) = self.target(context)?;
+        let Some(tag) = tag else {
+            if self.rev.is_some() || self.delete {
+                return Err(CommandError::usage("which name? none is given")
+                    .hint(format!("envfs tag {} NAME", env.name())));
+            }
+            return self.list(context, &env);
+        };
+        let name = EnvName::new(&tag).ok().filter(|_| !is_number(&tag));
+        if name.is_none() && !self.delete {
+            return Err(CommandError::usage(format!(
+                "'{}' cannot name a revision",
+                tag.escape_debug()
+            ))
+            .hint(
+                "letters, digits, '.', '_' and '-' make a name, up to 64 of them; not only digits",
+            ));
+        }
+        let revision = match (&self.rev, self.delete) {
+            (_, true) => None,
+            (Some(rev), false) => Some(backend::revision(&env.environment, rev)?),
+            (None, false) => env.facts.revision.as_ref().map(|revision| revision.id.0),
+        };
+        if revision.is_none() && !self.delete {
+            return Err(CommandError::usage(format!(
+                "{} has no revision yet",
+                env.name()
+            )));
+        }
+        env.tag(&TagOptions {
+            tag: tag.clone(),
+            revision,
+        })?;
+        context.output.note(match revision {
+            Some(revision) => format!("{}: revision {revision} is now called {tag}", env.name()),
+            None => format!("{}: no revision is called {tag} any more", env.name()),
+        });
+        Ok(())
+    }
+
+    /// A single word is an environment if one is called so, else a tag of the active one.
+    fn target(&self, context: &Context) -> Result<(Env, Option<String>)> {
+        match self.words.as_slice() {
+            [] => Ok((context.environment(None)?, None)),
+            [word] if context.is_name(word) || crate::cli::context::active_name().is_none() => {
+                Ok((context.environment(Some(word))?, None))
+            }
+            [tag] => Ok((context.environment(None)?, Some(tag.clone()))),
+            [name, tag, ..] => Ok((context.environment(Some(name))?, Some(tag.clone()))),
+        }
+    }
+
+    fn list(&self, context: &Context, env: &Env) -> Result<()> {
+        let tags = backend::tags(&env.environment)?;
+        let rows = tags.into_iter().map(|tag| Row {
+            tag: tag.name,
+            revision: tag.revision.0,
+        });
+        let rows: Vec<Row> = rows.collect();
+        if self.json {
+            return context.output.json(&rows);
+        }
+        if rows.is_empty() {
+            context
+                .output
+                .note(format!("{}: no revision has a name", env.name()));
+        }
+        let cells: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| vec![row.tag.clone(), row.revision.to_string()])
+            .collect();
+        table(&cells)
+            .into_iter()
+            .try_for_each(|line| context.output.line(line))
+    }
+}
+
+/// Returns whether this is a revision's number as users write it.
+pub fn is_number(text: &str) -> bool {
+    number(text).is_some()
+}
+
+/// Returns the number of a revision, `3` or `@3`.
+pub fn number(text: &str) -> Option<i64> {
+    text.strip_prefix('@').unwrap_or(text).parse().ok()
+}
