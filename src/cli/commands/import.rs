@@ -12,7 +12,7 @@ use clap::Args as ClapArgs;
 use crate::cli::backend::{self, NewOptions};
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
-use crate::cli::output::size;
+use crate::cli::output::{self, size};
 use crate::daemon::failure::Kind;
 use crate::environment::EnvName;
 
@@ -109,14 +109,19 @@ impl Args {
         if let Some((count, path)) = foreign
             && path != imported.prefix
         {
+            let is_there = fs::canonicalize(&self.source).is_ok_and(|source| source == path);
             let (source, path) = (self.source.display(), path.display());
             context.output.warn(format!(
-                "{count} scripts in its bin name {path}, where it was made: they use what is there, \
-                 not this environment"
+                "{} in its bin name {path}, where it was made: these use what is there, \
+                 not this environment",
+                output::count(count as u64, "script")
             ));
+            let again = match is_there {
+                true => format!("mv {source} {source}.orig; envfs import {source}.orig"),
+                false => format!("envfs import {source}"),
+            };
             context.output.note(format!(
-                "  To keep its path: envfs remove {name}; move the directory away if it is still \
-                 there; envfs import {source} {name} --prefix {path}"
+                "  To keep its path: envfs remove {name}; {again} {name} --prefix {path}"
             ));
         }
         context
