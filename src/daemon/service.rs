@@ -14,7 +14,7 @@ use super::protocol::{
 };
 use crate::commit::{self, CommitError, Workspace};
 use crate::environment::{Config, EnvLock, Environment, LockMode};
-use crate::fuse::session::{Invalidator, Loops, Session};
+use crate::fuse::session::{Invalidator, Loops, Session, SessionError};
 use crate::fuse::{Counters, EnvFs, invalidate};
 use crate::object::Kind as ObjectKind;
 use crate::progress::Progress;
@@ -120,7 +120,7 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
         allow_other: nix::unistd::geteuid().is_root(),
         trust_content: false,
     };
-    let filesystem = EnvFs::new(local.workspace.union().clone());
+    let filesystem = EnvFs::new(local.workspace.union().clone()).map_err(SessionError::Threads)?;
     let counters = filesystem.counters();
     let session = Session::start(filesystem, &request, Loops::default())?;
     let front = Front {

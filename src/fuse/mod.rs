@@ -8,9 +8,11 @@
 
 mod attr;
 mod errno;
+mod pool;
 pub mod session;
 
 use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use crate::object::{Attr, Ino, Kind};
 use crate::union::{AllocateMode, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
 use attr::{file_attr, file_type, set_time};
 use errno::errno;
+use pool::Pool;
 use session::Invalidator;
 
 /// How long the kernel may keep what it was told: until told otherwise.
@@ -36,6 +39,8 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 const MAX_WRITE: u32 = 1 << 20;
 /// Entries looked at for one answer to a directory listing; the answer is 32 KiB at most.
 const LISTING_BATCH: usize = 512;
+/// More threads than this seldom wait for different blocks.
+const MAX_WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 /// The generation of every object: identities are never used twice.
 const GENERATION: Generation = Generation(0);
 
@@ -69,15 +74,18 @@ pub struct Counters {
 pub struct EnvFs {
     union: Arc<Union>,
     counters: Arc<Counters>,
+    pool: Pool,
 }
 
 impl EnvFs {
-    /// Serves a union.
-    pub fn new(union: Arc<Union>) -> EnvFs {
-        EnvFs {
+    /// Serves a union, with threads for what takes long.
+    pub fn new(union: Arc<Union>) -> std::io::Result<EnvFs> {
+        let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Ok(EnvFs {
             union,
             counters: Arc::default(),
-        }
+            pool: Pool::start(processors.min(MAX_WORKERS))?,
+        })
     }
 
     /// The counts of requests, which go on counting.
@@ -380,15 +388,27 @@ impl Filesystem for EnvFs {
         reply: ReplyData,
     ) {
         count(&self.counters.reads);
-        match self.union.read_at(Ino(ino.0), offset, size as usize) {
+        let size = size as usize;
+        let reader = match self.union.reader(Ino(ino.0)) {
+            Ok(reader) => reader,
+            Err(e) => return reply.error(errno("read", ino.0, &e)),
+        };
+        let is_ready = reader.is_ready(offset, size);
+        let counters = self.counters.clone();
+        let answer = move || match reader.read(offset, size) {
             Ok(bytes) => {
                 let bytes = (*bytes).as_ref();
-                self.counters
+                counters
                     .read_bytes
                     .fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 reply.data(bytes);
             }
             Err(e) => reply.error(errno("read", ino.0, &e)),
+        };
+        if is_ready {
+            answer();
+        } else {
+            self.pool.run(answer);
         }
     }
 
@@ -437,10 +457,12 @@ impl Filesystem for EnvFs {
         reply: ReplyEmpty,
     ) {
         count(&self.counters.syncs);
-        match self.union.sync(Ino(ino.0), datasync) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(errno("fsync", ino.0, &e)),
-        }
+        let union = self.union.clone();
+        self.pool
+            .run(move || match union.sync(Ino(ino.0), datasync) {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno("fsync", ino.0, &e)),
+            });
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -41,6 +41,60 @@ enum Content {
     Lower(Arc<super::LowerStack>),
 }
 
+/// The content of a file as it was found: for one read, since it may move.
+#[derive(Debug)]
+pub enum Reader {
+    /// A file of the writable upper layer.
+    Upper(Arc<File>),
+    /// An object of a read-only layer.
+    Lower(Ino, Arc<dyn super::Layer>),
+}
+
+impl Reader {
+    /// Returns true if a read is answered from memory, or as fast as from a plain file: if it need
+    /// not wait for a block to be expanded.
+    pub fn is_ready(&self, offset: u64, len: usize) -> bool {
+        match self {
+            Reader::Upper(_) => true,
+            Reader::Lower(ino, layer) => {
+                // A read that ends in the next block is seldom ready in one and not the other.
+                let last = offset.saturating_add(len.saturating_sub(1) as u64);
+                layer.is_ready(*ino, offset) && layer.is_ready(*ino, last)
+            }
+        }
+    }
+
+    /// Reads up to `len` bytes at `offset`; fewer only before the end of the file.
+    pub fn read(&self, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
+        match self {
+            Reader::Upper(file) => {
+                let mut buffer = vec![0; len];
+                let got = read_full(file, &mut buffer, offset)?;
+                buffer.truncate(got);
+                Ok(Box::new(buffer))
+            }
+            Reader::Lower(ino, layer) => {
+                let first = layer.read(*ino, offset, len)?;
+                let got = (*first).as_ref().len();
+                if got == 0 || got >= len {
+                    return Ok(first);
+                }
+                // The answer ends with a block, not with the file: put the rest behind it.
+                let mut whole = Vec::with_capacity(len);
+                whole.extend_from_slice((*first).as_ref());
+                while whole.len() < len {
+                    let more = layer.read(*ino, offset + whole.len() as u64, len - whole.len())?;
+                    if (*more).as_ref().is_empty() {
+                        break;
+                    }
+                    whole.extend_from_slice((*more).as_ref());
+                }
+                Ok(Box::new(whole))
+            }
+        }
+    }
+}
+
 impl Union {
     fn content(&self, ino: Ino) -> Result<Content> {
         let state = self.read();
@@ -64,34 +118,17 @@ impl Union {
         }
     }
 
+    /// Finds where the content of a file is now, for one read of it.
+    pub fn reader(&self, ino: Ino) -> Result<Reader> {
+        Ok(match self.content(ino)? {
+            Content::File(file) => Reader::Upper(file),
+            Content::Lower(lower) => Reader::Lower(ino, lower.content(ino)?.clone()),
+        })
+    }
+
     /// Reads up to `len` bytes at `offset`; fewer only before the end of the file.
     pub fn read_at(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
-        match self.content(ino)? {
-            Content::File(file) => {
-                let mut buffer = vec![0; len];
-                let got = read_full(&file, &mut buffer, offset)?;
-                buffer.truncate(got);
-                Ok(Box::new(buffer))
-            }
-            Content::Lower(lower) => {
-                let first = lower.read(ino, offset, len)?;
-                let got = (*first).as_ref().len();
-                if got == 0 || got >= len {
-                    return Ok(first);
-                }
-                // The answer ends with a block, not with the file: put the rest behind it.
-                let mut whole = Vec::with_capacity(len);
-                whole.extend_from_slice((*first).as_ref());
-                while whole.len() < len {
-                    let more = lower.read(ino, offset + whole.len() as u64, len - whole.len())?;
-                    if (*more).as_ref().is_empty() {
-                        break;
-                    }
-                    whole.extend_from_slice((*more).as_ref());
-                }
-                Ok(Box::new(whole))
-            }
-        }
+        self.reader(ino)?.read(offset, len)
     }
 
     /// Writes all of `data` at `offset`. With `kill_privileges` set-id bits go, as after a write by

@@ -49,6 +49,10 @@ impl Layer for EmptyLayer {
         Err(Errno::ESTALE.into())
     }
 
+    fn is_ready(&self, _ino: Ino, _offset: u64) -> bool {
+        true
+    }
+
     fn seek(&self, _ino: Ino, _offset: u64, _hole: bool) -> Result<Option<u64>> {
         Err(Errno::ESTALE.into())
     }

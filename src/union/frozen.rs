@@ -160,6 +160,10 @@ impl Layer for FrozenLayer {
         Ok(Box::new(buffer))
     }
 
+    fn is_ready(&self, _ino: Ino, _offset: u64) -> bool {
+        true
+    }
+
     fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
         seek_file(&*self.file(ino)?, offset, hole)
     }

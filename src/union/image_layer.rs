@@ -220,6 +220,15 @@ impl Layer for ImageLayer {
         Ok(Box::new(BlockBytes(block.slice(start..end))))
     }
 
+    fn is_ready(&self, ino: Ino, offset: u64) -> bool {
+        let Ok(layout) = self.layout(ino) else {
+            // The read will tell what is wrong.
+            return true;
+        };
+        let block_size = u64::from(self.image.superblock().block_size);
+        self.image.is_expanded(&layout, offset / block_size)
+    }
+
     fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
         let layout = self.layout(ino)?;
         Ok(if hole {

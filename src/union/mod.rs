@@ -58,7 +58,7 @@ use delta::{Delta, row_attr, row_from};
 
 pub use attributes::{SetAttr, SetTime, XattrMode};
 pub use changes::{Change, ChangeKind, Totals};
-pub use content::AllocateMode;
+pub use content::{AllocateMode, Reader};
 pub use empty_layer::EmptyLayer;
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;

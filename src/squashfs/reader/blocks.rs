@@ -77,8 +77,8 @@ pub(super) struct Blocks {
     /// or give it back.
     idle: Mutex<Vec<Worker>>,
     metadata: Cache<u64, Arc<MetadataBlock>>,
-    data: Cache<Key, Block>,
-    fragments: Cache<Key, Block>,
+    /// Data and fragment blocks in one budget: which of them a user needs again, only use can tell.
+    expanded: Cache<Key, Block>,
     zeros: Block,
 }
 
@@ -102,17 +102,13 @@ impl Blocks {
             codec: decompressor(compressor)?,
             stored: Vec::new(),
         };
-        // Most of the budget goes to fragments: many small files share one, while a block of a
-        // large file is read once and then lives in the page cache.
-        let fragment_bytes = data_bytes / 4 * 3;
         Ok(Blocks {
             file,
             compressor,
             block_size,
             idle: Mutex::new(vec![first]),
             metadata: Cache::new(metadata_bytes),
-            data: Cache::new(data_bytes - fragment_bytes),
-            fragments: Cache::new(fragment_bytes),
+            expanded: Cache::new(data_bytes),
             zeros: Block::new(Arc::new(vec![0; block_size as usize])),
         })
     }
@@ -179,13 +175,18 @@ impl Blocks {
         }
     }
 
+    /// Returns true if a block is in the cache, or is a hole.
+    pub(super) fn is_expanded(&self, start: u64, size: BlockSize) -> bool {
+        size.is_hole() || self.expanded.peek((start, size.0)).is_some()
+    }
+
     /// A data block, from the cache if it is there.
     pub(super) fn data(&self, start: u64, size: BlockSize, expected: usize) -> Result<Block> {
         if size.is_hole() {
             return Ok(self.zeros.slice(0..expected));
         }
         let what = "data block";
-        let block = self.data.get((start, size.0), || {
+        let block = self.expanded.get((start, size.0), || {
             let bytes = self.load(what, start, size, Some(expected))?;
             Ok((Block::new(Arc::new(bytes)), expected))
         })?;
@@ -199,7 +200,7 @@ impl Blocks {
 
     /// A fragment block, from the cache if it is there.
     pub(super) fn fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
-        self.fragments.get((start, size.0), || {
+        self.expanded.get((start, size.0), || {
             let mut bytes = self.load("fragment block", start, size, None)?;
             bytes.shrink_to_fit();
             let len = bytes.len();

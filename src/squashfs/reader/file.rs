@@ -174,6 +174,19 @@ impl Image {
         }
     }
 
+    /// Returns true if a block of a file need not be read and expanded before it can be had. Past
+    /// the end of the file there is nothing to expand.
+    pub fn is_expanded(&self, file: &FileLayout, index: u64) -> bool {
+        match (file.position(index), file.fragment) {
+            (Some((start, size)), _) => self.blocks().is_expanded(start, size),
+            (None, Some(fragment)) => match self.fragment(fragment.index) {
+                Ok(entry) => self.blocks().is_expanded(entry.start, entry.size),
+                Err(_) => true,
+            },
+            (None, None) => true,
+        }
+    }
+
     fn tail(&self, fragment: FragmentRef, len: usize) -> Result<Block> {
         let entry = self.fragment(fragment.index)?;
         let block = self.blocks().fragment(entry.start, entry.size)?;

@@ -1,0 +1,81 @@
+//! Threads for what takes long, so that the one thread that takes requests from the kernel is soon
+//! back for the next.
+//!
+//! Most requests are answered in microseconds, and fastest by one thread: with several, the kernel
+//! wakes them in turn, on one processor after the other. Only what expands a block or waits for a
+//! disk is worth handing over, and that is worth doing on all processors at once.
+
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::thread;
+
+use crossbeam_channel::{Sender, unbounded};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads that run what is handed to them, in no particular order.
+///
+/// They end when it is dropped and everything handed over has been done.
+pub(super) struct Pool {
+    jobs: Sender<Job>,
+}
+
+impl Pool {
+    /// Starts the threads.
+    pub(super) fn start(threads: NonZeroUsize) -> io::Result<Pool> {
+        let (sender, jobs) = unbounded::<Job>();
+        for number in 0..threads.get() {
+            let jobs = jobs.clone();
+            thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || jobs.iter().for_each(|job| job()))?;
+        }
+        Ok(Pool { jobs: sender })
+    }
+
+    /// Runs `job` on one of the threads, or here if they are gone.
+    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        if let Err(unsent) = self.jobs.send(Box::new(job)) {
+            unsent.into_inner()();
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("waiting", &self.jobs.len())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::{Arc, Barrier, mpsc};
+
+    use super::*;
+
+    #[test]
+    fn jobs_run_at_the_same_time_and_all_run() {
+        let pool = Pool::start(NonZeroUsize::new(2).unwrap()).unwrap();
+        let (sender, done) = mpsc::channel();
+        // Each of the first two waits for the other: one thread alone would wait for ever.
+        let both = Arc::new(Barrier::new(2));
+        for number in 0..50 {
+            let (sender, both) = (sender.clone(), both.clone());
+            pool.run(move || {
+                if number < 2 {
+                    both.wait();
+                }
+                sender.send(number).unwrap();
+            });
+        }
+        drop((pool, sender));
+        let mut all: Vec<i32> = done.iter().collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..50).collect::<Vec<_>>());
+    }
+}
