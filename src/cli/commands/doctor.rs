@@ -202,6 +202,7 @@ fn trial() -> Finding {
         id: format!("doctor-{}", std::process::id()),
         allow_other: false,
         trust_content: false,
+        options: Default::default(),
     };
     let result = mount::mount(&request).and_then(|device| {
         let undone = mount::unmount(&path, UnmountMode::Lazy);

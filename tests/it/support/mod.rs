@@ -427,6 +427,17 @@ pub(crate) fn run(command: Command) -> Run {
     run_with_input(command, b"")
 }
 
+/// Runs a command to its end that may take longer than others, in seconds.
+#[track_caller]
+pub(crate) fn run_for(mut command: Command, seconds: u64) -> Run {
+    let line = format!("{command:?}");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    finish_within(child, line, Duration::from_secs(seconds))
+}
+
 /// Runs a command to its end, with something to read.
 #[track_caller]
 pub(crate) fn run_with_input(mut command: Command, input: &[u8]) -> Run {
@@ -447,10 +458,15 @@ pub(crate) fn run_with_input(mut command: Command, input: &[u8]) -> Run {
 /// Waits for a command's end; one that hangs is killed and fails the test.
 #[track_caller]
 pub(crate) fn finish(child: Child, line: String) -> Run {
+    finish_within(child, line, PATIENCE)
+}
+
+#[track_caller]
+fn finish_within(child: Child, line: String, patience: Duration) -> Run {
     let pid = Pid::from_raw(child.id().try_into().unwrap());
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    match receiver.recv_timeout(PATIENCE) {
+    match receiver.recv_timeout(patience) {
         Ok(output) => Run::new(line, output.unwrap()),
         Err(_) => {
             kill(pid, Signal::SIGKILL).ok();
