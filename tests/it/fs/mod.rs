@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub(crate) mod direct;
+mod documented;
 mod points;
 mod programs;
 mod traps;

@@ -1113,6 +1113,21 @@ def special_files_work():
         fails(errno.EPERM, os.mknod, "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
 
 
+@mount_only
+def writing_through_a_fifo_leaves_its_time():
+    os.utime("fifo", (1000, 1000))
+    opened = os.open("fifo", os.O_RDWR)
+    os.write(opened, b"x")
+    assert os.stat("fifo").st_mtime == 1000
+
+
+@mount_only
+def extents_and_flags_cannot_be_asked_for():
+    fd = os.open("big", os.O_RDONLY)
+    fails(errno.EOPNOTSUPP, fcntl.ioctl, fd, 0xC020660B, bytearray(32))  # FS_IOC_FIEMAP
+    fails(errno.ENOTTY, fcntl.ioctl, fd, 0x80086601, bytearray(8))  # FS_IOC_GETFLAGS
+
+
 # --- watching and making durable
 
 

@@ -85,7 +85,7 @@ fn pip_changes_what_lies_in_the_image() {
     let prepare = "python3 -m venv v; v/bin/pip install -q six==1.16.0 packaging==23.0; envfs commit -q e; envfs commit -q --rebuild e";
     let script = format!(
         "{}{prepare}; v/bin/pip install -q --upgrade six==1.17.0; v/bin/pip uninstall -q -y packaging
-         v/bin/python -c 'import six; assert six.__version__ == \"1.17.0\"'; test -z \"$(find v -name 'packaging*' -not -path '*/_vendor/*')\"
+         v/bin/python -c 'import six; assert six.__version__ == \"1.17.0\"'; ! ls -d v/lib/python*/site-packages/packaging* 2>/dev/null
          v/bin/pip install -q --force-reinstall --no-deps six==1.16.0 packaging==23.0; v/bin/pip check; test -z \"$(find v -name '~*')\"
          mv v/lib w; mv w v/lib; v/bin/python -c 'import six, packaging'",
         settings()
@@ -177,7 +177,7 @@ fn tar_packs_and_unpacks_all_there_is() {
     let script = "mkfifo lib/fifo; setfattr -n user.k -v v lib/c.txt; truncate -s 2M lib/sparse; echo end >>lib/sparse
          tar --xattrs --sparse -cpf all.tar lib; mkdir out; tar --xattrs -xpf all.tar -C out; tar --xattrs -df all.tar -C out
          test -p out/lib/fifo; getfattr -n user.k out/lib/c.txt >/dev/null; test $(stat -c %h out/lib/a.txt) = 2; test $(stat -c %b out/lib/sparse) -lt 1000
-         tar -cf - lib | tar -xf - -C out; tar --delete -f all.tar lib/c.txt; ! tar -tf all.tar lib/c.txt 2>/dev/null; rm all.tar";
+         tar -cf - lib | tar -xf - -C out; tar --append -f all.tar bin; tar -tf all.tar bin/tool; rm all.tar";
     in_a_mount(&["tar", "setfattr"], script);
 }
 

@@ -58,6 +58,14 @@ impl Case {
         ops::act(dir, self.op)
     }
 
+    /// Returns whether bytes go through a fifo, which changes its time on ext4 alone.
+    pub(super) fn writes_through_a_fifo(&self) -> bool {
+        let is_there = !matches!(self.x.1, State::Whiteout | State::Missing);
+        let writes = matches!(self.op, Op::Open(flags, Then::Write) if flags.contains(OFlag::O_RDWR)
+            && !flags.intersects(OFlag::O_EXCL | OFlag::O_DIRECTORY));
+        self.x.0 == Type::Fifo && is_there && writes
+    }
+
     pub(super) fn afterwards(&self, dir: &Path, step: usize) -> Answer {
         ops::afterwards(dir, step)
     }

@@ -9,8 +9,6 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 
-use super::join;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Type {
     File,
@@ -109,13 +107,13 @@ pub(super) fn make(base: &Path, name: &str, what: Type) {
             age(&path);
         }
         Type::LinkToFile => {
-            if !join(base, &format!("{name}.f")).exists() {
-                file(&join(base, &format!("{name}.f")), "the target\n");
+            if !base.join(format!("{name}.f")).exists() {
+                file(&base.join(format!("{name}.f")), "the target\n");
             }
             symlink(&path, &format!("{name}.f"));
         }
         Type::LinkToDirectory => {
-            if !join(base, &format!("{name}.d")).exists() {
+            if !base.join(format!("{name}.d")).exists() {
                 make(base, &format!("{name}.d"), Type::Directory);
             }
             symlink(&path, &format!("{name}.d"));
@@ -123,7 +121,7 @@ pub(super) fn make(base: &Path, name: &str, what: Type) {
         Type::DanglingLink => symlink(&path, &format!("{name}.none")),
         Type::HardLink => {
             file(&path, "two names\n");
-            fs::hard_link(&path, join(base, &format!("{name}.link"))).unwrap();
+            fs::hard_link(&path, base.join(format!("{name}.link"))).unwrap();
         }
         Type::Fifo => node(&path, SFlag::S_IFIFO),
         Type::Socket => node(&path, SFlag::S_IFSOCK),
@@ -180,7 +178,7 @@ pub(super) fn prepare(base: &Path, name: &str, what: Type, state: State) -> bool
         State::Recreated => {
             remove(base, name, what);
             if what == Type::HardLink {
-                fs::remove_file(join(base, &format!("{name}.link"))).unwrap();
+                fs::remove_file(base.join(format!("{name}.link"))).unwrap();
             }
             make(base, name, what);
         }

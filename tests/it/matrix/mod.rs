@@ -10,8 +10,6 @@ mod ops;
 mod snapshot;
 mod stream;
 
-use std::path::Path;
-
 use crate::fs::direct::{Direct, plain_directory};
 use crate::support::{TestEnv, User};
 use case::{Case, all_cases};
@@ -27,7 +25,7 @@ impl Pair {
     /// Lays the lower parts of all cases, as an image and as plain files.
     fn new(cases: &[Case]) -> Option<Pair> {
         let env = TestEnv::new()?;
-        let plain = plain_directory(&env);
+        let plain = plain_directory(&env)?;
         for (number, case) in cases.iter().enumerate() {
             case.lay_lower(&plain.join(name(number)));
         }
@@ -118,6 +116,12 @@ fn run(remount: bool) {
         let (old_ours, old_theirs) = (Snapshot::read(&ours), Snapshot::read(&theirs));
         let mut found = old_ours.differs_from_before(&seen[number]);
         let results = (case.act(&ours), case.act(&theirs));
+        // The kernel lets no FUSE file system have the time of what goes through a fifo; the content
+        // of a fifo is in no file system anyway. A test of its own holds this.
+        if case.writes_through_a_fifo() {
+            fixture::age(&ours.join("x"));
+            fixture::age(&theirs.join("x"));
+        }
         if results.0 != results.1 {
             found.push(format!("answers {:?} and {:?}", results.0, results.1));
         }
@@ -170,8 +174,4 @@ fn every_operation_on_every_state_is_as_on_ext4() {
 #[test]
 fn every_operation_on_every_state_is_as_on_ext4_with_remounts_between() {
     run(true);
-}
-
-fn join(base: &Path, name: &str) -> std::path::PathBuf {
-    base.join(name)
 }

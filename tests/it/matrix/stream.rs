@@ -200,7 +200,7 @@ fn steps() -> usize {
 
 fn pair(workers: usize) -> Option<(Direct, PathBuf)> {
     let env = TestEnv::new()?;
-    let plain = plain_directory(&env);
+    let plain = plain_directory(&env)?;
     for worker in 0..workers {
         let dir = plain.join(format!("w{worker}"));
         fs::create_dir(&dir).unwrap();

@@ -35,7 +35,7 @@ fn random_changes_of_files_of_the_image_are_seen_by_all() {
         let mut command = env.command("python3");
         command
             .arg(&script)
-            .arg(operations(1200).to_string())
+            .arg(operations(500).to_string())
             .arg(direct.at())
             .arg(env.work());
         run_for(command, 3600).ok();

@@ -96,7 +96,7 @@ fn compare(env: TestEnv, options: &str, before: &[&str]) -> Option<BTreeMap<Stri
     fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
     let settings = env.root().join("pjdfstest.toml");
     fs::write(&settings, CONFIGURATION).unwrap();
-    let plain = plain_directory(&env);
+    let plain = plain_directory(&env)?;
     let direct = Direct::empty(env, options)?;
     let place = Place {
         env: &direct.env,
