@@ -11,7 +11,7 @@ mod snapshot;
 mod stream;
 
 use crate::fs::direct::{Direct, plain_directory};
-use crate::support::{TestEnv, User};
+use crate::support::{TestEnv, User, run_for};
 use case::{Case, all_cases};
 use snapshot::{Snapshot, differences};
 
@@ -173,5 +173,21 @@ fn every_operation_on_every_state_is_as_on_ext4() {
 
 #[test]
 fn every_operation_on_every_state_is_as_on_ext4_with_remounts_between() {
+    run(true);
+}
+
+#[test]
+fn every_operation_on_every_state_is_as_on_ext4_for_an_ordinary_user() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    let own = "matrix::as_an_ordinary_user";
+    let done = run_for(env.test_command(own), 900).ok();
+    assert!(done.out.contains("1 passed"), "{done}");
+}
+
+#[test]
+#[ignore = "run by every_operation_on_every_state_is_as_on_ext4_for_an_ordinary_user"]
+fn as_an_ordinary_user() {
     run(true);
 }

@@ -174,7 +174,9 @@ impl TestEnv {
             .prefix("envfs-it-")
             .tempdir_in("/tmp")
             .unwrap();
-        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_envfs"));
+        // Where a test runs itself as another user, it says where that user finds the program.
+        let mut program = std::env::var_os("ENVFS_TEST_PROGRAM")
+            .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_envfs")), PathBuf::from);
         if !user.is_current() {
             // The build directory need not be open to others.
             let bin = dir.path().join("program");
@@ -202,6 +204,17 @@ impl TestEnv {
     pub(crate) fn with_store(mut self, store: &Path) -> TestEnv {
         self.store = store.to_owned();
         self
+    }
+
+    /// Returns a command that runs one ignored test of this very program as this user.
+    pub(crate) fn test_command(&self, test: &str) -> Command {
+        let copy = self.dir.path().join("tests");
+        fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let mut command = self.command(&copy);
+        command
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .env("ENVFS_TEST_PROGRAM", &self.program);
+        command
     }
 
     /// Returns who uses it.
