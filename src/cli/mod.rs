@@ -49,7 +49,8 @@ pub struct Cli {
 /// Runs the program and returns its exit status.
 pub fn main() -> i32 {
     start_logging();
-    let mut matches = match Cli::command().try_get_matches() {
+    let words = commands::mount::translate_helper(std::env::args_os().collect());
+    let mut matches = match Cli::command().try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(error) => return clap_error(&error),
     };
@@ -91,7 +92,7 @@ fn clap_error(error: &clap::Error) -> i32 {
 fn start_logging() {
     let is_daemon = std::env::args_os()
         .nth(1)
-        .is_some_and(|word| word == "__daemon");
+        .is_some_and(|word| word == "__daemon" || word == "__serve");
     let usual = if is_daemon { "info" } else { "off" };
     let filter = std::env::var("ENVFS_LOG").unwrap_or_else(|_| usual.to_owned());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)

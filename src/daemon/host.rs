@@ -100,13 +100,13 @@ fn serve(
     mounted.service.listens_at(&socket)?;
     std::thread::Builder::new()
         .name(String::from("signals"))
-        .spawn(move || end_on_signal(signals, &control))
+        .spawn(move || end_on_signal(signals, &control.mount_point))
         .map_err(|error| Failure::io("cannot start a thread", &error))?;
     Ok(running)
 }
 
 /// Unmounts when asked by a signal; whoever still uses the mount may finish.
-fn end_on_signal(signals: EndSignals, control: &MountControl) {
+pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path) {
     loop {
         match signals.wait() {
             Ok(signal) => tracing::info!(signal, "asked to end"),
@@ -115,11 +115,11 @@ fn end_on_signal(signals: EndSignals, control: &MountControl) {
                 return;
             }
         }
-        match mount::unmount(&control.mount_point, UnmountMode::Plain) {
+        match mount::unmount(mount_point, UnmountMode::Plain) {
             Ok(()) => {}
             Err(MountError::Busy { .. }) => {
                 tracing::warn!("in use: detached, to end when the last user does");
-                if let Err(error) = mount::unmount(&control.mount_point, UnmountMode::Lazy) {
+                if let Err(error) = mount::unmount(mount_point, UnmountMode::Lazy) {
                     tracing::error!(%error, "cannot detach");
                 }
             }
@@ -130,7 +130,7 @@ fn end_on_signal(signals: EndSignals, control: &MountControl) {
 
 /// Says on standard output how the start went, then makes the log the standard output, which
 /// tells the other side that nothing more is to come.
-fn tell(started: &Started) -> Result<(), Failure> {
+pub(super) fn tell(started: &Started) -> Result<(), Failure> {
     let io = |error| Failure::io("cannot answer the command that started the daemon", &error);
     let mut line =
         serde_json::to_vec(started).map_err(|error| Failure::of(Kind::Internal, &error))?;

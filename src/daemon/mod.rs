@@ -3,6 +3,7 @@
 //! - [`lifecycle`]: makes sure that an environment is mounted, or no longer is; heals dead mounts
 //! - [`host`]: the life of the daemon itself
 //! - [`protocol`]: the messages, one JSON object a line
+//! - [`direct`]: a mount without a store: an image, and a directory for its changes
 //! - [`server`] and [`client`]: the two ends of the control socket
 //! - [`log`]: the daemon's log, kept short
 //! - [`failure`]: an error that travels from the daemon to the command's user
@@ -13,6 +14,7 @@
 //! if it was killed: then the next command that needs the mount detaches it and starts another.
 
 pub mod client;
+pub mod direct;
 pub mod failure;
 pub mod host;
 pub mod lifecycle;

@@ -119,6 +119,7 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
         // What root mounts is as visible as a plain directory; permissions decide, as there.
         allow_other: nix::unistd::geteuid().is_root(),
         trust_content: false,
+        options: Default::default(),
     };
     let filesystem = EnvFs::new(local.workspace.union().clone()).map_err(SessionError::Threads)?;
     let counters = filesystem.counters();

@@ -314,6 +314,7 @@ fn be_a_daemon() {
         id: id.clone(),
         allow_other: false,
         trust_content: false,
+        options: Default::default(),
     };
     host::run(&id, &runtime, || {
         Ok(Mounted {

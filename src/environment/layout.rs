@@ -14,6 +14,7 @@
 //!     lock.holder             who holds it, for messages and leases
 //!     lock.lease              the lock itself where flock does not work
 //!     daemon.log              and daemon.log.old, the one before
+//!     id                      of a mount without a store only: the database's identity
 //!   store/.new-NAME-TOKEN/    a home that is being built; garbage if its lock is free
 //!   store/.gone-NAME-TOKEN/   a home that is being removed
 //! ```
@@ -155,6 +156,11 @@ impl Layout {
 
     pub(super) fn lease(&self) -> PathBuf {
         self.home.join("lock.lease")
+    }
+
+    /// Says whose changes these are, where the database may lie elsewhere.
+    pub fn id(&self) -> PathBuf {
+        self.home.join("id")
     }
 
     /// The log of the daemon.

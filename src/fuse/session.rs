@@ -275,6 +275,7 @@ pub(crate) mod tests {
             id: id.to_owned(),
             allow_other: false,
             trust_content: false,
+            options: Default::default(),
         }
     }
 

@@ -178,6 +178,38 @@ pub struct MountRequest {
     pub allow_other: bool,
     /// Whether set-user-id bits and device nodes count; root only, ignored elsewhere.
     pub trust_content: bool,
+    /// How the mount looks in the mount table, and whether it may be written.
+    pub options: MountOptions,
+}
+
+/// What a mount that is not an environment's may choose otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    /// The source in the mount table, if not `envfs:ID`. No commas.
+    pub source: Option<String>,
+    /// What stands behind `fuse.` as the type; nothing at all where this is empty.
+    pub subtype: String,
+    /// Whether the kernel refuses all changes.
+    pub read_only: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            source: None,
+            subtype: String::from("envfs"),
+            read_only: false,
+        }
+    }
+}
+
+impl MountRequest {
+    fn source(&self) -> String {
+        match &self.options.source {
+            Some(source) => source.clone(),
+            None => mountinfo::source(&self.id),
+        }
+    }
 }
 
 /// Mounts and returns the descriptor on which the kernel's requests arrive; close-on-exec.
@@ -185,7 +217,8 @@ pub struct MountRequest {
 /// The mount is there when this returns, but nothing in it can be used before the caller has
 /// answered the kernel's INIT.
 pub fn mount(request: &MountRequest) -> Result<OwnedFd, MountError> {
-    if request.id.contains([',', '\\']) {
+    let words = [&request.source(), &request.options.subtype];
+    if words.iter().any(|word| word.contains([',', '\\'])) {
         // It would be read as further options.
         return Err(MountError::system(
             "name the source of",
@@ -282,10 +315,17 @@ fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno>
     if !request.trust_content {
         flags |= MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     }
+    if request.options.read_only {
+        flags |= MsFlags::MS_RDONLY;
+    }
+    let fs_type = match request.options.subtype.as_str() {
+        "" => String::from("fuse"),
+        subtype => format!("fuse.{subtype}"),
+    };
     nix::mount::mount(
-        Some(mountinfo::source(&request.id).as_str()),
+        Some(request.source().as_str()),
         &request.mount_point,
-        Some("fuse.envfs"),
+        Some(fs_type.as_str()),
         flags,
         Some(data.as_str()),
     )
@@ -316,9 +356,16 @@ fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountError> {
     let (ours, theirs) =
         UnixStream::pair().map_err(|error| MountError::system("mount", path, error))?;
     let mut options = format!(
-        "fsname={},subtype=envfs,default_permissions,nosuid,nodev",
-        mountinfo::source(&request.id)
+        "fsname={},default_permissions,nosuid,nodev",
+        request.source()
     );
+    if !request.options.subtype.is_empty() {
+        options.push_str(",subtype=");
+        options.push_str(&request.options.subtype);
+    }
+    if request.options.read_only {
+        options.push_str(",ro");
+    }
     if request.allow_other {
         options.push_str(",allow_other");
     }

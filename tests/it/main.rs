@@ -11,6 +11,8 @@ mod cli;
 mod crash;
 mod docs;
 mod fs;
+mod matrix;
 mod model;
 mod shell;
+mod suites;
 mod support;

@@ -28,6 +28,7 @@ pub mod remove;
 pub mod rename;
 pub mod rollback;
 pub mod run;
+pub mod serve;
 pub mod shell;
 pub mod stats;
 pub mod status;
@@ -101,6 +102,9 @@ pub enum Command {
     #[command(name = "__daemon", hide = true)]
     #[allow(missing_docs)]
     Daemon(daemon::Args),
+    #[command(name = "__serve", hide = true)]
+    #[allow(missing_docs)]
+    Serve(serve::Args),
     #[command(name = "__shell", hide = true)]
     #[allow(missing_docs)]
     Shell(shell::Args),
@@ -142,6 +146,7 @@ impl Command {
             Command::Hook(args) => args.run(context),
             Command::Completions(args) => args.run(context),
             Command::Daemon(args) => args.run(context),
+            Command::Serve(args) => args.run(),
             Command::Shell(args) => args.run(context),
             Command::Complete(args) => args.run(context),
         }

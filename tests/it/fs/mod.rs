@@ -2,8 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+pub(crate) mod direct;
+mod documented;
+mod points;
+mod programs;
+mod traps;
+
 use crate::support::tree::{self, Look};
-use crate::support::{TestEnv, has, images};
+use crate::support::{TestEnv, has, images, run_for};
 
 /// Runs a script in the mount of an environment of each user, then commits and compares.
 fn in_a_mount(programs: &[&str], script: &str) {
@@ -16,9 +22,9 @@ fn in_a_mount(programs: &[&str], script: &str) {
         let at = prefix.display();
         let settings = "export GIT_CONFIG_NOSYSTEM=1 GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b \
                         GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b";
-        let done = env
-            .sh(&format!("{settings}; P='{at}'; cd '{at}'; {script}"))
-            .ok();
+        let mut command = env.command("/bin/sh");
+        command.args(["-ec", &format!("{settings}; P='{at}'; cd '{at}'; {script}")]);
+        let done = run_for(command, 900).ok();
         assert!(!done.err.contains("not implemented"), "{done}");
         let listing = format!(
             "cd '{at}'; find . -printf '%p %y %m %n %s %Ts %l\\n' | grep -v '^\\. ' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum"

@@ -174,7 +174,9 @@ impl TestEnv {
             .prefix("envfs-it-")
             .tempdir_in("/tmp")
             .unwrap();
-        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_envfs"));
+        // Where a test runs itself as another user, it says where that user finds the program.
+        let mut program = std::env::var_os("ENVFS_TEST_PROGRAM")
+            .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_envfs")), PathBuf::from);
         if !user.is_current() {
             // The build directory need not be open to others.
             let bin = dir.path().join("program");
@@ -202,6 +204,17 @@ impl TestEnv {
     pub(crate) fn with_store(mut self, store: &Path) -> TestEnv {
         self.store = store.to_owned();
         self
+    }
+
+    /// Returns a command that runs one ignored test of this very program as this user.
+    pub(crate) fn test_command(&self, test: &str) -> Command {
+        let copy = self.dir.path().join("tests");
+        fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let mut command = self.command(&copy);
+        command
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .env("ENVFS_TEST_PROGRAM", &self.program);
+        command
     }
 
     /// Returns who uses it.
@@ -427,6 +440,17 @@ pub(crate) fn run(command: Command) -> Run {
     run_with_input(command, b"")
 }
 
+/// Runs a command to its end that may take longer than others, in seconds.
+#[track_caller]
+pub(crate) fn run_for(mut command: Command, seconds: u64) -> Run {
+    let line = format!("{command:?}");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    finish_within(child, line, Duration::from_secs(seconds))
+}
+
 /// Runs a command to its end, with something to read.
 #[track_caller]
 pub(crate) fn run_with_input(mut command: Command, input: &[u8]) -> Run {
@@ -447,10 +471,15 @@ pub(crate) fn run_with_input(mut command: Command, input: &[u8]) -> Run {
 /// Waits for a command's end; one that hangs is killed and fails the test.
 #[track_caller]
 pub(crate) fn finish(child: Child, line: String) -> Run {
+    finish_within(child, line, PATIENCE)
+}
+
+#[track_caller]
+fn finish_within(child: Child, line: String, patience: Duration) -> Run {
     let pid = Pid::from_raw(child.id().try_into().unwrap());
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    match receiver.recv_timeout(PATIENCE) {
+    match receiver.recv_timeout(patience) {
         Ok(output) => Run::new(line, output.unwrap()),
         Err(_) => {
             kill(pid, Signal::SIGKILL).ok();

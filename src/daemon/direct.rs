@@ -1,0 +1,428 @@
+//! A mount without a store: an image, and a directory that takes the changes.
+//!
+//! For programs that mount file systems by themselves (`mount(8)`, fstab, test suites). The
+//! directory has the shape of an environment's home; the image stays where it is, behind a
+//! symbolic link there. Commits and history are for environments.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::failure::{Failure, Kind};
+use super::host::{end_on_signal, tell};
+use super::protocol::Started;
+use crate::environment::{EnvLock, Layout, LockMode, new_uuid, user_name};
+use crate::fuse::EnvFs;
+use crate::fuse::session::{Loops, Session};
+use crate::squashfs::{Image, ReaderOptions};
+use crate::state::{
+    IdMap, InitEnvironment, NewImage, NewRevision, RevisionKind, StackPart, StateDb,
+};
+use crate::sys::mount::{self, MountOptions, MountRequest, UnmountMode};
+use crate::sys::process::{self, EndSignals};
+use crate::sys::{mountinfo, text::Text};
+use crate::union::{OpenOptions, OwnerMap, Paths, Union};
+
+/// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Which image the state belongs to.
+const FINGERPRINT: &str = "image_fingerprint";
+
+/// What to mount where. All paths are absolute.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DirectMount {
+    /// The SquashFS image.
+    pub image: Text,
+    /// Takes the changes; made if it is missing. None only where nothing can be changed.
+    pub upper: Option<Text>,
+    /// The database, if not in the directory of the changes.
+    pub state: Option<Text>,
+    /// An existing directory.
+    pub mount_point: Text,
+    /// The source in the mount table.
+    pub source: String,
+    /// What stands behind `fuse.` as the type.
+    pub subtype: String,
+    /// Whether the kernel refuses all changes.
+    pub read_only: bool,
+    /// Whether other users may enter.
+    pub allow_other: bool,
+    /// Whether set-user-id bits and device nodes count; root only.
+    pub trust_content: bool,
+}
+
+/// Starts the daemon of a mount; returns when the mount can be used.
+pub fn start(what: &DirectMount) -> Result<(), Failure> {
+    detach_dead(what.mount_point.as_path(), &what.source)?;
+    let mut log = Stdio::null();
+    let mut log_path = None;
+    if let Some(upper) = &what.upper {
+        make_private(upper.as_path())?;
+        let path = Layout::new(upper.as_path()).daemon_log();
+        let file = File::options().create(true).append(true).open(&path);
+        log = file.map_err(doing("write the log", &path))?.into();
+        log_path = Some(path);
+    }
+    let spec = serde_json::to_string(what).map_err(|e| Failure::of(Kind::Internal, &e))?;
+    let mut child = Command::new(process::own_program())
+        .arg("__serve")
+        .arg(spec)
+        .env_remove("LD_LIBRARY_PATH")
+        .env_remove("LD_PRELOAD")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(|e| Failure::io("cannot start the daemon", &e))?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .map_err(|e| Failure::io("cannot hear the daemon", &e))?;
+    }
+    let told = serde_json::from_str(&line);
+    if let Ok(Started::Ready { .. }) = told {
+        return Ok(());
+    }
+    let status = child
+        .wait()
+        .map_err(|e| Failure::io("cannot wait for the daemon", &e))?;
+    if let Ok(Started::Error(failure)) = told {
+        return Err(failure);
+    }
+    let failure = Failure::new(
+        Kind::Daemon,
+        format!("the daemon ended before it was ready ({status})"),
+    );
+    Err(match log_path {
+        Some(path) => failure.hint(format!("its log: {}", path.display())),
+        None => failure,
+    })
+}
+
+/// Is the daemon: serves until it is unmounted. To be called as [`super::host::run`] is.
+pub fn run(what: &DirectMount) -> Result<(), Failure> {
+    let began = EndSignals::block()
+        .and_then(|signals| process::become_daemon().map(|()| signals))
+        .map_err(|e| Failure::io("cannot become a daemon", &e))
+        .and_then(|signals| Ok((signals, Open::new(what)?)))
+        .and_then(|(signals, open)| Ok((signals, open.mount(what)?, open)));
+    let (signals, session, open) = match began {
+        Ok(began) => began,
+        Err(failure) => {
+            tell(&Started::Error(failure.clone()))?;
+            return Err(failure);
+        }
+    };
+    let mount_point = what.mount_point.as_path().to_path_buf();
+    let at = mount_point.clone();
+    let served = std::thread::Builder::new()
+        .name(String::from("signals"))
+        .spawn(move || end_on_signal(signals, &at))
+        .map_err(|e| Failure::io("cannot start a thread", &e))
+        .and_then(|_| {
+            tell(&Started::Ready {
+                pid: std::process::id(),
+                mount_point: mount_point.clone(),
+            })
+        });
+    if let Err(failure) = served {
+        if let Err(error) = mount::unmount(&mount_point, UnmountMode::Lazy) {
+            tracing::warn!(%error, "could not undo the mount");
+        }
+        return Err(failure);
+    }
+    let result = session.wait();
+    open.close()?;
+    result.map_err(|e| Failure::io("the event loops ended badly", &e))
+}
+
+/// An image with its changes, open under the lock of their directory.
+struct Open {
+    id: String,
+    union: Arc<Union>,
+    _lock: Option<EnvLock>,
+}
+
+impl Open {
+    fn new(what: &DirectMount) -> Result<Open, Failure> {
+        let Some(upper) = &what.upper else {
+            // Nothing will be written: names are needed only until everything is open.
+            let scratch = tempfile::Builder::new()
+                .prefix("envfs-ro-")
+                .tempdir()
+                .map_err(|e| Failure::io("cannot make a temporary directory", &e))?;
+            let db = StateDb::in_memory()?;
+            return Open::with(what, &Layout::new(scratch.path()), db, None);
+        };
+        let layout = Layout::new(upper.as_path());
+        let lock = EnvLock::lock(&layout, LockMode::Exclusive, "mounted", PATIENCE)?;
+        let path = match &what.state {
+            Some(path) => path.as_path().to_path_buf(),
+            None => layout.state_db(),
+        };
+        let db = if path.exists() {
+            StateDb::open(&path)?
+        } else if layout.layers().exists() {
+            return Err(unpaired(&layout, &path));
+        } else {
+            StateDb::create(&path)?
+        };
+        Open::with(what, &layout, db, Some(lock))
+    }
+
+    fn with(
+        what: &DirectMount,
+        layout: &Layout,
+        db: StateDb,
+        lock: Option<EnvLock>,
+    ) -> Result<Open, Failure> {
+        let path = what.image.as_path();
+        let image = Image::open(path, ReaderOptions::default()).map_err(damaged(path))?;
+        let fingerprint = fingerprint(&image, path)?;
+        pair(layout, &db)?;
+        if db.stack()?.is_empty() {
+            db.set_meta(FINGERPRINT, &fingerprint)?;
+            initialise(what, layout, &db, &image)?;
+        } else if db.meta(FINGERPRINT)?.as_deref() != Some(&fingerprint[..]) {
+            return Err(Failure::new(
+                Kind::Conflict,
+                format!(
+                    "the changes in {} were made on another image than {}",
+                    layout.home().display(),
+                    path.display()
+                ),
+            )
+            .hint("name the image they were made on, or another directory"));
+        }
+        let images = layout.images();
+        make_private(&images)?;
+        for layer in db.stack()? {
+            if let StackPart::Image(id) = layer.part {
+                place_image(path, &layout.image(&Layout::image_file_name(id)))?;
+            }
+        }
+        let id = db
+            .uuid()?
+            .ok_or_else(|| Failure::new(Kind::Damaged, "the database does not say who it is"))?;
+        let paths = Paths {
+            images,
+            layers: layout.layers(),
+            strays: layout.strays(),
+        };
+        let options = OpenOptions {
+            owners: owner_map(&image, path)?,
+            ..OpenOptions::default()
+        };
+        let opened = Union::open(Arc::new(db), paths, &options);
+        let (union, mended) =
+            opened.map_err(|e| Failure::from(crate::commit::CommitError::from(e)))?;
+        if !mended.is_nothing() {
+            tracing::warn!(
+                ?mended,
+                "it was not closed cleanly; rows and files agree again"
+            );
+        }
+        Ok(Open {
+            id,
+            union: Arc::new(union),
+            _lock: lock,
+        })
+    }
+
+    fn mount(&self, what: &DirectMount) -> Result<Session, Failure> {
+        let request = MountRequest {
+            mount_point: what.mount_point.as_path().to_path_buf(),
+            id: self.id.clone(),
+            allow_other: what.allow_other,
+            trust_content: what.trust_content,
+            options: MountOptions {
+                source: Some(what.source.clone()),
+                subtype: what.subtype.clone(),
+                read_only: what.read_only,
+            },
+        };
+        let filesystem = EnvFs::new(self.union.clone());
+        Ok(Session::start(filesystem, &request, Loops::default())?)
+    }
+
+    fn close(&self) -> Result<(), Failure> {
+        let closed = self.union.close();
+        closed.map_err(|e| Failure::from(crate::commit::CommitError::from(e)))
+    }
+}
+
+/// Makes sure that a database and a directory of changes belong together: each is worthless, and
+/// harmful, with another.
+fn pair(layout: &Layout, db: &StateDb) -> Result<(), Failure> {
+    let known = match fs::read_to_string(layout.id()) {
+        Ok(id) => Some(id),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(doing("read", &layout.id())(e)),
+    };
+    if db.uuid()?.as_deref() == known.as_deref() {
+        return Ok(());
+    }
+    // A first mount that was interrupted has named the directory, and nothing more.
+    if db.uuid()?.is_none() && !layout.layers().exists() {
+        return Ok(());
+    }
+    Err(unpaired(layout, db.path()))
+}
+
+fn unpaired(layout: &Layout, state: &Path) -> Failure {
+    Failure::new(
+        Kind::Conflict,
+        format!(
+            "the changes in {} do not belong to the state in {}",
+            layout.home().display(),
+            state.display()
+        ),
+    )
+    .hint("name the state that was used with this directory, or a new directory")
+}
+
+fn initialise(
+    what: &DirectMount,
+    layout: &Layout,
+    db: &StateDb,
+    image: &Image,
+) -> Result<(), Failure> {
+    let path = what.image.as_path();
+    let uuid = new_uuid().map_err(|e| Failure::io("cannot make an id", &e))?;
+    let id_file = layout.id();
+    fs::write(&id_file, &uuid).map_err(doing("write", &id_file))?;
+    let superblock = image.superblock();
+    let root = image.inode(image.root()).map_err(damaged(path))?;
+    let id_map = IdMap::identity(superblock.inodes, root.number)
+        .map_err(|e| Failure::of(Kind::Damaged, &e))?;
+    let id = db.reserve_image()?;
+    db.init_environment(&InitEnvironment {
+        uuid,
+        prefix: what.mount_point.as_path().to_path_buf(),
+        image: Some(NewImage {
+            id,
+            file: Layout::image_file_name(id),
+            size: superblock.bytes_used,
+            inodes: superblock.inodes,
+            block_size: superblock.block_size,
+            compression: superblock.compressor.to_string(),
+            root_number: root.number,
+            id_map,
+            digest: None,
+            digests: None,
+            dead_bytes: 0,
+        }),
+        kind: RevisionKind::Import,
+        revision: NewRevision {
+            message: path.display().to_string(),
+            user: user_name(),
+            host: process::host_name(),
+            command: String::new(),
+            summary: None,
+            tree_digest: None,
+        },
+    })?;
+    Ok(())
+}
+
+/// Lets the name of an image in the directory lead to where the image is now.
+fn place_image(image: &Path, name: &Path) -> Result<(), Failure> {
+    if fs::read_link(name).is_ok_and(|target| target == image) {
+        return Ok(());
+    }
+    match fs::remove_file(name) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(doing("replace", name)(e));
+        }
+        _ => {}
+    }
+    symlink(image, name).map_err(doing("make", name))
+}
+
+/// What tells one image from another: its superblock (time, counts, places of all tables).
+fn fingerprint(image: &Image, path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut superblock = [0; 96];
+    image
+        .as_file()
+        .read_exact_at(&mut superblock, 0)
+        .map_err(doing("read", path))?;
+    Ok(superblock.to_vec())
+}
+
+/// An ordinary user sees what belongs to the owner of the image's root as their own.
+fn owner_map(image: &Image, path: &Path) -> Result<Option<OwnerMap>, Failure> {
+    let host = (process::user_id(), process::group_id());
+    let root = image.inode(image.root()).map_err(damaged(path))?;
+    let owner = (
+        image.uid(&root).map_err(damaged(path))?,
+        image.gid(&root).map_err(damaged(path))?,
+    );
+    Ok((host.0 != 0 && owner != host).then_some(OwnerMap { image: owner, host }))
+}
+
+/// Takes away what a killed daemon of ours left at the mount point.
+fn detach_dead(mount_point: &Path, source: &str) -> Result<(), Failure> {
+    let at = mountinfo::at(mount_point)
+        .map_err(|e| Failure::io("cannot read the mount table", &e))?
+        .filter(|mount| {
+            mount.fs_type.starts_with("fuse") && mount.source == source && mount.is_dead()
+        });
+    if at.is_some() {
+        mount::unmount(mount_point, UnmountMode::Lazy)?;
+    }
+    Ok(())
+}
+
+fn make_private(path: &Path) -> Result<(), Failure> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(doing("make", path))
+}
+
+fn doing(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
+    let doing = format!("cannot {what} {}", path.display());
+    move |error| Failure::io(doing, &error)
+}
+
+fn damaged(path: &Path) -> impl Fn(crate::squashfs::Error) -> Failure {
+    let path: PathBuf = path.to_path_buf();
+    move |error| match &error {
+        crate::squashfs::Error::Io { source, .. } => {
+            Failure::io(format!("cannot read {}", path.display()), source)
+        }
+        _ => Failure::new(
+            Kind::Damaged,
+            format!(
+                "{}: {}",
+                path.display(),
+                super::failure::with_causes(&error)
+            ),
+        ),
+    }
+}
+
+impl DirectMount {
+    /// The source that a mount gets if none is chosen: the image, where the mount table can say it.
+    pub fn usual_source(image: &Path) -> String {
+        match image.to_str() {
+            Some(text) if !text.contains([',', '\\']) => text.to_owned(),
+            _ => String::from("envfs"),
+        }
+    }
+
+    /// Returns whether the mount point is a directory, also where a dead mount covers it.
+    pub fn has_mount_point(&self) -> bool {
+        let path = self.mount_point.as_path();
+        path.as_os_str().as_bytes().starts_with(b"/") && (path.is_dir() || mountinfo::is_dead(path))
+    }
+}

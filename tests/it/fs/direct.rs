@@ -1,0 +1,347 @@
+//! An image mounted by itself, and a plain directory of ext4 to compare it with.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::{TestEnv, User, find, has, is_alive, run, skip_allowed, wait_for};
+
+/// An image, mounted writable by `envfs mount --image`.
+pub(crate) struct Direct {
+    pub(crate) env: TestEnv,
+    options: String,
+}
+
+impl Direct {
+    /// Packs a directory and mounts it; the mount can be used.
+    pub(crate) fn of(env: TestEnv, source: &Path, options: &str) -> Option<Direct> {
+        if !has("mksquashfs") {
+            return None;
+        }
+        let direct = Direct {
+            env,
+            options: options.to_owned(),
+        };
+        let mut pack = Command::new("mksquashfs");
+        pack.arg(source)
+            .arg(direct.image())
+            .args(["-noappend", "-no-progress", "-quiet", "-comp", "zstd"])
+            .args(["-Xcompression-level", "1"]);
+        run(pack).ok();
+        direct.env.user().give(&direct.image());
+        fs::create_dir_all(direct.at()).unwrap();
+        direct.env.user().give(&direct.at());
+        if options.contains("allow_other") {
+            // Others must get there.
+            fs::set_permissions(direct.env.work(), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        direct.mount();
+        Some(direct)
+    }
+
+    /// An empty directory as an image, mounted.
+    pub(crate) fn empty(env: TestEnv, options: &str) -> Option<Direct> {
+        let source = env.work().join("nothing");
+        fs::create_dir(&source).unwrap();
+        env.user().give(&source);
+        Direct::of(env, &source, options)
+    }
+
+    pub(crate) fn image(&self) -> PathBuf {
+        self.env.work().join("image.sqfs")
+    }
+
+    /// Where changes are kept.
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.env.work().join("changes")
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn at(&self) -> PathBuf {
+        self.env.work().join("at")
+    }
+
+    pub(crate) fn mount(&self) {
+        let (image, upper, at) = (self.image(), self.upper(), self.at());
+        let mut command = self.env.envfs_command(&["mount", "--image"]);
+        command.arg(image).arg("--upper").arg(upper).arg(at);
+        if !self.options.is_empty() {
+            command.args(["-o", &self.options]);
+        }
+        run(command).ok();
+    }
+
+    pub(crate) fn unmount(&self) {
+        run(unmount_command(&self.env, &self.at())).ok();
+    }
+
+    pub(crate) fn remount(&self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// Returns the process that serves the mount.
+    pub(crate) fn daemon(&self) -> Pid {
+        daemon_of(&self.at()).expect("the mount has a daemon")
+    }
+
+    pub(crate) fn kill(&self) {
+        let pid = self.daemon();
+        kill(pid, Signal::SIGKILL).unwrap();
+        wait_for("the end of the daemon", || !is_alive(pid));
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        let daemon = daemon_of(&self.at());
+        let mut command = unmount_command(&self.env, &self.at());
+        command.stderr(std::process::Stdio::null());
+        drop(command.status());
+        if let Some(pid) = daemon {
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+            while is_alive(pid) && std::time::Instant::now() < deadline {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            if is_alive(pid) {
+                kill(pid, Signal::SIGKILL).ok();
+            }
+        }
+    }
+}
+
+fn unmount_command(env: &TestEnv, at: &Path) -> Command {
+    if env.user().is_root() {
+        let mut command = env.command("umount");
+        command.arg(at);
+        return command;
+    }
+    let mut command = env.command("fusermount3");
+    command.arg("-u").arg(at);
+    command
+}
+
+/// Finds the process that serves a mount without a store.
+fn daemon_of(at: &Path) -> Option<Pid> {
+    let wanted = format!("\"mount_point\":\"{}\"", at.display());
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let is_it = |entry: &fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        line.contains("__serve") && line.contains(&wanted)
+    };
+    entries
+        .filter(is_it)
+        .find_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw)
+}
+
+/// A directory on ext4 of its own: the reference. None, and said so, where there is no ext4.
+pub(crate) fn plain_directory(env: &TestEnv) -> Option<PathBuf> {
+    let at = env.root().join("plain");
+    fs::create_dir(&at).unwrap();
+    if User::current().is_root() && find("mkfs.ext4").is_some() {
+        let file = env.root().join("plain.ext4");
+        fs::File::create(&file).unwrap().set_len(3 << 30).unwrap();
+        let mut make = Command::new("mkfs.ext4");
+        make.args(["-q", "-F", "-N", "400000"])
+            .args(["-E", "lazy_itable_init=1,lazy_journal_init=1"])
+            .arg(&file);
+        run(make).ok();
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-o", "loop,nosuid,nodev,noatime"])
+            .arg(&file)
+            .arg(&at);
+        // Where loop devices are missing, the file system that is there may do.
+        run(mount);
+    }
+    let kind = nix::sys::statfs::statfs(&at).unwrap().filesystem_type();
+    if kind != nix::sys::statfs::EXT4_SUPER_MAGIC {
+        skip_allowed("no ext4 to compare with");
+        return None;
+    }
+    let dir = at.join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&at, PermissionsExt::from_mode(0o755)).unwrap();
+    env.user().give(&dir);
+    Some(dir)
+}
+
+fn write_some(dir: &Path) {
+    fs::write(dir.join("lower"), "changed").unwrap();
+    fs::write(dir.join("new"), "new").unwrap();
+    fs::remove_file(dir.join("gone")).unwrap();
+}
+
+fn source(env: &TestEnv) -> PathBuf {
+    let source = env.work().join("source");
+    for name in ["lower", "gone"] {
+        env.write(&source.join(name), "as it was");
+    }
+    source
+}
+
+fn look(env: &TestEnv, at: &Path) -> String {
+    let script = format!(
+        "cd '{}'; for f in *; do echo $f $(cat $f); done",
+        at.display()
+    );
+    env.sh(&script).ok().out
+}
+
+#[test]
+fn an_image_is_mounted_without_a_store_and_its_changes_are_kept() {
+    for env in TestEnv::of_all_users() {
+        let source = source(&env);
+        let Some(direct) = Direct::of(env, &source, "fsname=some name,subtype=other") else {
+            return;
+        };
+        let (env, at) = (&direct.env, direct.at());
+        let table = fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = table
+            .lines()
+            .find(|line| line.contains(at.to_str().unwrap()));
+        assert!(line.unwrap().starts_with(r"some\040name "), "{line:?}");
+        assert!(line.unwrap().contains(" fuse.other rw,"), "{line:?}");
+        let change = format!(
+            "cd '{}'; echo changed >lower; echo new >new; rm gone",
+            at.display()
+        );
+        env.sh(&change).ok();
+        let expected = "lower changed\nnew new\n";
+        assert_eq!(look(env, &at), expected);
+        direct.remount();
+        assert_eq!(look(env, &at), expected);
+        // Killed, and mounted anew over what it left.
+        env.sh(&format!("echo late >'{}/late'", at.display())).ok();
+        direct.kill();
+        direct.mount();
+        assert_eq!(look(env, &at), format!("late late\n{expected}"));
+        assert_eq!(
+            crate::support::mounts_below(&at).len(),
+            1,
+            "no mount on a mount"
+        );
+        assert!(!env.store().exists(), "nobody needs a store");
+    }
+}
+
+#[test]
+fn a_read_only_mount_needs_nothing_but_the_image() {
+    for env in TestEnv::of_all_users() {
+        let source = source(&env);
+        let Some(direct) = Direct::of(env, &source, "") else {
+            return;
+        };
+        let (env, at) = (&direct.env, direct.at());
+        direct.unmount();
+        let image = direct.image();
+        let mut command = env.envfs_command(&["mount", "-o", "ro,noatime", "--image"]);
+        run({
+            command.arg(&image).arg(&at);
+            command
+        })
+        .ok();
+        let (a, words) = (at.display(), "Read-only file system");
+        let refused = env.sh(&format!(
+            "cat '{a}/lower'; ! rm '{a}/lower' && ! touch '{a}/x'"
+        ));
+        assert_eq!(refused.clone().ok().out, "as it was");
+        assert_eq!(refused.err.matches(words).count(), 2, "{refused}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_mount_is_said_by_the_command() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = source(&env);
+    let Some(direct) = Direct::of(env, &source, "") else {
+        return;
+    };
+    let env = &direct.env;
+    let (image, upper, at) = (direct.image(), direct.upper(), direct.at());
+    let (image, upper, at) = (
+        image.to_str().unwrap(),
+        upper.to_str().unwrap(),
+        at.to_str().unwrap(),
+    );
+    env.envfs(&["mount", "--image", image, "--upper", upper, at])
+        .fails(5, &["in use"]);
+    direct.unmount();
+    let text = source.join("lower");
+    for (words, code, said) in [
+        (vec!["--image", "nowhere", "-o", "ro", at], 3, "nowhere"),
+        (
+            vec!["--image", text.to_str().unwrap(), "-o", "ro", at],
+            6,
+            "not a SquashFS image",
+        ),
+        (vec!["--image", image, at], 2, "--upper"),
+        (vec!["--image", image, "-o", "ro"], 2, "where"),
+        (
+            vec!["--image", image, "-o", "ro", "/nowhere"],
+            2,
+            "/nowhere",
+        ),
+        (
+            vec!["--image", image, "-o", "ro,frozen", at],
+            2,
+            "unknown mount option frozen",
+        ),
+        (
+            vec!["--image", image, "--upper", upper, "--state", "other", at],
+            4,
+            "do not belong",
+        ),
+        (vec!["-o", "ro", "name"], 2, "--image"),
+    ] {
+        let mut all = vec!["mount"];
+        all.extend(words);
+        env.envfs(&all).fails(code, &[said]);
+    }
+    assert!(
+        !env.work().join("other").exists(),
+        "a refusal leaves nothing"
+    );
+    // Another image under the same changes would be nonsense.
+    let other = env.work().join("other-source");
+    env.write(&other.join("x"), "x");
+    let mut pack = Command::new("mksquashfs");
+    pack.arg(&other)
+        .args([image, "-noappend", "-no-progress", "-quiet"]);
+    run(pack).ok();
+    let refused = env.envfs(&["mount", "--image", image, "--upper", upper, at]);
+    refused.fails(4, &["another image"]);
+    assert!(crate::support::mounts_below(Path::new(at)).is_empty());
+}
+
+#[test]
+fn it_is_a_helper_of_mount() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = source(&env);
+    let Some(direct) = Direct::of(env, &source, "") else {
+        return;
+    };
+    let (env, at) = (&direct.env, direct.at());
+    write_some(&at);
+    direct.unmount();
+    let helper = env.work().join("mount.fuse.envfs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_envfs"), &helper).unwrap();
+    // As mount(8) calls it, for: mount -t fuse.envfs -o upper=…,rw IMAGE DIR
+    let mut command = env.command(&helper);
+    let upper = format!(
+        "rw,noatime,upper={0},state={0}/state.db",
+        direct.upper().display()
+    );
+    command
+        .arg(direct.image())
+        .arg(&at)
+        .args(["-n", "-o", &upper, "-t", "fuse.envfs"]);
+    run(command).ok();
+    assert_eq!(look(env, &at), "lower changed\nnew new\n");
+}

@@ -1,0 +1,182 @@
+//! All that is seen of a directory.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{DirEntryExt, FileTypeExt, MetadataExt};
+use std::path::Path;
+
+/// One entry, as it must be on every file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Seen {
+    mode: u32,
+    owner: (u32, u32),
+    nlink: u64,
+    size: u64,
+    rdev: u64,
+    mtime: Option<(i64, i64)>,
+    content: String,
+    xattrs: Vec<(OsString, Vec<u8>)>,
+}
+
+/// A directory and everything below it, by relative path; the directory itself is "".
+#[derive(Debug, Clone, Default)]
+pub(super) struct Snapshot {
+    entries: BTreeMap<String, Seen>,
+    /// Number of the object, and of the device.
+    numbers: BTreeMap<String, (u64, u64)>,
+    odd: Vec<String>,
+}
+
+impl Snapshot {
+    pub(super) fn read(root: &Path) -> Snapshot {
+        let mut all = Snapshot::default();
+        all.visit(root, "");
+        all
+    }
+
+    fn visit(&mut self, path: &Path, name: &str) {
+        let meta = match fs::symlink_metadata(path) {
+            Ok(meta) => meta,
+            Err(error) => {
+                self.odd.push(format!("{name}: listed, but {error}"));
+                return;
+            }
+        };
+        let kind = meta.file_type();
+        let mut content = String::new();
+        if kind.is_file() {
+            let bytes = fs::read(path);
+            content = match bytes {
+                Ok(bytes) => OsString::from_vec(bytes).to_string_lossy().into_owned(),
+                Err(error) => format!("unreadable: {error}"),
+            };
+        } else if kind.is_symlink() {
+            content = fs::read_link(path).unwrap().to_string_lossy().into_owned();
+        }
+        let mut xattrs: Vec<(OsString, Vec<u8>)> = Vec::new();
+        if kind.is_file() || kind.is_dir() {
+            for key in xattr::list(path).unwrap() {
+                let value = xattr::get(path, &key).unwrap().unwrap_or_default();
+                xattrs.push((key, value));
+            }
+            xattrs.sort();
+        }
+        // A time that was set is compared; "now" is another on each side.
+        let has_set_time = meta.mtime() < 1_600_000_000;
+        let seen = Seen {
+            mode: meta.mode(),
+            owner: (meta.uid(), meta.gid()),
+            nlink: meta.nlink(),
+            size: if kind.is_dir() { 0 } else { meta.size() },
+            rdev: if kind.is_char_device() || kind.is_block_device() {
+                meta.rdev()
+            } else {
+                0
+            },
+            mtime: has_set_time.then(|| (meta.mtime(), meta.mtime_nsec())),
+            content,
+            xattrs,
+        };
+        self.entries.insert(name.to_owned(), seen);
+        self.numbers
+            .insert(name.to_owned(), (meta.ino(), meta.dev()));
+        if !kind.is_dir() {
+            return;
+        }
+        for entry in fs::read_dir(path).unwrap() {
+            let entry = entry.unwrap();
+            let own = entry.file_name().to_string_lossy().into_owned();
+            let below = if name.is_empty() {
+                own
+            } else {
+                format!("{name}/{own}")
+            };
+            let listed_as = entry.file_type().unwrap();
+            if self.entries.contains_key(&below) {
+                self.odd.push(format!("{below} is listed twice"));
+                continue;
+            }
+            self.visit(&entry.path(), &below);
+            if let (Some(number), Some(seen)) = (self.numbers.get(&below), self.entries.get(&below))
+            {
+                if number.0 != entry.ino() {
+                    self.odd.push(format!(
+                        "{below}: d_ino {} is st_ino {}",
+                        entry.ino(),
+                        number.0
+                    ));
+                }
+                let kind = seen.mode & nix::libc::S_IFMT;
+                let is_same = match kind {
+                    nix::libc::S_IFDIR => listed_as.is_dir(),
+                    nix::libc::S_IFREG => listed_as.is_file(),
+                    nix::libc::S_IFLNK => listed_as.is_symlink(),
+                    nix::libc::S_IFIFO => listed_as.is_fifo(),
+                    nix::libc::S_IFSOCK => listed_as.is_socket(),
+                    _ => listed_as.is_char_device() || listed_as.is_block_device(),
+                };
+                if !is_same {
+                    self.odd
+                        .push(format!("{below}: d_type is another type than st_mode"));
+                }
+            }
+        }
+    }
+
+    /// What cannot be on any file system.
+    pub(super) fn is_inconsistent(&self) -> Vec<String> {
+        let mut found = self.odd.clone();
+        let mut devices: Vec<u64> = self.numbers.values().map(|number| number.1).collect();
+        devices.dedup();
+        if devices.len() > 1 {
+            found.push(format!("several devices: {devices:?}"));
+        }
+        found
+    }
+
+    /// For each name, the names that led to the same object before.
+    pub(super) fn origins(&self, before: &Snapshot) -> BTreeMap<String, Vec<String>> {
+        let of = |number: &(u64, u64)| {
+            let same = before.numbers.iter().filter(|(_, old)| *old == number);
+            same.map(|(name, _)| name.clone()).collect()
+        };
+        let all = self.numbers.iter();
+        all.map(|(name, number)| (name.clone(), of(number)))
+            .collect()
+    }
+
+    /// What a remount has changed; nothing may.
+    pub(super) fn differs_from_before(&self, before: &Snapshot) -> Vec<String> {
+        let mut found = differences(self, before);
+        for (name, number) in &self.numbers {
+            if let Some(old) = before.numbers.get(name)
+                && old.0 != number.0
+            {
+                found.push(format!("{name}: object {} was {}", number.0, old.0));
+            }
+        }
+        found
+    }
+}
+
+/// Says in what two directories differ.
+pub(super) fn differences(left: &Snapshot, right: &Snapshot) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, ours) in &left.entries {
+        match right.entries.get(name) {
+            None => found.push(format!("{name:?} is only in the first")),
+            Some(theirs) if ours != theirs => {
+                found.push(format!("{name:?}: {ours:?}\n      and {theirs:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    for name in right.entries.keys() {
+        if !left.entries.contains_key(name) {
+            found.push(format!("{name:?} is only in the second"));
+        }
+    }
+    found
+}

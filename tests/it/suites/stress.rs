@@ -1,0 +1,89 @@
+//! stress-ng, fio and dbench: load, with what was written checked.
+//!
+//! `ENVFS_STRESS_SECONDS` makes each part of stress-ng longer.
+
+use crate::fs::direct::Direct;
+use crate::support::{TestEnv, has, run_for};
+
+fn mounted() -> Option<Direct> {
+    Direct::empty(TestEnv::new()?, "")
+}
+
+#[test]
+fn stress_ng_verifies_its_file_systems_class() {
+    if !has("stress-ng") {
+        return;
+    }
+    let Some(direct) = mounted() else { return };
+    let seconds = std::env::var("ENVFS_STRESS_SECONDS").unwrap_or_else(|_| "1".to_owned());
+    let mut command = direct.env.command("stress-ng");
+    command
+        .args(["--class", "filesystem", "--seq", "1", "--verify"])
+        // Not there: a file system for Android, the kernel's map of extents on FUSE, fs-verity.
+        .args(["--exclude", "binderfs,fiemap,verity"])
+        .args(["--timeout", &seconds, "--temp-path"])
+        .arg(direct.at())
+        .current_dir(direct.env.work());
+    let done = run_for(command, 7200).ok();
+    let said = format!("{}{}", done.out, done.err);
+    assert!(said.contains("successful run completed"), "{done}");
+    assert!(!said.contains("fail:"), "{done}");
+    // The mount is whole: all that is left can be removed, and the mount made anew.
+    direct
+        .env
+        .sh(&format!(
+            "rm -rf '{0}'/* && ls -A '{0}'",
+            direct.at().display()
+        ))
+        .ok();
+    direct.remount();
+}
+
+#[test]
+fn fio_reads_back_what_it_wrote() {
+    if !has("fio") {
+        return;
+    }
+    let Some(direct) = mounted() else { return };
+    let jobs = [
+        ("psync", "--ioengine=psync --rw=randrw --bsrange=512-64k"),
+        ("mapped", "--ioengine=mmap --rw=randrw --bs=4k"),
+        (
+            "direct",
+            "--ioengine=libaio --iodepth=8 --direct=1 --rw=randwrite --bs=4k",
+        ),
+        (
+            "appended",
+            "--ioengine=sync --rw=write --bs=3333 --fsync=50",
+        ),
+    ];
+    for (name, words) in jobs {
+        let mut command = direct.env.command("fio");
+        command
+            .args(words.split(' '))
+            .args([
+                "--size=8m",
+                "--verify=crc32c",
+                "--verify_fatal=1",
+                "--do_verify=1",
+            ])
+            .args(["--numjobs=2", "--minimal", &format!("--name={name}")])
+            .arg(format!("--directory={}", direct.at().display()))
+            .current_dir(direct.env.work());
+        let done = run_for(command, 600).ok();
+        assert!(!done.err.contains("verify:"), "{done}");
+    }
+}
+
+#[test]
+fn dbench_runs_to_its_end() {
+    if !has("dbench") {
+        return;
+    }
+    let Some(direct) = mounted() else { return };
+    let mut command = direct.env.command("dbench");
+    command.args(["-t", "5", "-D"]).arg(direct.at()).arg("4");
+    let done = run_for(command, 600).ok();
+    assert!(done.out.contains("Throughput"), "{done}");
+    assert!(!done.out.contains("ERROR"), "{done}");
+}
