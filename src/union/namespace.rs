@@ -175,12 +175,14 @@ impl Union {
 
     /// The same for an object that is changed itself.
     pub(super) fn look_ahead_object(&self, ino: Ino) -> Result<()> {
-        let (lower, is_lower) = {
+        let lower = {
             let state = self.read();
-            let is_lower = matches!(state.standing(ino), Standing::Lower);
-            (state.lower.clone(), is_lower)
+            match state.standing(ino) {
+                Standing::Lower => state.lower.clone(),
+                Standing::Row(_) | Standing::Orphan(_) => return Ok(()),
+            }
         };
-        let Some(attr) = lower.attr(ino)?.filter(|_| is_lower) else {
+        let Some(attr) = lower.attr(ino)? else {
             return Ok(());
         };
         match attr.kind {
