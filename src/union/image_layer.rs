@@ -28,6 +28,9 @@ pub struct OwnerMap {
 /// Places of directories kept at most: about 1 MiB.
 const PLACES_KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
 
+/// The directory something is in, and its name there.
+type Place = (Ino, Box<[u8]>);
+
 /// An image with the identities of its inodes.
 pub struct ImageLayer {
     image: Image,
@@ -35,7 +38,7 @@ pub struct ImageLayer {
     owners: Option<OwnerMap>,
     /// Where directories are. An image knows the parent of a directory, but finds its name only by
     /// going through all of the parent's names; and climbing to the root is part of many operations.
-    places: Mutex<LruCache<Ino, (Ino, Box<[u8]>)>>,
+    places: Mutex<LruCache<Ino, Place>>,
 }
 
 impl fmt::Debug for ImageLayer {
@@ -200,7 +203,7 @@ impl Layer for ImageLayer {
         }))
     }
 
-    fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+    fn parent(&self, dir: Ino) -> Result<Option<Place>> {
         if dir == Ino::ROOT {
             return Ok(None);
         }

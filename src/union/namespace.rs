@@ -175,14 +175,17 @@ impl Union {
 
     /// The same for an object that is changed itself.
     pub(super) fn look_ahead_object(&self, ino: Ino) -> Result<()> {
-        let lower = {
+        let (lower, has_row) = {
             let state = self.read();
             match state.standing(ino) {
-                Standing::Lower => state.lower.clone(),
+                Standing::Lower => (state.lower.clone(), false),
+                // The size is still below.
+                Standing::Row(row) if row.data == DataPlace::Lower => (state.lower.clone(), true),
                 Standing::Row(_) | Standing::Orphan(_) => return Ok(()),
             }
         };
-        let Some(attr) = lower.attr(ino)? else {
+        let attr = lower.attr(ino)?;
+        let Some(attr) = attr.filter(|_| !has_row) else {
             return Ok(());
         };
         match attr.kind {

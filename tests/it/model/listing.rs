@@ -13,6 +13,9 @@ use super::crash::{find, make};
 /// Made in another order than that of their names, and mixed with those of the image (`m0`…`m6`).
 const MADE: [&str; 7] = ["zz", "m33", "aa", "mm", "b", "m00", "y"];
 
+/// What a listing met before the stack changed, and after it.
+type Listing = (Vec<Vec<u8>>, Vec<Vec<u8>>);
+
 /// Lists at most `limit` entries from a position on; returns names and the next position.
 fn list(union: &Union, dir: Ino, mut at: u64, limit: usize) -> (Vec<Vec<u8>>, u64) {
     let mut names = Vec::new();
@@ -30,11 +33,8 @@ fn list(union: &Union, dir: Ino, mut at: u64, limit: usize) -> (Vec<Vec<u8>>, u6
 }
 
 /// Begins listings of `many`, one for each number of names read, changes the stack, and ends them.
-/// Returns what each met before and after, with what had to be met.
-fn listings(
-    prepare: impl Fn(&Bench),
-    change: impl Fn(&Bench),
-) -> Vec<(Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+/// Returns what each met before and after.
+fn listings(prepare: impl Fn(&Bench), change: impl Fn(&Bench)) -> Vec<Listing> {
     let bench = Bench::imported();
     let union = bench.union();
     prepare(&bench);
@@ -62,7 +62,7 @@ fn commit(bench: &Bench) {
 }
 
 /// Every name that is there before and after must be met once, in all the listings.
-fn assert_whole(listings: Vec<(Vec<Vec<u8>>, Vec<Vec<u8>>)>) {
+fn assert_whole(listings: Vec<Listing>) {
     let whole = listings.last().unwrap().0.clone();
     assert_eq!(whole.len(), 2 + 7 + MADE.len());
     for (before, after) in listings {

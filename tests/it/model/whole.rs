@@ -157,9 +157,9 @@ impl Machine {
             if let Some(now) = after.nodes.get(ino)
                 && !touched.contains(ino)
                 && node.kind() != Kind::Directory
-                && !before
-                    .paths()
+                && !now_paths
                     .iter()
+                    .chain(&base_paths)
                     .any(|(path, at)| at == ino && within(path))
             {
                 assert_same(node, now, &format!("bystander {ino}"));
