@@ -222,14 +222,20 @@ impl Layer for ImageLayer {
         let parent = self.ino_of(body.parent)?;
         let listing = self.image.read_dir(&above)?;
         let mut found = None;
-        // All of its directories while at it: whoever lists one lists its neighbours.
+        // Those that follow it while at it: whoever lists one lists its neighbours.
+        let mut followed = 0;
         for (name, entry) in listing.iter() {
-            if entry.kind == InodeKind::Directory {
-                let place = (parent, Box::from(name));
-                if entry.number == inode.number {
-                    found = Some(place);
-                } else {
-                    places().put(self.ino_of(entry.number)?, place);
+            if entry.kind != InodeKind::Directory {
+                continue;
+            }
+            let place = (parent, Box::from(name));
+            if entry.number == inode.number {
+                found = Some(place);
+            } else if found.is_some() {
+                places().put(self.ino_of(entry.number)?, place);
+                followed += 1;
+                if followed == PLACES_KEPT.get() / 2 {
+                    break;
                 }
             }
         }
