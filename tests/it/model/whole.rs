@@ -152,6 +152,7 @@ impl Machine {
             assert_same(&node, self.base.node(*then), &show(&path));
         }
         // What is elsewhere and nothing of what was discarded is as it was.
+        let after_paths = after.paths();
         let touched: BTreeSet<Ino> = gone.iter().map(|change| change.ino).collect();
         for (ino, node) in &before.nodes {
             if let Some(now) = after.nodes.get(ino)
@@ -160,6 +161,7 @@ impl Machine {
                 && !now_paths
                     .iter()
                     .chain(&base_paths)
+                    .chain(&after_paths)
                     .any(|(path, at)| at == ino && within(path))
             {
                 assert_same(node, now, &format!("bystander {ino}"));
