@@ -282,6 +282,7 @@ pub fn try_at(path: &Path) -> Result<(), MountError> {
         id: format!("trial-{}", std::process::id()),
         allow_other: false,
         trust_content: false,
+        options: Default::default(),
     };
     let device = mount(&request)?;
     let undone = unmount(path, UnmountMode::Lazy);
