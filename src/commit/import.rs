@@ -2,6 +2,7 @@
 
 mod archive;
 mod directory;
+mod exclude;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -27,8 +28,15 @@ pub struct ImportOptions {
     pub message: String,
     /// How the image is written.
     pub settings: Settings,
-    /// Names to leave out, wherever they are: each a file name, or a path below the source.
+    /// Patterns of what to leave out (`*.pyc`, `pkgs/cache`, `share/**/*.h`): without a slash the name of
+    /// an entry wherever it is, with one its path below the source.
     pub exclude: Vec<PathBuf>,
+}
+
+impl ImportOptions {
+    fn exclude(&self) -> exclude::Exclude {
+        exclude::Exclude::new(&self.exclude)
+    }
 }
 
 /// What was made.
@@ -69,6 +77,12 @@ pub fn import(
     progress: &dyn Progress,
 ) -> Result<Imported> {
     let kind = recognise(source)?;
+    if matches!(kind, SourceKind::Image) && !options.exclude().is_empty() {
+        return Err(CommitError::Source {
+            path: source.to_owned(),
+            why: "an image is taken as it is, so nothing of it can be left out".to_owned(),
+        });
+    }
     let layout = new.layout();
     let db = StateDb::create(&layout.state_db())?;
     let id = db.reserve_image()?;

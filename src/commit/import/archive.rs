@@ -8,6 +8,7 @@ use std::path::{Component, Path};
 
 use tar::{Archive, EntryType};
 
+use super::exclude::Exclude;
 use super::{Extent, ImportOptions};
 use crate::commit::error::{CommitError, Context, Result};
 use crate::progress::{Progress, Report};
@@ -140,6 +141,7 @@ impl Attempt<'_> {
             bytes: 0,
         };
         let mut has_twins = false;
+        let exclude = self.options.exclude();
         let packed = super::pack(
             self.options,
             self.to,
@@ -151,7 +153,7 @@ impl Attempt<'_> {
                 let entries = archive.entries().map_err(|e| damaged(source, &e))?;
                 for (index, entry) in entries.enumerate() {
                     let mut entry = entry.map_err(|e| damaged(source, &e))?;
-                    if superseded.contains(&index) {
+                    if superseded.contains(&index) || is_excluded(&entry, &exclude, source)? {
                         continue;
                     }
                     extent.entries += 1;
@@ -170,6 +172,19 @@ impl Attempt<'_> {
             packed => Ok(Some((packed?, extent))),
         }
     }
+}
+
+fn is_excluded<R: Read>(
+    entry: &tar::Entry<'_, R>,
+    exclude: &Exclude,
+    source: &Path,
+) -> Result<bool> {
+    if exclude.is_empty() {
+        return Ok(false);
+    }
+    let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
+    let path: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
+    Ok(exclude.covers(&path))
 }
 
 /// Finds the entries that a later one of the same path replaces.
@@ -421,15 +436,16 @@ fn push_entry<R: Read>(
 pub(super) fn compare(
     source: &Path,
     packing: Packing,
-    _options: &ImportOptions,
+    options: &ImportOptions,
     image: &Image,
     progress: &dyn Progress,
 ) -> Result<()> {
+    let exclude = options.exclude();
     let mut archive = packing.open(source)?;
     let mut last: HashMap<Vec<Vec<u8>>, blake3::Hash> = HashMap::new();
     for (done, entry) in (1..).zip(archive.entries().map_err(|e| damaged(source, &e))?) {
         let mut entry = entry.map_err(|e| damaged(source, &e))?;
-        if entry.header().entry_type().is_file() {
+        if entry.header().entry_type().is_file() && !is_excluded(&entry, &exclude, source)? {
             let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
             let mut hasher = blake3::Hasher::new();
             hasher
