@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Context, Result};
 use super::workspace::{Settings, command_line, new_revision, remember_owner};
-use super::{Unfinished, new_image, settle};
+use super::{Unfinished, digests, new_image, settle};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::progress::{Progress, Report};
@@ -106,6 +106,7 @@ pub fn import(
     let path = layout.image(&file_name);
     settle(&unfinished, &path)?;
     fault::point("import.named");
+    let digests = digests::of_file(&path, None, options.settings.threads, progress)?;
     let image = Image::open(&path, ReaderOptions::default())?;
     let superblock = image.superblock();
     let root = image.inode(image.root())?;
@@ -127,7 +128,7 @@ pub fn import(
     let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
     let stats = packed.map(|(stats, _)| stats);
     let row = match &stats {
-        Some(stats) => new_image(id, file_name, &image, ids, stats),
+        Some(stats) => new_image(id, file_name, &image, ids, stats, digests),
         None => NewImage {
             id,
             file: file_name,
@@ -137,8 +138,8 @@ pub fn import(
             compression: superblock.compressor.to_string(),
             root_number: root.number,
             id_map: ids,
-            digest: None,
-            digests: None,
+            digest: Some(digests::whole(&digests)),
+            digests: Some(digests),
             dead_bytes: 0,
         },
     };

@@ -15,6 +15,7 @@
 
 mod check;
 mod cleanup;
+mod digests;
 mod error;
 mod history;
 mod import;
@@ -81,6 +82,8 @@ pub struct Phases {
     pub tables: Duration,
     /// Making the image durable.
     pub sync: Duration,
+    /// Reading what is new in the image for its digests.
+    pub digest: Duration,
     /// Reading it back.
     pub check: Duration,
     /// The transaction that makes it current, and the change of the view.
@@ -207,12 +210,22 @@ fn commit_frozen(
     let mut began = Instant::now();
     settle(&unfinished, &path)?;
     phases.sync = lap(&mut began);
+    let kept = match (way, old_image, old_layer) {
+        (Way::Append, Some(old_image), Some(old)) => {
+            let until = old.image().data_area().end;
+            db.image_digests(old_image)?
+                .map(|digests| digests::Kept { digests, until })
+        }
+        _ => None,
+    };
+    let digests = digests::of_file(&path, kept.as_ref(), job.threads(), progress)?;
+    phases.digest = lap(&mut began);
     let settled = Unfinished(path.clone());
     fault::point("commit.named");
 
     let open_options = workspace.open_options();
     let image = Image::open(&path, open_options.reader.clone())?;
-    let new_image = new_image(id, file_name, &image, ids.clone(), &stats);
+    let new_image = new_image(id, file_name, &image, ids.clone(), &stats, digests);
     let layer = ImageLayer::new(image, ids, open_options.owners)?;
     check::same_tree(&view, &layer, &fresh, progress)?;
     phases.check = lap(&mut began);
@@ -405,6 +418,7 @@ fn new_image(
     image: &Image,
     ids: crate::state::IdMap,
     stats: &WriteStats,
+    digests: Vec<u8>,
 ) -> NewImage {
     let superblock = image.superblock();
     NewImage {
@@ -416,8 +430,8 @@ fn new_image(
         compression: superblock.compressor.to_string(),
         root_number: ids.number_of(crate::object::Ino::ROOT).unwrap_or(1),
         id_map: ids,
-        digest: None,
-        digests: None,
+        digest: Some(digests::whole(&digests)),
+        digests: Some(digests),
         dead_bytes: stats.data.dead_bytes,
     }
 }

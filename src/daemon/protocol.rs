@@ -275,6 +275,8 @@ pub struct Millis {
     pub tables: u64,
     /// Making the image durable.
     pub sync: u64,
+    /// Reading what is new in it for its digests.
+    pub digest: u64,
     /// Reading it back.
     pub check: u64,
     /// Making it current.

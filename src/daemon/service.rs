@@ -352,6 +352,7 @@ fn millis(phases: &commit::Phases) -> Millis {
         data: of(phases.data),
         tables: of(phases.tables),
         sync: of(phases.sync),
+        digest: of(phases.digest),
         check: of(phases.check),
         publish: of(phases.publish),
         clean: of(phases.clean),
@@ -428,7 +429,9 @@ impl From<CommitError> for Failure {
                 };
                 Failure::new(kind, with_causes(&error))
             }
-            CommitError::Check(_) => Failure::new(Kind::Damaged, error.to_string()),
+            CommitError::Check(_) | CommitError::Changed(_) => {
+                Failure::new(Kind::Damaged, error.to_string())
+            }
             other => Failure::new(Kind::System, with_causes(&other)),
         }
     }

@@ -10,6 +10,7 @@ mod cli;
 mod crash;
 mod docs;
 mod fs;
+mod image;
 mod model;
 mod shell;
 mod support;

@@ -121,6 +121,7 @@ fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
         ("time for data", millis.data),
         ("time for tables", millis.tables),
         ("time to sync", millis.sync),
+        ("time for digests", millis.digest),
         ("time to check", millis.check),
         ("time to publish", millis.publish),
         ("time to clean up", millis.clean),
