@@ -199,6 +199,18 @@ pub fn history(environment: &Environment) -> Result<(Vec<Revision>, Vec<ImageRow
     Ok((db.revisions()?, db.images()?))
 }
 
+/// Writes an image without what the patterns match.
+pub fn export_without(
+    source: &Path,
+    exclude: &[PathBuf],
+    to: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let done = commit::export_without(source, exclude, to, threads, progress);
+    Ok(done.map_err(Failure::from)?)
+}
+
 /// Returns the image file of a revision, the current one if none is named.
 pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<PathBuf> {
     let db = StateDb::open(&environment.layout().state_db())?;

@@ -2,13 +2,13 @@
 
 mod archive;
 mod directory;
-mod exclude;
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Context, Result};
+use super::exclude::Exclude;
 use super::workspace::{Settings, command_line, new_revision, remember_owner};
 use super::{Unfinished, digests, new_image, settle};
 use crate::environment::{Environment, Layout, NewEnvironment};
@@ -34,8 +34,8 @@ pub struct ImportOptions {
 }
 
 impl ImportOptions {
-    fn exclude(&self) -> exclude::Exclude {
-        exclude::Exclude::new(&self.exclude)
+    fn exclude(&self) -> Exclude {
+        Exclude::new(&self.exclude)
     }
 }
 

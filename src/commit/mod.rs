@@ -17,6 +17,8 @@ mod check;
 mod cleanup;
 mod digests;
 mod error;
+mod exclude;
+mod export;
 mod history;
 mod import;
 mod tree;
@@ -43,6 +45,7 @@ use import::Extent;
 use tree::Tree;
 
 pub use error::{CommitError, Result};
+pub use export::export_without;
 pub use history::{
     Collected, GcOptions, RolledBack, VerifyOutcome, committed_content, discard, gc, rollback,
     verify,
@@ -209,6 +212,7 @@ fn commit_frozen(
     let path = layout.image(&file_name);
     let mut began = Instant::now();
     settle(&unfinished, &path)?;
+    let settled = Unfinished(path.clone());
     phases.sync = lap(&mut began);
     let kept = match (way, old_image, old_layer) {
         (Way::Append, Some(old_image), Some(old)) => {
@@ -220,7 +224,6 @@ fn commit_frozen(
     };
     let digests = digests::of_file(&path, kept.as_ref(), job.threads(), progress)?;
     phases.digest = lap(&mut began);
-    let settled = Unfinished(path.clone());
     fault::point("commit.named");
 
     let open_options = workspace.open_options();

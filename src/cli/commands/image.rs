@@ -43,8 +43,7 @@ enum Action {
         /// The image file.
         file: PathBuf,
         /// Path in the image [default: its root].
-        #[arg(default_value = "")]
-        path: PathBuf,
+        path: Option<PathBuf>,
         /// And all directories below it; with whole paths.
         #[arg(short = 'R', long)]
         recursive: bool,
@@ -112,7 +111,12 @@ impl Args {
                 file,
                 path,
                 recursive,
-            } => list(context, file, path, *recursive),
+            } => list(
+                context,
+                file,
+                path.as_deref().unwrap_or(Path::new("")),
+                *recursive,
+            ),
             Action::Cat { file, path } => cat(context, file, path),
             Action::Verify { file, json } => verify_image(context, file, *json),
         }

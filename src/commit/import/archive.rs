@@ -8,9 +8,9 @@ use std::path::{Component, Path};
 
 use tar::{Archive, EntryType};
 
-use super::exclude::Exclude;
 use super::{Extent, ImportOptions};
 use crate::commit::error::{CommitError, Context, Result};
+use crate::commit::exclude::Exclude;
 use crate::progress::{Progress, Report};
 use crate::squashfs::Image;
 use crate::squashfs::format::InodeBody;

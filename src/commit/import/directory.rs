@@ -7,9 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::exclude::Exclude;
 use super::{Extent, ImportOptions};
 use crate::commit::error::{CommitError, Context, Result};
+use crate::commit::exclude::Exclude;
 use crate::progress::{Progress, Report};
 use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody};

@@ -14,11 +14,8 @@ fn word(path: &Path) -> &str {
 /// The paths that `image ls -R` shows.
 fn paths(env: &TestEnv, image: &Path) -> BTreeSet<String> {
     let said = env.envfs(&["image", "ls", "-R", word(image)]).ok();
-    let path = |line: &str| {
-        let name = line.splitn(5, ' ').last().unwrap().trim_start();
-        let name = name.split_once(' ').map_or(name, |(_, name)| name);
-        name.split(" -> ").next().unwrap().to_owned()
-    };
+    // Mode, owner, group and size take 30 columns.
+    let path = |line: &str| line[30..].split(" -> ").next().unwrap().to_owned();
     said.out.lines().map(path).collect()
 }
 
@@ -146,6 +143,29 @@ fn import_leaves_out_what_is_to_be_left_out() {
     env.envfs(&args).fails(1, &["left out"]);
     let args = ["import", word(&source), "w", "--compress-level", "10"];
     env.envfs(&args).fails(2, &["10"]);
+}
+
+#[test]
+fn export_leaves_out_what_is_to_be_left_out() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    samples::rich(&env, &source);
+    env.envfs(&["import", "-q", word(&source), "e"]).ok();
+    let whole = env.work().join("whole.sqfs");
+    env.envfs(&["export", "-q", "e", word(&whole)]).ok();
+    assert!(fs::read(&whole).unwrap() == fs::read(images::current(&env, "e")).unwrap());
+    let less = env.work().join("less.sqfs");
+    let patterns = ["--exclude", "file-1*", "--exclude", "lib/deep/x"];
+    env.envfs(&[&["export", "-q", "e", word(&less)][..], &patterns].concat())
+        .ok();
+    let mut expected = tree::read(&source);
+    expected.retain(|path, _| {
+        let path = path.to_string_lossy();
+        !path.starts_with("many/file-1") && path != "lib/deep/x"
+    });
+    images::assert_read_by_others(&env, &less, &expected);
+    env.envfs(&["image", "verify", word(&less)]).ok();
+    assert!(fs::metadata(&less).unwrap().len() < fs::metadata(&whole).unwrap().len());
 }
 
 #[test]

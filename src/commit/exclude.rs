@@ -1,4 +1,4 @@
-//! What is left out of an import, by patterns as in `.gitignore` and `rsync`.
+//! What is left out of an import or an export, by patterns as in `.gitignore` and `rsync`.
 //!
 //! | | |
 //! |---|---|
