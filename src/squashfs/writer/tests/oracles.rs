@@ -331,8 +331,8 @@ fn a_million_files_take_bounded_memory() {
 }
 
 /// What `docs/image.md` promises: so much, whatever the tree; and so much for each file.
-const FIXED: u64 = 48 << 20;
-const EACH: u64 = 260;
+const FIXED: u64 = 24 << 20;
+const EACH: u64 = 160;
 
 fn many_content(i: u32) -> Vec<u8> {
     format!("value = {}\n", i % 20_000).into_bytes()
