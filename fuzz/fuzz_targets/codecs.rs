@@ -11,6 +11,8 @@ fuzz_target!(|data: &[u8]| {
         CompressorId::Xz,
         CompressorId::Lz4,
         CompressorId::Zstd,
+        CompressorId::Lzo,
+        CompressorId::Lzma,
     ];
     let mut codec = decompressor(codecs[usize::from(first) % codecs.len()]).unwrap();
     for room in [0, 100, 8192, 131_072] {

@@ -1,6 +1,7 @@
 //! Where commands meet the rooms below: each call is made here and nowhere else in `cli`.
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,9 +82,11 @@ pub struct NewOptions {
     pub compression: Option<String>,
     /// Block size in bytes, if not the configured one.
     pub block_size: Option<u32>,
+    /// Threads that compress, if not the configured number.
+    pub threads: Option<NonZeroUsize>,
     /// What the user says about it.
     pub message: String,
-    /// File names, and paths below the source, to leave out.
+    /// Patterns of what to leave out.
     pub exclude: Vec<PathBuf>,
 }
 
@@ -159,6 +162,7 @@ fn import_options(
             .parse()
             .map_err(|error: crate::squashfs::Error| CommandError::usage(error.to_string()))?;
     }
+    settings.threads = options.threads.unwrap_or(settings.threads);
     if let Some(block_size) = options.block_size {
         if !block_size.is_power_of_two() || !(4096..=1 << 20).contains(&block_size) {
             return Err(CommandError::usage(format!(
@@ -237,6 +241,18 @@ pub fn revision(environment: &Environment, text: &str) -> Result<i64> {
         CommandError::new(Kind::NotFound, message)
             .hint(format!("envfs log {name} shows numbers and names"))
     })
+}
+
+/// Writes an image without what the patterns match.
+pub fn export_without(
+    source: &Path,
+    exclude: &[PathBuf],
+    to: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let done = commit::export_without(source, exclude, to, threads, progress);
+    Ok(done.map_err(Failure::from)?)
 }
 
 /// Returns the image file of a revision, the current one if none is named.

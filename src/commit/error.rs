@@ -43,6 +43,9 @@ pub enum CommitError {
     /// The new image does not hold what it should; it was thrown away.
     #[error("the new image is not what was to be kept: {0}; nothing was changed")]
     Check(String),
+    /// An image's file is not what was written.
+    #[error("{0} are not what was written: the disk, or somebody, has changed them")]
+    Changed(String),
     /// What was being imported changed meanwhile.
     #[error(
         "{0} changed while it was imported; nothing was kept, import it again when nothing writes to it"

@@ -8,9 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::cleanup;
 use super::error::{CommitError, Context, Result};
 use super::workspace::{Workspace, new_revision};
+use super::{cleanup, digests};
 use crate::environment::Layout;
 use crate::fault;
 use crate::object::{Ino, Kind};
@@ -295,7 +295,27 @@ pub fn verify(
                 Err(CommitError::Check(what))
             })
             .and_then(|()| Ok(Image::open(&path, ReaderOptions::default())?))
-            .and_then(|image| verify_blocks(&image, threads, progress));
+            .and_then(|image| verify_blocks(&image, threads, progress))
+            .and_then(|report| {
+                // What can be expanded may still be something else than what was written.
+                let Some(digests) = db.image_digests(image.id)? else {
+                    return Ok(report);
+                };
+                let damaged = digests::damaged(&path, &digests, threads, progress)?;
+                match damaged.first() {
+                    None => Ok(report),
+                    Some(first) => {
+                        let more = match damaged.len() {
+                            1 => String::new(),
+                            count => format!(", and {} more places", count - 1),
+                        };
+                        Err(CommitError::Changed(format!(
+                            "bytes {} to {}{more}",
+                            first.start, first.end
+                        )))
+                    }
+                }
+            });
         match checked {
             Ok(report) => {
                 outcome.images += 1;

@@ -8,8 +8,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Context, Result};
+use super::exclude::Exclude;
 use super::workspace::{Settings, command_line, new_revision, remember_owner};
-use super::{Unfinished, new_image, settle};
+use super::{Unfinished, digests, new_image, settle};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::progress::{Progress, Report};
@@ -27,8 +28,15 @@ pub struct ImportOptions {
     pub message: String,
     /// How the image is written.
     pub settings: Settings,
-    /// Names to leave out, wherever they are: each a file name, or a path below the source.
+    /// Patterns of what to leave out (`*.pyc`, `pkgs/cache`, `share/**/*.h`): without a slash the name of
+    /// an entry wherever it is, with one its path below the source.
     pub exclude: Vec<PathBuf>,
+}
+
+impl ImportOptions {
+    fn exclude(&self) -> Exclude {
+        Exclude::new(&self.exclude)
+    }
 }
 
 /// What was made.
@@ -69,6 +77,12 @@ pub fn import(
     progress: &dyn Progress,
 ) -> Result<Imported> {
     let kind = recognise(source)?;
+    if matches!(kind, SourceKind::Image) && !options.exclude().is_empty() {
+        return Err(CommitError::Source {
+            path: source.to_owned(),
+            why: "an image is taken as it is, so nothing of it can be left out".to_owned(),
+        });
+    }
     let layout = new.layout();
     let db = StateDb::create(&layout.state_db())?;
     let id = db.reserve_image()?;
@@ -92,6 +106,7 @@ pub fn import(
     let path = layout.image(&file_name);
     settle(&unfinished, &path)?;
     fault::point("import.named");
+    let digests = digests::of_file(&path, None, options.settings.threads, progress)?;
     let image = Image::open(&path, ReaderOptions::default())?;
     let superblock = image.superblock();
     let root = image.inode(image.root())?;
@@ -113,7 +128,7 @@ pub fn import(
     let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
     let stats = packed.map(|(stats, _)| stats);
     let row = match &stats {
-        Some(stats) => new_image(id, file_name, &image, ids, stats),
+        Some(stats) => new_image(id, file_name, &image, ids, stats, digests),
         None => NewImage {
             id,
             file: file_name,
@@ -123,8 +138,8 @@ pub fn import(
             compression: superblock.compressor.to_string(),
             root_number: root.number,
             id_map: ids,
-            digest: None,
-            digests: None,
+            digest: Some(digests::whole(&digests)),
+            digests: Some(digests),
             dead_bytes: 0,
         },
     };

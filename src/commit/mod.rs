@@ -15,22 +15,27 @@
 
 mod check;
 mod cleanup;
+mod digests;
 mod error;
+mod exclude;
+mod export;
 mod history;
 mod import;
 mod tree;
 mod workspace;
 
 use std::fs::{self, File};
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::environment::Layout;
 use crate::fault;
 use crate::progress::{Progress, Report};
 use crate::squashfs::writer::{
-    AppendOptions, CarryMode, ImageWriter, Monitor, WriteStats, WriterOptions,
+    AppendOptions, CarryMode, ImageWriter, Monitor, WriteError, WriteStats, WriterOptions,
 };
 use crate::squashfs::{Compression, CompressorId, Image};
 use crate::state::{ImageId, LayerId, NewImage, PublishCommit, RevisionId};
@@ -40,15 +45,13 @@ use import::Extent;
 use tree::Tree;
 
 pub use error::{CommitError, Result};
+pub use export::export_without;
 pub use history::{
     Collected, GcOptions, RolledBack, VerifyOutcome, committed_content, discard, gc, rollback,
     verify,
 };
 pub use import::{ImportOptions, Imported, create_empty, import};
 pub use workspace::{Settings, Workspace, command_line, new_revision};
-
-/// Dead space in an image, as a share of its data area, from which on a commit compacts.
-const COMPACT_FROM: f64 = 0.25;
 
 /// How to commit.
 #[derive(Debug, Clone, Default)]
@@ -65,6 +68,31 @@ pub struct CommitOptions {
     pub compression: Option<Compression>,
     /// Block size in bytes, for a rebuild.
     pub block_size: Option<u32>,
+    /// Threads that compress, if not the configured number.
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// How long the parts of a commit took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// Freezing the writable layer.
+    pub rotate: Duration,
+    /// Looking over the view, and numbering what is in it.
+    pub plan: Duration,
+    /// Reading, comparing, compressing and copying data.
+    pub data: Duration,
+    /// Inodes, listings and all other tables.
+    pub tables: Duration,
+    /// Making the image durable.
+    pub sync: Duration,
+    /// Reading what is new in the image for its digests.
+    pub digest: Duration,
+    /// Reading it back.
+    pub check: Duration,
+    /// The transaction that makes it current, and the change of the view.
+    pub publish: Duration,
+    /// Removing what went into it.
+    pub clean: Duration,
 }
 
 /// What a commit did.
@@ -76,6 +104,10 @@ pub struct Committed {
     pub stats: WriteStats,
     /// Which of the three ways was taken.
     pub way: Way,
+    /// Why it is a rebuild, where that was not asked for.
+    pub because: Option<String>,
+    /// How long it took.
+    pub phases: Phases,
     /// What the kernel must forget, if the view is mounted.
     pub stale: Vec<Invalidation>,
 }
@@ -104,8 +136,13 @@ pub fn commit(
     if nothing {
         return Ok(None);
     }
+    let began = Instant::now();
     let frozen = union.rotate()?;
-    let done = commit_frozen(workspace, options, frozen, progress);
+    let phases = Phases {
+        rotate: began.elapsed(),
+        ..Phases::default()
+    };
+    let done = commit_frozen(workspace, options, frozen, phases, progress);
     if done.is_err()
         && let Err(e) = union.unrotate()
     {
@@ -121,6 +158,7 @@ fn commit_frozen(
     workspace: &Workspace,
     options: &CommitOptions,
     frozen: Vec<LayerId>,
+    mut phases: Phases,
     progress: &dyn Progress,
 ) -> Result<Option<Committed>> {
     let (union, db) = (workspace.union(), workspace.db());
@@ -140,28 +178,60 @@ fn commit_frozen(
     let layout = workspace.env().layout();
     let unfinished = Unfinished(layout.unfinished_image(id));
 
-    let way = choose_way(workspace, options, old_image, old_layer)?;
-    let (stats, ids, fresh) = write(
+    let mut way = choose_way(workspace, options, old_image, old_layer)?;
+    let mut because = None;
+    let job = Job {
         workspace,
         options,
-        way,
-        view.clone(),
-        old_layer,
-        &unfinished.0,
+        view: view.clone(),
+        old: old_layer,
+        path: &unfinished.0,
         progress,
-    )?;
+    };
+    let written = match job.write(way, false) {
+        // What is refused before it begins would be refused at every commit to come.
+        Err(CommitError::Write(WriteError::Carry(why))) if way != Way::Rebuild => {
+            tracing::info!("the old image cannot be carried on ({why}): building it anew");
+            way = Way::Rebuild;
+            because = Some(why);
+            job.write(way, true)?
+        }
+        written => written?,
+    };
+    let Written {
+        stats,
+        ids,
+        fresh,
+        plan,
+    } = written;
+    phases.plan = plan;
+    phases.data = stats.data_time;
+    phases.tables = stats.table_time;
     fault::point("commit.written");
     let file_name = Layout::image_file_name(id);
     let path = layout.image(&file_name);
+    let mut began = Instant::now();
     settle(&unfinished, &path)?;
     let settled = Unfinished(path.clone());
+    phases.sync = lap(&mut began);
+    let kept = match (way, old_image, old_layer) {
+        (Way::Append, Some(old_image), Some(old)) => {
+            let until = old.image().data_area().end;
+            db.image_digests(old_image)?
+                .map(|digests| digests::Kept { digests, until })
+        }
+        _ => None,
+    };
+    let digests = digests::of_file(&path, kept.as_ref(), job.threads(), progress)?;
+    phases.digest = lap(&mut began);
     fault::point("commit.named");
 
     let open_options = workspace.open_options();
     let image = Image::open(&path, open_options.reader.clone())?;
-    let new_image = new_image(id, file_name, &image, ids.clone(), &stats);
+    let new_image = new_image(id, file_name, &image, ids.clone(), &stats, digests);
     let layer = ImageLayer::new(image, ids, open_options.owners)?;
     check::same_tree(&view, &layer, &fresh, progress)?;
+    phases.check = lap(&mut began);
 
     fault::point("commit.checked");
     let mut replaces: Vec<_> = frozen;
@@ -181,20 +251,32 @@ fn commit_frozen(
     let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
     let (revision, stale) = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?))?;
     settled.keep();
+    phases.publish = lap(&mut began);
     fault::point("commit.flipped");
+    // The layers to remove are read through it.
+    drop(job);
     // From here on the commit has happened; what is left to do is done at the next open if not now.
     if !is_free(view) {
         tracing::debug!("the committed layers are still being read; they go at the next open");
     } else if let Err(e) = cleanup::sweep_retired(db, layout) {
         tracing::warn!("cleaning up after the commit: {e}");
     }
+    phases.clean = lap(&mut began);
     fault::point("commit.cleaned");
     Ok(Some(Committed {
         revision,
         stats,
         way,
+        because,
+        phases,
         stale,
     }))
+}
+
+/// The time since `began`, which is set to now.
+fn lap(began: &mut Instant) -> Duration {
+    let now = Instant::now();
+    now.duration_since(std::mem::replace(began, now))
 }
 
 /// Waits a moment until nobody reads the replaced stack any more: its files are about to go.
@@ -233,65 +315,103 @@ fn choose_way(
     }
     let dead = workspace.db().image(id)?.map_or(0, |row| row.dead_bytes);
     let data = layer.image().data_area();
-    let share = dead as f64 / (data.end - data.start).max(1) as f64;
-    Ok(if options.compact || share > COMPACT_FROM {
+    let percent = u64::from(workspace.settings().compact_percent);
+    let is_too_much = dead > (data.end - data.start) / 100 * percent && dead > 0;
+    Ok(if options.compact || is_too_much {
         Way::Compact
     } else {
         Way::Append
     })
 }
 
-fn write(
-    workspace: &Workspace,
-    options: &CommitOptions,
-    way: Way,
+/// All that is needed to write the new image.
+struct Job<'a> {
+    workspace: &'a Workspace,
+    options: &'a CommitOptions,
     view: Arc<LowerStack>,
-    old: Option<&ImageLayer>,
-    path: &Path,
-    progress: &dyn Progress,
-) -> Result<(WriteStats, crate::state::IdMap, Vec<crate::object::Ino>)> {
-    let settings = workspace.settings();
-    let mut tree = Tree::new(
-        view,
-        if way == Way::Rebuild { None } else { old },
-        workspace.open_options().owners,
-    )?;
-    let total = Extent {
-        entries: tree.ids().len(),
-        bytes: 0,
-    };
-    with_monitor("packing", total, progress, |monitor| {
-        let mut writer = match (way, old) {
-            (Way::Append | Way::Compact, Some(old)) => {
-                let options = AppendOptions {
-                    carry: if way == Way::Compact {
-                        CarryMode::Compact
-                    } else {
-                        CarryMode::Append
-                    },
-                    compression: options.compression,
-                    threads: settings.threads,
-                    mkfs_time: mkfs_time(),
-                    monitor,
-                };
-                ImageWriter::append(path, old.image(), options)?
-            }
-            _ => ImageWriter::create(
-                path,
-                WriterOptions {
-                    compression: options.compression.unwrap_or(settings.compression),
-                    block_size: options.block_size.unwrap_or(settings.block_size),
-                    threads: settings.threads,
-                    mkfs_time: mkfs_time(),
-                    fragments: true,
-                    monitor,
-                },
-            )?,
+    old: Option<&'a ImageLayer>,
+    path: &'a Path,
+    progress: &'a dyn Progress,
+}
+
+/// A new image, complete but not yet durable.
+struct Written {
+    stats: WriteStats,
+    ids: crate::state::IdMap,
+    fresh: Vec<crate::object::Ino>,
+    plan: Duration,
+}
+
+impl Job<'_> {
+    /// Writes the new image. With `alike` a rebuild keeps the old codec and block size, as carrying on
+    /// would have done.
+    fn write(&self, way: Way, alike: bool) -> Result<Written> {
+        let began = Instant::now();
+        let old = self.old.filter(|_| way != Way::Rebuild);
+        let owners = self.workspace.open_options().owners;
+        let mut tree = Tree::new(self.view.clone(), old, owners)?;
+        let plan = began.elapsed();
+        let total = Extent {
+            entries: tree.ids().len(),
+            bytes: 0,
         };
-        let root = tree.push(&mut writer)?;
-        Ok(writer.finish(root)?)
-    })
-    .map(|stats| (stats, tree.ids().clone(), std::mem::take(&mut tree.fresh)))
+        let stats = with_monitor("packing", total, self.progress, |monitor| {
+            let mut writer = match old {
+                Some(old) => self.append(old, way, monitor)?,
+                None => self.create(alike, monitor)?,
+            };
+            let root = tree.push(&mut writer)?;
+            Ok(writer.finish(root)?)
+        })?;
+        Ok(Written {
+            stats,
+            ids: tree.ids().clone(),
+            fresh: std::mem::take(&mut tree.fresh),
+            plan,
+        })
+    }
+
+    fn threads(&self) -> NonZeroUsize {
+        let configured = self.workspace.settings().threads;
+        self.options.threads.unwrap_or(configured)
+    }
+
+    fn append(&self, old: &ImageLayer, way: Way, monitor: Arc<Counts>) -> Result<ImageWriter> {
+        let carry = if way == Way::Compact {
+            CarryMode::Compact
+        } else {
+            CarryMode::Append
+        };
+        let options = AppendOptions {
+            carry,
+            // What compaction leaves dead must not be reason enough to compact again.
+            repack_percent: self.workspace.settings().compact_percent.min(25),
+            compression: self.options.compression,
+            threads: self.threads(),
+            mkfs_time: mkfs_time(),
+            monitor,
+        };
+        Ok(ImageWriter::append(self.path, old.image(), options)?)
+    }
+
+    fn create(&self, alike: bool, monitor: Arc<Counts>) -> Result<ImageWriter> {
+        let settings = self.workspace.settings();
+        let (mut compression, mut block_size) = (settings.compression, settings.block_size);
+        if let Some(old) = self.old.filter(|_| alike) {
+            let superblock = old.image().superblock();
+            compression = Compression::for_id(superblock.compressor).unwrap_or(compression);
+            block_size = superblock.block_size;
+        }
+        let options = WriterOptions {
+            compression: self.options.compression.unwrap_or(compression),
+            block_size: self.options.block_size.unwrap_or(block_size),
+            threads: self.threads(),
+            mkfs_time: mkfs_time(),
+            fragments: true,
+            monitor,
+        };
+        Ok(ImageWriter::create(self.path, options)?)
+    }
 }
 
 fn new_image(
@@ -300,6 +420,7 @@ fn new_image(
     image: &Image,
     ids: crate::state::IdMap,
     stats: &WriteStats,
+    digests: Vec<u8>,
 ) -> NewImage {
     let superblock = image.superblock();
     NewImage {
@@ -311,8 +432,8 @@ fn new_image(
         compression: superblock.compressor.to_string(),
         root_number: ids.number_of(crate::object::Ino::ROOT).unwrap_or(1),
         id_map: ids,
-        digest: None,
-        digests: None,
+        digest: Some(digests::whole(&digests)),
+        digests: Some(digests),
         dead_bytes: stats.data.dead_bytes,
     }
 }

@@ -64,24 +64,45 @@ impl<'a> Tree<'a> {
     pub(super) fn push(&mut self, writer: &mut ImageWriter) -> Result<NodeId> {
         let meta = self.meta(Ino::ROOT, &self.attr(Ino::ROOT)?)?;
         let root = writer.add_directory(&meta)?;
-        let mut pending = vec![(Ino::ROOT, root)];
-        while let Some((dir, dir_node)) = pending.pop() {
+        let mut pending = vec![(Ino::ROOT, root, Some(Ino::ROOT))];
+        while let Some((dir, dir_node, twin)) = pending.pop() {
             let listing = self.view.list(dir)?;
             let mut below = Vec::new();
             for (name, ino, kind) in listing.iter() {
                 let node = match self.linked.get(&ino) {
                     Some(node) => *node,
-                    None => self.push_object(writer, dir, name, ino)?,
+                    None => self.push_object(writer, twin, name, ino)?,
                 };
                 writer.link(dir_node, name, node)?;
                 if kind == Kind::Directory {
-                    below.push((ino, node));
+                    below.push((ino, node, self.twin(twin, name, ino)?));
                 }
             }
             // The last pushed is popped first: directories in the order of names.
             pending.extend(below.into_iter().rev());
         }
         Ok(root)
+    }
+
+    /// The directory of the old image that a directory was before: itself, or what had its path. (An
+    /// installer that replaces a package removes its directories and makes them anew.)
+    fn twin(&self, parent: Option<Ino>, name: &[u8], ino: Ino) -> Result<Option<Ino>> {
+        let Some(old) = self.old else {
+            return Ok(None);
+        };
+        if old.inode_ref(ino)?.is_some() {
+            return Ok(Some(ino));
+        }
+        let Some(parent) = parent else {
+            return Ok(None);
+        };
+        Ok(match old.lookup(parent, name)? {
+            crate::union::Lookup::Is(same) => old
+                .inode(same)?
+                .filter(|found| found.attr.kind == Kind::Directory)
+                .map(|_| same),
+            _ => None,
+        })
     }
 
     fn attr(&self, ino: Ino) -> Result<Attr> {
@@ -119,7 +140,7 @@ impl<'a> Tree<'a> {
     fn push_object(
         &mut self,
         writer: &mut ImageWriter,
-        dir: Ino,
+        twin: Option<Ino>,
         name: &[u8],
         ino: Ino,
     ) -> Result<NodeId> {
@@ -133,7 +154,7 @@ impl<'a> Tree<'a> {
             }
             Kind::Fifo => writer.add_fifo(&meta)?,
             Kind::Socket => writer.add_socket(&meta)?,
-            Kind::File => self.push_file(writer, dir, name, ino, &attr, &meta)?,
+            Kind::File => self.push_file(writer, twin, name, ino, &attr, &meta)?,
         };
         if attr.nlink > 1 && attr.kind != Kind::Directory {
             self.linked.insert(ino, node);
@@ -144,7 +165,7 @@ impl<'a> Tree<'a> {
     fn push_file(
         &mut self,
         writer: &mut ImageWriter,
-        dir: Ino,
+        twin: Option<Ino>,
         name: &[u8],
         ino: Ino,
         attr: &Attr,
@@ -164,14 +185,15 @@ impl<'a> Tree<'a> {
         if source_layer.as_any().is::<ImageLayer>() {
             return Ok(writer.add_carried(meta, &*old.layout(ino)?)?);
         }
-        // New content. What the file was before, under its identity or under its name, may have most
+        // New content. What the file was before, under its identity or under its path, may have most
         // of it already.
-        let before = match old.inode_ref(ino)? {
-            Some(_) => Some(ino),
-            None => match old.lookup(dir, name)? {
+        let before = match (old.inode_ref(ino)?, twin) {
+            (Some(_), _) => Some(ino),
+            (None, Some(twin)) => match old.lookup(twin, name)? {
                 crate::union::Lookup::Is(same_name) => Some(same_name),
                 _ => None,
             },
+            (None, None) => None,
         };
         let before = match before {
             Some(before) if old.is_file(before)? => Some((before, old.layout(before)?)),

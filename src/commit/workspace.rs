@@ -30,6 +30,8 @@ pub struct Settings {
     pub block_size: u32,
     /// Threads that compress.
     pub threads: NonZeroUsize,
+    /// A commit compacts when more than so many percent of the old data belong to nothing.
+    pub compact_percent: u8,
 }
 
 impl Settings {
@@ -48,6 +50,7 @@ impl Settings {
                 .block_size
                 .unwrap_or(crate::squashfs::format::DEFAULT_BLOCK_SIZE),
             threads: NonZeroUsize::new(config.threads).unwrap_or_else(available),
+            compact_percent: config.compact_percent,
         }
     }
 }

@@ -18,15 +18,15 @@ use serde::{Deserialize, Serialize};
 use super::failure::{Failure, Kind};
 use super::host::{end_on_signal, tell};
 use super::protocol::Started;
-use crate::environment::{EnvLock, Layout, LockMode, new_uuid, user_name};
+use crate::environment::{EnvLock, Layout, LockMode};
 use crate::fuse::EnvFs;
-use crate::fuse::session::{Loops, Session};
+use crate::fuse::session::{Loops, Session, SessionError};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{
     IdMap, InitEnvironment, NewImage, NewRevision, RevisionKind, StackPart, StateDb,
 };
 use crate::sys::mount::{self, MountOptions, MountRequest, UnmountMode};
-use crate::sys::process::{self, EndSignals};
+use crate::sys::process::{self, EndSignals, new_uuid, user_id, user_name};
 use crate::sys::{mountinfo, text::Text};
 use crate::union::{OpenOptions, OwnerMap, Paths, Union};
 
@@ -249,7 +249,7 @@ impl Open {
                 read_only: what.read_only,
             },
         };
-        let filesystem = EnvFs::new(self.union.clone());
+        let filesystem = EnvFs::new(self.union.clone()).map_err(SessionError::Threads)?;
         Ok(Session::start(filesystem, &request, Loops::default())?)
     }
 
@@ -323,7 +323,7 @@ fn initialise(
         kind: RevisionKind::Import,
         revision: NewRevision {
             message: path.display().to_string(),
-            user: user_name(),
+            user: user_name(user_id()),
             host: process::host_name(),
             command: String::new(),
             summary: None,

@@ -10,6 +10,7 @@
 //! One request a connection. A client that hangs up cancels what it asked for. After the answer
 //! to an unmount the server keeps the connection open until the daemon has ended.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,9 @@ pub struct CommitOptions {
     /// Block size in bytes, for a rebuild.
     #[serde(default)]
     pub block_size: Option<u32>,
+    /// Threads that compress, if not the configured number.
+    #[serde(default)]
+    pub threads: Option<NonZeroUsize>,
 }
 
 /// Which revision to bring back.
@@ -247,6 +251,53 @@ pub struct Change {
     pub size: u64,
 }
 
+/// What became of the blocks of an image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Blocks {
+    /// Data and fragment blocks that were compressed.
+    pub compressed: u64,
+    /// Data and fragment blocks stored as they were, since compression gained nothing.
+    pub stored: u64,
+    /// Data blocks carried over still compressed.
+    pub data_carried: u64,
+    /// Fragment blocks carried over still compressed.
+    pub fragments_carried: u64,
+    /// Fragment blocks, mostly dead, of which the rest was packed anew.
+    pub fragments_repacked: u64,
+    /// Content that was packed, in bytes before compression; duplicates and what was carried over
+    /// are not in it.
+    pub fresh_bytes: u64,
+    /// Files that share the data of an equal file.
+    pub duplicates: u64,
+    /// Dead bytes that are parts of fragment blocks that are still used.
+    pub dead_in_fragments: u64,
+}
+
+/// How long each part of a commit took, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Millis {
+    /// Freezing the changes.
+    pub rotate: u64,
+    /// Looking over the tree.
+    pub plan: u64,
+    /// Reading, comparing, compressing and copying data.
+    pub data: u64,
+    /// Inodes, listings and other tables.
+    pub tables: u64,
+    /// Making the image durable.
+    pub sync: u64,
+    /// Reading what is new in it for its digests.
+    pub digest: u64,
+    /// Reading it back.
+    pub check: u64,
+    /// Making it current.
+    pub publish: u64,
+    /// Removing what went into it.
+    pub clean: u64,
+}
+
 /// What a commit did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Committed {
@@ -271,6 +322,15 @@ pub struct Committed {
     /// How the image was made of the old one.
     #[serde(default)]
     pub way: Option<Way>,
+    /// Why it was built anew, where that was not asked for.
+    #[serde(default)]
+    pub because: Option<String>,
+    /// The blocks in detail.
+    #[serde(default)]
+    pub blocks: Blocks,
+    /// How long each part took.
+    #[serde(default)]
+    pub millis: Millis,
     /// What the commit took in.
     pub changes: Summary,
 }

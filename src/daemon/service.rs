@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::failure::{Failure, Kind, kind_of_io, with_causes};
 use super::host::Mounted;
 use super::protocol::{
-    Change, ChangeKind, CommitOptions, Committed, Discarded, RollbackOptions, RolledBack,
-    Selection, Service, Status, Summary, TagOptions,
+    Blocks, Change, ChangeKind, CommitOptions, Committed, Discarded, Millis, RollbackOptions,
+    RolledBack, Selection, Service, Status, Summary, TagOptions,
 };
 use crate::commit::{self, CommitError, Workspace};
 use crate::environment::{Config, EnvLock, Environment, LockMode};
@@ -225,6 +225,7 @@ impl Service for Local {
             compact: options.compact,
             compression,
             block_size: options.block_size,
+            threads: options.threads,
         };
         let Some(done) = commit::commit(&self.workspace, &options, progress)? else {
             return Ok(Committed::default());
@@ -240,6 +241,18 @@ impl Service for Local {
             blocks_compressed: stats.data.blocks_compressed + stats.data.blocks_stored_raw,
             blocks_carried: stats.data.blocks_carried + stats.data.fragments_carried,
             way: Some(done.way),
+            because: done.because.clone(),
+            blocks: Blocks {
+                compressed: stats.data.blocks_compressed,
+                stored: stats.data.blocks_stored_raw,
+                data_carried: stats.data.blocks_carried,
+                fragments_carried: stats.data.fragments_carried,
+                fragments_repacked: stats.data.fragments_repacked,
+                fresh_bytes: stats.data.fresh_bytes,
+                duplicates: stats.data.duplicates,
+                dead_in_fragments: stats.data.dead_in_fragments,
+            },
+            millis: millis(&done.phases),
             changes: Summary::of(&changes),
         })
     }
@@ -366,6 +379,21 @@ fn text(bytes: Vec<u8>) -> Text {
     Text(std::ffi::OsString::from_vec(bytes))
 }
 
+fn millis(phases: &commit::Phases) -> Millis {
+    let of = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Millis {
+        rotate: of(phases.rotate),
+        plan: of(phases.plan),
+        data: of(phases.data),
+        tables: of(phases.tables),
+        sync: of(phases.sync),
+        digest: of(phases.digest),
+        check: of(phases.check),
+        publish: of(phases.publish),
+        clean: of(phases.clean),
+    }
+}
+
 fn to_protocol(change: union::Change) -> Change {
     let (kind, from) = match change.what {
         union::ChangeKind::Added => (ChangeKind::Added, None),
@@ -439,7 +467,9 @@ impl From<CommitError> for Failure {
                 };
                 Failure::new(kind, with_causes(&error))
             }
-            CommitError::Check(_) => Failure::new(Kind::Damaged, error.to_string()),
+            CommitError::Check(_) | CommitError::Changed(_) => {
+                Failure::new(Kind::Damaged, error.to_string())
+            }
             other => Failure::new(Kind::System, with_causes(&other)),
         }
     }

@@ -4,6 +4,7 @@
 //! compression = "zstd:3"     # or gzip, xz, lz4, none, each with :LEVEL where it has levels
 //! block_size = "128K"        # a power of two from 4K to 1M
 //! threads = 4                # compressor threads; 0 or absent: one for each processor
+//! compact_percent = 25       # a commit compacts when more of the image than this is dead
 //! prompt = "({name}) "       # or true, or false for no change of the prompt
 //!
 //! [cache]
@@ -37,6 +38,9 @@ pub struct Config {
     pub block_size: Option<u32>,
     /// Compressor threads; 0 for one for each processor.
     pub threads: usize,
+    /// A commit compacts the image when more than so many percent of its data belong to nothing.
+    #[serde(deserialize_with = "percent")]
+    pub compact_percent: u8,
     /// What activation does to the shell's prompt.
     pub prompt: Prompt,
     /// Memory of a mount.
@@ -52,6 +56,7 @@ impl Default for Config {
             level: None,
             block_size: None,
             threads: 0,
+            compact_percent: 25,
             prompt: Prompt::Show(true),
             cache: CacheConfig::default(),
             gc: GcConfig::default(),
@@ -203,6 +208,13 @@ fn at_least_one<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     }
 }
 
+fn percent<'de, D: Deserializer<'de>>(input: D) -> Result<u8, D::Error> {
+    match u8::deserialize(input)? {
+        percent @ 0..=100 => Ok(percent),
+        _ => Err(de::Error::custom("a number of percent, from 0 to 100")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -233,13 +245,14 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let config = Config::parse(
-            "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\nprompt = '[{name}] '\n\
+            "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\ncompact_percent = 40\nprompt = '[{name}] '\n\
              [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3",
         )
         .unwrap();
         assert_eq!(config.compression.as_deref(), Some("zstd:19"));
         assert_eq!(config.block_size, Some(1 << 18));
         assert_eq!((config.threads, config.gc.keep), (3, 3));
+        assert_eq!(config.compact_percent, 40);
         assert_eq!((config.cache.data_mib, config.cache.metadata_mib), (1, 2));
         assert_eq!(config.prompt.render("x").as_deref(), Some("[x] "));
         assert_eq!(
@@ -266,6 +279,7 @@ mod tests {
             ("block_size = '9999999999K'", "power of two"),
             ("block_size = true", "power of two"),
             ("threads = -1", "threads"),
+            ("compact_percent = 101", "0 to 100"),
             ("prompt = 3", "template"),
             ("gc.keep = 0", "at least 1"),
             ("level = 10", "0 to 9"),

@@ -51,9 +51,9 @@ pub struct NewImage {
     pub root_number: u32,
     /// Which object each inode number is.
     pub id_map: IdMap,
-    /// BLAKE3 digest of the file, where known.
+    /// BLAKE3 of `digests`, where known.
     pub digest: Option<Vec<u8>>,
-    /// Content hashes of the data blocks, by which the next commit finds duplicates.
+    /// BLAKE3 of each MiB of the file, one after another, where known.
     pub digests: Option<Vec<u8>>,
     /// Bytes of the data area that no inode refers to.
     pub dead_bytes: u64,
@@ -78,7 +78,7 @@ pub struct ImageRow {
     pub compression: String,
     /// Inode number of the root directory.
     pub root_number: u32,
-    /// BLAKE3 digest of the file, where known.
+    /// BLAKE3 of `digests`, where known.
     pub digest: Option<Vec<u8>>,
     /// Bytes of the data area that no inode refers to.
     pub dead_bytes: u64,

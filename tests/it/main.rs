@@ -11,6 +11,7 @@ mod cli;
 mod crash;
 mod docs;
 mod fs;
+mod image;
 mod matrix;
 mod model;
 mod shell;

@@ -1,10 +1,13 @@
 //! `envfs commit`
 
+use std::num::NonZeroUsize;
+
 use clap::Args as ClapArgs;
 
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
+use crate::commit::Way;
 use crate::daemon::protocol::{CommitOptions, Committed};
 
 /// Make a new revision of what the environment holds now.
@@ -28,15 +31,26 @@ pub struct Args {
     /// Leave out what belongs to nothing any more, however little it is.
     #[arg(long)]
     compact: bool,
-    /// Say what was carried over, compressed and left dead.
+    /// Say what was carried over, compressed and left dead, and how long each part took.
     #[arg(long)]
     stats: bool,
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none. Means --rebuild.
     #[arg(long, value_name = "CODEC[:LEVEL]")]
     compression: Option<String>,
+    /// Level of compression as conda-pack counts: 0 stores, 1 to 8 are zstd, 9 is xz. Means --rebuild.
+    #[arg(
+        long,
+        value_name = "0-9",
+        conflicts_with = "compression",
+        value_parser = clap::value_parser!(u8).range(0..=9)
+    )]
+    compress_level: Option<u8>,
     /// Block size of the image in bytes. Means --rebuild.
     #[arg(long, value_name = "BYTES")]
     block_size: Option<u32>,
+    /// Threads that compress [default: one for each processor].
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -46,13 +60,16 @@ impl Args {
     /// Does it.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
+        let compression =
+            super::import::compression(self.compression.as_deref(), self.compress_level);
         let options = CommitOptions {
             message: self.message.clone(),
             command: crate::commit::command_line(),
-            rebuild: self.rebuild || self.compression.is_some() || self.block_size.is_some(),
+            rebuild: self.rebuild || compression.is_some() || self.block_size.is_some(),
             compact: self.compact,
-            compression: self.compression.clone(),
+            compression,
             block_size: self.block_size,
+            threads: self.threads,
         };
         let service = env.service()?;
         let progress = context.output.progress();
@@ -63,18 +80,54 @@ impl Args {
         }
         tell(context, env.name(), &committed);
         if self.stats && committed.revision.is_some() {
-            for (what, value) in [
-                ("carried over", size(committed.carried_bytes)),
-                ("written", size(committed.written_bytes)),
-                ("dead", size(committed.dead_bytes)),
-                ("blocks carried", committed.blocks_carried.to_string()),
-                ("blocks compressed", committed.blocks_compressed.to_string()),
-            ] {
-                context.output.line(format!("{what:18} {value}"))?;
+            for (what, value) in stats(&committed) {
+                context.output.line(format!("{what:22} {value}"))?;
             }
         }
         Ok(())
     }
+}
+
+/// What a commit did in detail, by names of what is counted.
+fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
+    let (blocks, millis) = (&committed.blocks, &committed.millis);
+    let way = match (committed.way, &committed.because) {
+        (Some(Way::Append), _) => "append".to_owned(),
+        (Some(Way::Compact), _) => "compact".to_owned(),
+        (Some(Way::Rebuild), None) => "rebuild".to_owned(),
+        (Some(Way::Rebuild), Some(why)) => format!("rebuild: {why}"),
+        (None, _) => "none".to_owned(),
+    };
+    let mut rows = vec![
+        ("way", way),
+        ("carried over", size(committed.carried_bytes)),
+        ("  data blocks", blocks.data_carried.to_string()),
+        ("  fragment blocks", blocks.fragments_carried.to_string()),
+        ("packed", size(blocks.fresh_bytes)),
+        ("  blocks compressed", blocks.compressed.to_string()),
+        ("  blocks stored", blocks.stored.to_string()),
+        (
+            "  fragments repacked",
+            blocks.fragments_repacked.to_string(),
+        ),
+        ("  duplicate files", blocks.duplicates.to_string()),
+        ("written", size(committed.written_bytes)),
+        ("dead", size(committed.dead_bytes)),
+        ("  in used fragments", size(blocks.dead_in_fragments)),
+    ];
+    let times = [
+        ("time to freeze", millis.rotate),
+        ("time to plan", millis.plan),
+        ("time for data", millis.data),
+        ("time for tables", millis.tables),
+        ("time to sync", millis.sync),
+        ("time for digests", millis.digest),
+        ("time to check", millis.check),
+        ("time to publish", millis.publish),
+        ("time to clean up", millis.clean),
+    ];
+    rows.extend(times.map(|(what, millis)| (what, format!("{millis} ms"))));
+    rows
 }
 
 /// Says what a commit did.

@@ -117,8 +117,12 @@ impl Args {
         let options = CommitOptions {
             message,
             command: crate::commit::command_line(),
-            compression: self.options.compression.clone(),
+            compression: super::import::compression(
+                self.options.compression.as_deref(),
+                self.options.compress_level,
+            ),
             block_size: self.options.block_size,
+            threads: self.options.threads,
             ..CommitOptions::default()
         };
         let committed = client.commit(&options, &progress)?;

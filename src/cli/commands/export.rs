@@ -32,6 +32,10 @@ pub struct Args {
     /// Replace the file if it exists.
     #[arg(short, long)]
     force: bool,
+    /// Leave out what this matches: *.pyc or __pycache__ anywhere, pkgs/cache below the root; may be
+    /// repeated. What stays is copied still compressed.
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<PathBuf>,
 }
 
 impl Args {
@@ -59,7 +63,7 @@ impl Args {
             );
         }
         let progress = context.output.progress();
-        let bytes = copy(&source, file, &progress)?;
+        let bytes = copy(&source, file, &self.exclude, &progress)?;
         progress.finish();
         context
             .output
@@ -69,7 +73,7 @@ impl Args {
 }
 
 /// Copies an image beside the target and gives it its name when it is whole and durable.
-fn copy(source: &Path, target: &Path, progress: &dyn Progress) -> Result<u64> {
+fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progress) -> Result<u64> {
     let failed = |path: &Path| {
         let doing = format!("cannot write {}", path.display());
         move |error: io::Error| CommandError::io(&doing, &error)
@@ -80,12 +84,15 @@ fn copy(source: &Path, target: &Path, progress: &dyn Progress) -> Result<u64> {
     };
     let mut input = File::open(source)
         .map_err(|error| CommandError::io(format!("cannot read {}", source.display()), &error))?;
-    let total = input.metadata().map_err(failed(source))?.len();
+    let mut total = input.metadata().map_err(failed(source))?.len();
     let mut output = tempfile::Builder::new()
         .prefix(".envfs-export-")
         .tempfile_in(directory)
         .map_err(failed(target))?;
-    if reflink::clone_range(&input, 0, 0, output.as_file(), 0).is_err() {
+    if !exclude.is_empty() {
+        backend::export_without(source, exclude, output.path(), progress)?;
+        total = output.path().metadata().map_err(failed(target))?.len();
+    } else if reflink::clone_range(&input, 0, 0, output.as_file(), 0).is_err() {
         let mut buffer = vec![0u8; 1 << 20];
         let mut done = 0u64;
         loop {

@@ -1,5 +1,6 @@
 //! `envfs image`: looks into any SquashFS file.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::output::size;
 use crate::daemon::failure::{Failure, Kind};
 use crate::progress::{Progress, Report};
-use crate::squashfs::format::{Inode, InodeBody, InodeKind};
+use crate::squashfs::format::{Flags, Inode, InodeBody, InodeKind};
 use crate::squashfs::reader::{VerifyProgress, verify};
 use crate::squashfs::{self, Image, ReaderOptions};
 
@@ -42,8 +43,10 @@ enum Action {
         /// The image file.
         file: PathBuf,
         /// Path in the image [default: its root].
-        #[arg(default_value = "")]
-        path: PathBuf,
+        path: Option<PathBuf>,
+        /// And all directories below it; with whole paths.
+        #[arg(short = 'R', long)]
+        recursive: bool,
     },
     /// Write a file in it to standard output.
     Cat {
@@ -56,6 +59,9 @@ enum Action {
     Verify {
         /// The image file.
         file: PathBuf,
+        /// Print what was found as JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -69,6 +75,31 @@ struct Info {
     data_bytes: u64,
     created: u32,
     has_export_table: bool,
+    has_xattrs: bool,
+    owners: u16,
+    /// What is stored as it is: any of `inodes`, `data`, `fragments`, `xattrs`, `ids`.
+    uncompressed: Vec<&'static str>,
+    /// The compressor's options as stored, in hexadecimal.
+    compressor_options: Option<String>,
+    /// Bytes of each table.
+    inode_table_bytes: u64,
+    directory_table_bytes: u64,
+    /// Length of the file; beyond `bytes` it is padding, or something else.
+    file_bytes: u64,
+}
+
+/// What a check found, as JSON.
+#[derive(Debug, Serialize)]
+struct Verified {
+    inodes: u64,
+    unreached: u64,
+    directories: u64,
+    files: u64,
+    bytes: u64,
+    blocks: u64,
+    fragments: u64,
+    stored_bytes: u64,
+    link_mismatches: u64,
 }
 
 impl Args {
@@ -76,9 +107,18 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         match &self.action {
             Action::Info { file, json } => info(context, file, *json),
-            Action::Ls { file, path } => list(context, file, path),
+            Action::Ls {
+                file,
+                path,
+                recursive,
+            } => list(
+                context,
+                file,
+                path.as_deref().unwrap_or(Path::new("")),
+                *recursive,
+            ),
             Action::Cat { file, path } => cat(context, file, path),
-            Action::Verify { file } => verify_image(context, file),
+            Action::Verify { file, json } => verify_image(context, file, *json),
         }
     }
 }
@@ -104,6 +144,14 @@ fn info(context: &Context, file: &Path, json: bool) -> Result<()> {
     let image = open(file)?;
     let superblock = image.superblock();
     let data = image.data_area();
+    let flags = [
+        (Flags::UNCOMPRESSED_INODES, "inodes"),
+        (Flags::UNCOMPRESSED_DATA, "data"),
+        (Flags::UNCOMPRESSED_FRAGMENTS, "fragments"),
+        (Flags::UNCOMPRESSED_XATTRS, "xattrs"),
+        (Flags::UNCOMPRESSED_IDS, "ids"),
+    ];
+    let file_bytes = image.as_file().metadata().map(|meta| meta.len());
     let info = Info {
         compression: superblock.compressor.to_string(),
         block_size: superblock.block_size,
@@ -113,6 +161,19 @@ fn info(context: &Context, file: &Path, json: bool) -> Result<()> {
         data_bytes: data.end - data.start,
         created: superblock.mkfs_time,
         has_export_table: superblock.export_at().is_some(),
+        has_xattrs: superblock.xattrs_at().is_some(),
+        owners: superblock.ids,
+        uncompressed: flags
+            .into_iter()
+            .filter(|(flag, _)| superblock.flags.has(*flag))
+            .map(|(_, what)| what)
+            .collect(),
+        compressor_options: image
+            .options_bytes()
+            .map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        inode_table_bytes: superblock.directory_table - superblock.inode_table,
+        directory_table_bytes: superblock.directory_end() - superblock.directory_table,
+        file_bytes: file_bytes.map_err(|error| CommandError::io("cannot measure it", &error))?,
     };
     if json {
         return context.output.json(&info);
@@ -131,8 +192,21 @@ fn info(context: &Context, file: &Path, json: bool) -> Result<()> {
         "made         {}",
         crate::cli::output::time(i64::from(info.created))
     ))?;
-    let export = if info.has_export_table { "yes" } else { "no" };
-    out.line(format!("export table {export}"))
+    let yes_or_no = |is: bool| if is { "yes" } else { "no" };
+    out.line(format!("owners       {}", info.owners))?;
+    out.line(format!("attributes   {}", yes_or_no(info.has_xattrs)))?;
+    if !info.uncompressed.is_empty() {
+        out.line(format!("stored as is {}", info.uncompressed.join(", ")))?;
+    }
+    if let Some(options) = &info.compressor_options {
+        out.line(format!("options      {options}"))?;
+    }
+    out.line(format!(
+        "tables       {} of inodes, {} of names",
+        size(info.inode_table_bytes),
+        size(info.directory_table_bytes)
+    ))?;
+    out.line(format!("export table {}", yes_or_no(info.has_export_table)))
 }
 
 fn find(image: &Image, file: &Path, path: &Path) -> Result<Inode> {
@@ -156,13 +230,44 @@ fn find(image: &Image, file: &Path, path: &Path) -> Result<Inode> {
     Ok(inode)
 }
 
-fn list(context: &Context, file: &Path, path: &Path) -> Result<()> {
+fn list(context: &Context, file: &Path, path: &Path, recursive: bool) -> Result<()> {
     let image = open(file)?;
     let dir = find(&image, file, path)?;
     if dir.kind() != InodeKind::Directory {
         return context.output.line(path.as_os_str().as_bytes());
     }
-    for (name, entry) in image.read_dir(&dir).map_err(failed(file))?.iter() {
+    // Each directory once, whatever an image says: its inode number is its mark.
+    let mut seen = HashSet::from([dir.number]);
+    let mut pending = vec![(Vec::new(), dir)];
+    while let Some((above, dir)) = pending.pop() {
+        let below = list_one(context, &image, file, &above, &dir)?;
+        if recursive {
+            for (path, dir) in below.into_iter().rev() {
+                if !seen.insert(dir.number) {
+                    let message = format!(
+                        "{}: damaged image: directory {} is in it twice",
+                        file.display(),
+                        String::from_utf8_lossy(&path)
+                    );
+                    return Err(CommandError::new(Kind::Damaged, message));
+                }
+                pending.push((path, dir));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lists one directory, with `above` before each name; returns the directories in it.
+fn list_one(
+    context: &Context,
+    image: &Image,
+    file: &Path,
+    above: &[u8],
+    dir: &Inode,
+) -> Result<Vec<(Vec<u8>, Inode)>> {
+    let mut below = Vec::new();
+    for (name, entry) in image.read_dir(dir).map_err(failed(file))?.iter() {
         let inode = image.entry_inode(&entry).map_err(failed(file))?;
         let (letter, bytes, target) = match &inode.body {
             InodeBody::Directory(_) => ('d', 0, None),
@@ -179,14 +284,18 @@ fn list(context: &Context, file: &Path, path: &Path) -> Result<()> {
         );
         let mut line =
             format!("{letter}{:04o} {uid:>5} {gid:>5} {bytes:>12} ", inode.mode).into_bytes();
+        line.extend_from_slice(above);
         line.extend_from_slice(name);
         if let Some(target) = target {
             line.extend_from_slice(b" -> ");
             line.extend_from_slice(target);
         }
         context.output.line(line)?;
+        if inode.kind() == InodeKind::Directory {
+            below.push(([above, name, b"/"].concat(), inode));
+        }
     }
-    Ok(())
+    Ok(below)
 }
 
 fn cat(context: &Context, file: &Path, path: &Path) -> Result<()> {
@@ -204,7 +313,7 @@ fn cat(context: &Context, file: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn verify_image(context: &Context, file: &Path) -> Result<()> {
+fn verify_image(context: &Context, file: &Path, json: bool) -> Result<()> {
     let image = open(file)?;
     let bar = context.output.progress();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -220,6 +329,19 @@ fn verify_image(context: &Context, file: &Path) -> Result<()> {
     });
     bar.finish();
     let report = report.map_err(failed(file))?;
+    if json {
+        return context.output.json(&Verified {
+            inodes: report.inodes,
+            unreached: report.unreached,
+            directories: report.directories,
+            files: report.files,
+            bytes: report.bytes,
+            blocks: report.blocks,
+            fragments: report.fragments,
+            stored_bytes: report.stored_bytes,
+            link_mismatches: report.link_mismatches,
+        });
+    }
     context.output.note(format!(
         "{}: {} inodes, {} in files, {} blocks: all can be read",
         file.display(),

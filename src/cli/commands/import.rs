@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::output::{self, size};
 use crate::daemon::failure::Kind;
 use crate::environment::EnvName;
+use crate::squashfs::Compression;
 
 /// Pack a directory, an archive or an image into a new environment.
 ///
@@ -50,15 +52,35 @@ pub struct ImportOptions {
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none [default: zstd].
     #[arg(long, value_name = "CODEC[:LEVEL]")]
     pub compression: Option<String>,
+    /// Level of compression as conda-pack counts: 0 stores, 1 to 8 are zstd, 9 is xz.
+    #[arg(
+        long,
+        value_name = "0-9",
+        conflicts_with = "compression",
+        value_parser = clap::value_parser!(u8).range(0..=9)
+    )]
+    pub compress_level: Option<u8>,
     /// Block size of the image in bytes, a power of two from 4096 to 1048576 [default: 131072].
     #[arg(long, value_name = "BYTES")]
     pub block_size: Option<u32>,
     /// What to say about it in the history.
     #[arg(short, long, default_value = "")]
     pub message: String,
-    /// Leave out files of this name, or this path below the source; may be repeated.
-    #[arg(long, value_name = "NAME|PATH")]
+    /// Threads that compress [default: one for each processor].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Leave out what this matches: *.pyc or __pycache__ anywhere, pkgs/cache below the source; may
+    /// be repeated.
+    #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<PathBuf>,
+}
+
+/// Codec and level, from either way to say it.
+pub fn compression(named: Option<&str>, level: Option<u8>) -> Option<String> {
+    let by_level = level.and_then(Compression::from_conda_pack_level);
+    named
+        .map(str::to_owned)
+        .or(by_level.map(|compression| compression.to_string()))
 }
 
 impl ImportOptions {
@@ -66,8 +88,9 @@ impl ImportOptions {
     pub fn to_new_options(&self) -> NewOptions {
         NewOptions {
             prefix: self.prefix.clone(),
-            compression: self.compression.clone(),
+            compression: compression(self.compression.as_deref(), self.compress_level),
             block_size: self.block_size,
+            threads: self.threads,
             message: self.message.clone(),
             exclude: self.exclude.clone(),
         }

@@ -10,6 +10,7 @@ use tar::{Archive, EntryType};
 
 use super::{Extent, ImportOptions};
 use crate::commit::error::{CommitError, Context, Result};
+use crate::commit::exclude::Exclude;
 use crate::progress::{Progress, Report};
 use crate::squashfs::Image;
 use crate::squashfs::format::InodeBody;
@@ -140,6 +141,7 @@ impl Attempt<'_> {
             bytes: 0,
         };
         let mut has_twins = false;
+        let exclude = self.options.exclude();
         let packed = super::pack(
             self.options,
             self.to,
@@ -151,7 +153,9 @@ impl Attempt<'_> {
                 let entries = archive.entries().map_err(|e| damaged(source, &e))?;
                 for (index, entry) in entries.enumerate() {
                     let mut entry = entry.map_err(|e| damaged(source, &e))?;
-                    if superseded.is_some_and(|some| some.contains(&index)) {
+                    if superseded.is_some_and(|some| some.contains(&index))
+                        || is_excluded(&entry, &exclude, source)?
+                    {
                         continue;
                     }
                     // The root is counted already, named or not.
@@ -173,6 +177,19 @@ impl Attempt<'_> {
             packed => Ok(Some((packed?, extent))),
         }
     }
+}
+
+fn is_excluded<R: Read>(
+    entry: &tar::Entry<'_, R>,
+    exclude: &Exclude,
+    source: &Path,
+) -> Result<bool> {
+    if exclude.is_empty() {
+        return Ok(false);
+    }
+    let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
+    let path: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
+    Ok(exclude.covers(&path))
 }
 
 /// Finds the entries of which nothing is left when all have been unpacked in order: later ones of the
@@ -456,16 +473,20 @@ fn push_entry<R: Read>(
 pub(super) fn compare(
     source: &Path,
     packing: Packing,
-    _options: &ImportOptions,
+    options: &ImportOptions,
     image: &Image,
     progress: &dyn Progress,
 ) -> Result<()> {
+    let exclude = options.exclude();
     let mut archive = packing.open(source)?;
     let mut last: HashMap<Vec<Vec<u8>>, blake3::Hash> = HashMap::new();
     for (done, entry) in (1..).zip(archive.entries().map_err(|e| damaged(source, &e))?) {
         let mut entry = entry.map_err(|e| damaged(source, &e))?;
         let path = components(&entry.path().map_err(|e| damaged(source, &e))?, source)?;
         let kind = entry.header().entry_type();
+        if is_excluded(&entry, &exclude, source)? {
+            continue;
+        }
         if kind.is_file() {
             let mut hasher = blake3::Hasher::new();
             hasher

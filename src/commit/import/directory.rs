@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Extent, ImportOptions};
 use crate::commit::error::{CommitError, Context, Result};
+use crate::commit::exclude::Exclude;
 use crate::progress::{Progress, Report};
 use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody};
@@ -35,21 +36,22 @@ pub(super) fn pack(
             why,
         });
     }
-    let extent = count(source, options, progress)?;
+    let exclude = options.exclude();
+    let extent = count(source, &exclude, progress)?;
     let stats = super::pack(options, to, extent, progress, |writer| {
-        push(source, options, writer)
+        push(source, &exclude, writer)
     })?;
     Ok((stats, extent))
 }
 
-fn count(source: &Path, options: &ImportOptions, progress: &dyn Progress) -> Result<Extent> {
+fn count(source: &Path, exclude: &Exclude, progress: &dyn Progress) -> Result<Extent> {
     let mut extent = Extent {
         entries: 1,
         bytes: 0,
     };
     let mut pending = vec![source.to_owned()];
     while let Some(dir) = pending.pop() {
-        for entry in read_dir(source, &dir, options)? {
+        for entry in read_dir(source, &dir, exclude)? {
             extent.entries += 1;
             if entry.meta.is_dir() {
                 pending.push(entry.path);
@@ -72,17 +74,14 @@ fn count(source: &Path, options: &ImportOptions, progress: &dyn Progress) -> Res
 }
 
 /// Reads a directory in the order of names, without what is excluded.
-fn read_dir(source: &Path, dir: &Path, options: &ImportOptions) -> Result<Vec<Entry>> {
+fn read_dir(source: &Path, dir: &Path, exclude: &Exclude) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).context("read", dir)? {
         let entry = entry.context("read", dir)?;
         let path = entry.path();
         let below = path.strip_prefix(source).unwrap_or(&path);
-        if options
-            .exclude
-            .iter()
-            .any(|out| out == below || out.as_os_str() == entry.file_name())
-        {
+        let below: Vec<&[u8]> = below.iter().map(|part| part.as_bytes()).collect();
+        if exclude.matches(&below) {
             continue;
         }
         let meta = fs::symlink_metadata(&path).context("look at", &path)?;
@@ -96,14 +95,14 @@ fn read_dir(source: &Path, dir: &Path, options: &ImportOptions) -> Result<Vec<En
     Ok(entries)
 }
 
-fn push(source: &Path, options: &ImportOptions, writer: &mut ImageWriter) -> Result<NodeId> {
+fn push(source: &Path, exclude: &Exclude, writer: &mut ImageWriter) -> Result<NodeId> {
     let root_meta = fs::metadata(source).context("look at", source)?;
     let root = writer.add_directory(&meta_of(source, &root_meta)?)?;
     let mut linked: HashMap<(u64, u64), NodeId> = HashMap::new();
     let mut pending = vec![(source.to_owned(), root)];
     while let Some((dir, dir_node)) = pending.pop() {
         let mut below = Vec::new();
-        for entry in read_dir(source, &dir, options)? {
+        for entry in read_dir(source, &dir, exclude)? {
             let key = (entry.meta.dev(), entry.meta.ino());
             let node = match linked.get(&key) {
                 Some(node) => *node,
@@ -200,7 +199,7 @@ pub(super) fn compare(
         drop(queue);
         let walked = walk(
             source,
-            options,
+            &options.exclude(),
             image,
             total,
             progress,
@@ -222,7 +221,7 @@ pub(super) fn compare(
 
 fn walk(
     source: &Path,
-    options: &ImportOptions,
+    exclude: &Exclude,
     image: &Image,
     total: u64,
     progress: &dyn Progress,
@@ -237,7 +236,7 @@ fn walk(
     };
     let mut pending = vec![(source.to_owned(), image.inode(image.root())?)];
     while let Some((dir, inode)) = pending.pop() {
-        let (ours, theirs) = (read_dir(source, &dir, options)?, image.read_dir(&inode)?);
+        let (ours, theirs) = (read_dir(source, &dir, exclude)?, image.read_dir(&inode)?);
         if ours.len() != theirs.len() {
             return Err(CommitError::SourceChanged(dir));
         }

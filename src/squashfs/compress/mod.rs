@@ -6,6 +6,8 @@
 
 mod gzip;
 mod lz4;
+mod lzma;
+mod lzo;
 mod xz;
 mod zstd;
 
@@ -19,9 +21,9 @@ use super::{Error, Result, format::METADATA_SIZE};
 pub enum CompressorId {
     /// zlib (RFC 1950), whatever its name says.
     Gzip = 1,
-    /// LZMA alone. Never in the kernel; recognised, not read.
+    /// LZMA alone. Never in the kernel; read, not written.
     Lzma = 2,
-    /// LZO. Recognised, not read.
+    /// LZO. Read, not written.
     Lzo = 3,
     /// xz.
     Xz = 4,
@@ -124,7 +126,7 @@ impl Compression {
     }
 
     /// A way to write blocks for an image that has this codec already, at the level its
-    /// readers would expect. `None` if we only know how to read it, or not even that.
+    /// readers would expect. `None` if we only know how to read it.
     pub fn for_id(id: CompressorId) -> Option<Self> {
         Some(match id {
             CompressorId::Gzip => Compression::Gzip {
@@ -225,10 +227,21 @@ pub fn decompressor(id: CompressorId) -> Result<Box<dyn Decompressor>> {
         CompressorId::Xz => Box::new(xz::Unxz),
         CompressorId::Zstd => Box::new(zstd::Unzstd::new()?),
         CompressorId::Lz4 => Box::new(lz4::Unlz4),
-        CompressorId::Lzma | CompressorId::Lzo => {
-            return Err(Error::Unsupported(format!("images compressed with {id}")));
-        }
+        CompressorId::Lzma => Box::new(lzma::Unlzma),
+        CompressorId::Lzo => Box::new(lzo::Unlzo),
     })
+}
+
+/// Bytes at the beginning of a block that [`expanded_len`] wants to see (fewer for a short block).
+pub const FRAME_HEADER: usize = 18;
+
+/// The expanded length of a block, as far as its first bytes tell: only zstd's do. What they say is
+/// a claim, not a fact.
+pub fn expanded_len(id: CompressorId, head: &[u8]) -> Option<u64> {
+    match id {
+        CompressorId::Zstd => ::zstd::zstd_safe::get_frame_content_size(head).ok()?,
+        _ => None,
+    }
 }
 
 /// The payload of the compressor options block that belongs after the superblock, if it must

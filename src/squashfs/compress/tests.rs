@@ -130,11 +130,55 @@ fn names() {
     assert_eq!(Compression::from_conda_pack_level(10), None);
 }
 
+/// "hello, lzo world!", as the reference library writes it.
+const LZO: [u8; 21] = [
+    34, 104, 101, 108, 108, 111, 44, 32, 108, 122, 111, 32, 119, 111, 114, 108, 100, 33, 17, 0, 0,
+];
+
 #[test]
-fn unknown_codecs_are_named() {
-    for id in [CompressorId::Lzo, CompressorId::Lzma] {
-        let error = decompressor(id).err().unwrap();
-        assert!(error.to_string().contains(id.name()));
+fn what_is_only_read_is_read_and_bounded() {
+    let mut lzma = Vec::new();
+    let text: Vec<u8> = (0..4000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+    let options = xz2::stream::LzmaOptions::new_preset(6).unwrap();
+    let mut encoder = xz2::stream::Stream::new_lzma_encoder(&options).unwrap();
+    lzma.reserve(8192);
+    encoder
+        .process_vec(&text, &mut lzma, xz2::stream::Action::Finish)
+        .unwrap();
+    let samples = [
+        (
+            CompressorId::Lzo,
+            LZO.to_vec(),
+            b"hello, lzo world!".to_vec(),
+        ),
+        (CompressorId::Lzma, lzma, text),
+    ];
+    for (id, stored, text) in samples {
+        assert_eq!(Compression::for_id(id), None);
+        let mut decompressor = decompressor(id).unwrap();
+        let mut out = vec![0; text.len()];
+        assert_eq!(
+            decompressor.decompress(&stored, &mut out).unwrap(),
+            text.len()
+        );
+        assert!(out == text, "{id}");
+        for room in [0, 1, text.len() - 1] {
+            assert!(
+                decompressor.decompress(&stored, &mut out[..room]).is_err(),
+                "{id}"
+            );
+        }
+        for at in 0..stored.len() {
+            let mut bad = stored.clone();
+            for bits in [0x01, 0x55, 0x80, 0xff] {
+                bad[at] = stored[at] ^ bits;
+                if let Ok(len) = decompressor.decompress(&bad, &mut out) {
+                    assert!(len <= out.len());
+                }
+            }
+            let cut = decompressor.decompress(&stored[..at], &mut out);
+            assert!(cut.is_err(), "{id}: cut at {at}");
+        }
     }
 }
 

@@ -12,9 +12,9 @@ const NAME: &str = "xz";
 /// of honest writers; some use the preset's 8 MiB, which unsquashfs reads.
 const DECODER_MEMORY: u64 = 32 << 20;
 
-fn failed(error: xz2::stream::Error) -> Error {
+pub(super) fn failed(codec: &'static str, error: xz2::stream::Error) -> Error {
     Error::Codec {
-        codec: NAME,
+        codec,
         detail: error.to_string(),
     }
 }
@@ -49,7 +49,8 @@ impl Xz {
 impl Compressor for Xz {
     fn compress(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         let filters = self.filters()?;
-        let mut stream = Stream::new_stream_encoder(&filters, Check::Crc32).map_err(failed)?;
+        let mut stream =
+            Stream::new_stream_encoder(&filters, Check::Crc32).map_err(|e| failed(NAME, e))?;
         out.clear();
         // A buffer one byte too small: running out of it means that it is not worth it.
         out.resize(input.len().saturating_sub(1), 0);
@@ -61,7 +62,8 @@ impl Compressor for Xz {
             if room.is_empty() {
                 return Ok(false);
             }
-            match stream.process(rest, room, Action::Finish).map_err(failed)? {
+            let status = stream.process(rest, room, Action::Finish);
+            match status.map_err(|e| failed(NAME, e))? {
                 Status::StreamEnd => {
                     out.truncate(stream.total_out() as usize);
                     return Ok(true);
@@ -77,22 +79,33 @@ pub(super) struct Unxz;
 
 impl Decompressor for Unxz {
     fn decompress(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize> {
-        let mut stream = Stream::new_stream_decoder(DECODER_MEMORY, 0).map_err(failed)?;
-        loop {
-            let (consumed, produced) = (stream.total_in() as usize, stream.total_out() as usize);
-            let rest = input.get(consumed..).unwrap_or_default();
-            let room = out.get_mut(produced..).unwrap_or_default();
-            match stream.process(rest, room, Action::Finish).map_err(failed)? {
-                Status::StreamEnd => return Ok(stream.total_out() as usize),
-                Status::Ok | Status::GetCheck
-                    if stream.total_in() as usize > consumed
-                        || stream.total_out() as usize > produced => {}
-                _ => {
-                    return Err(Error::Codec {
-                        codec: NAME,
-                        detail: "the stream is cut short, or longer than its block".into(),
-                    });
-                }
+        let stream = Stream::new_stream_decoder(DECODER_MEMORY, 0);
+        expand(NAME, stream.map_err(|e| failed(NAME, e))?, input, out)
+    }
+}
+
+/// Expands one whole stream, and returns its length.
+pub(super) fn expand(
+    codec: &'static str,
+    mut stream: Stream,
+    input: &[u8],
+    out: &mut [u8],
+) -> Result<usize> {
+    loop {
+        let (consumed, produced) = (stream.total_in() as usize, stream.total_out() as usize);
+        let rest = input.get(consumed..).unwrap_or_default();
+        let room = out.get_mut(produced..).unwrap_or_default();
+        let status = stream.process(rest, room, Action::Finish);
+        match status.map_err(|e| failed(codec, e))? {
+            Status::StreamEnd => return Ok(stream.total_out() as usize),
+            Status::Ok | Status::GetCheck
+                if stream.total_in() as usize > consumed
+                    || stream.total_out() as usize > produced => {}
+            _ => {
+                return Err(Error::Codec {
+                    codec,
+                    detail: "the stream is cut short, or longer than its block".into(),
+                });
             }
         }
     }

@@ -5,7 +5,10 @@ use std::{
     fs::File,
     ops::{Deref, Range},
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::cache::Cache;
@@ -68,6 +71,27 @@ pub(super) struct MetadataBlock {
 
 type Key = (u64, u32);
 
+/// What a reader has done so far. Blocks that a cache had do not count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadCounts {
+    /// Reads from the image file.
+    pub reads: u64,
+    /// Bytes of them.
+    pub bytes_read: u64,
+    /// Metadata blocks read, and expanded where they were compressed.
+    pub metadata_blocks: u64,
+    /// Data and fragment blocks, the same.
+    pub data_blocks: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    reads: AtomicU64,
+    bytes_read: AtomicU64,
+    metadata_blocks: AtomicU64,
+    data_blocks: AtomicU64,
+}
+
 /// Everything that reads the file.
 pub(super) struct Blocks {
     pub(super) file: File,
@@ -80,6 +104,7 @@ pub(super) struct Blocks {
     /// Data and fragment blocks in one budget: which of them a user needs again, only use can tell.
     expanded: Cache<Key, Block>,
     zeros: Block,
+    counters: Counters,
 }
 
 struct Worker {
@@ -110,10 +135,25 @@ impl Blocks {
             metadata: Cache::new(metadata_bytes),
             expanded: Cache::new(data_bytes),
             zeros: Block::new(Arc::new(vec![0; block_size as usize])),
+            counters: Counters::default(),
         })
     }
 
+    pub(super) fn counts(&self) -> ReadCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ReadCounts {
+            reads: read(&self.counters.reads),
+            bytes_read: read(&self.counters.bytes_read),
+            metadata_blocks: read(&self.counters.metadata_blocks),
+            data_blocks: read(&self.counters.data_blocks),
+        }
+    }
+
     pub(super) fn read(&self, at: u64, buffer: &mut [u8], what: &'static str) -> Result<()> {
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        self.counters
+            .bytes_read
+            .fetch_add(buffer.len() as u64, Ordering::Relaxed);
         self.file.read_exact_at(buffer, at).map_err(Error::io(what))
     }
 
@@ -147,6 +187,7 @@ impl Blocks {
         if !size.is_valid(self.block_size) || size.is_hole() {
             return Err(Error::corrupt(what, start, format!("size {:#x}", size.0)));
         }
+        self.counters.data_blocks.fetch_add(1, Ordering::Relaxed);
         let stored = size.stored() as usize;
         let out = if size.is_compressed() {
             self.with_worker(|worker| {
@@ -238,6 +279,9 @@ impl Blocks {
         end: u64,
     ) -> Result<MetadataBlock> {
         const HEADER: usize = METADATA_HEADER_SIZE;
+        self.counters
+            .metadata_blocks
+            .fetch_add(1, Ordering::Relaxed);
         let mut raw = [0; HEADER + METADATA_SIZE];
         let room = end.saturating_sub(at).min(raw.len() as u64) as usize;
         let outside = || Error::corrupt(what, at, format!("a metadata block beyond {end:#x}"));

@@ -207,6 +207,30 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_a_load_that_is_not_theirs() {
+        let cache: Cache<u64, u64> = Cache::new(1 << 20);
+        let (begun, go_on) = (Barrier::new(2), Barrier::new(2));
+        thread::scope(|scope| {
+            let slow = scope.spawn(|| {
+                cache.get(0, || {
+                    begun.wait();
+                    go_on.wait();
+                    Ok((7, 8))
+                })
+            });
+            begun.wait();
+            // More keys than shards: some are in the shard of the one that loads.
+            for key in 1..100 {
+                assert_eq!(cache.get(key, || Ok((key, 8))).unwrap(), key);
+                assert_eq!(cache.peek(key), Some(key));
+            }
+            assert_eq!(cache.peek(0), None);
+            go_on.wait();
+            assert_eq!(slow.join().unwrap().unwrap(), 7);
+        });
+    }
+
+    #[test]
     fn stays_within_its_budget() {
         let cache: Cache<u64, u64> = Cache::new(8 * 1000);
         for key in 0..10_000 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Image, blocks::Block};
 use crate::squashfs::{
     Error, Result,
+    compress::{FRAME_HEADER, expanded_len},
     format::{BlockSize, FragmentEntry, FragmentRef, Inode, InodeBody, InodeRef},
 };
 
@@ -260,6 +261,27 @@ impl Image {
             ));
         }
         Ok(entry)
+    }
+
+    /// A whole fragment block, expanded, by way of the cache.
+    pub fn fragment_block(&self, index: u32) -> Result<Block> {
+        let entry = self.fragment(index)?;
+        self.blocks().fragment(entry.start, entry.size)
+    }
+
+    /// Bytes in a fragment block, expanded; found without expanding it where its frame says so.
+    /// Otherwise `None`.
+    pub fn fragment_len(&self, entry: &FragmentEntry) -> Result<Option<u32>> {
+        if !entry.size.is_compressed() {
+            return Ok(Some(entry.size.stored()));
+        }
+        let mut head = [0; FRAME_HEADER];
+        let len = head.len().min(entry.size.stored() as usize);
+        let head = &mut head[..len];
+        self.blocks().read(entry.start, head, "reading a block")?;
+        let block_size = u64::from(self.superblock().block_size);
+        let len = expanded_len(self.superblock().compressor, head);
+        Ok(len.filter(|len| *len <= block_size).map(|len| len as u32))
     }
 
     /// Entries in the fragment table.

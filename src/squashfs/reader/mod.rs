@@ -22,7 +22,7 @@ mod tests;
 
 use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};
 
-pub use blocks::Block;
+pub use blocks::{Block, ReadCounts};
 pub use directory::{DirEntry, Directory};
 pub use file::FileLayout;
 use open::{Inner, XattrTable};
@@ -99,6 +99,10 @@ impl Image {
     /// table.
     pub fn data_area(&self) -> Range<u64> {
         self.0.data_start..self.0.superblock.inode_table
+    }
+    /// How much has been read and expanded so far, by all clones together.
+    pub fn counts(&self) -> ReadCounts {
+        self.0.blocks.counts()
     }
     /// Reads stored bytes as they are. Fails beyond the image's end.
     pub fn read_raw(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

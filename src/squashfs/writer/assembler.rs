@@ -13,6 +13,9 @@ use super::error::{Result, WriteError};
 use super::output::Output;
 use super::pipeline::{Digest, Done, FileHasher, Piece, Sentinel, Shared, Stored, Work};
 use crate::squashfs::format::{BlockSize, FileBody, FragmentEntry};
+use repack::{FragmentUse, REPACK_AHEAD, Tail};
+
+mod repack;
 
 /// Fragment of a file in the new image, before old and new fragments are numbered together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +139,10 @@ pub(super) struct Assembler {
     runs: HashMap<(u64, u64), u64>,
     /// Carried files whose start becomes known with their run: (file, run).
     moved: Vec<(u32, (u64, u64))>,
+    /// Old fragment blocks that are still to be taken apart, once all has been pushed.
+    repack: VecDeque<(u32, Vec<Tail>)>,
+    /// Where the tails of those that have been are now: new index and offset.
+    repacked: HashMap<(u32, Tail), (u32, u32)>,
     stats: DataStats,
 }
 
@@ -170,6 +177,8 @@ impl Assembler {
             old_fragments,
             runs: HashMap::new(),
             moved: Vec::new(),
+            repack: VecDeque::new(),
+            repacked: HashMap::new(),
             stats: DataStats::default(),
         }
     }
@@ -194,7 +203,13 @@ impl Assembler {
     }
 
     fn assemble(&mut self) -> Result<()> {
-        while !(self.ended && self.slots.is_empty()) {
+        while !(self.ended && self.slots.is_empty() && self.repack.is_empty()) {
+            if self.ended && self.slots.len() < REPACK_AHEAD && !self.repack.is_empty() {
+                self.shared.check()?;
+                self.repack_next()?;
+                self.write_ready()?;
+                continue;
+            }
             let Ok(done) = self.done.recv() else {
                 return Err(WriteError::Failed);
             };
@@ -291,8 +306,13 @@ impl Assembler {
                 self.shared.monitor.advance(1, layout.size);
             }
             Piece::End => {
-                self.flush_fragment()?;
                 self.ended = true;
+                if self.old.as_ref().is_some_and(|old| old.compacting) {
+                    self.settle_old_fragments()?;
+                }
+                if self.repack.is_empty() {
+                    self.flush_fragment()?;
+                }
             }
         }
         Ok(())
@@ -311,7 +331,6 @@ impl Assembler {
     }
 
     fn take_small(&mut self, content: Vec<u8>, files: &[(u32, Digest)]) -> Result<()> {
-        let block_size = self.shared.block_size;
         let mut at = 0;
         let mut unused = 0;
         for (size, digest) in files {
@@ -339,16 +358,9 @@ impl Assembler {
                     self.stats.duplicates += 1;
                     unused += len;
                 } else {
-                    if self.fragment.len() + len > block_size {
-                        self.flush_fragment()?;
-                    }
-                    if self.fragment.is_empty() && self.fragment.capacity() == 0 {
-                        self.fragment = self.shared.buffer();
-                    }
-                    // flush_fragment refuses more fragments than fit.
-                    data.fragment = Fragment::New(self.fragment_index());
-                    data.offset = self.fragment.len() as u32;
-                    self.fragment.extend_from_slice(bytes);
+                    let (index, offset) = self.pack_tail(bytes)?;
+                    data.fragment = Fragment::New(index);
+                    data.offset = offset;
                     self.small.insert(*digest, self.files.len() as u32);
                     self.stats.fresh_bytes += len as u64;
                 }
@@ -395,10 +407,22 @@ impl Assembler {
         let Some(old) = &self.old else {
             return Err(WriteError::Carry("there is no old image".into()));
         };
-        if self.old_fragments.keep(index, old)? && old.compacting {
-            self.slots.push_back(Slot::OldFragment { index });
-        }
+        self.old_fragments.keep(index, old)?;
         Ok(Fragment::Old(index))
+    }
+
+    /// Puts bytes into the fragment block that is being filled; returns the block and the offset.
+    fn pack_tail(&mut self, bytes: &[u8]) -> Result<(u32, u32)> {
+        if self.fragment.len() + bytes.len() > self.shared.block_size {
+            self.flush_fragment()?;
+        }
+        if self.fragment.capacity() == 0 {
+            self.fragment = self.shared.buffer();
+        }
+        // flush_fragment refuses more fragments than fit.
+        let place = (self.fragment_index(), self.fragment.len() as u32);
+        self.fragment.extend_from_slice(bytes);
+        Ok(place)
     }
 
     fn take_carried(&mut self, layout: &FileBody) -> Result<()> {
@@ -595,6 +619,12 @@ impl Assembler {
                 data.start = start;
             }
         }
+        self.place_repacked();
+        if self.old.as_ref().is_some_and(|old| !old.compacting) {
+            let fragments = self.old_fragment_use()?;
+            self.stats.dead_in_fragments = fragments.iter().map(FragmentUse::dead).sum();
+        }
+        self.stats.dead_bytes = self.stats.dead_in_fragments;
         let (mut fragments, old_fragments, carried) = self.old_fragments.into_table();
         let old_count = fragments.len() as u32;
         self.stats.fragments_carried = u64::from(old_count);
@@ -602,7 +632,7 @@ impl Assembler {
         self.stats.fragments = u64::from(old_count) + self.fragments.len() as u64;
         if let Some(old) = self.old.as_ref().filter(|old| !old.compacting) {
             let live = self.runs.keys().copied();
-            self.stats.dead_bytes = old.dead_bytes(
+            self.stats.dead_bytes += old.dead_bytes(
                 live.chain(
                     fragments
                         .iter()

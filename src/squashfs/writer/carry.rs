@@ -16,6 +16,8 @@ pub(super) struct OldData {
     pub(super) data: (u64, u64),
     /// Whether only live runs are copied, instead of the whole area.
     pub(super) compacting: bool,
+    /// When compacting: fragment blocks of which so many percent are dead are taken apart.
+    pub(super) repack_percent: u8,
 }
 
 impl OldData {
@@ -35,7 +37,7 @@ impl OldData {
 
 impl OldData {
     /// What can be carried from an image.
-    pub(super) fn new(image: &Image, compacting: bool) -> Result<Self> {
+    pub(super) fn new(image: &Image, compacting: bool, repack_percent: u8) -> Result<Self> {
         let superblock = image.superblock();
         let mut fragments = Vec::new();
         for index in 0..image.fragment_count() {
@@ -59,6 +61,7 @@ impl OldData {
             fragments: fragments.into(),
             data: (area.start, area.end),
             compacting,
+            repack_percent,
         })
     }
 }
@@ -103,6 +106,20 @@ impl OldFragments {
         check_range(old, entry.start, u64::from(entry.size.stored()))?;
         *live = true;
         Ok(true)
+    }
+
+    /// The live ones, in their order.
+    pub(super) fn live(&self) -> impl Iterator<Item = (u32, FragmentEntry)> {
+        let all = self.entries.iter().zip(&self.live).enumerate();
+        all.filter(|(_, (_, live))| **live)
+            .map(|(index, (entry, _))| (index as u32, *entry))
+    }
+
+    /// Lets a fragment block go: its tails are elsewhere now.
+    pub(super) fn leave(&mut self, index: u32) {
+        if let Some(live) = self.live.get_mut(index as usize) {
+            *live = false;
+        }
     }
 
     /// Notes the new place of a fragment block; returns its old place and length.

@@ -14,9 +14,9 @@
 //! Memory: about `(threads + 2) * 4 MiB` of content in flight (or 8 blocks for each if that is
 //! more), besides some 150 bytes for each node with its name.
 //!
-//! Carrying data over (see [`CarryMode`]) never expands it. Fragment blocks stay whole as long as one
-//! of their files lives, so tails of dead files ride along; [`DataStats::dead_bytes`] does not
-//! count them.
+//! Carrying data over (see [`CarryMode`]) does not expand it. A fragment block stays whole as long as
+//! one of its files lives, so tails of dead files ride along, and count as dead
+//! ([`DataStats::dead_in_fragments`]); compacting packs what is left of such blocks anew.
 
 mod assembler;
 mod blocks;
@@ -82,6 +82,9 @@ impl Default for WriterOptions {
 pub struct AppendOptions {
     /// What becomes of the old data area.
     pub carry: CarryMode,
+    /// When compacting: fragment blocks of which so many percent belong to nothing are expanded, and
+    /// what is left in them is packed anew.
+    pub repack_percent: u8,
     /// Level for fresh data; `None` for the codec's usual one. The codec must be that of the
     /// old image (or none).
     pub compression: Option<Compression>,
@@ -97,6 +100,7 @@ impl Default for AppendOptions {
     fn default() -> Self {
         AppendOptions {
             carry: CarryMode::Append,
+            repack_percent: 25,
             compression: None,
             threads: default_threads(),
             mkfs_time: 0,
@@ -111,7 +115,8 @@ pub enum CarryMode {
     /// It is carried over whole, at the same positions (sharing extents where the file system
     /// can), and fresh data follows. Costs little; what is unused stays as dead space.
     Append,
-    /// Only what is used is copied, still compressed.
+    /// Only what is used is copied, still compressed; but fragment blocks that are used by few of
+    /// the files they were made for are packed anew.
     Compact,
 }
 
@@ -153,8 +158,15 @@ pub struct DataStats {
     pub bytes_carried: u64,
     /// Content that was read and stored, in bytes before compression; without duplicates.
     pub fresh_bytes: u64,
-    /// Bytes of the data area that belong to nothing.
+    /// Stored bytes of the data area that belong to nothing; of a fragment block that is partly
+    /// used, the part in proportion.
     pub dead_bytes: u64,
+    /// What of them is in fragment blocks that are partly used.
+    pub dead_in_fragments: u64,
+    /// Fragment blocks of the old image that were expanded and packed anew.
+    pub fragments_repacked: u64,
+    /// What was left in them, in bytes before compression.
+    pub repacked_bytes: u64,
     /// Files that share the data of an equal file.
     pub duplicates: u64,
     /// Fragment blocks in the image.

@@ -91,7 +91,7 @@ impl ImageWriter {
         superblock.flags.0 |= Flags::EXPORTABLE | Flags::DUPLICATES;
         superblock.flags.0 &= !Flags::NO_XATTRS;
         let fragments = !superblock.flags.has(Flags::NO_FRAGMENTS);
-        let old = OldData::new(old, compacting)?;
+        let old = OldData::new(old, compacting, options.repack_percent)?;
         let start = Start {
             compression,
             superblock,

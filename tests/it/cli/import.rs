@@ -94,20 +94,14 @@ fn an_image_made_by_mksquashfs_is_adopted_with_every_codec() {
     let source = env.work().join("source");
     samples::rich(&env, &source);
     let before = tree::read(&source);
-    for codec in ["gzip", "xz", "lz4", "zstd", "lzo"] {
+    for codec in ["gzip", "xz", "lz4", "zstd", "lzo", "lzma"] {
         let image = env.work().join(format!("{codec}.sqfs"));
         let mut command = env.command("mksquashfs");
         command.args([&source, &image]).args(["-comp", codec]);
         command.args(["-quiet", "-no-progress", "-b", "65536"]);
         run(command).ok();
         let digest = fs::read(&image).unwrap();
-        let imported = env.envfs(&["import", word(&image), codec]);
-        if codec == "lzo" {
-            imported.fails(6, &["lzo"]);
-            assert!(!env.home_of(codec).exists());
-            continue;
-        }
-        imported.ok();
+        env.envfs(&["import", word(&image), codec]).ok();
         let prefix = env.mount(codec);
         tree::assert_same(&before, &tree::read(&prefix), Look::ALL, codec);
         fs::write(prefix.join("new"), "new").unwrap();

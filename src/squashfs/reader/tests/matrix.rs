@@ -3,11 +3,11 @@
 use std::{path::Path, thread};
 
 use super::support::{
-    SPARSE_DATA, SPARSE_SIZE, compare, content, have_mksquashfs, mksquashfs, source, tree,
+    SPARSE_DATA, SPARSE_SIZE, compare, compare_exactly, content, have, have_mksquashfs, mksquashfs,
+    source, tree,
 };
 use crate::squashfs::{
     CompressorId, Error,
-    compress::CompressorId as Id,
     format::{Flags, InodeKind},
     reader::{Image, ReaderOptions, verify},
 };
@@ -90,16 +90,141 @@ fn lz4() {
 }
 
 #[test]
-fn lzo_is_refused_by_name() {
-    if !have_mksquashfs("lzo") {
+fn lzo() {
+    if let Some(image) = check(&["-comp", "lzo"]) {
+        assert_eq!(image.superblock().compressor, CompressorId::Lzo);
+    }
+    for algorithm in ["lzo1x_1", "lzo1x_1_11", "lzo1x_1_12", "lzo1x_1_15"] {
+        check_source(plain().path(), &["-comp", "lzo", "-Xalgorithm", algorithm]);
+    }
+    check(&["-comp", "lzo", "-b", "4K", "-always-use-fragments"]);
+}
+
+#[test]
+fn lzma() {
+    if let Some(image) = check(&["-comp", "lzma", "-b", "1M"]) {
+        assert_eq!(image.superblock().compressor, CompressorId::Lzma);
+    }
+    check(&["-comp", "lzma", "-b", "4K", "-noF"]);
+}
+
+/// Files of many sizes, of text and of noise.
+fn plain() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(source().join("sizes")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn every_block_size_in_every_codec() {
+    let small = plain();
+    for codec in ["gzip", "xz", "zstd", "lz4", "lzo", "lzma"] {
+        for log in 12..=20 {
+            let block_size = (1 << log).to_string();
+            // All nine of one codec, and a few of each: the others differ in nothing but the codec.
+            if codec == "lz4" || [12, 17, 20].contains(&log) {
+                check_source(small.path(), &["-comp", codec, "-b", &block_size]);
+            }
+        }
+    }
+}
+
+/// As conda-pack calls mksquashfs at each of its levels.
+#[test]
+fn the_levels_of_conda_pack() {
+    let small = plain();
+    for level in 0..=9u32 {
+        let zstd = (level * 20 / 8).to_string();
+        let options = match level {
+            0 => vec!["-noI", "-noD", "-noF", "-noX"],
+            9 => vec!["-comp", "xz"],
+            _ => vec!["-comp", "zstd", "-b", "256K", "-Xcompression-level", &zstd],
+        };
+        check_source(small.path(), &options);
+    }
+}
+
+/// What `unsquashfs` makes of an image, or the kernel, is what we see in it.
+fn check_by(path: &Path, by_kernel: bool) {
+    let out = tempfile::tempdir().unwrap();
+    let to = out.path().join("out");
+    let mut command = std::process::Command::new("unsquashfs");
+    command
+        .args(["-no-progress", "-quiet", "-d"])
+        .args([&to, path]);
+    if by_kernel {
+        std::fs::create_dir(&to).unwrap();
+        command = std::process::Command::new("mount");
+        command
+            .args(["-t", "squashfs", "-o", "loop,ro"])
+            .args([path, &to]);
+    }
+    let done = command.output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{path:?} {said}");
+    let image = Image::open(path, ReaderOptions::default()).unwrap();
+    let compared = std::panic::catch_unwind(|| compare_exactly(&image, &to));
+    if by_kernel {
+        std::process::Command::new("umount")
+            .arg(&to)
+            .status()
+            .unwrap();
+    }
+    compared.unwrap();
+    // Links of directories are counted in another way.
+    let report = verify(&image, 2, |_| true).unwrap();
+    assert_eq!((report.unreached, report.link_mismatches), (0, 0));
+}
+
+#[test]
+fn images_of_squashfs_tools_ng() {
+    if !have("gensquashfs") || !have("tar2sqfs") || !have_mksquashfs("squashfs-tools-ng") {
         return;
     }
-    let made = mksquashfs(source(), &["-comp", "lzo"]);
-    let error = Image::open(&made.path, ReaderOptions::default()).unwrap_err();
-    assert!(
-        matches!(&error, Error::Unsupported(what) if what.contains(Id::Lzo.name())),
-        "{error}"
-    );
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIP squashfs-tools-ng: owners and mounts need root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, tar) = (dir.path().join("image"), dir.path().join("tar"));
+    let run = |command: &mut std::process::Command| {
+        let done = command.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{command:?}: {said}");
+    };
+    for (codec, more) in [
+        ("gzip", &["-b", "4096", "-e"][..]),
+        ("xz", &["-b", "131072"]),
+        ("zstd", &["-b", "1048576", "-T", "-x"]),
+        ("lz4", &["-b", "65536", "-x", "-e"]),
+        ("lzo", &["-b", "131072"]),
+        ("lzma", &["-b", "131072"]),
+    ] {
+        run(std::process::Command::new("gensquashfs")
+            .args(["-q", "-f", "-k", "-c", codec, "-D"])
+            .arg(source())
+            .args(more)
+            .arg(&image));
+        // unsquashfs 4.5 does not find the ids in their lz4 images; the kernel does.
+        check_by(&image, codec == "lz4");
+    }
+    run(std::process::Command::new("tar")
+        .args(["--xattrs", "--xattrs-include=*", "--sparse", "-cf"])
+        .arg(&tar)
+        .arg("-C")
+        .arg(source())
+        .arg("."));
+    for codec in ["gzip", "zstd"] {
+        let input = std::fs::File::open(&tar).unwrap();
+        run(std::process::Command::new("tar2sqfs")
+            .args(["-q", "-f", "-c", codec])
+            .arg(&image)
+            .stdin(input));
+        check_by(&image, false);
+    }
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn walk(image: &Image) -> Result<()> {
     result
 }
 
-fn small_source() -> tempfile::TempDir {
+pub(super) fn small_source() -> tempfile::TempDir {
     let source = tempfile::tempdir_in(env_target()).unwrap();
     let root = source.path();
     fs::write(root.join("a"), b"a small file").unwrap();

@@ -20,6 +20,19 @@ use crate::squashfs::{
     reader::{DirEntry, Image, ReaderOptions},
 };
 
+pub(super) fn have(program: &str) -> bool {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|paths| std::env::split_paths(&paths).any(|dir| dir.join(program).is_file()));
+    if !found {
+        eprintln!("SKIP {program}: not installed");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "this must be there in CI: {program}"
+        );
+    }
+    found
+}
+
 pub(super) fn have_mksquashfs(test: &str) -> bool {
     let found = Command::new("mksquashfs")
         .arg("-version")
@@ -304,9 +317,36 @@ pub(super) fn content(image: &Image, inode: &Inode) -> Vec<u8> {
     out
 }
 
-/// Whether an image holds what the source does.
+/// Whether an image of [`mksquashfs`] holds what the source does.
 pub(super) fn compare(image: &Image, source: &Path, xattrs: bool) {
     let mut theirs = tree(image);
+    let device = |path: &[u8]| theirs.get(path).map(|(_, inode)| inode.clone()).unwrap();
+    assert_eq!(
+        device(b"/char-device").body,
+        InodeBody::CharDevice(5 << 8 | 77)
+    );
+    assert_eq!(
+        device(b"/block-device").body,
+        InodeBody::BlockDevice(8 << 8 | 300 & 0xff | 1 << 20)
+    );
+    assert_eq!(image.uid(&device(b"/char-device")).unwrap(), 3);
+    assert_eq!(device(b"/char-device").mode, 0o620);
+    theirs.retain(|path, _| path != b"/char-device" && path != b"/block-device");
+    compare_tree(image, source, xattrs, theirs, 2);
+}
+
+/// Whether an image holds exactly what a directory does.
+pub(super) fn compare_exactly(image: &Image, source: &Path) {
+    compare_tree(image, source, true, tree(image), 0);
+}
+
+fn compare_tree(
+    image: &Image,
+    source: &Path,
+    xattrs: bool,
+    mut theirs: BTreeMap<Vec<u8>, (Option<DirEntry>, Inode)>,
+    more_in_root: usize,
+) {
     let mut numbers: BTreeMap<(u64, u64), u32> = BTreeMap::new();
     for item in walkdir::WalkDir::new(source) {
         let item = item.unwrap();
@@ -341,7 +381,7 @@ pub(super) fn compare(image: &Image, source: &Path, xattrs: bool) {
         );
         if meta.is_dir() {
             let names = image.read_dir(&inode).unwrap().len();
-            let extra = if path.is_empty() { 2 } else { 0 };
+            let extra = if path.is_empty() { more_in_root } else { 0 };
             assert_eq!(
                 names,
                 fs::read_dir(item.path()).unwrap().count() + extra,
@@ -382,18 +422,6 @@ pub(super) fn compare(image: &Image, source: &Path, xattrs: bool) {
         wanted.sort();
         assert_eq!(ours, wanted, "{shown}: xattrs");
     }
-    let device = |path: &[u8]| theirs.get(path).map(|(_, inode)| inode.clone()).unwrap();
-    assert_eq!(
-        device(b"/char-device").body,
-        InodeBody::CharDevice(5 << 8 | 77)
-    );
-    assert_eq!(
-        device(b"/block-device").body,
-        InodeBody::BlockDevice(8 << 8 | 300 & 0xff | 1 << 20)
-    );
-    assert_eq!(image.uid(&device(b"/char-device")).unwrap(), 3);
-    assert_eq!(device(b"/char-device").mode, 0o620);
-    theirs.retain(|path, _| path != b"/char-device" && path != b"/block-device");
     assert!(
         theirs.is_empty(),
         "more than the source has: {:?}",

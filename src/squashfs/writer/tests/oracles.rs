@@ -1,11 +1,14 @@
 //! Whole trees, read back by everybody.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use super::support::*;
+use crate::squashfs::Compression;
 use crate::squashfs::writer::*;
 
+/// Codec by layout by reader.
 #[test]
 fn every_reader_sees_the_tree_in_every_codec() {
     let dir = tempfile::tempdir().unwrap();
@@ -13,20 +16,88 @@ fn every_reader_sees_the_tree_in_every_codec() {
     fs::create_dir(&tree).unwrap();
     varied_tree(&tree, 16 << 10);
     let expected = describe(&tree);
+    let layouts = [
+        (16 << 10, true),
+        (4 << 10, true),
+        (16 << 10, false),
+        (1 << 20, true),
+    ];
     for compression in CODECS {
-        let image = dir.path().join("image");
-        let stats = import(
-            &image,
-            WriterOptions {
-                compression,
-                ..options(16 << 10, 2)
-            },
-            &tree,
+        for (block_size, fragments) in layouts {
+            let is_usual = compression == Compression::default();
+            if !is_usual && block_size == 1 << 20 {
+                continue;
+            }
+            let image = dir.path().join("image");
+            let stats = import(
+                &image,
+                WriterOptions {
+                    compression,
+                    fragments,
+                    ..options(block_size, 2)
+                },
+                &tree,
+            );
+            assert_eq!(stats.image_size, fs::metadata(&image).unwrap().len());
+            assert_eq!(stats.image_size % 4096, 0);
+            assert!(stats.data.duplicates >= 3, "{stats:?}");
+            eprintln!("{compression} {block_size} {fragments}: {stats:?}");
+            check_everywhere(&image, &expected);
+            check_by_tools_ng(&image, &tree, &expected);
+        }
+    }
+}
+
+fn check_by_tools_ng(image: &Path, tree: &Path, expected: &[String]) {
+    // It unpacks each name of a hard link by itself, and leaves its target directory as it is.
+    let without_links = |lines: &[String]| -> Vec<String> {
+        let cut = |line: &String| {
+            let (before, rest) = line.split_once(" links ").unwrap();
+            let (_, after) = rest.split_once(" {").unwrap();
+            format!("{before} {{{after}")
+        };
+        lines.iter().skip(1).map(cut).collect()
+    };
+    if let Some(lines) = by_rdsquashfs(image) {
+        compare(
+            "rdsquashfs",
+            &without_links(&lines),
+            &without_links(expected),
         );
-        assert_eq!(stats.image_size, fs::metadata(&image).unwrap().len());
-        assert_eq!(stats.image_size % 4096, 0);
-        assert!(stats.data.duplicates >= 3, "{stats:?}");
-        eprintln!("{compression}: {stats:?}");
+    }
+    if let Some(paths) = by_sqfs2tar(image) {
+        let mut wanted: Vec<Vec<u8>> = walkdir::WalkDir::new(tree)
+            .min_depth(1)
+            .into_iter()
+            .map(|entry| entry.unwrap())
+            // A tar has no sockets.
+            .filter(|entry| !std::os::unix::fs::FileTypeExt::is_socket(&entry.file_type()))
+            .map(|entry| entry.path().strip_prefix(tree).unwrap().to_owned())
+            .map(|path| path.into_os_string().into_encoded_bytes())
+            .collect();
+        wanted.sort();
+        assert_eq!(paths, wanted, "by sqfs2tar");
+    }
+}
+
+/// The commands conda-pack has levels for: what we write at each of them is read by everybody.
+#[test]
+fn every_level_of_conda_pack_is_written_and_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
+    fs::create_dir_all(tree.join("lib")).unwrap();
+    for i in 0..30 {
+        fs::write(tree.join(format!("lib/{i}.py")), text(i, 3000 * i as usize)).unwrap();
+    }
+    fs::write(tree.join("noise"), noise(1, 300_000)).unwrap();
+    let expected = describe(&tree);
+    for level in 0..=9 {
+        let compression = Compression::from_conda_pack_level(level).unwrap();
+        let options = WriterOptions {
+            compression,
+            ..options(256 << 10, 2)
+        };
+        import(&image, options, &tree);
         check_everywhere(&image, &expected);
     }
 }
@@ -142,7 +213,7 @@ fn a_huge_directory_has_an_index_that_finds_every_name() {
     let root = writer.add_directory(&meta(0o755)).unwrap();
     let big = writer.add_directory(&meta(0o755)).unwrap();
     writer.link(root, b"big", big).unwrap();
-    let count = 70_000;
+    let count = 100_000;
     for i in (0..count).rev() {
         let fifo = writer.add_fifo(&meta(0o600)).unwrap();
         writer
@@ -192,4 +263,98 @@ fn a_huge_directory_has_an_index_that_finds_every_name() {
                 == count
         );
     }
+}
+
+/// Peak memory of this process in bytes.
+fn peak() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib: u64 = line
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    kib << 10
+}
+
+const MANY: &str = "ENVFS_TEST_FILES";
+
+/// Runs in a process of its own, so that its peak is its own: 100,000 files, or as many as
+/// `ENVFS_TEST_FILES` says (1000000 is what the name promises).
+#[test]
+fn a_million_files_take_bounded_memory() {
+    const INSIDE: &str = "ENVFS_TEST_INSIDE";
+    let asked = std::env::var(MANY)
+        .ok()
+        .map(|text| text.parse::<u32>().unwrap());
+    let count = asked.unwrap_or(100_000);
+    if let Some(image) = std::env::var_os(INSIDE) {
+        write_many(Path::new(&image), count);
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let mut inside = Command::new(std::env::current_exe().unwrap());
+    inside.args(["--exact", "--nocapture"]);
+    inside.arg("squashfs::writer::tests::oracles::a_million_files_take_bounded_memory");
+    let said = run(inside.env(INSIDE, &image).env(MANY, count.to_string()));
+    let peak: u64 = said
+        .lines()
+        .find_map(|line| line.split_once("peak ")?.1.parse().ok())
+        .unwrap();
+    let each = peak.saturating_sub(FIXED) / u64::from(count);
+    eprintln!("{count} files: {peak} bytes at most, {each} for each beyond {FIXED}");
+    assert!(
+        peak <= FIXED + u64::from(count) * EACH,
+        "{peak} bytes, {each} for each file"
+    );
+
+    let read = open(&image);
+    let opened = read.counts();
+    assert_eq!((opened.metadata_blocks, opened.data_blocks), (1, 0));
+    assert_eq!(read.superblock().inodes, count + count / 1000 + 1);
+    for i in (0..count).step_by(count as usize / 50) {
+        let path = format!("d{:04}/module_{i:07}.py", i / 1000);
+        let inode = inode_at(&read, &path);
+        assert_eq!(content(&read, &inode), many_content(i), "{path}");
+    }
+    if asked.is_some() {
+        let report = crate::squashfs::reader::verify(&read, 2, |_| true).unwrap();
+        assert_eq!(report.files, u64::from(count));
+        if is_root() {
+            let lines = by_kernel(&image).unwrap();
+            assert_eq!(lines.len() as u32, count + count / 1000 + 1);
+        }
+    }
+}
+
+/// What `docs/image.md` promises: so much, whatever the tree; and so much for each file.
+const FIXED: u64 = 24 << 20;
+const EACH: u64 = 160;
+
+fn many_content(i: u32) -> Vec<u8> {
+    format!("value = {}\n", i % 20_000).into_bytes()
+}
+
+fn write_many(image: &Path, count: u32) {
+    let mut writer = ImageWriter::create(image, options(128 << 10, 2)).unwrap();
+    let root = writer.add_directory(&meta(0o755)).unwrap();
+    for dir in 0..count / 1000 {
+        let node = writer.add_directory(&meta(0o755)).unwrap();
+        writer
+            .link(root, format!("d{dir:04}").as_bytes(), node)
+            .unwrap();
+        for i in dir * 1000..(dir + 1) * 1000 {
+            let bytes = many_content(i);
+            let file = writer
+                .add_file(&meta(0o644), bytes.len() as u64, memory(&bytes))
+                .unwrap();
+            let name = format!("module_{i:07}.py");
+            writer.link(node, name.as_bytes(), file).unwrap();
+        }
+    }
+    writer.finish(root).unwrap();
+    println!("peak {}", peak());
 }

@@ -516,6 +516,39 @@ pub(super) fn by_squashfuse(image: &Path) -> Option<Vec<String>> {
     Some(lines.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
+/// What `rdsquashfs` of squashfs-tools-ng makes of an image.
+pub(super) fn by_rdsquashfs(image: &Path) -> Option<Vec<String>> {
+    if !have("rdsquashfs") || !is_root() {
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    fs::create_dir(&target).unwrap();
+    let mut command = Command::new("rdsquashfs");
+    command.args(["-q", "-XTCO", "-u", "/", "-p"]);
+    run(command.arg(&target).arg(image));
+    Some(describe(&target))
+}
+
+/// The paths that `sqfs2tar` of squashfs-tools-ng finds in an image, sorted, and the tar's length.
+pub(super) fn by_sqfs2tar(image: &Path) -> Option<Vec<Vec<u8>>> {
+    if !have("sqfs2tar") {
+        return None;
+    }
+    let out = Command::new("sqfs2tar").arg(image).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "sqfs2tar {image:?}: {said}");
+    let mut archive = tar::Archive::new(&out.stdout[..]);
+    let mut paths: Vec<_> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path_bytes().to_vec())
+        .map(|path| path.strip_suffix(b"/").unwrap_or(&path).to_vec())
+        .collect();
+    paths.sort();
+    Some(paths)
+}
+
 /// Checks an image by all readers at once.
 pub(super) fn check_everywhere(image: &Path, expected: &[String]) {
     compare("our reader", &describe_image(&open(image)), expected);

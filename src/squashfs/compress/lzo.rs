@@ -1,0 +1,16 @@
+//! LZO1X blocks, read only: the reference library may not be linked with ours, and nothing new should
+//! be written in it.
+
+use super::Decompressor;
+use crate::squashfs::{Error, Result};
+
+pub(super) struct Unlzo;
+
+impl Decompressor for Unlzo {
+    fn decompress(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize> {
+        lzo::decompress_into(input, out).map_err(|e| Error::Codec {
+            codec: "lzo",
+            detail: e.to_string(),
+        })
+    }
+}

@@ -1,0 +1,173 @@
+//! Fragment blocks of the old image: how much of each is still used, and packing anew those that are
+//! hardly used when compacting.
+
+use super::{Assembler, FileData, Fragment, Slot};
+use crate::squashfs::format::FragmentEntry;
+use crate::squashfs::writer::carry::OldData;
+use crate::squashfs::writer::error::{Result, WriteError};
+
+/// Blocks that are being compressed at a time while old fragment blocks are packed anew.
+pub(super) const REPACK_AHEAD: usize = 16;
+
+/// A tail in a fragment block of the old image: (offset, length).
+pub(super) type Tail = (u32, u32);
+
+/// How much of one fragment block of the old image is still used.
+#[derive(Debug)]
+pub(super) struct FragmentUse {
+    pub(super) index: u32,
+    /// Distinct tails, in order.
+    pub(super) tails: Vec<Tail>,
+    /// Bytes of the block when expanded.
+    pub(super) len: u32,
+    /// Bytes of it that belong to some tail.
+    pub(super) used: u32,
+    /// Bytes of it as stored.
+    pub(super) stored: u32,
+}
+
+impl FragmentUse {
+    /// Finds out how much of a block is used. `tails` are sorted and distinct.
+    ///
+    /// Its expanded length stands in its frame, or nowhere. Then a block that seems to be used by
+    /// less than half is expanded to know, and one that is used by more counts as though it ended
+    /// with its last tail.
+    pub(super) fn of(
+        old: &OldData,
+        index: u32,
+        entry: FragmentEntry,
+        tails: Vec<Tail>,
+    ) -> Result<FragmentUse> {
+        let (mut used, mut end) = (0, 0);
+        for (offset, len) in &tails {
+            let to = offset.saturating_add(*len);
+            used += to.saturating_sub((*offset).max(end));
+            end = end.max(to);
+        }
+        let half = old.image.superblock().block_size / 2;
+        let len = match old.image.fragment_len(&entry)? {
+            Some(len) => len,
+            None if used < half => old.image.fragment_block(index)?.len() as u32,
+            None => end,
+        };
+        Ok(FragmentUse {
+            index,
+            tails,
+            len: len.max(end),
+            used,
+            stored: entry.size.stored(),
+        })
+    }
+
+    /// The part of the stored bytes that is used by nobody.
+    pub(super) fn dead(&self) -> u64 {
+        let unused = u64::from(self.len.saturating_sub(self.used));
+        u64::from(self.stored) * unused / u64::from(self.len.max(1))
+    }
+
+    /// Whether so many percent of it, or more, are used by nobody. A block whose tails overlap is
+    /// never worth it: taken apart it might grow.
+    pub(super) fn is_worth_repacking(&self, percent: u8) -> bool {
+        let unused = u64::from(self.len.saturating_sub(self.used));
+        let taken_apart: u64 = self.tails.iter().map(|(_, len)| u64::from(*len)).sum();
+        unused > 0
+            && unused * 100 >= u64::from(self.len) * u64::from(percent)
+            && taken_apart == u64::from(self.used)
+    }
+}
+
+impl Assembler {
+    /// The length of what a file has in a fragment.
+    fn tail_len(&self, file: &FileData) -> u32 {
+        // Less than a block.
+        (file.size % self.shared.block_size as u64) as u32
+    }
+
+    /// How much of each live fragment block of the old image is used.
+    pub(super) fn old_fragment_use(&self) -> Result<Vec<FragmentUse>> {
+        let Some(old) = &self.old else {
+            return Ok(Vec::new());
+        };
+        let mut tails: Vec<(u32, Tail)> = self
+            .files
+            .iter()
+            .filter_map(|file| match file.fragment {
+                Fragment::Old(index) => Some((index, (file.offset, self.tail_len(file)))),
+                _ => None,
+            })
+            .collect();
+        tails.sort_unstable();
+        tails.dedup();
+        let mut all = Vec::new();
+        let mut rest = tails.as_slice();
+        for (index, entry) in self.old_fragments.live() {
+            let from = rest.partition_point(|(of, _)| *of < index);
+            let to = rest.partition_point(|(of, _)| *of <= index);
+            let its = rest.get(from..to).unwrap_or_default();
+            let its = its.iter().map(|(_, tail)| *tail).collect();
+            rest = rest.get(to..).unwrap_or_default();
+            all.push(FragmentUse::of(old, index, entry, its)?);
+        }
+        Ok(all)
+    }
+
+    /// When compacting, after the last file: copies the fragment blocks that are well used, and
+    /// notes the others for [`Assembler::repack_next`].
+    pub(super) fn settle_old_fragments(&mut self) -> Result<()> {
+        let percent = self.old.as_ref().map_or(100, |old| old.repack_percent);
+        for fragment in self.old_fragment_use()? {
+            let index = fragment.index;
+            if fragment.is_worth_repacking(percent) {
+                self.old_fragments.leave(index);
+                self.repack.push_back((index, fragment.tails));
+            } else {
+                self.stats.dead_in_fragments += fragment.dead();
+                self.slots.push_back(Slot::OldFragment { index });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one old fragment block apart and packs what is left of it anew.
+    pub(super) fn repack_next(&mut self) -> Result<()> {
+        let (Some((index, tails)), Some(old)) = (self.repack.pop_front(), self.old.clone()) else {
+            return Ok(());
+        };
+        let block = old.image.fragment_block(index)?;
+        self.stats.fragments_repacked += 1;
+        for (offset, len) in tails {
+            let from = offset as usize;
+            let tail = from
+                .checked_add(len as usize)
+                .and_then(|to| block.get(from..to));
+            let tail = tail.ok_or_else(|| {
+                WriteError::Carry(format!(
+                    "{len} bytes at {offset} of fragment block {index}, which has {}",
+                    block.len()
+                ))
+            })?;
+            self.stats.repacked_bytes += u64::from(len);
+            let place = self.pack_tail(tail)?;
+            self.repacked.insert((index, (offset, len)), place);
+        }
+        if self.repack.is_empty() {
+            self.flush_fragment()?;
+        }
+        Ok(())
+    }
+
+    /// Tells the files where their repacked tails are.
+    pub(super) fn place_repacked(&mut self) {
+        let block_size = self.shared.block_size as u64;
+        for data in &mut self.files {
+            let Fragment::Old(index) = data.fragment else {
+                continue;
+            };
+            let tail = (data.offset, (data.size % block_size) as u32);
+            if let Some((index, offset)) = self.repacked.get(&(index, tail)) {
+                data.fragment = Fragment::New(*index);
+                data.offset = *offset;
+            }
+        }
+    }
+}
