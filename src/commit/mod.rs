@@ -177,7 +177,6 @@ fn commit_frozen(
         image: new_image,
         replaces: replaces.clone(),
         revision: new_revision(&options.message, &options.command),
-        journal: None,
     };
     let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
     let (revision, stale) = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?))?;

@@ -420,6 +420,9 @@ impl From<CommitError> for Failure {
             CommitError::Union(union::Error::CommitUnfinished) => {
                 Failure::new(Kind::Busy, error.to_string())
             }
+            CommitError::Union(union::Error::Replaced(_)) => {
+                Failure::new(Kind::Conflict, error.to_string())
+            }
             CommitError::Io { ref source, .. } => {
                 Failure::new(kind_of_io(source), error.to_string())
             }

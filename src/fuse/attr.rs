@@ -8,6 +8,25 @@ use crate::union::SetTime;
 /// The unit of `st_blksize`: one SquashFS block, so that copying tools ask for whole blocks.
 const BLOCK_SIZE: u32 = 128 << 10;
 
+/// The answer "there is no such name", which the kernel keeps: node id 0.
+pub(super) const ABSENT: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: std::time::UNIX_EPOCH,
+    mtime: std::time::UNIX_EPOCH,
+    ctime: std::time::UNIX_EPOCH,
+    crtime: std::time::UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
+
 pub(super) fn file_attr(ino: Ino, attr: &Attr) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino.0),

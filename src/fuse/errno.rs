@@ -24,7 +24,7 @@ pub(super) fn errno(operation: &'static str, ino: u64, error: &union::Error) -> 
                 Errno::EIO
             }
         }
-        union::Error::CommitUnfinished => Errno::EBUSY,
+        union::Error::CommitUnfinished | union::Error::Replaced(_) => Errno::EBUSY,
         union::Error::Inconsistent(what) => {
             tracing::error!(operation, ino, "{what}");
             Errno::EIO

@@ -7,6 +7,7 @@
 //! user of a request says nothing about a request, since writes arrive late and under uid 0.
 
 mod attr;
+mod counters;
 mod errno;
 mod pool;
 pub mod session;
@@ -16,11 +17,11 @@ use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
@@ -28,7 +29,9 @@ use fuser::{
 
 use crate::object::{Attr, Ino, Kind};
 use crate::union::{AllocateMode, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
-use attr::{file_attr, file_type, set_time};
+use attr::{ABSENT, file_attr, file_type, set_time};
+pub use counters::Counters;
+use counters::count;
 use errno::errno;
 use pool::Pool;
 use session::Invalidator;
@@ -43,31 +46,6 @@ const LISTING_BATCH: usize = 512;
 const MAX_WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 /// The generation of every object: identities are never used twice.
 const GENERATION: Generation = Generation(0);
-
-/// Requests answered since the start, by kind.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Names looked up.
-    pub lookups: AtomicU64,
-    /// Attributes asked for.
-    pub getattrs: AtomicU64,
-    /// Reads of content.
-    pub reads: AtomicU64,
-    /// Bytes read.
-    pub read_bytes: AtomicU64,
-    /// Writes of content.
-    pub writes: AtomicU64,
-    /// Bytes written.
-    pub written_bytes: AtomicU64,
-    /// Directory listings (parts).
-    pub listings: AtomicU64,
-    /// Names made, removed, linked or renamed.
-    pub namespace: AtomicU64,
-    /// Extended attributes asked for or changed.
-    pub xattrs: AtomicU64,
-    /// Requests to make something durable.
-    pub syncs: AtomicU64,
-}
 
 /// A union, served to the kernel.
 #[derive(Debug)]
@@ -129,10 +107,6 @@ impl EnvFs {
             Err(e) => reply.error(errno("make", parent.0, &e)),
         }
     }
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Tells the kernel what to forget. Never called from a request handler: the kernel may hold locks
@@ -704,25 +678,6 @@ impl Filesystem for EnvFs {
         }
     }
 }
-
-/// The answer "there is no such name", which the kernel keeps: node id 0.
-const ABSENT: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: SystemTime::UNIX_EPOCH,
-    mtime: SystemTime::UNIX_EPOCH,
-    ctime: SystemTime::UNIX_EPOCH,
-    crtime: SystemTime::UNIX_EPOCH,
-    kind: fuser::FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 0,
-    flags: 0,
-};
 
 /// Answers a request that asks for the size first.
 fn answer_sized(bytes: &[u8], size: u32, reply: ReplyXattr) {

@@ -1,4 +1,4 @@
-//! Facts of the environment, counters, the clean flag, the journal, and the check of it all.
+//! Facts of the environment, counters, the clean flag, and the check of it all.
 
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -8,28 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::Result;
-use super::{Durability, ImageId, LayerId, StateDb, now};
-
-/// One multi-step operation that is under way, or was when somebody died.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct JournalId(pub i64);
-
-/// What the journal says of an operation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct JournalEntry {
-    /// The entry.
-    pub id: JournalId,
-    /// Which operation ("commit", "discard", "import", "gc").
-    pub operation: String,
-    /// How far it has come; the operation knows the form.
-    pub state: serde_json::Value,
-    /// When it began, in seconds since 1970.
-    pub started: i64,
-    /// When the state was last written, in seconds since 1970.
-    pub updated: i64,
-}
+use super::{Durability, ImageId, LayerId, StateDb};
 
 const PREFIX: &str = "prefix";
 const CLEAN: &str = "clean";
@@ -193,85 +172,6 @@ impl StateDb {
             set_counter(conn, name, wanted).map_err(|e| self.sql(doing, e))?;
         }
         Ok(())
-    }
-
-    /// Notes that a multi-step operation begins; durable when this returns.
-    pub fn journal_begin(&self, operation: &str, state: &serde_json::Value) -> Result<JournalId> {
-        const DOING: &str = "begin a journal entry";
-        self.write(Durability::Power, DOING, |conn| {
-            conn.execute(
-                "INSERT INTO journal (operation, state, started, updated) \
-                 VALUES (?1, ?2, ?3, ?3)",
-                params![operation, state.to_string(), now()],
-            )
-            .map_err(|e| self.sql(DOING, e))?;
-            Ok(JournalId(conn.last_insert_rowid()))
-        })
-    }
-
-    /// Notes how far the operation has come; durable when this returns.
-    pub fn journal_update(&self, id: JournalId, state: &serde_json::Value) -> Result<()> {
-        const DOING: &str = "update a journal entry";
-        self.write(Durability::Power, DOING, |conn| {
-            self.journal_update_in(conn, id, state, DOING)
-        })
-    }
-
-    pub(super) fn journal_update_in(
-        &self,
-        conn: &Connection,
-        id: JournalId,
-        state: &serde_json::Value,
-        doing: &'static str,
-    ) -> Result<()> {
-        let changed = conn
-            .execute(
-                "UPDATE journal SET state = ?2, updated = ?3 WHERE id = ?1",
-                params![id.0, state.to_string(), now()],
-            )
-            .map_err(|e| self.sql(doing, e))?;
-        match changed {
-            0 => Err(self.conflict(doing, format!("there is no journal entry {}", id.0))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Notes that nothing is left to do for the operation. Not durable by itself: after power
-    /// loss its last, repeatable steps are repeated.
-    pub fn journal_finish(&self, id: JournalId) -> Result<()> {
-        const DOING: &str = "finish a journal entry";
-        self.write(Durability::Process, DOING, |conn| {
-            conn.execute("DELETE FROM journal WHERE id = ?1", [id.0])
-                .map_err(|e| self.sql(DOING, e))?;
-            Ok(())
-        })
-    }
-
-    /// Returns the operations that are under way or were cut off, oldest first.
-    pub fn journal(&self) -> Result<Vec<JournalEntry>> {
-        let rows = self.select(
-            "read the journal",
-            "SELECT id, operation, state, started, updated FROM journal ORDER BY id",
-            |row| {
-                let state: String = row.get(2)?;
-                let entry = JournalEntry {
-                    id: JournalId(row.get(0)?),
-                    operation: row.get(1)?,
-                    state: serde_json::Value::Null,
-                    started: row.get(3)?,
-                    updated: row.get(4)?,
-                };
-                Ok((entry, state))
-            },
-        )?;
-        rows.into_iter()
-            .map(|(entry, state)| {
-                let state = serde_json::from_str(&state).map_err(|e| {
-                    self.bad_row("journal", format!("state of entry {}: {e}", entry.id.0))
-                })?;
-                Ok(JournalEntry { state, ..entry })
-            })
-            .collect()
     }
 
     /// Checks the database page by page and its tables against each other. Returns what is

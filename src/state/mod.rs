@@ -5,8 +5,8 @@
 //! - [`StateDb::apply`] is the hot path: one transaction for each operation of a program. It
 //!   survives the death of this process at once, and power loss after [`StateDb::sync`].
 //! - Whatever *publishes* ([`rotate`](StateDb::rotate), [`publish_commit`](StateDb::publish_commit),
-//!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to), the journal and
-//!   the clean flag) is one transaction, and durable when it returns.
+//!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to) and the
+//!   clean flag) is one transaction, and durable when it returns.
 //!
 //! Lock order: a [`StateDb`] has one lock, around its connection, taken last and held only for
 //! one transaction. No callback runs under it.
@@ -39,7 +39,6 @@ pub use history::{
     ImageId, ImageRow, NewImage, NewRevision, Revision, RevisionId, RevisionKind, Tag,
 };
 pub use id_map::{BadIdMap, IdMap, IdRun};
-pub use meta::{JournalEntry, JournalId};
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{
     InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit, RolledBack, StackLayer,

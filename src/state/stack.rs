@@ -10,7 +10,6 @@ use rusqlite::{Connection, params};
 
 use super::error::Result;
 use super::history::{ImageId, NewImage, NewRevision, RevisionId, RevisionKind};
-use super::meta::JournalId;
 use super::{Durability, StateDb, now};
 
 /// One layer of the environment. Never given twice.
@@ -132,8 +131,6 @@ pub struct PublishCommit {
     pub replaces: Vec<LayerId>,
     /// Who and why.
     pub revision: NewRevision,
-    /// A journal entry to bring to a new state in the same transaction.
-    pub journal: Option<(JournalId, serde_json::Value)>,
 }
 
 /// What a rollback made.
@@ -304,9 +301,6 @@ impl StateDb {
                 &publish.revision,
                 DOING,
             )?;
-            if let Some((id, state)) = &publish.journal {
-                self.journal_update_in(conn, *id, state, DOING)?;
-            }
             Ok(revision)
         })
     }

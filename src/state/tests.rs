@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use serde_json::json;
 
 use super::*;
 use crate::object::{Ino, Kind, Timestamp};

@@ -6,9 +6,12 @@ use nix::sys::time::TimeSpec;
 
 use super::content::{has_file, time_spec, without_privileges};
 use super::delta::Xattrs;
-use super::{Result, Standing, Union};
+use super::{Result, Standing, State, Union, Xattr};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{InodeRow, RowChange};
+
+/// The attribute with file capabilities, which a change of content or owner takes away.
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +58,7 @@ impl Union {
         let _gate = self.gate_shared();
         if let Some(size) = set.size {
             self.truncate(ino, size)?;
-            if set.kill_privileges {
-                self.kill_privileges(ino)?;
-            }
+            self.kill_privileges(ino, set.kill_privileges)?;
         }
         let other = set.mode.is_some()
             || set.uid.is_some()
@@ -68,6 +69,13 @@ impl Union {
             drop(_gate);
             return self.attr(ino);
         }
+        self.look_ahead_object(ino)?;
+        let owner_changes = set.uid.is_some() || set.gid.is_some();
+        let below = if owner_changes {
+            self.xattrs_below(ino)?
+        } else {
+            None
+        };
         let now = Timestamp::now();
         let mut state = self.write();
         let state = &mut *state;
@@ -76,14 +84,17 @@ impl Union {
                 set_file_times(file, set)?;
             }
             set_row(&mut orphan.row, set, now);
+            if owner_changes && orphan.row.kind != Kind::Directory {
+                orphan.xattrs.remove(CAPABILITY);
+            }
             return orphan.attr(ino);
         }
-        let place = match state.kind(ino)? {
-            Kind::Directory => state.parent(ino)?,
-            _ => self.known_name(state, ino),
-        };
-        let mut row = state.row(ino, || place)?;
+        let mut row = self.row_to_change(state, ino)?;
         set_row(&mut row, set, now);
+        let mut changes = Vec::new();
+        if owner_changes && row.kind != Kind::Directory {
+            state.drop_capability(ino, &mut row, below, &mut changes);
+        }
         if has_file(&row) {
             let file = state.file(ino, &row)?;
             set_file_times(&file, set)?;
@@ -94,7 +105,8 @@ impl Union {
                 tracing::debug!(%ino, "mode of a backing file: {e}");
             }
         }
-        self.change(state, &[RowChange::put_inode(ino, row.clone())])?;
+        changes.push(RowChange::put_inode(ino, row.clone()));
+        self.change(state, &changes)?;
         state.row_attr(ino, &row)
     }
 
@@ -136,62 +148,113 @@ impl Union {
 
     /// Sets an extended attribute.
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
-        check_namespace(name)?;
-        let exists = match self.xattr(ino, name) {
-            Ok(_) => true,
-            Err(super::Error::Posix(Errno::ENODATA)) => false,
-            Err(e) => return Err(e),
-        };
-        match (mode, exists) {
-            (XattrMode::Create, true) => return Err(Errno::EEXIST.into()),
-            (XattrMode::Replace, false) => return Err(Errno::ENODATA.into()),
-            _ => {}
-        }
-        let put = RowChange::put_xattr(ino, name, value);
-        self.change_xattrs(ino, put, |own| {
-            own.insert(Box::from(name), Box::from(value));
+        self.change_xattr(ino, name, Some(value), |exists| match (mode, exists) {
+            (XattrMode::Create, true) => Err(Errno::EEXIST),
+            (XattrMode::Replace, false) => Err(Errno::ENODATA),
+            _ => Ok(()),
         })
     }
 
     /// Removes an extended attribute, `ENODATA` if there is none.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        self.xattr(ino, name)?;
-        let drop = RowChange::drop_xattr(ino, name);
-        self.change_xattrs(ino, drop, |own| {
-            own.remove(name);
+        self.change_xattr(ino, name, None, |exists| match exists {
+            true => Ok(()),
+            false => Err(Errno::ENODATA),
         })
     }
 
-    /// Applies one change to an object's attributes, which become its own if they were a lower layer's.
-    fn change_xattrs(
+    /// The extended attributes that an object has by the layers below; `None` where it has its own. The
+    /// caller holds the gate: so long they stay the same.
+    pub(super) fn xattrs_below(&self, ino: Ino) -> Result<Option<Vec<Xattr>>> {
+        let lower = {
+            let state = self.read();
+            match state.standing(ino) {
+                Standing::Row(row) if row.owns_xattrs => return Ok(None),
+                Standing::Orphan(_) => return Ok(None),
+                Standing::Row(_) | Standing::Lower => state.lower.clone(),
+            }
+        };
+        Ok(Some(lower.xattrs(ino)?))
+    }
+
+    /// Sets or removes one attribute, if `may` agrees, which is told whether it exists. The object's
+    /// attributes become its own if they were a lower layer's.
+    fn change_xattr(
         &self,
         ino: Ino,
-        last: RowChange<'_>,
-        in_memory: impl FnOnce(&mut Xattrs),
+        name: &[u8],
+        value: Option<&[u8]>,
+        may: impl FnOnce(bool) -> Result<(), Errno>,
     ) -> Result<()> {
+        check_namespace(name)?;
         let _gate = self.gate_shared();
+        self.look_ahead_object(ino)?;
+        let below = self.xattrs_below(ino)?;
         let mut state = self.write();
         let state = &mut *state;
         if let Some(orphan) = state.orphans.get_mut(&ino) {
-            in_memory(&mut orphan.xattrs);
+            may(orphan.xattrs.contains_key(name))?;
+            match value {
+                Some(value) => drop(orphan.xattrs.insert(Box::from(name), Box::from(value))),
+                None => drop(orphan.xattrs.remove(name)),
+            }
             return Ok(());
         }
-        let place = match state.kind(ino)? {
-            Kind::Directory => state.parent(ino)?,
-            _ => self.known_name(state, ino),
-        };
-        let mut row = state.row(ino, || place)?;
+        let mut row = self.row_to_change(state, ino)?;
+        may(if row.owns_xattrs {
+            let own = state.delta.xattrs.get(&ino);
+            own.is_some_and(|all| all.contains_key(name))
+        } else {
+            below.iter().flatten().any(|(known, _)| **known == *name)
+        })?;
         let mut changes = Vec::new();
-        if !row.owns_xattrs {
-            for (name, value) in state.lower.xattrs(ino)? {
-                changes.push(RowChange::put_xattr(ino, name.into_vec(), value.into_vec()));
-            }
-            row.owns_xattrs = true;
-        }
+        take_xattrs(ino, &mut row, below, &mut changes);
         row.ctime = Timestamp::now();
         changes.push(RowChange::put_inode(ino, row));
-        changes.push(last);
+        changes.push(match value {
+            Some(value) => RowChange::put_xattr(ino, name, value),
+            None => RowChange::drop_xattr(ino, name),
+        });
         self.change(state, &changes)
+    }
+}
+
+impl State {
+    /// Takes a capability away from an object whose row is about to be written. `below` is what
+    /// [`Union::xattrs_below`] said of it.
+    pub(super) fn drop_capability(
+        &self,
+        ino: Ino,
+        row: &mut InodeRow,
+        below: Option<Vec<Xattr>>,
+        changes: &mut Vec<RowChange<'_>>,
+    ) {
+        let has = if row.owns_xattrs {
+            let own = self.delta.xattrs.get(&ino);
+            own.is_some_and(|all| all.contains_key(CAPABILITY))
+        } else {
+            let mut below = below.iter().flatten();
+            below.any(|(name, _)| **name == *CAPABILITY)
+        };
+        if has {
+            take_xattrs(ino, row, below, changes);
+            changes.push(RowChange::drop_xattr(ino, CAPABILITY));
+        }
+    }
+}
+
+/// Makes the attributes that an object has by the layers below its own.
+fn take_xattrs(
+    ino: Ino,
+    row: &mut InodeRow,
+    below: Option<Vec<Xattr>>,
+    changes: &mut Vec<RowChange<'_>>,
+) {
+    if !row.owns_xattrs {
+        for (name, value) in below.into_iter().flatten() {
+            changes.push(RowChange::put_xattr(ino, name.into_vec(), value.into_vec()));
+        }
+        row.owns_xattrs = true;
     }
 }
 

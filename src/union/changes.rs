@@ -374,6 +374,15 @@ impl<'a> Comparison<'a> {
     /// name that is gone while others remain, which nothing but the image knows.
     fn search(&mut self, mut wanted: HashSet<Ino>) -> Result<()> {
         let mut pending = vec![(Vec::new(), Ino::ROOT)];
+        // Directories that moved are not found by way of what lies below.
+        let moved: Vec<Ino> = self.linked.keys().copied().collect();
+        for ino in moved {
+            if self.now.kind(ino)? == Kind::Directory
+                && let Some(path) = self.path_of(ino)?
+            {
+                pending.push((path, ino));
+            }
+        }
         while let Some((above, dir)) = pending.pop() {
             for (name, ino, kind) in self.now.lower.list(dir)?.iter() {
                 if self.now.lookup(dir, name)? != Some(ino) {

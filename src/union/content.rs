@@ -11,7 +11,8 @@ use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
 
-use super::{Bytes, Error, Result, Standing, Union};
+use super::attributes::CAPABILITY;
+use super::{Bytes, Error, Result, Standing, Union, Xattr};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 
@@ -143,9 +144,7 @@ impl Union {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
         file.write_all_at(data, offset)?;
-        if kill_privileges {
-            self.kill_privileges(ino)?;
-        }
+        self.kill_privileges(ino, kill_privileges)?;
         Ok(data.len())
     }
 
@@ -172,7 +171,7 @@ impl Union {
         };
         let (offset, len) = (to_i64(offset)?, to_i64(len)?);
         nix::fcntl::fallocate(&*file, flags, offset, len)?;
-        self.kill_privileges(ino)
+        self.kill_privileges(ino, true)
     }
 
     /// Finds the next data, or with `hole` the next hole, at or after `offset`. `ENXIO` past the end.
@@ -195,11 +194,14 @@ impl Union {
         len: u64,
     ) -> Result<u64> {
         let _gate = self.gate_shared();
-        let target = self.writable(to, None)?;
         // The end of the source as it is now: within one file, copying may move it.
         let size = self.attr(from)?.size;
         let len = len.min(size.saturating_sub(from_offset));
-        match self.content(from)? {
+        if len == 0 {
+            return Ok(0);
+        }
+        let target = self.writable(to, None)?;
+        let done = match self.content(from)? {
             Content::File(source) => {
                 let (mut read_at, mut write_at) = (to_i64(from_offset)?, to_i64(to_offset)?);
                 let mut done = 0;
@@ -216,7 +218,7 @@ impl Union {
                         n => done += n as u64,
                     }
                 }
-                Ok(done)
+                done
             }
             Content::Lower(lower) => {
                 let mut done = 0;
@@ -232,9 +234,13 @@ impl Union {
                     target.write_all_at(bytes, to_offset + done)?;
                     done += bytes.len() as u64;
                 }
-                Ok(done)
+                done
             }
+        };
+        if done > 0 {
+            self.kill_privileges(to, true)?;
         }
+        Ok(done)
     }
 
     /// Makes an object durable: content, name, and the rows that say so.
@@ -255,7 +261,10 @@ impl Union {
                 Standing::Orphan(orphan) => orphan.file.clone(),
                 Standing::Lower => None,
             };
-            if state.kind(ino)? == Kind::Directory {
+            // A directory without a row has nothing new in it.
+            if let Standing::Row(row) = state.standing(ino)
+                && row.kind == Kind::Directory
+            {
                 dirs.extend(self.take_unsynced(&state, ino)?);
             }
             (file, dirs)
@@ -341,6 +350,8 @@ impl Union {
             }
             return Ok(file);
         }
+        self.look_ahead_object(ino)?;
+        let below = self.xattrs_below(ino)?;
         let file = upper.stage(ino)?;
         let published = copy_content(&lower, ino, &file, keep.unwrap_or(attr.size).min(attr.size))
             .and_then(|()| {
@@ -352,7 +363,7 @@ impl Union {
             })
             // The row must never be durable before the content is.
             .and_then(|()| Ok(file.sync_data()?))
-            .and_then(|()| self.publish_copy_up(ino, &file));
+            .and_then(|()| self.publish_copy_up(ino, &file, below));
         match published {
             Ok(true) => Ok(file),
             Ok(false) => {
@@ -371,16 +382,23 @@ impl Union {
     }
 
     /// Makes a copied-up file the object's content. Returns false if the object has no name any more.
-    fn publish_copy_up(&self, ino: Ino, file: &Arc<File>) -> Result<bool> {
+    ///
+    /// Content comes up to be changed, and a change of content takes a capability away: `below` are the
+    /// attributes that the object has by the layers below.
+    fn publish_copy_up(
+        &self,
+        ino: Ino,
+        file: &Arc<File>,
+        below: Option<Vec<Xattr>>,
+    ) -> Result<bool> {
         let mut state = self.write();
         let state = &mut *state;
         if matches!(state.standing(ino), Standing::Orphan(_)) {
             return Ok(false);
         }
-        let mut row = state.row(ino, || self.known_name(state, ino))?;
-        if row.place.is_none() && !state.delta.inodes.contains_key(&ino) {
-            row.place = self.known_name(state, ino);
-        }
+        let mut row = self.row_to_change(state, ino)?;
+        let mut changes = Vec::new();
+        state.drop_capability(ino, &mut row, below, &mut changes);
         row.data = DataPlace::Upper;
         row.backing_ino = fstat(&**file)?.st_ino;
         if let Err(e) = nix::sys::stat::fchmod(&**file, crate::upper::backing_mode(row.mode)) {
@@ -390,52 +408,56 @@ impl Union {
             let physical = state.make_dir(dir)?;
             state.upper.place(ino, physical.as_fd(), &name)?;
             self.note_unsynced(dir);
-            if let Err(e) = self.change(state, &[RowChange::put_inode(ino, row)]) {
+            changes.push(RowChange::put_inode(ino, row));
+            if let Err(e) = self.change(state, &changes) {
                 state.upper.remove(physical.as_fd(), &name)?;
                 return Err(e);
             }
         } else {
             // No name is known (an object found by identity alone): the content stays in `work`.
-            self.change(state, &[RowChange::put_inode(ino, row)])?;
+            changes.push(RowChange::put_inode(ino, row));
+            self.change(state, &changes)?;
         }
         state.upper.keep_file(ino, file.clone());
         Ok(true)
     }
 
-    /// Clears the set-id bits that a change of content takes away, where there are any.
-    pub(super) fn kill_privileges(&self, ino: Ino) -> Result<()> {
-        let needed = {
-            let state = self.read();
-            let mode = match state.standing(ino) {
-                Standing::Row(row) => row.mode,
-                Standing::Orphan(orphan) => orphan.row.mode,
-                Standing::Lower => 0,
-            };
-            let has_capability = state
-                .delta
-                .xattrs
-                .get(&ino)
-                .is_some_and(|x| x.contains_key(&b"security.capability"[..]));
-            without_privileges(mode) != mode || has_capability
+    /// Takes away what a change of content takes away: a capability, and with `set_id` the set-id bits.
+    /// The content is up already, so a capability of the layers below is gone already.
+    pub(super) fn kill_privileges(&self, ino: Ino, set_id: bool) -> Result<()> {
+        let mode_after = |mode| {
+            if set_id {
+                without_privileges(mode)
+            } else {
+                mode
+            }
         };
-        if !needed {
-            return Ok(());
+        {
+            let state = self.read();
+            let (row, xattrs) = match state.standing(ino) {
+                Standing::Row(row) => (row, state.delta.xattrs.get(&ino)),
+                Standing::Orphan(orphan) => (&orphan.row, Some(&orphan.xattrs)),
+                Standing::Lower => return Ok(()),
+            };
+            let has_capability = xattrs.is_some_and(|all| all.contains_key(CAPABILITY));
+            if mode_after(row.mode) == row.mode && !has_capability {
+                return Ok(());
+            }
         }
         let mut state = self.write();
+        let state = &mut *state;
         if let Some(orphan) = state.orphans.get_mut(&ino) {
-            orphan.row.mode = without_privileges(orphan.row.mode);
+            orphan.row.mode = mode_after(orphan.row.mode);
+            orphan.xattrs.remove(CAPABILITY);
             return Ok(());
         }
         let mut row = state.row(ino, || None)?;
-        row.mode = without_privileges(row.mode);
+        let mut changes = Vec::new();
+        state.drop_capability(ino, &mut row, None, &mut changes);
+        row.mode = mode_after(row.mode);
         row.ctime = Timestamp::now();
-        self.change(
-            &mut state,
-            &[
-                RowChange::put_inode(ino, row),
-                RowChange::drop_xattr(ino, &b"security.capability"[..]),
-            ],
-        )
+        changes.push(RowChange::put_inode(ino, row));
+        self.change(state, &changes)
     }
 }
 

@@ -22,6 +22,10 @@ pub enum Error {
     /// A commit did not end, so changes are spread over several layers.
     #[error("a commit is under way or was interrupted; commit again, or discard everything")]
     CommitUnfinished,
+    /// A path cannot be discarded by itself: the directory that had it was removed, and something else
+    /// has its place, which would be thrown away too.
+    #[error("{0:?} was in a directory that was removed and replaced; discard the directory")]
+    Replaced(String),
     /// Rows and files disagree.
     #[error("inconsistent state: {0}")]
     Inconsistent(String),

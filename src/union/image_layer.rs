@@ -1,6 +1,10 @@
 //! A SquashFS image as a layer: inode numbers become identities, and owners become who they are here.
 
 use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
+
+use lru::LruCache;
 
 use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, Source};
 use super::{Error, Result};
@@ -21,11 +25,20 @@ pub struct OwnerMap {
     pub host: (u32, u32),
 }
 
+/// Places of directories kept at most: about 1 MiB.
+const PLACES_KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
+
+/// The directory something is in, and its name there.
+type Place = (Ino, Box<[u8]>);
+
 /// An image with the identities of its inodes.
 pub struct ImageLayer {
     image: Image,
     ids: IdMap,
     owners: Option<OwnerMap>,
+    /// Where directories are. An image knows the parent of a directory, but finds its name only by
+    /// going through all of the parent's names; and climbing to the root is part of many operations.
+    places: Mutex<LruCache<Ino, Place>>,
 }
 
 impl fmt::Debug for ImageLayer {
@@ -39,7 +52,12 @@ impl fmt::Debug for ImageLayer {
 impl ImageLayer {
     /// Lays an image under a view.
     pub fn new(image: Image, ids: IdMap, owners: Option<OwnerMap>) -> Result<ImageLayer> {
-        Ok(ImageLayer { image, ids, owners })
+        Ok(ImageLayer {
+            image,
+            ids,
+            owners,
+            places: Mutex::new(LruCache::new(PLACES_KEPT)),
+        })
     }
 
     /// The image itself.
@@ -185,9 +203,14 @@ impl Layer for ImageLayer {
         }))
     }
 
-    fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+    fn parent(&self, dir: Ino) -> Result<Option<Place>> {
         if dir == Ino::ROOT {
             return Ok(None);
+        }
+        // A cache: whatever a panicking thread left in it is true.
+        let places = || self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = places().get(&dir) {
+            return Ok(Some(known.clone()));
         }
         let Some(inode) = self.find(dir)? else {
             return Ok(None);
@@ -196,12 +219,31 @@ impl Layer for ImageLayer {
             return Ok(None);
         };
         let above = self.image.inode_by_number(body.parent)?;
+        let parent = self.ino_of(body.parent)?;
         let listing = self.image.read_dir(&above)?;
-        match listing
-            .iter()
-            .find(|(_, entry)| entry.number == inode.number)
-        {
-            Some((name, _)) => Ok(Some((self.ino_of(body.parent)?, Box::from(name)))),
+        let mut found = None;
+        // Those that follow it while at it: whoever lists one lists its neighbours.
+        let mut followed = 0;
+        for (name, entry) in listing.iter() {
+            if entry.kind != InodeKind::Directory {
+                continue;
+            }
+            let place = (parent, Box::from(name));
+            if entry.number == inode.number {
+                found = Some(place);
+            } else if found.is_some() {
+                places().put(self.ino_of(entry.number)?, place);
+                followed += 1;
+                if followed == PLACES_KEPT.get() / 2 {
+                    break;
+                }
+            }
+        }
+        match found {
+            Some(place) => {
+                places().put(dir, place.clone());
+                Ok(Some(place))
+            }
             None => Err(Error::Inconsistent(format!(
                 "directory {dir} is not in its parent"
             ))),

@@ -22,7 +22,10 @@
 //! - `gate`, shared: content of the upper is being changed; exclusive: the stack is being changed.
 //! - `copy_ups[ino]`: content of this object is on its way up; held while copying.
 //! - `state`, shared: rows are read; exclusive: rows change, in memory and in the database alike.
-//!   Never held while an image is read or data is synced.
+//!   Never held while data is synced, nor while an image is read for the first time: what a change of
+//!   rows asks of the layers below is looked at before (`look_ahead`), and is in their caches when it
+//!   is asked again under the lock. Not so where the whole environment is at stake: discarding,
+//!   changing the stack, listing the changes; and where a listing goes on that began in another stack.
 
 mod attributes;
 mod changes;
@@ -39,6 +42,8 @@ mod node;
 mod open;
 mod readdir;
 mod reconcile;
+mod remove;
+mod rename;
 mod stack;
 mod swap;
 
@@ -66,11 +71,12 @@ pub use image_layer::{ImageLayer, OwnerMap};
 pub use layer::{
     Bytes, Layer, LayerInode, LayerListing, Listing, Lookup, SharedListing, Source, Xattr,
 };
-pub use namespace::{Creator, RenameMode};
+pub use namespace::Creator;
 pub use node::Nodes;
 pub use open::{OpenOptions, Paths, open_image};
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
+pub use rename::RenameMode;
 pub use stack::LowerStack;
 pub use swap::Invalidation;
 
@@ -193,16 +199,30 @@ impl Union {
 
     /// Returns the attributes of an object.
     pub fn attr(&self, ino: Ino) -> Result<Attr> {
-        let state = self.read();
-        match state.standing(ino) {
-            Standing::Lower => {
-                let lower = state.lower.clone();
-                drop(state);
-                lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))
+        let (own, lower) = {
+            let state = self.read();
+            match state.standing(ino) {
+                Standing::Lower => (None, state.lower.clone()),
+                Standing::Row(row) if row.kind == Kind::File && row.data == DataPlace::Lower => {
+                    (Some(row_attr(row)), state.lower.clone())
+                }
+                Standing::Row(row) => return state.row_attr(ino, row),
+                Standing::Orphan(orphan) if orphan.row.kind == Kind::File => match &orphan.file {
+                    Some(_) => return orphan.attr(ino),
+                    None => (Some(row_attr(&orphan.row)), orphan.lower.clone()),
+                },
+                Standing::Orphan(orphan) => return orphan.attr(ino),
             }
-            Standing::Row(row) => state.row_attr(ino, row),
-            Standing::Orphan(orphan) => orphan.attr(ino),
-        }
+        };
+        let below = lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
+        Ok(match own {
+            None => below,
+            Some(attr) => Attr {
+                size: below.size,
+                blocks: below.blocks,
+                ..attr
+            },
+        })
     }
 
     /// Returns the target of a symbolic link.

@@ -4,7 +4,6 @@
 //! provides them now; names only the writable layer has follow in the order they were made. So a
 //! name that is there throughout a listing is met exactly once, whatever is made, removed or
 //! replaced around it.
-
 //!
 //! A change of the stack may change positions. A position therefore carries the epoch of the stack it
 //! was given in, and directories whose order changed are kept in their old order for a while: who
@@ -128,6 +127,10 @@ impl Union {
     pub fn read_dir(&self, dir: Ino, position: u64, limit: usize) -> Result<Vec<DirItem>> {
         let (given_in, from) = (position >> EPOCH_SHIFT, position & ((1 << EPOCH_SHIFT) - 1));
         let mut items = Vec::with_capacity(limit.min(1024));
+        if from < FIRST {
+            // Outside the lock: this may read an image.
+            self.lower().parent(dir)?;
+        }
         let lower = {
             let state = self.read();
             if from < FIRST {

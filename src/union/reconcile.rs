@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use super::delta::Delta;
 use super::stack::{LowerStack, chain};
-use super::{Error, Result};
+use super::{Error, Result, Union, frozen};
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, LayerId, RowChange, StateDb};
 use crate::upper::{Found, UpperDir};
@@ -176,4 +176,33 @@ fn uncovers(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<
         .attr(below)?
         .is_some_and(|attr| attr.kind != Kind::Directory);
     Ok(is_file && !delta.inodes.contains_key(&below))
+}
+
+impl Union {
+    /// Looks whether every row has its file; returns what is wrong, in words.
+    pub fn verify_upper(&self) -> Result<Vec<String>> {
+        let state = self.read();
+        let mut problems = Vec::new();
+        for (ino, row) in &state.delta.inodes {
+            if row.data == DataPlace::Upper {
+                let found = frozen::with_place(
+                    &state.upper,
+                    row,
+                    |d| state.chain(d),
+                    |place| state.upper.stat(*ino, place),
+                );
+                if let Err(e) = found {
+                    let name = row
+                        .place
+                        .as_ref()
+                        .map_or_else(String::new, |p| String::from_utf8_lossy(&p.1).into_owned());
+                    problems.push(format!(
+                        "the content of changed file {name:?} (object {ino}) is missing: {e}"
+                    ));
+                }
+            }
+        }
+        problems.sort();
+        Ok(problems)
+    }
 }

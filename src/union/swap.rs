@@ -146,7 +146,13 @@ impl Union {
         state.upper = upper;
         state.layer = fresh;
         state.lower = lower;
-        state.revive_orphans()?;
+        // What had lost its last name by a change has it back.
+        let held = std::mem::take(&mut state.orphans);
+        for (ino, orphan) in held {
+            if state.lower.attr(ino)?.is_none() {
+                state.orphans.insert(ino, orphan);
+            }
+        }
         Ok(stale)
     }
 }
@@ -165,24 +171,10 @@ impl State {
     pub(super) fn base(&self) -> LowerStack {
         base_of(&self.lower)
     }
-
-    /// After changes were thrown away: what had lost its last name by them has it back.
-    pub(super) fn revive_orphans(&mut self) -> Result<()> {
-        let mut back = Vec::new();
-        for ino in self.orphans.keys() {
-            if self.lower.attr(*ino)?.is_some() {
-                back.push(*ino);
-            }
-        }
-        for ino in back {
-            self.orphans.remove(&ino);
-        }
-        Ok(())
-    }
 }
 
 /// The images of a stack, without the uppers above them.
-pub(super) fn base_of(lower: &LowerStack) -> LowerStack {
+fn base_of(lower: &LowerStack) -> LowerStack {
     LowerStack::new(
         lower
             .layers()

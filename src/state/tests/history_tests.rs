@@ -17,7 +17,6 @@ fn commit(db: &StateDb, inos: impl IntoIterator<Item = u64>) -> RevisionId {
         image: new_image(db, inos),
         replaces: db.stack().unwrap()[1..].iter().map(|l| l.id).collect(),
         revision: new_revision("commit"),
-        journal: None,
     })
     .unwrap()
 }
@@ -104,7 +103,6 @@ fn a_commit_replaces_frozen_layers_and_image_by_the_new_image() {
     let db = StateDb::in_memory().unwrap();
     let first = new_image(&db, 1..=3);
     let begun = init(&db, Some(first));
-    let journal = db.journal_begin("commit", &json!({"step": 1})).unwrap();
     let (b, c) = (db.reserve_layer().unwrap(), db.reserve_layer().unwrap());
     db.rotate(begun.writable, b).unwrap();
     db.rotate(b, c).unwrap();
@@ -116,7 +114,6 @@ fn a_commit_replaces_frozen_layers_and_image_by_the_new_image() {
             image: new_image(&db, [1, 2, 3, 9]),
             replaces,
             revision: new_revision("second"),
-            journal: Some((journal, json!({"step": 2}))),
         })
         .unwrap();
     assert_eq!(
@@ -128,7 +125,6 @@ fn a_commit_replaces_frozen_layers_and_image_by_the_new_image() {
     assert_eq!(current.id, revision);
     assert_eq!(current.parent, Some(begun.revision));
     assert_eq!(current.image, Some(ImageId(2)));
-    assert_eq!(db.journal().unwrap()[0].state, json!({"step": 2}));
     assert_eq!(db.next_ino().unwrap(), 10);
     assert_eq!(db.images().unwrap().len(), 2);
     let retired: Vec<i64> = db
@@ -174,30 +170,22 @@ fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
             image: next.clone(),
             replaces: replaces.clone(),
             revision: new_revision("no"),
-            journal: None,
         });
         assert!(
             matches!(refused, Err(StateError::Conflict { .. })),
             "{replaces:?} {refused:?}"
         );
     }
-    let all = vec![frozen.id, older.id, image.id];
-    for (parent, journal) in [
-        (RevisionId(7), None),
-        (begun.revision, Some((JournalId(99), json!(null)))),
-    ] {
-        let refused = db.publish_commit(&PublishCommit {
-            parent,
-            image: next.clone(),
-            replaces: all.clone(),
-            revision: new_revision("no"),
-            journal,
-        });
-        assert!(
-            matches!(refused, Err(StateError::Conflict { .. })),
-            "{refused:?}"
-        );
-    }
+    let refused = db.publish_commit(&PublishCommit {
+        parent: RevisionId(7),
+        image: next,
+        replaces: vec![frozen.id, older.id, image.id],
+        revision: new_revision("no"),
+    });
+    assert!(
+        matches!(refused, Err(StateError::Conflict { .. })),
+        "{refused:?}"
+    );
     let after = (
         db.stack().unwrap(),
         db.images().unwrap(),
@@ -322,24 +310,6 @@ fn an_image_keeps_its_map_and_digests() {
         db.id_map(ImageId(1)),
         Err(StateError::BadRow { .. })
     ));
-}
-
-#[test]
-fn the_journal_keeps_operations_until_they_are_finished() {
-    let db = StateDb::in_memory().unwrap();
-    let a = db
-        .journal_begin("commit", &json!({"step": "build"}))
-        .unwrap();
-    let b = db.journal_begin("gc", &json!([1, 2])).unwrap();
-    db.journal_update(a, &json!({"step": "flip"})).unwrap();
-    let entries = db.journal().unwrap();
-    assert_eq!(entries.len(), 2);
-    assert_eq!(entries[0].operation, "commit");
-    assert_eq!(entries[0].state, json!({"step": "flip"}));
-    db.journal_finish(a).unwrap();
-    db.journal_finish(a).unwrap();
-    assert!(db.journal_update(a, &json!(1)).is_err());
-    assert_eq!(db.journal().unwrap()[0].id, b);
 }
 
 #[test]

@@ -17,6 +17,10 @@ fn killed_copy(from: &Path, to: &Path) -> PathBuf {
     to.join("state.db")
 }
 
+fn newest() -> u32 {
+    migrations::MIGRATIONS.len() as u32
+}
+
 #[test]
 fn a_database_is_created_once_and_only_opened_where_it_is() {
     let dir = dir();
@@ -52,9 +56,9 @@ fn a_newer_database_is_refused_and_not_touched() {
             refused,
             StateError::TooNew {
                 found: 77,
-                supported: 1,
+                supported,
                 ..
-            }
+            } if supported == newest()
         ),
         "{refused:?}"
     );
@@ -69,26 +73,94 @@ fn an_older_database_is_upgraded_in_one_step_or_not_at_all() {
     let db = StateDb::create(&path).unwrap();
     init(&db, None);
     db.close().unwrap();
-    let first = migrations::MIGRATIONS[0];
-    let second = "ALTER TABLE image ADD COLUMN colour TEXT";
-    StateDb::open_with(&path, &[first, second, "this is no SQL"]).unwrap_err();
-    // Nothing of the second one has stayed.
+    let now = migrations::MIGRATIONS;
+    let next = "ALTER TABLE image ADD COLUMN colour TEXT";
+    StateDb::open_with(&path, &[now, &[next, "this is no SQL"]].concat()).unwrap_err();
+    // Nothing of the one that worked has stayed.
     let db = StateDb::open(&path).unwrap();
     assert_eq!(db.stack().unwrap().len(), 1);
     db.close().unwrap();
-    let third = "CREATE TABLE more (a INTEGER)";
-    let db = StateDb::open_with(&path, &[first, second, third]).unwrap();
+    let after = "CREATE TABLE more (a INTEGER)";
+    let db = StateDb::open_with(&path, &[now, &[next, after]].concat()).unwrap();
     assert_eq!(db.stack().unwrap().len(), 1);
     db.close().unwrap();
     let refused = StateDb::open(&path).unwrap_err();
-    assert!(matches!(
-        refused,
-        StateError::TooNew {
-            found: 3,
-            supported: 1,
-            ..
-        }
-    ));
+    let StateError::TooNew {
+        found, supported, ..
+    } = refused
+    else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((found, supported), (newest() + 2, newest()));
+}
+
+/// A database as the first version made it, with an environment in it: two revisions, changes that
+/// are not committed, and an entry in the journal that was never used.
+fn version_1(path: &Path) {
+    let conn = Connection::open(path).unwrap();
+    migrations::create(&conn, path, &migrations::MIGRATIONS[..1]).unwrap();
+    conn.close().unwrap();
+    let conn = StateDb::connect(path).unwrap();
+    let db = StateDb::configure(conn, path, JournalMode::Wal, false).unwrap();
+    let first = new_image(&db, 1..=3);
+    let begun = init(&db, Some(first));
+    db.apply(
+        begun.writable,
+        &[
+            RowChange::put_inode(Ino(2), inode_row()),
+            RowChange::put_entry(Ino(1), &b"name"[..], Some(Ino(2))),
+            RowChange::put_entry(Ino(1), &b"gone"[..], None),
+            RowChange::put_xattr(Ino(2), &b"user.x"[..], &b"y"[..]),
+        ],
+    )
+    .unwrap();
+    db.lock()
+        .execute(
+            "INSERT INTO journal (operation, state, started, updated) VALUES ('gc', '1', 2, 3)",
+            [],
+        )
+        .unwrap();
+    db.close().unwrap();
+}
+
+#[test]
+fn a_database_of_the_first_version_is_upgraded_and_keeps_everything() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    version_1(&path);
+    let header = |path: &Path| -> (u32, Vec<String>) {
+        let conn = Connection::open(path).unwrap();
+        let version = conn
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .unwrap();
+        let mut tables = conn
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+            .unwrap();
+        let tables = tables.query_map([], |row| row.get(0)).unwrap();
+        (version, tables.collect::<Result<_, _>>().unwrap())
+    };
+    let (version, tables) = header(&path);
+    assert_eq!(version, 1);
+    assert!(tables.contains(&"journal".to_owned()));
+
+    let db = StateDb::open(&path).unwrap();
+    let stack = db.stack().unwrap();
+    assert_eq!(stack.len(), 2);
+    let rows = db.load_layer(stack[0].id).unwrap();
+    assert_eq!(rows.inodes, [(Ino(2), inode_row())]);
+    assert_eq!((rows.entries.len(), rows.xattrs.len()), (2, 1));
+    assert_eq!(db.current_revision().unwrap().unwrap().message, "first");
+    assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
+    // Life goes on.
+    db.rotate(stack[0].id, db.reserve_layer().unwrap()).unwrap();
+    db.close().unwrap();
+    let (version, tables) = header(&path);
+    assert_eq!(version, newest());
+    assert!(!tables.contains(&"journal".to_owned()));
+    // The schema is the one that a new database gets.
+    let new = dir.path().join("new.db");
+    StateDb::create(&new).unwrap().close().unwrap();
+    assert_eq!(header(&new), (version, tables));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The files of discarded changes.
+//! What is done to the files of discarded changes.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};

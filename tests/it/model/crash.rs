@@ -369,6 +369,47 @@ fn removing_a_directory() {
     );
 }
 
+fn discard(union: &Union, path: &str) {
+    union.discard_paths(&[path.as_bytes().to_vec()]).unwrap();
+}
+
+#[test]
+fn discarding_what_makes_others_go_back() {
+    // What is discarded is `m2`; `b` goes back with what was changed in it, which stays.
+    crash(
+        |union| {
+            rename(union, ("", "many"), ("", "m2"), RenameMode::Replace);
+            rename(union, ("", "b"), ("", "many"), RenameMode::Replace);
+            write(union, "many/c/deep", b"changed");
+            make(union, "many/c", "made", b"made");
+        },
+        |union| {
+            discard(union, "m2");
+            assert!(union.lookup(find(union, "b/c"), b"made").unwrap().is_some());
+        },
+        Expect::After,
+    );
+}
+
+#[test]
+fn discarding_what_is_new_and_changed() {
+    crash_removing(
+        |union| {
+            make_dir(union, "b", "new");
+            make(union, "b/new", "made", b"made");
+            rename(
+                union,
+                ("b/c", "deep"),
+                ("b/new", "deep"),
+                RenameMode::Replace,
+            );
+            write(union, "b/new/deep", b"changed");
+            write(union, "big", b"stays");
+        },
+        |union| discard(union, "b"),
+    );
+}
+
 #[test]
 fn strays_keep_their_content() {
     let mut bench = Bench::imported();

@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod acts;
 mod bench;
+mod check;
 mod crash;
+mod listing;
 mod ops;
 mod random;
 mod regressions;
 mod stress;
 mod tree;
+mod whole;

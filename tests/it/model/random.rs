@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::bench::Bench;
-use super::ops::{Machine, Make, Op, Place};
+use super::ops::{Machine, Make, Op, Place, SetMask};
 
 fn place() -> impl Strategy<Value = Place> {
     (any::<u16>(), any::<u8>(), prop::bool::weighted(0.3)).prop_map(|(dir, name, over)| Place {
@@ -20,8 +20,25 @@ fn make() -> impl Strategy<Value = Make> {
         4 => Just(Make::Directory),
         2 => Just(Make::Symlink),
         1 => Just(Make::Fifo),
+        1 => Just(Make::Socket),
         1 => Just(Make::Device),
+        1 => Just(Make::BlockDevice),
     ]
+}
+
+fn mask() -> impl Strategy<Value = SetMask> {
+    any::<[bool; 8]>().prop_map(
+        |[mode, uid, gid, size, atime, mtime, to_now, kill]| SetMask {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+            to_now,
+            kill,
+        },
+    )
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -45,6 +62,10 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (n(), any::<u8>(), any::<u8>()).prop_map(|(entry, uid, gid)| Op::Chown { entry, uid, gid }),
         3 => (n(), any::<u32>(), any::<u32>())
             .prop_map(|(entry, secs, nanos)| Op::Utimes { entry, secs, nanos }),
+        3 => (n(), mask(), n(), any::<(u8, u8)>(), n(), any::<u32>())
+            .prop_map(|(entry, mask, mode, owner, size, secs)| {
+                Op::SetAttr { entry, mask, mode, owner, size, secs }
+            }),
         4 => (n(), any::<u8>(), n()).prop_map(|(entry, name, len)| Op::SetXattr { entry, name, len }),
         2 => (n(), any::<u8>()).prop_map(|(entry, name)| Op::RemoveXattr { entry, name }),
         6 => n().prop_map(|entry| Op::Hold { entry }),
@@ -52,6 +73,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => n().prop_map(|entry| Op::Sync { entry }),
         3 => (prop::bool::weighted(0.15), prop::bool::weighted(0.2))
             .prop_map(|(rebuild, compact)| Op::Commit { rebuild, compact }),
+        2 => Just(Op::Rotate),
+        1 => Just(Op::Unrotate),
         2 => Just(Op::Remount),
         3 => Just(Op::Kill),
         1 => Just(Op::DiscardAll),
@@ -93,10 +116,10 @@ fn run(bench: fn() -> Bench, cases: u32) {
 
 #[test]
 fn random_operations_on_an_imported_environment() {
-    run(Bench::imported, 20);
+    run(Bench::imported, 40);
 }
 
 #[test]
 fn random_operations_on_an_environment_that_began_empty() {
-    run(Bench::empty, 8);
+    run(Bench::empty, 16);
 }

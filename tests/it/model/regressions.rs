@@ -4,7 +4,7 @@ use std::process::Command;
 
 use envfs::commit::{self, CommitOptions};
 use envfs::object::Ino;
-use envfs::union::{ChangeKind, RenameMode, SetAttr, Union};
+use envfs::union::{AllocateMode, ChangeKind, RenameMode, SetAttr, Union, XattrMode};
 
 use super::bench::{BLOCK, Bench, noise};
 use super::crash::{find, make, make_dir, rename, write};
@@ -257,4 +257,205 @@ fn other_readers_read_a_committed_image() {
             tree.node(ino).kind() == envfs::object::Kind::Directory
         );
     }
+}
+
+/// No change is left at or below a path.
+fn assert_unchanged(union: &Union, path: &str) {
+    let inside = format!("{path}/");
+    for change in union.changes().unwrap() {
+        let is_within =
+            change.path == path.as_bytes() || change.path.starts_with(inside.as_bytes());
+        assert!(!is_within, "{change:?}");
+    }
+}
+
+#[test]
+fn discarding_what_comes_to_the_path_from_elsewhere() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    // What comes back to `p/d` was neither there nor committed there.
+    rename(union, ("b", "c"), ("", "p"), RenameMode::Replace);
+    rename(union, ("p", "d"), ("", "elsewhere"), RenameMode::Replace);
+    make(union, "elsewhere", "new", b"new");
+    write(union, "elsewhere/e/deeper", b"changed");
+    discard(&bench, "p/d");
+    assert_unchanged(union, "p/d");
+    assert_eq!(content(union, "p/d/e/deeper"), noise(1, 5000));
+    assert!(union.lookup(find(union, "p/d"), b"new").unwrap().is_none());
+    Tree::read(union);
+}
+
+#[test]
+fn discarding_leaves_what_is_held_without_a_name() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    let big = find(union, "big");
+    write(union, "big", b"changed");
+    union.unlink(Ino::ROOT, b"big").unwrap();
+    make(union, "a", "new", b"new");
+    discard(&bench, "a");
+    let read = union.read_at(big, 0, 7).unwrap();
+    assert_eq!((*read).as_ref(), b"changed");
+    assert_eq!(union.attr(big).unwrap().nlink, 0);
+    discard(&bench, "big");
+    assert_eq!(content(union, "big")[..7], noise(2, 7));
+}
+
+#[test]
+fn discarding_a_link_keeps_the_kind_of_a_renamed_object() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    rename(union, ("", "link"), ("", "link2"), RenameMode::Replace);
+    let link = find(union, "link2");
+    union.link(link, Ino::ROOT, b"link3").unwrap();
+    discard(&bench, "link3");
+    Tree::read(union);
+}
+
+fn remove_all(union: &Union, dir: Ino) {
+    for (name, ino, kind) in super::tree::list(union, dir, Ino::ROOT) {
+        if kind == envfs::object::Kind::Directory {
+            remove_all(union, ino);
+            union.rmdir(dir, &name).unwrap();
+        } else {
+            union.unlink(dir, &name).unwrap();
+        }
+    }
+}
+
+#[test]
+fn discarding_inside_a_removed_directory_brings_it_back() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    let before = Tree::read(union);
+    let b = find(union, "b");
+    let c = find(union, "b/c");
+    union.unlink(c, b"deep").unwrap();
+    union
+        .rename(c, b"d", Ino::ROOT, b"d", RenameMode::Replace)
+        .unwrap();
+    union.rmdir(b, b"c").unwrap();
+    discard(&bench, "b/c/deep");
+    assert_eq!(Tree::read(union).paths(), before.paths());
+}
+
+#[test]
+fn discarding_inside_a_replaced_directory_is_refused() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    let before = Tree::read(union);
+    let many = find(union, "many");
+    remove_all(union, many);
+    union.rmdir(Ino::ROOT, b"many").unwrap();
+    make_dir(union, "", "many");
+    make(union, "many", "m1", b"other");
+    make(union, "many", "more", b"more");
+    let now = Tree::read(union);
+    let refused = commit::discard(bench.workspace(), &[b"many/m1".to_vec()]).unwrap_err();
+    assert!(refused.to_string().contains("many/m1"), "{refused}");
+    now.assert_is(&Tree::read(union));
+    // What is new in it is nothing but new, and the directory goes as a whole.
+    discard(&bench, "many/more");
+    assert_eq!(content(union, "many/m1"), b"other");
+    discard(&bench, "many");
+    before.assert_is(&Tree::read(union));
+}
+
+#[test]
+fn a_change_of_content_or_owner_takes_a_capability_of_the_image_away() {
+    const CAPABILITY: &[u8] = b"security.capability";
+    let bench = Bench::imported();
+    let union = bench.union();
+    let files = [
+        "big", "sparse", "b/text", "b/c/deep", "many/m1", "many/m2", "many/m3",
+    ];
+    for file in files {
+        let ino = find(union, file);
+        for name in [CAPABILITY, b"user.kept"] {
+            union
+                .set_xattr(ino, name, b"value", XattrMode::Create)
+                .unwrap();
+        }
+    }
+    bench.commit(&CommitOptions::default()).unwrap();
+    let owner = |uid| SetAttr {
+        uid: Some(uid),
+        ..SetAttr::default()
+    };
+    let size = SetAttr {
+        size: Some(3),
+        ..SetAttr::default()
+    };
+    let mode = SetAttr {
+        mode: Some(0o700),
+        ..SetAttr::default()
+    };
+    write(union, "big", b"changed");
+    union.set_attr(find(union, "sparse"), &size).unwrap();
+    union.set_attr(find(union, "b/text"), &owner(12)).unwrap();
+    let (from, to) = (find(union, "big"), find(union, "b/c/deep"));
+    union.copy_range(from, 0, to, 0, 4).unwrap();
+    let reserve = AllocateMode::Reserve { keep_size: false };
+    union
+        .allocate(find(union, "many/m1"), 0, 10, reserve)
+        .unwrap();
+    // These take none away.
+    union.set_attr(find(union, "many/m2"), &mode).unwrap();
+    union.read_at(find(union, "many/m3"), 0, 10).unwrap();
+    for file in files {
+        let ino = find(union, file);
+        let is_kept = file == "many/m2" || file == "many/m3";
+        assert_eq!(union.xattr(ino, CAPABILITY).is_ok(), is_kept, "{file}");
+        assert_eq!(
+            &*union.xattr(ino, b"user.kept").unwrap(),
+            b"value",
+            "{file}"
+        );
+    }
+    // What has its own by now, too.
+    let m2 = find(union, "many/m2");
+    union
+        .set_xattr(m2, b"user.more", b"", XattrMode::Create)
+        .unwrap();
+    write(union, "many/m2", b"x");
+    assert!(union.xattr(m2, CAPABILITY).is_err());
+}
+
+#[test]
+fn one_of_many_makes_an_attribute() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    let ino = find(union, "big");
+    for round in 0..200 {
+        let name = format!("user.round{round}").into_bytes();
+        let made: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| union.set_xattr(ino, &name, b"", XattrMode::Create).is_ok())
+                })
+                .collect();
+            let done = threads.into_iter().map(|thread| thread.join().unwrap());
+            done.filter(|done| *done).count()
+        });
+        assert_eq!(made, 1);
+    }
+}
+
+#[test]
+fn a_changed_file_is_listed_by_a_name_in_a_directory_that_moved() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    // It is changed by a name that then goes away; nothing but the image knows its other names.
+    write(union, "a/one", b"changed");
+    union.unlink(find(union, "a"), b"one").unwrap();
+    union.unlink(find(union, "a"), b"two").unwrap();
+    rename(union, ("", "b"), ("many", "b2"), RenameMode::Replace);
+    let ino = find(union, "many/b2/three");
+    let changes = union.changes().unwrap();
+    assert!(
+        changes
+            .iter()
+            .any(|c| c.ino == ino && c.path == b"many/b2/three"),
+        "{changes:?}"
+    );
 }

@@ -1,11 +1,13 @@
 //! Several threads at work while another commits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use envfs::commit::CommitOptions;
+use envfs::commit::{self, CommitError, CommitOptions};
 use envfs::object::{Ino, Kind};
-use envfs::union::{Creator, RenameMode, SetAttr, Union};
+use envfs::union::{Creator, Error, RenameMode, SetAttr, Union, XattrMode};
+use nix::errno::Errno;
 
 use super::bench::{BLOCK, Bench, noise};
 use super::tree::{Body, Tree};
@@ -154,4 +156,131 @@ fn threads_work_while_another_commits() {
     let mut bench = bench;
     bench.remount();
     check(bench.union());
+}
+
+/// Does whatever comes to directories that other threads change too; anything may be refused, as long as
+/// it is refused with an answer that POSIX knows.
+fn compete(union: &Union, seed: u64, answers: &Mutex<BTreeSet<i32>>) {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let creator = Creator { uid: 1, gid: 1 };
+    let name = |random: &mut Random| format!("n{}", random.below(5)).into_bytes();
+    for _ in 0..ROUNDS {
+        // A walk to some directory, as the kernel does it.
+        let mut held = Vec::new();
+        let mut walk = |random: &mut Random| {
+            let mut at = Ino::ROOT;
+            for _ in 0..random.below(4) {
+                match union.lookup(at, &name(random)).unwrap() {
+                    Some((ino, attr)) if attr.kind == Kind::Directory => {
+                        union.nodes().remember(ino, at);
+                        held.push(ino);
+                        at = ino;
+                    }
+                    _ => break,
+                }
+            }
+            at
+        };
+        let (dir, other) = (walk(&mut random), walk(&mut random));
+        let (from, to) = (name(&mut random), name(&mut random));
+        let file = union.lookup(dir, &from).unwrap().map(|(ino, _)| ino);
+        if let Some(ino) = file {
+            union.nodes().remember(ino, dir);
+            held.push(ino);
+        }
+        let mode = [
+            RenameMode::Replace,
+            RenameMode::NoReplace,
+            RenameMode::Exchange,
+        ][random.below(3)];
+        let done = match (random.below(12), file) {
+            (0 | 1, _) => union
+                .make(dir, &from, Kind::File, 0o644, 0, None, creator)
+                .map(drop),
+            (2 | 3, _) => union
+                .make(dir, &from, Kind::Directory, 0o755, 0, None, creator)
+                .map(drop),
+            (4, _) => union.unlink(dir, &from),
+            (5, _) => union.rmdir(dir, &from),
+            (6..=8, _) => union.rename(dir, &from, other, &to, mode),
+            (9, Some(ino)) => union.link(ino, other, &to).map(drop),
+            (10, Some(ino)) => union.write_at(ino, 5, b"written", true).map(drop),
+            (_, Some(ino)) => union.set_xattr(ino, b"user.x", &from, XattrMode::Either),
+            _ => union.read_dir(dir, 0, 100).map(drop),
+        };
+        match done {
+            Ok(()) => {}
+            Err(Error::Posix(errno)) => drop(answers.lock().unwrap().insert(errno as i32)),
+            Err(e) => panic!("{e}"),
+        }
+        for ino in held {
+            union.forget(ino, 1);
+        }
+    }
+}
+
+#[test]
+fn threads_compete_for_the_same_names_while_another_commits_and_discards() {
+    let mut bench = Bench::imported();
+    let answers = Mutex::new(BTreeSet::new());
+    let over = AtomicBool::new(false);
+    {
+        let (union, answers, over, bench) = (bench.union(), &answers, &over, &bench);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..=4)
+                .map(|seed| scope.spawn(move || compete(union, seed, answers)))
+                .collect();
+            let whole = scope.spawn(move || {
+                let mut random = Random(99);
+                let mut done = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let name = format!("n{}", random.below(5)).into_bytes();
+                    match done % 4 {
+                        0 | 1 => drop(bench.commit(&CommitOptions::default())),
+                        2 => match commit::discard(bench.workspace(), &[name]) {
+                            Ok(_) | Err(CommitError::Union(Error::Replaced(_))) => {}
+                            Err(e) => panic!("{e}"),
+                        },
+                        _ => {
+                            union.rotate().unwrap();
+                            union.unrotate().unwrap();
+                            bench.commit(&CommitOptions::default());
+                        }
+                    }
+                    union.changes().unwrap();
+                    done += 1;
+                }
+            });
+            let ended: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+            over.store(true, Ordering::Relaxed);
+            whole.join().unwrap();
+            ended.into_iter().for_each(|thread| thread.unwrap());
+        });
+    }
+    // ESTALE is for what a discard took from under somebody.
+    let known = [
+        Errno::ENOENT,
+        Errno::EEXIST,
+        Errno::ENOTDIR,
+        Errno::EISDIR,
+        Errno::ENOTEMPTY,
+        Errno::EINVAL,
+        Errno::EPERM,
+        Errno::ESTALE,
+    ];
+    for answer in answers.into_inner().unwrap() {
+        assert!(
+            known.iter().any(|errno| *errno as i32 == answer),
+            "{answer}"
+        );
+    }
+    assert_eq!(bench.union().verify_upper().unwrap(), Vec::<String>::new());
+    let tree = Tree::read(bench.union());
+    bench.kill();
+    let mended = bench.open();
+    assert!(mended.lost.is_empty(), "{mended:?}");
+    tree.assert_is(&Tree::read(bench.union()));
+    bench.commit(&CommitOptions::default());
+    bench.remount();
+    assert_eq!(Tree::read(bench.union()).paths(), tree.paths());
 }

@@ -277,7 +277,7 @@ pub(super) fn assert_same(node: &Node, found: &Node, what: &str) {
 pub(super) fn show(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes).into_owned();
     if text.len() > 40 {
-        format!("{}…", &text[..20])
+        format!("{}…", text.chars().take(20).collect::<String>())
     } else {
         text
     }

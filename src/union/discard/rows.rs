@@ -1,0 +1,184 @@
+//! What becomes of the rows of objects when names go.
+
+use std::collections::HashMap;
+
+use super::super::delta::{row_attr, row_from};
+use super::super::stack::LowerStack;
+use super::super::{Result, State};
+use super::edits::is_committed_dir;
+use super::physical::Physical;
+use super::plan::Plan;
+use crate::object::{Attr, Ino, Kind};
+use crate::state::{DataPlace, InodeRow, RowChange};
+
+/// The changes of rows that carry a plan out, and what is to be done to files after them.
+pub(super) fn after(
+    plan: &Plan,
+    state: &State,
+    base: &LowerStack,
+) -> Result<(Vec<RowChange<'static>>, Physical)> {
+    let mut changes = Changes {
+        plan,
+        state,
+        base,
+        rows: Vec::new(),
+        physical: Physical::default(),
+    };
+    for (dir, name) in &plan.gone {
+        let change = RowChange::drop_entry(*dir, name.to_vec());
+        changes.rows.push(change);
+    }
+    for ino in plan.touched() {
+        let row = state.delta.inodes.get(&ino);
+        if plan.dead.contains(&ino) {
+            if let Some(row) = row {
+                changes.dead(ino, row)?;
+            }
+            continue;
+        }
+        match (row, base.attr(ino)?) {
+            (Some(row), before) if row.kind == Kind::Directory => {
+                changes.directory(ino, row, before)?;
+            }
+            // Back as it was, with all that was in it.
+            (None, Some(before)) if before.kind == Kind::Directory => {}
+            (row, Some(before)) if plan.reset.contains(&ino) => {
+                changes.reset(ino, row, &before)?;
+            }
+            (Some(row), before) => changes.renamed(ino, row, before.as_ref())?,
+            (None, Some(before)) => changes.reset(ino, None, &before)?,
+            (None, None) => {}
+        }
+    }
+    Ok((changes.rows, changes.physical))
+}
+
+struct Changes<'a> {
+    plan: &'a Plan,
+    state: &'a State,
+    base: &'a LowerStack,
+    rows: Vec<RowChange<'static>>,
+    physical: Physical,
+}
+
+impl Changes<'_> {
+    /// A new object that has lost its last name.
+    fn dead(&mut self, ino: Ino, row: &InodeRow) -> Result<()> {
+        self.physical.remove(self.state, ino, row)?;
+        self.rows.push(RowChange::DropInode(ino));
+        self.rows.push(RowChange::DropXattrs(ino));
+        if row.kind == Kind::Directory {
+            self.rows.push(RowChange::DropEntriesOf(ino));
+        }
+        Ok(())
+    }
+
+    /// A directory that is there, new or committed.
+    fn directory(&mut self, ino: Ino, row: &InodeRow, before: Option<Attr>) -> Result<()> {
+        let (plan, edits) = (self.plan, &self.plan.edits);
+        let mut new = row.clone();
+        for (_, name) in edits.within(ino).filter(|(at, _)| plan.gone.contains(*at)) {
+            if let Some(target) = name.target
+                && self.state.kind(target)? == Kind::Directory
+            {
+                new.nlink = new.nlink.saturating_sub(1);
+            }
+            if let Some(below) = name.below
+                && is_committed_dir(self.base, below)?
+            {
+                new.nlink += 1;
+            }
+        }
+        let Some(before) = before else {
+            self.rows.push(RowChange::put_inode(ino, new));
+            return Ok(());
+        };
+        let place = self.base.parent(ino)?;
+        if plan.lost.contains_key(&ino) {
+            if let (Some(from), Some(to)) = (&row.place, &place) {
+                self.physical.move_back(self.state, ino, from, to)?;
+            }
+            new.place = place.clone();
+        }
+        let has_edits = edits.within(ino).any(|(at, _)| !plan.gone.contains(at));
+        if plan.reset.contains(&ino) {
+            (new.mode, new.uid, new.gid) = (before.mode, before.uid, before.gid);
+            new.owns_xattrs = false;
+            self.rows.push(RowChange::DropXattrs(ino));
+            if !has_edits {
+                (new.atime, new.mtime, new.ctime) = (before.atime, before.mtime, before.ctime);
+            }
+        }
+        let same = (new.mode, new.uid, new.gid) == (before.mode, before.uid, before.gid);
+        let is_at_home = new.place == place || ino == Ino::ROOT;
+        self.rows
+            .push(if !has_edits && same && !new.owns_xattrs && is_at_home {
+                RowChange::DropInode(ino)
+            } else {
+                RowChange::put_inode(ino, new)
+            });
+        Ok(())
+    }
+
+    /// How many names an object that is no directory has afterwards. Without a row it has none now:
+    /// its names change.
+    fn nlink(&self, ino: Ino, row: Option<&InodeRow>) -> u32 {
+        let count = |names: &HashMap<Ino, u32>| names.get(&ino).copied().unwrap_or(0);
+        (row.map_or(0, |row| row.nlink) + count(&self.plan.regained))
+            .saturating_sub(count(&self.plan.lost))
+    }
+
+    /// Gives a committed object that is no directory its attributes and content back.
+    fn reset(&mut self, ino: Ino, row: Option<&InodeRow>, before: &Attr) -> Result<()> {
+        if let Some(row) = row {
+            self.physical.remove(self.state, ino, row)?;
+            self.rows.push(RowChange::DropXattrs(ino));
+            self.rows.push(RowChange::DropInode(ino));
+        }
+        let nlink = self.nlink(ino, row);
+        if nlink != before.nlink || self.has_edited_name(ino) {
+            let target = match before.kind {
+                Kind::Symlink => Some(self.base.read_link(ino)?),
+                _ => None,
+            };
+            let mut new = row_from(before, target, None);
+            new.nlink = nlink;
+            self.rows.push(RowChange::put_inode(ino, new));
+        }
+        Ok(())
+    }
+
+    /// An object that is no directory and keeps its attributes and content: only its names change.
+    fn renamed(&mut self, ino: Ino, row: &InodeRow, before: Option<&Attr>) -> Result<()> {
+        let mut new = row.clone();
+        new.nlink = self.nlink(ino, Some(row));
+        if let Some(place) = &row.place
+            && self.plan.gone.contains(place)
+        {
+            self.physical.detach(self.state, ino, row)?;
+            new.place = None;
+        }
+        let is_pristine = before.is_some_and(|before| {
+            let now = row_attr(row);
+            row.data == DataPlace::Lower
+                && !row.owns_xattrs
+                && new.nlink == before.nlink
+                && (now.mode, now.uid, now.gid, now.mtime)
+                    == (before.mode, before.uid, before.gid, before.mtime)
+        });
+        self.rows
+            .push(if is_pristine && !self.has_edited_name(ino) {
+                RowChange::DropInode(ino)
+            } else {
+                RowChange::put_inode(ino, new)
+            });
+        Ok(())
+    }
+
+    /// Whether a name that stays leads to the object: names of the writable layer need its row, which
+    /// says of what kind it is.
+    fn has_edited_name(&self, ino: Ino) -> bool {
+        let links = self.plan.edits.links_of(ino);
+        links.iter().any(|entry| !self.plan.gone.contains(entry))
+    }
+}

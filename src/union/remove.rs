@@ -1,0 +1,207 @@
+//! Names that go away, and what becomes of the objects that had them.
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+
+use super::namespace::touch;
+use super::{FrozenLayer, Orphan, Result, Standing, State, Union};
+use crate::object::{Ino, Kind, Timestamp};
+use crate::state::{DataPlace, RowChange};
+
+/// What a name that goes away leaves to be done to physical files, after the rows have changed.
+pub(super) enum Remains {
+    Nothing,
+    /// The content lies under the name and has no other: remove it.
+    Remove,
+    /// The content lies under the name, but the object lives on: move it to `work`.
+    Detach,
+    RemoveDir,
+}
+
+impl Union {
+    /// Removes a name of an object that is not a directory.
+    pub fn unlink(&self, dir: Ino, name: &[u8]) -> Result<()> {
+        self.remove(dir, name, false)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, dir: Ino, name: &[u8]) -> Result<()> {
+        self.remove(dir, name, true)
+    }
+
+    fn remove(&self, dir: Ino, name: &[u8], want_dir: bool) -> Result<()> {
+        let _gate = self.gate_shared();
+        if let Some(ino) = self.look_ahead(dir, name)?
+            && want_dir
+        {
+            self.look_ahead_into(ino)?;
+        }
+        let mut state = self.write();
+        let state = &mut *state;
+        let ino = state.lookup(dir, name)?.ok_or(Errno::ENOENT)?;
+        let mut parent = state.live_dir_row(dir)?;
+        let now = Timestamp::now();
+        match (state.kind(ino)? == Kind::Directory, want_dir) {
+            (true, false) => return Err(Errno::EISDIR.into()),
+            (false, true) => return Err(Errno::ENOTDIR.into()),
+            (true, true) => {
+                self.must_be_empty(state, ino)?;
+                parent.nlink = parent.nlink.saturating_sub(1);
+            }
+            (false, false) => {}
+        }
+        let mut changes = Vec::with_capacity(4);
+        changes.push(state.hide(dir, name)?);
+        let (remains, orphan) = self.drop_name(state, ino, dir, name, now, &mut changes)?;
+        touch(&mut parent, now);
+        changes.push(RowChange::put_inode(dir, parent));
+        self.change(state, &changes)?;
+        if let Some(orphan) = orphan {
+            state.orphans.insert(ino, orphan);
+        }
+        self.finish_removal(state, ino, dir, name, remains)
+    }
+
+    /// Adds to `changes` what the object's row becomes when it loses the name `(dir, name)`.
+    pub(super) fn drop_name(
+        &self,
+        state: &State,
+        ino: Ino,
+        dir: Ino,
+        name: &[u8],
+        now: Timestamp,
+        changes: &mut Vec<RowChange<'_>>,
+    ) -> Result<(Remains, Option<Orphan>)> {
+        let mut row = state.row(ino, || None)?;
+        let lies_here = row.data == DataPlace::Upper
+            && row
+                .place
+                .as_ref()
+                .is_some_and(|p| p.0 == dir && *p.1 == *name);
+        row.ctime = now;
+        if row.kind != Kind::Directory && row.nlink > 1 {
+            row.nlink -= 1;
+            let remains = if lies_here {
+                Remains::Detach
+            } else {
+                Remains::Nothing
+            };
+            if row
+                .place
+                .as_ref()
+                .is_some_and(|p| p.0 == dir && *p.1 == *name)
+            {
+                row.place = None;
+            }
+            changes.push(RowChange::put_inode(ino, row));
+            return Ok((remains, None));
+        }
+        row.nlink = 0;
+        let had_row = matches!(state.standing(ino), Standing::Row(_));
+        let orphan = if self.nodes.is_held(ino) {
+            let file = match row.data {
+                // Opened while it still has its name.
+                DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, &row)?),
+                DataPlace::Lower if row.kind == Kind::File => {
+                    let layer = state.lower.content(ino)?;
+                    if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
+                        // A commit may remove the layer's files while this is still being read.
+                        frozen.pin(ino)?;
+                    }
+                    None
+                }
+                _ => None,
+            };
+            let xattrs = if row.owns_xattrs {
+                state.delta.xattrs.get(&ino).cloned().unwrap_or_default()
+            } else {
+                state.lower.xattrs(ino)?.into_iter().collect()
+            };
+            Some(Orphan {
+                row: row.clone(),
+                file,
+                lower: state.lower.clone(),
+                xattrs,
+            })
+        } else {
+            None
+        };
+        if had_row {
+            changes.push(RowChange::DropInode(ino));
+            if row.owns_xattrs && state.delta.xattrs.contains_key(&ino) {
+                changes.push(RowChange::DropXattrs(ino));
+            }
+        }
+        if row.kind == Kind::Directory {
+            if state.delta.dirs.contains_key(&ino) {
+                // Whiteouts in it hide nothing any more: nobody reaches this identity again.
+                changes.push(RowChange::DropEntriesOf(ino));
+            }
+            return Ok((Remains::RemoveDir, orphan));
+        }
+        let remains = match (row.data, row.place.is_some()) {
+            (DataPlace::Upper, true) if lies_here => Remains::Remove,
+            (DataPlace::Upper, false) => {
+                // Detached content of a hard link: it lies in `work` under its identity.
+                Remains::Remove
+            }
+            _ => Remains::Nothing,
+        };
+        Ok((remains, orphan))
+    }
+
+    /// Step 3 of a removal. The rows are changed: failing here loses nothing, and is not the caller's
+    /// failure either; what is left over is set aside at the next unclean start.
+    pub(super) fn finish_removal(
+        &self,
+        state: &mut State,
+        ino: Ino,
+        dir: Ino,
+        name: &[u8],
+        remains: Remains,
+    ) -> Result<()> {
+        let done = (|| -> Result<()> {
+            match remains {
+                Remains::Nothing => {}
+                Remains::Remove | Remains::Detach | Remains::RemoveDir => {
+                    let physical = state.find_dir(dir)?;
+                    match (remains, physical) {
+                        (Remains::Remove, physical) => {
+                            state.upper.unstage(ino)?;
+                            if let Some(physical) = physical {
+                                state.upper.remove(physical.as_fd(), name)?;
+                            }
+                            state.upper.forget_file(ino);
+                        }
+                        (Remains::Detach, Some(physical)) => {
+                            state.upper.detach(physical.as_fd(), name, ino)?
+                        }
+                        (Remains::RemoveDir, Some(physical)) => {
+                            state.upper.remove_dir(physical.as_fd(), name, ino)?
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Ok(())
+        })();
+        if let Err(e) = done {
+            tracing::warn!(%ino, "content of a removed name is left in the upper directory: {e}");
+        }
+        Ok(())
+    }
+
+    pub(super) fn must_be_empty(&self, state: &State, dir: Ino) -> Result<()> {
+        let edits = state.delta.dirs.get(&dir);
+        if edits.is_some_and(|edits| edits.iter().any(|(_, target)| target.is_some())) {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        for (name, _, _) in state.lower.list(dir)?.iter() {
+            if edits.and_then(|edits| edits.get(name)).is_none() {
+                return Err(Errno::ENOTEMPTY.into());
+            }
+        }
+        Ok(())
+    }
+}

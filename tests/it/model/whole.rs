@@ -1,0 +1,198 @@
+//! What is done with an environment as a whole, on a view and on the model.
+
+use std::collections::BTreeSet;
+
+use envfs::commit::{self, CommitError, CommitOptions};
+use envfs::object::{Ino, Kind, Timestamp};
+use envfs::union::Error;
+use nix::errno::Errno;
+
+use super::ops::Machine;
+use super::tree::{Body, Tree, assert_same, show};
+
+impl Machine {
+    pub(super) fn commit(&mut self, rebuild: bool, compact: bool) {
+        let mut before = Tree::read(self.union());
+        let options = CommitOptions {
+            message: "step".to_owned(),
+            rebuild,
+            compact,
+            ..CommitOptions::default()
+        };
+        let Some(done) = self.bench.commit(&options) else {
+            // Times of directories are not changes of their own.
+            let mut now = before;
+            for node in now
+                .nodes
+                .values_mut()
+                .filter(|node| node.kind() == Kind::Directory)
+            {
+                node.mtime = None;
+            }
+            now.assert_is(&self.base);
+            return;
+        };
+        // Images keep whole seconds.
+        let named = self.tree.named();
+        for tree in [&mut before, &mut self.tree] {
+            for (_, node) in tree
+                .nodes
+                .iter_mut()
+                .filter(|(ino, _)| named.nodes.contains_key(ino))
+            {
+                node.mtime = node.mtime.map(|time| Timestamp { nanos: 0, ..time });
+            }
+        }
+        self.base = Tree::read(self.union());
+        before.assert_is(&self.base);
+        assert_eq!(self.union().changes().unwrap(), Vec::new());
+        let layers = self.union().lower();
+        assert_eq!(layers.layers().len(), 1);
+        self.revisions.push((done.revision, self.tree.named()));
+    }
+
+    /// The view is again what it was: objects without a name stay with those who hold them.
+    pub(super) fn back_to(&mut self, tree: Tree) {
+        let before = std::mem::replace(&mut self.tree, tree);
+        let named = before.named();
+        for ino in std::mem::take(&mut self.held) {
+            let is_known = self.tree.nodes.contains_key(&ino);
+            if is_known {
+                self.held.push(ino);
+            } else if !named.nodes.contains_key(&ino) {
+                self.tree.nodes.insert(ino, before.node(ino).clone());
+                self.held.push(ino);
+            } else {
+                assert!(matches!(
+                    self.union().attr(ino),
+                    Err(Error::Posix(Errno::ESTALE))
+                ));
+                self.union().forget(ino, 1);
+            }
+        }
+    }
+
+    pub(super) fn discard_path(&mut self, entry: u16, of_base: bool) {
+        let before = Tree::read(self.union());
+        let (now_paths, base_paths) = (before.paths(), self.base.paths());
+        let paths: Vec<&Vec<u8>> = if of_base {
+            base_paths.keys()
+        } else {
+            now_paths.keys()
+        }
+        .collect();
+        if paths.is_empty() {
+            return;
+        }
+        let path = paths[usize::from(entry) % paths.len()].clone();
+        let changed = self.union().changes().unwrap();
+        let done = commit::discard(self.bench.workspace(), std::slice::from_ref(&path));
+        let is_tall = self.union().lower().layers().len() > 1;
+        let (gone, _) = match done {
+            Ok(done) if !is_tall => done,
+            Err(CommitError::Union(Error::CommitUnfinished)) if is_tall => {
+                before.assert_is(&Tree::read(self.union()));
+                return;
+            }
+            Ok(_) => panic!("a part of what is spread over several layers was discarded"),
+            Err(CommitError::Union(Error::Replaced(_))) => {
+                self.assert_replaced(&path, &before);
+                return;
+            }
+            Err(e) => panic!("{e}"),
+        };
+        let after = Tree::read(self.union());
+        let left = self.union().changes().unwrap();
+        let within = |other: &[u8]| {
+            other == path || other.starts_with(&path) && other.get(path.len()) == Some(&b'/')
+        };
+        for change in &left {
+            assert!(
+                !within(&change.path),
+                "still changed after discarding {}: {change:?}",
+                show(&path)
+            );
+            assert!(
+                changed.iter().any(|old| old.path == change.path) || changed.len() > left.len(),
+                "a new change after discarding {}: {change:?}",
+                show(&path)
+            );
+        }
+        assert!(gone.len() <= changed.len());
+        // What is at the path, and has not moved with a directory above it, is what was committed.
+        let mut same_way = true;
+        let mut at = (Ino::ROOT, Ino::ROOT);
+        let mut components = path.split(|byte| *byte == b'/').peekable();
+        while let Some(component) = components.next() {
+            let step = |tree: &Tree, dir: Ino| match tree.nodes.get(&dir).map(|node| &node.body) {
+                Some(Body::Directory(entries)) => entries.get(component).copied(),
+                _ => None,
+            };
+            match (step(&after, at.0), step(&self.base, at.1)) {
+                (Some(now), Some(then)) if now == then => at = (now, then),
+                (None, None) => {}
+                other => {
+                    same_way = false;
+                    if at.0 == at.1 && components.peek().is_none() {
+                        panic!("{} is {other:?} after discarding it", show(&path));
+                    }
+                    break;
+                }
+            }
+        }
+        if same_way
+            && let (Some(now), Some(then)) = (after.paths().get(&path), base_paths.get(&path))
+        {
+            assert_eq!(now, then);
+            let mut node = after.node(*now).clone();
+            if node.kind() == Kind::Directory {
+                node.mtime = None;
+                node.body = self.base.node(*then).body.clone();
+            }
+            assert_same(&node, self.base.node(*then), &show(&path));
+        }
+        // What is elsewhere and nothing of what was discarded is as it was.
+        let touched: BTreeSet<Ino> = gone.iter().map(|change| change.ino).collect();
+        for (ino, node) in &before.nodes {
+            if let Some(now) = after.nodes.get(ino)
+                && !touched.contains(ino)
+                && node.kind() != Kind::Directory
+                && !now_paths
+                    .iter()
+                    .chain(&base_paths)
+                    .any(|(path, at)| at == ino && within(path))
+            {
+                assert_same(node, now, &format!("bystander {ino}"));
+            }
+        }
+        // What is new and went was told of.
+        for (path, ino) in &now_paths {
+            let is_told = gone.iter().any(|change| change.ino == *ino)
+                || left.iter().any(|change| change.path == *path);
+            assert!(
+                is_told || after.nodes.contains_key(ino) || self.base.nodes.contains_key(ino),
+                "{} went silently",
+                show(path)
+            );
+        }
+        self.back_to(after);
+    }
+
+    /// Nothing was discarded, since what was at the path lies in a directory that is gone, and
+    /// something else has the place of one above it.
+    pub(super) fn assert_replaced(&self, path: &[u8], before: &Tree) {
+        before.assert_is(&Tree::read(self.union()));
+        let mut at = Ino::ROOT;
+        let above = path.split(|byte| *byte == b'/').collect::<Vec<_>>();
+        let is_gone = above[..above.len() - 1].iter().any(|name| {
+            match self.base.nodes.get(&at).map(|node| &node.body) {
+                Some(Body::Directory(entries)) => {
+                    at = entries.get(*name).copied().unwrap_or(Ino(0));
+                    at != Ino(0) && !before.nodes.contains_key(&at)
+                }
+                _ => true,
+            }
+        });
+        assert!(is_gone, "{} is not gone with a directory", show(path));
+    }
+}
