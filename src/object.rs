@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The identity of one object for its whole life: FUSE node id, `st_ino`, and key of every row.
 ///
 /// It survives copy-up, rename, remount and commit, and is never given to another object of the
 /// same environment. Objects of the first image have their SquashFS inode number (with the root
 /// and number 1 exchanged where the root has another); new objects come from a counter above.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ino(pub u64);
 
 impl Ino {
@@ -28,7 +30,7 @@ impl fmt::Display for Ino {
 }
 
 /// The type of an object. The numbers are stored in rows and never change meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Kind {
     /// A directory.
@@ -91,7 +93,9 @@ impl Kind {
 }
 
 /// A point in time as file systems keep it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Timestamp {
     /// Seconds since 1970, possibly negative.
     pub secs: i64,

@@ -2,21 +2,24 @@
 //!
 //! What the rows mean, and what is durable when, is told in `docs/state.md`. In short:
 //!
-//! - [`StateDb::apply`] is the hot path: one transaction for each operation of a program. It
-//!   survives the death of this process at once, and power loss after [`StateDb::sync`].
+//! - [`StateDb::apply`] is the hot path: one record of the redo log for each operation of a
+//!   program, which SQLite gets later with many others. It survives the death of this process at once, and power loss after [`StateDb::sync`].
 //! - Whatever *publishes* ([`rotate`](StateDb::rotate), [`publish_commit`](StateDb::publish_commit),
 //!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to) and the
 //!   clean flag) is one transaction, and durable when it returns.
 //!
-//! Lock order: a [`StateDb`] has one lock, around its connection, taken last and held only for
-//! one transaction. No callback runs under it.
+//! Lock order: a [`StateDb`] has one lock around its connection and, taken after it or alone, one
+//! around its redo log; both are taken last and held only for one transaction or one record. No
+//! callback runs under them.
 
 mod error;
 mod history;
 mod id_map;
 mod meta;
 mod migrations;
+mod redo;
 mod rows;
+mod settle;
 mod stack;
 #[cfg(test)]
 mod tests;
@@ -91,6 +94,8 @@ pub struct StateDb {
     /// The count up to which all is known to be durable.
     synced: AtomicU64,
     sync_failed: AtomicBool,
+    /// Changes of rows go through it, once it is kept.
+    redo: OnceLock<settle::Log>,
 }
 
 impl StateDb {
@@ -172,29 +177,31 @@ impl StateDb {
     /// transaction is durable by itself. A failure is final: the kernel forgets what it could
     /// not write, so a later success would prove nothing.
     pub fn sync(&self) -> Result<()> {
-        if self.mode != JournalMode::Wal {
-            return Ok(());
-        }
-        let written = self.written.load(Ordering::Acquire);
-        if self.synced.load(Ordering::Acquire) >= written {
-            return Ok(());
-        }
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(StateError::SyncFailed {
                 path: self.path.clone(),
             });
         }
+        let outcome = self.sync_log().and_then(|()| self.sync_database());
+        if outcome.is_err() {
+            self.sync_failed.store(true, Ordering::Release);
+        }
+        outcome
+    }
+
+    fn sync_database(&self) -> Result<()> {
+        let written = self.written.load(Ordering::Acquire);
+        if self.mode != JournalMode::Wal || self.synced.load(Ordering::Acquire) >= written {
+            return Ok(());
+        }
         // Frames that a checkpoint has meanwhile moved into the database were synced there by
         // SQLite before it let the log be overwritten, so the log is all that needs a sync.
         let outcome = self.wal_file().and_then(|wal| wal.sync_data());
-        if let Err(source) = outcome {
-            self.sync_failed.store(true, Ordering::Release);
-            return Err(StateError::Io {
-                path: self.path.clone(),
-                doing: "sync the log of the state database",
-                source,
-            });
-        }
+        outcome.map_err(|source| StateError::Io {
+            path: self.path.clone(),
+            doing: "sync the log of the state database",
+            source,
+        })?;
         self.synced.fetch_max(written, Ordering::AcqRel);
         Ok(())
     }
@@ -211,6 +218,7 @@ impl StateDb {
 
     /// Closes the database, reporting what `drop` would swallow.
     pub fn close(self) -> Result<()> {
+        self.settle()?;
         let conn = self
             .conn
             .into_inner()
@@ -290,6 +298,7 @@ impl StateDb {
             written: AtomicU64::new(1),
             synced: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
+            redo: OnceLock::new(),
         })
     }
 
@@ -327,6 +336,7 @@ impl StateDb {
         change: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
         let conn = self.lock();
+        self.settle_in(&conn)?;
         let raise = durability == Durability::Power && self.mode == JournalMode::Wal;
         if raise {
             // SQLite makes the name of the log durable only if it made the log itself; it may
@@ -387,6 +397,7 @@ impl StateDb {
         read: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
         let conn = self.lock();
+        self.settle_in(&conn)?;
         let run = |sql: &str| {
             conn.prepare_cached(sql)
                 .and_then(|mut statement| statement.execute([]))

@@ -51,6 +51,7 @@ impl Union {
         paths: Paths,
         options: &OpenOptions,
     ) -> Result<(Union, Reconciled)> {
+        db.keep_redo_log()?;
         let unclean = !db.was_clean()?;
         let mut done = Reconciled::default();
         let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
@@ -114,7 +115,8 @@ impl Union {
     /// view any more.
     pub fn close(&self) -> Result<()> {
         self.sync_all()?;
-        Ok(self.db.mark_clean()?)
+        self.db.mark_clean()?;
+        Ok(self.db.empty_redo_log()?)
     }
 
     /// Where the parts of the environment are.
