@@ -16,7 +16,8 @@ use crate::daemon::lifecycle;
 use crate::daemon::protocol::{Service, TagOptions};
 use crate::daemon::service::{self, BRIEF, Local, mount_environment};
 use crate::environment::{
-    EnvLock, EnvName, Environment, EnvironmentError, Garbage, LockMode, Prefix, PrefixUse, Store,
+    Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, LockMode, Prefix, PrefixUse,
+    Store,
 };
 use crate::progress::Progress;
 use crate::state::{ImageRow, Revision, RevisionId, StateDb, Tag};
@@ -156,7 +157,33 @@ fn import_options(
     options: &NewOptions,
 ) -> Result<commit::ImportOptions> {
     let prefix = choose_prefix(store, name, options.prefix.as_deref())?;
-    let mut settings = commit::Settings::from_config(&store.config()?);
+    Ok(commit::ImportOptions {
+        prefix: prefix.path,
+        message: options.message.clone(),
+        settings: settings(&store.config()?, options)?,
+        exclude: options.exclude.clone(),
+    })
+}
+
+/// Packs a directory into an image file, of which no environment is made.
+pub fn pack(
+    config: &Config,
+    source: &Path,
+    options: &NewOptions,
+    to: &Path,
+    progress: &dyn Progress,
+) -> Result<commit::Packed> {
+    let source = fs::canonicalize(source)
+        .map_err(|error| CommandError::io(format!("cannot pack {}", source.display()), &error))?;
+    let to = fs::canonicalize(to)
+        .map_err(|error| CommandError::io(format!("cannot write {}", to.display()), &error))?;
+    let settings = settings(config, options)?;
+    let done = commit::pack_directory(&source, settings, &options.exclude, &to, progress);
+    Ok(done.map_err(Failure::from)?)
+}
+
+fn settings(config: &Config, options: &NewOptions) -> Result<commit::Settings> {
+    let mut settings = commit::Settings::from_config(config);
     if let Some(text) = &options.compression {
         settings.compression = text
             .parse()
@@ -171,12 +198,7 @@ fn import_options(
         }
         settings.block_size = block_size;
     }
-    Ok(commit::ImportOptions {
-        prefix: prefix.path,
-        message: options.message.clone(),
-        settings,
-        exclude: options.exclude.clone(),
-    })
+    Ok(settings)
 }
 
 /// Checks the prefix of a new environment, which must be no other's.

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod commands;
 pub mod context;
 pub mod error;
+mod new_file;
 pub mod output;
 
 use std::path::PathBuf;

@@ -59,6 +59,14 @@ pub enum CommitError {
         /// What is wrong with it.
         why: String,
     },
+    /// The source is fine, but not for what was asked.
+    #[error("{path}: {why}")]
+    Unsuitable {
+        /// The source.
+        path: PathBuf,
+        /// What stands against it.
+        why: String,
+    },
     /// There are uncommitted changes, which this would throw away.
     #[error("there are uncommitted changes")]
     Uncommitted,

@@ -78,7 +78,7 @@ pub fn import(
 ) -> Result<Imported> {
     let kind = recognise(source)?;
     if matches!(kind, SourceKind::Image) && !options.exclude().is_empty() {
-        return Err(CommitError::Source {
+        return Err(CommitError::Unsuitable {
             path: source.to_owned(),
             why: "an image is taken as it is, so nothing of it can be left out".to_owned(),
         });
@@ -158,6 +158,40 @@ pub fn import(
         entries,
         content_bytes,
         image_bytes,
+        stats,
+    })
+}
+
+/// What [`pack_directory`] did.
+#[derive(Debug)]
+pub struct Packed {
+    /// Entries in the image, its root included.
+    pub entries: u64,
+    /// Bytes of content.
+    pub content_bytes: u64,
+    /// What the image writer did.
+    pub stats: WriteStats,
+}
+
+/// Packs a directory into an image file, which is replaced if it exists; it is neither synced nor
+/// compared with the source.
+pub fn pack_directory(
+    source: &Path,
+    settings: Settings,
+    exclude: &[PathBuf],
+    to: &Path,
+    progress: &dyn Progress,
+) -> Result<Packed> {
+    let options = ImportOptions {
+        prefix: PathBuf::new(),
+        message: String::new(),
+        settings,
+        exclude: exclude.to_vec(),
+    };
+    let (stats, extent) = directory::pack(source, &options, to, progress)?;
+    Ok(Packed {
+        entries: extent.entries,
+        content_bytes: extent.bytes,
         stats,
     })
 }

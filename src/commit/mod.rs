@@ -50,7 +50,7 @@ pub use history::{
     Collected, GcOptions, RolledBack, VerifyOutcome, committed_content, discard, gc, rollback,
     verify,
 };
-pub use import::{ImportOptions, Imported, create_empty, import};
+pub use import::{ImportOptions, Imported, Packed, create_empty, import, pack_directory};
 pub use workspace::{Settings, Workspace, command_line, new_revision};
 
 /// How to commit.

@@ -10,6 +10,7 @@ use crate::object::{Ino, Kind, Timestamp};
 
 mod history_tests;
 mod open_tests;
+mod redo_tests;
 mod rows_tests;
 
 fn new_image(db: &StateDb, inos: impl IntoIterator<Item = u64>) -> NewImage {

@@ -118,11 +118,11 @@ impl Args {
             message,
             command: crate::commit::command_line(),
             compression: super::import::compression(
-                self.options.compression.as_deref(),
-                self.options.compress_level,
+                self.options.pack.compression.as_deref(),
+                self.options.pack.compress_level,
             ),
-            block_size: self.options.block_size,
-            threads: self.options.threads,
+            block_size: self.options.pack.block_size,
+            threads: self.options.pack.threads,
             ..CommitOptions::default()
         };
         let committed = client.commit(&options, &progress)?;

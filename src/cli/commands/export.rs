@@ -1,6 +1,6 @@
 //! `envfs export`
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
+use crate::cli::new_file;
 use crate::cli::output::size;
 use crate::daemon::failure::Kind;
 use crate::progress::{Progress, Report};
@@ -56,12 +57,7 @@ impl Args {
             None => None,
         };
         let source = backend::image_file(&env.environment, revision)?;
-        if !self.force && file.symlink_metadata().is_ok() {
-            return Err(
-                CommandError::new(Kind::Conflict, format!("{} exists", file.display()))
-                    .hint("choose another name, or replace it with --force"),
-            );
-        }
+        new_file::refuse_existing(file, self.force)?;
         let progress = context.output.progress();
         let bytes = copy(&source, file, &self.exclude, &progress)?;
         progress.finish();
@@ -78,55 +74,39 @@ fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progre
         let doing = format!("cannot write {}", path.display());
         move |error: io::Error| CommandError::io(&doing, &error)
     };
-    let directory = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let mut input = File::open(source)
         .map_err(|error| CommandError::io(format!("cannot read {}", source.display()), &error))?;
     let mut total = input.metadata().map_err(failed(source))?.len();
-    let mut output = tempfile::Builder::new()
-        .prefix(".envfs-export-")
-        .tempfile_in(directory)
-        .map_err(failed(target))?;
-    if !exclude.is_empty() {
-        backend::export_without(source, exclude, output.path(), progress)?;
-        total = output.path().metadata().map_err(failed(target))?.len();
-    } else if reflink::clone_range(&input, 0, 0, output.as_file(), 0).is_err() {
-        let mut buffer = vec![0u8; 1 << 20];
-        let mut done = 0u64;
-        loop {
-            if progress.is_cancelled() {
-                return Err(CommandError::new(
-                    Kind::Cancelled,
-                    "stopped; nothing was written",
-                ));
+    new_file::write(target, |output| {
+        if !exclude.is_empty() {
+            backend::export_without(source, exclude, output.path(), progress)?;
+            total = output.path().metadata().map_err(failed(target))?.len();
+        } else if reflink::clone_range(&input, 0, 0, output.as_file(), 0).is_err() {
+            let mut buffer = vec![0u8; 1 << 20];
+            let mut done = 0u64;
+            loop {
+                if progress.is_cancelled() {
+                    let what = "stopped; nothing was written";
+                    return Err(CommandError::new(Kind::Cancelled, what));
+                }
+                let count = input.read(&mut buffer).map_err(failed(source))?;
+                if count == 0 {
+                    break;
+                }
+                output
+                    .write_all(buffer.get(..count).unwrap_or_default())
+                    .map_err(failed(target))?;
+                done += count as u64;
+                progress.report(&Report {
+                    phase: String::from("copying"),
+                    files_done: 0,
+                    files_total: 1,
+                    bytes_done: done,
+                    bytes_total: total,
+                });
             }
-            let count = input.read(&mut buffer).map_err(failed(source))?;
-            if count == 0 {
-                break;
-            }
-            output
-                .write_all(buffer.get(..count).unwrap_or_default())
-                .map_err(failed(target))?;
-            done += count as u64;
-            progress.report(&Report {
-                phase: String::from("copying"),
-                files_done: 0,
-                files_total: 1,
-                bytes_done: done,
-                bytes_total: total,
-            });
         }
-    }
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    fs::set_permissions(output.path(), permissions).map_err(failed(target))?;
-    output.as_file().sync_all().map_err(failed(target))?;
-    output
-        .persist(target)
-        .map_err(|error| failed(target)(error.error))?;
-    File::open(directory)
-        .and_then(|dir| dir.sync_all())
-        .map_err(failed(directory))?;
+        Ok(())
+    })?;
     Ok(total)
 }

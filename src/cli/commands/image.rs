@@ -1,4 +1,6 @@
-//! `envfs image`: looks into any SquashFS file.
+//! `envfs image`: makes SquashFS files, and looks into any.
+
+mod pack;
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -17,10 +19,10 @@ use crate::squashfs::format::{Flags, Inode, InodeBody, InodeKind};
 use crate::squashfs::reader::{VerifyProgress, verify};
 use crate::squashfs::{self, Image, ReaderOptions};
 
-/// Look into any SquashFS file, made by envfs or by anybody.
+/// Make a SquashFS file, or look into any, made by envfs or by anybody.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs image info science.sqfs\n  envfs image ls science.sqfs lib/python3.12\n  envfs image cat science.sqfs etc/config.toml\n  envfs image verify science.sqfs"
+    after_help = "Examples:\n  envfs image pack ~/tree tree.sqfs\n  envfs image info science.sqfs\n  envfs image ls science.sqfs lib/python3.12\n  envfs image cat science.sqfs etc/config.toml\n  envfs image verify science.sqfs"
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -30,6 +32,8 @@ pub struct Args {
 /// What to do with the file.
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Pack a directory into an image, without making an environment of it.
+    Pack(pack::Args),
     /// Show what the superblock says.
     Info {
         /// The image file.
@@ -106,6 +110,7 @@ impl Args {
     /// Does it.
     pub fn run(&self, context: &Context) -> Result<()> {
         match &self.action {
+            Action::Pack(args) => args.run(context),
             Action::Info { file, json } => info(context, file, *json),
             Action::Ls {
                 file,

@@ -49,6 +49,17 @@ pub struct ImportOptions {
     /// Where to mount it, always [default: ~/.local/share/envfs/envs/NAME].
     #[arg(long, value_name = "PATH")]
     pub prefix: Option<PathBuf>,
+    /// How its image is written.
+    #[command(flatten)]
+    pub pack: PackOptions,
+    /// What to say about it in the history.
+    #[arg(short, long, default_value = "")]
+    pub message: String,
+}
+
+/// How an image is written; shared with `image pack`.
+#[derive(Debug, ClapArgs)]
+pub struct PackOptions {
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none [default: zstd].
     #[arg(long, value_name = "CODEC[:LEVEL]")]
     pub compression: Option<String>,
@@ -63,9 +74,6 @@ pub struct ImportOptions {
     /// Block size of the image in bytes, a power of two from 4096 to 1048576 [default: 131072].
     #[arg(long, value_name = "BYTES")]
     pub block_size: Option<u32>,
-    /// What to say about it in the history.
-    #[arg(short, long, default_value = "")]
-    pub message: String,
     /// Threads that compress [default: one for each processor].
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -88,11 +96,20 @@ impl ImportOptions {
     pub fn to_new_options(&self) -> NewOptions {
         NewOptions {
             prefix: self.prefix.clone(),
-            compression: compression(self.compression.as_deref(), self.compress_level),
-            block_size: self.block_size,
-            threads: self.threads,
             message: self.message.clone(),
-            exclude: self.exclude.clone(),
+            ..NewOptions::from(&self.pack)
+        }
+    }
+}
+
+impl From<&PackOptions> for NewOptions {
+    fn from(pack: &PackOptions) -> NewOptions {
+        NewOptions {
+            compression: compression(pack.compression.as_deref(), pack.compress_level),
+            block_size: pack.block_size,
+            threads: pack.threads,
+            exclude: pack.exclude.clone(),
+            ..NewOptions::default()
         }
     }
 }

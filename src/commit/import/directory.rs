@@ -30,8 +30,8 @@ pub(super) fn pack(
     progress: &dyn Progress,
 ) -> Result<(WriteStats, Extent)> {
     if to.starts_with(fs::canonicalize(source).context("resolve", source)?) {
-        let why = "the store of environments lies inside it".to_owned();
-        return Err(CommitError::Source {
+        let why = "the image would be written inside it".to_owned();
+        return Err(CommitError::Unsuitable {
             path: source.to_owned(),
             why,
         });

@@ -350,16 +350,16 @@ fn what_was_synced_is_durable_content_and_rows() {
     };
     fs::write(at.join("fresh"), "new").unwrap();
     sync("fresh");
-    synced("a new file", &["upper/fresh", "state.db-wal"]);
+    synced("a new file", &["upper/fresh", "state.db-redo"]);
     fs::write(at.join("small"), "changed").unwrap();
     sync("small");
-    synced("a copied-up file", &["upper/small", "state.db-wal"]);
+    synced("a copied-up file", &["upper/small", "state.db-redo"]);
     fs::rename(at.join("dir/x"), at.join("empty/x")).unwrap();
     sync("empty");
-    synced("a rename", &["state.db-wal"]);
+    synced("a rename", &["state.db-redo"]);
     fs::remove_file(at.join("dir/y")).unwrap();
     sync("dir");
-    synced("a removal", &["state.db-wal"]);
+    synced("a removal", &["state.db-redo"]);
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(watcher.id().try_into().unwrap()),
         nix::sys::signal::Signal::SIGINT,

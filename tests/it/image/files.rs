@@ -140,7 +140,7 @@ fn import_leaves_out_what_is_to_be_left_out() {
     }
     let image = images::current(&env, "directory");
     let args = ["import", word(&image), "image", "--exclude", "x"];
-    env.envfs(&args).fails(6, &["left out"]);
+    env.envfs(&args).fails(2, &["left out"]);
     let args = ["import", word(&source), "w", "--compress-level", "10"];
     env.envfs(&args).fails(2, &["10"]);
 }
@@ -219,4 +219,37 @@ fn verify_notices_a_flipped_bit_anywhere() {
     }
     fs::write(&image, sound).unwrap();
     env.verify("e");
+}
+
+#[test]
+fn a_directory_is_packed_into_an_image_of_its_own() {
+    for env in TestEnv::of_all_users() {
+        let source = env.work().join("source");
+        samples::rich(&env, &source);
+        let image = env.work().join("packed.sqfs");
+        let pack = |more: &[&str]| {
+            let words = [&["image", "pack", word(&source), word(&image)], more].concat();
+            env.envfs(&words)
+        };
+        let said = pack(&["--json", "--compression", "lz4", "--block-size", "65536"])
+            .ok()
+            .json();
+        let expected = tree::read(&source);
+        assert_eq!(said["entries"], expected.len());
+        assert_eq!(said["image_bytes"], fs::metadata(&image).unwrap().len());
+        let info = env.envfs(&["image", "info", "--json", word(&image)]).ok();
+        assert_eq!(info.json()["compression"], "lz4");
+        assert_eq!(info.json()["block_size"], 65_536);
+        images::assert_read_by_others(&env, &image, &expected);
+        let first = fs::read(&image).unwrap();
+
+        pack(&[]).fails(4, &["exists", "--force"]);
+        assert_eq!(fs::read(&image).unwrap(), first, "what is there stays");
+        pack(&["--force", "--exclude", "*"]).ok();
+        assert_eq!(paths(&env, &image), BTreeSet::new());
+        let inside = source.join("inside.sqfs");
+        let words = ["image", "pack", word(&source), word(&inside)];
+        env.envfs(&words).fails(2, &["inside it"]);
+        assert_eq!(tree::read(&source).len(), expected.len(), "nothing is left");
+    }
 }

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Side by side: packing and re-packing images with envfs and with mksquashfs, in one run.
+
+    benches/pack.py --tree DIR [--rounds 3] [--only WORD,…] [--json FILE] [--quick]
+
+    pack      the whole tree, at each codec and level, same block size and number of processors:
+              wall time, size of the image, peak memory of the process
+    commit    10 MB in 500 new files on a mounted environment, against mksquashfs of the merged tree
+    read      everything in the image, without a mount: `envfs image verify`, one and two threads,
+              against `unsquashfs` to nowhere
+
+Each pair runs in turn, round after round; ratios are medians of the ratios within a round. The tree
+is read once before, so that neither side pays for the disk. Run it on a quiet machine.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CODECS = [
+    ("zstd 4", ["-comp", "zstd", "-Xcompression-level", "4"], "zstd:4"),
+    ("zstd 15", ["-comp", "zstd", "-Xcompression-level", "15"], "zstd:15"),
+    ("gzip 9", ["-comp", "gzip", "-Xcompression-level", "9"], "gzip:9"),
+    ("xz", ["-comp", "xz"], "xz"),
+    ("lz4", ["-comp", "lz4"], "lz4"),
+]
+
+
+def timed(*command, cwd=None):
+    """Seconds and peak memory (MiB) of a command, which must succeed."""
+    began = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{errors.decode(errors='replace')}")
+    return seconds, usage.ru_maxrss / 1024
+
+
+class Table:
+    """Rows of two sides, and their ratios."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def add(self, name, ours, theirs):
+        self.rows.setdefault(name, []).append((ours, theirs))
+
+    def last(self, name):
+        return self.line(name, self.rows[name])
+
+    @staticmethod
+    def line(name, pairs):
+        ours = statistics.median(a for a, _ in pairs)
+        theirs = statistics.median(b for _, b in pairs)
+        ratios = [a / b for a, b in pairs]
+        spread = f"{min(ratios):.3f}-{max(ratios):.3f}" if len(ratios) > 1 else ""
+        return f"{name:44}{ours:12.2f}{theirs:12.2f}{statistics.median(ratios):10.3f}  {spread}"
+
+    def text(self):
+        head = f"{'':44}{'envfs':>12}{'mksquashfs':>12}{'ratio':>10}  spread"
+        return "\n".join([head, *(self.line(*row) for row in self.rows.items())])
+
+
+def pack(table, tree, scratch, envfs, rounds, codecs):
+    for name, theirs, ours in codecs:
+        for _ in range(rounds):
+            a, b = scratch / "ours.sqfs", scratch / "theirs.sqfs"
+            for image in (a, b):
+                image.unlink(missing_ok=True)
+            seconds_b, memory_b = timed("mksquashfs", tree, b, *theirs, "-b", "128K", "-no-progress", "-quiet")
+            seconds_a, memory_a = timed(envfs, "-q", "image", "pack", tree, a, "--compression", ours, "--block-size", "131072")
+            table.add(f"pack {name}: seconds", seconds_a, seconds_b)
+            table.add(f"pack {name}: image, MB", a.stat().st_size / 1e6, b.stat().st_size / 1e6)
+            table.add(f"pack {name}: peak memory, MiB", memory_a, memory_b)
+        for what in ("seconds", "image, MB", "peak memory, MiB"):
+            print(table.last(f"pack {name}: {what}"), file=sys.stderr, flush=True)
+
+
+def commit(table, tree, scratch, envfs, rounds, codecs):
+    for name, theirs, ours in codecs:
+        home, image, merged = scratch / "home", scratch / "first.sqfs", scratch / "merged.sqfs"
+        shutil.rmtree(home, ignore_errors=True)
+        image.unlink(missing_ok=True)
+        timed(envfs, "-q", "image", "pack", tree, image, "--compression", ours)
+        home.mkdir()
+        (home / "config.toml").write_text(f'compression = "{ours}"\n')
+        timed(envfs, "--home", home, "-q", "import", image, "bench", "--prefix", scratch / "mount")
+        timed(envfs, "--home", home, "-q", "mount", "bench")
+        try:
+            for turn in range(rounds):
+                made = scratch / "mount" / f"made-{turn}"
+                made.mkdir()
+                for n in range(500):
+                    (made / f"f{n}").write_bytes(os.urandom(10_000) + bytes([n % 251]) * 10_000)
+                seconds_a, _ = timed(envfs, "--home", home, "-q", "commit", "bench")
+                merged.unlink(missing_ok=True)
+                seconds_b, _ = timed(
+                    "mksquashfs", scratch / "mount", merged, *theirs, "-b", "128K", "-no-progress", "-quiet"
+                )
+                table.add(f"commit 10 MB in 500 files, {name}: seconds", seconds_a, seconds_b)
+        finally:
+            timed(envfs, "--home", home, "-q", "unmount", "bench")
+        print(table.last(f"commit 10 MB in 500 files, {name}: seconds"), file=sys.stderr, flush=True)
+
+
+def read(table, tree, scratch, envfs, rounds):
+    image, nowhere = scratch / "read.sqfs", scratch / "nowhere"
+    timed("mksquashfs", tree, image, "-comp", "zstd", "-b", "128K", "-no-progress", "-quiet")
+    for _ in range(rounds):
+        for threads in (1, 2):
+            shutil.rmtree(nowhere, ignore_errors=True)
+            pin = ["taskset", "-c", "0" if threads == 1 else "0,1"]
+            seconds_b, _ = timed(*pin, "unsquashfs", "-quiet", "-no-progress", "-p", threads, "-d", nowhere, image)
+            seconds_a, _ = timed(*pin, envfs, "-q", "image", "verify", image)
+            table.add(f"read everything, {threads} processors: seconds", seconds_a, seconds_b)
+    for threads in (1, 2):
+        print(table.last(f"read everything, {threads} processors: seconds"), file=sys.stderr, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path, required=True, help="directory to pack")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="pack,commit,read", help="parts to run, separated by commas")
+    parser.add_argument("--codecs", help="only these codecs (zstd 4, gzip 9, …), separated by commas")
+    parser.add_argument("--scratch", type=Path, help="where to work [a directory below /var/tmp]")
+    parser.add_argument("--envfs", type=Path, default=Path("target/release/envfs"))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    tree, envfs = arguments.tree.resolve(), arguments.envfs.resolve()
+    codecs = [c for c in CODECS if not arguments.codecs or c[0] in arguments.codecs.split(",")]
+    table = Table()
+    scratch = Path(tempfile.mkdtemp(prefix="envfs-bench-", dir=arguments.scratch or "/var/tmp"))
+    try:
+        subprocess.run(["tar", "cf", "/dev/null", "--exclude=.", tree], check=False, stderr=subprocess.DEVNULL)
+        if "pack" in arguments.only:
+            pack(table, tree, scratch, envfs, arguments.rounds, codecs)
+        if "commit" in arguments.only:
+            commit(table, tree, scratch, envfs, arguments.rounds, [c for c in codecs if c[0].startswith("zstd")])
+        if "read" in arguments.only:
+            read(table, tree, scratch, envfs, arguments.rounds)
+        print(table.text())
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"tree": str(tree), "pairs": table.rows}, indent=1))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

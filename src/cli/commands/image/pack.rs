@@ -1,0 +1,92 @@
+//! `envfs image pack`
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+use serde::Serialize;
+
+use crate::cli::backend::{self, NewOptions};
+use crate::cli::commands::import::PackOptions;
+use crate::cli::context::Context;
+use crate::cli::error::Result;
+use crate::cli::new_file;
+use crate::cli::output::size;
+use crate::squashfs::writer::DataStats;
+
+/// What to pack, and how.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Directory to pack.
+    directory: PathBuf,
+    /// The image file to write, which must not exist.
+    file: PathBuf,
+    #[command(flatten)]
+    options: PackOptions,
+    /// Replace the file if it exists.
+    #[arg(short, long)]
+    force: bool,
+    /// Print what was done as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was done, as JSON.
+#[derive(Debug, Serialize)]
+struct Packed {
+    entries: u64,
+    content_bytes: u64,
+    image_bytes: u64,
+    blocks_compressed: u64,
+    blocks_stored: u64,
+    fragments: u64,
+    duplicates: u64,
+}
+
+impl Args {
+    /// Does it.
+    pub(super) fn run(&self, context: &Context) -> Result<()> {
+        new_file::refuse_existing(&self.file, self.force)?;
+        let options = NewOptions::from(&self.options);
+        let progress = context.output.progress();
+        let mut done = None;
+        new_file::write(&self.file, |output| {
+            let config = context.store()?.config()?;
+            done = Some(backend::pack(
+                &config,
+                &self.directory,
+                &options,
+                output.path(),
+                &progress,
+            )?);
+            Ok(())
+        })?;
+        progress.finish();
+        let Some(done) = done else { return Ok(()) };
+        let DataStats {
+            blocks_compressed,
+            blocks_stored_raw,
+            fragments,
+            duplicates,
+            ..
+        } = done.stats.data;
+        if self.json {
+            return context.output.json(&Packed {
+                entries: done.entries,
+                content_bytes: done.content_bytes,
+                image_bytes: done.stats.image_size,
+                blocks_compressed,
+                blocks_stored: blocks_stored_raw,
+                fragments,
+                duplicates,
+            });
+        }
+        context.output.note(format!(
+            "{} files, {} packed into {} of {}",
+            done.entries,
+            size(done.content_bytes),
+            self.file.display(),
+            size(done.stats.image_size)
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! A file that gets its name when it is whole and durable.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use super::error::{CommandError, Result};
+use crate::daemon::failure::Kind;
+
+/// Refuses a target that exists, unless it may be replaced.
+pub(super) fn refuse_existing(target: &Path, force: bool) -> Result<()> {
+    if force || target.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    Err(
+        CommandError::new(Kind::Conflict, format!("{} exists", target.display()))
+            .hint("choose another name, or replace it with --force"),
+    )
+}
+
+/// Has `fill` write a file beside `target`, then gives it that name. Nothing is left on failure.
+pub(super) fn write(
+    target: &Path,
+    fill: impl FnOnce(&mut NamedTempFile) -> Result<()>,
+) -> Result<()> {
+    let failed = |error: io::Error| {
+        let doing = format!("cannot write {}", target.display());
+        CommandError::io(&doing, &error)
+    };
+    let directory = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut output = tempfile::Builder::new()
+        .prefix(".envfs-new-")
+        .tempfile_in(directory)
+        .map_err(failed)?;
+    fill(&mut output)?;
+    fs::set_permissions(output.path(), fs::Permissions::from_mode(0o644)).map_err(failed)?;
+    output.as_file().sync_all().map_err(failed)?;
+    output
+        .persist(target)
+        .map_err(|error| failed(error.error))?;
+    File::open(directory)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed)
+}

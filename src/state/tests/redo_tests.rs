@@ -1,0 +1,203 @@
+use std::fs;
+use std::sync::Arc;
+
+use super::*;
+
+const RECORDS: u64 = 30;
+
+/// A database that keeps a redo log, in a directory of its own, and its writable layer.
+fn logged() -> (tempfile::TempDir, Arc<StateDb>, LayerId) {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Arc::new(StateDb::create(&dir.path().join("state.db")).unwrap());
+    let layer = init(&db, None).writable;
+    db.keep_redo_log().unwrap();
+    (dir, db, layer)
+}
+
+fn add(db: &StateDb, layer: LayerId, n: u64) {
+    let entry = RowChange::put_entry(Ino(1), n.to_string().into_bytes(), Some(Ino(n)));
+    db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row()), entry])
+        .unwrap();
+}
+
+/// What a killed process leaves: the files as they are now.
+fn copy(from: &Path) -> (tempfile::TempDir, PathBuf) {
+    let to = tempfile::tempdir().unwrap();
+    for suffix in ["", "-wal", "-redo"] {
+        let name = format!("state.db{suffix}");
+        if from.join(&name).exists() {
+            fs::copy(from.join(&name), to.path().join(&name)).unwrap();
+        }
+    }
+    let path = to.path().join("state.db");
+    (to, path)
+}
+
+fn reopen(path: &Path) -> Result<Arc<StateDb>> {
+    let db = Arc::new(StateDb::open(path)?);
+    db.keep_redo_log()?;
+    Ok(db)
+}
+
+/// How many of the objects are there, which must be the first ones, each with its name.
+fn count(db: &StateDb, layer: LayerId) -> u64 {
+    let rows = db.load_layer(layer).unwrap();
+    let found: Vec<u64> = rows.inodes.iter().map(|(ino, _)| ino.0).collect();
+    assert_eq!(
+        found,
+        (2..2 + found.len() as u64).collect::<Vec<_>>(),
+        "the first ones"
+    );
+    assert_eq!(rows.entries.len(), found.len(), "a change is whole");
+    found.len() as u64
+}
+
+#[test]
+fn what_is_only_in_the_log_survives_the_death_of_the_process() {
+    let (dir, db, layer) = logged();
+    (2..2 + RECORDS).for_each(|n| add(&db, layer, n));
+    let (_kept, path) = copy(dir.path());
+    let without = StateDb::open(&path).unwrap();
+    assert_eq!(count(&without, layer), 0, "the database does not have them");
+    drop(without);
+
+    let again = reopen(&path).unwrap();
+    assert_eq!(count(&again, layer), RECORDS);
+    assert!(
+        again.next_ino().unwrap() >= 2 + RECORDS,
+        "no id is given twice"
+    );
+    // Once given they are not given again, and the numbers go on.
+    again.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
+    let (_kept, path) = copy(path.parent().unwrap());
+    let third = reopen(&path).unwrap();
+    assert_eq!(
+        third.load_layer(layer).unwrap().inodes.len() as u64,
+        RECORDS - 1
+    );
+}
+
+#[test]
+fn a_torn_log_gives_the_changes_before_the_tear() {
+    let (dir, db, layer) = logged();
+    (2..2 + RECORDS).for_each(|n| add(&db, layer, n));
+    let log = fs::read(dir.path().join("state.db-redo")).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for cut in (8..log.len()).step_by(37).chain([log.len()]) {
+        let (kept, path) = copy(dir.path());
+        // Either the end is missing, or it is there and was never written.
+        let mut torn = log[..cut].to_vec();
+        if cut % 2 == 0 {
+            torn.resize(log.len(), 0);
+        }
+        fs::write(kept.path().join("state.db-redo"), torn).unwrap();
+        seen.insert(count(&reopen(&path).unwrap(), layer));
+    }
+    assert_eq!(seen, (0..=RECORDS).collect(), "after each of the changes");
+}
+
+#[test]
+fn a_flipped_bit_ends_the_log_and_a_missing_record_is_an_error() {
+    let (dir, db, layer) = logged();
+    (2..6).for_each(|n| add(&db, layer, n));
+    let at = dir.path().join("state.db-redo");
+    let log = fs::read(&at).unwrap();
+    let record = (log.len() - 8) / 4;
+    for bit in 0..record * 8 {
+        let (kept, path) = copy(dir.path());
+        let mut flipped = log.clone();
+        flipped[8 + record + bit / 8] ^= 1 << (bit % 8);
+        fs::write(kept.path().join("state.db-redo"), flipped).unwrap();
+        assert_eq!(count(&reopen(&path).unwrap(), layer), 1, "bit {bit}");
+    }
+    // The first record gone, the others whole: this is not what a crash leaves.
+    let (kept, path) = copy(dir.path());
+    let headless = [&log[..8], &log[8 + record..]].concat();
+    fs::write(kept.path().join("state.db-redo"), headless).unwrap();
+    let refused = reopen(&path).unwrap_err().to_string();
+    assert!(refused.contains("record 1 is missing"), "{refused}");
+    fs::write(kept.path().join("state.db-redo"), b"something else").unwrap();
+    let refused = reopen(&path).unwrap_err().to_string();
+    assert!(refused.contains("no redo log"), "{refused}");
+}
+
+#[test]
+fn who_asks_for_rows_gets_those_of_the_log_too_and_order_is_kept() {
+    let (_dir, db, layer) = logged();
+    add(&db, layer, 2);
+    assert_eq!(count(&db, layer), 1);
+    db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
+    db.apply(layer, &[RowChange::drop_entry(Ino(1), b"2".to_vec())])
+        .unwrap();
+    assert!(db.layer_is_empty(layer).unwrap());
+    add(&db, layer, 2);
+    let fresh = db.reserve_layer().unwrap();
+    db.rotate(layer, fresh).unwrap();
+    add(&db, fresh, 2);
+    assert_eq!(count(&db, layer), 1);
+    assert_eq!(count(&db, fresh), 1);
+}
+
+#[test]
+fn a_large_log_begins_anew_and_nothing_is_lost() {
+    let (dir, db, layer) = logged();
+    let file = dir.path().join("state.db-redo");
+    // The name makes the record large.
+    let change = |n: u64| RowChange::PutXattr {
+        ino: Ino(2),
+        name: format!("user.{n}").into_bytes().into(),
+        value: vec![7; 60_000].into(),
+    };
+    let mut largest = 0;
+    for n in 0..400u64 {
+        db.apply(layer, &[change(n)]).unwrap();
+        if n % 50 == 49 {
+            db.settle().unwrap();
+        }
+        largest = largest.max(fs::metadata(&file).unwrap().len());
+    }
+    db.settle().unwrap();
+    assert!(largest < 20 << 20, "{largest}");
+    assert!(
+        fs::metadata(&file).unwrap().len() < 12 << 20,
+        "it began anew"
+    );
+    let (_kept, path) = copy(dir.path());
+    let again = reopen(&path).unwrap();
+    assert_eq!(again.load_layer(layer).unwrap().xattrs.len(), 400);
+
+    add(&db, layer, 2);
+    db.mark_clean().unwrap();
+    db.empty_redo_log().unwrap();
+    assert_eq!(
+        fs::metadata(&file).unwrap().len(),
+        8,
+        "an end in order leaves nothing"
+    );
+    assert_eq!(count(&db, layer), 1);
+}
+
+#[test]
+fn what_the_database_cannot_take_stays_in_the_log() {
+    let (dir, db, layer) = logged();
+    let pages: i64 = db
+        .lock()
+        .pragma_query_value(None, "page_count", |row| row.get(0))
+        .unwrap();
+    let limit = |db: &StateDb, pages: i64| {
+        let sql = format!("PRAGMA max_page_count = {pages}");
+        db.lock().query_row(&sql, [], |_| Ok(())).unwrap();
+    };
+    limit(&db, pages);
+    (2..602).for_each(|n| add(&db, layer, n));
+    let full = db.settle().unwrap_err();
+    assert!(full.is_no_space(), "{full}");
+    let full = db.load_layer(layer).unwrap_err();
+    assert!(full.is_no_space(), "rows are not shown in part: {full}");
+    // Killed now, or with space again: all is there.
+    let (_kept, path) = copy(dir.path());
+    assert_eq!(count(&reopen(&path).unwrap(), layer), 600);
+    limit(&db, 1 << 20);
+    add(&db, layer, 602);
+    assert_eq!(count(&db, layer), 601);
+}
