@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::error::{CommitError, Context, Result};
 use super::exclude::Exclude;
 use super::workspace::{Settings, command_line, new_revision, remember_owner};
-use super::{Unfinished, digests, new_image, settle};
+use super::{Unfinished, digests, name, new_image, while_syncing};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::progress::{Progress, Report};
@@ -104,9 +104,8 @@ pub fn import(
     fault::point("import.packed");
     let file_name = Layout::image_file_name(id);
     let path = layout.image(&file_name);
-    settle(&unfinished, &path)?;
+    let file = name(&unfinished, &path)?;
     fault::point("import.named");
-    let digests = digests::of_file(&path, None, options.settings.threads, progress)?;
     let image = Image::open(&path, ReaderOptions::default())?;
     let superblock = image.superblock();
     let root = image.inode(image.root())?;
@@ -117,13 +116,16 @@ pub fn import(
         Some((_, extent)) => (extent.entries, extent.bytes),
         None => measure(&image)?,
     };
-    match &kind {
-        SourceKind::Directory => directory::compare(source, options, &image, progress)?,
-        SourceKind::Archive(packing) => {
-            archive::compare(source, *packing, options, &image, progress)?
+    let digests = while_syncing(&file, &path, || {
+        match &kind {
+            SourceKind::Directory => directory::compare(source, options, &image, progress)?,
+            SourceKind::Archive(packing) => {
+                archive::compare(source, *packing, options, &image, progress)?
+            }
+            SourceKind::Image => verify_image(&image, options, progress)?,
         }
-        SourceKind::Image => verify_image(&image, options, progress)?,
-    }
+        digests::of_file(&path, None, options.settings.threads, progress)
+    })?;
     fault::point("import.checked");
     let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
     let stats = packed.map(|(stats, _)| stats);

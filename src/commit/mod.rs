@@ -4,8 +4,9 @@
 //!
 //! 1. **Rotate**: one transaction freezes the writable layer and puts a fresh one on top.
 //! 2. **Write** the new image from the frozen layers and the old image, under an unfinished name.
-//! 3. **Sync and name**: `fsync` of the file, rename to its name, `fsync` of the directory.
-//! 4. **Check**: the image is opened again by our own reader and compared with the frozen view.
+//! 3. **Name**: the image gets its name, which no row knows yet.
+//! 4. **Sync and check**, at the same time: `fsync` of the file and the directory; and the image is
+//!    opened again by our own reader and compared with the frozen view.
 //! 5. **The flip**: one transaction makes the new image and a new revision current and retires the
 //!    layers that went into it. The view that is in use changes over in the same breath.
 //! 6. **Clean up**: retired layers go. Repeatable, and repeated at the next open.
@@ -83,7 +84,7 @@ pub struct Phases {
     pub data: Duration,
     /// Inodes, listings and all other tables.
     pub tables: Duration,
-    /// Making the image durable.
+    /// Waiting until the image is durable, after all else was done with it.
     pub sync: Duration,
     /// Reading what is new in the image for its digests.
     pub digest: Duration,
@@ -211,9 +212,9 @@ fn commit_frozen(
     let file_name = Layout::image_file_name(id);
     let path = layout.image(&file_name);
     let mut began = Instant::now();
-    settle(&unfinished, &path)?;
+    let file = name(&unfinished, &path)?;
     let settled = Unfinished(path.clone());
-    phases.sync = lap(&mut began);
+    fault::point("commit.named");
     let kept = match (way, old_image, old_layer) {
         (Way::Append, Some(old_image), Some(old)) => {
             let until = old.image().data_area().end;
@@ -222,16 +223,18 @@ fn commit_frozen(
         }
         _ => None,
     };
-    let digests = digests::of_file(&path, kept.as_ref(), job.threads(), progress)?;
-    phases.digest = lap(&mut began);
-    fault::point("commit.named");
-
-    let open_options = workspace.open_options();
-    let image = Image::open(&path, open_options.reader.clone())?;
-    let new_image = new_image(id, file_name, &image, ids.clone(), &stats, digests);
-    let layer = ImageLayer::new(image, ids, open_options.owners)?;
-    check::same_tree(&view, &layer, &fresh, progress)?;
-    phases.check = lap(&mut began);
+    let (new_image, layer) = while_syncing(&file, &path, || {
+        let digests = digests::of_file(&path, kept.as_ref(), job.threads(), progress)?;
+        phases.digest = lap(&mut began);
+        let open_options = workspace.open_options();
+        let image = Image::open(&path, open_options.reader.clone())?;
+        let new_image = new_image(id, file_name, &image, ids.clone(), &stats, digests);
+        let layer = ImageLayer::new(image, ids, open_options.owners)?;
+        check::same_tree(&view, &layer, &fresh, progress)?;
+        phases.check = lap(&mut began);
+        Ok((new_image, layer))
+    })?;
+    phases.sync = lap(&mut began);
 
     fault::point("commit.checked");
     let mut replaces: Vec<_> = frozen;
@@ -466,19 +469,33 @@ impl Drop for Unfinished {
     }
 }
 
-/// Makes a written image durable, read-only, and gives it its name.
-fn settle(unfinished: &Unfinished, path: &Path) -> Result<()> {
+/// Makes a written image read-only, and gives it its name. It is not durable yet.
+fn name(unfinished: &Unfinished, path: &Path) -> Result<File> {
     let file = File::open(&unfinished.0).context("open", &unfinished.0)?;
     let mode = nix::sys::stat::Mode::from_bits_truncate(0o444);
     nix::sys::stat::fchmod(&file, mode).context("make read-only", &unfinished.0)?;
-    file.sync_all().context("sync", &unfinished.0)?;
     fs::rename(&unfinished.0, path).context("name", path)?;
-    if let Some(dir) = path.parent() {
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .context("sync", dir)?;
-    }
-    Ok(())
+    Ok(file)
+}
+
+/// Makes a file and its name durable while `work` is done, which may read it. Fails if either does.
+fn while_syncing<T>(file: &File, path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::thread::scope(|scope| {
+        let sync = scope.spawn(|| {
+            file.sync_all().context("sync", path)?;
+            match path.parent() {
+                Some(dir) => File::open(dir)
+                    .and_then(|dir| dir.sync_all())
+                    .context("sync", dir),
+                None => Ok(()),
+            }
+        });
+        let done = work();
+        match sync.join() {
+            Ok(synced) => synced.and(done),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// Counts for the writer's threads; read by the one thread that reports.
