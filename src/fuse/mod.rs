@@ -76,6 +76,15 @@ impl EnvFs {
         reply.entry(&FOREVER, &file_attr(ino, attr), GENERATION);
     }
 
+    /// Does it here and now, or has it done where nobody waits for it.
+    fn run(&self, is_long: bool, job: impl FnOnce() + Send + 'static) {
+        if is_long {
+            self.pool.run(job);
+        } else {
+            job();
+        }
+    }
+
     #[allow(clippy::too_many_arguments, reason = "the arguments of mknod(2)")]
     fn make(
         &self,
@@ -208,10 +217,12 @@ impl Filesystem for EnvFs {
             mtime: mtime.map(set_time),
             kill_privileges: size.is_some() && req.uid() != 0,
         };
-        match self.union.set_attr(Ino(ino.0), &set) {
+        let is_long = size.is_some_and(|size| size > 0) && self.union.brings_up_much(Ino(ino.0));
+        let union = self.union.clone();
+        self.run(is_long, move || match union.set_attr(Ino(ino.0), &set) {
             Ok(attr) => reply.attr(&FOREVER, &file_attr(Ino(ino.0), &attr)),
             Err(e) => reply.error(errno("setattr", ino.0, &e)),
-        }
+        });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -379,11 +390,7 @@ impl Filesystem for EnvFs {
             }
             Err(e) => reply.error(errno("read", ino.0, &e)),
         };
-        if is_ready {
-            answer();
-        } else {
-            self.pool.run(answer);
-        }
+        self.run(!is_ready, answer);
     }
 
     fn write(
@@ -400,14 +407,21 @@ impl Filesystem for EnvFs {
     ) {
         count(&self.counters.writes);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.union.write_at(Ino(ino.0), offset, data, kill) {
+        let (union, counters) = (self.union.clone(), self.counters.clone());
+        let write = move |data: &[u8]| match union.write_at(Ino(ino.0), offset, data, kill) {
             Ok(written) => {
-                self.counters
+                counters
                     .written_bytes
                     .fetch_add(written as u64, Ordering::Relaxed);
                 reply.written(written as u32);
             }
             Err(e) => reply.error(errno("write", ino.0, &e)),
+        };
+        if self.union.brings_up_much(Ino(ino.0)) {
+            let data = data.to_vec();
+            self.pool.run(move || write(&data));
+        } else {
+            write(data);
         }
     }
 
@@ -610,10 +624,13 @@ impl Filesystem for EnvFs {
             ZERO_KEEP => AllocateMode::ZeroRange { keep_size: true },
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        match self.union.allocate(Ino(ino.0), offset, length, mode) {
+        let union = self.union.clone();
+        let is_long = self.union.brings_up_much(Ino(ino.0));
+        let allocate = move || match union.allocate(Ino(ino.0), offset, length, mode) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("fallocate", ino.0, &e)),
-        }
+        };
+        self.run(is_long, allocate);
     }
 
     fn lseek(
@@ -669,13 +686,15 @@ impl Filesystem for EnvFs {
     ) {
         // The answer counts in 32 bits; the caller comes back for the rest.
         let len = len.min(1 << 30);
-        match self
-            .union
-            .copy_range(Ino(ino_in.0), offset_in, Ino(ino_out.0), offset_out, len)
-        {
-            Ok(copied) => reply.written(copied as u32),
-            Err(e) => reply.error(errno("copy_file_range", ino_in.0, &e)),
-        }
+        let (from, to) = (Ino(ino_in.0), Ino(ino_out.0));
+        let union = self.union.clone();
+        // However little it is, both files may have to be read from somewhere slow.
+        self.pool.run(
+            move || match union.copy_range(from, offset_in, to, offset_out, len) {
+                Ok(copied) => reply.written(copied as u32),
+                Err(e) => reply.error(errno("copy_file_range", ino_in.0, &e)),
+            },
+        );
     }
 }
 

@@ -19,6 +19,9 @@ use crate::state::{DataPlace, InodeRow, RowChange};
 /// How much content is in memory at once while it is copied up.
 const COPY_CHUNK: usize = 1 << 20;
 
+/// From this size on, in bytes, bringing a file up takes so long that nobody else should wait.
+const MUCH: u64 = 1 << 20;
+
 /// What `fallocate` is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AllocateMode {
@@ -130,6 +133,23 @@ impl Union {
     /// Reads up to `len` bytes at `offset`; fewer only before the end of the file.
     pub fn read_at(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
         self.reader(ino)?.read(offset, len)
+    }
+
+    /// Returns true if the next change of a file's content copies much of it up first, so that who
+    /// serves others should have it done elsewhere.
+    pub fn brings_up_much(&self, ino: Ino) -> bool {
+        let is_below = {
+            let state = self.read();
+            match state.standing(ino) {
+                Standing::Row(row) => row.kind == Kind::File && row.data == DataPlace::Lower,
+                Standing::Orphan(orphan) => orphan.file.is_none(),
+                Standing::Lower => true,
+            }
+        };
+        is_below
+            && self
+                .attr(ino)
+                .is_ok_and(|attr| attr.kind == Kind::File && attr.size > MUCH)
     }
 
     /// Writes all of `data` at `offset`. With `kill_privileges` set-id bits go, as after a write by

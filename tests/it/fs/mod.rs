@@ -9,7 +9,7 @@ mod programs;
 mod traps;
 
 use crate::support::tree::{self, Look};
-use crate::support::{TestEnv, has, images, run_for};
+use crate::support::{TestEnv, has, images, run_for, samples};
 
 /// Runs a script in the mount of an environment of each user, then commits and compares.
 fn in_a_mount(programs: &[&str], script: &str) {
@@ -169,4 +169,35 @@ fn traps_of_other_union_file_systems() {
     tree::assert_same(&seen, &tree::read(&prefix), Look::ALL, "commit");
     env.envfs(&["unmount", "e"]).ok();
     images::assert_read_by_others(&env, &images::current(&env, "e"), &seen);
+}
+
+#[test]
+fn large_files_of_the_image_are_changed_as_small_ones_are() {
+    for env in TestEnv::of_all_users() {
+        let source = env.work().join("source");
+        for (name, seed) in [("written", 1), ("cut", 2), ("punched", 3), ("grown", 4)] {
+            env.write(&source.join(name), samples::noise(3 << 20, seed));
+        }
+        env.envfs(&["import", "-q", source.to_str().unwrap(), "e"])
+            .ok();
+        let prefix = env.mount("e");
+        for dir in [&source, &prefix] {
+            // Each is the first change of its file, and comes from several processes at once.
+            env.sh(&format!(
+                "cd '{}'; for n in 1 2 3 4; do
+                     printf $n | dd of=written bs=1 seek=${{n}}00001 conv=notrunc status=none &
+                 done; wait
+                 truncate -s 2000001 cut; fallocate -p -o 4096 -l 1048576 punched; truncate -s 4M grown",
+                dir.display()
+            ))
+            .ok();
+        }
+        let sums = |dir: &std::path::Path| {
+            let script = format!("cd '{}'; sha256sum *; stat -c '%n %s' *", dir.display());
+            env.sh(&script).ok().out
+        };
+        assert_eq!(sums(&prefix), sums(&source));
+        env.envfs(&["commit", "-q", "e"]).ok();
+        assert_eq!(sums(&prefix), sums(&source), "a commit changes nothing");
+    }
 }
