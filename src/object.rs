@@ -174,3 +174,14 @@ pub struct Attr {
     /// Time of last change of content or attributes.
     pub ctime: Timestamp,
 }
+
+impl Attr {
+    /// These attributes, of an object whose content is where `below` was read.
+    pub fn with_content_of(self, below: &Attr) -> Attr {
+        Attr {
+            size: below.size,
+            blocks: below.blocks,
+            ..self
+        }
+    }
+}

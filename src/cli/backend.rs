@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::commands::tag::number;
 use super::error::{CommandError, Result};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
@@ -248,6 +247,11 @@ pub fn tag(environment: &Environment, options: &TagOptions) -> Result<()> {
     let _lock = EnvLock::try_lock(environment.layout(), LockMode::Exclusive, "tag")?;
     let db = StateDb::open(&environment.layout().state_db())?;
     Ok(service::tag(&db, options)?)
+}
+
+/// Returns the number of a revision, `3` or `@3`.
+pub fn number(text: &str) -> Option<i64> {
+    text.strip_prefix('@').unwrap_or(text).parse().ok()
 }
 
 /// Returns the revision that is meant by a number, `@` and a number, or a name.

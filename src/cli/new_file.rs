@@ -1,6 +1,6 @@
 //! A file that gets its name when it is whole and durable.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 
 use super::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
+use crate::sys::durable::sync_dir;
 
 /// Refuses a target that exists, unless it may be replaced.
 pub(super) fn refuse_existing(target: &Path, force: bool) -> Result<()> {
@@ -44,7 +45,5 @@ pub(super) fn write(
     output
         .persist(target)
         .map_err(|error| failed(error.error))?;
-    File::open(directory)
-        .and_then(|dir| dir.sync_all())
-        .map_err(failed)
+    sync_dir(directory).map_err(failed)
 }

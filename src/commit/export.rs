@@ -107,17 +107,12 @@ fn meta(image: &Image, inode: &Inode) -> Result<Meta> {
 
 fn push_one(image: &Image, inode: &Inode, writer: &mut ImageWriter) -> Result<NodeId> {
     let meta = meta(image, inode)?;
-    // As the kernel encodes it in 32 bits.
-    let device = |raw: u32| {
-        let (major, minor) = ((raw >> 8) & 0xfff, (raw & 0xff) | ((raw >> 12) & 0xf_ff00));
-        nix::sys::stat::makedev(u64::from(major), u64::from(minor))
-    };
     Ok(match &inode.body {
         InodeBody::Directory(_) => writer.add_directory(&meta)?,
         InodeBody::File(_) => writer.add_carried(&meta, &image.file_layout(inode)?)?,
         InodeBody::Symlink(target) => writer.add_symlink(&meta, target)?,
-        InodeBody::BlockDevice(raw) => writer.add_device(&meta, true, device(*raw))?,
-        InodeBody::CharDevice(raw) => writer.add_device(&meta, false, device(*raw))?,
+        InodeBody::BlockDevice(raw) => writer.add_device(&meta, true, u64::from(*raw))?,
+        InodeBody::CharDevice(raw) => writer.add_device(&meta, false, u64::from(*raw))?,
         InodeBody::Fifo => writer.add_fifo(&meta)?,
         InodeBody::Socket => writer.add_socket(&meta)?,
     })

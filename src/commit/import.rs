@@ -13,11 +13,12 @@ use super::workspace::{Settings, command_line, new_revision, remember_owner};
 use super::{Unfinished, digests, name, new_image, while_syncing};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
+use crate::object::Ino;
 use crate::progress::{Progress, Report};
 use crate::squashfs::format::InodeBody;
 use crate::squashfs::writer::{ImageWriter, NodeId, WriteStats, WriterOptions};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{IdMap, InitEnvironment, NewImage, RevisionKind, StateDb};
+use crate::state::{IdMap, ImageId, InitEnvironment, NewImage, RevisionKind, StateDb};
 
 /// How to make an environment.
 #[derive(Debug, Clone)]
@@ -130,20 +131,8 @@ pub fn import(
     let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
     let stats = packed.map(|(stats, _)| stats);
     let row = match &stats {
-        Some(stats) => new_image(id, file_name, &image, ids, stats, digests),
-        None => NewImage {
-            id,
-            file: file_name,
-            size: image_bytes,
-            inodes: superblock.inodes,
-            block_size: superblock.block_size,
-            compression: superblock.compressor.to_string(),
-            root_number: root.number,
-            id_map: ids,
-            digest: Some(digests::whole(&digests)),
-            digests: Some(digests),
-            dead_bytes: 0,
-        },
+        Some(stats) => new_image(id, &image, ids, stats, digests),
+        None => adopted(id, &image, ids, image_bytes, Some(digests)),
     };
     db.init_environment(&InitEnvironment {
         uuid: new_uuid(&layout)?,
@@ -162,6 +151,30 @@ pub fn import(
         image_bytes,
         stats,
     })
+}
+
+/// Describes an image that is taken as it is.
+pub fn adopted(
+    id: ImageId,
+    image: &Image,
+    id_map: IdMap,
+    size: u64,
+    digests: Option<Vec<u8>>,
+) -> NewImage {
+    let superblock = image.superblock();
+    NewImage {
+        id,
+        file: Layout::image_file_name(id),
+        size,
+        inodes: superblock.inodes,
+        block_size: superblock.block_size,
+        compression: superblock.compressor.to_string(),
+        root_number: id_map.number_of(Ino::ROOT).unwrap_or(1),
+        id_map,
+        digest: digests.as_deref().map(digests::whole),
+        digests,
+        dead_bytes: 0,
+    }
 }
 
 /// What [`pack_directory`] did.

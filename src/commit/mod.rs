@@ -40,6 +40,7 @@ use crate::squashfs::writer::{
 };
 use crate::squashfs::{Compression, CompressorId, Image};
 use crate::state::{ImageId, LayerId, NewImage, PublishCommit, RevisionId};
+use crate::sys::durable::sync_name;
 use crate::union::{ImageLayer, Invalidation, LowerStack};
 use error::Context;
 use import::Extent;
@@ -51,8 +52,8 @@ pub use history::{
     Collected, GcOptions, RolledBack, VerifyOutcome, committed_content, discard, gc, rollback,
     verify,
 };
-pub use import::{ImportOptions, Imported, Packed, create_empty, import, pack_directory};
-pub use workspace::{Settings, Workspace, command_line, new_revision};
+pub use import::{ImportOptions, Imported, Packed, adopted, create_empty, import, pack_directory};
+pub use workspace::{Settings, Workspace, command_line, new_revision, paths};
 
 /// How to commit.
 #[derive(Debug, Clone, Default)]
@@ -228,7 +229,7 @@ fn commit_frozen(
         phases.digest = lap(&mut began);
         let open_options = workspace.open_options();
         let image = Image::open(&path, open_options.reader.clone())?;
-        let new_image = new_image(id, file_name, &image, ids.clone(), &stats, digests);
+        let new_image = new_image(id, &image, ids.clone(), &stats, digests);
         let layer = ImageLayer::new(image, ids, open_options.owners)?;
         check::same_tree(&view, &layer, &fresh, progress)?;
         phases.check = lap(&mut began);
@@ -419,25 +420,15 @@ impl Job<'_> {
 
 fn new_image(
     id: ImageId,
-    file: String,
     image: &Image,
     ids: crate::state::IdMap,
     stats: &WriteStats,
     digests: Vec<u8>,
 ) -> NewImage {
-    let superblock = image.superblock();
+    let size = stats.image_size;
     NewImage {
-        id,
-        file,
-        size: stats.image_size,
-        inodes: superblock.inodes,
-        block_size: superblock.block_size,
-        compression: superblock.compressor.to_string(),
-        root_number: ids.number_of(crate::object::Ino::ROOT).unwrap_or(1),
-        id_map: ids,
-        digest: Some(digests::whole(&digests)),
-        digests: Some(digests),
         dead_bytes: stats.data.dead_bytes,
+        ..import::adopted(id, image, ids, size, Some(digests))
     }
 }
 
@@ -483,12 +474,7 @@ fn while_syncing<T>(file: &File, path: &Path, work: impl FnOnce() -> Result<T>) 
     std::thread::scope(|scope| {
         let sync = scope.spawn(|| {
             file.sync_all().context("sync", path)?;
-            match path.parent() {
-                Some(dir) => File::open(dir)
-                    .and_then(|dir| dir.sync_all())
-                    .context("sync", dir),
-                None => Ok(()),
-            }
+            sync_name(path).context("sync the directory of", path)
         });
         let done = work();
         match sync.join() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Result;
 use super::cleanup;
-use crate::environment::{Config, Environment};
+use crate::environment::{Config, Environment, Layout};
 use crate::squashfs::{Compression, ReaderOptions};
 use crate::state::{NewRevision, StateDb};
 use crate::sys::process;
@@ -61,11 +61,6 @@ impl Workspace {
     pub fn open(env: Environment, config: &Config) -> Result<(Workspace, Reconciled)> {
         let layout = env.layout();
         let db = Arc::new(StateDb::open(&layout.state_db())?);
-        let paths = Paths {
-            images: layout.images(),
-            layers: layout.layers(),
-            strays: layout.strays(),
-        };
         let options = OpenOptions {
             reader: ReaderOptions {
                 metadata_cache_bytes: (config.cache.metadata_mib as usize) << 20,
@@ -74,7 +69,7 @@ impl Workspace {
             owners: owner_map(&db)?,
         };
         cleanup::sweep(&db, layout)?;
-        let (union, reconciled) = Union::open(db.clone(), paths, &options)?;
+        let (union, reconciled) = Union::open(db.clone(), paths(layout), &options)?;
         let settings = Settings::from_config(config);
         Ok((
             Workspace {
@@ -119,6 +114,15 @@ impl Workspace {
     }
 }
 
+/// Where a view has its files.
+pub fn paths(layout: &Layout) -> Paths {
+    Paths {
+        images: layout.images(),
+        layers: layout.layers(),
+        strays: layout.strays(),
+    }
+}
+
 /// The command line of this process, as the history keeps it.
 pub fn command_line() -> String {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
@@ -141,14 +145,8 @@ const OWNER_KEY: &str = "image_owner";
 
 /// An ordinary user sees what belongs to the owner of an adopted image as their own.
 fn owner_map(db: &StateDb) -> Result<Option<OwnerMap>> {
-    let host = (
-        nix::unistd::geteuid().as_raw(),
-        nix::unistd::getegid().as_raw(),
-    );
-    let Some(image) = db.meta(OWNER_KEY)?.and_then(|bytes| parse_owner(&bytes)) else {
-        return Ok(None);
-    };
-    Ok((host.0 != 0 && image != host).then_some(OwnerMap { image, host }))
+    let owner = db.meta(OWNER_KEY)?.and_then(|bytes| parse_owner(&bytes));
+    Ok(owner.and_then(OwnerMap::of))
 }
 
 /// Notes who owns an adopted image, so that whoever uses it is that owner.

@@ -4,31 +4,32 @@
 //! directory has the shape of an environment's home; the image stays where it is, behind a
 //! symbolic link there. Commits and history are for environments.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::ffi::OsStr;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Kind};
-use super::host::{end_on_signal, tell};
+use super::host::{begin, end_on_signal, tell};
+use super::lifecycle::launch;
+use super::log;
 use super::protocol::Started;
+use crate::commit;
 use crate::environment::{EnvLock, Layout, LockMode};
 use crate::fuse::EnvFs;
-use crate::fuse::session::{Loops, Session, SessionError};
+use crate::fuse::session::{Loops, Session};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{
-    IdMap, InitEnvironment, NewImage, NewRevision, RevisionKind, StackPart, StateDb,
-};
+use crate::state::{IdMap, InitEnvironment, RevisionKind, StackPart, StateDb};
 use crate::sys::mount::{self, MountOptions, MountRequest, UnmountMode};
-use crate::sys::process::{self, EndSignals, new_uuid, user_id, user_name};
+use crate::sys::process::new_uuid;
 use crate::sys::{mountinfo, text::Text};
-use crate::union::{OpenOptions, OwnerMap, Paths, Union};
+use crate::union::{OpenOptions, OwnerMap, Union};
 
 /// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,42 +62,21 @@ pub struct DirectMount {
 /// Starts the daemon of a mount; returns when the mount can be used.
 pub fn start(what: &DirectMount) -> Result<(), Failure> {
     detach_dead(what.mount_point.as_path(), &what.source)?;
-    let mut log = Stdio::null();
+    let mut output = Stdio::null();
     let mut log_path = None;
     if let Some(upper) = &what.upper {
         make_private(upper.as_path())?;
-        let path = Layout::new(upper.as_path()).daemon_log();
-        let file = File::options().create(true).append(true).open(&path);
-        log = file.map_err(doing("write the log", &path))?.into();
+        let layout = Layout::new(upper.as_path());
+        let path = layout.daemon_log();
+        let file = log::open(&layout, log::LIMIT);
+        output = file.map_err(doing("write the log", &path))?.into();
         log_path = Some(path);
     }
     let spec = serde_json::to_string(what).map_err(|e| Failure::of(Kind::Internal, &e))?;
-    let mut child = Command::new(process::own_program())
-        .arg("__serve")
-        .arg(spec)
-        .env_remove("LD_LIBRARY_PATH")
-        .env_remove("LD_PRELOAD")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .map_err(|e| Failure::io("cannot start the daemon", &e))?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .map_err(|e| Failure::io("cannot hear the daemon", &e))?;
-    }
-    let told = serde_json::from_str(&line);
-    if let Ok(Started::Ready { .. }) = told {
+    let words = [OsStr::new("__serve"), OsStr::new(&spec)];
+    let Some(status) = launch(&words, output)? else {
         return Ok(());
-    }
-    let status = child
-        .wait()
-        .map_err(|e| Failure::io("cannot wait for the daemon", &e))?;
-    if let Ok(Started::Error(failure)) = told {
-        return Err(failure);
-    }
+    };
     let failure = Failure::new(
         Kind::Daemon,
         format!("the daemon ended before it was ready ({status})"),
@@ -109,18 +89,10 @@ pub fn start(what: &DirectMount) -> Result<(), Failure> {
 
 /// Is the daemon: serves until it is unmounted. To be called as [`super::host::run`] is.
 pub fn run(what: &DirectMount) -> Result<(), Failure> {
-    let began = EndSignals::block()
-        .and_then(|signals| process::become_daemon().map(|()| signals))
-        .map_err(|e| Failure::io("cannot become a daemon", &e))
-        .and_then(|signals| Ok((signals, Open::new(what)?)))
-        .and_then(|(signals, open)| Ok((signals, open.mount(what)?, open)));
-    let (signals, session, open) = match began {
-        Ok(began) => began,
-        Err(failure) => {
-            tell(&Started::Error(failure.clone()))?;
-            return Err(failure);
-        }
-    };
+    let (signals, (session, open)) = begin(|| {
+        let open = Open::new(what)?;
+        Ok((open.mount(what)?, open))
+    })?;
     let mount_point = what.mount_point.as_path().to_path_buf();
     let at = mount_point.clone();
     let served = std::thread::Builder::new()
@@ -212,18 +184,12 @@ impl Open {
         let id = db
             .uuid()?
             .ok_or_else(|| Failure::new(Kind::Damaged, "the database does not say who it is"))?;
-        let paths = Paths {
-            images,
-            layers: layout.layers(),
-            strays: layout.strays(),
-        };
         let options = OpenOptions {
             owners: owner_map(&image, path)?,
             ..OpenOptions::default()
         };
-        let opened = Union::open(Arc::new(db), paths, &options);
-        let (union, mended) =
-            opened.map_err(|e| Failure::from(crate::commit::CommitError::from(e)))?;
+        let opened = Union::open(Arc::new(db), commit::paths(layout), &options);
+        let (union, mended) = opened.map_err(|e| Failure::from(commit::CommitError::from(e)))?;
         if !mended.is_nothing() {
             tracing::warn!(
                 ?mended,
@@ -249,13 +215,13 @@ impl Open {
                 read_only: what.read_only,
             },
         };
-        let filesystem = EnvFs::new(self.union.clone()).map_err(SessionError::Threads)?;
+        let filesystem = EnvFs::new(self.union.clone())?;
         Ok(Session::start(filesystem, &request, Loops::default())?)
     }
 
     fn close(&self) -> Result<(), Failure> {
         let closed = self.union.close();
-        closed.map_err(|e| Failure::from(crate::commit::CommitError::from(e)))
+        closed.map_err(|e| Failure::from(commit::CommitError::from(e)))
     }
 }
 
@@ -304,31 +270,13 @@ fn initialise(
     let id_map = IdMap::identity(superblock.inodes, root.number)
         .map_err(|e| Failure::of(Kind::Damaged, &e))?;
     let id = db.reserve_image()?;
+    let size = superblock.bytes_used;
     db.init_environment(&InitEnvironment {
         uuid,
         prefix: what.mount_point.as_path().to_path_buf(),
-        image: Some(NewImage {
-            id,
-            file: Layout::image_file_name(id),
-            size: superblock.bytes_used,
-            inodes: superblock.inodes,
-            block_size: superblock.block_size,
-            compression: superblock.compressor.to_string(),
-            root_number: root.number,
-            id_map,
-            digest: None,
-            digests: None,
-            dead_bytes: 0,
-        }),
+        image: Some(commit::adopted(id, image, id_map, size, None)),
         kind: RevisionKind::Import,
-        revision: NewRevision {
-            message: path.display().to_string(),
-            user: user_name(user_id()),
-            host: process::host_name(),
-            command: String::new(),
-            summary: None,
-            tree_digest: None,
-        },
+        revision: commit::new_revision(&path.display().to_string(), ""),
     })?;
     Ok(())
 }
@@ -359,13 +307,12 @@ fn fingerprint(image: &Image, path: &Path) -> Result<Vec<u8>, Failure> {
 
 /// An ordinary user sees what belongs to the owner of the image's root as their own.
 fn owner_map(image: &Image, path: &Path) -> Result<Option<OwnerMap>, Failure> {
-    let host = (process::user_id(), process::group_id());
     let root = image.inode(image.root()).map_err(damaged(path))?;
     let owner = (
         image.uid(&root).map_err(damaged(path))?,
         image.gid(&root).map_err(damaged(path))?,
     );
-    Ok((host.0 != 0 && owner != host).then_some(OwnerMap { image: owner, host }))
+    Ok(OwnerMap::of(owner))
 }
 
 /// Takes away what a killed daemon of ours left at the mount point.

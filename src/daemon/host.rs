@@ -41,18 +41,7 @@ pub fn run(
     runtime: &RuntimeDir,
     mount: impl FnOnce() -> Result<Mounted, Failure>,
 ) -> Result<(), Failure> {
-    // Blocked before any thread exists, so that only the one that waits for them gets them.
-    let began = EndSignals::block()
-        .and_then(|signals| process::become_daemon().map(|()| signals))
-        .map_err(|error| Failure::io("cannot become a daemon", &error))
-        .and_then(|signals| Ok((signals, mount()?)));
-    let (signals, mounted) = match began {
-        Ok(began) => began,
-        Err(failure) => {
-            tell(&Started::Error(failure.clone()))?;
-            return Err(failure);
-        }
-    };
+    let (signals, mounted) = begin(mount)?;
     let mount_point = mounted.session.mount_point().to_path_buf();
 
     let served = serve(id, runtime, &mounted, signals).and_then(|running| {
@@ -84,6 +73,21 @@ pub fn run(
     service.end();
     tracing::info!(path = %mount_point.display(), "unmounted");
     result.map_err(|error| Failure::io("the event loops ended badly", &error))
+}
+
+/// Becomes a daemon, then opens what it is to serve. A failure is told to the command that waits.
+pub(super) fn begin<T>(
+    open: impl FnOnce() -> Result<T, Failure>,
+) -> Result<(EndSignals, T), Failure> {
+    // Blocked before any thread exists, so that only the one that waits for them gets them.
+    let began = EndSignals::block()
+        .and_then(|signals| process::become_daemon().map(|()| signals))
+        .map_err(|error| Failure::io("cannot become a daemon", &error))
+        .and_then(|signals| Ok((signals, open()?)));
+    if let Err(failure) = &began {
+        tell(&Started::Error(failure.clone()))?;
+    }
+    began
 }
 
 fn serve(

@@ -1,9 +1,10 @@
 //! Makes sure that an environment is mounted, or no longer is.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
@@ -263,41 +264,15 @@ fn start(target: &Target, runtime: &RuntimeDir) -> Result<Client, Failure> {
         Failure::io(format!("cannot write the log {}", path.display()), &error)
     })?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());
-    let mut child = Command::new(process::own_program())
-        .arg("__daemon")
-        .arg("--home")
-        .arg(&target.home)
-        .arg("--")
-        .arg(&target.name)
-        // Libraries of an environment must not be loaded by what serves it.
-        .env_remove("LD_LIBRARY_PATH")
-        .env_remove("LD_PRELOAD")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::from(log))
-        .spawn()
-        .map_err(|error| Failure::io("cannot start the daemon", &error))?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .map_err(|error| Failure::io("cannot hear the daemon", &error))?;
-    }
-    match serde_json::from_str(&line) {
-        Ok(Started::Ready { .. }) => {}
-        Ok(Started::Error(failure)) => {
-            // It ends by itself now; waiting for it frees its locks before we return.
-            child
-                .wait()
-                .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
-            return Err(failure);
-        }
-        Err(_) => {
-            let status = child
-                .wait()
-                .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
-            return Err(ended_early(target, status, log_start));
-        }
+    let words = [
+        OsStr::new("__daemon"),
+        OsStr::new("--home"),
+        target.home.as_os_str(),
+        OsStr::new("--"),
+        OsStr::new(&target.name),
+    ];
+    if let Some(status) = launch(&words, Stdio::from(log))? {
+        return Err(ended_early(target, status, log_start));
     }
     Client::connect(&runtime.socket(&target.id))?.ok_or_else(|| {
         Failure::new(
@@ -308,7 +283,40 @@ fn start(target: &Target, runtime: &RuntimeDir) -> Result<Client, Failure> {
     })
 }
 
-fn ended_early(target: &Target, status: std::process::ExitStatus, log_start: u64) -> Failure {
+/// Runs this program again as a daemon, and waits until it says that it serves, or why not. Returns
+/// how it ended where it said neither.
+pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Option<ExitStatus>, Failure> {
+    let mut child = Command::new(process::own_program())
+        .args(words)
+        // Libraries of an environment must not be loaded by what serves it.
+        .env_remove("LD_LIBRARY_PATH")
+        .env_remove("LD_PRELOAD")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(|error| Failure::io("cannot start the daemon", &error))?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .map_err(|error| Failure::io("cannot hear the daemon", &error))?;
+    }
+    let told = serde_json::from_str(&line);
+    if let Ok(Started::Ready { .. }) = told {
+        return Ok(None);
+    }
+    // It ends by itself now; waiting for it frees its locks before we return.
+    let status = child
+        .wait()
+        .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
+    match told {
+        Ok(Started::Error(failure)) => Err(failure),
+        _ => Ok(Some(status)),
+    }
+}
+
+fn ended_early(target: &Target, status: ExitStatus, log_start: u64) -> Failure {
     let mut message = format!(
         "the daemon of {} ended before it was ready ({status})",
         target.name

@@ -14,7 +14,7 @@ use super::protocol::{
 };
 use crate::commit::{self, CommitError, Workspace};
 use crate::environment::{Config, EnvLock, Environment, LockMode};
-use crate::fuse::session::{Invalidator, Loops, Session, SessionError};
+use crate::fuse::session::{Invalidator, Loops, Session};
 use crate::fuse::{Counters, EnvFs, invalidate};
 use crate::object::Kind as ObjectKind;
 use crate::progress::Progress;
@@ -121,7 +121,7 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
         trust_content: false,
         options: Default::default(),
     };
-    let filesystem = EnvFs::new(local.workspace.union().clone()).map_err(SessionError::Threads)?;
+    let filesystem = EnvFs::new(local.workspace.union().clone())?;
     let counters = filesystem.counters();
     let session = Session::start(filesystem, &request, Loops::default())?;
     let front = Front {
@@ -186,20 +186,14 @@ impl Service for Local {
 
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
         let chosen = paths_of(selection);
-        let within = |path: &[u8]| {
-            chosen.is_empty()
-                || chosen.iter().any(|p| {
-                    p.is_empty()
-                        || path == &p[..]
-                        || (path.starts_with(p) && path.get(p.len()) == Some(&b'/'))
-                })
-        };
         let changes = self
             .workspace
             .union()
             .changes()
             .map_err(CommitError::from)?;
-        let changes = changes.into_iter().filter(|change| within(&change.path));
+        let changes = changes
+            .into_iter()
+            .filter(|change| chosen.is_empty() || union::is_among(&change.path, &chosen));
         Ok(changes.map(to_protocol).collect())
     }
 

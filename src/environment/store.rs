@@ -17,7 +17,7 @@ use super::error::{Context, EnvironmentError, Result};
 use super::layout::{GONE, Layout, NEW, StoreLayout};
 use super::lock::EnvLock;
 use super::name::{EnvName, similar};
-use crate::sys::process;
+use crate::sys::{durable, process};
 
 /// How long a home without a lock may be about to get one.
 const NEWBORN: Duration = Duration::from_secs(60);
@@ -369,9 +369,7 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .context(path, "sync the directory")
+    durable::sync_dir(path).context(path, "sync the directory")
 }
 
 /// Removes a tree, also through directories that lack permissions, as environments may have.

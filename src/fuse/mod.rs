@@ -34,7 +34,7 @@ pub use counters::Counters;
 use counters::count;
 use errno::errno;
 use pool::Pool;
-use session::Invalidator;
+use session::{Invalidator, SessionError};
 
 /// How long the kernel may keep what it was told: until told otherwise.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -57,12 +57,12 @@ pub struct EnvFs {
 
 impl EnvFs {
     /// Serves a union, with threads for what takes long.
-    pub fn new(union: Arc<Union>) -> std::io::Result<EnvFs> {
+    pub fn new(union: Arc<Union>) -> Result<EnvFs, SessionError> {
         let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(EnvFs {
             union,
             counters: Arc::default(),
-            pool: Pool::start(processors.min(MAX_WORKERS))?,
+            pool: Pool::start(processors.min(MAX_WORKERS)).map_err(SessionError::Threads)?,
         })
     }
 

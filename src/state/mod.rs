@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use crate::sys::durable::sync_name;
 use crate::sys::medium::network_file_system;
 
 pub use error::{Result, StateError};
@@ -48,8 +49,7 @@ pub use stack::{
     StackPart,
 };
 
-/// The page size of new databases, in bytes. A change of one file writes one or two pages into
-/// the log, so small is cheap; 4096 is also what disks write whole.
+/// The page size of new databases, in bytes: what disks write whole.
 pub const PAGE_SIZE: u32 = 4096;
 
 /// How long we wait for another process that is in the middle of a transaction.
@@ -173,22 +173,30 @@ impl StateDb {
 
     /// Makes all that was applied so far durable: it survives power loss when this returns.
     ///
-    /// Free when nothing was applied since the last time. On a network file system every
-    /// transaction is durable by itself. A failure is final: the kernel forgets what it could
-    /// not write, so a later success would prove nothing.
+    /// Free when nothing was applied since the last time.
     pub fn sync(&self) -> Result<()> {
+        self.unless_failed(|| {
+            self.sync_log()?;
+            self.sync_database()
+        })
+    }
+
+    /// Syncs, unless that has failed before. A failure is final: the kernel forgets what it could
+    /// not write, so a later success would prove nothing.
+    fn unless_failed(&self, sync: impl FnOnce() -> Result<()>) -> Result<()> {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(StateError::SyncFailed {
                 path: self.path.clone(),
             });
         }
-        let outcome = self.sync_log().and_then(|()| self.sync_database());
+        let outcome = sync();
         if outcome.is_err() {
             self.sync_failed.store(true, Ordering::Release);
         }
         outcome
     }
 
+    /// Makes what SQLite has durable. On a network file system every transaction is by itself.
     fn sync_database(&self) -> Result<()> {
         let written = self.written.load(Ordering::Acquire);
         if self.mode != JournalMode::Wal || self.synced.load(Ordering::Acquire) >= written {
@@ -311,14 +319,7 @@ impl StateDb {
         let file = File::open(PathBuf::from(name))?;
         // The log may be new: its name must be durable too. SQLite does this at its own first
         // sync, which may come later than ours.
-        if let Some(parent) = self.path.parent() {
-            let parent = if parent.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                parent
-            };
-            File::open(parent)?.sync_all()?;
-        }
+        sync_name(&self.path)?;
         Ok(self.wal.get_or_init(|| file))
     }
 

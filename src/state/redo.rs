@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{LayerId, RowChange};
+use crate::sys::durable::sync_name;
 
 /// First bytes of the file; the digit is the version of the format.
 const MAGIC: &[u8; 8] = b"envredo1";
@@ -33,7 +34,7 @@ const MAX_RECORD: usize = 64 << 20;
 pub(super) type Record<'a> = (u64, i64, Vec<RowChange<'a>>);
 
 /// Records, oldest first, and the number of the last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Batch {
     bytes: Vec<u8>,
     last: u64,
@@ -72,9 +73,7 @@ impl Redo {
             // Durable before the first record is: who finds other bytes here must not guess.
             file.write_all_at(MAGIC, 0)?;
             file.sync_all()?;
-            if let Some(parent) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-                File::open(parent)?.sync_all()?;
-            }
+            sync_name(path)?;
         }
         let mut left = Batch {
             bytes: Vec::new(),

@@ -54,6 +54,15 @@ pub struct InodeRow {
     pub owns_xattrs: bool,
 }
 
+impl InodeRow {
+    /// Returns true if the backing file lies under this name, or would.
+    pub fn is_placed_at(&self, dir: Ino, name: &[u8]) -> bool {
+        self.place
+            .as_ref()
+            .is_some_and(|place| place.0 == dir && *place.1 == *name)
+    }
+}
+
 impl From<InodeRow> for Cow<'_, InodeRow> {
     fn from(row: InodeRow) -> Self {
         Cow::Owned(row)
@@ -262,15 +271,22 @@ impl StateDb {
     /// Returns true when the layer has no rows at all: nothing was changed in it.
     pub fn layer_is_empty(&self, layer: LayerId) -> Result<bool> {
         const DOING: &str = "ask whether a layer has rows";
-        self.read(DOING, |conn| {
-            conn.prepare_cached(
-                "SELECT NOT EXISTS (SELECT 1 FROM inode WHERE layer = ?1) \
-                 AND NOT EXISTS (SELECT 1 FROM dentry WHERE layer = ?1) \
-                 AND NOT EXISTS (SELECT 1 FROM xattr WHERE layer = ?1)",
-            )
-            .and_then(|mut statement| statement.query_row([layer.0], |row| row.get(0)))
-            .map_err(|e| self.sql(DOING, e))
-        })
+        self.read(DOING, |conn| self.layer_is_empty_in(conn, layer, DOING))
+    }
+
+    pub(super) fn layer_is_empty_in(
+        &self,
+        conn: &Connection,
+        layer: LayerId,
+        doing: &'static str,
+    ) -> Result<bool> {
+        conn.prepare_cached(
+            "SELECT NOT EXISTS (SELECT 1 FROM inode WHERE layer = ?1) \
+             AND NOT EXISTS (SELECT 1 FROM dentry WHERE layer = ?1) \
+             AND NOT EXISTS (SELECT 1 FROM xattr WHERE layer = ?1)",
+        )
+        .and_then(|mut statement| statement.query_row([layer.0], |row| row.get(0)))
+        .map_err(|e| self.sql(doing, e))
     }
 
     /// Deletes all rows of a layer that has left the stack, in short transactions so that a

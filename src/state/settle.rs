@@ -81,7 +81,7 @@ impl StateDb {
             drop(conn);
             tracing::info!(records = left.last() - applied, "applied the redo log");
         }
-        self.sync_database()?;
+        self.unless_failed(|| self.sync_database())?;
         redo.begin_anew().map_err(failed)?;
 
         let (wake, woken) = sync_channel(1);
@@ -165,7 +165,7 @@ impl StateDb {
         let batch = redo.take();
         self.give_or_put_back(conn, batch, |batch| redo.put_back(batch))?;
         self.written.fetch_add(1, Ordering::AcqRel);
-        self.sync_database()?;
+        self.unless_failed(|| self.sync_database())?;
         let last = redo.last();
         log.synced.fetch_max(last, Ordering::AcqRel);
         redo.begin_anew()

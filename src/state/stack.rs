@@ -224,12 +224,7 @@ impl StateDb {
                     ));
                 }
             };
-            let is_empty = |table: &str| -> Result<bool> {
-                let query = format!("SELECT NOT EXISTS (SELECT 1 FROM {table} WHERE layer = ?1)");
-                conn.query_row(&query, [fresh.0], |row| row.get(0))
-                    .map_err(|e| self.sql(DOING, e))
-            };
-            if !(is_empty("inode")? && is_empty("dentry")? && is_empty("xattr")?) {
+            if !self.layer_is_empty_in(conn, fresh, DOING)? {
                 return Err(self.conflict(DOING, format!("layer {fresh} has changes")));
             }
             let order: Vec<LayerId> = stack.iter().skip(1).map(|layer| layer.id).collect();

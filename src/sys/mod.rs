@@ -1,5 +1,6 @@
 //! What the operating system does for us: the only room with `unsafe` code.
 //!
+//! - [`durable`]: making names durable
 //! - [`medium`]: which file systems are shared between hosts
 //! - [`mount`]: mounting and unmounting FUSE, as root or through `fusermount3`
 //! - [`mountinfo`]: what is mounted here, which of it is ours, which of it is dead
@@ -8,6 +9,7 @@
 //! - [`reflink`]: sharing blocks between files
 //! - [`text`]: names that need not be UTF-8, written as JSON
 
+pub mod durable;
 pub mod holders;
 pub mod medium;
 pub mod mount;

@@ -427,6 +427,13 @@ impl State {
     }
 }
 
+/// Returns true if a path is one of `paths`, or below one. The empty path is the root.
+pub fn is_among(path: &[u8], paths: &[Vec<u8>]) -> bool {
+    paths.iter().any(|p| {
+        p.is_empty() || path == &p[..] || (path.starts_with(p) && path.get(p.len()) == Some(&b'/'))
+    })
+}
+
 pub(super) fn join(above: &[u8], name: &[u8]) -> Vec<u8> {
     let mut path = Vec::with_capacity(above.len() + 1 + name.len());
     if !above.is_empty() {

@@ -60,11 +60,7 @@ impl Reader {
     pub fn is_ready(&self, offset: u64, len: usize) -> bool {
         match self {
             Reader::Upper(_) => true,
-            Reader::Lower(ino, layer) => {
-                // A read that ends in the next block is seldom ready in one and not the other.
-                let last = offset.saturating_add(len.saturating_sub(1) as u64);
-                layer.is_ready(*ino, offset) && layer.is_ready(*ino, last)
-            }
+            Reader::Lower(ino, layer) => layer.is_ready(*ino, offset, len),
         }
     }
 

@@ -49,7 +49,7 @@ impl Layer for EmptyLayer {
         Err(Errno::ESTALE.into())
     }
 
-    fn is_ready(&self, _ino: Ino, _offset: u64) -> bool {
+    fn is_ready(&self, _ino: Ino, _offset: u64, _len: usize) -> bool {
         true
     }
 

@@ -160,7 +160,7 @@ impl Layer for FrozenLayer {
         Ok(Box::new(buffer))
     }
 
-    fn is_ready(&self, _ino: Ino, _offset: u64) -> bool {
+    fn is_ready(&self, _ino: Ino, _offset: u64, _len: usize) -> bool {
         true
     }
 

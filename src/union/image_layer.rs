@@ -13,6 +13,7 @@ use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
 use crate::squashfs::reader::{Block, FileLayout};
 use crate::state::IdMap;
+use crate::sys::process;
 use nix::errno::Errno;
 
 /// An owner in an image who is somebody else on this machine: what belongs to `image` is shown as
@@ -23,6 +24,15 @@ pub struct OwnerMap {
     pub image: (u32, u32),
     /// User and group here.
     pub host: (u32, u32),
+}
+
+impl OwnerMap {
+    /// What belongs to the owner of an image is the user's own here; `None` where nobody has to be
+    /// mapped, as for root.
+    pub fn of(image: (u32, u32)) -> Option<OwnerMap> {
+        let host = (process::user_id(), process::group_id());
+        (host.0 != 0 && image != host).then_some(OwnerMap { image, host })
+    }
 }
 
 /// Places of directories kept at most: about 1 MiB.
@@ -262,13 +272,15 @@ impl Layer for ImageLayer {
         Ok(Box::new(BlockBytes(block.slice(start..end))))
     }
 
-    fn is_ready(&self, ino: Ino, offset: u64) -> bool {
+    fn is_ready(&self, ino: Ino, offset: u64, len: usize) -> bool {
         let Ok(layout) = self.layout(ino) else {
             // The read will tell what is wrong.
             return true;
         };
         let block_size = u64::from(self.image.superblock().block_size);
-        self.image.is_expanded(&layout, offset / block_size)
+        let last = offset.saturating_add(len.saturating_sub(1) as u64);
+        let mut blocks = offset / block_size..=last / block_size;
+        blocks.all(|index| self.image.is_expanded(&layout, index))
     }
 
     fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {

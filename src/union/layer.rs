@@ -61,9 +61,9 @@ pub trait Layer: Send + Sync + Debug {
     /// (ask again), none at the end.
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>>;
 
-    /// Returns true if a read at `offset` is answered from memory, or as fast as from a plain file;
-    /// false if a block must be expanded first.
-    fn is_ready(&self, ino: Ino, offset: u64) -> bool;
+    /// Returns true if a read of `len` bytes at `offset` is answered from memory, or as fast as from a
+    /// plain file; false if a block must be expanded first.
+    fn is_ready(&self, ino: Ino, offset: u64, len: usize) -> bool;
 
     /// Returns the start of the first data (or hole) at or after `offset`; `None` past the end.
     fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>>;

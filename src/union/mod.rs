@@ -62,7 +62,7 @@ use crate::upper::UpperDir;
 use delta::{Delta, row_attr, row_from};
 
 pub use attributes::{SetAttr, SetTime, XattrMode};
-pub use changes::{Change, ChangeKind, Totals};
+pub use changes::{Change, ChangeKind, Totals, is_among};
 pub use content::{AllocateMode, Reader};
 pub use empty_layer::EmptyLayer;
 pub use error::{Error, Result};
@@ -217,11 +217,7 @@ impl Union {
         let below = lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
         Ok(match own {
             None => below,
-            Some(attr) => Attr {
-                size: below.size,
-                blocks: below.blocks,
-                ..attr
-            },
+            Some(attr) => attr.with_content_of(&below),
         })
     }
 
@@ -302,7 +298,7 @@ impl State {
                 }
                 DataPlace::Lower => {
                     let below = self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
-                    (attr.size, attr.blocks) = (below.size, below.blocks);
+                    attr = attr.with_content_of(&below);
                 }
             }
         }
@@ -416,7 +412,7 @@ impl Orphan {
                 Some(file) => stat_into(&mut attr, &nix::sys::stat::fstat(&**file)?),
                 None => {
                     let below = self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
-                    (attr.size, attr.blocks) = (below.size, below.blocks);
+                    attr = attr.with_content_of(&below);
                 }
             }
         }

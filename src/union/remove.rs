@@ -14,6 +14,8 @@ pub(super) enum Remains {
     Nothing,
     /// The content lies under the name and has no other: remove it.
     Remove,
+    /// The content lies in `work` under its identity: remove it.
+    RemoveDetached,
     /// The content lies under the name, but the object lives on: move it to `work`.
     Detach,
     RemoveDir,
@@ -60,7 +62,8 @@ impl Union {
         if let Some(orphan) = orphan {
             state.orphans.insert(ino, orphan);
         }
-        self.finish_removal(state, ino, dir, name, remains)
+        self.finish_removal(state, ino, dir, name, remains);
+        Ok(())
     }
 
     /// Adds to `changes` what the object's row becomes when it loses the name `(dir, name)`.
@@ -74,11 +77,8 @@ impl Union {
         changes: &mut Vec<RowChange<'_>>,
     ) -> Result<(Remains, Option<Orphan>)> {
         let mut row = state.row(ino, || None)?;
-        let lies_here = row.data == DataPlace::Upper
-            && row
-                .place
-                .as_ref()
-                .is_some_and(|p| p.0 == dir && *p.1 == *name);
+        let is_placed_here = row.is_placed_at(dir, name);
+        let lies_here = is_placed_here && row.data == DataPlace::Upper;
         row.ctime = now;
         if row.kind != Kind::Directory && row.nlink > 1 {
             row.nlink -= 1;
@@ -87,11 +87,7 @@ impl Union {
             } else {
                 Remains::Nothing
             };
-            if row
-                .place
-                .as_ref()
-                .is_some_and(|p| p.0 == dir && *p.1 == *name)
-            {
+            if is_placed_here {
                 row.place = None;
             }
             changes.push(RowChange::put_inode(ino, row));
@@ -142,10 +138,8 @@ impl Union {
         }
         let remains = match (row.data, row.place.is_some()) {
             (DataPlace::Upper, true) if lies_here => Remains::Remove,
-            (DataPlace::Upper, false) => {
-                // Detached content of a hard link: it lies in `work` under its identity.
-                Remains::Remove
-            }
+            // Of a hard link whose other names went before.
+            (DataPlace::Upper, false) => Remains::RemoveDetached,
             _ => Remains::Nothing,
         };
         Ok((remains, orphan))
@@ -160,36 +154,10 @@ impl Union {
         dir: Ino,
         name: &[u8],
         remains: Remains,
-    ) -> Result<()> {
-        let done = (|| -> Result<()> {
-            match remains {
-                Remains::Nothing => {}
-                Remains::Remove | Remains::Detach | Remains::RemoveDir => {
-                    let physical = state.find_dir(dir)?;
-                    match (remains, physical) {
-                        (Remains::Remove, physical) => {
-                            state.upper.unstage(ino)?;
-                            if let Some(physical) = physical {
-                                state.upper.remove(physical.as_fd(), name)?;
-                            }
-                            state.upper.forget_file(ino);
-                        }
-                        (Remains::Detach, Some(physical)) => {
-                            state.upper.detach(physical.as_fd(), name, ino)?
-                        }
-                        (Remains::RemoveDir, Some(physical)) => {
-                            state.upper.remove_dir(physical.as_fd(), name, ino)?
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            Ok(())
-        })();
-        if let Err(e) = done {
+    ) {
+        if let Err(e) = state.remove_physical(ino, dir, name, remains) {
             tracing::warn!(%ino, "content of a removed name is left in the upper directory: {e}");
         }
-        Ok(())
     }
 
     pub(super) fn must_be_empty(&self, state: &State, dir: Ino) -> Result<()> {
@@ -200,6 +168,35 @@ impl Union {
         for (name, _, _) in state.lower.list(dir)?.iter() {
             if edits.and_then(|edits| edits.get(name)).is_none() {
                 return Err(Errno::ENOTEMPTY.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn remove_physical(&mut self, ino: Ino, dir: Ino, name: &[u8], remains: Remains) -> Result<()> {
+        match remains {
+            Remains::Nothing => {}
+            Remains::RemoveDetached => {
+                self.upper.unstage(ino)?;
+                self.upper.forget_file(ino);
+            }
+            Remains::Remove => {
+                if let Some(physical) = self.find_dir(dir)? {
+                    self.upper.remove(physical.as_fd(), name)?;
+                }
+                self.upper.forget_file(ino);
+            }
+            Remains::Detach => {
+                if let Some(physical) = self.find_dir(dir)? {
+                    self.upper.detach(physical.as_fd(), name, ino)?;
+                }
+            }
+            Remains::RemoveDir => {
+                if let Some(physical) = self.find_dir(dir)? {
+                    self.upper.remove_dir(physical.as_fd(), name, ino)?;
+                }
             }
         }
         Ok(())

@@ -79,11 +79,7 @@ impl Union {
         let now = Timestamp::now();
         let old_row = state.row(ino, || Some((dir, Box::from(name))))?;
         let mut row = old_row.clone();
-        let content_moves = is_dir
-            || row
-                .place
-                .as_ref()
-                .is_none_or(|p| p.0 == dir && *p.1 == *name);
+        let content_moves = is_dir || row.place.is_none() || row.is_placed_at(dir, name);
         if content_moves && (is_dir || row.data == DataPlace::Lower || row.place.is_some()) {
             row.place = Some((new_dir, Box::from(new_name)));
         }
@@ -143,7 +139,7 @@ impl Union {
             if let Some(orphan) = orphan {
                 state.orphans.insert(other, orphan);
             }
-            self.finish_removal(state, other, new_dir, new_name, what)?;
+            self.finish_removal(state, other, new_dir, new_name, what);
         }
         if let (Some(from), Some(to)) = (&from, &to) {
             state
@@ -168,11 +164,8 @@ impl Union {
                      to: (Ino, bool, Ino, &[u8])|
          -> Result<_> {
             let mut row = state.row(from.0, || Some((from.2, Box::from(from.3))))?;
-            let here = row
-                .place
-                .as_ref()
-                .is_none_or(|p| p.0 == from.2 && *p.1 == *from.3);
             let placed = row.place.is_some();
+            let here = !placed || row.is_placed_at(from.2, from.3);
             if here && (placed || row.data == DataPlace::Lower) {
                 row.place = Some((to.2, Box::from(to.3)));
             }

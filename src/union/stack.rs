@@ -66,11 +66,7 @@ impl LowerStack {
             };
             let attr = match found.take() {
                 None => inode.attr,
-                Some(above) => Attr {
-                    size: inode.attr.size,
-                    blocks: inode.attr.blocks,
-                    ..above
-                },
+                Some(above) => above.with_content_of(&inode.attr),
             };
             if inode.content == Source::Here {
                 return Ok(Some(attr));

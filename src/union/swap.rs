@@ -90,7 +90,7 @@ impl Union {
     fn fresh_upper(&self) -> Result<(LayerId, Arc<UpperDir>)> {
         let fresh = self.db.reserve_layer()?;
         let upper = UpperDir::open(&self.paths.layer(fresh), &self.paths.strays)?;
-        std::fs::File::open(&self.paths.layers)?.sync_all()?;
+        crate::sys::durable::sync_dir(&self.paths.layers)?;
         Ok((fresh, Arc::new(upper)))
     }
 

@@ -12,6 +12,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output::Tone;
 use crate::daemon::failure::Kind;
+use crate::shell::render::quote;
 use crate::sys::process;
 
 /// Show what envfs does, on real files of this machine.
@@ -279,7 +280,7 @@ fn quoted(word: &str) -> String {
     if !word.is_empty() && word.chars().all(is_plain) {
         word.to_owned()
     } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
+        String::from_utf8_lossy(&quote(OsStr::new(word))).into_owned()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use clap::Args as ClapArgs;
 
-use super::tag::is_number;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::Result;
@@ -73,7 +72,7 @@ impl Args {
         match self.words.as_slice() {
             [] => Ok((context.environment(None)?, None)),
             [word] if context.is_name(word) => Ok((context.environment(Some(word))?, None)),
-            [word] if active_name().is_some() || is_number(word) => {
+            [word] if active_name().is_some() || backend::number(word).is_some() => {
                 of(context.environment(None)?, word)
             }
             [word] => Ok((context.environment(Some(word))?, None)),

@@ -50,7 +50,9 @@ impl Args {
             }
             return self.list(context, &env);
         };
-        let name = EnvName::new(&tag).ok().filter(|_| !is_number(&tag));
+        let name = EnvName::new(&tag)
+            .ok()
+            .filter(|_| backend::number(&tag).is_none());
         if name.is_none() && !self.delete {
             return Err(CommandError::usage(format!(
                 "'{}' cannot name a revision",
@@ -117,14 +119,4 @@ impl Args {
             .into_iter()
             .try_for_each(|line| context.output.line(line))
     }
-}
-
-/// Returns whether this is a revision's number as users write it.
-pub fn is_number(text: &str) -> bool {
-    number(text).is_some()
-}
-
-/// Returns the number of a revision, `3` or `@3`.
-pub fn number(text: &str) -> Option<i64> {
-    text.strip_prefix('@').unwrap_or(text).parse().ok()
 }

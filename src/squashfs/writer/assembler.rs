@@ -39,6 +39,13 @@ pub(super) struct FileData {
     block_count: u32,
 }
 
+impl FileData {
+    /// The length of what it has in a fragment: less than a block.
+    fn tail_len(&self, block_size: usize) -> u32 {
+        (self.size % block_size as u64) as u32
+    }
+}
+
 /// The data area, once complete.
 pub(super) struct Assembled {
     files: Vec<FileData>,

@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::super::changes::Entry;
+use super::super::changes::{Entry, is_among};
 use super::super::stack::LowerStack;
 use super::super::{Error, Result, State};
 use super::edits::{Counted, Edits, Tree, committed, is_committed_dir};
@@ -45,7 +45,7 @@ impl Plan {
             edits: &edits,
             live: Tree::new(&edits, base, Counted::All),
             was: Tree::new(&edits, base, Counted::None),
-            paths: Paths(paths),
+            paths,
             gone: BTreeSet::new(),
             chosen: HashSet::new(),
             dead: BTreeSet::new(),
@@ -95,19 +95,6 @@ impl Plan {
     }
 }
 
-/// The paths whose changes are thrown away.
-struct Paths<'a>(&'a [Vec<u8>]);
-
-impl Paths<'_> {
-    fn hold(&self, path: &[u8]) -> bool {
-        self.0.iter().any(|p| {
-            p.is_empty()
-                || path == &p[..]
-                || (path.starts_with(p) && path.get(p.len()) == Some(&b'/'))
-        })
-    }
-}
-
 struct Planner<'a> {
     state: &'a State,
     base: &'a LowerStack,
@@ -115,7 +102,8 @@ struct Planner<'a> {
     /// The tree as it is, and as it was committed.
     live: Tree<'a>,
     was: Tree<'a>,
-    paths: Paths<'a>,
+    /// Whose changes are thrown away.
+    paths: &'a [Vec<u8>],
     gone: BTreeSet<Entry>,
     /// Those that go because of their paths.
     chosen: HashSet<Entry>,
@@ -134,7 +122,7 @@ impl Planner<'_> {
         for entry in self.edits.rows.keys() {
             for tree in [&mut self.live, &mut self.was] {
                 if let Some(path) = tree.path_of(entry)?
-                    && self.paths.hold(&path)
+                    && is_among(&path, self.paths)
                 {
                     self.pending.push(entry.clone());
                     self.chosen.insert(entry.clone());
@@ -151,7 +139,7 @@ impl Planner<'_> {
         for entry in self.edits.rows.keys() {
             if !self.gone.contains(entry)
                 && let Some(path) = after.path_of(entry)?
-                && self.paths.hold(&path)
+                && is_among(&path, self.paths)
             {
                 self.pending.push(entry.clone());
                 self.chosen.insert(entry.clone());
@@ -162,7 +150,7 @@ impl Planner<'_> {
 
     /// What is at a path may be gone with its directory.
     fn bring_back_what_holds_paths(&mut self) -> Result<()> {
-        for path in self.paths.0 {
+        for path in self.paths {
             let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
             for above in [
                 self.was.above(path, self.state)?,
@@ -331,7 +319,7 @@ impl Planner<'_> {
                 continue;
             };
             let mut is_held = false;
-            let holds = |path: Vec<u8>| self.paths.hold(&path);
+            let holds = |path: Vec<u8>| is_among(&path, self.paths);
             if before.kind == Kind::Directory {
                 is_held = self.live.path(*ino)?.is_some_and(holds)
                     || self.was.path(*ino)?.is_some_and(holds)
@@ -375,7 +363,7 @@ impl Planner<'_> {
         let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
         // As it was and as it will be all is there that was committed; as it is, what was left there.
         let mut pending = Vec::new();
-        for path in self.paths.0 {
+        for path in self.paths {
             for (tree, as_it_is) in [(&self.was, false), (&after, false), (&self.live, true)] {
                 if path.is_empty() {
                     pending.push((Ino::ROOT, as_it_is));

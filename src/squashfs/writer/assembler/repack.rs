@@ -1,7 +1,7 @@
 //! Fragment blocks of the old image: how much of each is still used, and packing anew those that are
 //! hardly used when compacting.
 
-use super::{Assembler, FileData, Fragment, Slot};
+use super::{Assembler, Fragment, Slot};
 use crate::squashfs::format::FragmentEntry;
 use crate::squashfs::writer::carry::OldData;
 use crate::squashfs::writer::error::{Result, WriteError};
@@ -77,22 +77,17 @@ impl FragmentUse {
 }
 
 impl Assembler {
-    /// The length of what a file has in a fragment.
-    fn tail_len(&self, file: &FileData) -> u32 {
-        // Less than a block.
-        (file.size % self.shared.block_size as u64) as u32
-    }
-
     /// How much of each live fragment block of the old image is used.
     pub(super) fn old_fragment_use(&self) -> Result<Vec<FragmentUse>> {
         let Some(old) = &self.old else {
             return Ok(Vec::new());
         };
+        let block_size = self.shared.block_size;
         let mut tails: Vec<(u32, Tail)> = self
             .files
             .iter()
             .filter_map(|file| match file.fragment {
-                Fragment::Old(index) => Some((index, (file.offset, self.tail_len(file)))),
+                Fragment::Old(index) => Some((index, (file.offset, file.tail_len(block_size)))),
                 _ => None,
             })
             .collect();
@@ -158,12 +153,12 @@ impl Assembler {
 
     /// Tells the files where their repacked tails are.
     pub(super) fn place_repacked(&mut self) {
-        let block_size = self.shared.block_size as u64;
+        let block_size = self.shared.block_size;
         for data in &mut self.files {
             let Fragment::Old(index) = data.fragment else {
                 continue;
             };
-            let tail = (data.offset, (data.size % block_size) as u32);
+            let tail = (data.offset, data.tail_len(block_size));
             if let Some((index, offset)) = self.repacked.get(&(index, tail)) {
                 data.fragment = Fragment::New(*index);
                 data.offset = *offset;
