@@ -1,45 +1,39 @@
 //! Is the new image what was to be kept? Asked before anything depends on it.
 
+use std::collections::HashSet;
+
 use super::error::{CommitError, Result};
 use crate::object::{Ino, Kind};
 use crate::progress::{Progress, Report};
 use crate::union::{ImageLayer, Layer, LowerStack, Xattr};
 
-/// Compares a view with the image made of it: every name, identity and attribute, and the content of
-/// the `fresh` files. Data that was carried over was not touched and is not read. Link counts are not
-/// compared: other people's images may have them wrong, ours count names.
+/// Compares a view with the image made of it: every name, identity and attribute (in the `pushed`
+/// directories, where not all were), and the content of the `fresh` files. Data that was carried over
+/// was not touched and is not read. Link counts are not compared: other people's images may have them
+/// wrong, ours count names.
 pub(super) fn same_tree(
     view: &LowerStack,
     image: &ImageLayer,
+    pushed: Option<&HashSet<Ino>>,
     fresh: &[Ino],
     progress: &dyn Progress,
 ) -> Result<()> {
-    same_attributes(view, image, Ino::ROOT)?;
-    let mut pending = vec![Ino::ROOT];
-    let wrong = |what: String| Err(CommitError::Check(what));
-    while let Some(dir) = pending.pop() {
-        let (ours, theirs) = (view.list(dir)?, image.list(dir)?.unwrap_or_default());
-        if ours.len() != theirs.len() {
-            return wrong(format!(
-                "directory {dir} has {} names instead of {}",
-                theirs.len(),
-                ours.len()
-            ));
-        }
-        for ((name, ino, kind), (their_name, target)) in ours.iter().zip(&theirs) {
-            if name != &**their_name || *target != Some((ino, kind)) {
-                return wrong(format!(
-                    "name {:?} in directory {dir}",
-                    String::from_utf8_lossy(name)
-                ));
-            }
-            same_attributes(view, image, ino)?;
-            if kind == Kind::Directory {
-                pending.push(ino);
+    match pushed {
+        Some(dirs) => {
+            for dir in dirs {
+                same_attributes(view, image, *dir)?;
+                same_directory(view, image, *dir, &mut |_| ())?;
             }
         }
-        if progress.is_cancelled() {
-            return Err(CommitError::Cancelled);
+        None => {
+            same_attributes(view, image, Ino::ROOT)?;
+            let mut pending = vec![Ino::ROOT];
+            while let Some(dir) = pending.pop() {
+                same_directory(view, image, dir, &mut |below| pending.push(below))?;
+                if progress.is_cancelled() {
+                    return Err(CommitError::Cancelled);
+                }
+            }
         }
     }
     let total = fresh.len() as u64;
@@ -56,6 +50,38 @@ pub(super) fn same_tree(
             bytes_total: 0,
         });
     }
+    Ok(())
+}
+
+/// Compares a directory's names, and the attributes of what they name. Tells which are directories.
+fn same_directory(
+    view: &LowerStack,
+    image: &ImageLayer,
+    dir: Ino,
+    below: &mut dyn FnMut(Ino),
+) -> Result<()> {
+    let wrong = |what: String| Err(CommitError::Check(what));
+    let (ours, theirs) = (view.list(dir)?, image.list(dir)?.unwrap_or_default());
+    if ours.len() != theirs.len() {
+        return wrong(format!(
+            "directory {dir} has {} names instead of {}",
+            theirs.len(),
+            ours.len()
+        ));
+    }
+    for ((name, ino, kind), (their_name, target)) in ours.iter().zip(&theirs) {
+        if name != &**their_name || *target != Some((ino, kind)) {
+            return wrong(format!(
+                "name {:?} in directory {dir}",
+                String::from_utf8_lossy(name)
+            ));
+        }
+        same_attributes(view, image, ino)?;
+        if kind == Kind::Directory {
+            below(ino);
+        }
+    }
+    image.check_entries(dir)?;
     Ok(())
 }
 

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Context, Result};
 use super::exclude::Exclude;
+use super::history::verify_blocks;
 use super::workspace::{Settings, command_line, new_revision, remember_owner};
-use super::{Unfinished, digests, name, new_image, while_syncing};
+use super::{Unfinished, digests, name, while_syncing};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::object::Ino;
@@ -117,22 +118,27 @@ pub fn import(
         Some((_, extent)) => (extent.entries, extent.bytes),
         None => measure(&image)?,
     };
+    let mut links_are_counted = true;
     let digests = while_syncing(&file, &path, || {
         match &kind {
             SourceKind::Directory => directory::compare(source, options, &image, progress)?,
             SourceKind::Archive(packing) => {
                 archive::compare(source, *packing, options, &image, progress)?
             }
-            SourceKind::Image => verify_image(&image, options, progress)?,
+            SourceKind::Image => {
+                let found = verify_blocks(&image, options.settings.threads, progress)?;
+                links_are_counted = found.link_mismatches == 0;
+            }
         }
         digests::of_file(&path, None, options.settings.threads, progress)
     })?;
     fault::point("import.checked");
     let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
     let stats = packed.map(|(stats, _)| stats);
-    let row = match &stats {
-        Some(stats) => new_image(id, &image, ids, stats, digests),
-        None => adopted(id, &image, ids, image_bytes, Some(digests)),
+    let row = NewImage {
+        // An image that does not count its links cannot be amended name by name.
+        tables_appended: links_are_counted.then_some(0),
+        ..adopted(id, &image, ids, image_bytes, Some(digests))
     };
     db.init_environment(&InitEnvironment {
         uuid: new_uuid(&layout)?,
@@ -174,6 +180,7 @@ pub fn adopted(
         digest: digests.as_deref().map(digests::whole),
         digests,
         dead_bytes: 0,
+        tables_appended: None,
     }
 }
 
@@ -284,10 +291,6 @@ fn adopt(source: &Path, to: &Path, progress: &dyn Progress) -> Result<()> {
     });
     fs::copy(source, to).context("copy", source)?;
     Ok(())
-}
-
-fn verify_image(image: &Image, options: &ImportOptions, progress: &dyn Progress) -> Result<()> {
-    super::history::verify_blocks(image, options.settings.threads, progress).map(|_| ())
 }
 
 /// Counts the entries of an image and the bytes of its files.

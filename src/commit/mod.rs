@@ -14,6 +14,7 @@
 //! A crash before 5 leaves the changes where they were, in a stack that is one layer taller and shows
 //! the same; a crash after it leaves garbage. `docs/commit.md` has the table.
 
+mod amend;
 mod check;
 mod cleanup;
 mod digests;
@@ -25,6 +26,7 @@ mod import;
 mod tree;
 mod workspace;
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -34,14 +36,16 @@ use std::time::{Duration, Instant};
 
 use crate::environment::Layout;
 use crate::fault;
+use crate::object::Ino;
 use crate::progress::{Progress, Report};
 use crate::squashfs::writer::{
     AppendOptions, CarryMode, ImageWriter, Monitor, WriteError, WriteStats, WriterOptions,
 };
 use crate::squashfs::{Compression, CompressorId, Image};
-use crate::state::{ImageId, LayerId, NewImage, PublishCommit, RevisionId};
+use crate::state::{ImageRow, LayerId, NewImage, PublishCommit, RevisionId};
 use crate::sys::durable::sync_name;
 use crate::union::{ImageLayer, Invalidation, LowerStack};
+use amend::Amendment;
 use error::Context;
 use import::Extent;
 use tree::Tree;
@@ -104,6 +108,8 @@ pub struct Committed {
     pub revision: RevisionId,
     /// What was done to get the image.
     pub stats: WriteStats,
+    /// Bytes of the data area that belong to nothing, with those of earlier commits.
+    pub dead_bytes: u64,
     /// Which of the three ways was taken.
     pub way: Way,
     /// Why it is a rebuild, where that was not asked for.
@@ -180,7 +186,8 @@ fn commit_frozen(
     let layout = workspace.env().layout();
     let unfinished = Unfinished(layout.unfinished_image(id));
 
-    let mut way = choose_way(workspace, options, old_image, old_layer)?;
+    let old_row = old_image.map(|id| db.image(id)).transpose()?.flatten();
+    let mut way = choose_way(workspace, options, old_row.as_ref(), old_layer);
     let mut because = None;
     let job = Job {
         workspace,
@@ -190,7 +197,17 @@ fn commit_frozen(
         path: &unfinished.0,
         progress,
     };
-    let written = match job.write(way, false) {
+    let amended = match job.amendment(way, old_row.as_ref())? {
+        Some(amendment) => match job.write_amendment(amendment) {
+            Err(CommitError::Write(WriteError::Amend(why))) => {
+                tracing::info!("all tables are written: {why}");
+                None
+            }
+            written => Some(written),
+        },
+        None => None,
+    };
+    let written = match amended.unwrap_or_else(|| job.write(way, false)) {
         // What is refused before it begins would be refused at every commit to come.
         Err(CommitError::Write(WriteError::Carry(why))) if way != Way::Rebuild => {
             tracing::info!("the old image cannot be carried on ({why}): building it anew");
@@ -204,8 +221,13 @@ fn commit_frozen(
         stats,
         ids,
         fresh,
+        pushed,
         plan,
     } = written;
+    let before = old_row.filter(|_| pushed.is_some());
+    let dead_bytes = stats.data.dead_bytes + before.as_ref().map_or(0, |row| row.dead_bytes);
+    let tables_appended =
+        stats.tables_appended + before.and_then(|row| row.tables_appended).unwrap_or(0);
     phases.plan = plan;
     phases.data = stats.data_time;
     phases.tables = stats.table_time;
@@ -229,9 +251,16 @@ fn commit_frozen(
         phases.digest = lap(&mut began);
         let open_options = workspace.open_options();
         let image = Image::open(&path, open_options.reader.clone())?;
-        let new_image = new_image(id, &image, ids.clone(), &stats, digests);
+        let new_image = NewImage {
+            dead_bytes,
+            tables_appended: Some(tables_appended),
+            ..import::adopted(id, &image, ids.clone(), stats.image_size, Some(digests))
+        };
         let layer = ImageLayer::new(image, ids, open_options.owners)?;
-        check::same_tree(&view, &layer, &fresh, progress)?;
+        check::same_tree(&view, &layer, pushed.as_ref(), &fresh, progress)?;
+        if cfg!(debug_assertions) && pushed.is_some() {
+            check::same_tree(&view, &layer, None, &[], progress)?;
+        }
         phases.check = lap(&mut began);
         Ok((new_image, layer))
     })?;
@@ -270,6 +299,7 @@ fn commit_frozen(
     Ok(Some(Committed {
         revision,
         stats,
+        dead_bytes,
         way,
         because,
         phases,
@@ -297,11 +327,11 @@ fn is_free(view: Arc<LowerStack>) -> bool {
 fn choose_way(
     workspace: &Workspace,
     options: &CommitOptions,
-    old_image: Option<ImageId>,
+    old_row: Option<&ImageRow>,
     old_layer: Option<&ImageLayer>,
-) -> Result<Way> {
-    let (Some(id), Some(layer)) = (old_image, old_layer) else {
-        return Ok(Way::Rebuild);
+) -> Way {
+    let (Some(row), Some(layer)) = (old_row, old_layer) else {
+        return Way::Rebuild;
     };
     let superblock = layer.image().superblock();
     let other_codec = options
@@ -315,17 +345,18 @@ fn choose_way(
         CompressorId::Lzma | CompressorId::Lzo
     );
     if options.rebuild || other_codec || other_block || unwritable {
-        return Ok(Way::Rebuild);
+        return Way::Rebuild;
     }
-    let dead = workspace.db().image(id)?.map_or(0, |row| row.dead_bytes);
+    // In an amended image this is an upper bound. Files that share data are too few for that to matter.
     let data = layer.image().data_area();
     let percent = u64::from(workspace.settings().compact_percent);
-    let is_too_much = dead > (data.end - data.start) / 100 * percent && dead > 0;
-    Ok(if options.compact || is_too_much {
+    let is_too_much =
+        row.dead_bytes > 0 && row.dead_bytes > (data.end - data.start) / 100 * percent;
+    if options.compact || is_too_much {
         Way::Compact
     } else {
         Way::Append
-    })
+    }
 }
 
 /// All that is needed to write the new image.
@@ -342,28 +373,68 @@ struct Job<'a> {
 struct Written {
     stats: WriteStats,
     ids: crate::state::IdMap,
-    fresh: Vec<crate::object::Ino>,
+    fresh: Vec<Ino>,
+    /// Directories that were pushed, where not all were.
+    pushed: Option<HashSet<Ino>>,
     plan: Duration,
 }
 
+/// Tables are written whole when more than this part of them was appended.
+const APPENDED_PART: u64 = 4;
+
 impl Job<'_> {
+    /// What has to be written if the tables of the old image are amended; `None` if they are to be
+    /// written whole.
+    fn amendment(&self, way: Way, row: Option<&ImageRow>) -> Result<Option<Amendment>> {
+        let (Way::Append, Some(old), Some(row)) = (way, self.old, row) else {
+            return Ok(None);
+        };
+        let superblock = old.image().superblock();
+        let tables = superblock.bytes_used - superblock.inode_table;
+        let few = row
+            .tables_appended
+            .is_some_and(|so_far| so_far <= tables / APPENDED_PART);
+        match few {
+            true => Amendment::find(&self.view, old),
+            false => Ok(None),
+        }
+    }
+
+    fn write_amendment(&self, amendment: Amendment) -> Result<Written> {
+        let old = self.old.ok_or(CommitError::NoEarlier)?;
+        let owners = self.workspace.open_options().owners;
+        let tree = Tree::amending(self.view.clone(), old, owners, amendment);
+        self.push(tree, Instant::now(), |monitor| {
+            self.append(old, Way::Append, true, monitor)
+        })
+    }
+
     /// Writes the new image. With `alike` a rebuild keeps the old codec and block size, as carrying on
     /// would have done.
     fn write(&self, way: Way, alike: bool) -> Result<Written> {
         let began = Instant::now();
         let old = self.old.filter(|_| way != Way::Rebuild);
         let owners = self.workspace.open_options().owners;
-        let mut tree = Tree::new(self.view.clone(), old, owners)?;
+        let tree = Tree::new(self.view.clone(), old, owners)?;
+        self.push(tree, began, |monitor| match old {
+            Some(old) => self.append(old, way, false, monitor),
+            None => self.create(alike, monitor),
+        })
+    }
+
+    fn push(
+        &self,
+        mut tree: Tree<'_>,
+        began: Instant,
+        writer: impl FnOnce(Arc<Counts>) -> Result<ImageWriter>,
+    ) -> Result<Written> {
         let plan = began.elapsed();
         let total = Extent {
             entries: tree.ids().len(),
             bytes: 0,
         };
         let stats = with_monitor("packing", total, self.progress, |monitor| {
-            let mut writer = match old {
-                Some(old) => self.append(old, way, monitor)?,
-                None => self.create(alike, monitor)?,
-            };
+            let mut writer = writer(monitor)?;
             let root = tree.push(&mut writer)?;
             Ok(writer.finish(root)?)
         })?;
@@ -371,6 +442,7 @@ impl Job<'_> {
             stats,
             ids: tree.ids().clone(),
             fresh: std::mem::take(&mut tree.fresh),
+            pushed: tree.pushed().cloned(),
             plan,
         })
     }
@@ -380,7 +452,13 @@ impl Job<'_> {
         self.options.threads.unwrap_or(configured)
     }
 
-    fn append(&self, old: &ImageLayer, way: Way, monitor: Arc<Counts>) -> Result<ImageWriter> {
+    fn append(
+        &self,
+        old: &ImageLayer,
+        way: Way,
+        amend: bool,
+        monitor: Arc<Counts>,
+    ) -> Result<ImageWriter> {
         let carry = if way == Way::Compact {
             CarryMode::Compact
         } else {
@@ -390,6 +468,7 @@ impl Job<'_> {
             carry,
             // What compaction leaves dead must not be reason enough to compact again.
             repack_percent: self.workspace.settings().compact_percent.min(25),
+            amend,
             compression: self.options.compression,
             threads: self.threads(),
             mkfs_time: mkfs_time(),
@@ -415,20 +494,6 @@ impl Job<'_> {
             monitor,
         };
         Ok(ImageWriter::create(self.path, options)?)
-    }
-}
-
-fn new_image(
-    id: ImageId,
-    image: &Image,
-    ids: crate::state::IdMap,
-    stats: &WriteStats,
-    digests: Vec<u8>,
-) -> NewImage {
-    let size = stats.image_size;
-    NewImage {
-        dead_bytes: stats.data.dead_bytes,
-        ..import::adopted(id, image, ids, size, Some(digests))
     }
 }
 

@@ -1,12 +1,14 @@
 //! Hands a merged view to the image writer: unchanged data as it lies in the old image, the rest as
 //! content to be compressed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use super::amend::Amendment;
 use super::error::{CommitError, Result};
 use crate::object::{Attr, Ino, Kind};
+use crate::squashfs::format::InodeKind;
 use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source};
 use crate::state::IdMap;
 use crate::union::{ImageLayer, Layer, LowerStack, OwnerMap};
@@ -18,6 +20,12 @@ pub(super) struct Tree<'a> {
     old: Option<&'a ImageLayer>,
     owners: Option<OwnerMap>,
     ids: IdMap,
+    /// What has to be written, if not all.
+    amendment: Option<Amendment>,
+    /// Files of the old image whose data is in use again under another identity.
+    reused: HashSet<Ino>,
+    /// Files of the old image that got other content.
+    left: Vec<Ino>,
     /// Objects with several names, once pushed.
     linked: HashMap<Ino, NodeId>,
     /// Files whose content was not carried over whole: what is to be checked afterwards.
@@ -50,9 +58,37 @@ impl<'a> Tree<'a> {
             old,
             owners,
             ids,
+            amendment: None,
+            reused: HashSet::new(),
+            left: Vec::new(),
             linked: HashMap::new(),
             fresh: Vec::new(),
         })
+    }
+
+    /// The same, when only an amendment has to be written.
+    pub(super) fn amending(
+        view: Arc<LowerStack>,
+        old: &'a ImageLayer,
+        owners: Option<OwnerMap>,
+        amendment: Amendment,
+    ) -> Tree<'a> {
+        Tree {
+            view,
+            old: Some(old),
+            owners,
+            ids: amendment.ids.clone(),
+            amendment: Some(amendment),
+            reused: HashSet::new(),
+            left: Vec::new(),
+            linked: HashMap::new(),
+            fresh: Vec::new(),
+        }
+    }
+
+    /// Directories that have been pushed, where not all have.
+    pub(super) fn pushed(&self) -> Option<&HashSet<Ino>> {
+        self.amendment.as_ref().map(Amendment::dirs)
     }
 
     /// The identities of the inodes of the new image.
@@ -62,7 +98,7 @@ impl<'a> Tree<'a> {
 
     /// Pushes everything, directory by directory in the order of names, and returns the root.
     pub(super) fn push(&mut self, writer: &mut ImageWriter) -> Result<NodeId> {
-        let meta = self.meta(Ino::ROOT, &self.attr(Ino::ROOT)?)?;
+        let meta = self.known_meta(writer, Ino::ROOT, &self.attr(Ino::ROOT)?)?;
         let root = writer.add_directory(&meta)?;
         let mut pending = vec![(Ino::ROOT, root, Some(Ino::ROOT))];
         while let Some((dir, dir_node, twin)) = pending.pop() {
@@ -71,7 +107,13 @@ impl<'a> Tree<'a> {
             for (name, ino, kind) in listing.iter() {
                 let node = match self.linked.get(&ino) {
                     Some(node) => *node,
-                    None => self.push_object(writer, twin, name, ino)?,
+                    None => match self.keep(writer, ino, kind)? {
+                        Some(kept) => {
+                            writer.link(dir_node, name, kept)?;
+                            continue;
+                        }
+                        None => self.push_object(writer, twin, name, ino)?,
+                    },
                 };
                 writer.link(dir_node, name, node)?;
                 if kind == Kind::Directory {
@@ -81,7 +123,29 @@ impl<'a> Tree<'a> {
             // The last pushed is popped first: directories in the order of names.
             pending.extend(below.into_iter().rev());
         }
+        if let (Some(amendment), Some(old)) = (&self.amendment, self.old) {
+            let lost = amendment.lost.iter().chain(&self.left);
+            for ino in lost.filter(|ino| !self.reused.contains(ino)) {
+                writer.leave(&*old.layout(*ino)?)?;
+            }
+        }
         Ok(root)
+    }
+
+    /// Pushes an object that stays as the old image has it; `None` if it does not.
+    fn keep(&mut self, writer: &mut ImageWriter, ino: Ino, kind: Kind) -> Result<Option<NodeId>> {
+        let (Some(amendment), Some(old)) = (&self.amendment, self.old) else {
+            return Ok(None);
+        };
+        let place = match old.inode_ref(ino)? {
+            Some(place) if amendment.stays(ino) => place,
+            _ => return Ok(None),
+        };
+        let node = writer.keep(inode_kind(kind), self.number(ino)?, place)?;
+        if kind != Kind::Directory {
+            self.linked.insert(ino, node);
+        }
+        Ok(Some(node))
     }
 
     /// The directory of the old image that a directory was before: itself, or what had its path. (An
@@ -110,6 +174,11 @@ impl<'a> Tree<'a> {
         self.view.attr(ino)?.ok_or_else(missing)
     }
 
+    fn number(&self, ino: Ino) -> Result<u32> {
+        let missing = || CommitError::Check(format!("object {ino} has no inode number"));
+        self.ids.number_of(ino).ok_or_else(missing)
+    }
+
     fn meta(&self, ino: Ino, attr: &Attr) -> Result<Meta> {
         let (mut uid, mut gid) = (attr.uid, attr.gid);
         if let Some(map) = self.owners {
@@ -120,9 +189,8 @@ impl<'a> Tree<'a> {
                 gid = map.image.1;
             }
         }
-        let missing = || CommitError::Check(format!("object {ino} has no inode number"));
         Ok(Meta {
-            number: self.ids.number_of(ino).ok_or_else(missing)?,
+            number: self.number(ino)?,
             mode: attr.mode,
             uid,
             gid,
@@ -137,6 +205,19 @@ impl<'a> Tree<'a> {
         })
     }
 
+    /// The same. When tables are amended, the writer learns which xattrs of the old image these are.
+    fn known_meta(&self, writer: &mut ImageWriter, ino: Ino, attr: &Attr) -> Result<Meta> {
+        let meta = self.meta(ino, attr)?;
+        if let (Some(_), Some(old), false) = (&self.amendment, self.old, meta.xattrs.is_empty())
+            && let Some(index) = old.xattr_index(ino)?
+        {
+            let known = old.xattrs(ino)?.into_iter();
+            let known: Vec<_> = known.map(|(n, v)| (n.into_vec(), v.into_vec())).collect();
+            writer.know_xattrs(&known, index);
+        }
+        Ok(meta)
+    }
+
     fn push_object(
         &mut self,
         writer: &mut ImageWriter,
@@ -145,7 +226,7 @@ impl<'a> Tree<'a> {
         ino: Ino,
     ) -> Result<NodeId> {
         let attr = self.attr(ino)?;
-        let meta = self.meta(ino, &attr)?;
+        let meta = self.known_meta(writer, ino, &attr)?;
         let node = match attr.kind {
             Kind::Directory => writer.add_directory(&meta)?,
             Kind::Symlink => writer.add_symlink(&meta, &self.view.read_link(ino)?)?,
@@ -183,7 +264,11 @@ impl<'a> Tree<'a> {
         };
         let source_layer = self.view.content(ino)?;
         if source_layer.as_any().is::<ImageLayer>() {
+            self.reuse(ino);
             return Ok(writer.add_carried(meta, &*old.layout(ino)?)?);
+        }
+        if self.amendment.is_some() && old.is_file(ino)? {
+            self.left.push(ino);
         }
         // New content. What the file was before, under its identity or under its path, may have most
         // of it already.
@@ -212,6 +297,7 @@ impl<'a> Tree<'a> {
         let block_size = u64::from(old.image().superblock().block_size);
         let dirty = self.dirty_blocks(old, ino, attr.size, before, body.size(), block_size)?;
         if body.size() == attr.size && !dirty.contains(&true) {
+            self.reuse(before);
             return Ok(writer.add_carried(meta, &body)?);
         }
         self.fresh.push(ino);
@@ -223,6 +309,12 @@ impl<'a> Tree<'a> {
             dirty.get(block).copied().unwrap_or(true)
         };
         Ok(writer.add_partly_carried(meta, &body, attr.size, &mut is_dirty, Box::new(source))?)
+    }
+
+    fn reuse(&mut self, ino: Ino) {
+        if self.amendment.is_some() {
+            self.reused.insert(ino);
+        }
     }
 
     /// Compares new content with old, block by block: true where they differ.
@@ -261,6 +353,18 @@ impl<'a> Tree<'a> {
             done += ours.len() as u64;
         }
         Ok(true)
+    }
+}
+
+fn inode_kind(kind: Kind) -> InodeKind {
+    match kind {
+        Kind::Directory => InodeKind::Directory,
+        Kind::File => InodeKind::File,
+        Kind::Symlink => InodeKind::Symlink,
+        Kind::BlockDevice => InodeKind::BlockDevice,
+        Kind::CharDevice => InodeKind::CharDevice,
+        Kind::Fifo => InodeKind::Fifo,
+        Kind::Socket => InodeKind::Socket,
     }
 }
 

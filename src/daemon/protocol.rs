@@ -313,6 +313,12 @@ pub struct Committed {
     /// How much of it belongs to nothing any more, in bytes.
     #[serde(default)]
     pub dead_bytes: u64,
+    /// Stored bytes of tables that were taken over as they are; none when all were written.
+    #[serde(default)]
+    pub tables_carried: u64,
+    /// Stored bytes of inodes and listings that follow them.
+    #[serde(default)]
+    pub tables_appended: u64,
     /// Blocks that were compressed.
     #[serde(default)]
     pub blocks_compressed: u64,

@@ -55,8 +55,11 @@ pub struct NewImage {
     pub digest: Option<Vec<u8>>,
     /// BLAKE3 of each MiB of the file, one after another, where known.
     pub digests: Option<Vec<u8>>,
-    /// Bytes of the data area that no inode refers to.
+    /// Bytes of the data area that no inode refers to; an upper bound in an amended image.
     pub dead_bytes: u64,
+    /// Stored bytes of inodes and listings behind those of older images that were amended; `None`
+    /// where it is not known whether they may be.
+    pub tables_appended: Option<u64>,
 }
 
 /// What is known of an image, without its large parts.
@@ -80,8 +83,11 @@ pub struct ImageRow {
     pub root_number: u32,
     /// BLAKE3 of `digests`, where known.
     pub digest: Option<Vec<u8>>,
-    /// Bytes of the data area that no inode refers to.
+    /// Bytes of the data area that no inode refers to; an upper bound in an amended image.
     pub dead_bytes: u64,
+    /// Stored bytes of inodes and listings behind those of older images that were amended; `None`
+    /// where it is not known whether they may be.
+    pub tables_appended: Option<u64>,
 }
 
 /// How a revision came to be.
@@ -179,8 +185,8 @@ pub struct Tag {
     pub created: i64,
 }
 
-const IMAGE_COLUMNS: &str =
-    "id, file, size, created, inodes, block_size, compression, root_number, digest, dead_bytes";
+const IMAGE_COLUMNS: &str = "id, file, size, created, inodes, block_size, compression, root_number, digest, dead_bytes, \
+     tables_appended";
 const REVISION_COLUMNS: &str = "id, parent, image, kind, source, message, time, user, host, \
                                 command, summary, tree_digest";
 
@@ -403,8 +409,8 @@ impl StateDb {
         }
         conn.execute(
             "INSERT INTO image (id, file, size, created, inodes, block_size, compression, \
-             root_number, id_map, digest, digests, dead_bytes) \
-             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
+             root_number, id_map, digest, digests, dead_bytes, tables_appended) \
+             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
             params![
                 image.id.0,
                 image.file,
@@ -418,6 +424,7 @@ impl StateDb {
                 image.digest,
                 image.digests,
                 image.dead_bytes as i64,
+                image.tables_appended.map(|bytes| bytes as i64),
             ],
         )
         .map_err(|e| self.sql(doing, e))?;
@@ -496,6 +503,7 @@ fn image_of(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
         root_number: row.get(7)?,
         digest: row.get(8)?,
         dead_bytes: row.get::<_, i64>(9)? as u64,
+        tables_appended: row.get::<_, Option<i64>>(10)?.map(|bytes| bytes as u64),
     })
 }
 

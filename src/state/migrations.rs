@@ -14,6 +14,7 @@ pub(super) const APPLICATION_ID: i32 = 0x656e_7666;
 pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0001_initial.sql"),
     include_str!("../../migrations/0002_no_journal.sql"),
+    include_str!("../../migrations/0003_tables_appended.sql"),
 ];
 
 /// Lays the schema into a new, empty database.

@@ -28,6 +28,7 @@ fn new_image(db: &StateDb, inos: impl IntoIterator<Item = u64>) -> NewImage {
         digest: None,
         digests: None,
         dead_bytes: 0,
+        tables_appended: Some(0),
     }
 }
 

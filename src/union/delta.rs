@@ -98,6 +98,16 @@ impl Delta {
         self.inodes.is_empty() && self.dirs.values().all(|d| d.entries.is_empty())
     }
 
+    /// How many rows there are, but for those of extended attributes.
+    pub fn rows(&self) -> usize {
+        self.inodes.len()
+            + self
+                .dirs
+                .values()
+                .map(|dir| dir.entries.len())
+                .sum::<usize>()
+    }
+
     /// Applies a change that the database has taken.
     pub fn apply(&mut self, change: &RowChange<'_>) {
         match change {

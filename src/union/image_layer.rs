@@ -75,12 +75,30 @@ impl ImageLayer {
         &self.image
     }
 
+    /// The identities of the image's inodes.
+    pub fn ids(&self) -> &IdMap {
+        &self.ids
+    }
+
+    /// Returns the index of an object's xattrs in the image, if it has any there.
+    pub fn xattr_index(&self, ino: Ino) -> Result<Option<u32>> {
+        Ok(self.find(ino)?.and_then(|inode| inode.xattr))
+    }
+
     /// Returns the place of an object in the image, or `None` if it is not in it.
     pub fn inode_ref(&self, ino: Ino) -> Result<Option<InodeRef>> {
         match self.ids.number_of(ino) {
             Some(number) => Ok(Some(self.image.inode_ref(number)?)),
             None => Ok(None),
         }
+    }
+
+    /// Makes sure that each entry of a directory leads to the inode that it names.
+    pub fn check_entries(&self, dir: Ino) -> Result<()> {
+        for (_, entry) in self.image.read_dir(&self.get(dir)?)?.iter() {
+            self.image.entry_inode(&entry)?;
+        }
+        Ok(())
     }
 
     fn find(&self, ino: Ino) -> Result<Option<Inode>> {

@@ -111,6 +111,8 @@ fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
             blocks.fragments_repacked.to_string(),
         ),
         ("  duplicate files", blocks.duplicates.to_string()),
+        ("tables carried over", size(committed.tables_carried)),
+        ("  appended", size(committed.tables_appended)),
         ("written", size(committed.written_bytes)),
         ("dead", size(committed.dead_bytes)),
         ("  in used fragments", size(blocks.dead_in_fragments)),

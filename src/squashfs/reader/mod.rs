@@ -13,6 +13,7 @@ mod directory;
 mod file;
 mod open;
 mod scan;
+mod stored;
 mod verify;
 mod xattrs;
 
@@ -26,6 +27,7 @@ pub use blocks::{Block, ReadCounts};
 pub use directory::{DirEntry, Directory};
 pub use file::FileLayout;
 use open::{Inner, XattrTable};
+pub use stored::{StoredTable, StoredXattrs};
 pub use verify::{VerifyProgress, VerifyReport, verify};
 
 use super::{

@@ -627,7 +627,9 @@ impl Assembler {
             }
         }
         self.place_repacked();
-        if self.old.as_ref().is_some_and(|old| !old.compacting) {
+        let in_place = self.old.as_ref();
+        let in_place = in_place.is_some_and(|old| !old.compacting && !old.amending);
+        if in_place {
             let fragments = self.old_fragment_use()?;
             self.stats.dead_in_fragments = fragments.iter().map(FragmentUse::dead).sum();
         }
@@ -637,7 +639,7 @@ impl Assembler {
         self.stats.fragments_carried = u64::from(old_count);
         self.stats.bytes_carried += carried;
         self.stats.fragments = u64::from(old_count) + self.fragments.len() as u64;
-        if let Some(old) = self.old.as_ref().filter(|old| !old.compacting) {
+        if let Some(old) = self.old.as_ref().filter(|_| in_place) {
             let live = self.runs.keys().copied();
             self.stats.dead_bytes += old.dead_bytes(
                 live.chain(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::error::{Result, WriteError};
+use super::{AppendOptions, CarryMode};
 use crate::squashfs::CompressorId;
 use crate::squashfs::format::{FileBody, FragmentEntry, METADATA_HEADER_SIZE, SUPERBLOCK_SIZE};
 use crate::squashfs::reader::Image;
@@ -16,6 +17,8 @@ pub(super) struct OldData {
     pub(super) data: (u64, u64),
     /// Whether only live runs are copied, instead of the whole area.
     pub(super) compacting: bool,
+    /// Whether the tables are amended: all fragment blocks stay then, by their indexes.
+    pub(super) amending: bool,
     /// When compacting: fragment blocks of which so many percent are dead are taken apart.
     pub(super) repack_percent: u8,
 }
@@ -37,7 +40,7 @@ impl OldData {
 
 impl OldData {
     /// What can be carried from an image.
-    pub(super) fn new(image: &Image, compacting: bool, repack_percent: u8) -> Result<Self> {
+    pub(super) fn new(image: &Image, options: &AppendOptions) -> Result<Self> {
         let superblock = image.superblock();
         let mut fragments = Vec::new();
         for index in 0..image.fragment_count() {
@@ -56,13 +59,20 @@ impl OldData {
             }
         }
         let area = image.data_area();
-        Ok(OldData {
+        let old = OldData {
             image: image.clone(),
             fragments: fragments.into(),
             data: (area.start, area.end),
-            compacting,
-            repack_percent,
-        })
+            compacting: options.carry == CarryMode::Compact,
+            amending: options.amend,
+            repack_percent: options.repack_percent,
+        };
+        if old.amending {
+            for entry in old.fragments.iter() {
+                check_range(&old, entry.start, u64::from(entry.size.stored()))?;
+            }
+        }
+        Ok(old)
     }
 }
 
@@ -87,7 +97,7 @@ impl OldFragments {
     pub(super) fn new(old: Option<&OldData>) -> Self {
         let entries = old.map_or_else(Vec::new, |old| old.fragments.to_vec());
         OldFragments {
-            live: vec![false; entries.len()],
+            live: vec![old.is_some_and(|old| old.amending); entries.len()],
             entries,
         }
     }

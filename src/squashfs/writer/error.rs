@@ -43,6 +43,9 @@ pub enum WriteError {
     /// Data was to be carried over, but there is no old image or it does not fit.
     #[error("cannot carry data over: {0}")]
     Carry(String),
+    /// The tables of the old image were to be amended, but have to be written anew.
+    #[error("the tables of the old image cannot be amended: {0}")]
+    Amend(String),
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -1,6 +1,6 @@
 //! What feeds the threads: numbers the pieces of content in the order in which they are pushed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, unbounded};
 
+use super::amend::OldTables;
 use super::assembler::{Assembled, Assembler, PER_FILE};
 use super::blocks::{Blocks, Fresh};
 use super::carry::{self, OldData};
@@ -22,12 +23,12 @@ use super::pipeline::{
     Digest, Done, FileHasher, FileStart, Piece, Sentinel, Shared, SmallFile, Stored, Work, Worker,
     wake,
 };
-use super::tables;
+use super::tables::{self, Part};
 use super::{Monitor, WriteStats};
 use crate::squashfs::compress::{Compression, compressor};
 use crate::squashfs::format::{
-    BlockSize, FileBody, InodeKind, MAX_BLOCKS_PER_FILE, METADATA_SIZE, MetadataHeader, PADDING,
-    SUPERBLOCK_SIZE, Superblock,
+    BlockSize, FileBody, FragmentRef, InodeKind, MAX_BLOCKS_PER_FILE, METADATA_SIZE,
+    MetadataHeader, PADDING, SUPERBLOCK_SIZE, Superblock,
 };
 use crate::squashfs::reader::FileLayout;
 
@@ -41,10 +42,20 @@ pub(super) struct Start {
     pub(super) fragments: bool,
     pub(super) codec_options: Vec<u8>,
     pub(super) old: Option<OldData>,
+    /// The tables of the old image, if they are amended.
+    pub(super) old_tables: Option<OldTables>,
     /// Bytes left free before the data, which readers do not mind. For tests.
     pub(super) gap: u64,
     pub(super) threads: NonZeroUsize,
     pub(super) monitor: Arc<dyn Monitor>,
+}
+
+/// A piece of the old data area.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Left {
+    /// Blocks: position and length.
+    Run(u64, u64),
+    Tail(FragmentRef),
 }
 
 /// The tree being pushed, and the threads.
@@ -59,6 +70,13 @@ pub(super) struct Feed {
     fragments: bool,
     pub(super) tree: Tree,
     old: Option<OldData>,
+    old_tables: Option<OldTables>,
+    /// What of the old data belongs to nothing any more, each counted once.
+    left: HashSet<Left>,
+    /// Stored bytes of the runs among it.
+    left_bytes: u64,
+    /// Bytes of the tails among it, by fragment block.
+    left_tails: HashMap<u32, u64>,
 
     next_seq: u64,
     reads: Option<Sender<Work>>,
@@ -96,6 +114,7 @@ impl Feed {
             fragments,
             codec_options,
             old,
+            old_tables,
             gap,
             threads,
             monitor,
@@ -127,8 +146,12 @@ impl Feed {
             compression,
             superblock,
             fragments,
-            tree: Tree::default(),
+            tree: old_tables.as_ref().map(OldTables::tree).unwrap_or_default(),
             old: old.clone(),
+            old_tables,
+            left: HashSet::new(),
+            left_bytes: 0,
+            left_tails: HashMap::new(),
             next_seq: 0,
             reads: Some(reads),
             blocks: Some(blocks.clone()),
@@ -333,6 +356,23 @@ impl Feed {
             .map_err(|_| self.shared.check().err().unwrap_or(WriteError::Failed))
     }
 
+    /// What of the old fragment blocks has been left, as stored.
+    fn left_in_fragments(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for (index, left) in &self.left_tails {
+            let entry = self.old.as_ref().and_then(|old| {
+                let entry = old.fragments.get(*index as usize)?;
+                Some((old, *entry))
+            });
+            let Some((old, entry)) = entry else { continue };
+            // Most blocks are nearly full, if their frame does not tell.
+            let len = old.image.fragment_len(&entry)?;
+            let len = u64::from(len.unwrap_or(self.superblock.block_size).max(1));
+            bytes += u64::from(entry.size.stored()) * (*left).min(len) / len;
+        }
+        Ok(bytes)
+    }
+
     /// Refuses a layout that would make a damaged image.
     pub(super) fn checked(&self, layout: &FileLayout) -> Result<FileBody> {
         let old = self.old.as_ref();
@@ -441,21 +481,30 @@ impl Feed {
         self.piece(Piece::End)?;
         // While the last blocks are being compressed.
         let order = self.tree.seal(root)?;
-        let data = self.join()?.ok_or(WriteError::Failed)?;
+        let mut data = self.join()?.ok_or(WriteError::Failed)?;
+        let amended = self.old_tables.is_some();
+        if let (true, Some(old)) = (amended, &self.old) {
+            let in_fragments = self.left_in_fragments()?;
+            let dead = self.left_bytes + in_fragments;
+            data.stats.dead_bytes = dead;
+            data.stats.dead_in_fragments = in_fragments;
+            data.stats.bytes_carried = (old.data.1 - old.data.0).saturating_sub(dead);
+        }
         let data_time = self.began.elapsed();
         let began_tables = Instant::now();
         let mut codec = compressor(&self.compression, self.superblock.block_size)?;
-        let (bytes, superblock) = tables::build(
+        let tables = tables::build(
             &self.tree,
             root,
             &order,
             &data,
             self.superblock.clone(),
+            self.old_tables.as_ref(),
             &mut codec,
         )?;
         self.shared.check()?;
-        let written = WriteError::io("writing the tables");
-        self.file.write_all_at(&bytes, data.end).map_err(written)?;
+        let tables_carried = self.write_tables(&tables.parts, data.end)?;
+        let superblock = tables.superblock;
         let image_size = superblock.bytes_used.next_multiple_of(PADDING);
         self.file
             .set_len(image_size)
@@ -476,13 +525,62 @@ impl Feed {
         }
         self.unfinished = false;
         Ok(WriteStats {
-            bytes_written: data.stats.data_written + image_size - data.end + SUPERBLOCK_SIZE as u64,
+            bytes_written: data.stats.data_written + image_size - data.end - tables_carried
+                + SUPERBLOCK_SIZE as u64,
+            tables_carried,
+            tables_appended: if amended { tables.appended } else { 0 },
             image_size,
             inodes: u64::from(superblock.inodes),
             data_time,
             table_time: began_tables.elapsed(),
             data: data.stats,
         })
+    }
+
+    /// Writes the tables from a position on. Returns how much was copied from the old image.
+    fn write_tables(&self, parts: &[Part], mut at: u64) -> Result<u64> {
+        let mut carried = 0;
+        for part in parts {
+            match (part, &self.old) {
+                (Part::Bytes(bytes), _) => self
+                    .file
+                    .write_all_at(bytes, at)
+                    .map_err(WriteError::io("writing the tables"))?,
+                (Part::Old { at: from, len }, Some(old)) => {
+                    let old = old.image.as_file();
+                    copy_range(old, *from, &self.file, at, *len, &mut || {
+                        self.shared.check()
+                    })?;
+                    carried += *len;
+                }
+                (Part::Old { .. }, None) => {
+                    return Err(WriteError::Carry("there is no old image".into()));
+                }
+            }
+            at += part.len();
+        }
+        Ok(carried)
+    }
+
+    /// When tables are amended, nobody looks at all files to see what of the data is still used: the
+    /// caller tells what is not. Of a fragment block, the part in proportion.
+    pub(super) fn leave(&mut self, layout: &FileLayout) -> Result<()> {
+        let body = self.checked(layout)?;
+        let run = body
+            .blocks
+            .iter()
+            .map(|block| u64::from(block.stored()))
+            .sum();
+        if run > 0 && self.left.insert(Left::Run(body.start, run)) {
+            self.left_bytes += run;
+        }
+        if let Some(tail) = body.fragment
+            && self.left.insert(Left::Tail(tail))
+        {
+            let len = body.size % u64::from(self.superblock.block_size);
+            *self.left_tails.entry(tail.index).or_default() += len;
+        }
+        Ok(())
     }
 
     /// Waits for all threads.

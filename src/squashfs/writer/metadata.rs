@@ -11,10 +11,12 @@ use crate::squashfs::format::{
 /// Two tables grow side by side with one compressor, so it is lent to each call that may need it.
 #[derive(Debug, Default)]
 pub(super) struct MetadataWriter {
+    /// Stored bytes of the table that are there already, before `out`.
+    before: u64,
     block: Vec<u8>,
     scratch: Vec<u8>,
     out: Vec<u8>,
-    /// Where each block begins in `out`.
+    /// Where each block begins in the table.
     starts: Vec<u64>,
 }
 
@@ -22,10 +24,26 @@ pub(super) struct MetadataWriter {
 pub(super) type Codec = Option<Box<dyn Compressor>>;
 
 impl MetadataWriter {
+    /// Goes on with a table of which so many stored bytes are there already, all of them full blocks,
+    /// and these bytes (fewer than 8 KiB) are to be in the next block.
+    pub(super) fn continuing(before: u64, block: Vec<u8>) -> Self {
+        MetadataWriter {
+            before,
+            block,
+            ..MetadataWriter::default()
+        }
+    }
+
     /// Where the next byte goes.
     pub(super) fn position(&self) -> InodeRef {
         // Blocks are flushed when full, so the offset is below 8192.
-        InodeRef::new(self.out.len() as u64, self.block.len() as u16)
+        InodeRef::new(self.before + self.out.len() as u64, self.block.len() as u16)
+    }
+
+    /// Appends a full block as it is stored, with its header. The block before must be full.
+    pub(super) fn carry(&mut self, stored: &[u8]) {
+        self.starts.push(self.before + self.out.len() as u64);
+        self.out.extend_from_slice(stored);
     }
 
     pub(super) fn write(&mut self, mut bytes: &[u8], codec: &mut Codec) -> Result<()> {
@@ -45,7 +63,7 @@ impl MetadataWriter {
         if self.block.is_empty() {
             return Ok(());
         }
-        self.starts.push(self.out.len() as u64);
+        self.starts.push(self.before + self.out.len() as u64);
         let compressed = match codec {
             Some(codec) => codec.compress(&self.block, &mut self.scratch)?,
             None => false,

@@ -18,6 +18,7 @@
 //! one of its files lives, so tails of dead files ride along, and count as dead
 //! ([`DataStats::dead_in_fragments`]); compacting packs what is left of such blocks anew.
 
+mod amend;
 mod assembler;
 mod blocks;
 mod carry;
@@ -85,6 +86,10 @@ pub struct AppendOptions {
     /// When compacting: fragment blocks of which so many percent belong to nothing are expanded, and
     /// what is left in them is packed anew.
     pub repack_percent: u8,
+    /// Whether inodes and listings that stay are taken over as they are stored. Then only what is new
+    /// or different is pushed, with all directories on the way to it; see
+    /// [`ImageWriter::keep`].
+    pub amend: bool,
     /// Level for fresh data; `None` for the codec's usual one. The codec must be that of the
     /// old image (or none).
     pub compression: Option<Compression>,
@@ -101,6 +106,7 @@ impl Default for AppendOptions {
         AppendOptions {
             carry: CarryMode::Append,
             repack_percent: 25,
+            amend: false,
             compression: None,
             threads: default_threads(),
             mkfs_time: 0,
@@ -150,16 +156,18 @@ pub struct DataStats {
     pub blocks_compressed: u64,
     /// Data and fragment blocks stored as they were, since compression gained nothing.
     pub blocks_stored_raw: u64,
-    /// Data blocks taken from the old image still compressed.
+    /// Data blocks taken from the old image still compressed. When tables are amended: those of
+    /// files that were pushed; nobody looks at the others.
     pub blocks_carried: u64,
     /// Fragment blocks taken from the old image still compressed.
     pub fragments_carried: u64,
-    /// Stored bytes of both.
+    /// Stored bytes of both (when tables are amended, of all that is not dead).
     pub bytes_carried: u64,
     /// Content that was read and stored, in bytes before compression; without duplicates.
     pub fresh_bytes: u64,
     /// Stored bytes of the data area that belong to nothing; of a fragment block that is partly
-    /// used, the part in proportion.
+    /// used, the part in proportion. When tables are amended: what has been
+    /// [left](ImageWriter::leave), which may be too much where files share data.
     pub dead_bytes: u64,
     /// What of them is in fragment blocks that are partly used.
     pub dead_in_fragments: u64,
@@ -180,8 +188,12 @@ pub struct DataStats {
 pub struct WriteStats {
     /// What became of the data.
     pub data: DataStats,
-    /// Bytes written to the file, besides those carried over in place.
+    /// Bytes written to the file, besides those carried over.
     pub bytes_written: u64,
+    /// Stored bytes of tables that were taken over as they are.
+    pub tables_carried: u64,
+    /// When tables were amended: stored bytes of inodes and listings that follow the old ones.
+    pub tables_appended: u64,
     /// Size of the file, with padding.
     pub image_size: u64,
     /// Inodes in the image.

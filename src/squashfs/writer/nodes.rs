@@ -6,13 +6,14 @@ use std::ops::Range;
 
 use super::error::{Result, WriteError};
 use super::xattrs::XattrLists;
-use crate::squashfs::format::{InodeKind, MAX_IDS, MAX_SYMLINK, check_name};
+use crate::squashfs::format::{InodeKind, InodeRef, MAX_IDS, MAX_SYMLINK, NO_XATTR, check_name};
 
 /// What every node has besides its content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meta {
     /// The inode number, 1..=n over all nodes of the image, or 0: numbers are then given in the
-    /// order of the inode table. Either all nodes have a number or none has.
+    /// order of the inode table. Either all nodes have a number or none has. When the tables of an
+    /// old image are amended: the number that the node has there, or one after the highest.
     pub number: u32,
     /// Permission bits, with set-id and sticky bits (the low 12 bits of `st_mode`).
     pub mode: u16,
@@ -70,18 +71,73 @@ pub(super) struct Tree {
     ids: Vec<u32>,
     id_of: HashMap<u32, u16>,
     pub(super) xattrs: XattrLists,
+    /// Inodes of the old image when its tables are amended: numbers up to this are taken there.
+    old_inodes: Option<u32>,
+    /// Nodes that stay as the old image has them: where.
+    kept: HashMap<u32, InodeRef>,
 }
 
 impl Tree {
+    /// A tree that amends one with these users and groups and so many inodes.
+    pub(super) fn amending(ids: &[u32], inodes: u32) -> Tree {
+        let index = |at: usize| at.min(MAX_IDS) as u16;
+        Tree {
+            id_of: ids
+                .iter()
+                .enumerate()
+                .map(|(at, id)| (*id, index(at)))
+                .collect(),
+            ids: ids.to_vec(),
+            xattrs: XattrLists::of_old_image(),
+            old_inodes: Some(inodes),
+            ..Tree::default()
+        }
+    }
+
+    /// Adds an inode of the old image that stays as it is.
+    pub(super) fn keep(&mut self, kind: InodeKind, number: u32, at: InodeRef) -> Result<NodeId> {
+        let meta = Meta {
+            number,
+            ..Meta::default()
+        };
+        let id = self.push_node(kind, &meta, (0, 0, NO_XATTR), 0)?;
+        self.kept.insert(id.0, at);
+        Ok(id)
+    }
+
+    /// Nodes that stay as the old image has them, and where they are.
+    pub(super) fn kept(&self) -> impl Iterator<Item = (u32, InodeRef)> {
+        self.kept.iter().map(|(id, at)| (*id, *at))
+    }
+
+    /// The highest inode number, once the tree is sealed.
+    pub(super) fn inodes(&self) -> u32 {
+        let highest = || self.nodes.iter().map(|node| node.number).max();
+        match self.old_inodes {
+            Some(old) => highest().unwrap_or(0).max(old),
+            // Numbers are dense.
+            None => self.nodes.len() as u32,
+        }
+    }
     /// Adds a node of any kind.
     pub(super) fn add(&mut self, kind: InodeKind, meta: &Meta, payload: u32) -> Result<NodeId> {
+        let xattr = self.xattrs.add(&meta.xattrs)?;
+        let (uid, gid) = (self.id(meta.uid)?, self.id(meta.gid)?);
+        self.push_node(kind, meta, (uid, gid, xattr), payload)
+    }
+
+    fn push_node(
+        &mut self,
+        kind: InodeKind,
+        meta: &Meta,
+        (uid, gid, xattr): (u16, u16, u32),
+        payload: u32,
+    ) -> Result<NodeId> {
         // The root's parent is numbered one above the highest number.
         let id = u32::try_from(self.nodes.len())
             .ok()
             .filter(|id| *id < u32::MAX - 2)
             .ok_or_else(|| WriteError::tree("too many inodes", "more than 2^32 - 3"))?;
-        let xattr = self.xattrs.add(&meta.xattrs)?;
-        let (uid, gid) = (self.id(meta.uid)?, self.id(meta.gid)?);
         self.nodes.push(Node {
             kind,
             mode: meta.mode & 0o7777,
@@ -238,9 +294,10 @@ impl Tree {
         let range = self.range(root.0);
         let mut stack = vec![(root.0, range.clone(), range.start)];
         while let Some((dir, range, cursor)) = stack.last_mut() {
-            let next = self.entries[*cursor..range.end]
-                .iter()
-                .position(|entry| self.nodes[entry.child as usize].kind == InodeKind::Directory);
+            let next = self.entries[*cursor..range.end].iter().position(|entry| {
+                self.nodes[entry.child as usize].kind == InodeKind::Directory
+                    && !self.kept.contains_key(&entry.child)
+            });
             match next {
                 Some(skip) => {
                     let child = self.entries[*cursor + skip].child;
@@ -272,6 +329,9 @@ impl Tree {
 
     /// Gives numbers in the order of the inode table, or checks those that the caller gave.
     fn number(&mut self, root: NodeId, order: &[(u32, Range<usize>)]) -> Result<()> {
+        if let Some(old) = self.old_inodes {
+            return self.check_amended(old);
+        }
         let given = self.nodes.iter().filter(|node| node.number != 0).count();
         if given == 0 {
             let mut next = 1;
@@ -301,6 +361,22 @@ impl Tree {
                     ));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The numbers of new nodes must go on where those of the old image end.
+    fn check_amended(&self, old: u32) -> Result<()> {
+        let mut numbers: Vec<u32> = self.nodes.iter().map(|node| node.number).collect();
+        numbers.sort_unstable();
+        let twice = numbers.windows(2).find(|pair| pair[0] == pair[1]);
+        let new = numbers.iter().filter(|number| **number > old).count();
+        let gap = new as u64 != u64::from(self.inodes() - old);
+        if numbers.first() == Some(&0) || twice.is_some() || gap {
+            return Err(WriteError::tree(
+                "inode numbers must go on after those of the old image, each once",
+                format!("{new} nodes above {old}"),
+            ));
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::amend::OldTables;
 use super::carry::OldData;
 use super::content::Source;
 use super::error::{Result, WriteError};
@@ -60,6 +61,7 @@ impl ImageWriter {
             fragments: options.fragments,
             codec_options: codec_options.unwrap_or_default(),
             old: None,
+            old_tables: None,
             gap,
             threads: options.threads,
             monitor: options.monitor,
@@ -91,13 +93,21 @@ impl ImageWriter {
         superblock.flags.0 |= Flags::EXPORTABLE | Flags::DUPLICATES;
         superblock.flags.0 &= !Flags::NO_XATTRS;
         let fragments = !superblock.flags.has(Flags::NO_FRAGMENTS);
-        let old = OldData::new(old, compacting, options.repack_percent)?;
+        if compacting && options.amend {
+            return Err(WriteError::Amend("its data moves".into()));
+        }
+        let old_tables = match options.amend {
+            true => Some(OldTables::new(old)?),
+            false => None,
+        };
+        let old = OldData::new(old, &options)?;
         let start = Start {
             compression,
             superblock,
             fragments,
             codec_options,
             old: Some(old),
+            old_tables,
             gap: 0,
             threads: options.threads,
             monitor: options.monitor,
@@ -181,6 +191,24 @@ impl ImageWriter {
     /// Adds a socket.
     pub fn add_socket(&mut self, meta: &Meta) -> Result<NodeId> {
         self.feed.tree.add(InodeKind::Socket, meta, 0)
+    }
+
+    /// When tables are amended: adds an inode of the old image that stays as it is there, with this
+    /// number, at this place. It needs names, as every node. What is in a directory stays too.
+    pub fn keep(&mut self, kind: InodeKind, number: u32, at: InodeRef) -> Result<NodeId> {
+        self.feed.tree.keep(kind, number, at)
+    }
+
+    /// When tables are amended: tells the index that a list of xattrs has in the old image, by which
+    /// nodes that are added may have it. They cannot have others.
+    pub fn know_xattrs(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)], index: u32) {
+        self.feed.tree.xattrs.know(xattrs, index);
+    }
+
+    /// When tables are amended: tells that a file of the old image, or its content, is in the new
+    /// one no more.
+    pub fn leave(&mut self, layout: &FileLayout) -> Result<()> {
+        self.feed.leave(layout)
     }
 
     /// Gives a node a name in a directory. Names may come in any order. Every node but the root

@@ -7,9 +7,11 @@
 //! The root inode is the last one and the root listing the last listing, which is where mksquashfs
 //! looks for them when it appends.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::amend::OldTables;
 use super::assembler::{Assembled, FileData};
 use super::error::{Result, WriteError};
 use super::metadata::{Codec, MetadataWriter};
@@ -23,77 +25,166 @@ use crate::squashfs::format::{
 /// Not yet written.
 const NOWHERE: InodeRef = InodeRef(u64::MAX);
 
-/// All tables for position `at`, and the superblock that names them. `superblock` has what does not
-/// depend on the tables.
+/// A piece of the tables.
+pub(super) enum Part {
+    Bytes(Vec<u8>),
+    /// A range of the old image.
+    Old {
+        at: u64,
+        len: u64,
+    },
+}
+
+impl Part {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Part::Bytes(bytes) => bytes.len() as u64,
+            Part::Old { len, .. } => *len,
+        }
+    }
+}
+
+/// All tables, one piece after another.
+pub(super) struct Tables {
+    pub(super) parts: Vec<Part>,
+    /// The superblock that names them.
+    pub(super) superblock: Superblock,
+    /// Stored bytes of inodes and listings that were written, behind what the old image had of them.
+    pub(super) appended: u64,
+}
+
+impl Tables {
+    /// Where the next piece goes.
+    fn end(&self) -> u64 {
+        self.superblock.bytes_used
+    }
+
+    fn push(&mut self, part: Part) {
+        self.superblock.bytes_used += part.len();
+        self.parts.push(part);
+    }
+
+    fn push_lookup(&mut self, table: MetadataWriter, codec: &mut Codec) -> Result<u64> {
+        let (bytes, at) = table.finish_lookup(self.end(), &[], codec)?;
+        self.push(Part::Bytes(bytes));
+        Ok(at)
+    }
+}
+
+/// All tables for the position behind the data. `superblock` has what does not depend on them. With
+/// `old`, the tables of the old image are amended.
 pub(super) fn build(
     tree: &Tree,
     root: NodeId,
     order: &[(u32, Range<usize>)],
     data: &Assembled,
-    mut superblock: Superblock,
+    superblock: Superblock,
+    old: Option<&OldTables>,
     codec: &mut Codec,
-) -> Result<(Vec<u8>, Superblock)> {
-    let (mut out, directories, places, root_ref) =
-        Nodes::new(tree, data).write(root, order, codec)?;
-    let start = data.end;
-    superblock.inodes = tree.nodes().len() as u32;
-    superblock.root = root_ref;
-    superblock.inode_table = start;
-    superblock.directory_table = start + out.len() as u64;
-    out.extend_from_slice(&directories);
+) -> Result<Tables> {
+    let written = Nodes::new(tree, data).write(root, order, old, codec)?;
+    let mut tables = Tables {
+        parts: Vec::new(),
+        superblock: Superblock {
+            inodes: tree.inodes(),
+            root: written.root,
+            bytes_used: data.end,
+            ..superblock
+        },
+        appended: (written.inodes.len() + written.listings.len()) as u64,
+    };
+    tables.superblock.inode_table = tables.end();
+    tables.parts.reserve(8);
+    if let Some(old) = old {
+        tables.push(old.inodes());
+    }
+    tables.push(Part::Bytes(written.inodes));
+    tables.superblock.directory_table = tables.end();
+    if let Some(old) = old {
+        tables.push(old.listings());
+    }
+    tables.push(Part::Bytes(written.listings));
 
-    superblock.fragments = u32::try_from(data.fragments.len())
+    tables.superblock.fragments = u32::try_from(data.fragments.len())
         .map_err(|_| WriteError::tree("fragments", "more than 2^32 fragment blocks"))?;
-    superblock.fragment_table = ABSENT;
+    tables.superblock.fragment_table = ABSENT;
     if !data.fragments.is_empty() {
         let mut table = MetadataWriter::default();
         for entry in &data.fragments {
             table.write(&entry.to_bytes(), codec)?;
         }
-        let (bytes, at) = table.finish_lookup(start + out.len() as u64, &[], codec)?;
-        superblock.fragment_table = at;
-        out.extend_from_slice(&bytes);
+        tables.superblock.fragment_table = tables.push_lookup(table, codec)?;
     }
 
-    let mut table = MetadataWriter::default();
-    for reference in export(tree, &places) {
-        table.write(&reference.0.to_le_bytes(), codec)?;
-    }
-    let (bytes, at) = table.finish_lookup(start + out.len() as u64, &[], codec)?;
-    superblock.export_table = at;
-    out.extend_from_slice(&bytes);
+    let table = match old {
+        Some(old) => old.export(tree.inodes(), &written.places.by_number(tree), codec)?,
+        None => {
+            let mut table = MetadataWriter::default();
+            for reference in written.places.in_order(tree) {
+                table.write(&reference.0.to_le_bytes(), codec)?;
+            }
+            table
+        }
+    };
+    tables.superblock.export_table = tables.push_lookup(table, codec)?;
 
-    superblock.ids = tree.ids().len() as u16;
+    tables.superblock.ids = tree.ids().len() as u16;
     let mut table = MetadataWriter::default();
     for id in tree.ids() {
         table.write(&id.to_le_bytes(), codec)?;
     }
-    let (bytes, at) = table.finish_lookup(start + out.len() as u64, &[], codec)?;
-    superblock.id_table = at;
-    out.extend_from_slice(&bytes);
+    tables.superblock.id_table = tables.push_lookup(table, codec)?;
 
-    superblock.xattr_table = ABSENT;
-    if let Some((bytes, at)) = tree.xattrs.encode(start + out.len() as u64, codec)? {
-        superblock.xattr_table = at;
-        out.extend_from_slice(&bytes);
-    }
-    superblock.bytes_used = start + out.len() as u64;
-    Ok((out, superblock))
-}
-
-/// Inode references by inode number.
-fn export(tree: &Tree, places: &[InodeRef]) -> Vec<InodeRef> {
-    let mut table = vec![NOWHERE; places.len()];
-    for (node, place) in tree.nodes().iter().zip(places) {
-        // Numbers are 1..=n, each once: the tree has been sealed.
-        if let Some(slot) = (node.number as usize)
-            .checked_sub(1)
-            .and_then(|at| table.get_mut(at))
-        {
-            *slot = *place;
+    tables.superblock.xattr_table = ABSENT;
+    match old {
+        Some(old) => {
+            if let Some((blocks, header, at)) = old.xattrs(tables.end()) {
+                tables.superblock.xattr_table = at;
+                tables.push(blocks);
+                tables.push(Part::Bytes(header));
+            }
+        }
+        None => {
+            if let Some((bytes, at)) = tree.xattrs.encode(tables.end(), codec)? {
+                tables.superblock.xattr_table = at;
+                tables.push(Part::Bytes(bytes));
+            }
         }
     }
-    table
+    Ok(tables)
+}
+
+/// Where each node's inode is.
+struct Places(Vec<InodeRef>);
+
+impl Places {
+    /// By inode number, from 1: for numbers that are 1..=n, each once.
+    fn in_order(&self, tree: &Tree) -> Vec<InodeRef> {
+        let mut table = vec![NOWHERE; self.0.len()];
+        for (node, place) in tree.nodes().iter().zip(&self.0) {
+            // The tree has been sealed.
+            if let Some(slot) = (node.number as usize)
+                .checked_sub(1)
+                .and_then(|at| table.get_mut(at))
+            {
+                *slot = *place;
+            }
+        }
+        table
+    }
+
+    /// By inode number: those that were written.
+    fn by_number(&self, tree: &Tree) -> HashMap<u32, InodeRef> {
+        let all = tree.nodes().iter().zip(&self.0);
+        let mut written: HashMap<u32, InodeRef> =
+            all.map(|(node, place)| (node.number, *place)).collect();
+        for (kept, _) in tree.kept() {
+            if let Some(node) = tree.nodes().get(kept as usize) {
+                written.remove(&node.number);
+            }
+        }
+        written
+    }
 }
 
 /// Where the listing of a directory lies; kept until its inode is written.
@@ -108,22 +199,32 @@ struct Listing {
 struct Nodes<'t> {
     tree: &'t Tree,
     data: &'t Assembled,
-    places: Vec<InodeRef>,
+    places: Places,
     /// Listings that wait for their inode: of the finished directories on the way to the root.
-    listings: std::collections::HashMap<u32, Listing>,
+    listings: HashMap<u32, Listing>,
     bytes: Vec<u8>,
     no_index: Arc<[DirectoryIndexEntry]>,
 }
 
-type Written = (Vec<u8>, Vec<u8>, Vec<InodeRef>, InodeRef);
+/// The two tables that refer to each other.
+struct Written {
+    inodes: Vec<u8>,
+    listings: Vec<u8>,
+    places: Places,
+    root: InodeRef,
+}
 
 impl<'t> Nodes<'t> {
     fn new(tree: &'t Tree, data: &'t Assembled) -> Self {
+        let mut places = vec![NOWHERE; tree.nodes().len()];
+        for (id, at) in tree.kept() {
+            places[id as usize] = at;
+        }
         Nodes {
             tree,
             data,
-            places: vec![NOWHERE; tree.nodes().len()],
-            listings: std::collections::HashMap::new(),
+            places: Places(places),
+            listings: HashMap::new(),
             bytes: Vec::new(),
             no_index: Arc::from([]),
         }
@@ -133,16 +234,16 @@ impl<'t> Nodes<'t> {
         mut self,
         root: NodeId,
         order: &[(u32, Range<usize>)],
+        old: Option<&OldTables>,
         codec: &mut Codec,
     ) -> Result<Written> {
         let tree = self.tree;
-        let mut inodes = MetadataWriter::default();
-        let mut directories = MetadataWriter::default();
+        let (mut inodes, mut directories) = old.map(OldTables::writers).unwrap_or_default();
         for (dir, range) in order {
             let entries = tree.entries(range.clone());
             let parent = tree.node(NodeId(*dir))?.number;
             for entry in entries {
-                if self.places[entry.child as usize] == NOWHERE {
+                if self.places.0[entry.child as usize] == NOWHERE {
                     self.inode(entry.child, parent, &mut inodes, codec)?;
                 }
             }
@@ -150,14 +251,14 @@ impl<'t> Nodes<'t> {
             self.listings.insert(*dir, listing);
         }
         // The root's parent is, by convention, one more than the highest number.
-        self.inode(root.0, tree.nodes().len() as u32 + 1, &mut inodes, codec)?;
-        let root_ref = self.places[root.0 as usize];
-        Ok((
-            inodes.finish(codec)?,
-            directories.finish(codec)?,
-            self.places,
-            root_ref,
-        ))
+        self.inode(root.0, tree.inodes().saturating_add(1), &mut inodes, codec)?;
+        let root = self.places.0[root.0 as usize];
+        Ok(Written {
+            inodes: inodes.finish(codec)?,
+            listings: directories.finish(codec)?,
+            places: self.places,
+            root,
+        })
     }
 
     fn inode(
@@ -205,7 +306,7 @@ impl<'t> Nodes<'t> {
         };
         self.bytes.clear();
         inode.encode(&mut self.bytes);
-        self.places[id as usize] = table.position();
+        self.places.0[id as usize] = table.position();
         table.write(&self.bytes, codec)
     }
 
@@ -239,7 +340,7 @@ impl<'t> Nodes<'t> {
         let mut rest = entries;
         while let Some(first) = rest.first() {
             let base: &Node = self.tree.node(NodeId(first.child))?;
-            let inode_block = self.places[first.child as usize].block();
+            let inode_block = self.places.0[first.child as usize].block();
             let run_at = written;
             let first_name = self.tree.name(first);
             let needed = DIRECTORY_HEADER_SIZE + DIRECTORY_ENTRY_SIZE + first_name.len();
@@ -257,7 +358,7 @@ impl<'t> Nodes<'t> {
             for entry in rest {
                 let node = self.tree.node(NodeId(entry.child))?;
                 let name = self.tree.name(entry);
-                let place = self.places[entry.child as usize];
+                let place = self.places.0[entry.child as usize];
                 let delta = i64::from(node.number) - i64::from(base.number);
                 let (true, Ok(delta)) = (place.block() == inode_block, i16::try_from(delta)) else {
                     break;
@@ -277,7 +378,7 @@ impl<'t> Nodes<'t> {
                 };
                 entry.encode(name, &mut self.bytes);
             }
-            let inode_block = block(self.places[first.child as usize])?;
+            let inode_block = block(self.places.0[first.child as usize])?;
             let mut header = Vec::with_capacity(DIRECTORY_HEADER_SIZE);
             DirectoryHeader {
                 count,

@@ -23,9 +23,26 @@ type List = Vec<(Vec<u8>, Vec<u8>)>;
 pub(super) struct XattrLists {
     lists: Vec<List>,
     index: HashMap<List, u32>,
+    /// Only lists that are known may be used: the table is that of the old image.
+    closed: bool,
 }
 
 impl XattrLists {
+    /// The lists of an old image, of which only those count that are [`know`](Self::know)n.
+    pub(super) fn of_old_image() -> Self {
+        XattrLists {
+            closed: true,
+            ..XattrLists::default()
+        }
+    }
+
+    /// Notes the index of a list in the old image.
+    pub(super) fn know(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)], index: u32) {
+        let mut list = xattrs.to_vec();
+        list.sort_unstable();
+        self.index.insert(list, index);
+    }
+
     /// Adds a list and returns its index; `NO_XATTR` for an empty list.
     pub(super) fn add(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<u32> {
         if xattrs.is_empty() {
@@ -54,6 +71,11 @@ impl XattrLists {
         }
         if let Some(index) = self.index.get(&list) {
             return Ok(*index);
+        }
+        if self.closed {
+            return Err(WriteError::Amend(
+                "a list of extended attributes is new".into(),
+            ));
         }
         let index = u32::try_from(self.lists.len())
             .ok()

@@ -6,6 +6,7 @@
     clippy::let_underscore_must_use
 )]
 
+mod amend;
 mod append;
 mod oracles;
 mod random;

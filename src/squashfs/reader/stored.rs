@@ -1,0 +1,126 @@
+//! Tables as they are stored, for a writer that takes them over without expanding them.
+
+use std::ops::Range;
+
+use super::Image;
+use crate::squashfs::{
+    Error, Result,
+    format::{InodeBody, LookupTable, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader},
+};
+
+/// A table of metadata blocks that goes on growing: all but its last block stay as they are stored.
+#[derive(Debug, Clone)]
+pub struct StoredTable {
+    /// Where it begins in the image.
+    pub at: u64,
+    /// Stored bytes of the blocks that are full.
+    pub full: u64,
+    /// What the last block expands to, if it is not full. Fewer than 8 KiB.
+    pub rest: Vec<u8>,
+}
+
+/// The xattr area: relocatable but for the positions in its header and index.
+#[derive(Debug, Clone)]
+pub struct StoredXattrs {
+    /// The blocks of lists, then those of the id table.
+    pub blocks: Range<u64>,
+    /// Positions of the id table's blocks.
+    pub index: Vec<u64>,
+    /// Entries in the id table.
+    pub count: u32,
+}
+
+impl Image {
+    /// The inode table.
+    pub fn stored_inodes(&self) -> Result<StoredTable> {
+        self.stored_table("inode table", self.inode_table(), self.root().block())
+    }
+
+    /// The directory table.
+    pub fn stored_listings(&self) -> Result<StoredTable> {
+        // Usually the last listing is the root's.
+        let from = match self.inode(self.root())?.body {
+            InodeBody::Directory(body) if body.listing_size > 0 => u64::from(body.block_start),
+            _ => 0,
+        };
+        self.stored_table("directory table", self.directory_table(), from)
+    }
+
+    /// Finds the last block of a table by going from header to header, beginning `from` bytes after
+    /// its start.
+    fn stored_table(
+        &self,
+        what: &'static str,
+        table: Range<u64>,
+        from: u64,
+    ) -> Result<StoredTable> {
+        let mut stored = StoredTable {
+            at: table.start,
+            full: 0,
+            rest: Vec::new(),
+        };
+        if table.is_empty() {
+            return Ok(stored);
+        }
+        let mut at = table.start.saturating_add(from);
+        loop {
+            let next = self.next_block(what, at)?;
+            if next >= table.end {
+                break;
+            }
+            at = next;
+        }
+        let last = self.blocks().load_metadata(what, at, table.end)?;
+        if last.next != table.end {
+            let detail = format!("ends at {:#x} instead of {:#x}", last.next, table.end);
+            return Err(Error::corrupt(what, at, detail));
+        }
+        if last.bytes.len() < METADATA_SIZE {
+            stored.full = at - table.start;
+            stored.rest = last.bytes;
+        } else {
+            stored.full = table.end - table.start;
+        }
+        Ok(stored)
+    }
+
+    fn next_block(&self, what: &'static str, at: u64) -> Result<u64> {
+        let mut raw = [0; METADATA_HEADER_SIZE];
+        self.read_raw(at, &mut raw)?;
+        let header = MetadataHeader::parse(raw)
+            .ok_or_else(|| Error::corrupt(what, at, format!("header {raw:02x?}")))?;
+        Ok(at + METADATA_HEADER_SIZE as u64 + u64::from(header.stored))
+    }
+
+    /// The export table, if there is one.
+    pub fn export_table(&self) -> Option<&LookupTable> {
+        self.0.export.as_ref()
+    }
+
+    /// An entry of the export table as it stands there.
+    pub fn export_entry(&self, slot: u32) -> Result<[u8; 8]> {
+        self.table_entry("export table", self.export_table(), u64::from(slot))
+    }
+
+    /// A metadata block with its header.
+    pub fn stored_block(&self, what: &'static str, at: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; (self.next_block(what, at)? - at) as usize];
+        self.read_raw(at, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The users and groups, by index.
+    pub fn ids(&self) -> &[u32] {
+        &self.0.ids
+    }
+
+    /// The xattr area, if there is one.
+    pub fn stored_xattrs(&self) -> Option<StoredXattrs> {
+        let (table, at) = (self.xattr_table()?, self.superblock().xattrs_at()?);
+        Some(StoredXattrs {
+            blocks: table.lists.start..at,
+            index: table.ids.blocks().to_vec(),
+            count: u32::try_from(table.ids.count()).ok()?,
+        })
+    }
+}
