@@ -5,9 +5,10 @@
 
     pack      the whole tree, at each codec and level, same block size and number of processors:
               wall time, size of the image, peak memory of the process
-    commit    10 MB in 500 new files on a mounted environment, against mksquashfs of the merged tree
-    read      everything in the image, without a mount: `envfs image verify`, one and two threads,
-              against `unsquashfs` to nowhere
+    commit    10 MB in 500 new files on a mounted environment, against mksquashfs of the same tree on disk
+    read      content without a mount (examples/read_image.rs), per processor: everything, against
+              sqfs2tar and unsquashfs writing to nowhere; random 4 KiB, against squashfuse_ll; and
+              with two threads against one
 
 Each pair runs in turn, round after round; ratios are medians of the ratios within a round. The tree
 is read once before, so that neither side pays for the disk. Run it on a quiet machine.
@@ -89,7 +90,11 @@ def pack(table, tree, scratch, envfs, rounds, codecs):
 def commit(table, tree, scratch, envfs, rounds, codecs):
     for name, theirs, ours in codecs:
         home, image, merged = scratch / "home", scratch / "first.sqfs", scratch / "merged.sqfs"
-        shutil.rmtree(home, ignore_errors=True)
+        # The same on the disk: mksquashfs need not read through our mount.
+        plain = scratch / "plain"
+        for old in (home, plain):
+            shutil.rmtree(old, ignore_errors=True)
+        timed("cp", "-a", tree, plain)
         image.unlink(missing_ok=True)
         timed(envfs, "-q", "image", "pack", tree, image, "--compression", ours)
         home.mkdir()
@@ -102,11 +107,10 @@ def commit(table, tree, scratch, envfs, rounds, codecs):
                 made.mkdir()
                 for n in range(500):
                     (made / f"f{n}").write_bytes(os.urandom(10_000) + bytes([n % 251]) * 10_000)
+                shutil.copytree(made, plain / made.name)
                 seconds_a, _ = timed(envfs, "--home", home, "-q", "commit", "bench")
                 merged.unlink(missing_ok=True)
-                seconds_b, _ = timed(
-                    "mksquashfs", scratch / "mount", merged, *theirs, "-b", "128K", "-no-progress", "-quiet"
-                )
+                seconds_b, _ = timed("mksquashfs", plain, merged, *theirs, "-b", "128K", "-no-progress", "-quiet")
                 table.add(f"commit 10 MB in 500 files, {name}: seconds", seconds_a, seconds_b)
         finally:
             timed(envfs, "--home", home, "-q", "unmount", "bench")
@@ -114,17 +118,45 @@ def commit(table, tree, scratch, envfs, rounds, codecs):
 
 
 def read(table, tree, scratch, envfs, rounds):
-    image, nowhere = scratch / "read.sqfs", scratch / "nowhere"
+    """Content through the library, per processor: against sqfs2tar and unsquashfs, which read in turn
+    without writing files, and against squashfuse for random reads (with its kernel side)."""
+    image, large = scratch / "read.sqfs", scratch / "large"
+    reader = envfs.parent / "examples/read_image"
     timed("mksquashfs", tree, image, "-comp", "zstd", "-b", "128K", "-no-progress", "-quiet")
+    one, two = ["taskset", "-c", "0"], ["taskset", "-c", "0,1"]
+    compare = lambda name, ours, theirs: table.add(name, timed(*ours)[0], timed(*theirs)[0])
     for _ in range(rounds):
-        for threads in (1, 2):
-            shutil.rmtree(nowhere, ignore_errors=True)
-            pin = ["taskset", "-c", "0" if threads == 1 else "0,1"]
-            seconds_b, _ = timed(*pin, "unsquashfs", "-quiet", "-no-progress", "-p", threads, "-d", nowhere, image)
-            seconds_a, _ = timed(*pin, envfs, "-q", "image", "verify", image)
-            table.add(f"read everything, {threads} processors: seconds", seconds_a, seconds_b)
-    for threads in (1, 2):
-        print(table.last(f"read everything, {threads} processors: seconds"), file=sys.stderr, flush=True)
+        compare("read all, one processor (sqfs2tar)", [*one, reader, image, "all", 1], [*one, "sqfs2tar", image])
+        compare("read all, one processor (unsquashfs)", [*one, reader, image, "all", 1],
+                [*one, "unsquashfs", "-quiet", "-no-progress", "-p", 1, "-pf", "-", image])
+        compare("read all, two threads (our one thread)", [*two, reader, image, "all", 2], [*two, reader, image, "all", 1])
+    # One large file of what libraries are made of.
+    with open(large, "wb") as out:
+        for path in sorted(tree.rglob("*.so*")):
+            if path.is_file() and out.tell() < 256 << 20:
+                out.write(path.read_bytes())
+    (scratch / "one").mkdir()
+    large.rename(scratch / "one" / "large")
+    image.unlink()
+    timed("mksquashfs", scratch / "one", image, "-comp", "zstd", "-b", "128K", "-no-progress", "-quiet")
+    mount = scratch / "squashfuse"
+    mount.mkdir()
+    script = ("import os,sys,random\nr=random.Random(1);f=os.open(sys.argv[1],os.O_RDONLY);n=os.fstat(f).st_size//4096\n"
+              "os.posix_fadvise(f,0,0,os.POSIX_FADV_RANDOM)\nfor i in range(3000): os.pread(f,4096,r.randrange(n)*4096)")
+    for _ in range(rounds):
+        compare("read large file, one processor (unsquashfs)", [*one, reader, image, "all", 1],
+                [*one, "unsquashfs", "-quiet", "-no-progress", "-p", 1, "-cat", image, "large"])
+        timed(*one, "squashfuse_ll", image, mount)
+        try:
+            compare("3000 random reads of 4 KiB, one processor (squashfuse_ll)",
+                    [*one, reader, image, "random", 1, "large", 3000], [*one, sys.executable, "-c", script, mount / "large"])
+        finally:
+            subprocess.run(["fusermount3", "-u", mount], check=True)
+        compare("random reads, two threads (our one thread)", [*two, reader, image, "random", 2, "large", 6000],
+                [*two, reader, image, "random", 1, "large", 6000])
+    for name in table.rows:
+        if "read" in name:
+            print(table.last(name), file=sys.stderr, flush=True)
 
 
 def main():
