@@ -358,3 +358,73 @@ fn write_many(image: &Path, count: u32) {
     writer.finish(root).unwrap();
     println!("peak {}", peak());
 }
+
+/// Offsets beyond 32 bits, in files of ours and of mksquashfs. (Positions in the image beyond them:
+/// `traps.rs`.)
+#[test]
+fn a_file_of_more_than_four_gib_is_read_by_all() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
+    fs::create_dir(&tree).unwrap();
+    let size = (5 << 30) + 12_345;
+    let places: Vec<(u64, Vec<u8>)> = [0, (4 << 30) - 7, (4 << 30) + (1 << 20) + 1, size - 5000]
+        .into_iter()
+        .map(|at| (at, noise(at, 5000)))
+        .collect();
+    let file = fs::File::create(tree.join("large")).unwrap();
+    file.set_len(size).unwrap();
+    for (at, bytes) in &places {
+        file.write_all_at(bytes, *at).unwrap();
+    }
+    let check = |who: &str, image: &Path| {
+        let read = open(image);
+        let inode = inode_at(&read, "large");
+        let layout = read.file_layout(&inode).unwrap();
+        assert_eq!(layout.size(), size, "{who}");
+        for (at, bytes) in &places {
+            let mut found = vec![0; bytes.len()];
+            let mut got = 0;
+            while got < found.len() {
+                got += read
+                    .read_at(&layout, at + got as u64, &mut found[got..])
+                    .unwrap();
+            }
+            assert!(found == *bytes, "{who}: {at}");
+            let before = at.saturating_sub(4096);
+            let mut zero = [1; 1];
+            if *at > 0 {
+                read.read_at(&layout, before, &mut zero).unwrap();
+                assert_eq!(zero, [0], "{who}: {before}");
+            }
+        }
+        // Nearly all of it is a hole, and takes nothing.
+        let blocks = layout.blocks().iter().filter(|block| !block.is_hole());
+        assert!(blocks.count() <= 2 * places.len(), "{who}");
+    };
+    import(&image, options(128 << 10, 2), &tree);
+    check("ours", &image);
+    if have("unsquashfs") {
+        let out = dir.path().join("out");
+        let mut command = Command::new("unsquashfs");
+        run(command
+            .args(["-no-progress", "-quiet", "-d"])
+            .arg(&out)
+            .arg(&image));
+        let file = fs::File::open(out.join("large")).unwrap();
+        for (at, bytes) in &places {
+            let mut found = vec![0; bytes.len()];
+            file.read_exact_at(&mut found, *at).unwrap();
+            assert!(found == *bytes, "unsquashfs: {at}");
+        }
+    }
+    if have("mksquashfs") {
+        let foreign = dir.path().join("foreign");
+        let mut command = Command::new("mksquashfs");
+        run(command
+            .arg(&tree)
+            .arg(&foreign)
+            .args(["-no-progress", "-quiet"]));
+        check("mksquashfs", &foreign);
+    }
+}
