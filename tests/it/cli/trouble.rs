@@ -96,15 +96,21 @@ fn sources_that_cannot_be_imported_leave_nothing() {
     import(&gzip).fails(6, &["archive"]);
 }
 
-#[test]
-fn a_file_that_may_not_be_read_stops_the_import() {
-    let Some(env) = TestEnv::as_tester() else {
-        return;
-    };
+/// A source of the ordinary user's, and a file in it that may not be read.
+fn with_a_secret() -> Option<(TestEnv, PathBuf, PathBuf)> {
+    let env = TestEnv::as_tester()?;
     let source = env.work().join("source");
     samples::small(&env, &source);
     let secret = source.join("lib/deep/x");
     fs::set_permissions(&secret, PermissionsExt::from_mode(0o0)).unwrap();
+    Some((env, source, secret))
+}
+
+#[test]
+fn a_file_that_may_not_be_read_stops_the_import() {
+    let Some((env, source, secret)) = with_a_secret() else {
+        return;
+    };
     env.envfs(&["import", word(&source), "e"])
         .fails(1, &["lib/deep/x", "ermission denied"]);
     assert!(!env.home_of("e").exists());
@@ -246,14 +252,10 @@ fn an_occupied_prefix_is_refused_and_what_is_there_stays() {
 
 #[test]
 fn a_prefix_that_cannot_be_used_is_refused_before_the_work() {
-    let Some(env) = TestEnv::as_tester() else {
+    // Nothing of the source is needed to say no.
+    let Some((env, source, _)) = with_a_secret() else {
         return;
     };
-    let source = env.work().join("source");
-    samples::small(&env, &source);
-    // Nothing of the source is needed to say no.
-    let secret = source.join("lib/deep/x");
-    fs::set_permissions(&secret, PermissionsExt::from_mode(0o0)).unwrap();
     env.envfs(&["create", "first"]).ok();
     let before = env.store_listing();
     let closed = env.root().join("of-root");

@@ -61,8 +61,8 @@ fn discarding_by_another_name_than_the_changed_one() {
     assert_eq!(bench.union().changes().unwrap(), Vec::new());
 }
 
-#[test]
-fn discarding_a_removed_directory_brings_back_what_had_moved_out_of_it() {
+/// All that was in a directory has moved out of it, and it is gone. With what was there before.
+fn emptied_and_removed() -> (Bench, Tree) {
     let bench = Bench::imported();
     let before = Tree::read(bench.union());
     rename(
@@ -78,6 +78,12 @@ fn discarding_a_removed_directory_brings_back_what_had_moved_out_of_it() {
         RenameMode::Replace,
     );
     bench.union().rmdir(find(bench.union(), "b"), b"c").unwrap();
+    (bench, before)
+}
+
+#[test]
+fn discarding_a_removed_directory_brings_back_what_had_moved_out_of_it() {
+    let (bench, before) = emptied_and_removed();
     discard(&bench, "b/c");
     let after = Tree::read(bench.union());
     assert_eq!(after.paths(), before.paths());
@@ -85,21 +91,7 @@ fn discarding_a_removed_directory_brings_back_what_had_moved_out_of_it() {
 
 #[test]
 fn discarding_a_file_that_moved_out_of_a_removed_directory() {
-    let bench = Bench::imported();
-    let before = Tree::read(bench.union());
-    rename(
-        bench.union(),
-        ("b/c", "deep"),
-        ("", "deep"),
-        RenameMode::Replace,
-    );
-    rename(
-        bench.union(),
-        ("b/c", "d"),
-        ("many", "d"),
-        RenameMode::Replace,
-    );
-    bench.union().rmdir(find(bench.union(), "b"), b"c").unwrap();
+    let (bench, before) = emptied_and_removed();
     discard(&bench, "deep");
     assert_eq!(Tree::read(bench.union()).paths(), before.paths());
 }
