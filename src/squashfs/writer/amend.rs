@@ -5,15 +5,18 @@
 //! Nothing in the format forbids inodes that no directory names. Readers go from the root, which is
 //! the last inode here as everywhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+use super::carry::OldData;
 use super::error::{Result, WriteError};
 use super::metadata::{Codec, MetadataWriter};
 use super::nodes::Tree;
 use super::tables::Part;
 use crate::squashfs::Error;
-use crate::squashfs::format::{InodeRef, METADATA_SIZE, XattrTableHeader, encode_index};
+use crate::squashfs::format::{
+    FileBody, FragmentRef, InodeRef, METADATA_SIZE, XattrTableHeader, encode_index,
+};
 use crate::squashfs::reader::{Image, StoredTable};
 
 /// Bytes of an entry of the export table.
@@ -140,5 +143,53 @@ fn part(table: &StoredTable) -> Part {
     Part::Old {
         at: table.at,
         len: table.full,
+    }
+}
+
+/// What of the old data area belongs to nothing any more, each piece counted once. Nobody looks at all
+/// files to see what else uses it: this is an upper bound where files share data.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Blocks: position and length.
+    runs: HashSet<(u64, u64)>,
+    tails: HashSet<FragmentRef>,
+    /// Bytes of the tails, by fragment block.
+    in_fragments: HashMap<u32, u64>,
+}
+
+impl Left {
+    /// Adds the data of a file of the old image.
+    pub(super) fn add(&mut self, body: &FileBody, block_size: u32) {
+        let len = body
+            .blocks
+            .iter()
+            .map(|block| u64::from(block.stored()))
+            .sum();
+        if len > 0 {
+            self.runs.insert((body.start, len));
+        }
+        if let Some(tail) = body.fragment
+            && self.tails.insert(tail)
+        {
+            let len = body.size % u64::from(block_size);
+            *self.in_fragments.entry(tail.index).or_default() += len;
+        }
+    }
+
+    /// Stored bytes of it all, and of what is in fragment blocks: there the part in proportion.
+    pub(super) fn stored(&self, old: &OldData) -> Result<(u64, u64)> {
+        let block_size = old.image.superblock().block_size;
+        let mut in_fragments = 0;
+        for (index, left) in &self.in_fragments {
+            let Some(entry) = old.fragments.get(*index as usize) else {
+                continue;
+            };
+            // Most blocks are nearly full, where their frame does not tell.
+            let len = old.image.fragment_len(entry)?.unwrap_or(block_size).max(1);
+            let len = u64::from(len);
+            in_fragments += u64::from(entry.size.stored()) * (*left).min(len) / len;
+        }
+        let runs: u64 = self.runs.iter().map(|(_, len)| len).sum();
+        Ok((runs + in_fragments, in_fragments))
     }
 }

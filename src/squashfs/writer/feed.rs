@@ -1,6 +1,6 @@
 //! What feeds the threads: numbers the pieces of content in the order in which they are pushed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, unbounded};
 
-use super::amend::OldTables;
+use super::amend::{Left, OldTables};
 use super::assembler::{Assembled, Assembler, PER_FILE};
 use super::blocks::{Blocks, Fresh};
 use super::carry::{self, OldData};
@@ -27,8 +27,8 @@ use super::tables::{self, Part};
 use super::{Monitor, WriteStats};
 use crate::squashfs::compress::{Compression, compressor};
 use crate::squashfs::format::{
-    BlockSize, FileBody, FragmentRef, InodeKind, MAX_BLOCKS_PER_FILE, METADATA_SIZE,
-    MetadataHeader, PADDING, SUPERBLOCK_SIZE, Superblock,
+    BlockSize, FileBody, InodeKind, MAX_BLOCKS_PER_FILE, METADATA_SIZE, MetadataHeader, PADDING,
+    SUPERBLOCK_SIZE, Superblock,
 };
 use crate::squashfs::reader::FileLayout;
 
@@ -50,14 +50,6 @@ pub(super) struct Start {
     pub(super) monitor: Arc<dyn Monitor>,
 }
 
-/// A piece of the old data area.
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum Left {
-    /// Blocks: position and length.
-    Run(u64, u64),
-    Tail(FragmentRef),
-}
-
 /// The tree being pushed, and the threads.
 pub(super) struct Feed {
     path: PathBuf,
@@ -71,12 +63,8 @@ pub(super) struct Feed {
     pub(super) tree: Tree,
     old: Option<OldData>,
     old_tables: Option<OldTables>,
-    /// What of the old data belongs to nothing any more, each counted once.
-    left: HashSet<Left>,
-    /// Stored bytes of the runs among it.
-    left_bytes: u64,
-    /// Bytes of the tails among it, by fragment block.
-    left_tails: HashMap<u32, u64>,
+    /// What of the old data belongs to nothing any more, when tables are amended.
+    left: Left,
 
     next_seq: u64,
     reads: Option<Sender<Work>>,
@@ -149,9 +137,7 @@ impl Feed {
             tree: old_tables.as_ref().map(OldTables::tree).unwrap_or_default(),
             old: old.clone(),
             old_tables,
-            left: HashSet::new(),
-            left_bytes: 0,
-            left_tails: HashMap::new(),
+            left: Left::default(),
             next_seq: 0,
             reads: Some(reads),
             blocks: Some(blocks.clone()),
@@ -356,23 +342,6 @@ impl Feed {
             .map_err(|_| self.shared.check().err().unwrap_or(WriteError::Failed))
     }
 
-    /// What of the old fragment blocks has been left, as stored.
-    fn left_in_fragments(&self) -> Result<u64> {
-        let mut bytes = 0;
-        for (index, left) in &self.left_tails {
-            let entry = self.old.as_ref().and_then(|old| {
-                let entry = old.fragments.get(*index as usize)?;
-                Some((old, *entry))
-            });
-            let Some((old, entry)) = entry else { continue };
-            // Most blocks are nearly full, if their frame does not tell.
-            let len = old.image.fragment_len(&entry)?;
-            let len = u64::from(len.unwrap_or(self.superblock.block_size).max(1));
-            bytes += u64::from(entry.size.stored()) * (*left).min(len) / len;
-        }
-        Ok(bytes)
-    }
-
     /// Refuses a layout that would make a damaged image.
     pub(super) fn checked(&self, layout: &FileLayout) -> Result<FileBody> {
         let old = self.old.as_ref();
@@ -482,10 +451,8 @@ impl Feed {
         // While the last blocks are being compressed.
         let order = self.tree.seal(root)?;
         let mut data = self.join()?.ok_or(WriteError::Failed)?;
-        let amended = self.old_tables.is_some();
-        if let (true, Some(old)) = (amended, &self.old) {
-            let in_fragments = self.left_in_fragments()?;
-            let dead = self.left_bytes + in_fragments;
+        if let (Some(_), Some(old)) = (&self.old_tables, &self.old) {
+            let (dead, in_fragments) = self.left.stored(old)?;
             data.stats.dead_bytes = dead;
             data.stats.dead_in_fragments = in_fragments;
             data.stats.bytes_carried = (old.data.1 - old.data.0).saturating_sub(dead);
@@ -528,7 +495,7 @@ impl Feed {
             bytes_written: data.stats.data_written + image_size - data.end - tables_carried
                 + SUPERBLOCK_SIZE as u64,
             tables_carried,
-            tables_appended: if amended { tables.appended } else { 0 },
+            tables_appended: tables.appended,
             image_size,
             inodes: u64::from(superblock.inodes),
             data_time,
@@ -566,20 +533,7 @@ impl Feed {
     /// caller tells what is not. Of a fragment block, the part in proportion.
     pub(super) fn leave(&mut self, layout: &FileLayout) -> Result<()> {
         let body = self.checked(layout)?;
-        let run = body
-            .blocks
-            .iter()
-            .map(|block| u64::from(block.stored()))
-            .sum();
-        if run > 0 && self.left.insert(Left::Run(body.start, run)) {
-            self.left_bytes += run;
-        }
-        if let Some(tail) = body.fragment
-            && self.left.insert(Left::Tail(tail))
-        {
-            let len = body.size % u64::from(self.superblock.block_size);
-            *self.left_tails.entry(tail.index).or_default() += len;
-        }
+        self.left.add(&body, self.superblock.block_size);
         Ok(())
     }
 

@@ -49,7 +49,7 @@ pub(super) struct Tables {
     pub(super) parts: Vec<Part>,
     /// The superblock that names them.
     pub(super) superblock: Superblock,
-    /// Stored bytes of inodes and listings that were written, behind what the old image had of them.
+    /// Stored bytes of inodes and listings behind those of the old image, when these are amended.
     pub(super) appended: u64,
 }
 
@@ -91,7 +91,7 @@ pub(super) fn build(
             bytes_used: data.end,
             ..superblock
         },
-        appended: (written.inodes.len() + written.listings.len()) as u64,
+        appended: old.map_or(0, |_| written.inodes.len() + written.listings.len()) as u64,
     };
     tables.superblock.inode_table = tables.end();
     tables.parts.reserve(8);
