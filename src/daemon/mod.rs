@@ -5,6 +5,7 @@
 //! - [`protocol`]: the messages, one JSON object a line
 //! - [`direct`]: a mount without a store: an image, and a directory for its changes
 //! - [`server`] and [`client`]: the two ends of the control socket
+//! - [`stats`]: what a mount has done and how long that took
 //! - [`log`]: the daemon's log, kept short
 //! - [`failure`]: an error that travels from the daemon to the command's user
 //!
@@ -23,6 +24,7 @@ pub mod protocol;
 pub mod runtime;
 pub mod server;
 pub mod service;
+pub mod stats;
 
 #[cfg(test)]
 mod tests;

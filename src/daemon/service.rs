@@ -2,7 +2,6 @@
 
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -299,30 +298,11 @@ impl Service for Local {
     }
 
     fn stats(&self) -> Result<serde_json::Value, Failure> {
-        let mut all = serde_json::Map::new();
-        if let Some(front) = self.mounted.get() {
-            let c = &front.counters;
-            let counters: [(&str, &AtomicU64); 10] = [
-                ("lookups", &c.lookups),
-                ("getattrs", &c.getattrs),
-                ("reads", &c.reads),
-                ("read_bytes", &c.read_bytes),
-                ("writes", &c.writes),
-                ("written_bytes", &c.written_bytes),
-                ("listings", &c.listings),
-                ("namespace_changes", &c.namespace),
-                ("xattrs", &c.xattrs),
-                ("syncs", &c.syncs),
-            ];
-            for (name, counter) in counters {
-                all.insert(name.to_owned(), counter.load(Ordering::Relaxed).into());
-            }
-            all.insert(
-                "held_objects".to_owned(),
-                self.workspace.union().nodes().held().len().into(),
-            );
-        }
-        Ok(all.into())
+        let Some(front) = self.mounted.get() else {
+            return Ok(serde_json::Map::new().into());
+        };
+        let stats = super::stats::of(&front.counters, self.workspace.union());
+        serde_json::to_value(stats).map_err(|error| Failure::of(Kind::Internal, &error))
     }
 }
 

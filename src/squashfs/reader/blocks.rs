@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use super::cache::Cache;
+use super::cache::{Cache, Hits};
 use crate::squashfs::{
     CompressorId, Error, Result,
     compress::{Decompressor, decompressor},
@@ -147,6 +147,11 @@ impl Blocks {
             metadata_blocks: read(&self.counters.metadata_blocks),
             data_blocks: read(&self.counters.data_blocks),
         }
+    }
+
+    /// How often the caches of metadata and of data had what was asked for.
+    pub(super) fn hits(&self) -> (Hits, Hits) {
+        (self.metadata.hits(), self.expanded.hits())
     }
 
     pub(super) fn read(&self, at: u64, buffer: &mut [u8], what: &'static str) -> Result<()> {

@@ -23,6 +23,7 @@ mod tests;
 use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};
 
 pub use blocks::{Block, ReadCounts};
+pub use cache::Hits;
 pub use directory::{DirEntry, Directory};
 pub use file::FileLayout;
 use open::{Inner, XattrTable};
@@ -53,6 +54,19 @@ impl Default for ReaderOptions {
             data_cache_bytes: 32 << 20,
         }
     }
+}
+
+/// How often the caches of a reader had what was asked of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheHits {
+    /// Data and fragment blocks.
+    pub data: Hits,
+    /// Metadata blocks.
+    pub metadata: Hits,
+    /// Parsed directories.
+    pub directories: Hits,
+    /// Places of files' data.
+    pub layouts: Hits,
 }
 
 /// An open image. Clones share everything.
@@ -103,6 +117,16 @@ impl Image {
     /// How much has been read and expanded so far, by all clones together.
     pub fn counts(&self) -> ReadCounts {
         self.0.blocks.counts()
+    }
+    /// How often the caches had what was asked for so far, for all clones together.
+    pub fn cache_hits(&self) -> CacheHits {
+        let (metadata, data) = self.0.blocks.hits();
+        CacheHits {
+            data,
+            metadata,
+            directories: self.0.directories.hits(),
+            layouts: self.0.layouts.hits(),
+        }
     }
     /// Reads stored bytes as they are. Fails beyond the image's end.
     pub fn read_raw(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
