@@ -52,6 +52,7 @@ class Bench:
         """Makes and mounts what is compared. Cut short, `competitors` has what there is to undo."""
         self.account.own(self.scratch)
         self.account.settle(self.scratch)
+        workloads.choose_python(self.account)
         self.tree, self.image = self.materials(arguments)
         without = arguments.without.split(",")
         for competitor in (Plain, Kernel, Fuse, Envfs):
@@ -85,7 +86,9 @@ class Bench:
         return None
 
     def mountable(self):
-        return [competitor for competitor in self.competitors if competitor.name in ("kernel", "fuse", "envfs")]
+        """Those of this run that have an image under them, not those of a workload on request."""
+        ours = (competitor for competitor in self.competitors if competitor.dir.parent == self.scratch)
+        return [competitor for competitor in ours if competitor.name in ("kernel", "fuse", "envfs")]
 
     def commits(self):
         """An environment of its own, since a commit changes what lies below."""
@@ -154,7 +157,7 @@ def parse():
     parser.add_argument("--rounds", type=int, metavar="N", help="[default: 5; 3 with --quick]")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and files, without what takes long")
     parser.add_argument("--only", metavar="WORD,…", help="only workloads with one of these words in name or key; `none` for none")
-    parser.add_argument("--extra", default="", metavar="WORD,…", help=f"also: {', '.join(EXTRAS)}")
+    parser.add_argument("--extra", default="", metavar="WORD[=N],…", help=f"also: {', '.join(EXTRAS)}")
     parser.add_argument("--without", default="", metavar="NAME,…", help="competitors to leave out")
     parser.add_argument("--files", type=int, metavar="N", help="files to create, delete and unpack [default: 20000; 4000 with --quick]")
     parser.add_argument("--megabytes", type=int, metavar="N", help="size of the large write [default: 512; 256 with --quick]")
@@ -168,9 +171,10 @@ def parse():
         parser.error("--env or --image says what to compare on")
     if arguments.user and os.geteuid() != 0:
         parser.error("--user needs root")
-    unknown = [word for word in arguments.extra.split(",") if word and word not in EXTRAS]
-    if unknown:
-        parser.error(f"--extra knows {', '.join(EXTRAS)}")
+    extras = [word.partition("=") for word in arguments.extra.split(",") if word]
+    if any(word not in EXTRAS or (count and not count.isdigit()) for word, _, count in extras):
+        parser.error(f"--extra knows {', '.join(EXTRAS)}, each with =COUNT where another number is wanted")
+    arguments.extra = [(word, [int(count)] if count else []) for word, _, count in extras]
     arguments.rounds = arguments.rounds or (3 if arguments.quick else 5)
     arguments.files = arguments.files or (4000 if arguments.quick else 20000)
     arguments.megabytes = arguments.megabytes or (256 if arguments.quick else 512)
@@ -191,8 +195,8 @@ def main():
         print(report.heading(bench.names), file=sys.stderr)
         for workload in bench.workloads(arguments):
             bench.run(workload)
-        for word in filter(None, arguments.extra.split(",")):
-            EXTRAS[word](bench)
+        for word, count in arguments.extra:
+            EXTRAS[word](bench, *count)
         bench.results.derive()
         print(report.text(bench.results, bench.names))
         if arguments.json:

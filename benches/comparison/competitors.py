@@ -18,6 +18,8 @@ class Competitor:
         self.dir = account.directory(scratch / self.name)
         self.image, self.account = image, account
         self.root = account.directory(self.dir / "merged")
+        #: Where the image itself is mounted, by those who lay it under something.
+        self.lower = account.directory(self.dir / "lower")
 
     def shell(self, command, **options):
         return self.account.shell(self.root, command, **options)
@@ -102,13 +104,11 @@ class Kernel(Competitor):
         return host.Account()
 
     def mount_command(self):
-        lower = self.dir / "lower"
-        lower.mkdir(exist_ok=True)
-        options = f"lowerdir={lower},upperdir={self.dir}/upper,workdir={self.dir}/work"
-        return f"mount -o loop,ro -t squashfs {self.image} {lower} && mount -t overlay overlay -o {options} {self.root}"
+        options = f"lowerdir={self.lower},upperdir={self.dir}/upper,workdir={self.dir}/work"
+        return f"mount -o loop,ro -t squashfs {self.image} {self.lower} && mount -t overlay overlay -o {options} {self.root}"
 
     def unmount(self):
-        for point in (self.root, self.dir / "lower"):
+        for point in (self.root, self.lower):
             if os.path.ismount(point):
                 self.mounter().run("umount", point, check=False)
 
@@ -123,12 +123,11 @@ class Fuse(Competitor):
         return next((tool for tool in ("squashfuse_ll", "fuse-overlayfs") if not shutil.which(tool)), None)
 
     def mount_command(self):
-        lower = self.account.directory(self.dir / "lower")
-        options = f"lowerdir={lower},upperdir={self.dir}/upper,workdir={self.dir}/work"
-        return f"squashfuse_ll {self.image} {lower} && fuse-overlayfs -o {options} {self.root}"
+        options = f"lowerdir={self.lower},upperdir={self.dir}/upper,workdir={self.dir}/work"
+        return f"squashfuse_ll {self.image} {self.lower} && fuse-overlayfs -o {options} {self.root}"
 
     def unmount(self):
-        for point in (self.root, self.dir / "lower"):
+        for point in (self.root, self.lower):
             if point in host.mounts_below(self.dir):
                 self.account.run("fusermount3", "-u", point, check=False)
 

@@ -182,7 +182,10 @@ def _version(*words):
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return next((line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()), None)
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines()]
+    # Some say the versions of their libraries first, some how they are used.
+    named = [line for line in lines if Path(words[0]).name.split("_")[0] in line and "version" in line]
+    return next(iter(named or [line for line in lines if line]), None)
 
 
 def describe(scratch, program):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from . import host
 
+#: Set by `choose_python`: the interpreter that writes, reads at random and keeps a database.
 PYTHON = sys.executable
 
 
@@ -76,6 +77,18 @@ SQLITE = (
     "for i in range(200): c.execute('insert into t values(?)',(i,));c.commit()"
 )
 IMPORT = "LD_LIBRARY_PATH=lib bin/python3 -B -c 'import numpy, pandas, sklearn, matplotlib.pyplot'"
+
+
+def choose_python(account):
+    """Takes an interpreter that the account may execute: ours may lie in somebody's home."""
+    global PYTHON
+    for PYTHON in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        try:
+            account.run(PYTHON, "-c", "import sqlite3")
+            return
+        except (host.Failed, OSError):
+            continue
+    raise host.Failed(f"there is no python3 with sqlite3 that {account.name} may execute")
 
 
 def python(script, *arguments):
