@@ -189,7 +189,12 @@ impl Filesystem for EnvFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.union.forget(Ino(ino.0), nlookup);
+        if let Some(left) = self.union.forget(Ino(ino.0), nlookup)
+            && left.is_file()
+        {
+            // Nobody waits for the space of a removed file, but others for this thread.
+            self.pool.run(move || drop(left));
+        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -540,7 +545,8 @@ impl Filesystem for EnvFs {
                 GENERATION,
             ) {
                 if !is_dot {
-                    self.union.forget(item.ino, 1);
+                    // Listed a moment ago, so nothing that takes long is left of it.
+                    drop(self.union.forget(item.ino, 1));
                 }
                 break;
             }
