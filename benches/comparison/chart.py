@@ -4,7 +4,8 @@ import math
 from html import escape
 
 COLOURS = {"plain": ("#8a8a8a", "#9a9a9a"), "fuse": ("#c9652b", "#e08a4f"), "envfs": ("#2f7d46", "#5cb877")}
-LEFT, WIDTH, BAR, GAP = 330, 420, 11, 12
+#: Place of the scale, its width, height of a bar with the space below, space below a workload.
+LEFT, WIDTH, BAR, GAP = 370, 420, 11, 12
 
 STYLE = """text { font: 12px sans-serif; fill: #222 } .faint { fill: #666 } line { stroke: #ccc } .one { stroke: #222 }
 %s
@@ -33,7 +34,7 @@ def draw(results, names, base="kernel"):
     y = top
     for title, ratios in rows:
         middle = y + len(ratios) * BAR / 2 + 4
-        parts.append(f'<text x="{LEFT - 10}" y="{middle:.0f}" text-anchor="end">{escape(title)}</text>')
+        parts.append(f'<text x="{LEFT - 40}" y="{middle:.0f}" text-anchor="end">{escape(title)}</text>')
         for name, (ratio, least, greatest) in ratios.items():
             # From 1, to the left where it is faster and to the right where it is slower.
             a, b = sorted((x(1), x(ratio)))
