@@ -33,6 +33,9 @@ import tempfile
 import time
 from pathlib import Path
 
+# Run by root, it leaves nothing of root's in the source tree.
+sys.dont_write_bytecode = True
+
 from comparison import chart, host, large, report, workloads
 from comparison.competitors import Envfs, Fuse, Kernel, Plain, expand_image, make_image
 
