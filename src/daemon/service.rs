@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use super::failure::{Failure, Kind, kind_of_io, with_causes};
 use super::host::Mounted;
+use super::profile::Profile;
 use super::protocol::{
     Blocks, Change, ChangeKind, CommitOptions, Committed, Discarded, Millis, RollbackOptions,
     RolledBack, Selection, Service, Status, Summary, TagOptions,
 };
 use crate::commit::{self, CommitError, Workspace};
-use crate::environment::{Config, EnvLock, Environment, LockMode};
+use crate::environment::{Config, EnvLock, Environment, LockMode, ProfileUse};
 use crate::fuse::session::{Invalidator, Loops, Session};
 use crate::fuse::{Counters, EnvFs, invalidate};
 use crate::object::Kind as ObjectKind;
@@ -43,6 +44,8 @@ struct Front {
     invalidator: Invalidator,
     mount_point: PathBuf,
     counters: Arc<Counters>,
+    /// What is used of the image, if that is to be known.
+    profile: Option<Profile>,
 }
 
 impl Local {
@@ -123,10 +126,14 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
     let filesystem = EnvFs::new(local.workspace.union().clone())?;
     let counters = filesystem.counters();
     let session = Session::start(filesystem, &request, Loops::default())?;
+    let workspace = local.workspace();
+    let profile = (config.profile == ProfileUse::On)
+        .then(|| Profile::begin(workspace.env().layout().profile(), workspace.union()));
     let front = Front {
         invalidator: session.invalidator(),
         mount_point: request.mount_point,
         counters,
+        profile,
     };
     if local.mounted.set(front).is_err() {
         return Err(Failure::new(
@@ -149,6 +156,9 @@ impl Service for Local {
             .take();
         if lock.is_none() {
             return;
+        }
+        if let Some(profile) = self.mounted.get().and_then(|front| front.profile.as_ref()) {
+            profile.end(self.workspace.union());
         }
         if let Err(error) = self.workspace.close() {
             tracing::error!(

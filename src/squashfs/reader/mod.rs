@@ -13,6 +13,7 @@ mod directory;
 mod file;
 mod open;
 mod scan;
+mod uses;
 mod verify;
 mod xattrs;
 
@@ -27,6 +28,7 @@ pub use cache::Hits;
 pub use directory::{DirEntry, Directory};
 pub use file::FileLayout;
 use open::{Inner, XattrTable};
+pub use uses::{BlockUse, MAX_USES};
 pub use verify::{VerifyProgress, VerifyReport, verify};
 
 use super::{
@@ -127,6 +129,22 @@ impl Image {
             directories: self.0.directories.hits(),
             layouts: self.0.layouts.hits(),
         }
+    }
+    /// Notes from now on which blocks are used, in order: the first [`MAX_USES`], and for two minutes
+    /// from the first on.
+    pub fn note_uses(&self) {
+        self.0.blocks.uses.begin();
+    }
+    /// The blocks that were used since [`Image::note_uses`], in the order of their first use.
+    pub fn uses(&self) -> Vec<BlockUse> {
+        self.0.blocks.uses.order()
+    }
+    /// Returns what, run on a thread of its own, waits for the first use of a block and then expands
+    /// the blocks of `order` ahead of their use. It ends when the image is closed, if not before;
+    /// waiting, it does not keep the image open. [`Image::note_uses`] comes first.
+    pub fn expand_ahead(&self, order: Vec<BlockUse>) -> impl FnOnce() + Send + use<> {
+        let (inner, uses) = (Arc::downgrade(&self.0), self.0.blocks.uses.clone());
+        move || uses::expand_ahead(&inner, &uses, &order)
     }
     /// Reads stored bytes as they are. Fails beyond the image's end.
     pub fn read_raw(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
