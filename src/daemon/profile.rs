@@ -121,6 +121,10 @@ fn read(path: &Path, of: Of) -> io::Result<Vec<BlockUse>> {
 fn write(path: &Path, of: Of, order: &[BlockUse]) -> io::Result<()> {
     let bytes = postcard::to_extend(&(of, order), MAGIC.to_vec()).map_err(io::Error::other)?;
     let unfinished = path.with_extension("new");
-    fs::write(&unfinished, bytes)?;
-    fs::rename(&unfinished, path)
+    let written = fs::write(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, path));
+    if written.is_err() {
+        // On a full disk not even its empty file is wanted; if it cannot go, it does no harm.
+        fs::remove_file(&unfinished).ok();
+    }
+    written
 }
