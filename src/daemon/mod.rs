@@ -5,6 +5,8 @@
 //! - [`protocol`]: the messages, one JSON object a line
 //! - [`direct`]: a mount without a store: an image, and a directory for its changes
 //! - [`server`] and [`client`]: the two ends of the control socket
+//! - `profile`: what of an image is used first, to be ahead of it the next time
+//! - [`stats`]: what a mount has done and how long that took
 //! - [`log`]: the daemon's log, kept short
 //! - [`failure`]: an error that travels from the daemon to the command's user
 //!
@@ -19,10 +21,12 @@ pub mod failure;
 pub mod host;
 pub mod lifecycle;
 pub mod log;
+mod profile;
 pub mod protocol;
 pub mod runtime;
 pub mod server;
 pub mod service;
+pub mod stats;
 
 #[cfg(test)]
 mod tests;

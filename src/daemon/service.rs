@@ -2,18 +2,18 @@
 
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::failure::{Failure, Kind, kind_of_io, with_causes};
 use super::host::Mounted;
+use super::profile::Profile;
 use super::protocol::{
     Blocks, Change, ChangeKind, CommitOptions, Committed, Discarded, Millis, RollbackOptions,
     RolledBack, Selection, Service, Status, Summary, TagOptions,
 };
 use crate::commit::{self, CommitError, Workspace};
-use crate::environment::{Config, EnvLock, Environment, LockMode};
+use crate::environment::{Config, EnvLock, Environment, LockMode, ProfileUse};
 use crate::fuse::session::{Invalidator, Loops, Session};
 use crate::fuse::{Counters, EnvFs, invalidate};
 use crate::object::Kind as ObjectKind;
@@ -44,6 +44,8 @@ struct Front {
     invalidator: Invalidator,
     mount_point: PathBuf,
     counters: Arc<Counters>,
+    /// What is used of the image, if that is to be known.
+    profile: Option<Profile>,
 }
 
 impl Local {
@@ -124,10 +126,14 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
     let filesystem = EnvFs::new(local.workspace.union().clone())?;
     let counters = filesystem.counters();
     let session = Session::start(filesystem, &request, Loops::default())?;
+    let workspace = local.workspace();
+    let profile = (config.profile == ProfileUse::On)
+        .then(|| Profile::begin(workspace.env().layout().profile(), workspace.union()));
     let front = Front {
         invalidator: session.invalidator(),
         mount_point: request.mount_point,
         counters,
+        profile,
     };
     if local.mounted.set(front).is_err() {
         return Err(Failure::new(
@@ -150,6 +156,9 @@ impl Service for Local {
             .take();
         if lock.is_none() {
             return;
+        }
+        if let Some(profile) = self.mounted.get().and_then(|front| front.profile.as_ref()) {
+            profile.end(self.workspace.union());
         }
         if let Err(error) = self.workspace.close() {
             tracing::error!(
@@ -301,30 +310,11 @@ impl Service for Local {
     }
 
     fn stats(&self) -> Result<serde_json::Value, Failure> {
-        let mut all = serde_json::Map::new();
-        if let Some(front) = self.mounted.get() {
-            let c = &front.counters;
-            let counters: [(&str, &AtomicU64); 10] = [
-                ("lookups", &c.lookups),
-                ("getattrs", &c.getattrs),
-                ("reads", &c.reads),
-                ("read_bytes", &c.read_bytes),
-                ("writes", &c.writes),
-                ("written_bytes", &c.written_bytes),
-                ("listings", &c.listings),
-                ("namespace_changes", &c.namespace),
-                ("xattrs", &c.xattrs),
-                ("syncs", &c.syncs),
-            ];
-            for (name, counter) in counters {
-                all.insert(name.to_owned(), counter.load(Ordering::Relaxed).into());
-            }
-            all.insert(
-                "held_objects".to_owned(),
-                self.workspace.union().nodes().held().len().into(),
-            );
-        }
-        Ok(all.into())
+        let Some(front) = self.mounted.get() else {
+            return Ok(serde_json::Map::new().into());
+        };
+        let stats = super::stats::of(&front.counters, self.workspace.union());
+        serde_json::to_value(stats).map_err(|error| Failure::of(Kind::Internal, &error))
     }
 }
 

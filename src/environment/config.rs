@@ -6,6 +6,7 @@
 //! threads = 4                # compressor threads; 0 or absent: one for each processor
 //! compact_percent = 25       # a commit compacts when more of the image than this is dead
 //! prompt = "({name}) "       # or true, or false for no change of the prompt
+//! profile = "on"             # or "off": learn what is used first after a mount, and be ahead of it
 //!
 //! [cache]
 //! data_mib = 32              # decompressed blocks in memory, for each mount
@@ -43,6 +44,8 @@ pub struct Config {
     pub compact_percent: u8,
     /// What activation does to the shell's prompt.
     pub prompt: Prompt,
+    /// Whether a mount learns what is used first, and expands it ahead of use the next time.
+    pub profile: ProfileUse,
     /// Memory of a mount.
     pub cache: CacheConfig,
     /// Defaults of gc.
@@ -58,10 +61,22 @@ impl Default for Config {
             threads: 0,
             compact_percent: 25,
             prompt: Prompt::Show(true),
+            profile: ProfileUse::default(),
             cache: CacheConfig::default(),
             gc: GcConfig::default(),
         }
     }
+}
+
+/// Whether access profiles are taken and used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProfileUse {
+    /// Taken and used.
+    #[default]
+    On,
+    /// Neither.
+    Off,
 }
 
 /// What activation does to the shell's prompt.
@@ -245,7 +260,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let config = Config::parse(
-            "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\ncompact_percent = 40\nprompt = '[{name}] '\n\
+            "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\ncompact_percent = 40\nprompt = '[{name}] '\nprofile = 'off'\n\
              [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3",
         )
         .unwrap();
@@ -253,6 +268,7 @@ mod tests {
         assert_eq!(config.block_size, Some(1 << 18));
         assert_eq!((config.threads, config.gc.keep), (3, 3));
         assert_eq!(config.compact_percent, 40);
+        assert_eq!(config.profile, ProfileUse::Off);
         assert_eq!((config.cache.data_mib, config.cache.metadata_mib), (1, 2));
         assert_eq!(config.prompt.render("x").as_deref(), Some("[x] "));
         assert_eq!(
@@ -281,6 +297,7 @@ mod tests {
             ("threads = -1", "threads"),
             ("compact_percent = 101", "0 to 100"),
             ("prompt = 3", "template"),
+            ("profile = 'yes'", "on"),
             ("gc.keep = 0", "at least 1"),
             ("level = 10", "0 to 9"),
             ("level = 1\ncompression = 'xz'", "exclude"),

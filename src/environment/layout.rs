@@ -14,6 +14,7 @@
 //!     lock.holder             who holds it, for messages and leases
 //!     lock.lease              the lock itself where flock does not work
 //!     daemon.log              and daemon.log.old, the one before
+//!     profile                 what of the image is used first after a mount; a hint
 //!     id                      of a mount without a store only: the database's identity
 //!   store/.new-NAME-TOKEN/    a home that is being built; garbage if its lock is free
 //!   store/.gone-NAME-TOKEN/   a home that is being removed
@@ -161,6 +162,11 @@ impl Layout {
     /// Says whose changes these are, where the database may lie elsewhere.
     pub fn id(&self) -> PathBuf {
         self.home.join("id")
+    }
+
+    /// What of the image is used first after a mount, which need not exist.
+    pub fn profile(&self) -> PathBuf {
+        self.home.join("profile")
     }
 
     /// The log of the daemon.

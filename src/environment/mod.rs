@@ -11,7 +11,7 @@ mod name;
 mod prefix;
 mod store;
 
-pub use config::{CacheConfig, Config, GcConfig, Prompt};
+pub use config::{CacheConfig, Config, GcConfig, ProfileUse, Prompt};
 pub use error::{EnvironmentError, Result};
 pub use layout::{Layout, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE, LockMode};

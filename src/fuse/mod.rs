@@ -30,8 +30,8 @@ use fuser::{
 use crate::object::{Attr, Ino, Kind};
 use crate::union::{AllocateMode, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
 use attr::{ABSENT, file_attr, file_type, set_time};
-pub use counters::Counters;
-use counters::count;
+use counters::Timed;
+pub use counters::{Counters, Latency, Op};
 use errno::errno;
 use pool::Pool;
 use session::{Invalidator, SessionError};
@@ -71,6 +71,16 @@ impl EnvFs {
         self.counters.clone()
     }
 
+    /// Begins to measure a request that is answered before its handler returns.
+    fn timed(&self, op: Op) -> Timed<&Counters> {
+        Timed::begin(&self.counters, op)
+    }
+
+    /// Begins to measure a request that may be answered elsewhere.
+    fn timed_there(&self, op: Op) -> Timed<Arc<Counters>> {
+        Timed::begin(self.counters.clone(), op)
+    }
+
     fn entry(&self, parent: Ino, ino: Ino, attr: &Attr, reply: ReplyEntry) {
         self.union.nodes().remember(ino, parent);
         reply.entry(&FOREVER, &file_attr(ino, attr), GENERATION);
@@ -97,7 +107,7 @@ impl EnvFs {
         target: Option<&[u8]>,
         reply: ReplyEntry,
     ) {
-        count(&self.counters.namespace);
+        let _timed = self.timed(Op::Make);
         let dir = Ino(parent.0);
         let creator = Creator {
             uid: req.uid(),
@@ -169,7 +179,7 @@ impl Filesystem for EnvFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        count(&self.counters.lookups);
+        let _timed = self.timed(Op::Lookup);
         let dir = Ino(parent.0);
         match self.union.lookup(dir, name.as_bytes()) {
             Ok(Some((ino, attr))) => self.entry(dir, ino, &attr, reply),
@@ -179,11 +189,16 @@ impl Filesystem for EnvFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.union.forget(Ino(ino.0), nlookup);
+        if let Some(left) = self.union.forget(Ino(ino.0), nlookup)
+            && left.is_file()
+        {
+            // Nobody waits for the space of a removed file, but others for this thread.
+            self.pool.run(move || drop(left));
+        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        count(&self.counters.getattrs);
+        let _timed = self.timed(Op::GetAttr);
         match self.union.attr(Ino(ino.0)) {
             Ok(attr) => reply.attr(&FOREVER, &file_attr(Ino(ino.0), &attr)),
             Err(e) => reply.error(errno("getattr", ino.0, &e)),
@@ -217,15 +232,20 @@ impl Filesystem for EnvFs {
             mtime: mtime.map(set_time),
             kill_privileges: size.is_some() && req.uid() != 0,
         };
+        let timed = self.timed_there(Op::SetAttr);
         let is_long = size.is_some_and(|size| size > 0) && self.union.brings_up_much(Ino(ino.0));
         let union = self.union.clone();
-        self.run(is_long, move || match union.set_attr(Ino(ino.0), &set) {
-            Ok(attr) => reply.attr(&FOREVER, &file_attr(Ino(ino.0), &attr)),
-            Err(e) => reply.error(errno("setattr", ino.0, &e)),
+        self.run(is_long, move || {
+            match union.set_attr(Ino(ino.0), &set) {
+                Ok(attr) => reply.attr(&FOREVER, &file_attr(Ino(ino.0), &attr)),
+                Err(e) => reply.error(errno("setattr", ino.0, &e)),
+            }
+            timed.end();
         });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _timed = self.timed(Op::ReadLink);
         match self.union.read_link(Ino(ino.0)) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(errno("readlink", ino.0, &e)),
@@ -282,7 +302,7 @@ impl Filesystem for EnvFs {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        count(&self.counters.namespace);
+        let _timed = self.timed(Op::Remove);
         match self.union.unlink(Ino(parent.0), name.as_bytes()) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("unlink", parent.0, &e)),
@@ -290,7 +310,7 @@ impl Filesystem for EnvFs {
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        count(&self.counters.namespace);
+        let _timed = self.timed(Op::Remove);
         match self.union.rmdir(Ino(parent.0), name.as_bytes()) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("rmdir", parent.0, &e)),
@@ -307,7 +327,7 @@ impl Filesystem for EnvFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        count(&self.counters.namespace);
+        let _timed = self.timed(Op::Rename);
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -335,7 +355,7 @@ impl Filesystem for EnvFs {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        count(&self.counters.namespace);
+        let _timed = self.timed(Op::Link);
         let dir = Ino(newparent.0);
         match self.union.link(Ino(ino.0), dir, newname.as_bytes()) {
             Ok(attr) => self.entry(dir, Ino(ino.0), &attr, reply),
@@ -372,7 +392,7 @@ impl Filesystem for EnvFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        count(&self.counters.reads);
+        let timed = self.timed_there(Op::Read);
         let size = size as usize;
         let reader = match self.union.reader(Ino(ino.0)) {
             Ok(reader) => reader,
@@ -380,15 +400,18 @@ impl Filesystem for EnvFs {
         };
         let is_ready = reader.is_ready(offset, size);
         let counters = self.counters.clone();
-        let answer = move || match reader.read(offset, size) {
-            Ok(bytes) => {
-                let bytes = (*bytes).as_ref();
-                counters
-                    .read_bytes
-                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                reply.data(bytes);
+        let answer = move || {
+            match reader.read(offset, size) {
+                Ok(bytes) => {
+                    let bytes = (*bytes).as_ref();
+                    counters
+                        .read_bytes
+                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    reply.data(bytes);
+                }
+                Err(e) => reply.error(errno("read", ino.0, &e)),
             }
-            Err(e) => reply.error(errno("read", ino.0, &e)),
+            timed.end();
         };
         self.run(!is_ready, answer);
     }
@@ -405,17 +428,20 @@ impl Filesystem for EnvFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        count(&self.counters.writes);
+        let timed = self.timed_there(Op::Write);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let (union, counters) = (self.union.clone(), self.counters.clone());
-        let write = move |data: &[u8]| match union.write_at(Ino(ino.0), offset, data, kill) {
-            Ok(written) => {
-                counters
-                    .written_bytes
-                    .fetch_add(written as u64, Ordering::Relaxed);
-                reply.written(written as u32);
+        let write = move |data: &[u8]| {
+            match union.write_at(Ino(ino.0), offset, data, kill) {
+                Ok(written) => {
+                    counters
+                        .written_bytes
+                        .fetch_add(written as u64, Ordering::Relaxed);
+                    reply.written(written as u32);
+                }
+                Err(e) => reply.error(errno("write", ino.0, &e)),
             }
-            Err(e) => reply.error(errno("write", ino.0, &e)),
+            timed.end();
         };
         if self.union.brings_up_much(Ino(ino.0)) {
             let data = data.to_vec();
@@ -444,13 +470,15 @@ impl Filesystem for EnvFs {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        count(&self.counters.syncs);
+        let timed = self.timed_there(Op::Sync);
         let union = self.union.clone();
-        self.pool
-            .run(move || match union.sync(Ino(ino.0), datasync) {
+        self.pool.run(move || {
+            match union.sync(Ino(ino.0), datasync) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno("fsync", ino.0, &e)),
-            });
+            }
+            timed.end();
+        });
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -465,7 +493,7 @@ impl Filesystem for EnvFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        count(&self.counters.listings);
+        let _timed = self.timed(Op::List);
         match self.union.read_dir(Ino(ino.0), offset, LISTING_BATCH) {
             Ok(items) => {
                 for item in items {
@@ -488,7 +516,7 @@ impl Filesystem for EnvFs {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        count(&self.counters.listings);
+        let _timed = self.timed(Op::List);
         let dir = Ino(ino.0);
         let items = match self.union.read_dir(dir, offset, LISTING_BATCH) {
             Ok(items) => items,
@@ -517,7 +545,8 @@ impl Filesystem for EnvFs {
                 GENERATION,
             ) {
                 if !is_dot {
-                    self.union.forget(item.ino, 1);
+                    // Listed a moment ago, so nothing that takes long is left of it.
+                    drop(self.union.forget(item.ino, 1));
                 }
                 break;
             }
@@ -537,6 +566,7 @@ impl Filesystem for EnvFs {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _timed = self.timed(Op::StatFs);
         match self.union.statvfs() {
             Ok(s) => reply.statfs(
                 s.blocks(),
@@ -562,7 +592,7 @@ impl Filesystem for EnvFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        count(&self.counters.xattrs);
+        let _timed = self.timed(Op::Xattr);
         let mode = match flags {
             0 => XattrMode::Either,
             nix::libc::XATTR_CREATE => XattrMode::Create,
@@ -579,7 +609,7 @@ impl Filesystem for EnvFs {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        count(&self.counters.xattrs);
+        let _timed = self.timed(Op::Xattr);
         match self.union.xattr(Ino(ino.0), name.as_bytes()) {
             Ok(value) => answer_sized(&value, size, reply),
             Err(e) => reply.error(errno("getxattr", ino.0, &e)),
@@ -587,7 +617,7 @@ impl Filesystem for EnvFs {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        count(&self.counters.xattrs);
+        let _timed = self.timed(Op::Xattr);
         match self.union.xattr_names(Ino(ino.0)) {
             Ok(names) => answer_sized(&names, size, reply),
             Err(e) => reply.error(errno("listxattr", ino.0, &e)),
@@ -595,7 +625,7 @@ impl Filesystem for EnvFs {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        count(&self.counters.xattrs);
+        let _timed = self.timed(Op::Xattr);
         match self.union.remove_xattr(Ino(ino.0), name.as_bytes()) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("removexattr", ino.0, &e)),
@@ -626,9 +656,13 @@ impl Filesystem for EnvFs {
         };
         let union = self.union.clone();
         let is_long = self.union.brings_up_much(Ino(ino.0));
-        let allocate = move || match union.allocate(Ino(ino.0), offset, length, mode) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(errno("fallocate", ino.0, &e)),
+        let timed = self.timed_there(Op::Space);
+        let allocate = move || {
+            match union.allocate(Ino(ino.0), offset, length, mode) {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno("fallocate", ino.0, &e)),
+            }
+            timed.end();
         };
         self.run(is_long, allocate);
     }
@@ -642,6 +676,7 @@ impl Filesystem for EnvFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _timed = self.timed(Op::Space);
         let hole = match whence {
             nix::libc::SEEK_DATA => false,
             nix::libc::SEEK_HOLE => true,
@@ -689,12 +724,14 @@ impl Filesystem for EnvFs {
         let (from, to) = (Ino(ino_in.0), Ino(ino_out.0));
         let union = self.union.clone();
         // However little it is, both files may have to be read from somewhere slow.
-        self.pool.run(
-            move || match union.copy_range(from, offset_in, to, offset_out, len) {
+        let timed = self.timed_there(Op::Space);
+        self.pool.run(move || {
+            match union.copy_range(from, offset_in, to, offset_out, len) {
                 Ok(copied) => reply.written(copied as u32),
                 Err(e) => reply.error(errno("copy_file_range", ino_in.0, &e)),
-            },
-        );
+            }
+            timed.end();
+        });
     }
 }
 

@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::sys::durable::sync_name;
@@ -129,6 +130,17 @@ impl StateDb {
     /// Opens the database at `path`, upgrading an older schema.
     pub fn open(path: &Path) -> Result<StateDb> {
         Self::open_with(path, migrations::MIGRATIONS)
+    }
+
+    /// Opens the database as [`StateDb::open`] does, for a look: closing it leaves SQLite's log as it
+    /// is, for whoever opens it next. Emptying it would cost the three syncs that most commands need
+    /// not wait for.
+    pub fn open_to_look(path: &Path) -> Result<StateDb> {
+        let db = Self::open(path)?;
+        db.lock()
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(|e| sql_error(path, "configure the state database", e))?;
+        Ok(db)
     }
 
     fn open_with(path: &Path, migrations: &[&str]) -> Result<StateDb> {

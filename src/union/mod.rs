@@ -120,6 +120,17 @@ struct Orphan {
     xattrs: std::collections::BTreeMap<Box<[u8]>, Box<[u8]>>,
 }
 
+/// What is left of an object that nobody has any more.
+#[derive(Debug)]
+pub struct Remainder(Orphan);
+
+impl Remainder {
+    /// Returns true if dropping it closes a file.
+    pub fn is_file(&self) -> bool {
+        self.0.file.is_some()
+    }
+}
+
 /// Where an object's row is, if it has one.
 enum Standing<'a> {
     Row(&'a InodeRow),
@@ -240,10 +251,14 @@ impl Union {
     }
 
     /// Takes back `count` answers given to the kernel; an orphan dies with its last.
-    pub fn forget(&self, ino: Ino, count: u64) {
+    ///
+    /// What is left of it is returned, for the caller to drop: closing the last descriptor of a
+    /// removed file is what frees its space, and takes longer than all the rest.
+    pub fn forget(&self, ino: Ino, count: u64) -> Option<Remainder> {
         if self.nodes.forget(ino, count) && self.read().orphans.contains_key(&ino) {
-            self.write().orphans.remove(&ino);
+            return self.write().orphans.remove(&ino).map(Remainder);
         }
+        None
     }
 
     /// Applies changes to the database and then to memory, as one.

@@ -4,7 +4,8 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use super::{Error, Lookup, Result, Standing, State, Union};
+use super::delta::row_attr;
+use super::{Error, Lookup, Result, Standing, State, Union, stat_into};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 
@@ -69,6 +70,7 @@ impl Union {
             backing_ino: 0,
             owns_xattrs: true,
         };
+        let mut backing = None;
         if matches!(kind, Kind::File | Kind::Symlink) {
             let physical = state.make_dir(dir)?;
             row.data = DataPlace::Upper;
@@ -79,7 +81,9 @@ impl Union {
                 let file = state
                     .upper
                     .create_file(physical.as_fd(), name, ino, row.mode)?;
-                row.backing_ino = nix::sys::stat::fstat(&*file)?.st_ino;
+                let stat = nix::sys::stat::fstat(&*file)?;
+                row.backing_ino = stat.st_ino;
+                backing = Some(stat);
             }
             self.note_unsynced(dir);
         }
@@ -101,7 +105,10 @@ impl Union {
             }
             return Err(e);
         }
-        let attr = state.row_attr(ino, &row)?;
+        let mut attr = row_attr(&row);
+        if let Some(backing) = backing {
+            stat_into(&mut attr, &backing);
+        }
         Ok((ino, attr))
     }
 

@@ -29,7 +29,7 @@ fn an_interrupted_comparison_unmounts_and_removes_what_it_made() {
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare.py"))
             .args(["--without", "plain,kernel,fuse", "--only", "find, warm"])
             .args(["--rounds", "1000000"])
-            .arg("--tree")
+            .arg("--env")
             .arg(&tree)
             .arg("--envfs")
             .arg(env!("CARGO_BIN_EXE_envfs"))

@@ -4,18 +4,25 @@ use clap::Args as ClapArgs;
 
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
-use crate::daemon::failure::Kind;
+use crate::cli::output;
+use crate::daemon::failure::{Failure, Kind};
+use crate::daemon::stats::{Cache, Stats};
 
-/// Show what the kernel has asked of a mounted environment since it was mounted.
+/// Show what the kernel has asked of a mounted environment since it was mounted, and how long the
+/// answers took.
 ///
-/// Requests by kind, bytes read and written, and how many objects the kernel holds. What the kernel
-/// answers from its own caches is not in here: that is the point of them.
+/// Requests by kind, each with its number, all their time together, the time within which half of
+/// them and 99 of 100 were answered (within a factor of two), and the longest. Then bytes read and
+/// written, how many objects the kernel holds, and what was read and expanded of the images. What the
+/// kernel answers from its own caches is not in here: that is the point of them.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  envfs stats science\n  envfs stats --json | jq .reads")]
+#[command(
+    after_help = "Examples:\n  envfs stats science\n  envfs stats --json | jq .requests.read.p99_us"
+)]
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
-    /// Print it as JSON.
+    /// Print it as JSON; times are in microseconds.
     #[arg(long)]
     json: bool,
 }
@@ -34,11 +41,95 @@ impl Args {
         if self.json {
             return context.output.json(&stats);
         }
-        for (what, value) in stats.as_object().into_iter().flatten() {
-            context
-                .output
-                .line(format!("{:18} {value}", what.replace('_', " ")))?;
+        let stats: Stats =
+            serde_json::from_value(stats).map_err(|error| Failure::of(Kind::Daemon, &error))?;
+        for line in lines(&stats) {
+            context.output.line(line)?;
         }
         Ok(())
+    }
+}
+
+fn lines(stats: &Stats) -> Vec<String> {
+    let heading = [
+        "request",
+        "number",
+        "all",
+        "half within",
+        "99 % within",
+        "longest",
+    ];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    for (kind, requests) in &stats.requests {
+        rows.push(vec![
+            kind.clone(),
+            requests.count.to_string(),
+            time(requests.total_us),
+            time(requests.p50_us),
+            time(requests.p99_us),
+            time(requests.max_us),
+        ]);
+    }
+    let mut lines = output::table(&rows);
+    let images = &stats.images;
+    let hits = |cache: &Cache| format!("{} of {}", cache.hits, cache.hits + cache.misses);
+    let facts = [
+        ("read by programs", output::size(stats.read_bytes)),
+        ("written by programs", output::size(stats.written_bytes)),
+        (
+            "held by the kernel",
+            output::count(stats.held_objects, "object"),
+        ),
+        (
+            "read from images",
+            format!(
+                "{} in {}",
+                output::size(images.bytes_read),
+                output::count(images.reads, "read")
+            ),
+        ),
+        (
+            "expanded",
+            format!(
+                "{} of data, {} of metadata",
+                output::count(images.data_blocks, "block"),
+                images.metadata_blocks
+            ),
+        ),
+        ("data in cache", hits(&images.data_cache)),
+        ("metadata in cache", hits(&images.metadata_cache)),
+        ("directories in cache", hits(&images.directory_cache)),
+        ("layouts in cache", hits(&images.layout_cache)),
+    ];
+    lines.push(String::new());
+    lines.extend(facts.map(|(what, value)| format!("{what:20} {value}")));
+    lines
+}
+
+/// A time in the unit that suits it.
+fn time(micros: f64) -> String {
+    if micros < 1000.0 {
+        format!("{micros:.1} µs")
+    } else if micros < 1e6 {
+        format!("{:.1} ms", micros / 1e3)
+    } else {
+        format!("{:.2} s", micros / 1e6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+
+    #[test]
+    fn times_are_told_in_a_unit_that_suits_them() {
+        for (micros, told) in [
+            (0.0, "0.0 µs"),
+            (12.34, "12.3 µs"),
+            (1500.0, "1.5 ms"),
+            (61e6, "61.00 s"),
+        ] {
+            assert_eq!(time(micros), told);
+        }
     }
 }

@@ -11,7 +11,8 @@ use std::{
     },
 };
 
-use super::cache::Cache;
+use super::cache::{Cache, Hits};
+use super::uses::{BlockUse, Uses};
 use crate::squashfs::{
     CompressorId, Error, Result,
     compress::{Decompressor, decompressor},
@@ -105,6 +106,8 @@ pub(super) struct Blocks {
     expanded: Cache<Key, Block>,
     zeros: Block,
     counters: Counters,
+    pub(super) uses: Arc<Uses>,
+    data_budget: usize,
 }
 
 struct Worker {
@@ -136,6 +139,8 @@ impl Blocks {
             expanded: Cache::new(data_bytes),
             zeros: Block::new(Arc::new(vec![0; block_size as usize])),
             counters: Counters::default(),
+            uses: Arc::default(),
+            data_budget: data_bytes,
         })
     }
 
@@ -147,6 +152,16 @@ impl Blocks {
             metadata_blocks: read(&self.counters.metadata_blocks),
             data_blocks: read(&self.counters.data_blocks),
         }
+    }
+
+    /// How often the caches of metadata and of data had what was asked for.
+    pub(super) fn hits(&self) -> (Hits, Hits) {
+        (self.metadata.hits(), self.expanded.hits())
+    }
+
+    /// Bytes that the cache of expanded data may take.
+    pub(super) fn data_budget(&self) -> usize {
+        self.data_budget
     }
 
     pub(super) fn read(&self, at: u64, buffer: &mut [u8], what: &'static str) -> Result<()> {
@@ -226,6 +241,17 @@ impl Blocks {
         if size.is_hole() {
             return Ok(self.zeros.slice(0..expected));
         }
+        self.uses.note(BlockUse::new(start, size, expected));
+        self.expand_data(start, size, expected)
+    }
+
+    /// A data block that is no hole, without this being a use of it.
+    pub(super) fn expand_data(
+        &self,
+        start: u64,
+        size: BlockSize,
+        expected: usize,
+    ) -> Result<Block> {
         let what = "data block";
         let block = self.expanded.get((start, size.0), || {
             let bytes = self.load(what, start, size, Some(expected))?;
@@ -241,6 +267,12 @@ impl Blocks {
 
     /// A fragment block, from the cache if it is there.
     pub(super) fn fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
+        self.uses.note(BlockUse::new(start, size, 0));
+        self.expand_fragment(start, size)
+    }
+
+    /// A fragment block, without this being a use of it.
+    pub(super) fn expand_fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
         self.expanded.get((start, size.0), || {
             let mut bytes = self.load("fragment block", start, size, None)?;
             bytes.shrink_to_fit();

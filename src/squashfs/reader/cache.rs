@@ -27,6 +27,17 @@ struct Shard<K, V> {
     kept: LruCache<K, (V, usize)>,
     bytes: usize,
     loading: HashMap<K, Arc<Flight<V>>>,
+    hits: u64,
+    misses: u64,
+}
+
+/// How often what was asked for was in a cache, or just being loaded for somebody else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hits {
+    /// It was.
+    pub hits: u64,
+    /// It had to be loaded.
+    pub misses: u64,
 }
 
 /// A load under way.
@@ -55,6 +66,8 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
             kept: LruCache::unbounded(),
             bytes: 0,
             loading: HashMap::new(),
+            hits: 0,
+            misses: 0,
         };
         Cache {
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
@@ -65,6 +78,17 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
 
     fn shard(&self, key: &K) -> &Mutex<Shard<K, V>> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    /// How often values were here so far. Those that were only peeked at do not count.
+    pub(super) fn hits(&self) -> Hits {
+        let mut all = Hits::default();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            all.hits += shard.hits;
+            all.misses += shard.misses;
+        }
+        all
     }
 
     /// The value, if it is here.
@@ -82,11 +106,18 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
             let flight = {
                 let mut shard = lock(shard);
                 if let Some((value, _)) = shard.kept.get(&key) {
-                    return Ok(value.clone());
+                    let value = value.clone();
+                    shard.hits += 1;
+                    return Ok(value);
                 }
                 match shard.loading.get(&key) {
-                    Some(flight) => Arc::clone(flight),
+                    Some(flight) => {
+                        let flight = Arc::clone(flight);
+                        shard.hits += 1;
+                        flight
+                    }
                     None => {
+                        shard.misses += 1;
                         let flight = Arc::new(Flight {
                             state: Mutex::new(State::Loading),
                             landed: Condvar::new(),
@@ -204,6 +235,8 @@ mod tests {
             }
         });
         assert_eq!(loads.into_inner(), 200);
+        let Hits { hits, misses } = cache.hits();
+        assert_eq!((hits, misses), (7 * 200, 200));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod file;
 mod open;
 mod scan;
 mod stored;
+mod uses;
 mod verify;
 mod xattrs;
 
@@ -24,10 +25,12 @@ mod tests;
 use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};
 
 pub use blocks::{Block, ReadCounts};
+pub use cache::Hits;
 pub use directory::{DirEntry, Directory};
 pub use file::FileLayout;
 use open::{Inner, XattrTable};
 pub use stored::{StoredTable, StoredXattrs};
+pub use uses::{BlockUse, MAX_USES};
 pub use verify::{VerifyProgress, VerifyReport, verify};
 
 use super::{
@@ -55,6 +58,19 @@ impl Default for ReaderOptions {
             data_cache_bytes: 32 << 20,
         }
     }
+}
+
+/// How often the caches of a reader had what was asked of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheHits {
+    /// Data and fragment blocks.
+    pub data: Hits,
+    /// Metadata blocks.
+    pub metadata: Hits,
+    /// Parsed directories.
+    pub directories: Hits,
+    /// Places of files' data.
+    pub layouts: Hits,
 }
 
 /// An open image. Clones share everything.
@@ -105,6 +121,32 @@ impl Image {
     /// How much has been read and expanded so far, by all clones together.
     pub fn counts(&self) -> ReadCounts {
         self.0.blocks.counts()
+    }
+    /// How often the caches had what was asked for so far, for all clones together.
+    pub fn cache_hits(&self) -> CacheHits {
+        let (metadata, data) = self.0.blocks.hits();
+        CacheHits {
+            data,
+            metadata,
+            directories: self.0.directories.hits(),
+            layouts: self.0.layouts.hits(),
+        }
+    }
+    /// Notes from now on which blocks are used, in order: the first [`MAX_USES`], and for two minutes
+    /// from the first on.
+    pub fn note_uses(&self) {
+        self.0.blocks.uses.begin();
+    }
+    /// The blocks that were used since [`Image::note_uses`], in the order of their first use.
+    pub fn uses(&self) -> Vec<BlockUse> {
+        self.0.blocks.uses.order()
+    }
+    /// Returns what, run on a thread of its own, waits for the first use of a block and then expands
+    /// the blocks of `order` ahead of their use. It ends when the image is closed, if not before;
+    /// waiting, it does not keep the image open. [`Image::note_uses`] comes first.
+    pub fn expand_ahead(&self, order: Vec<BlockUse>) -> impl FnOnce() + Send + use<> {
+        let (inner, uses) = (Arc::downgrade(&self.0), self.0.blocks.uses.clone());
+        move || uses::expand_ahead(&inner, &uses, &order)
     }
     /// Reads stored bytes as they are. Fails beyond the image's end.
     pub fn read_raw(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

@@ -129,6 +129,12 @@ impl Inner {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.blocks.uses.close();
+    }
+}
+
 /// The compressor options, and where data begins.
 fn read_options(blocks: &Blocks, superblock: &Superblock) -> Result<(Option<Vec<u8>>, u64)> {
     const AT: u64 = SUPERBLOCK_SIZE as u64;

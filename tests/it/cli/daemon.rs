@@ -316,3 +316,38 @@ fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
         env.verify("e");
     }
 }
+
+#[test]
+fn a_mount_learns_what_is_used_first_and_a_damaged_profile_does_no_harm() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        let profile = env.home_of("e").join("profile");
+        let prefix = env.prefix("e");
+        let use_it = || {
+            env.mount("e");
+            env.sh(&format!("cat '{}/lib/c.txt'", prefix.display()))
+                .ok();
+            env.envfs(&["unmount", "e"]).ok();
+        };
+        assert!(!profile.exists());
+        use_it();
+        let learnt = fs::read(&profile).unwrap();
+        assert!(learnt.starts_with(b"envprof1"), "{learnt:?}");
+        use_it();
+        assert_eq!(fs::read(&profile).unwrap(), learnt);
+        // Of no version, cut short, and with numbers that mean nothing.
+        for bytes in [
+            b"something else".to_vec(),
+            learnt[..learnt.len() - 1].to_vec(),
+            [&learnt[..8], &[0xff; 64]].concat(),
+        ] {
+            fs::write(&profile, bytes).unwrap();
+            use_it();
+            assert_eq!(fs::read(&profile).unwrap(), learnt);
+        }
+        fs::remove_file(&profile).unwrap();
+        fs::write(env.store().join("config.toml"), "profile = \"off\"\n").unwrap();
+        use_it();
+        assert!(!profile.exists());
+    }
+}

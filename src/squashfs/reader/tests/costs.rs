@@ -3,8 +3,8 @@
 use std::{path::Path, sync::Barrier, thread};
 
 use crate::squashfs::{
-    format::{InodeBody, InodeKind},
-    reader::{Image, ReaderOptions},
+    format::{BlockSize, InodeBody, InodeKind},
+    reader::{BlockUse, Image, ReaderOptions},
     writer::{ImageWriter, Meta, WriterOptions},
 };
 
@@ -158,4 +158,80 @@ fn each_block_is_expanded_once_however_many_threads_wait() {
     );
     // Their positions are in one block of the fragment table.
     assert!(after.metadata_blocks - before.metadata_blocks <= 1);
+}
+
+#[test]
+fn what_was_used_before_is_expanded_before_it_is_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut writer = ImageWriter::create(&path, options()).unwrap();
+    let root = writer.add_directory(&Meta::default()).unwrap();
+    // No block like another, and a tail in a fragment.
+    let bytes: Vec<u8> = (0..5 * (128 << 10) + 500u32)
+        .flat_map(|i| (i / 77).to_le_bytes())
+        .collect();
+    let size = bytes.len() as u64;
+    let node = writer
+        .add_file(&Meta::default(), size, Box::new(bytes.clone()))
+        .unwrap();
+    writer.link(root, b"file", node).unwrap();
+    writer.finish(root).unwrap();
+
+    let file = |image: &Image| {
+        let root = image.inode(image.root()).unwrap();
+        let entry = image.lookup(&root, b"file").unwrap().unwrap();
+        image.file(entry.inode).unwrap()
+    };
+    let read = |image: &Image, index: u64| {
+        let block = image.block(&file(image), index).unwrap();
+        let from = index as usize * (128 << 10);
+        assert!(block[..] == bytes[from..from + block.len()]);
+    };
+    let first = open(&path);
+    let last = file(&first).block_count() - 1;
+    read(&first, 5);
+    first.note_uses();
+    for index in (0..=last).rev().chain(0..=last) {
+        read(&first, index);
+    }
+    let order = first.uses();
+    assert_eq!(order.len() as u64, last + 1);
+
+    let expanded = |image: &Image| image.counts().data_blocks;
+    let second = open(&path);
+    second.note_uses();
+    let ahead = thread::spawn(second.expand_ahead(order.clone()));
+    assert_eq!(expanded(&second), 0, "nothing is used yet");
+    read(&second, last);
+    ahead.join().unwrap();
+    assert_eq!(expanded(&second), last + 1);
+    for index in 0..=last {
+        read(&second, index);
+    }
+    assert_eq!(expanded(&second), last + 1);
+    assert_eq!(second.uses().first(), order.first());
+
+    // Whatever a profile says, what is read is what is in the image.
+    let third = open(&path);
+    third.note_uses();
+    let wrong = [
+        BlockUse::new(u64::MAX - 5, BlockSize(100), 131_072),
+        BlockUse::new(0, BlockSize(0), 131_072),
+        BlockUse::new(96, BlockSize(1 << 24 | 5000), 0),
+        BlockUse::new(file(&third).start(), file(&third).blocks()[0], 0),
+        BlockUse::new(file(&third).start(), file(&third).blocks()[0], 77),
+    ];
+    let ahead = thread::spawn(third.expand_ahead(wrong.into()));
+    read(&third, last);
+    ahead.join().unwrap();
+    for index in 0..=last {
+        read(&third, index);
+    }
+
+    // An image that nobody uses is closed all the same.
+    let fourth = open(&path);
+    fourth.note_uses();
+    let ahead = thread::spawn(fourth.expand_ahead(order));
+    drop(fourth);
+    ahead.join().unwrap();
 }

@@ -1,0 +1,1 @@
+"""The parts of ../compare.py, each with one concern."""
