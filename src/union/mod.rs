@@ -40,6 +40,7 @@ mod layer;
 mod namespace;
 mod node;
 mod open;
+mod overlay;
 mod readdir;
 mod reconcile;
 mod remove;
@@ -74,6 +75,7 @@ pub use layer::{
 pub use namespace::Creator;
 pub use node::Nodes;
 pub use open::{OpenOptions, Paths, open_image};
+pub use overlay::identify;
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
 pub use rename::RenameMode;

@@ -180,3 +180,56 @@ pub(super) fn differences(left: &Snapshot, right: &Snapshot) -> Vec<String> {
     }
     found
 }
+
+/// The same, with each difference by itself.
+pub(super) fn details(left: &Snapshot, right: &Snapshot) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, ours) in &left.entries {
+        let Some(theirs) = right.entries.get(name) else {
+            found.push(format!("{name:?} is only in the first"));
+            continue;
+        };
+        let mut note = |what: &str, values: [&dyn std::fmt::Debug; 2]| {
+            found.push(format!(
+                "{name:?}: {what}: {:?} and {:?}",
+                values[0], values[1]
+            ));
+        };
+        let is_dir = ours.mode & nix::libc::S_IFMT == nix::libc::S_IFDIR;
+        if ours.mode != theirs.mode {
+            note("mode", [&ours.mode, &theirs.mode]);
+        }
+        if ours.owner != theirs.owner {
+            note("owner", [&ours.owner, &theirs.owner]);
+        }
+        if ours.nlink != theirs.nlink {
+            let what = if is_dir {
+                "nlink of a directory"
+            } else {
+                "nlink of a file"
+            };
+            note(what, [&ours.nlink, &theirs.nlink]);
+        }
+        if (ours.size, ours.rdev) != (theirs.size, theirs.rdev) {
+            note(
+                "size",
+                [&(ours.size, ours.rdev), &(theirs.size, theirs.rdev)],
+            );
+        }
+        if ours.mtime != theirs.mtime {
+            note("mtime", [&ours.mtime, &theirs.mtime]);
+        }
+        if ours.content != theirs.content {
+            note("content", [&ours.content.len(), &theirs.content.len()]);
+        }
+        if ours.xattrs != theirs.xattrs {
+            note("attributes", [&ours.xattrs, &theirs.xattrs]);
+        }
+    }
+    for name in right.entries.keys() {
+        if !left.entries.contains_key(name) {
+            found.push(format!("{name:?} is only in the second"));
+        }
+    }
+    found
+}

@@ -123,3 +123,8 @@ fn random_operations_on_an_imported_environment() {
 fn random_operations_on_an_environment_that_began_empty() {
     run(Bench::empty, 16);
 }
+
+#[test]
+fn random_operations_on_two_images_one_over_another() {
+    run(Bench::stacked, 24);
+}

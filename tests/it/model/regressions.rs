@@ -459,3 +459,71 @@ fn a_changed_file_is_listed_by_a_name_in_a_directory_that_moved() {
         "{changes:?}"
     );
 }
+
+#[test]
+fn an_image_over_another_adds_replaces_and_hides() {
+    let bench = Bench::stacked();
+    let union = bench.union();
+    let tree = Tree::read(union);
+    let paths: Vec<String> = tree
+        .paths()
+        .keys()
+        .map(|path| super::tree::show(path))
+        .collect();
+    let expected = "a a/above a/one a/two b b/c b/c/d b/c/d/e b/c/d/e/deepest b/c/deep b/c/more b/text b/three \
+                    beside big big/in empty link many many/m0 many/m2 many/m3 many/m4 many/m5 many/m6 many/m7 \
+                    many/sub many/sub/new";
+    let expected: Vec<&str> = expected.split_whitespace().collect();
+    assert_eq!(paths, expected);
+    assert_eq!(content(union, "a/one"), b"another one");
+    assert_eq!(content(union, "a/two"), b"one");
+    // Tree::read has compared all link counts with the names there are.
+    assert_eq!(union.attr(find(union, "a/two")).unwrap().nlink, 2);
+    assert_eq!(union.changes().unwrap(), Vec::new());
+    // Nothing is told of what marks a directory.
+    assert!(union.xattr_names(find(union, "b/c/d")).unwrap().is_empty());
+    assert_eq!(
+        &*union.xattr(find(union, "a/two"), b"user.colour").unwrap(),
+        b"red"
+    );
+}
+
+#[test]
+fn a_directory_of_two_images_is_one_object() {
+    let mut bench = Bench::stacked();
+    let before = Tree::read(bench.union());
+    rename(
+        bench.union(),
+        ("", "b"),
+        ("many", "moved"),
+        RenameMode::Replace,
+    );
+    write(bench.union(), "many/moved/c/more", b"changed");
+    write(bench.union(), "many/moved/three", b"changed");
+    bench
+        .union()
+        .unlink(find(bench.union(), "a"), b"two")
+        .unwrap();
+    make_dir(bench.union(), "", "b");
+    make(bench.union(), "b", "c", b"a file now");
+    let now = Tree::read(bench.union());
+    bench.union().rotate().unwrap();
+    remove_all(bench.union(), find(bench.union(), "many/moved/c"));
+    bench.kill();
+    assert!(bench.open().is_nothing());
+    commit::discard(bench.workspace(), &[]).unwrap();
+    assert_eq!(Tree::read(bench.union()).paths(), before.paths());
+    assert_ne!(now.paths(), before.paths());
+    // The same without a frozen layer, path by path.
+    let union = bench.union();
+    rename(union, ("", "b"), ("many", "moved"), RenameMode::Replace);
+    write(union, "many/moved/c/more", b"changed");
+    write(union, "many/moved/c/deep", b"changed");
+    discard(&bench, "many/moved/c/deep");
+    assert_eq!(content(union, "many/moved/c/deep"), b"deep down");
+    assert_eq!(&content(union, "many/moved/c/more")[..4], b"chan");
+    discard(&bench, "b");
+    assert_unchanged(union, "b");
+    assert_eq!(Tree::read(union).paths(), before.paths());
+    assert_eq!(content(union, "b/c/more"), b"more");
+}
