@@ -330,6 +330,10 @@ impl State {
 
     /// Looks a name up through the writable layer and all below.
     fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        // What hid the names below went with the directory.
+        if self.orphans.contains_key(&dir) {
+            return Ok(None);
+        }
         match self.delta.lookup(dir, name) {
             Lookup::Is(ino) => Ok(Some(ino)),
             Lookup::Whiteout => Ok(None),

@@ -3,8 +3,11 @@
 use std::process::Command;
 
 use envfs::commit::{self, CommitOptions};
-use envfs::object::Ino;
-use envfs::union::{AllocateMode, ChangeKind, RenameMode, SetAttr, Union, XattrMode};
+use envfs::object::{Ino, Kind};
+use envfs::union::{
+    AllocateMode, ChangeKind, Creator, Error, RenameMode, SetAttr, Union, XattrMode,
+};
+use nix::errno::Errno;
 
 use super::bench::{BLOCK, Bench, noise};
 use super::crash::{find, make, make_dir, rename, write};
@@ -252,10 +255,7 @@ fn other_readers_read_a_committed_image() {
                 path.display()
             );
         }
-        assert_eq!(
-            meta.is_dir(),
-            tree.node(ino).kind() == envfs::object::Kind::Directory
-        );
+        assert_eq!(meta.is_dir(), tree.node(ino).kind() == Kind::Directory);
     }
 }
 
@@ -314,7 +314,7 @@ fn discarding_a_link_keeps_the_kind_of_a_renamed_object() {
 
 fn remove_all(union: &Union, dir: Ino) {
     for (name, ino, kind) in super::tree::list(union, dir, Ino::ROOT) {
-        if kind == envfs::object::Kind::Directory {
+        if kind == Kind::Directory {
             remove_all(union, ino);
             union.rmdir(dir, &name).unwrap();
         } else {
@@ -394,10 +394,10 @@ fn a_change_of_content_or_owner_takes_a_capability_of_the_image_away() {
     union.set_attr(find(union, "sparse"), &size).unwrap();
     union.set_attr(find(union, "b/text"), &owner(12)).unwrap();
     let (from, to) = (find(union, "big"), find(union, "b/c/deep"));
-    union.copy_range(from, 0, to, 0, 4).unwrap();
+    union.copy_range(from, 0, to, 0, 4, true).unwrap();
     let reserve = AllocateMode::Reserve { keep_size: false };
     union
-        .allocate(find(union, "many/m1"), 0, 10, reserve)
+        .allocate(find(union, "many/m1"), 0, 10, reserve, true)
         .unwrap();
     // These take none away.
     union.set_attr(find(union, "many/m2"), &mode).unwrap();
@@ -508,7 +508,10 @@ fn a_directory_of_two_images_is_one_object() {
     make(bench.union(), "b", "c", b"a file now");
     let now = Tree::read(bench.union());
     bench.union().rotate().unwrap();
-    remove_all(bench.union(), find(bench.union(), "many/moved/c"));
+    for name in [&b"deep"[..], b"more"] {
+        let dir = find(bench.union(), "many/moved/c");
+        bench.union().unlink(dir, name).unwrap();
+    }
     bench.kill();
     assert!(bench.open().is_nothing());
     commit::discard(bench.workspace(), &[]).unwrap();
@@ -526,4 +529,63 @@ fn a_directory_of_two_images_is_one_object() {
     assert_unchanged(union, "b");
     assert_eq!(Tree::read(union).paths(), before.paths());
     assert_eq!(content(union, "b/c/more"), b"more");
+}
+
+#[test]
+fn discarded_content_is_kept_aside() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    write(union, "big", b"changed");
+    make(union, "a", &"y".repeat(255), b"new with a long name");
+    // Under its identity alone, since the name that it came with is gone.
+    let two = make(union, "a", "first", b"two names");
+    union.link(two, find(union, "a"), b"second").unwrap();
+    union.unlink(find(union, "a"), b"first").unwrap();
+    for path in ["big", "a"] {
+        discard(&bench, path);
+    }
+    let kept = std::fs::read_dir(bench.home().join("strays")).unwrap();
+    let mut kept: Vec<Vec<u8>> = kept
+        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+        .collect();
+    kept.sort();
+    assert_eq!(kept.len(), 3);
+    assert_eq!(&kept[0][..7], b"changed");
+    assert_eq!(kept[1], b"new with a long name");
+    assert_eq!(kept[2], b"two names");
+}
+
+#[test]
+fn nothing_is_found_in_a_removed_directory_that_is_held() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    make_dir(union, "", "d");
+    make(union, "d", "m1", b"frozen");
+    union.rotate().unwrap();
+    for path in ["d", "many"] {
+        // Held from here on.
+        let dir = find(union, path);
+        for (name, _, _) in super::tree::list(union, dir, Ino::ROOT) {
+            union.unlink(dir, &name).unwrap();
+        }
+        union.rmdir(Ino::ROOT, path.as_bytes()).unwrap();
+        assert!(union.lookup(dir, b"m1").unwrap().is_none());
+        let creator = Creator { uid: 1, gid: 1 };
+        let answers = [
+            union
+                .make(dir, b"m1", Kind::File, 0o644, 0, None, creator)
+                .map(drop),
+            union.unlink(dir, b"m1"),
+            union.link(find(union, "big"), dir, b"m1").map(drop),
+            union.rename(dir, b"m1", Ino::ROOT, b"m1", RenameMode::Replace),
+            union.rename(Ino::ROOT, b"big", dir, b"m1", RenameMode::NoReplace),
+        ];
+        for answer in answers {
+            assert!(
+                matches!(answer, Err(Error::Posix(Errno::ENOENT))),
+                "{answer:?}"
+            );
+        }
+    }
+    Tree::read(union);
 }
