@@ -134,7 +134,8 @@ fn npm_installs_a_large_tree() {
     in_a_mount(&["npm"], &script);
 }
 
-/// Only where somebody asks for it: it installs about 40 packages.
+/// Only where somebody asks for it: it installs about 40 packages. The kernel starts from changes, and
+/// from an image.
 #[test]
 fn a_jupyter_kernel_starts_and_saves() {
     if std::env::var_os("ENVFS_TEST_JUPYTER").is_none() {
@@ -157,7 +158,9 @@ manager.shutdown_kernel()
 book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('6 * 7')])
 nbformat.write(book, 'book.ipynb'); nbformat.read('book.ipynb', 4)
 END_OF_BOOK
-         v/bin/python run.py; test -s made; rm -rf run",
+         v/bin/python run.py; test -s made; rm -r made run; envfs commit -q e; v/bin/python run.py; test -s made
+         v/bin/python -c 'import sqlite3; h = sqlite3.connect(\"ipython/profile_default/history.sqlite\"); assert h.execute(\"select count(*) from history\").fetchone()[0] >= 2, h'
+         rm -rf run",
         settings()
     );
     in_a_mount(&["python3"], &script);

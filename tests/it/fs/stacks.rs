@@ -281,3 +281,40 @@ fn what_overlayfs_keeps_elsewhere_is_refused() {
         .arg(&at);
     run(command).fails(6, &["overlay.redirect", "elsewhere"]);
 }
+
+#[test]
+fn each_image_has_an_owner_who_is_the_user_here() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    if !has("mksquashfs") {
+        return;
+    }
+    env.sh("mkdir top base at; echo top >top/top; echo base >base/base; echo x >base/both; echo x >top/both")
+        .ok();
+    for (name, owner) in [("top", "4242"), ("base", "0")] {
+        let mut pack = env.command("mksquashfs");
+        pack.args([name, &format!("{name}.sqfs"), "-no-progress", "-quiet"])
+            .args(["-force-uid", owner, "-force-gid", owner]);
+        run(pack).ok();
+    }
+    env.envfs(&[
+        "mount",
+        "--image",
+        "top.sqfs",
+        "--image",
+        "base.sqfs",
+        "--upper",
+        "up",
+        "at",
+    ])
+    .ok();
+    let seen = env
+        .sh("cd at; stat -c %u . top base both; echo more >>base; echo more >>top; cat base top");
+    let uid = env.user().uid();
+    assert_eq!(
+        seen.ok().out,
+        format!("{uid}\n{uid}\n{uid}\n{uid}\nbase\nmore\ntop\nmore\n")
+    );
+    env.sh("fusermount3 -u at").ok();
+}
