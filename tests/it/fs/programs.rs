@@ -158,7 +158,7 @@ manager.shutdown_kernel()
 book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('6 * 7')])
 nbformat.write(book, 'book.ipynb'); nbformat.read('book.ipynb', 4)
 END_OF_BOOK
-         v/bin/python run.py; test -s made; rm -r made run; envfs commit -q e; v/bin/python run.py; test -s made
+         v/bin/python run.py; test -s made; rm -rf made run; envfs commit -q e; v/bin/python run.py; test -s made
          v/bin/python -c 'import sqlite3; h = sqlite3.connect(\"ipython/profile_default/history.sqlite\"); assert h.execute(\"select count(*) from history\").fetchone()[0] >= 2, h'
          rm -rf run",
         settings()
