@@ -36,7 +36,7 @@ fn images_of(union: &Union) -> Arc<LowerStack> {
 /// Throws away changes: all, or those at and below some paths (relative to the prefix). Returns what
 /// they were and what the kernel must forget.
 ///
-/// Discarded content is kept in the trash until [`gc`] when everything is discarded.
+/// Discarded content is kept until [`gc`]: in the trash when everything is discarded, else as strays.
 pub fn discard(
     workspace: &Workspace,
     paths: &[Vec<u8>],

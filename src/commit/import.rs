@@ -143,7 +143,7 @@ pub fn import(
     db.init_environment(&InitEnvironment {
         uuid: new_uuid(&layout)?,
         prefix: options.prefix.clone(),
-        image: Some(row),
+        images: vec![row],
         kind: RevisionKind::Import,
         revision: new_revision(&options.message, &command_line()),
     })?;
@@ -225,7 +225,7 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
     db.init_environment(&InitEnvironment {
         uuid: new_uuid(&layout)?,
         prefix: options.prefix.clone(),
-        image: None,
+        images: Vec::new(),
         kind: RevisionKind::Create,
         revision: new_revision(&options.message, &command_line()),
     })?;

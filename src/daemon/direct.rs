@@ -1,8 +1,9 @@
-//! A mount without a store: an image, and a directory that takes the changes.
+//! A mount without a store: an image, or several one over another, and a directory that takes the
+//! changes.
 //!
 //! For programs that mount file systems by themselves (`mount(8)`, fstab, test suites). The
-//! directory has the shape of an environment's home; the image stays where it is, behind a
-//! symbolic link there. Commits and history are for environments.
+//! directory has the shape of an environment's home; images stay where they are, behind symbolic
+//! links there. Commits and history are for environments.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -25,22 +26,22 @@ use crate::environment::{EnvLock, Layout, LockMode};
 use crate::fuse::EnvFs;
 use crate::fuse::session::{Loops, Session};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{IdMap, InitEnvironment, RevisionKind, StackPart, StateDb};
+use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
 use crate::sys::mount::{self, MountOptions, MountRequest, UnmountMode};
 use crate::sys::process::new_uuid;
 use crate::sys::{mountinfo, text::Text};
-use crate::union::{OpenOptions, OwnerMap, Union};
+use crate::union::{self, OpenOptions, OwnerMap, Union, identify};
 
 /// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Which image the state belongs to.
+/// Which images the state belongs to: their superblocks, one after another.
 const FINGERPRINT: &str = "image_fingerprint";
 
 /// What to mount where. All paths are absolute.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DirectMount {
-    /// The SquashFS image.
-    pub image: Text,
+    /// The SquashFS images, top first; at least one.
+    pub images: Vec<Text>,
     /// Takes the changes; made if it is missing. None only where nothing can be changed.
     pub upper: Option<Text>,
     /// The database, if not in the directory of the changes.
@@ -156,36 +157,48 @@ impl Open {
         db: StateDb,
         lock: Option<EnvLock>,
     ) -> Result<Open, Failure> {
-        let path = what.image.as_path();
-        let image = Image::open(path, ReaderOptions::default()).map_err(damaged(path))?;
-        let fingerprint = fingerprint(&image, path)?;
+        let mut images = Vec::with_capacity(what.images.len());
+        let mut fingerprint = Vec::new();
+        for path in &what.images {
+            let path = path.as_path();
+            let image = Image::open(path, ReaderOptions::default()).map_err(damaged(path))?;
+            fingerprint.extend(superblock_of(&image, path)?);
+            images.push(image);
+        }
+        let Some(top) = images.first() else {
+            return Err(Failure::new(Kind::Usage, "there is no image to mount"));
+        };
         pair(layout, &db)?;
         if db.stack()?.is_empty() {
             db.set_meta(FINGERPRINT, &fingerprint)?;
-            initialise(what, layout, &db, &image)?;
+            initialise(what, layout, &db, &images)?;
         } else if db.meta(FINGERPRINT)?.as_deref() != Some(&fingerprint[..]) {
             return Err(Failure::new(
                 Kind::Conflict,
                 format!(
                     "the changes in {} were made on another image than {}",
                     layout.home().display(),
-                    path.display()
+                    list(&what.images)
                 ),
             )
-            .hint("name the image they were made on, or another directory"));
+            .hint(
+                "name what they were made on, several images in their order, or another directory",
+            ));
         }
-        let images = layout.images();
-        make_private(&images)?;
-        for layer in db.stack()? {
-            if let StackPart::Image(id) = layer.part {
-                place_image(path, &layout.image(&Layout::image_file_name(id)))?;
+        make_private(&layout.images())?;
+        let parts = db.stack()?.into_iter().map(|layer| layer.part);
+        let parts = parts.filter(|part| matches!(part, StackPart::Image(_)));
+        for (part, path) in parts.zip(&what.images) {
+            if let StackPart::Image(id) = part {
+                let name = layout.image(&Layout::image_file_name(id));
+                place_image(path.as_path(), &name)?;
             }
         }
         let id = db
             .uuid()?
             .ok_or_else(|| Failure::new(Kind::Damaged, "the database does not say who it is"))?;
         let options = OpenOptions {
-            owners: owner_map(&image, path)?,
+            owners: owner_map(top).map_err(|e| Failure::of(Kind::Damaged, &e))?,
             ..OpenOptions::default()
         };
         let opened = Union::open(Arc::new(db), commit::paths(layout), &options);
@@ -259,24 +272,37 @@ fn initialise(
     what: &DirectMount,
     layout: &Layout,
     db: &StateDb,
-    image: &Image,
+    images: &[Image],
 ) -> Result<(), Failure> {
-    let path = what.image.as_path();
     let uuid = new_uuid().map_err(|e| Failure::io("cannot make an id", &e))?;
     let id_file = layout.id();
     fs::write(&id_file, &uuid).map_err(doing("write", &id_file))?;
-    let superblock = image.superblock();
-    let root = image.inode(image.root()).map_err(damaged(path))?;
-    let id_map = IdMap::identity(superblock.inodes, root.number)
-        .map_err(|e| Failure::of(Kind::Damaged, &e))?;
-    let id = db.reserve_image()?;
-    let size = superblock.bytes_used;
+    let maps = identify(db, images).map_err(|error| {
+        let failure = Failure::new(
+            Kind::Damaged,
+            format!(
+                "{}: {}",
+                list(&what.images),
+                super::failure::with_causes(&error)
+            ),
+        );
+        match error {
+            union::Error::Redirected(_) => failure
+                .hint("make the image of what overlayfs shows, or of an upper directory without redirect_dir"),
+            _ => failure,
+        }
+    })?;
+    let mut rows = Vec::with_capacity(images.len());
+    for (image, map) in images.iter().zip(maps) {
+        let size = image.superblock().bytes_used;
+        rows.push(commit::adopted(db.reserve_image()?, image, map, size, None));
+    }
     db.init_environment(&InitEnvironment {
         uuid,
         prefix: what.mount_point.as_path().to_path_buf(),
-        image: Some(commit::adopted(id, image, id_map, size, None)),
+        images: rows,
         kind: RevisionKind::Import,
-        revision: commit::new_revision(&path.display().to_string(), ""),
+        revision: commit::new_revision(&list(&what.images), ""),
     })?;
     Ok(())
 }
@@ -295,8 +321,16 @@ fn place_image(image: &Path, name: &Path) -> Result<(), Failure> {
     symlink(image, name).map_err(doing("make", name))
 }
 
+/// The paths of images, for messages.
+fn list(images: &[Text]) -> String {
+    let paths = images
+        .iter()
+        .map(|path| path.as_path().display().to_string());
+    paths.collect::<Vec<_>>().join(" over ")
+}
+
 /// What tells one image from another: its superblock (time, counts, places of all tables).
-fn fingerprint(image: &Image, path: &Path) -> Result<Vec<u8>, Failure> {
+fn superblock_of(image: &Image, path: &Path) -> Result<Vec<u8>, Failure> {
     let mut superblock = [0; 96];
     image
         .as_file()
@@ -306,13 +340,9 @@ fn fingerprint(image: &Image, path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// An ordinary user sees what belongs to the owner of the image's root as their own.
-fn owner_map(image: &Image, path: &Path) -> Result<Option<OwnerMap>, Failure> {
-    let root = image.inode(image.root()).map_err(damaged(path))?;
-    let owner = (
-        image.uid(&root).map_err(damaged(path))?,
-        image.gid(&root).map_err(damaged(path))?,
-    );
-    Ok(OwnerMap::of(owner))
+fn owner_map(image: &Image) -> Result<Option<OwnerMap>, crate::squashfs::Error> {
+    let root = image.inode(image.root())?;
+    Ok(OwnerMap::of((image.uid(&root)?, image.gid(&root)?)))
 }
 
 /// Takes away what a killed daemon of ours left at the mount point.

@@ -9,7 +9,7 @@
 //!     images/ID.sqfs          immutable, 0444
 //!     layers/ID/upper         content of a layer's files, in the shape of the merged tree
 //!     layers/ID/work          files on their way into it; same file system
-//!     strays/                 what reconciliation found and could not place
+//!     strays/                 what reconciliation could not place, and what was discarded by path
 //!     lock                    locked with flock, never removed
 //!     lock.holder             who holds it, for messages and leases
 //!     lock.lease              the lock itself where flock does not work

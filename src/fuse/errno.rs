@@ -25,6 +25,7 @@ pub(super) fn errno(operation: &'static str, ino: u64, error: &union::Error) -> 
             }
         }
         union::Error::CommitUnfinished | union::Error::Replaced(_) => Errno::EBUSY,
+        union::Error::Redirected(_) => Errno::EPERM,
         union::Error::Inconsistent(what) => {
             tracing::error!(operation, ino, "{what}");
             Errno::EIO

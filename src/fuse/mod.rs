@@ -230,7 +230,7 @@ impl Filesystem for EnvFs {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
-            kill_privileges: size.is_some() && req.uid() != 0,
+            kill_privileges: size.is_some() && !keeps_privileges(req),
         };
         let timed = self.timed_there(Op::SetAttr);
         let is_long = size.is_some_and(|size| size > 0) && self.union.brings_up_much(Ino(ino.0));
@@ -634,7 +634,7 @@ impl Filesystem for EnvFs {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -657,8 +657,9 @@ impl Filesystem for EnvFs {
         let union = self.union.clone();
         let is_long = self.union.brings_up_much(Ino(ino.0));
         let timed = self.timed_there(Op::Space);
+        let kill = !keeps_privileges(req);
         let allocate = move || {
-            match union.allocate(Ino(ino.0), offset, length, mode) {
+            match union.allocate(Ino(ino.0), offset, length, mode, kill) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno("fallocate", ino.0, &e)),
             }
@@ -708,7 +709,7 @@ impl Filesystem for EnvFs {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -723,16 +724,23 @@ impl Filesystem for EnvFs {
         let len = len.min(1 << 30);
         let (from, to) = (Ino(ino_in.0), Ino(ino_out.0));
         let union = self.union.clone();
+        let kill = !keeps_privileges(req);
         // However little it is, both files may have to be read from somewhere slow.
         let timed = self.timed_there(Op::Space);
         self.pool.run(move || {
-            match union.copy_range(from, offset_in, to, offset_out, len) {
+            match union.copy_range(from, offset_in, to, offset_out, len, kill) {
                 Ok(copied) => reply.written(copied as u32),
                 Err(e) => reply.error(errno("copy_file_range", ino_in.0, &e)),
             }
             timed.end();
         });
     }
+}
+
+/// Whether a change of content by this caller leaves set-id bits where they are. Of a write the kernel says
+/// so; of the others nothing is known but the user, and it is root who has `CAP_FSETID`.
+fn keeps_privileges(req: &Request) -> bool {
+    req.uid() == 0
 }
 
 /// Answers a request that asks for the size first.

@@ -102,8 +102,8 @@ pub struct InitEnvironment {
     pub uuid: String,
     /// Where it is mounted.
     pub prefix: PathBuf,
-    /// Its first image; None for an empty environment.
-    pub image: Option<NewImage>,
+    /// Its images, top first: the first is that of the history. None for an empty environment.
+    pub images: Vec<NewImage>,
     /// Import or create.
     pub kind: RevisionKind,
     /// Who and why.
@@ -159,14 +159,14 @@ impl StateDb {
             let writable = self.take_layer(conn, DOING)?;
             self.insert_upper(conn, writable, 0, DOING)?;
             let mut next_ino = 2;
-            if let Some(image) = &init.image {
+            for (image, position) in init.images.iter().zip(1..) {
                 self.insert_image(conn, image, DOING)?;
                 let layer = self.take_layer(conn, DOING)?;
-                self.insert_image_layer(conn, layer, image.id, 1, DOING)?;
-                next_ino = image.id_map.max_ino().map_or(2, |ino| ino.0 + 1);
+                self.insert_image_layer(conn, layer, image.id, position, DOING)?;
+                next_ino = next_ino.max(image.id_map.max_ino().map_or(2, |ino| ino.0 + 1));
             }
             self.raise(conn, "ino", next_ino, DOING)?;
-            let image = init.image.as_ref().map(|image| image.id);
+            let image = init.images.first().map(|image| image.id);
             let revision =
                 self.append_revision(conn, init.kind, image, None, &init.revision, DOING)?;
             Ok(Initialised { writable, revision })

@@ -50,7 +50,7 @@ fn init(db: &StateDb, image: Option<NewImage>) -> Initialised {
             Some(_) => RevisionKind::Import,
             None => RevisionKind::Create,
         },
-        image,
+        images: image.into_iter().collect(),
         revision: new_revision("first"),
     })
     .unwrap()

@@ -170,8 +170,15 @@ impl Union {
         Ok(file.set_len(size)?)
     }
 
-    /// Reserves, punches or zeroes a range.
-    pub fn allocate(&self, ino: Ino, offset: u64, len: u64, mode: AllocateMode) -> Result<()> {
+    /// Reserves, punches or zeroes a range; `kill_privileges` as for [`write_at`](Self::write_at).
+    pub fn allocate(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        mode: AllocateMode,
+        kill_privileges: bool,
+    ) -> Result<()> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
         let flags = match mode {
@@ -187,7 +194,7 @@ impl Union {
         };
         let (offset, len) = (to_i64(offset)?, to_i64(len)?);
         nix::fcntl::fallocate(&*file, flags, offset, len)?;
-        self.kill_privileges(ino, true)
+        self.kill_privileges(ino, kill_privileges)
     }
 
     /// Finds the next data, or with `hole` the next hole, at or after `offset`. `ENXIO` past the end.
@@ -200,7 +207,7 @@ impl Union {
     }
 
     /// Copies a range between files; returns the bytes copied, fewer than `len` at the end of the
-    /// source.
+    /// source. `kill_privileges` as for [`write_at`](Self::write_at).
     pub fn copy_range(
         &self,
         from: Ino,
@@ -208,6 +215,7 @@ impl Union {
         to: Ino,
         to_offset: u64,
         len: u64,
+        kill_privileges: bool,
     ) -> Result<u64> {
         let _gate = self.gate_shared();
         // The end of the source as it is now: within one file, copying may move it.
@@ -254,7 +262,7 @@ impl Union {
             }
         };
         if done > 0 {
-            self.kill_privileges(to, true)?;
+            self.kill_privileges(to, kill_privileges)?;
         }
         Ok(done)
     }

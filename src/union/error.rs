@@ -26,6 +26,9 @@ pub enum Error {
     /// has its place, which would be thrown away too.
     #[error("{0:?} was in a directory that was removed and replaced; discard the directory")]
     Replaced(String),
+    /// An image was made from a directory of overlayfs in which a directory is elsewhere than its content.
+    #[error("{0:?} has the attribute overlay.redirect: its content is to be looked for elsewhere")]
+    Redirected(String),
     /// Rows and files disagree.
     #[error("inconsistent state: {0}")]
     Inconsistent(String),

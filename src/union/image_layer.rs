@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
 use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, Source};
+use super::overlay::{self, Links};
 use super::{Error, Result};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
-use crate::squashfs::reader::{Block, FileLayout};
+use crate::squashfs::reader::{Block, DirEntry, FileLayout};
 use crate::state::IdMap;
 use crate::sys::process;
 use nix::errno::Errno;
@@ -46,6 +47,9 @@ pub struct ImageLayer {
     image: Image,
     ids: IdMap,
     owners: Option<OwnerMap>,
+    /// Only where several images are one over another: what overlayfs reserves has its meaning there,
+    /// and some objects have more or fewer names than their image says.
+    stack: Option<Arc<Links>>,
     /// Where directories are. An image knows the parent of a directory, but finds its name only by
     /// going through all of the parent's names; and climbing to the root is part of many operations.
     places: Mutex<LruCache<Ino, Place>>,
@@ -66,8 +70,30 @@ impl ImageLayer {
             image,
             ids,
             owners,
+            stack: None,
             places: Mutex::new(LruCache::new(PLACES_KEPT)),
         })
+    }
+
+    /// Shows what belongs to the owner of the image's root as the user's own.
+    pub(super) fn with_owners_of_its_own(self) -> Result<ImageLayer> {
+        let root = self.image.inode(self.image.root())?;
+        let owner = (self.image.uid(&root)?, self.image.gid(&root)?);
+        let owners = OwnerMap::of(owner);
+        Ok(ImageLayer { owners, ..self })
+    }
+
+    /// Makes it one of several images in a stack.
+    pub(super) fn in_stack(self, links: Arc<Links>) -> ImageLayer {
+        let stack = Some(links);
+        ImageLayer { stack, ..self }
+    }
+
+    /// Returns true for an entry which says that there is nothing.
+    fn is_whiteout(&self, entry: &DirEntry) -> Result<bool> {
+        Ok(self.stack.is_some()
+            && entry.kind == InodeKind::CharDevice
+            && overlay::is_whiteout(&self.image.entry_inode(entry)?))
     }
 
     /// The image itself.
@@ -200,6 +226,7 @@ impl Layer for ImageLayer {
             return Ok(Lookup::Unknown);
         };
         Ok(match self.image.lookup(&inode, name)? {
+            Some(entry) if self.is_whiteout(&entry)? => Lookup::Whiteout,
             Some(entry) => Lookup::Is(self.ino_of(entry.number)?),
             None => Lookup::Unknown,
         })
@@ -212,10 +239,11 @@ impl Layer for ImageLayer {
         let directory = self.image.read_dir(&inode)?;
         let mut listing = Vec::with_capacity(directory.len());
         for (name, entry) in directory.iter() {
-            listing.push((
-                Box::from(name),
-                Some((self.ino_of(entry.number)?, kind_of(entry.kind))),
-            ));
+            let target = match self.is_whiteout(&entry)? {
+                true => None,
+                false => Some((self.ino_of(entry.number)?, kind_of(entry.kind))),
+            };
+            listing.push((Box::from(name), target));
         }
         Ok(Some(listing))
     }
@@ -224,8 +252,12 @@ impl Layer for ImageLayer {
         let Some(inode) = self.find(ino)? else {
             return Ok(None);
         };
+        let mut attr = self.attr_of(&inode)?;
+        if let Some(links) = self.stack.as_ref().and_then(|links| links.get(&ino)) {
+            attr.nlink = *links;
+        }
         Ok(Some(LayerInode {
-            attr: self.attr_of(&inode)?,
+            attr,
             content: Source::Here,
             xattrs: Source::Here,
         }))
@@ -279,6 +311,12 @@ impl Layer for ImageLayer {
     }
 
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
+        if self.stack.is_some()
+            && overlay::mark(&self.image, &self.get(ino)?, b"metacopy")?.is_some()
+        {
+            // Its content is elsewhere; what would be read here are zeros.
+            return Err(Errno::EPERM.into());
+        }
         let layout = self.layout(ino)?;
         if offset >= layout.size() || len == 0 {
             return Ok(Box::new([0u8; 0]));
@@ -320,6 +358,7 @@ impl Layer for ImageLayer {
         let all = self.image.xattrs(&inode)?;
         Ok(all
             .into_iter()
+            .filter(|(name, _)| self.stack.is_none() || !overlay::is_reserved(name))
             .map(|(name, value)| (name.into_boxed_slice(), value.into_boxed_slice()))
             .collect())
     }

@@ -40,6 +40,7 @@ mod layer;
 mod namespace;
 mod node;
 mod open;
+mod overlay;
 mod readdir;
 mod reconcile;
 mod remove;
@@ -74,6 +75,7 @@ pub use layer::{
 pub use namespace::Creator;
 pub use node::Nodes;
 pub use open::{OpenOptions, Paths, open_image};
+pub use overlay::identify;
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
 pub use rename::RenameMode;
@@ -343,6 +345,10 @@ impl State {
 
     /// Looks a name up through the writable layer and all below.
     fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        // What hid the names below went with the directory.
+        if self.orphans.contains_key(&dir) {
+            return Ok(None);
+        }
         match self.delta.lookup(dir, name) {
             Lookup::Is(ino) => Ok(Some(ino)),
             Lookup::Whiteout => Ok(None),

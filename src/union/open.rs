@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use super::delta::Delta;
 use super::empty_layer::EmptyLayer;
+use super::overlay;
 use super::reconcile::{Reconciled, reconcile};
 use super::{
     Error, FrozenLayer, ImageLayer, Layer, LowerStack, Nodes, OwnerMap, Result, State, Union,
@@ -37,7 +38,8 @@ impl Paths {
 pub struct OpenOptions {
     /// Cache sizes of each image.
     pub reader: ReaderOptions,
-    /// An owner in the images that is somebody else here.
+    /// An owner in the image that is somebody else here. Where there are several, the owner of each one's
+    /// root is taken instead.
     pub owners: Option<OwnerMap>,
 }
 
@@ -56,11 +58,23 @@ impl Union {
         let mut done = Reconciled::default();
         let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
         let mut top = None;
+        let stack = db.stack()?;
+        let images = stack
+            .iter()
+            .filter(|layer| matches!(layer.part, StackPart::Image(_)));
+        let links = match images.count() {
+            0 | 1 => None,
+            _ => Some(Arc::new(overlay::links(&db)?)),
+        };
         // From the bottom up: an upper names its directories by what lies below it.
-        for part in db.stack()?.into_iter().rev() {
+        for part in stack.into_iter().rev() {
             match part.part {
                 StackPart::Image(image) => {
-                    layers.insert(0, Arc::new(open_image(&db, &paths, image, options)?));
+                    let mut layer = open_image(&db, &paths, image, options)?;
+                    if let Some(links) = &links {
+                        layer = layer.with_owners_of_its_own()?.in_stack(links.clone());
+                    }
+                    layers.insert(0, Arc::new(layer));
                 }
                 StackPart::Frozen | StackPart::Writable => {
                     if layers.is_empty() {

@@ -392,11 +392,35 @@ impl UpperDir {
         self.work.as_fd()
     }
 
-    /// Moves something that no row knows out of the way, under a name that tells where it was.
+    /// Keeps content that is discarded below the strays directory, until somebody removes it there.
+    pub fn keep_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<()> {
+        self.move_aside(dir, component)?;
+        Ok(())
+    }
+
+    /// The same for content that lies under its identity.
+    pub fn keep_detached_aside(&self, ino: Ino) -> io::Result<()> {
+        self.keep_aside(self.work(), work_name(ino).as_bytes())
+    }
+
+    /// Moves something that no row knows out of the way.
     fn set_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<(), Errno> {
+        if let Some(to) = self.move_aside(dir, component)? {
+            tracing::warn!(moved_to = %to.display(), "content without a row was in the way");
+        }
+        Ok(())
+    }
+
+    /// Moves something below the strays directory, under a name that tells what it was. Returns that
+    /// place, or `None` if there is nothing.
+    fn move_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<Option<PathBuf>, Errno> {
         std::fs::create_dir_all(&self.strays)
             .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
-        let shown = String::from_utf8_lossy(component);
+        // With the number before it, it must not be longer than a name may be.
+        let shown: String = String::from_utf8_lossy(component)
+            .chars()
+            .take(60)
+            .collect();
         for n in 0..10_000u32 {
             let to = self.strays.join(format!("{n:04}-{shown}"));
             match renameat2(
@@ -406,12 +430,9 @@ impl UpperDir {
                 &to,
                 RenameFlags::RENAME_NOREPLACE,
             ) {
-                Ok(()) => {
-                    tracing::warn!(moved_to = %to.display(), "content without a row was in the way");
-                    return Ok(());
-                }
+                Ok(()) => return Ok(Some(to)),
                 Err(Errno::EEXIST) => {}
-                Err(Errno::ENOENT) => return Ok(()),
+                Err(Errno::ENOENT) => return Ok(None),
                 Err(e) => return Err(e),
             }
         }

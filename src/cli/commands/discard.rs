@@ -1,6 +1,7 @@
 //! `envfs discard`
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::Args as ClapArgs;
 
@@ -12,8 +13,8 @@ use crate::daemon::protocol::Summary;
 /// Drop changes: all of them, or those under some paths.
 ///
 /// The environment is again as it was committed, also while it is mounted. No command brings the
-/// changes back, so it asks first. Where everything is discarded, the changed files themselves are
-/// kept below layers/ (envfs paths says where) until envfs gc; those of single paths are gone.
+/// changes back, so it asks first. The changed files themselves are kept until envfs gc: below layers/
+/// (envfs paths says where) if everything is discarded, those of single paths below strays/.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs discard\n  envfs discard -y science lib/python3.12/site-packages/numpy"
@@ -58,15 +59,26 @@ impl Args {
             format!("discarded {}", describe(&discarded.changes))
         };
         context.output.note(format!("{}: {what}", env.name()));
-        if selection.paths.is_empty() && discarded.changes != Summary::default() {
-            let layers = env.environment.layout().layers();
+        let layout = env.environment.layout();
+        let kept = match selection.paths.is_empty() {
+            true => layout.layers(),
+            false => layout.strays(),
+        };
+        let found = &discarded.changes;
+        if found.added.entries + found.modified.entries > 0 && has_files(&kept) {
             context.output.note(format!(
                 "The files themselves stay below {} until envfs gc",
-                layers.display()
+                kept.display()
             ));
         }
         Ok(())
     }
+}
+
+/// Whether there is any file; removals and changes of attributes leave none.
+fn has_files(dir: &Path) -> bool {
+    let entries = walkdir::WalkDir::new(dir).into_iter().flatten();
+    entries.into_iter().any(|entry| entry.file_type().is_file())
 }
 
 fn describe(summary: &Summary) -> String {

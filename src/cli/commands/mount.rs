@@ -18,25 +18,27 @@ use crate::sys::text::Text;
 ///
 /// With --image no environment and no store are needed: the image is mounted at the directory that
 /// is named, changes are kept in the directory that --upper names and are there again at the next
-/// mount. umount or fusermount3 -u ends it. As `mount.fuse.envfs IMAGE DIR -o upper=DIR` the program
+/// mount. Several images are laid one over another, the first on top, with whiteouts and opaque
+/// directories as overlayfs has them. umount or fusermount3 -u ends it. As `mount.fuse.envfs IMAGE DIR -o upper=DIR` the program
 /// is a helper of mount(8).
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs mount science\n  cd \"$(envfs mount science)\"\n  envfs mount --image science.sqfs --upper ~/changes /mnt\n  envfs mount --image science.sqfs -o ro /mnt"
+    after_help = "Examples:\n  envfs mount science\n  cd \"$(envfs mount science)\"\n  envfs mount --image science.sqfs --upper ~/changes /mnt\n  envfs mount --image science.sqfs -o ro /mnt\n  envfs mount --image site.sqfs --image base.sqfs --upper ~/changes /mnt"
 )]
 pub struct Args {
     /// Environment [default: the active one]; with --image the directory to mount at.
     name: Option<OsString>,
-    /// Mount this image, which belongs to no environment.
-    #[arg(long, value_name = "FILE")]
-    image: Option<PathBuf>,
+    /// Mount this image, which belongs to no environment; again for one below it.
+    #[arg(long = "image", value_name = "FILE")]
+    images: Vec<PathBuf>,
     /// Keep the changes in this directory, which envfs makes and has for itself.
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
     /// Keep the state of the changes in this file [default: state.db in the directory of changes].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Mount options: ro, allow_other, fsname=NAME, subtype=NAME, suid, dev, image=, upper=, state=.
+    /// Mount options: ro, allow_other, fsname=NAME, subtype=NAME, suid, dev, image=, upper=, state=,
+    /// lowerdir=IMAGE:IMAGE.
     #[arg(short, value_name = "OPTION,…")]
     options: Vec<OsString>,
 }
@@ -45,8 +47,8 @@ impl Args {
     /// Does it.
     pub fn run(&self, context: &Context) -> Result<()> {
         let options = Options::parse(self)?;
-        if let Some(image) = &options.image {
-            return self.mount_image(image, &options);
+        if !options.images.is_empty() {
+            return self.mount_images(&options);
         }
         if self.upper.is_some() || self.state.is_some() || !self.options.is_empty() {
             return Err(
@@ -67,7 +69,7 @@ impl Args {
             .line(env.target.prefix.as_os_str().as_bytes())
     }
 
-    fn mount_image(&self, image: &Path, options: &Options) -> Result<()> {
+    fn mount_images(&self, options: &Options) -> Result<()> {
         let Some(mount_point) = &self.name else {
             return Err(CommandError::usage("where is the image to be mounted?")
                 .hint("envfs mount --image FILE --upper DIR MOUNTPOINT"));
@@ -81,15 +83,19 @@ impl Args {
         if options.upper.is_none() && options.state.is_some() {
             return Err(CommandError::usage("--state is of no use without --upper"));
         }
-        let image = std::fs::canonicalize(image).map_err(|error| {
-            CommandError::io(format!("cannot mount {}", image.display()), &error)
-        })?;
-        let source = options
-            .source
-            .clone()
-            .unwrap_or_else(|| DirectMount::usual_source(&image));
+        let mut images = Vec::with_capacity(options.images.len());
+        for image in &options.images {
+            images.push(std::fs::canonicalize(image).map_err(|error| {
+                CommandError::io(format!("cannot mount {}", image.display()), &error)
+            })?);
+        }
+        let source = match (&options.source, images.first()) {
+            (Some(source), _) => source.clone(),
+            (None, Some(top)) => DirectMount::usual_source(top),
+            (None, None) => return Err(CommandError::usage("there is no image to mount")),
+        };
         let what = DirectMount {
-            image: image.into(),
+            images: images.into_iter().map(Text::from).collect(),
             upper: options.upper.as_deref().map(absolute).transpose()?,
             state: options.state.as_deref().map(absolute).transpose()?,
             mount_point: absolute(Path::new(mount_point))?,
@@ -129,7 +135,7 @@ fn absolute(path: &Path) -> Result<Text> {
 /// What the options say, those after -o and the others.
 #[derive(Debug)]
 struct Options {
-    image: Option<PathBuf>,
+    images: Vec<PathBuf>,
     upper: Option<PathBuf>,
     state: Option<PathBuf>,
     source: Option<String>,
@@ -142,7 +148,7 @@ struct Options {
 impl Options {
     fn parse(args: &Args) -> Result<Options> {
         let mut all = Options {
-            image: args.image.clone(),
+            images: args.images.clone(),
             upper: args.upper.clone(),
             state: args.state.clone(),
             source: None,
@@ -169,7 +175,10 @@ impl Options {
         let path = |value: &[u8]| PathBuf::from(OsStr::from_bytes(value));
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
         match (key, value) {
-            (b"image", Some(value)) => self.image = Some(path(value)),
+            (b"image", Some(value)) => self.images = vec![path(value)],
+            (b"lowerdir", Some(value)) => {
+                self.images = split_list(value).iter().map(|one| path(one)).collect();
+            }
             (b"upper", Some(value)) => self.upper = Some(path(value)),
             (b"state", Some(value)) => self.state = Some(path(value)),
             (b"fsname", Some(value)) => self.source = Some(text(value)),
@@ -207,6 +216,21 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// Splits a list as overlayfs writes it: by colons, but for those behind a backslash.
+fn split_list(list: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = vec![Vec::new()];
+    let mut bytes = list.iter();
+    while let Some(&byte) = bytes.next() {
+        let escaped = if byte == b'\\' { bytes.next() } else { None };
+        match (byte, all.last_mut()) {
+            (b':', _) => all.push(Vec::new()),
+            (_, Some(last)) => last.push(*escaped.unwrap_or(&byte)),
+            (_, None) => {}
+        }
+    }
+    all
 }
 
 /// Turns the words of a call as `mount.envfs SOURCE DIR [-sfnv] [-t TYPE] [-o OPTIONS]`, which is how

@@ -51,7 +51,7 @@ fn an_environment_is_initialised_once() {
     let again = db.init_environment(&InitEnvironment {
         uuid: String::new(),
         prefix: PathBuf::new(),
-        image: None,
+        images: Vec::new(),
         kind: RevisionKind::Create,
         revision: new_revision(""),
     });

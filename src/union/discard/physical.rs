@@ -16,8 +16,9 @@ type Lying = (Arc<OwnedFd>, Box<[u8]>);
 /// still say where it is.
 #[derive(Default)]
 pub(super) struct Physical {
-    /// Content to remove, with the directory in which it lies; in `work` if there is none.
-    files: Vec<(Ino, Option<Lying>)>,
+    /// Content that goes, with the directory in which it lies; in `work` if there is none. Of regular files
+    /// it is kept aside.
+    files: Vec<(Ino, Kind, Option<Lying>)>,
     /// Content that keeps no name here.
     detached: Vec<(Ino, Lying)>,
     /// Directories to remove, by their depth.
@@ -38,7 +39,7 @@ impl Physical {
                 self.dirs.insert((std::cmp::Reverse(depth), ino), above);
             }
         } else if row.data == DataPlace::Upper {
-            self.files.push((ino, above));
+            self.files.push((ino, row.kind, above));
         }
         Ok(())
     }
@@ -69,11 +70,14 @@ impl Physical {
 
     pub(super) fn carry_out(self, state: &State) -> Result<()> {
         let upper = &state.upper;
-        for (ino, above) in self.files {
+        for (ino, kind, above) in self.files {
             upper.forget_file(ino);
             match above {
+                Some((above, name)) if kind == Kind::File => {
+                    upper.keep_aside(above.as_fd(), &name)?;
+                }
                 Some((above, name)) => upper.remove(above.as_fd(), &name)?,
-                None => upper.unstage(ino)?,
+                None => upper.keep_detached_aside(ino)?,
             }
         }
         for (ino, (above, name)) in self.detached {

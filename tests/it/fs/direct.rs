@@ -14,25 +14,41 @@ use crate::support::{TestEnv, User, find, has, is_alive, run, skip_allowed, wait
 pub(crate) struct Direct {
     pub(crate) env: TestEnv,
     options: String,
+    /// Images below the first.
+    below: Vec<PathBuf>,
+}
+
+/// Packs a directory with the usual tool.
+fn pack(source: &Path, image: &Path, user: &User) {
+    let mut pack = Command::new("mksquashfs");
+    pack.arg(source)
+        .arg(image)
+        .args(["-noappend", "-no-progress", "-quiet", "-comp", "zstd"])
+        .args(["-Xcompression-level", "1"]);
+    run(pack).ok();
+    user.give(image);
 }
 
 impl Direct {
     /// Packs a directory and mounts it; the mount can be used.
     pub(crate) fn of(env: TestEnv, source: &Path, options: &str) -> Option<Direct> {
+        Direct::of_several(env, &[source], options)
+    }
+
+    /// The same of several directories, one over another, the first on top.
+    pub(crate) fn of_several(env: TestEnv, sources: &[&Path], options: &str) -> Option<Direct> {
         if !has("mksquashfs") {
             return None;
         }
+        let below = (1..sources.len()).map(|n| env.work().join(format!("below-{n}.sqfs")));
         let direct = Direct {
+            below: below.collect(),
             env,
             options: options.to_owned(),
         };
-        let mut pack = Command::new("mksquashfs");
-        pack.arg(source)
-            .arg(direct.image())
-            .args(["-noappend", "-no-progress", "-quiet", "-comp", "zstd"])
-            .args(["-Xcompression-level", "1"]);
-        run(pack).ok();
-        direct.env.user().give(&direct.image());
+        for (source, image) in sources.iter().zip(direct.images()) {
+            pack(source, &image, direct.env.user());
+        }
         fs::create_dir_all(direct.at()).unwrap();
         direct.env.user().give(&direct.at());
         if options.contains("allow_other") {
@@ -55,6 +71,13 @@ impl Direct {
         self.env.work().join("image.sqfs")
     }
 
+    /// All images, top first.
+    pub(crate) fn images(&self) -> Vec<PathBuf> {
+        let mut all = vec![self.image()];
+        all.extend(self.below.iter().cloned());
+        all
+    }
+
     /// Where changes are kept.
     pub(crate) fn upper(&self) -> PathBuf {
         self.env.work().join("changes")
@@ -66,9 +89,11 @@ impl Direct {
     }
 
     pub(crate) fn mount(&self) {
-        let (image, upper, at) = (self.image(), self.upper(), self.at());
-        let mut command = self.env.envfs_command(&["mount", "--image"]);
-        command.arg(image).arg("--upper").arg(upper).arg(at);
+        let mut command = self.env.envfs_command(&["mount"]);
+        for image in self.images() {
+            command.arg("--image").arg(image);
+        }
+        command.arg("--upper").arg(self.upper()).arg(self.at());
         if !self.options.is_empty() {
             command.args(["-o", &self.options]);
         }

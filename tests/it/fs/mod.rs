@@ -6,6 +6,7 @@ pub(crate) mod direct;
 mod documented;
 mod points;
 mod programs;
+mod stacks;
 mod traps;
 
 use crate::support::tree::{self, Look};
@@ -17,36 +18,41 @@ fn in_a_mount(programs: &[&str], script: &str) {
         return;
     }
     for env in TestEnv::of_all_users() {
-        env.import_sample("e");
-        let prefix = env.mount("e");
-        let at = prefix.display();
-        let settings = "export GIT_CONFIG_NOSYSTEM=1 GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b \
-                        GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b";
-        let mut command = env.command("/bin/sh");
-        command.args(["-ec", &format!("{settings}; P='{at}'; cd '{at}'; {script}")]);
-        let done = run_for(command, 900).ok();
-        assert!(!done.err.contains("not implemented"), "{done}");
-        let listing = format!(
-            "cd '{at}'; find . -printf '%p %y %m %n %s %Ts %l\\n' | grep -v '^\\. ' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum"
-        );
-        // Sizes of directories are nobody's business.
-        let listing = listing.replace("%s", "%Y");
-        let before = env.sh(&listing).ok().out;
-        env.envfs(&["commit", "-q", "e"]).ok();
-        assert_eq!(
-            env.sh(&listing).ok().out,
-            before,
-            "a commit changes nothing"
-        );
-        env.envfs(&["unmount", "e"]).ok();
-        env.mount("e");
-        assert_eq!(
-            env.sh(&listing).ok().out,
-            before,
-            "a remount changes nothing"
-        );
-        env.verify("e");
+        in_the_mount_of(&env, script);
     }
+}
+
+/// The same for one user.
+fn in_the_mount_of(env: &TestEnv, script: &str) {
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    let at = prefix.display();
+    let settings = "export GIT_CONFIG_NOSYSTEM=1 GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b \
+                    GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b";
+    let mut command = env.command("/bin/sh");
+    command.args(["-ec", &format!("{settings}; P='{at}'; cd '{at}'; {script}")]);
+    let done = run_for(command, 900).ok();
+    assert!(!done.err.contains("not implemented"), "{done}");
+    let listing = format!(
+        "cd '{at}'; find . -printf '%p %y %m %n %s %Ts %l\\n' | grep -v '^\\. ' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum"
+    );
+    // Sizes of directories are nobody's business.
+    let listing = listing.replace("%s", "%Y");
+    let before = env.sh(&listing).ok().out;
+    env.envfs(&["commit", "-q", "e"]).ok();
+    assert_eq!(
+        env.sh(&listing).ok().out,
+        before,
+        "a commit changes nothing"
+    );
+    env.envfs(&["unmount", "e"]).ok();
+    env.mount("e");
+    assert_eq!(
+        env.sh(&listing).ok().out,
+        before,
+        "a remount changes nothing"
+    );
+    env.verify("e");
 }
 
 #[test]

@@ -773,6 +773,8 @@ def writing_takes_the_set_user_id_bits():
             lambda fd: os.ftruncate(fd, 1),
             lambda fd: fallocate(fd, 0, 0, 100),
             lambda fd: os.pwritev(fd, [b"x"], 3),
+            lambda fd: fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 10),
+            lambda fd: os.copy_file_range(os.open("big", os.O_RDONLY), fd, 10),
         ]:
             os.chmod(path, 0o6777)
             if ROOT:
@@ -781,6 +783,10 @@ def writing_takes_the_set_user_id_bits():
                 change(os.open(path, os.O_RDWR))
             mode = stat.S_IMODE(os.stat(path).st_mode)
             assert mode == 0o777, oct(mode)
+            if ROOT:
+                os.chmod(path, 0o6777)
+                change(os.open(path, os.O_RDWR))
+                assert stat.S_IMODE(os.stat(path).st_mode) == 0o6777
         # A set-group-id bit without the group's execution is another matter, and stays.
         os.chmod(path, 0o2767)
         if not ROOT:

@@ -4,9 +4,10 @@
 //! What comes from a registry needs the network, and says that it is skipped without.
 
 use std::path::Path;
+use std::process::Stdio;
 
-use super::in_a_mount;
-use crate::support::{find, has, skip_allowed};
+use super::{in_a_mount, in_the_mount_of};
+use crate::support::{TestEnv, find, has, skip_allowed};
 
 /// Settings of the machine by which registries are reached.
 const SETTINGS: [&str; 14] = [
@@ -133,7 +134,8 @@ fn npm_installs_a_large_tree() {
     in_a_mount(&["npm"], &script);
 }
 
-/// Only where somebody asks for it: it installs about 40 packages.
+/// Only where somebody asks for it: it installs about 40 packages. The kernel starts from changes, and
+/// from an image.
 #[test]
 fn a_jupyter_kernel_starts_and_saves() {
     if std::env::var_os("ENVFS_TEST_JUPYTER").is_none() {
@@ -156,7 +158,9 @@ manager.shutdown_kernel()
 book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('6 * 7')])
 nbformat.write(book, 'book.ipynb'); nbformat.read('book.ipynb', 4)
 END_OF_BOOK
-         v/bin/python run.py; test -s made; rm -rf run",
+         v/bin/python run.py; test -s made; rm -rf made run; envfs commit -q e; v/bin/python run.py; test -s made
+         v/bin/python -c 'import sqlite3; h = sqlite3.connect(\"ipython/profile_default/history.sqlite\"); assert h.execute(\"select count(*) from history\").fetchone()[0] >= 2, h'
+         rm -rf run",
         settings()
     );
     in_a_mount(&["python3"], &script);
@@ -183,26 +187,36 @@ fn tar_packs_and_unpacks_all_there_is() {
 
 #[test]
 fn cargo_builds_and_builds_again() {
-    let Some(cargo) = cargo() else {
-        return skip_allowed("no cargo that every user could run");
-    };
-    let script = format!(
-        "export CARGO_HOME=\"$TMPDIR/cargo\" PATH=\"{cargo}:$PATH\" CARGO_INCREMENTAL=1
-         cargo init -q --vcs none --name small app; cd app; cargo build -q --offline; test \"$(target/debug/small)\" = 'Hello, world!'
-         echo 'mod other; fn main() {{ println!(\"{{}}\", other::ONE); }}' >src/main.rs; echo 'pub const ONE: u8 = 1;' >src/other.rs
-         cargo build -q --offline; test \"$(target/debug/small)\" = 1; cargo build --offline 2>&1 | grep -q Finished; cargo clean -q; cargo build -q --offline"
-    );
-    in_a_mount(&["gcc"], &script);
-}
-
-/// The directory of a cargo that every user can run, not a shim for one of them.
-fn cargo() -> Option<String> {
-    use std::os::unix::fs::MetadataExt;
-    let own = Path::new(env!("CARGO")).parent()?;
-    let is_open = own
-        .ancestors()
-        .all(|dir| std::fs::metadata(dir).is_ok_and(|meta| meta.mode() & 0o001 != 0));
-    is_open.then(|| own.display().to_string())
+    if !has("gcc") {
+        return;
+    }
+    // Beside the shim of rustup, which is for one user: the toolchain that this was built with.
+    let cargo = Path::new(env!("CARGO"));
+    for env in TestEnv::of_all_users() {
+        let mut probe = env.command(cargo);
+        probe
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if !probe.status().is_ok_and(|status| status.success()) {
+            skip_allowed(&format!(
+                "{} cannot be run by {}",
+                cargo.display(),
+                env.user().name()
+            ));
+            continue;
+        }
+        let script = format!(
+            "export CARGO_HOME=\"$TMPDIR/cargo\" PATH=\"{}:$PATH\" CARGO_INCREMENTAL=1
+             cargo init -q --vcs none --name small app; cd app; cargo build -q --offline; test \"$(target/debug/small)\" = 'Hello, world!'
+             echo 'mod other; fn main() {{ println!(\"{{}}\", other::ONE); }}' >src/main.rs; echo 'pub const ONE: u8 = 1;' >src/other.rs
+             cargo build -q --offline; test \"$(target/debug/small)\" = 1; cargo build --offline 2>&1 | grep -q Finished
+             envfs commit -q e; echo 'pub const ONE: u8 = 2;' >src/other.rs; cargo build -q --offline; test \"$(target/debug/small)\" = 2
+             cargo clean -q; cargo build -q --offline",
+            cargo.parent().unwrap().display()
+        );
+        in_the_mount_of(&env, &script);
+    }
 }
 
 #[test]
@@ -219,7 +233,7 @@ fn git_works_on_a_repository_of_the_image() {
 
 #[test]
 fn sqlite_survives_the_death_of_the_daemon() {
-    let Some(env) = crate::support::TestEnv::new() else {
+    let Some(env) = TestEnv::new() else {
         return;
     };
     if !has("sqlite3") {

@@ -1,6 +1,6 @@
 //! All that is seen of a directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -125,6 +125,20 @@ impl Snapshot {
         }
     }
 
+    /// The numbers of files that have several names.
+    pub(super) fn linked(&self) -> BTreeSet<u64> {
+        let entries = self.entries.iter();
+        let several = entries.filter(|(_, seen)| {
+            seen.mode & nix::libc::S_IFMT != nix::libc::S_IFDIR && seen.nlink > 1
+        });
+        several.filter_map(|(name, _)| self.number(name)).collect()
+    }
+
+    /// The number of an object.
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        self.numbers.get(name).map(|number| number.0)
+    }
+
     /// What cannot be on any file system.
     pub(super) fn is_inconsistent(&self) -> Vec<String> {
         let mut found = self.odd.clone();
@@ -176,6 +190,57 @@ pub(super) fn differences(left: &Snapshot, right: &Snapshot) -> Vec<String> {
     for name in right.entries.keys() {
         if !left.entries.contains_key(name) {
             found.push(format!("{name:?} is only in the second"));
+        }
+    }
+    found
+}
+
+/// The same, each difference by itself, with the name that it is about.
+pub(super) fn details(left: &Snapshot, right: &Snapshot) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (name, ours) in &left.entries {
+        let Some(theirs) = right.entries.get(name) else {
+            found.push((name.clone(), "only in the first".to_owned()));
+            continue;
+        };
+        let mut note = |what: &str, values: [&dyn std::fmt::Debug; 2]| {
+            let text = format!("{what}: {:?} and {:?}", values[0], values[1]);
+            found.push((name.clone(), text));
+        };
+        let is_dir = ours.mode & nix::libc::S_IFMT == nix::libc::S_IFDIR;
+        if ours.mode != theirs.mode {
+            note("mode", [&ours.mode, &theirs.mode]);
+        }
+        if ours.owner != theirs.owner {
+            note("owner", [&ours.owner, &theirs.owner]);
+        }
+        if ours.nlink != theirs.nlink {
+            let what = if is_dir {
+                "nlink of a directory"
+            } else {
+                "nlink of a file"
+            };
+            note(what, [&ours.nlink, &theirs.nlink]);
+        }
+        if (ours.size, ours.rdev) != (theirs.size, theirs.rdev) {
+            note(
+                "size",
+                [&(ours.size, ours.rdev), &(theirs.size, theirs.rdev)],
+            );
+        }
+        if ours.mtime != theirs.mtime {
+            note("mtime", [&ours.mtime, &theirs.mtime]);
+        }
+        if ours.content != theirs.content {
+            note("content", [&ours.content.len(), &theirs.content.len()]);
+        }
+        if ours.xattrs != theirs.xattrs {
+            note("attributes", [&ours.xattrs, &theirs.xattrs]);
+        }
+    }
+    for name in right.entries.keys() {
+        if !left.entries.contains_key(name) {
+            found.push((name.clone(), "only in the second".to_owned()));
         }
     }
     found

@@ -99,9 +99,9 @@ impl Machine {
             AllocateMode::ZeroRange { keep_size: false },
             AllocateMode::ZeroRange { keep_size: true },
         ];
-        let mode = modes[usize::from(mode) % modes.len()];
+        let (kill, mode) = (mode & 0x80 != 0, modes[usize::from(mode) % modes.len()]);
         let done = self.holding(&[file], |union| {
-            outcome(union.allocate(file.0, offset as u64, len as u64, mode))
+            outcome(union.allocate(file.0, offset as u64, len as u64, mode, kill))
         });
         if done == Err(Errno::EOPNOTSUPP) {
             // Not every file system can; a copy-up may have happened, which only takes a capability.
@@ -112,7 +112,9 @@ impl Machine {
         }
         done.unwrap();
         let node = self.tree.node_mut(file.0);
-        node.mode = without_privileges(node.mode);
+        if kill {
+            node.mode = without_privileges(node.mode);
+        }
         node.xattrs.remove(CAPABILITY);
         let content = self.tree.file_mut(file.0);
         let grows = matches!(
@@ -146,7 +148,7 @@ impl Machine {
             usize::from(from_offset) % (4 * BLOCK),
             usize::from(to_offset) % (4 * BLOCK),
         );
-        let len = usize::from(len) % (3 * BLOCK);
+        let (kill, len) = (len & 0x8000 != 0, usize::from(len) % (3 * BLOCK));
         if from.0 == to.0 && from_offset.abs_diff(to_offset) < len {
             return; // Ranges of one file may not overlap.
         }
@@ -157,6 +159,7 @@ impl Machine {
                 to.0,
                 to_offset as u64,
                 len as u64,
+                kill,
             )
         });
         let len = len.min(source.len().saturating_sub(from_offset));
@@ -165,7 +168,9 @@ impl Machine {
             return;
         }
         let node = self.tree.node_mut(to.0);
-        node.mode = without_privileges(node.mode);
+        if kill {
+            node.mode = without_privileges(node.mode);
+        }
         node.xattrs.remove(CAPABILITY);
         let content = self.tree.file_mut(to.0);
         if content.len() < to_offset + len {

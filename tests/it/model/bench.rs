@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use envfs::commit::{self, CommitOptions, Committed, ImportOptions, Settings, Workspace};
-use envfs::environment::{Config, EnvName, Store};
+use envfs::environment::{Config, EnvName, Layout, Store};
 use envfs::progress::Silent;
-use envfs::union::{Reconciled, Union};
+use envfs::squashfs::{Image, ReaderOptions};
+use envfs::state::{InitEnvironment, RevisionKind, StateDb};
+use envfs::union::{Reconciled, Union, identify};
 
 /// Block size of the images: small, so that files of several blocks are small too.
 pub(super) const BLOCK: usize = 4096;
@@ -112,6 +114,37 @@ fn seed(root: &Path) {
     }
 }
 
+/// What an image has that lies over the one of [`seed`]: it adds to directories, replaces, and hides.
+fn seed_above(root: &Path) {
+    let file = |path: &str, content: &[u8]| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+    };
+    // Of three names of one file below, two are left.
+    file("a/one", b"another one");
+    file("a/above", &noise(4, 2 * BLOCK + 7));
+    fs::hard_link(root.join("a/above"), root.join("beside")).unwrap();
+    file("b/c/more", b"more");
+    file("b/c/d/e/deepest", b"deepest");
+    file("big/in", b"in what is a file below");
+    file("empty", b"no directory any more");
+    file("many/m7", b"7");
+    file("many/sub/new", b"new");
+    symlink("b/text", root.join("link")).unwrap();
+    for gone in ["many/m1", "sparse", "nothing"] {
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::sys::stat::mknod(&root.join(gone), nix::sys::stat::SFlag::S_IFCHR, mode, 0).unwrap();
+    }
+    // Opaque, where there are attributes.
+    if xattr::set(root.join("b/c/d"), "user.overlay.opaque", b"y").is_err() {
+        eprintln!("no extended attributes here");
+    }
+    for dir in ["a", "b/c", "many", ""] {
+        set_mtime(&root.join(dir));
+    }
+}
+
 fn set_mtime(path: &Path) {
     use nix::sys::stat::{UtimensatFlags, utimensat};
     use nix::sys::time::TimeSpec;
@@ -132,6 +165,55 @@ fn template() -> &'static Path {
             let store = Store::new(dir.path().join("store"));
             let new = store.create(&name()).unwrap();
             commit::import(&source, new, &import_options(), &Silent).unwrap();
+            dir
+        })
+        .path()
+}
+
+/// A store with one environment of two images, made once.
+fn stacked_template() -> &'static Path {
+    static TEMPLATE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    TEMPLATE
+        .get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let sources = [dir.path().join("above"), dir.path().join("below")];
+            sources
+                .iter()
+                .for_each(|source| fs::create_dir(source).unwrap());
+            seed_above(&sources[0]);
+            seed(&sources[1]);
+            let new = Store::new(dir.path().join("store"))
+                .create(&name())
+                .unwrap();
+            let layout = new.layout();
+            let db = StateDb::create(&layout.state_db()).unwrap();
+            let settings = Settings::from_config(&config());
+            let (mut ids, mut images) = (Vec::new(), Vec::new());
+            for source in sources {
+                let id = db.reserve_image().unwrap();
+                let path = layout.image(&Layout::image_file_name(id));
+                commit::pack_directory(&source, settings, &[], &path, &Silent).unwrap();
+                ids.push(id);
+                images.push(Image::open(&path, ReaderOptions::default()).unwrap());
+            }
+            let maps = identify(&db, &images).unwrap();
+            let rows = ids
+                .into_iter()
+                .zip(&images)
+                .zip(maps)
+                .map(|((id, image), map)| {
+                    commit::adopted(id, image, map, image.superblock().bytes_used, None)
+                });
+            db.init_environment(&InitEnvironment {
+                uuid: "stacked".to_owned(),
+                prefix: PathBuf::from("/nowhere"),
+                images: rows.collect(),
+                kind: RevisionKind::Import,
+                revision: commit::new_revision("stacked", ""),
+            })
+            .unwrap();
+            db.close().unwrap();
+            new.finish().unwrap();
             dir
         })
         .path()
@@ -167,6 +249,20 @@ impl Bench {
             workspace: None,
         };
         assert!(bench.open().is_nothing());
+        bench
+    }
+
+    /// An environment of two images, one over another. It is never committed: as a mount without a store.
+    pub(super) fn stacked() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let store = stacked_template().join("store");
+        copy_tree(&store, &dir.path().join("store"), false);
+        let mut bench = Bench {
+            dir,
+            workspace: None,
+        };
+        assert!(bench.open().is_nothing());
+        assert_eq!(bench.union().lower().layers().len(), 2);
         bench
     }
 

@@ -167,6 +167,8 @@ pub(super) struct Machine {
     /// The view as it was when it was committed last, as read.
     pub(super) base: Tree,
     pub(super) seen: BTreeSet<Ino>,
+    /// Whether there is one image, so that there can be commits.
+    pub(super) commits: bool,
 }
 
 pub(super) fn names() -> Vec<Vec<u8>> {
@@ -207,8 +209,10 @@ impl Machine {
             .unwrap()
             .id;
         let seen = tree.nodes.keys().copied().collect();
+        let commits = bench.union().lower().layers().len() == 1;
         Machine {
             bench,
+            commits,
             held: Vec::new(),
             revisions: vec![(revision, tree.clone())],
             base: tree.clone(),
@@ -509,6 +513,8 @@ impl Machine {
                 size,
                 secs,
             } => self.set_attr(entry, mask, mode, owner, size, secs),
+            // A stack of several images grows instead, upper by upper.
+            Op::Commit { .. } if !self.commits => drop(self.union().rotate().unwrap()),
             Op::Commit { rebuild, compact } => self.commit(rebuild, compact),
             Op::Rotate => drop(self.union().rotate().unwrap()),
             Op::Unrotate => self.union().unrotate().unwrap(),
@@ -539,6 +545,7 @@ impl Machine {
                 assert_eq!(self.union().changes().unwrap(), Vec::new());
             }
             Op::DiscardPath { entry, of_base } => self.discard_path(entry, of_base),
+            Op::Rollback { .. } if !self.commits => self.apply(Op::DiscardAll),
             Op::Rollback { revision } => {
                 let (id, tree) =
                     self.revisions[usize::from(revision) % self.revisions.len()].clone();

@@ -1,5 +1,7 @@
 //! Sequences of random operations, shrunk to the shortest that fails.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -105,13 +107,16 @@ fn run(bench: fn() -> Bench, cases: u32) {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let sequences = prop::collection::vec(op(), 1..=steps);
+    let steps = AtomicUsize::new(0);
     let result = runner.run(&sequences, |ops| {
         Machine::run(bench(), &ops);
+        steps.fetch_add(ops.len(), Ordering::Relaxed);
         Ok(())
     });
     if let Err(e) = result {
         panic!("seed {seed}: {e}");
     }
+    println!("seed {seed}: {} steps", steps.into_inner());
 }
 
 #[test]
@@ -122,4 +127,9 @@ fn random_operations_on_an_imported_environment() {
 #[test]
 fn random_operations_on_an_environment_that_began_empty() {
     run(Bench::empty, 16);
+}
+
+#[test]
+fn random_operations_on_two_images_one_over_another() {
+    run(Bench::stacked, 24);
 }

@@ -3,8 +3,11 @@
 use std::process::Command;
 
 use envfs::commit::{self, CommitOptions};
-use envfs::object::Ino;
-use envfs::union::{AllocateMode, ChangeKind, RenameMode, SetAttr, Union, XattrMode};
+use envfs::object::{Ino, Kind};
+use envfs::union::{
+    AllocateMode, ChangeKind, Creator, Error, RenameMode, SetAttr, Union, XattrMode,
+};
+use nix::errno::Errno;
 
 use super::bench::{BLOCK, Bench, noise};
 use super::crash::{find, make, make_dir, rename, write};
@@ -244,10 +247,7 @@ fn other_readers_read_a_committed_image() {
                 path.display()
             );
         }
-        assert_eq!(
-            meta.is_dir(),
-            tree.node(ino).kind() == envfs::object::Kind::Directory
-        );
+        assert_eq!(meta.is_dir(), tree.node(ino).kind() == Kind::Directory);
     }
 }
 
@@ -306,7 +306,7 @@ fn discarding_a_link_keeps_the_kind_of_a_renamed_object() {
 
 fn remove_all(union: &Union, dir: Ino) {
     for (name, ino, kind) in super::tree::list(union, dir, Ino::ROOT) {
-        if kind == envfs::object::Kind::Directory {
+        if kind == Kind::Directory {
             remove_all(union, ino);
             union.rmdir(dir, &name).unwrap();
         } else {
@@ -386,10 +386,10 @@ fn a_change_of_content_or_owner_takes_a_capability_of_the_image_away() {
     union.set_attr(find(union, "sparse"), &size).unwrap();
     union.set_attr(find(union, "b/text"), &owner(12)).unwrap();
     let (from, to) = (find(union, "big"), find(union, "b/c/deep"));
-    union.copy_range(from, 0, to, 0, 4).unwrap();
+    union.copy_range(from, 0, to, 0, 4, true).unwrap();
     let reserve = AllocateMode::Reserve { keep_size: false };
     union
-        .allocate(find(union, "many/m1"), 0, 10, reserve)
+        .allocate(find(union, "many/m1"), 0, 10, reserve, true)
         .unwrap();
     // These take none away.
     union.set_attr(find(union, "many/m2"), &mode).unwrap();
@@ -450,4 +450,134 @@ fn a_changed_file_is_listed_by_a_name_in_a_directory_that_moved() {
             .any(|c| c.ino == ino && c.path == b"many/b2/three"),
         "{changes:?}"
     );
+}
+
+#[test]
+fn an_image_over_another_adds_replaces_and_hides() {
+    let bench = Bench::stacked();
+    let union = bench.union();
+    let tree = Tree::read(union);
+    let paths: Vec<String> = tree
+        .paths()
+        .keys()
+        .map(|path| super::tree::show(path))
+        .collect();
+    let expected = "a a/above a/one a/two b b/c b/c/d b/c/d/e b/c/d/e/deepest b/c/deep b/c/more b/text b/three \
+                    beside big big/in empty link many many/m0 many/m2 many/m3 many/m4 many/m5 many/m6 many/m7 \
+                    many/sub many/sub/new";
+    let expected: Vec<&str> = expected.split_whitespace().collect();
+    assert_eq!(paths, expected);
+    assert_eq!(content(union, "a/one"), b"another one");
+    assert_eq!(content(union, "a/two"), b"one");
+    // Tree::read has compared all link counts with the names there are.
+    assert_eq!(union.attr(find(union, "a/two")).unwrap().nlink, 2);
+    assert_eq!(union.changes().unwrap(), Vec::new());
+    // Nothing is told of what marks a directory.
+    assert!(union.xattr_names(find(union, "b/c/d")).unwrap().is_empty());
+    assert_eq!(
+        &*union.xattr(find(union, "a/two"), b"user.colour").unwrap(),
+        b"red"
+    );
+}
+
+#[test]
+fn a_directory_of_two_images_is_one_object() {
+    let mut bench = Bench::stacked();
+    let before = Tree::read(bench.union());
+    rename(
+        bench.union(),
+        ("", "b"),
+        ("many", "moved"),
+        RenameMode::Replace,
+    );
+    write(bench.union(), "many/moved/c/more", b"changed");
+    write(bench.union(), "many/moved/three", b"changed");
+    bench
+        .union()
+        .unlink(find(bench.union(), "a"), b"two")
+        .unwrap();
+    make_dir(bench.union(), "", "b");
+    make(bench.union(), "b", "c", b"a file now");
+    let now = Tree::read(bench.union());
+    bench.union().rotate().unwrap();
+    for name in [&b"deep"[..], b"more"] {
+        let dir = find(bench.union(), "many/moved/c");
+        bench.union().unlink(dir, name).unwrap();
+    }
+    bench.kill();
+    assert!(bench.open().is_nothing());
+    commit::discard(bench.workspace(), &[]).unwrap();
+    assert_eq!(Tree::read(bench.union()).paths(), before.paths());
+    assert_ne!(now.paths(), before.paths());
+    // The same without a frozen layer, path by path.
+    let union = bench.union();
+    rename(union, ("", "b"), ("many", "moved"), RenameMode::Replace);
+    write(union, "many/moved/c/more", b"changed");
+    write(union, "many/moved/c/deep", b"changed");
+    discard(&bench, "many/moved/c/deep");
+    assert_eq!(content(union, "many/moved/c/deep"), b"deep down");
+    assert_eq!(&content(union, "many/moved/c/more")[..4], b"chan");
+    discard(&bench, "b");
+    assert_unchanged(union, "b");
+    assert_eq!(Tree::read(union).paths(), before.paths());
+    assert_eq!(content(union, "b/c/more"), b"more");
+}
+
+#[test]
+fn discarded_content_is_kept_aside() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    write(union, "big", b"changed");
+    make(union, "a", &"y".repeat(255), b"new with a long name");
+    // Under its identity alone, since the name that it came with is gone.
+    let two = make(union, "a", "first", b"two names");
+    union.link(two, find(union, "a"), b"second").unwrap();
+    union.unlink(find(union, "a"), b"first").unwrap();
+    for path in ["big", "a"] {
+        discard(&bench, path);
+    }
+    let kept = std::fs::read_dir(bench.home().join("strays")).unwrap();
+    let mut kept: Vec<Vec<u8>> = kept
+        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+        .collect();
+    kept.sort();
+    assert_eq!(kept.len(), 3);
+    assert_eq!(&kept[0][..7], b"changed");
+    assert_eq!(kept[1], b"new with a long name");
+    assert_eq!(kept[2], b"two names");
+}
+
+#[test]
+fn nothing_is_found_in_a_removed_directory_that_is_held() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    make_dir(union, "", "d");
+    make(union, "d", "m1", b"frozen");
+    union.rotate().unwrap();
+    for path in ["d", "many"] {
+        // Held from here on.
+        let dir = find(union, path);
+        for (name, _, _) in super::tree::list(union, dir, Ino::ROOT) {
+            union.unlink(dir, &name).unwrap();
+        }
+        union.rmdir(Ino::ROOT, path.as_bytes()).unwrap();
+        assert!(union.lookup(dir, b"m1").unwrap().is_none());
+        let creator = Creator { uid: 1, gid: 1 };
+        let answers = [
+            union
+                .make(dir, b"m1", Kind::File, 0o644, 0, None, creator)
+                .map(drop),
+            union.unlink(dir, b"m1"),
+            union.link(find(union, "big"), dir, b"m1").map(drop),
+            union.rename(dir, b"m1", Ino::ROOT, b"m1", RenameMode::Replace),
+            union.rename(Ino::ROOT, b"big", dir, b"m1", RenameMode::NoReplace),
+        ];
+        for answer in answers {
+            assert!(
+                matches!(answer, Err(Error::Posix(Errno::ENOENT))),
+                "{answer:?}"
+            );
+        }
+    }
+    Tree::read(union);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use envfs::commit::{self, CommitError, CommitOptions};
 use envfs::object::{Ino, Kind, Timestamp};
-use envfs::union::Error;
+use envfs::union::{Error, FrozenLayer};
 use nix::errno::Errno;
 
 use super::ops::Machine;
@@ -87,7 +87,11 @@ impl Machine {
         let path = paths[usize::from(entry) % paths.len()].clone();
         let changed = self.union().changes().unwrap();
         let done = commit::discard(self.bench.workspace(), std::slice::from_ref(&path));
-        let is_tall = self.union().lower().layers().len() > 1;
+        let lower = self.union().lower();
+        let is_tall = lower
+            .layers()
+            .iter()
+            .any(|layer| layer.as_any().is::<FrozenLayer>());
         let (gone, _) = match done {
             Ok(done) if !is_tall => done,
             Err(CommitError::Union(Error::CommitUnfinished)) if is_tall => {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub(crate) mod images;
+pub(crate) mod overlay;
 pub(crate) mod samples;
 pub(crate) mod tree;
 pub(crate) mod user;
