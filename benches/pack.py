@@ -128,7 +128,7 @@ def read(table, tree, scratch, envfs, rounds):
     for _ in range(rounds):
         compare("read all, one processor (sqfs2tar)", [*one, reader, image, "all", 1], [*one, "sqfs2tar", image])
         compare("read all, one processor (unsquashfs)", [*one, reader, image, "all", 1],
-                [*one, "unsquashfs", "-quiet", "-no-progress", "-p", 1, "-pf", "-", image])
+                [*one, "unsquashfs", "-quiet", "-no-progress", "-p", 1, "-pf", "/dev/stdout", image])
         compare("read all, two threads (our one thread)", [*two, reader, image, "all", 2], [*two, reader, image, "all", 1])
     # One large file of what libraries are made of.
     with open(large, "wb") as out:

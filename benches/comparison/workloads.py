@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import itertools
 import sys
 import tarfile
 import zipfile
@@ -246,12 +247,15 @@ def commanding(m, commits):
         host.time.sleep(2)
         return host.memory_mib(competitor.daemons())
 
+    turns = itertools.count()
+
     def commit(prepare):
         def timed(_):
             x = commits()
             x.fresh()
             if prepare:
-                x.shell(prepare)
+                # What an earlier round made has been committed.
+                x.shell(prepare.replace("made", f"made-{next(turns)}"))
             return milliseconds(x.account, *x.words("commit", x.environment), times=1)
         return timed
 
