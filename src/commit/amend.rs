@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::error::{CommitError, Result};
 use crate::object::{Ino, Kind};
-use crate::state::{IdMap, IdRun};
+use crate::state::{IdMap, IdRun, InodeRow};
 use crate::union::{FrozenLayer, ImageLayer, Layer, Lookup, LowerStack};
 
 /// At most this part of the inodes may have rows: with more, tables written whole are better.
@@ -88,9 +88,11 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn run(&mut self) -> Result<Option<Amendment>> {
-        let with_rows = |layer: &&FrozenLayer| layer.delta().dirs.keys().copied().collect();
-        let listed: Vec<Vec<Ino>> = self.frozen.iter().map(with_rows).collect();
-        let listed: HashSet<Ino> = listed.into_iter().flatten().collect();
+        let listed: HashSet<Ino> = self
+            .frozen
+            .iter()
+            .flat_map(|layer| layer.delta().dirs.keys().copied())
+            .collect();
         for dir in &listed {
             self.reach(*dir)?;
         }
@@ -110,7 +112,7 @@ impl Search<'_> {
                 continue;
             };
             let is_dir = before.attr.kind == Kind::Directory;
-            let links = self.view.attr(ino)?.map_or(0, |now| now.nlink);
+            let links = self.rows(ino).next().map_or(0, |row| row.nlink);
             if !is_dir && before.attr.nlink.max(links) > 1 {
                 // Its other names could be anywhere.
                 return Ok(None);
@@ -190,15 +192,16 @@ impl Search<'_> {
 
     /// Finds the directory of an object that is nowhere else but where its row says.
     fn reach_place(&mut self, ino: Ino) -> Result<bool> {
-        let rows = self
-            .frozen
-            .iter()
-            .filter_map(|l| l.delta().inodes.get(&ino));
-        let place = rows.filter_map(|row| row.place.clone()).next();
-        let Some((dir, name)) = place else {
+        let Some((dir, name)) = self.rows(ino).find_map(|row| row.place.clone()) else {
             return Ok(false);
         };
         Ok(self.view.lookup(dir, &name)? == Some(ino) && self.reach(dir)?)
+    }
+
+    /// The rows of an object, the topmost first.
+    fn rows(&self, ino: Ino) -> impl Iterator<Item = &InodeRow> {
+        let frozen = self.frozen.iter();
+        frozen.filter_map(move |layer| layer.delta().inodes.get(&ino))
     }
 
     /// Goes through the directories with rows: what has a name there, and what of it is new.

@@ -53,17 +53,7 @@ impl<'a> Tree<'a> {
         inos.sort_unstable();
         inos.dedup();
         let ids = IdMap::from_ascending(inos).map_err(|e| CommitError::Check(e.to_string()))?;
-        Ok(Tree {
-            view,
-            old,
-            owners,
-            ids,
-            amendment: None,
-            reused: HashSet::new(),
-            left: Vec::new(),
-            linked: HashMap::new(),
-            fresh: Vec::new(),
-        })
+        Ok(Tree::of(view, old, owners, ids))
     }
 
     /// The same, when only an amendment has to be written.
@@ -73,12 +63,25 @@ impl<'a> Tree<'a> {
         owners: Option<OwnerMap>,
         amendment: Amendment,
     ) -> Tree<'a> {
+        let ids = amendment.ids.clone();
+        Tree {
+            amendment: Some(amendment),
+            ..Tree::of(view, Some(old), owners, ids)
+        }
+    }
+
+    fn of(
+        view: Arc<LowerStack>,
+        old: Option<&'a ImageLayer>,
+        owners: Option<OwnerMap>,
+        ids: IdMap,
+    ) -> Tree<'a> {
         Tree {
             view,
-            old: Some(old),
+            old,
             owners,
-            ids: amendment.ids.clone(),
-            amendment: Some(amendment),
+            ids,
+            amendment: None,
             reused: HashSet::new(),
             left: Vec::new(),
             linked: HashMap::new(),

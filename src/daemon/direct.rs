@@ -198,7 +198,7 @@ impl Open {
             .uuid()?
             .ok_or_else(|| Failure::new(Kind::Damaged, "the database does not say who it is"))?;
         let options = OpenOptions {
-            owners: owner_map(top).map_err(|e| Failure::of(Kind::Damaged, &e))?,
+            owners: OwnerMap::of_root(top).map_err(|e| Failure::of(Kind::Damaged, &e))?,
             ..OpenOptions::default()
         };
         let opened = Union::open(Arc::new(db), commit::paths(layout), &options);
@@ -337,12 +337,6 @@ fn superblock_of(image: &Image, path: &Path) -> Result<Vec<u8>, Failure> {
         .read_exact_at(&mut superblock, 0)
         .map_err(doing("read", path))?;
     Ok(superblock.to_vec())
-}
-
-/// An ordinary user sees what belongs to the owner of the image's root as their own.
-fn owner_map(image: &Image) -> Result<Option<OwnerMap>, crate::squashfs::Error> {
-    let root = image.inode(image.root())?;
-    Ok(OwnerMap::of((image.uid(&root)?, image.gid(&root)?)))
 }
 
 /// Takes away what a killed daemon of ours left at the mount point.

@@ -34,6 +34,12 @@ impl OwnerMap {
         let host = (process::user_id(), process::group_id());
         (host.0 != 0 && image != host).then_some(OwnerMap { image, host })
     }
+
+    /// The same for the owner of an image's root.
+    pub fn of_root(image: &Image) -> Result<Option<OwnerMap>> {
+        let root = image.inode(image.root())?;
+        Ok(OwnerMap::of((image.uid(&root)?, image.gid(&root)?)))
+    }
 }
 
 /// Places of directories kept at most: about 1 MiB.
@@ -77,9 +83,7 @@ impl ImageLayer {
 
     /// Shows what belongs to the owner of the image's root as the user's own.
     pub(super) fn with_owners_of_its_own(self) -> Result<ImageLayer> {
-        let root = self.image.inode(self.image.root())?;
-        let owner = (self.image.uid(&root)?, self.image.gid(&root)?);
-        let owners = OwnerMap::of(owner);
+        let owners = OwnerMap::of_root(&self.image)?;
         Ok(ImageLayer { owners, ..self })
     }
 

@@ -94,7 +94,6 @@ pub(super) fn build(
         appended: old.map_or(0, |_| written.inodes.len() + written.listings.len()) as u64,
     };
     tables.superblock.inode_table = tables.end();
-    tables.parts.reserve(8);
     if let Some(old) = old {
         tables.push(old.inodes());
     }

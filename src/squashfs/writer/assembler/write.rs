@@ -2,9 +2,19 @@
 //! their blocks are.
 
 use super::{Assembler, Current, PER_FILE, Slot};
-use crate::squashfs::format::FragmentEntry;
+use crate::squashfs::format::{BlockSize, FragmentEntry};
 use crate::squashfs::writer::error::{Result, WriteError};
 use crate::squashfs::writer::pipeline::{FileHasher, Stored};
+
+impl Current {
+    /// Notes its next block.
+    fn block(&mut self, word: BlockSize, raw_len: u32) {
+        self.blocks.push(word);
+        if word.is_hole() {
+            self.sparse += u64::from(raw_len);
+        }
+    }
+}
 
 impl Assembler {
     /// Writes what is ready, in order.
@@ -33,14 +43,9 @@ impl Assembler {
                     hash,
                     last,
                 } => {
-                    self.begin(at)?;
-                    if let Some(current) = &mut self.writing {
-                        current.blocks.push(stored.word);
-                        current.hasher.block(&hash);
-                        if stored.word.is_hole() {
-                            current.sparse += u64::from(stored.raw_len);
-                        }
-                    }
+                    let current = self.begin(at)?;
+                    current.block(stored.word, stored.raw_len);
+                    current.hasher.block(&hash);
                     self.stats.fresh_bytes += u64::from(stored.raw_len);
                     self.shared
                         .monitor
@@ -57,13 +62,7 @@ impl Assembler {
                     raw_len,
                     last,
                 } => {
-                    self.begin(at)?;
-                    if let Some(current) = &mut self.writing {
-                        current.blocks.push(word);
-                        if word.is_hole() {
-                            current.sparse += u64::from(raw_len);
-                        }
-                    }
+                    self.begin(at)?.block(word, raw_len);
                     if !word.is_hole() {
                         self.out.copy(from, u64::from(word.stored()))?;
                         self.stats.blocks_carried += 1;
@@ -109,7 +108,7 @@ impl Assembler {
     }
 
     /// Begins to write the next large file, unless that was done.
-    fn begin(&mut self, at: u64) -> Result<()> {
+    fn begin(&mut self, at: u64) -> Result<&mut Current> {
         if self.writing.is_none() {
             let (_, start) = self.begun.pop_front().ok_or(WriteError::Failed)?;
             self.writing = Some(Current {
@@ -121,7 +120,7 @@ impl Assembler {
                 whole: start.whole,
             });
         }
-        Ok(())
+        self.writing.as_mut().ok_or(WriteError::Failed)
     }
 
     fn end(&mut self, file: u32) -> Result<()> {
