@@ -79,6 +79,7 @@ pub fn run(
 pub(super) fn begin<T>(
     open: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<(EndSignals, T), Failure> {
+    process::bound_allocator();
     // Blocked before any thread exists, so that only the one that waits for them gets them.
     let began = EndSignals::block()
         .and_then(|signals| process::become_daemon().map(|()| signals))

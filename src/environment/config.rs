@@ -9,8 +9,8 @@
 //! profile = "on"             # or "off": learn what is used first after a mount, and be ahead of it
 //!
 //! [cache]
-//! data_mib = 32              # decompressed blocks in memory, for each mount
-//! metadata_mib = 8
+//! data_mib = 24              # decompressed blocks in memory, for each mount
+//! metadata_mib = 8           # names, attributes and where blocks are
 //!
 //! [gc]
 //! keep = 10                  # revisions that gc keeps
@@ -113,7 +113,7 @@ pub struct CacheConfig {
 impl Default for CacheConfig {
     fn default() -> Self {
         CacheConfig {
-            data_mib: 32,
+            data_mib: 24,
             metadata_mib: 8,
         }
     }

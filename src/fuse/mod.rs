@@ -193,7 +193,7 @@ impl Filesystem for EnvFs {
             && left.is_file()
         {
             // Nobody waits for the space of a removed file, but others for this thread.
-            self.pool.run(move || drop(left));
+            self.pool.let_go(left);
         }
     }
 

@@ -9,16 +9,24 @@ use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::thread;
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
 
+use crate::union::Remainder;
+
 type Job = Box<dyn FnOnce() + Send>;
+
+/// How long what nobody waits for may lie about: long enough to be dealt with in heaps, since
+/// waking a thread for each costs more than closing a file.
+const LEISURE: Duration = Duration::from_millis(2);
 
 /// Threads that run what is handed to them, in no particular order.
 ///
 /// They end when it is dropped and everything handed over has been done.
 pub(super) struct Pool {
     jobs: Sender<Job>,
+    left: Sender<Remainder>,
 }
 
 impl Pool {
@@ -31,7 +39,23 @@ impl Pool {
                 .name(format!("worker-{number}"))
                 .spawn(move || jobs.iter().for_each(|job| job()))?;
         }
-        Ok(Pool { jobs: sender })
+        let (left, heap) = unbounded();
+        thread::Builder::new()
+            .name(String::from("closer"))
+            .spawn(move || {
+                for first in &heap {
+                    thread::sleep(LEISURE);
+                    drop(first);
+                    heap.try_iter().for_each(drop);
+                }
+            })?;
+        Ok(Pool { jobs: sender, left })
+    }
+
+    /// Drops what is left of a removed object, soon: closing its file is what frees its space.
+    pub(super) fn let_go(&self, left: Remainder) {
+        // Unsent, it is dropped here.
+        drop(self.left.send(left));
     }
 
     /// Runs `job` on one of the threads, or here if they are gone.

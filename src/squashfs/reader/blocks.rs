@@ -1,9 +1,7 @@
 //! From stored bytes to expanded ones: positional reads, pooled codec contexts, three caches.
 
 use std::{
-    fmt,
     fs::File,
-    ops::{Deref, Range},
     os::unix::fs::FileExt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -11,6 +9,7 @@ use std::{
     },
 };
 
+use super::buffers::{Block, Buffers};
 use super::cache::{Cache, Hits};
 use super::uses::{BlockUse, Uses};
 use crate::squashfs::{
@@ -18,50 +17,6 @@ use crate::squashfs::{
     compress::{Decompressor, decompressor},
     format::{BlockSize, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader},
 };
-
-/// Expanded bytes, shared with the cache: cloning and slicing copy nothing.
-#[derive(Clone)]
-pub struct Block {
-    bytes: Arc<Vec<u8>>,
-    range: Range<usize>,
-}
-
-impl Block {
-    pub(super) fn new(bytes: Arc<Vec<u8>>) -> Self {
-        let range = 0..bytes.len();
-        Block { bytes, range }
-    }
-
-    /// A part of it; as much of `range` as there is.
-    pub fn slice(&self, range: Range<usize>) -> Block {
-        let len = self.range.len();
-        let (from, to) = (range.start.min(len), range.end.min(len));
-        let start = self.range.start;
-        Block {
-            bytes: Arc::clone(&self.bytes),
-            range: start + from..start + to.max(from),
-        }
-    }
-}
-
-impl Deref for Block {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.bytes[self.range.clone()]
-    }
-}
-
-impl AsRef<[u8]> for Block {
-    fn as_ref(&self) -> &[u8] {
-        self
-    }
-}
-
-impl fmt::Debug for Block {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Block({} bytes)", self.range.len())
-    }
-}
 
 /// An expanded metadata block, and where the next one begins.
 #[derive(Debug)]
@@ -105,6 +60,7 @@ pub(super) struct Blocks {
     /// Data and fragment blocks in one budget: which of them a user needs again, only use can tell.
     expanded: Cache<Key, Block>,
     zeros: Block,
+    buffers: Arc<Buffers>,
     counters: Counters,
     pub(super) uses: Arc<Uses>,
     data_budget: usize,
@@ -137,7 +93,8 @@ impl Blocks {
             idle: Mutex::new(vec![first]),
             metadata: Cache::new(metadata_bytes),
             expanded: Cache::new(data_bytes),
-            zeros: Block::new(Arc::new(vec![0; block_size as usize])),
+            zeros: Block::zeros(block_size as usize),
+            buffers: Buffers::new(block_size as usize),
             counters: Counters::default(),
             uses: Arc::default(),
             data_budget: data_bytes,
@@ -198,36 +155,35 @@ impl Blocks {
         start: u64,
         size: BlockSize,
         expected: Option<usize>,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Block> {
         if !size.is_valid(self.block_size) || size.is_hole() {
             return Err(Error::corrupt(what, start, format!("size {:#x}", size.0)));
         }
         self.counters.data_blocks.fetch_add(1, Ordering::Relaxed);
         let stored = size.stored() as usize;
-        let out = if size.is_compressed() {
+        let mut buffer = self.buffers.take();
+        let out = buffer.as_mut_slice();
+        let len = if size.is_compressed() {
+            let room = expected.unwrap_or(out.len()).min(out.len());
             self.with_worker(|worker| {
                 worker.stored.resize(stored, 0);
                 self.read(start, &mut worker.stored, "reading a block")?;
-                let mut out = vec![0; expected.unwrap_or(self.block_size as usize)];
-                let len = worker
+                worker
                     .codec
-                    .decompress(&worker.stored, &mut out)
-                    .map_err(|e| Error::corrupt(what, start, e.to_string()))?;
-                out.truncate(len);
-                Ok(out)
+                    .decompress(&worker.stored, &mut out[..room])
+                    .map_err(|e| Error::corrupt(what, start, e.to_string()))
             })?
         } else {
-            let mut out = vec![0; stored];
-            self.read(start, &mut out, "reading a block")?;
-            out
+            self.read(start, &mut out[..stored], "reading a block")?;
+            stored
         };
         match expected {
-            Some(expected) if expected != out.len() => Err(Error::corrupt(
+            Some(expected) if expected != len => Err(Error::corrupt(
                 what,
                 start,
-                format!("{} bytes where {expected} belong", out.len()),
+                format!("{len} bytes where {expected} belong"),
             )),
-            _ => Ok(out),
+            _ => Ok(buffer.into_block(len)),
         }
     }
 
@@ -254,8 +210,9 @@ impl Blocks {
     ) -> Result<Block> {
         let what = "data block";
         let block = self.expanded.get((start, size.0), || {
-            let bytes = self.load(what, start, size, Some(expected))?;
-            Ok((Block::new(Arc::new(bytes)), expected))
+            let block = self.load(what, start, size, Some(expected))?;
+            let held = block.held();
+            Ok((block, held))
         })?;
         // In a damaged image two files may claim one block with different lengths.
         if block.len() != expected {
@@ -274,10 +231,9 @@ impl Blocks {
     /// A fragment block, without this being a use of it.
     pub(super) fn expand_fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
         self.expanded.get((start, size.0), || {
-            let mut bytes = self.load("fragment block", start, size, None)?;
-            bytes.shrink_to_fit();
-            let len = bytes.len();
-            Ok((Block::new(Arc::new(bytes)), len))
+            let block = self.load("fragment block", start, size, None)?;
+            let held = block.held();
+            Ok((block, held))
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Image, blocks::Block};
+use super::{Block, Image};
 use crate::squashfs::{
     Error, Result,
     compress::{FRAME_HEADER, expanded_len},

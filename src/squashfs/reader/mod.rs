@@ -7,6 +7,7 @@
 //! The image's bytes are hostile: whatever they say, the answer is an error or bounded memory.
 
 mod blocks;
+mod buffers;
 mod cache;
 mod cursor;
 mod directory;
@@ -24,7 +25,8 @@ mod tests;
 
 use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};
 
-pub use blocks::{Block, ReadCounts};
+pub use blocks::ReadCounts;
+pub use buffers::Block;
 pub use cache::Hits;
 pub use directory::{DirEntry, Directory};
 pub use file::FileLayout;
@@ -44,8 +46,8 @@ use cursor::Cursor;
 /// How much memory a reader may keep.
 #[derive(Debug, Clone)]
 pub struct ReaderOptions {
-    /// Bytes of expanded metadata blocks; parsed directories and block lists may take as much
-    /// again each.
+    /// Bytes of expanded metadata: half of it for blocks, a quarter each for parsed directories
+    /// and for block lists.
     pub metadata_cache_bytes: usize,
     /// Bytes of expanded data and fragment blocks.
     pub data_cache_bytes: usize,
@@ -55,7 +57,7 @@ impl Default for ReaderOptions {
     fn default() -> Self {
         ReaderOptions {
             metadata_cache_bytes: 8 << 20,
-            data_cache_bytes: 32 << 20,
+            data_cache_bytes: 24 << 20,
         }
     }
 }

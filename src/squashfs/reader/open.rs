@@ -60,7 +60,7 @@ impl Inner {
             file,
             superblock.compressor,
             superblock.block_size,
-            options.metadata_cache_bytes,
+            options.metadata_cache_bytes / 2,
             options.data_cache_bytes,
         )?;
         let (compressor_options, data_start) = read_options(&blocks, &superblock)?;
@@ -120,8 +120,8 @@ impl Inner {
             fragments,
             export,
             xattrs,
-            directories: Cache::new(options.metadata_cache_bytes),
-            layouts: Cache::new(options.metadata_cache_bytes),
+            directories: Cache::new(options.metadata_cache_bytes / 4),
+            layouts: Cache::new(options.metadata_cache_bytes / 4),
             scanned: OnceLock::new(),
             scanning: Mutex::new(()),
             superblock,

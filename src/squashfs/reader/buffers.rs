@@ -1,0 +1,181 @@
+//! Expanded bytes, and the buffers they are in.
+//!
+//! A cache of blocks that come and go all the time is the worst customer of an allocator: blocks of
+//! every length, taken by one thread and given back by another. It held twice what the cache did.
+//! So blocks of the usual length live in buffers that are used again.
+
+use std::{
+    fmt, mem,
+    ops::{Deref, Range},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Idle buffers that are kept: as many as threads that may expand at once and then some.
+const MAX_IDLE: usize = 8;
+
+/// Where buffers of one length come from and go back to.
+pub(super) struct Buffers {
+    len: usize,
+    /// The lock is held to take one or give it back.
+    idle: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Buffers {
+    pub(super) fn new(len: usize) -> Arc<Buffers> {
+        Arc::new(Buffers {
+            len,
+            idle: Mutex::default(),
+        })
+    }
+
+    /// A buffer with anything in it.
+    pub(super) fn take(self: &Arc<Self>) -> Buffer {
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        Buffer {
+            bytes: idle.unwrap_or_else(|| vec![0; self.len]),
+            home: Some(Arc::clone(self)),
+        }
+    }
+
+    fn give_back(&self, bytes: Vec<u8>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_IDLE {
+            idle.push(bytes);
+        }
+    }
+}
+
+/// Bytes that go back to where they came from.
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    home: Option<Arc<Buffers>>,
+}
+
+impl Buffer {
+    pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// The first `len` bytes of it, as a block. What leaves more than half of the buffer empty is
+    /// copied to its own place instead.
+    pub(super) fn into_block(self, len: usize) -> Block {
+        let buffer = if len > self.bytes.len() / 2 {
+            self
+        } else {
+            Buffer {
+                bytes: self.bytes[..len].to_vec(),
+                home: None,
+            }
+        };
+        Block {
+            range: 0..len,
+            buffer: Arc::new(buffer),
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            home.give_back(mem::take(&mut self.bytes));
+        }
+    }
+}
+
+/// Expanded bytes, shared with the cache: cloning and slicing copy nothing.
+#[derive(Clone)]
+pub struct Block {
+    buffer: Arc<Buffer>,
+    range: Range<usize>,
+}
+
+impl Block {
+    /// A block of zeros.
+    pub(super) fn zeros(len: usize) -> Block {
+        Block {
+            buffer: Arc::new(Buffer {
+                bytes: vec![0; len],
+                home: None,
+            }),
+            range: 0..len,
+        }
+    }
+
+    /// A part of it; as much of `range` as there is.
+    pub fn slice(&self, range: Range<usize>) -> Block {
+        let len = self.range.len();
+        let (from, to) = (range.start.min(len), range.end.min(len));
+        let start = self.range.start;
+        Block {
+            buffer: Arc::clone(&self.buffer),
+            range: start + from..start + to.max(from),
+        }
+    }
+
+    /// Bytes that are held for it.
+    pub(super) fn held(&self) -> usize {
+        self.buffer.bytes.len()
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.buffer.bytes[self.range.clone()]
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({} bytes)", self.range.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_used_again_but_not_while_anybody_has_them() {
+        let buffers = Buffers::new(1000);
+        let mut buffer = buffers.take();
+        buffer.as_mut_slice().fill(1);
+        let block = buffer.into_block(900);
+        let part = block.slice(10..20);
+        drop(block);
+        let mut other = buffers.take();
+        other.as_mut_slice().fill(2);
+        assert_eq!(*part, [1; 10]);
+        let at = part.as_ptr() as usize - 10;
+        drop(part);
+        assert_eq!(buffers.take().into_block(600).as_ptr() as usize, at);
+    }
+
+    #[test]
+    fn a_short_block_does_not_hold_a_long_buffer() {
+        let buffers = Buffers::new(1000);
+        let block = buffers.take().into_block(500);
+        assert_eq!((block.len(), block.held()), (500, 500));
+        let block = buffers.take().into_block(501);
+        assert_eq!((block.len(), block.held()), (501, 1000));
+    }
+
+    #[test]
+    fn few_idle_buffers_are_kept() {
+        let buffers = Buffers::new(10);
+        let taken: Vec<Buffer> = (0..100).map(|_| buffers.take()).collect();
+        drop(taken);
+        let idle = buffers.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(idle.len(), MAX_IDLE);
+    }
+}
