@@ -27,6 +27,7 @@ impl Machine {
         let done = self.holding(&[(dir, dir)], |union| {
             outcome(union.make(dir, &name, kind, mode, rdev, target, creator))
         });
+        self.done = done.as_ref().map(|_| ()).map_err(|e| *e);
         if !self.is_named(dir) {
             assert_eq!(done.map(|_| ()), Err(Errno::ENOENT));
             return;
@@ -192,6 +193,7 @@ impl Machine {
                 union.unlink(dir, &name)
             })
         });
+        self.done = done;
         let expected = match &self.tree.node(ino).body {
             Body::Directory(_) if !as_dir => Err(Errno::EISDIR),
             Body::Directory(entries) if !entries.is_empty() => Err(Errno::ENOTEMPTY),
@@ -220,6 +222,7 @@ impl Machine {
         let done = self.holding(&[(dir, dir), (new_dir, new_dir)], |union| {
             outcome(union.rename(dir, &name, new_dir, &new_name, mode))
         });
+        self.done = done;
         if !self.is_named(new_dir) {
             assert_eq!(done, Err(Errno::ENOENT));
             return;
@@ -273,6 +276,7 @@ impl Machine {
             outcome(union.link(ino, dir, &name))
         });
         let done = done.map(|attr| attr.nlink);
+        self.done = done.map(|_| ());
         let expected = if !self.is_named(dir) {
             Err(Errno::ENOENT)
         } else if self.tree.dir(dir).contains_key(&name) {
@@ -303,6 +307,7 @@ impl Machine {
         let done = self.holding(&[object], |union| {
             outcome(union.set_xattr(object.0, &name, &value, mode))
         });
+        self.done = done;
         let xattrs = &mut self.tree.node_mut(object.0).xattrs;
         let expected = match (mode, xattrs.contains_key(&name)) {
             (XattrMode::Create, true) => Err(Errno::EEXIST),

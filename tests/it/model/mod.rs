@@ -8,6 +8,7 @@ mod check;
 mod crash;
 mod listing;
 mod ops;
+mod overlaid;
 mod random;
 mod regressions;
 mod stress;

@@ -169,6 +169,8 @@ pub(super) struct Machine {
     pub(super) seen: BTreeSet<Ino>,
     /// Whether there is one image, so that there can be commits.
     pub(super) commits: bool,
+    /// How the last operation ended, where it may fail.
+    pub(super) done: Outcome,
 }
 
 pub(super) fn names() -> Vec<Vec<u8>> {
@@ -213,6 +215,7 @@ impl Machine {
         Machine {
             bench,
             commits,
+            done: Ok(()),
             held: Vec::new(),
             revisions: vec![(revision, tree.clone())],
             base: tree.clone(),
@@ -233,6 +236,7 @@ impl Machine {
     }
 
     pub(super) fn step(&mut self, op: Op) {
+        self.done = Ok(());
         self.apply(op);
         self.check();
     }
@@ -480,6 +484,7 @@ impl Machine {
                 let done = self.holding(&[object], |union| {
                     outcome(union.remove_xattr(object.0, &name))
                 });
+                self.done = done;
                 match self.tree.node_mut(object.0).xattrs.remove(&name) {
                     Some(_) => assert_eq!(done, Ok(())),
                     None => assert_eq!(done, Err(Errno::ENODATA)),

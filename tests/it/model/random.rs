@@ -7,6 +7,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::bench::Bench;
 use super::ops::{Machine, Make, Op, Place, SetMask};
+use super::overlaid::Overlaid;
 
 fn place() -> impl Strategy<Value = Place> {
     (any::<u16>(), any::<u8>(), prop::bool::weighted(0.3)).prop_map(|(dir, name, over)| Place {
@@ -93,6 +94,10 @@ fn number(variable: &str, default: u32) -> u32 {
 }
 
 fn run(bench: fn() -> Bench, cases: u32) {
+    run_each(cases, |ops| Machine::run(bench(), ops));
+}
+
+fn run_each(cases: u32, case: impl Fn(&[Op])) {
     let steps = number("ENVFS_MODEL_STEPS", 60) as usize;
     let config = Config {
         cases: number("ENVFS_MODEL_CASES", cases),
@@ -109,7 +114,7 @@ fn run(bench: fn() -> Bench, cases: u32) {
     let sequences = prop::collection::vec(op(), 1..=steps);
     let steps = AtomicUsize::new(0);
     let result = runner.run(&sequences, |ops| {
-        Machine::run(bench(), &ops);
+        case(&ops);
         steps.fetch_add(ops.len(), Ordering::Relaxed);
         Ok(())
     });
@@ -132,4 +137,16 @@ fn random_operations_on_an_environment_that_began_empty() {
 #[test]
 fn random_operations_on_two_images_one_over_another() {
     run(Bench::stacked, 24);
+}
+
+#[test]
+fn random_operations_on_overlayfs_too() {
+    let refused = AtomicUsize::new(0);
+    run_each(16, |ops| {
+        if let Some(mut both) = Overlaid::new(Bench::imported()) {
+            both.run(ops);
+            refused.fetch_add(both.refused, Ordering::Relaxed);
+        }
+    });
+    println!("overlayfs refused {} operations", refused.into_inner());
 }

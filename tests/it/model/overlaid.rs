@@ -1,0 +1,521 @@
+//! The same sequence on the kernel's overlayfs too: where both do the same, the model is no opinion.
+//!
+//! What overlayfs knows nothing of is done on our side alone (commits, frozen uppers, kills). What
+//! takes a union's own interface, or takes back what was done, is left out of the sequence.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use envfs::object::{Ino, Kind, Timestamp};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::UnlinkatFlags;
+
+use super::bench::{BLOCK, Bench, noise};
+use super::ops::{CAPABILITY, Machine, Make, Op, Outcome, Place, SetMask};
+use super::tree::{Body, Node, Tree, show};
+use crate::support::TestEnv;
+use crate::support::overlay::Overlay;
+
+/// With these it comes nearest to a plain directory.
+const OPTIONS: &str = "index=on,redirect_dir=on,xino=on";
+
+type Run = Box<dyn FnOnce(&Path) -> Outcome>;
+
+/// What an operation is to a directory.
+enum Deed {
+    /// Nothing: it is done on our side alone.
+    Ours,
+    /// It is not done at all.
+    Nowhere,
+    /// A call, and the path whose owner and mode are then what the model says.
+    Both(Run, Option<PathBuf>),
+}
+
+impl Deed {
+    fn call(run: impl FnOnce(&Path) -> Outcome + 'static) -> Deed {
+        Deed::Both(Box::new(run), None)
+    }
+}
+
+/// Our union, the model, and an overlayfs of the same image.
+pub(super) struct Overlaid {
+    machine: Machine,
+    overlay: Overlay,
+    /// How often overlayfs could not.
+    pub(super) refused: usize,
+    _env: TestEnv,
+}
+
+impl Overlaid {
+    /// None, and said so, where there can be no overlayfs.
+    pub(super) fn new(bench: Bench) -> Option<Overlaid> {
+        let env = TestEnv::new()?;
+        let images = bench.home().join("images");
+        let image = fs::read_dir(images).unwrap().next().unwrap().unwrap();
+        let overlay = Overlay::mount(&env, &[image.path()], &env.root().join("changes"), OPTIONS)?;
+        Some(Overlaid {
+            machine: Machine::new(bench),
+            overlay,
+            refused: 0,
+            _env: env,
+        })
+    }
+
+    pub(super) fn run(&mut self, ops: &[Op]) {
+        for op in ops {
+            self.step(*op);
+        }
+        self.compare();
+        self.overlay.remount();
+        self.compare();
+    }
+
+    fn step(&mut self, op: Op) {
+        if matches!(op, Op::Remount) {
+            self.overlay.remount();
+        }
+        let (run, settled) = match deed(&self.machine, op) {
+            Deed::Nowhere => return,
+            Deed::Ours => return self.machine.step(op),
+            Deed::Both(run, settled) => (run, settled),
+        };
+        let theirs = run(self.overlay.at());
+        if let Err(Errno::EXDEV | Errno::EOPNOTSUPP) = theirs {
+            self.refused += 1;
+            return;
+        }
+        self.machine.step(op);
+        // A file that is renamed to a directory above it: the kernel answers without asking us.
+        if (self.machine.done, theirs) != (Err(Errno::EISDIR), Err(Errno::ENOTEMPTY)) {
+            assert_eq!(
+                self.machine.done, theirs,
+                "{op:?}: the union, then overlayfs"
+            );
+        }
+        if let (Ok(()), Some(path)) = (theirs, settled) {
+            self.settle(&path);
+        }
+    }
+
+    /// Gives an object of overlayfs the owner and mode that ours has: what a caller's rights do to them
+    /// is the kernel's business there, and tested elsewhere.
+    fn settle(&self, path: &Path) {
+        let paths = self.machine.tree.paths();
+        let node = self.machine.tree.node(paths[path.as_os_str().as_bytes()]);
+        let at = self.overlay.at().join(path);
+        std::os::unix::fs::lchown(&at, Some(node.owner.0), Some(node.owner.1)).unwrap();
+        if node.kind() != Kind::Symlink {
+            fs::set_permissions(&at, fs::Permissions::from_mode(node.mode.into())).unwrap();
+        }
+    }
+
+    /// The whole tree: names, kinds, content, attributes, and which names are one object.
+    fn compare(&self) {
+        let tree = &self.machine.tree;
+        let mut numbers: BTreeMap<Ino, u64> = BTreeMap::new();
+        let mut expected: BTreeSet<OsString> = BTreeSet::new();
+        for (path, ino) in tree.paths() {
+            let at = self.overlay.at().join(OsStr::from_bytes(&path));
+            let what = format!("{} on overlayfs", show(&path));
+            let found = at
+                .symlink_metadata()
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+            compare_node(tree, ino, &at, &found, &what);
+            if !found.is_dir() {
+                assert_eq!(
+                    *numbers.entry(ino).or_insert(found.ino()),
+                    found.ino(),
+                    "{what}: one object"
+                );
+            }
+            expected.insert(at.into_os_string());
+        }
+        let distinct: BTreeSet<u64> = numbers.values().copied().collect();
+        assert_eq!(distinct.len(), numbers.len(), "several objects are one");
+        for entry in walkdir::WalkDir::new(self.overlay.at()).min_depth(1) {
+            let path = entry.unwrap().into_path();
+            assert!(
+                expected.contains(path.as_os_str()),
+                "{} is only on overlayfs",
+                path.display()
+            );
+        }
+    }
+}
+
+fn compare_node(tree: &Tree, ino: Ino, at: &Path, found: &fs::Metadata, what: &str) {
+    let node = tree.node(ino);
+    let kind = found.file_type();
+    let is_kind = match node.kind() {
+        Kind::Directory => kind.is_dir(),
+        Kind::File => kind.is_file(),
+        Kind::Symlink => kind.is_symlink(),
+        Kind::Fifo => kind.is_fifo(),
+        Kind::Socket => kind.is_socket(),
+        Kind::CharDevice => kind.is_char_device(),
+        Kind::BlockDevice => kind.is_block_device(),
+    };
+    assert!(is_kind, "{what}: {:?} is {kind:?}", node.kind());
+    match &node.body {
+        Body::File(content) => assert!(*content == fs::read(at).unwrap(), "content of {what}"),
+        Body::Symlink(target) => {
+            assert_eq!(fs::read_link(at).unwrap().as_os_str().as_bytes(), target);
+        }
+        Body::Special(_, rdev) => assert_eq!(found.rdev(), *rdev, "device of {what}"),
+        Body::Directory(_) => {}
+    }
+    if !kind.is_symlink() {
+        assert_eq!(
+            found.mode() & 0o7777,
+            u32::from(node.mode),
+            "mode of {what}"
+        );
+    }
+    if !kind.is_dir() {
+        // A merged directory of overlayfs has one link.
+        assert_eq!(found.nlink(), u64::from(tree.nlink(ino)), "links of {what}");
+    }
+    assert_eq!((found.uid(), found.gid()), node.owner, "owner of {what}");
+    if let Some(mtime) = node.mtime {
+        // A commit keeps whole seconds.
+        let kept = mtime.nanos != 0;
+        let theirs = Timestamp {
+            secs: found.mtime(),
+            nanos: if kept { found.mtime_nsec() as u32 } else { 0 },
+        };
+        assert_eq!(theirs, mtime, "mtime of {what}");
+    }
+    assert_eq!(xattrs(at), node.xattrs, "attributes of {what}");
+}
+
+fn xattrs(at: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let names = xattr::list(at).unwrap();
+    names
+        .filter(|name| name.as_bytes().starts_with(b"user."))
+        .map(|name| {
+            let value = xattr::get(at, &name).unwrap().unwrap();
+            (name.into_vec(), value)
+        })
+        .collect()
+}
+
+/// Where an object has a name, below the root of a view.
+fn path_of(tree: &Tree, ino: Ino) -> PathBuf {
+    if ino == Ino::ROOT {
+        return PathBuf::new();
+    }
+    let named = tree.paths().into_iter().find(|(_, found)| *found == ino);
+    PathBuf::from(OsString::from_vec(named.unwrap().0))
+}
+
+fn path_in(tree: &Tree, dir: Ino, name: &[u8]) -> PathBuf {
+    path_of(tree, dir).join(OsStr::from_bytes(name))
+}
+
+fn posix<T>(result: io::Result<T>) -> Outcome {
+    result
+        .map(drop)
+        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap()))
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).open(path)
+}
+
+/// What an operation does to a directory that looks as the model says.
+fn deed(machine: &Machine, op: Op) -> Deed {
+    let tree = &machine.tree;
+    let file = |n: u16| machine.file(n).map(|object| path_of(tree, object.0));
+    let object = |n: u16, wanted: &dyn Fn(&Node) -> bool| {
+        let object = machine.object(n, |_| true)?;
+        wanted(tree.node(object.0)).then(|| path_of(tree, object.0))
+    };
+    let has_mode = |node: &Node| node.kind() != Kind::Symlink;
+    let has_attributes = |node: &Node| matches!(node.kind(), Kind::File | Kind::Directory);
+    let entry = |n: u16| {
+        let (dir, name, _) = machine.entry(n);
+        (!name.is_empty()).then(|| path_in(tree, dir, &name))
+    };
+    let place = |place: Place| {
+        let (dir, name) = machine.place(place);
+        path_in(tree, dir, &name)
+    };
+    let found = match op {
+        Op::Make(at, make, _) => Some(self::make(place(at), make)),
+        Op::Write {
+            file: n,
+            offset,
+            len,
+            seed,
+            kill,
+        } => file(n).map(|path| {
+            let (offset, len) = (
+                u64::from(offset) % (5 * BLOCK as u64),
+                usize::from(len) % 6000,
+            );
+            write(path, offset, noise(seed.into(), len), kill)
+        }),
+        Op::Append { file: n, len, seed } => machine.file(n).map(|object| {
+            let size = tree.file_len(object.0) as u64;
+            let data = noise(seed.into(), usize::from(len) % 6000);
+            write(path_of(tree, object.0), size, data, false)
+        }),
+        Op::Truncate { file: n, size } => file(n).map(|path| {
+            let size = u64::from(size) % (5 * BLOCK as u64) * u64::from(size % 4 != 0);
+            Deed::call(move |at| posix(open(&at.join(path)).and_then(|file| file.set_len(size))))
+        }),
+        Op::Allocate {
+            file: n,
+            offset,
+            len,
+            mode,
+        } => file(n).map(|path| {
+            let offset = i64::from(offset) % (4 * BLOCK as i64);
+            let len = 1 + i64::from(len) % (2 * BLOCK as i64);
+            allocate(path, offset, len, mode)
+        }),
+        Op::CopyRange {
+            from,
+            to,
+            from_offset,
+            to_offset,
+            len,
+        } => file(from)
+            .zip(file(to))
+            .and_then(|(from, to)| copy_range(from, to, from_offset, to_offset, len)),
+        Op::Remove { entry: n, as_dir } => entry(n).map(|path| remove(path, as_dir)),
+        Op::RemoveProperly { entry: n } => entry(n).map(|path| {
+            let is_dir = tree.node(machine.entry(n).2).kind() == Kind::Directory;
+            remove(path, is_dir)
+        }),
+        Op::Rename { entry: n, to, mode } => entry(n).map(|from| rename(from, place(to), mode)),
+        Op::Link { entry: n, to } => object(n, &|_| true).map(|from| {
+            let to = place(to);
+            Deed::call(move |at| posix(fs::hard_link(at.join(from), at.join(to))))
+        }),
+        Op::Chmod { entry: n, mode } => object(n, &has_mode).map(|path| {
+            let mode = fs::Permissions::from_mode(u32::from(mode) & 0o7777);
+            Deed::call(move |at| posix(fs::set_permissions(at.join(path), mode)))
+        }),
+        Op::Chown { entry: n, uid, gid } => object(n, &|_| true)
+            .map(|path| Deed::call(move |at| chown(&at.join(path), Some(uid), Some(gid)))),
+        Op::Utimes {
+            entry: n,
+            secs,
+            nanos,
+        } => object(n, &|_| true).map(|path| {
+            let time = TimeSpec::new(secs.into(), (nanos % 1_000_000_000).into());
+            Deed::call(move |at| set_times(&at.join(path), TimeSpec::UTIME_OMIT, time))
+        }),
+        Op::SetAttr {
+            entry: n,
+            mask,
+            mode,
+            owner,
+            size,
+            secs,
+        } => object(n, &|node| has_mode(node) || !mask.mode).map(|path| {
+            let is_file = machine
+                .object(n, |_| true)
+                .map(|object| tree.node(object.0).kind())
+                == Some(Kind::File);
+            let size = u64::from(size) % (5 * BLOCK as u64);
+            let size = (mask.size && is_file).then_some(size);
+            set_attr(path, mask, mode, owner, size, secs)
+        }),
+        Op::SetXattr {
+            entry: n,
+            name,
+            len,
+        } => object(n, &has_attributes).and_then(|path| set_xattr(path, name, len)),
+        Op::RemoveXattr { entry: n, name } => object(n, &has_attributes).map(|path| {
+            let (ino, _) = machine.object(n, |_| true).unwrap();
+            let names: Vec<&Vec<u8>> = tree.node(ino).xattrs.keys().collect();
+            let name = match names.len() {
+                0 => OsString::from("user.none"),
+                len => OsString::from_vec(names[usize::from(name) % len].clone()),
+            };
+            assert_ne!(name.as_bytes(), CAPABILITY);
+            Deed::call(move |at| posix(xattr::remove(at.join(path), name)))
+        }),
+        Op::Sync { .. }
+        | Op::Commit { .. }
+        | Op::Rotate
+        | Op::Unrotate
+        | Op::Remount
+        | Op::Kill => Some(Deed::Ours),
+        Op::Hold { .. }
+        | Op::Release { .. }
+        | Op::DiscardAll
+        | Op::DiscardPath { .. }
+        | Op::Rollback { .. } => None,
+    };
+    found.unwrap_or(Deed::Nowhere)
+}
+
+fn make(path: PathBuf, make: Make) -> Deed {
+    let settled = path.clone();
+    let run = move |at: &Path| {
+        let at = at.join(path);
+        let node = |kind, device| Ok(mknod(&at, kind, Mode::from_bits_truncate(0o600), device)?);
+        match make {
+            Make::File => posix(File::create_new(&at)),
+            Make::Directory => posix(fs::create_dir(&at)),
+            Make::Symlink => posix(std::os::unix::fs::symlink("some/where", &at)),
+            Make::Fifo => node(SFlag::S_IFIFO, 0),
+            Make::Socket => node(SFlag::S_IFSOCK, 0),
+            Make::Device => node(SFlag::S_IFCHR, 0x103),
+            Make::BlockDevice => node(SFlag::S_IFBLK, 0x803),
+        }
+    };
+    Deed::Both(Box::new(run), Some(settled))
+}
+
+fn write(path: PathBuf, offset: u64, data: Vec<u8>, kill: bool) -> Deed {
+    let settled = kill.then(|| path.clone());
+    let run = move |at: &Path| {
+        posix(open(&at.join(path)).and_then(|file| file.write_all_at(&data, offset)))
+    };
+    Deed::Both(Box::new(run), settled)
+}
+
+fn allocate(path: PathBuf, offset: i64, len: i64, mode: u8) -> Deed {
+    let settled = (mode & 0x80 != 0).then(|| path.clone());
+    let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let modes = [
+        FallocateFlags::empty(),
+        keep,
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE | keep,
+        FallocateFlags::FALLOC_FL_ZERO_RANGE,
+        FallocateFlags::FALLOC_FL_ZERO_RANGE | keep,
+    ];
+    let mode = modes[usize::from(mode) % modes.len()];
+    let run = move |at: &Path| {
+        let file = open(&at.join(path)).unwrap();
+        fallocate(&file, mode, offset, len)
+    };
+    Deed::Both(Box::new(run), settled)
+}
+
+fn copy_range(
+    from: PathBuf,
+    to: PathBuf,
+    from_offset: u16,
+    to_offset: u16,
+    len: u16,
+) -> Option<Deed> {
+    let within = |offset: u16| i64::from(offset) % (4 * BLOCK as i64);
+    let (mut from_offset, mut to_offset) = (within(from_offset), within(to_offset));
+    let (kill, mut left) = (len & 0x8000 != 0, usize::from(len) % (3 * BLOCK));
+    if from == to && (from_offset.abs_diff(to_offset) as usize) < left {
+        return None;
+    }
+    let settled = kill.then(|| to.clone());
+    let run = move |at: &Path| {
+        let (source, target) = (open(&at.join(from)).unwrap(), open(&at.join(to)).unwrap());
+        while left > 0 {
+            let (one, other) = (Some(&mut from_offset), Some(&mut to_offset));
+            match nix::fcntl::copy_file_range(&source, one, &target, other, left)? {
+                0 => break,
+                copied => left -= copied,
+            }
+        }
+        Ok(())
+    };
+    Some(Deed::Both(Box::new(run), settled))
+}
+
+fn remove(path: PathBuf, as_dir: bool) -> Deed {
+    let flag = if as_dir {
+        UnlinkatFlags::RemoveDir
+    } else {
+        UnlinkatFlags::NoRemoveDir
+    };
+    Deed::call(move |at| nix::unistd::unlinkat(AT_FDCWD, &at.join(path), flag))
+}
+
+fn rename(from: PathBuf, to: PathBuf, mode: u8) -> Deed {
+    let flags = match mode % 6 {
+        0 => RenameFlags::RENAME_NOREPLACE,
+        1 | 2 => RenameFlags::RENAME_EXCHANGE,
+        _ => RenameFlags::empty(),
+    };
+    Deed::call(move |at| renameat2(AT_FDCWD, &at.join(from), AT_FDCWD, &at.join(to), flags))
+}
+
+fn chown(path: &Path, uid: Option<u8>, gid: Option<u8>) -> Outcome {
+    let (uid, gid) = (uid.map(u32::from), gid.map(u32::from));
+    posix(std::os::unix::fs::lchown(path, uid, gid))
+}
+
+fn set_times(path: &Path, atime: TimeSpec, mtime: TimeSpec) -> Outcome {
+    utimensat(
+        AT_FDCWD,
+        path,
+        &atime,
+        &mtime,
+        UtimensatFlags::NoFollowSymlink,
+    )
+}
+
+fn set_attr(
+    path: PathBuf,
+    mask: SetMask,
+    mode: u16,
+    owner: (u8, u8),
+    size: Option<u64>,
+    secs: u32,
+) -> Deed {
+    let settled = (mask.kill && size.is_some()).then(|| path.clone());
+    let run = move |at: &Path| {
+        let at = at.join(path);
+        if let Some(size) = size {
+            posix(open(&at).and_then(|file| file.set_len(size)))?;
+        }
+        if mask.uid || mask.gid {
+            chown(
+                &at,
+                mask.uid.then_some(owner.0),
+                mask.gid.then_some(owner.1),
+            )?;
+        }
+        if mask.mode {
+            let mode = fs::Permissions::from_mode(u32::from(mode) & 0o7777);
+            posix(fs::set_permissions(&at, mode))?;
+        }
+        let time = if mask.to_now {
+            TimeSpec::UTIME_NOW
+        } else {
+            TimeSpec::new(secs.into(), (secs % 1_000_000_000).into())
+        };
+        let time_if = |wanted: bool| if wanted { time } else { TimeSpec::UTIME_OMIT };
+        set_times(&at, time_if(mask.atime), time_if(mask.mtime))
+    };
+    Deed::Both(Box::new(run), settled)
+}
+
+fn set_xattr(path: PathBuf, name: u8, len: u16) -> Option<Deed> {
+    // The kernel takes no capabilities that are none.
+    let name = match name % 4 {
+        3 => return None,
+        n => format!("user.{n}"),
+    };
+    let value = noise(len.into(), usize::from(len) % 300);
+    Some(Deed::call(move |at| {
+        let at = at.join(path);
+        let is_there = xattr::get(&at, &name).unwrap().is_some();
+        match (usize::from(len) % 3, is_there) {
+            (1, true) => Err(Errno::EEXIST),
+            (2, false) => Err(Errno::ENODATA),
+            _ => posix(xattr::set(&at, &name, &value)),
+        }
+    }))
+}
