@@ -185,6 +185,18 @@ def parse():
     return arguments
 
 
+def tell(bench, arguments):
+    """Prints and writes the figures there are."""
+    bench.results.derive()
+    print(report.text(bench.results, bench.names))
+    if arguments.json:
+        how = {"user": bench.account.name, "rounds": bench.rounds, "files": arguments.files, "megabytes": arguments.megabytes}
+        described = host.describe(bench.scratch, bench.program)
+        arguments.json.write_text(json.dumps(report.as_json(bench.results, described, how), indent=1) + "\n")
+    if arguments.chart:
+        arguments.chart.write_text(chart.draw(bench.results, bench.names))
+
+
 def main():
     arguments = parse()
     for number in host.INTERRUPTS:
@@ -196,18 +208,14 @@ def main():
     try:
         bench.set_up(arguments)
         print(report.heading(bench.names), file=sys.stderr)
-        for workload in bench.workloads(arguments):
-            bench.run(workload)
-        for word, count in arguments.extra:
-            EXTRAS[word](bench, *count)
-        bench.results.derive()
-        print(report.text(bench.results, bench.names))
-        if arguments.json:
-            how = {"user": bench.account.name, "rounds": bench.rounds, "files": arguments.files, "megabytes": arguments.megabytes}
-            described = host.describe(scratch, bench.program)
-            arguments.json.write_text(json.dumps(report.as_json(bench.results, described, how), indent=1) + "\n")
-        if arguments.chart:
-            arguments.chart.write_text(chart.draw(bench.results, bench.names))
+        try:
+            for workload in bench.workloads(arguments):
+                bench.run(workload)
+            for word, count in arguments.extra:
+                EXTRAS[word](bench, *count)
+        finally:
+            # Also what a run has that is ended early.
+            tell(bench, arguments)
     except host.Failed as failure:
         sys.exit(str(failure))
     finally:
