@@ -9,7 +9,7 @@
 //! profile = "on"             # or "off": learn what is used first after a mount, and be ahead of it
 //!
 //! [cache]
-//! data_mib = 24              # decompressed blocks in memory, for each mount
+//! data_mib = 28              # decompressed blocks in memory, for each mount
 //! metadata_mib = 8           # names, attributes and where blocks are
 //!
 //! [gc]
@@ -113,7 +113,7 @@ pub struct CacheConfig {
 impl Default for CacheConfig {
     fn default() -> Self {
         CacheConfig {
-            data_mib: 24,
+            data_mib: 28,
             metadata_mib: 8,
         }
     }

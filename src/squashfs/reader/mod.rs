@@ -57,7 +57,7 @@ impl Default for ReaderOptions {
     fn default() -> Self {
         ReaderOptions {
             metadata_cache_bytes: 8 << 20,
-            data_cache_bytes: 24 << 20,
+            data_cache_bytes: 28 << 20,
         }
     }
 }
