@@ -106,7 +106,8 @@ pub(super) fn build(
 
     tables.superblock.fragments = u32::try_from(data.fragments.len())
         .map_err(|_| WriteError::tree("fragments", "more than 2^32 fragment blocks"))?;
-    tables.superblock.fragment_table = ABSENT;
+    // Where it would begin, if there is none: unsquashfs before 4.5 wants it so.
+    tables.superblock.fragment_table = tables.end();
     if !data.fragments.is_empty() {
         let mut table = MetadataWriter::default();
         for entry in &data.fragments {
