@@ -283,7 +283,10 @@ impl Search<'_> {
             first_ino: ino.0,
             count: 1,
         });
-        let runs = self.old.ids().runs().iter().copied().chain(runs);
+        // What is gone has inodes in the tables still, but is nobody any more.
+        let mut gone: Vec<Ino> = self.lost.iter().copied().collect();
+        gone.sort_unstable();
+        let runs = self.old.ids().runs_without(&gone).into_iter().chain(runs);
         let ids = IdMap::from_runs(runs).map_err(|e| CommitError::Check(e.to_string()))?;
         Ok(Some(ids))
     }

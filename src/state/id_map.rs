@@ -183,6 +183,28 @@ impl IdMap {
         Some(Ino(run.first_ino + u64::from(run.count) - 1))
     }
 
+    /// The runs of the map without some objects, which ascend.
+    pub fn runs_without(&self, gone: &[Ino]) -> Vec<IdRun> {
+        let mut left = Vec::with_capacity(self.runs.len());
+        for run in &self.runs {
+            let end = run.first_ino + u64::from(run.count);
+            let from = gone.partition_point(|ino| ino.0 < run.first_ino);
+            let within = gone.iter().skip(from).map(|ino| ino.0);
+            let mut at = run.first_ino;
+            for cut in within.take_while(|ino| *ino < end).chain([end]) {
+                if cut > at {
+                    left.push(IdRun {
+                        first_number: run.first_number + (at - run.first_ino) as u32,
+                        first_ino: at,
+                        count: (cut - at) as u32,
+                    });
+                }
+                at = cut + 1;
+            }
+        }
+        left
+    }
+
     /// Returns the runs, by number.
     pub fn runs(&self) -> &[IdRun] {
         &self.runs

@@ -286,3 +286,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn objects_are_taken_out_of_a_map() {
+    let map = IdMap::identity(10, 10).unwrap();
+    let gone = [Ino(3), Ino(5), Ino(6), Ino(9), Ino(77)];
+    let left = IdMap::from_runs(map.runs_without(&gone)).unwrap();
+    assert_eq!(left.len(), 6);
+    for number in 1..=10 {
+        let ino = map.ino_of(number).unwrap();
+        let expected = (!gone.contains(&ino)).then_some(ino);
+        assert_eq!(left.ino_of(number), expected);
+        assert_eq!(left.number_of(ino), expected.map(|_| number));
+    }
+    assert_eq!(map.runs_without(&[]), map.runs());
+}

@@ -264,8 +264,25 @@ impl Machine {
             }
             assert_same(&node, &found, &format!("held object {ino}"));
         }
+        self.check_ways_up(&actual);
         assert_eq!(union.verify_upper().unwrap(), Vec::<String>::new());
         check_changes(&self.base, &actual, &union.changes().unwrap());
+    }
+
+    /// What is below knows where its directories are: a copy-up needs the way from the root.
+    fn check_ways_up(&self, actual: &Tree) {
+        let lower = self.union().lower();
+        for (ino, node) in &actual.nodes {
+            if node.kind() != Kind::Directory || *ino == Ino::ROOT {
+                continue;
+            }
+            let place = lower.parent(*ino).unwrap();
+            let is_there = lower.attr(*ino).unwrap().is_some();
+            assert_eq!(place.is_some(), is_there, "{ino} below has a place");
+            if let Some((dir, name)) = place {
+                assert_eq!(lower.lookup(dir, &name).unwrap(), Some(*ino), "{ino} below");
+            }
+        }
     }
 
     /// Everything that can be named: entries, and the root.

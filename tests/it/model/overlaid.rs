@@ -365,7 +365,7 @@ fn make(path: PathBuf, make: Make) -> Deed {
     let settled = path.clone();
     let run = move |at: &Path| {
         let at = at.join(path);
-        let node = |kind, device| Ok(mknod(&at, kind, Mode::from_bits_truncate(0o600), device)?);
+        let node = |kind, device| mknod(&at, kind, Mode::from_bits_truncate(0o600), device);
         match make {
             Make::File => posix(File::create_new(&at)),
             Make::Directory => posix(fs::create_dir(&at)),

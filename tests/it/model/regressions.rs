@@ -581,3 +581,39 @@ fn nothing_is_found_in_a_removed_directory_that_is_held() {
     }
     Tree::read(union);
 }
+
+#[test]
+fn a_removed_directory_that_is_held_has_no_place_after_a_commit() {
+    let bench = Bench::empty();
+    let union = bench.union();
+    make_dir(union, "", "d");
+    bench.commit(&CommitOptions::default()).unwrap();
+    // Held from here on. The tables of the next image still have its inode.
+    let dir = find(union, "d");
+    union.rmdir(Ino::ROOT, b"d").unwrap();
+    bench.commit(&CommitOptions::default()).unwrap();
+    let creator = Creator { uid: 1, gid: 1 };
+    let made = union.make(dir, b"new", Kind::File, 0o644, 0, None, creator);
+    assert!(matches!(made, Err(Error::Posix(Errno::ENOENT))), "{made:?}");
+    assert_eq!(union.attr(dir).unwrap().nlink, 0);
+    assert!(union.lookup(dir, b"new").unwrap().is_none());
+    union.read_dir(dir, 0, 10).unwrap();
+    Tree::read(union);
+}
+
+#[test]
+fn a_removed_file_that_is_held_has_no_names_after_a_commit_and_a_discard() {
+    let bench = Bench::empty();
+    let union = bench.union();
+    make(union, "", "f", b"content");
+    bench.commit(&CommitOptions::default()).unwrap();
+    // Held from here on.
+    let file = find(union, "f");
+    union.unlink(Ino::ROOT, b"f").unwrap();
+    bench.commit(&CommitOptions::default()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(union.attr(file).unwrap().nlink, 0);
+        assert_eq!((*union.read_at(file, 0, 100).unwrap()).as_ref(), b"content");
+        commit::discard(bench.workspace(), &[]).unwrap();
+    }
+}
