@@ -140,16 +140,17 @@ impl Search<'_> {
                 return Ok(None);
             }
         }
-        let Some(ids) = self.number(fresh)? else {
+        let mut gone: Vec<Ino> = self.lost.drain().collect();
+        gone.sort_unstable();
+        let Some(ids) = self.number(fresh, &gone)? else {
             return Ok(None);
         };
         let mut lost = Vec::new();
-        for ino in self.lost.drain() {
+        for ino in gone {
             if self.old.is_file(ino)? {
                 lost.push(ino);
             }
         }
-        lost.sort_unstable();
         Ok(Some(Amendment {
             dirs: std::mem::take(&mut self.dirs),
             changed,
@@ -266,8 +267,9 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Numbers the new objects after the old ones, in the order of their identities.
-    fn number(&self, mut fresh: Vec<Ino>) -> Result<Option<IdMap>> {
+    /// Numbers the new objects after the old ones, in the order of their identities. What is gone has
+    /// inodes in the tables still, but is nobody any more; it is sorted.
+    fn number(&self, mut fresh: Vec<Ino>, gone: &[Ino]) -> Result<Option<IdMap>> {
         fresh.sort_unstable();
         fresh.dedup();
         let first = self.old.image().superblock().inodes;
@@ -283,10 +285,7 @@ impl Search<'_> {
             first_ino: ino.0,
             count: 1,
         });
-        // What is gone has inodes in the tables still, but is nobody any more.
-        let mut gone: Vec<Ino> = self.lost.iter().copied().collect();
-        gone.sort_unstable();
-        let runs = self.old.ids().runs_without(&gone).into_iter().chain(runs);
+        let runs = self.old.ids().runs_without(gone).into_iter().chain(runs);
         let ids = IdMap::from_runs(runs).map_err(|e| CommitError::Check(e.to_string()))?;
         Ok(Some(ids))
     }

@@ -189,9 +189,7 @@ impl Filesystem for EnvFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        if let Some(left) = self.union.forget(Ino(ino.0), nlookup)
-            && left.is_file()
-        {
+        if let Some(left) = self.union.forget(Ino(ino.0), nlookup) {
             // Nobody waits for the space of a removed file, but others for this thread.
             self.pool.let_go(left);
         }

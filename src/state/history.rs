@@ -398,13 +398,13 @@ impl StateDb {
         image: &NewImage,
         doing: &'static str,
     ) -> Result<()> {
-        // Fewer: inodes that an amended image has left over are nobody.
-        if image.id_map.len() > u64::from(image.inodes) {
+        let (known, inodes) = (image.id_map.len(), u64::from(image.inodes));
+        // Inodes that an amended image has left over are nobody.
+        let is_amended = image.tables_appended.is_some_and(|bytes| bytes > 0);
+        if known > inodes || known < inodes && !is_amended {
             let detail = format!(
-                "image {} has {} inodes, but its map {}",
-                image.id,
-                image.inodes,
-                image.id_map.len()
+                "image {} has {inodes} inodes, but its map {known}",
+                image.id
             );
             return Err(self.conflict(doing, detail));
         }

@@ -124,14 +124,7 @@ struct Orphan {
 
 /// What is left of an object that nobody has any more.
 #[derive(Debug)]
-pub struct Remainder(Orphan);
-
-impl Remainder {
-    /// Returns true if dropping it closes a file.
-    pub fn is_file(&self) -> bool {
-        self.0.file.is_some()
-    }
-}
+pub struct Remainder(#[expect(dead_code, reason = "held to be dropped")] Orphan);
 
 /// Where an object's row is, if it has one.
 enum Standing<'a> {

@@ -4,13 +4,14 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use super::buffers::{Block, Buffers};
 use super::cache::{Cache, Hits};
+use super::idle::Idle;
 use super::uses::{BlockUse, Uses};
 use crate::squashfs::{
     CompressorId, Error, Result,
@@ -53,9 +54,7 @@ pub(super) struct Blocks {
     pub(super) file: File,
     compressor: CompressorId,
     block_size: u32,
-    /// Idle codec contexts, each with a buffer for stored bytes. The lock is held to take one
-    /// or give it back.
-    idle: Mutex<Vec<Worker>>,
+    workers: Idle<Worker>,
     metadata: Cache<u64, Arc<MetadataBlock>>,
     /// Data and fragment blocks in one budget: which of them a user needs again, only use can tell.
     expanded: Cache<Key, Block>,
@@ -66,9 +65,19 @@ pub(super) struct Blocks {
     data_budget: usize,
 }
 
+/// A codec context, with a buffer for stored bytes.
 struct Worker {
     codec: Box<dyn Decompressor>,
     stored: Vec<u8>,
+}
+
+impl Worker {
+    fn new(compressor: CompressorId) -> Result<Worker> {
+        Ok(Worker {
+            codec: decompressor(compressor)?,
+            stored: Vec::new(),
+        })
+    }
 }
 
 /// More idle contexts than threads that will ever serve an image.
@@ -82,15 +91,13 @@ impl Blocks {
         metadata_bytes: usize,
         data_bytes: usize,
     ) -> Result<Self> {
-        let first = Worker {
-            codec: decompressor(compressor)?,
-            stored: Vec::new(),
-        };
+        let workers = Idle::new(MAX_IDLE);
+        workers.give_back(Worker::new(compressor)?);
         Ok(Blocks {
             file,
             compressor,
             block_size,
-            idle: Mutex::new(vec![first]),
+            workers,
             metadata: Cache::new(metadata_bytes),
             expanded: Cache::new(data_bytes),
             zeros: Block::zeros(block_size as usize),
@@ -130,20 +137,12 @@ impl Blocks {
     }
 
     fn with_worker<T>(&self, work: impl FnOnce(&mut Worker) -> Result<T>) -> Result<T> {
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = idle().pop();
-        let mut worker = match taken {
+        let mut worker = match self.workers.take() {
             Some(worker) => worker,
-            None => Worker {
-                codec: decompressor(self.compressor)?,
-                stored: Vec::new(),
-            },
+            None => Worker::new(self.compressor)?,
         };
         let result = work(&mut worker);
-        let mut idle = idle();
-        if idle.len() < MAX_IDLE {
-            idle.push(worker);
-        }
+        self.workers.give_back(worker);
         result
     }
 
@@ -209,11 +208,7 @@ impl Blocks {
         expected: usize,
     ) -> Result<Block> {
         let what = "data block";
-        let block = self.expanded.get((start, size.0), || {
-            let block = self.load(what, start, size, Some(expected))?;
-            let held = block.held();
-            Ok((block, held))
-        })?;
+        let block = self.expand(what, start, size, Some(expected))?;
         // In a damaged image two files may claim one block with different lengths.
         if block.len() != expected {
             let detail = format!("{} bytes where {expected} belong", block.len());
@@ -230,8 +225,19 @@ impl Blocks {
 
     /// A fragment block, without this being a use of it.
     pub(super) fn expand_fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
+        self.expand("fragment block", start, size, None)
+    }
+
+    /// As [`Blocks::load`], from the cache if it is there.
+    fn expand(
+        &self,
+        what: &'static str,
+        start: u64,
+        size: BlockSize,
+        expected: Option<usize>,
+    ) -> Result<Block> {
         self.expanded.get((start, size.0), || {
-            let block = self.load("fragment block", start, size, None)?;
+            let block = self.load(what, start, size, expected)?;
             let held = block.held();
             Ok((block, held))
         })

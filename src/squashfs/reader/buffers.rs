@@ -7,44 +7,35 @@
 use std::{
     fmt, mem,
     ops::{Deref, Range},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
-/// Idle buffers that are kept: as many as threads that may expand at once and then some.
-const MAX_IDLE: usize = 8;
+use super::idle::Idle;
+
+/// Bytes of idle buffers that are kept.
+const IDLE_BYTES: usize = 1 << 20;
+/// But at least so many, and not more than threads that may expand at once and then some.
+const IDLE: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Where buffers of one length come from and go back to.
 pub(super) struct Buffers {
     len: usize,
-    /// The lock is held to take one or give it back.
-    idle: Mutex<Vec<Vec<u8>>>,
+    idle: Idle<Vec<u8>>,
 }
 
 impl Buffers {
     pub(super) fn new(len: usize) -> Arc<Buffers> {
         Arc::new(Buffers {
             len,
-            idle: Mutex::default(),
+            idle: Idle::new((IDLE_BYTES / len.max(1)).clamp(*IDLE.start(), *IDLE.end())),
         })
     }
 
     /// A buffer with anything in it.
     pub(super) fn take(self: &Arc<Self>) -> Buffer {
-        let idle = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
         Buffer {
-            bytes: idle.unwrap_or_else(|| vec![0; self.len]),
+            bytes: self.idle.take().unwrap_or_else(|| vec![0; self.len]),
             home: Some(Arc::clone(self)),
-        }
-    }
-
-    fn give_back(&self, bytes: Vec<u8>) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MAX_IDLE {
-            idle.push(bytes);
         }
     }
 }
@@ -81,7 +72,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(home) = &self.home {
-            home.give_back(mem::take(&mut self.bytes));
+            home.idle.give_back(mem::take(&mut self.bytes));
         }
     }
 }
@@ -175,7 +166,9 @@ mod tests {
         let buffers = Buffers::new(10);
         let taken: Vec<Buffer> = (0..100).map(|_| buffers.take()).collect();
         drop(taken);
-        let idle = buffers.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        assert_eq!(idle.len(), MAX_IDLE);
+        assert_eq!(buffers.idle.len(), *IDLE.end());
+        let long = Buffers::new(IDLE_BYTES);
+        drop((0..100).map(|_| long.take()).collect::<Vec<Buffer>>());
+        assert_eq!(long.idle.len(), *IDLE.start());
     }
 }

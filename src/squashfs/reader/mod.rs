@@ -12,6 +12,7 @@ mod cache;
 mod cursor;
 mod directory;
 mod file;
+mod idle;
 mod open;
 mod scan;
 mod stored;

@@ -313,6 +313,27 @@ fn an_image_keeps_its_map_and_digests() {
 }
 
 #[test]
+fn only_an_amended_image_may_know_fewer_objects_than_it_has_inodes() {
+    let db = StateDb::in_memory().unwrap();
+    let image_of = |inodes, tables_appended| NewImage {
+        inodes,
+        tables_appended,
+        ..new_image(&db, [1, 5, 6])
+    };
+    for (inodes, tables_appended, is_taken) in [
+        (2, Some(100), false),
+        (3, None, true),
+        (4, None, false),
+        (4, Some(0), false),
+        (4, Some(100), true),
+    ] {
+        let image = image_of(inodes, tables_appended);
+        let done = db.insert_image(&db.lock(), &image, "test");
+        assert_eq!(done.is_ok(), is_taken, "{inodes} {tables_appended:?}");
+    }
+}
+
+#[test]
 fn the_clean_flag_and_facts_are_kept() {
     let db = StateDb::in_memory().unwrap();
     assert!(db.was_clean().unwrap());

@@ -6,23 +6,16 @@ use envfs::object::{Ino, Kind, Timestamp};
 use envfs::union::{AllocateMode, Creator, RenameMode, SetAttr, SetTime, XattrMode};
 use nix::errno::Errno;
 
-use super::bench::{BLOCK, noise};
+use super::numbers::{self, Allocate, CopyRange};
 use super::ops::{CAPABILITY, Machine, Make, Place, SetMask, outcome, without_privileges};
 use super::tree::{Body, Node, show};
 
 impl Machine {
     pub(super) fn make(&mut self, place: Place, make: Make, mode: u16) {
         let (dir, name) = self.place(place);
-        let mode = mode & 0o7777;
-        let (kind, rdev, target) = match make {
-            Make::File => (Kind::File, 0, None),
-            Make::Directory => (Kind::Directory, 0, None),
-            Make::Symlink => (Kind::Symlink, 0, Some(&b"some/where"[..])),
-            Make::Fifo => (Kind::Fifo, 0, None),
-            Make::Socket => (Kind::Socket, 0, None),
-            Make::Device => (Kind::CharDevice, 0x103, None),
-            Make::BlockDevice => (Kind::BlockDevice, 0x803, None),
-        };
+        let mode = numbers::mode(mode);
+        let (kind, rdev) = make.node();
+        let target = (kind == Kind::Symlink).then_some(numbers::TARGET.as_bytes());
         let creator = Creator { uid: 7, gid: 8 };
         let done = self.holding(&[(dir, dir)], |union| {
             outcome(union.make(dir, &name, kind, mode, rdev, target, creator))
@@ -46,7 +39,7 @@ impl Machine {
             body: match make {
                 Make::File => Body::File(Vec::new()),
                 Make::Directory => Body::Directory(BTreeMap::new()),
-                Make::Symlink => Body::Symlink(b"some/where".to_vec()),
+                Make::Symlink => Body::Symlink(numbers::TARGET.into()),
                 Make::Fifo | Make::Socket | Make::Device | Make::BlockDevice => {
                     Body::Special(kind, rdev)
                 }
@@ -64,17 +57,10 @@ impl Machine {
         self.tree.dir_mut(dir).insert(name, ino);
     }
 
-    pub(super) fn write(
-        &mut self,
-        file: (Ino, Ino),
-        offset: usize,
-        len: usize,
-        seed: u8,
-        kill: bool,
-    ) {
-        let data = noise(seed.into(), len);
+    pub(super) fn write(&mut self, file: (Ino, Ino), offset: usize, data: &[u8], kill: bool) {
+        let len = data.len();
         let done = self.holding(&[file], |union| {
-            union.write_at(file.0, offset as u64, &data, kill)
+            union.write_at(file.0, offset as u64, data, kill)
         });
         assert_eq!(done.unwrap(), len);
         let node = self.tree.node_mut(file.0);
@@ -89,18 +75,16 @@ impl Machine {
         if content.len() < offset + len {
             content.resize(offset + len, 0);
         }
-        content[offset..offset + len].copy_from_slice(&data);
+        content[offset..offset + len].copy_from_slice(data);
     }
 
-    pub(super) fn allocate(&mut self, file: (Ino, Ino), offset: usize, len: usize, mode: u8) {
-        let modes = [
-            AllocateMode::Reserve { keep_size: false },
-            AllocateMode::Reserve { keep_size: true },
-            AllocateMode::PunchHole,
-            AllocateMode::ZeroRange { keep_size: false },
-            AllocateMode::ZeroRange { keep_size: true },
-        ];
-        let (kill, mode) = (mode & 0x80 != 0, modes[usize::from(mode) % modes.len()]);
+    pub(super) fn allocate(&mut self, file: (Ino, Ino), what: Allocate) {
+        let Allocate {
+            offset,
+            len,
+            mode,
+            kill,
+        } = what;
         let done = self.holding(&[file], |union| {
             outcome(union.allocate(file.0, offset as u64, len as u64, mode, kill))
         });
@@ -133,43 +117,35 @@ impl Machine {
         }
     }
 
-    pub(super) fn copy_range(
-        &mut self,
-        from: (Ino, Ino),
-        to: (Ino, Ino),
-        from_offset: u16,
-        to_offset: u16,
-        len: u16,
-    ) {
+    pub(super) fn copy_range(&mut self, range: CopyRange) {
+        let (Some(from), Some(to)) = (self.file(range.from), self.file(range.to)) else {
+            return;
+        };
         let source = match &self.tree.node(from.0).body {
             Body::File(content) => content.clone(),
             _ => return,
         };
-        let (from_offset, to_offset) = (
-            usize::from(from_offset) % (4 * BLOCK),
-            usize::from(to_offset) % (4 * BLOCK),
-        );
-        let (kill, len) = (len & 0x8000 != 0, usize::from(len) % (3 * BLOCK));
-        if from.0 == to.0 && from_offset.abs_diff(to_offset) < len {
-            return; // Ranges of one file may not overlap.
+        if from.0 == to.0 && range.overlaps() {
+            return;
         }
+        let (from_offset, to_offset) = (range.source_offset(), range.target_offset());
         let done = self.holding(&[from, to], |union| {
             union.copy_range(
                 from.0,
                 from_offset as u64,
                 to.0,
                 to_offset as u64,
-                len as u64,
-                kill,
+                range.len() as u64,
+                range.kill(),
             )
         });
-        let len = len.min(source.len().saturating_sub(from_offset));
+        let len = range.len().min(source.len().saturating_sub(from_offset));
         assert_eq!(done.unwrap(), len as u64);
         if len == 0 {
             return;
         }
         let node = self.tree.node_mut(to.0);
-        if kill {
+        if range.kill() {
             node.mode = without_privileges(node.mode);
         }
         node.xattrs.remove(CAPABILITY);
@@ -214,11 +190,7 @@ impl Machine {
             return;
         }
         let (new_dir, new_name) = self.place(to);
-        let mode = match mode % 6 {
-            0 => RenameMode::NoReplace,
-            1 | 2 => RenameMode::Exchange,
-            _ => RenameMode::Replace,
-        };
+        let mode = numbers::rename_mode(mode);
         let done = self.holding(&[(dir, dir), (new_dir, new_dir)], |union| {
             outcome(union.rename(dir, &name, new_dir, &new_name, mode))
         });
@@ -298,12 +270,7 @@ impl Machine {
         let Some(object) = self.object(entry, |_| true) else {
             return;
         };
-        let name = match name % 4 {
-            3 => CAPABILITY.to_vec(),
-            n => format!("user.{n}").into_bytes(),
-        };
-        let value = noise(len.into(), usize::from(len) % 300);
-        let mode = [XattrMode::Either, XattrMode::Create, XattrMode::Replace][usize::from(len) % 3];
+        let (name, value, mode) = numbers::attribute(name, len);
         let done = self.holding(&[object], |union| {
             outcome(union.set_xattr(object.0, &name, &value, mode))
         });
@@ -335,16 +302,16 @@ impl Machine {
         let is_file = self.tree.node(object.0).kind() == Kind::File;
         let time = Timestamp {
             secs: i64::from(secs),
-            nanos: secs % 1_000_000_000,
+            nanos: numbers::nanos(secs),
         };
         let set_time = if mask.to_now {
             SetTime::Now
         } else {
             SetTime::To(time)
         };
-        let size = usize::from(size) % (5 * BLOCK);
+        let size = numbers::offset(size);
         let set = SetAttr {
-            mode: mask.mode.then_some(mode & 0o7777),
+            mode: mask.mode.then_some(numbers::mode(mode)),
             uid: mask.uid.then_some(owner.0.into()),
             gid: mask.gid.then_some(owner.1.into()),
             size: (mask.size && is_file).then_some(size as u64),

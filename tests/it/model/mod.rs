@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod crash;
 mod listing;
+mod numbers;
 mod ops;
 mod overlaid;
 mod random;

@@ -8,8 +8,9 @@ use envfs::state::RevisionId;
 use envfs::union::{Error, SetAttr, SetTime, Union};
 use nix::errno::Errno;
 
-use super::bench::{BLOCK, Bench};
+use super::bench::Bench;
 use super::check::check_changes;
+use super::numbers::{self, Allocate, CopyRange};
 use super::tree::{Body, Entry, Node, Tree, assert_same, read_node};
 
 /// Where a name is made: a name of few, or with `over` the place of something that is there.
@@ -57,13 +58,7 @@ pub(super) enum Op {
         len: u16,
         mode: u8,
     },
-    CopyRange {
-        from: u16,
-        to: u16,
-        from_offset: u16,
-        to_offset: u16,
-        len: u16,
-    },
+    CopyRange(CopyRange),
     Remove {
         entry: u16,
         as_dir: bool,
@@ -375,9 +370,8 @@ impl Machine {
                 if let Some(file) = self.file(file) {
                     self.write(
                         file,
-                        usize::from(offset) % (5 * BLOCK),
-                        usize::from(len) % 6000,
-                        seed,
+                        numbers::offset(offset),
+                        &numbers::data(len, seed),
                         kill,
                     );
                 }
@@ -385,13 +379,12 @@ impl Machine {
             Op::Append { file, len, seed } => {
                 if let Some(file) = self.file(file) {
                     let size = self.tree.file_len(file.0);
-                    self.write(file, size, usize::from(len) % 6000, seed, false);
+                    self.write(file, size, &numbers::data(len, seed), false);
                 }
             }
             Op::Truncate { file, size } => {
                 let Some(file) = self.file(file) else { return };
-                // Often none: as O_TRUNC does.
-                let size = usize::from(size) % (5 * BLOCK) * usize::from(size % 4 != 0);
+                let size = numbers::cut(size);
                 let set = SetAttr {
                     size: Some(size as u64),
                     ..SetAttr::default()
@@ -409,26 +402,11 @@ impl Machine {
                 len,
                 mode,
             } => {
-                let Some(file) = self.file(file) else { return };
-                self.allocate(
-                    file,
-                    usize::from(offset) % (4 * BLOCK),
-                    1 + usize::from(len) % (2 * BLOCK),
-                    mode,
-                );
+                if let Some(file) = self.file(file) {
+                    self.allocate(file, Allocate::new(offset, len, mode));
+                }
             }
-            Op::CopyRange {
-                from,
-                to,
-                from_offset,
-                to_offset,
-                len,
-            } => {
-                let (Some(from), Some(to)) = (self.file(from), self.file(to)) else {
-                    return;
-                };
-                self.copy_range(from, to, from_offset, to_offset, len);
-            }
+            Op::CopyRange(range) => self.copy_range(range),
             Op::Remove { entry, as_dir } => self.remove(entry, as_dir),
             Op::RemoveProperly { entry } => {
                 let (_, _, ino) = self.entry(entry);
@@ -440,7 +418,7 @@ impl Machine {
                 let Some(object) = self.object(entry, |_| true) else {
                     return;
                 };
-                let mode = mode & 0o7777;
+                let mode = numbers::mode(mode);
                 let set = SetAttr {
                     mode: Some(mode),
                     ..SetAttr::default()
@@ -475,7 +453,7 @@ impl Machine {
                 };
                 let time = Timestamp {
                     secs: i64::from(secs),
-                    nanos: nanos % 1_000_000_000,
+                    nanos: numbers::nanos(nanos),
                 };
                 let set = SetAttr {
                     mtime: Some(SetTime::To(time)),
@@ -492,12 +470,7 @@ impl Machine {
                 let Some(object) = self.object(entry, |_| true) else {
                     return;
                 };
-                let xattrs = &self.tree.node(object.0).xattrs;
-                let names: Vec<&Vec<u8>> = xattrs.keys().collect();
-                let name = match names.len() {
-                    0 => b"user.none".to_vec(),
-                    n => names[usize::from(name) % n].clone(),
-                };
+                let name = numbers::removed(name, self.tree.node(object.0).xattrs.keys());
                 let done = self.holding(&[object], |union| {
                     outcome(union.remove_xattr(object.0, &name))
                 });

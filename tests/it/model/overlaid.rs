@@ -12,13 +12,16 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use envfs::object::{Ino, Kind, Timestamp};
+use envfs::union::{AllocateMode, RenameMode, XattrMode};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, copy_file_range, fallocate, renameat2};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::UnlinkatFlags;
+use rustix::fs::XattrFlags;
 
-use super::bench::{BLOCK, Bench, noise};
+use super::bench::Bench;
+use super::numbers::{self, Allocate, CopyRange};
 use super::ops::{CAPABILITY, Machine, Make, Op, Outcome, Place, SetMask};
 use super::tree::{Body, Node, Tree, show};
 use crate::support::TestEnv;
@@ -257,19 +260,15 @@ fn deed(machine: &Machine, op: Op) -> Deed {
             seed,
             kill,
         } => file(n).map(|path| {
-            let (offset, len) = (
-                u64::from(offset) % (5 * BLOCK as u64),
-                usize::from(len) % 6000,
-            );
-            write(path, offset, noise(seed.into(), len), kill)
+            let data = numbers::data(len, seed);
+            write(path, numbers::offset(offset), data, kill)
         }),
         Op::Append { file: n, len, seed } => machine.file(n).map(|object| {
-            let size = tree.file_len(object.0) as u64;
-            let data = noise(seed.into(), usize::from(len) % 6000);
+            let (size, data) = (tree.file_len(object.0), numbers::data(len, seed));
             write(path_of(tree, object.0), size, data, false)
         }),
         Op::Truncate { file: n, size } => file(n).map(|path| {
-            let size = u64::from(size) % (5 * BLOCK as u64) * u64::from(size % 4 != 0);
+            let size = numbers::cut(size) as u64;
             Deed::call(move |at| posix(open(&at.join(path)).and_then(|file| file.set_len(size))))
         }),
         Op::Allocate {
@@ -277,20 +276,10 @@ fn deed(machine: &Machine, op: Op) -> Deed {
             offset,
             len,
             mode,
-        } => file(n).map(|path| {
-            let offset = i64::from(offset) % (4 * BLOCK as i64);
-            let len = 1 + i64::from(len) % (2 * BLOCK as i64);
-            allocate(path, offset, len, mode)
-        }),
-        Op::CopyRange {
-            from,
-            to,
-            from_offset,
-            to_offset,
-            len,
-        } => file(from)
-            .zip(file(to))
-            .and_then(|(from, to)| copy_range(from, to, from_offset, to_offset, len)),
+        } => file(n).map(|path| allocate(path, Allocate::new(offset, len, mode))),
+        Op::CopyRange(range) => file(range.from)
+            .zip(file(range.to))
+            .and_then(|(from, to)| copy_range(from, to, range)),
         Op::Remove { entry: n, as_dir } => entry(n).map(|path| remove(path, as_dir)),
         Op::RemoveProperly { entry: n } => entry(n).map(|path| {
             let is_dir = tree.node(machine.entry(n).2).kind() == Kind::Directory;
@@ -302,7 +291,7 @@ fn deed(machine: &Machine, op: Op) -> Deed {
             Deed::call(move |at| posix(fs::hard_link(at.join(from), at.join(to))))
         }),
         Op::Chmod { entry: n, mode } => object(n, &has_mode).map(|path| {
-            let mode = fs::Permissions::from_mode(u32::from(mode) & 0o7777);
+            let mode = fs::Permissions::from_mode(numbers::mode(mode).into());
             Deed::call(move |at| posix(fs::set_permissions(at.join(path), mode)))
         }),
         Op::Chown { entry: n, uid, gid } => object(n, &|_| true)
@@ -312,7 +301,7 @@ fn deed(machine: &Machine, op: Op) -> Deed {
             secs,
             nanos,
         } => object(n, &|_| true).map(|path| {
-            let time = TimeSpec::new(secs.into(), (nanos % 1_000_000_000).into());
+            let time = TimeSpec::new(secs.into(), numbers::nanos(nanos).into());
             Deed::call(move |at| set_times(&at.join(path), TimeSpec::UTIME_OMIT, time))
         }),
         Op::SetAttr {
@@ -327,8 +316,7 @@ fn deed(machine: &Machine, op: Op) -> Deed {
                 .object(n, |_| true)
                 .map(|object| tree.node(object.0).kind())
                 == Some(Kind::File);
-            let size = u64::from(size) % (5 * BLOCK as u64);
-            let size = (mask.size && is_file).then_some(size);
+            let size = (mask.size && is_file).then_some(numbers::offset(size) as u64);
             set_attr(path, mask, mode, owner, size, secs)
         }),
         Op::SetXattr {
@@ -338,12 +326,9 @@ fn deed(machine: &Machine, op: Op) -> Deed {
         } => object(n, &has_attributes).and_then(|path| set_xattr(path, name, len)),
         Op::RemoveXattr { entry: n, name } => object(n, &has_attributes).map(|path| {
             let (ino, _) = machine.object(n, |_| true).unwrap();
-            let names: Vec<&Vec<u8>> = tree.node(ino).xattrs.keys().collect();
-            let name = match names.len() {
-                0 => OsString::from("user.none"),
-                len => OsString::from_vec(names[usize::from(name) % len].clone()),
-            };
-            assert_ne!(name.as_bytes(), CAPABILITY);
+            let name = numbers::removed(name, tree.node(ino).xattrs.keys());
+            assert_ne!(name, CAPABILITY);
+            let name = OsString::from_vec(name);
             Deed::call(move |at| posix(xattr::remove(at.join(path), name)))
         }),
         Op::Sync { .. }
@@ -365,66 +350,62 @@ fn make(path: PathBuf, make: Make) -> Deed {
     let settled = path.clone();
     let run = move |at: &Path| {
         let at = at.join(path);
-        let node = |kind, device| mknod(&at, kind, Mode::from_bits_truncate(0o600), device);
-        match make {
-            Make::File => posix(File::create_new(&at)),
-            Make::Directory => posix(fs::create_dir(&at)),
-            Make::Symlink => posix(std::os::unix::fs::symlink("some/where", &at)),
-            Make::Fifo => node(SFlag::S_IFIFO, 0),
-            Make::Socket => node(SFlag::S_IFSOCK, 0),
-            Make::Device => node(SFlag::S_IFCHR, 0x103),
-            Make::BlockDevice => node(SFlag::S_IFBLK, 0x803),
+        let (kind, device) = make.node();
+        let node = |flag| mknod(&at, flag, Mode::from_bits_truncate(0o600), device);
+        match kind {
+            Kind::File => posix(File::create_new(&at)),
+            Kind::Directory => posix(fs::create_dir(&at)),
+            Kind::Symlink => posix(std::os::unix::fs::symlink(numbers::TARGET, &at)),
+            Kind::Fifo => node(SFlag::S_IFIFO),
+            Kind::Socket => node(SFlag::S_IFSOCK),
+            Kind::CharDevice => node(SFlag::S_IFCHR),
+            Kind::BlockDevice => node(SFlag::S_IFBLK),
         }
     };
     Deed::Both(Box::new(run), Some(settled))
 }
 
-fn write(path: PathBuf, offset: u64, data: Vec<u8>, kill: bool) -> Deed {
+fn write(path: PathBuf, offset: usize, data: Vec<u8>, kill: bool) -> Deed {
     let settled = kill.then(|| path.clone());
     let run = move |at: &Path| {
-        posix(open(&at.join(path)).and_then(|file| file.write_all_at(&data, offset)))
+        posix(open(&at.join(path)).and_then(|file| file.write_all_at(&data, offset as u64)))
     };
     Deed::Both(Box::new(run), settled)
 }
 
-fn allocate(path: PathBuf, offset: i64, len: i64, mode: u8) -> Deed {
-    let settled = (mode & 0x80 != 0).then(|| path.clone());
-    let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    let modes = [
-        FallocateFlags::empty(),
-        keep,
-        FallocateFlags::FALLOC_FL_PUNCH_HOLE | keep,
-        FallocateFlags::FALLOC_FL_ZERO_RANGE,
-        FallocateFlags::FALLOC_FL_ZERO_RANGE | keep,
-    ];
-    let mode = modes[usize::from(mode) % modes.len()];
+fn allocate(path: PathBuf, what: Allocate) -> Deed {
+    let settled = what.kill.then(|| path.clone());
+    let mut flags = match what.mode {
+        AllocateMode::Reserve { .. } => FallocateFlags::empty(),
+        AllocateMode::PunchHole => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
+        AllocateMode::ZeroRange { .. } => FallocateFlags::FALLOC_FL_ZERO_RANGE,
+    };
+    let keep_size = match what.mode {
+        AllocateMode::Reserve { keep_size } | AllocateMode::ZeroRange { keep_size } => keep_size,
+        AllocateMode::PunchHole => true,
+    };
+    flags.set(FallocateFlags::FALLOC_FL_KEEP_SIZE, keep_size);
     let run = move |at: &Path| {
         let file = open(&at.join(path)).unwrap();
-        fallocate(&file, mode, offset, len)
+        fallocate(&file, flags, what.offset as i64, what.len as i64)
     };
     Deed::Both(Box::new(run), settled)
 }
 
-fn copy_range(
-    from: PathBuf,
-    to: PathBuf,
-    from_offset: u16,
-    to_offset: u16,
-    len: u16,
-) -> Option<Deed> {
-    let within = |offset: u16| i64::from(offset) % (4 * BLOCK as i64);
-    let (mut from_offset, mut to_offset) = (within(from_offset), within(to_offset));
-    let (kill, mut left) = (len & 0x8000 != 0, usize::from(len) % (3 * BLOCK));
-    if from == to && (from_offset.abs_diff(to_offset) as usize) < left {
+fn copy_range(from: PathBuf, to: PathBuf, range: CopyRange) -> Option<Deed> {
+    if from == to && range.overlaps() {
         return None;
     }
-    let settled = kill.then(|| to.clone());
+    let settled = range.kill().then(|| to.clone());
     let run = move |at: &Path| {
         let (source, target) = (open(&at.join(from)).unwrap(), open(&at.join(to)).unwrap());
+        let (mut one, mut other) = (range.source_offset() as i64, range.target_offset() as i64);
+        // What is there before: if the two are one file, copying may put more behind it.
+        let there = (source.metadata().unwrap().len() as usize).saturating_sub(one as usize);
+        let mut left = range.len().min(there);
         while left > 0 {
-            let (one, other) = (Some(&mut from_offset), Some(&mut to_offset));
-            match nix::fcntl::copy_file_range(&source, one, &target, other, left)? {
-                0 => break,
+            match copy_file_range(&source, Some(&mut one), &target, Some(&mut other), left)? {
+                0 => panic!("{left} bytes of {range:?} were not copied"),
                 copied => left -= copied,
             }
         }
@@ -443,10 +424,10 @@ fn remove(path: PathBuf, as_dir: bool) -> Deed {
 }
 
 fn rename(from: PathBuf, to: PathBuf, mode: u8) -> Deed {
-    let flags = match mode % 6 {
-        0 => RenameFlags::RENAME_NOREPLACE,
-        1 | 2 => RenameFlags::RENAME_EXCHANGE,
-        _ => RenameFlags::empty(),
+    let flags = match numbers::rename_mode(mode) {
+        RenameMode::Replace => RenameFlags::empty(),
+        RenameMode::NoReplace => RenameFlags::RENAME_NOREPLACE,
+        RenameMode::Exchange => RenameFlags::RENAME_EXCHANGE,
     };
     Deed::call(move |at| renameat2(AT_FDCWD, &at.join(from), AT_FDCWD, &at.join(to), flags))
 }
@@ -488,13 +469,13 @@ fn set_attr(
             )?;
         }
         if mask.mode {
-            let mode = fs::Permissions::from_mode(u32::from(mode) & 0o7777);
+            let mode = fs::Permissions::from_mode(numbers::mode(mode).into());
             posix(fs::set_permissions(&at, mode))?;
         }
         let time = if mask.to_now {
             TimeSpec::UTIME_NOW
         } else {
-            TimeSpec::new(secs.into(), (secs % 1_000_000_000).into())
+            TimeSpec::new(secs.into(), numbers::nanos(secs).into())
         };
         let time_if = |wanted: bool| if wanted { time } else { TimeSpec::UTIME_OMIT };
         set_times(&at, time_if(mask.atime), time_if(mask.mtime))
@@ -503,19 +484,17 @@ fn set_attr(
 }
 
 fn set_xattr(path: PathBuf, name: u8, len: u16) -> Option<Deed> {
-    // The kernel takes no capabilities that are none.
-    let name = match name % 4 {
-        3 => return None,
-        n => format!("user.{n}"),
+    let (name, value, mode) = numbers::attribute(name, len);
+    if name == CAPABILITY {
+        return None; // The kernel takes none that are not what they say.
+    }
+    let flags = match mode {
+        XattrMode::Either => XattrFlags::empty(),
+        XattrMode::Create => XattrFlags::CREATE,
+        XattrMode::Replace => XattrFlags::REPLACE,
     };
-    let value = noise(len.into(), usize::from(len) % 300);
     Some(Deed::call(move |at| {
-        let at = at.join(path);
-        let is_there = xattr::get(&at, &name).unwrap().is_some();
-        match (usize::from(len) % 3, is_there) {
-            (1, true) => Err(Errno::EEXIST),
-            (2, false) => Err(Errno::ENODATA),
-            _ => posix(xattr::set(&at, &name, &value)),
-        }
+        let set = rustix::fs::lsetxattr(at.join(path), name, &value, flags);
+        set.map_err(|e| Errno::from_raw(e.raw_os_error()))
     }))
 }

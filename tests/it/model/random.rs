@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::bench::Bench;
+use super::numbers::CopyRange;
 use super::ops::{Machine, Make, Op, Place, SetMask};
 use super::overlaid::Overlaid;
 
@@ -55,7 +56,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (n(), n(), n(), any::<u8>())
             .prop_map(|(file, offset, len, mode)| Op::Allocate { file, offset, len, mode }),
         3 => (n(), n(), n(), n(), n()).prop_map(|(from, to, from_offset, to_offset, len)| {
-            Op::CopyRange { from, to, from_offset, to_offset, len }
+            Op::CopyRange(CopyRange::new((from, from_offset), (to, to_offset), len))
         }),
         2 => (n(), any::<bool>()).prop_map(|(entry, as_dir)| Op::Remove { entry, as_dir }),
         8 => n().prop_map(|entry| Op::RemoveProperly { entry }),
