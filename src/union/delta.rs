@@ -146,6 +146,11 @@ impl Delta {
         }
     }
 
+    /// Where this layer says that an object is.
+    pub fn place(&self, ino: Ino) -> Option<(Ino, Box<[u8]>)> {
+        self.inodes.get(&ino)?.place.clone()
+    }
+
     /// What this layer says of a name.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Lookup {
         match self.dirs.get(&dir).and_then(|d| d.get(name)) {

@@ -64,12 +64,7 @@ impl FrozenLayer {
     }
 
     fn parent_of(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        match self
-            .delta
-            .inodes
-            .get(&dir)
-            .and_then(|row| row.place.clone())
-        {
+        match self.delta.place(dir) {
             Some(place) => Ok(Some(place)),
             None => self.below.parent(dir),
         }
@@ -145,11 +140,7 @@ impl Layer for FrozenLayer {
     }
 
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        Ok(self
-            .delta
-            .inodes
-            .get(&dir)
-            .and_then(|row| row.place.clone()))
+        Ok(self.delta.place(dir))
     }
 
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {

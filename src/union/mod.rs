@@ -380,12 +380,7 @@ impl State {
     }
 
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        match self
-            .delta
-            .inodes
-            .get(&dir)
-            .and_then(|row| row.place.clone())
-        {
+        match self.delta.place(dir) {
             Some(place) => Ok(Some(place)),
             None => self.lower.parent(dir),
         }

@@ -58,11 +58,10 @@ pub(super) fn reconcile(
         by_backing.insert(found.backing_ino, key.clone());
         unclaimed.insert(key, found);
     }
-    let parent =
-        |delta: &Delta, dir: Ino| match delta.inodes.get(&dir).and_then(|row| row.place.clone()) {
-            Some(place) => Ok(Some(place)),
-            None => lower.parent(dir),
-        };
+    let parent = |delta: &Delta, dir: Ino| match delta.place(dir) {
+        Some(place) => Ok(Some(place)),
+        None => lower.parent(dir),
+    };
     let mut misplaced = Vec::new();
     let mut pictures = Vec::new();
     let mut changes = Vec::new();

@@ -173,15 +173,7 @@ fn list_paths_and_log_name_what_is_there() {
             .starts_with("it's \"ünï\"")
     );
     assert_eq!(log[1]["kind"], "import");
-    assert_eq!(
-        env.envfs(&["log", "--json", "-n", "1", "e"])
-            .ok()
-            .json()
-            .as_array()
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(env.count(&["log", "-n", "1", "e"]), 1);
     assert_eq!(env.envfs(&["--quiet", "list"]).ok().err, "");
 }
 
@@ -266,15 +258,7 @@ fn gc_keeps_what_it_should_and_rename_and_remove_do_what_they_say() {
     env.mount("f");
     env.envfs(&["remove", "-y", "f"]).ok(); // Unmounts it first.
     assert!(!env.home_of("f").exists() && !prefix.exists());
-    assert_eq!(
-        env.envfs(&["list", "--json"])
-            .ok()
-            .json()
-            .as_array()
-            .unwrap()
-            .len(),
-        0
-    );
+    assert_eq!(env.count(&["list"]), 0);
 }
 
 #[test]
@@ -302,15 +286,7 @@ fn commands_at_the_same_time_do_not_get_in_each_others_way() {
     assert_eq!(crate::support::mounts_below(env.root()).len(), 1);
     all(&["run", "e", "tool"]);
     all(&["commit", "e"]);
-    assert_eq!(
-        env.envfs(&["log", "--json", "e"])
-            .ok()
-            .json()
-            .as_array()
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(env.count(&["log", "e"]), 2);
     all(&["unmount", "e"]);
 }
 

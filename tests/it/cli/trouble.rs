@@ -423,15 +423,7 @@ fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
     env.envfs(&["commit", "e"]).ok();
     tree::assert_same(&after, &tree::read(&prefix), Look::ALL, "committed");
     env.verify("e");
-    assert_eq!(
-        env.envfs(&["log", "--json", "e"])
-            .ok()
-            .json()
-            .as_array()
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(env.count(&["log", "e"]), 2);
 }
 
 #[test]

@@ -176,16 +176,7 @@ fn an_imported_tree_is_the_first_one_again_after_discard_and_rollback() {
     env.envfs(&["commit", "e"]).ok();
     tree::assert_same(&second, &tree::read(&prefix), Look::ALL, "commit");
     let again = env.envfs(&["commit", "e"]).ok();
-    assert_eq!(
-        env.envfs(&["log", "--json", "e"])
-            .ok()
-            .json()
-            .as_array()
-            .unwrap()
-            .len(),
-        2,
-        "{again}"
-    );
+    assert_eq!(env.count(&["log", "e"]), 2, "{again}");
     fs::write(prefix.join("uncommitted"), "x").unwrap();
     env.envfs(&["rollback", "e"]).fails(2, &["-y"]);
     assert!(prefix.join("uncommitted").exists());

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{TestEnv, has, images, run, skip_allowed};
+use crate::support::{TestEnv, has, images, run, skip_allowed, unmount};
 
 /// A file system in a file, unmounted when it is dropped.
 struct Disk {
@@ -33,15 +33,10 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // The daemon of the store may still be on its way out.
-        for _ in 0..100 {
+        if unmount(&self.mounted).code != 0 {
             let mut umount = Command::new("umount");
-            if umount.arg(&self.mounted).output().unwrap().status.success() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            drop(umount.arg("-l").arg(&self.mounted).status());
         }
-        let mut umount = Command::new("umount");
-        drop(umount.arg("-l").arg(&self.mounted).status());
     }
 }
 

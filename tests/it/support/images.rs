@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::tree::{Look, Tree, assert_same, read};
-use super::{TestEnv, find, run, skip, skip_allowed};
+use super::{TestEnv, find, run, skip, skip_allowed, unmount};
 
 /// Returns the image of an environment's current revision.
 pub(crate) fn current(env: &TestEnv, name: &str) -> PathBuf {
@@ -42,7 +42,7 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
         command.arg(image).arg(&to);
         run(command).ok();
         let seen = std::panic::catch_unwind(|| read(&to));
-        run(unmount(&to)).ok();
+        unmount(&to).ok();
         // It gives each name of a hard link another number.
         let (mut seen, mut expected) = (seen.unwrap(), expected.clone());
         for tree in [&mut seen, &mut expected] {
@@ -71,18 +71,6 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
     }
     mounted.ok();
     let seen = std::panic::catch_unwind(|| read(&to));
-    run(unmount(&to)).ok();
+    unmount(&to).ok();
     assert_same(expected, &seen.unwrap(), Look::ALL, "the kernel");
-}
-
-fn unmount(path: &Path) -> Command {
-    let mut command = if nix::unistd::geteuid().as_raw() == 0 {
-        Command::new("umount")
-    } else {
-        let mut command = Command::new("fusermount3");
-        command.arg("-u");
-        command
-    };
-    command.arg(path);
-    command
 }

@@ -282,12 +282,24 @@ impl TestEnv {
         run(self.envfs_command(args))
     }
 
+    /// Returns how many rows a command has that lists something.
+    #[track_caller]
+    pub(crate) fn count(&self, args: &[&str]) -> usize {
+        let rows = self.envfs(&[args, &["--json"]].concat()).ok().json();
+        rows.as_array().unwrap().len()
+    }
+
     /// Runs envfs with one more variable.
     #[track_caller]
     pub(crate) fn envfs_with<S: AsRef<OsStr>>(&self, name: &str, value: &str, args: &[S]) -> Run {
         let mut command = self.envfs_command(args);
         command.env(name, value);
         run(command)
+    }
+
+    /// Unmounts, as this user may.
+    pub(crate) fn unmount(&self, at: &Path) -> Run {
+        unmount_by(self.user.is_root(), |program| self.command(program), at)
     }
 
     /// Runs a script in `sh -e`.
@@ -420,6 +432,32 @@ fn glob_logs(store: &Path) -> Vec<PathBuf> {
         .map(|home| home.path().join("daemon.log"))
         .filter(|log| log.exists())
         .collect()
+}
+
+/// Unmounts, as who runs the tests may.
+pub(crate) fn unmount(at: &Path) -> Run {
+    unmount_by(nix::unistd::geteuid().is_root(), Command::new, at)
+}
+
+/// Whoever starts a program elsewhere in this process has all our files open for a moment, in the
+/// child that is not that program yet: what is busy is asked again.
+fn unmount_by(is_root: bool, command: impl Fn(&'static str) -> Command, at: &Path) -> Run {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let mut command = if is_root {
+            command("umount")
+        } else {
+            let mut command = command("fusermount3");
+            command.arg("-u");
+            command
+        };
+        command.arg(at);
+        let done = run(command);
+        if !done.err.contains("busy") || Instant::now() > deadline {
+            return done;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Returns the mounts at and below a directory, the last first.

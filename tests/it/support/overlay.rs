@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{TestEnv, User, run, skip_allowed};
+use super::{TestEnv, User, run, skip_allowed, unmount};
 
 /// An overlayfs of images and a directory of changes, mounted until it is dropped.
 pub(crate) struct Overlay {
@@ -99,10 +99,4 @@ impl Drop for Overlay {
             unmount(lower);
         }
     }
-}
-
-fn unmount(path: &Path) -> super::Run {
-    let mut command = Command::new("umount");
-    command.arg(path);
-    run(command)
 }
