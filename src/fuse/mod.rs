@@ -44,7 +44,7 @@ const MAX_WRITE: u32 = 1 << 20;
 const LISTING_BATCH: usize = 512;
 /// More threads than this seldom wait for different blocks.
 const MAX_WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
-/// The generation of every object: identities are never used twice.
+/// The generation of what is no directory: identities are never used twice.
 const GENERATION: Generation = Generation(0);
 
 /// A union, served to the kernel.
@@ -83,7 +83,14 @@ impl EnvFs {
 
     fn entry(&self, parent: Ino, ino: Ino, attr: &Attr, reply: ReplyEntry) {
         self.union.nodes().remember(ino, parent);
-        reply.entry(&FOREVER, &file_attr(ino, attr), GENERATION);
+        reply.entry(&FOREVER, &file_attr(ino, attr), self.generation(ino, attr));
+    }
+
+    fn generation(&self, ino: Ino, attr: &Attr) -> Generation {
+        match attr.kind {
+            Kind::Directory => Generation(self.union.nodes().generation(ino)),
+            _ => GENERATION,
+        }
     }
 
     /// Does it here and now, or has it done where nobody waits for it.
@@ -540,7 +547,7 @@ impl Filesystem for EnvFs {
                 name,
                 &FOREVER,
                 &file_attr(item.ino, &attr),
-                GENERATION,
+                self.generation(item.ino, &attr),
             ) {
                 if !is_dot {
                     // Listed a moment ago, so nothing that takes long is left of it.

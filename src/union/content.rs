@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
@@ -271,11 +271,17 @@ impl Union {
     pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
         let (file, dirs) = {
             let state = self.read();
+            if state.has_frozen() {
+                // What is to be durable may lie below; all uppers are in one file system.
+                drop(state);
+                return self.sync_all();
+            }
             let mut dirs = Vec::new();
             let file = match state.standing(ino) {
                 Standing::Row(row) => {
-                    if let Some((dir, _)) = &row.place {
-                        dirs = self.take_unsynced(&state, *dir)?;
+                    dirs.extend(row.place.as_ref().map(|(dir, _)| *dir));
+                    if row.kind == Kind::Directory {
+                        dirs.push(ino);
                     }
                     match row.data {
                         DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, row)?),
@@ -283,14 +289,9 @@ impl Union {
                     }
                 }
                 Standing::Orphan(orphan) => orphan.file.clone(),
+                // Nothing of it is new.
                 Standing::Lower => None,
             };
-            // A directory without a row has nothing new in it.
-            if let Standing::Row(row) = state.standing(ino)
-                && row.kind == Kind::Directory
-            {
-                dirs.extend(self.take_unsynced(&state, ino)?);
-            }
             (file, dirs)
         };
         if let Some(file) = file {
@@ -300,44 +301,53 @@ impl Union {
                 file.sync_all()?
             }
         }
-        for fd in dirs {
-            nix::unistd::fsync(&*fd)?;
+        for dir in dirs {
+            self.sync_dirs_to(dir)?;
         }
         Ok(self.db.sync()?)
     }
 
     /// Makes everything durable.
     pub fn sync_all(&self) -> Result<()> {
-        let state = self.read();
-        nix::unistd::syncfs(state.upper.root())?;
-        drop(state);
+        let upper = self.read().upper.clone();
+        nix::unistd::syncfs(upper.root())?;
         Ok(self.db.sync()?)
     }
 
-    /// The physical directories from the root to `dir` that have changed since they were last synced.
-    fn take_unsynced(
-        &self,
-        state: &super::State,
-        dir: Ino,
-    ) -> Result<Vec<Arc<std::os::fd::OwnedFd>>> {
-        let mut unsynced = self
-            .unsynced_dirs
+    /// Syncs the physical directories from the root to `dir` that have changed since they were synced.
+    fn sync_dirs_to(&self, dir: Ino) -> Result<()> {
+        // Who finds nothing left to do must not return before another has done it.
+        let _turn = self
+            .syncing_dirs
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if unsynced.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut all: Vec<Ino> = state.chain(dir)?.into_iter().map(|(at, _)| at).collect();
-        all.push(Ino::ROOT);
-        let mut fds = Vec::new();
-        for at in all {
-            if unsynced.remove(&at)
-                && let Some(fd) = state.find_dir(at)?
-            {
-                fds.push(fd);
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut changed = Vec::new();
+        {
+            let state = self.read();
+            let mut unsynced = state.unsynced_dirs();
+            if unsynced.is_empty() {
+                return Ok(());
+            }
+            let chain = match state.chain(dir) {
+                // Removed meanwhile, and so without a name to keep.
+                Err(Error::Posix(Errno::ESTALE)) => return Ok(()),
+                chain => chain?,
+            };
+            for at in std::iter::once(Ino::ROOT).chain(chain.into_iter().map(|(at, _)| at)) {
+                if unsynced.remove(&at) {
+                    changed.push((at, state.find_dir(at)));
+                }
             }
         }
-        Ok(fds)
+        let all: Vec<Ino> = changed.iter().map(|(at, _)| *at).collect();
+        let synced = changed.into_iter().try_for_each(|(_, fd)| match fd? {
+            Some(fd) => Ok(nix::unistd::fsync(&*fd)?),
+            None => Ok(()),
+        });
+        synced.inspect_err(|_: &Error| {
+            let state = self.read();
+            all.iter().for_each(|at| state.note_unsynced(*at));
+        })
     }
 
     /// Returns the content of an object for writing, copied up if it is not in the upper yet.
@@ -431,7 +441,7 @@ impl Union {
         if let Some((dir, name)) = row.place.clone() {
             let physical = state.make_dir(dir)?;
             state.upper.place(ino, physical.as_fd(), &name)?;
-            self.note_unsynced(dir);
+            state.note_unsynced(dir);
             changes.push(RowChange::put_inode(ino, row));
             if let Err(e) = self.change(state, &changes) {
                 state.upper.remove(physical.as_fd(), &name)?;

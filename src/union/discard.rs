@@ -13,6 +13,7 @@ use std::collections::HashSet;
 
 use super::changes::Comparison;
 use super::{Change, Error, Invalidation, Result, Union};
+use crate::object::Kind;
 use plan::Plan;
 
 impl Union {
@@ -30,12 +31,7 @@ impl Union {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
-        if state
-            .lower
-            .layers()
-            .iter()
-            .any(|layer| layer.as_any().is::<super::FrozenLayer>())
-        {
+        if state.has_frozen() {
             return Err(Error::CommitUnfinished);
         }
         // Without frozen layers, what lies below is what was committed.
@@ -53,13 +49,16 @@ impl Union {
             .collect();
         stale.extend(plan.touched().into_iter().map(Invalidation::Object));
         self.change(state, &changes)?;
-        // The rows have changed: what cannot be moved now is mended at the next unclean start.
-        if let Err(e) = physical.carry_out(state) {
-            tracing::warn!("files of discarded changes are left in the upper directory: {e}");
-        }
+        // The rows have changed: what cannot be moved now is mended when they are opened next.
+        physical.carry_out(state, |e| {
+            self.mend_later("a file of discarded changes is not where it belongs", &e);
+        });
         // Who held these without a name has them with one again.
         for ino in plan.regained.keys() {
-            state.orphans.remove(ino);
+            let orphan = state.orphans.remove(ino);
+            if orphan.is_some_and(|orphan| orphan.row.kind == Kind::Directory) {
+                self.nodes.revive(*ino);
+            }
         }
         let after: HashSet<Vec<u8>> = Comparison::new(state, &base)
             .run()?

@@ -52,6 +52,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::errno::Errno;
@@ -95,7 +96,10 @@ pub struct Union {
     state: RwLock<State>,
     nodes: Nodes,
     inos: Mutex<Range<u64>>,
-    unsynced_dirs: Mutex<HashSet<Ino>>,
+    /// Held while directories are synced.
+    syncing_dirs: Mutex<()>,
+    /// Whether rows and files are known to differ, so that the next to open them has to mend that.
+    needs_mending: AtomicBool,
 }
 
 /// What changes under the `state` lock.
@@ -107,6 +111,8 @@ struct State {
     lower: Arc<LowerStack>,
     /// Objects without a name that the kernel still holds.
     orphans: HashMap<Ino, Orphan>,
+    /// Physical directories in which names have changed since they were last synced.
+    unsynced_dirs: Mutex<HashSet<Ino>>,
     /// Counts changes of the stack; part of directory positions.
     epoch: u64,
     /// Directories in the order they had in earlier epochs.
@@ -270,11 +276,11 @@ impl Union {
         Ok(nix::sys::statvfs::fstatvfs(self.read().upper.root())?)
     }
 
-    fn note_unsynced(&self, dir: Ino) {
-        self.unsynced_dirs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(dir);
+    /// Notes that a file is not where the rows say, and that it has to be brought there when the
+    /// environment is opened next.
+    fn mend_later(&self, what: &str, error: &dyn std::fmt::Display) {
+        tracing::warn!("{what}, which is mended at the next mount: {error}");
+        self.needs_mending.store(true, Ordering::Relaxed);
     }
 }
 
@@ -391,8 +397,49 @@ impl State {
         stack::chain(dir, |ino| self.parent(ino))
     }
 
+    /// Returns true if names lead from the root to a directory.
+    fn is_reachable(&self, dir: Ino) -> Result<bool> {
+        let chain = match self.chain(dir) {
+            Err(Error::Posix(Errno::ESTALE)) => return Ok(false),
+            chain => chain?,
+        };
+        let mut above = Ino::ROOT;
+        for (ino, name) in chain {
+            if self.lookup(above, &name)? != Some(ino) {
+                return Ok(false);
+            }
+            above = ino;
+        }
+        Ok(true)
+    }
+
     fn make_dir(&self, dir: Ino) -> Result<Arc<OwnedFd>> {
-        Ok(self.upper.make_dir(&self.chain(dir)?)?)
+        let chain = self.chain(dir)?;
+        if let Some(fd) = self.upper.find_dir(&chain)? {
+            return Ok(fd);
+        }
+        self.note_unsynced(Ino::ROOT);
+        chain
+            .iter()
+            .for_each(|(above, _)| self.note_unsynced(*above));
+        Ok(self.upper.make_dir(&chain)?)
+    }
+
+    fn note_unsynced(&self, dir: Ino) {
+        self.unsynced_dirs().insert(dir);
+    }
+
+    fn unsynced_dirs(&self) -> MutexGuard<'_, HashSet<Ino>> {
+        self.unsynced_dirs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns true while changes lie below the writable layer: during a commit, and after one that
+    /// failed.
+    fn has_frozen(&self) -> bool {
+        let mut layers = self.lower.layers().iter();
+        layers.any(|layer| layer.as_any().is::<FrozenLayer>())
     }
 
     fn find_dir(&self, dir: Ino) -> Result<Option<Arc<OwnedFd>>> {

@@ -85,7 +85,7 @@ impl Union {
                 row.backing_ino = stat.st_ino;
                 backing = Some(stat);
             }
-            self.note_unsynced(dir);
+            state.note_unsynced(dir);
         }
         if kind == Kind::Directory {
             parent.nlink += 1;
@@ -229,6 +229,10 @@ impl Union {
     /// Finds a name of a lower object that is not a directory: the kernel found it somewhere.
     pub(super) fn known_name(&self, state: &State, ino: Ino) -> Option<(Ino, Box<[u8]>)> {
         let dir = self.nodes.parent(ino)?;
+        // The directory may have gone since; what lies below a frozen layer lists it still.
+        if !state.is_reachable(dir).ok()? {
+            return None;
+        }
         if let Some(edits) = state.delta.dirs.get(&dir)
             && let Some((name, _)) = edits.iter().find(|(_, target)| *target == Some(ino))
         {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::object::Ino;
 
@@ -15,6 +15,8 @@ const SHARDS: usize = 16;
 #[derive(Debug, Default)]
 pub struct Nodes {
     shards: [Mutex<HashMap<Ino, Node>>; SHARDS],
+    /// How often a directory had lost its name and got one back, for those that did.
+    revived: RwLock<HashMap<Ino, u64>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +66,26 @@ impl Nodes {
     /// The directory through which the object was last looked up.
     pub fn parent(&self, ino: Ino) -> Option<Ino> {
         self.shard(ino).get(&ino).map(|node| node.parent)
+    }
+
+    /// The object, if it is held, has a name in another directory now.
+    pub fn moved(&self, ino: Ino, parent: Ino) {
+        if let Some(node) = self.shard(ino).get_mut(&ino) {
+            node.parent = parent;
+        }
+    }
+
+    /// The directory had lost its name, and a discard gives it one back. To the kernel, one that was
+    /// removed stays dead, for everybody, while somebody is in it: so it is to be a new one there.
+    pub fn revive(&self, ino: Ino) {
+        let mut revived = self.revived.write().unwrap_or_else(PoisonError::into_inner);
+        *revived.entry(ino).or_default() += 1;
+    }
+
+    /// The generation of a directory: the kernel takes one number with two generations for two inodes.
+    pub fn generation(&self, ino: Ino) -> u64 {
+        let revived = self.revived.read().unwrap_or_else(PoisonError::into_inner);
+        revived.get(&ino).copied().unwrap_or(0)
     }
 
     /// Every object the kernel holds, in no order.

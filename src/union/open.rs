@@ -1,8 +1,11 @@
 //! Opening the view of an environment: its stack, layer by layer.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::UNIX_EPOCH;
 
 use super::delta::Delta;
 use super::empty_layer::EmptyLayer;
@@ -14,6 +17,9 @@ use super::{
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{ImageId, LayerId, StackPart, StateDb};
 use crate::upper::UpperDir;
+
+/// The fact of which directory the rows are about.
+const HOME: &str = "home";
 
 /// Where an environment keeps its parts.
 #[derive(Debug, Clone)]
@@ -30,6 +36,15 @@ impl Paths {
     /// The directory of an upper layer.
     pub fn layer(&self, layer: LayerId) -> PathBuf {
         self.layers.join(layer.to_string())
+    }
+
+    /// What tells the directory of all this from a copy of it: no copy keeps when it was made.
+    fn identity(&self) -> std::io::Result<Vec<u8>> {
+        let meta = self.layers.join("..").metadata()?;
+        let made = meta.created().ok();
+        let made = made.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let made = made.map_or(0, |since| since.as_nanos());
+        Ok(format!("{} {made}", meta.ino()).into_bytes())
     }
 }
 
@@ -55,6 +70,9 @@ impl Union {
     ) -> Result<(Union, Reconciled)> {
         db.keep_redo_log()?;
         let unclean = !db.was_clean()?;
+        let home = paths.identity()?;
+        let known = db.meta(HOME)?;
+        let is_copy = known.as_ref().is_some_and(|known| *known != home);
         let mut done = Reconciled::default();
         let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
         let mut top = None;
@@ -84,7 +102,7 @@ impl Union {
                     let upper = UpperDir::open(&paths.layer(part.id), &paths.strays)?;
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
                     if unclean {
-                        let found = reconcile(&db, part.id, &mut delta, &upper, &below)?;
+                        let found = reconcile(&db, part.id, &mut delta, &upper, &below, is_copy)?;
                         done.add(found);
                     }
                     let upper = Arc::new(upper);
@@ -101,6 +119,9 @@ impl Union {
                 "the stack has no writable layer".to_owned(),
             ));
         };
+        if known.as_ref() != Some(&home) {
+            db.set_meta(HOME, &home)?;
+        }
         db.mark_unclean()?;
         let union = Union {
             db,
@@ -113,23 +134,27 @@ impl Union {
                 upper,
                 lower,
                 orphans: HashMap::new(),
+                unsynced_dirs: Mutex::new(HashSet::new()),
                 epoch: 0,
                 old_orders: Default::default(),
             }),
             nodes: Nodes::default(),
             inos: Mutex::new(0..0),
-            unsynced_dirs: Mutex::new(HashSet::new()),
+            syncing_dirs: Mutex::new(()),
+            needs_mending: AtomicBool::new(false),
         };
         // A commit that was interrupted before anything else was changed never began.
         union.unrotate()?;
         Ok((union, done))
     }
 
-    /// Makes everything durable and notes that rows and files agree. Call when nothing changes the
-    /// view any more.
+    /// Makes everything durable and notes that rows and files agree, if they do. Call when nothing
+    /// changes the view any more.
     pub fn close(&self) -> Result<()> {
         self.sync_all()?;
-        self.db.mark_clean()?;
+        if !self.needs_mending.load(Ordering::Relaxed) {
+            self.db.mark_clean()?;
+        }
         Ok(self.db.empty_redo_log()?)
     }
 

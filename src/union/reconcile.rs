@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
+use nix::errno::Errno;
+
 use super::delta::Delta;
 use super::stack::{LowerStack, chain};
-use super::{Error, Result, Union, frozen};
+use super::{Error, Lookup, Result, Union, frozen};
 use crate::object::{Ino, Kind};
-use crate::state::{DataPlace, LayerId, RowChange, StateDb};
+use crate::state::{DataPlace, InodeRow, LayerId, RowChange, StateDb};
 use crate::upper::{Found, UpperDir};
 
 /// Where a file lies: in `work` or not, and its path there.
@@ -42,13 +44,15 @@ impl Reconciled {
     }
 }
 
-/// Compares the rows of a layer with the files of its directory and mends the difference.
+/// Compares the rows of a layer with the files of its directory and mends the difference. In a copy of
+/// the store host inode numbers say nothing: only places do.
 pub(super) fn reconcile(
     db: &StateDb,
     layer: LayerId,
     delta: &mut Delta,
     upper: &UpperDir,
     lower: &LowerStack,
+    is_copy: bool,
 ) -> Result<Reconciled> {
     let mut done = Reconciled::default();
     let mut unclaimed: HashMap<Place, Found> = HashMap::new();
@@ -62,68 +66,90 @@ pub(super) fn reconcile(
         Some(place) => Ok(Some(place)),
         None => lower.parent(dir),
     };
-    let mut misplaced = Vec::new();
+    let mut misplaced: HashMap<Place, Misplaced> = HashMap::new();
     let mut pictures = Vec::new();
     let mut changes = Vec::new();
+
+    // First what lies where it belongs, so that nobody else takes it.
+    let mut searched = Vec::new();
     for (&ino, row) in &delta.inodes {
         if row.data != DataPlace::Upper {
             continue;
         }
-        let expected = match &row.place {
-            None => (true, vec![Box::from(ino.to_string().as_bytes())]),
-            Some((dir, name)) => {
-                let mut path: Vec<Box<[u8]>> = chain(*dir, |d| parent(delta, d))?
-                    .into_iter()
-                    .map(|(_, name)| name)
-                    .collect();
+        let way = match &row.place {
+            None => None,
+            Some((dir, name)) => match chain(*dir, |d| parent(delta, d)) {
+                // The directory is gone: what lies there has no name of this layer any more.
+                Err(Error::Posix(Errno::ESTALE)) => None,
+                way => Some((way?, name)),
+            },
+        };
+        let mut row = row.clone();
+        let expected = match way {
+            Some((way, name)) => {
+                let mut path: Vec<Box<[u8]>> = way.into_iter().map(|(_, name)| name).collect();
                 path.push(name.clone());
                 (false, path)
             }
+            None => {
+                if row.place.take().is_some() {
+                    changes.push(RowChange::put_inode(ino, row.clone()));
+                }
+                (true, vec![Box::from(ino.to_string().as_bytes())])
+            }
         };
-        let here = unclaimed.get(&expected).map(|found| found.backing_ino);
-        let elsewhere = by_backing
-            .get(&row.backing_ino)
-            .filter(|key| unclaimed.contains_key(*key))
-            .cloned();
-        match (here, elsewhere) {
-            (Some(backing), _) if backing == row.backing_ino => drop(unclaimed.remove(&expected)),
-            (_, Some(key)) => {
-                if let Some(found) = unclaimed.remove(&key) {
-                    misplaced.push((ino, row.place.clone(), found));
-                }
-            }
-            (Some(backing), None) => {
+        match unclaimed.get(&expected) {
+            Some(found) if found.backing_ino == row.backing_ino => {
                 unclaimed.remove(&expected);
-                let mut row = row.clone();
-                row.backing_ino = backing;
-                done.renumbered += 1;
-                changes.push(RowChange::put_inode(ino, row));
             }
+            _ => searched.push((ino, row, expected)),
+        }
+    }
+    // Then what lies elsewhere: its host inode number tells, if it is still the same file.
+    let mut missing = Vec::new();
+    for (ino, row, expected) in searched {
+        let key = by_backing.get(&row.backing_ino).filter(|_| !is_copy);
+        match key.and_then(|key| unclaimed.remove_entry(key)) {
+            Some((key, found)) => {
+                misplaced.insert(key, Misplaced { ino, row, found });
+            }
+            None => missing.push((ino, row, expected)),
+        }
+    }
+    for (ino, mut row, expected) in missing {
+        if let Some(found) = unclaimed.remove(&expected) {
+            row.backing_ino = found.backing_ino;
+            done.renumbered += 1;
+            changes.push(RowChange::put_inode(ino, row));
+        } else if let Some(renaming) = cut_short(delta, lower, ino, &row, misplaced.get(&expected))?
+        {
+            misplaced.remove(&expected);
+            done.moved += 1;
+            changes.extend(renaming);
+        } else if row.kind == Kind::Symlink {
             // The row is what counts; the link in the upper is a picture of it.
-            (None, None) if row.kind == Kind::Symlink => pictures.push((ino, row.clone())),
-            (None, None) => {
-                done.lost.push(ino);
-                if row.kind == Kind::File && lower.attr(ino)?.is_some() {
-                    let mut row = row.clone();
-                    row.data = DataPlace::Lower;
-                    changes.push(RowChange::put_inode(ino, row));
-                } else {
-                    for (dir, entries) in &delta.dirs {
-                        for (name, target) in entries.iter() {
-                            if target == Some(ino) {
-                                let uncovered = uncovers(delta, lower, *dir, name)?;
-                                changes.push(if uncovered {
-                                    RowChange::drop_entry(*dir, name.to_vec())
-                                } else {
-                                    RowChange::put_entry(*dir, name.to_vec(), None)
-                                });
-                            }
-                        }
+            pictures.push((ino, row));
+        } else {
+            done.lost.push(ino);
+            if row.kind == Kind::File && lower.attr(ino)?.is_some() {
+                row.data = DataPlace::Lower;
+                changes.push(RowChange::put_inode(ino, row));
+                continue;
+            }
+            for (dir, entries) in &delta.dirs {
+                for (name, target) in entries.iter() {
+                    if target == Some(ino) {
+                        let uncovered = uncovers(delta, lower, *dir, name)?;
+                        changes.push(if uncovered {
+                            RowChange::drop_entry(*dir, name.to_vec())
+                        } else {
+                            RowChange::put_entry(*dir, name.to_vec(), None)
+                        });
                     }
-                    changes.push(RowChange::DropInode(ino));
-                    changes.push(RowChange::DropXattrs(ino));
                 }
             }
+            changes.push(RowChange::DropInode(ino));
+            changes.push(RowChange::DropXattrs(ino));
         }
     }
     for found in unclaimed.values() {
@@ -136,11 +162,11 @@ pub(super) fn reconcile(
         }
     }
     // Misplaced files go through `work`, so that two that changed places do not meet.
-    for (ino, _, found) in &misplaced {
+    for Misplaced { ino, found, .. } in misplaced.values() {
         upper.take_to_work(found, *ino)?;
     }
-    for (ino, place, _) in &misplaced {
-        if let Some((dir, name)) = place {
+    for Misplaced { ino, row, .. } in misplaced.values() {
+        if let Some((dir, name)) = &row.place {
             let fd = upper.make_dir(&chain(*dir, |d| parent(delta, d))?)?;
             upper.place(*ino, fd.as_fd(), name)?;
         }
@@ -164,6 +190,55 @@ pub(super) fn reconcile(
         }
     }
     Ok(done)
+}
+
+/// A row whose file lies elsewhere than it says.
+struct Misplaced {
+    ino: Ino,
+    row: InodeRow,
+    found: Found,
+}
+
+/// One object took the place of another, whose content is gone, and a power cut took back the rows that
+/// said so: returns the changes that say it again. `ino` is the one that is missing, `there` what lies
+/// in its place. Otherwise the name would be lost, which a file system never loses in a rename.
+fn cut_short(
+    delta: &Delta,
+    lower: &LowerStack,
+    ino: Ino,
+    row: &InodeRow,
+    there: Option<&Misplaced>,
+) -> Result<Option<Vec<RowChange<'static>>>> {
+    let Some((there, (dir, name))) = there.zip(row.place.as_ref()) else {
+        return Ok(None);
+    };
+    let Some((old_dir, old_name)) = &there.row.place else {
+        return Ok(None);
+    };
+    let below = lower.lookup(*old_dir, old_name)?;
+    let is = |said, below, ino| match said {
+        Lookup::Is(named) => named == ino,
+        Lookup::Unknown => below == Some(ino),
+        Lookup::Whiteout => false,
+    };
+    if !is(delta.lookup(*dir, name), lower.lookup(*dir, name)?, ino)
+        || !is(delta.lookup(*old_dir, old_name), below, there.ino)
+    {
+        return Ok(None);
+    }
+    let mut moved = there.row.clone();
+    moved.place = Some((*dir, name.clone()));
+    let hidden = old_name.to_vec();
+    Ok(Some(vec![
+        RowChange::put_entry(*dir, name.to_vec(), Some(there.ino)),
+        RowChange::put_inode(there.ino, moved),
+        match below {
+            Some(_) => RowChange::put_entry(*old_dir, hidden, None),
+            None => RowChange::drop_entry(*old_dir, hidden),
+        },
+        RowChange::DropInode(ino),
+        RowChange::DropXattrs(ino),
+    ]))
 }
 
 /// Returns true if a name may show again what lies below: a file that is nowhere else.

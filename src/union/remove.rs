@@ -1,6 +1,7 @@
 //! Names that go away, and what becomes of the objects that had them.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -16,7 +17,8 @@ pub(super) enum Remains {
     Remove,
     /// The content lies in `work` under its identity: remove it.
     RemoveDetached,
-    /// The content lies under the name, but the object lives on: move it to `work`.
+    /// The content lies under the name, but the object lives on: it is moved to `work` before the rows
+    /// change.
     Detach,
     RemoveDir,
 }
@@ -58,7 +60,11 @@ impl Union {
         let (remains, orphan) = self.drop_name(state, ino, dir, name, now, &mut changes)?;
         touch(&mut parent, now);
         changes.push(RowChange::put_inode(dir, parent));
-        self.change(state, &changes)?;
+        let detached = state.detach(ino, dir, name, &remains)?;
+        if let Err(e) = self.change(state, &changes) {
+            self.put_back(state, detached);
+            return Err(e);
+        }
         if let Some(orphan) = orphan {
             state.orphans.insert(ino, orphan);
         }
@@ -145,8 +151,17 @@ impl Union {
         Ok((remains, orphan))
     }
 
+    /// Takes back a [`State::detach`], since the rows did not change.
+    pub(super) fn put_back(&self, state: &State, detached: Option<Detached<'_>>) {
+        if let Some(Detached { ino, dir, name }) = detached
+            && let Err(e) = state.upper.place(ino, dir.as_fd(), name)
+        {
+            self.mend_later("content did not go back to its name", &e);
+        }
+    }
+
     /// Step 3 of a removal. The rows are changed: failing here loses nothing, and is not the caller's
-    /// failure either; what is left over is set aside at the next unclean start.
+    /// failure either.
     pub(super) fn finish_removal(
         &self,
         state: &mut State,
@@ -156,7 +171,7 @@ impl Union {
         remains: Remains,
     ) {
         if let Err(e) = state.remove_physical(ino, dir, name, remains) {
-            tracing::warn!(%ino, "content of a removed name is left in the upper directory: {e}");
+            self.mend_later("content of a removed name is left", &e);
         }
     }
 
@@ -174,10 +189,45 @@ impl Union {
     }
 }
 
+/// Content that was moved to `work`, and where it lay.
+pub(super) struct Detached<'a> {
+    ino: Ino,
+    dir: Arc<OwnedFd>,
+    name: &'a [u8],
+}
+
 impl State {
+    /// Moves content to `work` that loses the name it lies under, before the rows say so: this may fail
+    /// for want of room, and can be taken back.
+    pub(super) fn detach<'a>(
+        &self,
+        ino: Ino,
+        dir: Ino,
+        name: &'a [u8],
+        remains: &Remains,
+    ) -> Result<Option<Detached<'a>>> {
+        if !matches!(remains, Remains::Detach) {
+            return Ok(None);
+        }
+        let Some(physical) = self.find_dir(dir)? else {
+            return Ok(None);
+        };
+        match self.upper.detach(physical.as_fd(), name, ino) {
+            Ok(()) => Ok(Some(Detached {
+                ino,
+                dir: physical,
+                name,
+            })),
+            // What is missing cannot be kept, and must be removable.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     fn remove_physical(&mut self, ino: Ino, dir: Ino, name: &[u8], remains: Remains) -> Result<()> {
         match remains {
-            Remains::Nothing => {}
+            // Detached before the rows were changed.
+            Remains::Nothing | Remains::Detach => {}
             Remains::RemoveDetached => {
                 self.upper.unstage(ino)?;
                 self.upper.forget_file(ino);
@@ -187,11 +237,6 @@ impl State {
                     self.upper.remove(physical.as_fd(), name)?;
                 }
                 self.upper.forget_file(ino);
-            }
-            Remains::Detach => {
-                if let Some(physical) = self.find_dir(dir)? {
-                    self.upper.detach(physical.as_fd(), name, ino)?;
-                }
             }
             Remains::RemoveDir => {
                 if let Some(physical) = self.find_dir(dir)? {

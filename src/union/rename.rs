@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::namespace::{check_name, touch};
+use super::remove::Remains;
 use super::{Result, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, RowChange};
@@ -132,21 +133,58 @@ impl Union {
         } else {
             state.find_dir(new_dir)?
         };
+        let content = from.as_ref().zip(to.as_ref());
+        let content = content.map(|(from, to)| ((from.as_fd(), name), (to.as_fd(), new_name)));
+        // It moves now if that destroys nothing: it may fail, and can be taken back.
+        let (detached, destroys) = match &remains {
+            Some((other, (what, _))) => (
+                state.detach(*other, new_dir, new_name, what)?,
+                matches!(what, Remains::Remove | Remains::RemoveDir),
+            ),
+            None => (None, false),
+        };
+        let early = content.filter(|_| !destroys);
+        if let Some((from, to)) = early
+            && let Err(e) = state.upper.rename(from, to)
+        {
+            self.put_back(state, detached);
+            return Err(e.into());
+        }
         // Step 2.
-        self.change(state, &changes)?;
-        // Step 3. The replaced object's content first, then the renamed one's.
+        if let Err(e) = self.change(state, &changes) {
+            if let Some((from, to)) = early
+                && let Err(e) = state.upper.rename(to, from)
+            {
+                self.mend_later("content did not go back to its name", &e);
+            }
+            self.put_back(state, detached);
+            return Err(e);
+        }
+        self.nodes.moved(ino, new_dir);
+        // Step 3, what cannot be taken back: the content of what is replaced goes, by the renaming
+        // itself where it can.
+        let late = content.filter(|_| destroys);
         if let Some((other, (what, orphan))) = remains {
             if let Some(orphan) = orphan {
                 state.orphans.insert(other, orphan);
             }
-            self.finish_removal(state, other, new_dir, new_name, what);
+            match what {
+                Remains::Remove if late.is_some() => state.upper.forget_file(other),
+                what => self.finish_removal(state, other, new_dir, new_name, what),
+            }
         }
-        if let (Some(from), Some(to)) = (&from, &to) {
-            state
-                .upper
-                .rename((from.as_fd(), name), (to.as_fd(), new_name))?;
-            self.note_unsynced(dir);
-            self.note_unsynced(new_dir);
+        if let Some((from, to)) = late {
+            match state.upper.rename(from, to) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.mend_later("content of a renamed file is missing", &Errno::ENOENT)
+                }
+                Err(e) => self.mend_later("content is under its old name", &e),
+            }
+        }
+        if content.is_some() {
+            state.note_unsynced(dir);
+            state.note_unsynced(new_dir);
         }
         Ok(())
     }
@@ -205,25 +243,33 @@ impl Union {
         } else {
             None
         };
-        self.change(state, &changes)?;
-        if let Some((dir_a, dir_b)) = dirs {
-            match (physical_a, physical_b) {
-                (true, true) => state
-                    .upper
-                    .exchange((dir_a.as_fd(), a.3), (dir_b.as_fd(), b.3))?,
-                (true, false) => drop(
-                    state
-                        .upper
-                        .rename((dir_a.as_fd(), a.3), (dir_b.as_fd(), b.3))?,
-                ),
-                (false, _) => drop(
-                    state
-                        .upper
-                        .rename((dir_b.as_fd(), b.3), (dir_a.as_fd(), a.3))?,
-                ),
+        // The content first: that may fail, and can be taken back.
+        let swap = |state: &State, back: bool| -> Result<()> {
+            let Some((dir_a, dir_b)) = &dirs else {
+                return Ok(());
+            };
+            let (a, b) = ((dir_a.as_fd(), a.3), (dir_b.as_fd(), b.3));
+            if physical_a && physical_b {
+                state.upper.exchange(a, b)?;
+            } else if physical_a != back {
+                state.upper.rename(a, b)?;
+            } else {
+                state.upper.rename(b, a)?;
             }
-            self.note_unsynced(a.2);
-            self.note_unsynced(b.2);
+            Ok(())
+        };
+        swap(state, false)?;
+        if let Err(e) = self.change(state, &changes) {
+            if let Err(e) = swap(state, true) {
+                self.mend_later("content did not go back to its name", &e);
+            }
+            return Err(e);
+        }
+        self.nodes.moved(a.0, b.2);
+        self.nodes.moved(b.0, a.2);
+        if dirs.is_some() {
+            state.note_unsynced(a.2);
+            state.note_unsynced(b.2);
         }
         Ok(())
     }

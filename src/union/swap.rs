@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::delta::Delta;
 use super::stack::LowerStack;
 use super::{FrozenLayer, Layer, Result, State, Union};
-use crate::object::Ino;
+use crate::object::{Ino, Kind};
 use crate::state::LayerId;
 use crate::upper::UpperDir;
 
@@ -151,6 +151,11 @@ impl Union {
         for (ino, orphan) in held {
             if state.lower.attr(ino)?.is_none() {
                 state.orphans.insert(ino, orphan);
+            } else {
+                if orphan.row.kind == Kind::Directory {
+                    self.nodes.revive(ino);
+                }
+                stale.push(Invalidation::Object(ino));
             }
         }
         Ok(stale)

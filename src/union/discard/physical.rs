@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::super::changes::Entry;
-use super::super::{Result, State};
+use super::super::{Error, Result, State};
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow};
 
@@ -68,38 +68,51 @@ impl Physical {
         Ok(())
     }
 
-    pub(super) fn carry_out(self, state: &State) -> Result<()> {
+    /// Does all of it that can be done; `failed` hears of the rest.
+    pub(super) fn carry_out(self, state: &State, failed: impl Fn(Error)) {
         let upper = &state.upper;
+        let note = |done: Result<()>| done.unwrap_or_else(&failed);
         for (ino, kind, above) in self.files {
             upper.forget_file(ino);
-            match above {
-                Some((above, name)) if kind == Kind::File => {
-                    upper.keep_aside(above.as_fd(), &name)?;
-                }
-                Some((above, name)) => upper.remove(above.as_fd(), &name)?,
-                None => upper.keep_detached_aside(ino)?,
-            }
+            let done = match above {
+                Some((above, name)) if kind == Kind::File => upper.keep_aside(above.as_fd(), &name),
+                Some((above, name)) => upper.remove(above.as_fd(), &name),
+                None => upper.keep_detached_aside(ino),
+            };
+            note(done.map_err(Error::from));
         }
         for (ino, (above, name)) in self.detached {
-            upper.detach(above.as_fd(), &name, ino)?;
+            note(upper.detach(above.as_fd(), &name, ino).map_err(Error::from));
         }
         // By way of `work`: they may be inside each other, now or then.
         let mut moved = Vec::new();
         for (ino, (above, name), to) in self.moved {
             let aside = format!("dir-{ino}").into_bytes();
-            if upper.rename((above.as_fd(), &name), (upper.work(), &aside))? {
-                moved.push((state.chain(ino)?.len(), aside, to));
+            let done = upper
+                .rename((above.as_fd(), &name), (upper.work(), &aside))
+                .map_err(Error::from)
+                .and_then(|is_there| Ok((is_there, state.chain(ino)?.len())));
+            match done {
+                Ok((true, depth)) => moved.push((depth, aside, to)),
+                Ok((false, _)) => {}
+                Err(e) => failed(e),
             }
         }
         for ((_, ino), (above, name)) in self.dirs {
-            upper.remove_dir(above.as_fd(), &name, ino)?;
+            note(
+                upper
+                    .remove_dir(above.as_fd(), &name, ino)
+                    .map_err(Error::from),
+            );
         }
         // Outermost first, so that each finds the directory it goes into.
         moved.sort();
         for (_, aside, (dir, name)) in moved {
-            let above = state.make_dir(dir)?;
-            upper.rename((upper.work(), &aside), (above.as_fd(), &name))?;
+            let done = state.make_dir(dir).and_then(|above| {
+                upper.rename((upper.work(), &aside), (above.as_fd(), &name))?;
+                Ok(())
+            });
+            note(done);
         }
-        Ok(())
     }
 }

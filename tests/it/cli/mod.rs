@@ -2,6 +2,7 @@
 
 mod daemon;
 mod facts;
+mod held;
 mod import;
 mod shells;
 mod trouble;

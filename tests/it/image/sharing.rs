@@ -1,44 +1,10 @@
 //! On a file system that can share extents, a commit costs the space of the change.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use crate::support::{TestEnv, has, images, run, skip_allowed, unmount};
-
-/// A file system in a file, unmounted when it is dropped.
-struct Disk {
-    mounted: PathBuf,
-}
-
-impl Disk {
-    fn new(dir: &Path, maker: &str, arguments: &[&str]) -> Option<Disk> {
-        let (disk, mounted) = (dir.join(format!("{maker}.disk")), dir.join(maker));
-        fs::File::create(&disk).unwrap().set_len(512 << 20).unwrap();
-        fs::create_dir(&mounted).unwrap();
-        let mut make = Command::new(maker);
-        make.args(arguments).arg(&disk);
-        run(make).ok();
-        let mut mount = Command::new("mount");
-        mount.args(["-o", "loop"]).arg(&disk).arg(&mounted);
-        let done = run(mount);
-        if done.code != 0 {
-            skip_allowed(&format!("{maker}: {}", done.err.trim()));
-            return None;
-        }
-        Some(Disk { mounted })
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // The daemon of the store may still be on its way out.
-        if unmount(&self.mounted).code != 0 {
-            let mut umount = Command::new("umount");
-            drop(umount.arg("-l").arg(&self.mounted).status());
-        }
-    }
-}
+use crate::support::{Disk, TestEnv, has, images, run, skip_allowed};
 
 /// Bytes of a file whose extents are shared with another, by `filefrag`.
 fn shared(path: &Path) -> u64 {
@@ -69,10 +35,10 @@ fn a_commit_shares_the_extents_of_the_old_image() {
         }
         let Some(env) = TestEnv::new() else { return };
         let place = tempfile::tempdir().unwrap();
-        let Some(disk) = Disk::new(place.path(), maker, arguments) else {
+        let Some(disk) = Disk::new(place.path(), maker, arguments, 512) else {
             continue;
         };
-        let env = env.with_store(&disk.mounted.join("store"));
+        let env = env.with_store(&disk.at().join("store"));
         let source = env.work().join("source");
         let mut bytes = vec![0; 32 << 20];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);
@@ -86,7 +52,7 @@ fn a_commit_shares_the_extents_of_the_old_image() {
             let commit = env.envfs(&["commit", "--json", "e"]).ok().json();
             assert_eq!(commit["way"], "append", "{commit}");
             let mut sync = Command::new("sync");
-            sync.arg("-f").arg(&disk.mounted);
+            sync.arg("-f").arg(disk.at());
             run(sync).ok();
             let image = images::current(&env, "e");
             // All of the data area but its last block, which is not whole, and the first, where the

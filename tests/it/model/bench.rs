@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use envfs::commit::{self, CommitOptions, Committed, ImportOptions, Settings, Workspace};
 use envfs::environment::{Config, EnvName, Layout, Store};
-use envfs::progress::Silent;
+use envfs::progress::{Progress, Report, Silent};
 use envfs::squashfs::{Image, ReaderOptions};
 use envfs::state::{InitEnvironment, RevisionKind, StateDb};
 use envfs::union::{Reconciled, Union, identify};
@@ -239,10 +239,29 @@ pub(super) fn copy_tree(from: &Path, to: &Path, hard_links: bool) {
     }
 }
 
+struct During<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce() + Send> Progress for During<F> {
+    fn report(&self, _report: &Report) {}
+
+    fn is_cancelled(&self) -> bool {
+        let action = self.0.lock().unwrap().take();
+        if let Some(action) = action {
+            action();
+        }
+        false
+    }
+}
+
 impl Bench {
     /// An environment imported from the directory that [`seed`] makes.
     pub(super) fn imported() -> Bench {
-        let dir = tempfile::tempdir().unwrap();
+        Bench::imported_in(&std::env::temp_dir())
+    }
+
+    /// The same, somewhere below `above`.
+    pub(super) fn imported_in(above: &Path) -> Bench {
+        let dir = tempfile::tempdir_in(above).unwrap();
         copy_tree(&template().join("store"), &dir.path().join("store"), false);
         let mut bench = Bench {
             dir,
@@ -281,6 +300,17 @@ impl Bench {
         bench
     }
 
+    /// What is below `above` where another has it below `other_above`.
+    pub(super) fn copied(&self, other_above: &Path, above: &Path) -> Bench {
+        let dir = self.dir.path().strip_prefix(other_above).unwrap();
+        let to = tempfile::tempdir_in(above).unwrap();
+        fs::rename(above.join(dir).join("store"), to.path().join("store")).unwrap();
+        Bench {
+            dir: to,
+            workspace: None,
+        }
+    }
+
     pub(super) fn open(&mut self) -> Reconciled {
         let env = Store::new(self.dir.path().join("store"))
             .open(&name())
@@ -302,16 +332,29 @@ impl Bench {
         self.dir.path().join("store/store/env")
     }
 
-    /// Closes and opens again.
-    pub(super) fn remount(&mut self) {
+    pub(super) fn close(&mut self) {
         self.workspace().close().unwrap();
         self.workspace = None;
+    }
+
+    /// Closes and opens again.
+    pub(super) fn remount(&mut self) {
+        self.close();
         assert!(self.open().is_nothing());
     }
 
     /// The process dies.
     pub(super) fn kill(&mut self) {
         self.workspace = None;
+    }
+
+    /// Commits, and does something in the middle of it: after the changes were frozen, before the new
+    /// image is there.
+    pub(super) fn commit_during(&self, action: impl FnOnce() + Send) -> Committed {
+        let during = During(Mutex::new(Some(action)));
+        let done = commit::commit(self.workspace(), &CommitOptions::default(), &during);
+        assert!(during.0.into_inner().unwrap().is_none(), "nothing happened");
+        done.unwrap().unwrap()
     }
 
     pub(super) fn commit(&self, options: &CommitOptions) -> Option<Committed> {

@@ -253,13 +253,37 @@ fn renaming_a_changed_file() {
 
 #[test]
 fn renaming_over_a_changed_file() {
-    crash_removing(
-        |union| {
-            write(union, "b/c/deep", b"changed");
-            write(union, "many/m1", b"replaced");
-        },
-        |union| rename(union, ("b/c", "deep"), ("many", "m1"), RenameMode::Replace),
-    );
+    // As on any file system, the name is never lost: programs replace their files in this way.
+    for (dir, name) in [("b/c", "deep"), ("many", "m0")] {
+        crash_both(
+            |union| {
+                write(union, &format!("{dir}/{name}"), b"changed");
+                write(union, "many/m1", b"replaced");
+            },
+            |union| rename(union, (dir, name), ("many", "m1"), RenameMode::Replace),
+            Expect::After,
+            Expect::After,
+        );
+    }
+}
+
+#[test]
+fn renaming_a_new_file_over_another() {
+    // Of what lies below nothing is destroyed, so that all can be taken back.
+    for (replaced, files_first) in [("many/m1", Expect::Before), ("made", Expect::After)] {
+        crash_both(
+            |union| {
+                make(union, "", "made", b"old");
+                make(union, "", "made.tmp", b"new");
+            },
+            |union| {
+                let (dir, name) = replaced.rsplit_once('/').unwrap_or(("", replaced));
+                rename(union, ("", "made.tmp"), (dir, name), RenameMode::Replace);
+            },
+            files_first,
+            Expect::After,
+        );
+    }
 }
 
 #[test]
@@ -448,4 +472,35 @@ fn a_copied_store_is_known_again() {
             .values()
             .any(|node| node.body == Body::File(b"new".to_vec()))
     );
+}
+
+#[test]
+fn in_a_copied_store_places_count_and_numbers_do_not() {
+    let mut bench = Bench::imported();
+    make(bench.union(), "", "x", b"of x");
+    make(bench.union(), "", "y", b"of y");
+    let before = Tree::read(bench.union());
+    bench.kill();
+    // In the copy each has the number that the other had.
+    let layer = fs::read_dir(bench.home().join("layers")).unwrap().next();
+    let upper = layer.unwrap().unwrap().path().join("upper");
+    let (x, y, aside) = (upper.join("x"), upper.join("y"), upper.join("aside"));
+    fs::rename(&x, &aside).unwrap();
+    fs::rename(&y, &x).unwrap();
+    fs::rename(&aside, &y).unwrap();
+    fs::write(&x, "of x").unwrap();
+    fs::write(&y, "of y").unwrap();
+    let aside = bench.home().with_file_name("aside");
+    fs::create_dir(&aside).unwrap();
+    for entry in fs::read_dir(bench.home()).unwrap() {
+        let entry = entry.unwrap();
+        fs::rename(entry.path(), aside.join(entry.file_name())).unwrap();
+    }
+    fs::remove_dir(bench.home()).unwrap();
+    fs::rename(aside, bench.home()).unwrap();
+    let mended = bench.open();
+    assert_eq!((mended.renumbered, mended.moved), (2, 0), "{mended:?}");
+    without_times(before).assert_is(&Tree::read(bench.union()));
+    bench.kill();
+    assert!(bench.open().is_nothing());
 }

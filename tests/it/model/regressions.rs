@@ -13,7 +13,7 @@ use super::bench::{BLOCK, Bench, noise};
 use super::crash::{find, make, make_dir, rename, write};
 use super::tree::Tree;
 
-fn content(union: &Union, path: &str) -> Vec<u8> {
+pub(super) fn content(union: &Union, path: &str) -> Vec<u8> {
     let ino = find(union, path);
     let size = union.attr(ino).unwrap().size;
     let bytes = union.read_at(ino, 0, size as usize).unwrap();

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod disk;
 pub(crate) mod images;
 pub(crate) mod overlay;
 pub(crate) mod samples;
@@ -23,6 +24,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+pub(crate) use disk::Disk;
 pub(crate) use user::User;
 
 /// No command of a test takes this long; whoever does hangs.

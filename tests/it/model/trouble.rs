@@ -1,0 +1,92 @@
+//! Physical steps that fail: the call fails and nothing has changed, or it is mended at the next opening.
+
+use std::fs;
+use std::path::PathBuf;
+
+use envfs::union::RenameMode;
+
+use super::bench::Bench;
+use super::crash::{find, make, make_dir, write};
+use super::regressions::content;
+use super::tree::Tree;
+
+/// The only layer.
+fn layer(bench: &Bench) -> PathBuf {
+    let layers = fs::read_dir(bench.home().join("layers")).unwrap();
+    let mut all: Vec<PathBuf> = layers.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(all.len(), 1);
+    all.remove(0)
+}
+
+fn replace(bench: &Bench, from: (&str, &str), to: (&str, &str)) -> bool {
+    let union = bench.union();
+    let (dir, new_dir) = (find(union, from.0), find(union, to.0));
+    let (name, new_name) = (from.1.as_bytes(), to.1.as_bytes());
+    let done = union.rename(dir, name, new_dir, new_name, RenameMode::Replace);
+    done.is_ok()
+}
+
+#[test]
+fn content_that_cannot_be_detached_is_not_overwritten() {
+    let mut bench = Bench::imported();
+    let kept = make(bench.union(), "", "y", b"kept");
+    bench
+        .union()
+        .link(kept, find(bench.union(), "a"), b"z")
+        .unwrap();
+    make(bench.union(), "", "x", b"x");
+    let before = Tree::read(bench.union());
+    let in_the_way = layer(&bench).join("work").join(kept.to_string());
+    fs::create_dir(&in_the_way).unwrap();
+    assert!(!replace(&bench, ("", "x"), ("", "y")));
+    assert!(bench.union().unlink(find(bench.union(), ""), b"y").is_err());
+    before.assert_is(&Tree::read(bench.union()));
+    assert_eq!(content(bench.union(), "a/z"), b"kept");
+    fs::remove_dir(in_the_way).unwrap();
+    assert!(replace(&bench, ("", "x"), ("", "y")));
+    assert_eq!(content(bench.union(), "a/z"), b"kept");
+    assert_eq!(content(bench.union(), "y"), b"x");
+    bench.remount();
+    assert_eq!(content(bench.union(), "a/z"), b"kept");
+}
+
+#[test]
+fn content_that_cannot_be_moved_stays_where_it_is() {
+    let mut bench = Bench::imported();
+    make(bench.union(), "", "x", b"x");
+    make(bench.union(), "b", "other", b"other");
+    let before = Tree::read(bench.union());
+    // What lies in the way has no row, and cannot be set aside.
+    let in_the_way = layer(&bench).join("upper/b/y");
+    fs::create_dir(&in_the_way).unwrap();
+    fs::write(in_the_way.join("full"), "").unwrap();
+    let strays = bench.home().join("strays");
+    fs::remove_dir_all(&strays).unwrap_or_default();
+    fs::write(&strays, "").unwrap();
+    assert!(!replace(&bench, ("", "x"), ("b", "y")));
+    before.assert_is(&Tree::read(bench.union()));
+    assert_eq!(bench.union().verify_upper().unwrap(), Vec::<String>::new());
+    fs::remove_file(strays).unwrap();
+    assert!(replace(&bench, ("", "x"), ("b", "y")));
+    assert_eq!(content(bench.union(), "b/y"), b"x");
+    bench.remount();
+}
+
+#[test]
+fn what_is_left_over_is_mended_when_it_is_opened_next() {
+    let mut bench = Bench::imported();
+    make(bench.union(), "", "x", b"x");
+    write(bench.union(), "big", b"changed");
+    make_dir(bench.union(), "", "d");
+    let x = layer(&bench).join("upper/x");
+    fs::remove_file(&x).unwrap();
+    fs::create_dir(&x).unwrap();
+    fs::write(x.join("left"), "").unwrap();
+    bench.union().unlink(find(bench.union(), ""), b"x").unwrap();
+    let before = Tree::read(bench.union());
+    bench.close();
+    let mended = bench.open();
+    assert_eq!((mended.set_aside, mended.lost.len()), (1, 0), "{mended:?}");
+    before.assert_is(&Tree::read(bench.union()));
+    bench.remount();
+}
