@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, ThreadId};
 
 use envfs::commit::{self, CommitOptions, Committed, ImportOptions, Settings, Workspace};
 use envfs::environment::{Config, EnvName, Layout, Store};
@@ -19,7 +20,7 @@ pub(super) const BLOCK: usize = 4096;
 /// An environment, open.
 pub(super) struct Bench {
     dir: tempfile::TempDir,
-    workspace: Option<Workspace>,
+    workspace: Option<Arc<Workspace>>,
 }
 
 fn name() -> EnvName {
@@ -239,15 +240,34 @@ pub(super) fn copy_tree(from: &Path, to: &Path, hard_links: bool) {
     }
 }
 
-struct During<F>(Mutex<Option<F>>);
+/// Does something in the middle of a commit.
+pub(super) struct During<F> {
+    action: Mutex<Option<F>>,
+    thread: ThreadId,
+}
+
+impl<F: FnOnce()> During<F> {
+    /// To be used in the thread that makes it, which does nothing else meanwhile.
+    pub(super) fn new(action: F) -> During<F> {
+        During {
+            action: Mutex::new(Some(action)),
+            thread: thread::current().id(),
+        }
+    }
+
+    /// What was not done, since nothing was to be committed.
+    pub(super) fn rest(self) -> Option<F> {
+        self.action.into_inner().unwrap()
+    }
+}
 
 impl<F: FnOnce() + Send> Progress for During<F> {
     fn report(&self, _report: &Report) {}
 
     fn is_cancelled(&self) -> bool {
-        let action = self.0.lock().unwrap().take();
-        if let Some(action) = action {
-            action();
+        if thread::current().id() == self.thread {
+            let action = self.action.lock().unwrap().take();
+            action.into_iter().for_each(|action| action());
         }
         false
     }
@@ -316,11 +336,11 @@ impl Bench {
             .open(&name())
             .unwrap();
         let (workspace, reconciled) = Workspace::open(env, &config()).unwrap();
-        self.workspace = Some(workspace);
+        self.workspace = Some(Arc::new(workspace));
         reconciled
     }
 
-    pub(super) fn workspace(&self) -> &Workspace {
+    pub(super) fn workspace(&self) -> &Arc<Workspace> {
         self.workspace.as_ref().unwrap()
     }
 
@@ -351,9 +371,9 @@ impl Bench {
     /// Commits, and does something in the middle of it: after the changes were frozen, before the new
     /// image is there.
     pub(super) fn commit_during(&self, action: impl FnOnce() + Send) -> Committed {
-        let during = During(Mutex::new(Some(action)));
+        let during = During::new(action);
         let done = commit::commit(self.workspace(), &CommitOptions::default(), &during);
-        assert!(during.0.into_inner().unwrap().is_none(), "nothing happened");
+        assert!(during.rest().is_none(), "nothing happened");
         done.unwrap().unwrap()
     }
 

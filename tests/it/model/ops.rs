@@ -120,6 +120,10 @@ pub(super) enum Op {
         rebuild: bool,
         compact: bool,
     },
+    /// As many of the next operations as can be happen while it runs.
+    CommitDuring {
+        next: u8,
+    },
     /// What a commit does first; it fails after that, and something may be changed until the next.
     Rotate,
     /// What a commit that fails does last.
@@ -134,6 +138,42 @@ pub(super) enum Op {
     Rollback {
         revision: u16,
     },
+}
+
+impl Op {
+    /// Returns false for what is done to an environment, not in it.
+    fn is_of_a_program(self) -> bool {
+        match self {
+            Op::Make(..)
+            | Op::Write { .. }
+            | Op::Append { .. }
+            | Op::Truncate { .. }
+            | Op::Allocate { .. }
+            | Op::CopyRange(..)
+            | Op::Remove { .. }
+            | Op::RemoveProperly { .. }
+            | Op::Rename { .. }
+            | Op::Link { .. }
+            | Op::Chmod { .. }
+            | Op::Chown { .. }
+            | Op::Utimes { .. }
+            | Op::SetAttr { .. }
+            | Op::SetXattr { .. }
+            | Op::RemoveXattr { .. }
+            | Op::Hold { .. }
+            | Op::Release { .. }
+            | Op::Sync { .. } => true,
+            Op::Commit { .. }
+            | Op::CommitDuring { .. }
+            | Op::Rotate
+            | Op::Unrotate
+            | Op::Remount
+            | Op::Kill
+            | Op::DiscardAll
+            | Op::DiscardPath { .. }
+            | Op::Rollback { .. } => false,
+        }
+    }
 }
 
 /// Goes with any change of content or owner.
@@ -221,8 +261,16 @@ impl Machine {
 
     pub(super) fn run(bench: Bench, ops: &[Op]) {
         let mut machine = Machine::new(bench);
-        for op in ops {
-            machine.step(*op);
+        let mut ops = ops.iter().copied();
+        while let Some(op) = ops.next() {
+            match op {
+                Op::CommitDuring { next } if machine.commits => {
+                    let mut next: Vec<Op> = ops.by_ref().take(usize::from(next % 8)).collect();
+                    next.retain(|op| op.is_of_a_program());
+                    machine.commit_during(&next);
+                }
+                op => machine.step(op),
+            }
         }
     }
 
@@ -236,7 +284,7 @@ impl Machine {
         self.check();
     }
 
-    fn check(&mut self) {
+    pub(super) fn check(&mut self) {
         let union = self.bench.union();
         let actual = Tree::read(union);
         let named = self.tree.named();
@@ -509,8 +557,11 @@ impl Machine {
                 secs,
             } => self.set_attr(entry, mask, mode, owner, size, secs),
             // A stack of several images grows instead, upper by upper.
-            Op::Commit { .. } if !self.commits => drop(self.union().rotate().unwrap()),
+            Op::Commit { .. } | Op::CommitDuring { .. } if !self.commits => {
+                drop(self.union().rotate().unwrap())
+            }
             Op::Commit { rebuild, compact } => self.commit(rebuild, compact),
+            Op::CommitDuring { .. } => self.commit_during(&[]),
             Op::Rotate => drop(self.union().rotate().unwrap()),
             Op::Unrotate => self.union().unrotate().unwrap(),
             Op::Remount => {

@@ -333,6 +333,7 @@ fn deed(machine: &Machine, op: Op) -> Deed {
         }),
         Op::Sync { .. }
         | Op::Commit { .. }
+        | Op::CommitDuring { .. }
         | Op::Rotate
         | Op::Unrotate
         | Op::Remount

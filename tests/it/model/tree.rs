@@ -42,6 +42,10 @@ pub(super) struct Tree {
     pub(super) nodes: BTreeMap<Ino, Node>,
 }
 
+pub(super) fn in_whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp { nanos: 0, ..time }
+}
+
 /// A name: the directory, the name in it, and the object.
 pub(super) type Entry = (Ino, Vec<u8>, Ino);
 
@@ -152,6 +156,14 @@ impl Tree {
         Tree {
             nodes: nodes.map(|(ino, node)| (*ino, node.clone())).collect(),
         }
+    }
+
+    /// As an image keeps it.
+    pub(super) fn in_whole_seconds(mut self) -> Tree {
+        for node in self.nodes.values_mut() {
+            node.mtime = node.mtime.map(in_whole_seconds);
+        }
+        self
     }
 
     /// Reads a view by listing it, and checks that it agrees with itself.

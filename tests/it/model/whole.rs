@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use envfs::commit::{self, CommitError, CommitOptions};
-use envfs::object::{Ino, Kind, Timestamp};
+use envfs::object::{Ino, Kind};
 use envfs::union::{Error, FrozenLayer};
 use nix::errno::Errno;
 
-use super::ops::Machine;
-use super::tree::{Body, Tree, assert_same, show};
+use super::bench::During;
+use super::ops::{Machine, Op};
+use super::tree::{Body, Tree, assert_same, in_whole_seconds, show};
 
 impl Machine {
     pub(super) fn commit(&mut self, rebuild: bool, compact: bool) {
@@ -33,22 +34,43 @@ impl Machine {
             return;
         };
         // Images keep whole seconds.
-        let named = self.tree.named();
-        for tree in [&mut before, &mut self.tree] {
-            for (_, node) in tree
-                .nodes
-                .iter_mut()
-                .filter(|(ino, _)| named.nodes.contains_key(ino))
-            {
-                node.mtime = node.mtime.map(|time| Timestamp { nanos: 0, ..time });
-            }
-        }
+        let named = self.tree.named().in_whole_seconds();
+        before = before.in_whole_seconds();
+        self.tree.nodes.extend(named.nodes);
         self.base = Tree::read(self.union());
         before.assert_is(&self.base);
         assert_eq!(self.union().changes().unwrap(), Vec::new());
         let layers = self.union().lower();
         assert_eq!(layers.layers().len(), 1);
         self.revisions.push((done.revision, self.tree.named()));
+    }
+
+    /// Commits, and does other things meanwhile.
+    pub(super) fn commit_during(&mut self, ops: &[Op]) {
+        let committed = Tree::read(self.union()).in_whole_seconds();
+        let named = self.tree.named().in_whole_seconds();
+        let workspace = self.bench.workspace().clone();
+        let during = During::new(|| ops.iter().for_each(|op| self.step(*op)));
+        let done = commit::commit(&workspace, &CommitOptions::default(), &during).unwrap();
+        let rest = during.rest();
+        let Some(done) = done else {
+            rest.into_iter().for_each(|rest| rest());
+            return;
+        };
+        assert!(rest.is_none(), "the commit did not ask whether to go on");
+        self.base = committed;
+        self.revisions.push((done.revision, named));
+        // What was not changed meanwhile is as the image has it.
+        let actual = Tree::read(self.union());
+        for (ino, node) in &mut self.tree.nodes {
+            let kept = node.mtime.map(in_whole_seconds);
+            let found = actual.nodes.get(ino);
+            if found.is_some_and(|found| found.mtime == kept) {
+                node.mtime = kept;
+            }
+        }
+        assert_eq!(self.union().lower().layers().len(), 1);
+        self.check();
     }
 
     /// The view is again what it was: objects without a name stay with those who hold them.
