@@ -992,6 +992,21 @@ def trusted_attributes_are_shown_to_root_alone():
 
 
 @point
+def what_is_made_later_is_not_older():
+    for number in range(50):
+        made = [f"made-{number}-{step}" for step in range(5)]
+        os.mkdir(made[0])
+        write(made[1], b"")
+        os.symlink("x", made[2])
+        write(made[3], b"x")
+        os.mkdir(made[4])
+        looks = [os.lstat(path) for path in made]
+        for older, younger in zip(looks, looks[1:]):
+            assert older.st_mtime_ns <= younger.st_mtime_ns, (made, looks)
+            assert older.st_ctime_ns <= younger.st_ctime_ns, (made, looks)
+
+
+@point
 def times_are_set_in_every_combination():
     now, omit = (1 << 30) - 1, (1 << 30) - 2
 

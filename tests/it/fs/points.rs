@@ -151,6 +151,7 @@ points! { everywhere:
     permissions_are_those_of_the_modes
     attributes_are_made_replaced_and_removed
     trusted_attributes_are_shown_to_root_alone
+    what_is_made_later_is_not_older
     times_are_set_in_every_combination
     changes_of_names_are_seen_in_the_times_of_their_directories
     names_of_255_bytes_of_any_kind
