@@ -1,7 +1,14 @@
 //! What a file system object is to every room: its identity, its kind, its attributes.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::LazyLock;
 
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::{fstat, futimens};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// The identity of one object for its whole life: FUSE node id, `st_ino`, and key of every row.
@@ -104,10 +111,37 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// Returns the time of the system clock.
+    /// Returns the time that the kernel stamps a file with now.
+    ///
+    /// Objects without a backing file get their times from here, the others from the kernel, and what is
+    /// made later must not be older. The kernel's stamps follow its coarse clock, since Linux 6.13 a
+    /// finer one where somebody has looked at the file before; no clock that can be read agrees with
+    /// both. So it is asked to stamp a file, in memory.
     pub fn now() -> Timestamp {
-        Timestamp::from(std::time::SystemTime::now())
+        match stamp().or_else(|_| coarse()) {
+            Ok((secs, nanos)) => Timestamp {
+                secs,
+                nanos: u32::try_from(nanos).unwrap_or(0),
+            },
+            Err(_) => Timestamp::from(std::time::SystemTime::now()),
+        }
     }
+}
+
+/// Seconds and nanoseconds that a file in memory is stamped with now.
+fn stamp() -> Result<(i64, i64), Errno> {
+    static FILE: LazyLock<Result<OwnedFd, Errno>> =
+        LazyLock::new(|| memfd_create("clock", MFdFlags::MFD_CLOEXEC));
+    let file = FILE.as_ref().map_err(|error| *error)?;
+    futimens(file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW)?;
+    let stat = fstat(file)?;
+    Ok((stat.st_mtime, stat.st_mtime_nsec))
+}
+
+/// The same of the coarse clock.
+fn coarse() -> Result<(i64, i64), Errno> {
+    let time = clock_gettime(ClockId::CLOCK_REALTIME_COARSE)?;
+    Ok((time.tv_sec(), time.tv_nsec()))
 }
 
 impl From<std::time::SystemTime> for Timestamp {

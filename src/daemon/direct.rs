@@ -6,9 +6,10 @@
 //! links there. Commits and history are for environments.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -28,8 +29,8 @@ use crate::fuse::session::{Loops, Session};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
 use crate::sys::mount::{self, MountOptions, MountRequest, UnmountMode};
-use crate::sys::process::new_uuid;
-use crate::sys::{mountinfo, text::Text};
+use crate::sys::process::{self, new_uuid};
+use crate::sys::{mountinfo, private, text::Text};
 use crate::union::{self, OpenOptions, OwnerMap, Union, identify};
 
 /// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
@@ -66,7 +67,9 @@ pub fn start(what: &DirectMount) -> Result<(), Failure> {
     let mut output = Stdio::null();
     let mut log_path = None;
     if let Some(upper) = &what.upper {
-        make_private(upper.as_path())?;
+        let place = upper.as_path();
+        make_private(place)?;
+        refuse_shared(place)?;
         let layout = Layout::new(upper.as_path());
         let path = layout.daemon_log();
         let file = log::open(&layout, log::LIMIT);
@@ -185,7 +188,9 @@ impl Open {
                 "name what they were made on, several images in their order, or another directory",
             ));
         }
-        make_private(&layout.images())?;
+        for dir in [layout.images(), layout.layers()] {
+            private::make_dir(&dir).map_err(doing("make", &dir))?;
+        }
         let parts = db.stack()?.into_iter().map(|layer| layer.part);
         let parts = parts.filter(|part| matches!(part, StackPart::Image(_)));
         for (part, path) in parts.zip(&what.images) {
@@ -276,7 +281,14 @@ fn initialise(
 ) -> Result<(), Failure> {
     let uuid = new_uuid().map_err(|e| Failure::io("cannot make an id", &e))?;
     let id_file = layout.id();
-    fs::write(&id_file, &uuid).map_err(doing("write", &id_file))?;
+    File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&id_file)
+        .and_then(|mut file| file.write_all(uuid.as_bytes()))
+        .map_err(doing("write", &id_file))?;
     let maps = identify(db, images).map_err(|error| {
         let failure = Failure::new(
             Kind::Damaged,
@@ -358,6 +370,23 @@ fn make_private(path: &Path) -> Result<(), Failure> {
         .mode(0o700)
         .create(path)
         .map_err(doing("make", path))
+}
+
+/// Refuses a directory that others could write to: what they put there would be in the mount.
+fn refuse_shared(path: &Path) -> Result<(), Failure> {
+    let meta = fs::metadata(path).map_err(doing("look at", path))?;
+    let shown = path.display();
+    let refused = |why: String| Failure::new(Kind::Conflict, format!("{shown} {why}"));
+    if meta.uid() != process::user_id() {
+        let owner = process::user_name(meta.uid());
+        return Err(refused(format!("belongs to {owner}"))
+            .hint("changes are kept in a directory of your own: name another, or chown it"));
+    }
+    if meta.mode() & 0o022 != 0 {
+        return Err(refused(String::from("can be written to by others"))
+            .hint(format!("chmod go-w {shown}")));
+    }
+    Ok(())
 }
 
 fn doing(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Failure {

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::environment::Layout;
@@ -18,7 +19,13 @@ static OWN: OnceLock<Layout> = OnceLock::new();
 /// Opens the log of an environment to continue it, or a new one where it is longer than `limit`.
 pub fn open(layout: &Layout, limit: u64) -> io::Result<File> {
     let path = layout.daemon_log();
-    let append = || File::options().create(true).append(true).open(&path);
+    let append = || {
+        File::options()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+    };
     let file = append()?;
     if file.metadata()?.len() <= limit {
         return Ok(file);

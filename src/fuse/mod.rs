@@ -228,6 +228,22 @@ impl Filesystem for EnvFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        // Of a chown that names no owner nothing is left but the request. The same is sent before a write
+        // that takes privileges away, by whoever may write. From the owner both mean that they go; from
+        // others it is no chown, which is the owner's; and root may be writing, which keeps set-id bits.
+        let is_nothing = mode.is_none()
+            && uid.is_none()
+            && gid.is_none()
+            && size.is_none()
+            && atime.is_none()
+            && mtime.is_none();
+        let uid = match is_nothing && req.uid() != 0 {
+            true => match self.union.attr(Ino(ino.0)) {
+                Ok(attr) => Some(attr.uid).filter(|owner| *owner == req.uid()),
+                Err(e) => return reply.error(errno("setattr", ino.0, &e)),
+            },
+            false => uid,
+        };
         let set = SetAttr {
             mode: mode.map(|mode| (mode & 0o7777) as u16),
             uid,
@@ -435,9 +451,20 @@ impl Filesystem for EnvFs {
     ) {
         let timed = self.timed_there(Op::Write);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let is_cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let (union, counters) = (self.union.clone(), self.counters.clone());
         let write = move |data: &[u8]| {
-            match union.write_at(Ino(ino.0), offset, data, kill) {
+            let mut done = union.write_at(Ino(ino.0), offset, data, kill);
+            // Of pages that are written back the kernel does not look at the count, so there it is all
+            // or an error: what fitted is no news to anybody.
+            while is_cached
+                && let Ok(written) = done
+                && let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty())
+            {
+                let more = union.write_at(Ino(ino.0), offset + written as u64, rest, kill);
+                done = more.map(|more| written + more);
+            }
+            match done {
                 Ok(written) => {
                     counters
                         .written_bytes
@@ -621,10 +648,12 @@ impl Filesystem for EnvFs {
         }
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _timed = self.timed(Op::Xattr);
         match self.union.xattr_names(Ino(ino.0)) {
-            Ok(names) => answer_sized(&names, size, reply),
+            // Of CAP_SYS_ADMIN nothing is known but the user.
+            Ok(names) if req.uid() == 0 => answer_sized(&names, size, reply),
+            Ok(names) => answer_sized(&without_trusted(&names), size, reply),
             Err(e) => reply.error(errno("listxattr", ino.0, &e)),
         }
     }
@@ -746,6 +775,14 @@ impl Filesystem for EnvFs {
 /// so; of the others nothing is known but the user, and it is root who has `CAP_FSETID`.
 fn keeps_privileges(req: &Request) -> bool {
     req.uid() == 0
+}
+
+/// The names of extended attributes, each ended by a NUL, that are shown to everybody.
+fn without_trusted(names: &[u8]) -> Vec<u8> {
+    let shown = names
+        .split_inclusive(|&byte| byte == 0)
+        .filter(|name| !name.starts_with(b"trusted."));
+    shown.flatten().copied().collect()
 }
 
 /// Answers a request that asks for the size first.

@@ -5,6 +5,7 @@
 //! - [`mount`]: mounting and unmounting FUSE, as root or through `fusermount3`
 //! - [`mountinfo`]: what is mounted here, which of it is ours, which of it is dead
 //! - [`holders`]: which processes use a mount
+//! - [`private`]: directories for one user alone
 //! - [`process`]: identity of processes, boots and users; what a daemon needs
 //! - [`reflink`]: sharing blocks between files
 //! - [`text`]: names that need not be UTF-8, written as JSON
@@ -14,6 +15,7 @@ pub mod holders;
 pub mod medium;
 pub mod mount;
 pub mod mountinfo;
+pub mod private;
 pub mod process;
 pub mod reflink;
 pub mod text;

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::{Mode, umask};
 
@@ -82,7 +83,8 @@ pub fn own_program() -> PathBuf {
 }
 
 /// Leaves the session and the process group of whoever started us, goes to `/` so that no
-/// directory is kept busy, and takes no permission bits away from files of the mount's users.
+/// directory is kept busy, takes no permission bits away from files of the mount's users, and has the
+/// limits of nobody's shell.
 pub fn become_daemon() -> io::Result<()> {
     match nix::unistd::setsid() {
         // Already the leader of a group: nobody's Ctrl-C reaches it either.
@@ -91,6 +93,22 @@ pub fn become_daemon() -> io::Result<()> {
     }
     std::env::set_current_dir("/")?;
     clear_umask();
+    lift_limits()
+}
+
+/// Lets this process have all that it may: open files, and sizes of files. Limits that a user has set are
+/// for what they run, where the kernel keeps them; here they would be everybody's. Past a limit of sizes
+/// that cannot be lifted a write fails, instead of ending us.
+fn lift_limits() -> io::Result<()> {
+    for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_FSIZE] {
+        let lifted = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
+        if let Err(error) = lifted {
+            tracing::warn!(?resource, %error, "cannot lift a limit");
+        }
+    }
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed, and none was.
+    unsafe { sigaction(Signal::SIGXFSZ, &ignore) }?;
     Ok(())
 }
 

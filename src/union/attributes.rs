@@ -13,6 +13,10 @@ use crate::state::{InodeRow, RowChange};
 /// The attribute with file capabilities, which a change of content or owner takes away.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
+/// The names and values of one object together take no more bytes than this. They live in memory, and
+/// a commit writes each object's as one piece.
+const XATTRS_LIMIT: usize = 1 << 20;
+
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetTime {
@@ -57,8 +61,7 @@ impl Union {
     pub fn set_attr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         let _gate = self.gate_shared();
         if let Some(size) = set.size {
-            self.truncate(ino, size)?;
-            self.kill_privileges(ino, set.kill_privileges)?;
+            self.truncate(ino, size, set.kill_privileges)?;
         }
         let other = set.mode.is_some()
             || set.uid.is_some()
@@ -194,6 +197,7 @@ impl Union {
         let state = &mut *state;
         if let Some(orphan) = state.orphans.get_mut(&ino) {
             may(orphan.xattrs.contains_key(name))?;
+            check_size(&orphan.xattrs, name, value)?;
             match value {
                 Some(value) => drop(orphan.xattrs.insert(Box::from(name), Box::from(value))),
                 None => drop(orphan.xattrs.remove(name)),
@@ -201,12 +205,15 @@ impl Union {
             return Ok(());
         }
         let mut row = self.row_to_change(state, ino)?;
-        may(if row.owns_xattrs {
-            let own = state.delta.xattrs.get(&ino);
-            own.is_some_and(|all| all.contains_key(name))
+        let own = row.owns_xattrs.then(|| state.delta.xattrs.get(&ino));
+        if let Some(own) = own {
+            may(own.is_some_and(|all| all.contains_key(name)))?;
+            check_size(own.into_iter().flatten(), name, value)?;
         } else {
-            below.iter().flatten().any(|(known, _)| **known == *name)
-        })?;
+            may(below.iter().flatten().any(|(known, _)| **known == *name))?;
+            let below = below.iter().flatten();
+            check_size(below.map(|(name, value)| (name, value)), name, value)?;
+        }
         let mut changes = Vec::new();
         take_xattrs(ino, &mut row, below, &mut changes);
         row.ctime = Timestamp::now();
@@ -269,6 +276,28 @@ fn check_namespace(name: &[u8]) -> Result<()> {
     } else {
         Err(Errno::EOPNOTSUPP.into())
     }
+}
+
+/// Refuses what would make the attributes of an object larger, and larger than they may be.
+fn check_size<'a>(
+    all: impl IntoIterator<Item = (&'a Box<[u8]>, &'a Box<[u8]>)>,
+    name: &[u8],
+    value: Option<&[u8]>,
+) -> Result<()> {
+    let Some(value) = value else { return Ok(()) };
+    let (mut others, mut before) = (0, 0);
+    for (known, value) in all {
+        let size = known.len() + value.len();
+        match **known == *name {
+            true => before = size,
+            false => others += size,
+        }
+    }
+    let after = name.len() + value.len();
+    if after > before && others + after > XATTRS_LIMIT {
+        return Err(Errno::ENOSPC.into());
+    }
+    Ok(())
 }
 
 fn set_row(row: &mut InodeRow, set: &SetAttr, now: Timestamp) {

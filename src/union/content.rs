@@ -148,8 +148,8 @@ impl Union {
                 .is_ok_and(|attr| attr.kind == Kind::File && attr.size > MUCH)
     }
 
-    /// Writes all of `data` at `offset`. With `kill_privileges` set-id bits go, as after a write by
-    /// someone without `CAP_FSETID`.
+    /// Writes `data` at `offset`; returns how much of it, less than all where no more fits. With
+    /// `kill_privileges` set-id bits go, as for a write by someone without `CAP_FSETID`.
     pub fn write_at(
         &self,
         ino: Ino,
@@ -159,14 +159,14 @@ impl Union {
     ) -> Result<usize> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
-        file.write_all_at(data, offset)?;
         self.kill_privileges(ino, kill_privileges)?;
-        Ok(data.len())
+        write_what_fits(&file, data, offset)
     }
 
-    /// Sets the size of a file.
-    pub(super) fn truncate(&self, ino: Ino, size: u64) -> Result<()> {
+    /// Sets the size of a file; `kill_privileges` as for [`write_at`](Self::write_at).
+    pub(super) fn truncate(&self, ino: Ino, size: u64, kill_privileges: bool) -> Result<()> {
         let file = self.writable(ino, Some(size))?;
+        self.kill_privileges(ino, kill_privileges)?;
         Ok(file.set_len(size)?)
     }
 
@@ -193,8 +193,8 @@ impl Union {
             }
         };
         let (offset, len) = (to_i64(offset)?, to_i64(len)?);
-        nix::fcntl::fallocate(&*file, flags, offset, len)?;
-        self.kill_privileges(ino, kill_privileges)
+        self.kill_privileges(ino, kill_privileges)?;
+        Ok(nix::fcntl::fallocate(&*file, flags, offset, len)?)
     }
 
     /// Finds the next data, or with `hole` the next hole, at or after `offset`. `ENXIO` past the end.
@@ -207,7 +207,7 @@ impl Union {
     }
 
     /// Copies a range between files; returns the bytes copied, fewer than `len` at the end of the
-    /// source. `kill_privileges` as for [`write_at`](Self::write_at).
+    /// source or where no more fits. `kill_privileges` as for [`write_at`](Self::write_at).
     pub fn copy_range(
         &self,
         from: Ino,
@@ -225,44 +225,34 @@ impl Union {
             return Ok(0);
         }
         let target = self.writable(to, None)?;
-        let done = match self.content(from)? {
-            Content::File(source) => {
-                let (mut read_at, mut write_at) = (to_i64(from_offset)?, to_i64(to_offset)?);
-                let mut done = 0;
-                while done < len {
-                    let want = usize::try_from(len - done).unwrap_or(usize::MAX);
-                    match nix::fcntl::copy_file_range(
-                        &*source,
-                        Some(&mut read_at),
-                        &*target,
-                        Some(&mut write_at),
-                        want,
-                    )? {
-                        0 => break,
-                        n => done += n as u64,
-                    }
+        let source = self.content(from)?;
+        self.kill_privileges(to, kill_privileges)?;
+        let copy = |done: u64| -> Result<u64> {
+            let want = usize::try_from(len - done).unwrap_or(usize::MAX);
+            let (read_at, write_at) = (from_offset + done, to_offset + done);
+            match &source {
+                Content::File(source) => Ok(nix::fcntl::copy_file_range(
+                    &**source,
+                    Some(&mut to_i64(read_at)?),
+                    &*target,
+                    Some(&mut to_i64(write_at)?),
+                    want,
+                )? as u64),
+                Content::Lower(lower) => {
+                    let bytes = lower.read(from, read_at, want.min(COPY_CHUNK))?;
+                    Ok(write_what_fits(&target, (*bytes).as_ref(), write_at)? as u64)
                 }
-                done
-            }
-            Content::Lower(lower) => {
-                let mut done = 0;
-                while done < len {
-                    let want = usize::try_from(len - done)
-                        .unwrap_or(usize::MAX)
-                        .min(COPY_CHUNK);
-                    let bytes = lower.read(from, from_offset + done, want)?;
-                    let bytes = (*bytes).as_ref();
-                    if bytes.is_empty() {
-                        break;
-                    }
-                    target.write_all_at(bytes, to_offset + done)?;
-                    done += bytes.len() as u64;
-                }
-                done
             }
         };
-        if done > 0 {
-            self.kill_privileges(to, kill_privileges)?;
+        let mut done = 0;
+        while done < len {
+            match copy(done) {
+                Ok(0) => break,
+                Ok(more) => done += more,
+                // Who asked comes back for the rest, and is told then.
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
         }
         Ok(done)
     }
@@ -457,7 +447,8 @@ impl Union {
     }
 
     /// Takes away what a change of content takes away: a capability, and with `set_id` the set-id bits.
-    /// The content is up already, so a capability of the layers below is gone already.
+    /// To be called before the change, so that nobody's content has privileges of another's. The file is
+    /// up by then, so a capability of the layers below is gone already.
     pub(super) fn kill_privileges(&self, ino: Ino, set_id: bool) -> Result<()> {
         let mode_after = |mode| {
             if set_id {
@@ -546,6 +537,23 @@ pub(super) fn seek_file(file: &File, offset: u64, hole: bool) -> Result<Option<u
         Err(Errno::ENXIO) => Ok(None),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Writes as much as there is room for. An error only where that is nothing: what was written is told.
+fn write_what_fits(file: &File, data: &[u8], offset: u64) -> Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = data.get(done..)
+        && !rest.is_empty()
+    {
+        match file.write_at(rest, offset + done as u64) {
+            Ok(n) if n > 0 => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) if done > 0 => break,
+            Ok(_) => return Err(Errno::EIO.into()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
 }
 
 fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {

@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use lru::LruCache;
 use nix::errno::Errno;
@@ -31,7 +32,8 @@ use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use crate::object::Ino;
+use crate::object::{Ino, Timestamp};
+use crate::sys::private::make_dir;
 pub use scan::Found;
 
 /// Open content files kept at most, and open directories as many again.
@@ -66,9 +68,15 @@ fn name(bytes: &[u8]) -> &std::ffi::OsStr {
 impl UpperDir {
     /// Opens the layer directory `path` (made with `upper` and `work` inside where missing).
     /// Files found in the way are moved below `strays`, never deleted.
+    ///
+    /// All of it is for its owner alone: who else could write there would write to the merged view.
     pub fn open(path: &Path, strays: &Path) -> io::Result<UpperDir> {
+        make_dir(path)?;
         for sub in ["upper", "work"] {
-            std::fs::create_dir_all(path.join(sub))?;
+            make_dir(&path.join(sub))?;
+        }
+        if strays.exists() {
+            make_dir(strays)?;
         }
         let open = |sub: &str| -> io::Result<OwnedFd> {
             let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -117,18 +125,18 @@ impl UpperDir {
         }
         for (ino, component) in chain.get(start..).unwrap_or_default() {
             let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
-            let opened = match openat(&*fd, name(component), flags, Mode::empty()) {
+            let opened = match self.open_at(fd.as_fd(), component, flags, Mode::empty()) {
                 Err(Errno::ENOENT) if make => {
                     match mkdirat(&*fd, name(component), Mode::S_IRWXU) {
                         Ok(()) | Err(Errno::EEXIST) => {}
                         Err(e) => return Err(e),
                     }
-                    openat(&*fd, name(component), flags, Mode::empty())?
+                    self.open_at(fd.as_fd(), component, flags, Mode::empty())?
                 }
                 Err(Errno::ENOTDIR | Errno::ELOOP) if make => {
                     self.set_aside(fd.as_fd(), component)?;
                     mkdirat(&*fd, name(component), Mode::S_IRWXU)?;
-                    openat(&*fd, name(component), flags, Mode::empty())?
+                    self.open_at(fd.as_fd(), component, flags, Mode::empty())?
                 }
                 other => other?,
             };
@@ -136,6 +144,25 @@ impl UpperDir {
             lock(&self.dirs).put(*ino, fd.clone());
         }
         Ok(fd)
+    }
+
+    /// Opens what lies in a directory. Where the process has no descriptor left, those that are kept
+    /// at hand are closed first.
+    fn open_at(
+        &self,
+        dir: BorrowedFd<'_>,
+        component: &[u8],
+        flags: OFlag,
+        mode: Mode,
+    ) -> Result<OwnedFd, Errno> {
+        match openat(dir, name(component), flags, mode) {
+            Err(Errno::EMFILE | Errno::ENFILE) => {
+                lock(&self.dirs).clear();
+                lock(&self.files).clear();
+                openat(dir, name(component), flags, mode)
+            }
+            other => other,
+        }
     }
 
     /// Forgets the open directory of an object whose physical directory is gone.
@@ -158,10 +185,10 @@ impl UpperDir {
         let flags =
             OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = backing_mode(mode);
-        let fd = match openat(dir, name(component), flags, mode) {
+        let fd = match self.open_at(dir, component, flags, mode) {
             Err(Errno::EEXIST) => {
                 self.set_aside(dir, component)?;
-                openat(dir, name(component), flags, mode)?
+                self.open_at(dir, component, flags, mode)?
             }
             other => other?,
         };
@@ -190,12 +217,8 @@ impl UpperDir {
     pub fn stage(&self, ino: Ino) -> io::Result<Arc<File>> {
         let flags =
             OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(
-            &self.work,
-            work_name(ino).as_str(),
-            flags,
-            Mode::from_bits_truncate(0o600),
-        )?;
+        let mode = Mode::from_bits_truncate(0o600);
+        let fd = self.open_at(self.work(), work_name(ino).as_bytes(), flags, mode)?;
         Ok(Arc::new(File::from(fd)))
     }
 
@@ -322,8 +345,8 @@ impl UpperDir {
         }
         let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let open = |flags: OFlag| match place {
-            Some((dir, component)) => openat(dir, name(component), flags, Mode::empty()),
-            None => openat(&self.work, work_name(ino).as_str(), flags, Mode::empty()),
+            Some((dir, component)) => self.open_at(dir, component, flags, Mode::empty()),
+            None => self.open_at(self.work(), work_name(ino).as_bytes(), flags, Mode::empty()),
         };
         // O_NOATIME: what reads through us do to the backing file must not show as an access time.
         // Only the owner may ask for it.
@@ -411,18 +434,21 @@ impl UpperDir {
         Ok(())
     }
 
-    /// Moves something below the strays directory, under a name that tells what it was. Returns that
-    /// place, or `None` if there is nothing.
+    /// Moves something below the strays directory, under a name that tells when it was moved and what
+    /// it was. Returns that place, or `None` if there is nothing.
     fn move_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<Option<PathBuf>, Errno> {
-        std::fs::create_dir_all(&self.strays)
-            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
-        // With the number before it, it must not be longer than a name may be.
+        make_dir(&self.strays).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
+        // With the time before it, it must not be longer than a name may be.
         let shown: String = String::from_utf8_lossy(component)
             .chars()
-            .take(60)
+            .take(50)
             .collect();
-        for n in 0..10_000u32 {
-            let to = self.strays.join(format!("{n:04}-{shown}"));
+        // By the fine clock, one that two calls hardly ever read alike: however many strays there
+        // are, one call is enough.
+        for _ in 0..100 {
+            let now = Timestamp::from(SystemTime::now());
+            let to = format!("{}.{:09}-{shown}", now.secs, now.nanos);
+            let to = self.strays.join(to);
             match renameat2(
                 dir,
                 name(component),
@@ -451,4 +477,60 @@ pub fn backing_mode(mode: u16) -> Mode {
 
 fn work_name(ino: Ino) -> String {
     ino.0.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn mode_of(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn what_a_layer_has_on_disk_is_for_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, strays) = (dir.path().join("layers/1"), dir.path().join("strays"));
+        let all = ["layers/1", "layers/1/upper", "layers/1/work", "strays"];
+        let upper = UpperDir::open(&path, &strays).unwrap();
+        fs::write(path.join("upper/found"), "x").unwrap();
+        upper.keep_aside(upper.root(), b"found").unwrap();
+        assert_eq!(mode_of(&dir.path().join("layers")), 0o700);
+        for place in all.map(|place| dir.path().join(place)) {
+            assert_eq!(mode_of(&place), 0o700, "{}", place.display());
+            // As an older version made them.
+            fs::set_permissions(&place, Permissions::from_mode(0o777)).unwrap();
+        }
+        UpperDir::open(&path, &strays).unwrap();
+        for place in all.map(|place| dir.path().join(place)) {
+            assert_eq!(mode_of(&place), 0o700, "{}", place.display());
+        }
+    }
+
+    #[test]
+    fn any_number_of_strays_of_one_name_has_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let strays = dir.path().join("strays");
+        let upper = UpperDir::open(&dir.path().join("1"), &strays).unwrap();
+        let long = vec![0xff; 255];
+        for _ in 0..10_001 {
+            fs::write(dir.path().join("1/upper/found"), "").unwrap();
+            upper.keep_aside(upper.root(), b"found").unwrap();
+        }
+        fs::write(dir.path().join("1/upper").join(name(&long)), "").unwrap();
+        upper.keep_aside(upper.root(), &long).unwrap();
+        upper.keep_aside(upper.root(), b"nothing").unwrap();
+        let names = || {
+            fs::read_dir(&strays)
+                .unwrap()
+                .map(|e| e.unwrap().file_name())
+        };
+        assert_eq!(names().count(), 10_002);
+        let told = names().filter(|name| name.as_bytes().ends_with(b"-found"));
+        assert_eq!(told.count(), 10_001);
+    }
 }

@@ -349,3 +349,21 @@ fn a_mount_learns_what_is_used_first_and_a_damaged_profile_does_no_harm() {
         assert!(!profile.exists());
     }
 }
+
+#[test]
+fn what_is_run_has_the_limits_and_signals_of_its_user() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    // The same command starts the daemon.
+    let said =
+        env.sh("ulimit -S -n 90; envfs run e sh -c 'ulimit -S -n; grep SigIgn /proc/self/status'");
+    let ignored = |text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        u64::from_str_radix(line.unwrap().trim(), 16).unwrap() & (1 << 24) != 0
+    };
+    let said = said.ok().out;
+    assert!(said.starts_with("90\n"), "{said}");
+    assert!(!ignored(&said), "{said}");
+    let daemon = fs::read_to_string(format!("/proc/{}/status", env.daemon("e"))).unwrap();
+    assert!(ignored(&daemon), "a file that is too large does not end it");
+}

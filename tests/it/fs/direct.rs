@@ -358,3 +358,111 @@ fn it_is_a_helper_of_mount() {
     run(command).ok();
     assert_eq!(look(env, &at), "lower changed\nnew new\n");
 }
+
+/// Mounts by a shell that has limits.
+fn mount_under(direct: &Direct, limits: &str) {
+    direct.unmount();
+    let mount = format!(
+        "{limits}; envfs mount --image '{}' --upper '{}' '{}'",
+        direct.image().display(),
+        direct.upper().display(),
+        direct.at().display()
+    );
+    direct.env.sh(&mount).ok();
+}
+
+#[test]
+fn the_limits_of_a_shell_are_not_those_of_a_mount() {
+    for env in TestEnv::of_all_users() {
+        let Some(direct) = Direct::empty(env, "") else {
+            return;
+        };
+        // Sizes in units of 512 bytes.
+        mount_under(
+            &direct,
+            "ulimit -n 100; ulimit -S -n 70; ulimit -f 4000; ulimit -S -f 100",
+        );
+        let limits = fs::read_to_string(format!("/proc/{}/limits", direct.daemon())).unwrap();
+        let of = |what: &str| -> Vec<&str> {
+            let line = limits.lines().find_map(|line| line.strip_prefix(what));
+            line.unwrap().split_whitespace().take(2).collect()
+        };
+        assert_eq!(of("Max open files"), ["100", "100"]);
+        assert_eq!(of("Max file size"), ["2048000", "2048000"]);
+        // More files than may be open at once, each wanted twice.
+        let (env, at) = (&direct.env, direct.at());
+        let many = "for d in a b c; do mkdir $d; for n in $(seq 60); do mkdir $d/$n; echo $d$n >$d/$n/f; done; done
+             for d in a b c; do for n in $(seq 60); do test $(cat $d/$n/f) = $d$n; echo x >>$d/$n/f; done; done";
+        env.sh(&format!("cd '{}'; {many}", at.display())).ok();
+        // What fits is written, and counted; what does not is an error and nobody's death.
+        if !has("python3") {
+            return;
+        }
+        let write = "import errno, os
+fd = os.open('large', os.O_RDWR | os.O_CREAT)
+assert os.write(fd, b'x' * 3_000_000) == os.fstat(fd).st_size == 2_048_000
+for change in [lambda: os.write(fd, b'x'), lambda: os.ftruncate(fd, 4_000_000)]:
+    try:
+        change()
+        raise AssertionError('too large')
+    except OSError as error:
+        assert error.errno == errno.EFBIG, error
+os.ftruncate(fd, 1_000_000)
+other = os.open('other', os.O_RDWR | os.O_CREAT)
+assert os.copy_file_range(fd, other, 1_000_000, 0, 1_500_000) == 548_000
+assert os.pread(other, 1, 1_600_000) == b'x'
+";
+        env.sh(&format!("cd '{}'; python3 -c \"{write}\"", at.display()))
+            .ok();
+        assert_eq!(
+            env.sh(&format!("cat '{}/a/1/f'", at.display())).ok().out,
+            "a1\nx\n"
+        );
+    }
+}
+
+#[test]
+fn a_directory_of_changes_that_others_can_write_to_is_refused() {
+    for env in TestEnv::of_all_users() {
+        let Some(direct) = Direct::empty(env, "") else {
+            return;
+        };
+        direct.unmount();
+        let env = &direct.env;
+        let upper = env.work().join("open");
+        fs::create_dir(&upper).unwrap();
+        env.user().give(&upper);
+        let mount = || {
+            let mut command = env.envfs_command(&["mount", "--image"]);
+            command.arg(direct.image()).arg("--upper").arg(&upper);
+            command.arg(direct.at());
+            run(command)
+        };
+        let set = |mode| fs::set_permissions(&upper, PermissionsExt::from_mode(mode)).unwrap();
+        for mode in [0o777, 0o775] {
+            set(mode);
+            mount().fails(4, &["written to by others", "chmod go-w"]);
+            assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
+        }
+        set(0o755);
+        mount().ok();
+        env.sh(&format!(
+            "cd '{}'; mkdir d; echo x >d/f",
+            direct.at().display()
+        ))
+        .ok();
+        for entry in walkdir::WalkDir::new(&upper).min_depth(1) {
+            let entry = entry.unwrap();
+            let (meta, name) = (entry.metadata().unwrap(), entry.file_name());
+            // Links have no permissions, the file of the mount its own, in a directory of its owner.
+            let is_ours = !meta.is_symlink() && name != "f";
+            let mode = meta.permissions().mode() & 0o077;
+            assert!(!is_ours || mode == 0, "{}", entry.path().display());
+        }
+        direct.unmount();
+        if env.user().is_root() {
+            nix::unistd::chown(&upper, Some(nix::unistd::Uid::from_raw(65534)), None).unwrap();
+            mount().fails(4, &["belongs to nobody", "chown"]);
+        }
+    }
+}

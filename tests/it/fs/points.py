@@ -807,6 +807,37 @@ def giving_a_file_away_takes_the_set_user_id_bits():
 
 
 @point
+def naming_no_owner_takes_the_set_user_id_bits():
+    def change():
+        for path in ["small", "fresh", "dir"]:
+            before = os.stat(path).st_ctime_ns
+            time.sleep(0.02)
+            os.chown(path, -1, -1)
+            assert os.stat(path).st_ctime_ns > before, path
+
+    write("fresh", b"x")
+    for path in ["small", "fresh"]:
+        if ROOT:
+            os.chown(path, 65534, 65534)
+        os.chmod(path, 0o6755)
+    if ROOT:
+        os.chown("dir", 65534, 65534)
+        assert other_user(change) == 0
+    else:
+        change()
+    for path in ["small", "fresh"]:
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o755, path
+    if ROOT:
+        # Nobody else's call does that, whatever it returns.
+        os.chmod("tool", 0o6777)
+        other_user(lambda: os.chown("tool", -1, -1))
+        assert stat.S_IMODE(os.stat("tool").st_mode) == 0o6777
+        # What root writes keeps the bits.
+        write("tool", b"x")
+        assert stat.S_IMODE(os.stat("tool").st_mode) == 0o6777
+
+
+@point
 def what_is_made_in_a_set_group_id_directory_is_of_its_group():
     group = os.getegid()
     if ROOT:
@@ -906,6 +937,21 @@ def attributes_of_all_sizes():
         os.setxattr(path, name, b"1")
         assert name in os.listxattr(path)
         fails(errno.ERANGE, os.setxattr, path, name + "n", b"1")
+        # All of one object together: 1 MiB.
+        full = 0
+        while full < 32:
+            try:
+                os.setxattr(path, f"user.full{full}", b"v" * 65_536)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+                break
+            full += 1
+        assert 10 < full < 16, full
+        assert len(os.listxattr(path)) > full
+        os.setxattr(path, "user.full0", b"w" * 65_536)
+        os.setxattr(path, "user.full1", b"w")
+        os.setxattr(path, f"user.full{full}", b"v" * 65_000)
+        fails(errno.ENOSPC, os.setxattr, path, "user.full1", b"w" * 65_536)
 
 
 @point
@@ -927,6 +973,37 @@ def attributes_are_made_replaced_and_removed():
         os.setxattr("link", "trusted.x", b"y", follow_symlinks=False)
         assert os.getxattr("small", "trusted.overlay.opaque") == b"y"
         assert os.listxattr("link", follow_symlinks=False) == ["trusted.x"]
+
+
+@point
+def trusted_attributes_are_shown_to_root_alone():
+    os.setxattr("small", "user.x", b"y")
+    if ROOT:
+        os.setxattr("small", "trusted.x", b"y")
+        assert sorted(os.listxattr("small")) == ["trusted.x", "user.x"]
+        os.chmod("small", 0o644)
+
+        def look():
+            assert os.listxattr("small") == ["user.x"], os.listxattr("small")
+            fails(errno.ENODATA, os.getxattr, "small", "trusted.x")
+
+        assert other_user(look) == 0
+    assert "user.x" in os.listxattr("small")
+
+
+@point
+def what_is_made_later_is_not_older():
+    for number in range(50):
+        made = [f"made-{number}-{step}" for step in range(5)]
+        os.mkdir(made[0])
+        write(made[1], b"")
+        os.symlink("x", made[2])
+        write(made[3], b"x")
+        os.mkdir(made[4])
+        looks = [os.lstat(path) for path in made]
+        for older, younger in zip(looks, looks[1:]):
+            assert older.st_mtime_ns <= younger.st_mtime_ns, (made, looks)
+            assert older.st_ctime_ns <= younger.st_ctime_ns, (made, looks)
 
 
 @point

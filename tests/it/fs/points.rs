@@ -144,11 +144,14 @@ points! { everywhere:
     locks_of_open_files_exclude_each_other
     writing_takes_the_set_user_id_bits
     giving_a_file_away_takes_the_set_user_id_bits
+    naming_no_owner_takes_the_set_user_id_bits
     what_is_made_in_a_set_group_id_directory_is_of_its_group
     the_sticky_bit_protects_the_files_of_others
     the_umask_is_applied_once
     permissions_are_those_of_the_modes
     attributes_are_made_replaced_and_removed
+    trusted_attributes_are_shown_to_root_alone
+    what_is_made_later_is_not_older
     times_are_set_in_every_combination
     changes_of_names_are_seen_in_the_times_of_their_directories
     names_of_255_bytes_of_any_kind

@@ -617,3 +617,23 @@ fn a_removed_file_that_is_held_has_no_names_after_a_commit_and_a_discard() {
         commit::discard(bench.workspace(), &[]).unwrap();
     }
 }
+
+#[test]
+fn privileges_go_before_the_content_that_is_written_with_none() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    for path in ["big", "new"] {
+        let ino = match path {
+            "new" => make(union, "", path, b"content"),
+            _ => find(union, path),
+        };
+        let set = SetAttr {
+            mode: Some(0o6755),
+            ..SetAttr::default()
+        };
+        union.set_attr(ino, &set).unwrap();
+        // No file is so large.
+        union.write_at(ino, 1 << 62, b"x", true).unwrap_err();
+        assert_eq!(union.attr(ino).unwrap().mode, 0o755);
+    }
+}
