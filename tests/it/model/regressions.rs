@@ -1,8 +1,9 @@
 //! What went wrong once.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use envfs::commit::{self, CommitOptions};
+use envfs::commit::{self, CommitError, CommitOptions};
 use envfs::object::{Ino, Kind};
 use envfs::union::{
     AllocateMode, ChangeKind, Creator, Error, RenameMode, SetAttr, Union, XattrMode,
@@ -616,4 +617,51 @@ fn a_removed_file_that_is_held_has_no_names_after_a_commit_and_a_discard() {
         assert_eq!((*union.read_at(file, 0, 100).unwrap()).as_ref(), b"content");
         commit::discard(bench.workspace(), &[]).unwrap();
     }
+}
+
+#[test]
+fn a_rollback_takes_nothing_that_was_written_after_it_had_looked() {
+    const CREATOR: Creator = Creator { uid: 1, gid: 1 };
+    let bench = Bench::imported();
+    let union = bench.union();
+    let first = bench.workspace().db().current_revision().unwrap().unwrap();
+    make(union, "a", "new", b"new");
+    bench.commit(&CommitOptions::default()).unwrap();
+
+    let over = AtomicBool::new(false);
+    let (mut done, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                union
+                    .make(Ino::ROOT, b"made", Kind::File, 0o644, 0, None, CREATOR)
+                    .unwrap();
+                let found = union.lookup(Ino::ROOT, b"made").unwrap();
+                assert!(found.is_some(), "it was acknowledged");
+                union.unlink(Ino::ROOT, b"made").unwrap();
+            }
+        });
+        for _ in 0..200 {
+            match commit::rollback(bench.workspace(), Some(first.id), false, "test") {
+                Ok(_) => done += 1,
+                Err(CommitError::Uncommitted) => refused += 1,
+                Err(e) => panic!("{e}"),
+            }
+            if writer.is_finished() {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+    });
+    assert!(refused > 0, "{done} were done");
+
+    // Without the race: what is there is not dropped, what is gone again does not count.
+    make(union, "a", "late", b"late");
+    let publish = |fresh| Ok(bench.workspace().db().discard_all(fresh).map(drop)?);
+    let dropped = union.drop_uppers(union.lower(), false, publish).unwrap();
+    assert!(dropped.is_none());
+    union.unlink(find(union, "a"), b"late").unwrap();
+    let below = union.lower();
+    assert!(union.drop_uppers(below, false, publish).unwrap().is_some());
 }
