@@ -10,6 +10,7 @@ mod listing;
 mod numbers;
 mod ops;
 mod overlaid;
+mod publishing;
 mod random;
 mod regressions;
 mod stress;
