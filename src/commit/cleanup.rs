@@ -7,12 +7,15 @@ use std::io;
 use super::Result;
 use super::error::Context;
 use crate::environment::Layout;
-use crate::state::{LayerRole, StateDb};
+use crate::state::{ImageRow, LayerRole, StackPart, StateDb};
 
 /// Removes retired layers, unfinished and unknown images. Never touches the stack, the trash, or an
-/// image of the history.
+/// image of the history. Removes nothing while an image of the stack is not there: what is left over
+/// may then be all there is.
 pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
-    sweep_retired(db, layout)?;
+    if !sweep_retired(db, layout)? {
+        return Ok(());
+    }
     let known: HashSet<String> = db.images()?.into_iter().map(|image| image.file).collect();
     let images = layout.images();
     for entry in fs::read_dir(&images).context("read", &images)? {
@@ -38,14 +41,30 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Removes the layers whose content went into an image.
-pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<()> {
+/// Removes the layers whose content went into an image. Returns false if nothing may be removed.
+pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
+    for part in db.stack()? {
+        let StackPart::Image(id) = part.part else {
+            continue;
+        };
+        let is_whole = |row: &ImageRow| {
+            let found = fs::metadata(layout.image(&row.file));
+            found.is_ok_and(|meta| meta.len() >= row.size)
+        };
+        if !db.image(id)?.as_ref().is_some_and(is_whole) {
+            // Who opens the view says what is wrong with it.
+            tracing::warn!(
+                "image {id} of the stack is not there, or not whole: nothing is removed"
+            );
+            return Ok(false);
+        }
+    }
     for layer in db.layers()? {
         if layer.role == LayerRole::Retired {
             remove_layer(db, layout, layer.id)?;
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Removes an upper that is not in the stack: its files, then its rows.

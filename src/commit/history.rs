@@ -48,12 +48,12 @@ pub fn discard(
     let changes = union.changes()?;
     let db = workspace.db();
     fault::point("discard.begun");
-    let stale = union.drop_uppers(images_of(union), |fresh| {
+    let stale = union.drop_uppers(images_of(union), true, |fresh| {
         db.discard_all(fresh)?;
         fault::point("discard.flipped");
         Ok(())
     })?;
-    Ok((changes, stale))
+    Ok((changes, stale.unwrap_or_default()))
 }
 
 /// What a rollback did.
@@ -102,11 +102,13 @@ pub fn rollback(
     fault::point("rollback.begun");
     let mut revision = None;
     let note = new_revision(&format!("roll back to revision {}", target.id), command);
-    let mut stale = union.drop_uppers(after.clone(), |fresh| {
+    // It looks again: there may be changes since the first look.
+    let stale = union.drop_uppers(after.clone(), discard_changes, |fresh| {
         revision = Some(db.rollback_to(target.id, fresh, &note)?.revision);
         fault::point("rollback.flipped");
         Ok(())
     })?;
+    let mut stale = stale.ok_or(CommitError::Uncommitted)?;
     different_names(&before, &after, &mut stale)?;
     // Which content differs would have to be read to be known.
     stale.extend(union.nodes().held().into_iter().map(Invalidation::Object));

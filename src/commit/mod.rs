@@ -42,7 +42,7 @@ use crate::squashfs::writer::{
     AppendOptions, CarryMode, ImageWriter, Monitor, WriteError, WriteStats, WriterOptions,
 };
 use crate::squashfs::{Compression, CompressorId, Image};
-use crate::state::{ImageRow, LayerId, NewImage, PublishCommit, RevisionId};
+use crate::state::{ImageId, ImageRow, LayerId, NewImage, PublishCommit, RevisionId, StateDb};
 use crate::sys::durable::sync_name;
 use crate::union::{ImageLayer, Invalidation, LowerStack};
 use amend::Amendment;
@@ -236,7 +236,7 @@ fn commit_frozen(
     let path = layout.image(&file_name);
     let mut began = Instant::now();
     let file = name(&unfinished, &path)?;
-    let settled = Unfinished(path.clone());
+    let named = Unfinished(path.clone());
     fault::point("commit.named");
     let kept = match (way, old_image, old_layer) {
         (Way::Append, Some(old_image), Some(old)) => {
@@ -282,8 +282,20 @@ fn commit_frozen(
         revision: new_revision(&options.message, &options.command),
     };
     let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
-    let (revision, stale) = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?))?;
-    settled.keep();
+    // From here on the image may be the current one, whatever comes back.
+    named.keep();
+    let published = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?));
+    let (revision, stale) = match published {
+        Ok(published) => published,
+        Err(e) => {
+            if is_unpublished(db, id) {
+                drop(Unfinished(path));
+            } else {
+                tracing::warn!(file = %path.display(), "kept until the next open: it may be in use");
+            }
+            return Err(e.into());
+        }
+    };
     phases.publish = lap(&mut began);
     fault::point("commit.flipped");
     // The layers to remove are read through it.
@@ -305,6 +317,15 @@ fn commit_frozen(
         phases,
         stale,
     }))
+}
+
+/// After publishing an image has failed: is it certain that it has not happened?
+///
+/// A transaction that could not be made durable may be found whole after a crash. Not so once another
+/// is durable that was made without it: in SQLite's log it begins where that one began.
+fn is_unpublished(db: &StateDb, id: ImageId) -> bool {
+    // An id that nobody needs is the least that can be written.
+    db.reserve_image().is_ok() && matches!(db.image(id), Ok(None))
 }
 
 /// The time since `began`, which is set to now.

@@ -8,6 +8,7 @@
 //!
 //! What must hold:
 //! - A record is in the file before [`Redo::append`] returns: the death of this process loses none.
+//! - Whatever `append` takes a reader takes: a change of any length, up to what the length can say.
 //! - Records are numbered without gaps. A reader stops at the first that is torn, or not the next:
 //!   so after power loss there are all records up to some point, in the order they were made.
 //! - The file begins anew only when the database has all of them and is durable with them.
@@ -27,8 +28,6 @@ const MAGIC: &[u8; 8] = b"envredo1";
 /// A record is its length (4 bytes, little-endian), a hash of the rest, and the rest.
 const HEADER: usize = 4 + HASH;
 const HASH: usize = 8;
-/// No operation changes rows of so many bytes: a longer record is none.
-const MAX_RECORD: usize = 64 << 20;
 
 /// What one record says.
 pub(super) type Record<'a> = (u64, i64, Vec<RowChange<'a>>);
@@ -114,7 +113,7 @@ impl Redo {
         Ok(())
     }
 
-    /// Appends a record.
+    /// Appends a record. After an error it is not in the file.
     pub(super) fn append(&mut self, layer: LayerId, changes: &[RowChange<'_>]) -> io::Result<()> {
         self.scratch.clear();
         self.scratch.resize(HEADER, 0);
@@ -122,8 +121,12 @@ impl Redo {
         let mut buffer = postcard::to_extend(&record, std::mem::take(&mut self.scratch))
             .map_err(io::Error::other)?;
         let (header, body) = buffer.split_at_mut(HEADER);
+        let len = u32::try_from(body.len()).map_err(|_| {
+            let what = "a change of more than 4 GiB";
+            io::Error::new(io::ErrorKind::InvalidInput, what)
+        })?;
         let (length, hash) = header.split_at_mut(4);
-        length.copy_from_slice(&(body.len() as u32).to_le_bytes());
+        length.copy_from_slice(&len.to_le_bytes());
         hash.copy_from_slice(&hash_of(body));
         // What a failure leaves behind the end is torn, and overwritten by the next.
         self.file.write_all_at(&buffer, self.end)?;
@@ -196,7 +199,7 @@ impl<'a> Iterator for Records<'a> {
         let (length, rest) = self.0.split_first_chunk::<4>()?;
         let (hash, rest) = rest.split_first_chunk::<HASH>()?;
         let length = u32::from_le_bytes(*length) as usize;
-        let body = rest.get(..length).filter(|_| length <= MAX_RECORD)?;
+        let body = rest.get(..length)?;
         if hash_of(body) != *hash {
             return None;
         }

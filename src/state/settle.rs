@@ -113,20 +113,24 @@ impl StateDb {
         })
     }
 
-    /// Appends a change of rows to the redo log. Returns false if none is kept.
+    /// Appends a change of rows to the redo log. Returns false if none is kept. After an error the
+    /// change is not in it: nobody will apply it.
     pub(super) fn log(&self, layer: LayerId, changes: &[RowChange<'_>]) -> Result<bool> {
         let Some(log) = self.redo.get() else {
             return Ok(false);
         };
+        // Before the record is there: what fails after that has happened all the same.
+        let is_waiting = log.lock().pending() >= WAIT_AT;
+        if is_waiting {
+            self.settle()?;
+        }
         let pending = {
             let mut redo = log.lock();
             redo.append(layer, changes)
                 .map_err(log.failed("write rows of a layer to the redo log"))?;
             redo.pending()
         };
-        if pending >= WAIT_AT {
-            self.settle()?;
-        } else if pending >= SETTLE_AT {
+        if pending >= SETTLE_AT {
             // Full: it is awake already. Closed: it could not be started, and WAIT_AT does its work.
             log.wake.try_send(()).unwrap_or_default();
         }
@@ -189,20 +193,31 @@ impl StateDb {
     }
 
     /// Applies records, in one transaction with the number of the last.
-    fn give(&self, conn: &Connection, batch: &Batch) -> Result<()> {
+    pub(super) fn give(&self, conn: &Connection, batch: &Batch) -> Result<()> {
         self.transaction(conn, DOING, |conn| {
-            let mut highest = 0;
+            let (mut highest, mut last) = (0, None);
             for record in batch.records() {
-                let (_, layer, changes) = record.map_err(|e| StateError::Corrupt {
+                let (number, layer, changes) = record.map_err(|e| StateError::Corrupt {
                     path: self.path.clone(),
                     detail: format!("a record of the redo log cannot be read: {e}"),
                 })?;
+                last = Some(number);
                 for change in &changes {
                     if let RowChange::PutInode(ino, _) = change {
                         highest = highest.max(ino.0);
                     }
                     apply_one(conn, LayerId(layer), change).map_err(|e| self.sql(DOING, e))?;
                 }
+            }
+            // Else what could not be read would count as given, and be lost.
+            if last != Some(batch.last()) {
+                return Err(StateError::Corrupt {
+                    path: self.path.clone(),
+                    detail: format!(
+                        "records of the redo log end with number {last:?} instead of {}",
+                        batch.last()
+                    ),
+                });
             }
             // After power loss the counter may be older than the records.
             self.raise(conn, "ino", highest + 1, DOING)?;

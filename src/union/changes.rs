@@ -92,9 +92,14 @@ impl Totals {
 impl Union {
     /// Lists the uncommitted changes, ordered by path.
     pub fn changes(&self) -> Result<Vec<Change>> {
-        let state = self.read();
-        let base = state.base();
-        Comparison::new(&state, &base).run()
+        self.read().changes()
+    }
+}
+
+impl State {
+    pub(super) fn changes(&self) -> Result<Vec<Change>> {
+        let base = self.base();
+        Comparison::new(self, &base).run()
     }
 }
 

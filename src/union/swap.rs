@@ -124,14 +124,21 @@ impl Union {
 
     /// Throws all changes away: the writable layer and frozen ones. `publish` does it in the database,
     /// with the fresh writable layer that it is given. Returns what the kernel must forget.
+    ///
+    /// Unless changes `may_go`, does nothing and returns `None` where there are any: whoever looked
+    /// before did not see what was written since.
     pub fn drop_uppers(
         &self,
         lower: Arc<LowerStack>,
+        may_go: bool,
         publish: impl FnOnce(LayerId) -> Result<()>,
-    ) -> Result<Vec<Invalidation>> {
+    ) -> Result<Option<Vec<Invalidation>>> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
+        if !may_go && !state.changes()?.is_empty() {
+            return Ok(None);
+        }
         let (fresh, upper) = self.fresh_upper()?;
         let frozen = state.frozen_dirs();
         state.end_epoch(frozen)?;
@@ -158,7 +165,7 @@ impl Union {
                 stale.push(Invalidation::Object(ino));
             }
         }
-        Ok(stale)
+        Ok(Some(stale))
     }
 }
 

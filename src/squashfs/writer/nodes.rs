@@ -202,6 +202,10 @@ impl Tree {
             return Ok(*index);
         }
         if self.ids.len() >= MAX_IDS {
+            // The old table has owners of what is gone, too.
+            if self.old_inodes.is_some() {
+                return Err(WriteError::Amend("its table of owners is full".into()));
+            }
             return Err(WriteError::tree(
                 "too many owners",
                 format!("more than {MAX_IDS} different users and groups"),

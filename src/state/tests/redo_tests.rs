@@ -201,3 +201,59 @@ fn what_the_database_cannot_take_stays_in_the_log() {
     add(&db, layer, 602);
     assert_eq!(count(&db, layer), 601);
 }
+
+fn xattr(n: u64, len: usize) -> RowChange<'static> {
+    RowChange::PutXattr {
+        ino: Ino(2),
+        name: format!("user.{n}").into_bytes().into(),
+        value: vec![7; len].into(),
+    }
+}
+
+#[test]
+fn a_change_that_failed_is_never_applied() {
+    let (dir, db, layer) = logged();
+    let conn = |sql: &str| db.lock().query_row(sql, [], |_| Ok(())).unwrap();
+    conn("PRAGMA max_page_count = 1");
+    let taken = (0..5000).take_while(|n| db.apply(layer, &[xattr(*n, 60_000)]).is_ok());
+    let taken = taken.count();
+    assert!(taken > 200 && taken < 5000, "{taken}");
+    let (_kept, path) = copy(dir.path());
+    let again = reopen(&path).unwrap();
+    assert_eq!(again.load_layer(layer).unwrap().xattrs.len(), taken);
+    conn("PRAGMA max_page_count = 1000000");
+    assert_eq!(db.load_layer(layer).unwrap().xattrs.len(), taken);
+}
+
+#[test]
+fn a_change_of_any_length_is_read_again() {
+    let (dir, db, layer) = logged();
+    let long = 65 << 20;
+    // Nobody takes it to the database: that is for who comes after us.
+    let conn = db.lock();
+    db.apply(layer, &[xattr(1, 1)]).unwrap();
+    db.apply(layer, &[xattr(2, long)]).unwrap();
+    let (_kept, path) = copy(dir.path());
+    drop(conn);
+    for db in [db, reopen(&path).unwrap()] {
+        let xattrs = db.load_layer(layer).unwrap().xattrs;
+        let found: Vec<usize> = xattrs.iter().map(|(_, _, value)| value.len()).collect();
+        assert_eq!(found, [1, long]);
+    }
+}
+
+#[test]
+fn records_that_cannot_be_read_do_not_count_as_given() {
+    let (dir, db, layer) = logged();
+    let other = dir.path().join("other-redo");
+    let (mut redo, _) = redo::Redo::open(&other, 7).unwrap();
+    redo.append(layer, &[xattr(1, 1)]).unwrap();
+    let before = redo.take();
+    redo.append(layer, &[xattr(2, 1)]).unwrap();
+    drop(redo.take());
+    redo.put_back(before);
+    // Two records were made, and the first is all that is there.
+    let refused = db.give(&db.lock(), &redo.take()).unwrap_err();
+    assert!(matches!(refused, StateError::Corrupt { .. }), "{refused}");
+    assert!(db.layer_is_empty(layer).unwrap());
+}

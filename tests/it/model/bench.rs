@@ -332,12 +332,16 @@ impl Bench {
     }
 
     pub(super) fn open(&mut self) -> Reconciled {
+        self.try_open().unwrap()
+    }
+
+    pub(super) fn try_open(&mut self) -> commit::Result<Reconciled> {
         let env = Store::new(self.dir.path().join("store"))
             .open(&name())
             .unwrap();
-        let (workspace, reconciled) = Workspace::open(env, &config()).unwrap();
+        let (workspace, reconciled) = Workspace::open(env, &config())?;
         self.workspace = Some(Arc::new(workspace));
-        reconciled
+        Ok(reconciled)
     }
 
     pub(super) fn workspace(&self) -> &Arc<Workspace> {

@@ -1,6 +1,11 @@
-//! What is changed while a commit runs: the changes before are frozen, the new image is not there yet.
+//! What is changed while a commit runs, when the changes before are frozen and the new image is not there
+//! yet; and while a rollback looks whether there are changes.
 
-use envfs::union::RenameMode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use envfs::commit::{self, CommitError, CommitOptions};
+use envfs::object::{Ino, Kind};
+use envfs::union::{Creator, RenameMode};
 
 use super::bench::{Bench, noise};
 use super::crash::{find, make, rename};
@@ -57,4 +62,51 @@ fn what_is_synced_outlasts_a_power_cut() {
     let mended = cut.open();
     assert!(mended.lost.is_empty(), "{mended:?}");
     assert!(content(cut.union(), "b/new") == data);
+}
+
+#[test]
+fn a_rollback_takes_nothing_that_was_written_after_it_had_looked() {
+    const CREATOR: Creator = Creator { uid: 1, gid: 1 };
+    let bench = Bench::imported();
+    let union = bench.union();
+    let first = bench.workspace().db().current_revision().unwrap().unwrap();
+    make(union, "a", "new", b"new");
+    bench.commit(&CommitOptions::default()).unwrap();
+
+    let over = AtomicBool::new(false);
+    let (mut done, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                union
+                    .make(Ino::ROOT, b"made", Kind::File, 0o644, 0, None, CREATOR)
+                    .unwrap();
+                let found = union.lookup(Ino::ROOT, b"made").unwrap();
+                assert!(found.is_some(), "it was acknowledged");
+                union.unlink(Ino::ROOT, b"made").unwrap();
+            }
+        });
+        for _ in 0..200 {
+            match commit::rollback(bench.workspace(), Some(first.id), false, "test") {
+                Ok(_) => done += 1,
+                Err(CommitError::Uncommitted) => refused += 1,
+                Err(e) => panic!("{e}"),
+            }
+            if writer.is_finished() {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+    });
+    assert!(refused > 0, "{done} were done");
+
+    // Without the race: what is there is not dropped, what is gone again does not count.
+    make(union, "a", "late", b"late");
+    let publish = |fresh| Ok(bench.workspace().db().discard_all(fresh).map(drop)?);
+    let dropped = union.drop_uppers(union.lower(), false, publish).unwrap();
+    assert!(dropped.is_none());
+    union.unlink(find(union, "a"), b"late").unwrap();
+    let below = union.lower();
+    assert!(union.drop_uppers(below, false, publish).unwrap().is_some());
 }

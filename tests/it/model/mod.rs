@@ -11,6 +11,7 @@ mod midway;
 mod numbers;
 mod ops;
 mod overlaid;
+mod publishing;
 mod random;
 mod regressions;
 mod stress;

@@ -7,8 +7,9 @@ use std::process::Command;
 
 use super::support::*;
 use crate::squashfs::Compression;
-use crate::squashfs::format::{Inode, METADATA_SIZE};
+use crate::squashfs::format::{Inode, InodeKind, MAX_IDS, METADATA_SIZE};
 use crate::squashfs::reader::{Image, verify};
+use crate::squashfs::writer::nodes::Tree;
 use crate::squashfs::writer::*;
 
 const BLOCK: usize = 4096;
@@ -290,4 +291,24 @@ fn foreign_images_are_amended() {
         assert!(stats.tables_carried > 0);
         check_everywhere(&new, &describe(&tree));
     }
+}
+
+#[test]
+fn a_full_table_of_owners_can_be_written_anew() {
+    let owners: Vec<u32> = (0..MAX_IDS as u32).collect();
+    let mut tree = Tree::amending(&owners, 1);
+    let of = |uid| Meta { uid, ..meta(0o644) };
+    tree.add(InodeKind::Fifo, &of(7), 0).unwrap();
+    let refused = tree.add(InodeKind::Fifo, &of(MAX_IDS as u32), 0);
+    assert!(matches!(refused, Err(WriteError::Amend(_))), "{refused:?}");
+    // With a table of their own there is nothing else to be done.
+    let mut tree = Tree::default();
+    for uid in owners {
+        tree.add(InodeKind::Fifo, &of(uid), 0).unwrap();
+    }
+    let refused = tree.add(InodeKind::Fifo, &of(MAX_IDS as u32), 0);
+    assert!(
+        matches!(refused, Err(WriteError::Tree { .. })),
+        "{refused:?}"
+    );
 }

@@ -1,0 +1,115 @@
+//! The transaction that publishes a commit: when it fails, and when what it names is not there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use envfs::commit::{self, CommitOptions};
+use envfs::progress::Silent;
+
+use super::bench::Bench;
+use super::crash::{find, make};
+use super::tree::Tree;
+
+fn names(dir: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+#[test]
+fn an_image_is_kept_until_it_is_certain_that_it_was_not_published() {
+    let mut bench = Bench::imported();
+    make(bench.union(), "a", "new", b"new");
+    let expected = Tree::read(bench.union());
+    let images = bench.home().join("images");
+    let before = names(&images);
+    let db = rusqlite::Connection::open(bench.home().join("state.db")).unwrap();
+    let fail = |bench: &Bench| {
+        let options = CommitOptions::default();
+        let refused = commit::commit(bench.workspace(), &options, &Silent).unwrap_err();
+        assert!(refused.to_string().contains("publish"), "{refused}");
+        expected.assert_is(&Tree::read(bench.union()));
+    };
+
+    db.execute_batch(
+        "CREATE TRIGGER no_revision BEFORE INSERT ON revision \
+         BEGIN SELECT RAISE(ABORT, 'no revision'); END",
+    )
+    .unwrap();
+    fail(&bench);
+    assert_eq!(
+        names(&images),
+        before,
+        "the database has said that it did not"
+    );
+
+    // Nor does it take anything after that: who knows what it will have after a crash.
+    let next: i64 = db
+        .query_row("SELECT next FROM counter WHERE name = 'image'", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    db.execute_batch(&format!(
+        "CREATE TRIGGER no_id BEFORE INSERT ON counter \
+         WHEN new.name = 'image' AND new.next > {next} + 1 \
+         BEGIN SELECT RAISE(ABORT, 'no id'); END"
+    ))
+    .unwrap();
+    fail(&bench);
+    assert_eq!(names(&images).len(), before.len() + 1);
+
+    db.execute_batch("DROP TRIGGER no_revision; DROP TRIGGER no_id")
+        .unwrap();
+    drop(db);
+    bench.kill();
+    bench.open();
+    assert_eq!(names(&images), before, "the next open knows");
+    expected.assert_is(&Tree::read(bench.union()));
+    bench.commit(&CommitOptions::default()).unwrap();
+    find(bench.union(), "a/new");
+    assert_eq!(names(&images).len(), before.len() + 1);
+}
+
+#[test]
+fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
+    let mut bench = Bench::imported();
+    let union = bench.union();
+    make(union, "a", "new", b"new");
+    union.rotate().unwrap();
+    // Who still reads the frozen layers keeps them from being removed after the commit.
+    let held = union.lower();
+    bench.commit(&CommitOptions::default()).unwrap();
+    drop(held);
+    let expected = Tree::read(union);
+    let db = bench.workspace().db();
+    let image = db.current_revision().unwrap().unwrap().image.unwrap();
+    let row = db.image(image).unwrap().unwrap();
+    let (images, layers) = (bench.home().join("images"), bench.home().join("layers"));
+    fs::write(images.join("unknown"), b"of a commit that was killed").unwrap();
+    let (file, away) = (images.join(row.file), bench.home().join("away"));
+    bench.kill();
+
+    let left = names(&layers);
+    assert_eq!(left.len(), 2, "the changes are in their layer still");
+    fs::rename(&file, &away).unwrap();
+    for content in [None, Some(b"not whole")] {
+        if let Some(content) = content {
+            fs::write(&file, content).unwrap();
+        }
+        let refused = bench.try_open().unwrap_err().to_string();
+        let said = file.to_str().unwrap();
+        assert!(
+            refused.contains(said) || refused.contains("image"),
+            "{refused}"
+        );
+        assert_eq!(names(&layers), left);
+        assert!(names(&images).contains("unknown"));
+    }
+    fs::rename(&away, &file).unwrap();
+    bench.open();
+    expected.assert_is(&Tree::read(bench.union()));
+    assert_eq!(names(&layers).len(), 1);
+    assert!(!names(&images).contains("unknown"));
+}
