@@ -7,17 +7,19 @@
 //!
 //! # Never lose: the order of every change
 //!
-//! 1. new physical files are made, where the merged view does not show them yet;
+//! 1. physical files are made, where the merged view does not show them yet, and moved where that destroys
+//!    nothing: this may fail, and is taken back then;
 //! 2. one SQLite transaction changes the rows: this is the moment the change happens;
-//! 3. physical files are moved or removed to where the rows say they are.
+//! 3. physical files are removed, or replaced by others: this cannot be taken back.
 //!
-//! A crash between 1 and 2 leaves content without rows, one between 2 and 3 leaves content at its
-//! old place. Both are found and mended by [`reconcile`](Union::open) when a layer was not closed
+//! A crash between 1 and 2 leaves content without rows or at another place than they say, one between
+//! 2 and 3 leaves content that no row knows. Both are found and mended by [`reconcile`](Union::open) when a layer was not closed
 //! cleanly: rows decide what exists, host inode numbers tell which file is whose.
 //!
 //! # Lock order
 //!
-//! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), each optional.
+//! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), each optional;
+//! and `syncing_dirs` → `state`.
 //!
 //! - `gate`, shared: content of the upper is being changed; exclusive: the stack is being changed.
 //! - `copy_ups[ino]`: content of this object is on its way up; held while copying.

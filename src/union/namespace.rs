@@ -201,7 +201,15 @@ impl Union {
             _ => {}
         }
         match self.nodes.parent(ino) {
-            Some(dir) if attr.kind != Kind::Directory => self.look_ahead_into(dir),
+            Some(dir) if attr.kind != Kind::Directory => {
+                let mut above = Ino::ROOT;
+                // Where it was, if it is gone.
+                for (ino, name) in lower.chain(dir).unwrap_or_default() {
+                    lower.lookup(above, &name)?;
+                    above = ino;
+                }
+                self.look_ahead_into(dir)
+            }
             _ => Ok(()),
         }
     }
