@@ -259,30 +259,26 @@ impl Union {
 
     /// Makes an object durable: content, name, and the rows that say so.
     pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
-        let (file, dirs) = {
+        let (file, dir) = {
             let state = self.read();
             if state.has_frozen() {
                 // What is to be durable may lie below; all uppers are in one file system.
                 drop(state);
                 return self.sync_all();
             }
-            let mut dirs = Vec::new();
-            let file = match state.standing(ino) {
+            match state.standing(ino) {
+                Standing::Row(row) if row.kind == Kind::Directory => (None, Some(ino)),
                 Standing::Row(row) => {
-                    dirs.extend(row.place.as_ref().map(|(dir, _)| *dir));
-                    if row.kind == Kind::Directory {
-                        dirs.push(ino);
-                    }
-                    match row.data {
+                    let file = match row.data {
                         DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, row)?),
                         _ => None,
-                    }
+                    };
+                    (file, row.place.as_ref().map(|(dir, _)| *dir))
                 }
-                Standing::Orphan(orphan) => orphan.file.clone(),
+                Standing::Orphan(orphan) => (orphan.file.clone(), None),
                 // Nothing of it is new.
-                Standing::Lower => None,
-            };
-            (file, dirs)
+                Standing::Lower => (None, None),
+            }
         };
         if let Some(file) = file {
             if data_only {
@@ -291,7 +287,7 @@ impl Union {
                 file.sync_all()?
             }
         }
-        for dir in dirs {
+        if let Some(dir) = dir {
             self.sync_dirs_to(dir)?;
         }
         Ok(self.db.sync()?)

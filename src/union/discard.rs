@@ -13,7 +13,6 @@ use std::collections::HashSet;
 
 use super::changes::Comparison;
 use super::{Change, Error, Invalidation, Result, Union};
-use crate::object::Kind;
 use plan::Plan;
 
 impl Union {
@@ -55,8 +54,7 @@ impl Union {
         });
         // Who held these without a name has them with one again.
         for ino in plan.regained.keys() {
-            let orphan = state.orphans.remove(ino);
-            if orphan.is_some_and(|orphan| orphan.row.kind == Kind::Directory) {
+            if state.orphans.remove(ino).is_some() {
                 self.nodes.revive(*ino);
             }
         }

@@ -13,8 +13,9 @@
 //! 3. physical files are removed, or replaced by others: this cannot be taken back.
 //!
 //! A crash between 1 and 2 leaves content without rows or at another place than they say, one between
-//! 2 and 3 leaves content that no row knows. Both are found and mended by [`reconcile`](Union::open) when a layer was not closed
-//! cleanly: rows decide what exists, host inode numbers tell which file is whose.
+//! 2 and 3 leaves content that no row knows. Both are found and mended by [`reconcile`](Union::open)
+//! when a layer was not closed cleanly: rows decide what exists, host inode numbers tell which file is
+//! whose.
 //!
 //! # Lock order
 //!

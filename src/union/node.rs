@@ -15,7 +15,7 @@ const SHARDS: usize = 16;
 #[derive(Debug, Default)]
 pub struct Nodes {
     shards: [Mutex<HashMap<Ino, Node>>; SHARDS],
-    /// How often a directory had lost its name and got one back, for those that did.
+    /// How often an object had lost its last name and got one back, for those that did.
     revived: RwLock<HashMap<Ino, u64>>,
 }
 
@@ -75,14 +75,14 @@ impl Nodes {
         }
     }
 
-    /// The directory had lost its name, and a discard gives it one back. To the kernel, one that was
-    /// removed stays dead, for everybody, while somebody is in it: so it is to be a new one there.
+    /// The object had lost its last name, and a discard gives it one back. To the kernel, a directory
+    /// that was removed stays dead, for everybody, while somebody is in it: so it is to be a new one there.
     pub fn revive(&self, ino: Ino) {
         let mut revived = self.revived.write().unwrap_or_else(PoisonError::into_inner);
         *revived.entry(ino).or_default() += 1;
     }
 
-    /// The generation of a directory: the kernel takes one number with two generations for two inodes.
+    /// The generation of a directory (of others nobody asks): the kernel takes one number with two generations for two inodes.
     pub fn generation(&self, ino: Ino) -> u64 {
         let revived = self.revived.read().unwrap_or_else(PoisonError::into_inner);
         revived.get(&ino).copied().unwrap_or(0)

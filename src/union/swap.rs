@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::delta::Delta;
 use super::stack::LowerStack;
 use super::{FrozenLayer, Layer, Result, State, Union};
-use crate::object::{Ino, Kind};
+use crate::object::Ino;
 use crate::state::LayerId;
 use crate::upper::UpperDir;
 
@@ -159,9 +159,7 @@ impl Union {
             if state.lower.attr(ino)?.is_none() {
                 state.orphans.insert(ino, orphan);
             } else {
-                if orphan.row.kind == Kind::Directory {
-                    self.nodes.revive(ino);
-                }
+                self.nodes.revive(ino);
                 stale.push(Invalidation::Object(ino));
             }
         }
