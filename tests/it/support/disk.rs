@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{run, skip_allowed, unmount};
+use super::{has, run, skip_allowed, unmount};
 
 /// A file system in a file, unmounted when it is dropped.
 pub(crate) struct Disk {
@@ -15,6 +15,13 @@ pub(crate) struct Disk {
 impl Disk {
     /// Makes one with a program of the `mkfs` kind. None, and said so, where nothing can be mounted.
     pub(crate) fn new(dir: &Path, maker: &str, arguments: &[&str], mib: u64) -> Option<Disk> {
+        if !nix::unistd::geteuid().is_root() {
+            skip_allowed("a file system in a file needs root");
+            return None;
+        }
+        if !has(maker) {
+            return None;
+        }
         let file = dir.join(format!("{maker}.disk"));
         fs::File::create(&file).unwrap().set_len(mib << 20).unwrap();
         let mut make = Command::new(maker);
