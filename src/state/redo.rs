@@ -28,6 +28,9 @@ const MAGIC: &[u8; 8] = b"envredo1";
 /// A record is its length (4 bytes, little-endian), a hash of the rest, and the rest.
 const HEADER: usize = 4 + HASH;
 const HASH: usize = 8;
+/// Space that the file has at least, in bytes, empty or not: on a full disk something can still be
+/// removed.
+const RESERVE: u64 = 128 << 10;
 
 /// What one record says.
 pub(super) type Record<'a> = (u64, i64, Vec<RowChange<'a>>);
@@ -74,6 +77,7 @@ impl Redo {
             file.sync_all()?;
             sync_name(path)?;
         }
+        reserve(&file);
         let mut left = Batch {
             bytes: Vec::new(),
             last: applied,
@@ -107,8 +111,11 @@ impl Redo {
     /// Empties the file. The database has all its records, durably.
     pub(super) fn begin_anew(&mut self) -> io::Result<()> {
         // Records that are left behind the new end have lower numbers, and are known by them.
-        // They go all the same: the file may have grown large.
-        self.file.set_len(MAGIC.len() as u64)?;
+        // They go all the same where the file has grown large.
+        if self.end > RESERVE {
+            self.file.set_len(MAGIC.len() as u64)?;
+            reserve(&self.file);
+        }
         self.end = MAGIC.len() as u64;
         Ok(())
     }
@@ -207,6 +214,14 @@ impl<'a> Iterator for Records<'a> {
         let (record, rest) = self.0.split_at(HEADER + length);
         self.0 = rest;
         Some((number, record))
+    }
+}
+
+fn reserve(file: &File) {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    // As much as there is will have to do.
+    if let Err(e) = fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, RESERVE as i64) {
+        tracing::debug!("reserving space for the redo log: {e}");
     }
 }
 

@@ -362,6 +362,26 @@ fn a_full_disk_stops_an_import_and_nothing_is_left_of_it() {
 }
 
 #[test]
+fn on_a_full_disk_files_can_be_removed() {
+    let Some(env) = TestEnv::new() else { return };
+    let Some(small) = Small::new(&env, "8m") else {
+        return;
+    };
+    let env = env.with_store(&small.0.join("store"));
+    let source = env.work().join("source");
+    for number in 0..600 {
+        env.write(&source.join(format!("many/{number}")), "x");
+    }
+    env.envfs(&["import", "-q", word(&source), "e"]).ok();
+    let prefix = env.mount("e");
+    small.fill(0);
+    fs::remove_dir_all(prefix.join("many")).unwrap();
+    assert_eq!(fs::read_dir(&prefix).unwrap().count(), 0);
+    small.free();
+    env.verify("e");
+}
+
+#[test]
 fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
     let Some(env) = TestEnv::new() else { return };
     let Some(small) = Small::new(&env, "28m") else {
