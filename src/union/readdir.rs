@@ -139,12 +139,15 @@ impl Union {
                     _ => dir,
                 };
                 let dots = [(dir, &b"."[..]), (parent, &b".."[..])];
+                let mark = (state.epoch % EPOCHS) << EPOCH_SHIFT;
                 for (n, (ino, name)) in dots.into_iter().enumerate().skip(from as usize) {
+                    let next = n as u64 + 1;
                     items.push(DirItem {
                         ino,
                         kind: Kind::Directory,
                         name: Box::from(name),
-                        next: n as u64 + 1,
+                        // What follows is in the order of this epoch.
+                        next: if next < FIRST { next } else { next | mark },
                     });
                 }
             }
