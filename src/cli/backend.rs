@@ -68,9 +68,9 @@ pub fn local(environment: &Environment) -> Result<Box<dyn Service>> {
 }
 
 /// Opens and mounts an environment; called in its daemon.
-pub fn mount(environment: &Environment) -> Result<Mounted, Failure> {
+pub fn mount(environment: &Environment, fakeroot: bool) -> Result<Mounted, Failure> {
     let config = environment.store().config()?;
-    mount_environment(environment.clone(), &config)
+    mount_environment(environment.clone(), &config, fakeroot)
 }
 
 /// How a new environment is to be made.

@@ -138,7 +138,13 @@ impl Env {
 
     /// Mounts it unless it is mounted; heals a dead mount.
     pub fn ensure_mounted(&self) -> Result<Option<Client>> {
-        Ok(lifecycle::ensure_mounted(&self.target, &self.runtime)?)
+        self.ensure_mounted_with(false)
+    }
+
+    /// The same, as a place where the user may do what root may, or an error if it is mounted otherwise.
+    pub fn ensure_mounted_with(&self, fakeroot: bool) -> Result<Option<Client>> {
+        let found = lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot);
+        Ok(found?)
     }
 
     /// Returns what does the work: its daemon if it has one, else this process.

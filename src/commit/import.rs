@@ -3,6 +3,7 @@
 mod archive;
 mod directory;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use crate::squashfs::format::InodeBody;
 use crate::squashfs::writer::{ImageWriter, NodeId, WriteStats, WriterOptions};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{IdMap, ImageId, InitEnvironment, NewImage, RevisionKind, StateDb};
+use crate::union;
 
 /// How to make an environment.
 #[derive(Debug, Clone)]
@@ -118,7 +120,7 @@ pub fn import(
         Some((_, extent)) => (extent.entries, extent.bytes),
         None => measure(&image)?,
     };
-    let mut links_are_counted = true;
+    let mut wrong_links = BTreeMap::new();
     let digests = while_syncing(&file, &path, || {
         match &kind {
             SourceKind::Directory => directory::compare(source, options, &image, progress)?,
@@ -127,7 +129,7 @@ pub fn import(
             }
             SourceKind::Image => {
                 let found = verify_blocks(&image, options.settings.threads, progress)?;
-                links_are_counted = found.link_mismatches == 0;
+                wrong_links = found.wrong_links;
             }
         }
         digests::of_file(&path, None, options.settings.threads, progress)
@@ -135,9 +137,13 @@ pub fn import(
     fault::point("import.checked");
     let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
     let stats = packed.map(|(stats, _)| stats);
+    let names = wrong_links
+        .iter()
+        .filter_map(|(number, names)| Some((ids.ino_of(*number)?, *names)));
+    union::count_links(&db, id, names.collect())?;
     let row = NewImage {
         // An image that does not count its links cannot be amended name by name.
-        tables_appended: links_are_counted.then_some(0),
+        tables_appended: wrong_links.is_empty().then_some(0),
         ..adopted(id, &image, ids, image_bytes, Some(digests))
     };
     db.init_environment(&InitEnvironment {

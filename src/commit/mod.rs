@@ -256,7 +256,7 @@ fn commit_frozen(
             tables_appended: Some(tables_appended),
             ..import::adopted(id, &image, ids.clone(), stats.image_size, Some(digests))
         };
-        let layer = ImageLayer::new(image, ids, open_options.owners)?;
+        let layer = ImageLayer::new(image, ids);
         check::same_tree(&view, &layer, pushed.as_ref(), &fresh, progress)?;
         if cfg!(debug_assertions) && pushed.is_some() {
             check::same_tree(&view, &layer, None, &[], progress)?;
@@ -423,8 +423,7 @@ impl Job<'_> {
 
     fn write_amendment(&self, amendment: Amendment) -> Result<Written> {
         let old = self.old.ok_or(CommitError::NoEarlier)?;
-        let owners = self.workspace.open_options().owners;
-        let tree = Tree::amending(self.view.clone(), old, owners, amendment);
+        let tree = Tree::amending(self.view.clone(), old, amendment);
         self.push(tree, Instant::now(), |monitor| {
             self.append(old, Way::Append, true, monitor)
         })
@@ -435,8 +434,7 @@ impl Job<'_> {
     fn write(&self, way: Way, alike: bool) -> Result<Written> {
         let began = Instant::now();
         let old = self.old.filter(|_| way != Way::Rebuild);
-        let owners = self.workspace.open_options().owners;
-        let tree = Tree::new(self.view.clone(), old, owners)?;
+        let tree = Tree::new(self.view.clone(), old)?;
         self.push(tree, began, |monitor| match old {
             Some(old) => self.append(old, way, false, monitor),
             None => self.create(alike, monitor),

@@ -11,14 +11,13 @@ use crate::object::{Attr, Ino, Kind};
 use crate::squashfs::format::InodeKind;
 use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source};
 use crate::state::IdMap;
-use crate::union::{ImageLayer, Layer, LowerStack, OwnerMap};
+use crate::union::{ImageLayer, Layer, LowerStack};
 
 /// A merged view on its way into an image.
 pub(super) struct Tree<'a> {
     view: Arc<LowerStack>,
     /// The image whose data may be carried over.
     old: Option<&'a ImageLayer>,
-    owners: Option<OwnerMap>,
     ids: IdMap,
     /// What has to be written, if not all.
     amendment: Option<Amendment>,
@@ -35,11 +34,7 @@ pub(super) struct Tree<'a> {
 impl<'a> Tree<'a> {
     /// Looks over the view and gives every object its inode number: in the order of identities, so
     /// that the map back is short.
-    pub(super) fn new(
-        view: Arc<LowerStack>,
-        old: Option<&'a ImageLayer>,
-        owners: Option<OwnerMap>,
-    ) -> Result<Tree<'a>> {
+    pub(super) fn new(view: Arc<LowerStack>, old: Option<&'a ImageLayer>) -> Result<Tree<'a>> {
         let mut inos = vec![Ino::ROOT];
         let mut pending = vec![Ino::ROOT];
         while let Some(dir) = pending.pop() {
@@ -53,33 +48,26 @@ impl<'a> Tree<'a> {
         inos.sort_unstable();
         inos.dedup();
         let ids = IdMap::from_ascending(inos).map_err(|e| CommitError::Check(e.to_string()))?;
-        Ok(Tree::of(view, old, owners, ids))
+        Ok(Tree::of(view, old, ids))
     }
 
     /// The same, when only an amendment has to be written.
     pub(super) fn amending(
         view: Arc<LowerStack>,
         old: &'a ImageLayer,
-        owners: Option<OwnerMap>,
         amendment: Amendment,
     ) -> Tree<'a> {
         let ids = amendment.ids.clone();
         Tree {
             amendment: Some(amendment),
-            ..Tree::of(view, Some(old), owners, ids)
+            ..Tree::of(view, Some(old), ids)
         }
     }
 
-    fn of(
-        view: Arc<LowerStack>,
-        old: Option<&'a ImageLayer>,
-        owners: Option<OwnerMap>,
-        ids: IdMap,
-    ) -> Tree<'a> {
+    fn of(view: Arc<LowerStack>, old: Option<&'a ImageLayer>, ids: IdMap) -> Tree<'a> {
         Tree {
             view,
             old,
-            owners,
             ids,
             amendment: None,
             reused: HashSet::new(),
@@ -183,20 +171,11 @@ impl<'a> Tree<'a> {
     }
 
     fn meta(&self, ino: Ino, attr: &Attr) -> Result<Meta> {
-        let (mut uid, mut gid) = (attr.uid, attr.gid);
-        if let Some(map) = self.owners {
-            if uid == map.host.0 {
-                uid = map.image.0;
-            }
-            if gid == map.host.1 {
-                gid = map.image.1;
-            }
-        }
         Ok(Meta {
             number: self.number(ino)?,
             mode: attr.mode,
-            uid,
-            gid,
+            uid: attr.uid,
+            gid: attr.gid,
             // SquashFS keeps whole seconds from 1970 to 2106.
             mtime: u32::try_from(attr.mtime.secs.max(0)).unwrap_or(u32::MAX),
             xattrs: self

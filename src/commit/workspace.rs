@@ -9,7 +9,7 @@ use crate::environment::{Config, Environment, Layout};
 use crate::squashfs::{Compression, ReaderOptions};
 use crate::state::{NewRevision, StateDb};
 use crate::sys::process;
-use crate::union::{OpenOptions, OwnerMap, Paths, Reconciled, Union};
+use crate::union::{OpenOptions, Paths, Reconciled, Union};
 
 /// An open environment. Its holder has the environment's exclusive lock.
 #[derive(Debug)]
@@ -66,7 +66,6 @@ impl Workspace {
                 metadata_cache_bytes: (config.cache.metadata_mib as usize) << 20,
                 data_cache_bytes: (config.cache.data_mib as usize) << 20,
             },
-            owners: owner_map(&db)?,
         };
         cleanup::sweep(&db, layout)?;
         let (union, reconciled) = Union::open(db.clone(), paths(layout), &options)?;
@@ -96,6 +95,12 @@ impl Workspace {
     /// Its database.
     pub fn db(&self) -> &Arc<StateDb> {
         &self.db
+    }
+
+    /// User and group whom the image that it began with belonged to.
+    pub fn image_owner(&self) -> Result<Option<(u32, u32)>> {
+        let owner = self.db.meta(OWNER_KEY)?;
+        Ok(owner.and_then(|bytes| parse_owner(&bytes)))
     }
 
     /// Its merged view.
@@ -142,12 +147,6 @@ pub fn new_revision(message: &str, command: &str) -> NewRevision {
 }
 
 const OWNER_KEY: &str = "image_owner";
-
-/// An ordinary user sees what belongs to the owner of an adopted image as their own.
-fn owner_map(db: &StateDb) -> Result<Option<OwnerMap>> {
-    let owner = db.meta(OWNER_KEY)?.and_then(|bytes| parse_owner(&bytes));
-    Ok(owner.and_then(OwnerMap::of))
-}
 
 /// Notes who owns an adopted image, so that whoever uses it is that owner.
 pub(super) fn remember_owner(db: &StateDb, uid: u32, gid: u32) -> Result<()> {

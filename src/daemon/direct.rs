@@ -24,14 +24,14 @@ use super::log;
 use super::protocol::Started;
 use crate::commit;
 use crate::environment::{EnvLock, Layout, LockMode};
-use crate::fuse::EnvFs;
 use crate::fuse::session::{Loops, Session};
+use crate::fuse::{EnvFs, Owners};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
 use crate::sys::mount::{self, MountOptions, MountRequest, UnmountMode};
 use crate::sys::process::{self, new_uuid};
 use crate::sys::{mountinfo, private, text::Text};
-use crate::union::{self, OpenOptions, OwnerMap, Union, identify};
+use crate::union::{self, OpenOptions, Union, identify};
 
 /// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -59,6 +59,8 @@ pub struct DirectMount {
     pub allow_other: bool,
     /// Whether set-user-id bits and device nodes count; root only.
     pub trust_content: bool,
+    /// Whether whoever mounts is root there; excludes `allow_other`.
+    pub fakeroot: bool,
 }
 
 /// Starts the daemon of a mount; returns when the mount can be used.
@@ -124,6 +126,7 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
 struct Open {
     id: String,
     union: Arc<Union>,
+    owners: Owners,
     _lock: Option<EnvLock>,
 }
 
@@ -168,9 +171,9 @@ impl Open {
             fingerprint.extend(superblock_of(&image, path)?);
             images.push(image);
         }
-        let Some(top) = images.first() else {
+        if images.is_empty() {
             return Err(Failure::new(Kind::Usage, "there is no image to mount"));
-        };
+        }
         pair(layout, &db)?;
         if db.stack()?.is_empty() {
             db.set_meta(FINGERPRINT, &fingerprint)?;
@@ -202,10 +205,14 @@ impl Open {
         let id = db
             .uuid()?
             .ok_or_else(|| Failure::new(Kind::Damaged, "the database does not say who it is"))?;
-        let options = OpenOptions {
-            owners: OwnerMap::of_root(top).map_err(|e| Failure::of(Kind::Damaged, &e))?,
-            ..OpenOptions::default()
+        let owners = match what.fakeroot {
+            true => Owners::default(),
+            false => {
+                let owners = images.iter().map(owner_of).collect::<Result<Vec<_>, _>>();
+                Owners::of_images(&owners.map_err(|e| Failure::of(Kind::Damaged, &e))?)
+            }
         };
+        let options = OpenOptions::default();
         let opened = Union::open(Arc::new(db), commit::paths(layout), &options);
         let (union, mended) = opened.map_err(|e| Failure::from(commit::CommitError::from(e)))?;
         if !mended.is_nothing() {
@@ -217,6 +224,7 @@ impl Open {
         Ok(Open {
             id,
             union: Arc::new(union),
+            owners,
             _lock: lock,
         })
     }
@@ -227,20 +235,30 @@ impl Open {
             id: self.id.clone(),
             allow_other: what.allow_other,
             trust_content: what.trust_content,
+            fakeroot: what.fakeroot,
             options: MountOptions {
                 source: Some(what.source.clone()),
                 subtype: what.subtype.clone(),
                 read_only: what.read_only,
             },
         };
-        let filesystem = EnvFs::new(self.union.clone())?;
-        Ok(Session::start(filesystem, &request, Loops::default())?)
+        let filesystem = EnvFs::new(self.union.clone(), self.owners.clone())?;
+        let notices = filesystem.notices();
+        let session = Session::start(filesystem, &request, Loops::default())?;
+        notices.open(session.invalidator());
+        Ok(session)
     }
 
     fn close(&self) -> Result<(), Failure> {
         let closed = self.union.close();
         closed.map_err(|e| Failure::from(commit::CommitError::from(e)))
     }
+}
+
+/// User and group that own the root of an image.
+fn owner_of(image: &Image) -> Result<(u32, u32), crate::squashfs::Error> {
+    let root = image.inode(image.root())?;
+    Ok((image.uid(&root)?, image.gid(&root)?))
 }
 
 /// Makes sure that a database and a directory of changes belong together: each is worthless, and

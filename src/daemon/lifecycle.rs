@@ -104,7 +104,34 @@ fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Fail
 /// a daemon where there is none. Commands that do this at the same time wait for each other.
 ///
 /// Returns the daemon's client, or `None` where the mount works but its daemon is deaf.
-pub fn ensure_mounted(target: &Target, runtime: &RuntimeDir) -> Result<Option<Client>, Failure> {
+///
+/// With `fakeroot` whoever mounts may do there what root may; a mount without it is not replaced.
+pub fn ensure_mounted(
+    target: &Target,
+    runtime: &RuntimeDir,
+    fakeroot: bool,
+) -> Result<Option<Client>, Failure> {
+    let found = mounted(target, runtime, fakeroot)?;
+    if fakeroot && is_checked(target)? {
+        let message = format!("{} is mounted already, without --fakeroot", target.name);
+        return Err(Failure::new(Kind::Busy, message)
+            .hint(format!("envfs unmount {}, then try again", target.name)));
+    }
+    Ok(found)
+}
+
+/// Whether the kernel checks permissions in the mount of an environment.
+fn is_checked(target: &Target) -> Result<bool, Failure> {
+    let mounts = mountinfo::of_environment(&target.id)
+        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+    Ok(mounts.last().is_some_and(|mount| mount.checks_permissions))
+}
+
+fn mounted(
+    target: &Target,
+    runtime: &RuntimeDir,
+    fakeroot: bool,
+) -> Result<Option<Client>, Failure> {
     let _lock = runtime.lock(&target.id)?;
     let deadline = Instant::now() + ENDING_PATIENCE;
     loop {
@@ -113,7 +140,7 @@ pub fn ensure_mounted(target: &Target, runtime: &RuntimeDir) -> Result<Option<Cl
             State::Deaf => return Ok(None),
             State::Dead(mounts) => detach(&mounts)?,
             State::Unmounted => {
-                return match start(target, runtime) {
+                return match start(target, runtime, fakeroot) {
                     Ok(client) => Ok(Some(client)),
                     // A command with another runtime directory may have been quicker: the start
                     // lock lies there, too.
@@ -257,20 +284,22 @@ pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
 }
 
 /// Starts a daemon and waits until its mount can be used.
-fn start(target: &Target, runtime: &RuntimeDir) -> Result<Client, Failure> {
+fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client, Failure> {
     prepare_prefix(&target.prefix)?;
     let log = log::open(&target.layout, log::LIMIT).map_err(|error| {
         let path = target.log();
         Failure::io(format!("cannot write the log {}", path.display()), &error)
     })?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());
-    let words = [
+    let mut words = vec![
         OsStr::new("__daemon"),
         OsStr::new("--home"),
         target.home.as_os_str(),
-        OsStr::new("--"),
-        OsStr::new(&target.name),
     ];
+    if fakeroot {
+        words.push(OsStr::new("--fakeroot"));
+    }
+    words.extend([OsStr::new("--"), OsStr::new(&target.name)]);
     if let Some(status) = launch(&words, Stdio::from(log))? {
         return Err(ended_early(target, status, log_start));
     }

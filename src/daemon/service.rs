@@ -15,7 +15,7 @@ use super::protocol::{
 use crate::commit::{self, CommitError, Workspace};
 use crate::environment::{Config, EnvLock, Environment, LockMode, ProfileUse};
 use crate::fuse::session::{Invalidator, Loops, Session};
-use crate::fuse::{Counters, EnvFs, invalidate};
+use crate::fuse::{Counters, EnvFs, Owners, invalidate};
 use crate::object::Kind as ObjectKind;
 use crate::progress::Progress;
 use crate::squashfs;
@@ -108,7 +108,13 @@ impl Drop for Local {
 }
 
 /// Opens an environment and mounts it at its prefix.
-pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mounted, Failure> {
+///
+/// With `fakeroot` whoever does it may do there what root may, and sees who owns what as it is kept.
+pub fn mount_environment(
+    environment: Environment,
+    config: &Config,
+    fakeroot: bool,
+) -> Result<Mounted, Failure> {
     let local = Arc::new(Local::open(environment, config, "mounted", BRIEF)?);
     let db = local.workspace.db();
     let missing =
@@ -121,11 +127,18 @@ pub fn mount_environment(environment: Environment, config: &Config) -> Result<Mo
         // What root mounts is as visible as a plain directory; permissions decide, as there.
         allow_other: nix::unistd::geteuid().is_root(),
         trust_content: false,
+        fakeroot,
         options: Default::default(),
     };
-    let filesystem = EnvFs::new(local.workspace.union().clone())?;
+    let owners = match local.workspace.image_owner()? {
+        Some(owner) if !fakeroot => Owners::of_images(&[owner]),
+        _ => Owners::default(),
+    };
+    let filesystem = EnvFs::new(local.workspace.union().clone(), owners)?;
     let counters = filesystem.counters();
+    let notices = filesystem.notices();
     let session = Session::start(filesystem, &request, Loops::default())?;
+    notices.open(session.invalidator());
     let workspace = local.workspace();
     let profile = (config.profile == ProfileUse::On)
         .then(|| Profile::begin(workspace.env().layout().profile(), workspace.union()));

@@ -314,6 +314,7 @@ fn be_a_daemon() {
         id: id.clone(),
         allow_other: false,
         trust_content: false,
+        fakeroot: false,
         options: Default::default(),
     };
     host::run(&id, &runtime, || {
@@ -330,7 +331,7 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
     let Some(mut daemon) = Daemon::start("busy") else {
         return;
     };
-    let client = ensure_mounted(&daemon.target, &daemon.runtime)
+    let client = ensure_mounted(&daemon.target, &daemon.runtime, false)
         .unwrap()
         .unwrap();
     assert_eq!(client.hello().pid, daemon.child.id());

@@ -2,6 +2,7 @@
 
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
+use super::owners::Owners;
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::union::SetTime;
 
@@ -27,7 +28,8 @@ pub(super) const ABSENT: FileAttr = FileAttr {
     flags: 0,
 };
 
-pub(super) fn file_attr(ino: Ino, attr: &Attr) -> FileAttr {
+pub(super) fn file_attr(owners: &Owners, ino: Ino, attr: &Attr) -> FileAttr {
+    let (uid, gid) = owners.shown((attr.uid, attr.gid));
     FileAttr {
         ino: INodeNo(ino.0),
         size: attr.size,
@@ -39,8 +41,8 @@ pub(super) fn file_attr(ino: Ino, attr: &Attr) -> FileAttr {
         kind: file_type(attr.kind),
         perm: attr.mode,
         nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
+        uid,
+        gid,
         rdev: kernel_rdev(attr.rdev),
         blksize: BLOCK_SIZE,
         flags: 0,

@@ -3,12 +3,16 @@
 //! Stateless: `OPEN`, `OPENDIR`, `FLUSH` and `CREATE` are answered `ENOSYS` once, after which the
 //! kernel opens, closes and lists what it has cached without asking. Everything under the mount is
 //! changed by the kernel's own requests, or by us followed by an exact invalidation, so whatever it
-//! caches may be kept for ever. Permissions are the kernel's business (`default_permissions`): the
-//! user of a request says nothing about a request, since writes arrive late and under uid 0.
+//! caches may be kept for ever. Permissions are the kernel's business (`default_permissions`), or
+//! nobody's in a mount with `fakeroot`: the user of a request says nothing about a request, since
+//! writes arrive late and under uid 0.
 
 mod attr;
+mod content;
 mod counters;
 mod errno;
+mod notices;
+mod owners;
 mod pool;
 pub mod session;
 
@@ -17,22 +21,24 @@ use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use crate::object::{Attr, Ino, Kind};
-use crate::union::{AllocateMode, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
+use crate::union::{self, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
 use attr::{ABSENT, file_attr, file_type, set_time};
 use counters::Timed;
 pub use counters::{Counters, Latency, Op};
 use errno::errno;
+pub use notices::Notices;
+pub use owners::Owners;
 use pool::Pool;
 use session::{Invalidator, SessionError};
 
@@ -51,19 +57,28 @@ const GENERATION: Generation = Generation(0);
 #[derive(Debug)]
 pub struct EnvFs {
     union: Arc<Union>,
+    owners: Arc<Owners>,
     counters: Arc<Counters>,
     pool: Pool,
+    notices: Arc<Notices>,
 }
 
 impl EnvFs {
     /// Serves a union, with threads for what takes long.
-    pub fn new(union: Arc<Union>) -> Result<EnvFs, SessionError> {
+    pub fn new(union: Arc<Union>, owners: Owners) -> Result<EnvFs, SessionError> {
         let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(EnvFs {
             union,
+            owners: Arc::new(owners),
             counters: Arc::default(),
             pool: Pool::start(processors.min(MAX_WORKERS)).map_err(SessionError::Threads)?,
+            notices: Arc::new(Notices::start().map_err(SessionError::Threads)?),
         })
+    }
+
+    /// The way to the kernel, to be opened when it is mounted.
+    pub fn notices(&self) -> Arc<Notices> {
+        self.notices.clone()
     }
 
     /// The counts of requests, which go on counting.
@@ -83,7 +98,11 @@ impl EnvFs {
 
     fn entry(&self, parent: Ino, ino: Ino, attr: &Attr, reply: ReplyEntry) {
         self.union.nodes().remember(ino, parent);
-        reply.entry(&FOREVER, &file_attr(ino, attr), self.generation(ino, attr));
+        reply.entry(&FOREVER, &self.shown(ino, attr), self.generation(ino, attr));
+    }
+
+    fn shown(&self, ino: Ino, attr: &Attr) -> FileAttr {
+        file_attr(&self.owners, ino, attr)
     }
 
     fn generation(&self, ino: Ino, attr: &Attr) -> Generation {
@@ -116,10 +135,8 @@ impl EnvFs {
     ) {
         let _timed = self.timed(Op::Make);
         let dir = Ino(parent.0);
-        let creator = Creator {
-            uid: req.uid(),
-            gid: req.gid(),
-        };
+        let (uid, gid) = self.owners.kept((req.uid(), req.gid()));
+        let creator = Creator { uid, gid };
         match self.union.make(
             dir,
             name.as_bytes(),
@@ -205,7 +222,7 @@ impl Filesystem for EnvFs {
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let _timed = self.timed(Op::GetAttr);
         match self.union.attr(Ino(ino.0)) {
-            Ok(attr) => reply.attr(&FOREVER, &file_attr(Ino(ino.0), &attr)),
+            Ok(attr) => reply.attr(&FOREVER, &self.shown(Ino(ino.0), &attr)),
             Err(e) => reply.error(errno("getattr", ino.0, &e)),
         }
     }
@@ -228,6 +245,10 @@ impl Filesystem for EnvFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let (uid, gid) = match self.owners.chosen(uid, gid) {
+            Ok(owner) => owner,
+            Err(e) => return reply.error(errno("setattr", ino.0, &e.into())),
+        };
         // Of a chown that names no owner nothing is left but the request. The same is sent before a write
         // that takes privileges away, by whoever may write. From the owner both mean that they go; from
         // others it is no chown, which is the owner's; and root may be writing, which keeps set-id bits.
@@ -239,7 +260,10 @@ impl Filesystem for EnvFs {
             && mtime.is_none();
         let uid = match is_nothing && req.uid() != 0 {
             true => match self.union.attr(Ino(ino.0)) {
-                Ok(attr) => Some(attr.uid).filter(|owner| *owner == req.uid()),
+                Ok(attr) => {
+                    let (shown, _) = self.owners.shown((attr.uid, attr.gid));
+                    (shown == req.uid()).then_some(attr.uid)
+                }
                 Err(e) => return reply.error(errno("setattr", ino.0, &e)),
             },
             false => uid,
@@ -255,10 +279,10 @@ impl Filesystem for EnvFs {
         };
         let timed = self.timed_there(Op::SetAttr);
         let is_long = size.is_some_and(|size| size > 0) && self.union.brings_up_much(Ino(ino.0));
-        let union = self.union.clone();
+        let (union, owners) = (self.union.clone(), self.owners.clone());
         self.run(is_long, move || {
             match union.set_attr(Ino(ino.0), &set) {
-                Ok(attr) => reply.attr(&FOREVER, &file_attr(Ino(ino.0), &attr)),
+                Ok(attr) => reply.attr(&FOREVER, &file_attr(&owners, Ino(ino.0), &attr)),
                 Err(e) => reply.error(errno("setattr", ino.0, &e)),
             }
             timed.end();
@@ -384,6 +408,22 @@ impl Filesystem for EnvFs {
         }
     }
 
+    /// Asked only where the kernel checks nothing: whoever comes in is the mount's own root.
+    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        match self.union.attr(Ino(ino.0)) {
+            // What nobody may execute root may not either.
+            Ok(attr)
+                if mask.contains(AccessFlags::X_OK)
+                    && attr.kind == Kind::File
+                    && attr.mode & 0o111 == 0 =>
+            {
+                reply.error(Errno::EACCES);
+            }
+            Ok(_) => reply.ok(),
+            Err(e) => reply.error(errno("access", ino.0, &e)),
+        }
+    }
+
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         reply.error(Errno::ENOSYS);
     }
@@ -413,28 +453,7 @@ impl Filesystem for EnvFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let timed = self.timed_there(Op::Read);
-        let size = size as usize;
-        let reader = match self.union.reader(Ino(ino.0)) {
-            Ok(reader) => reader,
-            Err(e) => return reply.error(errno("read", ino.0, &e)),
-        };
-        let is_ready = reader.is_ready(offset, size);
-        let counters = self.counters.clone();
-        let answer = move || {
-            match reader.read(offset, size) {
-                Ok(bytes) => {
-                    let bytes = (*bytes).as_ref();
-                    counters
-                        .read_bytes
-                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    reply.data(bytes);
-                }
-                Err(e) => reply.error(errno("read", ino.0, &e)),
-            }
-            timed.end();
-        };
-        self.run(!is_ready, answer);
+        self.serve_read(Ino(ino.0), offset, size, reply);
     }
 
     fn write(
@@ -445,42 +464,11 @@ impl Filesystem for EnvFs {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let timed = self.timed_there(Op::Write);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let is_cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let (union, counters) = (self.union.clone(), self.counters.clone());
-        let write = move |data: &[u8]| {
-            let mut done = union.write_at(Ino(ino.0), offset, data, kill);
-            // Of pages that are written back the kernel does not look at the count, so there it is all
-            // or an error: what fitted is no news to anybody.
-            while is_cached
-                && let Ok(written) = done
-                && let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty())
-            {
-                let more = union.write_at(Ino(ino.0), offset + written as u64, rest, kill);
-                done = more.map(|more| written + more);
-            }
-            match done {
-                Ok(written) => {
-                    counters
-                        .written_bytes
-                        .fetch_add(written as u64, Ordering::Relaxed);
-                    reply.written(written as u32);
-                }
-                Err(e) => reply.error(errno("write", ino.0, &e)),
-            }
-            timed.end();
-        };
-        if self.union.brings_up_much(Ino(ino.0)) {
-            let data = data.to_vec();
-            self.pool.run(move || write(&data));
-        } else {
-            write(data);
-        }
+        self.serve_write(Ino(ino.0), offset, data, write_flags, flags, reply);
     }
 
     fn flush(
@@ -502,15 +490,7 @@ impl Filesystem for EnvFs {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let timed = self.timed_there(Op::Sync);
-        let union = self.union.clone();
-        self.pool.run(move || {
-            match union.sync(Ino(ino.0), datasync) {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno("fsync", ino.0, &e)),
-            }
-            timed.end();
-        });
+        self.serve_fsync(Ino(ino.0), datasync, reply);
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -554,11 +534,13 @@ impl Filesystem for EnvFs {
             Ok(items) => items,
             Err(e) => return reply.error(errno("readdirplus", ino.0, &e)),
         };
-        for item in items {
+        for (n, item) in items.into_iter().enumerate() {
             let attr = match self.union.attr(item.ino) {
                 Ok(attr) => attr,
                 // Removed since it was listed.
-                Err(crate::union::Error::Posix(nix::errno::Errno::ESTALE)) => continue,
+                Err(union::Error::Posix(nix::errno::Errno::ESTALE)) => continue,
+                // Those before it have been counted: they are told, and the next request begins here.
+                Err(_) if n > 0 => break,
                 Err(e) => return reply.error(errno("readdirplus", ino.0, &e)),
             };
             let is_dot = matches!(&*item.name, b"." | b"..");
@@ -573,7 +555,7 @@ impl Filesystem for EnvFs {
                 item.next,
                 name,
                 &FOREVER,
-                &file_attr(item.ino, &attr),
+                &self.shown(item.ino, &attr),
                 self.generation(item.ino, &attr),
             ) {
                 if !is_dot {
@@ -676,30 +658,8 @@ impl Filesystem for EnvFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        const KEEP: i32 = nix::libc::FALLOC_FL_KEEP_SIZE;
-        const PUNCH: i32 = nix::libc::FALLOC_FL_PUNCH_HOLE | KEEP;
-        const ZERO: i32 = nix::libc::FALLOC_FL_ZERO_RANGE;
-        const ZERO_KEEP: i32 = ZERO | KEEP;
-        let mode = match mode {
-            0 => AllocateMode::Reserve { keep_size: false },
-            KEEP => AllocateMode::Reserve { keep_size: true },
-            PUNCH => AllocateMode::PunchHole,
-            ZERO => AllocateMode::ZeroRange { keep_size: false },
-            ZERO_KEEP => AllocateMode::ZeroRange { keep_size: true },
-            _ => return reply.error(Errno::EOPNOTSUPP),
-        };
-        let union = self.union.clone();
-        let is_long = self.union.brings_up_much(Ino(ino.0));
-        let timed = self.timed_there(Op::Space);
         let kill = !keeps_privileges(req);
-        let allocate = move || {
-            match union.allocate(Ino(ino.0), offset, length, mode, kill) {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno("fallocate", ino.0, &e)),
-            }
-            timed.end();
-        };
-        self.run(is_long, allocate);
+        self.serve_fallocate(Ino(ino.0), offset, length, mode, kill, reply);
     }
 
     fn lseek(
@@ -711,19 +671,7 @@ impl Filesystem for EnvFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _timed = self.timed(Op::Space);
-        let hole = match whence {
-            nix::libc::SEEK_DATA => false,
-            nix::libc::SEEK_HOLE => true,
-            _ => return reply.error(Errno::EINVAL),
-        };
-        let Ok(offset) = u64::try_from(offset) else {
-            return reply.error(Errno::ENXIO);
-        };
-        match self.union.seek(Ino(ino.0), offset, hole) {
-            Ok(at) => reply.offset(at as i64),
-            Err(e) => reply.error(errno("lseek", ino.0, &e)),
-        }
+        self.serve_lseek(Ino(ino.0), offset, whence, reply);
     }
 
     fn ioctl(
@@ -754,20 +702,8 @@ impl Filesystem for EnvFs {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The answer counts in 32 bits; the caller comes back for the rest.
-        let len = len.min(1 << 30);
-        let (from, to) = (Ino(ino_in.0), Ino(ino_out.0));
-        let union = self.union.clone();
-        let kill = !keeps_privileges(req);
-        // However little it is, both files may have to be read from somewhere slow.
-        let timed = self.timed_there(Op::Space);
-        self.pool.run(move || {
-            match union.copy_range(from, offset_in, to, offset_out, len, kill) {
-                Ok(copied) => reply.written(copied as u32),
-                Err(e) => reply.error(errno("copy_file_range", ino_in.0, &e)),
-            }
-            timed.end();
-        });
+        let (from, to) = ((Ino(ino_in.0), offset_in), (Ino(ino_out.0), offset_out));
+        self.serve_copy(from, to, len, !keeps_privileges(req), reply);
     }
 }
 

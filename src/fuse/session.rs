@@ -178,6 +178,16 @@ impl Invalidator {
         self.notifier.inval_inode(INodeNo(ino.0), 0, 0)
     }
 
+    /// Makes the kernel write back what it holds of a part of a file's content, and forget it; without
+    /// an `end`, of all that follows.
+    pub fn range(&self, ino: Ino, start: u64, end: Option<u64>) -> io::Result<()> {
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        // A length of zero means all.
+        let length = end.map_or(0, |end| signed(end.saturating_sub(start).max(1)));
+        self.notifier
+            .inval_inode(INodeNo(ino.0), signed(start), length)
+    }
+
     /// Makes the kernel forget one object's attributes only.
     pub fn attributes(&self, ino: Ino) -> io::Result<()> {
         self.notifier.inval_inode(INodeNo(ino.0), -1, 0)
@@ -275,6 +285,7 @@ pub(crate) mod tests {
             id: id.to_owned(),
             allow_other: false,
             trust_content: false,
+            fakeroot: false,
             options: Default::default(),
         }
     }

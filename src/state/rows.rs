@@ -47,7 +47,8 @@ pub struct InodeRow {
     pub target: Option<Box<[u8]>>,
     /// The directory and name under which the backing file lies in the upper directory.
     pub place: Option<(Ino, Box<[u8]>)>,
-    /// Inode number of the backing file on the host, 0 when there is none.
+    /// Which file on the host the backing file is, by its inode number and when it was made; 0 when there
+    /// is none.
     pub backing_ino: u64,
     /// True when the xattr rows of this layer are all the extended attributes of the object;
     /// false when they are those of the layers below.

@@ -170,6 +170,7 @@ mod tests {
             mount_point: dir.path().to_path_buf(),
             fs_type: String::from("fuse.envfs"),
             source: "envfs:x".into(),
+            checks_permissions: true,
         };
         let holders = of_mount(&mount);
         child.kill().unwrap();

@@ -178,6 +178,9 @@ pub struct MountRequest {
     pub allow_other: bool,
     /// Whether set-user-id bits and device nodes count; root only, ignored elsewhere.
     pub trust_content: bool,
+    /// Whether whoever mounts may do in the mount what root may elsewhere: the kernel checks no
+    /// permissions. Not together with `allow_other`.
+    pub fakeroot: bool,
     /// How the mount looks in the mount table, and whether it may be written.
     pub options: MountOptions,
 }
@@ -208,6 +211,16 @@ impl MountRequest {
         match &self.options.source {
             Some(source) => source.clone(),
             None => mountinfo::source(&self.id),
+        }
+    }
+
+    /// Who may enter, and what is checked then, as further options.
+    fn access(&self) -> &'static str {
+        match (self.fakeroot, self.allow_other) {
+            // Where nothing is checked nobody else may enter.
+            (true, _) => "",
+            (false, false) => ",default_permissions",
+            (false, true) => ",default_permissions,allow_other",
         }
     }
 }
@@ -282,6 +295,7 @@ pub fn try_at(path: &Path) -> Result<(), MountError> {
         id: format!("trial-{}", std::process::id()),
         allow_other: false,
         trust_content: false,
+        fakeroot: false,
         options: Default::default(),
     };
     let device = mount(&request)?;
@@ -304,14 +318,12 @@ pub fn try_somewhere() -> Result<(), MountError> {
 
 fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno> {
     let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        "fd={},rootmode=40000,user_id={},group_id={}",
         device.as_raw_fd(),
         process::user_id(),
         process::group_id(),
     );
-    if request.allow_other {
-        data.push_str(",allow_other");
-    }
+    data.push_str(request.access());
     let mut flags = MsFlags::empty();
     if !request.trust_content {
         flags |= MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -356,19 +368,14 @@ fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountError> {
     let path = &request.mount_point;
     let (ours, theirs) =
         UnixStream::pair().map_err(|error| MountError::system("mount", path, error))?;
-    let mut options = format!(
-        "fsname={},default_permissions,nosuid,nodev",
-        request.source()
-    );
+    let mut options = format!("fsname={},nosuid,nodev", request.source());
+    options.push_str(request.access());
     if !request.options.subtype.is_empty() {
         options.push_str(",subtype=");
         options.push_str(&request.options.subtype);
     }
     if request.options.read_only {
         options.push_str(",ro");
-    }
-    if request.allow_other {
-        options.push_str(",allow_other");
     }
     // The socket goes as standard input: that descriptor alone reaches the child, and no thread
     // that starts a program at the same moment can leak it.

@@ -23,6 +23,8 @@ pub struct MountEntry {
     pub fs_type: String,
     /// Source; `envfs:ID` for ours.
     pub source: OsString,
+    /// Whether the kernel checks permissions, for FUSE; not so with `fakeroot`.
+    pub checks_permissions: bool,
 }
 
 impl MountEntry {
@@ -92,12 +94,14 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     fields.find(|field| *field == b"-")?;
     let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
     let source = unescape(fields.next()?);
+    let mut options = fields.next()?.split(|&byte| byte == b',');
     Some(MountEntry {
         id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         mount_point,
         fs_type,
         source,
+        checks_permissions: options.any(|option| option == b"default_permissions"),
     })
 }
 

@@ -22,6 +22,12 @@ pub fn group_id() -> u32 {
     nix::unistd::getegid().as_raw()
 }
 
+/// Returns the groups that this process is in, besides its effective one.
+pub fn groups() -> Vec<u32> {
+    let groups = nix::unistd::getgroups().unwrap_or_default();
+    groups.into_iter().map(nix::unistd::Gid::as_raw).collect()
+}
+
 /// Returns the name of this host, as `uname -n` has it.
 pub fn host_name() -> String {
     nix::unistd::gethostname()

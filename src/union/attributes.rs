@@ -202,6 +202,7 @@ impl Union {
                 Some(value) => drop(orphan.xattrs.insert(Box::from(name), Box::from(value))),
                 None => drop(orphan.xattrs.remove(name)),
             }
+            orphan.row.ctime = Timestamp::now();
             return Ok(());
         }
         let mut row = self.row_to_change(state, ino)?;
@@ -268,13 +269,10 @@ fn take_xattrs(
 /// Only namespaces that an image can keep exist: what could not be committed is refused at once.
 fn check_namespace(name: &[u8]) -> Result<()> {
     let known = [&b"user."[..], b"trusted.", b"security."];
-    if known
-        .iter()
-        .any(|prefix| name.starts_with(prefix) && name.len() > prefix.len())
-    {
-        Ok(())
-    } else {
-        Err(Errno::EOPNOTSUPP.into())
+    match known.iter().find(|prefix| name.starts_with(prefix)) {
+        Some(prefix) if name.len() > prefix.len() => Ok(()),
+        Some(_) => Err(Errno::EINVAL.into()),
+        None => Err(Errno::EOPNOTSUPP.into()),
     }
 }
 

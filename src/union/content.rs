@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
-use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
 
@@ -50,8 +50,8 @@ enum Content {
 pub enum Reader {
     /// A file of the writable upper layer.
     Upper(Arc<File>),
-    /// An object of a read-only layer.
-    Lower(Ino, Arc<dyn super::Layer>),
+    /// An object of a read-only layer; and the stack, which keeps what the layer has on the disk there.
+    Lower(Ino, Arc<dyn super::Layer>, Arc<super::LowerStack>),
 }
 
 impl Reader {
@@ -60,7 +60,7 @@ impl Reader {
     pub fn is_ready(&self, offset: u64, len: usize) -> bool {
         match self {
             Reader::Upper(_) => true,
-            Reader::Lower(ino, layer) => layer.is_ready(*ino, offset, len),
+            Reader::Lower(ino, layer, _) => layer.is_ready(*ino, offset, len),
         }
     }
 
@@ -73,7 +73,7 @@ impl Reader {
                 buffer.truncate(got);
                 Ok(Box::new(buffer))
             }
-            Reader::Lower(ino, layer) => {
+            Reader::Lower(ino, layer, _) => {
                 let first = layer.read(*ino, offset, len)?;
                 let got = (*first).as_ref().len();
                 if got == 0 || got >= len {
@@ -122,7 +122,7 @@ impl Union {
     pub fn reader(&self, ino: Ino) -> Result<Reader> {
         Ok(match self.content(ino)? {
             Content::File(file) => Reader::Upper(file),
-            Content::Lower(lower) => Reader::Lower(ino, lower.content(ino)?.clone()),
+            Content::Lower(lower) => Reader::Lower(ino, lower.content(ino)?.clone(), lower),
         })
     }
 
@@ -161,6 +161,25 @@ impl Union {
         let file = self.writable(ino, None)?;
         self.kill_privileges(ino, kill_privileges)?;
         write_what_fits(&file, data, offset)
+    }
+
+    /// The same at the end of the file, which who writes takes to be `end`. Returns where it is as well: after
+    /// changes were thrown away it may be elsewhere.
+    pub fn append(
+        &self,
+        ino: Ino,
+        end: u64,
+        data: &[u8],
+        kill_privileges: bool,
+    ) -> Result<(u64, usize)> {
+        let _gate = self.gate_shared();
+        let file = self.writable(ino, None)?;
+        self.kill_privileges(ino, kill_privileges)?;
+        let end = match self.went_back.load(Ordering::Relaxed) {
+            true => file.metadata()?.len(),
+            false => end,
+        };
+        Ok((end, write_what_fits(&file, data, end)?))
     }
 
     /// Sets the size of a file; `kill_privileges` as for [`write_at`](Self::write_at).
@@ -259,7 +278,7 @@ impl Union {
 
     /// Makes an object durable: content, name, and the rows that say so.
     pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
-        let (file, dir) = {
+        let (file, dir, work) = {
             let state = self.read();
             if state.has_frozen() {
                 // What is to be durable may lie below; all uppers are in one file system.
@@ -267,17 +286,19 @@ impl Union {
                 return self.sync_all();
             }
             match state.standing(ino) {
-                Standing::Row(row) if row.kind == Kind::Directory => (None, Some(ino)),
+                Standing::Row(row) if row.kind == Kind::Directory => (None, Some(ino), None),
                 Standing::Row(row) => {
                     let file = match row.data {
                         DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, row)?),
                         _ => None,
                     };
-                    (file, row.place.as_ref().map(|(dir, _)| *dir))
+                    // Without a place it lies under its identity.
+                    let work = (file.is_some() && row.place.is_none()).then(|| state.upper.clone());
+                    (file, row.place.as_ref().map(|(dir, _)| *dir), work)
                 }
-                Standing::Orphan(orphan) => (orphan.file.clone(), None),
+                Standing::Orphan(orphan) => (orphan.file.clone(), None, None),
                 // Nothing of it is new.
-                Standing::Lower => (None, None),
+                Standing::Lower => (None, None, None),
             }
         };
         if let Some(file) = file {
@@ -286,6 +307,9 @@ impl Union {
             } else {
                 file.sync_all()?
             }
+        }
+        if let Some(upper) = work {
+            upper.sync_dir(upper.work())?;
         }
         if let Some(dir) = dir {
             self.sync_dirs_to(dir)?;
@@ -420,7 +444,7 @@ impl Union {
         let mut changes = Vec::new();
         state.drop_capability(ino, &mut row, below, &mut changes);
         row.data = DataPlace::Upper;
-        row.backing_ino = fstat(&**file)?.st_ino;
+        row.backing_ino = state.upper.backing_ino_of(file)?;
         if let Err(e) = nix::sys::stat::fchmod(&**file, crate::upper::backing_mode(row.mode)) {
             tracing::debug!(%ino, "mode of a backing file: {e}");
         }

@@ -10,6 +10,7 @@ mod plan;
 mod rows;
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
 use super::changes::Comparison;
 use super::{Change, Error, Invalidation, Result, Union};
@@ -48,6 +49,7 @@ impl Union {
             .collect();
         stale.extend(plan.touched().into_iter().map(Invalidation::Object));
         self.change(state, &changes)?;
+        self.went_back.store(true, Ordering::Relaxed);
         // The rows have changed: what cannot be moved now is mended when they are opened next.
         physical.carry_out(state, |e| {
             self.mend_later("a file of discarded changes is not where it belongs", &e);

@@ -1,4 +1,4 @@
-//! A SquashFS image as a layer: inode numbers become identities, and owners become who they are here.
+//! A SquashFS image as a layer: inode numbers become identities.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -14,33 +14,7 @@ use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
 use crate::squashfs::reader::{Block, DirEntry, FileLayout};
 use crate::state::IdMap;
-use crate::sys::process;
 use nix::errno::Errno;
-
-/// An owner in an image who is somebody else on this machine: what belongs to `image` is shown as
-/// belonging to `host`. All other owners are shown as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OwnerMap {
-    /// User and group in the image.
-    pub image: (u32, u32),
-    /// User and group here.
-    pub host: (u32, u32),
-}
-
-impl OwnerMap {
-    /// What belongs to the owner of an image is the user's own here; `None` where nobody has to be
-    /// mapped, as for root.
-    pub fn of(image: (u32, u32)) -> Option<OwnerMap> {
-        let host = (process::user_id(), process::group_id());
-        (host.0 != 0 && image != host).then_some(OwnerMap { image, host })
-    }
-
-    /// The same for the owner of an image's root.
-    pub fn of_root(image: &Image) -> Result<Option<OwnerMap>> {
-        let root = image.inode(image.root())?;
-        Ok(OwnerMap::of((image.uid(&root)?, image.gid(&root)?)))
-    }
-}
 
 /// Places of directories kept at most: about 1 MiB.
 const PLACES_KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
@@ -52,10 +26,10 @@ type Place = (Ino, Box<[u8]>);
 pub struct ImageLayer {
     image: Image,
     ids: IdMap,
-    owners: Option<OwnerMap>,
-    /// Only where several images are one over another: what overlayfs reserves has its meaning there,
-    /// and some objects have more or fewer names than their image says.
-    stack: Option<Arc<Links>>,
+    /// Whether several images are one over another: what overlayfs reserves has its meaning there.
+    is_stacked: bool,
+    /// Objects that have more or fewer names than the image says.
+    links: Arc<Links>,
     /// Where directories are. An image knows the parent of a directory, but finds its name only by
     /// going through all of the parent's names; and climbing to the root is part of many operations.
     places: Mutex<LruCache<Ino, Place>>,
@@ -71,31 +45,32 @@ impl fmt::Debug for ImageLayer {
 
 impl ImageLayer {
     /// Lays an image under a view.
-    pub fn new(image: Image, ids: IdMap, owners: Option<OwnerMap>) -> Result<ImageLayer> {
-        Ok(ImageLayer {
+    pub fn new(image: Image, ids: IdMap) -> ImageLayer {
+        ImageLayer {
             image,
             ids,
-            owners,
-            stack: None,
+            is_stacked: false,
+            links: Arc::default(),
             places: Mutex::new(LruCache::new(PLACES_KEPT)),
-        })
-    }
-
-    /// Shows what belongs to the owner of the image's root as the user's own.
-    pub(super) fn with_owners_of_its_own(self) -> Result<ImageLayer> {
-        let owners = OwnerMap::of_root(&self.image)?;
-        Ok(ImageLayer { owners, ..self })
+        }
     }
 
     /// Makes it one of several images in a stack.
     pub(super) fn in_stack(self, links: Arc<Links>) -> ImageLayer {
-        let stack = Some(links);
-        ImageLayer { stack, ..self }
+        ImageLayer {
+            is_stacked: true,
+            ..self.with_links(links)
+        }
+    }
+
+    /// Says how many names these objects have.
+    pub(super) fn with_links(self, links: Arc<Links>) -> ImageLayer {
+        ImageLayer { links, ..self }
     }
 
     /// Returns true for an entry which says that there is nothing.
     fn is_whiteout(&self, entry: &DirEntry) -> Result<bool> {
-        Ok(self.stack.is_some()
+        Ok(self.is_stacked
             && entry.kind == InodeKind::CharDevice
             && overlay::is_whiteout(&self.image.entry_inode(entry)?))
     }
@@ -166,15 +141,6 @@ impl ImageLayer {
             secs: i64::from(inode.mtime),
             nanos: 0,
         };
-        let (mut uid, mut gid) = (self.image.uid(inode)?, self.image.gid(inode)?);
-        if let Some(map) = self.owners {
-            if uid == map.image.0 {
-                uid = map.host.0;
-            }
-            if gid == map.image.1 {
-                gid = map.host.1;
-            }
-        }
         let (size, blocks, rdev) = match &inode.body {
             InodeBody::Directory(_) => (4096, 0, 0),
             InodeBody::File(file) => (
@@ -189,8 +155,8 @@ impl ImageLayer {
         Ok(Attr {
             kind: kind_of(inode.kind()),
             mode: inode.mode & 0o7777,
-            uid,
-            gid,
+            uid: self.image.uid(inode)?,
+            gid: self.image.gid(inode)?,
             rdev,
             nlink: inode.nlink,
             size,
@@ -257,7 +223,7 @@ impl Layer for ImageLayer {
             return Ok(None);
         };
         let mut attr = self.attr_of(&inode)?;
-        if let Some(links) = self.stack.as_ref().and_then(|links| links.get(&ino)) {
+        if let Some(links) = self.links.get(&ino) {
             attr.nlink = *links;
         }
         Ok(Some(LayerInode {
@@ -315,9 +281,7 @@ impl Layer for ImageLayer {
     }
 
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
-        if self.stack.is_some()
-            && overlay::mark(&self.image, &self.get(ino)?, b"metacopy")?.is_some()
-        {
+        if self.is_stacked && overlay::mark(&self.image, &self.get(ino)?, b"metacopy")?.is_some() {
             // Its content is elsewhere; what would be read here are zeros.
             return Err(Errno::EPERM.into());
         }
@@ -362,7 +326,7 @@ impl Layer for ImageLayer {
         let all = self.image.xattrs(&inode)?;
         Ok(all
             .into_iter()
-            .filter(|(name, _)| self.stack.is_none() || !overlay::is_reserved(name))
+            .filter(|(name, _)| !self.is_stacked || !overlay::is_reserved(name))
             .map(|(name, value)| (name.into_boxed_slice(), value.into_boxed_slice()))
             .collect())
     }

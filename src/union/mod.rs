@@ -72,14 +72,14 @@ pub use content::{AllocateMode, Reader};
 pub use empty_layer::EmptyLayer;
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;
-pub use image_layer::{ImageLayer, OwnerMap};
+pub use image_layer::ImageLayer;
 pub use layer::{
     Bytes, Layer, LayerInode, LayerListing, Listing, Lookup, SharedListing, Source, Xattr,
 };
 pub use namespace::Creator;
 pub use node::Nodes;
 pub use open::{OpenOptions, Paths, open_image};
-pub use overlay::identify;
+pub use overlay::{Links, count_links, identify};
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
 pub use rename::RenameMode;
@@ -103,6 +103,9 @@ pub struct Union {
     syncing_dirs: Mutex<()>,
     /// Whether rows and files are known to differ, so that the next to open them has to mend that.
     needs_mending: AtomicBool,
+    /// Whether changes have been thrown away, so that the kernel may take files for longer or shorter
+    /// than they are. Changes under the exclusive gate.
+    went_back: AtomicBool,
 }
 
 /// What changes under the `state` lock.

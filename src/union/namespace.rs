@@ -75,14 +75,22 @@ impl Union {
             let physical = state.make_dir(dir)?;
             row.data = DataPlace::Upper;
             if let Some(target) = target {
-                state.upper.create_symlink(physical.as_fd(), name, target)?;
-                row.backing_ino = state.upper.backing_ino(physical.as_fd(), name)?;
+                match state.upper.create_symlink(physical.as_fd(), name, target) {
+                    Ok(()) => {
+                        row.backing_ino = state.upper.backing_ino(physical.as_fd(), name)?;
+                    }
+                    // XFS takes 1023 bytes. The link is a picture of the row, which is what counts.
+                    Err(e) if e.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
+                        row.data = DataPlace::Lower;
+                    }
+                    Err(e) => return Err(e.into()),
+                }
             } else {
                 let file = state
                     .upper
                     .create_file(physical.as_fd(), name, ino, row.mode)?;
                 let stat = nix::sys::stat::fstat(&*file)?;
-                row.backing_ino = stat.st_ino;
+                row.backing_ino = state.upper.backing_ino_of(&file)?;
                 backing = Some(stat);
             }
             state.note_unsynced(dir);

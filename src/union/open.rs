@@ -11,9 +11,7 @@ use super::delta::Delta;
 use super::empty_layer::EmptyLayer;
 use super::overlay;
 use super::reconcile::{Reconciled, reconcile};
-use super::{
-    Error, FrozenLayer, ImageLayer, Layer, LowerStack, Nodes, OwnerMap, Result, State, Union,
-};
+use super::{Error, FrozenLayer, ImageLayer, Layer, LowerStack, Nodes, Result, State, Union};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{ImageId, LayerId, StackPart, StateDb};
 use crate::upper::UpperDir;
@@ -53,9 +51,6 @@ impl Paths {
 pub struct OpenOptions {
     /// Cache sizes of each image.
     pub reader: ReaderOptions,
-    /// An owner in the image that is somebody else here. Where there are several, the owner of each one's
-    /// root is taken instead.
-    pub owners: Option<OwnerMap>,
 }
 
 impl Union {
@@ -90,7 +85,7 @@ impl Union {
                 StackPart::Image(image) => {
                     let mut layer = open_image(&db, &paths, image, options)?;
                     if let Some(links) = &links {
-                        layer = layer.with_owners_of_its_own()?.in_stack(links.clone());
+                        layer = layer.in_stack(links.clone());
                     }
                     layers.insert(0, Arc::new(layer));
                 }
@@ -142,6 +137,7 @@ impl Union {
             inos: Mutex::new(0..0),
             syncing_dirs: Mutex::new(()),
             needs_mending: AtomicBool::new(false),
+            went_back: AtomicBool::new(false),
         };
         // A commit that was interrupted before anything else was changed never began.
         union.unrotate()?;
@@ -179,5 +175,6 @@ pub fn open_image(
     let row = db.image(image)?.ok_or_else(missing)?;
     let id_map = db.id_map(image)?.ok_or_else(missing)?;
     let file = Image::open(paths.images.join(&row.file), options.reader.clone())?;
-    ImageLayer::new(file, id_map, options.owners)
+    let links = Arc::new(overlay::counted_links(db, image)?);
+    Ok(ImageLayer::new(file, id_map).with_links(links))
 }

@@ -20,7 +20,7 @@ use super::{Error, Result};
 use crate::object::{Ino, Kind};
 use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
-use crate::state::{BadIdMap, IdMap, IdRun, StateDb};
+use crate::state::{BadIdMap, IdMap, IdRun, ImageId, StateDb};
 
 /// Fact of the database: link counts that differ from what the images say.
 const LINKS: &str = "links";
@@ -29,7 +29,7 @@ const LINKS: &str = "links";
 const RESERVED: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// Number of names, of objects of which the images say another.
-pub(super) type Links = BTreeMap<Ino, u32>;
+pub type Links = BTreeMap<Ino, u32>;
 
 /// Returns true for an attribute that is overlayfs's own.
 pub(super) fn is_reserved(name: &[u8]) -> bool {
@@ -67,7 +67,29 @@ pub fn identify(db: &StateDb, images: &[Image]) -> Result<Vec<IdMap>> {
 
 /// Reads what [`identify`] stored.
 pub(super) fn links(db: &StateDb) -> Result<Links> {
-    let bytes = db.meta(LINKS)?.unwrap_or_default();
+    stored(db, LINKS)
+}
+
+/// Stores how many names objects of an image have, of which it says another number: the last name to go
+/// takes the object along. For an image that is by itself.
+pub fn count_links(db: &StateDb, image: ImageId, links: Links) -> Result<()> {
+    if links.is_empty() {
+        return Ok(());
+    }
+    Ok(db.set_meta(&links_of(image), &to_bytes(&links))?)
+}
+
+/// Reads what [`count_links`] stored.
+pub(super) fn counted_links(db: &StateDb, image: ImageId) -> Result<Links> {
+    stored(db, &links_of(image))
+}
+
+fn links_of(image: ImageId) -> String {
+    format!("{LINKS}/{image}")
+}
+
+fn stored(db: &StateDb, key: &str) -> Result<Links> {
+    let bytes = db.meta(key)?.unwrap_or_default();
     from_bytes(&bytes)
         .ok_or_else(|| Error::Inconsistent("link counts of the images are cut short".to_owned()))
 }
@@ -94,7 +116,7 @@ fn merge(images: &[Image]) -> Result<(Vec<IdMap>, Links)> {
             map_of(&walk.merged, inodes, free).map_err(bad_map)?
         };
         free = free.max(map.max_ino().map_or(0, |ino| ino.0) + 1);
-        let layer = ImageLayer::new(image.clone(), map.clone(), None)?.in_stack(Arc::default());
+        let layer = ImageLayer::new(image.clone(), map.clone()).in_stack(Arc::default());
         layers.insert(0, Arc::new(layer));
         maps.insert(0, map);
     }

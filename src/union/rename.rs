@@ -9,6 +9,7 @@ use super::remove::Remains;
 use super::{Result, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, RowChange};
+use crate::sys::durable;
 
 /// How a rename treats what has the new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +183,15 @@ impl Union {
                 Err(e) => self.mend_later("content is under its old name", &e),
             }
         }
+        if replaced.is_some()
+            && row.data == DataPlace::Upper
+            && let Some(file) = state.upper.cached_file(ino)
+        {
+            // As ext4 and others do it where one file replaces another, for programs that write a new
+            // version and rename it over the old one without a sync. Of names in layers below the host
+            // knows nothing.
+            durable::begin_to_write(&file);
+        }
         if content.is_some() {
             state.note_unsynced(dir);
             state.note_unsynced(new_dir);
@@ -280,6 +290,6 @@ impl State {
         let Some(parent) = self.find_dir(dir)? else {
             return Ok(false);
         };
-        Ok(self.upper.backing_ino(parent.as_fd(), name).is_ok())
+        Ok(self.upper.has(parent.as_fd(), name))
     }
 }

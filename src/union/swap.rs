@@ -1,6 +1,7 @@
 //! Changing the stack under a live view: rotation, a new image, and throwing changes away.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::delta::Delta;
 use super::stack::LowerStack;
@@ -143,6 +144,7 @@ impl Union {
         let frozen = state.frozen_dirs();
         state.end_epoch(frozen)?;
         publish(fresh)?;
+        self.went_back.store(true, Ordering::Relaxed);
         let mut stale = delta_invalidations(&state.delta);
         for layer in state.lower.layers() {
             if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {

@@ -17,11 +17,12 @@
 mod scan;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -395,9 +396,21 @@ impl UpperDir {
         })
     }
 
-    /// Returns the host inode number of what lies under a name.
+    /// Returns which file on the host lies under a name.
     pub fn backing_ino(&self, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<u64> {
-        Ok(fstatat(dir, name(component), AtFlags::AT_SYMLINK_NOFOLLOW)?.st_ino)
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let there = File::from(self.open_at(dir, component, flags, Mode::empty())?);
+        Ok(identity(&there.metadata()?))
+    }
+
+    /// Returns which file on the host an open one is.
+    pub fn backing_ino_of(&self, file: &File) -> io::Result<u64> {
+        Ok(identity(&file.metadata()?))
+    }
+
+    /// Returns true if there is something under a name.
+    pub fn has(&self, dir: BorrowedFd<'_>, component: &[u8]) -> bool {
+        fstatat(dir, name(component), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// Makes the names in a physical directory durable.
@@ -459,11 +472,36 @@ impl UpperDir {
                 Ok(()) => return Ok(Some(to)),
                 Err(Errno::EEXIST) => {}
                 Err(Errno::ENOENT) => return Ok(None),
+                // File systems without RENAME_NOREPLACE. Nobody else makes names there.
+                Err(Errno::EINVAL) if to.symlink_metadata().is_err() => {
+                    let strays = nix::fcntl::AT_FDCWD;
+                    return match nix::fcntl::renameat(dir, name(component), strays, &to) {
+                        Ok(()) => Ok(Some(to)),
+                        Err(Errno::ENOENT) => Ok(None),
+                        Err(e) => Err(e),
+                    };
+                }
+                Err(Errno::EINVAL) => {}
                 Err(e) => return Err(e),
             }
         }
         Err(Errno::EEXIST)
     }
+}
+
+/// Which file it is on the host: a number that no other file has had. Inode numbers are given again, some
+/// at once, so the time when it was made counts too, where the file system keeps that.
+fn identity(meta: &Metadata) -> u64 {
+    let Ok(born) = meta.created().map(Timestamp::from) else {
+        return meta.ino();
+    };
+    let mut hash = blake3::Hasher::new();
+    hash.update(&meta.ino().to_le_bytes());
+    hash.update(&born.secs.to_le_bytes());
+    hash.update(&born.nanos.to_le_bytes());
+    let mut short = [0; 8];
+    hash.finalize_xof().fill(&mut short);
+    u64::from_le_bytes(short)
 }
 
 fn rename(from: BorrowedFd<'_>, old: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> Result<(), Errno> {

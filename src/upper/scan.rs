@@ -5,10 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::UpperDir;
+use super::{UpperDir, identity};
 use crate::object::Ino;
 
 /// One file or link found in a layer directory.
@@ -18,7 +17,7 @@ pub struct Found {
     pub path: Vec<Box<[u8]>>,
     /// Whether it lies in `work`.
     pub in_work: bool,
-    /// Host inode number.
+    /// Which file it is on the host ([`identity`]).
     pub backing_ino: u64,
     /// Size in bytes.
     pub size: u64,
@@ -43,7 +42,7 @@ impl UpperDir {
                     found.push(Found {
                         path: path.iter().map(|c| Box::from(c.as_bytes())).collect(),
                         in_work,
-                        backing_ino: meta.ino(),
+                        backing_ino: identity(&meta),
                         size: meta.len(),
                     });
                 }

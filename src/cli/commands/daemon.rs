@@ -10,6 +10,9 @@ use crate::daemon::host;
 /// Serve an environment (started by envfs itself).
 #[derive(Debug, ClapArgs)]
 pub struct Args {
+    /// Let the user do in the mount what root may.
+    #[arg(long)]
+    fakeroot: bool,
     /// Environment.
     name: String,
 }
@@ -27,7 +30,7 @@ impl Args {
             Err(_) => (String::new(), crate::daemon::runtime::RuntimeDir::open()?),
         };
         host::run(&id, &runtime, || match found {
-            Ok(env) => backend::mount(&env.environment),
+            Ok(env) => backend::mount(&env.environment, self.fakeroot),
             Err(error) => Err(to_failure(error)),
         })
         .map_err(CommandError::from)

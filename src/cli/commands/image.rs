@@ -344,7 +344,7 @@ fn verify_image(context: &Context, file: &Path, json: bool) -> Result<()> {
             blocks: report.blocks,
             fragments: report.fragments,
             stored_bytes: report.stored_bytes,
-            link_mismatches: report.link_mismatches,
+            link_mismatches: report.wrong_links.len() as u64,
         });
     }
     context.output.note(format!(

@@ -9,6 +9,7 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::direct::{self, DirectMount};
+use crate::sys::process;
 use crate::sys::text::Text;
 
 /// Mount an environment at its prefix, or any image anywhere.
@@ -23,7 +24,7 @@ use crate::sys::text::Text;
 /// is a helper of mount(8).
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs mount science\n  cd \"$(envfs mount science)\"\n  envfs mount --image science.sqfs --upper ~/changes /mnt\n  envfs mount --image science.sqfs -o ro /mnt\n  envfs mount --image site.sqfs --image base.sqfs --upper ~/changes /mnt"
+    after_help = "Examples:\n  envfs mount science\n  cd \"$(envfs mount science)\"\n  envfs mount --fakeroot science\n  envfs mount --image science.sqfs --upper ~/changes /mnt\n  envfs mount --image science.sqfs -o ro /mnt\n  envfs mount --image site.sqfs --image base.sqfs --upper ~/changes /mnt"
 )]
 pub struct Args {
     /// Environment [default: the active one]; with --image the directory to mount at.
@@ -37,7 +38,11 @@ pub struct Args {
     /// Keep the state of the changes in this file [default: state.db in the directory of changes].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Mount options: ro, allow_other, fsname=NAME, subtype=NAME, suid, dev, image=, upper=, state=,
+    /// Let whoever mounts do in the mount what root may, and nobody else enter: change owners, which are
+    /// kept and shown, and read and write whatever the permissions say.
+    #[arg(long)]
+    fakeroot: bool,
+    /// Mount options: ro, allow_other, fakeroot, fsname=NAME, subtype=NAME, suid, dev, image=, upper=, state=,
     /// lowerdir=IMAGE:IMAGE.
     #[arg(short, value_name = "OPTION,…")]
     options: Vec<OsString>,
@@ -47,6 +52,10 @@ impl Args {
     /// Does it.
     pub fn run(&self, context: &Context) -> Result<()> {
         let options = Options::parse(self)?;
+        if options.fakeroot && process::user_id() == 0 {
+            return Err(CommandError::usage("root needs no --fakeroot")
+                .hint("leave it out: root may do everything in a mount"));
+        }
         if !options.images.is_empty() {
             return self.mount_images(&options);
         }
@@ -63,7 +72,7 @@ impl Args {
             None => None,
         };
         let env = context.environment(name)?;
-        env.ensure_mounted()?;
+        env.ensure_mounted_with(self.fakeroot)?;
         context
             .output
             .line(env.target.prefix.as_os_str().as_bytes())
@@ -79,6 +88,11 @@ impl Args {
                 CommandError::usage("a directory is needed that takes the changes")
                     .hint("--upper DIR, or read only: -o ro"),
             );
+        }
+        if options.fakeroot && options.allow_other {
+            return Err(CommandError::usage(
+                "fakeroot and allow_other exclude each other: nobody would be checked",
+            ));
         }
         if options.upper.is_none() && options.state.is_some() {
             return Err(CommandError::usage("--state is of no use without --upper"));
@@ -104,6 +118,7 @@ impl Args {
             read_only: options.read_only,
             allow_other: options.allow_other,
             trust_content: options.trust_content,
+            fakeroot: options.fakeroot,
         };
         if !what.has_mount_point() {
             return Err(CommandError::usage(format!(
@@ -143,6 +158,7 @@ struct Options {
     read_only: bool,
     allow_other: bool,
     trust_content: bool,
+    fakeroot: bool,
 }
 
 impl Options {
@@ -156,6 +172,7 @@ impl Options {
             read_only: false,
             allow_other: false,
             trust_content: false,
+            fakeroot: args.fakeroot,
         };
         for word in args
             .options
@@ -186,6 +203,7 @@ impl Options {
             (b"ro", None) => self.read_only = true,
             (b"rw", None) => self.read_only = false,
             (b"allow_other", None) => self.allow_other = true,
+            (b"fakeroot", None) => self.fakeroot = true,
             (b"suid" | b"dev", None) => self.trust_content = true,
             (b"nosuid" | b"nodev", None) => self.trust_content = false,
             // Always so, or said to mount(8) and of no concern here.

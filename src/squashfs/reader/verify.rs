@@ -1,7 +1,7 @@
 //! Checking a whole image: every inode reached, every block expanded.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -45,9 +45,9 @@ pub struct VerifyReport {
     pub fragments: u64,
     /// Stored bytes of those blocks.
     pub stored_bytes: u64,
-    /// Objects, other than directories, with more or fewer names than links. Some writers do
-    /// not count links.
-    pub link_mismatches: u64,
+    /// How many names the objects have, by inode number, that have more or fewer than links, but for
+    /// directories. Some writers do not count links.
+    pub wrong_links: BTreeMap<u32, u32>,
     /// Directories whose link count is not their subdirectories + 2. Some writers count entries.
     pub directory_link_mismatches: u64,
 }
@@ -235,11 +235,12 @@ fn walk(
         tick(walk.report.inodes)?;
     }
     let mut report = walk.report;
-    report.link_mismatches = walk
+    report.wrong_links = walk
         .seen
-        .values()
-        .filter(|seen| !seen.directory && seen.names != seen.nlink)
-        .count() as u64;
+        .iter()
+        .filter(|(_, seen)| !seen.directory && seen.names != seen.nlink)
+        .map(|(number, seen)| (*number, seen.names))
+        .collect();
     report.unreached = u64::from(image.superblock().inodes).saturating_sub(report.inodes);
     Ok(report)
 }

@@ -1,6 +1,7 @@
 //! What programs hold while changes are thrown away.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -76,5 +77,37 @@ fn a_removed_directory_that_somebody_is_in_comes_back_alive() {
         drop(sleeper);
         assert_eq!(fs::read(dir.join("new")).unwrap(), b"new", "{words:?}");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "{words:?}");
+    }
+}
+
+#[test]
+fn who_appends_goes_on_where_the_end_is_after_changes_are_thrown_away() {
+    for words in [
+        &["discard", "-y", "e"][..],
+        &["discard", "-y", "e", "file"],
+        &["rollback", "-y", "e", "1"],
+    ] {
+        let Some((env, prefix)) = mounted() else {
+            return;
+        };
+        let path = prefix.join("file");
+        // Once from behind the end that is back, once from before it.
+        for (change, size) in [("longer and longer", 17), ("", 0)] {
+            let mut log = fs::File::options().append(true).open(&path).unwrap();
+            fs::write(&path, change).unwrap();
+            assert_eq!(log.metadata().unwrap().len(), size);
+            env.envfs(words).ok();
+            log.write_all(b" more").unwrap();
+            log.write_all(b" and more").unwrap();
+            assert_eq!(
+                String::from_utf8(fs::read(&path).unwrap()).unwrap(),
+                "charlie more and more",
+                "{words:?} {change}"
+            );
+            log.write_all(b".").unwrap();
+            assert_eq!(log.metadata().unwrap().len(), 22, "{words:?} {change}");
+            drop(log);
+            env.envfs(words).ok();
+        }
     }
 }

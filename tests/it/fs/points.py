@@ -657,6 +657,23 @@ def holes_and_data_are_found():
 
 
 @point
+def what_is_written_through_a_mapping_is_data():
+    for path in ["sparse", "made"]:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, 3 << 20)
+        with mmap.mmap(fd, 3 << 20) as view:
+            view[2 << 20] = view[(2 << 20) + (512 << 10)] = 1
+            assert os.lseek(fd, 3 << 19, os.SEEK_DATA) == 2 << 20
+            hole = os.lseek(fd, 2 << 20, os.SEEK_HOLE)
+            assert 2 << 20 < hole < (2 << 20) + (512 << 10), hole
+            view[hole] = view[0] = 1
+            assert os.lseek(fd, 2 << 20, os.SEEK_HOLE) > hole
+            assert os.lseek(fd, hole, os.SEEK_DATA) == hole and os.lseek(fd, 0, os.SEEK_DATA) == 0
+            view[5] = 2
+        assert os.pread(fd, 6, 0) == b"\x01\0\0\0\0\x02"
+
+
+@point
 def ranges_are_copied_between_files():
     original = read("big")
     source, target = os.open("big", os.O_RDONLY), os.open("copy", os.O_RDWR | os.O_CREAT)

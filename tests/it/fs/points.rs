@@ -137,6 +137,7 @@ points! { everywhere:
     direct_reads_and_writes
     space_is_allocated_punched_and_zeroed
     holes_and_data_are_found
+    what_is_written_through_a_mapping_is_data
     ranges_are_copied_between_files
     reads_and_writes_of_all_shapes
     flocks_exclude_other_processes

@@ -3,4 +3,5 @@
 
 mod costs;
 mod files;
+mod links;
 mod sharing;

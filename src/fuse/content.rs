@@ -1,0 +1,229 @@
+//! Requests about what is in files. Those that may take long are answered by other threads.
+
+use std::sync::atomic::Ordering;
+
+use fuser::{Errno, OpenFlags, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, WriteFlags};
+
+use super::EnvFs;
+use super::counters::Op;
+use super::errno::errno;
+use crate::object::Ino;
+use crate::union::{self, AllocateMode, Union};
+
+impl EnvFs {
+    /// Answers `READ`.
+    pub(super) fn serve_read(&self, ino: Ino, offset: u64, size: u32, reply: ReplyData) {
+        let timed = self.timed_there(Op::Read);
+        let size = size as usize;
+        let reader = match self.union.reader(ino) {
+            Ok(reader) => reader,
+            Err(e) => return reply.error(errno("read", ino.0, &e)),
+        };
+        let is_ready = reader.is_ready(offset, size);
+        let counters = self.counters.clone();
+        let answer = move || {
+            match reader.read(offset, size) {
+                Ok(bytes) => {
+                    let bytes = (*bytes).as_ref();
+                    counters
+                        .read_bytes
+                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    reply.data(bytes);
+                }
+                Err(e) => reply.error(errno("read", ino.0, &e)),
+            }
+            timed.end();
+        };
+        self.run(!is_ready, answer);
+    }
+
+    /// Answers `WRITE`.
+    pub(super) fn serve_write(
+        &self,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        reply: ReplyWrite,
+    ) {
+        let timed = self.timed_there(Op::Write);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let is_cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        // Parts of one large direct write may come in any order.
+        let is_append =
+            flags.0 & nix::libc::O_APPEND != 0 && flags.0 & nix::libc::O_DIRECT == 0 && !is_cached;
+        let (union, counters) = (self.union.clone(), self.counters.clone());
+        let notices = self.notices.clone();
+        let write = move |data: &[u8]| {
+            let mut at = offset;
+            let mut done = match is_append {
+                true => union.append(ino, offset, data, kill).map(|(end, done)| {
+                    at = end;
+                    done
+                }),
+                false => union.write_at(ino, offset, data, kill),
+            };
+            // Of pages that are written back the kernel does not look at the count, so there it is all
+            // or an error: what fitted is no news to anybody.
+            while is_cached
+                && let Ok(written) = done
+                && let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty())
+            {
+                let more = union.write_at(ino, offset + written as u64, rest, kill);
+                done = more.map(|more| written + more);
+            }
+            match done {
+                Ok(written) => {
+                    counters
+                        .written_bytes
+                        .fetch_add(written as u64, Ordering::Relaxed);
+                    reply.written(written as u32);
+                }
+                Err(e) => reply.error(errno("write", ino.0, &e)),
+            }
+            timed.end();
+            if at != offset {
+                // The kernel has put it where it took the end to be.
+                let told = notices.clone();
+                notices.run(move || told.settle(ino, 0, None));
+            }
+        };
+        if self.union.brings_up_much(ino) {
+            let data = data.to_vec();
+            self.pool.run(move || write(&data));
+        } else {
+            write(data);
+        }
+    }
+
+    /// Answers `FALLOCATE`.
+    pub(super) fn serve_fallocate(
+        &self,
+        ino: Ino,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        kill: bool,
+        reply: ReplyEmpty,
+    ) {
+        const KEEP: i32 = nix::libc::FALLOC_FL_KEEP_SIZE;
+        const PUNCH: i32 = nix::libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+        const ZERO: i32 = nix::libc::FALLOC_FL_ZERO_RANGE;
+        const ZERO_KEEP: i32 = ZERO | KEEP;
+        let mode = match mode {
+            0 => AllocateMode::Reserve { keep_size: false },
+            KEEP => AllocateMode::Reserve { keep_size: true },
+            PUNCH => AllocateMode::PunchHole,
+            ZERO => AllocateMode::ZeroRange { keep_size: false },
+            ZERO_KEEP => AllocateMode::ZeroRange { keep_size: true },
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        let union = self.union.clone();
+        let is_long = self.union.brings_up_much(ino);
+        let timed = self.timed_there(Op::Space);
+        let allocate = move || {
+            match union.allocate(ino, offset, length, mode, kill) {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno("fallocate", ino.0, &e)),
+            }
+            timed.end();
+        };
+        self.run(is_long, allocate);
+    }
+
+    /// Answers `LSEEK`.
+    pub(super) fn serve_lseek(&self, ino: Ino, offset: i64, whence: i32, reply: ReplyLseek) {
+        let timed = self.timed_there(Op::Space);
+        let hole = match whence {
+            nix::libc::SEEK_DATA => false,
+            nix::libc::SEEK_HOLE => true,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let answer = move |found: union::Result<u64>| {
+            match found {
+                Ok(at) => reply.offset(at as i64),
+                Err(e) => reply.error(errno("lseek", ino.0, &e)),
+            }
+            timed.end();
+        };
+        let found = self.union.seek(ino, offset, hole);
+        if hole_at(&self.union, ino, offset, hole, &found).is_none() {
+            return answer(found);
+        }
+        // In what is a hole as far as is known here, there may be what was written through a mapping.
+        let (union, notices) = (self.union.clone(), self.notices.clone());
+        self.notices.run(move || {
+            let mut found = found;
+            while let Some(start) = hole_at(&union, ino, offset, hole, &found) {
+                notices.settle(ino, start, union.seek(ino, start, false).ok());
+                let before = found.ok();
+                found = union.seek(ino, offset, hole);
+                if !hole || found.as_ref().ok() == before.as_ref() {
+                    break;
+                }
+            }
+            answer(found);
+        });
+    }
+
+    /// Answers `COPY_FILE_RANGE`.
+    pub(super) fn serve_copy(
+        &self,
+        from: (Ino, u64),
+        to: (Ino, u64),
+        len: u64,
+        kill: bool,
+        reply: ReplyWrite,
+    ) {
+        // The answer counts in 32 bits; the caller comes back for the rest.
+        let len = len.min(1 << 30);
+        let union = self.union.clone();
+        // However little it is, both files may have to be read from somewhere slow.
+        let timed = self.timed_there(Op::Space);
+        self.pool.run(move || {
+            match union.copy_range(from.0, from.1, to.0, to.1, len, kill) {
+                Ok(copied) => reply.written(copied as u32),
+                Err(e) => reply.error(errno("copy_file_range", from.0.0, &e)),
+            }
+            timed.end();
+        });
+    }
+
+    /// Answers `FSYNC`.
+    pub(super) fn serve_fsync(&self, ino: Ino, data_only: bool, reply: ReplyEmpty) {
+        let timed = self.timed_there(Op::Sync);
+        let union = self.union.clone();
+        self.pool.run(move || {
+            match union.sync(ino, data_only) {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno("fsync", ino.0, &e)),
+            }
+            timed.end();
+        });
+    }
+}
+
+/// Where the hole begins that an answer to `lseek` depends on: the one that was looked for, or that lies
+/// before the data that was.
+fn hole_at(
+    union: &Union,
+    ino: Ino,
+    offset: u64,
+    hole: bool,
+    found: &union::Result<u64>,
+) -> Option<u64> {
+    match (hole, found) {
+        (true, Ok(at)) => Some(*at).filter(|at| union.attr(ino).is_ok_and(|attr| *at < attr.size)),
+        (true, Err(_)) => None,
+        (false, Ok(at)) => Some(offset).filter(|offset| offset < at),
+        // No data from there on.
+        (false, Err(union::Error::Posix(nix::errno::Errno::ENXIO))) => {
+            Some(offset).filter(|offset| union.attr(ino).is_ok_and(|attr| *offset < attr.size))
+        }
+        (false, Err(_)) => None,
+    }
+}

@@ -1,0 +1,197 @@
+//! Who owns what: images of others, and `fakeroot`.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{TestEnv, has, images, run};
+
+/// Owners in the image of `root`, of which `own` is the user's and `other` a third one's.
+fn image_of_root(env: &TestEnv, at: &str) {
+    env.sh("mkdir tree; for n in own other plain secret; do echo $n >tree/$n; done; chmod 600 tree/secret")
+        .ok();
+    let (uid, gid) = (env.user().uid(), env.user().gid());
+    let mut pack = Command::new("/bin/sh");
+    pack.current_dir(env.work()).args([
+        "-ec",
+        &format!(
+            "chown -R 0:0 tree; chown {uid}:{gid} tree/own; chown 4242:4242 tree/other
+             mksquashfs tree {at} -no-progress -quiet; chmod 644 {at}"
+        ),
+    ]);
+    run(pack).ok();
+}
+
+/// `path uid/gid` of everything in an image, as others read it.
+fn owners_in(env: &TestEnv, image: &Path) -> Vec<String> {
+    let mut list = env.command("unsquashfs");
+    list.arg("-lln").arg(image);
+    let out = run(list).ok().out;
+    let mut found: Vec<String> = out
+        .lines()
+        .filter(|line| line.contains("squashfs-root"))
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let name = words[5].trim_start_matches("squashfs-root");
+            format!("{} {}", name.trim_start_matches('/'), words[1])
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn owners_in_an_image_of_others_stay_whatever_is_written_anew() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    if !has("mksquashfs") || !has("unsquashfs") {
+        return;
+    }
+    image_of_root(&env, "root.sqfs");
+    let (uid, gid) = (env.user().uid(), env.user().gid());
+    env.envfs(&["import", "-q", "root.sqfs", "e"]).ok();
+    let at = env.mount("e").display().to_string();
+    let look = format!("cd '{at}'; stat -c '%n %u/%g' . *");
+    let seen = format!(
+        ". {uid}/{gid}\nother 4242/4242\nown {uid}/{gid}\nplain {uid}/{gid}\nsecret {uid}/{gid}\n"
+    );
+    assert_eq!(env.sh(&look).ok().out, seen);
+    let expected = |more: &[&str]| {
+        let mut all: Vec<String> = ["0/0", "other 4242/4242", "plain 0/0", "secret 0/0"]
+            .map(String::from)
+            .to_vec();
+        all[0] = String::from(" 0/0");
+        all.push(format!("own {uid}/{gid}"));
+        all.extend(more.iter().map(|line| String::from(*line)));
+        all.sort();
+        all
+    };
+    // Content, mode, and a new name for each; then everything.
+    env.sh(&format!(
+        "cd '{at}'; echo more >>own; chmod 640 plain; echo new >new; mkdir dir; : >dir/file"
+    ))
+    .ok();
+    for options in [
+        &["commit", "-q", "e"][..],
+        &["commit", "-q", "--rebuild", "e"],
+    ] {
+        env.envfs(options).ok();
+        assert_eq!(
+            owners_in(&env, &images::current(&env, "e")),
+            expected(&["dir 0/0", "dir/file 0/0", "new 0/0"]),
+            "{options:?}"
+        );
+        let all = env
+            .sh(&format!("cd '{at}'; find . -user {uid} | wc -l"))
+            .ok();
+        assert_eq!(all.line(), "7", "all but what is somebody else's");
+        env.sh(&format!("touch '{at}/plain'")).ok();
+    }
+    // The number of the image's owner cannot be told from the user's: it is nobody's to have. The user
+    // may say again who they are.
+    env.sh(&format!(
+        "cd '{at}'; chown {uid}:{gid} plain own; chgrp {gid} new"
+    ))
+    .ok();
+    env.envfs(&["commit", "-q", "e"]).ok();
+    env.verify("e");
+}
+
+#[test]
+fn a_user_with_fakeroot_gives_files_away_and_reads_what_is_not_theirs() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    if !has("mksquashfs") || !has("unsquashfs") {
+        return;
+    }
+    image_of_root(&env, "root.sqfs");
+    let (uid, gid) = (env.user().uid(), env.user().gid());
+    env.envfs(&["import", "-q", "root.sqfs", "e"]).ok();
+    let at = env.mount("e").display().to_string();
+    let refused = env.sh(&format!("chown 4242:4242 '{at}/plain'"));
+    assert!(refused.err.contains("not permitted"), "{refused}");
+    env.envfs(&["mount", "--fakeroot", "e"])
+        .fails(5, &["already", "envfs unmount e"]);
+    env.envfs(&["unmount", "e"]).ok();
+
+    env.envfs(&["mount", "--fakeroot", "e"]).ok();
+    // Again it is what it is already; and who asks for less gets it, too.
+    env.envfs(&["mount", "--fakeroot", "e"]).ok();
+    env.envfs(&["mount", "e"]).ok();
+    let look = format!("cd '{at}'; stat -c '%n %u/%g %a' . *");
+    env.sh(&format!(
+        "cd '{at}'; test $(stat -c %u secret) = 0; cat secret; : >new; echo more >>other
+         chown 0:0 new; chown 7:8 plain; chmod 0 new; echo written >>new; chown -h 9:9 . ; chgrp 5 own
+         test ! -x secret; chmod 711 other; test -x other; ! ./secret 2>/dev/null"
+    ))
+    .ok();
+    let seen = format!(
+        ". 9/9 755\nnew 0/0 0\nother 4242/4242 711\nown {uid}/5 644\nplain 7/8 644\nsecret 0/0 600\n"
+    );
+    assert_eq!(env.sh(&look).ok().out, seen);
+    env.envfs(&["commit", "-q", "e"]).ok();
+    assert_eq!(env.sh(&look).ok().out, seen, "a commit changes nothing");
+    let kept = owners_in(&env, &images::current(&env, "e"));
+    assert!(kept.contains(&String::from("plain 7/8")), "{kept:?}");
+    assert!(kept.contains(&String::from(" 9/9")), "{kept:?}");
+
+    // Without it the user is again who owns what the image's owner owns, and no more.
+    env.sh(&format!("chown 0:0 '{at}/own'; chown 12 '{at}/plain'"))
+        .ok();
+    env.envfs(&["unmount", "e"]).ok();
+    env.mount("e");
+    let seen = format!(
+        ". 9/9 755\nnew {uid}/{gid} 0\nother 4242/4242 711\nown {uid}/{gid} 644\nplain 12/8 644\nsecret {uid}/{gid} 600\n"
+    );
+    assert_eq!(env.sh(&look).ok().out, seen);
+    let refused = env.sh(&format!("echo x >>'{at}/plain'"));
+    assert!(refused.err.contains("ermission denied"), "{refused}");
+    env.sh(&format!("echo x >>'{at}/own'")).ok();
+    env.verify("e");
+}
+
+#[test]
+fn an_image_by_itself_can_be_mounted_with_fakeroot() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    if !has("mksquashfs") {
+        return;
+    }
+    image_of_root(&env, "root.sqfs");
+    env.sh("mkdir at").ok();
+    let with = |options: &str| {
+        env.envfs(&[
+            "mount",
+            "--image",
+            "root.sqfs",
+            "--upper",
+            "up",
+            "-o",
+            options,
+            "at",
+        ])
+    };
+    with("fakeroot,allow_other").fails(2, &["exclude each other"]);
+    with("fakeroot").ok();
+    let done = env.sh("cd at; chown 3:4 own; stat -c %u:%g own plain; cat secret");
+    assert_eq!(done.ok().out, "3:4\n0:0\nsecret\n");
+    env.sh("fusermount3 -u at").ok();
+    with("rw").ok();
+    let (uid, gid) = (env.user().uid(), env.user().gid());
+    let done = env.sh("cd at; stat -c %u:%g own plain");
+    assert_eq!(done.ok().out, format!("3:4\n{uid}:{gid}\n"));
+    env.sh("fusermount3 -u at").ok();
+}
+
+#[test]
+fn root_is_told_that_it_needs_no_fakeroot() {
+    let Some(env) = TestEnv::new() else { return };
+    if env.user().uid() != 0 {
+        return crate::support::skip_allowed("not root");
+    }
+    env.import_sample("e");
+    env.envfs(&["mount", "--fakeroot", "e"])
+        .fails(2, &["root needs no"]);
+}
