@@ -236,23 +236,6 @@ impl StateDb {
         })
     }
 
-    /// Stores the digest of an image's file.
-    pub fn set_image_digest(&self, id: ImageId, digest: &[u8]) -> Result<()> {
-        const DOING: &str = "store the digest of an image";
-        self.write(Durability::Process, DOING, |conn| {
-            let changed = conn
-                .execute(
-                    "UPDATE image SET digest = ?2 WHERE id = ?1",
-                    params![id.0, digest],
-                )
-                .map_err(|e| self.sql(DOING, e))?;
-            match changed {
-                0 => Err(self.conflict(DOING, format!("there is no image {id}"))),
-                _ => Ok(()),
-            }
-        })
-    }
-
     /// Forgets an image that no revision and no layer of the stack uses. Its file is removed
     /// after this, by the caller.
     pub fn forget_image(&self, id: ImageId) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -45,25 +45,10 @@ impl StateDb {
         Ok(())
     }
 
-    /// Forgets a fact.
-    pub fn remove_meta(&self, key: &str) -> Result<()> {
-        const DOING: &str = "forget a fact of the environment";
-        self.write(Durability::Power, DOING, |conn| {
-            conn.execute("DELETE FROM meta WHERE key = ?1", [key])
-                .map_err(|e| self.sql(DOING, e))?;
-            Ok(())
-        })
-    }
-
     /// Returns the path where the environment is mounted.
     pub fn prefix(&self) -> Result<Option<PathBuf>> {
         let bytes = self.meta(PREFIX)?;
         Ok(bytes.map(|bytes| PathBuf::from(OsStr::from_bytes(&bytes))))
-    }
-
-    /// Stores the path where the environment is mounted.
-    pub fn set_prefix(&self, prefix: &Path) -> Result<()> {
-        self.set_meta(PREFIX, prefix.as_os_str().as_bytes())
     }
 
     /// Returns the identity of the environment, which a rename does not change.
@@ -97,14 +82,6 @@ impl StateDb {
     pub fn reserve_inos(&self, count: u64) -> Result<Range<u64>> {
         self.write(Durability::Process, "reserve object ids", |conn| {
             self.take(conn, "ino", count, "reserve object ids")
-        })
-    }
-
-    /// Sees to it that no object id below `at_least` is ever given.
-    pub fn raise_next_ino(&self, at_least: u64) -> Result<()> {
-        const DOING: &str = "raise the counter of object ids";
-        self.write(Durability::Process, DOING, |conn| {
-            self.raise(conn, "ino", at_least, DOING)
         })
     }
 

@@ -226,16 +226,6 @@ impl StateDb {
         Ok(())
     }
 
-    /// Moves the log into the database and empties it, as far as other readers allow.
-    pub fn checkpoint(&self) -> Result<()> {
-        if self.mode != JournalMode::Wal {
-            return Ok(());
-        }
-        let conn = self.lock();
-        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-            .map_err(|e| self.sql("checkpoint the state database", e))
-    }
-
     /// Closes the database, reporting what `drop` would swallow.
     pub fn close(self) -> Result<()> {
         self.settle()?;

@@ -270,11 +270,6 @@ impl StateDb {
     }
 
     /// Returns true when the layer has no rows at all: nothing was changed in it.
-    pub fn layer_is_empty(&self, layer: LayerId) -> Result<bool> {
-        const DOING: &str = "ask whether a layer has rows";
-        self.read(DOING, |conn| self.layer_is_empty_in(conn, layer, DOING))
-    }
-
     pub(super) fn layer_is_empty_in(
         &self,
         conn: &Connection,
