@@ -54,8 +54,9 @@ pub struct OpenOptions {
 }
 
 impl Union {
-    /// Opens the writable view of an environment. If it was not closed cleanly, rows and files are
-    /// reconciled first; what was found is returned. Cost follows the changes, not the image.
+    /// Opens the writable view of an environment. If it was not closed cleanly, or has been copied since,
+    /// rows and files are reconciled first; what was found is returned. Cost follows the changes, not the
+    /// image.
     ///
     /// The caller holds the environment's lock: there is one view at a time.
     pub fn open(
@@ -68,6 +69,9 @@ impl Union {
         let home = paths.identity()?;
         let known = db.meta(HOME)?;
         let is_copy = known.as_ref().is_some_and(|known| *known != home);
+        // However orderly the end of what was copied: its host inode numbers are other files' here, and
+        // the next end may be less orderly.
+        let to_reconcile = unclean || is_copy;
         let mut done = Reconciled::default();
         let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
         let mut top = None;
@@ -96,7 +100,7 @@ impl Union {
                     let below = Arc::new(LowerStack::new(layers.clone()));
                     let upper = UpperDir::open(&paths.layer(part.id), &paths.strays)?;
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
-                    if unclean {
+                    if to_reconcile {
                         let found = reconcile(&db, part.id, &mut delta, &upper, &below, is_copy)?;
                         done.add(found);
                     }
@@ -114,6 +118,7 @@ impl Union {
                 "the stack has no writable layer".to_owned(),
             ));
         };
+        // After the rows have the numbers of this copy: else an end between the two would leave the old.
         if known.as_ref() != Some(&home) {
             db.set_meta(HOME, &home)?;
         }

@@ -1,4 +1,4 @@
-//! Mends an upper layer that was not closed cleanly: rows decide what exists, files are brought to
+//! Mends an upper layer that was not closed cleanly, or was copied: rows decide what exists, files are brought to
 //! where the rows say, and what no row knows is set aside. Doing it twice changes nothing more.
 
 use std::collections::HashMap;

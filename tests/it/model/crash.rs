@@ -475,14 +475,8 @@ fn a_copied_store_is_known_again() {
     );
 }
 
-#[test]
-fn in_a_copied_store_places_count_and_numbers_do_not() {
-    let mut bench = Bench::imported();
-    make(bench.union(), "", "x", b"of x");
-    make(bench.union(), "", "y", b"of y");
-    let before = Tree::read(bench.union());
-    bench.kill();
-    // In the copy each has the number that the other had.
+/// Makes of the home a copy in which `x` and `y` have each the host inode number that the other had.
+fn copy_with_exchanged_numbers(bench: &Bench) {
     let layer = fs::read_dir(bench.home().join("layers")).unwrap().next();
     let upper = layer.unwrap().unwrap().path().join("upper");
     let (x, y, aside) = (upper.join("x"), upper.join("y"), upper.join("aside"));
@@ -499,11 +493,29 @@ fn in_a_copied_store_places_count_and_numbers_do_not() {
     }
     fs::remove_dir(bench.home()).unwrap();
     fs::rename(aside, bench.home()).unwrap();
-    let mended = bench.open();
-    assert_eq!((mended.renumbered, mended.moved), (2, 0), "{mended:?}");
-    without_times(before).assert_is(&Tree::read(bench.union()));
-    bench.kill();
-    assert!(bench.open().is_nothing());
+}
+
+#[test]
+fn in_a_copied_store_places_count_and_numbers_do_not() {
+    for is_clean in [false, true] {
+        let mut bench = Bench::imported();
+        make(bench.union(), "", "x", b"of x");
+        make(bench.union(), "", "y", b"of y");
+        let before = without_times(Tree::read(bench.union()));
+        if is_clean {
+            bench.close();
+        } else {
+            bench.kill();
+        }
+        copy_with_exchanged_numbers(&bench);
+        let mended = bench.open();
+        assert_eq!((mended.renumbered, mended.moved), (2, 0), "{mended:?}");
+        before.assert_is(&Tree::read(bench.union()));
+        // The copy is what it is about from now on, also after an end that is not clean.
+        bench.kill();
+        assert!(bench.open().is_nothing());
+        before.assert_is(&Tree::read(bench.union()));
+    }
 }
 
 #[test]
