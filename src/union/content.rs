@@ -311,8 +311,10 @@ impl Union {
         if let Some(upper) = work {
             upper.sync_dir(upper.work())?;
         }
-        if let Some(dir) = dir {
-            self.sync_dirs_to(dir)?;
+        if let Some(dir) = dir
+            && !self.sync_dirs_to(dir)?
+        {
+            return self.sync_all();
         }
         Ok(self.db.sync()?)
     }
@@ -325,7 +327,9 @@ impl Union {
     }
 
     /// Syncs the physical directories from the root to `dir` that have changed since they were synced.
-    fn sync_dirs_to(&self, dir: Ino) -> Result<()> {
+    /// Returns false, and syncs none, while changes are frozen: the names may be in a directory of theirs,
+    /// and a commit may have begun since the caller looked.
+    pub(super) fn sync_dirs_to(&self, dir: Ino) -> Result<bool> {
         // Who finds nothing left to do must not return before another has done it.
         let _turn = self
             .syncing_dirs
@@ -334,13 +338,16 @@ impl Union {
         let mut changed = Vec::new();
         {
             let state = self.read();
+            if state.has_frozen() {
+                return Ok(false);
+            }
             let mut unsynced = state.unsynced_dirs();
             if unsynced.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             let chain = match state.chain(dir) {
                 // Removed meanwhile, and so without a name to keep.
-                Err(Error::Posix(Errno::ESTALE)) => return Ok(()),
+                Err(Error::Posix(Errno::ESTALE)) => return Ok(true),
                 chain => chain?,
             };
             for at in std::iter::once(Ino::ROOT).chain(chain.into_iter().map(|(at, _)| at)) {
@@ -357,7 +364,8 @@ impl Union {
         synced.inspect_err(|_: &Error| {
             let state = self.read();
             all.iter().for_each(|at| state.note_unsynced(*at));
-        })
+        })?;
+        Ok(true)
     }
 
     /// Returns the content of an object for writing, copied up if it is not in the upper yet.

@@ -50,6 +50,8 @@ mod remove;
 mod rename;
 mod stack;
 mod swap;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
