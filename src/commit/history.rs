@@ -20,7 +20,7 @@ use crate::squashfs::reader::{VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
 use crate::union::{
-    Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, Union, open_image,
+    Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, SharedListing, Union, open_image,
 };
 
 /// The images of a stack, as a stack of their own.
@@ -48,12 +48,12 @@ pub fn discard(
     let changes = union.changes()?;
     let db = workspace.db();
     fault::point("discard.begun");
-    let stale = union.drop_uppers(images_of(union), true, |fresh| {
+    let dropped = union.drop_uppers(images_of(union), true, |fresh| {
         db.discard_all(fresh)?;
         fault::point("discard.flipped");
         Ok(())
     })?;
-    Ok((changes, stale.unwrap_or_default()))
+    Ok((changes, dropped.map(|((), stale)| stale).unwrap_or_default()))
 }
 
 /// What a rollback did.
@@ -100,38 +100,41 @@ pub fn rollback(
     let before = images_of(union);
     let after = Arc::new(LowerStack::new(vec![layer]));
     fault::point("rollback.begun");
-    let mut revision = None;
     let note = new_revision(&format!("roll back to revision {}", target.id), command);
     // It looks again: there may be changes since the first look.
-    let stale = union.drop_uppers(after.clone(), discard_changes, |fresh| {
-        revision = Some(db.rollback_to(target.id, fresh, &note)?.revision);
+    let dropped = union.drop_uppers(after.clone(), discard_changes, |fresh| {
+        let revision = db.rollback_to(target.id, fresh, &note)?.revision;
         fault::point("rollback.flipped");
-        Ok(())
+        Ok(revision)
     })?;
-    let mut stale = stale.ok_or(CommitError::Uncommitted)?;
-    different_names(&before, &after, &mut stale)?;
+    // From here on it has happened, whatever else fails.
+    let (revision, mut stale) = dropped.ok_or(CommitError::Uncommitted)?;
+    different_names(&before, &after, &mut stale);
     // Which content differs would have to be read to be known.
     stale.extend(union.nodes().held().into_iter().map(Invalidation::Object));
     Ok(RolledBack {
-        revision: revision.ok_or(CommitError::NoEarlier)?,
+        revision,
         of: target.id,
         stale,
     })
 }
 
-/// Adds every name in which two trees differ.
-fn different_names(
-    before: &LowerStack,
-    after: &LowerStack,
-    stale: &mut Vec<Invalidation>,
-) -> Result<()> {
+/// Adds every name in which two trees differ. Of a directory that cannot be read in one of them, all
+/// names differ that it has in the other: what a revision is brought back from may be damaged.
+fn different_names(before: &LowerStack, after: &LowerStack, stale: &mut Vec<Invalidation>) {
+    let list = |stack: &LowerStack, dir| {
+        stack.list(dir).unwrap_or_else(|e| {
+            tracing::warn!(%dir, "the kernel may not be told of every name that is another now: {e}");
+            SharedListing::default()
+        })
+    };
     let mut pending = vec![Ino::ROOT];
     let mut seen: HashSet<Ino> = HashSet::new();
     while let Some(dir) = pending.pop() {
         if !seen.insert(dir) {
             continue;
         }
-        let (old, new) = (before.list(dir)?, after.list(dir)?);
+        let (old, new) = (list(before, dir), list(after, dir));
         for (name, ino, kind) in old.iter() {
             if new.find(name).is_none_or(|(now, _)| now != ino) {
                 stale.push(Invalidation::Entry {
@@ -155,7 +158,6 @@ fn different_names(
             }
         }
     }
-    Ok(())
 }
 
 /// What `gc` is to keep.

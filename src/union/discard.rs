@@ -12,7 +12,7 @@ mod rows;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use super::changes::Comparison;
+use super::changes::{Comparison, is_among};
 use super::{Change, Error, Invalidation, Result, Union};
 use plan::Plan;
 
@@ -60,15 +60,19 @@ impl Union {
                 self.nodes.revive(*ino);
             }
         }
-        let after: HashSet<Vec<u8>> = Comparison::new(state, &base)
-            .run()?
-            .into_iter()
-            .map(|c| c.path)
-            .collect();
-        let gone = before
-            .into_iter()
-            .filter(|change| !after.contains(&change.path))
-            .collect();
+        // It has happened, so what fails now only makes the answer less exact.
+        let gone = match Comparison::new(state, &base).run() {
+            Ok(after) => {
+                let after: HashSet<Vec<u8>> = after.into_iter().map(|c| c.path).collect();
+                let is_gone = |change: &Change| !after.contains(&change.path);
+                before.into_iter().filter(is_gone).collect()
+            }
+            Err(e) => {
+                tracing::warn!("what is left of the changes cannot be compared: {e}");
+                let was_named = |change: &Change| is_among(&change.path, paths);
+                before.into_iter().filter(was_named).collect()
+            }
+        };
         Ok((gone, stale))
     }
 }

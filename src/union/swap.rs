@@ -124,16 +124,17 @@ impl Union {
     }
 
     /// Throws all changes away: the writable layer and frozen ones. `publish` does it in the database,
-    /// with the fresh writable layer that it is given. Returns what the kernel must forget.
+    /// with the fresh writable layer that it is given. Returns what that returned, and what the kernel must
+    /// forget.
     ///
     /// Unless changes `may_go`, does nothing and returns `None` where there are any: whoever looked
     /// before did not see what was written since.
-    pub fn drop_uppers(
+    pub fn drop_uppers<T>(
         &self,
         lower: Arc<LowerStack>,
         may_go: bool,
-        publish: impl FnOnce(LayerId) -> Result<()>,
-    ) -> Result<Option<Vec<Invalidation>>> {
+        publish: impl FnOnce(LayerId) -> Result<T>,
+    ) -> Result<Option<(T, Vec<Invalidation>)>> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
@@ -143,7 +144,8 @@ impl Union {
         let (fresh, upper) = self.fresh_upper()?;
         let frozen = state.frozen_dirs();
         state.end_epoch(frozen)?;
-        publish(fresh)?;
+        let published = publish(fresh)?;
+        // It has happened: what fails from here on must not look as if it had not.
         self.went_back.store(true, Ordering::Relaxed);
         let mut stale = delta_invalidations(&state.delta);
         for layer in state.lower.layers() {
@@ -158,14 +160,18 @@ impl Union {
         // What had lost its last name by a change has it back.
         let held = std::mem::take(&mut state.orphans);
         for (ino, orphan) in held {
-            if state.lower.attr(ino)?.is_none() {
-                state.orphans.insert(ino, orphan);
-            } else {
+            let is_back = state.lower.attr(ino).map(|attr| attr.is_some());
+            if is_back.unwrap_or_else(|e| {
+                tracing::warn!(%ino, "kept as an object without a name: {e}");
+                false
+            }) {
                 self.nodes.revive(ino);
                 stale.push(Invalidation::Object(ino));
+            } else {
+                state.orphans.insert(ino, orphan);
             }
         }
-        Ok(Some(stale))
+        Ok(Some((published, stale)))
     }
 }
 

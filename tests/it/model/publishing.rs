@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use envfs::commit::{self, CommitOptions};
+use envfs::object::Ino;
 use envfs::progress::Silent;
+use envfs::squashfs::{Image, ReaderOptions};
+use envfs::union::Invalidation;
 
 use super::bench::Bench;
 use super::crash::{find, make};
@@ -70,6 +74,38 @@ fn an_image_is_kept_until_it_is_certain_that_it_was_not_published() {
     bench.commit(&CommitOptions::default()).unwrap();
     find(bench.union(), "a/new");
     assert_eq!(names(&images).len(), before.len() + 1);
+}
+
+#[test]
+fn a_rollback_from_a_damaged_image_happens_and_is_told() {
+    let mut bench = Bench::imported();
+    let first = bench.workspace().db().current_revision().unwrap().unwrap();
+    let before = Tree::read(bench.union());
+    make(bench.union(), "a", "new", b"new");
+    bench.commit(&CommitOptions::default()).unwrap();
+    let db = bench.workspace().db();
+    let image = db.current_revision().unwrap().unwrap().image.unwrap();
+    let file = bench
+        .home()
+        .join("images")
+        .join(db.image(image).unwrap().unwrap().file);
+    bench.close();
+    let opened = Image::open(&file, ReaderOptions::default()).unwrap();
+    let listings = opened.superblock().directory_table as usize;
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[listings + 2..listings + 40].fill(0xa5);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&file, bytes).unwrap();
+    bench.open();
+    let union = bench.union();
+    assert!(union.lower().list(Ino::ROOT).is_err());
+    let done = commit::rollback(bench.workspace(), Some(first.id), false, "test").unwrap();
+    assert_eq!(done.of, first.id);
+    // Any name may be another now, for all that is known.
+    let name = Box::from(b"many".as_slice());
+    let dir = Ino::ROOT;
+    assert!(done.stale.contains(&Invalidation::Entry { dir, name }));
+    before.assert_is(&Tree::read(union));
 }
 
 #[test]
