@@ -13,7 +13,7 @@ use super::overlay;
 use super::reconcile::{Reconciled, reconcile};
 use super::{Error, FrozenLayer, ImageLayer, Layer, LowerStack, Nodes, Result, State, Union};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{ImageId, LayerId, StackPart, StateDb};
+use crate::state::{DataPlace, ImageId, LayerId, StackPart, StateDb};
 use crate::upper::UpperDir;
 
 /// The fact of which directory the rows are about.
@@ -98,8 +98,8 @@ impl Union {
                         layers.push(Arc::new(EmptyLayer));
                     }
                     let below = Arc::new(LowerStack::new(layers.clone()));
-                    let upper = UpperDir::open(&paths.layer(part.id), &paths.strays)?;
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
+                    let upper = open_upper(&db, &paths, part.id, &delta)?;
                     if to_reconcile {
                         let found = reconcile(&db, part.id, &mut delta, &upper, &below, is_copy)?;
                         done.add(found);
@@ -162,6 +162,32 @@ impl Union {
     /// Where the parts of the environment are.
     pub fn paths(&self) -> &Paths {
         &self.paths
+    }
+}
+
+/// Opens the directory of a layer of the stack. It is made where no row says that it has content, since
+/// nothing is missing then: the first mount comes here before there is one, and some who copy trees leave
+/// empty directories out.
+fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Result<UpperDir> {
+    let path = paths.layer(layer);
+    let has_content = delta
+        .inodes
+        .values()
+        .any(|row| row.data == DataPlace::Upper);
+    if !has_content {
+        return Ok(UpperDir::make(&path, &paths.strays)?);
+    }
+    match UpperDir::open(&path, &paths.strays) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            // Whatever is there when it is opened next, rows and files must be compared.
+            db.mark_unclean()?;
+            Err(Error::Inconsistent(format!(
+                "{} is not there, where the content of changed files is; put it back, or make it, empty, \
+                 to give that content up",
+                path.join("upper").display()
+            )))
+        }
+        opened => Ok(opened?),
     }
 }
 

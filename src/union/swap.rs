@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::delta::Delta;
 use super::stack::LowerStack;
-use super::{FrozenLayer, Layer, Result, State, Union};
+use super::{Error, FrozenLayer, Layer, Result, State, Union};
 use crate::object::Ino;
 use crate::state::LayerId;
 use crate::upper::UpperDir;
@@ -90,8 +90,13 @@ impl Union {
     /// Makes the directory of a new writable layer, durably, before any row names it.
     fn fresh_upper(&self) -> Result<(LayerId, Arc<UpperDir>)> {
         let fresh = self.db.reserve_layer()?;
-        let upper = UpperDir::open(&self.paths.layer(fresh), &self.paths.strays)?;
-        crate::sys::durable::sync_dir(&self.paths.layers)?;
+        let path = self.paths.layer(fresh);
+        if path.symlink_metadata().is_ok() {
+            let what = "is there already, though no layer has had its number: \
+                        is the state database older than its files?";
+            return Err(Error::Inconsistent(format!("{} {what}", path.display())));
+        }
+        let upper = UpperDir::make(&path, &self.paths.strays)?;
         Ok((fresh, Arc::new(upper)))
     }
 

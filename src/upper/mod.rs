@@ -17,12 +17,12 @@
 mod scan;
 
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
+use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -34,6 +34,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::object::{Ino, Timestamp};
+use crate::sys::durable::{sync_dir, sync_name};
 use crate::sys::private::make_dir;
 pub use scan::Found;
 
@@ -67,14 +68,31 @@ fn name(bytes: &[u8]) -> &std::ffi::OsStr {
 }
 
 impl UpperDir {
-    /// Opens the layer directory `path` (made with `upper` and `work` inside where missing).
+    /// Makes what is missing of the layer directory `path`, durably, and opens it. The directory above
+    /// must be there.
+    ///
+    /// Only for a layer of which no row says that it has content: what is made is empty.
+    pub fn make(path: &Path, strays: &Path) -> io::Result<UpperDir> {
+        for dir in [path, &path.join("upper"), &path.join("work")] {
+            match DirBuilder::new().mode(0o700).create(dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
+        }
+        sync_dir(path)?;
+        sync_name(path)?;
+        UpperDir::open(path, strays)
+    }
+
+    /// Opens the layer directory `path`, which is there with `upper` inside.
     /// Files found in the way are moved below `strays`, never deleted.
     ///
     /// All of it is for its owner alone: who else could write there would write to the merged view.
     pub fn open(path: &Path, strays: &Path) -> io::Result<UpperDir> {
-        make_dir(path)?;
-        for sub in ["upper", "work"] {
-            make_dir(&path.join(sub))?;
+        // Not made anew: content would count as lost where its directory is only not there now.
+        fs::metadata(path.join("upper"))?;
+        for dir in [path, &path.join("upper"), &path.join("work")] {
+            make_dir(dir)?;
         }
         if strays.exists() {
             make_dir(strays)?;
@@ -520,7 +538,7 @@ fn work_name(ino: Ino) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs::{self, Permissions};
+    use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -534,10 +552,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, strays) = (dir.path().join("layers/1"), dir.path().join("strays"));
         let all = ["layers/1", "layers/1/upper", "layers/1/work", "strays"];
-        let upper = UpperDir::open(&path, &strays).unwrap();
+        make_dir(&dir.path().join("layers")).unwrap();
+        let upper = UpperDir::make(&path, &strays).unwrap();
         fs::write(path.join("upper/found"), "x").unwrap();
         upper.keep_aside(upper.root(), b"found").unwrap();
-        assert_eq!(mode_of(&dir.path().join("layers")), 0o700);
         for place in all.map(|place| dir.path().join(place)) {
             assert_eq!(mode_of(&place), 0o700, "{}", place.display());
             // As an older version made them.
@@ -550,10 +568,30 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_that_is_away_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, strays) = (dir.path().join("layers/1"), dir.path().join("strays"));
+        assert!(
+            UpperDir::make(&path, &strays).is_err(),
+            "without the one above"
+        );
+        fs::create_dir(dir.path().join("layers")).unwrap();
+        assert!(UpperDir::open(&path, &strays).is_err());
+        assert!(!path.exists());
+        UpperDir::make(&path, &strays).unwrap();
+        // Some who copy trees leave empty directories out.
+        fs::remove_dir(path.join("work")).unwrap();
+        UpperDir::open(&path, &strays).unwrap();
+        fs::remove_dir(path.join("upper")).unwrap();
+        assert!(UpperDir::open(&path, &strays).is_err());
+        UpperDir::make(&path, &strays).unwrap();
+    }
+
+    #[test]
     fn any_number_of_strays_of_one_name_has_room() {
         let dir = tempfile::tempdir().unwrap();
         let strays = dir.path().join("strays");
-        let upper = UpperDir::open(&dir.path().join("1"), &strays).unwrap();
+        let upper = UpperDir::make(&dir.path().join("1"), &strays).unwrap();
         let long = vec![0xff; 255];
         for _ in 0..10_001 {
             fs::write(dir.path().join("1/upper/found"), "").unwrap();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use envfs::union::RenameMode;
+use envfs::union::{RenameMode, SetAttr};
 
 use super::bench::Bench;
 use super::crash::{find, make, make_dir, write};
@@ -88,5 +88,60 @@ fn what_is_left_over_is_mended_when_it_is_opened_next() {
     let mended = bench.open();
     assert_eq!((mended.set_aside, mended.lost.len()), (1, 0), "{mended:?}");
     before.assert_is(&Tree::read(bench.union()));
+    bench.remount();
+}
+
+#[test]
+fn a_layer_whose_directory_is_away_is_not_taken_for_empty() {
+    for is_clean in [false, true] {
+        let mut bench = Bench::imported();
+        write(bench.union(), "b/c/deep", b"changed");
+        make(bench.union(), "", "x", b"x");
+        let before = Tree::read(bench.union());
+        let (path, away) = (layer(&bench), bench.home().join("away"));
+        if is_clean {
+            bench.close();
+        } else {
+            bench.kill();
+        }
+        fs::rename(&path, &away).unwrap();
+        let refused = bench.try_open().unwrap_err().to_string();
+        let said = path.join("upper").display().to_string();
+        assert!(refused.contains(&said) && refused.contains("put it back"), "{refused}");
+        assert!(!path.exists());
+        fs::rename(&away, &path).unwrap();
+        assert!(bench.open().is_nothing());
+        before.assert_is(&Tree::read(bench.union()));
+
+        // Given up.
+        bench.close();
+        fs::rename(&path, &away).unwrap();
+        bench.try_open().unwrap_err();
+        fs::create_dir_all(path.join("upper")).unwrap();
+        assert_eq!(bench.open().lost.len(), 2);
+        assert_eq!(content(bench.union(), "b/c/deep"), b"deep down");
+        bench.remount();
+    }
+}
+
+#[test]
+fn a_layer_whose_directory_nothing_needs_is_opened_without_it() {
+    let mut bench = Bench::imported();
+    let mode = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    bench
+        .union()
+        .set_attr(find(bench.union(), "big"), &mode)
+        .unwrap();
+    make_dir(bench.union(), "b", "new");
+    let before = Tree::read(bench.union());
+    let path = layer(&bench);
+    bench.close();
+    fs::remove_dir_all(&path).unwrap();
+    assert!(bench.open().is_nothing());
+    before.assert_is(&Tree::read(bench.union()));
+    write(bench.union(), "big", b"changed");
     bench.remount();
 }
