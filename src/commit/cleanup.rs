@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use super::Result;
 use super::error::Context;
@@ -41,23 +42,35 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Removes the layers whose content went into an image. Returns false if nothing may be removed.
-pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
+/// Returns the first image of the stack that is not there, or is shorter than its row says.
+pub(super) fn missing_image(db: &StateDb, layout: &Layout) -> Result<Option<PathBuf>> {
     for part in db.stack()? {
         let StackPart::Image(id) = part.part else {
             continue;
         };
+        let row = db.image(id)?;
+        let path = |row: &ImageRow| layout.image(&row.file);
         let is_whole = |row: &ImageRow| {
-            let found = fs::metadata(layout.image(&row.file));
+            let found = fs::metadata(path(row));
             found.is_ok_and(|meta| meta.len() >= row.size)
         };
-        if !db.image(id)?.as_ref().is_some_and(is_whole) {
-            // Who opens the view says what is wrong with it.
-            tracing::warn!(
-                "image {id} of the stack is not there, or not whole: nothing is removed"
-            );
-            return Ok(false);
+        if !row.as_ref().is_some_and(is_whole) {
+            let unknown = || layout.image(&Layout::image_file_name(id));
+            return Ok(Some(row.as_ref().map_or_else(unknown, path)));
         }
+    }
+    Ok(None)
+}
+
+/// Removes the layers whose content went into an image. Returns false if nothing may be removed.
+pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
+    if let Some(image) = missing_image(db, layout)? {
+        // Who opens the view says what is wrong with it.
+        tracing::warn!(
+            image = %image.display(),
+            "an image of the stack is not there, or not whole: nothing is removed"
+        );
+        return Ok(false);
     }
     for layer in db.layers()? {
         if layer.role == LayerRole::Retired {

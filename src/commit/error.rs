@@ -46,6 +46,11 @@ pub enum CommitError {
     /// An image's file is not what was written.
     #[error("{0} are not what was written: the disk, or somebody, has changed them")]
     Changed(String),
+    /// An image of the stack is not there, or is shorter than it was.
+    #[error(
+        "{0} is not there, or not whole, and older images may be all that is left: nothing is removed"
+    )]
+    NotWhole(PathBuf),
     /// What was being imported changed meanwhile.
     #[error(
         "{0} changed while it was imported; nothing was kept, import it again when nothing writes to it"

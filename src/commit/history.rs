@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,7 +21,8 @@ use crate::squashfs::reader::{VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
 use crate::union::{
-    Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, SharedListing, Union, open_image,
+    Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, SharedListing, Union,
+    open_image,
 };
 
 /// The images of a stack, as a stack of their own.
@@ -53,7 +55,10 @@ pub fn discard(
         fault::point("discard.flipped");
         Ok(())
     })?;
-    Ok((changes, dropped.map(|((), stale)| stale).unwrap_or_default()))
+    Ok((
+        changes,
+        dropped.map(|((), stale)| stale).unwrap_or_default(),
+    ))
 }
 
 /// What a rollback did.
@@ -191,6 +196,10 @@ pub struct Collected {
 /// Unless it only looks, the caller holds the environment's lock, and nothing else changes the
 /// history meanwhile: what is not needed now could be made current.
 pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected> {
+    // An older image may be all that is left then.
+    if let Some(image) = cleanup::missing_image(db, layout)? {
+        return Err(CommitError::NotWhole(image));
+    }
     let mut done = Collected::default();
     let revisions = db.revisions()?;
     let current = db.current_revision()?.map(|revision| revision.id);
@@ -244,7 +253,12 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         // The row first: a file without a row is garbage, a row without a file would be a loss.
         db.forget_image(image.id)?;
         let path = layout.image(&image.file);
-        fs::remove_file(&path).context("remove", &path)?;
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).context("remove", &path);
+            }
+            _ => {}
+        }
     }
     for layer in trash {
         cleanup::remove_layer(db, layout, layer.id)?;

@@ -467,7 +467,7 @@ impl From<CommitError> for Failure {
                 };
                 Failure::new(kind, with_causes(&error))
             }
-            CommitError::Check(_) | CommitError::Changed(_) => {
+            CommitError::Check(_) | CommitError::Changed(_) | CommitError::NotWhole(_) => {
                 Failure::new(Kind::Damaged, error.to_string())
             }
             other => Failure::new(Kind::System, with_causes(&other)),

@@ -5,10 +5,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use envfs::commit::{self, CommitOptions};
+use envfs::commit::{self, Collected, CommitOptions, GcOptions};
+use envfs::environment::Layout;
 use envfs::object::Ino;
 use envfs::progress::Silent;
 use envfs::squashfs::{Image, ReaderOptions};
+use envfs::state::StateDb;
 use envfs::union::Invalidation;
 
 use super::bench::Bench;
@@ -142,10 +144,40 @@ fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
         );
         assert_eq!(names(&layers), left);
         assert!(names(&images).contains("unknown"));
+        let refused = gc(&bench).unwrap_err().to_string();
+        assert!(refused.contains("nothing is removed"), "{refused}");
     }
     fs::rename(&away, &file).unwrap();
     bench.open();
     expected.assert_is(&Tree::read(bench.union()));
     assert_eq!(names(&layers).len(), 1);
     assert!(!names(&images).contains("unknown"));
+}
+
+/// Collects all garbage of an environment that is not open.
+fn gc(bench: &Bench) -> commit::Result<Collected> {
+    let layout = Layout::new(bench.home());
+    let db = StateDb::open(&layout.state_db()).unwrap();
+    let options = GcOptions {
+        keep: 1,
+        before: None,
+        dry_run: false,
+    };
+    commit::gc(&db, &layout, options)
+}
+
+#[test]
+fn an_image_that_is_gone_already_does_not_keep_garbage_from_being_collected() {
+    let mut bench = Bench::imported();
+    let images = bench.home().join("images");
+    let first = names(&images);
+    make(bench.union(), "a", "new", b"new");
+    bench.commit(&CommitOptions::default()).unwrap();
+    bench.close();
+    for name in first {
+        fs::remove_file(images.join(name)).unwrap();
+    }
+    assert_eq!(gc(&bench).unwrap().images, 1);
+    bench.open();
+    find(bench.union(), "a/new");
 }
