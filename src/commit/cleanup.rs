@@ -1,45 +1,169 @@
 //! What comes after a flip, and after a crash: removing what nothing refers to. Repeatable.
+//!
+//! What cannot be removed is told and stays: it must not keep the environment from being opened.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use walkdir::WalkDir;
 
 use super::Result;
 use super::error::Context;
 use crate::environment::Layout;
-use crate::state::{ImageRow, LayerRole, StackPart, StateDb};
+use crate::state::{FileIds, ImageRow, LayerId, LayerRole, StackPart, StateDb};
 
-/// Removes retired layers, unfinished and unknown images. Never touches the stack, the trash, or an
-/// image of the history. Removes nothing while an image of the stack is not there: what is left over
-/// may then be all there is.
+/// Removes retired layers, unfinished and unknown images, and layer directories of rotations that did not
+/// happen. Never touches the stack, the trash, an image of the history, or what has no name of ours.
+///
+/// Removes nothing while an image of the stack is not there: what is left over may then be all there is.
+/// Nor when the database is older than the files: it knows less than what is there.
 pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
+    let found = Found::list(db, layout)?;
+    found.warn_of_newer();
+    if let Some(beyond) = found.beyond {
+        // What is made from now on must not take their names.
+        db.skip_ids(beyond)?;
+        return Ok(());
+    }
     if !sweep_retired(db, layout)? {
         return Ok(());
     }
-    let known: HashSet<String> = db.images()?.into_iter().map(|image| image.file).collect();
-    let images = layout.images();
-    for entry in fs::read_dir(&images).context("read", &images)? {
-        let entry = entry.context("read", &images)?;
-        if !known.contains(&*entry.file_name().to_string_lossy()) {
-            tracing::info!(file = %entry.path().display(), "removing an image that was not finished");
-            fs::remove_file(entry.path()).context("remove", &entry.path())?;
+    for path in &found.images {
+        tracing::info!(file = %path.display(), "removing an image that was not finished");
+        if let Err(e) = fs::remove_file(path) {
+            tracing::warn!(file = %path.display(), "cannot be removed: {e}");
         }
     }
-    let layers: HashSet<String> = db
-        .layers()?
-        .into_iter()
-        .map(|layer| layer.id.to_string())
-        .collect();
-    let dir = layout.layers();
-    for entry in fs::read_dir(&dir).context("read", &dir)? {
-        let entry = entry.context("read", &dir)?;
-        if !layers.contains(&*entry.file_name().to_string_lossy()) {
-            // Made for a rotation that did not happen: nothing was ever written to it.
-            fs::remove_dir_all(entry.path()).context("remove", &entry.path())?;
+    for path in &found.layers {
+        match remove_empty(path) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                directory = %path.display(),
+                "no row knows this layer, but files are in it: it is left alone"
+            ),
+            Err(e) => tracing::warn!(directory = %path.display(), "cannot be removed: {e}"),
         }
     }
     Ok(())
+}
+
+/// What has names of ours and is in no row.
+struct Found {
+    /// Images, finished or not.
+    images: Vec<PathBuf>,
+    /// Directories of layers.
+    layers: Vec<PathBuf>,
+    /// Those of both that are newer than the database. An id is taken durably before anything has its
+    /// name, so what has one that was never taken is of a later state than the database.
+    newer: Vec<PathBuf>,
+    /// The ids above all that is there, if the database would give lower ones.
+    beyond: Option<FileIds>,
+}
+
+impl Found {
+    fn list(db: &StateDb, layout: &Layout) -> Result<Found> {
+        // First what is there, then what is known: others may be adding to both.
+        let images = entries(&layout.images(), image_id);
+        let layers = entries(&layout.layers(), layer_id);
+        let (given, skipped) = (db.next_ids()?, db.skipped_ids()?);
+        let known: HashSet<String> = db.images()?.into_iter().map(|image| image.file).collect();
+        let is_known = |path: &Path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| known.contains(name))
+        };
+        let mut found = Found {
+            images: Vec::new(),
+            layers: Vec::new(),
+            newer: Vec::new(),
+            beyond: None,
+        };
+        let above = |ids: &[(i64, PathBuf)]| ids.iter().map(|(id, _)| id + 1).max().unwrap_or(1);
+        let beyond = FileIds {
+            images: above(&images),
+            layers: above(&layers),
+        };
+        if beyond.images > given.images || beyond.layers > given.layers {
+            found.beyond = Some(beyond);
+        }
+        for (id, path) in images {
+            if id >= given.images || skipped.images.contains(&id) {
+                found.newer.push(path);
+            } else if !is_known(&path) {
+                found.images.push(path);
+            }
+        }
+        let known: HashSet<i64> = db.layers()?.into_iter().map(|layer| layer.id.0).collect();
+        for (id, path) in layers {
+            if id >= given.layers || skipped.layers.contains(&id) {
+                found.newer.push(path);
+            } else if !known.contains(&id) {
+                found.layers.push(path);
+            }
+        }
+        found.newer.sort_unstable();
+        Ok(found)
+    }
+
+    fn warn_of_newer(&self) {
+        for path in &self.newer {
+            tracing::warn!(path = %path.display(), "newer than the state database: it is left alone");
+        }
+    }
+}
+
+/// Returns images and layer directories that are newer than the database, which must have been put back
+/// from an older copy.
+pub(super) fn newer_than(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
+    Ok(Found::list(db, layout)?.newer)
+}
+
+/// The entries of a directory whose names are ours, with their ids. Others may lie beside them: what NFS
+/// keeps of a file that is removed while it is open, or what somebody put there.
+fn entries(dir: &Path, id_of: impl Fn(&str) -> Option<i64>) -> Vec<(i64, PathBuf)> {
+    let listing = match fs::read_dir(dir) {
+        Ok(listing) => listing,
+        Err(e) => {
+            // Who opens the view says what is wrong with it.
+            tracing::warn!(directory = %dir.display(), "cannot be read: {e}");
+            return Vec::new();
+        }
+    };
+    let found = listing.flatten().filter_map(|entry| {
+        let id = id_of(entry.file_name().to_str()?)?;
+        Some((id, entry.path()))
+    });
+    found.collect()
+}
+
+/// The image that a file is, finished or not.
+fn image_id(name: &str) -> Option<i64> {
+    let number = match name.strip_prefix('.') {
+        Some(rest) => rest.strip_suffix(".sqfs.part")?,
+        None => name.strip_suffix(".sqfs")?,
+    };
+    layer_id(number)
+}
+
+fn layer_id(name: &str) -> Option<i64> {
+    let id: i64 = name.parse().ok()?;
+    (id > 0 && id < i64::MAX && id.to_string() == name).then_some(id)
+}
+
+/// Removes a directory in which there are directories alone. Returns false, and removes nothing, if there
+/// is anything else.
+fn remove_empty(path: &Path) -> io::Result<bool> {
+    let mut dirs = Vec::new();
+    for entry in WalkDir::new(path).follow_root_links(false) {
+        let entry = entry?;
+        if !entry.file_type().is_dir() {
+            return Ok(false);
+        }
+        dirs.push(entry.into_path());
+    }
+    dirs.iter().rev().try_for_each(fs::remove_dir)?;
+    Ok(true)
 }
 
 /// Returns the first image of the stack that is not there, or is shorter than its row says.
@@ -73,19 +197,17 @@ pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
         return Ok(false);
     }
     for layer in db.layers()? {
-        if layer.role == LayerRole::Retired {
-            remove_layer(db, layout, layer.id)?;
+        if layer.role == LayerRole::Retired
+            && let Err(e) = remove_layer(db, layout, layer.id)
+        {
+            tracing::warn!(layer = layer.id.0, "a retired layer cannot be removed: {e}");
         }
     }
     Ok(true)
 }
 
 /// Removes an upper that is not in the stack: its files, then its rows.
-pub(super) fn remove_layer(
-    db: &StateDb,
-    layout: &Layout,
-    layer: crate::state::LayerId,
-) -> Result<()> {
+pub(super) fn remove_layer(db: &StateDb, layout: &Layout, layer: LayerId) -> Result<()> {
     let path = layout.layer(layer);
     match fs::remove_dir_all(&path) {
         Ok(()) => {}
@@ -94,4 +216,45 @@ pub(super) fn remove_layer(
     }
     db.drop_layer_rows(layer)?;
     Ok(db.forget_layer(layer)?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_names_of_ours_have_ids() {
+        for (name, id) in [
+            ("7.sqfs", Some(7)),
+            (".12.sqfs.part", Some(12)),
+            ("12.sqfs.part", None),
+            (".12.sqfs", None),
+            ("07.sqfs", None),
+            ("+7.sqfs", None),
+            ("0.sqfs", None),
+            ("-1.sqfs", None),
+            (".nfs0000001", None),
+            ("unknown", None),
+        ] {
+            assert_eq!(image_id(name), id, "{name}");
+        }
+        assert_eq!((layer_id("3"), layer_id("3.old")), (Some(3), None));
+    }
+
+    #[test]
+    fn what_holds_a_file_is_not_removed_as_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = dir.path().join("3");
+        let deep = layer.join("upper/a/b");
+        fs::create_dir_all(&deep).unwrap();
+        fs::create_dir(layer.join("work")).unwrap();
+        fs::write(deep.join("file"), "").unwrap();
+        assert!(!remove_empty(&layer).unwrap());
+        assert!(layer.join("work").exists());
+        assert!(!remove_empty(&deep.join("file")).unwrap());
+        fs::remove_file(deep.join("file")).unwrap();
+        assert!(remove_empty(&layer).unwrap());
+        assert!(!layer.exists());
+    }
 }

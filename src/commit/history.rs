@@ -301,6 +301,13 @@ pub fn verify(
         problems: db.integrity_check()?,
         ..VerifyOutcome::default()
     };
+    for path in cleanup::newer_than(db, layout)? {
+        outcome.problems.push(format!(
+            "{} is newer than the state database, which seems to have been put back from an older copy; \
+             it is left alone: put the newer database back, or move it away",
+            path.display()
+        ));
+    }
     for image in db.images()? {
         let path = layout.image(&image.file);
         let checked = fs::metadata(&path)

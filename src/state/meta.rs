@@ -12,6 +12,27 @@ use super::{Durability, ImageId, LayerId, StateDb};
 
 const PREFIX: &str = "prefix";
 const CLEAN: &str = "clean";
+/// Which ids of images and layers were not given here, though something has them: first and end of the
+/// images, first and end of the layers, as decimal text.
+const SKIPPED: &str = "skipped";
+
+/// An id of images and one of layers: what has names on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIds {
+    /// Of images.
+    pub images: i64,
+    /// Of layers.
+    pub layers: i64,
+}
+
+/// Ids that somebody else has given, who had this environment in a later state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SkippedIds {
+    /// Of images.
+    pub images: Range<i64>,
+    /// Of layers.
+    pub layers: Range<i64>,
+}
 
 impl StateDb {
     /// Returns a fact by its key.
@@ -91,6 +112,67 @@ impl StateDb {
         self.read(DOING, |conn| {
             let next = counter(conn, "ino").map_err(|e| self.sql(DOING, e))?;
             Ok(next.unwrap_or(FIRST_INO))
+        })
+    }
+
+    /// Returns the ids that the next image and the next layer will have.
+    pub fn next_ids(&self) -> Result<FileIds> {
+        const DOING: &str = "read the counters of images and layers";
+        self.read(DOING, |conn| self.next_ids_in(conn, DOING))
+    }
+
+    fn next_ids_in(&self, conn: &Connection, doing: &'static str) -> Result<FileIds> {
+        let next = |name| match counter(conn, name) {
+            Ok(next) => Ok(next.map_or(1, |next| next as i64)),
+            Err(e) => Err(self.sql(doing, e)),
+        };
+        Ok(FileIds {
+            images: next("image")?,
+            layers: next("layer")?,
+        })
+    }
+
+    /// Returns the ids that [`skip_ids`](Self::skip_ids) has passed over.
+    pub fn skipped_ids(&self) -> Result<SkippedIds> {
+        let Some(value) = self.meta(SKIPPED)? else {
+            return Ok(SkippedIds::default());
+        };
+        let text = String::from_utf8_lossy(&value);
+        let numbers: Vec<i64> = text.split(' ').flat_map(str::parse::<i64>).collect();
+        match numbers[..] {
+            [first, end, first_layer, end_of_layers] => Ok(SkippedIds {
+                images: first..end,
+                layers: first_layer..end_of_layers,
+            }),
+            _ => Err(self.bad_row("meta", format!("value of {SKIPPED}"))),
+        }
+    }
+
+    /// Sees to it that no id below `until` is given, and remembers which of them were not: something has
+    /// them that is newer than this database. Durable when this returns.
+    pub fn skip_ids(&self, until: FileIds) -> Result<()> {
+        const DOING: &str = "skip ids that are in use";
+        let before = self.skipped_ids()?;
+        self.write(Durability::Power, DOING, |conn| {
+            let next = self.next_ids_in(conn, DOING)?;
+            let and = |before: &Range<i64>, next: i64, until: i64| {
+                if next >= until {
+                    before.clone()
+                } else if before.is_empty() {
+                    next..until
+                } else {
+                    before.start..until
+                }
+            };
+            let images = and(&before.images, next.images, until.images);
+            let layers = and(&before.layers, next.layers, until.layers);
+            self.raise(conn, "image", until.images.unsigned_abs(), DOING)?;
+            self.raise(conn, "layer", until.layers.unsigned_abs(), DOING)?;
+            let value = format!(
+                "{} {} {} {}",
+                images.start, images.end, layers.start, layers.end
+            );
+            self.set_meta_in(conn, SKIPPED, value.as_bytes(), DOING)
         })
     }
 

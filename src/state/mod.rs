@@ -44,6 +44,7 @@ pub use history::{
     ImageId, ImageRow, NewImage, NewRevision, Revision, RevisionId, RevisionKind, Tag,
 };
 pub use id_map::{BadIdMap, IdMap, IdRun};
+pub use meta::{FileIds, SkippedIds};
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{
     InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit, RolledBack, StackLayer,

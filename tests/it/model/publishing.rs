@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -125,7 +126,8 @@ fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
     let image = db.current_revision().unwrap().unwrap().image.unwrap();
     let row = db.image(image).unwrap().unwrap();
     let (images, layers) = (bench.home().join("images"), bench.home().join("layers"));
-    fs::write(images.join("unknown"), b"of a commit that was killed").unwrap();
+    let unknown = format!(".{}.sqfs.part", db.reserve_image().unwrap());
+    fs::write(images.join(&unknown), b"of a commit that was killed").unwrap();
     let (file, away) = (images.join(row.file), bench.home().join("away"));
     bench.kill();
 
@@ -143,7 +145,7 @@ fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
             "{refused}"
         );
         assert_eq!(names(&layers), left);
-        assert!(names(&images).contains("unknown"));
+        assert!(names(&images).contains(&unknown));
         let refused = gc(&bench).unwrap_err().to_string();
         assert!(refused.contains("nothing is removed"), "{refused}");
     }
@@ -151,7 +153,7 @@ fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
     bench.open();
     expected.assert_is(&Tree::read(bench.union()));
     assert_eq!(names(&layers).len(), 1);
-    assert!(!names(&images).contains("unknown"));
+    assert!(!names(&images).contains(&unknown));
 }
 
 /// Collects all garbage of an environment that is not open.
@@ -180,4 +182,89 @@ fn an_image_that_is_gone_already_does_not_keep_garbage_from_being_collected() {
     assert_eq!(gc(&bench).unwrap().images, 1);
     bench.open();
     find(bench.union(), "a/new");
+}
+
+#[test]
+fn an_older_database_removes_and_overwrites_nothing() {
+    let mut bench = Bench::imported();
+    bench.close();
+    let layout = Layout::new(bench.home());
+    let (images, layers) = (layout.images(), layout.layers());
+    let older = fs::read(layout.state_db()).unwrap();
+    bench.open();
+    let original = Tree::read(bench.union());
+    for n in 0..3 {
+        make(bench.union(), "a", &format!("new{n}"), b"new");
+        bench.commit(&CommitOptions::default()).unwrap();
+    }
+    make(bench.union(), "b", "changed", b"changed");
+    let newest = Tree::read(bench.union());
+    bench.close();
+    let newer = fs::read(layout.state_db()).unwrap();
+    let (all_images, all_layers) = (names(&images), names(&layers));
+    let files: Vec<_> = all_images.iter().map(|name| images.join(name)).collect();
+    let content: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+
+    fs::write(layout.state_db(), older).unwrap();
+    let problems = || {
+        let db = StateDb::open(&layout.state_db()).unwrap();
+        let threads = NonZeroUsize::MIN;
+        let found = commit::verify(&db, &layout, threads, &Silent).unwrap();
+        found.problems
+    };
+    let told = problems();
+    assert_eq!(told.len(), 4, "three images and a layer: {told:?}");
+    assert!(told[0].contains("newer than"), "{told:?}");
+    bench.open();
+    original.assert_is(&Tree::read(bench.union()));
+    for n in 0..4 {
+        make(bench.union(), "a", &format!("other{n}"), b"other");
+        bench.commit(&CommitOptions::default()).unwrap();
+        bench.remount();
+        assert!(names(&images).is_superset(&all_images));
+        assert!(names(&layers).is_superset(&all_layers));
+    }
+    assert_eq!(problems(), told, "as long as they are there");
+    let now: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    assert!(now == content);
+
+    // And back: now the others are newer.
+    bench.close();
+    let all_images = names(&images);
+    fs::write(layout.state_db(), newer).unwrap();
+    bench.open();
+    newest.assert_is(&Tree::read(bench.union()));
+    bench.remount();
+    assert_eq!(names(&images), all_images);
+}
+
+#[test]
+fn odd_entries_are_left_alone_and_nothing_waits_for_them() {
+    let mut bench = Bench::imported();
+    let db = bench.workspace().db().clone();
+    let (image, layer) = (db.reserve_image().unwrap(), db.reserve_layer().unwrap());
+    let full = db.reserve_layer().unwrap();
+    drop(db);
+    bench.close();
+    let layout = Layout::new(bench.home());
+    let image = layout.image(&Layout::image_file_name(image));
+    fs::create_dir(&image).unwrap();
+    fs::write(layout.layer(layer), b"a file").unwrap();
+    fs::create_dir_all(layout.upper(full)).unwrap();
+    fs::write(layout.upper(full).join("kept"), b"kept").unwrap();
+    let others = [".nfs0000000000000001", "notes.txt", "lost+found"];
+    for name in others {
+        fs::write(layout.images().join(name), b"").unwrap();
+        fs::create_dir_all(layout.layers().join(name).join("in it")).unwrap();
+    }
+    let before = (names(&layout.images()), names(&layout.layers()));
+    bench.open();
+    make(bench.union(), "a", "new", b"new");
+    bench.commit(&CommitOptions::default()).unwrap();
+    bench.remount();
+    assert!(names(&layout.images()).is_superset(&before.0));
+    for name in ["notes.txt", &layer.to_string(), &full.to_string()] {
+        assert!(names(&layout.layers()).contains(name), "{name}");
+    }
+    assert!(layout.upper(full).join("kept").exists());
 }
