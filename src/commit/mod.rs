@@ -42,9 +42,9 @@ use crate::squashfs::writer::{
     AppendOptions, CarryMode, ImageWriter, Monitor, WriteError, WriteStats, WriterOptions,
 };
 use crate::squashfs::{Compression, CompressorId, Image};
-use crate::state::{ImageId, ImageRow, LayerId, NewImage, PublishCommit, RevisionId, StateDb};
+use crate::state::{ImageRow, LayerId, NewImage, PublishCommit, RevisionId, StateError};
 use crate::sys::durable::sync_name;
-use crate::union::{ImageLayer, Invalidation, LowerStack};
+use crate::union::{self, ImageLayer, Invalidation, LowerStack};
 use amend::Amendment;
 use error::Context;
 use import::Extent;
@@ -285,17 +285,11 @@ fn commit_frozen(
     // From here on the image may be the current one, whatever comes back.
     named.keep();
     let published = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?));
-    let (revision, stale) = match published {
-        Ok(published) => published,
-        Err(e) => {
-            if is_unpublished(db, id) {
-                drop(Unfinished(path));
-            } else {
-                tracing::warn!(file = %path.display(), "kept until the next open: it may be in use");
-            }
-            return Err(e.into());
-        }
-    };
+    let (revision, stale) = published.inspect_err(|e| match e {
+        // The next open knows whether it is needed.
+        union::Error::State(StateError::InDoubt { .. }) => {}
+        _ => drop(Unfinished(path)),
+    })?;
     phases.publish = lap(&mut began);
     fault::point("commit.flipped");
     // The layers to remove are read through it.
@@ -317,15 +311,6 @@ fn commit_frozen(
         phases,
         stale,
     }))
-}
-
-/// After publishing an image has failed: is it certain that it has not happened?
-///
-/// A transaction that could not be made durable may be found whole after a crash. Not so once another
-/// is durable that was made without it: in SQLite's log it begins where that one began.
-fn is_unpublished(db: &StateDb, id: ImageId) -> bool {
-    // An id that nobody needs is the least that can be written.
-    db.reserve_image().is_ok() && matches!(db.image(id), Ok(None))
 }
 
 /// The time since `began`, which is set to now.

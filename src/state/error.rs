@@ -86,6 +86,15 @@ pub enum StateError {
         /// The database.
         path: PathBuf,
     },
+    /// It is not known whether a change has happened, so that nothing may come after it.
+    #[error(
+        "{path}: it is not known whether a change of the state database has happened; \
+         reopen the environment, which then knows"
+    )]
+    InDoubt {
+        /// The database.
+        path: PathBuf,
+    },
     /// A file operation failed.
     #[error("{path}: cannot {doing}: {source}")]
     Io {

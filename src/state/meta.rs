@@ -38,11 +38,18 @@ impl StateDb {
     /// Returns a fact by its key.
     pub fn meta(&self, key: &str) -> Result<Option<Vec<u8>>> {
         const DOING: &str = "read a fact of the environment";
-        self.read(DOING, |conn| {
-            conn.prepare_cached("SELECT value FROM meta WHERE key = ?1")
-                .and_then(|mut s| s.query_row([key], |row| row.get(0)).optional())
-                .map_err(|e| self.sql(DOING, e))
-        })
+        self.read(DOING, |conn| self.meta_in(conn, key, DOING))
+    }
+
+    pub(super) fn meta_in(
+        &self,
+        conn: &Connection,
+        key: &str,
+        doing: &'static str,
+    ) -> Result<Option<Vec<u8>>> {
+        conn.prepare_cached("SELECT value FROM meta WHERE key = ?1")
+            .and_then(|mut s| s.query_row([key], |row| row.get(0)).optional())
+            .map_err(|e| self.sql(doing, e))
     }
 
     /// Stores a fact; durable when this returns.

@@ -6,12 +6,14 @@
 //!   program, which SQLite gets later with many others. It survives the death of this process at once, and power loss after [`StateDb::sync`].
 //! - Whatever *publishes* ([`rotate`](StateDb::rotate), [`publish_commit`](StateDb::publish_commit),
 //!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to) and the
-//!   clean flag) is one transaction, and durable when it returns.
+//!   clean flag) is one transaction, and durable when it returns. An error means that it has not happened
+//!   (`doubt`).
 //!
 //! Lock order: a [`StateDb`] has one lock around its connection and, taken after it or alone, one
 //! around its redo log; both are taken last and held only for one transaction or one record. No
 //! callback runs under them.
 
+mod doubt;
 mod error;
 mod history;
 mod id_map;
@@ -96,6 +98,10 @@ pub struct StateDb {
     /// The count up to which all is known to be durable.
     synced: AtomicU64,
     sync_failed: AtomicBool,
+    /// Whether it is not known if a durable transaction has happened, so that nothing may come after it.
+    in_doubt: AtomicBool,
+    #[cfg(test)]
+    failing: Mutex<std::collections::VecDeque<doubt::Fails>>,
     /// Changes of rows go through it, once it is kept.
     redo: OnceLock<settle::Log>,
 }
@@ -309,6 +315,9 @@ impl StateDb {
             written: AtomicU64::new(1),
             synced: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
+            #[cfg(test)]
+            failing: Mutex::default(),
             redo: OnceLock::new(),
         })
     }
@@ -332,7 +341,8 @@ impl StateDb {
         self.conn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `change` as one transaction that happens whole or not at all.
+    /// Runs `change` as one transaction that happens whole or not at all. Of one that is to survive power
+    /// loss it is certain whether it has happened, unless the error is [`StateError::InDoubt`].
     fn write<T>(
         &self,
         durability: Durability,
@@ -340,6 +350,7 @@ impl StateDb {
         change: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
         let conn = self.lock();
+        self.unless_in_doubt()?;
         self.settle_in(&conn)?;
         let raise = durability == Durability::Power && self.mode == JournalMode::Wal;
         if raise {
@@ -359,7 +370,10 @@ impl StateDb {
             conn.pragma_update(None, "synchronous", "FULL")
                 .map_err(|e| self.sql(doing, e))?;
         }
-        let outcome = self.transaction(&conn, doing, change);
+        let outcome = match durability {
+            Durability::Process => self.transaction(&conn, doing, change),
+            Durability::Power => self.certain_transaction(&conn, doing, change),
+        };
         if raise {
             let lowered = conn.pragma_update(None, "synchronous", "NORMAL");
             if let Err(e) = lowered {
@@ -382,15 +396,10 @@ impl StateDb {
         doing: &'static str,
         change: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
-        let run = |sql: &str| {
-            conn.prepare_cached(sql)
-                .and_then(|mut statement| statement.execute([]))
-                .map_err(|e| self.sql(doing, e))
-        };
-        run("BEGIN IMMEDIATE")?;
+        self.begin(conn, doing)?;
         let _rollback = Rollback(conn);
         let value = change(conn)?;
-        run("COMMIT")?;
+        self.commit(conn, doing)?;
         Ok(value)
     }
 
@@ -402,12 +411,7 @@ impl StateDb {
     ) -> Result<T> {
         let conn = self.lock();
         self.settle_in(&conn)?;
-        let run = |sql: &str| {
-            conn.prepare_cached(sql)
-                .and_then(|mut statement| statement.execute([]))
-                .map_err(|e| self.sql(doing, e))
-        };
-        run("BEGIN")?;
+        self.run(&conn, "BEGIN", doing)?;
         let _rollback = Rollback(&conn);
         read(&conn)
     }

@@ -119,6 +119,7 @@ impl StateDb {
         let Some(log) = self.redo.get() else {
             return Ok(false);
         };
+        self.unless_in_doubt()?;
         // Before the record is there: what fails after that has happened all the same.
         let is_waiting = log.lock().pending() >= WAIT_AT;
         if is_waiting {

@@ -2,12 +2,14 @@
 //! The database as a whole: opening, durability, the stack, the history, the documents.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::object::{Ino, Kind, Timestamp};
 
+mod doubt_tests;
 mod history_tests;
 mod open_tests;
 mod redo_tests;

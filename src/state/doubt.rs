@@ -1,0 +1,149 @@
+//! Transactions whose COMMIT fails.
+//!
+//! An error of COMMIT does not say that nothing has happened: what the transaction wrote may be found whole
+//! after a crash although the sync of it failed, and with a rollback journal it has happened once the
+//! journal is gone, even if that could not be made durable. Who takes it for undone would remove files
+//! that the database names.
+//!
+//! So every durable transaction counts up a number, and when its COMMIT fails another one, durable too,
+//! looks which number is there. In a log the second begins where the first began, or behind it; with a
+//! journal it comes after the first is over. Either way a crash shows what the second saw. If that fails as
+//! well, nothing more is written until the database is opened anew, which sees what is true.
+
+use std::sync::atomic::Ordering;
+
+use rusqlite::{Connection, ffi};
+
+use super::error::{Result, StateError};
+use super::{JournalMode, Rollback, StateDb};
+
+/// The number of the last durable transaction, as decimal text.
+const SERIAL: &str = "serial";
+
+/// What a test lets a COMMIT come to, which then fails.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fails {
+    /// Nothing has happened.
+    Before,
+    /// Nothing has happened, for want of room.
+    Full,
+    /// It has happened.
+    After,
+}
+
+impl StateDb {
+    /// Refuses while it is not known what the database holds.
+    pub(super) fn unless_in_doubt(&self) -> Result<()> {
+        match self.in_doubt.load(Ordering::Acquire) {
+            true => Err(StateError::InDoubt {
+                path: self.path.clone(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Runs `change` as a transaction that has happened if this returns its value, and has not if it
+    /// returns an error other than [`StateError::InDoubt`]. The connection makes transactions durable.
+    pub(super) fn certain_transaction<T>(
+        &self,
+        conn: &Connection,
+        doing: &'static str,
+        change: impl FnOnce(&Connection) -> Result<T>,
+    ) -> Result<T> {
+        let (value, serial, error) = {
+            self.begin(conn, doing)?;
+            let _rollback = Rollback(conn);
+            let value = change(conn)?;
+            let serial = self.serial_in(conn, doing)? + 1;
+            self.set_serial_in(conn, serial, doing)?;
+            match self.commit(conn, doing) {
+                Ok(()) => return Ok(value),
+                Err(e) if has_surely_failed(&e) => return Err(e),
+                Err(e) => (value, serial, e),
+            }
+        };
+        if self.mode == JournalMode::Wal && is_failed_sync(&error) {
+            // As final as where the sync is ours: it was of all that lies before it in the log, too.
+            self.sync_failed.store(true, Ordering::Release);
+        }
+        let found = self.transaction(conn, doing, |conn| {
+            let found = self.serial_in(conn, doing)?;
+            self.set_serial_in(conn, serial + 1, doing)?;
+            Ok(found)
+        });
+        match found {
+            Ok(found) if found == serial => {
+                tracing::warn!("has happened all the same: {error}");
+                Ok(value)
+            }
+            Ok(_) => Err(error),
+            Err(e) => {
+                tracing::error!("nothing more is written, after {error}: {e}");
+                self.in_doubt.store(true, Ordering::Release);
+                self.unless_in_doubt().and(Err(error))
+            }
+        }
+    }
+
+    fn serial_in(&self, conn: &Connection, doing: &'static str) -> Result<u64> {
+        match self.meta_in(conn, SERIAL, doing)? {
+            None => Ok(0),
+            Some(value) => {
+                let number = std::str::from_utf8(&value)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                number.ok_or_else(|| self.bad_row("meta", format!("value of {SERIAL}")))
+            }
+        }
+    }
+
+    fn set_serial_in(&self, conn: &Connection, serial: u64, doing: &'static str) -> Result<()> {
+        self.set_meta_in(conn, SERIAL, serial.to_string().as_bytes(), doing)
+    }
+
+    pub(super) fn begin(&self, conn: &Connection, doing: &'static str) -> Result<()> {
+        self.run(conn, "BEGIN IMMEDIATE", doing)
+    }
+
+    pub(super) fn commit(&self, conn: &Connection, doing: &'static str) -> Result<()> {
+        #[cfg(test)]
+        if let Some(fails) = self
+            .failing
+            .lock()
+            .ok()
+            .and_then(|mut next| next.pop_front())
+        {
+            if fails == Fails::After {
+                self.run(conn, "COMMIT", doing)?;
+            }
+            let error = ffi::Error::new(match fails {
+                Fails::Full => ffi::SQLITE_FULL,
+                Fails::Before | Fails::After => ffi::SQLITE_IOERR_FSYNC,
+            });
+            return Err(self.sql(doing, rusqlite::Error::SqliteFailure(error, None)));
+        }
+        self.run(conn, "COMMIT", doing)
+    }
+
+    pub(super) fn run(&self, conn: &Connection, sql: &str, doing: &'static str) -> Result<()> {
+        conn.prepare_cached(sql)
+            .and_then(|mut statement| statement.execute([]))
+            .map(drop)
+            .map_err(|e| self.sql(doing, e))
+    }
+}
+
+/// Returns true if a COMMIT that failed in this way has not happened and never will have: there was no
+/// room for what says that it is whole, which is written last, or it never began to write.
+fn has_surely_failed(error: &StateError) -> bool {
+    matches!(error, StateError::Busy { .. }) || error.is_no_space() || error.is_read_only()
+}
+
+fn is_failed_sync(error: &StateError) -> bool {
+    let StateError::Sql { source, .. } = error else {
+        return false;
+    };
+    let code = source.sqlite_error().map(|error| error.extended_code);
+    code == Some(ffi::SQLITE_IOERR_FSYNC)
+}
