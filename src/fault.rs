@@ -2,7 +2,7 @@
 //!
 //! Every multi-step operation names its steps here; tests go through [`POINTS`], so a new step is
 //! covered as soon as it is listed. Only builds with debug assertions listen: the variable
-//! `ENVFS_FAULT` names the point at which the process kills itself.
+//! `ENVFS_FAULT` names the point at which the process kills itself, or something that is to fail.
 
 /// All points, in the order of the steps of each operation.
 pub const POINTS: &[&str] = &[
@@ -21,6 +21,19 @@ pub const POINTS: &[&str] = &[
     "rollback.begun",
     "rollback.flipped",
 ];
+
+/// Returns true if a test wants something to fail that is not a point.
+#[cfg(debug_assertions)]
+pub(crate) fn is_wanted(name: &'static str) -> bool {
+    debug_assert!(!POINTS.contains(&name), "{name} is a point");
+    std::env::var_os("ENVFS_FAULT").is_some_and(|wanted| wanted == name)
+}
+
+/// Nothing is, in builds for users.
+#[cfg(not(debug_assertions))]
+pub(crate) fn is_wanted(_name: &'static str) -> bool {
+    false
+}
 
 /// Dies here, as by `kill -9`, if the environment asks for it.
 #[cfg(debug_assertions)]

@@ -23,32 +23,28 @@ mod exclude;
 mod export;
 mod history;
 mod import;
+mod job;
 mod tree;
 mod workspace;
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::environment::Layout;
 use crate::fault;
-use crate::object::Ino;
 use crate::progress::{Progress, Report};
-use crate::squashfs::writer::{
-    AppendOptions, CarryMode, ImageWriter, Monitor, WriteError, WriteStats, WriterOptions,
-};
-use crate::squashfs::{Compression, CompressorId, Image};
-use crate::state::{ImageRow, LayerId, NewImage, PublishCommit, RevisionId, StateError};
+use crate::squashfs::Compression;
+use crate::squashfs::writer::{Monitor, WriteStats};
+use crate::state::{LayerId, PublishCommit, RevisionId, StateError};
 use crate::sys::durable::sync_name;
 use crate::union::{self, ImageLayer, Invalidation, LowerStack};
-use amend::Amendment;
 use error::Context;
 use import::Extent;
-use tree::Tree;
+use job::{Job, Made};
 
 pub use error::{CommitError, Result};
 pub use export::export_without;
@@ -184,87 +180,27 @@ fn commit_frozen(
     }
     let id = db.reserve_image()?;
     let layout = workspace.env().layout();
-    let unfinished = Unfinished(layout.unfinished_image(id));
-
     let old_row = old_image.map(|id| db.image(id)).transpose()?.flatten();
-    let mut way = choose_way(workspace, options, old_row.as_ref(), old_layer);
-    let mut because = None;
     let job = Job {
         workspace,
         options,
         view: view.clone(),
         old: old_layer,
-        path: &unfinished.0,
+        old_row,
+        id,
+        unfinished: Unfinished(layout.unfinished_image(id)),
+        path: layout.image(&Layout::image_file_name(id)),
         progress,
     };
-    let amended = match job.amendment(way, old_row.as_ref())? {
-        Some(amendment) => match job.write_amendment(amendment) {
-            Err(CommitError::Write(WriteError::Amend(why))) => {
-                tracing::info!("all tables are written: {why}");
-                None
-            }
-            written => Some(written),
-        },
-        None => None,
-    };
-    let written = match amended.unwrap_or_else(|| job.write(way, false)) {
-        // What is refused before it begins would be refused at every commit to come.
-        Err(CommitError::Write(WriteError::Carry(why))) if way != Way::Rebuild => {
-            tracing::info!("the old image cannot be carried on ({why}): building it anew");
-            way = Way::Rebuild;
-            because = Some(why);
-            job.write(way, true)?
-        }
-        written => written?,
-    };
-    let Written {
+    let Made {
+        image,
+        layer,
+        named,
         stats,
-        ids,
-        fresh,
-        pushed,
-        plan,
-    } = written;
-    let before = old_row.filter(|_| pushed.is_some());
-    let dead_bytes = stats.data.dead_bytes + before.as_ref().map_or(0, |row| row.dead_bytes);
-    let tables_appended =
-        stats.tables_appended + before.and_then(|row| row.tables_appended).unwrap_or(0);
-    phases.plan = plan;
-    phases.data = stats.data_time;
-    phases.tables = stats.table_time;
-    fault::point("commit.written");
-    let file_name = Layout::image_file_name(id);
-    let path = layout.image(&file_name);
+        way,
+        because,
+    } = job.run(&mut phases)?;
     let mut began = Instant::now();
-    let file = name(&unfinished, &path)?;
-    let named = Unfinished(path.clone());
-    fault::point("commit.named");
-    let kept = match (way, old_image, old_layer) {
-        (Way::Append, Some(old_image), Some(old)) => {
-            let until = old.image().data_area().end;
-            db.image_digests(old_image)?
-                .map(|digests| digests::Kept { digests, until })
-        }
-        _ => None,
-    };
-    let (new_image, layer) = while_syncing(&file, &path, || {
-        let digests = digests::of_file(&path, kept.as_ref(), job.threads(), progress)?;
-        phases.digest = lap(&mut began);
-        let open_options = workspace.open_options();
-        let image = Image::open(&path, open_options.reader.clone())?;
-        let new_image = NewImage {
-            dead_bytes,
-            tables_appended: Some(tables_appended),
-            ..import::adopted(id, &image, ids.clone(), stats.image_size, Some(digests))
-        };
-        let layer = ImageLayer::new(image, ids);
-        check::same_tree(&view, &layer, pushed.as_ref(), &fresh, progress)?;
-        if cfg!(debug_assertions) && pushed.is_some() {
-            check::same_tree(&view, &layer, None, &[], progress)?;
-        }
-        phases.check = lap(&mut began);
-        Ok((new_image, layer))
-    })?;
-    phases.sync = lap(&mut began);
 
     fault::point("commit.checked");
     let mut replaces: Vec<_> = frozen;
@@ -277,13 +213,14 @@ fn commit_frozen(
         parent: parent
             .map(|revision| revision.id)
             .ok_or(CommitError::NoEarlier)?,
-        image: new_image,
+        image,
         replaces: replaces.clone(),
         revision: new_revision(&options.message, &options.command),
     };
+    let dead_bytes = publish.image.dead_bytes;
     let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
     // From here on the image may be the current one, whatever comes back.
-    named.keep();
+    let path = named.keep();
     let published = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?));
     let (revision, stale) = published.inspect_err(|e| match e {
         // The next open knows whether it is needed.
@@ -330,177 +267,6 @@ fn is_free(view: Arc<LowerStack>) -> bool {
     false
 }
 
-fn choose_way(
-    workspace: &Workspace,
-    options: &CommitOptions,
-    old_row: Option<&ImageRow>,
-    old_layer: Option<&ImageLayer>,
-) -> Way {
-    let (Some(row), Some(layer)) = (old_row, old_layer) else {
-        return Way::Rebuild;
-    };
-    let superblock = layer.image().superblock();
-    let other_codec = options
-        .compression
-        .is_some_and(|wanted| wanted.id() != superblock.compressor);
-    let other_block = options
-        .block_size
-        .is_some_and(|wanted| wanted != superblock.block_size);
-    let unwritable = matches!(
-        superblock.compressor,
-        CompressorId::Lzma | CompressorId::Lzo
-    );
-    if options.rebuild || other_codec || other_block || unwritable {
-        return Way::Rebuild;
-    }
-    // In an amended image this is an upper bound. Files that share data are too few for that to matter.
-    let data = layer.image().data_area();
-    let percent = u64::from(workspace.settings().compact_percent);
-    let is_too_much =
-        row.dead_bytes > 0 && row.dead_bytes > (data.end - data.start) / 100 * percent;
-    if options.compact || is_too_much {
-        Way::Compact
-    } else {
-        Way::Append
-    }
-}
-
-/// All that is needed to write the new image.
-struct Job<'a> {
-    workspace: &'a Workspace,
-    options: &'a CommitOptions,
-    view: Arc<LowerStack>,
-    old: Option<&'a ImageLayer>,
-    path: &'a Path,
-    progress: &'a dyn Progress,
-}
-
-/// A new image, complete but not yet durable.
-struct Written {
-    stats: WriteStats,
-    ids: crate::state::IdMap,
-    fresh: Vec<Ino>,
-    /// Directories that were pushed, where not all were.
-    pushed: Option<HashSet<Ino>>,
-    plan: Duration,
-}
-
-/// Tables are written whole when more than this part of them was appended.
-const APPENDED_PART: u64 = 4;
-
-impl Job<'_> {
-    /// What has to be written if the tables of the old image are amended; `None` if they are to be
-    /// written whole.
-    fn amendment(&self, way: Way, row: Option<&ImageRow>) -> Result<Option<Amendment>> {
-        let (Way::Append, Some(old), Some(row)) = (way, self.old, row) else {
-            return Ok(None);
-        };
-        let superblock = old.image().superblock();
-        let tables = superblock.bytes_used - superblock.inode_table;
-        let few = row
-            .tables_appended
-            .is_some_and(|so_far| so_far <= tables / APPENDED_PART);
-        match few {
-            true => Amendment::find(&self.view, old),
-            false => Ok(None),
-        }
-    }
-
-    fn write_amendment(&self, amendment: Amendment) -> Result<Written> {
-        let old = self.old.ok_or(CommitError::NoEarlier)?;
-        let tree = Tree::amending(self.view.clone(), old, amendment);
-        self.push(tree, Instant::now(), |monitor| {
-            self.append(old, Way::Append, true, monitor)
-        })
-    }
-
-    /// Writes the new image. With `alike` a rebuild keeps the old codec and block size, as carrying on
-    /// would have done.
-    fn write(&self, way: Way, alike: bool) -> Result<Written> {
-        let began = Instant::now();
-        let old = self.old.filter(|_| way != Way::Rebuild);
-        let tree = Tree::new(self.view.clone(), old)?;
-        self.push(tree, began, |monitor| match old {
-            Some(old) => self.append(old, way, false, monitor),
-            None => self.create(alike, monitor),
-        })
-    }
-
-    fn push(
-        &self,
-        mut tree: Tree<'_>,
-        began: Instant,
-        writer: impl FnOnce(Arc<Counts>) -> Result<ImageWriter>,
-    ) -> Result<Written> {
-        let plan = began.elapsed();
-        let total = Extent {
-            entries: tree.ids().len(),
-            bytes: 0,
-        };
-        let stats = with_monitor("packing", total, self.progress, |monitor| {
-            let mut writer = writer(monitor)?;
-            let root = tree.push(&mut writer)?;
-            Ok(writer.finish(root)?)
-        })?;
-        Ok(Written {
-            stats,
-            ids: tree.ids().clone(),
-            fresh: std::mem::take(&mut tree.fresh),
-            pushed: tree.pushed().cloned(),
-            plan,
-        })
-    }
-
-    fn threads(&self) -> NonZeroUsize {
-        let configured = self.workspace.settings().threads;
-        self.options.threads.unwrap_or(configured)
-    }
-
-    fn append(
-        &self,
-        old: &ImageLayer,
-        way: Way,
-        amend: bool,
-        monitor: Arc<Counts>,
-    ) -> Result<ImageWriter> {
-        let carry = if way == Way::Compact {
-            CarryMode::Compact
-        } else {
-            CarryMode::Append
-        };
-        let options = AppendOptions {
-            carry,
-            // What compaction leaves dead must not be reason enough to compact again.
-            repack_percent: self.workspace.settings().compact_percent.min(25),
-            amend,
-            compression: self.options.compression,
-            threads: self.threads(),
-            mkfs_time: mkfs_time(),
-            monitor,
-        };
-        Ok(ImageWriter::append(self.path, old.image(), options)?)
-    }
-
-    fn create(&self, alike: bool, monitor: Arc<Counts>) -> Result<ImageWriter> {
-        let settings = self.workspace.settings();
-        let (mut compression, mut block_size) = (settings.compression, settings.block_size);
-        if let Some(old) = self.old.filter(|_| alike) {
-            let superblock = old.image().superblock();
-            compression = Compression::for_id(superblock.compressor).unwrap_or(compression);
-            block_size = superblock.block_size;
-        }
-        let options = WriterOptions {
-            compression: self.options.compression.unwrap_or(compression),
-            block_size: self.options.block_size.unwrap_or(block_size),
-            threads: self.threads(),
-            mkfs_time: mkfs_time(),
-            fragments: true,
-            monitor,
-        };
-        Ok(ImageWriter::create(self.path, options)?)
-    }
-}
-
 /// The time that new images carry: now, or what `SOURCE_DATE_EPOCH` says.
 fn mkfs_time() -> u32 {
     let set = std::env::var("SOURCE_DATE_EPOCH")
@@ -510,11 +276,13 @@ fn mkfs_time() -> u32 {
 }
 
 /// A file that is removed again unless it is kept.
-struct Unfinished(std::path::PathBuf);
+#[derive(Debug)]
+struct Unfinished(PathBuf);
 
 impl Unfinished {
-    fn keep(mut self) {
-        self.0.clear();
+    /// Leaves the file where it is, and returns the path.
+    fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.0)
     }
 }
 

@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::Path;
 
+use envfs::state::StateDb;
+
 use crate::support::tree::{self, Look, Tree};
 use crate::support::{TestEnv, mounts_below, samples};
 
@@ -204,6 +206,32 @@ fn an_import_that_dies_leaves_no_environment_and_can_be_done_again() {
         let homes = fs::read_dir(env.store().join("store")).unwrap().count();
         assert_eq!(homes, 1, "{point}: gc removes what was left");
         env.verify("e");
+    }
+}
+
+#[test]
+fn an_amended_image_that_is_not_right_is_written_whole() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    for (fault, is_amended) in [("", true), ("check.amended", false), ("", true)] {
+        let prefix = env.mount("e");
+        // A file without other names: hard links are reason enough to write all tables.
+        let size = fs::read(prefix.join("lib/c.txt")).unwrap().len();
+        fs::write(prefix.join("lib/c.txt"), "x".repeat(size + 1)).unwrap();
+        let changed = tree::read(&prefix);
+        env.envfs(&["unmount", "e"]).ok();
+        env.envfs_with("ENVFS_FAULT", fault, &["commit", "e"]).ok();
+        let db = StateDb::open(&env.home_of("e").join("state.db")).unwrap();
+        let image = db.images().unwrap().pop().unwrap();
+        let appended = image.tables_appended.unwrap();
+        assert_eq!(appended > 0, is_amended, "{fault:?}: {appended}");
+        drop(db);
+        let found = tree::read(&env.mount("e"));
+        tree::assert_same(&changed, &found, Look::ALL, fault);
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+        let images = fs::read_dir(env.home_of("e").join("images")).unwrap();
+        assert_eq!(images.count(), revisions(&env), "nothing is left over");
     }
 }
 

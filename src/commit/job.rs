@@ -1,0 +1,336 @@
+//! Making the new image of a commit: written in one of several ways, named, synced and checked.
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::amend::Amendment;
+use super::error::{CommitError, Result};
+use super::import::{self, Extent};
+use super::tree::Tree;
+use super::workspace::Workspace;
+use super::{
+    CommitOptions, Counts, Phases, Unfinished, Way, check, digests, lap, mkfs_time, name,
+    while_syncing, with_monitor,
+};
+use crate::fault;
+use crate::object::Ino;
+use crate::progress::Progress;
+use crate::squashfs::writer::{
+    AppendOptions, CarryMode, ImageWriter, WriteError, WriteStats, WriterOptions,
+};
+use crate::squashfs::{Compression, CompressorId, Image};
+use crate::state::{IdMap, ImageId, ImageRow, NewImage};
+use crate::union::{self, ImageLayer, LowerStack};
+
+/// The check of an amended image, which a test may let fail.
+const AMENDED: &str = "check.amended";
+
+/// All that is needed to make the new image.
+pub(super) struct Job<'a> {
+    pub(super) workspace: &'a Workspace,
+    pub(super) options: &'a CommitOptions,
+    pub(super) view: Arc<LowerStack>,
+    /// The image that is current.
+    pub(super) old: Option<&'a ImageLayer>,
+    /// What is known of it.
+    pub(super) old_row: Option<ImageRow>,
+    /// What the new one is.
+    pub(super) id: ImageId,
+    /// Its file until it is whole.
+    pub(super) unfinished: Unfinished,
+    /// Its file after that.
+    pub(super) path: PathBuf,
+    pub(super) progress: &'a dyn Progress,
+}
+
+/// A new image: whole, durable and checked, but nobody's yet.
+pub(super) struct Made {
+    pub(super) image: NewImage,
+    pub(super) layer: ImageLayer,
+    /// Its file, which goes unless it is kept.
+    pub(super) named: Unfinished,
+    pub(super) stats: WriteStats,
+    pub(super) way: Way,
+    /// Why it is a rebuild, where that was not asked for.
+    pub(super) because: Option<String>,
+}
+
+/// A new image, complete but not yet durable.
+struct Written {
+    stats: WriteStats,
+    ids: IdMap,
+    fresh: Vec<Ino>,
+    /// Directories that were pushed, where not all were.
+    pushed: Option<HashSet<Ino>>,
+    plan: Duration,
+}
+
+/// Tables are written whole when more than this part of them was appended.
+const APPENDED_PART: u64 = 4;
+
+impl Job<'_> {
+    /// Makes the image in the way that is cheapest of those that can be gone.
+    pub(super) fn run(&self, phases: &mut Phases) -> Result<Made> {
+        let mut way = self.choose_way();
+        let mut because: Option<String> = None;
+        let mut amendment = self.amendment(way)?;
+        loop {
+            let is_amended = amendment.is_some();
+            let written = match amendment.take() {
+                Some(amendment) => self.write_amendment(amendment),
+                None => self.write(way, because.is_some()),
+            };
+            match written.and_then(|written| self.finish(written, way, phases)) {
+                Err(CommitError::Write(WriteError::Amend(why))) if is_amended => {
+                    tracing::info!("all tables are written: {why}");
+                }
+                Err(e) if is_amended && may_be_of_amending(&e) => {
+                    tracing::warn!("all tables are written, since amending them went wrong: {e}");
+                }
+                // What is refused before it begins would be refused at every commit to come.
+                Err(CommitError::Write(WriteError::Carry(why))) if way != Way::Rebuild => {
+                    tracing::info!("the old image cannot be carried on ({why}): building it anew");
+                    way = Way::Rebuild;
+                    because = Some(why);
+                }
+                Err(e) => return Err(e),
+                Ok(made) => return Ok(Made { because, ..made }),
+            }
+        }
+    }
+
+    /// Gives what was written its name, makes it durable, and compares it with the view.
+    fn finish(&self, written: Written, way: Way, phases: &mut Phases) -> Result<Made> {
+        let Written {
+            stats,
+            ids,
+            fresh,
+            pushed,
+            plan,
+        } = written;
+        let before = self.old_row.as_ref().filter(|_| pushed.is_some());
+        let dead_bytes = stats.data.dead_bytes + before.map_or(0, |row| row.dead_bytes);
+        let tables_appended =
+            stats.tables_appended + before.and_then(|row| row.tables_appended).unwrap_or(0);
+        phases.plan = plan;
+        phases.data = stats.data_time;
+        phases.tables = stats.table_time;
+        fault::point("commit.written");
+        let (path, progress) = (&self.path, self.progress);
+        let mut began = Instant::now();
+        let file = name(&self.unfinished, path)?;
+        let named = Unfinished(path.clone());
+        fault::point("commit.named");
+        let kept = match (way, &self.old_row, self.old) {
+            (Way::Append, Some(row), Some(old)) => {
+                let until = old.image().data_area().end;
+                let digests = self.workspace.db().image_digests(row.id)?;
+                digests.map(|digests| digests::Kept { digests, until })
+            }
+            _ => None,
+        };
+        let (image, layer) = while_syncing(&file, path, || {
+            let digests = digests::of_file(path, kept.as_ref(), self.threads(), progress)?;
+            phases.digest = lap(&mut began);
+            let options = self.workspace.open_options();
+            let image = Image::open(path, options.reader.clone())?;
+            let new_image = NewImage {
+                dead_bytes,
+                tables_appended: Some(tables_appended),
+                ..import::adopted(
+                    self.id,
+                    &image,
+                    ids.clone(),
+                    stats.image_size,
+                    Some(digests),
+                )
+            };
+            let layer = ImageLayer::new(image, ids);
+            check::same_tree(&self.view, &layer, pushed.as_ref(), &fresh, progress)?;
+            if cfg!(debug_assertions) && pushed.is_some() {
+                check::same_tree(&self.view, &layer, None, &[], progress)?;
+                if fault::is_wanted(AMENDED) {
+                    return Err(CommitError::Check("a test wants it so".to_owned()));
+                }
+            }
+            phases.check = lap(&mut began);
+            Ok((new_image, layer))
+        })?;
+        phases.sync = lap(&mut began);
+        Ok(Made {
+            image,
+            layer,
+            named,
+            stats,
+            way,
+            because: None,
+        })
+    }
+
+    /// Chooses how the old image is to be carried on.
+    fn choose_way(&self) -> Way {
+        let (Some(row), Some(layer)) = (&self.old_row, self.old) else {
+            return Way::Rebuild;
+        };
+        let (workspace, options) = (self.workspace, self.options);
+        let superblock = layer.image().superblock();
+        let other_codec = options
+            .compression
+            .is_some_and(|wanted| wanted.id() != superblock.compressor);
+        let other_block = options
+            .block_size
+            .is_some_and(|wanted| wanted != superblock.block_size);
+        let unwritable = matches!(
+            superblock.compressor,
+            CompressorId::Lzma | CompressorId::Lzo
+        );
+        if options.rebuild || other_codec || other_block || unwritable {
+            return Way::Rebuild;
+        }
+        // In an amended image this is an upper bound. Files that share data are too few for that to matter.
+        let data = layer.image().data_area();
+        let percent = u64::from(workspace.settings().compact_percent);
+        let is_too_much =
+            row.dead_bytes > 0 && row.dead_bytes > (data.end - data.start) / 100 * percent;
+        if options.compact || is_too_much {
+            Way::Compact
+        } else {
+            Way::Append
+        }
+    }
+
+    /// What has to be written if the tables of the old image are amended; `None` if they are to be
+    /// written whole.
+    fn amendment(&self, way: Way) -> Result<Option<Amendment>> {
+        let (Way::Append, Some(old), Some(row)) = (way, self.old, &self.old_row) else {
+            return Ok(None);
+        };
+        let superblock = old.image().superblock();
+        let tables = superblock.bytes_used - superblock.inode_table;
+        let few = row
+            .tables_appended
+            .is_some_and(|so_far| so_far <= tables / APPENDED_PART);
+        match few {
+            true => Amendment::find(&self.view, old),
+            false => Ok(None),
+        }
+    }
+
+    fn write_amendment(&self, amendment: Amendment) -> Result<Written> {
+        let old = self.old.ok_or(CommitError::NoEarlier)?;
+        let tree = Tree::amending(self.view.clone(), old, amendment);
+        self.push(tree, Instant::now(), |monitor| {
+            self.append(old, Way::Append, true, monitor)
+        })
+    }
+
+    /// Writes the new image. With `alike` a rebuild keeps the old codec and block size, as carrying on
+    /// would have done.
+    fn write(&self, way: Way, alike: bool) -> Result<Written> {
+        let began = Instant::now();
+        let old = self.old.filter(|_| way != Way::Rebuild);
+        let tree = Tree::new(self.view.clone(), old)?;
+        self.push(tree, began, |monitor| match old {
+            Some(old) => self.append(old, way, false, monitor),
+            None => self.create(alike, monitor),
+        })
+    }
+
+    fn push(
+        &self,
+        mut tree: Tree<'_>,
+        began: Instant,
+        writer: impl FnOnce(Arc<Counts>) -> Result<ImageWriter>,
+    ) -> Result<Written> {
+        let plan = began.elapsed();
+        let total = Extent {
+            entries: tree.ids().len(),
+            bytes: 0,
+        };
+        let stats = with_monitor("packing", total, self.progress, |monitor| {
+            let mut writer = writer(monitor)?;
+            let root = tree.push(&mut writer)?;
+            Ok(writer.finish(root)?)
+        })?;
+        Ok(Written {
+            stats,
+            ids: tree.ids().clone(),
+            fresh: std::mem::take(&mut tree.fresh),
+            pushed: tree.pushed().cloned(),
+            plan,
+        })
+    }
+
+    fn threads(&self) -> NonZeroUsize {
+        let configured = self.workspace.settings().threads;
+        self.options.threads.unwrap_or(configured)
+    }
+
+    fn append(
+        &self,
+        old: &ImageLayer,
+        way: Way,
+        amend: bool,
+        monitor: Arc<Counts>,
+    ) -> Result<ImageWriter> {
+        let carry = if way == Way::Compact {
+            CarryMode::Compact
+        } else {
+            CarryMode::Append
+        };
+        let options = AppendOptions {
+            carry,
+            // What compaction leaves dead must not be reason enough to compact again.
+            repack_percent: self.workspace.settings().compact_percent.min(25),
+            amend,
+            compression: self.options.compression,
+            threads: self.threads(),
+            mkfs_time: mkfs_time(),
+            monitor,
+        };
+        Ok(ImageWriter::append(
+            &self.unfinished.0,
+            old.image(),
+            options,
+        )?)
+    }
+
+    fn create(&self, alike: bool, monitor: Arc<Counts>) -> Result<ImageWriter> {
+        let settings = self.workspace.settings();
+        let (mut compression, mut block_size) = (settings.compression, settings.block_size);
+        if let Some(old) = self.old.filter(|_| alike) {
+            let superblock = old.image().superblock();
+            compression = Compression::for_id(superblock.compressor).unwrap_or(compression);
+            block_size = superblock.block_size;
+        }
+        let options = WriterOptions {
+            compression: self.options.compression.unwrap_or(compression),
+            block_size: self.options.block_size.unwrap_or(block_size),
+            threads: self.threads(),
+            mkfs_time: mkfs_time(),
+            fragments: true,
+            monitor,
+        };
+        Ok(ImageWriter::create(&self.unfinished.0, options)?)
+    }
+}
+
+/// Returns true if an amended image that failed in this way may be good once all its tables are written:
+/// what is wrong is the image, or what it was made of, and not the disk.
+fn may_be_of_amending(error: &CommitError) -> bool {
+    use crate::squashfs::Error::{Cancelled, Io};
+    // Where tests are run it is an error, so that none of them passes over it.
+    if cfg!(debug_assertions) && !fault::is_wanted(AMENDED) {
+        return false;
+    }
+    match error {
+        CommitError::Check(_) | CommitError::Union(union::Error::Inconsistent(_)) => true,
+        CommitError::Image(error) | CommitError::Union(union::Error::Image(error)) => {
+            !matches!(error, Io { .. } | Cancelled)
+        }
+        _ => false,
+    }
+}
