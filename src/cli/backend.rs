@@ -1,6 +1,7 @@
 //! Where commands meet the rooms below: each call is made here and nowhere else in `cli`.
 
 use std::fs;
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,18 +9,20 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::error::{CommandError, Result};
+use super::output::{ColorChoice, Output};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
-use crate::daemon::lifecycle;
 use crate::daemon::protocol::{Service, TagOptions};
-use crate::daemon::service::{self, BRIEF, Local, mount_environment};
+use crate::daemon::service::{self, BRIEF, LOST, Local, mount_environment};
+use crate::daemon::{lifecycle, log};
 use crate::environment::{
     Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, LockMode, Prefix, PrefixUse,
     Store,
 };
 use crate::progress::Progress;
 use crate::state::{ImageRow, Revision, RevisionId, StateDb, Tag};
+use crate::sys::process::error_text;
 
 /// What an environment's database says of it.
 #[derive(Debug, Clone)]
@@ -59,12 +62,30 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
 /// Opens an environment that is not mounted, to work on it in this process.
 pub fn local(environment: &Environment) -> Result<Box<dyn Service>> {
     let config = environment.store().config()?;
-    Ok(Box::new(Local::open(
-        environment.clone(),
-        &config,
-        "command",
-        Duration::ZERO,
-    )?))
+    let local = Local::open(environment.clone(), &config, "command", Duration::ZERO)?;
+    tell_of_lost(environment, &local.reconciled().lost);
+    Ok(Box::new(local))
+}
+
+/// Warns of files whose content is lost. A daemon that finds this has it in its log, and there the paths
+/// go from here as well: what is not looked at now must not be forgotten.
+fn tell_of_lost(environment: &Environment, lost: &[PathBuf]) {
+    if lost.is_empty() {
+        return;
+    }
+    let layout = environment.layout();
+    let noted = log::open(layout, log::LIMIT).and_then(|mut log| {
+        lost.iter()
+            .try_for_each(|path| writeln!(log, "{}: {LOST}", path.display()))
+    });
+    let (name, count) = (environment.name(), lost.len());
+    let more = match noted {
+        Ok(()) => format!("{} names them", layout.daemon_log().display()),
+        Err(error) => format!("they cannot be named in its log: {}", error_text(&error)),
+    };
+    Output::new(ColorChoice::Auto, true).warn(format!(
+        "{name} was not closed in order, and changed files have lost their content: {count}; {more}"
+    ));
 }
 
 /// Opens and mounts an environment; called in its daemon.
@@ -332,6 +353,20 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
     if is_whole && EnvLock::current_holder(environment.layout()).is_none() {
         let config = environment.store().config()?;
         let local = Local::open(environment.clone(), &config, "verify", BRIEF)?;
+        let found = local.reconciled();
+        outcome.problems.extend(
+            found
+                .lost
+                .iter()
+                .map(|path| format!("{}: {LOST}", path.display())),
+        );
+        if found.set_aside > 0 {
+            outcome.problems.push(format!(
+                "files that belonged to nothing were set aside in {}: {}",
+                environment.layout().strays().display(),
+                found.set_aside
+            ));
+        }
         let upper = local
             .workspace()
             .union()

@@ -22,15 +22,20 @@ use crate::squashfs;
 use crate::state::{RevisionId, StateDb};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
-use crate::union;
+use crate::union::{self, Reconciled};
 
 /// How long an environment is waited for that another command looks at, or whose daemon ends.
 pub const BRIEF: Duration = Duration::from_secs(3);
+
+/// What is said of a file in [`Reconciled::lost`].
+pub const LOST: &str = "its content never reached the disk, and what was committed shows again";
 
 /// An environment, open under its lock, with or without a mount in front.
 #[derive(Debug)]
 pub struct Local {
     workspace: Workspace,
+    /// What was found and done when it was opened.
+    reconciled: Reconciled,
     mounted: OnceLock<Front>,
     /// Operations on the whole environment wait for each other.
     turn: Mutex<()>,
@@ -62,12 +67,17 @@ impl Local {
             tracing::warn!(
                 moved = reconciled.moved,
                 set_aside = reconciled.set_aside,
-                lost = ?reconciled.lost,
-                "the environment was not closed cleanly; rows and files agree again"
+                renumbered = reconciled.renumbered,
+                lost = reconciled.lost.len(),
+                "the environment was not closed cleanly, or was copied; rows and files agree again"
             );
+        }
+        for path in &reconciled.lost {
+            tracing::warn!(path = %path.display(), "{LOST}");
         }
         Ok(Local {
             workspace,
+            reconciled,
             mounted: OnceLock::new(),
             turn: Mutex::new(()),
             lock: Mutex::new(Some(lock)),
@@ -77,6 +87,11 @@ impl Local {
     /// The environment, open.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
+    }
+
+    /// What an unclean end had left when it was opened.
+    pub fn reconciled(&self) -> &Reconciled {
+        &self.reconciled
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {

@@ -2,7 +2,10 @@
 //! where the rows say, and what no row knows is set aside. Doing it twice changes nothing more.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 
@@ -23,8 +26,9 @@ pub struct Reconciled {
     pub moved: usize,
     /// Files no row knows, moved to the strays directory: a creation or removal was cut short.
     pub set_aside: usize,
-    /// Objects whose content never reached the disk; their names show again what lies below.
-    pub lost: Vec<Ino>,
+    /// Files whose content never reached the disk, by the paths that the rows have for them; they show
+    /// again what lies below.
+    pub lost: Vec<PathBuf>,
     /// Rows whose file has another host inode number: the store was copied.
     pub renumbered: usize,
 }
@@ -62,10 +66,7 @@ pub(super) fn reconcile(
         by_backing.insert(found.backing_ino, key.clone());
         unclaimed.insert(key, found);
     }
-    let parent = |delta: &Delta, dir: Ino| match delta.place(dir) {
-        Some(place) => Ok(Some(place)),
-        None => lower.parent(dir),
-    };
+    let parent = |delta: &Delta, dir: Ino| parent_of(delta, lower, dir);
     let mut misplaced: HashMap<Place, Misplaced> = HashMap::new();
     let mut pictures = Vec::new();
     let mut changes = Vec::new();
@@ -130,7 +131,7 @@ pub(super) fn reconcile(
             // The row is what counts; the link in the upper is a picture of it.
             pictures.push((ino, row));
         } else {
-            done.lost.push(ino);
+            done.lost.push(path_of(delta, lower, ino, &expected));
             if row.kind == Kind::File && lower.attr(ino)?.is_some() {
                 row.data = DataPlace::Lower;
                 changes.push(RowChange::put_inode(ino, row));
@@ -189,7 +190,36 @@ pub(super) fn reconcile(
             delta.apply(change);
         }
     }
+    done.lost.sort_unstable();
     Ok(done)
+}
+
+fn parent_of(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+    match delta.place(dir) {
+        Some(place) => Ok(Some(place)),
+        None => lower.parent(dir),
+    }
+}
+
+/// A path by which the rows know an object whose content should be at a place.
+fn path_of(delta: &Delta, lower: &LowerStack, ino: Ino, expected: &Place) -> PathBuf {
+    let (is_in_work, way) = expected;
+    let mut way = way.clone();
+    if *is_in_work {
+        // Without a place, but perhaps not without a name.
+        let mut names = delta.dirs.iter().flat_map(|(dir, entries)| {
+            let named = entries.iter().filter(|(_, target)| *target == Some(ino));
+            named.map(|(name, _)| (*dir, Box::from(name)))
+        });
+        way = names
+            .find_map(|(dir, name)| {
+                let above = chain(dir, |d| parent_of(delta, lower, d)).ok()?;
+                let above = above.into_iter().map(|(_, name)| name);
+                Some(above.chain([name]).collect())
+            })
+            .unwrap_or_else(|| vec![Box::from(format!("(object {ino})").as_bytes())]);
+    }
+    PathBuf::from(OsString::from_vec(way.join(&b'/')))
 }
 
 /// A row whose file lies elsewhere than it says.

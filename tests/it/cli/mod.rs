@@ -4,6 +4,7 @@ mod daemon;
 mod facts;
 mod held;
 mod import;
+mod lost;
 mod shells;
 mod trouble;
 mod venv;

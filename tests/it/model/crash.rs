@@ -175,7 +175,7 @@ fn crash_both(
             }
         }
         if expect != Expect::Anything {
-            assert_eq!(mended.lost, Vec::new(), "with {expect:?}");
+            assert!(mended.lost.is_empty(), "{mended:?} with {expect:?}");
         }
         assert_eq!(bench.union().verify_upper().unwrap(), Vec::<String>::new());
         bench.kill();
