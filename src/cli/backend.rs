@@ -37,9 +37,18 @@ pub struct Facts {
     pub image: Option<ImageRow>,
 }
 
+/// Opens the database of an environment for a look.
+fn look(environment: &Environment) -> Result<StateDb> {
+    let path = environment.layout().state_db();
+    Ok(match EnvLock::current_holder(environment.layout()) {
+        Some(_) => StateDb::open_beside(&path)?,
+        None => StateDb::open_to_look(&path)?,
+    })
+}
+
 /// Reads the database of an environment.
 pub fn facts(environment: &Environment) -> Result<Facts> {
-    let db = StateDb::open_to_look(&environment.layout().state_db())?;
+    let db = look(environment)?;
     let missing = |what: &str| {
         CommandError::new(
             Kind::Damaged,
@@ -253,13 +262,13 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
 
 /// Returns the history of an environment, oldest first.
 pub fn history(environment: &Environment) -> Result<(Vec<Revision>, Vec<ImageRow>)> {
-    let db = StateDb::open_to_look(&environment.layout().state_db())?;
+    let db = look(environment)?;
     Ok((db.revisions()?, db.images()?))
 }
 
 /// Returns the names of revisions.
 pub fn tags(environment: &Environment) -> Result<Vec<Tag>> {
-    let db = StateDb::open_to_look(&environment.layout().state_db())?;
+    let db = look(environment)?;
     Ok(db.tags()?)
 }
 
@@ -304,7 +313,7 @@ pub fn export_without(
 
 /// Returns the image file of a revision, the current one if none is named.
 pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<PathBuf> {
-    let db = StateDb::open_to_look(&environment.layout().state_db())?;
+    let db = look(environment)?;
     let found = match revision {
         Some(number) => db.revision(RevisionId(number))?.ok_or_else(|| {
             CommandError::new(
@@ -397,7 +406,7 @@ pub fn garbage(store: &Store) -> Result<Vec<Garbage>> {
 
 /// Returns a file's content in the current revision, or `None` where it is no regular file there.
 pub fn committed_content(environment: &Environment, path: &Path) -> Result<Option<Vec<u8>>> {
-    let db = StateDb::open_to_look(&environment.layout().state_db())?;
+    let db = look(environment)?;
     Ok(commit::committed_content(&db, environment.layout(), path).map_err(Failure::from)?)
 }
 

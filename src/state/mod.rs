@@ -17,6 +17,7 @@ mod doubt;
 mod error;
 mod history;
 mod id_map;
+mod look;
 mod meta;
 mod migrations;
 mod redo;
@@ -89,6 +90,8 @@ pub struct StateDb {
     path: PathBuf,
     conn: Mutex<Connection>,
     mode: JournalMode,
+    /// How long a read waits for a journal to go, where nothing may be written.
+    looks_for: Option<Duration>,
     /// Our own descriptor of the log, for `sync`. The log is only removed by the last
     /// connection that closes, so it stays the right file as long as we are open. (A descriptor
     /// of the database itself must never be opened: closing it would drop SQLite's locks.)
@@ -306,10 +309,15 @@ impl StateDb {
         // that somebody else wrote.
         conn.pragma_update(None, "trusted_schema", false)
             .map_err(fail)?;
-        Ok(StateDb {
+        Ok(StateDb::of(conn, path, mode))
+    }
+
+    fn of(conn: Connection, path: &Path, mode: JournalMode) -> StateDb {
+        StateDb {
             path: path.to_owned(),
             conn: Mutex::new(conn),
             mode,
+            looks_for: None,
             wal: OnceLock::new(),
             // What an earlier process wrote may still be in the page cache alone.
             written: AtomicU64::new(1),
@@ -319,7 +327,7 @@ impl StateDb {
             #[cfg(test)]
             failing: Mutex::default(),
             redo: OnceLock::new(),
-        })
+        }
     }
 
     fn wal_file(&self) -> io::Result<&File> {
@@ -411,8 +419,7 @@ impl StateDb {
     ) -> Result<T> {
         let conn = self.lock();
         self.settle_in(&conn)?;
-        self.run(&conn, "BEGIN", doing)?;
-        let _rollback = Rollback(&conn);
+        let _rollback = self.begin_reading(&conn, doing)?;
         read(&conn)
     }
 

@@ -11,6 +11,7 @@ use crate::object::{Ino, Kind, Timestamp};
 
 mod doubt_tests;
 mod history_tests;
+mod look_tests;
 mod open_tests;
 mod redo_tests;
 mod rows_tests;
