@@ -17,8 +17,7 @@ use crate::daemon::protocol::{Service, TagOptions};
 use crate::daemon::service::{self, BRIEF, LOST, Local, mount_environment};
 use crate::daemon::{lifecycle, log};
 use crate::environment::{
-    Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, LockMode, Prefix, PrefixUse,
-    Store,
+    Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, Store,
 };
 use crate::progress::Progress;
 use crate::state::{ImageRow, Revision, RevisionId, StateDb, Tag};
@@ -232,7 +231,7 @@ fn settings(config: &Config, options: &NewOptions) -> Result<commit::Settings> {
 
 /// Checks the prefix of a new environment, which must be no other's.
 pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Result<Prefix> {
-    let prefix = Prefix::choose(store.layout(), name, wanted, PrefixUse::New)?;
+    let prefix = Prefix::choose(store.layout(), name, wanted)?;
     for other in store.list()? {
         // A broken environment must not keep others from being made.
         let Ok(facts) = facts(&store.open(&other)?) else {
@@ -274,7 +273,7 @@ pub fn tags(environment: &Environment) -> Result<Vec<Tag>> {
 
 /// Names a revision of an environment without a daemon, or takes a name away.
 pub fn tag(environment: &Environment, options: &TagOptions) -> Result<()> {
-    let _lock = EnvLock::try_lock(environment.layout(), LockMode::Exclusive, "tag")?;
+    let _lock = EnvLock::try_lock(environment.layout(), "tag")?;
     let db = StateDb::open(&environment.layout().state_db())?;
     Ok(service::tag(&db, options)?)
 }
@@ -393,7 +392,7 @@ pub fn gc(environment: &Environment, options: commit::GcOptions) -> Result<commi
         None
     } else {
         let layout = environment.layout();
-        Some(EnvLock::try_lock(layout, LockMode::Exclusive, "gc")?)
+        Some(EnvLock::try_lock(layout, "gc")?)
     };
     let db = StateDb::open(&environment.layout().state_db())?;
     Ok(commit::gc(&db, environment.layout(), options).map_err(Failure::from)?)

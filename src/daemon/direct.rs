@@ -23,7 +23,7 @@ use super::lifecycle::launch;
 use super::log;
 use super::protocol::Started;
 use crate::commit;
-use crate::environment::{EnvLock, Layout, LockMode};
+use crate::environment::{EnvLock, Layout};
 use crate::fuse::session::{Loops, Session};
 use crate::fuse::{EnvFs, Owners};
 use crate::squashfs::{Image, ReaderOptions};
@@ -142,7 +142,7 @@ impl Open {
             return Open::with(what, &Layout::new(scratch.path()), db, None);
         };
         let layout = Layout::new(upper.as_path());
-        let lock = EnvLock::lock(&layout, LockMode::Exclusive, "mounted", PATIENCE)?;
+        let lock = EnvLock::lock(&layout, "mounted", PATIENCE)?;
         let path = match &what.state {
             Some(path) => path.as_path().to_path_buf(),
             None => layout.state_db(),

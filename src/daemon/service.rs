@@ -13,7 +13,7 @@ use super::protocol::{
     RolledBack, Selection, Service, Status, Summary, TagOptions,
 };
 use crate::commit::{self, CommitError, Workspace};
-use crate::environment::{Config, EnvLock, Environment, LockMode, ProfileUse};
+use crate::environment::{Config, EnvLock, Environment, ProfileUse};
 use crate::fuse::session::{Invalidator, Loops, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
 use crate::object::Kind as ObjectKind;
@@ -61,7 +61,7 @@ impl Local {
         purpose: &str,
         patience: Duration,
     ) -> Result<Local, Failure> {
-        let lock = EnvLock::lock(environment.layout(), LockMode::Exclusive, purpose, patience)?;
+        let lock = EnvLock::lock(environment.layout(), purpose, patience)?;
         let (workspace, reconciled) = Workspace::open(environment, config)?;
         if !reconciled.is_nothing() {
             tracing::warn!(

@@ -1,13 +1,12 @@
-//! The lock of an environment: many readers or one writer, over all processes and hosts.
+//! The lock of an environment: one holder, over all processes and hosts.
 //!
 //! The lock is `flock` on a file in the home, so it ends with its holder, however that dies. Who
 //! holds it is written beside it, for the message of whoever is refused.
 //!
 //! On network file systems `flock` may be unknown, or may be kept by each host for itself. There
-//! the note about the holder is a **lease** as well: its holder renews it, and an exclusive
-//! holder on another host is believed to be alive until it has not done so for [`LEASE`]. Where
-//! `flock` fails altogether, creating the lease file is the lock; shared locks are exclusive
-//! there. A lease of this host is free as soon as its process is gone or the host was rebooted.
+//! the note about the holder is a **lease** as well: its holder renews it, and one on another host
+//! is believed to be alive until it has not done so for [`LEASE`]. Where `flock` fails altogether,
+//! creating the lease file is the lock. A lease of this host is free as soon as its process is gone or the host was rebooted.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -39,16 +38,6 @@ const RENEW: Duration = Duration::from_secs(30);
 /// How often a waiting process tries again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Whether others may hold the lock at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LockMode {
-    /// Alone.
-    Exclusive,
-    /// With others that share it.
-    Shared,
-}
-
 /// Who holds a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
@@ -64,8 +53,6 @@ pub struct Holder {
     pub purpose: String,
     /// Since when, in seconds since 1970.
     pub since: i64,
-    /// Alone or shared.
-    pub mode: LockMode,
     /// Where the holder can be spoken with, if it listens anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<Text>,
@@ -74,7 +61,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    fn me(purpose: &str, mode: LockMode) -> io::Result<Holder> {
+    fn me(purpose: &str) -> io::Result<Holder> {
         let pid = std::process::id();
         Ok(Holder {
             host: process::host_name(),
@@ -83,7 +70,6 @@ impl Holder {
             pid_start: process::start_time(pid).unwrap_or(0),
             purpose: purpose.to_owned(),
             since: Timestamp::now().secs,
-            mode,
             socket: None,
             token: process::new_uuid()?,
         })
@@ -139,20 +125,15 @@ enum Attempt {
 
 impl EnvLock {
     /// Takes the lock, or is refused at once with the holder's name.
-    pub fn try_lock(layout: &Layout, mode: LockMode, purpose: &str) -> Result<EnvLock> {
-        Self::lock(layout, mode, purpose, Duration::ZERO)
+    pub fn try_lock(layout: &Layout, purpose: &str) -> Result<EnvLock> {
+        Self::lock(layout, purpose, Duration::ZERO)
     }
 
     /// Takes the lock, waiting up to `timeout` for others to give it up.
-    pub fn lock(
-        layout: &Layout,
-        mode: LockMode,
-        purpose: &str,
-        timeout: Duration,
-    ) -> Result<EnvLock> {
+    pub fn lock(layout: &Layout, purpose: &str, timeout: Duration) -> Result<EnvLock> {
         let deadline = Instant::now() + timeout;
         loop {
-            match Self::attempt(layout, mode, purpose, flock)? {
+            match Self::attempt(layout, purpose, flock)? {
                 Attempt::Got(lock) => return Ok(lock),
                 Attempt::Held(holder) => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -173,7 +154,7 @@ impl EnvLock {
         &self.holder
     }
 
-    /// Returns who holds the lock of an environment exclusively, without taking it; None when
+    /// Returns who holds the lock of an environment, without taking it; None when
     /// nobody does, or when the holder's name is not known to be true any more.
     pub fn current_holder(layout: &Layout) -> Option<Holder> {
         let lease = read_holder(&layout.lease());
@@ -200,15 +181,14 @@ impl EnvLock {
 
     fn attempt(
         layout: &Layout,
-        mode: LockMode,
         purpose: &str,
-        flock: fn(&File, LockMode) -> io::Result<()>,
+        flock: fn(&File) -> io::Result<()>,
     ) -> Result<Attempt> {
         let path = layout.lock();
         let network = network_file_system(layout.home())
             .context(layout.home(), "ask for the file system")?
             .is_some();
-        let me = Holder::me(purpose, mode).context(&path, "name the holder of the lock")?;
+        let me = Holder::me(purpose).context(&path, "name the holder of the lock")?;
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -216,7 +196,7 @@ impl EnvLock {
             .mode(0o600)
             .open(&path)
             .context(&path, "open the lock")?;
-        match flock(&file, mode) {
+        match flock(&file) {
             Ok(()) => {}
             Err(e) if is_unsupported(&e) => return Self::lease(layout, me),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -236,7 +216,6 @@ impl EnvLock {
             // A host whose mount knows no flock has only the lease.
             for note in [layout.lock_holder(), layout.lease()] {
                 if let Some(other) = read_holder(&note)
-                    && other.mode == LockMode::Exclusive
                     && !other.is_here()
                     && !has_expired(layout, &note)?
                 {
@@ -322,7 +301,7 @@ impl Drop for EnvLock {
         }
         let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
         let path = note(&layout, self.file.is_none());
-        // Only our own note: with shared locks the last one to come has written it.
+        // Only our own note: another host may have taken over what we did not renew.
         if read_holder(&path).is_some_and(|noted| noted.token == self.holder.token)
             && let Err(e) = fs::remove_file(&path)
             && e.kind() != io::ErrorKind::NotFound
@@ -333,11 +312,8 @@ impl Drop for EnvLock {
     }
 }
 
-fn flock(file: &File, mode: LockMode) -> io::Result<()> {
-    match mode {
-        LockMode::Exclusive => FileExt::try_lock_exclusive(file),
-        LockMode::Shared => FileExt::try_lock_shared(file),
-    }
+fn flock(file: &File) -> io::Result<()> {
+    FileExt::try_lock_exclusive(file)
 }
 
 /// Where the holder of a lock is named.
@@ -418,8 +394,6 @@ fn age_of(layout: &Layout, note: &Path) -> Result<Option<Duration>> {
 fn renew_note(path: &Path, token: &str) {
     match read_holder(path) {
         Some(noted) if noted.token == token => {}
-        // Shared holders overwrite each other's notes; an exclusive one has lost its lease.
-        Some(noted) if noted.mode == LockMode::Shared => return,
         _ => {
             tracing::error!(path = %path.display(), "another process took over the lock");
             return;

@@ -399,7 +399,6 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::environment::LockMode;
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
@@ -418,7 +417,7 @@ mod tests {
     }
 
     fn exclusive(environment: &Environment) -> EnvLock {
-        EnvLock::try_lock(environment.layout(), LockMode::Exclusive, "test").unwrap()
+        EnvLock::try_lock(environment.layout(), "test").unwrap()
     }
 
     #[test]
@@ -541,7 +540,7 @@ mod tests {
         assert!(matches!(taken, EnvironmentError::Exists { .. }));
         let c = a.rename(&name("c"), &lock).unwrap();
         assert_eq!(store.list().unwrap(), [name("b"), name("c")]);
-        let refused = EnvLock::try_lock(c.layout(), LockMode::Exclusive, "test");
+        let refused = EnvLock::try_lock(c.layout(), "test");
         assert!(matches!(
             refused,
             Err(EnvironmentError::Held {

@@ -12,7 +12,7 @@ use crate::cli::error::Result;
 use crate::cli::output::size;
 use crate::daemon::lifecycle;
 use crate::daemon::service::BRIEF;
-use crate::environment::{EnvLock, LockMode};
+use crate::environment::EnvLock;
 
 /// Remove an environment with its images, its changes and its whole history.
 ///
@@ -49,12 +49,7 @@ impl Args {
 /// Unmounts an environment and removes it with all its files and its mount point.
 pub fn remove_environment(env: Env) -> Result<()> {
     lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
-    let lock = EnvLock::lock(
-        env.environment.layout(),
-        LockMode::Exclusive,
-        "remove",
-        BRIEF,
-    )?;
+    let lock = EnvLock::lock(env.environment.layout(), "remove", BRIEF)?;
     env.environment.remove_files(lock)?;
     remove_prefix(&env.target.prefix);
     Ok(())

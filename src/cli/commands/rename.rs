@@ -7,7 +7,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::State;
 use crate::daemon::service::BRIEF;
-use crate::environment::{EnvLock, EnvName, LockMode};
+use crate::environment::{EnvLock, EnvName};
 
 /// Give an environment another name.
 ///
@@ -32,12 +32,7 @@ impl Args {
                     .hint(format!("envfs unmount {}", env.name())),
             );
         }
-        let lock = EnvLock::lock(
-            env.environment.layout(),
-            LockMode::Exclusive,
-            "rename",
-            BRIEF,
-        )?;
+        let lock = EnvLock::lock(env.environment.layout(), "rename", BRIEF)?;
         env.environment.rename(&new, &lock)?;
         context.output.note(format!(
             "{} is now {new}; its prefix is still {}",

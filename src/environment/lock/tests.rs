@@ -13,26 +13,25 @@ fn home() -> (tempfile::TempDir, Layout) {
 }
 
 fn exclusive(layout: &Layout) -> Result<EnvLock> {
-    EnvLock::try_lock(layout, LockMode::Exclusive, "test")
+    EnvLock::try_lock(layout, "test")
 }
 
-fn no_locks(_: &File, _: LockMode) -> io::Result<()> {
+fn no_locks(_: &File) -> io::Result<()> {
     Err(nix::errno::Errno::ENOLCK.into())
 }
 
 fn leased(layout: &Layout) -> Attempt {
-    EnvLock::attempt(layout, LockMode::Exclusive, "lease", no_locks).unwrap()
+    EnvLock::attempt(layout, "lease", no_locks).unwrap()
 }
 
 #[test]
 fn a_second_writer_is_told_who_the_first_is() {
     let (_dir, layout) = home();
-    let first = EnvLock::try_lock(&layout, LockMode::Exclusive, "committing").unwrap();
+    let first = EnvLock::try_lock(&layout, "committing").unwrap();
     let refused = exclusive(&layout).unwrap_err().to_string();
     let pid = std::process::id();
     assert!(refused.contains(&format!("process {pid} on ")), "{refused}");
     assert!(refused.contains("(committing)"), "{refused}");
-    assert!(EnvLock::try_lock(&layout, LockMode::Shared, "reading").is_err());
     assert_eq!(
         EnvLock::current_holder(&layout).as_ref(),
         Some(first.holder())
@@ -43,30 +42,12 @@ fn a_second_writer_is_told_who_the_first_is() {
 }
 
 #[test]
-fn readers_share_and_keep_writers_out() {
-    let (_dir, layout) = home();
-    let one = EnvLock::try_lock(&layout, LockMode::Shared, "one").unwrap();
-    let two = EnvLock::try_lock(&layout, LockMode::Shared, "two").unwrap();
-    let refused = exclusive(&layout).unwrap_err().to_string();
-    assert!(refused.contains("(two)"), "{refused}");
-    drop(two);
-    assert!(exclusive(&layout).is_err());
-    drop(one);
-    drop(exclusive(&layout).unwrap());
-}
-
-#[test]
 fn a_patient_writer_gets_the_lock_when_it_is_free() {
     let (_dir, layout) = home();
     let first = exclusive(&layout).unwrap();
     std::thread::scope(|scope| {
         let second = scope.spawn(|| {
-            EnvLock::lock(
-                &layout,
-                LockMode::Exclusive,
-                "second",
-                Duration::from_secs(60),
-            )
+            EnvLock::lock(&layout, "second", Duration::from_secs(60))
         });
         drop(first);
         assert_eq!(second.join().unwrap().unwrap().holder().purpose, "second");
@@ -80,7 +61,7 @@ fn helper_that_holds_a_lock() {
         return;
     };
     let layout = Layout::new(PathBuf::from(home));
-    let _lock = EnvLock::try_lock(&layout, LockMode::Exclusive, "elsewhere").unwrap();
+    let _lock = EnvLock::try_lock(&layout, "elsewhere").unwrap();
     fs::write(layout.home().join("ready"), "").unwrap();
     std::thread::sleep(Duration::from_secs(60));
 }
@@ -153,7 +134,7 @@ fn where_flock_does_not_work_a_lease_does() {
 }
 
 fn leave_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
-    let mut holder = Holder::me("long ago", LockMode::Exclusive).unwrap();
+    let mut holder = Holder::me("long ago").unwrap();
     change(&mut holder);
     fs::write(layout.lease(), serde_json::to_vec(&holder).unwrap()).unwrap();
 }

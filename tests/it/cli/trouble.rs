@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use envfs::environment::{EnvLock, EnvName, LockMode, Store};
+use envfs::environment::{EnvLock, EnvName, Store};
 
 use crate::support::tree::{self, Look};
 use crate::support::{PATH, Run, TestEnv, find, has, run, samples, skip_allowed};
@@ -600,7 +600,7 @@ fn a_second_writer_is_refused_and_told_who_is_at_work() {
     let environment = Store::new(env.store().to_owned())
         .open(&EnvName::new("e").unwrap())
         .unwrap();
-    let lock = EnvLock::try_lock(environment.layout(), LockMode::Exclusive, "testing").unwrap();
+    let lock = EnvLock::try_lock(environment.layout(), "testing").unwrap();
     let me = std::process::id().to_string();
     for words in [
         &["mount", "e"][..],
