@@ -5,12 +5,13 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::error::{Context, EnvironmentError, Result};
 use super::layout::StoreLayout;
 use super::name::EnvName;
+use crate::sys::mountinfo::{self, MountEntry};
 
 /// What scripts of the environment begin with, after the prefix.
 const INTERPRETER: &str = "/bin/python3.99";
@@ -20,15 +21,6 @@ const SHEBANG_LIMIT: usize = 127;
 
 /// From here on we warn: options of the interpreter need room too.
 const SHEBANG_WARNING: usize = 80;
-
-/// Whether the prefix must be free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PrefixUse {
-    /// Nothing, or an empty directory, is there.
-    New,
-    /// What is there is imported and then makes place for the mount.
-    TakeOver,
-}
 
 /// A checked prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,27 +32,23 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// Checks the prefix that was asked for, or the default one of the environment.
+    /// Checks the prefix that was asked for, or the default one of the environment: nothing, or an
+    /// empty directory, is there.
     ///
     /// Whether another environment has the same prefix is not checked here.
-    pub fn choose(
-        store: &StoreLayout,
-        name: &EnvName,
-        wanted: Option<&Path>,
-        usage: PrefixUse,
-    ) -> Result<Prefix> {
+    pub fn choose(store: &StoreLayout, name: &EnvName, wanted: Option<&Path>) -> Result<Prefix> {
         let path = match wanted {
             Some(path) => std::path::absolute(path).context(path, "find the prefix")?,
             None => store.default_prefix(name),
         };
         // Without a slash at the end, and without "." and "//" inside.
         let path: PathBuf = path.components().collect();
-        let mounts = Mounts::read()?;
-        check(store, path, usage, &mounts)
+        let mounts = mountinfo::read().context(&path, "look at what is mounted around")?;
+        check(store, path, &mounts)
     }
 }
 
-fn check(store: &StoreLayout, path: PathBuf, usage: PrefixUse, mounts: &Mounts) -> Result<Prefix> {
+fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Prefix> {
     let refuse = |why: String| {
         Err(EnvironmentError::BadPrefix {
             // Shown on one line whatever is in it.
@@ -110,7 +98,7 @@ fn check(store: &StoreLayout, path: PathBuf, usage: PrefixUse, mounts: &Mounts) 
         Ok(metadata) if !metadata.is_dir() => {
             return refuse("it exists and is not a directory".to_owned());
         }
-        Ok(_) if usage == PrefixUse::New => {
+        Ok(_) => {
             let mut entries = fs::read_dir(&path).context(&path, "list the prefix")?;
             if entries.next().is_some() {
                 return refuse(
@@ -119,7 +107,6 @@ fn check(store: &StoreLayout, path: PathBuf, usage: PrefixUse, mounts: &Mounts) 
                 );
             }
         }
-        Ok(_) => {}
     }
 
     // What matters below is where the path really is, which symbolic links may hide.
@@ -133,10 +120,10 @@ fn check(store: &StoreLayout, path: PathBuf, usage: PrefixUse, mounts: &Mounts) 
         ));
     }
     // Other FUSE file systems may hold a home directory, and take mounts.
-    if let Some((mount, "fuse.envfs")) = mounts.holding(&real) {
+    if let Some(mount) = holding(mounts, &real).filter(|mount| mount.fs_type == "fuse.envfs") {
         return refuse(format!(
             "it is inside another environment, mounted at {}; choose a path outside with --prefix",
-            mount.display()
+            mount.mount_point.display()
         ));
     }
     Ok(Prefix { path, warnings })
@@ -158,57 +145,12 @@ fn real_path(path: &Path) -> io::Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// What is mounted where, as this process sees it.
-struct Mounts(Vec<(PathBuf, String)>);
-
-impl Mounts {
-    fn read() -> Result<Mounts> {
-        let path = Path::new("/proc/self/mountinfo");
-        let bytes = fs::read(path).context(path, "read the mounts")?;
-        Ok(Mounts::parse(&bytes))
-    }
-
-    /// Reads lines like `36 35 98:0 / /mnt rw,noatime master:1 - ext4 /dev/sda rw`.
-    fn parse(bytes: &[u8]) -> Mounts {
-        let lines = bytes.split(|byte| *byte == b'\n');
-        let mounts = lines.filter_map(|line| {
-            let mut fields = line.split(|byte| *byte == b' ');
-            let path = unescape(fields.nth(4)?);
-            let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-            let path = PathBuf::from(std::ffi::OsString::from_vec(path));
-            Some((path, String::from_utf8_lossy(kind).into_owned()))
-        });
-        Mounts(mounts.collect())
-    }
-
-    /// Returns the mount on which a path lies: of the longest, the last, which is on top.
-    fn holding(&self, path: &Path) -> Option<(&Path, &str)> {
-        self.0
-            .iter()
-            .filter(|(mount, _)| path.starts_with(mount))
-            .max_by_key(|(mount, _)| mount.components().count())
-            .map(|(mount, kind)| (mount.as_path(), kind.as_str()))
-    }
-}
-
-/// Undoes the `\040` of the kernel.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = |digit: u8| matches!(digit, b'0'..=b'7').then(|| u32::from(digit - b'0'));
-        if byte == b'\\'
-            && let Some([a, b, c]) = after.first_chunk::<3>().copied()
-            && let (Some(a), Some(b), Some(c)) = (octal(a), octal(b), octal(c))
-        {
-            bytes.push((a * 64 + b * 8 + c) as u8);
-            rest = after.get(3..).unwrap_or_default();
-        } else {
-            bytes.push(byte);
-            rest = after;
-        }
-    }
-    bytes
+/// Returns the mount on which a path lies: of the longest, the last, which is on top.
+fn holding<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
+    mounts
+        .iter()
+        .filter(|mount| path.starts_with(&mount.mount_point))
+        .max_by_key(|mount| mount.mount_point.components().count())
 }
 
 #[cfg(test)]
@@ -233,37 +175,35 @@ mod tests {
     #[test]
     fn the_default_prefix_is_in_the_store_and_a_wish_is_obeyed() {
         let (dir, store, name) = store();
-        let prefix = Prefix::choose(&store, &name, None, PrefixUse::New).unwrap();
+        let prefix = Prefix::choose(&store, &name, None).unwrap();
         assert_eq!(prefix.path, store.prefixes().join("a"));
         let wish = dir.path().join("b//./c/");
-        let prefix = Prefix::choose(&store, &name, Some(&wish), PrefixUse::New).unwrap();
+        let prefix = Prefix::choose(&store, &name, Some(&wish)).unwrap();
         assert_eq!(prefix.path.as_os_str(), dir.path().join("b/c").as_os_str());
         fs::create_dir_all(&prefix.path).unwrap();
-        Prefix::choose(&store, &name, Some(&wish), PrefixUse::New).unwrap();
+        Prefix::choose(&store, &name, Some(&wish)).unwrap();
     }
 
     #[test]
-    fn an_occupied_prefix_is_refused_unless_it_is_taken_over() {
+    fn an_occupied_prefix_is_refused() {
         let (dir, store, name) = store();
         let path = dir.path().join("full");
         fs::create_dir(&path).unwrap();
         fs::write(path.join("file"), "").unwrap();
-        let choose = |path: &Path, usage| Prefix::choose(&store, &name, Some(path), usage);
-        assert!(why(choose(&path, PrefixUse::New)).contains("not empty"));
-        choose(&path, PrefixUse::TakeOver).unwrap();
+        let choose = |path: &Path| Prefix::choose(&store, &name, Some(path));
+        assert!(why(choose(&path)).contains("not empty"));
         let file = path.join("file");
-        assert!(why(choose(&file, PrefixUse::TakeOver)).contains("not a directory"));
+        assert!(why(choose(&file)).contains("not a directory"));
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(why(choose(&link, PrefixUse::TakeOver)).contains("symbolic link"));
-        choose(&link.join("below"), PrefixUse::New).unwrap();
+        assert!(why(choose(&link)).contains("symbolic link"));
+        choose(&link.join("below")).unwrap();
     }
 
     #[test]
     fn paths_that_scripts_and_shells_cannot_use_are_refused() {
         let (_dir, store, name) = store();
-        let choose =
-            |path: &str| Prefix::choose(&store, &name, Some(Path::new(path)), PrefixUse::New);
+        let choose = |path: &str| Prefix::choose(&store, &name, Some(Path::new(path)));
         assert!(why(choose("/tmp/a\nb")).contains("newline"));
         assert!(!choose("/tmp/a\nb").unwrap_err().to_string().contains('\n'));
         assert!(why(choose("/tmp/a:b")).contains("PATH"));
@@ -280,49 +220,37 @@ mod tests {
     #[test]
     fn the_store_itself_is_no_place_for_a_prefix() {
         let (_dir, store, name) = store();
-        for path in [
-            store.homes().join("x/y"),
-            store.homes(),
-            store.root().to_owned(),
-        ] {
-            let refused = Prefix::choose(&store, &name, Some(&path), PrefixUse::TakeOver);
+        for path in [store.homes().join("x/y"), store.homes()] {
+            let refused = Prefix::choose(&store, &name, Some(&path));
             assert!(why(refused).contains("own files"));
         }
+        let around = Prefix::choose(&store, &name, Some(store.root()));
+        assert!(why(around).contains("not empty"));
     }
 
     #[test]
     fn a_prefix_inside_another_environment_is_refused() {
         let (dir, store, _) = store();
         let real = fs::canonicalize(dir.path()).unwrap();
-        let line = |at: &Path, kind: &str| {
-            format!(
-                "36 35 98:0 / {} rw shared:1 master:2 - {kind} x rw\n",
-                at.display()
-            )
+        let mount = |at: &Path, kind: &str| MountEntry {
+            id: 36,
+            device: (98, 0),
+            mount_point: at.to_owned(),
+            fs_type: kind.to_owned(),
+            source: "x".into(),
+            checks_permissions: true,
         };
         let at = real.join("mount");
-        let try_with = |text: String| {
-            let mounts = Mounts::parse(text.as_bytes());
-            check(&store, at.join("env"), PrefixUse::New, &mounts)
+        let try_with = |above: &[(&Path, &str)]| {
+            let mut mounts = vec![mount(Path::new("/"), "ext4")];
+            mounts.extend(above.iter().map(|(at, kind)| mount(at, kind)));
+            check(&store, at.join("env"), &mounts)
         };
-        let root = line(Path::new("/"), "ext4");
-        let ours = "fuse.envfs";
-        let refused = why(try_with(root.clone() + &line(&at, ours)));
+        let ours = (at.as_path(), "fuse.envfs");
+        let refused = why(try_with(&[ours]));
         assert!(refused.contains("another environment"), "{refused}");
-        try_with(root.clone() + &line(&at, "fuse.sshfs")).unwrap();
-        try_with(root.clone() + &line(&at, ours) + &line(&at.join("env"), "tmpfs")).unwrap();
-        try_with(root + &line(&at, ours) + &line(&at, "tmpfs")).unwrap();
-    }
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        let mounts = Mounts::parse(b"1 2 0:1 / /a\\040b\\134\\9 rw - tmpfs x rw\nshort line\n");
-        assert_eq!(mounts.0, [(PathBuf::from("/a b\\\\9"), "tmpfs".to_owned())]);
-        assert!(
-            Mounts::read()
-                .unwrap()
-                .holding(Path::new("/proc"))
-                .is_some()
-        );
+        try_with(&[(&at, "fuse.sshfs")]).unwrap();
+        try_with(&[ours, (&at.join("env"), "tmpfs")]).unwrap();
+        try_with(&[ours, (&at, "tmpfs")]).unwrap();
     }
 }
