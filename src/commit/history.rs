@@ -246,6 +246,10 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     if options.dry_run {
         return Ok(done);
     }
+    // First what needs no change of rows, which a full disk has no room for.
+    if strays.exists() {
+        fs::remove_dir_all(&strays).context("remove", &strays)?;
+    }
     for id in gone {
         db.forget_revision(id)?;
     }
@@ -262,9 +266,6 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     }
     for layer in trash {
         cleanup::remove_layer(db, layout, layer.id)?;
-    }
-    if strays.exists() {
-        fs::remove_dir_all(&strays).context("remove", &strays)?;
     }
     Ok(done)
 }

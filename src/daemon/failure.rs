@@ -73,7 +73,7 @@ impl Failure {
     pub fn io(doing: impl std::fmt::Display, error: &io::Error) -> Failure {
         let failure = Failure::new(kind_of_io(error), format!("{doing}: {}", error_text(error)));
         match failure.kind {
-            Kind::NoSpace => failure.hint("make room (envfs gc drops old images), then try again"),
+            Kind::NoSpace => failure.hint(MAKE_ROOM),
             _ => failure,
         }
     }
@@ -83,6 +83,9 @@ impl Failure {
         Failure::new(kind, with_causes(error))
     }
 }
+
+/// What to do where there is no room.
+pub const MAKE_ROOM: &str = "make room (envfs gc drops old images), then try again";
 
 /// Returns the kind of trouble that an error of the system means.
 pub fn kind_of_io(error: &io::Error) -> Kind {
@@ -171,6 +174,10 @@ impl From<StateError> for Failure {
             StateError::Io { source, .. } => kind_of_io(source),
             _ => Kind::System,
         };
-        Failure::of(kind, &error)
+        let failure = Failure::of(kind, &error);
+        match kind {
+            Kind::NoSpace => failure.hint(MAKE_ROOM),
+            _ => failure,
+        }
     }
 }

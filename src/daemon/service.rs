@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::failure::{Failure, Kind, kind_of_io, with_causes};
+use super::failure::{Failure, Kind, MAKE_ROOM, kind_of_io, with_causes};
 use super::host::Mounted;
 use super::profile::Profile;
 use super::protocol::{
@@ -444,7 +444,7 @@ impl From<CommitError> for Failure {
                 Kind::NoSpace,
                 format!("{}; everything is as it was", with_causes(&error)),
             )
-            .hint("make room (envfs gc drops old images), then try again");
+            .hint(MAKE_ROOM);
         }
         match error {
             CommitError::State(error) | CommitError::Union(union::Error::State(error)) => {

@@ -169,9 +169,8 @@ impl EnvLock {
         let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
         let note = note(&layout, self.file.is_none());
         let draft = draft_holder(&layout, &self.holder);
-        draft
-            .and_then(|draft| fs::rename(draft, &note))
-            .context(&note, "name the holder of the lock")
+        let noted = draft.and_then(|draft| fs::rename(draft, &note));
+        unless_full(self.renewal.is_some(), noted).context(&note, "name the holder of the lock")
     }
 
     /// The lock goes with the environment to another place.
@@ -223,7 +222,8 @@ impl EnvLock {
                 }
             }
         }
-        write_holder(layout, &me).context(&layout.lock_holder(), "name the holder of the lock")?;
+        let noted = write_holder(layout, &me);
+        unless_full(network, noted).context(&layout.lock_holder(), "name the holder of the lock")?;
         Ok(Attempt::Got(Self::start(Some(file), me, layout, network)))
     }
 
@@ -352,13 +352,39 @@ fn draft_holder(layout: &Layout, holder: &Holder) -> io::Result<PathBuf> {
         .write(true)
         .mode(0o600)
         .open(&path)?;
-    file.write_all(&serde_json::to_vec(holder)?)?;
-    Ok(path)
+    let written = serde_json::to_vec(holder)
+        .map_err(io::Error::from)
+        .and_then(|text| file.write_all(&text));
+    if written.is_err()
+        && let Err(e) = fs::remove_file(&path)
+    {
+        tracing::warn!(path = %path.display(), error = %e, "half a note stays behind");
+    }
+    written.map(|()| path)
 }
 
 fn write_holder(layout: &Layout, holder: &Holder) -> io::Result<()> {
     let draft = draft_holder(layout, holder)?;
     fs::rename(draft, layout.lock_holder())
+}
+
+/// Passes over a note that could not be written for want of space, unless it is a lease: where
+/// `flock` is the lock, a note is for messages, and on a full disk `gc` and `discard` must be
+/// able to work.
+fn unless_full(is_lease: bool, noted: io::Result<()>) -> io::Result<()> {
+    match noted {
+        Err(e)
+            if !is_lease
+                && matches!(
+                    e.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+        {
+            tracing::warn!(error = %e, "the holder of the lock is not noted");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// Returns whether a note has not been renewed for [`LEASE`]; true also when it is gone.

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::sys::medium;
+
 /// A result whose error is a [`StateError`].
 pub type Result<T, E = StateError> = std::result::Result<T, E>;
 
@@ -121,8 +123,9 @@ impl StateError {
     /// Returns true when there was no room: disk full or over quota.
     pub fn is_no_space(&self) -> bool {
         match self {
-            StateError::Sql { source, .. } => {
+            StateError::Sql { path, source, .. } => {
                 source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+                    || (is_about_own_files(source) && medium::is_full(path))
             }
             StateError::Io { source, .. } => matches!(
                 source.kind(),
@@ -142,4 +145,17 @@ impl StateError {
             _ => false,
         }
     }
+}
+
+/// Whether SQLite could not make or lengthen its log or its shared memory, for which it has no
+/// word that says why.
+fn is_about_own_files(error: &rusqlite::Error) -> bool {
+    let rusqlite::Error::SqliteFailure(error, _) = error else {
+        return false;
+    };
+    error.code == rusqlite::ErrorCode::CannotOpen
+        || matches!(
+            error.extended_code,
+            rusqlite::ffi::SQLITE_IOERR_SHMSIZE | rusqlite::ffi::SQLITE_IOERR_WRITE
+        )
 }

@@ -37,6 +37,20 @@ pub fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
     Ok(network_name(stat.filesystem_type().0 as u32))
 }
 
+/// What SQLite's shared memory takes on disk, with some room for its log.
+const LITTLE: u64 = 64 << 10;
+
+/// Returns whether the file system that holds `path` has no room, or hardly any: for files, or for
+/// their content. Quotas are not asked for.
+pub fn is_full(path: &Path) -> bool {
+    let Ok(stat) = nix::sys::statvfs::statvfs(path) else {
+        return false;
+    };
+    let bytes = stat.blocks_available().saturating_mul(stat.fragment_size());
+    // Some count no files at all.
+    bytes < LITTLE || (stat.files() > 0 && stat.files_available() == 0)
+}
+
 fn network_name(f_type: u32) -> Option<&'static str> {
     NETWORK
         .iter()
@@ -56,5 +70,12 @@ mod tests {
         assert_eq!(network_name(0xef53), None);
         assert_eq!(network_name(0x9123_683e), None);
         assert!(network_file_system(Path::new("/proc")).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_system_without_room_is_full() {
+        assert!(is_full(Path::new("/proc")));
+        assert!(!is_full(&std::env::temp_dir()));
+        assert!(!is_full(Path::new("/no/such/place")));
     }
 }

@@ -8,6 +8,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::output::{count, size};
 use crate::commit::{Collected, GcOptions};
 use crate::daemon::failure::Kind;
+use crate::environment::Store;
 use crate::object::Timestamp;
 
 /// Forget old revisions and remove images that nothing needs any more.
@@ -57,11 +58,16 @@ impl Args {
             before,
             dry_run: self.dry_run,
         };
-        let mut failed: Option<CommandError> = None;
+        // First what needs no room to be removed.
+        let mut failed = match self.name {
+            None => self.remove_garbage(context, &store).err(),
+            Some(_) => None,
+        };
         for name in &names {
             let collected = context
                 .environment(Some(name.as_str()))
-                .and_then(|env| env.gc(options));
+                .and_then(|env| env.gc(options))
+                .map_err(room_elsewhere);
             let collected = match collected {
                 Ok(collected) => collected,
                 // Removed by somebody since the store was listed.
@@ -81,27 +87,29 @@ impl Args {
                 .map_err(|error| CommandError::new(Kind::Internal, error.to_string()))?;
             report.insert(name.to_string(), value);
         }
-        if self.name.is_none() {
-            for garbage in backend::garbage(&store)? {
-                if !self.dry_run {
-                    store.remove_garbage(&garbage)?;
-                }
-                if !self.json {
-                    let would = if self.dry_run {
-                        "would remove"
-                    } else {
-                        "removed"
-                    };
-                    context
-                        .output
-                        .note(format!("{would} {}", garbage.path.display()));
-                }
-            }
-        }
         if self.json {
             context.output.json(&report)?;
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    fn remove_garbage(&self, context: &Context, store: &Store) -> Result<()> {
+        for garbage in backend::garbage(store)? {
+            if !self.dry_run {
+                store.remove_garbage(&garbage)?;
+            }
+            if !self.json {
+                let would = if self.dry_run {
+                    "would remove"
+                } else {
+                    "removed"
+                };
+                context
+                    .output
+                    .note(format!("{would} {}", garbage.path.display()));
+            }
+        }
+        Ok(())
     }
 
     fn tell(&self, context: &Context, name: &str, collected: &Collected) {
@@ -124,4 +132,15 @@ impl Args {
             size(collected.image_bytes + collected.upper_bytes)
         ));
     }
+}
+
+/// The database has to be written to before images can go, so on a disk that is wholly full `gc`
+/// is no way to make room.
+fn room_elsewhere(mut error: CommandError) -> CommandError {
+    if error.kind == Kind::NoSpace {
+        error.hints = vec![String::from(
+            "gc needs a little room itself: free 1 MiB of this disk outside of envfs, then try again",
+        )];
+    }
+    error
 }

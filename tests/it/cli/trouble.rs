@@ -463,6 +463,42 @@ fn paths_can_be_discarded_after_a_commit_that_failed() {
     assert!(!prefix.join("new").exists());
 }
 
+#[test]
+fn on_a_full_disk_the_lock_can_be_had_and_gc_says_what_it_needs() {
+    let Some(env) = TestEnv::new() else { return };
+    let Some(small) = Small::new(&env, "28m") else {
+        return;
+    };
+    let env = env.with_store(&small.0.join("store"));
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    for round in 0..3 {
+        fs::write(prefix.join("new"), samples::noise(1 << 20, round)).unwrap();
+        env.envfs(&["commit", "e"]).ok();
+    }
+    env.envfs(&["unmount", "e"]).ok();
+    small.fill(0);
+    let home = envfs::environment::Layout::new(env.home_of("e"));
+    let before = env.store_listing();
+    drop(EnvLock::try_lock(&home, "testing").unwrap());
+    assert_eq!(env.store_listing(), before, "no half of a note is left");
+    // What has its own room goes also now.
+    let gone = env.store().join("store/.gone-old-0123456789ab");
+    fs::create_dir(&gone).unwrap();
+    env.envfs(&["gc", "--keep", "1"])
+        .fails(8, &["outside of envfs"]);
+    assert!(!gone.exists());
+    // Nor is there room for what SQLite needs to open the database, by now.
+    small.fill(0);
+    env.envfs(&["discard", "-y", "e"]).fails(8, &["make room"]);
+    env.envfs(&["gc", "e"]).fails(8, &["outside of envfs"]);
+    small.fill(1 << 20);
+    env.envfs(&["gc", "--keep", "1", "e"]).ok();
+    small.free();
+    assert_eq!(env.count(&["log", "e"]), 1);
+    env.verify("e");
+}
+
 /// Runs envfs as the user of `env`, in a mount namespace that root has changed by `before`. None,
 /// and said so, where that cannot be.
 fn in_changed_system(env: &TestEnv, before: &str, words: &str) -> Option<Run> {
