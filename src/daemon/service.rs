@@ -94,9 +94,24 @@ impl Local {
         &self.reconciled
     }
 
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    /// Waits until no other operation on the whole environment is under way.
+    fn turn(&self) -> Result<MutexGuard<'_, ()>, Failure> {
         // Guards no data of its own.
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_lost() {
+            return Err(Failure::new(
+                Kind::Conflict,
+                "another host took over the lock of this environment, which was not renewed for \
+                 too long: nothing more is changed here",
+            )
+            .hint("unmount it here; what was changed here since may be lost"));
+        }
+        Ok(turn)
+    }
+
+    fn is_lost(&self) -> bool {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        lock.as_ref().is_some_and(EnvLock::is_lost)
     }
 
     /// Brings what programs wrote through mappings from the kernel's cache to the upper directory.
@@ -182,7 +197,9 @@ impl Service for Local {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if lock.is_none() {
+        let Some(lock) = lock else { return };
+        if lock.is_lost() {
+            tracing::error!("the lock is another's: the environment is left as it is");
             return;
         }
         if let Some(profile) = self.mounted.get().and_then(|front| front.profile.as_ref()) {
@@ -239,7 +256,7 @@ impl Service for Local {
         options: &CommitOptions,
         progress: &dyn Progress,
     ) -> Result<Committed, Failure> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         self.settle()?;
         let compression = match &options.compression {
             Some(text) => Some(
@@ -295,7 +312,7 @@ impl Service for Local {
         selection: &Selection,
         _progress: &dyn Progress,
     ) -> Result<Discarded, Failure> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         self.settle()?;
         let (changes, stale) = commit::discard(&self.workspace, &paths_of(selection))?;
         self.forget(&stale);
@@ -310,7 +327,7 @@ impl Service for Local {
         options: &RollbackOptions,
         _progress: &dyn Progress,
     ) -> Result<RolledBack, Failure> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         self.settle()?;
         let target = options.revision.map(RevisionId);
         let done = commit::rollback(
@@ -327,12 +344,12 @@ impl Service for Local {
     }
 
     fn tag(&self, options: &TagOptions) -> Result<(), Failure> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         tag(self.workspace.db(), options)
     }
 
     fn gc(&self, options: commit::GcOptions) -> Result<commit::Collected, Failure> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         let layout = self.workspace.env().layout();
         Ok(commit::gc(self.workspace.db(), layout, options)?)
     }

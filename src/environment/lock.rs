@@ -4,16 +4,18 @@
 //! holds it is written beside it, for the message of whoever is refused.
 //!
 //! On network file systems `flock` may be unknown, or may be kept by each host for itself. There
-//! the note about the holder is a **lease** as well: its holder renews it, and one on another host
-//! is believed to be alive until it has not done so for [`LEASE`]. Where `flock` fails altogether,
-//! creating the lease file is the lock. A lease of this host is free as soon as its process is gone or the host was rebooted.
+//! the lock is a **lease** as well: the holder's name in a file that whoever links it first has,
+//! over all hosts. Its holder renews it, and one on another host is believed to be alive until it
+//! has not done so for [`LEASE`]. A lease of this host is free as soon as its process is gone or
+//! the host was rebooted. Where `flock` is unknown the lease alone is the lock; where links are,
+//! `flock` and the note, renewed like a lease.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -109,8 +111,12 @@ impl fmt::Display for Holder {
 /// The lock of an environment, held until this is dropped.
 #[derive(Debug)]
 pub struct EnvLock {
-    /// The locked file; None when the lease file is the lock.
-    file: Option<File>,
+    /// The locked file; None where the lease alone is the lock.
+    _file: Option<File>,
+    /// Whether there is a lease. It is the holder's note as well.
+    is_leased: bool,
+    /// Whether somebody else's name was found where ours was to be renewed.
+    is_lost: Arc<AtomicBool>,
     holder: Holder,
     /// Where the environment is; changes when it is renamed under the lock.
     layout: Arc<Mutex<Layout>>,
@@ -123,6 +129,14 @@ enum Attempt {
     Held(Option<Holder>),
 }
 
+/// What asking for the lease came to.
+enum Lease {
+    Taken,
+    Held(Option<Holder>),
+    /// There are no links on this file system.
+    Unknown(io::Error),
+}
+
 impl EnvLock {
     /// Takes the lock, or is refused at once with the holder's name.
     pub fn try_lock(layout: &Layout, purpose: &str) -> Result<EnvLock> {
@@ -132,8 +146,11 @@ impl EnvLock {
     /// Takes the lock, waiting up to `timeout` for others to give it up.
     pub fn lock(layout: &Layout, purpose: &str, timeout: Duration) -> Result<EnvLock> {
         let deadline = Instant::now() + timeout;
+        let is_shared = network_file_system(layout.home())
+            .context(layout.home(), "ask for the file system")?
+            .is_some();
         loop {
-            match Self::attempt(layout, purpose, flock)? {
+            match Self::attempt(layout, purpose, is_shared, flock)? {
                 Attempt::Got(lock) => return Ok(lock),
                 Attempt::Held(holder) => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -154,6 +171,12 @@ impl EnvLock {
         &self.holder
     }
 
+    /// Returns whether somebody else has taken the lease over, because it was not renewed for too
+    /// long. What is locked is no longer ours to change then.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::SeqCst)
+    }
+
     /// Returns who holds the lock of an environment, without taking it; None when
     /// nobody does, or when the holder's name is not known to be true any more.
     pub fn current_holder(layout: &Layout) -> Option<Holder> {
@@ -167,7 +190,7 @@ impl EnvLock {
     pub fn listens_at(&mut self, socket: &Path) -> Result<()> {
         self.holder.socket = Some(Text::from(socket.as_os_str()));
         let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
-        let note = note(&layout, self.file.is_none());
+        let note = note(&layout, self.is_leased);
         let draft = draft_holder(&layout, &self.holder);
         let noted = draft.and_then(|draft| fs::rename(draft, &note));
         unless_full(self.renewal.is_some(), noted).context(&note, "name the holder of the lock")
@@ -181,12 +204,10 @@ impl EnvLock {
     fn attempt(
         layout: &Layout,
         purpose: &str,
+        is_shared: bool,
         flock: fn(&File) -> io::Result<()>,
     ) -> Result<Attempt> {
         let path = layout.lock();
-        let network = network_file_system(layout.home())
-            .context(layout.home(), "ask for the file system")?
-            .is_some();
         let me = Holder::me(purpose).context(&path, "name the holder of the lock")?;
         let file = OpenOptions::new()
             .create(true)
@@ -195,42 +216,53 @@ impl EnvLock {
             .mode(0o600)
             .open(&path)
             .context(&path, "open the lock")?;
-        match flock(&file) {
-            Ok(()) => {}
-            Err(e) if is_unsupported(&e) => return Self::lease(layout, me),
+        let file = match flock(&file) {
+            Ok(()) => Some(file),
+            Err(e) if is_unsupported(&e) => None,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 return Ok(Attempt::Held(Self::current_holder(layout)));
             }
             Err(e) => return Err(e).context(&path, "lock"),
-        }
+        };
         // The environment may have been renamed or removed while we opened the file: then we
         // hold the lock of something else.
-        let ours = file.metadata().context(&path, "look at the lock")?;
-        match fs::metadata(&path) {
-            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
-            Ok(_) => return Ok(Attempt::Held(None)),
-            Err(e) => return Err(e).context(&path, "look at the lock"),
+        if let Some(file) = &file {
+            let ours = file.metadata().context(&path, "look at the lock")?;
+            match fs::metadata(&path) {
+                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
+                Ok(_) => return Ok(Attempt::Held(None)),
+                Err(e) => return Err(e).context(&path, "look at the lock"),
+            }
         }
-        if network {
-            // A host whose mount knows no flock has only the lease.
-            for note in [layout.lock_holder(), layout.lease()] {
-                if let Some(other) = read_holder(&note)
-                    && !other.is_here()
-                    && !has_expired(layout, &note)?
-                {
-                    return Ok(Attempt::Held(Some(other)));
+        let note = layout.lock_holder();
+        if is_shared || file.is_none() {
+            match Self::lease(layout, &me)? {
+                Lease::Taken => return Ok(Attempt::Got(Self::start(file, me, layout, true, true))),
+                Lease::Held(other) => return Ok(Attempt::Held(other)),
+                Lease::Unknown(e) if file.is_none() => {
+                    return Err(e).context(&layout.lease(), "take a lease");
+                }
+                // Two hosts at the same moment may both pass this; there is nothing better here.
+                Lease::Unknown(_) => {
+                    if let Some(other) = read_holder(&note)
+                        && !other.is_here()
+                        && !has_expired(layout, &note)?
+                    {
+                        return Ok(Attempt::Held(Some(other)));
+                    }
                 }
             }
         }
         let noted = write_holder(layout, &me);
-        unless_full(network, noted).context(&layout.lock_holder(), "name the holder of the lock")?;
-        Ok(Attempt::Got(Self::start(Some(file), me, layout, network)))
+        unless_full(is_shared, noted).context(&note, "name the holder of the lock")?;
+        let lock = Self::start(file, me, layout, false, is_shared);
+        Ok(Attempt::Got(lock))
     }
 
-    /// Takes the lock where `flock` does not work: whoever creates the lease file has it.
-    fn lease(layout: &Layout, me: Holder) -> Result<Attempt> {
+    /// Takes the lease: whoever creates its file has it.
+    fn lease(layout: &Layout, me: &Holder) -> Result<Lease> {
         let lease = layout.lease();
-        let draft = draft_holder(layout, &me).context(&lease, "write a lease")?;
+        let draft = draft_holder(layout, me).context(&lease, "write a lease")?;
         // A link is refused when the name exists, on every host at once, and never half made.
         let mut taken = fs::hard_link(&draft, &lease);
         if matches!(&taken, Err(e) if e.kind() == io::ErrorKind::AlreadyExists)
@@ -259,31 +291,46 @@ impl EnvLock {
         }
         fs::remove_file(&draft).context(&draft, "remove a draft")?;
         match taken {
-            Ok(()) => Ok(Attempt::Got(Self::start(None, me, layout, true))),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                Ok(Attempt::Held(read_holder(&lease)))
+            Ok(()) => Ok(Lease::Taken),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match read_holder(&lease) {
+                // An answer of the server was lost, and its second one is about our own link.
+                Some(holder) if holder.token == me.token => Ok(Lease::Taken),
+                holder => Ok(Lease::Held(holder)),
+            },
+            Err(e) if is_unsupported(&e) || e.raw_os_error() == Some(nix::libc::EPERM) => {
+                Ok(Lease::Unknown(e))
             }
             Err(e) => Err(e).context(&lease, "take a lease"),
         }
     }
 
-    fn start(file: Option<File>, holder: Holder, layout: &Layout, renew: bool) -> EnvLock {
+    fn start(
+        file: Option<File>,
+        holder: Holder,
+        layout: &Layout,
+        is_leased: bool,
+        renew: bool,
+    ) -> EnvLock {
         let layout = Arc::new(Mutex::new(layout.clone()));
-        let is_lease = file.is_none();
+        let is_lost = Arc::new(AtomicBool::new(false));
         let renewal = renew.then(|| {
             let (stop, stopped) = crossbeam_channel::bounded(0);
             let (layout, token) = (Arc::clone(&layout), holder.token.clone());
+            let is_lost = Arc::clone(&is_lost);
             let thread = std::thread::spawn(move || {
                 while stopped.recv_timeout(RENEW) == Err(RecvTimeoutError::Timeout) {
                     let layout = layout.lock().unwrap_or_else(PoisonError::into_inner);
-                    let path = note(&layout, is_lease);
-                    renew_note(&path, &token);
+                    if !renew_note(&note(&layout, is_leased), &token) {
+                        is_lost.store(true, Ordering::SeqCst);
+                    }
                 }
             });
             (stop, thread)
         });
         EnvLock {
-            file,
+            _file: file,
+            is_leased,
+            is_lost,
             holder,
             layout,
             renewal,
@@ -300,7 +347,7 @@ impl Drop for EnvLock {
             }
         }
         let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = note(&layout, self.file.is_none());
+        let path = note(&layout, self.is_leased);
         // Only our own note: another host may have taken over what we did not renew.
         if read_holder(&path).is_some_and(|noted| noted.token == self.holder.token)
             && let Err(e) = fs::remove_file(&path)
@@ -325,8 +372,8 @@ fn note(layout: &Layout, is_lease: bool) -> PathBuf {
     }
 }
 
-/// Returns whether the error says that the file system knows no locks, rather than that the
-/// lock is held.
+/// Returns whether the error says that the file system knows no locks (or links), rather than that
+/// the lock is held.
 fn is_unsupported(error: &io::Error) -> bool {
     use nix::errno::Errno;
     error.raw_os_error().is_some_and(|number| {
@@ -417,12 +464,21 @@ fn age_of(layout: &Layout, note: &Path) -> Result<Option<Duration>> {
     }
 }
 
-fn renew_note(path: &Path, token: &str) {
+/// Renews the holder's note, or says that it is another's by now.
+fn renew_note(path: &Path, token: &str) -> bool {
     match read_holder(path) {
         Some(noted) if noted.token == token => {}
-        _ => {
-            tracing::error!(path = %path.display(), "another process took over the lock");
-            return;
+        Some(noted) => {
+            tracing::error!(
+                path = %path.display(), holder = %noted,
+                "another process took over the lock: nothing more is changed here"
+            );
+            return false;
+        }
+        // It may be there again, or not, when the server answers again.
+        None => {
+            tracing::warn!(path = %path.display(), "a lock could not be renewed: no name is in it");
+            return true;
         }
     }
     // Times set to "now" are the server's own; explicit ones would be ours.
@@ -437,6 +493,7 @@ fn renew_note(path: &Path, token: &str) {
     if let Err(e) = touched {
         tracing::warn!(path = %path.display(), error = %e, "a lock could not be renewed");
     }
+    true
 }
 
 #[cfg(test)]

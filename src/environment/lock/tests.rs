@@ -21,7 +21,12 @@ fn no_locks(_: &File) -> io::Result<()> {
 }
 
 fn leased(layout: &Layout) -> Attempt {
-    EnvLock::attempt(layout, "lease", no_locks).unwrap()
+    EnvLock::attempt(layout, "lease", false, no_locks).unwrap()
+}
+
+/// As on a file system that hosts share, each of which has its own locks.
+fn locked_by_this_host_alone(_: &File) -> io::Result<()> {
+    Ok(())
 }
 
 #[test]
@@ -46,9 +51,7 @@ fn a_patient_writer_gets_the_lock_when_it_is_free() {
     let (_dir, layout) = home();
     let first = exclusive(&layout).unwrap();
     std::thread::scope(|scope| {
-        let second = scope.spawn(|| {
-            EnvLock::lock(&layout, "second", Duration::from_secs(60))
-        });
+        let second = scope.spawn(|| EnvLock::lock(&layout, "second", Duration::from_secs(60)));
         drop(first);
         assert_eq!(second.join().unwrap().unwrap().holder().purpose, "second");
     });
@@ -133,6 +136,26 @@ fn where_flock_does_not_work_a_lease_does() {
     assert_eq!(left.len(), 1, "only the lock file: {left:?}");
 }
 
+#[test]
+fn where_every_host_has_its_own_flock_the_lease_decides() {
+    let (_dir, layout) = home();
+    let attempt = || EnvLock::attempt(&layout, "shared", true, locked_by_this_host_alone).unwrap();
+    let Attempt::Got(first) = attempt() else {
+        panic!("not held by anybody");
+    };
+    assert_eq!(
+        EnvLock::current_holder(&layout).as_ref(),
+        Some(first.holder())
+    );
+    let Attempt::Held(Some(holder)) = attempt() else {
+        panic!("held by us");
+    };
+    assert_eq!(&holder, first.holder());
+    drop(first);
+    assert!(!layout.lease().exists());
+    assert!(matches!(attempt(), Attempt::Got(_)));
+}
+
 fn leave_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
     let mut holder = Holder::me("long ago").unwrap();
     change(&mut holder);
@@ -190,9 +213,9 @@ fn a_lease_of_another_host_is_free_only_when_it_was_not_renewed() {
         file.set_modified(long_ago).unwrap();
     };
     age();
-    renew_note(&layout.lease(), &token);
+    assert!(renew_note(&layout.lease(), &token));
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
     age();
-    renew_note(&layout.lease(), "somebody else's");
+    assert!(!renew_note(&layout.lease(), "somebody else's"));
     assert!(matches!(leased(&layout), Attempt::Got(_)));
 }
