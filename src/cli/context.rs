@@ -193,6 +193,9 @@ impl Env {
                     done => return done,
                 },
                 State::Mounted(client) | State::Elsewhere(client) => return served(client),
+                State::Copy(from) => {
+                    return Err(lifecycle::copied(&self.target, from.as_deref()).into());
+                }
                 State::Deaf => {
                     return Err(CommandError::new(
                         Kind::Daemon,

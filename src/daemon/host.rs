@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::failure::{Failure, Kind};
-use super::protocol::{Service, Started, Unmounted};
+use super::protocol::{Served, Service, Started, Unmounted};
 use super::runtime::RuntimeDir;
 use super::server::{Control, Server};
 use crate::fuse::session::Session;
@@ -20,6 +20,8 @@ pub struct Mounted {
     pub session: Session,
     /// What commands may ask of it.
     pub service: Arc<dyn Service>,
+    /// Whose files it shows.
+    pub home: Served,
 }
 
 impl std::fmt::Debug for Mounted {
@@ -67,7 +69,9 @@ pub fn run(
     };
     tracing::info!(pid = std::process::id(), path = %mount_point.display(), "mounted");
 
-    let Mounted { session, service } = mounted;
+    let Mounted {
+        session, service, ..
+    } = mounted;
     let result = session.wait();
     drop(running);
     service.end();
@@ -99,7 +103,7 @@ fn serve(
 ) -> Result<super::server::Running, Failure> {
     let control = Arc::new(MountControl::new(mounted.session.mount_point(), id));
     let socket = runtime.socket(id);
-    let running = Server::bind(&socket, id)
+    let running = Server::bind(&socket, id, Some(mounted.home.clone()))
         .and_then(|server| server.start(mounted.service.clone(), control.clone()))
         .map_err(|error| Failure::io(format!("cannot listen at {}", socket.display()), &error))?;
     mounted.service.listens_at(&socket)?;

@@ -58,6 +58,10 @@ pub enum State {
     Dead(Vec<MountEntry>),
     /// Its daemon lives but has no mount here: it ends, or serves another mount namespace.
     Elsewhere(Client),
+    /// It is not mounted, but an environment with the same id is, of which this is a copy, or the
+    /// other way round: both have the same prefix, the same source and the same socket. The home of
+    /// the other one, where its daemon says it.
+    Copy(Option<PathBuf>),
 }
 
 impl State {
@@ -72,14 +76,53 @@ pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
     let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
     let client = connect(runtime, target)?;
+    if let Some(client) = &client
+        && !serves(client, target)
+    {
+        let path = client.hello().home.as_ref().map(|home| home.path.as_path());
+        return Ok(State::Copy(path.map(Path::to_path_buf)));
+    }
     Ok(match (client, mounts.last()) {
         (None, None) => State::Unmounted,
         (Some(client), None) => State::Elsewhere(client),
         (Some(client), Some(_)) => State::Mounted(client),
         // Nobody listens at the socket: only now is it safe to ask the mount itself.
         (None, Some(top)) if top.is_dead() => State::Dead(mounts),
+        // Whoever serves a mount has the lock.
+        (None, Some(_)) if EnvLock::try_lock(&target.layout, "look").is_ok() => State::Copy(None),
         (None, Some(_)) => State::Deaf,
     })
+}
+
+/// Whether a daemon serves the environment itself, and not one of which it is a copy.
+fn serves(client: &Client, target: &Target) -> bool {
+    let hello = client.hello();
+    let place = target.layout.place().ok();
+    hello.environment == target.id
+        && hello
+            .home
+            .as_ref()
+            .is_none_or(|home| Some(home.place) == place)
+}
+
+/// Says that an environment cannot be mounted, or worked on, beside the one it is a copy of.
+pub fn copied(target: &Target, from: Option<&Path>) -> Failure {
+    let from = match from {
+        Some(home) => format!("from {}", home.display()),
+        None => format!("at {}", target.prefix.display()),
+    };
+    Failure::new(
+        Kind::Conflict,
+        format!(
+            "a copy of this environment is mounted {from}; the two have one id and one prefix, so \
+             only one can be in use"
+        ),
+    )
+    .hint("unmount that one first (envfs --home ITS-STORE unmount NAME), then try again")
+    .hint(format!(
+        "or make another environment of this one: envfs export {} FILE, then envfs import FILE",
+        target.name
+    ))
 }
 
 /// Finds the daemon at the socket where this process would have put it; else where the holder of
@@ -90,6 +133,7 @@ fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Fail
     if let Some(client) = Client::connect(&usual)? {
         return Ok(Some(client));
     }
+    // A note that was copied with the home is not found here.
     let noted = EnvLock::current_holder(&target.layout)
         .filter(Holder::is_here)
         .and_then(|holder| holder.socket)
@@ -146,10 +190,12 @@ fn mounted(
                     // lock lies there, too.
                     Err(failure) => match state(runtime, target) {
                         Ok(State::Mounted(client)) => Ok(Some(client)),
+                        Ok(State::Copy(from)) => Err(copied(target, from.as_deref())),
                         _ => Err(failure),
                     },
                 };
             }
+            State::Copy(from) => return Err(copied(target, from.as_deref())),
             State::Elsewhere(_) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -386,6 +432,7 @@ pub fn ensure_unmounted(
     let _lock = runtime.lock(&target.id)?;
     match state(runtime, target)? {
         State::Unmounted => Ok(None),
+        State::Copy(from) => Err(copied(target, from.as_deref())),
         State::Mounted(client) => client.unmount(lazy).map(Some),
         State::Dead(mounts) => {
             detach(&mounts)?;

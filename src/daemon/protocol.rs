@@ -1,7 +1,7 @@
 //! The messages on the control socket: JSON, one object a line.
 //!
 //! ```text
-//! server: {"protocol":1,"version":"0.1.0","pid":4711,"environment":"6f1c…"}
+//! server: {"protocol":1,"version":"0.1.0","pid":4711,"environment":"6f1c…","home":{…}}
 //! client: {"request":"commit","message":"add polars"}
 //! server: {"progress":{"phase":"writing",…}}        any number of times
 //! server: {"ok":{…}}  or  {"error":{"kind":…,"message":…,"hints":[…]}}
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use crate::commit::{Collected, GcOptions, Way};
+use crate::environment::{Layout, Place};
 use crate::progress::{Progress, Report};
 use crate::sys::holders::Holder;
 use crate::sys::text::Text;
@@ -35,6 +36,28 @@ pub struct Hello {
     pub pid: u32,
     /// Id of the environment it serves.
     pub environment: String,
+    /// Where that environment's files are. A copy of them has the same id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<Served>,
+}
+
+/// The home that a daemon serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Which directory it is.
+    pub place: Place,
+    /// Where it was when the daemon started.
+    pub path: Text,
+}
+
+impl Served {
+    /// Looks which directory a home is.
+    pub fn of(layout: &Layout) -> std::io::Result<Served> {
+        Ok(Served {
+            place: layout.place()?,
+            path: Text::from(layout.home().as_os_str()),
+        })
+    }
 }
 
 /// What a client asks for.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::failure::{Failure, Kind};
-use super::protocol::{Answer, Hello, Request, Service, Unmounted, VERSION};
+use super::protocol::{Answer, Hello, Request, Served, Service, Unmounted, VERSION};
 use crate::progress::{Progress, Report};
 use crate::sys::process;
 
@@ -38,7 +38,7 @@ pub struct Server {
 impl Server {
     /// Listens at `path` for an environment. Takes the place of a socket that a dead daemon left;
     /// the caller holds the start lock or the environment's lock, so there is no living one.
-    pub fn bind(path: &Path, environment: &str) -> io::Result<Server> {
+    pub fn bind(path: &Path, environment: &str, home: Option<Served>) -> io::Result<Server> {
         match fs::remove_file(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -49,6 +49,7 @@ impl Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             environment: environment.to_owned(),
+            home,
         };
         Ok(Server {
             listener: UnixListener::bind(path)?,

@@ -10,7 +10,7 @@ use super::host::Mounted;
 use super::profile::Profile;
 use super::protocol::{
     Blocks, Change, ChangeKind, CommitOptions, Committed, Discarded, Millis, RollbackOptions,
-    RolledBack, Selection, Service, Status, Summary, TagOptions,
+    RolledBack, Selection, Served, Service, Status, Summary, TagOptions,
 };
 use crate::commit::{self, CommitError, Workspace};
 use crate::environment::{Config, EnvLock, Environment, ProfileUse};
@@ -145,6 +145,8 @@ pub fn mount_environment(
     config: &Config,
     fakeroot: bool,
 ) -> Result<Mounted, Failure> {
+    let home = Served::of(environment.layout())
+        .map_err(|error| Failure::io("cannot look at the environment's home", &error))?;
     let local = Arc::new(Local::open(environment, config, "mounted", BRIEF)?);
     let db = local.workspace.db();
     let missing =
@@ -187,6 +189,7 @@ pub fn mount_environment(
     Ok(Mounted {
         session,
         service: local,
+        home,
     })
 }
 

@@ -133,7 +133,7 @@ fn serving() -> (
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s.sock");
     let fake = Arc::new(Fake::default());
-    let running = Server::bind(&socket, "id")
+    let running = Server::bind(&socket, "id", None)
         .unwrap()
         .start(fake.clone(), Arc::new(NoMount))
         .unwrap();
@@ -321,6 +321,7 @@ fn be_a_daemon() {
         Ok(Mounted {
             session: Session::start(Hello, &request, Loops::default())?,
             service: Arc::new(Fake::default()),
+            home: Served::of(&Layout::new(&dir)).unwrap(),
         })
     })
     .unwrap();

@@ -21,7 +21,11 @@
 //! ```
 
 use std::fmt::Display;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::name::EnvName;
 
@@ -79,6 +83,14 @@ impl StoreLayout {
     }
 }
 
+/// Which directory a home is, on this host and since it was started: the same wherever the home is
+/// moved to on its file system, and another for a copy of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    device: u64,
+    inode: u64,
+}
+
 /// Where things are in the home of one environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -94,6 +106,15 @@ impl Layout {
     /// The home itself.
     pub fn home(&self) -> &Path {
         &self.home
+    }
+
+    /// Which directory the home is.
+    pub fn place(&self) -> io::Result<Place> {
+        let meta = std::fs::metadata(&self.home)?;
+        Ok(Place {
+            device: meta.dev(),
+            inode: meta.ino(),
+        })
     }
 
     /// The state database.

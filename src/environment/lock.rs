@@ -25,7 +25,7 @@ use fs2::FileExt;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Context, EnvironmentError, Result};
-use super::layout::Layout;
+use super::layout::{Layout, Place};
 use crate::object::Timestamp;
 use crate::sys::medium::network_file_system;
 use crate::sys::process;
@@ -55,6 +55,9 @@ pub struct Holder {
     pub purpose: String,
     /// Since when, in seconds since 1970.
     pub since: i64,
+    /// Which home it is about: a note that was copied with its home says nothing about the copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<Place>,
     /// Where the holder can be spoken with, if it listens anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<Text>,
@@ -63,7 +66,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    fn me(purpose: &str) -> io::Result<Holder> {
+    fn me(layout: &Layout, purpose: &str) -> io::Result<Holder> {
         let pid = std::process::id();
         Ok(Holder {
             host: process::host_name(),
@@ -72,6 +75,7 @@ impl Holder {
             pid_start: process::start_time(pid).unwrap_or(0),
             purpose: purpose.to_owned(),
             since: Timestamp::now().secs,
+            place: Some(layout.place()?),
             socket: None,
             token: process::new_uuid()?,
         })
@@ -83,6 +87,16 @@ impl Holder {
         self.is_here()
             && (self.boot_id != process::boot_id()
                 || !process::is_running(self.pid, self.pid_start))
+    }
+
+    /// Returns whether it holds nothing of this home any more, or never did. Numbers of devices are
+    /// each host's own, so of another host nothing is known here either.
+    fn is_void(&self, layout: &Layout) -> bool {
+        let is_of_another = || {
+            let place = layout.place().ok();
+            self.is_here() && self.place.is_some() && place.is_some() && self.place != place
+        };
+        self.is_gone() || is_of_another()
     }
 
     /// Returns whether it is a process of this host.
@@ -182,7 +196,7 @@ impl EnvLock {
     pub fn current_holder(layout: &Layout) -> Option<Holder> {
         let lease = read_holder(&layout.lease());
         let holder = lease.or_else(|| read_holder(&layout.lock_holder()))?;
-        (!holder.is_gone()).then_some(holder)
+        (!holder.is_void(layout)).then_some(holder)
     }
 
     /// Adds to the holder's name where it can be spoken with, so that whoever finds the lock held
@@ -208,7 +222,7 @@ impl EnvLock {
         flock: fn(&File) -> io::Result<()>,
     ) -> Result<Attempt> {
         let path = layout.lock();
-        let me = Holder::me(purpose).context(&path, "name the holder of the lock")?;
+        let me = Holder::me(layout, purpose).context(&path, "name the holder of the lock")?;
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -267,7 +281,7 @@ impl EnvLock {
         let mut taken = fs::hard_link(&draft, &lease);
         if matches!(&taken, Err(e) if e.kind() == io::ErrorKind::AlreadyExists)
             && let Some(other) = read_holder(&lease)
-            && (other.is_gone() || (!other.is_here() && has_expired(layout, &lease)?))
+            && (other.is_void(layout) || (!other.is_here() && has_expired(layout, &lease)?))
         {
             // Only one at a time may remove a stale lease, and only if it still is the same:
             // else a slow one would remove the lease that a quick one has just taken.

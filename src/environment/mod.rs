@@ -13,7 +13,7 @@ mod store;
 
 pub use config::{CacheConfig, Config, GcConfig, ProfileUse, Prompt};
 pub use error::{EnvironmentError, Result};
-pub use layout::{Layout, StoreLayout};
+pub use layout::{Layout, Place, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE};
 pub use name::EnvName;
 pub use prefix::Prefix;

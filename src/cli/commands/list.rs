@@ -23,7 +23,8 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// `mounted`, `unmounted`, `dead` (its daemon was killed), `deaf`, `elsewhere` or `damaged`.
+    /// `mounted`, `unmounted`, `dead` (its daemon was killed), `deaf`, `elsewhere`, `copy` (of one
+    /// that is mounted from another store) or `damaged`.
     state: &'static str,
     active: bool,
     revision: Option<i64>,
@@ -125,5 +126,6 @@ pub fn describe(state: &State) -> &'static str {
         State::Deaf => "deaf",
         State::Dead(_) => "dead",
         State::Elsewhere(_) => "elsewhere",
+        State::Copy(_) => "copy",
     }
 }

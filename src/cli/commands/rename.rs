@@ -26,7 +26,10 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(Some(&self.old))?;
         let new = EnvName::new(&self.new)?;
-        if !matches!(env.state()?, State::Unmounted | State::Dead(_)) {
+        if !matches!(
+            env.state()?,
+            State::Unmounted | State::Dead(_) | State::Copy(_)
+        ) {
             return Err(
                 CommandError::new(Kind::Busy, format!("{} is mounted", env.name()))
                     .hint(format!("envfs unmount {}", env.name())),

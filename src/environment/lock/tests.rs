@@ -157,7 +157,7 @@ fn where_every_host_has_its_own_flock_the_lease_decides() {
 }
 
 fn leave_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
-    let mut holder = Holder::me("long ago").unwrap();
+    let mut holder = Holder::me(layout, "long ago").unwrap();
     change(&mut holder);
     fs::write(layout.lease(), serde_json::to_vec(&holder).unwrap()).unwrap();
 }
@@ -175,6 +175,33 @@ fn a_lease_of_a_dead_process_or_an_earlier_boot_is_free() {
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
     fs::write(layout.lease(), "garbage").unwrap();
     assert!(matches!(leased(&layout), Attempt::Held(None)));
+}
+
+#[test]
+fn what_was_noted_about_a_home_is_not_about_a_copy_of_it() {
+    let (_dir, layout) = home();
+    let (_other, copy) = home();
+    let held = exclusive(&layout).unwrap();
+    fs::copy(layout.lock_holder(), copy.lock_holder()).unwrap();
+    assert_eq!(EnvLock::current_holder(&copy), None);
+    drop(exclusive(&copy).unwrap());
+    drop(held);
+    let Attempt::Got(held) = leased(&layout) else {
+        panic!("not held by anybody");
+    };
+    fs::copy(layout.lease(), copy.lease()).unwrap();
+    assert_eq!(EnvLock::current_holder(&copy), None);
+    assert!(matches!(leased(&copy), Attempt::Got(_)));
+    // A home that is moved is the same.
+    let moved = Layout::new(layout.home().with_extension("moved"));
+    fs::rename(layout.home(), moved.home()).unwrap();
+    assert_eq!(
+        EnvLock::current_holder(&moved).as_ref(),
+        Some(held.holder())
+    );
+    held.moved_to(&moved);
+    drop(held);
+    fs::rename(moved.home(), layout.home()).unwrap();
 }
 
 #[test]

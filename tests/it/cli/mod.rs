@@ -1,5 +1,6 @@
 //! The commands, through the real program.
 
+mod copies;
 mod daemon;
 mod facts;
 mod held;
