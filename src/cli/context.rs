@@ -15,6 +15,7 @@ use crate::daemon::protocol::{Selection, Service, TagOptions};
 use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::BRIEF;
 use crate::environment::{EnvName, Environment, Store};
+use crate::progress::Silent;
 use crate::sys::text::Text;
 
 /// What every command is given.
@@ -164,7 +165,7 @@ impl Env {
         }
         self.alone_or_served(
             || backend::gc(&self.environment, options),
-            |client| Ok(client.gc(options)?),
+            |client| Ok(client.gc(options, &Silent)?),
         )
     }
 
@@ -172,7 +173,7 @@ impl Env {
     pub fn tag(&self, options: &TagOptions) -> Result<()> {
         self.alone_or_served(
             || backend::tag(&self.environment, options),
-            |client| Ok(client.tag(options)?),
+            |client| Ok(client.tag(options, &Silent)?),
         )
     }
 

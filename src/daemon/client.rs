@@ -156,12 +156,12 @@ impl Service for Client {
         self.call(&Request::Rollback(options.clone()), progress)
     }
 
-    fn tag(&self, options: &TagOptions) -> Result<(), Failure> {
-        self.call(&Request::Tag(options.clone()), &Silent)
+    fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {
+        self.call(&Request::Tag(options.clone()), progress)
     }
 
-    fn gc(&self, options: GcOptions) -> Result<Collected, Failure> {
-        self.call(&Request::Gc(options), &Silent)
+    fn gc(&self, options: GcOptions, progress: &dyn Progress) -> Result<Collected, Failure> {
+        self.call(&Request::Gc(options), progress)
     }
 
     fn stats(&self) -> Result<serde_json::Value, Failure> {

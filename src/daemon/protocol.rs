@@ -425,10 +425,10 @@ pub trait Service: Send + Sync {
     ) -> Result<RolledBack, Failure>;
 
     /// Names a revision, or takes a name away.
-    fn tag(&self, options: &TagOptions) -> Result<(), Failure>;
+    fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure>;
 
     /// Forgets old revisions, and removes what nothing needs any more.
-    fn gc(&self, options: GcOptions) -> Result<Collected, Failure>;
+    fn gc(&self, options: GcOptions, progress: &dyn Progress) -> Result<Collected, Failure>;
 
     /// Returns counters for people who look into the daemon.
     fn stats(&self) -> Result<serde_json::Value, Failure>;

@@ -215,7 +215,12 @@ fn converse(
     tracing::info!(request = brief(&request), "asked");
 
     let watch = match request {
-        Request::Commit(_) | Request::Discard(_) | Request::Rollback(_) => {
+        // What waits for its turn and changes something is not done for who has gone away.
+        Request::Commit(_)
+        | Request::Discard(_)
+        | Request::Rollback(_)
+        | Request::Tag(_)
+        | Request::Gc(_) => {
             let peer = peer.clone();
             Some(
                 std::thread::Builder::new()
@@ -282,8 +287,8 @@ fn answer(
         Request::Commit(options) => value(&service.commit(options, progress)?),
         Request::Discard(selection) => value(&service.discard(selection, progress)?),
         Request::Rollback(options) => value(&service.rollback(options, progress)?),
-        Request::Tag(options) => value(&service.tag(options)?),
-        Request::Gc(options) => value(&service.gc(*options)?),
+        Request::Tag(options) => value(&service.tag(options, progress)?),
+        Request::Gc(options) => value(&service.gc(*options, progress)?),
         Request::Unmount { lazy } => value(&control.unmount(*lazy)?),
         Request::Stats => service.stats(),
     }

@@ -94,8 +94,9 @@ impl Local {
         &self.reconciled
     }
 
-    /// Waits until no other operation on the whole environment is under way.
-    fn turn(&self) -> Result<MutexGuard<'_, ()>, Failure> {
+    /// Waits until no other operation on the whole environment is under way. Whoever has gone away
+    /// meanwhile does not want it any more.
+    fn turn(&self, progress: &dyn Progress) -> Result<MutexGuard<'_, ()>, Failure> {
         // Guards no data of its own.
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_lost() {
@@ -106,6 +107,7 @@ impl Local {
             )
             .hint("unmount it here; what was changed here since may be lost"));
         }
+        unless_cancelled(progress)?;
         Ok(turn)
     }
 
@@ -115,13 +117,13 @@ impl Local {
     }
 
     /// Brings what programs wrote through mappings from the kernel's cache to the upper directory.
-    fn settle(&self) -> Result<(), Failure> {
-        match self.mounted.get() {
-            Some(front) => mount::sync(&front.mount_point).map_err(|error| {
+    fn settle(&self, progress: &dyn Progress) -> Result<(), Failure> {
+        if let Some(front) = self.mounted.get() {
+            mount::sync(&front.mount_point).map_err(|error| {
                 Failure::io("cannot flush the kernel's cache of the mount", &error)
-            }),
-            None => Ok(()),
+            })?;
         }
+        unless_cancelled(progress)
     }
 
     fn forget(&self, stale: &[union::Invalidation]) {
@@ -259,8 +261,8 @@ impl Service for Local {
         options: &CommitOptions,
         progress: &dyn Progress,
     ) -> Result<Committed, Failure> {
-        let _turn = self.turn()?;
-        self.settle()?;
+        let _turn = self.turn(progress)?;
+        self.settle(progress)?;
         let compression = match &options.compression {
             Some(text) => Some(
                 text.parse()
@@ -313,10 +315,10 @@ impl Service for Local {
     fn discard(
         &self,
         selection: &Selection,
-        _progress: &dyn Progress,
+        progress: &dyn Progress,
     ) -> Result<Discarded, Failure> {
-        let _turn = self.turn()?;
-        self.settle()?;
+        let _turn = self.turn(progress)?;
+        self.settle(progress)?;
         let (changes, stale) = commit::discard(&self.workspace, &paths_of(selection))?;
         self.forget(&stale);
         let changes: Vec<Change> = changes.into_iter().map(to_protocol).collect();
@@ -328,10 +330,10 @@ impl Service for Local {
     fn rollback(
         &self,
         options: &RollbackOptions,
-        _progress: &dyn Progress,
+        progress: &dyn Progress,
     ) -> Result<RolledBack, Failure> {
-        let _turn = self.turn()?;
-        self.settle()?;
+        let _turn = self.turn(progress)?;
+        self.settle(progress)?;
         let target = options.revision.map(RevisionId);
         let done = commit::rollback(
             &self.workspace,
@@ -346,13 +348,17 @@ impl Service for Local {
         })
     }
 
-    fn tag(&self, options: &TagOptions) -> Result<(), Failure> {
-        let _turn = self.turn()?;
+    fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {
+        let _turn = self.turn(progress)?;
         tag(self.workspace.db(), options)
     }
 
-    fn gc(&self, options: commit::GcOptions) -> Result<commit::Collected, Failure> {
-        let _turn = self.turn()?;
+    fn gc(
+        &self,
+        options: commit::GcOptions,
+        progress: &dyn Progress,
+    ) -> Result<commit::Collected, Failure> {
+        let _turn = self.turn(progress)?;
         let layout = self.workspace.env().layout();
         Ok(commit::gc(self.workspace.db(), layout, options)?)
     }
@@ -363,6 +369,13 @@ impl Service for Local {
         };
         let stats = super::stats::of(&front.counters, self.workspace.union());
         serde_json::to_value(stats).map_err(|error| Failure::of(Kind::Internal, &error))
+    }
+}
+
+fn unless_cancelled(progress: &dyn Progress) -> Result<(), Failure> {
+    match progress.is_cancelled() {
+        true => Err(CommitError::Cancelled.into()),
+        false => Ok(()),
     }
 }
 

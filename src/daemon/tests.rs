@@ -15,17 +15,35 @@ use super::lifecycle::{State, Target, ensure_mounted, ensure_unmounted, state};
 use super::protocol::*;
 use super::runtime::RuntimeDir;
 use super::server::{Control, Server};
-use crate::commit::{Collected, GcOptions};
-use crate::environment::Layout;
+use super::service::Local;
+use crate::commit::{self, Collected, GcOptions};
+use crate::environment::{Config, EnvName, Layout, Store};
 use crate::fuse::session::{Loops, Session, tests::Hello};
+use crate::object::{Ino, Kind as ObjectKind};
 use crate::progress::{Progress, Report, Silent};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::process;
+use crate::union::Creator;
 
 /// A service that does what the request's words say.
 #[derive(Default)]
 struct Fake {
     was_cancelled: AtomicBool,
+}
+
+impl Fake {
+    /// Waits for whoever asks to go away.
+    fn wait_if(&self, waits: bool, progress: &dyn Progress) -> Result<(), Failure> {
+        let end = Instant::now() + Duration::from_secs(20);
+        while waits && Instant::now() < end {
+            if progress.is_cancelled() {
+                self.was_cancelled.store(true, Ordering::SeqCst);
+                return Err(Failure::new(Kind::Cancelled, "stopped"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
 }
 
 impl Service for Fake {
@@ -64,14 +82,7 @@ impl Service for Fake {
                 bytes_total: 0,
             });
         }
-        let end = Instant::now() + Duration::from_secs(20);
-        while options.message == "wait" && Instant::now() < end {
-            if progress.is_cancelled() {
-                self.was_cancelled.store(true, Ordering::SeqCst);
-                return Err(Failure::new(Kind::Cancelled, "stopped"));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.wait_if(options.message == "wait", progress)?;
         Ok(Committed {
             revision: Some(8),
             ..Committed::default()
@@ -86,11 +97,11 @@ impl Service for Fake {
         Ok(RolledBack::default())
     }
 
-    fn tag(&self, _: &TagOptions) -> Result<(), Failure> {
-        Ok(())
+    fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {
+        self.wait_if(options.tag == "wait", progress)
     }
 
-    fn gc(&self, _: GcOptions) -> Result<Collected, Failure> {
+    fn gc(&self, _: GcOptions, _: &dyn Progress) -> Result<Collected, Failure> {
         Ok(Collected::default())
     }
 
@@ -193,6 +204,94 @@ fn who_hangs_up_cancels() {
     assert_eq!(failure.kind, Kind::Cancelled);
     drop(running);
     assert!(fake.was_cancelled.load(Ordering::SeqCst));
+}
+
+#[test]
+fn who_hangs_up_cancels_also_what_tells_no_progress() {
+    let (_dir, socket, fake, running) = serving();
+    let client = Client::connect(&socket).unwrap().unwrap();
+    let options = TagOptions {
+        tag: String::from("wait"),
+        revision: None,
+    };
+    let heard = Heard {
+        stop_at_once: true,
+        ..Heard::default()
+    };
+    let failure = client.tag(&options, &heard).unwrap_err();
+    assert_eq!(failure.kind, Kind::Cancelled);
+    drop(running);
+    assert!(fake.was_cancelled.load(Ordering::SeqCst));
+}
+
+/// An environment of its own, open without a mount, with one change.
+fn local() -> (tempfile::TempDir, Local) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(dir.path().join("store"));
+    let new = store.create(&EnvName::new("e").unwrap()).unwrap();
+    let config = Config::default();
+    let options = commit::ImportOptions {
+        prefix: dir.path().join("prefix"),
+        message: String::new(),
+        settings: commit::Settings::from_config(&config),
+        exclude: Vec::new(),
+    };
+    let environment = commit::create_empty(new, &options).unwrap();
+    let local = Local::open(environment, &config, "test", Duration::ZERO).unwrap();
+    let creator = Creator { uid: 0, gid: 0 };
+    let union = local.workspace().union();
+    union
+        .make(
+            Ino::ROOT,
+            b"new",
+            ObjectKind::Directory,
+            0o755,
+            0,
+            None,
+            creator,
+        )
+        .unwrap();
+    (dir, local)
+}
+
+#[test]
+fn who_has_gone_away_while_others_had_their_turn_gets_nothing_done() {
+    let (_dir, local) = local();
+    let gone = Heard {
+        stop_at_once: true,
+        ..Heard::default()
+    };
+    let tag = TagOptions {
+        tag: String::from("name"),
+        revision: Some(1),
+    };
+    let keep = GcOptions {
+        keep: 1,
+        before: None,
+        dry_run: false,
+    };
+    let all = Selection::default();
+    let back = RollbackOptions {
+        discard_changes: true,
+        revision: Some(1),
+        ..RollbackOptions::default()
+    };
+    let kinds = [
+        local.discard(&all, &gone).unwrap_err().kind,
+        local.rollback(&back, &gone).unwrap_err().kind,
+        local.tag(&tag, &gone).unwrap_err().kind,
+        local.gc(keep, &gone).unwrap_err().kind,
+        local
+            .commit(&CommitOptions::default(), &gone)
+            .unwrap_err()
+            .kind,
+    ];
+    assert_eq!(kinds, [Kind::Cancelled; 5]);
+    assert_eq!(local.changes(&all).unwrap().len(), 1);
+    assert!(local.workspace().db().tags().unwrap().is_empty());
+    assert_eq!(local.workspace().db().revisions().unwrap().len(), 1);
+    local.discard(&all, &Silent).unwrap();
+    assert!(local.changes(&all).unwrap().is_empty());
 }
 
 #[test]
