@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -116,27 +116,44 @@ impl Server {
     }
 }
 
-/// How many requests are being answered.
+/// How many requests are being answered, and whether one more may be.
 #[derive(Debug, Default)]
 struct Work {
-    count: Mutex<usize>,
+    state: Mutex<WorkState>,
     changed: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct WorkState {
+    count: usize,
+    is_closed: bool,
+}
+
 impl Work {
-    fn begin(&self) -> Working<'_> {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Working(self)
+    fn lock(&self) -> MutexGuard<'_, WorkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for_none(&self) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        while *count > 0 {
-            count = self
+    /// None at the end: whoever was greeted before it may ask only now.
+    fn begin(&self) -> Option<Working<'_>> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return None;
+        }
+        state.count += 1;
+        Some(Working(self))
+    }
+
+    /// Waits until no request is being answered. None will be any more.
+    fn close(&self) {
+        let mut state = self.lock();
+        while state.count > 0 {
+            state = self
                 .changed
-                .wait(count)
+                .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        state.is_closed = true;
     }
 }
 
@@ -145,7 +162,7 @@ struct Working<'a>(&'a Work);
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
-        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.lock().count -= 1;
         self.0.changed.notify_all();
     }
 }
@@ -168,7 +185,7 @@ impl Drop for Running {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%error, path = %self.path.display(), "cannot remove the socket");
         }
-        self.work.wait_for_none();
+        self.work.close();
     }
 }
 
@@ -201,7 +218,10 @@ fn converse(
         // Only wanted to know whether we live.
         return Ok(());
     }
-    let working = work.begin();
+    let Some(working) = work.begin() else {
+        let failure = Failure::new(Kind::Daemon, "the daemon is about to end").hint("try again");
+        return peer.send(&Answer::Error(failure));
+    };
     let request: Request = match serde_json::from_slice(&line) {
         Ok(request) => request,
         Err(error) => {

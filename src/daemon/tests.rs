@@ -224,6 +224,19 @@ fn who_hangs_up_cancels_also_what_tells_no_progress() {
     assert!(fake.was_cancelled.load(Ordering::SeqCst));
 }
 
+#[test]
+fn who_asks_after_the_end_gets_nothing_done() {
+    use std::io::Write;
+    let (_dir, socket, _, running) = serving();
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("protocol"));
+    drop(running);
+    stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
+    let answer = lines.next().unwrap().unwrap();
+    assert!(answer.contains("about to end"), "{answer}");
+}
+
 /// An environment of its own, open without a mount, with one change.
 fn local() -> (tempfile::TempDir, Local) {
     let dir = tempfile::tempdir().unwrap();
