@@ -100,10 +100,10 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
         Ok((open.mount(what)?, open))
     })?;
     let mount_point = what.mount_point.as_path().to_path_buf();
-    let at = mount_point.clone();
+    let (at, source) = (mount_point.clone(), what.source.clone());
     let served = std::thread::Builder::new()
         .name(String::from("signals"))
-        .spawn(move || end_on_signal(signals, &at))
+        .spawn(move || end_on_signal(signals, &at, &source))
         .map_err(|e| Failure::io("cannot start a thread", &e))
         .and_then(|_| {
             tell(&Started::Ready {

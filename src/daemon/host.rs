@@ -10,9 +10,10 @@ use super::protocol::{Served, Service, Started, Unmounted};
 use super::runtime::RuntimeDir;
 use super::server::{Control, Server};
 use crate::fuse::session::Session;
+use crate::sys::holders;
 use crate::sys::mount::{self, MountError, UnmountMode};
+use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::process::{self, EndSignals};
-use crate::sys::{holders, mountinfo};
 
 /// A mounted environment: its running session and what answers for it.
 pub struct Mounted {
@@ -109,13 +110,13 @@ fn serve(
     mounted.service.listens_at(&socket)?;
     std::thread::Builder::new()
         .name(String::from("signals"))
-        .spawn(move || end_on_signal(signals, &control.mount_point))
+        .spawn(move || end_on_signal(signals, &control.mount_point, &control.source))
         .map_err(|error| Failure::io("cannot start a thread", &error))?;
     Ok(running)
 }
 
 /// Unmounts when asked by a signal; whoever still uses the mount may finish.
-pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path) {
+pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &str) {
     loop {
         match signals.wait() {
             Ok(signal) => tracing::info!(signal, "asked to end"),
@@ -123,6 +124,10 @@ pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path) {
                 tracing::error!(%error, "cannot wait for signals");
                 return;
             }
+        }
+        if let Err(failure) = refuse_covered(mount_point, source) {
+            tracing::error!("{failure}; to be asked again when it is gone");
+            continue;
         }
         match mount::unmount(mount_point, UnmountMode::Plain) {
             Ok(()) => {}
@@ -135,6 +140,26 @@ pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path) {
             Err(error) => tracing::error!(%error, "cannot unmount"),
         }
     }
+}
+
+/// Refuses to unmount where something else lies on top: that is what would go.
+fn refuse_covered(mount_point: &Path, source: &str) -> Result<(), Failure> {
+    let covering = mountinfo::covering(mount_point, source)
+        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+    match covering {
+        Some(top) => Err(covered(&top)),
+        None => Ok(()),
+    }
+}
+
+/// Says what lies on top of a mount of ours.
+pub(super) fn covered(top: &MountEntry) -> Failure {
+    let (what, at) = (top.source.to_string_lossy(), top.mount_point.display());
+    Failure::new(
+        Kind::Conflict,
+        format!("{what} ({}) lies on top of the mount at {at}", top.fs_type),
+    )
+    .hint(format!("unmount it (umount {at}), then try again"))
 }
 
 /// Says on standard output how the start went, then makes the log the standard output, which
@@ -162,6 +187,8 @@ pub(super) fn tell(started: &Started) -> Result<(), Failure> {
 struct MountControl {
     mount_point: PathBuf,
     id: String,
+    /// What it is called in the mount table.
+    source: String,
 }
 
 impl MountControl {
@@ -169,12 +196,14 @@ impl MountControl {
         MountControl {
             mount_point: mount_point.to_path_buf(),
             id: id.to_owned(),
+            source: mountinfo::source(id),
         }
     }
 }
 
 impl Control for MountControl {
     fn unmount(&self, lazy: bool) -> Result<Unmounted, Failure> {
+        refuse_covered(&self.mount_point, &self.source)?;
         match mount::unmount(&self.mount_point, UnmountMode::Plain) {
             Ok(()) => return Ok(Unmounted::default()),
             Err(MountError::Busy { .. }) => {}

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::failure::{Failure, Kind};
-use super::host::{busy, holders};
+use super::host::{busy, covered, holders};
 use super::log;
 use super::protocol::{Started, Unmounted};
 use super::runtime::RuntimeDir;
@@ -231,17 +231,7 @@ fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
                 tracing::info!(path = %mount.mount_point.display(), "detaching a dead mount");
                 mount::unmount(&mount.mount_point, UnmountMode::Lazy)?;
             }
-            Some(top) => {
-                return Err(Failure::new(
-                    Kind::Conflict,
-                    format!(
-                        "{} lies on top of the dead mount at {}",
-                        top.source.to_string_lossy(),
-                        mount.mount_point.display()
-                    ),
-                )
-                .hint("unmount it, then try again"));
-            }
+            Some(top) => return Err(covered(&top)),
             None => {}
         }
     }
@@ -451,6 +441,12 @@ fn unmount_deaf(target: &Target, lazy: bool) -> Result<Unmounted, Failure> {
     let Some(top) = mounts.last() else {
         return Ok(Unmounted::default());
     };
+    let source = mountinfo::source(&target.id);
+    let covering = mountinfo::covering(&top.mount_point, &source)
+        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+    if let Some(covering) = covering {
+        return Err(covered(&covering));
+    }
     match mount::unmount(&top.mount_point, UnmountMode::Plain) {
         Ok(()) => Ok(Unmounted::default()),
         Err(MountError::Busy { .. }) => {

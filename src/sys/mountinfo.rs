@@ -76,6 +76,29 @@ pub fn at(path: &Path) -> io::Result<Option<MountEntry>> {
         .find(|mount| mount.mount_point == path))
 }
 
+/// Returns what lies on top of our mount with this source at this path (as it was given: the table
+/// has it without links), or `None` if it is on top itself, or is not mounted any more.
+///
+/// Unmounting a path takes away whatever is on top there.
+pub fn covering(path: &Path, source: &str) -> io::Result<Option<MountEntry>> {
+    Ok(find_covering(read()?, path, source))
+}
+
+fn find_covering(mounts: Vec<MountEntry>, path: &Path, source: &str) -> Option<MountEntry> {
+    let is_ours = |mount: &&MountEntry| mount.fs_type.starts_with("fuse") && mount.source == source;
+    let ours = mounts.iter().rev().filter(is_ours);
+    // One source may be mounted at several places.
+    let own = ours
+        .clone()
+        .find(|mount| mount.mount_point == path)
+        .or_else(|| ours.clone().next())?;
+    let top = mounts
+        .iter()
+        .rev()
+        .find(|mount| mount.mount_point == own.mount_point)?;
+    (top.id != own.id).then(|| top.clone())
+}
+
 /// Parses the text of a mount table; lines that make no sense are left out.
 fn parse(text: &[u8]) -> Vec<MountEntry> {
     text.split(|&byte| byte == b'\n')
@@ -165,6 +188,25 @@ mod tests {
     fn a_source_alone_does_not_make_a_mount_ours() {
         let mounts = parse(b"98 30 0:57 / /x rw - tmpfs envfs:1 rw\n");
         assert_eq!(mounts[0].environment_id(), None);
+    }
+
+    #[test]
+    fn what_lies_on_top_of_a_mount_is_found() {
+        let line = |id: u32, at: &str, kind: &str, source: &str| {
+            format!("{id} 30 0:57 / {at} rw - {kind} {source} rw\n")
+        };
+        let ours = line(7, "/real/x", "fuse.envfs", "envfs:1") + &line(8, "/y", "fuse", "envfs:2");
+        let covering = |text: &str, path: &str| {
+            find_covering(parse(text.as_bytes()), Path::new(path), "envfs:1").map(|top| top.id)
+        };
+        assert_eq!(covering(&ours, "/real/x"), None);
+        let covered = ours.clone() + &line(9, "/real/x", "tmpfs", "none");
+        assert_eq!(covering(&covered, "/real/x"), Some(9));
+        assert_eq!(covering(&covered, "/link/x"), Some(9));
+        let twice = covered + &line(10, "/z", "fuse.envfs", "envfs:1");
+        assert_eq!(covering(&twice, "/real/x"), Some(9));
+        assert_eq!(covering(&twice, "/z"), None);
+        assert_eq!(covering("", "/real/x"), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use nix::sys::signal::{Signal, kill};
 
 use crate::support::tree::{self, Look};
-use crate::support::{TestEnv, finish, is_alive, mounts_below, run, wait_for};
+use crate::support::{TestEnv, finish, is_alive, mounts_below, run, skip_allowed, wait_for};
 
 #[test]
 fn every_command_heals_the_mount_of_a_killed_daemon_and_nothing_is_lost() {
@@ -97,6 +97,36 @@ fn a_daemon_that_is_told_to_end_unmounts_cleanly() {
         let log = fs::read_to_string(env.home_of("e").join("daemon.log")).unwrap();
         assert!(!log.contains("not closed cleanly"), "{log}");
     }
+}
+
+#[test]
+fn what_lies_on_top_of_a_mount_is_not_taken_away() {
+    let Some(env) = TestEnv::new() else { return };
+    if !env.user().is_root() {
+        return skip_allowed("something else is mounted by root");
+    }
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    let pid = env.daemon("e");
+    let mut mount = env.command("mount");
+    mount.args(["-t", "tmpfs", "none"]).arg(&prefix);
+    run(mount).ok();
+    fs::write(prefix.join("on top"), "").unwrap();
+    kill(pid, Signal::SIGTERM).unwrap();
+    let log = env.home_of("e").join("daemon.log");
+    wait_for("the daemon's words", || {
+        fs::read_to_string(&log).unwrap().contains("lies on top")
+    });
+    env.envfs(&["unmount", "e"])
+        .fails(4, &["none (tmpfs) lies on top", "umount"]);
+    env.envfs(&["unmount", "--lazy", "e"])
+        .fails(4, &["lies on top"]);
+    assert!(prefix.join("on top").exists());
+    assert!(is_alive(pid));
+    env.unmount(&prefix).ok();
+    kill(pid, Signal::SIGTERM).unwrap();
+    wait_for("the daemon's end", || !is_alive(pid));
+    assert_eq!(mounts_below(env.root()).len(), 0);
 }
 
 #[test]
