@@ -19,6 +19,8 @@ use context::Context;
 use error::{CommandError, ExitCode};
 use output::{ColorChoice, Output};
 
+use crate::sys::process;
+
 /// An environment as one compressed SquashFS file, used as an ordinary writable directory.
 ///
 /// Import any directory (conda, venv, Node, anything), activate it, install and change what you
@@ -49,7 +51,15 @@ pub struct Cli {
 
 /// Runs the program and returns its exit status.
 pub fn main() -> i32 {
-    start_logging();
+    let is_daemon = is_daemon();
+    start_logging(is_daemon);
+    if is_daemon {
+        match process::leave_parent() {
+            Ok(None) => {}
+            Ok(Some(status)) => return status,
+            Err(error) => tracing::warn!(%error, "stays a child of who started it"),
+        }
+    }
     let words = commands::mount::translate_helper(std::env::args_os().collect());
     let mut matches = match Cli::command().try_get_matches_from(words) {
         Ok(matches) => matches,
@@ -89,11 +99,14 @@ fn clap_error(error: &clap::Error) -> i32 {
     }
 }
 
+/// Whether this process is to serve a mount.
+fn is_daemon() -> bool {
+    let command = std::env::args_os().nth(1);
+    command.is_some_and(|word| word == "__daemon" || word == "__serve")
+}
+
 /// Logs to standard error what `ENVFS_LOG` asks for; the daemon's standard error is its log.
-fn start_logging() {
-    let is_daemon = std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == "__daemon" || word == "__serve");
+fn start_logging(is_daemon: bool) {
     let usual = if is_daemon { "info" } else { "off" };
     let filter = std::env::var("ENVFS_LOG").unwrap_or_else(|_| usual.to_owned());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)

@@ -368,14 +368,18 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Option<ExitStatus>,
             .map_err(|error| Failure::io("cannot hear the daemon", &error))?;
     }
     let told = serde_json::from_str(&line);
-    if let Ok(Started::Ready { .. }) = told {
-        return Ok(None);
+    let is_ready = matches!(told, Ok(Started::Ready { .. }));
+    // Our child only waits for the daemon, which is not ours: what we may become by exec would
+    // wait for it. If the daemon fails, it ends by itself now, and our child after it; waiting for
+    // that frees the daemon's locks before we return.
+    if is_ready && let Err(error) = child.kill() {
+        tracing::debug!(%error, "cannot end what waits for the daemon");
     }
-    // It ends by itself now; waiting for it frees its locks before we return.
     let status = child
         .wait()
         .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
     match told {
+        Ok(Started::Ready { .. }) => Ok(None),
         Ok(Started::Error(failure)) => Err(failure),
         _ => Ok(Some(status)),
     }

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::WaitStatus;
+use nix::unistd::ForkResult;
 
 /// Returns the effective user id.
 pub fn user_id() -> u32 {
@@ -86,6 +88,45 @@ pub fn own_program() -> PathBuf {
         Ok(path) if path.exists() => path,
         _ => link,
     }
+}
+
+/// Goes on as a process that is nobody's child but init's: whoever started us may wait for all its
+/// children, or become a program that does. Returns `None` there.
+///
+/// This process stays behind for who started it, and returns the status to end with when the other
+/// has ended, by then with all its locks free. Who hears from the other that all is well kills this
+/// one. To be called while no other thread runs.
+pub fn leave_parent() -> io::Result<Option<i32>> {
+    // SAFETY: there is only this thread, so nothing is left half done in the child.
+    let child = match unsafe { nix::unistd::fork() }? {
+        ForkResult::Child => return Ok(None),
+        ForkResult::Parent { child } => child,
+    };
+    loop {
+        match nix::sys::wait::waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(Some(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Some(end_by(signal))),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Ends by a signal, as another process did; returns the status that says so where that fails.
+fn end_by(signal: Signal) -> i32 {
+    // One of the two has left a core already.
+    let ended = setrlimit(Resource::RLIMIT_CORE, 0, 0).and_then(|()| {
+        let usual = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        if signal != Signal::SIGKILL {
+            // SAFETY: no handler is installed.
+            unsafe { sigaction(signal, &usual) }?;
+        }
+        nix::sys::signal::raise(signal)
+    });
+    if let Err(error) = ended {
+        tracing::debug!(%signal, %error, "cannot end by it");
+    }
+    128 + signal as i32
 }
 
 /// Leaves the session and the process group of whoever started us, goes to `/` so that no

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use nix::sys::signal::{Signal, kill};
 
 use crate::support::tree::{self, Look};
-use crate::support::{TestEnv, finish, is_alive, mounts_below, run, skip_allowed, wait_for};
+use crate::support::{TestEnv, finish, has, is_alive, mounts_below, run, skip_allowed, wait_for};
 
 #[test]
 fn every_command_heals_the_mount_of_a_killed_daemon_and_nothing_is_lost() {
@@ -378,6 +378,20 @@ fn a_mount_learns_what_is_used_first_and_a_damaged_profile_does_no_harm() {
         use_it();
         assert!(!profile.exists());
     }
+}
+
+#[test]
+fn a_daemon_is_no_child_of_what_is_run() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    if !has("python3") {
+        return;
+    }
+    // The same command starts the daemon.
+    let waits = "import os\ntry: os.wait()\nexcept ChildProcessError: print('alone')";
+    let said = env.envfs(&["run", "e", "python3", "-c", waits]).ok();
+    assert_eq!(said.out, "alone\n");
+    assert!(is_alive(env.daemon("e")));
 }
 
 #[test]
