@@ -223,6 +223,26 @@ pub fn note_interrupts() -> io::Result<()> {
     Ok(())
 }
 
+extern "C" fn pass_over(_signal: nix::libc::c_int) {}
+
+/// From now on Ctrl-C does not end us, but does end what we start and wait for, as in a shell: a
+/// handler, unlike a signal that is ignored, is not passed on.
+pub fn outlive_interrupts() -> io::Result<()> {
+    let action = SigAction::new(
+        SigHandler::Handler(pass_over),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing.
+    let before = unsafe { sigaction(Signal::SIGINT, &action) }?;
+    if matches!(before.handler(), SigHandler::SigIgn) {
+        // Whoever started us wants it to be ignored, also by what we start.
+        // SAFETY: no handler is installed.
+        unsafe { sigaction(Signal::SIGINT, &before) }?;
+    }
+    Ok(())
+}
+
 /// Returns whether Ctrl-C was pressed since [`note_interrupts`].
 pub fn was_interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)

@@ -12,16 +12,19 @@ use super::run::is_missing;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
+use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
 use crate::daemon::protocol::{CommitOptions, Service};
 use crate::environment::EnvName;
+use crate::sys::process;
 
 /// Make an empty environment, or one that an installer fills.
 ///
 /// Without a command the environment is empty: mount or activate it and install what you like,
 /// at the path where it will be used. With a command, the environment is mounted, the command is
-/// run with {prefix} replaced by that path, and what it made is committed. If the command fails,
-/// the environment is removed again.
+/// run with {prefix} replaced by that path, and what it made is committed. If the command fails or
+/// is interrupted, the environment is removed again; if only the commit fails, it stays, to be
+/// committed later.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs create tools\n  envfs create web -- python3 -m venv {prefix}\n  envfs create sci -- conda create -y -p {prefix} numpy pandas"
@@ -56,53 +59,41 @@ impl Args {
                 .note(format!("Use it: envfs activate {name}"));
             return Ok(());
         };
-        let done = self.install(context, &env, program, arguments);
-        if done.is_err() && !self.keep {
-            // The first failure is the one to tell of.
-            if let Err(second) = super::remove::remove_environment(env) {
-                context
-                    .output
-                    .warn(format!("{name} stays behind: {}", second.message));
+        // Ctrl-C is for the command; what it leaves is ours to remove.
+        if let Err(error) = process::outlive_interrupts() {
+            tracing::debug!(%error, "Ctrl-C will end us at once");
+        }
+        match install(&env, program, arguments) {
+            Ok(client) => self
+                .commit(context, &env, client, program)
+                .map_err(|error| {
+                    error.hint(format!(
+                        "the command is done, and what it made is kept: envfs commit {name}"
+                    ))
+                }),
+            Err(error) => {
+                // The first failure is the one to tell of.
+                if !self.keep
+                    && let Err(second) = super::remove::remove_environment(env)
+                {
+                    context
+                        .output
+                        .warn(format!("{name} stays behind: {}", second.message));
+                }
+                Err(error)
             }
         }
-        done
     }
 
-    fn install(
+    fn commit(
         &self,
         context: &Context,
         env: &Env,
+        client: Option<Client>,
         program: &OsStr,
-        arguments: &[OsString],
     ) -> Result<()> {
-        let client = env.ensure_mounted()?;
-        let fill = |word: &OsStr| replace(word, b"{prefix}", env.target.prefix.as_os_str());
-        let program = fill(program);
-        let shown = program.to_string_lossy().into_owned();
-        let status = Command::new(&program)
-            .args(arguments.iter().map(|word| fill(word)))
-            .env("ENVFS_PREFIX", &env.target.prefix)
-            .env("ENVFS_ENV", env.name())
-            .status()
-            .map_err(|error| {
-                let path = std::env::var_os("PATH");
-                if is_missing(&error, &program, path.as_deref()) {
-                    return CommandError::new(Kind::NotFound, format!("{shown}: not found"))
-                        .hint("give the path of the installer, or put it in PATH");
-                }
-                CommandError::io(format!("cannot run {shown}"), &error)
-            })?;
-        if !status.success() {
-            let how = match (status.code(), status.signal()) {
-                (Some(code), _) => format!("exit status {code}"),
-                (None, Some(signal)) => format!("signal {signal}"),
-                (None, None) => String::from("unknown"),
-            };
-            return Err(
-                CommandError::new(Kind::System, format!("{shown} failed ({how})"))
-                    .hint("with --keep the environment stays as the command left it"),
-            );
-        }
+        let program = fill(env, program);
+        let shown = program.to_string_lossy();
         let Some(client) = client else {
             return Err(CommandError::new(
                 Kind::Daemon,
@@ -130,6 +121,46 @@ impl Args {
         super::commit::tell(context, env.name(), &committed);
         Ok(())
     }
+}
+
+/// Mounts the environment and lets the command fill it.
+fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<Client>> {
+    let client = env.ensure_mounted()?;
+    let program = fill(env, program);
+    let shown = program.to_string_lossy();
+    let status = Command::new(&program)
+        .args(arguments.iter().map(|word| fill(env, word)))
+        .env("ENVFS_PREFIX", &env.target.prefix)
+        .env("ENVFS_ENV", env.name())
+        .status()
+        .map_err(|error| {
+            let path = std::env::var_os("PATH");
+            if is_missing(&error, &program, path.as_deref()) {
+                return CommandError::new(Kind::NotFound, format!("{shown}: not found"))
+                    .hint("give the path of the installer, or put it in PATH");
+            }
+            CommandError::io(format!("cannot run {shown}"), &error)
+        })?;
+    let stays = "with --keep the environment stays as the command left it";
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(client),
+        (None, Some(nix::libc::SIGINT)) => {
+            Err(CommandError::new(Kind::Cancelled, format!("{shown} was interrupted")).hint(stays))
+        }
+        (code, signal) => {
+            let how = match (code, signal) {
+                (Some(code), _) => format!("exit status {code}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => String::from("unknown"),
+            };
+            let message = format!("{shown} failed ({how})");
+            Err(CommandError::new(Kind::System, message).hint(stays))
+        }
+    }
+}
+
+fn fill(env: &Env, word: &OsStr) -> OsString {
+    replace(word, b"{prefix}", env.target.prefix.as_os_str())
 }
 
 /// Replaces every occurrence of a mark in a word.

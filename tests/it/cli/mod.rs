@@ -1,6 +1,7 @@
 //! The commands, through the real program.
 
 mod copies;
+mod create;
 mod daemon;
 mod facts;
 mod held;
