@@ -38,6 +38,8 @@ pub struct Args {
     name: String,
     #[command(flatten)]
     options: ImportOptions,
+    #[command(flatten)]
+    exclude: Exclude,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -77,6 +79,11 @@ pub struct PackOptions {
     /// Threads that compress [default: one for each processor].
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+}
+
+/// What of a source does not go into an image; shared with `image pack`.
+#[derive(Debug, ClapArgs)]
+pub struct Exclude {
     /// Leave out what this matches: *.pyc or __pycache__ anywhere, pkgs/cache below the source; may
     /// be repeated.
     #[arg(long, value_name = "PATTERN")]
@@ -108,7 +115,6 @@ impl From<&PackOptions> for NewOptions {
             compression: compression(pack.compression.as_deref(), pack.compress_level),
             block_size: pack.block_size,
             threads: pack.threads,
-            exclude: pack.exclude.clone(),
             ..NewOptions::default()
         }
     }
@@ -129,13 +135,11 @@ impl Args {
         let store = context.store()?;
         let foreign = foreign_scripts(&self.source);
         let progress = context.output.progress();
-        let imported = backend::import(
-            &store,
-            &name,
-            &self.source,
-            &self.options.to_new_options(),
-            &progress,
-        )?;
+        let options = NewOptions {
+            exclude: self.exclude.exclude.clone(),
+            ..self.options.to_new_options()
+        };
+        let imported = backend::import(&store, &name, &self.source, &options, &progress)?;
         progress.finish();
         if self.json {
             return context.output.json(&imported);

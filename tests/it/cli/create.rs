@@ -12,6 +12,14 @@ use nix::unistd::Pid;
 use crate::support::{TestEnv, finish, mounts_below, wait_for};
 
 #[test]
+fn what_create_cannot_do_is_refused() {
+    let Some(env) = TestEnv::new() else { return };
+    let words = ["create", "e", "--exclude", "*.pyc", "--", "true"];
+    env.envfs(&words).fails(2, &["--exclude"]);
+    assert!(!env.home_of("e").exists());
+}
+
+#[test]
 fn what_a_command_made_stays_if_only_the_commit_fails() {
     let Some(env) = TestEnv::new() else { return };
     let words = ["create", "e", "--", "sh", "-c", "echo x >{prefix}/x"];

@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use crate::cli::backend::{self, NewOptions};
-use crate::cli::commands::import::PackOptions;
+use crate::cli::commands::import::{Exclude, PackOptions};
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::new_file;
@@ -22,6 +22,8 @@ pub(super) struct Args {
     file: PathBuf,
     #[command(flatten)]
     options: PackOptions,
+    #[command(flatten)]
+    exclude: Exclude,
     /// Replace the file if it exists.
     #[arg(short, long)]
     force: bool,
@@ -46,7 +48,10 @@ impl Args {
     /// Does it.
     pub(super) fn run(&self, context: &Context) -> Result<()> {
         new_file::refuse_existing(&self.file, self.force)?;
-        let options = NewOptions::from(&self.options);
+        let options = NewOptions {
+            exclude: self.exclude.exclude.clone(),
+            ..NewOptions::from(&self.options)
+        };
         let progress = context.output.progress();
         let mut done = None;
         new_file::write(&self.file, |output| {
