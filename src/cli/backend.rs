@@ -140,10 +140,11 @@ pub fn import(
     name: &EnvName,
     source: &Path,
     options: &NewOptions,
+    output: &Output,
     progress: &dyn Progress,
 ) -> Result<Imported> {
     refuse_existing(store, name)?;
-    let options = import_options(store, name, options)?;
+    let options = import_options(store, name, options, output)?;
     let source = fs::canonicalize(source)
         .map_err(|error| CommandError::io(format!("cannot import {}", source.display()), &error))?;
     let new = store.create(name)?;
@@ -160,9 +161,14 @@ pub fn import(
 }
 
 /// Makes an empty environment.
-pub fn create(store: &Store, name: &EnvName, options: &NewOptions) -> Result<Environment> {
+pub fn create(
+    store: &Store,
+    name: &EnvName,
+    options: &NewOptions,
+    output: &Output,
+) -> Result<Environment> {
     refuse_existing(store, name)?;
-    let options = import_options(store, name, options)?;
+    let options = import_options(store, name, options, output)?;
     let new = store.create(name)?;
     lifecycle::try_prefix(&options.prefix)?;
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
@@ -183,8 +189,12 @@ fn import_options(
     store: &Store,
     name: &EnvName,
     options: &NewOptions,
+    output: &Output,
 ) -> Result<commit::ImportOptions> {
     let prefix = choose_prefix(store, name, options.prefix.as_deref())?;
+    for warning in &prefix.warnings {
+        output.warn(warning);
+    }
     Ok(commit::ImportOptions {
         prefix: prefix.path,
         message: options.message.clone(),

@@ -47,7 +47,8 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let name = EnvName::new(&self.name)?;
         let store = context.store()?;
-        let environment = backend::create(&store, &name, &self.options.to_new_options())?;
+        let options = self.options.to_new_options();
+        let environment = backend::create(&store, &name, &options, &context.output)?;
         let env = Env::new(store, environment)?;
         let prefix = env.target.prefix.display();
         let Some((program, arguments)) = self.command.split_first() else {

@@ -139,7 +139,8 @@ impl Args {
             exclude: self.exclude.exclude.clone(),
             ..self.options.to_new_options()
         };
-        let imported = backend::import(&store, &name, &self.source, &options, &progress)?;
+        let output = &context.output;
+        let imported = backend::import(&store, &name, &self.source, &options, output, &progress)?;
         progress.finish();
         if self.json {
             return context.output.json(&imported);

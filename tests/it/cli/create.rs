@@ -20,6 +20,20 @@ fn what_create_cannot_do_is_refused() {
 }
 
 #[test]
+fn what_may_be_wrong_with_a_prefix_is_said() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.import_sample("first");
+    let prefix = env.work().join("a prefix");
+    let prefix = prefix.to_str().unwrap();
+    let made = env.envfs(&["create", "e", "--prefix", prefix]).ok();
+    assert!(made.err.contains("contains a space"), "{made}");
+    env.envfs(&["remove", "-y", "e"]).ok();
+    let source = source.to_str().unwrap();
+    let made = env.envfs(&["import", source, "e", "--prefix", prefix]).ok();
+    assert!(made.err.contains("contains a space"), "{made}");
+}
+
+#[test]
 fn what_a_command_made_stays_if_only_the_commit_fails() {
     let Some(env) = TestEnv::new() else { return };
     let words = ["create", "e", "--", "sh", "-c", "echo x >{prefix}/x"];
