@@ -8,7 +8,7 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
-use crate::daemon::protocol::Summary;
+use crate::daemon::protocol::{Discarded, Summary};
 
 /// Drop changes: all of them, or those under some paths.
 ///
@@ -39,6 +39,9 @@ impl Args {
         if !self.yes {
             let found = Summary::of(&service.changes(&selection)?);
             if found.is_empty() {
+                if self.json {
+                    return context.output.json(&Discarded::default());
+                }
                 context
                     .output
                     .note(format!("{}: nothing to discard", env.name()));

@@ -357,6 +357,8 @@ fn discarded_files_are_kept_and_only_then_it_says_so() {
         let done = env.envfs(&[&["discard", "-y", "e"], words].concat()).ok();
         format!("{}{}", done.out, done.err)
     };
+    let nothing = env.envfs(&["discard", "--json", "e"]).ok().json();
+    assert_eq!(nothing["changes"]["added"]["entries"], 0, "{nothing}");
     let stay = "The files themselves stay below";
     env.sh(&format!("rm '{at}/lib/c.txt'; chmod 700 '{at}/bin/tool'"))
         .ok();
