@@ -419,20 +419,8 @@ pub fn committed_content(environment: &Environment, path: &Path) -> Result<Optio
     Ok(commit::committed_content(&db, environment.layout(), path).map_err(Failure::from)?)
 }
 
-/// Returns how much the upper directories of an environment hold: files and bytes on disk.
-pub fn upper_use(environment: &Environment) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt;
-    let (mut files, mut bytes) = (0, 0);
-    for entry in walkdir::WalkDir::new(environment.layout().layers())
-        .into_iter()
-        .flatten()
-    {
-        if let Ok(meta) = entry.metadata()
-            && !meta.is_dir()
-        {
-            files += 1;
-            bytes += meta.blocks() * 512;
-        }
-    }
-    (files, bytes)
+/// Returns how much the changes of an environment hold: files and bytes on disk.
+pub fn upper_use(environment: &Environment) -> Result<(u64, u64)> {
+    let db = StateDb::open_to_look(&environment.layout().state_db())?;
+    Ok(service::upper_use(&db, environment.layout())?)
 }

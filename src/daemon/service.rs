@@ -1,6 +1,7 @@
 //! What can be done with an open environment: the same in its daemon and without one.
 
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,13 +14,13 @@ use super::protocol::{
     RolledBack, Selection, Served, Service, Status, Summary, TagOptions,
 };
 use crate::commit::{self, CommitError, Workspace};
-use crate::environment::{Config, EnvLock, Environment, ProfileUse};
+use crate::environment::{Config, EnvLock, Environment, Layout, ProfileUse};
 use crate::fuse::session::{Invalidator, Loops, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
 use crate::object::Kind as ObjectKind;
 use crate::progress::Progress;
 use crate::squashfs;
-use crate::state::{RevisionId, StateDb};
+use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
 use crate::union::{self, Reconciled};
@@ -233,7 +234,7 @@ impl Service for Local {
             Some(id) => db.image(id)?,
             None => None,
         };
-        let (upper_files, upper_bytes) = upper_use(&self.workspace);
+        let (upper_files, upper_bytes) = upper_use(db, self.workspace.env().layout())?;
         Ok(Status {
             revision: revision.map(|revision| revision.id.0),
             image_bytes: image.map_or(0, |image| image.size),
@@ -394,18 +395,19 @@ pub fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
     Ok(db.set_tag(&options.tag, revision, "")?)
 }
 
-/// Files and bytes in the upper directories.
-fn upper_use(workspace: &Workspace) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt;
-    let entries = walkdir::WalkDir::new(workspace.env().layout().layers())
-        .into_iter()
-        .flatten();
-    let files = entries
+/// Files and bytes in the upper directories of the stack: not what was discarded, nor what an image
+/// has meanwhile.
+pub fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), StateError> {
+    let is_upper = |layer: &StackLayer| !matches!(layer.part, StackPart::Image(_));
+    let uppers = db.stack()?.into_iter().filter(is_upper);
+    let files = uppers
+        .flat_map(|layer| walkdir::WalkDir::new(layout.upper(layer.id)))
+        .flatten()
         .filter_map(|entry| entry.metadata().ok())
         .filter(|meta| !meta.is_dir());
-    files.fold((0, 0), |(count, bytes), meta| {
+    Ok(files.fold((0, 0), |(count, bytes), meta| {
         (count + 1, bytes + meta.blocks() * 512)
-    })
+    }))
 }
 
 fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {

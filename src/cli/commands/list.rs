@@ -113,7 +113,10 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
     };
     row.revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
     row.image_bytes = env.facts.image.as_ref().map_or(0, |image| image.size);
-    (row.upper_files, row.upper_bytes) = backend::upper_use(&env.environment);
+    match backend::upper_use(&env.environment) {
+        Ok(used) => (row.upper_files, row.upper_bytes) = used,
+        Err(error) => row.problem = Some(error.message),
+    }
     row.prefix.clone_from(&env.target.prefix);
     row
 }

@@ -31,7 +31,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(Some(&self.name))?;
         let (revisions, images) = backend::history(&env.environment)?;
-        let (_, upper_bytes) = backend::upper_use(&env.environment);
+        let (_, upper_bytes) = backend::upper_use(&env.environment)?;
         let bytes: u64 = images.iter().map(|image| image.size).sum::<u64>() + upper_bytes;
         let question = format!(
             "Remove {} with {} revisions ({}) for ever?",

@@ -383,6 +383,13 @@ fn discarded_files_are_kept_and_only_then_it_says_so() {
     env.sh(&format!("echo changed >'{at}/lib/c.txt'")).ok();
     let layers = env.home_of("e").join("layers");
     let said = discard(&[]);
+    let list = env.envfs(&["list", "--json"]).ok().json();
+    assert_eq!(list[0]["upper_files"], 0, "they are no changes any more");
+    let status = env.envfs(&["status", "--json", "e"]).ok().json();
+    assert_eq!(status["upper_files"], 0, "{status}");
+    env.envfs(&["unmount", "e"]).ok();
+    let status = env.envfs(&["status", "--json", "e"]).ok().json();
+    assert_eq!(status["upper_files"], 0, "{status}");
     assert!(
         said.contains(&format!("{stay} {}", layers.display())),
         "{said}"
