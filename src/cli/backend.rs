@@ -145,8 +145,7 @@ pub fn import(
 ) -> Result<Imported> {
     refuse_existing(store, name)?;
     let options = import_options(store, name, options, output)?;
-    let source = fs::canonicalize(source)
-        .map_err(|error| CommandError::io(format!("cannot import {}", source.display()), &error))?;
+    let source = named(source, "import")?;
     let new = store.create(name)?;
     // Before the long work rather than after it.
     lifecycle::try_prefix(&options.prefix)?;
@@ -172,6 +171,13 @@ pub fn create(
     let new = store.create(name)?;
     lifecycle::try_prefix(&options.prefix)?;
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
+}
+
+/// Finds what the user has named.
+fn named(path: &Path, doing: &str) -> Result<PathBuf> {
+    fs::canonicalize(path).map_err(|error| {
+        CommandError::of_named(format!("cannot {doing} {}", path.display()), &error)
+    })
 }
 
 /// Said before anything else: its prefix would be found to be in the way, too.
@@ -211,8 +217,7 @@ pub fn pack(
     to: &Path,
     progress: &dyn Progress,
 ) -> Result<commit::Packed> {
-    let source = fs::canonicalize(source)
-        .map_err(|error| CommandError::io(format!("cannot pack {}", source.display()), &error))?;
+    let source = named(source, "pack")?;
     let to = fs::canonicalize(to)
         .map_err(|error| CommandError::io(format!("cannot write {}", to.display()), &error))?;
     let settings = settings(config, options)?;

@@ -114,6 +114,11 @@ impl CommandError {
         Failure::io(doing, error).into()
     }
 
+    /// The same for what the user has named: where it does not exist, it is not found.
+    pub fn of_named(doing: impl std::fmt::Display, error: &io::Error) -> CommandError {
+        Failure::of_named(doing, error).into()
+    }
+
     /// Gives it another exit status.
     #[must_use]
     pub fn with_code(mut self, code: ExitCode) -> CommandError {

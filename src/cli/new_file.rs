@@ -27,10 +27,8 @@ pub(super) fn write(
     target: &Path,
     fill: impl FnOnce(&mut NamedTempFile) -> Result<()>,
 ) -> Result<()> {
-    let failed = |error: io::Error| {
-        let doing = format!("cannot write {}", target.display());
-        CommandError::io(&doing, &error)
-    };
+    let doing = format!("cannot write {}", target.display());
+    let failed = |error: io::Error| CommandError::io(&doing, &error);
     let directory = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -38,7 +36,7 @@ pub(super) fn write(
     let mut output = tempfile::Builder::new()
         .prefix(".envfs-new-")
         .tempfile_in(directory)
-        .map_err(failed)?;
+        .map_err(|error| CommandError::of_named(&doing, &error))?;
     fill(&mut output)?;
     fs::set_permissions(output.path(), fs::Permissions::from_mode(0o644)).map_err(failed)?;
     output.as_file().sync_all().map_err(failed)?;

@@ -78,6 +78,15 @@ impl Failure {
         }
     }
 
+    /// The same for what the user has named: where it does not exist, it is not found.
+    pub fn of_named(doing: impl std::fmt::Display, error: &io::Error) -> Failure {
+        let mut failure = Failure::io(doing, error);
+        if error.kind() == io::ErrorKind::NotFound {
+            failure.kind = Kind::NotFound;
+        }
+        failure
+    }
+
     /// Makes one of any error, with all its causes in the message.
     pub fn of(kind: Kind, error: &dyn std::error::Error) -> Failure {
         Failure::new(kind, with_causes(error))
@@ -87,12 +96,12 @@ impl Failure {
 /// What to do where there is no room.
 pub const MAKE_ROOM: &str = "make room (envfs gc drops old images), then try again";
 
-/// Returns the kind of trouble that an error of the system means.
+/// Returns the kind of trouble that an error of the system means. A file of ours that is missing is
+/// not what the user has named and what does not exist.
 pub fn kind_of_io(error: &io::Error) -> Kind {
     match error.raw_os_error() {
         Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Kind::NoSpace,
         Some(nix::libc::EBUSY | nix::libc::ETXTBSY) => Kind::Busy,
-        Some(nix::libc::ENOENT) => Kind::NotFound,
         Some(nix::libc::EEXIST | nix::libc::ENOTEMPTY) => Kind::Conflict,
         _ => Kind::System,
     }

@@ -260,7 +260,7 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
         }
         Err(error) => {
             return Err(
-                Failure::io(format!("cannot create the prefix {shown}"), &error)
+                Failure::of_named(format!("cannot create the prefix {shown}"), &error)
                     .hint("choose another place with --prefix"),
             );
         }

@@ -4,6 +4,7 @@ mod pack;
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -131,6 +132,9 @@ impl Args {
 fn failed(file: &Path) -> impl Fn(squashfs::Error) -> CommandError + '_ {
     move |error| {
         let kind = match error {
+            squashfs::Error::Io { ref source, .. } if source.kind() == ErrorKind::NotFound => {
+                Kind::NotFound
+            }
             squashfs::Error::Io { .. } => Kind::System,
             squashfs::Error::Cancelled => Kind::Cancelled,
             _ => Kind::Damaged,

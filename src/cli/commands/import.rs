@@ -126,7 +126,7 @@ impl Args {
         let name = EnvName::new(&self.name)?;
         if let Err(error) = std::fs::symlink_metadata(&self.source) {
             let doing = format!("cannot import {}", self.source.display());
-            let mut failed = CommandError::io(doing, &error);
+            let mut failed = CommandError::of_named(doing, &error);
             if failed.kind == Kind::NotFound {
                 failed = failed.hint("a directory, a .tar archive or a SquashFS image is wanted");
             }

@@ -100,7 +100,7 @@ impl Args {
         let mut images = Vec::with_capacity(options.images.len());
         for image in &options.images {
             images.push(std::fs::canonicalize(image).map_err(|error| {
-                CommandError::io(format!("cannot mount {}", image.display()), &error)
+                CommandError::of_named(format!("cannot mount {}", image.display()), &error)
             })?);
         }
         let source = match (&options.source, images.first()) {

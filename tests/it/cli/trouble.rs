@@ -660,6 +660,26 @@ fn a_second_writer_is_refused_and_told_who_is_at_work() {
 }
 
 #[test]
+fn not_found_is_what_was_named_and_nothing_of_ours() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let missing = env.work().join("missing");
+    let below = missing.join("file");
+    env.envfs(&["export", "e", word(&below)])
+        .fails(3, &["missing"]);
+    env.envfs(&["image", "info", word(&missing)])
+        .fails(3, &["missing"]);
+    env.envfs(&["image", "pack", word(&missing), "image"])
+        .fails(3, &["missing"]);
+    env.envfs(&["mount", "--image", word(&missing), "-o", "ro", "."])
+        .fails(3, &["missing"]);
+    // A store that somebody has taken files from.
+    let layers = env.home_of("e").join("layers");
+    fs::remove_dir_all(&layers).unwrap();
+    env.envfs(&["commit", "e"]).fails(1, &["layers"]);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
