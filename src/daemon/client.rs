@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Client {
     socket: PathBuf,
     hello: Hello,
+    /// The environment's name, for what to type next.
+    name: Option<String>,
 }
 
 /// How long a daemon that takes connections but does not greet is given to end.
@@ -44,6 +46,7 @@ impl Client {
                     return Ok(Some(Client {
                         socket: socket.to_path_buf(),
                         hello,
+                        name: None,
                     }));
                 }
                 // A daemon that is about to end takes the connection and says nothing; soon
@@ -54,6 +57,13 @@ impl Client {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// Tells it the name of the environment.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Client {
+        self.name = Some(name.to_owned());
+        self
     }
 
     /// Returns where the daemon listens.
@@ -99,7 +109,8 @@ impl Client {
         }
         connection.send(request)?;
         loop {
-            match connection.receive(progress)? {
+            let answer = connection.receive(progress);
+            match answer.map_err(|failure| self.in_doubt(failure, request))? {
                 Answer::Progress(report) => progress.report(&report),
                 Answer::Error(failure) => return Err(failure),
                 Answer::Ok(value) => {
@@ -109,6 +120,16 @@ impl Client {
                     return Ok((answer, connection));
                 }
             }
+        }
+    }
+
+    /// Without an answer a revision may have been made, or not.
+    fn in_doubt(&self, failure: Failure, request: &Request) -> Failure {
+        match (&self.name, request) {
+            (Some(name), Request::Commit(_) | Request::Rollback(_)) => {
+                failure.hint(format!("envfs log {name} tells whether it was done"))
+            }
+            _ => failure,
         }
     }
 

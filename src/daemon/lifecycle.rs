@@ -75,7 +75,7 @@ impl State {
 pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
     let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
-    let client = connect(runtime, target)?;
+    let client = connect(runtime, target)?.map(|client| client.named(&target.name));
     if let Some(client) = &client
         && !serves(client, target)
     {
@@ -339,13 +339,16 @@ fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client
     if let Some(status) = launch(&words, Stdio::from(log))? {
         return Err(ended_early(target, status, log_start));
     }
-    Client::connect(&runtime.socket(&target.id))?.ok_or_else(|| {
-        Failure::new(
-            Kind::Daemon,
-            "the daemon said it was ready, but does not listen",
-        )
-        .hint(format!("its log: {}", target.log().display()))
-    })
+    let client = Client::connect(&runtime.socket(&target.id))?;
+    client
+        .map(|client| client.named(&target.name))
+        .ok_or_else(|| {
+            Failure::new(
+                Kind::Daemon,
+                "the daemon said it was ready, but does not listen",
+            )
+            .hint(format!("its log: {}", target.log().display()))
+        })
 }
 
 /// Runs this program again as a daemon, and waits until it says that it serves, or why not. Returns

@@ -300,6 +300,18 @@ fn the_log_of_a_daemon_does_not_grow_without_end() {
 }
 
 #[test]
+fn who_gets_no_answer_is_told_how_to_know() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let words = ["mount", "e"];
+    let prefix = env.envfs_with("ENVFS_FAULT", "commit.flipped", &words).ok();
+    fs::write(format!("{}/new", prefix.line()), "new").unwrap();
+    env.envfs(&["commit", "e"])
+        .fails(9, &["without an answer", "envfs log e"]);
+    assert_eq!(env.count(&["log", "e"]), 2);
+}
+
+#[test]
 fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
     for is_mounted in [true, false] {
         let Some(env) = TestEnv::new() else { return };
