@@ -101,6 +101,13 @@ impl Output {
         }
     }
 
+    /// Says why nothing seems to happen, to a user who sits and waits.
+    pub fn aside(&self, text: &str) {
+        if self.talks_to_terminal {
+            self.note(text);
+        }
+    }
+
     /// Warns the user.
     pub fn warn(&self, text: impl AsRef<str>) {
         say(&format!(

@@ -21,6 +21,9 @@ const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a waiting client looks whether its user wants to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long the end of a daemon may take before its user hears that it does.
+const SLOW: Duration = Duration::from_secs(1);
+
 /// A daemon that can be spoken with.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -135,10 +138,11 @@ impl Client {
 
     /// Asks the daemon to unmount. Unless it was a lazy unmount, the daemon has ended and has
     /// let go of everything when this returns.
-    pub fn unmount(&self, lazy: bool) -> Result<Unmounted, Failure> {
+    /// If that takes long (a commit must end first), `slow` is called once.
+    pub fn unmount(&self, lazy: bool, slow: &dyn Fn()) -> Result<Unmounted, Failure> {
         let (answer, connection) = self.ask(&Request::Unmount { lazy }, &Silent)?;
         if !lazy {
-            connection.wait_for_end()?;
+            connection.wait_for_end(slow)?;
         }
         Ok(answer)
     }
@@ -315,17 +319,27 @@ impl Connection {
     }
 
     /// Waits until the daemon is no more.
-    fn wait_for_end(mut self) -> Result<(), Failure> {
-        self.reader
-            .get_ref()
-            .set_read_timeout(None)
-            .map_err(|error| trouble(&error))?;
-        let mut rest = Vec::new();
-        match self.reader.read_to_end(&mut rest) {
-            Ok(_) => Ok(()),
-            // It ended with something of ours unread: it has ended all the same.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-            Err(error) => Err(trouble(&error)),
+    fn wait_for_end(mut self, slow: &dyn Fn()) -> Result<(), Failure> {
+        let stream = self.reader.get_ref().try_clone();
+        let stream = stream.map_err(|error| trouble(&error))?;
+        let wait = |time| {
+            let set = stream.set_read_timeout(time);
+            set.map_err(|error| trouble(&error))
+        };
+        wait(Some(SLOW))?;
+        let mut rest = [0; 64];
+        loop {
+            match self.reader.read(&mut rest).map_err(|error| error.kind()) {
+                Ok(0) => return Ok(()),
+                Ok(_) | Err(io::ErrorKind::Interrupted) => {}
+                // It ended with something of ours unread: it has ended all the same.
+                Err(io::ErrorKind::ConnectionReset) => return Ok(()),
+                Err(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    slow();
+                    wait(None)?;
+                }
+                Err(kind) => return Err(trouble(&kind.into())),
+            }
         }
     }
 }

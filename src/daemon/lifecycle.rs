@@ -420,17 +420,18 @@ fn last_words(log: &Path, start: u64) -> Vec<String> {
 }
 
 /// Makes sure that the environment is not mounted and has no daemon, dead mounts included.
-/// Returns whether there was anything to do.
+/// Returns whether there was anything to do. Calls `slow` if the daemon takes long to end.
 pub fn ensure_unmounted(
     target: &Target,
     runtime: &RuntimeDir,
     lazy: bool,
+    slow: &dyn Fn(),
 ) -> Result<Option<Unmounted>, Failure> {
     let _lock = runtime.lock(&target.id)?;
     match state(runtime, target)? {
         State::Unmounted => Ok(None),
         State::Copy(from) => Err(copied(target, from.as_deref())),
-        State::Mounted(client) => client.unmount(lazy).map(Some),
+        State::Mounted(client) => client.unmount(lazy, slow).map(Some),
         State::Dead(mounts) => {
             detach(&mounts)?;
             Ok(Some(Unmounted::default()))

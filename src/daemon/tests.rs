@@ -181,7 +181,7 @@ fn requests_are_answered_with_progress_results_and_failures() {
     );
     let failure = client.discard(&Selection::default(), &Silent).unwrap_err();
     assert_eq!((failure.kind, failure.hints.len()), (Kind::NoSpace, 1));
-    assert_eq!(client.unmount(false).unwrap_err().kind, Kind::Busy);
+    assert_eq!(client.unmount(false, &|| {}).unwrap_err().kind, Kind::Busy);
     assert_eq!(client.stats().unwrap()["reads"], 1);
     drop(running);
     assert!(Client::connect(&socket).unwrap().is_none());
@@ -453,7 +453,7 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
         .stdin(std::fs::File::open(daemon.file()).unwrap())
         .spawn()
         .unwrap();
-    let failure = ensure_unmounted(&daemon.target, &daemon.runtime, false).unwrap_err();
+    let failure = ensure_unmounted(&daemon.target, &daemon.runtime, false, &|| {}).unwrap_err();
     assert_eq!(failure.kind, Kind::Busy);
     assert!(
         failure
@@ -463,7 +463,7 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
     );
     user.kill().unwrap();
     user.wait().unwrap();
-    ensure_unmounted(&daemon.target, &daemon.runtime, false)
+    ensure_unmounted(&daemon.target, &daemon.runtime, false, &|| {})
         .unwrap()
         .unwrap();
     assert!(matches!(
@@ -472,7 +472,7 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
     ));
     daemon.wait_for_end();
     assert!(
-        ensure_unmounted(&daemon.target, &daemon.runtime, false)
+        ensure_unmounted(&daemon.target, &daemon.runtime, false, &|| {})
             .unwrap()
             .is_none()
     );
@@ -484,7 +484,7 @@ fn a_lazy_unmount_lets_users_finish() {
         return;
     };
     let held = std::fs::File::open(daemon.file()).unwrap();
-    ensure_unmounted(&daemon.target, &daemon.runtime, true)
+    ensure_unmounted(&daemon.target, &daemon.runtime, true, &|| {})
         .unwrap()
         .unwrap();
     assert!(!daemon.file().exists());
@@ -510,7 +510,7 @@ fn a_killed_daemon_leaves_a_dead_mount_that_is_detached() {
         state(&daemon.runtime, &daemon.target).unwrap(),
         State::Dead(_)
     ));
-    ensure_unmounted(&daemon.target, &daemon.runtime, false)
+    ensure_unmounted(&daemon.target, &daemon.runtime, false, &|| {})
         .unwrap()
         .unwrap();
     assert!(matches!(

@@ -48,7 +48,7 @@ impl Args {
 
 /// Unmounts an environment and removes it with all its files and its mount point.
 pub fn remove_environment(env: Env) -> Result<()> {
-    lifecycle::ensure_unmounted(&env.target, &env.runtime, false)?;
+    lifecycle::ensure_unmounted(&env.target, &env.runtime, false, &|| {})?;
     let lock = EnvLock::lock(env.environment.layout(), "remove", BRIEF)?;
     env.environment.remove_files(lock)?;
     remove_prefix(&env.target.prefix);

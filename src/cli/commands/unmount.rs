@@ -46,7 +46,12 @@ impl Args {
     }
 
     fn one(&self, context: &Context, env: &Env) -> Result<()> {
-        match lifecycle::ensure_unmounted(&env.target, &env.runtime, self.lazy)? {
+        let slow = || {
+            context.output.aside(
+                "waiting until the daemon has done what it was asked before (a commit, as a rule)",
+            );
+        };
+        match lifecycle::ensure_unmounted(&env.target, &env.runtime, self.lazy, &slow)? {
             None if self.all => {}
             None => context
                 .output
