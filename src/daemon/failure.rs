@@ -185,6 +185,12 @@ impl From<StateError> for Failure {
         };
         let failure = Failure::of(kind, &error);
         match kind {
+            _ if error.is_read_only() => Failure {
+                message: format!("{}: the store is read-only for you", failure.message),
+                ..failure
+            }
+            .hint("copy it to where you can write (cp -a): also a look at it needs to write")
+            .hint("or mount an image of it alone: envfs mount --image FILE -o ro DIR"),
             Kind::NoSpace => failure.hint(MAKE_ROOM),
             _ => failure,
         }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use nix::unistd::{AccessFlags, access};
+
 use crate::sys::medium;
 
 /// A result whose error is a [`StateError`].
@@ -138,9 +140,14 @@ impl StateError {
     /// Returns true when the database or its file system may only be read.
     pub fn is_read_only(&self) -> bool {
         match self {
-            StateError::Sql { source, .. } => {
-                source.sqlite_error_code() == Some(rusqlite::ErrorCode::ReadOnly)
-            }
+            StateError::Sql { path, source, .. } => match source.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::ReadOnly) => true,
+                // SQLite keeps files beside the database also to read it.
+                Some(rusqlite::ErrorCode::CannotOpen) => path
+                    .parent()
+                    .is_some_and(|dir| access(dir, AccessFlags::W_OK).is_err()),
+                _ => false,
+            },
             StateError::Io { source, .. } => source.kind() == io::ErrorKind::ReadOnlyFilesystem,
             _ => false,
         }

@@ -447,6 +447,22 @@ fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_store_that_can_only_be_read_says_so() {
+    let Some(env) = TestEnv::new() else { return };
+    let Some(small) = Small::new(&env, "28m") else {
+        return;
+    };
+    let env = env.with_store(&small.0.join("store"));
+    env.import_sample("e");
+    let mut remount = env.command("mount");
+    remount.args(["-o", "remount,ro"]).arg(&small.0);
+    run(remount).ok();
+    for words in [&["status", "e"], &["mount", "e"], &["commit", "e"]] {
+        env.envfs(words).fails(1, &["read-only", "--image"]);
+    }
+}
+
+#[test]
 fn paths_can_be_discarded_after_a_commit_that_failed() {
     let Some(env) = TestEnv::new() else { return };
     let Some(small) = Small::new(&env, "28m") else {
