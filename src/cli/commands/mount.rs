@@ -72,7 +72,13 @@ impl Args {
             None => None,
         };
         let env = context.environment(name)?;
-        env.ensure_mounted_with(self.fakeroot)?;
+        if env.ensure_mounted_with(self.fakeroot)?.is_none() {
+            context.output.warn(format!(
+                "it can be used, but its daemon cannot be spoken with: its socket is gone; to have \
+                 it anew: envfs unmount {0} && envfs mount {0}",
+                env.name()
+            ));
+        }
         context
             .output
             .line(env.target.prefix.as_os_str().as_bytes())

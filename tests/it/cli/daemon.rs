@@ -193,6 +193,8 @@ fn a_socket_that_nobody_listens_at_and_one_that_is_gone_do_no_harm() {
     fs::remove_file(&socket).unwrap();
     env.envfs(&["list"]).ok();
     env.envfs(&["run", "e", "tool"]).ok();
+    let again = env.envfs(&["mount", "e"]).ok();
+    assert!(again.err.contains("envfs unmount e"), "{again}");
     env.envfs(&["status", "e"]).fails(9, &["envfs unmount e"]);
     env.envfs(&["commit", "e"]).fails(9, &["envfs unmount e"]);
     assert_eq!(fs::read(prefix.join("x")).unwrap(), b"x");
