@@ -10,7 +10,8 @@
 //! - [`log`]: the daemon's log, kept short
 //! - [`failure`]: an error that travels from the daemon to the command's user
 //!
-//! A daemon is started by executing the program anew (`envfs __daemon`), never by a fork. Its
+//! A daemon is started by executing the program anew (`envfs __daemon`), never by a fork of a process
+//! with threads; it forks once before it does anything, to be nobody's child. Its
 //! standard output is a pipe on which it says `{"ready":…}` or `{"error":…}` once; its standard
 //! error is the environment's log. It never outlives its mount, and its mount outlives it only
 //! if it was killed: then the next command that needs the mount detaches it and starts another.
