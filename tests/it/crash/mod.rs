@@ -213,7 +213,7 @@ fn an_import_that_dies_leaves_no_environment_and_can_be_done_again() {
 fn an_amended_image_that_is_not_right_is_written_whole() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
-    for (fault, is_amended) in [("", true), ("check.amended", false), ("", true)] {
+    for (fault, is_amended) in [("check.amended", false), ("", true)] {
         let prefix = env.mount("e");
         // A file without other names: hard links are reason enough to write all tables.
         let size = fs::read(prefix.join("lib/c.txt")).unwrap().len();
