@@ -4,6 +4,7 @@ mod copies;
 mod create;
 mod daemon;
 mod facts;
+mod full;
 mod held;
 mod import;
 mod lost;

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,7 @@ use envfs::environment::{EnvLock, EnvName, Store};
 use crate::support::tree::{self, Look};
 use crate::support::{PATH, Run, TestEnv, find, has, run, samples, skip_allowed};
 
-fn word(path: &Path) -> &str {
+pub(super) fn word(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -286,170 +285,10 @@ fn a_prefix_that_cannot_be_used_is_refused_before_the_work() {
     assert_eq!(env.mount("e"), env.work().join("some/where"));
 }
 
-/// A small file system of its own for the store, unmounted again at the end.
-struct Small(PathBuf);
-
-impl Small {
-    fn new(env: &TestEnv, size: &str) -> Option<Small> {
-        if !env.user().is_root() {
-            skip_allowed("a file system of its own needs root");
-            return None;
-        }
-        let path = env.root().join("small");
-        fs::create_dir(&path).unwrap();
-        let mut command = env.command("mount");
-        command
-            .args([
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={size},mode=0700"),
-                "none",
-            ])
-            .arg(&path);
-        let mounted = run(command);
-        if mounted.code != 0 {
-            skip_allowed(&format!("no tmpfs: {}", mounted.err));
-            return None;
-        }
-        Some(Small(path))
-    }
-
-    /// Takes all space but some.
-    fn fill(&self, leave: usize) {
-        let file = self.0.join("filler");
-        let mut content = Vec::new();
-        let mut step = 1 << 20;
-        while step >= 4096 {
-            content.resize(content.len() + step, 1);
-            if fs::write(&file, &content).is_err() {
-                content.truncate(content.len() - step);
-                step /= 2;
-            }
-        }
-        fs::write(&file, &content[..content.len().saturating_sub(leave)]).unwrap();
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-#[test]
-fn a_full_disk_stops_an_import_and_nothing_is_left_of_it() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "4m") else {
-        return;
-    };
-    let env = env.with_store(&small.0.join("store"));
-    let source = env.work().join("source");
-    env.write(&source.join("big"), samples::noise(8 << 20, 3));
-    env.envfs(&["create", "first"]).ok();
-    let before = env.store_listing();
-    env.envfs(&["import", word(&source), "e"])
-        .fails(8, &["space"]);
-    assert_eq!(env.store_listing(), before);
-    env.sh("tar -cf big.tar source").ok();
-    env.envfs(&["import", word(&env.work().join("big.tar")), "e"])
-        .fails(8, &["space"]);
-    assert_eq!(env.store_listing(), before);
-    small.fill(0);
-    env.envfs(&["create", "second"])
-        .fails(8, &["full", "make room"]);
-    small.free();
-    assert_eq!(env.store_listing(), before);
-    env.envfs(&["create", "second"]).ok();
-}
-
-#[test]
-fn on_a_full_disk_files_can_be_removed() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "8m") else {
-        return;
-    };
-    let env = env.with_store(&small.0.join("store"));
-    let source = env.work().join("source");
-    for number in 0..600 {
-        env.write(&source.join(format!("many/{number}")), "x");
-    }
-    env.envfs(&["import", "-q", word(&source), "e"]).ok();
-    let prefix = env.mount("e");
-    small.fill(0);
-    fs::remove_dir_all(prefix.join("many")).unwrap();
-    assert_eq!(fs::read_dir(&prefix).unwrap().count(), 0);
-    small.free();
-    env.verify("e");
-}
-
-#[test]
-fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "28m") else {
-        return;
-    };
-    let env = env.with_store(&small.0.join("store"));
-    let source = env.work().join("source");
-    samples::small(&env, &source);
-    env.write(&source.join("big"), samples::noise(3 << 20, 3));
-    env.envfs(&["import", "-q", word(&source), "e"]).ok();
-    let prefix = env.mount("e");
-    fs::write(prefix.join("kept"), samples::noise(1 << 20, 4)).unwrap();
-    let before = tree::read(&prefix);
-
-    small.fill(64 << 10);
-    let append = || {
-        let file = fs::File::options().append(true).open(prefix.join("big"));
-        file.and_then(|mut file| file.write_all(b"more"))
-    };
-    assert_eq!(
-        append().unwrap_err().kind(),
-        std::io::ErrorKind::StorageFull
-    );
-    tree::assert_same(
-        &before,
-        &tree::read(&prefix),
-        Look::ALL,
-        "after a failed copy-up",
-    );
-    env.envfs(&["commit", "e"]).fails(8, &["space"]);
-    tree::assert_same(
-        &before,
-        &tree::read(&prefix),
-        Look::ALL,
-        "after a failed commit",
-    );
-    env.envfs(&["unmount", "e"]).ok();
-    // It may be the image or the database that has no room: each says so in its own words.
-    env.envfs(&["commit", "e"])
-        .fails(8, &["everything is as it was"]);
-    small.fill(0);
-    let _may_fail = env.envfs(&["commit", "e"]);
-    let mounted = env.envfs(&["mount", "e"]);
-    if mounted.code == 0 {
-        tree::assert_same(&before, &tree::read(&prefix), Look::ALL, "on a full disk");
-    }
-
-    small.free();
-    env.mount("e");
-    tree::assert_same(
-        &before,
-        &tree::read(&prefix),
-        Look::ALL,
-        "when there is room again",
-    );
-    append().unwrap();
-    let after = tree::read(&prefix);
-    assert_ne!(before[Path::new("big")], after[Path::new("big")]);
-    env.envfs(&["commit", "e"]).ok();
-    tree::assert_same(&after, &tree::read(&prefix), Look::ALL, "committed");
-    env.verify("e");
-    assert_eq!(env.count(&["log", "e"]), 2);
-}
-
 #[test]
 fn a_store_that_can_only_be_read_says_so() {
     let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "28m") else {
+    let Some(small) = super::full::Small::new(&env, "28m") else {
         return;
     };
     let env = env.with_store(&small.0.join("store"));
@@ -460,59 +299,6 @@ fn a_store_that_can_only_be_read_says_so() {
     for words in [&["status", "e"], &["mount", "e"], &["commit", "e"]] {
         env.envfs(words).fails(1, &["read-only", "--image"]);
     }
-}
-
-#[test]
-fn paths_can_be_discarded_after_a_commit_that_failed() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "28m") else {
-        return;
-    };
-    let env = env.with_store(&small.0.join("store"));
-    env.import_sample("e");
-    let prefix = env.mount("e");
-    fs::write(prefix.join("new"), samples::noise(1 << 20, 4)).unwrap();
-    small.fill(64 << 10);
-    env.envfs(&["commit", "e"]).fails(8, &["space"]);
-    small.free();
-    env.envfs(&["discard", "-y", "e", "new"]).ok();
-    assert!(!prefix.join("new").exists());
-}
-
-#[test]
-fn on_a_full_disk_the_lock_can_be_had_and_gc_says_what_it_needs() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "28m") else {
-        return;
-    };
-    let env = env.with_store(&small.0.join("store"));
-    env.import_sample("e");
-    let prefix = env.mount("e");
-    for round in 0..3 {
-        fs::write(prefix.join("new"), samples::noise(1 << 20, round)).unwrap();
-        env.envfs(&["commit", "e"]).ok();
-    }
-    env.envfs(&["unmount", "e"]).ok();
-    small.fill(0);
-    let home = envfs::environment::Layout::new(env.home_of("e"));
-    let before = env.store_listing();
-    drop(EnvLock::try_lock(&home, "testing").unwrap());
-    assert_eq!(env.store_listing(), before, "no half of a note is left");
-    // What has its own room goes also now.
-    let gone = env.store().join("store/.gone-old-0123456789ab");
-    fs::create_dir(&gone).unwrap();
-    env.envfs(&["gc", "--keep", "1"])
-        .fails(8, &["outside of envfs"]);
-    assert!(!gone.exists());
-    // Nor is there room for what SQLite needs to open the database, by now.
-    small.fill(0);
-    env.envfs(&["discard", "-y", "e"]).fails(8, &["make room"]);
-    env.envfs(&["gc", "e"]).fails(8, &["outside of envfs"]);
-    small.fill(1 << 20);
-    env.envfs(&["gc", "--keep", "1", "e"]).ok();
-    small.free();
-    assert_eq!(env.count(&["log", "e"]), 1);
-    env.verify("e");
 }
 
 /// Runs envfs as the user of `env`, in a mount namespace that root has changed by `before`. None,
