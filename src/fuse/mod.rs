@@ -112,6 +112,14 @@ impl EnvFs {
         }
     }
 
+    /// The directory that has a name, if it is one.
+    fn directory(&self, dir: Ino, name: &[u8]) -> Option<Ino> {
+        let found = self.union.lookup(dir, name).ok().flatten();
+        found
+            .filter(|(_, attr)| attr.kind == Kind::Directory)
+            .map(|(ino, _)| ino)
+    }
+
     /// Does it here and now, or has it done where nobody waits for it.
     fn run(&self, is_long: bool, job: impl FnOnce() + Send + 'static) {
         if is_long {
@@ -383,11 +391,24 @@ impl Filesystem for EnvFs {
             return reply.error(Errno::EINVAL);
         };
         let (from, to) = (Ino(parent.0), Ino(newparent.0));
-        match self
-            .union
-            .rename(from, name.as_bytes(), to, newname.as_bytes(), mode)
-        {
-            Ok(()) => reply.ok(),
+        let (name, newname) = (name.as_bytes(), newname.as_bytes());
+        let mut moved = Vec::new();
+        if from != to {
+            moved.extend(self.directory(from, name));
+            if mode == RenameMode::Exchange {
+                moved.extend(self.directory(to, newname));
+            }
+        }
+        match self.union.rename(from, name, to, newname, mode) {
+            Ok(()) if moved.is_empty() => reply.ok(),
+            Ok(()) => {
+                // Their listings, which the kernel keeps, say who is above.
+                let notices = self.notices.clone();
+                self.notices.run(move || {
+                    moved.iter().for_each(|dir| notices.settle(*dir, 0, None));
+                    reply.ok();
+                });
+            }
             Err(e) => reply.error(errno("rename", parent.0, &e)),
         }
     }

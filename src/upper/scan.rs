@@ -17,7 +17,7 @@ pub struct Found {
     pub path: Vec<Box<[u8]>>,
     /// Whether it lies in `work`.
     pub in_work: bool,
-    /// Which file it is on the host ([`identity`]).
+    /// Which file it is on the host, by its inode number and when it was made.
     pub backing_ino: u64,
     /// Size in bytes.
     pub size: u64,

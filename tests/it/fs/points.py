@@ -141,6 +141,14 @@ def numbers_in_listings_are_those_of_the_objects():
     assert listing("dir")[b"."] == os.stat("dir").st_ino
     assert listing("dir")[b".."] == os.stat(".").st_ino
     assert listing("dir/sub")[b".."] == os.stat("dir").st_ino
+    # Listed twice, so that it may be kept; then elsewhere.
+    assert listing("dir/sub") == listing("dir/sub")
+    os.rename("dir/sub", "many/sub")
+    assert listing("many/sub")[b".."] == os.stat("many").st_ino
+    assert listing("empty") == listing("empty")
+    rename("many/sub", "empty", EXCHANGE)
+    assert listing("empty")[b".."] == os.stat(".").st_ino
+    assert listing("many/sub")[b".."] == os.stat("many").st_ino
 
 
 def listing(path):
