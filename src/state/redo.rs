@@ -111,11 +111,10 @@ impl Redo {
     /// Empties the file. The database has all its records, durably.
     pub(super) fn begin_anew(&mut self) -> io::Result<()> {
         // Records that are left behind the new end have lower numbers, and are known by them.
-        // They go all the same where the file has grown large.
-        if self.end > RESERVE {
-            self.file.set_len(MAGIC.len() as u64)?;
-            reserve(&self.file);
-        }
+        // They go all the same: the file may have grown large, and an older database that is put back
+        // would take them for its own.
+        self.file.set_len(MAGIC.len() as u64)?;
+        reserve(&self.file);
         self.end = MAGIC.len() as u64;
         Ok(())
     }

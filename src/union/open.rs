@@ -175,7 +175,10 @@ fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Res
         .values()
         .any(|row| row.data == DataPlace::Upper);
     if !has_content {
-        return Ok(UpperDir::make(&path, &paths.strays)?);
+        let made = UpperDir::make(&path, &paths.strays);
+        return Ok(made.map_err(|e| {
+            std::io::Error::new(e.kind(), format!("cannot make {}: {e}", path.display()))
+        })?);
     }
     match UpperDir::open(&path, &paths.strays) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {

@@ -71,7 +71,7 @@ fn info_ls_cat_and_verify_tell_of_any_image() {
             env.envfs(&["image", action, word(&cut)]).fails(6, &["cut"]);
         }
     }
-    env.envfs(&["image", "info", "none"]).fails(1, &["none"]);
+    env.envfs(&["image", "info", "none"]).fails(3, &["none"]);
 }
 
 #[test]
