@@ -38,7 +38,10 @@ impl Paths {
 
     /// What tells the directory of all this from a copy of it: no copy keeps when it was made.
     fn identity(&self) -> std::io::Result<Vec<u8>> {
-        let meta = self.layers.join("..").metadata()?;
+        let meta = self.layers.join("..").metadata();
+        let meta = meta.map_err(|e| {
+            std::io::Error::new(e.kind(), format!("{}: {e}", self.layers.display()))
+        })?;
         let made = meta.created().ok();
         let made = made.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let made = made.map_or(0, |since| since.as_nanos());
