@@ -9,7 +9,7 @@ use std::process::Stdio;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::support::{TestEnv, finish, mounts_below, wait_for};
+use crate::support::{Run, TestEnv, finish, mounts_below, wait_for};
 
 #[test]
 fn what_create_cannot_do_is_refused() {
@@ -44,6 +44,21 @@ fn what_a_command_made_stays_if_only_the_commit_fails() {
     assert_eq!(env.count(&["log", "e"]), 2);
 }
 
+/// Creates an environment with a script that touches `began`, and presses Ctrl-C then.
+fn interrupted(env: &TestEnv, script: &str) -> Run {
+    let mut command = env.envfs_command(&["create", "e", "--", "sh", "-c", script]);
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let child = command.spawn().unwrap();
+    let group = Pid::from_raw(child.id().try_into().unwrap());
+    let began = env.prefix("e").join("began");
+    wait_for("the command", || began.exists());
+    killpg(group, Signal::SIGINT).unwrap();
+    finish(child, script.to_owned())
+}
+
 #[test]
 fn ctrl_c_during_the_command_ends_it_and_the_environment_is_removed() {
     for (script, code) in [
@@ -58,17 +73,7 @@ fn ctrl_c_during_the_command_ends_it_and_the_environment_is_removed() {
         let Some(env) = TestEnv::new() else { return };
         env.envfs(&["create", "first"]).ok();
         let before = env.store_listing();
-        let mut command = env.envfs_command(&["create", "e", "--", "sh", "-c", script]);
-        command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .process_group(0);
-        let child = command.spawn().unwrap();
-        let group = Pid::from_raw(child.id().try_into().unwrap());
-        let began = env.prefix("e").join("began");
-        wait_for("the command", || began.exists());
-        killpg(group, Signal::SIGINT).unwrap();
-        finish(child, script.to_owned()).fails(code, &["--keep"]);
+        interrupted(&env, script).fails(code, &["--keep"]);
         assert_eq!(env.store_listing(), before, "{script}");
         assert_eq!(mounts_below(env.root()).len(), 0, "{script}");
     }
@@ -78,16 +83,6 @@ fn ctrl_c_during_the_command_ends_it_and_the_environment_is_removed() {
 fn a_command_that_outlives_ctrl_c_is_committed() {
     let Some(env) = TestEnv::new() else { return };
     let script = "trap : INT; touch {prefix}/began; sleep 1; echo x >{prefix}/x";
-    let mut command = env.envfs_command(&["create", "e", "--", "sh", "-c", script]);
-    command
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    let child = command.spawn().unwrap();
-    let group = Pid::from_raw(child.id().try_into().unwrap());
-    let began = env.prefix("e").join("began");
-    wait_for("the command", || began.exists());
-    killpg(group, Signal::SIGINT).unwrap();
-    finish(child, script.to_owned()).ok();
+    interrupted(&env, script).ok();
     assert_eq!(env.count(&["log", "e"]), 2);
 }

@@ -59,13 +59,19 @@ impl Small {
     }
 }
 
+/// A user whose store is on a file system of this size.
+pub(super) fn store_of(size: &str) -> Option<(TestEnv, Small)> {
+    let env = TestEnv::new()?;
+    let small = Small::new(&env, size)?;
+    let env = env.with_store(&small.0.join("store"));
+    Some((env, small))
+}
+
 #[test]
 fn a_full_disk_stops_an_import_and_nothing_is_left_of_it() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "4m") else {
+    let Some((env, small)) = store_of("4m") else {
         return;
     };
-    let env = env.with_store(&small.0.join("store"));
     let source = env.work().join("source");
     env.write(&source.join("big"), samples::noise(8 << 20, 3));
     env.envfs(&["create", "first"]).ok();
@@ -87,11 +93,9 @@ fn a_full_disk_stops_an_import_and_nothing_is_left_of_it() {
 
 #[test]
 fn on_a_full_disk_files_can_be_removed() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "8m") else {
+    let Some((env, small)) = store_of("8m") else {
         return;
     };
-    let env = env.with_store(&small.0.join("store"));
     let source = env.work().join("source");
     for number in 0..600 {
         env.write(&source.join(format!("many/{number}")), "x");
@@ -107,11 +111,9 @@ fn on_a_full_disk_files_can_be_removed() {
 
 #[test]
 fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "28m") else {
+    let Some((env, small)) = store_of("28m") else {
         return;
     };
-    let env = env.with_store(&small.0.join("store"));
     let source = env.work().join("source");
     samples::small(&env, &source);
     env.write(&source.join("big"), samples::noise(3 << 20, 3));
@@ -172,11 +174,9 @@ fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
 
 #[test]
 fn paths_can_be_discarded_after_a_commit_that_failed() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "28m") else {
+    let Some((env, small)) = store_of("28m") else {
         return;
     };
-    let env = env.with_store(&small.0.join("store"));
     env.import_sample("e");
     let prefix = env.mount("e");
     fs::write(prefix.join("new"), samples::noise(1 << 20, 4)).unwrap();
@@ -189,11 +189,9 @@ fn paths_can_be_discarded_after_a_commit_that_failed() {
 
 #[test]
 fn on_a_full_disk_the_lock_can_be_had_and_gc_says_what_it_needs() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = Small::new(&env, "28m") else {
+    let Some((env, small)) = store_of("28m") else {
         return;
     };
-    let env = env.with_store(&small.0.join("store"));
     env.import_sample("e");
     let prefix = env.mount("e");
     for round in 0..3 {

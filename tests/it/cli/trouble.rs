@@ -287,11 +287,9 @@ fn a_prefix_that_cannot_be_used_is_refused_before_the_work() {
 
 #[test]
 fn a_store_that_can_only_be_read_says_so() {
-    let Some(env) = TestEnv::new() else { return };
-    let Some(small) = super::full::Small::new(&env, "28m") else {
+    let Some((env, small)) = super::full::store_of("28m") else {
         return;
     };
-    let env = env.with_store(&small.0.join("store"));
     env.import_sample("e");
     let mut remount = env.command("mount");
     remount.args(["-o", "remount,ro"]).arg(&small.0);
