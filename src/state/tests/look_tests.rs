@@ -24,13 +24,19 @@ fn in_the_middle(path: &Path) -> tempfile::TempDir {
     elsewhere
 }
 
-#[test]
-fn who_only_looks_leaves_the_journal_of_another_host_alone() {
+/// A database that nobody has open.
+fn closed() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     let db = StateDb::create(&path).unwrap();
     init(&db, None);
     db.close().unwrap();
+    (dir, path)
+}
+
+#[test]
+fn who_only_looks_leaves_the_journal_of_another_host_alone() {
+    let (_dir, path) = closed();
     let elsewhere = in_the_middle(&path);
     let seen = elsewhere.path().join("state.db");
     let journal = elsewhere.path().join("state.db-journal");
@@ -51,11 +57,7 @@ fn who_only_looks_leaves_the_journal_of_another_host_alone() {
 
 #[test]
 fn who_only_looks_waits_until_a_transaction_is_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state.db");
-    let db = StateDb::create(&path).unwrap();
-    init(&db, None);
-    db.close().unwrap();
+    let (_dir, path) = closed();
     let elsewhere = in_the_middle(&path);
     let seen = elsewhere.path().join("state.db");
     let whole = fs::read(&path).unwrap();
