@@ -75,8 +75,8 @@ pub fn local(environment: &Environment) -> Result<Box<dyn Service>> {
     Ok(Box::new(local))
 }
 
-/// Warns of files whose content is lost. A daemon that finds this has it in its log, and there the paths
-/// go from here as well: what is not looked at now must not be forgotten.
+/// Notes files whose content is lost where a daemon that finds such notes them, in its log, and warns of
+/// them: what is not looked at now must not be forgotten.
 fn tell_of_lost(environment: &Environment, lost: &[PathBuf]) {
     if lost.is_empty() {
         return;
@@ -86,14 +86,34 @@ fn tell_of_lost(environment: &Environment, lost: &[PathBuf]) {
         lost.iter()
             .try_for_each(|path| writeln!(log, "{}: {LOST}", path.display()))
     });
-    let (name, count) = (environment.name(), lost.len());
-    let more = match noted {
-        Ok(()) => format!("{} names them", layout.daemon_log().display()),
-        Err(error) => format!("they cannot be named in its log: {}", error_text(&error)),
-    };
-    Output::new(ColorChoice::Auto, true).warn(format!(
-        "{name} was not closed in order, and changed files have lost their content: {count}; {more}"
-    ));
+    let name = environment.name().as_str();
+    match noted {
+        Ok(()) => warn_of_lost(name, lost.len(), &layout.daemon_log()),
+        Err(error) => {
+            for path in lost {
+                warn(format!("{name}: {}: {LOST}", path.display()));
+            }
+            warn(format!(
+                "this cannot be noted in its log: {}",
+                error_text(&error)
+            ));
+        }
+    }
+}
+
+/// Warns of files whose content is lost, and which a log names.
+pub fn warn_of_lost(name: &str, count: usize, log: &Path) {
+    if count > 0 {
+        warn(format!(
+            "{name} was not closed in order, and changed files have lost their content: {count}; {} \
+             names them",
+            log.display()
+        ));
+    }
+}
+
+fn warn(text: String) {
+    Output::new(ColorChoice::Auto, true).warn(text);
 }
 
 /// Opens and mounts an environment; called in its daemon.

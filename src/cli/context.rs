@@ -144,8 +144,12 @@ impl Env {
 
     /// The same, as a place where the user may do what root may, or an error if it is mounted otherwise.
     pub fn ensure_mounted_with(&self, fakeroot: bool) -> Result<Option<Client>> {
-        let found = lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot);
-        Ok(found?)
+        let client = lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot)?;
+        if let Some(client) = &client {
+            let log = self.environment.layout().daemon_log();
+            backend::warn_of_lost(self.name(), client.lost(), &log);
+        }
+        Ok(client)
     }
 
     /// Returns what does the work: its daemon if it has one, else this process.

@@ -21,6 +21,9 @@ use output::{ColorChoice, Output};
 
 use crate::sys::process;
 
+/// The heading of the options that every command takes.
+const EVERYWHERE: &str = "Options of every command";
+
 /// An environment as one compressed SquashFS file, used as an ordinary writable directory.
 ///
 /// Import any directory (conda, venv, Node, anything), activate it, install and change what you
@@ -36,13 +39,20 @@ use crate::sys::process;
 )]
 pub struct Cli {
     /// Where environments are kept [default: $ENVFS_HOME, else ~/.local/share/envfs].
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub home: Option<PathBuf>,
     /// Say only what was asked for and what went wrong.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     pub quiet: bool,
     /// When to use colours.
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "WHEN",
+        help_heading = EVERYWHERE
+    )]
     pub color: ColorChoice,
     /// What to do.
     #[command(subcommand)]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use super::amend::Amendment;
 use super::error::{CommitError, Result};
 use crate::object::{Attr, Ino, Kind};
-use crate::squashfs::format::InodeKind;
 use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source};
 use crate::state::IdMap;
 use crate::union::{ImageLayer, Layer, LowerStack};
@@ -132,7 +131,7 @@ impl<'a> Tree<'a> {
             Some(place) if amendment.stays(ino) => place,
             _ => return Ok(None),
         };
-        let node = writer.keep(inode_kind(kind), self.number(ino)?, place)?;
+        let node = writer.keep(kind.into(), self.number(ino)?, place)?;
         if kind != Kind::Directory {
             self.linked.insert(ino, node);
         }
@@ -335,18 +334,6 @@ impl<'a> Tree<'a> {
             done += ours.len() as u64;
         }
         Ok(true)
-    }
-}
-
-fn inode_kind(kind: Kind) -> InodeKind {
-    match kind {
-        Kind::Directory => InodeKind::Directory,
-        Kind::File => InodeKind::File,
-        Kind::Symlink => InodeKind::Symlink,
-        Kind::BlockDevice => InodeKind::BlockDevice,
-        Kind::CharDevice => InodeKind::CharDevice,
-        Kind::Fifo => InodeKind::Fifo,
-        Kind::Socket => InodeKind::Socket,
     }
 }
 

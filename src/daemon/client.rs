@@ -31,6 +31,7 @@ pub struct Client {
     hello: Hello,
     /// The environment's name, for what to type next.
     name: Option<String>,
+    lost: usize,
 }
 
 /// How long a daemon that takes connections but does not greet is given to end.
@@ -50,6 +51,7 @@ impl Client {
                         socket: socket.to_path_buf(),
                         hello,
                         name: None,
+                        lost: 0,
                     }));
                 }
                 // A daemon that is about to end takes the connection and says nothing; soon
@@ -67,6 +69,19 @@ impl Client {
     pub fn named(mut self, name: &str) -> Client {
         self.name = Some(name.to_owned());
         self
+    }
+
+    /// Notes how many changed files it found to have lost their content, when we started it.
+    #[must_use]
+    pub(super) fn having_lost(mut self, lost: usize) -> Client {
+        self.lost = lost;
+        self
+    }
+
+    /// Returns how many changed files it found to have lost their content; its log names them. None
+    /// if it was not we who started it: who did was told.
+    pub fn lost(&self) -> usize {
+        self.lost
     }
 
     /// Returns where the daemon listens.

@@ -19,9 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Kind};
 use super::host::{begin, end_on_signal, tell};
-use super::lifecycle::launch;
+use super::lifecycle::{Launched, launch};
 use super::log;
 use super::protocol::Started;
+use super::service::note;
 use crate::commit;
 use crate::environment::{EnvLock, Layout};
 use crate::fuse::session::{Loops, Session};
@@ -63,8 +64,9 @@ pub struct DirectMount {
     pub fakeroot: bool,
 }
 
-/// Starts the daemon of a mount; returns when the mount can be used.
-pub fn start(what: &DirectMount) -> Result<(), Failure> {
+/// Starts the daemon of a mount; returns when the mount can be used, and how many changed files were
+/// found to have lost their content.
+pub fn start(what: &DirectMount) -> Result<usize, Failure> {
     detach_dead(what.mount_point.as_path(), &what.source)?;
     let mut output = Stdio::null();
     let mut log_path = None;
@@ -80,8 +82,9 @@ pub fn start(what: &DirectMount) -> Result<(), Failure> {
     }
     let spec = serde_json::to_string(what).map_err(|e| Failure::of(Kind::Internal, &e))?;
     let words = [OsStr::new("__serve"), OsStr::new(&spec)];
-    let Some(status) = launch(&words, output)? else {
-        return Ok(());
+    let status = match launch(&words, output)? {
+        Launched::Ready { lost } => return Ok(lost),
+        Launched::Ended(status) => status,
     };
     let failure = Failure::new(
         Kind::Daemon,
@@ -109,6 +112,7 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
             tell(&Started::Ready {
                 pid: std::process::id(),
                 mount_point: mount_point.clone(),
+                lost: open.lost.len(),
             })
         });
     if let Err(failure) = served {
@@ -127,6 +131,8 @@ struct Open {
     id: String,
     union: Arc<Union>,
     owners: Owners,
+    /// Changed files that have lost their content.
+    lost: Vec<PathBuf>,
     _lock: Option<EnvLock>,
 }
 
@@ -215,16 +221,12 @@ impl Open {
         let options = OpenOptions::default();
         let opened = Union::open(Arc::new(db), commit::paths(layout), &options);
         let (union, mended) = opened.map_err(|e| Failure::from(commit::CommitError::from(e)))?;
-        if !mended.is_nothing() {
-            tracing::warn!(
-                ?mended,
-                "it was not closed cleanly; rows and files agree again"
-            );
-        }
+        note(&mended);
         Ok(Open {
             id,
             union: Arc::new(union),
             owners,
+            lost: mended.lost,
             _lock: lock,
         })
     }

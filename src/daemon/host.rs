@@ -23,6 +23,8 @@ pub struct Mounted {
     pub service: Arc<dyn Service>,
     /// Whose files it shows.
     pub home: Served,
+    /// Changed files that were found to have lost their content when it was opened.
+    pub lost: usize,
 }
 
 impl std::fmt::Debug for Mounted {
@@ -52,6 +54,7 @@ pub fn run(
         tell(&Started::Ready {
             pid: std::process::id(),
             mount_point: mount_point.clone(),
+            lost: mounted.lost,
         })?;
         Ok(running)
     });

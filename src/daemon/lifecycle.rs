@@ -336,12 +336,13 @@ fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client
         words.push(OsStr::new("--fakeroot"));
     }
     words.extend([OsStr::new("--"), OsStr::new(&target.name)]);
-    if let Some(status) = launch(&words, Stdio::from(log))? {
-        return Err(ended_early(target, status, log_start));
-    }
+    let lost = match launch(&words, Stdio::from(log))? {
+        Launched::Ready { lost } => lost,
+        Launched::Ended(status) => return Err(ended_early(target, status, log_start)),
+    };
     let client = Client::connect(&runtime.socket(&target.id))?;
     client
-        .map(|client| client.named(&target.name))
+        .map(|client| client.named(&target.name).having_lost(lost))
         .ok_or_else(|| {
             Failure::new(
                 Kind::Daemon,
@@ -351,9 +352,20 @@ fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client
         })
 }
 
-/// Runs this program again as a daemon, and waits until it says that it serves, or why not. Returns
-/// how it ended where it said neither.
-pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Option<ExitStatus>, Failure> {
+/// What became of a daemon that was started.
+#[derive(Debug)]
+pub(super) enum Launched {
+    /// It serves.
+    Ready {
+        /// Changed files that it found to have lost their content.
+        lost: usize,
+    },
+    /// It ended without a word.
+    Ended(ExitStatus),
+}
+
+/// Runs this program again as a daemon, and waits until it says that it serves, or why not.
+pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Launched, Failure> {
     let mut child = Command::new(process::own_program())
         .args(words)
         // Libraries of an environment must not be loaded by what serves it.
@@ -382,9 +394,9 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Option<ExitStatus>,
         .wait()
         .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
     match told {
-        Ok(Started::Ready { .. }) => Ok(None),
+        Ok(Started::Ready { lost, .. }) => Ok(Launched::Ready { lost }),
         Ok(Started::Error(failure)) => Err(failure),
-        _ => Ok(Some(status)),
+        Err(_) => Ok(Launched::Ended(status)),
     }
 }
 

@@ -444,6 +444,9 @@ pub enum Started {
         pid: u32,
         /// Where it is mounted.
         mount_point: PathBuf,
+        /// Changed files that were found to have lost their content; the log names them.
+        #[serde(default)]
+        lost: usize,
     },
     /// There is no mount, and the daemon ends.
     Error(Failure),

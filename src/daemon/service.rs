@@ -31,6 +31,22 @@ pub const BRIEF: Duration = Duration::from_secs(3);
 /// What is said of a file in [`Reconciled::lost`].
 pub const LOST: &str = "its content never reached the disk, and what was committed shows again";
 
+/// Notes in the log what an unclean end had left.
+pub(super) fn note(reconciled: &Reconciled) {
+    if !reconciled.is_nothing() {
+        tracing::warn!(
+            moved = reconciled.moved,
+            set_aside = reconciled.set_aside,
+            renumbered = reconciled.renumbered,
+            lost = reconciled.lost.len(),
+            "it was not closed cleanly, or was copied; rows and files agree again"
+        );
+    }
+    for path in &reconciled.lost {
+        tracing::warn!(path = %path.display(), "{LOST}");
+    }
+}
+
 /// An environment, open under its lock, with or without a mount in front.
 #[derive(Debug)]
 pub struct Local {
@@ -64,18 +80,7 @@ impl Local {
     ) -> Result<Local, Failure> {
         let lock = EnvLock::lock(environment.layout(), purpose, patience)?;
         let (workspace, reconciled) = Workspace::open(environment, config)?;
-        if !reconciled.is_nothing() {
-            tracing::warn!(
-                moved = reconciled.moved,
-                set_aside = reconciled.set_aside,
-                renumbered = reconciled.renumbered,
-                lost = reconciled.lost.len(),
-                "the environment was not closed cleanly, or was copied; rows and files agree again"
-            );
-        }
-        for path in &reconciled.lost {
-            tracing::warn!(path = %path.display(), "{LOST}");
-        }
+        note(&reconciled);
         Ok(Local {
             workspace,
             reconciled,
@@ -191,6 +196,7 @@ pub fn mount_environment(
     }
     Ok(Mounted {
         session,
+        lost: local.reconciled.lost.len(),
         service: local,
         home,
     })

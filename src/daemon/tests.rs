@@ -434,6 +434,7 @@ fn be_a_daemon() {
             session: Session::start(Hello, &request, Loops::default())?,
             service: Arc::new(Fake::default()),
             home: Served::of(&Layout::new(&dir)).unwrap(),
+            lost: 0,
         })
     })
     .unwrap();

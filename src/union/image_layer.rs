@@ -153,7 +153,7 @@ impl ImageLayer {
             InodeBody::Fifo | InodeBody::Socket => (0, 0, 0),
         };
         Ok(Attr {
-            kind: kind_of(inode.kind()),
+            kind: inode.kind().into(),
             mode: inode.mode & 0o7777,
             uid: self.image.uid(inode)?,
             gid: self.image.gid(inode)?,
@@ -168,16 +168,31 @@ impl ImageLayer {
     }
 }
 
-/// The kind of an image's inode.
-fn kind_of(kind: InodeKind) -> Kind {
-    match kind {
-        InodeKind::Directory => Kind::Directory,
-        InodeKind::File => Kind::File,
-        InodeKind::Symlink => Kind::Symlink,
-        InodeKind::BlockDevice => Kind::BlockDevice,
-        InodeKind::CharDevice => Kind::CharDevice,
-        InodeKind::Fifo => Kind::Fifo,
-        InodeKind::Socket => Kind::Socket,
+impl From<InodeKind> for Kind {
+    fn from(kind: InodeKind) -> Kind {
+        match kind {
+            InodeKind::Directory => Kind::Directory,
+            InodeKind::File => Kind::File,
+            InodeKind::Symlink => Kind::Symlink,
+            InodeKind::BlockDevice => Kind::BlockDevice,
+            InodeKind::CharDevice => Kind::CharDevice,
+            InodeKind::Fifo => Kind::Fifo,
+            InodeKind::Socket => Kind::Socket,
+        }
+    }
+}
+
+impl From<Kind> for InodeKind {
+    fn from(kind: Kind) -> InodeKind {
+        match kind {
+            Kind::Directory => InodeKind::Directory,
+            Kind::File => InodeKind::File,
+            Kind::Symlink => InodeKind::Symlink,
+            Kind::BlockDevice => InodeKind::BlockDevice,
+            Kind::CharDevice => InodeKind::CharDevice,
+            Kind::Fifo => InodeKind::Fifo,
+            Kind::Socket => InodeKind::Socket,
+        }
     }
 }
 
@@ -211,7 +226,7 @@ impl Layer for ImageLayer {
         for (name, entry) in directory.iter() {
             let target = match self.is_whiteout(&entry)? {
                 true => None,
-                false => Some((self.ino_of(entry.number)?, kind_of(entry.kind))),
+                false => Some((self.ino_of(entry.number)?, entry.kind.into())),
             };
             listing.push((Box::from(name), target));
         }

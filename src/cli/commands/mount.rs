@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
+use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::direct::{self, DirectMount};
+use crate::environment::Layout;
 use crate::sys::process;
 use crate::sys::text::Text;
 
@@ -132,7 +134,12 @@ impl Args {
                 mount_point.to_string_lossy()
             )));
         }
-        Ok(direct::start(&what)?)
+        let lost = direct::start(&what)?;
+        if let Some(upper) = &what.upper {
+            let log = Layout::new(upper.as_path()).daemon_log();
+            backend::warn_of_lost(&mount_point.to_string_lossy(), lost, &log);
+        }
+        Ok(())
     }
 }
 

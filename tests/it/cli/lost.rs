@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::path::Path;
 
 use envfs::environment::{EnvLock, Layout};
 
-use crate::support::{TestEnv, wait_for};
+use crate::fs::direct::Direct;
+use crate::support::{Run, TestEnv, wait_for};
 
 #[test]
 fn content_that_is_lost_is_told() {
@@ -36,15 +38,44 @@ fn content_that_is_lost_is_told() {
 
     lose("f");
     let told = env.envfs(&["diff", "f"]).ok();
-    let log = env.home_of("f").join("daemon.log");
+    assert_told_once(&told, &env.home_of("f").join("daemon.log"));
+    assert!(told.out.contains("kept"), "{told}");
+    let told = env.envfs(&["diff", "f"]).ok();
+    assert!(!told.err.contains("lost"), "{told}");
+
+    // Where a daemon finds it, by the command that started the daemon.
+    lose("g");
+    let told = env.envfs(&["mount", "g"]).ok();
+    assert_told_once(&told, &env.home_of("g").join("daemon.log"));
+    let told = env.envfs(&["mount", "g"]).ok();
+    assert!(!told.err.contains("lost"), "{told}");
+}
+
+#[track_caller]
+fn assert_told_once(told: &Run, log: &Path) {
     assert!(
         told.err
             .contains("changed files have lost their content: 1"),
         "{told}"
     );
     assert!(told.err.contains(log.to_str().unwrap()), "{told}");
-    assert!(fs::read_to_string(log).unwrap().contains("made/lost: its"));
-    assert!(told.out.contains("kept"), "{told}");
-    let told = env.envfs(&["diff", "f"]).ok();
-    assert!(!told.err.contains("lost"), "{told}");
+    let log = fs::read_to_string(log).unwrap();
+    assert_eq!(log.matches("made/lost").count(), 1, "{log}");
+}
+
+#[test]
+fn content_that_a_mount_without_a_store_has_lost_is_told() {
+    let Some(env) = TestEnv::new() else { return };
+    let Some(direct) = Direct::empty(env, "") else {
+        return;
+    };
+    fs::create_dir(direct.at().join("made")).unwrap();
+    fs::write(direct.at().join("made/lost"), "x").unwrap();
+    direct.kill();
+    let mut layers = fs::read_dir(direct.upper().join("layers")).unwrap();
+    let upper = layers.next().unwrap().unwrap().path().join("upper");
+    fs::write(upper.join("unknown"), "x").unwrap();
+    fs::remove_file(upper.join("made/lost")).unwrap();
+    let told = direct.mount();
+    assert_told_once(&told, &direct.upper().join("daemon.log"));
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{TestEnv, User, find, has, is_alive, run, skip_allowed, wait_for};
+use crate::support::{Run, TestEnv, User, find, has, is_alive, run, skip_allowed, wait_for};
 
 /// An image, mounted writable by `envfs mount --image`.
 pub(crate) struct Direct {
@@ -88,7 +88,7 @@ impl Direct {
         self.env.work().join("at")
     }
 
-    pub(crate) fn mount(&self) {
+    pub(crate) fn mount(&self) -> Run {
         let mut command = self.env.envfs_command(&["mount"]);
         for image in self.images() {
             command.arg("--image").arg(image);
@@ -97,7 +97,7 @@ impl Direct {
         if !self.options.is_empty() {
             command.args(["-o", &self.options]);
         }
-        run(command).ok();
+        run(command).ok()
     }
 
     pub(crate) fn unmount(&self) {

@@ -1,5 +1,5 @@
-//! Exact points of what a file system must do: the functions of `points.py`, each on ext4 (so that what
-//! they say is true) and on a mount of each user.
+//! Exact points of what a file system must do: the functions of the Python program in `points/`, each on
+//! ext4 (so that what they say is true) and on a mount of each user.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -14,7 +14,28 @@ use nix::sys::time::TimeSpec;
 use super::direct::{Direct, plain_directory};
 use crate::support::{TestEnv, has, run, run_for, samples};
 
-const SCRIPT: &str = include_str!("points.py");
+macro_rules! script {
+    ($($file:literal)*) => {
+        &[$(($file, include_str!(concat!("points/", $file)))),*]
+    };
+}
+
+/// The program's files, by name.
+const SCRIPT: &[(&str, &str)] = script! {
+    "__main__.py"
+    "attributes.py"
+    "content.py"
+    "copy_up.py"
+    "identity.py"
+    "links.py"
+    "listings.py"
+    "locks.py"
+    "names.py"
+    "opened.py"
+    "permissions.py"
+    "support.py"
+    "watching.py"
+};
 
 /// Makes the tree that the points expect.
 pub(super) fn lay(env: &TestEnv, root: &Path) {
@@ -58,8 +79,11 @@ fn command(env: &TestEnv, script: &Path, point: &str, dir: &Path, upper: Option<
 }
 
 fn place_script(env: &TestEnv) -> PathBuf {
-    let script = env.root().join("points.py");
-    fs::write(&script, SCRIPT).unwrap();
+    let script = env.root().join("points");
+    fs::create_dir_all(&script).unwrap();
+    for (name, text) in SCRIPT {
+        fs::write(script.join(name), text).unwrap();
+    }
     script
 }
 
