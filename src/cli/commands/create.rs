@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
 
@@ -14,7 +15,9 @@ use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
+use crate::daemon::lifecycle;
 use crate::daemon::protocol::{CommitOptions, Service};
+use crate::daemon::service::BRIEF;
 use crate::environment::EnvName;
 use crate::sys::process;
 
@@ -74,12 +77,13 @@ impl Args {
                 }),
             Err(error) => {
                 // The first failure is the one to tell of.
-                if !self.keep
-                    && let Err(second) = super::remove::remove_environment(env)
-                {
-                    context
-                        .output
-                        .warn(format!("{name} stays behind: {}", second.message));
+                if !self.keep {
+                    unmount_patiently(&env);
+                    if let Err(second) = super::remove::remove_environment(env) {
+                        context
+                            .output
+                            .warn(format!("{name} stays behind: {}", second.message));
+                    }
                 }
                 Err(error)
             }
@@ -157,6 +161,18 @@ fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<
             let message = format!("{shown} failed ({how})");
             Err(CommandError::new(Kind::System, message).hint(stays))
         }
+    }
+}
+
+/// Unmounts as soon as what the command had started has ended, which may come after its own end. Whoever
+/// removes the environment next hears of what is in the way then.
+fn unmount_patiently(env: &Env) {
+    let deadline = Instant::now() + BRIEF;
+    while let Err(failure) = lifecycle::ensure_unmounted(&env.target, &env.runtime, false, &|| {})
+        && failure.kind == Kind::Busy
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

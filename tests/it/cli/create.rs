@@ -69,6 +69,11 @@ fn ctrl_c_during_the_command_ends_it_and_the_environment_is_removed() {
             "trap 'exit 7' INT; touch {prefix}/began; while :; do sleep 0.1; done",
             1,
         ),
+        // What it had started ends later than it does.
+        (
+            "sleep 1 >{prefix}/held & touch {prefix}/began; exec sleep 60",
+            130,
+        ),
     ] {
         let Some(env) = TestEnv::new() else { return };
         env.envfs(&["create", "first"]).ok();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::tree::{Look, Tree, assert_same, read};
+use super::tree::{Look, Tree, assert_same, of_unsquashfs, read};
 use super::{TestEnv, find, run, skip, skip_allowed, unmount};
 
 /// Returns the image of an environment's current revision.
@@ -30,8 +30,7 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
         // It ends with 2 where it could not do everything, such as device nodes without root.
         let done = run(command);
         assert!(done.code == 0 || (done.code == 2 && !is_root), "{done}");
-        let look = if is_root { Look::ALL } else { Look::NOT_OWNERS };
-        assert_same(expected, &read(&to), look, "unsquashfs");
+        assert_same(expected, &read(&to), of_unsquashfs(), "unsquashfs");
     } else {
         skip("no unsquashfs");
     }

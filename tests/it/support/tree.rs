@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::User;
+
 /// All that is seen of one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -22,7 +24,8 @@ pub(crate) struct Entry {
     pub(crate) size: u64,
     /// Hash of the content, or the target of a link.
     pub(crate) content: String,
-    pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
+    /// Values as text, of long ones the hash.
+    pub(crate) xattrs: BTreeMap<String, String>,
 }
 
 /// A tree, by path relative to its root, which is "".
@@ -32,6 +35,8 @@ pub(crate) type Tree = BTreeMap<PathBuf, Entry>;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Look {
     pub(crate) owners: bool,
+    /// The set-user-id and set-group-id bits.
+    pub(crate) set_ids: bool,
     pub(crate) xattrs: bool,
     pub(crate) root: bool,
 }
@@ -40,14 +45,18 @@ impl Look {
     /// Everything counts.
     pub(crate) const ALL: Look = Look {
         owners: true,
+        set_ids: true,
         xattrs: true,
         root: true,
     };
-    /// Everything but owners.
-    pub(crate) const NOT_OWNERS: Look = Look {
-        owners: false,
-        ..Look::ALL
-    };
+}
+
+/// The value of an attribute, short enough to be read.
+fn shown(value: &[u8]) -> String {
+    match value.len() {
+        0..=64 => value.escape_ascii().to_string(),
+        len => format!("{len} bytes, {}", blake3::hash(value).to_hex()),
+    }
 }
 
 /// Reads a tree whole.
@@ -81,7 +90,7 @@ pub(crate) fn read(root: &Path) -> Tree {
             };
             for name in names.into_iter().flatten() {
                 let value = xattr::get(path, &name).unwrap().unwrap_or_default();
-                xattrs.insert(name.to_string_lossy().into_owned(), value);
+                xattrs.insert(name.to_string_lossy().into_owned(), shown(&value));
             }
         }
         let same_as = first.entry(meta.ino()).or_insert_with(|| relative.clone());
@@ -119,6 +128,9 @@ pub(crate) fn assert_same(left: &Tree, right: &Tree, look: Look, what: &str) {
                     if !look.owners {
                         (entry.uid, entry.gid) = (0, 0);
                     }
+                    if !look.set_ids {
+                        entry.mode &= !0o6000;
+                    }
                     if !look.xattrs {
                         entry.xattrs.clear();
                     }
@@ -138,6 +150,18 @@ pub(crate) fn assert_same(left: &Tree, right: &Tree, look: Look, what: &str) {
         "{what}: {count} differences\n{}",
         differences.join("\n")
     );
+}
+
+/// What counts of a tree that `unsquashfs` made: for an ordinary user it leaves out whose files they were.
+pub(crate) fn of_unsquashfs() -> Look {
+    if User::current().is_root() {
+        return Look::ALL;
+    }
+    Look {
+        owners: false,
+        set_ids: false,
+        ..Look::ALL
+    }
 }
 
 /// Reads two trees and compares them.
