@@ -46,8 +46,13 @@ fn what_a_command_made_stays_if_only_the_commit_fails() {
 
 /// Creates an environment with a script that touches `began`, and presses Ctrl-C then.
 fn interrupted(env: &TestEnv, script: &str) -> Run {
-    let mut command = env.envfs_command(&["create", "e", "--", "sh", "-c", script]);
+    let create = env.envfs_command(&["create", "e", "--", "sh", "-c", script]);
+    // Whoever started the tests may have Ctrl-C ignored, as shells do for what is in the background.
+    let mut command = env.command("env");
     command
+        .arg("--default-signal=INT")
+        .arg(create.get_program())
+        .args(create.get_args())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .process_group(0);
