@@ -8,6 +8,7 @@ use super::EnvFs;
 use super::counters::Op;
 use super::errno::errno;
 use crate::object::Ino;
+use crate::sys::durable;
 use crate::union::{self, AllocateMode, Union};
 
 impl EnvFs {
@@ -94,7 +95,23 @@ impl EnvFs {
             self.pool.run(move || write(&data));
         } else {
             write(data);
+            if durable::completes_stretch(offset, data.len()) {
+                self.write_behind(ino);
+            }
         }
+    }
+
+    /// Begins to write what there is of a file to the disk. One thread at most is kept from others' requests
+    /// by that: what it does not come to is begun with the next stretch.
+    fn write_behind(&self, ino: Ino) {
+        if self.is_writing_behind.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (union, is_busy) = (self.union.clone(), self.is_writing_behind.clone());
+        self.pool.run(move || {
+            union.begin_to_write(ino);
+            is_busy.store(false, Ordering::Relaxed);
+        });
     }
 
     /// Answers `FALLOCATE`.

@@ -21,6 +21,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -61,6 +62,8 @@ pub struct EnvFs {
     counters: Arc<Counters>,
     pool: Pool,
     notices: Arc<Notices>,
+    /// Whether some file is just begun to be written to the disk.
+    is_writing_behind: Arc<AtomicBool>,
 }
 
 impl EnvFs {
@@ -73,6 +76,7 @@ impl EnvFs {
             counters: Arc::default(),
             pool: Pool::start(processors.min(MAX_WORKERS)).map_err(SessionError::Threads)?,
             notices: Arc::new(Notices::start().map_err(SessionError::Threads)?),
+            is_writing_behind: Arc::default(),
         })
     }
 

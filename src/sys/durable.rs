@@ -21,7 +21,18 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Begins to write a file's content to the disk, and waits for nothing.
+/// Bytes of a large file after which what was written of it is begun to be written to the disk. Enough for a
+/// disk at once, and more than most files that are removed again soon.
+const STRETCH: u64 = 16 << 20;
+
+/// Returns whether a write of `len` bytes at `offset` completes a stretch of a file, after which to
+/// [begin](begin_to_write): who syncs a large file in the end would wait for all of it then, with the disk
+/// idle while it was written.
+pub fn completes_stretch(offset: u64, len: usize) -> bool {
+    offset / STRETCH != offset.saturating_add(len as u64) / STRETCH
+}
+
+/// Begins to write a file's content to the disk, and waits for nothing but room in the disk's queue.
 pub fn begin_to_write(file: &File) {
     // SAFETY: a system call with an open descriptor and numbers.
     let done = unsafe {
@@ -30,5 +41,21 @@ pub fn begin_to_write(file: &File) {
     if done != 0 {
         // It will be written when its time comes.
         tracing::debug!("beginning to write: {}", io::Error::last_os_error());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stretch_is_completed_by_what_reaches_its_end() {
+        assert!(!completes_stretch(0, 0));
+        assert!(!completes_stretch(0, 1 << 20));
+        assert!(!completes_stretch(STRETCH, 1 << 20));
+        assert!(completes_stretch(STRETCH - 1, 1));
+        assert!(completes_stretch(STRETCH - 1, 4096));
+        assert!(completes_stretch(0, 3 << 24));
+        assert!(!completes_stretch(u64::MAX, 1));
     }
 }

@@ -15,6 +15,7 @@ use super::attributes::CAPABILITY;
 use super::{Bytes, Error, Result, Standing, Union, Xattr};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
+use crate::sys::durable;
 
 /// How much content is in memory at once while it is copied up.
 const COPY_CHUNK: usize = 1 << 20;
@@ -180,6 +181,13 @@ impl Union {
             false => end,
         };
         Ok((end, write_what_fits(&file, data, end)?))
+    }
+
+    /// Begins to write a file's content to the disk.
+    pub fn begin_to_write(&self, ino: Ino) {
+        if let Ok(Content::File(file)) = self.content(ino) {
+            durable::begin_to_write(&file);
+        }
     }
 
     /// Sets the size of a file; `kill_privileges` as for [`write_at`](Self::write_at).
@@ -547,6 +555,9 @@ fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> R
                 )));
             }
             file.write_all_at(bytes, at)?;
+            if durable::completes_stretch(at, bytes.len()) {
+                durable::begin_to_write(file);
+            }
             at += bytes.len() as u64;
         }
     }
