@@ -340,7 +340,13 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))
             .unwrap();
-        let output = std::process::Command::new(process::own_program())
+        // The build directory need not be open to others.
+        let place = tempfile::tempdir().unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(place.path(), open).unwrap();
+        let program = place.path().join("tests");
+        std::fs::copy(process::own_program(), &program).unwrap();
+        let output = std::process::Command::new(&program)
             .args(["--exact", test, "--ignored", "--nocapture"])
             .env("ENVFS_TEST_DIR", dir.path())
             .current_dir("/")

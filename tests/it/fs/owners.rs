@@ -5,8 +5,13 @@ use std::process::Command;
 
 use crate::support::{TestEnv, has, images, run};
 
-/// Owners in the image of `root`, of which `own` is the user's and `other` a third one's.
-fn image_of_root(env: &TestEnv, at: &str) {
+/// An ordinary user with `root.sqfs`, an image of root's in which `own` is the user's and `other` a third
+/// one's.
+fn with_image_of_root() -> Option<TestEnv> {
+    let env = TestEnv::as_tester()?;
+    if !has("mksquashfs") || !has("unsquashfs") {
+        return None;
+    }
     env.sh("mkdir tree; for n in own other plain secret; do echo $n >tree/$n; done; chmod 600 tree/secret")
         .ok();
     let (uid, gid) = (env.user().uid(), env.user().gid());
@@ -15,10 +20,11 @@ fn image_of_root(env: &TestEnv, at: &str) {
         "-ec",
         &format!(
             "chown -R 0:0 tree; chown {uid}:{gid} tree/own; chown 4242:4242 tree/other
-             mksquashfs tree {at} -no-progress -quiet; chmod 644 {at}"
+             mksquashfs tree root.sqfs -no-progress -quiet; chmod 644 root.sqfs"
         ),
     ]);
     run(pack).ok();
+    Some(env)
 }
 
 /// `path uid/gid` of everything in an image, as others read it.
@@ -41,13 +47,9 @@ fn owners_in(env: &TestEnv, image: &Path) -> Vec<String> {
 
 #[test]
 fn owners_in_an_image_of_others_stay_whatever_is_written_anew() {
-    let Some(env) = TestEnv::as_tester() else {
+    let Some(env) = with_image_of_root() else {
         return;
     };
-    if !has("mksquashfs") || !has("unsquashfs") {
-        return;
-    }
-    image_of_root(&env, "root.sqfs");
     let (uid, gid) = (env.user().uid(), env.user().gid());
     env.envfs(&["import", "-q", "root.sqfs", "e"]).ok();
     let at = env.mount("e").display().to_string();
@@ -99,13 +101,9 @@ fn owners_in_an_image_of_others_stay_whatever_is_written_anew() {
 
 #[test]
 fn a_user_with_fakeroot_gives_files_away_and_reads_what_is_not_theirs() {
-    let Some(env) = TestEnv::as_tester() else {
+    let Some(env) = with_image_of_root() else {
         return;
     };
-    if !has("mksquashfs") || !has("unsquashfs") {
-        return;
-    }
-    image_of_root(&env, "root.sqfs");
     let (uid, gid) = (env.user().uid(), env.user().gid());
     env.envfs(&["import", "-q", "root.sqfs", "e"]).ok();
     let at = env.mount("e").display().to_string();
@@ -153,13 +151,9 @@ fn a_user_with_fakeroot_gives_files_away_and_reads_what_is_not_theirs() {
 
 #[test]
 fn an_image_by_itself_can_be_mounted_with_fakeroot() {
-    let Some(env) = TestEnv::as_tester() else {
+    let Some(env) = with_image_of_root() else {
         return;
     };
-    if !has("mksquashfs") {
-        return;
-    }
-    image_of_root(&env, "root.sqfs");
     env.sh("mkdir at").ok();
     let with = |options: &str| {
         env.envfs(&[
