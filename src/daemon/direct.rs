@@ -112,7 +112,7 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
             tell(&Started::Ready {
                 pid: std::process::id(),
                 mount_point: mount_point.clone(),
-                lost: open.lost.len(),
+                lost: open.lost,
             })
         });
     if let Err(failure) = served {
@@ -131,8 +131,8 @@ struct Open {
     id: String,
     union: Arc<Union>,
     owners: Owners,
-    /// Changed files that have lost their content.
-    lost: Vec<PathBuf>,
+    /// Changed files that were found to have lost their content when it was opened.
+    lost: usize,
     _lock: Option<EnvLock>,
 }
 
@@ -226,7 +226,7 @@ impl Open {
             id,
             union: Arc::new(union),
             owners,
-            lost: mended.lost,
+            lost: mended.lost.len(),
             _lock: lock,
         })
     }
