@@ -8,6 +8,7 @@
 //! - [`private`]: directories for one user alone
 //! - [`process`]: identity of processes, boots and users; what a daemon needs
 //! - [`reflink`]: sharing blocks between files
+//! - [`regular`]: opening files that must be regular files, such as those of a store
 //! - [`text`]: names that need not be UTF-8, written as JSON
 
 pub mod durable;
@@ -18,4 +19,5 @@ pub mod mountinfo;
 pub mod private;
 pub mod process;
 pub mod reflink;
+pub mod regular;
 pub mod text;
