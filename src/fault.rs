@@ -22,6 +22,10 @@ pub const POINTS: &[&str] = &[
     "rollback.flipped",
 ];
 
+/// The fault that switches off every sync of a file, a directory, a file system or the database, so that
+/// the power loss tests can show that they notice what a missing sync loses.
+pub const NO_SYNC: &str = "sync.none";
+
 /// Returns true if a test wants something to fail that is not a point.
 #[cfg(debug_assertions)]
 pub(crate) fn is_wanted(name: &'static str) -> bool {

@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 
 use super::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
-use crate::sys::durable::sync_dir;
+use crate::sys::durable::{sync_dir, sync_file};
 
 /// Refuses a target that exists, unless it may be replaced.
 pub(super) fn refuse_existing(target: &Path, force: bool) -> Result<()> {
@@ -39,7 +39,7 @@ pub(super) fn write(
         .map_err(|error| CommandError::of_named(&doing, &error))?;
     fill(&mut output)?;
     fs::set_permissions(output.path(), fs::Permissions::from_mode(0o644)).map_err(failed)?;
-    output.as_file().sync_all().map_err(failed)?;
+    sync_file(output.as_file()).map_err(failed)?;
     output
         .persist(target)
         .map_err(|error| failed(error.error))?;

@@ -40,7 +40,7 @@ use crate::progress::{Progress, Report};
 use crate::squashfs::Compression;
 use crate::squashfs::writer::{Monitor, WriteStats};
 use crate::state::{LayerId, PublishCommit, RevisionId, StateError};
-use crate::sys::durable::sync_name;
+use crate::sys::durable::{sync_file, sync_name};
 use crate::union::{self, ImageLayer, Invalidation, LowerStack};
 use error::Context;
 use import::Extent;
@@ -310,7 +310,7 @@ fn name(unfinished: &Unfinished, path: &Path) -> Result<File> {
 fn while_syncing<T>(file: &File, path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::thread::scope(|scope| {
         let sync = scope.spawn(|| {
-            file.sync_all().context("sync", path)?;
+            sync_file(file).context("sync", path)?;
             sync_name(path).context("sync the directory of", path)
         });
         let done = work();

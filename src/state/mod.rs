@@ -39,7 +39,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::sys::durable::sync_name;
+use crate::sys::durable::{self, sync_data, sync_name};
 use crate::sys::medium::network_file_system;
 
 pub use error::{Result, StateError};
@@ -226,7 +226,7 @@ impl StateDb {
         }
         // Frames that a checkpoint has meanwhile moved into the database were synced there by
         // SQLite before it let the log be overwritten, so the log is all that needs a sync.
-        let outcome = self.wal_file().and_then(|wal| wal.sync_data());
+        let outcome = self.wal_file().and_then(sync_data);
         outcome.map_err(|source| StateError::Io {
             path: self.path.clone(),
             doing: "sync the log of the state database",
@@ -292,6 +292,11 @@ impl StateDb {
                 detail: format!("SQLite keeps journal mode {got} where {journal} is needed"),
             });
         }
+        let synchronous = if durable::is_off() {
+            "OFF"
+        } else {
+            synchronous
+        };
         conn.pragma_update(None, "synchronous", synchronous)
             .map_err(fail)?;
         conn.pragma_update(None, "foreign_keys", true)
@@ -360,7 +365,8 @@ impl StateDb {
         let conn = self.lock();
         self.unless_in_doubt()?;
         self.settle_in(&conn)?;
-        let raise = durability == Durability::Power && self.mode == JournalMode::Wal;
+        let raise =
+            durability == Durability::Power && self.mode == JournalMode::Wal && !durable::is_off();
         if raise {
             // SQLite makes the name of the log durable only if it made the log itself; it may
             // be from a process that was killed before its first sync.

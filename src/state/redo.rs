@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{LayerId, RowChange};
-use crate::sys::durable::sync_name;
+use crate::sys::durable::{sync_file, sync_name};
 
 /// First bytes of the file; the digit is the version of the format.
 const MAGIC: &[u8; 8] = b"envredo1";
@@ -74,7 +74,7 @@ impl Redo {
         if bytes.len() < MAGIC.len() {
             // Durable before the first record is: who finds other bytes here must not guess.
             file.write_all_at(MAGIC, 0)?;
-            file.sync_all()?;
+            sync_file(&file)?;
             sync_name(path)?;
         }
         reserve(&file);

@@ -12,6 +12,7 @@ use rusqlite::Connection;
 use super::redo::{Batch, Redo};
 use super::rows::apply_one;
 use super::{LayerId, Result, RowChange, StateDb, StateError};
+use crate::sys::durable::sync_data;
 
 /// Which record of the redo log the database has last; a little-endian number.
 const APPLIED: &str = "redo";
@@ -236,7 +237,7 @@ impl StateDb {
             (redo.file(), redo.last())
         };
         if log.synced.load(Ordering::Acquire) < last {
-            file.sync_data().map_err(log.failed("sync the redo log"))?;
+            sync_data(&*file).map_err(log.failed("sync the redo log"))?;
             log.synced.fetch_max(last, Ordering::AcqRel);
         }
         Ok(())

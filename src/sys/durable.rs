@@ -1,11 +1,18 @@
-//! Making names durable: a file that is synced may still be without its name after power loss.
+//! Making files, names and file systems durable. A file that is synced may still be without its name after
+//! power loss.
+//!
+//! All syncs but those of the image writer go through here, so that one fault can switch them off.
 
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+
+use nix::unistd;
+
+use crate::fault;
 
 /// Makes the name at the end of a path durable: syncs the directory that it is in.
 pub fn sync_name(path: &Path) -> io::Result<()> {
@@ -18,7 +25,34 @@ pub fn sync_name(path: &Path) -> io::Result<()> {
 
 /// Makes the names in a directory durable.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    sync_file(File::open(dir)?)
+}
+
+/// Makes the content and attributes of a file durable, or the names in a directory.
+pub fn sync_file(file: impl AsFd) -> io::Result<()> {
+    unless_off(|| unistd::fsync(file))
+}
+
+/// Makes the content of a file durable.
+pub fn sync_data(file: impl AsFd) -> io::Result<()> {
+    unless_off(|| unistd::fdatasync(file))
+}
+
+/// Makes everything in the file system of an open file durable.
+pub fn sync_file_system(file: impl AsFd) -> io::Result<()> {
+    unless_off(|| unistd::syncfs(file))
+}
+
+/// Returns true if a test has switched off all syncs.
+pub fn is_off() -> bool {
+    fault::is_wanted(fault::NO_SYNC)
+}
+
+fn unless_off(sync: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {
+    if is_off() {
+        return Ok(());
+    }
+    Ok(sync()?)
 }
 
 /// Bytes of a large file after which what was written of it is begun to be written to the disk. Enough for a

@@ -1,6 +1,6 @@
 //! What the operating system does for us: the only room with `unsafe` code.
 //!
-//! - [`durable`]: making names durable
+//! - [`durable`]: making files and names durable
 //! - [`medium`]: which file systems are shared between hosts
 //! - [`mount`]: mounting and unmounting FUSE, as root or through `fusermount3`
 //! - [`mountinfo`]: what is mounted here, which of it is ours, which of it is dead

@@ -16,6 +16,7 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use thiserror::Error;
 
+use super::durable::sync_file_system;
 use super::{mountinfo, process};
 
 /// The device through which a daemon speaks with the kernel.
@@ -553,5 +554,5 @@ fn unmount_by_helper(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
 /// Must not be called from a thread that the daemon needs to answer requests.
 pub fn sync(path: &Path) -> io::Result<()> {
     let dir = File::open(path)?;
-    Ok(nix::unistd::syncfs(&dir)?)
+    sync_file_system(&dir)
 }

@@ -311,9 +311,9 @@ impl Union {
         };
         if let Some(file) = file {
             if data_only {
-                file.sync_data()?
+                durable::sync_data(&*file)?
             } else {
-                file.sync_all()?
+                durable::sync_file(&*file)?
             }
         }
         if let Some(upper) = work {
@@ -330,7 +330,7 @@ impl Union {
     /// Makes everything durable.
     pub fn sync_all(&self) -> Result<()> {
         let upper = self.read().upper.clone();
-        nix::unistd::syncfs(upper.root())?;
+        durable::sync_file_system(upper.root())?;
         Ok(self.db.sync()?)
     }
 
@@ -366,7 +366,7 @@ impl Union {
         }
         let all: Vec<Ino> = changed.iter().map(|(at, _)| *at).collect();
         let synced = changed.into_iter().try_for_each(|(_, fd)| match fd? {
-            Some(fd) => Ok(nix::unistd::fsync(&*fd)?),
+            Some(fd) => Ok(durable::sync_file(&*fd)?),
             None => Ok(()),
         });
         synced.inspect_err(|_: &Error| {
@@ -422,7 +422,7 @@ impl Union {
                 )?)
             })
             // The row must never be durable before the content is.
-            .and_then(|()| Ok(file.sync_data()?))
+            .and_then(|()| Ok(durable::sync_data(&*file)?))
             .and_then(|()| self.publish_copy_up(ino, &file, below));
         match published {
             Ok(true) => Ok(file),

@@ -34,7 +34,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::object::{Ino, Timestamp};
-use crate::sys::durable::{sync_dir, sync_name};
+use crate::sys::durable::{sync_dir, sync_file, sync_name};
 use crate::sys::private::make_dir;
 pub use scan::Found;
 
@@ -433,7 +433,7 @@ impl UpperDir {
 
     /// Makes the names in a physical directory durable.
     pub fn sync_dir(&self, dir: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(nix::unistd::fsync(dir)?)
+        sync_file(dir)
     }
 
     /// The upper root, for `statvfs`.
