@@ -72,6 +72,14 @@ pub enum CommitError {
         /// What stands against it.
         why: String,
     },
+    /// A pattern of `--exclude` cannot be understood.
+    #[error("invalid pattern '{pattern}': {reason}")]
+    InvalidPattern {
+        /// The pattern as given.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// There are uncommitted changes, which this would throw away.
     #[error("there are uncommitted changes")]
     Uncommitted,

@@ -22,7 +22,7 @@ pub fn export_without(
     progress: &dyn Progress,
 ) -> Result<()> {
     let image = Image::open(source, ReaderOptions::default())?;
-    let exclude = Exclude::new(exclude);
+    let exclude = Exclude::new(exclude)?;
     let total = Extent {
         entries: u64::from(image.superblock().inodes),
         bytes: 0,

@@ -38,7 +38,7 @@ pub struct ImportOptions {
 }
 
 impl ImportOptions {
-    fn exclude(&self) -> Exclude {
+    fn exclude(&self) -> Result<Exclude> {
         Exclude::new(&self.exclude)
     }
 }
@@ -81,7 +81,7 @@ pub fn import(
     progress: &dyn Progress,
 ) -> Result<Imported> {
     let kind = recognise(source)?;
-    if matches!(kind, SourceKind::Image) && !options.exclude().is_empty() {
+    if matches!(kind, SourceKind::Image) && !options.exclude()?.is_empty() {
         return Err(CommitError::Unsuitable {
             path: source.to_owned(),
             why: "an image is taken as it is, so nothing of it can be left out".to_owned(),

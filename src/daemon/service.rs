@@ -501,7 +501,9 @@ impl From<CommitError> for Failure {
             }
             CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
             CommitError::Source { .. } => Failure::new(Kind::Damaged, error.to_string()),
-            CommitError::Unsuitable { .. } => Failure::new(Kind::Usage, error.to_string()),
+            CommitError::Unsuitable { .. } | CommitError::InvalidPattern { .. } => {
+                Failure::new(Kind::Usage, error.to_string())
+            }
             CommitError::Union(union::Error::CommitUnfinished) => {
                 Failure::new(Kind::Busy, error.to_string())
             }

@@ -141,7 +141,7 @@ impl Attempt<'_> {
             bytes: 0,
         };
         let mut has_twins = false;
-        let exclude = self.options.exclude();
+        let exclude = self.options.exclude()?;
         let packed = super::pack(
             self.options,
             self.to,
@@ -477,7 +477,7 @@ pub(super) fn compare(
     image: &Image,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let exclude = options.exclude();
+    let exclude = options.exclude()?;
     let mut archive = packing.open(source)?;
     let mut last: HashMap<Vec<Vec<u8>>, blake3::Hash> = HashMap::new();
     for (done, entry) in (1..).zip(archive.entries().map_err(|e| damaged(source, &e))?) {

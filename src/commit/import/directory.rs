@@ -36,7 +36,7 @@ pub(super) fn pack(
             why,
         });
     }
-    let exclude = options.exclude();
+    let exclude = options.exclude()?;
     let extent = count(source, &exclude, progress)?;
     let stats = super::pack(options, to, extent, progress, |writer| {
         push(source, &exclude, writer)
@@ -199,7 +199,7 @@ pub(super) fn compare(
         drop(queue);
         let walked = walk(
             source,
-            &options.exclude(),
+            &options.exclude()?,
             image,
             total,
             progress,
