@@ -193,3 +193,86 @@ fn every_exit_status_is_explained() {
         );
     }
 }
+
+/// The rows of the first table after a heading, as the cells between its bars.
+fn table_rows(text: &str, heading: &str) -> Vec<Vec<String>> {
+    let (_, section) = text.split_once(heading).unwrap();
+    section
+        .lines()
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| {
+            let cells = line.trim_matches('|').split('|');
+            cells.map(|cell| cell.trim().to_owned()).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_configuration_key_is_documented_with_its_default() {
+    let defaults = serde_json::to_value(envfs::environment::Config::default()).unwrap();
+    let mut keys = std::collections::BTreeMap::new();
+    for (key, value) in defaults.as_object().unwrap() {
+        match value.as_object() {
+            Some(section) => {
+                for (name, value) in section {
+                    keys.insert(format!("`{key}.{name}`"), value.clone());
+                }
+            }
+            None => {
+                keys.insert(format!("`{key}`"), value.clone());
+            }
+        }
+    }
+    let rows = table_rows(&read("docs/configuration.md"), "\n## Keys\n");
+    let documented: std::collections::BTreeMap<_, _> = rows
+        .into_iter()
+        .map(|row| (row[0].clone(), row[1].clone()))
+        .collect();
+    assert_eq!(
+        documented.keys().collect::<Vec<_>>(),
+        keys.keys().collect::<Vec<_>>()
+    );
+    for (key, value) in keys {
+        let shown = &documented[&key];
+        match value {
+            serde_json::Value::Null => assert!(shown.starts_with("unset"), "{key}: {shown}"),
+            value => assert_eq!(*shown, format!("`{value}`"), "{key}"),
+        }
+    }
+}
+
+#[test]
+fn every_variable_that_users_set_is_documented() {
+    let text = read("docs/configuration.md");
+    let mut variables = std::collections::BTreeSet::new();
+    let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+            continue;
+        }
+        let source = fs::read_to_string(&path).unwrap();
+        // Tests of a module have variables of their own.
+        let source = source.split("#[cfg(test)]").next().unwrap();
+        for (at, _) in source.match_indices("\"ENVFS_") {
+            let rest = &source[at + 1..];
+            let end = rest.find(|c: char| !c.is_ascii_uppercase() && c != '_');
+            variables.insert(rest[..end.unwrap()].to_owned());
+        }
+    }
+    // Faults are for tests, and absent from release builds.
+    variables.retain(|name| {
+        name != "ENVFS_FAULT"
+            && !name.starts_with("ENVFS_TEST_")
+            && !name.starts_with("ENVFS_FUZZ_")
+    });
+    assert!(variables.len() >= 5, "{variables:?}");
+    for name in variables {
+        assert!(
+            text.contains(&format!("`{name}`")),
+            "docs/configuration.md does not have {name}"
+        );
+    }
+}

@@ -7,6 +7,7 @@
 mod gzip;
 mod lz4;
 mod lzma;
+#[cfg(feature = "lzo")]
 mod lzo;
 mod xz;
 mod zstd;
@@ -228,7 +229,14 @@ pub fn decompressor(id: CompressorId) -> Result<Box<dyn Decompressor>> {
         CompressorId::Zstd => Box::new(zstd::Unzstd::new()?),
         CompressorId::Lz4 => Box::new(lz4::Unlz4),
         CompressorId::Lzma => Box::new(lzma::Unlzma),
+        #[cfg(feature = "lzo")]
         CompressorId::Lzo => Box::new(lzo::Unlzo),
+        #[cfg(not(feature = "lzo"))]
+        CompressorId::Lzo => {
+            return Err(Error::Unsupported(
+                "LZO compression (this envfs was built without the feature \"lzo\")".to_owned(),
+            ));
+        }
     })
 }
 
