@@ -44,7 +44,7 @@ CREATE INDEX layer_by_image ON layer (image) WHERE image IS NOT NULL;
 CREATE TABLE revision (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     parent      INTEGER,
-    image       INTEGER REFERENCES image (id),
+    image       INTEGER NOT NULL REFERENCES image (id),
     kind        TEXT    NOT NULL CHECK (kind IN ('import', 'create', 'commit', 'rollback')),
     source      INTEGER,
     message     TEXT    NOT NULL,

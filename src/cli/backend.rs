@@ -32,7 +32,7 @@ pub struct Facts {
     pub prefix: PathBuf,
     /// The current revision.
     pub revision: Option<Revision>,
-    /// Its image; none for an environment that is still empty.
+    /// Its image.
     pub image: Option<ImageRow>,
 }
 
@@ -55,8 +55,8 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
         )
     };
     let revision = db.current_revision()?;
-    let image = match revision.as_ref().and_then(|revision| revision.image) {
-        Some(id) => db.image(id)?,
+    let image = match &revision {
+        Some(revision) => db.image(revision.image)?,
         None => None,
     };
     Ok(Facts {
@@ -363,18 +363,7 @@ pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<Pa
             )
         })?,
     };
-    let Some(image) = found.image else {
-        return Err(CommandError::new(
-            Kind::NotFound,
-            format!(
-                "revision {} of {} is empty and has no image",
-                found.id,
-                environment.name()
-            ),
-        )
-        .hint("commit something first"));
-    };
-    let row = db.image(image)?.ok_or_else(|| {
+    let row = db.image(found.image)?.ok_or_else(|| {
         CommandError::new(
             Kind::Damaged,
             format!("the image of revision {} is unknown", found.id),

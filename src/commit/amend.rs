@@ -33,16 +33,8 @@ pub(super) struct Amendment {
 impl Amendment {
     /// Finds out what has to be written. `None` if that is not certain, or too much.
     pub(super) fn find(view: &LowerStack, old: &ImageLayer) -> Result<Option<Amendment>> {
-        let mut frozen = Vec::new();
-        for layer in view.layers() {
-            let layer = layer.as_any();
-            if let Some(upper) = layer.downcast_ref::<FrozenLayer>() {
-                frozen.push(upper);
-            } else if !layer.is::<ImageLayer>() {
-                return Ok(None);
-            }
-        }
-        if view.layers().len() != frozen.len() + 1 {
+        let frozen: Vec<&FrozenLayer> = view.frozen().iter().map(|layer| &**layer).collect();
+        if view.images().len() != 1 {
             return Ok(None);
         }
         let rows: usize = frozen.iter().map(|layer| layer.delta().rows()).sum();

@@ -20,20 +20,7 @@ use crate::squashfs::format::InodeKind;
 use crate::squashfs::reader::{VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
-use crate::union::{
-    Change, EmptyLayer, FrozenLayer, Invalidation, Layer, LowerStack, SharedListing, Union,
-    open_image,
-};
-
-/// The images of a stack, as a stack of their own.
-fn images_of(union: &Union) -> Arc<LowerStack> {
-    let lower = union.lower();
-    let images = lower
-        .layers()
-        .iter()
-        .filter(|layer| !layer.as_any().is::<FrozenLayer>());
-    Arc::new(LowerStack::new(images.cloned().collect()))
-}
+use crate::union::{Change, Invalidation, LowerStack, SharedListing, open_image};
 
 /// Throws away changes: all, or those at and below some paths (relative to the prefix). Returns what
 /// they were and what the kernel must forget.
@@ -50,7 +37,7 @@ pub fn discard(
     let changes = union.changes()?;
     let db = workspace.db();
     fault::point("discard.begun");
-    let dropped = union.drop_uppers(images_of(union), true, |fresh| {
+    let dropped = union.drop_uppers(union.lower().committed(), true, |fresh| {
         db.discard_all(fresh)?;
         fault::point("discard.flipped");
         Ok(())
@@ -93,17 +80,9 @@ pub fn rollback(
                 .ok_or(CommitError::NoRevision(parent.0))?
         }
     };
-    let layer: Arc<dyn Layer> = match target.image {
-        Some(image) => Arc::new(open_image(
-            db,
-            union.paths(),
-            image,
-            workspace.open_options(),
-        )?),
-        None => Arc::new(EmptyLayer),
-    };
-    let before = images_of(union);
-    let after = Arc::new(LowerStack::new(vec![layer]));
+    let layer = open_image(db, union.paths(), target.image, workspace.open_options())?;
+    let before = union.lower().committed();
+    let after = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(layer)]));
     fault::point("rollback.begun");
     let note = new_revision(&format!("roll back to revision {}", target.id), command);
     // It looks again: there may be changes since the first look.
@@ -214,7 +193,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
             || Some(revision.id) == current
             || tagged.contains(&revision.id);
         if keep {
-            kept_images.extend(revision.image);
+            kept_images.insert(revision.image);
         } else {
             gone.push(revision.id);
         }
@@ -358,11 +337,12 @@ pub fn verify(
 
 /// Returns a file's content in the current revision, or `None` where it is no regular file there.
 pub fn committed_content(db: &StateDb, layout: &Layout, path: &Path) -> Result<Option<Vec<u8>>> {
-    let image = match db.current_revision()?.and_then(|revision| revision.image) {
-        Some(id) => db.image(id)?,
-        None => None,
+    let Some(revision) = db.current_revision()? else {
+        return Ok(None);
     };
-    let Some(row) = image else { return Ok(None) };
+    let Some(row) = db.image(revision.image)? else {
+        return Ok(None);
+    };
     let image = Image::open(layout.image(&row.file), ReaderOptions::default())?;
     let mut inode = image.inode(image.root())?;
     for name in path.components() {

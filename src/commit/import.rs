@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{getegid, geteuid};
+
 use super::error::{CommitError, Context, Result};
 use super::exclude::Exclude;
 use super::history::verify_blocks;
@@ -16,9 +18,9 @@ use super::{Unfinished, digests, name, while_syncing};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::object::Ino;
-use crate::progress::{Progress, Report};
+use crate::progress::{Progress, Report, Silent};
 use crate::squashfs::format::InodeBody;
-use crate::squashfs::writer::{ImageWriter, NodeId, WriteStats, WriterOptions};
+use crate::squashfs::writer::{ImageWriter, Meta, NodeId, WriteStats, WriterOptions};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{IdMap, ImageId, InitEnvironment, NewImage, RevisionKind, StateDb};
 use crate::union;
@@ -106,63 +108,101 @@ pub fn import(
         }
     };
     fault::point("import.packed");
-    let file_name = Layout::image_file_name(id);
-    let path = layout.image(&file_name);
-    let file = name(&unfinished, &path)?;
-    fault::point("import.named");
-    let image = Image::open(&path, ReaderOptions::default())?;
-    let superblock = image.superblock();
-    let root = image.inode(image.root())?;
-    let (owner, group) = (image.uid(&root)?, image.gid(&root)?);
-    let bad_ids = |e: crate::state::BadIdMap| CommitError::Check(e.to_string());
-    let ids = IdMap::identity(superblock.inodes, root.number).map_err(bad_ids)?;
-    let (entries, content_bytes) = match &packed {
-        Some((_, extent)) => (extent.entries, extent.bytes),
-        None => measure(&image)?,
+    let (mut entries, mut content_bytes) = (0, 0);
+    let first = First {
+        db,
+        id,
+        unfinished,
+        kind: RevisionKind::Import,
     };
-    let mut wrong_links = BTreeMap::new();
-    let digests = while_syncing(&file, &path, || {
+    let (environment, image_bytes) = first.begin(new, options, progress, |image| {
+        (entries, content_bytes) = match &packed {
+            Some((_, extent)) => (extent.entries, extent.bytes),
+            None => measure(image)?,
+        };
         match &kind {
-            SourceKind::Directory => directory::compare(source, options, &image, progress)?,
+            SourceKind::Directory => directory::compare(source, options, image, progress)?,
             SourceKind::Archive(packing) => {
-                archive::compare(source, *packing, options, &image, progress)?
+                archive::compare(source, *packing, options, image, progress)?
             }
             SourceKind::Image => {
-                let found = verify_blocks(&image, options.settings.threads, progress)?;
-                wrong_links = found.wrong_links;
+                let found = verify_blocks(image, options.settings.threads, progress)?;
+                return Ok(found.wrong_links);
             }
         }
-        digests::of_file(&path, None, options.settings.threads, progress)
+        Ok(BTreeMap::new())
     })?;
-    fault::point("import.checked");
-    let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
-    let stats = packed.map(|(stats, _)| stats);
-    let names = wrong_links
-        .iter()
-        .filter_map(|(number, names)| Some((ids.ino_of(*number)?, *names)));
-    union::count_links(&db, id, names.collect())?;
-    let row = NewImage {
-        // An image that does not count its links cannot be amended name by name.
-        tables_appended: wrong_links.is_empty().then_some(0),
-        ..adopted(id, &image, ids, image_bytes, Some(digests))
-    };
-    db.init_environment(&InitEnvironment {
-        uuid: new_uuid(&layout)?,
-        prefix: options.prefix.clone(),
-        images: vec![row],
-        kind: RevisionKind::Import,
-        revision: new_revision(&options.message, &command_line()),
-    })?;
-    remember_owner(&db, owner, group)?;
-    fault::point("import.initialised");
-    let environment = finish(new, db)?;
     Ok(Imported {
         environment,
         entries,
         content_bytes,
         image_bytes,
-        stats,
+        stats: packed.map(|(stats, _)| stats),
     })
+}
+
+/// The first image of a new environment, written but without a name yet.
+struct First {
+    db: StateDb,
+    id: ImageId,
+    unfinished: Unfinished,
+    kind: RevisionKind,
+}
+
+impl First {
+    /// Makes the image durable, checks it with `check`, which returns the true link counts of the
+    /// inodes that have wrong ones, and makes the environment. Returns the environment and the size
+    /// of the image.
+    fn begin(
+        self,
+        new: NewEnvironment,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+        check: impl FnOnce(&Image) -> Result<BTreeMap<u32, u32>>,
+    ) -> Result<(Environment, u64)> {
+        let First {
+            db,
+            id,
+            unfinished,
+            kind,
+        } = self;
+        let layout = new.layout();
+        let path = layout.image(&Layout::image_file_name(id));
+        let file = name(&unfinished, &path)?;
+        fault::point("import.named");
+        let image = Image::open(&path, ReaderOptions::default())?;
+        let superblock = image.superblock();
+        let root = image.inode(image.root())?;
+        let (owner, group) = (image.uid(&root)?, image.gid(&root)?);
+        let bad_ids = |e: crate::state::BadIdMap| CommitError::Check(e.to_string());
+        let ids = IdMap::identity(superblock.inodes, root.number).map_err(bad_ids)?;
+        let mut wrong_links = BTreeMap::new();
+        let digests = while_syncing(&file, &path, || {
+            wrong_links = check(&image)?;
+            digests::of_file(&path, None, options.settings.threads, progress)
+        })?;
+        fault::point("import.checked");
+        let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
+        let names = wrong_links
+            .iter()
+            .filter_map(|(number, names)| Some((ids.ino_of(*number)?, *names)));
+        union::count_links(&db, id, names.collect())?;
+        let row = NewImage {
+            // An image that does not count its links cannot be amended name by name.
+            tables_appended: wrong_links.is_empty().then_some(0),
+            ..adopted(id, &image, ids, image_bytes, Some(digests))
+        };
+        db.init_environment(&InitEnvironment {
+            uuid: new_uuid(&layout)?,
+            prefix: options.prefix.clone(),
+            images: vec![row],
+            kind,
+            revision: new_revision(&options.message, &command_line()),
+        })?;
+        remember_owner(&db, owner, group)?;
+        fault::point("import.initialised");
+        Ok((finish(new, db)?, image_bytes))
+    }
 }
 
 /// Describes an image that is taken as it is.
@@ -224,18 +264,35 @@ pub fn pack_directory(
     })
 }
 
-/// Makes an environment with nothing in it.
+/// Makes an environment with nothing in it: its image has an empty root directory of the caller's.
 pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Environment> {
     let layout = new.layout();
     let db = StateDb::create(&layout.state_db())?;
-    db.init_environment(&InitEnvironment {
-        uuid: new_uuid(&layout)?,
-        prefix: options.prefix.clone(),
-        images: Vec::new(),
-        kind: RevisionKind::Create,
-        revision: new_revision(&options.message, &command_line()),
+    let id = db.reserve_image()?;
+    let unfinished = Unfinished(layout.unfinished_image(id));
+    let root = Meta {
+        number: 0,
+        mode: 0o755,
+        uid: geteuid().as_raw(),
+        gid: getegid().as_raw(),
+        mtime: super::mkfs_time(),
+        xattrs: Vec::new(),
+    };
+    let extent = Extent {
+        entries: 1,
+        bytes: 0,
+    };
+    pack(options, &unfinished.0, extent, &Silent, |writer| {
+        Ok(writer.add_directory(&root)?)
     })?;
-    finish(new, db)
+    let first = First {
+        db,
+        id,
+        unfinished,
+        kind: RevisionKind::Create,
+    };
+    let begun = first.begin(new, options, &Silent, |_| Ok(BTreeMap::new()));
+    Ok(begun?.0)
 }
 
 fn new_uuid(layout: &Layout) -> Result<String> {

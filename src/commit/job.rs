@@ -34,9 +34,9 @@ pub(super) struct Job<'a> {
     pub(super) options: &'a CommitOptions,
     pub(super) view: Arc<LowerStack>,
     /// The image that is current.
-    pub(super) old: Option<&'a ImageLayer>,
+    pub(super) old: &'a ImageLayer,
     /// What is known of it.
-    pub(super) old_row: Option<ImageRow>,
+    pub(super) old_row: ImageRow,
     /// What the new one is.
     pub(super) id: ImageId,
     /// Its file until it is whole.
@@ -111,10 +111,11 @@ impl Job<'_> {
             pushed,
             plan,
         } = written;
-        let before = self.old_row.as_ref().filter(|_| pushed.is_some());
-        let dead_bytes = stats.data.dead_bytes + before.map_or(0, |row| row.dead_bytes);
-        let tables_appended =
-            stats.tables_appended + before.and_then(|row| row.tables_appended).unwrap_or(0);
+        let (mut dead_bytes, mut tables_appended) = (stats.data.dead_bytes, stats.tables_appended);
+        if pushed.is_some() {
+            dead_bytes += self.old_row.dead_bytes;
+            tables_appended += self.old_row.tables_appended.unwrap_or(0);
+        }
         phases.plan = plan;
         phases.data = stats.data_time;
         phases.tables = stats.table_time;
@@ -124,10 +125,10 @@ impl Job<'_> {
         let file = name(&self.unfinished, path)?;
         let named = Unfinished(path.clone());
         fault::point("commit.named");
-        let kept = match (way, &self.old_row, self.old) {
-            (Way::Append, Some(row), Some(old)) => {
-                let until = old.image().data_area().end;
-                let digests = self.workspace.db().image_digests(row.id)?;
+        let kept = match way {
+            Way::Append => {
+                let until = self.old.image().data_area().end;
+                let digests = self.workspace.db().image_digests(self.old_row.id)?;
                 digests.map(|digests| digests::Kept { digests, until })
             }
             _ => None,
@@ -172,10 +173,8 @@ impl Job<'_> {
 
     /// Chooses how the old image is to be carried on.
     fn choose_way(&self) -> Way {
-        let (Some(row), Some(layer)) = (&self.old_row, self.old) else {
-            return Way::Rebuild;
-        };
         let (workspace, options) = (self.workspace, self.options);
+        let (row, layer) = (&self.old_row, self.old);
         let superblock = layer.image().superblock();
         let other_codec = options
             .compression
@@ -187,7 +186,9 @@ impl Job<'_> {
             superblock.compressor,
             CompressorId::Lzma | CompressorId::Lzo
         );
-        if options.rebuild || other_codec || other_block || unwritable {
+        // An empty image has nothing to carry over, and the settings may be others by now.
+        let is_empty = superblock.inodes == 1;
+        if options.rebuild || is_empty || other_codec || other_block || unwritable {
             return Way::Rebuild;
         }
         // In an amended image this is an upper bound. Files that share data are too few for that to matter.
@@ -205,9 +206,10 @@ impl Job<'_> {
     /// What has to be written if the tables of the old image are amended; `None` if they are to be
     /// written whole.
     fn amendment(&self, way: Way) -> Result<Option<Amendment>> {
-        let (Way::Append, Some(old), Some(row)) = (way, self.old, &self.old_row) else {
+        if way != Way::Append {
             return Ok(None);
-        };
+        }
+        let (row, old) = (&self.old_row, self.old);
         let superblock = old.image().superblock();
         let tables = superblock.bytes_used - superblock.inode_table;
         let few = row
@@ -220,10 +222,9 @@ impl Job<'_> {
     }
 
     fn write_amendment(&self, amendment: Amendment) -> Result<Written> {
-        let old = self.old.ok_or(CommitError::NoEarlier)?;
-        let tree = Tree::amending(self.view.clone(), old, amendment);
+        let tree = Tree::amending(self.view.clone(), self.old, amendment);
         self.push(tree, Instant::now(), |monitor| {
-            self.append(old, Way::Append, true, monitor)
+            self.append(Way::Append, true, monitor)
         })
     }
 
@@ -231,11 +232,11 @@ impl Job<'_> {
     /// would have done.
     fn write(&self, way: Way, alike: bool) -> Result<Written> {
         let began = Instant::now();
-        let old = self.old.filter(|_| way != Way::Rebuild);
+        let old = (way != Way::Rebuild).then_some(self.old);
         let tree = Tree::new(self.view.clone(), old)?;
-        self.push(tree, began, |monitor| match old {
-            Some(old) => self.append(old, way, false, monitor),
-            None => self.create(alike, monitor),
+        self.push(tree, began, |monitor| match way {
+            Way::Rebuild => self.create(alike, monitor),
+            _ => self.append(way, false, monitor),
         })
     }
 
@@ -269,13 +270,7 @@ impl Job<'_> {
         self.options.threads.unwrap_or(configured)
     }
 
-    fn append(
-        &self,
-        old: &ImageLayer,
-        way: Way,
-        amend: bool,
-        monitor: Arc<Counts>,
-    ) -> Result<ImageWriter> {
+    fn append(&self, way: Way, amend: bool, monitor: Arc<Counts>) -> Result<ImageWriter> {
         let carry = if way == Way::Compact {
             CarryMode::Compact
         } else {
@@ -293,7 +288,7 @@ impl Job<'_> {
         };
         Ok(ImageWriter::append(
             &self.unfinished.0,
-            old.image(),
+            self.old.image(),
             options,
         )?)
     }
@@ -301,8 +296,8 @@ impl Job<'_> {
     fn create(&self, alike: bool, monitor: Arc<Counts>) -> Result<ImageWriter> {
         let settings = self.workspace.settings();
         let (mut compression, mut block_size) = (settings.compression, settings.block_size);
-        if let Some(old) = self.old.filter(|_| alike) {
-            let superblock = old.image().superblock();
+        if alike {
+            let superblock = self.old.image().superblock();
             compression = Compression::for_id(superblock.compressor).unwrap_or(compression);
             block_size = superblock.block_size;
         }

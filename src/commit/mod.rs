@@ -41,7 +41,7 @@ use crate::squashfs::Compression;
 use crate::squashfs::writer::{Monitor, WriteStats};
 use crate::state::{LayerId, PublishCommit, RevisionId, StateError};
 use crate::sys::durable::{sync_file, sync_name};
-use crate::union::{self, ImageLayer, Invalidation, LowerStack};
+use crate::union::{self, Invalidation, LowerStack};
 use error::Context;
 use import::Extent;
 use job::{Job, Made};
@@ -168,19 +168,11 @@ fn commit_frozen(
     let (union, db) = (workspace.union(), workspace.db());
     fault::point("commit.rotated");
     let view = union.lower();
-    let parent = db.current_revision()?;
-    let old_image = parent.as_ref().and_then(|revision| revision.image);
-    let old_layer = view
-        .layers()
-        .iter()
-        .find_map(|layer| layer.as_any().downcast_ref::<ImageLayer>());
-    if frozen.is_empty() && old_layer.is_none() {
-        // A rebuild of an environment in which there never was anything.
-        return Ok(None);
-    }
+    let parent = db.current_revision()?.ok_or(CommitError::NoEarlier)?;
+    let old_layer = view.images().first().ok_or(CommitError::NoEarlier)?;
     let id = db.reserve_image()?;
     let layout = workspace.env().layout();
-    let old_row = old_image.map(|id| db.image(id)).transpose()?.flatten();
+    let old_row = db.image(parent.image)?.ok_or(CommitError::NoEarlier)?;
     let job = Job {
         workspace,
         options,
@@ -210,15 +202,13 @@ fn commit_frozen(
         }
     }
     let publish = PublishCommit {
-        parent: parent
-            .map(|revision| revision.id)
-            .ok_or(CommitError::NoEarlier)?,
+        parent: parent.id,
         image,
         replaces: replaces.clone(),
         revision: new_revision(&options.message, &options.command),
     };
     let dead_bytes = publish.image.dead_bytes;
-    let lower = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
+    let lower = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(layer)]));
     // From here on the image may be the current one, whatever comes back.
     let path = named.keep();
     let published = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?));

@@ -10,7 +10,7 @@ use super::error::{CommitError, Result};
 use crate::object::{Attr, Ino, Kind};
 use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source};
 use crate::state::IdMap;
-use crate::union::{ImageLayer, Layer, LowerStack};
+use crate::union::{ContentLayer, ImageLayer, Layer, LowerStack};
 
 /// A merged view on its way into an image.
 pub(super) struct Tree<'a> {
@@ -243,8 +243,7 @@ impl<'a> Tree<'a> {
             };
             return Ok(writer.add_file(meta, attr.size, Box::new(source))?);
         };
-        let source_layer = self.view.content(ino)?;
-        if source_layer.as_any().is::<ImageLayer>() {
+        if matches!(self.view.content(ino)?, ContentLayer::Image(_)) {
             self.reuse(ino);
             return Ok(writer.add_carried(meta, &*old.layout(ino)?)?);
         }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::squashfs::Image;
 use crate::squashfs::reader::{BlockUse, MAX_USES};
-use crate::union::{ImageLayer, Union};
+use crate::union::Union;
 
 /// First bytes of the file; the digit is the version of the format.
 const MAGIC: &[u8; 8] = b"envprof1";
@@ -90,11 +90,7 @@ impl Profile {
 /// Does something with the image of a view that has exactly one.
 fn with_image(union: &Union, work: impl FnOnce(&Image)) {
     let lower = union.lower();
-    let mut images = lower
-        .layers()
-        .iter()
-        .filter_map(|layer| layer.as_any().downcast_ref::<ImageLayer>());
-    if let (Some(layer), None) = (images.next(), images.next()) {
+    if let [layer] = lower.images() {
         work(layer.image());
     }
 }

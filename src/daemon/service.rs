@@ -236,8 +236,8 @@ impl Service for Local {
         let changes = self.changes(&Selection::default())?;
         let db = self.workspace.db();
         let revision = db.current_revision()?;
-        let image = match revision.as_ref().and_then(|revision| revision.image) {
-            Some(id) => db.image(id)?,
+        let image = match &revision {
+            Some(revision) => db.image(revision.image)?,
             None => None,
         };
         let (upper_files, upper_bytes) = upper_use(db, self.workspace.env().layout())?;

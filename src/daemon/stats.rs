@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fuse::{Counters, Latency, Op};
 use crate::squashfs::reader::Hits;
-use crate::union::{ImageLayer, Union};
+use crate::union::Union;
 
 /// What a mount has done.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -95,10 +95,7 @@ impl From<Latency> for Requests {
 /// Says what a mount has done so far.
 pub fn of(counters: &Counters, union: &Union) -> Stats {
     let mut images = Images::default();
-    for layer in union.lower().layers() {
-        let Some(layer) = layer.as_any().downcast_ref::<ImageLayer>() else {
-            continue;
-        };
+    for layer in union.lower().images() {
         let (counts, hits) = (layer.image().counts(), layer.image().cache_hits());
         images.reads += counts.reads;
         images.bytes_read += counts.bytes_read;

@@ -150,8 +150,8 @@ pub struct Revision {
     pub id: RevisionId,
     /// The one before it in time, which gc may have forgotten; None for the first.
     pub parent: Option<RevisionId>,
-    /// Its image; None for the empty tree of a new environment.
-    pub image: Option<ImageId>,
+    /// Its image.
+    pub image: ImageId,
     /// How it came to be.
     pub kind: RevisionKind,
     /// For a rollback, the revision that was brought back.
@@ -420,7 +420,7 @@ impl StateDb {
         &self,
         conn: &Connection,
         kind: RevisionKind,
-        image: Option<ImageId>,
+        image: ImageId,
         source: Option<RevisionId>,
         new: &NewRevision,
         doing: &'static str,
@@ -431,7 +431,7 @@ impl StateDb {
              command, summary, tree_digest) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
             params![
                 parent.map(|id| id.0),
-                image.map(|id| id.0),
+                image.0,
                 kind.as_str(),
                 source.map(|id| id.0),
                 new.message,
@@ -500,7 +500,7 @@ fn revision_of(row: &Row<'_>) -> rusqlite::Result<Result<Revision, String>> {
     Ok(Ok(Revision {
         id: RevisionId(row.get(0)?),
         parent: row.get::<_, Option<i64>>(1)?.map(RevisionId),
-        image: row.get::<_, Option<i64>>(2)?.map(ImageId),
+        image: ImageId(row.get(2)?),
         kind,
         source: row.get::<_, Option<i64>>(4)?.map(RevisionId),
         message: row.get(5)?,

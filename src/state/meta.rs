@@ -260,7 +260,7 @@ impl StateDb {
              (SELECT 1 FROM layer WHERE role = 'writable' AND position = 0)",
             "SELECT 'the image of the current revision is not in the stack' \
              FROM head JOIN revision ON revision.id = head.revision \
-             WHERE revision.image IS NOT NULL AND NOT EXISTS \
+             WHERE NOT EXISTS \
              (SELECT 1 FROM layer WHERE layer.image = revision.image AND position IS NOT NULL)",
             "SELECT 'object id ' || max(ino) || ' is in use, but not below the counter' \
              FROM inode HAVING max(ino) >= \

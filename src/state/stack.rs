@@ -102,7 +102,7 @@ pub struct InitEnvironment {
     pub uuid: String,
     /// Where it is mounted.
     pub prefix: PathBuf,
-    /// Its images, top first: the first is that of the history. None for an empty environment.
+    /// Its images, at least one, top first: the first is that of the history.
     pub images: Vec<NewImage>,
     /// Import or create.
     pub kind: RevisionKind,
@@ -151,6 +151,9 @@ impl StateDb {
             if self.head_in(conn, DOING)?.is_some() {
                 return Err(self.conflict(DOING, "it is initialised already"));
             }
+            let Some(first) = init.images.first() else {
+                return Err(self.conflict(DOING, "it has no image"));
+            };
             self.set_meta_in(conn, "uuid", init.uuid.as_bytes(), DOING)?;
             self.set_meta_in(conn, "created", now().to_string().as_bytes(), DOING)?;
             let prefix = init.prefix.as_os_str().as_bytes();
@@ -166,9 +169,8 @@ impl StateDb {
                 next_ino = next_ino.max(image.id_map.max_ino().map_or(2, |ino| ino.0 + 1));
             }
             self.raise(conn, "ino", next_ino, DOING)?;
-            let image = init.images.first().map(|image| image.id);
             let revision =
-                self.append_revision(conn, init.kind, image, None, &init.revision, DOING)?;
+                self.append_revision(conn, init.kind, first.id, None, &init.revision, DOING)?;
             Ok(Initialised { writable, revision })
         })
     }
@@ -268,12 +270,12 @@ impl StateDb {
             }
             // The current image must be among them: else two images of the history would count.
             let current = self.revision_in(conn, publish.parent, DOING)?;
-            let current = current.and_then(|revision| revision.image);
-            if let Some(current) = current
-                && !found.iter().any(|l| l.part == StackPart::Image(current))
-            {
-                let detail = format!("it does not replace the current image {current}");
-                return Err(self.conflict(DOING, detail));
+            let replaces_it = |current: ImageId| {
+                let mut parts = found.iter().map(|layer| layer.part);
+                parts.any(|part| part == StackPart::Image(current))
+            };
+            if !current.is_some_and(|revision| replaces_it(revision.image)) {
+                return Err(self.conflict(DOING, "it does not replace the current image"));
             }
 
             self.insert_image(conn, &publish.image, DOING)?;
@@ -291,7 +293,7 @@ impl StateDb {
             let revision = self.append_revision(
                 conn,
                 RevisionKind::Commit,
-                Some(publish.image.id),
+                publish.image.id,
                 None,
                 &publish.revision,
                 DOING,
@@ -334,27 +336,24 @@ impl StateDb {
                 Some(head) => self.revision_in(conn, head, DOING)?,
                 None => None,
             };
-            let current_image = current.and_then(|revision| revision.image);
+            let Some(current) = current else {
+                return Err(self.conflict(DOING, "the environment is not initialised"));
+            };
             let stack = self.stack_in(conn, DOING)?;
             let (trashed, mut order) = self.trash_uppers(conn, &stack, DOING)?;
 
             // The image of the history is the topmost one; below it may be shared bases.
-            let mut at = 0;
-            if let Some(image) = current_image {
-                let old = stack.iter().find(|l| l.part == StackPart::Image(image));
-                let Some(old) = old else {
-                    let detail = format!("the current image {image} is not in the stack");
-                    return Err(self.conflict(DOING, detail));
-                };
-                at = order.iter().position(|id| *id == old.id).unwrap_or(0);
-                order.retain(|id| *id != old.id);
-                self.leave_stack(conn, *old, LayerRole::Retired, DOING)?;
-            }
-            if let Some(image) = target.image {
-                let layer = self.take_layer(conn, DOING)?;
-                self.insert_image_layer(conn, layer, image, UNPLACED, DOING)?;
-                order.insert(at, layer);
-            }
+            let is_current = |l: &&StackLayer| l.part == StackPart::Image(current.image);
+            let Some(old) = stack.iter().find(is_current) else {
+                let detail = format!("the current image {} is not in the stack", current.image);
+                return Err(self.conflict(DOING, detail));
+            };
+            let at = order.iter().position(|id| *id == old.id).unwrap_or(0);
+            order.retain(|id| *id != old.id);
+            self.leave_stack(conn, *old, LayerRole::Retired, DOING)?;
+            let layer = self.take_layer(conn, DOING)?;
+            self.insert_image_layer(conn, layer, target.image, UNPLACED, DOING)?;
+            order.insert(at, layer);
             self.push_writable(conn, fresh, &mut order, DOING)?;
             let revision = self.append_revision(
                 conn,

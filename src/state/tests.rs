@@ -53,7 +53,7 @@ fn init(db: &StateDb, image: Option<NewImage>) -> Initialised {
             Some(_) => RevisionKind::Import,
             None => RevisionKind::Create,
         },
-        images: image.into_iter().collect(),
+        images: vec![image.unwrap_or_else(|| new_image(db, [1]))],
         revision: new_revision("first"),
     })
     .unwrap()

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::delta::Delta;
 use super::stack::LowerStack;
-use super::{FrozenLayer, Result, State, Union};
+use super::{Result, State, Union};
 use crate::object::{Attr, Ino, Kind};
 
 /// What happened to a path.
@@ -98,7 +98,7 @@ impl Union {
 
 impl State {
     pub(super) fn changes(&self) -> Result<Vec<Change>> {
-        let base = self.base();
+        let base = self.lower.committed();
         Comparison::new(self, &base).run()
     }
 }
@@ -132,11 +132,7 @@ impl<'a> Comparison<'a> {
 
     fn deltas(&self) -> Vec<&'a Delta> {
         let mut all = vec![&self.now.delta];
-        for layer in self.now.lower.layers() {
-            if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
-                all.push(frozen.delta());
-            }
-        }
+        all.extend(self.now.lower.frozen().iter().map(|layer| layer.delta()));
         all
     }
 
@@ -413,13 +409,9 @@ impl<'a> Comparison<'a> {
 
 impl State {
     fn rows_of(&self, ino: Ino) -> impl Iterator<Item = &crate::state::InodeRow> {
-        let frozen = self
-            .lower
-            .layers()
-            .iter()
-            .filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
+        let frozen = self.lower.frozen().iter();
         std::iter::once(&self.delta)
-            .chain(frozen.map(FrozenLayer::delta))
+            .chain(frozen.map(|layer| layer.delta()))
             .filter_map(move |delta| delta.inodes.get(&ino))
     }
 

@@ -52,7 +52,7 @@ pub enum Reader {
     /// A file of the writable upper layer.
     Upper(Arc<File>),
     /// An object of a read-only layer; and the stack, which keeps what the layer has on the disk there.
-    Lower(Ino, Arc<dyn super::Layer>, Arc<super::LowerStack>),
+    Lower(Ino, super::ContentLayer, Arc<super::LowerStack>),
 }
 
 impl Reader {
@@ -123,7 +123,7 @@ impl Union {
     pub fn reader(&self, ino: Ino) -> Result<Reader> {
         Ok(match self.content(ino)? {
             Content::File(file) => Reader::Upper(file),
-            Content::Lower(lower) => Reader::Lower(ino, lower.content(ino)?.clone(), lower),
+            Content::Lower(lower) => Reader::Lower(ino, lower.content(ino)?, lower),
         })
     }
 

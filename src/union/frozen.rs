@@ -174,8 +174,4 @@ impl Layer for FrozenLayer {
             .map(|(n, v)| (n.clone(), v.clone()))
             .collect())
     }
-
-    fn as_any(&self) -> &dyn std::any::Any {
-        self
-    }
 }

@@ -345,8 +345,4 @@ impl Layer for ImageLayer {
             .map(|(name, value)| (name.into_boxed_slice(), value.into_boxed_slice()))
             .collect())
     }
-
-    fn as_any(&self) -> &dyn std::any::Any {
-        self
-    }
 }

@@ -1,4 +1,4 @@
-//! The one trait for read-only layers, and the listing of a directory that they all speak.
+//! The trait that both kinds of read-only layers implement, and the listing of a directory.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -73,9 +73,6 @@ pub trait Layer: Send + Sync + Debug {
 
     /// Returns all extended attributes: full names and values.
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>>;
-
-    /// For downcasts where a layer's own nature matters (commit carries blocks of images).
-    fn as_any(&self) -> &dyn std::any::Any;
 }
 
 /// An extended attribute: full name and value.

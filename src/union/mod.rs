@@ -35,7 +35,6 @@ mod changes;
 mod content;
 mod delta;
 mod discard;
-mod empty_layer;
 mod error;
 mod frozen;
 mod image_layer;
@@ -71,7 +70,6 @@ use delta::{Delta, row_attr, row_from};
 pub use attributes::{SetAttr, SetTime, XattrMode};
 pub use changes::{Change, ChangeKind, Totals, is_among};
 pub use content::{AllocateMode, Reader};
-pub use empty_layer::EmptyLayer;
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;
 pub use image_layer::ImageLayer;
@@ -85,7 +83,7 @@ pub use overlay::{Links, count_links, identify};
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
 pub use rename::RenameMode;
-pub use stack::LowerStack;
+pub use stack::{ContentLayer, LowerStack};
 pub use swap::Invalidation;
 
 /// Identities taken from the database's counter at once.
@@ -446,8 +444,7 @@ impl State {
     /// Returns true while changes lie below the writable layer: during a commit, and after one that
     /// failed.
     fn has_frozen(&self) -> bool {
-        let mut layers = self.lower.layers().iter();
-        layers.any(|layer| layer.as_any().is::<FrozenLayer>())
+        !self.lower.frozen().is_empty()
     }
 
     fn find_dir(&self, dir: Ino) -> Result<Option<Arc<OwnedFd>>> {

@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::UNIX_EPOCH;
 
 use super::delta::Delta;
-use super::empty_layer::EmptyLayer;
 use super::overlay;
 use super::reconcile::{Reconciled, reconcile};
-use super::{Error, FrozenLayer, ImageLayer, Layer, LowerStack, Nodes, Result, State, Union};
+use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{DataPlace, ImageId, LayerId, StackPart, StateDb};
 use crate::upper::UpperDir;
@@ -76,7 +75,7 @@ impl Union {
         // the next end may be less orderly.
         let to_reconcile = unclean || is_copy;
         let mut done = Reconciled::default();
-        let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
+        let (mut frozen, mut base) = (Vec::new(), Vec::new());
         let mut top = None;
         let stack = db.stack()?;
         let images = stack
@@ -94,13 +93,13 @@ impl Union {
                     if let Some(links) = &links {
                         layer = layer.in_stack(links.clone());
                     }
-                    layers.insert(0, Arc::new(layer));
+                    base.insert(0, Arc::new(layer));
                 }
                 StackPart::Frozen | StackPart::Writable => {
-                    if layers.is_empty() {
-                        layers.push(Arc::new(EmptyLayer));
+                    if base.is_empty() {
+                        return Err(Error::Inconsistent("the stack has no image".to_owned()));
                     }
-                    let below = Arc::new(LowerStack::new(layers.clone()));
+                    let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
                     let upper = open_upper(&db, &paths, part.id, &delta)?;
                     if to_reconcile {
@@ -111,7 +110,8 @@ impl Union {
                     if part.part == StackPart::Writable {
                         top = Some((part.id, delta, upper, below));
                     } else {
-                        layers.insert(0, Arc::new(FrozenLayer::new(part.id, delta, upper, below)));
+                        let layer = FrozenLayer::new(part.id, delta, upper, below);
+                        frozen.insert(0, Arc::new(layer));
                     }
                 }
             }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::image_layer::ImageLayer;
-use super::layer::Layer;
 use super::stack::LowerStack;
 use super::{Error, Result};
 use crate::object::{Ino, Kind};
@@ -97,7 +96,7 @@ fn stored(db: &StateDb, key: &str) -> Result<Links> {
 fn merge(images: &[Image]) -> Result<(Vec<IdMap>, Links)> {
     let mut links = Links::new();
     let mut maps: Vec<IdMap> = Vec::new();
-    let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
+    let mut layers: Vec<Arc<ImageLayer>> = Vec::new();
     let mut free = 1;
     for image in images.iter().rev() {
         let root = image.inode(image.root())?.number;
@@ -107,7 +106,7 @@ fn merge(images: &[Image]) -> Result<(Vec<IdMap>, Links)> {
         } else {
             let mut walk = Walk {
                 image,
-                below: LowerStack::new(layers.clone()),
+                below: LowerStack::new(Vec::new(), layers.clone()),
                 merged: BTreeMap::new(),
                 hidden: HashSet::new(),
                 links: &mut links,

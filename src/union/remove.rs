@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::namespace::touch;
-use super::{FrozenLayer, Orphan, Result, Standing, State, Union};
+use super::{ContentLayer, Orphan, Result, Standing, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, RowChange};
 
@@ -106,8 +106,7 @@ impl Union {
                 // Opened while it still has its name.
                 DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, &row)?),
                 DataPlace::Lower if row.kind == Kind::File => {
-                    let layer = state.lower.content(ino)?;
-                    if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
+                    if let ContentLayer::Frozen(frozen) = state.lower.content(ino)? {
                         // A commit may remove the layer's files while this is still being read.
                         frozen.pin(ino)?;
                     }

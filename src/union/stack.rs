@@ -1,24 +1,47 @@
 //! Several read-only layers seen as one: the merged view of everything below the writable upper.
 
 use std::num::NonZeroUsize;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 use nix::errno::Errno;
 
 use super::layer::{Bytes, Layer, LayerListing, Listing, Lookup, SharedListing, Source, Xattr};
-use super::{Error, Result};
+use super::{Error, FrozenLayer, ImageLayer, Result};
 use crate::object::{Attr, Ino};
 
 /// Merged listings kept at most, by number and by weight.
 const LISTINGS_KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 const LISTINGS_WEIGHT: usize = 8 << 20;
 
-/// An immutable stack of read-only layers, top first.
+/// An immutable stack of read-only layers: frozen uppers over at least one image. Each list is
+/// ordered from the top.
 #[derive(Debug)]
 pub struct LowerStack {
-    layers: Vec<Arc<dyn Layer>>,
+    frozen: Vec<Arc<FrozenLayer>>,
+    images: Vec<Arc<ImageLayer>>,
     listings: Mutex<Listings>,
+}
+
+/// The layer that holds the content of a file.
+#[derive(Debug, Clone)]
+pub enum ContentLayer {
+    /// A frozen upper.
+    Frozen(Arc<FrozenLayer>),
+    /// An image.
+    Image(Arc<ImageLayer>),
+}
+
+impl Deref for ContentLayer {
+    type Target = dyn Layer;
+
+    fn deref(&self) -> &(dyn Layer + 'static) {
+        match self {
+            ContentLayer::Frozen(layer) => &**layer,
+            ContentLayer::Image(layer) => &**layer,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -28,11 +51,11 @@ struct Listings {
 }
 
 impl LowerStack {
-    /// Makes a stack of these layers, top first. An empty stack is an empty directory tree that
-    /// knows no object, not even the root.
-    pub fn new(layers: Vec<Arc<dyn Layer>>) -> LowerStack {
+    /// Returns a stack of these layers, each list ordered from the top.
+    pub fn new(frozen: Vec<Arc<FrozenLayer>>, images: Vec<Arc<ImageLayer>>) -> LowerStack {
         LowerStack {
-            layers,
+            frozen,
+            images,
             listings: Mutex::new(Listings {
                 known: LruCache::new(LISTINGS_KEPT),
                 weight: 0,
@@ -40,14 +63,33 @@ impl LowerStack {
         }
     }
 
-    /// The layers, top first.
-    pub fn layers(&self) -> &[Arc<dyn Layer>] {
-        &self.layers
+    /// The frozen uppers, top first: changes that are not in an image yet.
+    pub fn frozen(&self) -> &[Arc<FrozenLayer>] {
+        &self.frozen
+    }
+
+    /// The images, top first: what was committed.
+    pub fn images(&self) -> &[Arc<ImageLayer>] {
+        &self.images
+    }
+
+    /// Returns the images alone, without the frozen uppers: the committed view.
+    pub fn committed(self: &Arc<Self>) -> Arc<LowerStack> {
+        match self.frozen.last() {
+            Some(lowest) => lowest.below().clone(),
+            None => self.clone(),
+        }
+    }
+
+    /// All layers, top first.
+    fn layers(&self) -> impl Iterator<Item = &dyn Layer> {
+        let frozen = self.frozen.iter().map(|layer| &**layer as &dyn Layer);
+        frozen.chain(self.images.iter().map(|layer| &**layer as &dyn Layer))
     }
 
     /// Looks a name up in a directory, through all layers.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
-        for layer in &self.layers {
+        for layer in self.layers() {
             match layer.lookup(dir, name)? {
                 Lookup::Unknown => {}
                 Lookup::Whiteout => return Ok(None),
@@ -60,7 +102,7 @@ impl LowerStack {
     /// Returns the attributes of an object.
     pub fn attr(&self, ino: Ino) -> Result<Option<Attr>> {
         let mut found: Option<Attr> = None;
-        for layer in &self.layers {
+        for layer in self.layers() {
             let Some(inode) = layer.inode(ino)? else {
                 continue;
             };
@@ -87,7 +129,7 @@ impl LowerStack {
             return Ok(known.clone());
         }
         let mut parts = Vec::new();
-        for layer in &self.layers {
+        for layer in self.layers() {
             if let Some(part) = layer.list(dir)? {
                 parts.push(part);
             }
@@ -114,7 +156,7 @@ impl LowerStack {
 
     /// Returns the parent of a directory and its name there.
     pub fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        for layer in &self.layers {
+        for layer in self.layers() {
             if let Some(found) = layer.parent(dir)? {
                 return Ok(Some(found));
             }
@@ -128,12 +170,19 @@ impl LowerStack {
     }
 
     /// Returns the layer that has the content of a regular file.
-    pub fn content(&self, ino: Ino) -> Result<&Arc<dyn Layer>> {
-        for layer in &self.layers {
-            if let Some(inode) = layer.inode(ino)?
-                && inode.content == Source::Here
-            {
-                return Ok(layer);
+    pub fn content(&self, ino: Ino) -> Result<ContentLayer> {
+        let holds = |layer: &dyn Layer| -> Result<bool> {
+            let inode = layer.inode(ino)?;
+            Ok(inode.is_some_and(|inode| inode.content == Source::Here))
+        };
+        for layer in &self.frozen {
+            if holds(&**layer)? {
+                return Ok(ContentLayer::Frozen(layer.clone()));
+            }
+        }
+        for layer in &self.images {
+            if holds(&**layer)? {
+                return Ok(ContentLayer::Image(layer.clone()));
             }
         }
         Err(Errno::ESTALE.into())
@@ -151,7 +200,7 @@ impl LowerStack {
 
     /// Returns the target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
-        for layer in &self.layers {
+        for layer in self.layers() {
             if layer.inode(ino)?.is_some() {
                 return layer.read_link(ino);
             }
@@ -161,7 +210,7 @@ impl LowerStack {
 
     /// Returns all extended attributes of an object.
     pub fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
-        for layer in &self.layers {
+        for layer in self.layers() {
             if let Some(inode) = layer.inode(ino)?
                 && inode.xattrs == Source::Here
             {

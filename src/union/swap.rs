@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::delta::Delta;
 use super::stack::LowerStack;
-use super::{Error, FrozenLayer, Layer, Result, State, Union};
+use super::{Error, FrozenLayer, Result, State, Union};
 use crate::object::Ino;
 use crate::state::LayerId;
 use crate::upper::UpperDir;
@@ -48,17 +48,14 @@ impl Union {
             let delta = std::mem::take(&mut state.delta);
             let old_upper = std::mem::replace(&mut state.upper, upper);
             let below = state.lower.clone();
-            let mut layers: Vec<Arc<dyn Layer>> = vec![Arc::new(FrozenLayer::new(
-                frozen,
-                delta,
-                old_upper,
-                below.clone(),
-            ))];
-            layers.extend(below.layers().iter().cloned());
+            let top = FrozenLayer::new(frozen, delta, old_upper, below.clone());
+            let mut layers = vec![Arc::new(top)];
+            layers.extend_from_slice(below.frozen());
             state.layer = fresh;
-            state.lower = Arc::new(LowerStack::new(layers));
+            state.lower = Arc::new(LowerStack::new(layers, below.images().to_vec()));
         }
-        Ok(frozen_ids(&state.lower))
+        let frozen = state.lower.frozen().iter();
+        Ok(frozen.map(|layer| layer.id).collect())
     }
 
     /// Takes a rotation back after a commit that failed, so that the stack is as it was before. Does
@@ -68,11 +65,7 @@ impl Union {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
-        let frozen = state
-            .lower
-            .layers()
-            .first()
-            .and_then(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
+        let frozen = state.lower.frozen().first();
         let Some(frozen) = frozen.filter(|_| state.delta.is_empty()) else {
             return Ok(());
         };
@@ -112,16 +105,9 @@ impl Union {
         let mut state = self.write();
         let published = publish()?;
         let mut stale = Vec::new();
-        for layer in state.lower.layers() {
-            if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
-                stale.extend(
-                    frozen
-                        .delta()
-                        .inodes
-                        .keys()
-                        .map(|ino| Invalidation::Attributes(*ino)),
-                );
-            }
+        for frozen in state.lower.frozen() {
+            let inos = frozen.delta().inodes.keys();
+            stale.extend(inos.map(|ino| Invalidation::Attributes(*ino)));
         }
         // The same names in the same order, so positions stay as they are.
         state.lower = lower;
@@ -153,10 +139,8 @@ impl Union {
         // It has happened: what fails from here on must not look as if it had not.
         self.went_back.store(true, Ordering::Relaxed);
         let mut stale = delta_invalidations(&state.delta);
-        for layer in state.lower.layers() {
-            if let Some(frozen) = layer.as_any().downcast_ref::<FrozenLayer>() {
-                stale.extend(delta_invalidations(frozen.delta()));
-            }
+        for frozen in state.lower.frozen() {
+            stale.extend(delta_invalidations(frozen.delta()));
         }
         state.delta = Delta::default();
         state.upper = upper;
@@ -183,37 +167,11 @@ impl Union {
 impl State {
     /// The directories in which frozen layers have names.
     fn frozen_dirs(&self) -> Vec<Ino> {
-        let layers = self.lower.layers().iter();
-        let frozen = layers.filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
+        let frozen = self.lower.frozen().iter();
         frozen
             .flat_map(|layer| layer.delta().dirs.keys().copied())
             .collect()
     }
-
-    /// The images of the stack, without the uppers: what was committed.
-    pub(super) fn base(&self) -> LowerStack {
-        base_of(&self.lower)
-    }
-}
-
-/// The images of a stack, without the uppers above them.
-fn base_of(lower: &LowerStack) -> LowerStack {
-    LowerStack::new(
-        lower
-            .layers()
-            .iter()
-            .filter(|layer| !layer.as_any().is::<FrozenLayer>())
-            .cloned()
-            .collect(),
-    )
-}
-
-fn frozen_ids(lower: &LowerStack) -> Vec<LayerId> {
-    let frozen = lower
-        .layers()
-        .iter()
-        .filter_map(|layer| layer.as_any().downcast_ref::<FrozenLayer>());
-    frozen.map(|layer| layer.id).collect()
 }
 
 /// Everything that a layer's rows make different: without the layer, it is different again.

@@ -6,7 +6,49 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::*;
-use crate::state::{InitEnvironment, NewRevision, RevisionKind};
+use crate::squashfs::writer::{ImageWriter, Meta, WriterOptions};
+use crate::squashfs::{Image, ReaderOptions};
+use crate::state::{IdMap, ImageId, InitEnvironment, NewImage, NewRevision, RevisionKind};
+
+/// Makes an image with these objects in its root directory, each a FIFO.
+fn image(path: &std::path::Path, inos: &[Ino]) -> ImageLayer {
+    let meta = |number| Meta {
+        number,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: 0,
+        xattrs: Vec::new(),
+    };
+    let mut writer = ImageWriter::create(path, WriterOptions::default()).unwrap();
+    let root = writer.add_directory(&meta(1)).unwrap();
+    for (number, ino) in (2..).zip(inos) {
+        let fifo = writer.add_fifo(&meta(number)).unwrap();
+        writer.link(root, ino.to_string().as_bytes(), fifo).unwrap();
+    }
+    writer.finish(root).unwrap();
+    let ids = [&[Ino::ROOT], inos].concat();
+    let image = Image::open(path, ReaderOptions::default()).unwrap();
+    ImageLayer::new(image, IdMap::from_ascending(ids).unwrap())
+}
+
+fn new_image(id: ImageId, file: String, layer: &ImageLayer) -> NewImage {
+    let superblock = layer.image().superblock();
+    NewImage {
+        id,
+        file,
+        size: superblock.bytes_used,
+        inodes: superblock.inodes,
+        block_size: superblock.block_size,
+        compression: superblock.compressor.to_string(),
+        root_number: 1,
+        id_map: layer.ids().clone(),
+        digest: None,
+        digests: None,
+        dead_bytes: 0,
+        tables_appended: None,
+    }
+}
 
 /// The view of an environment with nothing in it.
 fn empty() -> (tempfile::TempDir, Union) {
@@ -14,11 +56,15 @@ fn empty() -> (tempfile::TempDir, Union) {
     let at = |name: &str| dir.path().join(name);
     let (images, layers, strays) = (at("images"), at("layers"), at("strays"));
     fs::create_dir(&layers).unwrap();
+    fs::create_dir(&images).unwrap();
     let db = StateDb::create(&at("state.db")).unwrap();
+    let id = db.reserve_image().unwrap();
+    let file = format!("{id}.sqfs");
+    let layer = image(&images.join(&file), &[]);
     db.init_environment(&InitEnvironment {
         uuid: "an-identity".to_owned(),
         prefix: PathBuf::from("/nowhere"),
-        images: Vec::new(),
+        images: vec![new_image(id, file, &layer)],
         kind: RevisionKind::Create,
         revision: NewRevision::default(),
     })
@@ -48,55 +94,9 @@ fn names_that_are_frozen_while_they_are_synced_do_not_count_as_synced() {
     assert!(union.read().unsynced_dirs().is_empty());
 }
 
-/// A layer that cannot be read.
-#[derive(Debug)]
-struct Damaged;
-
-impl Layer for Damaged {
-    fn lookup(&self, _dir: Ino, _name: &[u8]) -> Result<Lookup> {
-        Err(Errno::EIO.into())
-    }
-
-    fn list(&self, _dir: Ino) -> Result<Option<LayerListing>> {
-        Err(Errno::EIO.into())
-    }
-
-    fn inode(&self, _ino: Ino) -> Result<Option<LayerInode>> {
-        Err(Errno::EIO.into())
-    }
-
-    fn parent(&self, _dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        Err(Errno::EIO.into())
-    }
-
-    fn read(&self, _ino: Ino, _offset: u64, _len: usize) -> Result<Box<dyn Bytes>> {
-        Err(Errno::EIO.into())
-    }
-
-    fn is_ready(&self, _ino: Ino, _offset: u64, _len: usize) -> bool {
-        true
-    }
-
-    fn seek(&self, _ino: Ino, _offset: u64, _hole: bool) -> Result<Option<u64>> {
-        Err(Errno::EIO.into())
-    }
-
-    fn read_link(&self, _ino: Ino) -> Result<Box<[u8]>> {
-        Err(Errno::EIO.into())
-    }
-
-    fn xattrs(&self, _ino: Ino) -> Result<Vec<Xattr>> {
-        Err(Errno::EIO.into())
-    }
-
-    fn as_any(&self) -> &dyn std::any::Any {
-        self
-    }
-}
-
 #[test]
 fn what_has_been_dropped_is_told_though_the_layers_below_cannot_be_read() {
-    let (_dir, union) = empty();
+    let (dir, union) = empty();
     let creator = Creator { uid: 1, gid: 1 };
     let made = union.make(Ino::ROOT, b"held", Kind::File, 0o644, 0, None, creator);
     let (held, _) = made.unwrap();
@@ -105,7 +105,16 @@ fn what_has_been_dropped_is_told_though_the_layers_below_cannot_be_read() {
     union.unlink(Ino::ROOT, b"held").unwrap();
     let made = union.make(Ino::ROOT, b"new", Kind::File, 0o644, 0, None, creator);
     let (new, _) = made.unwrap();
-    let below = Arc::new(LowerStack::new(vec![Arc::new(Damaged)]));
+    // An image that has the file by its identity, and cannot be read any more.
+    let file = dir.path().join("damaged");
+    let damaged = image(&file, &[held]);
+    fs::File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(96)
+        .unwrap();
+    let below = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(damaged)]));
     let publish = |fresh| Ok(union.db().discard_all(fresh)?);
     let (trashed, stale) = union.drop_uppers(below, true, publish).unwrap().unwrap();
     assert_eq!(trashed.len(), 1);

@@ -53,7 +53,7 @@ impl Args {
             .rev()
             .take(self.limit.unwrap_or(usize::MAX))
             .map(|revision| {
-                let image = images.iter().find(|image| Some(image.id) == revision.image);
+                let image = images.iter().find(|image| image.id == revision.image);
                 Entry {
                     revision: revision.id.0,
                     current: Some(revision.id) == current,

@@ -29,11 +29,11 @@ fn a_commit_that_fails_and_has_happened_counts_and_one_that_has_not_is_an_error(
         fail(&db, &[Fails::Before]);
         let refused = db.rotate(first.writable, fresh).unwrap_err();
         assert!(matches!(refused, StateError::Sql { .. }), "{refused}");
-        assert_eq!(db.stack().unwrap().len(), 1);
+        assert_eq!(db.stack().unwrap().len(), 2);
 
         fail(&db, &[Fails::After]);
         db.rotate(first.writable, fresh).unwrap();
-        assert_eq!(db.stack().unwrap().len(), 2);
+        assert_eq!(db.stack().unwrap().len(), 3);
         // What it returns is of the transaction that has happened.
         fail(&db, &[Fails::After]);
         assert_eq!(db.unrotate(fresh).unwrap(), first.writable);

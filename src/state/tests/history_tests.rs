@@ -22,16 +22,19 @@ fn commit(db: &StateDb, inos: impl IntoIterator<Item = u64>) -> RevisionId {
 }
 
 #[test]
-fn an_empty_environment_is_one_writable_layer_and_a_revision_without_an_image() {
+fn an_empty_environment_is_one_writable_layer_over_an_empty_image() {
     let db = StateDb::in_memory().unwrap();
     assert_eq!(db.stack().unwrap(), []);
     assert_eq!(db.current_revision().unwrap(), None);
     let begun = init(&db, None);
-    assert_eq!(parts(&db), [StackPart::Writable]);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(1))]
+    );
     let revision = db.current_revision().unwrap().unwrap();
     assert_eq!(
         (revision.id, revision.image, revision.parent),
-        (begun.revision, None, None)
+        (begun.revision, ImageId(1), None)
     );
     assert_eq!(revision.kind, RevisionKind::Create);
     assert_eq!(
@@ -45,16 +48,21 @@ fn an_empty_environment_is_one_writable_layer_and_a_revision_without_an_image() 
 }
 
 #[test]
-fn an_environment_is_initialised_once() {
+fn an_environment_is_initialised_once_and_has_an_image() {
     let db = StateDb::in_memory().unwrap();
+    let begin = |images| {
+        db.init_environment(&InitEnvironment {
+            uuid: String::new(),
+            prefix: PathBuf::new(),
+            images,
+            kind: RevisionKind::Create,
+            revision: new_revision(""),
+        })
+    };
+    let without = begin(Vec::new());
+    assert!(matches!(without, Err(StateError::Conflict { .. })));
     init(&db, None);
-    let again = db.init_environment(&InitEnvironment {
-        uuid: String::new(),
-        prefix: PathBuf::new(),
-        images: Vec::new(),
-        kind: RevisionKind::Create,
-        revision: new_revision(""),
-    });
+    let again = begin(vec![new_image(&db, [1])]);
     assert!(matches!(again, Err(StateError::Conflict { .. })));
 }
 
@@ -125,7 +133,7 @@ fn a_commit_replaces_frozen_layers_and_image_by_the_new_image() {
     let current = db.current_revision().unwrap().unwrap();
     assert_eq!(current.id, revision);
     assert_eq!(current.parent, Some(begun.revision));
-    assert_eq!(current.image, Some(ImageId(2)));
+    assert_eq!(current.image, ImageId(2));
     assert_eq!(db.next_ino().unwrap(), 10);
     assert_eq!(db.images().unwrap().len(), 2);
     let retired: Vec<i64> = db
@@ -222,7 +230,7 @@ fn rollback_appends_a_revision_and_forgets_none() {
     let third = commit(&db, 1..=3);
     assert_eq!(
         parts(&db),
-        [StackPart::Writable, StackPart::Image(ImageId(2))]
+        [StackPart::Writable, StackPart::Image(ImageId(3))]
     );
 
     let fresh = db.reserve_layer().unwrap();
@@ -232,7 +240,7 @@ fn rollback_appends_a_revision_and_forgets_none() {
     assert_eq!(back.trashed.len(), 1);
     assert_eq!(
         parts(&db),
-        [StackPart::Writable, StackPart::Image(ImageId(1))]
+        [StackPart::Writable, StackPart::Image(ImageId(2))]
     );
     let current = db.current_revision().unwrap().unwrap();
     assert_eq!(current.id, back.revision);
@@ -243,13 +251,16 @@ fn rollback_appends_a_revision_and_forgets_none() {
     let fresh = db.reserve_layer().unwrap();
     db.rollback_to(begun.revision, fresh, &new_revision("empty"))
         .unwrap();
-    assert_eq!(parts(&db), [StackPart::Writable]);
+    assert_eq!(
+        parts(&db),
+        [StackPart::Writable, StackPart::Image(ImageId(1))]
+    );
     let fresh = db.reserve_layer().unwrap();
     db.rollback_to(third, fresh, &new_revision("forth"))
         .unwrap();
     assert_eq!(
         parts(&db),
-        [StackPart::Writable, StackPart::Image(ImageId(2))]
+        [StackPart::Writable, StackPart::Image(ImageId(3))]
     );
     assert_eq!(db.revisions().unwrap().len(), 6);
     let fresh = db.reserve_layer().unwrap();

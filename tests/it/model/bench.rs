@@ -301,7 +301,7 @@ impl Bench {
             workspace: None,
         };
         assert!(bench.open().is_nothing());
-        assert_eq!(bench.union().lower().layers().len(), 2);
+        assert_eq!(bench.union().lower().images().len(), 2);
         bench
     }
 

@@ -246,7 +246,7 @@ impl Machine {
             .unwrap()
             .id;
         let seen = tree.nodes.keys().copied().collect();
-        let commits = bench.union().lower().layers().len() == 1;
+        let commits = bench.union().lower().images().len() == 1;
         Machine {
             bench,
             commits,

@@ -88,7 +88,7 @@ fn a_rollback_from_a_damaged_image_happens_and_is_told() {
     make(bench.union(), "a", "new", b"new");
     bench.commit(&CommitOptions::default()).unwrap();
     let db = bench.workspace().db();
-    let image = db.current_revision().unwrap().unwrap().image.unwrap();
+    let image = db.current_revision().unwrap().unwrap().image;
     let file = bench
         .home()
         .join("images")
@@ -124,7 +124,7 @@ fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
     drop(held);
     let expected = Tree::read(union);
     let db = bench.workspace().db();
-    let image = db.current_revision().unwrap().unwrap().image.unwrap();
+    let image = db.current_revision().unwrap().unwrap().image;
     let row = db.image(image).unwrap().unwrap();
     let (images, layers) = (bench.home().join("images"), bench.home().join("layers"));
     let unknown = format!(".{}.sqfs.part", db.reserve_image().unwrap());

@@ -131,13 +131,21 @@ fn what_is_held_comes_back_with_discarded_changes() {
 }
 
 #[test]
-fn a_rebuild_of_nothing_is_no_commit() {
+fn an_empty_environment_can_be_rebuilt_with_other_settings() {
     let bench = Bench::empty();
+    assert!(bench.commit(&CommitOptions::default()).is_none());
     let options = CommitOptions {
         rebuild: true,
+        block_size: Some(4096),
         ..CommitOptions::default()
     };
-    assert!(bench.commit(&options).is_none());
+    let before = Tree::read(bench.union());
+    assert!(bench.commit(&options).is_some());
+    before.assert_is(&Tree::read(bench.union()));
+    let lower = bench.union().lower();
+    let superblock = lower.images()[0].image().superblock().clone();
+    assert_eq!((superblock.block_size, superblock.inodes), (4096, 1));
+    assert!(lower.frozen().is_empty());
 }
 
 #[test]
@@ -217,7 +225,7 @@ fn other_readers_read_a_committed_image() {
     bench.commit(&CommitOptions::default()).unwrap();
     let tree = Tree::read(union);
     let db = bench.workspace().db();
-    let image = db.current_revision().unwrap().unwrap().image.unwrap();
+    let image = db.current_revision().unwrap().unwrap().image;
     let file = bench
         .home()
         .join("images")

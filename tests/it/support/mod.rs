@@ -464,7 +464,9 @@ fn unmount_by(is_root: bool, command: impl Fn(&'static str) -> Command, at: &Pat
 
 /// Returns the mounts at and below a directory, the last first.
 pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    // Others may have mounts at paths that are not UTF-8.
+    let table = fs::read("/proc/self/mountinfo").unwrap();
+    let table = String::from_utf8_lossy(&table);
     let mut found: Vec<PathBuf> = table
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
