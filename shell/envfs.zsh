@@ -15,9 +15,9 @@ function envfs {
                 ;;
             esac
         done
-        # The prompt is not exported, so it is passed by value. What is printed is evaluated only
-        # if all went well.
-        __envfs_text="$(PS1="${PS1-}" command envfs __shell zsh $$ "$@")" || return
+        # The prompt is not exported, and PATH need not be, so they are passed by value. What is
+        # printed is evaluated only if all went well.
+        __envfs_text="$(PATH="${PATH-}" PS1="${PS1-}" command envfs __shell zsh $$ "$@")" || return
         # No variable or argument of this function may be seen by scripts of the environment.
         set -- "$__envfs_text"
         unset __envfs_word __envfs_text

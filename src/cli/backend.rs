@@ -22,6 +22,7 @@ use crate::environment::{
 use crate::progress::Progress;
 use crate::state::{ImageRow, Revision, RevisionId, StateDb, Tag};
 use crate::sys::process::error_text;
+use crate::sys::text::{Text, quoted};
 
 /// What an environment's database says of it.
 #[derive(Debug, Clone)]
@@ -84,14 +85,14 @@ fn tell_of_lost(environment: &Environment, lost: &[PathBuf]) {
     let layout = environment.layout();
     let noted = log::open(layout, log::LIMIT).and_then(|mut log| {
         lost.iter()
-            .try_for_each(|path| writeln!(log, "{}: {LOST}", path.display()))
+            .try_for_each(|path| writeln!(log, "{}: {LOST}", quoted(path)))
     });
     let name = environment.name().as_str();
     match noted {
         Ok(()) => warn_of_lost(name, lost.len(), &layout.daemon_log()),
         Err(error) => {
             for path in lost {
-                warn(format!("{name}: {}: {LOST}", path.display()));
+                warn(format!("{name}: {}: {LOST}", quoted(path)));
             }
             warn(format!(
                 "this cannot be noted in its log: {}",
@@ -107,7 +108,7 @@ pub fn warn_of_lost(name: &str, count: usize, log: &Path) {
         warn(format!(
             "{name} was not closed in order, and changed files have lost their content: {count}; {} \
              names them",
-            log.display()
+            quoted(log)
         ));
     }
 }
@@ -145,7 +146,7 @@ pub struct Imported {
     /// Name of the environment.
     pub name: String,
     /// Where it will be mounted.
-    pub prefix: PathBuf,
+    pub prefix: Text,
     /// Entries in the image.
     pub files: u64,
     /// Content of the files in bytes.
@@ -172,7 +173,7 @@ pub fn import(
     let done = commit::import(&source, new, &options, progress).map_err(Failure::from)?;
     Ok(Imported {
         name: name.to_string(),
-        prefix: options.prefix,
+        prefix: options.prefix.into(),
         files: done.entries,
         content_bytes: done.content_bytes,
         image_bytes: done.image_bytes,
@@ -195,9 +196,8 @@ pub fn create(
 
 /// Finds what the user has named.
 fn named(path: &Path, doing: &str) -> Result<PathBuf> {
-    fs::canonicalize(path).map_err(|error| {
-        CommandError::of_named(format!("cannot {doing} {}", path.display()), &error)
-    })
+    fs::canonicalize(path)
+        .map_err(|error| CommandError::of_named(format!("cannot {doing} {}", quoted(path)), &error))
 }
 
 /// Said before anything else: its prefix would be found to be in the way, too.
@@ -239,7 +239,7 @@ pub fn pack(
 ) -> Result<commit::Packed> {
     let source = named(source, "pack")?;
     let to = fs::canonicalize(to)
-        .map_err(|error| CommandError::io(format!("cannot write {}", to.display()), &error))?;
+        .map_err(|error| CommandError::io(format!("cannot write {}", quoted(to)), &error))?;
     let settings = settings(config, options)?;
     let done = commit::pack_directory(&source, settings, &options.exclude, &to, progress);
     Ok(done.map_err(Failure::from)?)
@@ -285,8 +285,8 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
             Kind::Conflict,
             format!(
                 "{} {how} of {other} ({})",
-                prefix.path.display(),
-                facts.prefix.display()
+                quoted(&prefix.path),
+                quoted(&facts.prefix)
             ),
         )
         .hint("choose another place with --prefix"));
@@ -327,7 +327,7 @@ pub fn revision(environment: &Environment, text: &str) -> Result<i64> {
     let found = tags.iter().find(|tag| tag.name == text);
     found.map(|tag| tag.revision.0).ok_or_else(|| {
         let name = environment.name();
-        let message = format!("{name} has no revision called '{}'", text.escape_debug());
+        let message = format!("{name} has no revision called {}", quoted(text));
         CommandError::new(Kind::NotFound, message)
             .hint(format!("envfs log {name} shows numbers and names"))
     })
@@ -390,12 +390,12 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
             found
                 .lost
                 .iter()
-                .map(|path| format!("{}: {LOST}", path.display())),
+                .map(|path| format!("{}: {LOST}", quoted(path))),
         );
         if found.set_aside > 0 {
             outcome.problems.push(format!(
                 "files that belonged to nothing were set aside in {}: {}",
-                environment.layout().strays().display(),
+                quoted(environment.layout().strays()),
                 found.set_aside
             ));
         }

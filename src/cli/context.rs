@@ -16,7 +16,7 @@ use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::BRIEF;
 use crate::environment::{EnvName, Environment, Store};
 use crate::progress::Silent;
-use crate::sys::text::Text;
+use crate::sys::text::{Text, quoted};
 
 /// What every command is given.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Context {
         match &self.home {
             Some(home) if !home.as_os_str().is_empty() => {
                 let home = std::path::absolute(home).map_err(|error| {
-                    CommandError::io(format!("cannot find {}", home.display()), &error)
+                    CommandError::io(format!("cannot find {}", quoted(home)), &error)
                 })?;
                 Ok(Store::new(home))
             }
@@ -231,9 +231,9 @@ impl Env {
                     .map_err(|_| {
                         CommandError::usage(format!(
                             "{} is not in {} ({})",
-                            path.display(),
+                            quoted(path),
                             self.name(),
-                            prefix.display()
+                            quoted(prefix)
                         ))
                     })?
             } else {
@@ -242,7 +242,7 @@ impl Env {
             let Some(clean) = normalize(&relative) else {
                 return Err(CommandError::usage(format!(
                     "{} leads out of the environment",
-                    path.display()
+                    quoted(path)
                 )));
             };
             if clean.as_os_str().is_empty() {

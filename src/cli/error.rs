@@ -72,6 +72,8 @@ pub struct CommandError {
     pub kind: Kind,
     /// What failed; empty where there is nothing to say.
     pub message: String,
+    /// Lines that belong to the message.
+    pub details: Vec<String>,
     /// What to type or do next.
     pub hints: Vec<String>,
     /// The exit status.
@@ -97,6 +99,7 @@ impl CommandError {
         CommandError {
             kind: Kind::System,
             message: String::new(),
+            details: Vec::new(),
             hints: Vec::new(),
             code,
         }
@@ -132,6 +135,7 @@ impl From<Failure> for CommandError {
         CommandError {
             kind: failure.kind,
             message: failure.message,
+            details: failure.details,
             hints: failure.hints,
             code: failure.kind.into(),
         }

@@ -9,9 +9,11 @@ pub mod context;
 pub mod error;
 mod new_file;
 pub mod output;
+mod program;
 
 use std::path::PathBuf;
 
+use clap::error::ContextValue;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use commands::Command;
@@ -20,6 +22,7 @@ use error::{CommandError, ExitCode};
 use output::{ColorChoice, Output};
 
 use crate::sys::process;
+use crate::sys::text::printable;
 
 /// The heading of the options that every command takes.
 const EVERYWHERE: &str = "Options of every command";
@@ -29,13 +32,13 @@ const EVERYWHERE: &str = "Options of every command";
 /// Import any directory (conda, venv, Node, anything), activate it, install and change what you
 /// like, then commit the changes into a new image or discard them. No root needed.
 ///
-/// Where a command takes a NAME, the active environment is meant if there is none.
+/// NAME defaults to the active environment where a command does not require it.
 #[derive(Debug, Parser)]
 #[command(
     name = "envfs",
     version,
     max_term_width = 100,
-    after_help = "Start here:\n  envfs create NAME          make an empty environment, or: envfs import DIR NAME\n  eval \"$(envfs hook bash)\"  (or zsh) make activate work in this shell\n  envfs activate NAME        mount it and put it first\n  envfs doctor               is everything there that envfs needs?\n\nExit status: 0 fine, 1 failed, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 fault of envfs, 130 cancelled; run: the command's own, or 125 to 127."
+    after_help = "Start here:\n  envfs create NAME          make an empty environment, or: envfs import DIR NAME\n  eval \"$(envfs hook bash)\"  (or zsh) make activate work in this shell\n  envfs activate NAME        mount it and put it first\n  envfs doctor               check that this system can run envfs\n\nNames with unusual characters are printed as git prints them: \"a\\033b\\n\". With -z they are exact, each\nended by NUL; in JSON a name that is not UTF-8 is an array of its bytes.\n\nExit status: 0 fine, 1 failed, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 fault of envfs, 130 cancelled; run: the command's own, or 125 to 127."
 )]
 pub struct Cli {
     /// Where environments are kept [default: $ENVFS_HOME, else ~/.local/share/envfs].
@@ -73,11 +76,11 @@ pub fn main() -> i32 {
     let words = commands::mount::translate_helper(std::env::args_os().collect());
     let mut matches = match Cli::command().try_get_matches_from(words) {
         Ok(matches) => matches,
-        Err(error) => return clap_error(&error),
+        Err(error) => return clap_error(error),
     };
     let cli = match Cli::from_arg_matches_mut(&mut matches) {
         Ok(cli) => cli,
-        Err(error) => return clap_error(&error),
+        Err(error) => return clap_error(error),
     };
     let output = Output::new(cli.color, cli.quiet);
     let context = Context::new(output, cli.home);
@@ -95,8 +98,9 @@ fn finish(output: &Output, result: Result<(), CommandError>) -> i32 {
     }
 }
 
-fn clap_error(error: &clap::Error) -> i32 {
-    // Nobody can be told where even this cannot be written.
+fn clap_error(error: clap::Error) -> i32 {
+    let error = without_controls(error);
+    // A failure to write this cannot be reported anywhere.
     drop(error.print());
     if !error.use_stderr() {
         return ExitCode::Success as i32;
@@ -107,6 +111,28 @@ fn clap_error(error: &clap::Error) -> i32 {
     } else {
         ExitCode::Usage as i32
     }
+}
+
+/// Escapes control characters in the words of the command line that a message quotes: a script may
+/// have taken them from anywhere.
+pub fn without_controls(mut error: clap::Error) -> clap::Error {
+    let quoted: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| {
+            let value = match value {
+                ContextValue::String(text) => ContextValue::String(printable(text)),
+                ContextValue::Strings(texts) => {
+                    ContextValue::Strings(texts.iter().map(printable).collect())
+                }
+                _ => return None,
+            };
+            Some((kind, value))
+        })
+        .collect();
+    for (kind, value) in quoted {
+        error.insert(kind, value);
+    }
+    error
 }
 
 /// Whether this process is to serve a mount.

@@ -10,6 +10,7 @@ use tempfile::NamedTempFile;
 use super::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
 use crate::sys::durable::{sync_dir, sync_file};
+use crate::sys::text::quoted;
 
 /// Refuses a target that exists, unless it may be replaced.
 pub(super) fn refuse_existing(target: &Path, force: bool) -> Result<()> {
@@ -17,7 +18,7 @@ pub(super) fn refuse_existing(target: &Path, force: bool) -> Result<()> {
         return Ok(());
     }
     Err(
-        CommandError::new(Kind::Conflict, format!("{} exists", target.display()))
+        CommandError::new(Kind::Conflict, format!("{} exists", quoted(target)))
             .hint("choose another name, or replace it with --force"),
     )
 }
@@ -27,7 +28,7 @@ pub(super) fn write(
     target: &Path,
     fill: impl FnOnce(&mut NamedTempFile) -> Result<()>,
 ) -> Result<()> {
-    let doing = format!("cannot write {}", target.display());
+    let doing = format!("cannot write {}", quoted(target));
     let failed = |error: io::Error| CommandError::io(&doing, &error);
     let directory = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

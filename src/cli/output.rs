@@ -1,4 +1,9 @@
-//! Where commands speak: results on standard output, everything else on standard error.
+//! Where commands print: results on standard output, everything else on standard error.
+//!
+//! Nothing printed for people can control their terminal or forge a line: every text passes
+//! [`shown`], which escapes control characters, also newlines. Names are quoted with
+//! [`quoted`](crate::sys::text::quoted) where they are put into a text. What programs read
+//! ([`Output::raw`], [`Output::exact`], [`Output::fields`], [`Output::json`]) is exact.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::sync::Mutex;
@@ -12,6 +17,7 @@ use super::error::{CommandError, ExitCode, Result};
 use crate::daemon::protocol::Summary;
 use crate::progress::{Progress, Report};
 use crate::sys::process;
+use crate::sys::text::printable;
 
 /// When to use colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -31,6 +37,7 @@ pub struct Output {
     color: bool,
     color_err: bool,
     quiet: bool,
+    prints_to_terminal: bool,
     talks_to_terminal: bool,
 }
 
@@ -61,23 +68,41 @@ impl Output {
                     && std::env::var_os("TERM").is_none_or(|value| value != "dumb")
             }
         };
+        let prints_to_terminal = io::stdout().is_terminal();
         let talks_to_terminal = io::stderr().is_terminal();
         Output {
-            color: wanted(io::stdout().is_terminal()),
+            color: wanted(prints_to_terminal),
             color_err: wanted(talks_to_terminal),
             quiet,
+            prints_to_terminal,
             talks_to_terminal,
         }
     }
 
-    /// Writes one line of the result.
+    /// Prints one line of the result for people.
     pub fn line(&self, text: impl AsRef<[u8]>) -> Result<()> {
-        let mut stdout = io::stdout().lock();
-        written(
-            stdout
-                .write_all(text.as_ref())
-                .and_then(|()| stdout.write_all(b"\n")),
-        )
+        put(shown(text.as_ref(), self.color).as_bytes(), b"\n")
+    }
+
+    /// Prints one line of a file's content: exact where a program may read it (a patch), safe on a
+    /// terminal.
+    pub fn content(&self, text: &str) -> Result<()> {
+        if self.prints_to_terminal {
+            return self.line(text);
+        }
+        put(text.as_bytes(), b"\n")
+    }
+
+    /// Prints one line exactly, for a command substitution (`cd "$(envfs mount x)"`).
+    pub fn exact(&self, value: impl AsRef<[u8]>) -> Result<()> {
+        put(value.as_ref(), b"\n")
+    }
+
+    /// Prints values exactly, each ended by NUL, for options like `-z`.
+    pub fn fields<T: AsRef<[u8]>>(&self, values: impl IntoIterator<Item = T>) -> Result<()> {
+        values
+            .into_iter()
+            .try_for_each(|value| put(value.as_ref(), b"\0"))
     }
 
     /// Writes the result as it is.
@@ -91,13 +116,13 @@ impl Output {
         let text = serde_json::to_string_pretty(value).map_err(|error| {
             CommandError::new(crate::daemon::failure::Kind::Internal, error.to_string())
         })?;
-        self.line(text)
+        self.exact(text)
     }
 
-    /// Says something to the user, unless he asked for quiet.
+    /// Tells the user something, unless quiet was asked for.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            say(text.as_ref());
+            self.say(text.as_ref());
         }
     }
 
@@ -110,7 +135,7 @@ impl Output {
 
     /// Warns the user.
     pub fn warn(&self, text: impl AsRef<str>) {
-        say(&format!(
+        self.say(&format!(
             "{} {}",
             self.err_tone("warning:", Tone::Notice),
             text.as_ref()
@@ -122,19 +147,33 @@ impl Output {
         if error.message.is_empty() {
             return;
         }
-        say(&format!(
+        self.say(&format!(
             "{} {}",
             self.err_tone("envfs:", Tone::Bad),
             error.message
         ));
+        for line in &error.details {
+            self.say(&format!("  {line}"));
+        }
         for hint in &error.hints {
-            say(&format!("  {} {hint}", self.err_tone("→", Tone::Dim)));
+            self.say(&format!("  {} {hint}", self.err_tone("→", Tone::Dim)));
         }
     }
 
     /// Colours a part of the result, where colours are wanted.
     pub fn tone(&self, text: &str, tone: Tone) -> String {
         paint(text, tone, self.color)
+    }
+
+    /// A failure to write to standard error cannot be reported anywhere.
+    fn say(&self, text: &str) {
+        let text = shown(text.as_bytes(), self.color_err);
+        let mut stderr = io::stderr().lock();
+        drop(
+            stderr
+                .write_all(text.as_bytes())
+                .and_then(|()| stderr.write_all(b"\n")),
+        );
     }
 
     fn err_tone(&self, text: &str, tone: Tone) -> String {
@@ -148,10 +187,11 @@ impl Output {
         }
         if !(io::stdin().is_terminal() && self.talks_to_terminal) {
             return Err(
-                CommandError::usage(format!("{question} Nobody is here to answer"))
-                    .hint("say yes beforehand with -y"),
+                CommandError::usage(format!("{question} Cannot ask: not a terminal"))
+                    .hint("pass -y to answer yes"),
             );
         }
+        let question = shown(question.as_bytes(), self.color_err);
         let mut stderr = io::stderr().lock();
         let asked = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());
         asked.map_err(|error| CommandError::io("cannot ask", &error))?;
@@ -180,27 +220,54 @@ impl Output {
 }
 
 fn paint(text: &str, tone: Tone, color: bool) -> String {
-    if !color {
-        return text.to_owned();
+    if color {
+        format!("{}{text}{PLAIN}", tone.code())
+    } else {
+        text.to_owned()
     }
-    let code = match tone {
-        Tone::Good => "32",
-        Tone::Notice => "33",
-        Tone::Bad => "31",
-        Tone::Dim => "2",
-        Tone::Strong => "1",
-    };
-    format!("\x1b[{code}m{text}\x1b[0m")
 }
 
-/// Nobody can be told that standard error cannot be written.
-fn say(text: &str) {
-    let mut stderr = io::stderr().lock();
-    drop(
-        stderr
-            .write_all(text.as_bytes())
-            .and_then(|()| stderr.write_all(b"\n")),
-    );
+/// Ends what [`Tone::code`] began.
+const PLAIN: &str = "\x1b[0m";
+
+impl Tone {
+    const ALL: [Tone; 5] = [Tone::Good, Tone::Notice, Tone::Bad, Tone::Dim, Tone::Strong];
+
+    fn code(self) -> &'static str {
+        match self {
+            Tone::Good => "\x1b[32m",
+            Tone::Notice => "\x1b[33m",
+            Tone::Bad => "\x1b[31m",
+            Tone::Dim => "\x1b[2m",
+            Tone::Strong => "\x1b[1m",
+        }
+    }
+}
+
+/// Returns a line as it may be printed: control characters are escaped, except our own colours where
+/// colours are wanted.
+fn shown(text: &[u8], color: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while color && let Some(at) = rest.iter().position(|&byte| byte == 0x1b) {
+        let (before, from) = rest.split_at(at);
+        out.push_str(&printable(before));
+        let mut own = Tone::ALL.map(Tone::code).into_iter().chain([PLAIN]);
+        let code = own.find(|code| from.starts_with(code.as_bytes()));
+        let (taken, after) = from.split_at(code.map_or(1, str::len));
+        match code {
+            Some(code) => out.push_str(code),
+            None => out.push_str(&printable(taken)),
+        }
+        rest = after;
+    }
+    out.push_str(&printable(rest));
+    out
+}
+
+fn put(text: &[u8], end: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    written(stdout.write_all(text).and_then(|()| stdout.write_all(end)))
 }
 
 fn written(result: io::Result<()>) -> Result<()> {
@@ -285,7 +352,7 @@ impl Progress for Bar {
             shown.files_only = files_only;
             self.bar.reset();
             self.style(report, files_only);
-            self.bar.set_prefix(report.phase.clone());
+            self.bar.set_prefix(printable(&report.phase));
             self.bar.enable_steady_tick(Duration::from_millis(200));
         }
         let (done, total) = if files_only {
@@ -382,10 +449,12 @@ pub fn time(seconds: i64) -> String {
     )
 }
 
-/// Writes rows in columns; all but the last are as wide as their widest cell.
+/// Writes rows in columns; all but the last are as wide as their widest cell. Cells have no colours.
 pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+    let escape = |row: &Vec<String>| row.iter().map(printable).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(escape).collect();
     let mut widths: Vec<usize> = Vec::new();
-    for row in rows {
+    for row in &rows {
         for (column, cell) in row.iter().enumerate() {
             let width = cell.chars().count();
             match widths.get_mut(column) {
@@ -438,6 +507,24 @@ mod tests {
         assert_eq!(time(951_782_400), "2000-02-29 00:00:00Z");
         assert_eq!(time(-1), "1969-12-31 23:59:59Z");
         assert_eq!(time(1_735_689_599), "2024-12-31 23:59:59Z");
+    }
+
+    #[test]
+    fn a_line_is_one_line_and_has_no_codes_but_our_own() {
+        let forged = "a\n\x1b[31mb\x1b[0m\x1b]0;title\x07 \x1b";
+        assert_eq!(
+            shown(forged.as_bytes(), false),
+            "a\\n\\033[31mb\\033[0m\\033]0;title\\a \\033"
+        );
+        assert_eq!(
+            shown(forged.as_bytes(), true),
+            "a\\n\x1b[31mb\x1b[0m\\033]0;title\\a \\033"
+        );
+        for tone in Tone::ALL {
+            let painted = paint("x", tone, true);
+            assert_eq!(shown(painted.as_bytes(), true), painted);
+        }
+        assert_eq!(table(&[vec!["a\nb".into(), "c".into()]]), ["a\\nb  c"]);
     }
 
     #[test]

@@ -111,7 +111,7 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
         .and_then(|_| {
             tell(&Started::Ready {
                 pid: std::process::id(),
-                mount_point: mount_point.clone(),
+                mount_point: mount_point.clone().into(),
                 lost: open.lost,
             })
         });

@@ -46,6 +46,10 @@ pub struct Failure {
     pub kind: Kind,
     /// What failed, with its causes, in one line as a rule.
     pub message: String,
+    /// What belongs to the message and has lines of its own, for example who uses a mount. Neither a
+    /// message nor a line here holds a newline that is meant to be one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
     /// What to type or do next, one hint a line.
     #[serde(default)]
     pub hints: Vec<String>,
@@ -57,8 +61,16 @@ impl Failure {
         Failure {
             kind,
             message: message.into(),
+            details: Vec::new(),
             hints: Vec::new(),
         }
+    }
+
+    /// Adds a line to the message.
+    #[must_use]
+    pub fn detail(mut self, line: impl Into<String>) -> Failure {
+        self.details.push(line.into());
+        self
     }
 
     /// Adds what to do about it.

@@ -53,7 +53,7 @@ pub fn run(
         // If the command that asked for the mount is gone, nobody wants it.
         tell(&Started::Ready {
             pid: std::process::id(),
-            mount_point: mount_point.clone(),
+            mount_point: mount_point.clone().into(),
             lost: mounted.lost,
         })?;
         Ok(running)
@@ -238,13 +238,14 @@ pub fn busy(mount_point: &Path, holders: &[holders::Holder]) -> Failure {
     if holders.is_empty() {
         message.push_str(" (by a process of another user, or by a mount inside it)");
     }
+    let mut failure = Failure::new(Kind::Busy, message);
     for holder in holders.iter().take(10) {
-        message.push_str(&format!("\n  {holder}"));
+        failure = failure.detail(holder.to_string());
     }
     if holders.len() > 10 {
-        message.push_str(&format!("\n  and {} more", holders.len() - 10));
+        failure = failure.detail(format!("and {} more", holders.len() - 10));
     }
-    Failure::new(Kind::Busy, message)
+    failure
         .hint("end these processes or leave the directory, then try again")
         .hint("or: envfs unmount --lazy (detaches now, ends when they do)")
 }

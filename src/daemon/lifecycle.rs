@@ -256,13 +256,13 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
                 Kind::Conflict,
                 format!("{shown} is where the environment is to be mounted, but is no directory"),
             )
-            .hint("move it away, or choose another place with --prefix"));
+            .hint("move it away, then try again"));
         }
         Err(error) => {
-            return Err(
-                Failure::of_named(format!("cannot create the prefix {shown}"), &error)
-                    .hint("choose another place with --prefix"),
-            );
+            return Err(Failure::of_named(
+                format!("cannot create the prefix {shown}"),
+                &error,
+            ));
         }
     }
     let at = mountinfo::at(prefix)
@@ -277,7 +277,7 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
             ),
         )
         .hint(format!(
-            "unmount it (fusermount3 -u {shown}), or choose another --prefix"
+            "unmount it (fusermount3 -u {shown}), then try again"
         )));
     }
     let mut entries = fs::read_dir(prefix)
@@ -287,7 +287,7 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
             Kind::Conflict,
             format!("{shown} is where the environment is to be mounted, but is not empty"),
         )
-        .hint("move what is in it away, or choose another place with --prefix"));
+        .hint("move what is in it away, then try again"));
     }
     Ok(())
 }
@@ -304,10 +304,11 @@ pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
     let missing: Vec<&Path> = prefix.ancestors().take_while(is_missing).collect();
     let tried = prepare_prefix(prefix).and_then(|()| match mount::try_at(prefix) {
         Err(error) if !error.is_fuse_missing() && mount::try_somewhere().is_ok() => {
-            Err(Failure::from(error).hint("choose another place with --prefix"))
+            Err(Failure::from(error))
         }
         _ => Ok(()),
     });
+    let tried = tried.map_err(|failure| failure.hint("choose another place with --prefix"));
     for dir in missing {
         if let Err(error) = fs::remove_dir(dir)
             && error.kind() != std::io::ErrorKind::NotFound
@@ -401,15 +402,15 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Launched, Failure> 
 }
 
 fn ended_early(target: &Target, status: ExitStatus, log_start: u64) -> Failure {
-    let mut message = format!(
+    let message = format!(
         "the daemon of {} ended before it was ready ({status})",
         target.name
     );
+    let mut failure = Failure::new(Kind::Daemon, message);
     for line in last_words(&target.log(), log_start) {
-        message.push_str("\n  ");
-        message.push_str(&line);
+        failure = failure.detail(line);
     }
-    Failure::new(Kind::Daemon, message).hint(format!("its log: {}", target.log().display()))
+    failure.hint(format!("its log: {}", target.log().display()))
 }
 
 /// Returns the last lines which a daemon wrote to its log after `start`.

@@ -11,7 +11,7 @@
 //! to an unmount the server keeps the connection open until the daemon has ended.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -443,7 +443,7 @@ pub enum Started {
         /// Process id of the daemon.
         pid: u32,
         /// Where it is mounted.
-        mount_point: PathBuf,
+        mount_point: Text,
         /// Changed files that were found to have lost their content; the log names them.
         #[serde(default)]
         lost: usize,

@@ -374,7 +374,7 @@ impl Daemon {
         let Started::Ready { mount_point, .. } = serde_json::from_str(line).unwrap() else {
             panic!("{line}");
         };
-        assert_eq!(mount_point, prefix);
+        assert_eq!(mount_point.as_path(), prefix);
         let target = Target {
             id,
             name: String::from("hello"),
@@ -458,8 +458,9 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
     assert_eq!(failure.kind, Kind::Busy);
     assert!(
         failure
-            .message
-            .contains(&format!("sleep (pid {})", user.id())),
+            .details
+            .iter()
+            .any(|line| line.contains(&format!("sleep (pid {})", user.id()))),
         "{failure}"
     );
     user.kill().unwrap();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::error::{EnvironmentError, Result};
+use crate::sys::text::printable;
 
 /// Words that commands use for something else. Compared without regard to case.
 const RESERVED: &[&str] = &["all", "none", "current"];
@@ -20,7 +21,7 @@ impl EnvName {
     pub fn new(name: &str) -> Result<EnvName> {
         let fail = |why| {
             Err(EnvironmentError::BadName {
-                name: name.escape_debug().to_string(),
+                name: printable(name),
                 why,
             })
         };

@@ -12,6 +12,7 @@ use super::error::{Context, EnvironmentError, Result};
 use super::layout::StoreLayout;
 use super::name::EnvName;
 use crate::sys::mountinfo::{self, MountEntry};
+use crate::sys::text::quoted;
 
 /// What scripts of the environment begin with, after the prefix.
 const INTERPRETER: &str = "/bin/python3.99";
@@ -52,7 +53,7 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
     let refuse = |why: String| {
         Err(EnvironmentError::BadPrefix {
             // Shown on one line whatever is in it.
-            path: PathBuf::from(path.to_string_lossy().escape_debug().to_string()),
+            path: PathBuf::from(quoted(&path)),
             why,
         })
     };

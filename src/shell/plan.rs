@@ -27,6 +27,8 @@ pub type Variables = BTreeMap<OsString, OsString>;
 
 const STATE: &str = "__ENVFS_STATE_";
 const LEVEL: &str = "ENVFS_SHLVL";
+/// Where programs are looked for when there is no `PATH`.
+pub const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
 /// More are not believed: the number comes from outside.
 const MAX_LEVEL: u32 = 64;
 
@@ -452,6 +454,10 @@ impl Work {
                 state.replaced.push(Text(bin));
                 at = found.min(entries.len());
             }
+        }
+        // A shell without PATH finds the system's programs nevertheless, and shall go on doing so.
+        if entries.is_empty() {
+            entries = split_path(Some(OsStr::new(SYSTEM_PATH)));
         }
         let ours: Vec<OsString> = state.path.iter().map(|text| text.0.clone()).collect();
         entries.splice(at..at, ours);

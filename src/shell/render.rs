@@ -1,7 +1,7 @@
 //! Writes a [`Script`] down for a shell to evaluate.
 //!
-//! One text serves bash, zsh and other POSIX shells. Commands have a backslash before them so
-//! that aliases do not apply. Everything that is not ours is in single quotes.
+//! Commands have a backslash before them so that aliases do not apply. Everything that is not ours is
+//! in single quotes.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use super::Shell;
 use super::facts::is_variable_name;
 use super::plan::Script;
+use crate::sys::text::printable;
 
 /// Quotes any bytes so that a shell reads them as one word and as nothing else.
 ///
@@ -29,31 +30,61 @@ pub fn quote(value: &OsStr) -> Vec<u8> {
     out
 }
 
+/// Writes a word of a command line that people are told to type: bare where that is safe, else in
+/// single quotes, and where it cannot be shown so, in the form `$'…'` of bash, zsh and ksh.
+pub fn word(value: impl AsRef<OsStr>) -> String {
+    let value = value.as_ref();
+    let bytes = value.as_bytes();
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+=:,@%".contains(byte);
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.is_empty() && bytes.iter().all(is_plain) => text.to_owned(),
+        Ok(text) if printable(text) == text && !text.contains('\t') => {
+            String::from_utf8_lossy(&quote(value)).into_owned()
+        }
+        _ => {
+            let mut out = String::from("$'");
+            for &byte in bytes {
+                match byte {
+                    b'\'' | b'\\' => out.extend(['\\', char::from(byte)]),
+                    b' '..=b'~' => out.push(char::from(byte)),
+                    byte => out.push_str(&format!("\\{byte:03o}")),
+                }
+            }
+            out.push('\'');
+            out
+        }
+    }
+}
+
 /// Returns the text that makes a shell do what the script says. Empty if there is nothing to do.
+///
+/// The text is evaluated to its end whatever happens on the way, so that an environment is never
+/// half activated or half restored: errors in sourced scripts and variables that are read-only in
+/// this shell are reported and passed over. (In bash and POSIX shells an assignment to a read-only
+/// variable can end the evaluation, and in zsh always does.)
 pub fn render(script: &Script, shell: Shell) -> Vec<u8> {
     let mut out = Vec::new();
     if script.is_empty() {
         return out;
     }
-    source(&mut out, &script.before);
+    source(&mut out, &script.before, shell);
+    let mut changes: Vec<(&str, Vec<u8>)> = Vec::new();
     for name in script.unset.iter().filter_map(|name| name.to_str()) {
-        if is_variable_name(name) {
-            line(&mut out, &[b"\\unset ", name.as_bytes()]);
-        }
+        changes.push((name, [b"\\unset ", name.as_bytes()].concat()));
     }
     for (name, value) in &script.export {
-        if let Some(name) = name.to_str().filter(|name| is_variable_name(name)) {
-            line(
-                &mut out,
-                &[b"\\export ", name.as_bytes(), b"=", &quote(value)],
-            );
+        if let Some(name) = name.to_str() {
+            let value = quote(value);
+            changes.push((name, [b"\\export ", name.as_bytes(), b"=", &value].concat()));
         }
     }
     if let Some(prompt) = &script.prompt {
-        line(&mut out, &[b"PS1=", &quote(prompt)]);
+        changes.push(("PS1", [b"PS1=".as_slice(), &quote(prompt)].concat()));
     }
-    source(&mut out, &script.after);
-    // What the shell remembers of where commands are is no longer right.
+    changes.retain(|(name, _)| is_variable_name(name));
+    change(&mut out, &changes, shell);
+    source(&mut out, &script.after, shell);
+    // The shell's table of where commands are is out of date.
     match shell {
         Shell::Bash | Shell::Posix => line(&mut out, &[b"\\hash -r 2>/dev/null || :"]),
         Shell::Zsh => line(&mut out, &[b"\\rehash || :"]),
@@ -68,19 +99,99 @@ fn line(out: &mut Vec<u8>, parts: &[&[u8]]) {
     out.push(b'\n');
 }
 
-/// Sources scripts of an environment, which need not bear with `set -u`, and which may be gone
-/// with their mount.
-fn source(out: &mut Vec<u8>, scripts: &[PathBuf]) {
+/// Changes variables, each only where the shell allows it.
+fn change(out: &mut Vec<u8>, changes: &[(&str, Vec<u8>)], shell: Shell) {
+    if changes.is_empty() {
+        return;
+    }
+    if shell != Shell::Zsh {
+        // A read-only variable cannot be unset. Tried in one subshell for all of them; `command`
+        // keeps a POSIX shell from ending there.
+        let names: Vec<&str> = changes.iter().map(|(name, _)| *name).collect();
+        line(
+            out,
+            &[
+                b"__envfs_fixed=$(for __envfs_name in ",
+                names.join(" ").as_bytes(),
+                b"; do \\command \\unset -v \"$__envfs_name\" 2>/dev/null || \\echo \" $__envfs_name \"; done)",
+            ],
+        );
+    }
+    for (name, command) in changes {
+        let name = name.as_bytes();
+        // zsh also has variables that change the user of the shell, and arrays.
+        let (is_fixed, pattern) = match shell {
+            Shell::Bash | Shell::Posix => (
+                b"$__envfs_fixed".to_vec(),
+                [b"*\" ", name, b" \"*"].concat(),
+            ),
+            Shell::Zsh => (
+                [b"${(t)", name, b"-}/", name].concat(),
+                b"*readonly*|array*|association*|*/UID|*/EUID|*/GID|*/EGID|*/USERNAME".to_vec(),
+            ),
+        };
+        line(
+            out,
+            &[
+                b"case ",
+                &is_fixed,
+                b" in (",
+                &pattern,
+                b") \\echo 'envfs: ",
+                name,
+                b" cannot be changed in this shell' >&2 ;; (*) ",
+                command,
+                b" ;; esac",
+            ],
+        );
+    }
+    if shell != Shell::Zsh {
+        line(out, &[b"\\unset -v __envfs_fixed"]);
+    }
+}
+
+/// Sources scripts of an environment, which need not be written for `set -u` or `set -e`, and which may be
+/// gone with their mount. An error in one does not keep what follows from being done.
+fn source(out: &mut Vec<u8>, scripts: &[PathBuf], shell: Shell) {
     if scripts.is_empty() {
         return;
     }
-    out.extend_from_slice(b"case $- in *u*) __envfs_u=1; \\set +u ;; *) __envfs_u= ;; esac\n");
-    for script in scripts {
-        let quoted = quote(script.as_os_str());
+    for option in [b"e", b"u"] {
         line(
             out,
-            &[b"if [ -r ", &quoted, b" ]; then \\. ", &quoted, b"; fi"],
+            &[
+                b"case $- in (*",
+                option,
+                b"*) __envfs_",
+                option,
+                b"=- ;; (*) __envfs_",
+                option,
+                b"=+ ;; esac",
+            ],
         );
     }
-    out.extend_from_slice(b"if [ -n \"$__envfs_u\" ]; then \\set -u; fi\n\\unset __envfs_u\n");
+    out.extend_from_slice(b"\\set +e +u\n");
+    for script in scripts {
+        let quoted = quote(script.as_os_str());
+        let parts: [&[u8]; 2] = match shell {
+            Shell::Bash | Shell::Posix => [b"\\command \\. ", b""],
+            Shell::Zsh => [b"{ \\. ", b" } always { TRY_BLOCK_ERROR=0 }"],
+        };
+        let [before, after] = parts;
+        line(
+            out,
+            &[
+                b"if [ -r ",
+                &quoted,
+                b" ]; then ",
+                before,
+                &quoted,
+                after,
+                b"; fi",
+            ],
+        );
+    }
+    out.extend_from_slice(
+        b"\\set \"${__envfs_e}e\" \"${__envfs_u}u\"\n\\unset __envfs_e __envfs_u\n",
+    );
 }

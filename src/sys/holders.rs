@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::mountinfo::{MountEntry, is_under};
 use super::process;
+use super::text::{Text, quoted};
 
 /// How a process uses a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -48,7 +49,7 @@ pub struct Holder {
     #[serde(rename = "use")]
     pub how: Use,
     /// The path by which it does so, where one is known.
-    pub path: String,
+    pub path: Text,
 }
 
 impl std::fmt::Display for Holder {
@@ -56,12 +57,12 @@ impl std::fmt::Display for Holder {
         write!(
             f,
             "{} (pid {}) {}",
-            self.command,
+            quoted(&self.command),
             self.pid,
             self.how.describe()
         )?;
-        if !self.path.is_empty() {
-            write!(f, ": {}", self.path)?;
+        if !self.path.0.is_empty() {
+            write!(f, ": {}", quoted(&self.path.0))?;
         }
         Ok(())
     }
@@ -92,7 +93,7 @@ fn of_process(pid: u32, mount: &MountEntry) -> Option<Holder> {
             pid,
             command: process::command_name(pid)?,
             how,
-            path: path.to_string_lossy().into_owned(),
+            path: Text::from(path),
         })
     };
     for (link, how) in [

@@ -2,12 +2,16 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::{Mode, umask};
@@ -293,6 +297,39 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .chain(std::env::split_paths(&path).filter(|dir| dir.is_absolute()))
         .map(|dir| dir.join(name))
         .find(|file| is_executable(file))
+}
+
+/// Becomes another program, at exactly this path, with these words (its name is the first) and
+/// variables; returns only on failure.
+pub fn execute(
+    file: &std::path::Path,
+    words: &[OsString],
+    variables: &BTreeMap<OsString, OsString>,
+) -> io::Error {
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| Errno::EINVAL);
+    let done = || -> nix::Result<Infallible> {
+        let file = text(file.as_os_str().as_bytes())?;
+        let words: Vec<CString> = words
+            .iter()
+            .map(|word| text(word.as_bytes()))
+            .collect::<nix::Result<_>>()?;
+        let variables: Vec<CString> = variables
+            .iter()
+            .map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()))
+            .collect::<nix::Result<_>>()?;
+        // Rust ignores this signal for itself only.
+        let usual = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        // SAFETY: no handler is installed.
+        let before = unsafe { sigaction(Signal::SIGPIPE, &usual) }?;
+        let failed = nix::unistd::execve(&file, &words, &variables);
+        // SAFETY: what was there before.
+        unsafe { sigaction(Signal::SIGPIPE, &before) }?;
+        failed
+    };
+    match done() {
+        Ok(never) => match never {},
+        Err(error) => error.into(),
+    }
 }
 
 /// Returns whether the path leads to a file that this user may execute.

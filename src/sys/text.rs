@@ -1,7 +1,8 @@
-//! Names and values of the system, which need not be UTF-8, written as JSON and read back.
+//! Names and values of the system, which need not be UTF-8: as JSON, and as people see them.
 //!
-//! A string where that is possible, else the array of its bytes: exact in every case, and
-//! ordinary in ordinary ones.
+//! In JSON a name is a string where that is possible, else the array of its bytes: exact in every
+//! case, and ordinary in ordinary ones. For people, [`quoted`] writes a name as git does, and
+//! [`printable`] makes any other text safe to print.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -80,6 +81,87 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
+/// Returns a name as it is shown to people: as it is where nothing in it can mislead, else in double
+/// quotes with C escapes, as git writes it (`"a\\nb\\033"`). UTF-8 stays readable.
+///
+/// Quoted are names with control characters, quotes, backslashes, bytes that are not UTF-8,
+/// spaces at an end, and the arrow that stands between two names of a rename.
+pub fn quoted(name: impl AsRef<OsStr>) -> String {
+    let bytes = name.as_ref().as_bytes();
+    let mut out = String::with_capacity(bytes.len() + 2);
+    let mut is_plain = !bytes.starts_with(b" ")
+        && !bytes.ends_with(b" ")
+        && !bytes.windows(4).any(|window| window == b" -> ");
+    out.push('"');
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if matches!(character, '"' | '\\') || misleads(character) {
+                is_plain = false;
+                escape(character, &mut out);
+            } else {
+                out.push(character);
+            }
+        }
+        is_plain &= chunk.invalid().is_empty();
+        escape_bytes(chunk.invalid(), &mut out);
+    }
+    if is_plain {
+        out.remove(0);
+    } else {
+        out.push('"');
+    }
+    out
+}
+
+/// Returns text for a terminal: what would control it is replaced by C escapes, without quotes.
+/// Tabs stay.
+pub fn printable(text: impl AsRef<[u8]>) -> String {
+    let bytes = text.as_ref();
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if character != '\t' && misleads(character) {
+                escape(character, &mut out);
+            } else {
+                out.push(character);
+            }
+        }
+        escape_bytes(chunk.invalid(), &mut out);
+    }
+    out
+}
+
+/// Returns whether a terminal may obey a character instead of showing it: controls, separators of
+/// lines, and what changes the direction of the text around it.
+fn misleads(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+fn escape(character: char, out: &mut String) {
+    match character {
+        '\u{7}' => out.push_str("\\a"),
+        '\u{8}' => out.push_str("\\b"),
+        '\t' => out.push_str("\\t"),
+        '\n' => out.push_str("\\n"),
+        '\u{b}' => out.push_str("\\v"),
+        '\u{c}' => out.push_str("\\f"),
+        '\r' => out.push_str("\\r"),
+        '"' => out.push_str("\\\""),
+        '\\' => out.push_str("\\\\"),
+        other => escape_bytes(other.encode_utf8(&mut [0; 4]).as_bytes(), out),
+    }
+}
+
+fn escape_bytes(bytes: &[u8], out: &mut String) {
+    for byte in bytes {
+        out.push_str(&format!("\\{byte:03o}"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -102,5 +184,34 @@ mod tests {
             serde_json::to_string(&Text::from("a/b")).unwrap(),
             "\"a/b\""
         );
+    }
+
+    #[test]
+    fn names_are_quoted_as_git_does() {
+        for (name, shown) in [
+            (b"plain".as_slice(), "plain"),
+            (b"", ""),
+            ("a b/\u{fc}".as_bytes(), "a b/\u{fc}"),
+            (b"a\nb", r#""a\nb""#),
+            (b"\x1b[31mred\x07\x7f", r#""\033[31mred\a\177""#),
+            (b"say \"x\" \\", r#""say \"x\" \\""#),
+            (b"\xff\xfe\t", r#""\377\376\t""#),
+            // C1 controls and overrides of direction are of several bytes.
+            ("\u{9b}31m".as_bytes(), r#""\302\23331m""#),
+            ("\u{202e}gpj.exe".as_bytes(), r#""\342\200\256gpj.exe""#),
+            (b" a", r#"" a""#),
+            (b"a -> b", r#""a -> b""#),
+        ] {
+            assert_eq!(quoted(OsStr::from_bytes(name)), shown);
+        }
+    }
+
+    #[test]
+    fn text_keeps_nothing_that_controls_a_terminal() {
+        assert_eq!(
+            printable("say \"x\"\t\\ \u{fc}\n\r\x1b[2J\u{85}"),
+            "say \"x\"\t\\ \u{fc}\\n\\r\\033[2J\\302\\205"
+        );
+        assert_eq!(printable(b"\xff"), "\\377");
     }
 }

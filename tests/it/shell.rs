@@ -280,3 +280,114 @@ fn quoting_survives_a_second_shell() {
         assert_eq!(output.stdout, value.as_bytes(), "{program}");
     }
 }
+
+/// A conda prefix that wants what a shell may refuse: variables that are read-only, and scripts
+/// with errors that end an evaluation.
+fn refused(dir: &Path) -> PrefixFacts {
+    let prefix = dir.join("refused");
+    for (path, text) in [
+        ("bin/tool", "#!/bin/sh\necho tool\n"),
+        (
+            "etc/conda/env_vars.d/x.json",
+            r#"{"A_FIRST":"1","BASHOPTS":"x","EUID":"7","FIXED":"x","GONE":"***unset***","PPID":"9",
+               "UID":"7","USERNAME":"nobody","Z_LAST":"2","path":"/nowhere","status":"3"}"#,
+        ),
+        ("conda-meta/state", "{}"),
+        (
+            "etc/conda/activate.d/1.sh",
+            "FIXED=3\nPPID=4\nls /*nothing*like*this\n",
+        ),
+        ("etc/conda/activate.d/2.sh", "export CAME=1\n"),
+        (
+            "etc/conda/deactivate.d/2.sh",
+            "FIXED=3\nUID=77\nfalse\nnot-a-command\n",
+        ),
+        ("etc/conda/deactivate.d/1.sh", "unset CAME\n"),
+    ] {
+        let file = prefix.join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+    }
+    fs::set_permissions(prefix.join("bin/tool"), PermissionsExt::from_mode(0o755)).unwrap();
+    PrefixFacts::read("refused", &prefix, Some(1))
+}
+
+#[test]
+fn what_a_shell_refuses_to_change_stops_neither_activation_nor_deactivation() {
+    let dir = tempfile::tempdir().unwrap();
+    let facts = refused(dir.path());
+    let mut before = start();
+    for (name, value) in [("FIXED", "own"), ("GONE", "kept")] {
+        before.insert(name.into(), value.into());
+    }
+    let enter = activate(&facts, &before, &Settings::usual());
+    let mut active = before.clone();
+    enter.apply(&mut active);
+    for (kind, program, strict) in shells() {
+        let relaxed: &[&str] = match kind {
+            Shell::Bash => &["--noprofile", "--norc"],
+            Shell::Zsh => &["-f"],
+            Shell::Posix => &[],
+        };
+        let mut modes = vec![strict, relaxed];
+        if kind == Shell::Bash {
+            modes.push(&["--noprofile", "--norc", "--posix", "-eu"]);
+        }
+        for options in modes {
+            let script = [
+                b"readonly FIXED GONE\neval ".as_slice(),
+                &quote(OsStr::from_bytes(&render(&enter, kind))),
+                b"\ntool; echo \"$ENVFS_ENV $A_FIRST $Z_LAST $FIXED $GONE ${CAME-} $-\" >&2\neval ",
+                // As it is worked out from what the shell exports then.
+                &quote(OsStr::from_bytes(&render(&deactivate(&active), kind))),
+                DUMP,
+            ]
+            .concat();
+            let output = shell(program, options, &script, &before);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{program} {options:?}: {output:?}");
+            let flags = if options.contains(&"-eu") { "eu" } else { "" };
+            let line = said
+                .lines()
+                .find(|line| line.starts_with("refused 1 2 own kept 1 "));
+            let line = line.unwrap_or_else(|| panic!("{program} {options:?}: {said}"));
+            assert!(flags.chars().all(|flag| line.contains(flag)), "{line}");
+            assert!(
+                said.contains("envfs: FIXED cannot be changed in this shell"),
+                "{said}"
+            );
+            let output = output.stdout.strip_prefix(b"tool\n").unwrap();
+            assert_eq!(parse(output), before, "{program} {options:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_shell_without_path_keeps_the_programs_of_the_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let facts = prefix(dir.path());
+    for (kind, program, options) in shells() {
+        for path in [None, Some("")] {
+            let mut before = start();
+            before.remove(OsStr::new("PATH"));
+            if let Some(path) = path {
+                before.insert("PATH".into(), path.into());
+            }
+            let mut active = before.clone();
+            let enter = activate(&facts, &before, &Settings::usual());
+            enter.apply(&mut active);
+            let script = [
+                render(&enter, kind).as_slice(),
+                b"\ntool; ls -d /\n",
+                &render(&deactivate(&active), kind),
+                b"\necho \"${PATH-none}\"\n",
+            ]
+            .concat();
+            let program = format!("/bin/{program}");
+            let output = shell(&program, options, &script, &before);
+            assert!(output.status.success(), "{program}: {output:?}");
+            let expected = format!("tool\n/\n{}\n", path.unwrap_or("none"));
+            assert_eq!(text(&output), expected, "{program}: {output:?}");
+        }
+    }
+}

@@ -4,9 +4,12 @@
 //! evaluate. The hook does that; without it, on a terminal, they say how.
 
 use std::io::IsTerminal;
+use std::path::Path;
 
 use clap::Args as ClapArgs;
 use clap::ValueEnum;
+use nix::errno::Errno;
+use nix::unistd::AccessFlags;
 
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
@@ -16,6 +19,7 @@ use crate::shell::facts::PrefixFacts;
 use crate::shell::plan::{self, Nesting, Settings, Variables};
 use crate::shell::render::render;
 use crate::sys::process;
+use crate::sys::text::quoted;
 
 /// A shell whose language can be printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -154,6 +158,7 @@ pub fn prepare(
         Prompt::Template(template) => Some(template),
     };
     env.ensure_mounted()?;
+    enter(&env.target.prefix)?;
     let revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
     let facts = PrefixFacts::read(env.name(), &env.target.prefix, revision);
     let conda_below = plan::conda_below(variables)
@@ -168,6 +173,20 @@ pub fn prepare(
             conda_below,
         },
     ))
+}
+
+/// Checks that this user can use what is at a prefix. Otherwise the shell would find the system's
+/// programs in the place of the environment's, and nothing would say so.
+fn enter(prefix: &Path) -> Result<()> {
+    nix::unistd::access(prefix, AccessFlags::X_OK).map_err(|error| {
+        let failed = CommandError::io(format!("cannot enter {}", quoted(prefix)), &error.into());
+        match error {
+            Errno::EACCES => failed.hint(
+                "another user may have mounted it, who alone can use it, or its permissions forbid it",
+            ),
+            _ => failed,
+        }
+    })
 }
 
 /// Returns the variables of this process, which are those of the shell.

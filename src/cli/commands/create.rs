@@ -2,24 +2,26 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
 
 use super::import::ImportOptions;
-use super::run::is_missing;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
+use crate::cli::program;
 use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle;
 use crate::daemon::protocol::{CommitOptions, Service};
 use crate::daemon::service::BRIEF;
 use crate::environment::EnvName;
+use crate::shell::plan::SYSTEM_PATH;
 use crate::sys::process;
+use crate::sys::text::quoted;
 
 /// Make an empty environment, or one that an installer fills.
 ///
@@ -53,7 +55,7 @@ impl Args {
         let options = self.options.to_new_options();
         let environment = backend::create(&store, &name, &options, &context.output)?;
         let env = Env::new(store, environment)?;
-        let prefix = env.target.prefix.display();
+        let prefix = quoted(&env.target.prefix);
         let Some((program, arguments)) = self.command.split_first() else {
             context
                 .output
@@ -98,7 +100,7 @@ impl Args {
         program: &OsStr,
     ) -> Result<()> {
         let program = fill(env, program);
-        let shown = program.to_string_lossy();
+        let shown = quoted(&program);
         let Some(client) = client else {
             return Err(CommandError::new(
                 Kind::Daemon,
@@ -132,20 +134,17 @@ impl Args {
 fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<Client>> {
     let client = env.ensure_mounted()?;
     let program = fill(env, program);
-    let shown = program.to_string_lossy();
-    let status = Command::new(&program)
+    let shown = quoted(&program);
+    let path = std::env::var_os("PATH").unwrap_or_else(|| SYSTEM_PATH.into());
+    let file = program::find(&program, &path, &env.target.prefix)
+        .map_err(|error| error.hint("give the path of the installer, or put it in PATH"))?;
+    let status = Command::new(&file)
+        .arg0(&program)
         .args(arguments.iter().map(|word| fill(env, word)))
         .env("ENVFS_PREFIX", &env.target.prefix)
         .env("ENVFS_ENV", env.name())
         .status()
-        .map_err(|error| {
-            let path = std::env::var_os("PATH");
-            if is_missing(&error, &program, path.as_deref()) {
-                return CommandError::new(Kind::NotFound, format!("{shown}: not found"))
-                    .hint("give the path of the installer, or put it in PATH");
-            }
-            CommandError::io(format!("cannot run {shown}"), &error)
-        })?;
+        .map_err(|error| program::failure(&file, &error))?;
     let stays = "with --keep the environment stays as the command left it";
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(client),

@@ -41,6 +41,7 @@ fn to_failure(error: CommandError) -> crate::daemon::failure::Failure {
     crate::daemon::failure::Failure {
         kind: error.kind,
         message: error.message,
+        details: error.details,
         hints: error.hints,
     }
 }

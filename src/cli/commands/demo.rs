@@ -12,8 +12,9 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output::Tone;
 use crate::daemon::failure::Kind;
-use crate::shell::render::quote;
+use crate::shell::render::word;
 use crate::sys::process;
+use crate::sys::text::quoted;
 
 /// Show what envfs does, on real files of this machine.
 ///
@@ -47,7 +48,7 @@ impl Args {
         };
         let home = std::env::temp_dir().join(format!("envfs-demo-{}", std::process::id()));
         fs::create_dir(&home).map_err(|error| {
-            let doing = format!("cannot make the scratch store {}", home.display());
+            let doing = format!("cannot make the scratch store {}", quoted(&home));
             CommandError::io(doing, &error)
                 .hint("set TMPDIR to a directory of yours with about a gigabyte of room")
         })?;
@@ -62,12 +63,12 @@ impl Args {
         if self.keep {
             context
                 .output
-                .note(format!("the scratch store is {}", home.display()));
+                .note(format!("the scratch store is {}", quoted(&home)));
         } else if unmounted || !home.join("store/demo").exists() {
             fs::remove_dir_all(&home).or_else(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => Ok(()),
                 _ => Err(CommandError::io(
-                    format!("cannot remove {}", home.display()),
+                    format!("cannot remove {}", quoted(&home)),
                     &error,
                 )),
             })?;
@@ -83,7 +84,7 @@ impl Stage<'_> {
         let (files, bytes) = measure(source);
         out.line(format!(
             "{}: {files} files and directories, {}",
-            source.display(),
+            quoted(source),
             megabytes(bytes)
         ))?;
         let source_text = source.as_os_str();
@@ -94,16 +95,9 @@ impl Stage<'_> {
         self.envfs(["mount", "demo"])?;
         let prefix = self.prefix()?;
         let victim = largest_file(&prefix).ok_or_else(|| {
-            CommandError::new(
-                Kind::NotFound,
-                format!("{} holds no file", source.display()),
-            )
+            CommandError::new(Kind::NotFound, format!("{} holds no file", quoted(source)))
         })?;
-        let shown = victim
-            .strip_prefix(&prefix)
-            .unwrap_or(&victim)
-            .display()
-            .to_string();
+        let shown = word(victim.strip_prefix(&prefix).unwrap_or(&victim));
         out.line(format!("$ echo 'one line more' >> {shown}"))?;
         append(&victim)?;
         out.line("$ mkdir new-package && 500 new files in it")?;
@@ -117,15 +111,12 @@ impl Stage<'_> {
                 .map_err(|e| CommandError::io("cannot write in the mount", &e))?;
         }
         if let Some(dir) = subdirectory(&prefix) {
-            let name = dir
-                .strip_prefix(&prefix)
-                .unwrap_or(&dir)
-                .display()
-                .to_string();
+            let name = word(dir.strip_prefix(&prefix).unwrap_or(&dir));
             out.line(format!(
                 "$ mv {name} {name}-moved      # a directory of the image: one row, no copy"
             ))?;
-            let target = PathBuf::from(format!("{}-moved", dir.display()));
+            let mut target = dir.clone().into_os_string();
+            target.push("-moved");
             fs::rename(&dir, target)
                 .map_err(|e| CommandError::io("cannot rename in the mount", &e))?;
         }
@@ -193,10 +184,7 @@ impl Stage<'_> {
     /// Shows a command, runs it, and says how long it took.
     fn envfs<S: AsRef<OsStr>, const N: usize>(&self, words: [S; N]) -> Result<()> {
         let out = &self.context.output;
-        let typed: Vec<_> = words
-            .iter()
-            .map(|w| quoted(&w.as_ref().to_string_lossy()))
-            .collect();
+        let typed: Vec<_> = words.iter().map(word).collect();
         let typed = format!("envfs {}", typed.join(" "));
         out.line(out.tone(&format!("$ {typed}"), Tone::Dim))?;
         let began = Instant::now();
@@ -274,16 +262,6 @@ impl Stage<'_> {
     }
 }
 
-/// A word as one would type it.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        word.to_owned()
-    } else {
-        String::from_utf8_lossy(&quote(OsStr::new(word))).into_owned()
-    }
-}
-
 /// A sizeable tree that is on every machine this can be built on.
 fn find_source() -> Result<PathBuf> {
     let ask = |program: &str, args: &[&str]| {
@@ -343,7 +321,7 @@ fn append(path: &Path) -> Result<()> {
     use std::io::Write;
     let file = fs::OpenOptions::new().append(true).open(path);
     file.and_then(|mut file| file.write_all(b"one line more\n"))
-        .map_err(|e| CommandError::io(format!("cannot write to {}", path.display()), &e))
+        .map_err(|e| CommandError::io(format!("cannot write to {}", quoted(path)), &e))
 }
 
 /// One digest over names, kinds, sizes, link targets and contents of a tree.
@@ -359,7 +337,7 @@ fn tree_digest(root: &Path) -> Result<blake3::Hash> {
                 hasher.update_reader(file)?;
                 Ok(())
             });
-            read.map_err(|e| CommandError::io(format!("cannot read {}", path.display()), &e))?;
+            read.map_err(|e| CommandError::io(format!("cannot read {}", quoted(path)), &e))?;
         } else if meta.is_symlink()
             && let Ok(target) = fs::read_link(path)
         {

@@ -1,7 +1,6 @@
 //! `envfs diff`
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 
 use clap::Args as ClapArgs;
 use similar::TextDiff;
@@ -11,6 +10,7 @@ use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::output::Tone;
 use crate::daemon::protocol::{Change, ChangeKind};
+use crate::sys::text::quoted;
 
 /// Files larger than this are not compared line by line.
 const MAX_TEXT: u64 = 4 << 20;
@@ -18,7 +18,8 @@ const MAX_TEXT: u64 = 4 << 20;
 /// List what differs from the current revision.
 ///
 /// One line a path: A added, M modified, D removed, R renamed. With --content the lines of
-/// changed text files are compared too. Paths may be absolute, or relative to the prefix.
+/// changed text files are compared too. Paths may be absolute, or relative to the prefix. Names
+/// with unusual characters are quoted as git quotes them.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --content etc"
@@ -30,6 +31,9 @@ pub struct Args {
     /// Compare the content of text files.
     #[arg(short, long, conflicts_with = "json")]
     content: bool,
+    /// Print letters and paths exactly, each ended by NUL, and both paths of a rename.
+    #[arg(short = 'z', long, conflicts_with_all = ["content", "json"])]
+    null: bool,
     /// Print the list as JSON.
     #[arg(long)]
     json: bool,
@@ -46,6 +50,14 @@ impl Args {
         let changes = env.service()?.changes(&selection)?;
         if self.json {
             return context.output.json(&changes);
+        }
+        if self.null {
+            return changes.iter().try_for_each(|change| {
+                let letter = change.change.letter().to_string();
+                let paths = change.from.iter().chain([&change.path]);
+                context.output.fields([letter.as_bytes()])?;
+                context.output.fields(paths.map(|path| path.as_bytes()))
+            });
         }
         for change in &changes {
             show(context, change)?;
@@ -69,17 +81,17 @@ fn show(context: &Context, change: &Change) -> Result<()> {
     let letter = context
         .output
         .tone(&change.change.letter().to_string(), tone(change.change));
-    let mut line = letter.into_bytes();
-    line.push(b' ');
-    if let Some(from) = &change.from {
-        line.extend_from_slice(from.as_bytes());
-        line.extend_from_slice(b" -> ");
-    }
-    line.extend_from_slice(change.path.as_bytes());
+    let from = match &change.from {
+        Some(from) => format!("{} -> ", quoted(&from.0)),
+        None => String::new(),
+    };
+    let mut path = change.path.0.clone();
     if change.object == "directory" {
-        line.push(b'/');
+        path.push("/");
     }
-    context.output.line(line)
+    context
+        .output
+        .line(format!("{letter} {from}{}", quoted(path)))
 }
 
 fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
@@ -107,22 +119,16 @@ fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
     let text = diff
         .unified_diff()
         .context_radius(3)
-        .header(&name(old_path.as_bytes()), &name(change.path.as_bytes()))
+        .header(&quoted(&old_path.0), &quoted(&change.path.0))
         .to_string();
-    for line in text.lines() {
+    for line in text.strip_suffix('\n').unwrap_or(&text).split('\n') {
         let shown = match line.as_bytes().first() {
             Some(b'+') => context.output.tone(line, Tone::Good),
             Some(b'-') => context.output.tone(line, Tone::Bad),
             Some(b'@') => context.output.tone(line, Tone::Dim),
             _ => line.to_owned(),
         };
-        context.output.line(shown)?;
+        context.output.content(&shown)?;
     }
     Ok(())
-}
-
-fn name(bytes: &[u8]) -> String {
-    std::ffi::OsStr::from_bytes(bytes)
-        .to_string_lossy()
-        .into_owned()
 }

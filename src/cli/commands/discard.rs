@@ -9,6 +9,7 @@ use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
 use crate::daemon::protocol::{Discarded, Summary};
+use crate::sys::text::quoted;
 
 /// Drop changes: all of them, or those under some paths.
 ///
@@ -71,7 +72,7 @@ impl Args {
         if found.added.entries + found.modified.entries > 0 && has_files(&kept) {
             context.output.note(format!(
                 "The files themselves stay below {} until envfs gc",
-                kept.display()
+                quoted(&kept)
             ));
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::cli::output::{Tone, size};
 use crate::daemon::runtime::RuntimeDir;
 use crate::sys::medium::network_file_system;
 use crate::sys::mount::{self, MountError};
+use crate::sys::text::quoted;
 use crate::sys::{mountinfo, process};
 
 /// Less free space than this is worth a warning.
@@ -170,7 +171,7 @@ fn helper() -> Finding {
         Ok(path) if mount::helper_is_setuid(&path) => Finding::new(
             "fusermount3",
             Level::Ok,
-            format!("{} is setuid root", path.display()),
+            format!("{} is setuid root", quoted(&path)),
         ),
         Ok(helper) => Finding::of_mount_error(
             "fusermount3",
@@ -229,7 +230,7 @@ fn apparmor(prefixes: &Path) -> Finding {
         return Finding::new(
             check,
             Level::Ok,
-            format!("restricts fusermount3, but allows {}", prefixes.display()),
+            format!("restricts fusermount3, but allows {}", quoted(prefixes)),
         );
     }
     Finding::new(
@@ -237,20 +238,20 @@ fn apparmor(prefixes: &Path) -> Finding {
         Level::Warning,
         format!(
             "its profile for fusermount3 may refuse mounts at {}",
-            prefixes.display()
+            quoted(prefixes)
         ),
     )
-    .hint("keep environments below $HOME (unset ENVFS_HOME, or --prefix)")
+    .hint("keep environments below $HOME (unset ENVFS_HOME, or envfs import --prefix DIR)")
     .hint(format!(
         "or, as root, add to /etc/apparmor.d/local/fusermount3: mount fstype=@{{fuse_types}} \
          options=(nosuid,nodev) options in (ro,rw) -> {}/**/,",
-        prefixes.display()
+        quoted(prefixes)
     ))
 }
 
 fn runtime() -> Finding {
     match RuntimeDir::open() {
-        Ok(dir) => Finding::new("sockets", Level::Ok, format!("in {}", dir.path().display())),
+        Ok(dir) => Finding::new("sockets", Level::Ok, format!("in {}", quoted(dir.path()))),
         Err(failure) => Finding {
             hints: failure.hints,
             ..Finding::new("sockets", Level::Problem, failure.message)
@@ -269,10 +270,10 @@ fn existing(path: &Path) -> PathBuf {
 /// Looks at the file system of the store.
 fn place(root: &Path) -> Vec<Finding> {
     let dir = existing(root);
-    let shown = root.display();
+    let shown = quoted(root);
     let mut findings = Vec::new();
     match nix::unistd::access(&dir, nix::unistd::AccessFlags::W_OK) {
-        Ok(()) => findings.push(Finding::new("store", Level::Ok, format!("{shown}"))),
+        Ok(()) => findings.push(Finding::new("store", Level::Ok, shown.to_string())),
         Err(error) => findings.push(
             Finding::new(
                 "store",
@@ -307,7 +308,7 @@ fn place(root: &Path) -> Vec<Finding> {
         Err(error) => findings.push(Finding::new(
             "disk",
             Level::Warning,
-            format!("cannot ask about {}: {}", dir.display(), error.desc()),
+            format!("cannot ask about {}: {}", quoted(&dir), error.desc()),
         )),
     }
     if let Ok(Some(kind)) = network_file_system(&dir) {
@@ -339,7 +340,7 @@ fn stale_mounts() -> Vec<Finding> {
         .iter()
         .filter(|mount| mount.is_dead())
         .map(|mount| {
-            let path = mount.mount_point.display();
+            let path = quoted(&mount.mount_point);
             Finding::new(
                 "mounts",
                 Level::Warning,

@@ -14,6 +14,7 @@ use crate::cli::output::size;
 use crate::daemon::failure::Kind;
 use crate::progress::{Progress, Report};
 use crate::sys::reflink;
+use crate::sys::text::quoted;
 
 /// Write a revision's image to a file of its own.
 ///
@@ -63,7 +64,7 @@ impl Args {
         progress.finish();
         context
             .output
-            .note(format!("{}: {}", file.display(), size(bytes)));
+            .note(format!("{}: {}", quoted(file), size(bytes)));
         Ok(())
     }
 }
@@ -71,11 +72,11 @@ impl Args {
 /// Copies an image beside the target and gives it its name when it is whole and durable.
 fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progress) -> Result<u64> {
     let failed = |path: &Path| {
-        let doing = format!("cannot write {}", path.display());
+        let doing = format!("cannot write {}", quoted(path));
         move |error: io::Error| CommandError::io(&doing, &error)
     };
     let mut input = File::open(source)
-        .map_err(|error| CommandError::io(format!("cannot read {}", source.display()), &error))?;
+        .map_err(|error| CommandError::io(format!("cannot read {}", quoted(source)), &error))?;
     let mut total = input.metadata().map_err(failed(source))?.len();
     new_file::write(target, |output| {
         if !exclude.is_empty() {

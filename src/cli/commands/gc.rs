@@ -10,6 +10,7 @@ use crate::commit::{Collected, GcOptions};
 use crate::daemon::failure::Kind;
 use crate::environment::Store;
 use crate::object::Timestamp;
+use crate::sys::text::quoted;
 
 /// Forget old revisions and remove images that nothing needs any more.
 ///
@@ -106,7 +107,7 @@ impl Args {
                 };
                 context
                     .output
-                    .note(format!("{would} {}", garbage.path.display()));
+                    .note(format!("{would} {}", quoted(&garbage.path)));
             }
         }
         Ok(())

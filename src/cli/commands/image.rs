@@ -19,6 +19,7 @@ use crate::progress::{Progress, Report};
 use crate::squashfs::format::{Flags, Inode, InodeBody, InodeKind};
 use crate::squashfs::reader::{VerifyProgress, verify};
 use crate::squashfs::{self, Image, ReaderOptions};
+use crate::sys::text::quoted;
 
 /// Make a SquashFS file, or look into any, made by envfs or by anybody.
 #[derive(Debug, ClapArgs)]
@@ -52,6 +53,9 @@ enum Action {
         /// And all directories below it; with whole paths.
         #[arg(short = 'R', long)]
         recursive: bool,
+        /// Print only the paths, exactly, each ended by NUL.
+        #[arg(short = 'z', long)]
+        null: bool,
     },
     /// Write a file in it to standard output.
     Cat {
@@ -117,12 +121,11 @@ impl Args {
                 file,
                 path,
                 recursive,
-            } => list(
-                context,
-                file,
-                path.as_deref().unwrap_or(Path::new("")),
-                *recursive,
-            ),
+                null,
+            } => {
+                let path = path.as_deref().unwrap_or(Path::new(""));
+                list(context, file, path, *recursive, *null)
+            }
             Action::Cat { file, path } => cat(context, file, path),
             Action::Verify { file, json } => verify_image(context, file, *json),
         }
@@ -140,7 +143,7 @@ fn failed(file: &Path) -> impl Fn(squashfs::Error) -> CommandError + '_ {
             _ => Kind::Damaged,
         };
         let mut failure = Failure::of(kind, &error);
-        failure.message = format!("{}: {}", file.display(), failure.message);
+        failure.message = format!("{}: {}", quoted(file), failure.message);
         failure.into()
     }
 }
@@ -223,7 +226,7 @@ fn find(image: &Image, file: &Path, path: &Path) -> Result<Inode> {
     let path = path.strip_prefix("/").unwrap_or(path);
     for name in path.components() {
         let missing = || {
-            let message = format!("{}: there is no {} in it", file.display(), path.display());
+            let message = format!("{}: there is no {} in it", quoted(file), quoted(path));
             CommandError::new(Kind::NotFound, message)
         };
         if inode.kind() != InodeKind::Directory {
@@ -239,24 +242,27 @@ fn find(image: &Image, file: &Path, path: &Path) -> Result<Inode> {
     Ok(inode)
 }
 
-fn list(context: &Context, file: &Path, path: &Path, recursive: bool) -> Result<()> {
+fn list(context: &Context, file: &Path, path: &Path, recursive: bool, null: bool) -> Result<()> {
     let image = open(file)?;
     let dir = find(&image, file, path)?;
     if dir.kind() != InodeKind::Directory {
-        return context.output.line(path.as_os_str().as_bytes());
+        return match null {
+            true => context.output.fields([path.as_os_str().as_bytes()]),
+            false => context.output.line(quoted(path)),
+        };
     }
     // Each directory once, whatever an image says: its inode number is its mark.
     let mut seen = HashSet::from([dir.number]);
     let mut pending = vec![(Vec::new(), dir)];
     while let Some((above, dir)) = pending.pop() {
-        let below = list_one(context, &image, file, &above, &dir)?;
+        let below = list_one(context, &image, file, &above, &dir, null)?;
         if recursive {
             for (path, dir) in below.into_iter().rev() {
                 if !seen.insert(dir.number) {
                     let message = format!(
                         "{}: damaged image: directory {} is in it twice",
-                        file.display(),
-                        String::from_utf8_lossy(&path)
+                        quoted(file),
+                        quoted(OsStr::from_bytes(&path))
                     );
                     return Err(CommandError::new(Kind::Damaged, message));
                 }
@@ -274,6 +280,7 @@ fn list_one(
     file: &Path,
     above: &[u8],
     dir: &Inode,
+    null: bool,
 ) -> Result<Vec<(Vec<u8>, Inode)>> {
     let mut below = Vec::new();
     for (name, entry) in image.read_dir(dir).map_err(failed(file))?.iter() {
@@ -291,17 +298,23 @@ fn list_one(
             image.uid(&inode).map_err(failed(file))?,
             image.gid(&inode).map_err(failed(file))?,
         );
-        let mut line =
-            format!("{letter}{:04o} {uid:>5} {gid:>5} {bytes:>12} ", inode.mode).into_bytes();
-        line.extend_from_slice(above);
-        line.extend_from_slice(name);
-        if let Some(target) = target {
-            line.extend_from_slice(b" -> ");
-            line.extend_from_slice(target);
+        let path = [above, name].concat();
+        if null {
+            context.output.fields([&path])?;
+        } else {
+            let mut line = format!(
+                "{letter}{:04o} {uid:>5} {gid:>5} {bytes:>12} {}",
+                inode.mode,
+                quoted(OsStr::from_bytes(&path))
+            );
+            if let Some(target) = target {
+                line.push_str(" -> ");
+                line.push_str(&quoted(OsStr::from_bytes(target)));
+            }
+            context.output.line(line)?;
         }
-        context.output.line(line)?;
         if inode.kind() == InodeKind::Directory {
-            below.push(([above, name, b"/"].concat(), inode));
+            below.push(([&path, &b"/"[..]].concat(), inode));
         }
     }
     Ok(below)
@@ -311,7 +324,7 @@ fn cat(context: &Context, file: &Path, path: &Path) -> Result<()> {
     let image = open(file)?;
     let inode = find(&image, file, path)?;
     if inode.kind() != InodeKind::File {
-        let shown = OsStr::to_string_lossy(path.as_os_str());
+        let shown = quoted(path);
         return Err(CommandError::usage(format!("{shown} is no regular file")));
     }
     let layout = image.file_layout(&inode).map_err(failed(file))?;
@@ -353,7 +366,7 @@ fn verify_image(context: &Context, file: &Path, json: bool) -> Result<()> {
     }
     context.output.note(format!(
         "{}: {} inodes, {} in files, {} blocks: all can be read",
-        file.display(),
+        quoted(file),
         report.inodes,
         size(report.bytes),
         report.blocks + report.fragments

@@ -16,7 +16,9 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::output::{self, size};
 use crate::daemon::failure::Kind;
 use crate::environment::EnvName;
+use crate::shell::render::word;
 use crate::squashfs::Compression;
+use crate::sys::text::quoted;
 
 /// Pack a directory, an archive or an image into a new environment.
 ///
@@ -125,7 +127,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let name = EnvName::new(&self.name)?;
         if let Err(error) = std::fs::symlink_metadata(&self.source) {
-            let doing = format!("cannot import {}", self.source.display());
+            let doing = format!("cannot import {}", quoted(&self.source));
             let mut failed = CommandError::of_named(doing, &error);
             if failed.kind == Kind::NotFound {
                 failed = failed.hint("a directory, a .tar archive or a SquashFS image is wanted");
@@ -152,17 +154,20 @@ impl Args {
             size(imported.image_bytes),
         ));
         if let Some((count, path)) = foreign
-            && path != imported.prefix
+            && path != imported.prefix.as_path()
         {
             let is_there = fs::canonicalize(&self.source).is_ok_and(|source| source == path);
-            let (source, path) = (self.source.display(), path.display());
             context.output.warn(format!(
-                "{} in its bin name {path}, where it was made: these use what is there, \
+                "{} in its bin name {}, where it was made: these use what is there, \
                  not this environment",
-                output::count(count as u64, "script")
+                output::count(count as u64, "script"),
+                quoted(&path)
             ));
+            let mut moved = self.source.clone().into_os_string();
+            moved.push(".orig");
+            let (source, moved, path) = (word(&self.source), word(&moved), word(&path));
             let again = match is_there {
-                true => format!("mv {source} {source}.orig; envfs import {source}.orig"),
+                true => format!("mv {source} {moved}; envfs import {moved}"),
                 false => format!("envfs import {source}"),
             };
             context.output.note(format!(

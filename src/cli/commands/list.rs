@@ -1,7 +1,5 @@
 //! `envfs list`
 
-use std::path::PathBuf;
-
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
@@ -10,10 +8,14 @@ use crate::cli::context::{Context, active_name};
 use crate::cli::error::Result;
 use crate::cli::output::{size, table};
 use crate::daemon::lifecycle::State;
+use crate::sys::text::{Text, quoted};
 
 /// List environments: mounted or not, revision, size of image and of changes.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
+    /// Print only the names, each ended by NUL.
+    #[arg(short = 'z', long, conflicts_with = "json")]
+    null: bool,
     /// Print the list as JSON.
     #[arg(long)]
     json: bool,
@@ -32,7 +34,7 @@ struct Row {
     /// Space of changed files on disk.
     upper_bytes: u64,
     upper_files: u64,
-    prefix: PathBuf,
+    prefix: Text,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -42,6 +44,12 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let store = context.store()?;
         let active = active_name();
+        if self.null {
+            let names = store.list()?;
+            return context
+                .output
+                .fields(names.iter().map(|name| name.as_str()));
+        }
         let mut rows = Vec::new();
         for name in store.list()? {
             let is_active = active.as_deref() == Some(name.as_str());
@@ -73,9 +81,7 @@ impl Args {
                 } else {
                     size(row.upper_bytes)
                 },
-                row.problem
-                    .clone()
-                    .unwrap_or_else(|| row.prefix.display().to_string()),
+                row.problem.clone().unwrap_or_else(|| quoted(&row.prefix.0)),
             ]);
         }
         for line in table(&cells) {
@@ -94,7 +100,7 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
         image_bytes: 0,
         upper_bytes: 0,
         upper_files: 0,
-        prefix: PathBuf::new(),
+        prefix: Text::default(),
         problem: None,
     };
     let env = match context.environment(Some(name)) {
@@ -117,7 +123,7 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
         Ok(used) => (row.upper_files, row.upper_bytes) = used,
         Err(error) => row.problem = Some(error.message),
     }
-    row.prefix.clone_from(&env.target.prefix);
+    row.prefix = Text::from(env.target.prefix.as_path());
     row
 }
 

@@ -12,7 +12,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::daemon::direct::{self, DirectMount};
 use crate::environment::Layout;
 use crate::sys::process;
-use crate::sys::text::Text;
+use crate::sys::text::{Text, quoted};
 
 /// Mount an environment at its prefix, or any image anywhere.
 ///
@@ -69,7 +69,7 @@ impl Args {
         }
         let name = match &self.name {
             Some(name) => Some(name.to_str().ok_or_else(|| {
-                CommandError::usage(format!("{} names no environment", name.to_string_lossy()))
+                CommandError::usage(format!("{} names no environment", quoted(name)))
             })?),
             None => None,
         };
@@ -81,9 +81,10 @@ impl Args {
                 env.name()
             ));
         }
+        // For cd "$(envfs mount NAME)": exact.
         context
             .output
-            .line(env.target.prefix.as_os_str().as_bytes())
+            .exact(env.target.prefix.as_os_str().as_bytes())
     }
 
     fn mount_images(&self, options: &Options) -> Result<()> {
@@ -108,7 +109,7 @@ impl Args {
         let mut images = Vec::with_capacity(options.images.len());
         for image in &options.images {
             images.push(std::fs::canonicalize(image).map_err(|error| {
-                CommandError::of_named(format!("cannot mount {}", image.display()), &error)
+                CommandError::of_named(format!("cannot mount {}", quoted(image)), &error)
             })?);
         }
         let source = match (&options.source, images.first()) {
@@ -131,13 +132,13 @@ impl Args {
         if !what.has_mount_point() {
             return Err(CommandError::usage(format!(
                 "{} is no directory",
-                mount_point.to_string_lossy()
+                quoted(mount_point)
             )));
         }
         let lost = direct::start(&what)?;
         if let Some(upper) = &what.upper {
             let log = Layout::new(upper.as_path()).daemon_log();
-            backend::warn_of_lost(&mount_point.to_string_lossy(), lost, &log);
+            backend::warn_of_lost(&quoted(mount_point), lost, &log);
         }
         Ok(())
     }
@@ -146,7 +147,7 @@ impl Args {
 /// The path from the root, with the links before its last name resolved where they can be: that is
 /// how the mount table has it.
 fn absolute(path: &Path) -> Result<Text> {
-    let failed = |error| CommandError::io(format!("cannot find {}", path.display()), &error);
+    let failed = |error| CommandError::io(format!("cannot find {}", quoted(path)), &error);
     if let Ok(found) = std::fs::canonicalize(path) {
         return Ok(found.into());
     }

@@ -1,7 +1,5 @@
 //! `envfs paths`
 
-use std::path::PathBuf;
-
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
@@ -9,6 +7,7 @@ use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::daemon::lifecycle::State;
+use crate::sys::text::{Text, quoted};
 
 /// Show where the parts of an environment are.
 #[derive(Debug, ClapArgs)]
@@ -16,6 +15,9 @@ use crate::daemon::lifecycle::State;
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
+    /// Print NAME=PATH, exactly, each ended by NUL.
+    #[arg(short = 'z', long, conflicts_with = "json")]
+    null: bool,
     /// Print it as JSON.
     #[arg(long)]
     json: bool,
@@ -23,16 +25,16 @@ pub struct Args {
 
 #[derive(Debug, Serialize)]
 struct Places {
-    prefix: PathBuf,
-    home: PathBuf,
-    database: PathBuf,
-    image: Option<PathBuf>,
-    images: PathBuf,
-    layers: PathBuf,
-    strays: PathBuf,
-    log: PathBuf,
-    socket: PathBuf,
-    config: PathBuf,
+    prefix: Text,
+    home: Text,
+    database: Text,
+    image: Option<Text>,
+    images: Text,
+    layers: Text,
+    strays: Text,
+    log: Text,
+    socket: Text,
+    config: Text,
 }
 
 impl Args {
@@ -41,27 +43,30 @@ impl Args {
         let env = context.environment(self.name.as_deref())?;
         let layout = env.environment.layout();
         let places = Places {
-            prefix: env.target.prefix.clone(),
-            home: layout.home().to_path_buf(),
-            database: layout.state_db(),
+            prefix: env.target.prefix.as_path().into(),
+            home: layout.home().into(),
+            database: layout.state_db().into(),
             image: match env.facts.image {
-                Some(_) => Some(backend::image_file(&env.environment, None)?),
+                Some(_) => Some(backend::image_file(&env.environment, None)?.into()),
                 None => None,
             },
-            images: layout.images(),
-            layers: layout.layers(),
-            strays: layout.strays(),
-            log: layout.daemon_log(),
+            images: layout.images().into(),
+            layers: layout.layers().into(),
+            strays: layout.strays().into(),
+            log: layout.daemon_log().into(),
             socket: match env.state()? {
-                State::Mounted(client) | State::Elsewhere(client) => client.socket().to_owned(),
-                _ => env.runtime.socket(&env.target.id),
+                State::Mounted(client) | State::Elsewhere(client) => client.socket().into(),
+                _ => env.runtime.socket(&env.target.id).into(),
             },
-            config: env.store.layout().config(),
+            config: env.store.layout().config().into(),
         };
         if self.json {
             return context.output.json(&places);
         }
-        let image = places.image.clone().unwrap_or_else(|| PathBuf::from("-"));
+        let image = places.image.clone().unwrap_or_else(|| match self.null {
+            true => Text::default(),
+            false => Text::from("-"),
+        });
         for (word, path) in [
             ("prefix", &places.prefix),
             ("home", &places.home),
@@ -74,9 +79,14 @@ impl Args {
             ("socket", &places.socket),
             ("config", &places.config),
         ] {
+            if self.null {
+                let value = [word.as_bytes(), b"=", path.as_bytes()].concat();
+                context.output.fields([value])?;
+                continue;
+            }
             context
                 .output
-                .line(format!("{word:9} {}", path.display()))?;
+                .line(format!("{word:9} {}", quoted(&path.0)))?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::State;
 use crate::daemon::service::BRIEF;
 use crate::environment::{EnvLock, EnvName};
+use crate::sys::text::quoted;
 
 /// Give an environment another name.
 ///
@@ -40,7 +41,7 @@ impl Args {
         context.output.note(format!(
             "{} is now {new}; its prefix is still {}",
             self.old,
-            env.target.prefix.display()
+            quoted(&env.target.prefix)
         ));
         Ok(())
     }

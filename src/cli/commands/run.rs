@@ -1,10 +1,8 @@
 //! `envfs run`
 
 use std::ffi::{OsStr, OsString};
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args as ClapArgs;
@@ -12,16 +10,23 @@ use clap::Args as ClapArgs;
 use super::activate::{prepare, variables};
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
+use crate::cli::program;
 use crate::daemon::failure::Kind;
 use crate::shell::Shell;
-use crate::shell::plan::{Nesting, Script, Variables};
+use crate::shell::plan::{Nesting, SYSTEM_PATH, Script, Variables};
 use crate::shell::render::render;
+use crate::sys::text::quoted;
 
 /// Run a command in an environment.
 ///
 /// The environment is mounted if need be, the variables are those of an activated shell, and the
 /// command takes the place of envfs: its input and output, signals, process id and exit status
-/// are its own. Status 125: envfs failed; 126: the command cannot be executed; 127: not found.
+/// are its own. The command is looked up in the PATH of the environment, as a shell does, and
+/// exactly that file is executed; where the environment's own program cannot be executed, no other
+/// one of that name takes its place.
+///
+/// Status 125: envfs failed, or the environment cannot be entered; 126: the command cannot be
+/// executed; 127: not found.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs run science python train.py --epochs 10\n  envfs run -e OMP_NUM_THREADS=1 science -- python -c 'import numpy'\n  #!/usr/bin/env -S envfs run science python      as the first line of a script"
@@ -60,41 +65,34 @@ const CLEAN: [&str; 7] = [
     "TZ",
     "ENVFS_HOME",
 ];
-const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
 
 impl Args {
-    /// Does it; returns only on failure.
+    /// Becomes the command; returns only on failure.
     pub fn run(&self, context: &Context) -> Result<()> {
         let failed = |error: CommandError| error.with_code(ExitCode::RunFailed);
         let environment = self.environment(context).map_err(failed)?;
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(failed(CommandError::usage("no command is given")));
         };
-        let path = environment.get(OsStr::new("PATH")).cloned();
-        let path = path.as_deref();
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear().envs(environment);
         if let Some(dir) = &self.cwd {
             std::env::set_current_dir(dir).map_err(|error| {
                 failed(CommandError::io(
-                    format!("cannot go to {}", dir.display()),
+                    format!("cannot go to {}", quoted(dir)),
                     &error,
                 ))
             })?;
         }
-        let error = command.exec();
-        let shown = program.to_string_lossy();
-        Err(match is_missing(&error, program, path) {
-            true => CommandError::new(
-                Kind::NotFound,
-                format!(
-                    "{shown}: not found in {} (or its interpreter is not)",
-                    self.name
-                ),
-            )
-            .with_code(ExitCode::RunNotFound),
-            false => CommandError::io(format!("cannot execute {shown}"), &error)
-                .with_code(ExitCode::RunNotExecutable),
+        let path = environment.get(OsStr::new("PATH"));
+        let path = path.map_or(OsStr::new(""), OsString::as_os_str);
+        let prefix = environment.get(OsStr::new("ENVFS_PREFIX"));
+        let prefix = Path::new(prefix.map_or(OsStr::new("/"), OsString::as_os_str));
+        let error = match program::find(program, path, prefix) {
+            Ok(file) => program::execute(&file, program, arguments, &environment),
+            Err(error) => error,
+        };
+        Err(match error.kind {
+            Kind::NotFound => error.with_code(ExitCode::RunNotFound),
+            _ => error.with_code(ExitCode::RunNotExecutable),
         })
     }
 
@@ -103,8 +101,12 @@ impl Args {
         let mut variables = variables();
         if self.clean_env {
             variables.retain(|name, _| CLEAN.iter().any(|known| name == known));
-            variables.insert("PATH".into(), SYSTEM_PATH.into());
+            variables.remove(OsStr::new("PATH"));
         }
+        // What the environment's scripts need to find their programs.
+        variables
+            .entry("PATH".into())
+            .or_insert_with(|| SYSTEM_PATH.into());
         let name = Some(self.name.as_str());
         let mut script = prepare(context, name, Nesting::Replace, &variables, false)?;
         if self.no_scripts {
@@ -119,31 +121,12 @@ impl Args {
         };
         for assignment in &self.variables {
             let (name, value) = split(assignment).ok_or_else(|| {
-                CommandError::usage(format!(
-                    "'{}' is not NAME=VALUE",
-                    assignment.to_string_lossy()
-                ))
+                CommandError::usage(format!("{} is not NAME=VALUE", quoted(assignment)))
             })?;
             variables.insert(name, value);
         }
         Ok(variables)
     }
-}
-
-/// Returns whether a command could not be started because there is none of this name.
-pub fn is_missing(error: &io::Error, program: &OsStr, path: Option<&OsStr>) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || (error.kind() == io::ErrorKind::PermissionDenied && !is_in_path(program, path))
-}
-
-/// Returns whether there is a file of this name where the system looks for programs. The system
-/// itself says "permission denied" as soon as it may not look into one of the directories.
-fn is_in_path(program: &OsStr, path: Option<&OsStr>) -> bool {
-    if program.as_bytes().contains(&b'/') {
-        return true;
-    }
-    let path = path.unwrap_or(OsStr::new("/bin:/usr/bin"));
-    std::env::split_paths(path).any(|dir| dir.join(program).is_file())
 }
 
 fn split(assignment: &OsString) -> Option<(OsString, OsString)> {

@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use clap::{Args as ClapArgs, Parser};
 
 use super::Command;
-use crate::cli::Cli;
 use crate::cli::context::Context;
-use crate::cli::error::{CommandError, ExitCode, Result};
+use crate::cli::error::{CommandError, Result};
+use crate::cli::{Cli, without_controls};
 use crate::shell::Shell;
 
 /// Print what a shell has to evaluate (used by the hook).
@@ -31,8 +31,15 @@ impl Args {
         let line = std::iter::once(OsString::from("envfs")).chain(self.words.iter().cloned());
         let cli = Cli::try_parse_from(line).map_err(|error| {
             // Also what clap would print on standard output goes to standard error here.
-            context.output.warn(error.to_string().trim_end());
-            CommandError::silent(ExitCode::Usage)
+            let text = without_controls(error).to_string();
+            let mut lines = text.lines();
+            let first = lines.next().unwrap_or_default();
+            let message = first.strip_prefix("error: ").unwrap_or(first);
+            let rest = lines.map(str::trim).filter(|line| !line.is_empty());
+            CommandError {
+                details: rest.map(str::to_owned).collect(),
+                ..CommandError::usage(message)
+            }
         })?;
         let text = match &cli.command {
             Command::Activate(args) => args.script(context, shell)?,

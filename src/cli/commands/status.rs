@@ -1,7 +1,5 @@
 //! `envfs status`
 
-use std::path::PathBuf;
-
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
@@ -13,6 +11,7 @@ use crate::daemon::host;
 use crate::daemon::lifecycle::State;
 use crate::daemon::protocol::{Service, Status, Tally};
 use crate::sys::holders::Holder;
+use crate::sys::text::{Text, quoted};
 
 /// Show what an environment is like: what changed, where things are, who uses it.
 #[derive(Debug, ClapArgs)]
@@ -30,9 +29,9 @@ struct Facts {
     name: String,
     state: &'static str,
     daemon_pid: Option<u32>,
-    prefix: PathBuf,
-    log: PathBuf,
-    home: PathBuf,
+    prefix: Text,
+    log: Text,
+    home: Text,
     message: Option<String>,
     #[serde(flatten)]
     status: Status,
@@ -60,9 +59,9 @@ impl Args {
                 State::Mounted(client) | State::Elsewhere(client) => Some(client.hello().pid),
                 _ => None,
             },
-            prefix: env.target.prefix.clone(),
-            log: env.target.log(),
-            home: env.environment.layout().home().to_path_buf(),
+            prefix: env.target.prefix.as_path().into(),
+            log: env.target.log().into(),
+            home: env.environment.layout().home().into(),
             message: env
                 .facts
                 .revision
@@ -90,11 +89,14 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
         out.tone(&facts.name, Tone::Strong),
         facts.state
     ))?;
-    out.line(format!("  prefix    {}", facts.prefix.display()))?;
+    out.line(format!("  prefix    {}", quoted(&facts.prefix.0)))?;
     let revision = status
         .revision
         .map_or_else(|| String::from("none"), |rev| rev.to_string());
-    let message = facts.message.as_deref().filter(|text| !text.is_empty());
+    let message = facts
+        .message
+        .as_deref()
+        .and_then(|text| text.lines().next());
     let message = message.map(|text| format!("  {text}")).unwrap_or_default();
     out.line(format!(
         "  revision  {revision}, image {}{message}",
@@ -132,6 +134,6 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
     if facts.holders.len() > 10 {
         out.line(format!("            and {} more", facts.holders.len() - 10))?;
     }
-    out.line(format!("  log       {}", facts.log.display()))?;
+    out.line(format!("  log       {}", quoted(&facts.log.0)))?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::output::table;
 use crate::daemon::protocol::TagOptions;
 use crate::environment::EnvName;
+use crate::sys::text::quoted;
 
 /// Give a revision a name, or list the names.
 ///
@@ -28,6 +29,9 @@ pub struct Args {
     /// Take the name away; the revision stays.
     #[arg(short, long, conflicts_with = "rev")]
     delete: bool,
+    /// Print only the names, each ended by NUL.
+    #[arg(short = 'z', long, conflicts_with_all = ["json", "delete", "rev"])]
+    null: bool,
     /// Print the names as JSON.
     #[arg(long)]
     json: bool,
@@ -55,8 +59,8 @@ impl Args {
             .filter(|_| backend::number(&tag).is_none());
         if name.is_none() && !self.delete {
             return Err(CommandError::usage(format!(
-                "'{}' cannot name a revision",
-                tag.escape_debug()
+                "{} cannot name a revision",
+                quoted(&tag)
             ))
             .hint(
                 "letters, digits, '.', '_' and '-' make a name, up to 64 of them; not only digits",
@@ -105,6 +109,9 @@ impl Args {
         let rows: Vec<Row> = rows.collect();
         if self.json {
             return context.output.json(&rows);
+        }
+        if self.null {
+            return context.output.fields(rows.iter().map(|row| &row.tag));
         }
         if rows.is_empty() {
             context

@@ -546,5 +546,5 @@ fn a_command_that_is_not_there_is_not_found_whatever_the_path_holds() {
     env.write(&open.join("no-such-command"), "#!/bin/sh\n");
     let path = format!("{}:{path}", open.display());
     env.envfs_with("PATH", &path, &["run", "e", "no-such-command"])
-        .fails(126, &["ermission denied"]);
+        .fails(126, &["not executable"]);
 }

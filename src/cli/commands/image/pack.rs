@@ -12,6 +12,7 @@ use crate::cli::error::Result;
 use crate::cli::new_file;
 use crate::cli::output::size;
 use crate::squashfs::writer::DataStats;
+use crate::sys::text::quoted;
 
 /// What to pack, and how.
 #[derive(Debug, ClapArgs)]
@@ -89,7 +90,7 @@ impl Args {
             "{} files, {} packed into {} of {}",
             done.entries,
             size(done.content_bytes),
-            self.file.display(),
+            quoted(&self.file),
             size(done.stats.image_size)
         ));
         Ok(())

@@ -1,0 +1,218 @@
+//! What messages and documents tell the user to type exists.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+
+use crate::support::TestEnv;
+
+/// Files whose texts name an option without a command, and the commands that print them.
+const BARE: &[(&str, &str, &[&str])] = &[
+    (
+        "src/environment/prefix.rs",
+        "--prefix",
+        &["import", "create"],
+    ),
+    ("src/daemon/lifecycle.rs", "--prefix", &["import", "create"]),
+    ("src/daemon/lifecycle.rs", "--fakeroot", &["mount"]),
+    ("src/cli/backend.rs", "--prefix", &["import", "create"]),
+    ("src/cli/new_file.rs", "--force", &["export", "image pack"]),
+];
+/// Options of other programs that texts name.
+const FOREIGN: &[&str] = &[
+    "--device",
+    "--format",
+    "--sparse",
+    "--user",
+    "--map-current-user",
+    "--keep-caps",
+    "--mount",
+    "--reuid",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Returns the texts of a document, or the string literals and help texts of a source file.
+fn texts(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    if file.extension().is_some_and(|extension| extension == "md") {
+        let quoted = text.split('`').skip(1).step_by(2);
+        return quoted.flat_map(str::lines).map(str::to_owned).collect();
+    }
+    // A literal that goes on in the next line begins there with its first word.
+    let text = text.split("#[cfg(test)]").next().unwrap();
+    let mut joined = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        joined.push_str(line);
+        let mut last = line;
+        while last.ends_with('\\') {
+            joined.pop();
+            last = lines.next().unwrap_or("");
+            joined.push_str(last.trim_start());
+        }
+        joined.push('\n');
+    }
+    let mut found = Vec::new();
+    for line in joined.lines() {
+        let code = line.trim_start();
+        if let Some(help) = code.strip_prefix("///") {
+            found.push(help.to_owned());
+        } else if !code.starts_with("//") {
+            let escaped = line.replace("\\\"", "\u{1}");
+            let literals = escaped.split('"').skip(1).step_by(2);
+            found.extend(
+                literals.flat_map(|text| text.split("\\n").map(str::to_owned).collect::<Vec<_>>()),
+            );
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<PathBuf> {
+    let files = walkdir::WalkDir::new(root().join("src"))
+        .into_iter()
+        .flatten();
+    let mut found: Vec<PathBuf> = files
+        .map(walkdir::DirEntry::into_path)
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .filter(|path| !path.to_string_lossy().contains("tests"))
+        .collect();
+    found.sort();
+    found
+}
+
+fn has_option(command: &clap::Command, word: &str) -> bool {
+    let name = word.split(['=', '[']).next().unwrap_or(word);
+    let is_meant = |argument: &clap::Arg| match name.strip_prefix("--") {
+        Some(long) => {
+            argument.get_long() == Some(long)
+                || argument
+                    .get_all_aliases()
+                    .is_some_and(|aliases| aliases.contains(&long))
+        }
+        None => name.chars().nth(1) == argument.get_short(),
+    };
+    command.get_arguments().any(is_meant)
+}
+
+/// Checks the words after `envfs` in a text; returns how many options were looked up.
+fn check(words: &str, place: &str) -> usize {
+    let mut command = envfs::cli::Cli::command();
+    command.build();
+    let mut current = &command;
+    let mut seen = 0;
+    for word in words.split_whitespace() {
+        let word = word.trim_end_matches(['.', ',', ':', ')', '\'']);
+        if word == "--" {
+            break;
+        }
+        if word.starts_with('-') && word.len() > 1 {
+            seen += 1;
+            assert!(
+                has_option(current, word) || has_option(&command, word),
+                "{place}: 'envfs {words}': {} has no {word}",
+                current.get_name()
+            );
+        } else if let Some(below) = current.find_subcommand(word) {
+            current = below;
+            // What comes after NAME is a command line of its own.
+            if word == "run" {
+                break;
+            }
+        } else if current.get_name() == "envfs" && seen == 0 {
+            // "envfs failed": a sentence, not a command line.
+            break;
+        }
+    }
+    seen
+}
+
+#[test]
+fn every_option_that_a_text_names_exists() {
+    let mut files = sources();
+    files.push(root().join("README.md"));
+    files.extend(
+        fs::read_dir(root().join("docs"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            // Commands that were renamed stay in the list of changes.
+            .filter(|path| !path.ends_with("changelog.md")),
+    );
+    let (mut seen, mut bare) = (0, 0);
+    let mut command = envfs::cli::Cli::command();
+    command.build();
+    for file in files {
+        let place = file
+            .strip_prefix(root())
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        for text in texts(&file) {
+            let mut parts = text.split("envfs ");
+            let before = parts.next().unwrap_or("").to_owned();
+            for part in parts {
+                let end = part.find([')', ';', '|', '&', '`', '(', '\u{1}', '>', '#', '→', '"']);
+                seen += check(part.get(..end.unwrap_or(part.len())).unwrap(), &place);
+            }
+            if !place.starts_with("src/") || before.trim_start().starts_with("--") {
+                continue;
+            }
+            // Options that stand before any command.
+            for word in before.split([' ', '(', ')', ',', ';', ':']) {
+                let is_option = word.starts_with("--")
+                    && word.len() > 3
+                    && word[2..]
+                        .chars()
+                        .all(|c| c.is_ascii_lowercase() || c == '-');
+                if !is_option || FOREIGN.contains(&word) {
+                    continue;
+                }
+                let known = BARE
+                    .iter()
+                    .find(|(file, option, _)| *file == place && *option == word);
+                let own = Path::new(&place).file_stem().unwrap().to_str().unwrap();
+                let owners: Vec<&str> = match known {
+                    Some((_, _, commands)) => commands.to_vec(),
+                    None if place.starts_with("src/cli/commands/") => vec![own],
+                    None => panic!("{place}: '{text}': name the command that has {word}"),
+                };
+                for owner in owners {
+                    let mut found = &command;
+                    for name in owner.split(' ') {
+                        found = found
+                            .find_subcommand(name)
+                            .unwrap_or_else(|| panic!("{place}: '{text}': which command?"));
+                    }
+                    bare += 1;
+                    assert!(
+                        has_option(found, word) || has_option(&command, word),
+                        "{place}: '{text}': {owner} has no {word}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(
+        seen > 60 && bare > 10,
+        "{seen} and {bare} were found: is it looked right?"
+    );
+}
+
+#[test]
+fn what_stands_at_the_prefix_of_a_mount_is_not_answered_with_options_of_import() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    env.write(&env.prefix("e").join("file"), "x");
+    let done = env.envfs(&["mount", "e"]).fails(4, &["not empty", "move"]);
+    assert!(!done.err.contains("--prefix"), "{done}");
+    let at = env.prefix("e").display().to_string();
+    env.envfs(&["create", "--prefix", &at, "f"])
+        .fails(2, &["not empty", "--prefix"]);
+}

@@ -1,0 +1,165 @@
+//! `envfs run`: the command is the one that a shell would run, or none.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::support::{PATH, Run, TestEnv};
+
+fn script(env: &TestEnv, path: &Path, text: &str, mode: u32) {
+    env.write(path, text);
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// An environment, mounted, and beside it a directory in PATH which has programs of the same names.
+fn with_rivals(env: &TestEnv) -> (String, std::path::PathBuf) {
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    let rivals = env.work().join("rivals");
+    for name in [
+        "gone", "missing", "folder", "plain", "bare", "binary", "ours",
+    ] {
+        script(env, &rivals.join(name), "#!/bin/sh\necho rival\n", 0o755);
+    }
+    (format!("{}:{PATH}", rivals.display()), prefix)
+}
+
+#[test]
+fn a_program_of_the_environment_is_never_replaced_by_another_of_its_name() {
+    for env in TestEnv::of_all_users() {
+        let (path, prefix) = with_rivals(&env);
+        let bin = prefix.join("bin");
+        let make = |name: &str, text: &str, mode: u32| {
+            let draft = env.work().join("draft");
+            script(&env, &draft, text, mode);
+            let at = bin.join(name);
+            env.sh(&format!("cp -p draft '{}'", at.display())).ok();
+        };
+        make("missing", "#!/no/such/interpreter -x\n", 0o755);
+        make("plain", "#!/bin/sh\necho plain\n", 0o644);
+        make("bare", "echo \"$0 $1\"\n", 0o755);
+        make("binary", "\0\u{1}\u{2}\n", 0o755);
+        make("ours", "#!/bin/sh\necho ours\n", 0o755);
+        let at = bin.display();
+        env.sh(&format!(
+            "mkdir '{at}/folder'; ln -s /no/such/target '{at}/gone'"
+        ))
+        .ok();
+        let run = |words: &[&str]| -> Run {
+            env.envfs_with("PATH", &path, &[&["run", "e"], words].concat())
+        };
+        assert_eq!(run(&["ours"]).ok().out, "ours\n");
+        run(&["missing"]).fails(126, &["missing", "bad interpreter /no/such/interpreter"]);
+        run(&["gone"]).fails(126, &["bin/gone", "/no/such/target"]);
+        // As a shell does.
+        assert_eq!(run(&["folder"]).ok().out, "rival\n");
+        assert_eq!(run(&["plain"]).ok().out, "rival\n");
+        let shown = format!("{} x\n", bin.join("bare").display());
+        assert_eq!(run(&["bare", "x"]).ok().out, shown);
+        run(&["binary"]).fails(126, &["bin/binary", "xec format"]);
+        // With a slash: a path, from the directory that the command begins in.
+        run(&[bin.join("folder").to_str().unwrap()]).fails(126, &["directory"]);
+        run(&["./no-such"]).fails(127, &["./no-such"]);
+        let cwd = ["run", "--cwd", bin.to_str().unwrap(), "e", "./ours"];
+        assert_eq!(env.envfs(&cwd).ok().out, "ours\n");
+        env.envfs(&["run", "--cwd", "/no/such/dir", "e", "true"])
+            .fails(125, &["/no/such/dir"]);
+    }
+}
+
+#[test]
+fn relative_and_empty_entries_of_path_are_from_the_working_directory() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let dir = env.work().join("dir");
+    script(&env, &dir.join("here"), "#!/bin/sh\necho here\n", 0o755);
+    script(
+        &env,
+        &dir.join("sub/below"),
+        "#!/bin/sh\necho below\n",
+        0o755,
+    );
+    let cwd = dir.to_str().unwrap();
+    for path in [":/usr/bin:/bin", "/usr/bin::/bin", "/usr/bin:/bin:", "."] {
+        let done = env.envfs_with("PATH", path, &["run", "--cwd", cwd, "e", "here"]);
+        assert_eq!(done.ok().out, "here\n", "{path}");
+    }
+    let done = env.envfs_with("PATH", "sub:/bin", &["run", "--cwd", cwd, "e", "below"]);
+    assert_eq!(done.ok().out, "below\n");
+    env.envfs_with("PATH", "/usr/bin:/bin", &["run", "--cwd", cwd, "e", "here"])
+        .fails(127, &["here", "not found"]);
+    // Without PATH the system's programs are behind the environment's.
+    for with_path in [None, Some("")] {
+        let mut command = env.envfs_command(&["run", "e", "sh", "-c", "tool; ls -d /; echo $PATH"]);
+        match with_path {
+            None => command.env_remove("PATH"),
+            Some(path) => command.env("PATH", path),
+        };
+        let done = crate::support::run(command).ok();
+        let bin = env.prefix("e").join("bin").display().to_string();
+        assert!(
+            done.out
+                .starts_with(&format!("tool\n/\n{bin}:/usr/local/bin:")),
+            "{done}"
+        );
+    }
+}
+
+#[test]
+fn an_environment_that_cannot_be_entered_runs_nothing_of_the_system() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    let (path, prefix) = with_rivals(&env);
+    let change = |mode: &str, at: &Path| {
+        env.sh(&format!("chmod {mode} '{}'", at.display())).ok();
+    };
+    let bin = prefix.join("bin");
+    change("0", &bin);
+    env.envfs_with("PATH", &path, &["run", "e", "ours"])
+        .fails(126, &[bin.to_str().unwrap(), "ermission denied"]);
+    change("755", &bin);
+    change("0", &prefix);
+    env.envfs_with("PATH", &path, &["run", "e", "ours"])
+        .fails(125, &[prefix.to_str().unwrap(), "ermission denied"]);
+    for words in [
+        &["activate", "--shell", "bash", "e"][..],
+        &["activate", "--shell", "posix", "e"],
+    ] {
+        let done = env.envfs(words).fails(1, &["ermission denied"]);
+        assert_eq!(done.out, "");
+    }
+    change("755", &prefix);
+    assert_eq!(env.envfs(&["run", "e", "tool"]).ok().out, "tool\n");
+
+    // Root on a user's mount: the kernel lets nobody else in.
+    let mut command = env.envfs_command(&["run", "e", "ours"]);
+    command.env("PATH", &path);
+    std::os::unix::process::CommandExt::uid(&mut command, 0);
+    std::os::unix::process::CommandExt::gid(&mut command, 0);
+    let done = crate::support::run(command);
+    assert!((125..=127).contains(&done.code), "{done}");
+    assert_eq!(done.out, "", "{done}");
+}
+
+#[test]
+fn an_installer_that_cannot_run_is_not_replaced_either() {
+    let Some(env) = TestEnv::new() else { return };
+    let first = env.work().join("first");
+    let second = env.work().join("second");
+    script(
+        &env,
+        &first.join("install"),
+        "#!/no/such/interpreter\n",
+        0o755,
+    );
+    script(&env, &second.join("install"), "#!/bin/sh\n", 0o755);
+    let path = format!("{}:{}:{PATH}", first.display(), second.display());
+    env.envfs_with("PATH", &path, &["create", "e", "--", "install"])
+        .fails(1, &["bad interpreter"]);
+    env.envfs_with("PATH", &path, &["create", "e", "--", "no-such"])
+        .fails(3, &["no-such", "not found"]);
+    assert!(!env.home_of("e").exists());
+}
