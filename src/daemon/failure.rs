@@ -158,6 +158,16 @@ impl From<SessionError> for Failure {
     }
 }
 
+/// Says that a store cannot be written to.
+fn read_only(failure: Failure) -> Failure {
+    Failure {
+        message: format!("{}: the store is read-only for you", failure.message),
+        ..failure
+    }
+    .hint("copy it to where you can write (cp -a)")
+    .hint("or mount an image of it alone: envfs mount --image FILE -o ro DIR")
+}
+
 impl From<EnvironmentError> for Failure {
     fn from(error: EnvironmentError) -> Failure {
         let failure = |kind| Failure::of(kind, &error);
@@ -176,6 +186,11 @@ impl From<EnvironmentError> for Failure {
             }
             EnvironmentError::Config { .. } => failure(Kind::Usage),
             EnvironmentError::NoHome => failure(Kind::Usage),
+            EnvironmentError::Io { source, .. }
+                if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
+            {
+                read_only(failure(Kind::System))
+            }
             EnvironmentError::Io { source, .. } => failure(kind_of_io(source)),
         }
     }
@@ -197,12 +212,7 @@ impl From<StateError> for Failure {
         };
         let failure = Failure::of(kind, &error);
         match kind {
-            _ if error.is_read_only() => Failure {
-                message: format!("{}: the store is read-only for you", failure.message),
-                ..failure
-            }
-            .hint("copy it to where you can write (cp -a): also a look at it needs to write")
-            .hint("or mount an image of it alone: envfs mount --image FILE -o ro DIR"),
+            _ if error.is_read_only() => read_only(failure),
             Kind::NoSpace => failure.hint(MAKE_ROOM),
             _ => failure,
         }

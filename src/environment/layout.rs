@@ -5,7 +5,7 @@
 //!   config.toml               optional
 //!   envs/NAME/                default prefix (mount point)
 //!   store/NAME/               home of an environment, 0700
-//!     state.db (-wal, -shm, -redo)   see docs/state.md
+//!     state.db (-journal, -redo)     see docs/state.md
 //!     images/ID.sqfs          immutable, 0444
 //!     layers/ID/upper         content of a layer's files, in the shape of the merged tree
 //!     layers/ID/work          files on their way into it; same file system

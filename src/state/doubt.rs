@@ -1,23 +1,23 @@
 //! Transactions whose COMMIT fails.
 //!
-//! An error of COMMIT does not say that nothing has happened: what the transaction wrote may be found whole
-//! after a crash although the sync of it failed, and with a rollback journal it has happened once the
-//! journal is gone, even if that could not be made durable. Who takes it for undone would remove files
-//! that the database names.
+//! An error of COMMIT does not say that nothing has happened: the transaction has happened once the header of
+//! the journal is empty, even if that could not be made durable. A caller that takes it for undone would
+//! remove files that the database names.
 //!
-//! So every durable transaction counts up a number, and when its COMMIT fails another one, durable too,
-//! looks which number is there. In a log the second begins where the first began, or behind it; with a
-//! journal it comes after the first is over. Either way a crash shows what the second saw. If that fails as
-//! well, nothing more is written until the database is opened anew, which sees what is true.
+//! So every transaction counts up a number, and when its COMMIT fails another transaction looks which number
+//! is there. It begins after the first is over, so a crash shows what it saw. If that fails as well, nothing
+//! more is written until the database is opened anew, which sees what is true.
 
 use std::sync::atomic::Ordering;
 
-use rusqlite::{Connection, ffi};
+use rusqlite::Connection;
+#[cfg(test)]
+use rusqlite::ffi;
 
 use super::error::{Result, StateError};
-use super::{JournalMode, Rollback, StateDb};
+use super::{Rollback, StateDb};
 
-/// The number of the last durable transaction, as decimal text.
+/// The number of the last transaction, as decimal text.
 const SERIAL: &str = "serial";
 
 /// What a test lets a COMMIT come to, which then fails.
@@ -44,7 +44,7 @@ impl StateDb {
     }
 
     /// Runs `change` as a transaction that has happened if this returns its value, and has not if it
-    /// returns an error other than [`StateError::InDoubt`]. The connection makes transactions durable.
+    /// returns an error other than [`StateError::InDoubt`].
     pub(super) fn certain_transaction<T>(
         &self,
         conn: &Connection,
@@ -63,10 +63,6 @@ impl StateDb {
                 Err(e) => (value, serial, e),
             }
         };
-        if self.mode == JournalMode::Wal && is_failed_sync(&error) {
-            // As final as where the sync is ours: it was of all that lies before it in the log, too.
-            self.sync_failed.store(true, Ordering::Release);
-        }
         let found = self.transaction(conn, doing, |conn| {
             let found = self.serial_in(conn, doing)?;
             self.set_serial_in(conn, serial + 1, doing)?;
@@ -138,12 +134,4 @@ impl StateDb {
 /// room for what says that it is whole, which is written last, or it never began to write.
 fn has_surely_failed(error: &StateError) -> bool {
     matches!(error, StateError::Busy { .. }) || error.is_no_space() || error.is_read_only()
-}
-
-fn is_failed_sync(error: &StateError) -> bool {
-    let StateError::Sql { source, .. } = error else {
-        return false;
-    };
-    let code = source.sqlite_error().map(|error| error.extended_code);
-    code == Some(ffi::SQLITE_IOERR_FSYNC)
 }

@@ -154,15 +154,11 @@ impl StateError {
     }
 }
 
-/// Whether SQLite could not make or lengthen its log or its shared memory, for which it has no
-/// word that says why.
+/// Returns true if SQLite could not make or lengthen its journal, for which it has no word that says why.
 fn is_about_own_files(error: &rusqlite::Error) -> bool {
     let rusqlite::Error::SqliteFailure(error, _) = error else {
         return false;
     };
     error.code == rusqlite::ErrorCode::CannotOpen
-        || matches!(
-            error.extended_code,
-            rusqlite::ffi::SQLITE_IOERR_SHMSIZE | rusqlite::ffi::SQLITE_IOERR_WRITE
-        )
+        || error.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE
 }

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Result;
 use super::id_map::IdMap;
-use super::{Durability, StateDb, now};
+use super::{StateDb, now};
 
 /// One image of the environment. Never given twice.
 #[derive(
@@ -240,7 +240,7 @@ impl StateDb {
     /// after this, by the caller.
     pub fn forget_image(&self, id: ImageId) -> Result<()> {
         const DOING: &str = "forget an image";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write_without_room(DOING, |conn| {
             let users: i64 = conn
                 .query_row(
                     "SELECT (SELECT count(*) FROM revision WHERE image = ?1) \
@@ -313,7 +313,7 @@ impl StateDb {
     /// Forgets a revision that is neither current nor tagged.
     pub fn forget_revision(&self, id: RevisionId) -> Result<()> {
         const DOING: &str = "forget a revision";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write_without_room(DOING, |conn| {
             if self.head_in(conn, DOING)? == Some(id) {
                 return Err(self.conflict(DOING, format!("revision {id} is the current one")));
             }
@@ -335,7 +335,7 @@ impl StateDb {
     /// Names a revision, moving the name if it is taken.
     pub fn set_tag(&self, name: &str, revision: RevisionId, message: &str) -> Result<()> {
         const DOING: &str = "tag a revision";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write(DOING, |conn| {
             if self.revision_in(conn, revision, DOING)?.is_none() {
                 return Err(self.conflict(DOING, format!("there is no revision {revision}")));
             }
@@ -352,7 +352,7 @@ impl StateDb {
     /// Removes a name; returns whether it was there.
     pub fn remove_tag(&self, name: &str) -> Result<bool> {
         const DOING: &str = "remove a tag";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write(DOING, |conn| {
             conn.execute("DELETE FROM tag WHERE name = ?1", [name])
                 .map(|count| count > 0)
                 .map_err(|e| self.sql(DOING, e))

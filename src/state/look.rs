@@ -1,32 +1,51 @@
-//! Looking at a database that somebody else has open.
+//! Looking at a database, which changes nothing: neither the database nor what lies beside it.
 //!
-//! On a network file system SQLite's locks may not reach another host. There the journal of a transaction
-//! that is under way looks like one that a crash has left, and whoever may write rolls it back, under the
-//! writer's feet. So whoever only looks may not write there; he waits until the journal is gone.
+//! The journal of a transaction that was cut off looks like one that is under way on another host, where
+//! SQLite's locks may not reach. While a process holds the environment's lock, its journal is left alone: a
+//! look waits until it is gone. Otherwise it is rolled back first, which the first look does.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::error::{Result, StateError};
-use super::{BUSY_TIMEOUT, JournalMode, Rollback, StateDb, migrations, sql_error};
+use super::{BUSY_TIMEOUT, JournalMode, Rollback, StateDb, check_kind, migrations, sql_error};
 
 /// How long to wait before the journal is looked for again.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl StateDb {
-    /// Opens the database for a look while somebody holds the environment's lock, who has upgraded it.
-    pub fn open_beside(path: &std::path::Path) -> Result<StateDb> {
-        match path.exists() && Self::choose_mode(path)? == JournalMode::Rollback {
-            true => Self::look_only(path, BUSY_TIMEOUT),
-            false => Self::open_to_look(path),
+    /// Opens the database for a look. `is_held` says whether a process holds the environment's lock.
+    pub fn open_to_look(path: &Path, is_held: bool) -> Result<StateDb> {
+        if is_held {
+            return Self::look_only(path, BUSY_TIMEOUT);
+        }
+        // To be written to: a transaction was cut off and is to be rolled back, or an older envfs made it.
+        match Self::look_only(path, Duration::ZERO) {
+            Ok(db) if db.is_outdated()? => {
+                drop(db);
+                Self::open(path).or_else(|_| Self::look_only(path, BUSY_TIMEOUT))
+            }
+            Err(e) if e.is_read_only() || matches!(e, StateError::Busy { .. }) => Self::open(path),
+            looked => looked,
         }
     }
 
-    pub(super) fn look_only(path: &std::path::Path, patience: Duration) -> Result<StateDb> {
+    /// Returns whether an older envfs made the database, or kept a write-ahead log of it.
+    fn is_outdated(&self) -> Result<bool> {
+        let conn = self.lock();
+        let journal: String = conn
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .map_err(|e| self.sql("read the header of the state database", e))?;
+        Ok(journal == "wal" || !migrations::can_be_looked_at(&conn, &self.path)?)
+    }
+
+    pub(super) fn look_only(path: &Path, patience: Duration) -> Result<StateDb> {
+        check_kind(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(path, flags)
-            .and_then(|conn| conn.busy_timeout(patience).map(|()| conn))
+            .and_then(|conn| conn.busy_timeout(BUSY_TIMEOUT).map(|()| conn))
             .map_err(|e| sql_error(path, "open the state database", e))?;
         let db = StateDb {
             looks_for: Some(patience),
@@ -35,7 +54,7 @@ impl StateDb {
         {
             let conn = db.lock();
             let _reading = db.begin_reading(&conn, "read the header of the state database")?;
-            migrations::upgrade(&conn, path, migrations::MIGRATIONS)?;
+            migrations::can_be_looked_at(&conn, path)?;
         }
         Ok(db)
     }

@@ -4,11 +4,12 @@ use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::Result;
-use super::{Durability, ImageId, LayerId, StateDb};
+use super::{ImageId, LayerId, StateDb};
 
 const PREFIX: &str = "prefix";
 const CLEAN: &str = "clean";
@@ -55,9 +56,7 @@ impl StateDb {
     /// Stores a fact; durable when this returns.
     pub fn set_meta(&self, key: &str, value: &[u8]) -> Result<()> {
         const DOING: &str = "store a fact of the environment";
-        self.write(Durability::Power, DOING, |conn| {
-            self.set_meta_in(conn, key, value, DOING)
-        })
+        self.write_without_room(DOING, |conn| self.set_meta_in(conn, key, value, DOING))
     }
 
     pub(super) fn set_meta_in(
@@ -87,20 +86,38 @@ impl StateDb {
 
     /// Says that rows and the upper directory may differ from now on; durable when this returns.
     /// To be called before the first write after an open.
+    ///
+    /// A redo log that is there says so already.
     pub fn mark_unclean(&self) -> Result<()> {
+        if self.redo.get().is_some() {
+            return Ok(());
+        }
         self.set_meta(CLEAN, b"0")
     }
 
-    /// Says that rows and the upper directory agree and are both durable. The caller has synced
-    /// the upper directory; this syncs the rows with it.
-    pub fn mark_clean(&self) -> Result<()> {
-        self.set_meta(CLEAN, b"1")
+    /// Says that rows and the upper directory agree and are both durable, at the end: nothing can be
+    /// changed after this. The caller has synced the upper directory.
+    pub fn end_clean(&self) -> Result<()> {
+        // Not before the rows are in the database: what the log still has belongs to it.
+        self.settle()?;
+        if self.meta(CLEAN)?.is_none_or(|value| value != b"1") {
+            self.set_meta(CLEAN, b"1")?;
+        }
+        self.remove_redo_log()
+    }
+
+    /// Says that rows and the upper directory are known to differ, at the end.
+    pub fn end_unclean(&self) -> Result<()> {
+        self.settle()?;
+        self.set_meta(CLEAN, b"0")?;
+        self.remove_redo_log()
     }
 
     /// Returns whether the last writer ended in order. If not, rows and upper directory must be
     /// reconciled.
     pub fn was_clean(&self) -> Result<bool> {
-        Ok(self.meta(CLEAN)?.is_none_or(|value| value == b"1"))
+        let is_clean = self.meta(CLEAN)?.is_none_or(|value| value == b"1");
+        Ok(is_clean && !self.left_over.load(Ordering::Acquire))
     }
 
     /// Takes `count` new object ids, never given before and never again.
@@ -108,7 +125,7 @@ impl StateDb {
     /// Ids that were taken and not used are lost, which does no harm. The counter is older in
     /// the log than every row that uses an id, so it is durable before them.
     pub fn reserve_inos(&self, count: u64) -> Result<Range<u64>> {
-        self.write(Durability::Process, "reserve object ids", |conn| {
+        self.write("reserve object ids", |conn| {
             self.take(conn, "ino", count, "reserve object ids")
         })
     }
@@ -116,7 +133,7 @@ impl StateDb {
     /// Returns the id that the next new object may have, at the least.
     pub fn next_ino(&self) -> Result<u64> {
         const DOING: &str = "read the counter of object ids";
-        self.read(DOING, |conn| {
+        self.read_rows(DOING, |conn| {
             let next = counter(conn, "ino").map_err(|e| self.sql(DOING, e))?;
             Ok(next.unwrap_or(FIRST_INO))
         })
@@ -160,7 +177,7 @@ impl StateDb {
     pub fn skip_ids(&self, until: FileIds) -> Result<()> {
         const DOING: &str = "skip ids that are in use";
         let before = self.skipped_ids()?;
-        self.write(Durability::Power, DOING, |conn| {
+        self.write_without_room(DOING, |conn| {
             let next = self.next_ids_in(conn, DOING)?;
             let and = |before: &Range<i64>, next: i64, until: i64| {
                 if next >= until {
@@ -186,7 +203,7 @@ impl StateDb {
     /// Takes the id of an image that is about to be written. Durable: no two files have it.
     pub fn reserve_image(&self) -> Result<ImageId> {
         const DOING: &str = "reserve the id of an image";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write(DOING, |conn| {
             Ok(ImageId(self.take(conn, "image", 1, DOING)?.start as i64))
         })
     }
@@ -195,9 +212,7 @@ impl StateDb {
     /// transaction that puts it on the stack. Durable: no two directories have it.
     pub fn reserve_layer(&self) -> Result<LayerId> {
         const DOING: &str = "reserve the id of a layer";
-        self.write(Durability::Power, DOING, |conn| {
-            self.take_layer(conn, DOING)
-        })
+        self.write_without_room(DOING, |conn| self.take_layer(conn, DOING))
     }
 
     pub(super) fn take_layer(&self, conn: &Connection, doing: &'static str) -> Result<LayerId> {
@@ -266,7 +281,7 @@ impl StateDb {
              FROM inode HAVING max(ino) >= \
              coalesce((SELECT next FROM counter WHERE name = 'ino'), 2) AND max(ino) > 1",
         ];
-        self.read(DOING, |conn| {
+        self.read_rows(DOING, |conn| {
             let mut wrong = Vec::new();
             for sql in CHECKS {
                 let mut statement = conn.prepare(sql).map_err(|e| self.sql(DOING, e))?;

@@ -15,6 +15,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0001_initial.sql"),
     include_str!("../../migrations/0002_no_journal.sql"),
     include_str!("../../migrations/0003_tables_appended.sql"),
+    include_str!("../../migrations/0004_reserve.sql"),
 ];
 
 /// Lays the schema into a new, empty database.
@@ -22,8 +23,25 @@ pub(super) fn create(conn: &Connection, path: &Path, migrations: &[&str]) -> Res
     run(conn, path, 0, migrations)
 }
 
+/// The oldest schema that can be looked at as it is: the daemon of an older envfs may have it open.
+const OLDEST_TO_LOOK_AT: u32 = 3;
+
 /// Checks that the database is ours and not too new, and applies what it lacks.
 pub(super) fn upgrade(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<()> {
+    let found = version(conn, path, migrations)?;
+    match found as usize == migrations.len() {
+        true => Ok(()),
+        false => run(conn, path, found, migrations),
+    }
+}
+
+/// Checks that the database is ours, and returns whether it can be looked at without an upgrade.
+pub(super) fn can_be_looked_at(conn: &Connection, path: &Path) -> Result<bool> {
+    Ok(version(conn, path, MIGRATIONS)? >= OLDEST_TO_LOOK_AT)
+}
+
+/// Returns the version of the schema, which is not above what we know.
+fn version(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<u32> {
     let doing = "read the header of the state database";
     let read = |pragma: &str| -> Result<i64> {
         conn.pragma_query_value(None, pragma, |row| row.get(0))
@@ -49,8 +67,7 @@ pub(super) fn upgrade(conn: &Connection, path: &Path, migrations: &[&str]) -> Re
             found,
             supported,
         }),
-        Ok(found) if found == supported => Ok(()),
-        Ok(found) if found > 0 => run(conn, path, found, migrations),
+        Ok(found) if found > 0 => Ok(found),
         _ => Err(StateError::Corrupt {
             path: path.to_owned(),
             detail: format!("schema version {version}"),

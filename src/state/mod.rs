@@ -4,10 +4,10 @@
 //!
 //! - [`StateDb::apply`] is the hot path: one record of the redo log for each operation of a
 //!   program, which SQLite gets later with many others. It survives the death of this process at once, and power loss after [`StateDb::sync`].
-//! - Whatever *publishes* ([`rotate`](StateDb::rotate), [`publish_commit`](StateDb::publish_commit),
-//!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to) and the
-//!   clean flag) is one transaction, and durable when it returns. An error means that it has not happened
-//!   (`doubt`).
+//! - Everything else is one transaction, and durable when it returns: also what *publishes*
+//!   ([`rotate`](StateDb::rotate), [`publish_commit`](StateDb::publish_commit),
+//!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to)). An error means that it
+//!   has not happened (`doubt`).
 //!
 //! Lock order: a [`StateDb`] has one lock around its connection and, taken after it or alone, one
 //! around its redo log; both are taken last and held only for one transaction or one record. No
@@ -21,26 +21,25 @@ mod look;
 mod meta;
 mod migrations;
 mod redo;
+mod reserve;
 mod rows;
 mod settle;
 mod stack;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::sys::durable::{self, sync_data, sync_name};
-use crate::sys::medium::network_file_system;
+use crate::sys::durable;
+use crate::sys::regular;
 
 pub use error::{Result, StateError};
 pub use history::{
@@ -60,28 +59,18 @@ pub const PAGE_SIZE: u32 = 4096;
 /// How long we wait for another process that is in the middle of a transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Pages in the log after which SQLite moves them into the database (16 MiB): each time costs
-/// two syncs on the hot path, so not too often.
-const CHECKPOINT_PAGES: u32 = 4096;
+/// Room that the journal keeps on disk also when it is empty, in bytes: enough for the transactions that
+/// discard changes and collect garbage, so that these need no room on a full disk.
+const JOURNAL_ROOM: u64 = 256 << 10;
 
-/// How SQLite keeps its journal here.
+/// How SQLite keeps its journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum JournalMode {
-    /// Write-ahead log, for local file systems.
-    Wal,
-    /// Rollback journal with a sync in each transaction, for network file systems.
+    /// A rollback journal beside the database. No memory is shared between processes, which works on
+    /// network file systems too, and cannot end in SIGBUS where the disk is full.
     Rollback,
     /// None: a database in memory.
     Memory,
-}
-
-/// What must hold when a transaction returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Durability {
-    /// It survives the death of this process; power loss only after the next sync.
-    Process,
-    /// It survives power loss, with everything before it.
-    Power,
 }
 
 /// The database of one environment. Shared by reference between threads.
@@ -92,21 +81,16 @@ pub struct StateDb {
     mode: JournalMode,
     /// How long a read waits for a journal to go, where nothing may be written.
     looks_for: Option<Duration>,
-    /// Our own descriptor of the log, for `sync`. The log is only removed by the last
-    /// connection that closes, so it stays the right file as long as we are open. (A descriptor
-    /// of the database itself must never be opened: closing it would drop SQLite's locks.)
-    wal: OnceLock<File>,
-    /// Count of committed transactions that wrote.
-    written: AtomicU64,
-    /// The count up to which all is known to be durable.
-    synced: AtomicU64,
+    /// Whether the redo log could not be synced.
     sync_failed: AtomicBool,
-    /// Whether it is not known if a durable transaction has happened, so that nothing may come after it.
+    /// Whether it is not known if a transaction has happened, so that nothing may come after it.
     in_doubt: AtomicBool,
     #[cfg(test)]
     failing: Mutex<std::collections::VecDeque<doubt::Fails>>,
     /// Changes of rows go through it, once it is kept.
     redo: OnceLock<settle::Log>,
+    /// Whether an earlier process left a redo log, which a clean end removes.
+    left_over: AtomicBool,
 }
 
 impl StateDb {
@@ -130,9 +114,8 @@ impl StateDb {
                     source,
                 },
             })?;
-        let mode = Self::choose_mode(path)?;
         let conn = Self::connect(path)?;
-        let db = Self::configure(conn, path, mode, true)?;
+        let db = Self::configure(conn, path, JournalMode::Rollback, true)?;
         migrations::create(&db.lock(), path, migrations::MIGRATIONS)?;
         Ok(db)
     }
@@ -142,40 +125,36 @@ impl StateDb {
         Self::open_with(path, migrations::MIGRATIONS)
     }
 
-    /// Opens the database as [`StateDb::open`] does, for a look: closing it leaves SQLite's log as it
-    /// is, for whoever opens it next. Emptying it would cost the three syncs that most commands need
-    /// not wait for.
-    pub fn open_to_look(path: &Path) -> Result<StateDb> {
-        let db = Self::open(path)?;
-        db.lock()
-            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            .map_err(|e| sql_error(path, "configure the state database", e))?;
-        Ok(db)
-    }
-
     fn open_with(path: &Path, migrations: &[&str]) -> Result<StateDb> {
-        match std::fs::metadata(path) {
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::Missing {
-                    path: path.to_owned(),
-                });
-            }
-            Err(source) => {
-                return Err(StateError::Io {
-                    path: path.to_owned(),
-                    doing: "open the state database",
-                    source,
-                });
-            }
-        }
-        let mode = Self::choose_mode(path)?;
+        check_kind(path)?;
         let conn = Self::connect(path)?;
-        conn.busy_timeout(BUSY_TIMEOUT)
-            .map_err(|e| sql_error(path, "open the state database", e))?;
+        let fail = |e| sql_error(path, "open the state database", e);
+        conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
+        // An older envfs kept a write-ahead log. With the database for itself, SQLite reads it without
+        // memory that is shared through a file.
+        conn.pragma_update(None, "locking_mode", "exclusive")
+            .map_err(fail)?;
         // Before anything is written to it: it may not be ours, or newer than we are.
         migrations::upgrade(&conn, path, migrations)?;
-        Self::configure(conn, path, mode, false)
+        let had: String = conn
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .map_err(fail)?;
+        let db = Self::configure(conn, path, JournalMode::Rollback, false)?;
+        if had == "wal" {
+            let mut shared = path.as_os_str().to_owned();
+            shared.push("-shm");
+            // What an earlier process left of it means nothing any more.
+            std::fs::remove_file(shared).unwrap_or_default();
+        }
+        {
+            let conn = db.lock();
+            conn.pragma_update(None, "locking_mode", "normal")
+                .map_err(fail)?;
+            // The lock goes with the next read.
+            conn.query_row("PRAGMA schema_version", [], |_| Ok(()))
+                .map_err(fail)?;
+        }
+        Ok(db)
     }
 
     /// Makes a database in memory, for tests and for a union that is never to be kept.
@@ -197,10 +176,7 @@ impl StateDb {
     ///
     /// Free when nothing was applied since the last time.
     pub fn sync(&self) -> Result<()> {
-        self.unless_failed(|| {
-            self.sync_log()?;
-            self.sync_database()
-        })
+        self.unless_failed(|| self.sync_log())
     }
 
     /// Syncs, unless that has failed before. A failure is final: the kernel forgets what it could
@@ -218,24 +194,6 @@ impl StateDb {
         outcome
     }
 
-    /// Makes what SQLite has durable. On a network file system every transaction is by itself.
-    fn sync_database(&self) -> Result<()> {
-        let written = self.written.load(Ordering::Acquire);
-        if self.mode != JournalMode::Wal || self.synced.load(Ordering::Acquire) >= written {
-            return Ok(());
-        }
-        // Frames that a checkpoint has meanwhile moved into the database were synced there by
-        // SQLite before it let the log be overwritten, so the log is all that needs a sync.
-        let outcome = self.wal_file().and_then(sync_data);
-        outcome.map_err(|source| StateError::Io {
-            path: self.path.clone(),
-            doing: "sync the log of the state database",
-            source,
-        })?;
-        self.synced.fetch_max(written, Ordering::AcqRel);
-        Ok(())
-    }
-
     /// Closes the database, reporting what `drop` would swallow.
     pub fn close(self) -> Result<()> {
         self.settle()?;
@@ -245,18 +203,6 @@ impl StateDb {
             .unwrap_or_else(PoisonError::into_inner);
         conn.close()
             .map_err(|(_, e)| sql_error(&self.path, "close the state database", e))
-    }
-
-    fn choose_mode(path: &Path) -> Result<JournalMode> {
-        let network = network_file_system(path).map_err(|source| StateError::Io {
-            path: path.to_owned(),
-            doing: "ask for the file system of the state database",
-            source,
-        })?;
-        Ok(match network {
-            Some(_) => JournalMode::Rollback,
-            None => JournalMode::Wal,
-        })
     }
 
     fn connect(path: &Path) -> Result<Connection> {
@@ -276,10 +222,8 @@ impl StateDb {
                 .map_err(fail)?;
         }
         let (journal, synchronous) = match mode {
-            JournalMode::Wal => ("wal", "NORMAL"),
-            // EXTRA also syncs the directory when the journal is removed: without, the journal
-            // may be back after power loss and undo a transaction that was over.
-            JournalMode::Rollback => ("delete", "EXTRA"),
+            // The journal stays, with an empty header, and so does its room on disk.
+            JournalMode::Rollback => ("persist", "FULL"),
             JournalMode::Memory => ("memory", "OFF"),
         };
         let got: String = conn
@@ -301,15 +245,12 @@ impl StateDb {
             .map_err(fail)?;
         conn.pragma_update(None, "foreign_keys", true)
             .map_err(fail)?;
-        conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
+        // A journal that once grew large is cut back.
+        conn.pragma_update(None, "journal_size_limit", JOURNAL_ROOM as i64)
             .map_err(fail)?;
-        // A log that once grew large is cut back when it is emptied.
-        conn.pragma_update(
-            None,
-            "journal_size_limit",
-            2 * i64::from(CHECKPOINT_PAGES) * i64::from(PAGE_SIZE),
-        )
-        .map_err(fail)?;
+        // What a statement sets aside needs no room on a disk.
+        conn.pragma_update(None, "temp_store", "memory")
+            .map_err(fail)?;
         // Values in the database are nobody's code: no function or view may run from a schema
         // that somebody else wrote.
         conn.pragma_update(None, "trusted_schema", false)
@@ -323,29 +264,13 @@ impl StateDb {
             conn: Mutex::new(conn),
             mode,
             looks_for: None,
-            wal: OnceLock::new(),
-            // What an earlier process wrote may still be in the page cache alone.
-            written: AtomicU64::new(1),
-            synced: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
             in_doubt: AtomicBool::new(false),
             #[cfg(test)]
             failing: Mutex::default(),
             redo: OnceLock::new(),
+            left_over: AtomicBool::new(false),
         }
-    }
-
-    fn wal_file(&self) -> io::Result<&File> {
-        if let Some(file) = self.wal.get() {
-            return Ok(file);
-        }
-        let mut name = OsString::from(&self.path);
-        name.push("-wal");
-        let file = File::open(PathBuf::from(name))?;
-        // The log may be new: its name must be durable too. SQLite does this at its own first
-        // sync, which may come later than ours.
-        sync_name(&self.path)?;
-        Ok(self.wal.get_or_init(|| file))
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
@@ -354,54 +279,40 @@ impl StateDb {
         self.conn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `change` as one transaction that happens whole or not at all. Of one that is to survive power
-    /// loss it is certain whether it has happened, unless the error is [`StateError::InDoubt`].
+    /// Runs `change` as one transaction that happens whole or not at all, and survives power loss when
+    /// this returns. It is certain whether it has happened, unless the error is [`StateError::InDoubt`].
     fn write<T>(
         &self,
-        durability: Durability,
         doing: &'static str,
         change: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
         let conn = self.lock();
         self.unless_in_doubt()?;
         self.settle_in(&conn)?;
-        let raise =
-            durability == Durability::Power && self.mode == JournalMode::Wal && !durable::is_off();
-        if raise {
-            // SQLite makes the name of the log durable only if it made the log itself; it may
-            // be from a process that was killed before its first sync.
-            match self.wal_file() {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(StateError::Io {
-                        path: self.path.clone(),
-                        doing: "open the log of the state database",
-                        source,
-                    });
-                }
-                _ => {}
-            }
-            // With FULL, the commit syncs the whole log: this transaction and all before it.
-            conn.pragma_update(None, "synchronous", "FULL")
-                .map_err(|e| self.sql(doing, e))?;
+        self.certain_transaction(&conn, doing, change)
+    }
+
+    /// Does the same for what makes room, or is wanted most where there is none: with records of the redo
+    /// log that the database has no room for, and with the room that is kept for it. The change must not
+    /// depend on rows that these records may change.
+    fn write_without_room<T>(
+        &self,
+        doing: &'static str,
+        change: impl Fn(&Connection) -> Result<T>,
+    ) -> Result<T> {
+        let conn = self.lock();
+        self.unless_in_doubt()?;
+        match self.settle_in(&conn) {
+            Err(e) if !e.is_no_space() => return Err(e),
+            _ => {}
         }
-        let outcome = match durability {
-            Durability::Process => self.transaction(&conn, doing, change),
-            Durability::Power => self.certain_transaction(&conn, doing, change),
-        };
-        if raise {
-            let lowered = conn.pragma_update(None, "synchronous", "NORMAL");
-            if let Err(e) = lowered {
-                // Harmless but slow: every later transaction syncs.
-                tracing::warn!(path = %self.path.display(), error = %e, "synchronous stays FULL");
-            }
+        match self.certain_transaction(&conn, doing, &change) {
+            Err(e) if e.is_no_space() => self.certain_transaction(&conn, doing, |conn| {
+                self.give_up_reserve_in(conn, doing)?;
+                change(conn)
+            }),
+            done => done,
         }
-        if outcome.is_ok() {
-            let written = self.written.fetch_add(1, Ordering::AcqRel) + 1;
-            if raise && !self.sync_failed.load(Ordering::Acquire) {
-                self.synced.fetch_max(written, Ordering::AcqRel);
-            }
-        }
-        outcome
     }
 
     fn transaction<T>(
@@ -417,14 +328,25 @@ impl StateDb {
         Ok(value)
     }
 
-    /// Runs `read` on one unchanging view of the database.
-    fn read<T>(
+    /// Runs `read` on one unchanging view of the rows of layers, with what the redo log says of them.
+    fn read_rows<T>(
         &self,
         doing: &'static str,
         read: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
         let conn = self.lock();
         self.settle_in(&conn)?;
+        let _rollback = self.begin_reading(&conn, doing)?;
+        read(&conn)
+    }
+
+    /// Runs `read` on one unchanging view of the other tables, which no record of the redo log changes.
+    fn read<T>(
+        &self,
+        doing: &'static str,
+        read: impl FnOnce(&Connection) -> Result<T>,
+    ) -> Result<T> {
+        let conn = self.lock();
         let _rollback = self.begin_reading(&conn, doing)?;
         read(&conn)
     }
@@ -447,6 +369,26 @@ impl StateDb {
             table,
             what: what.into(),
         }
+    }
+}
+
+/// Refuses what is no regular file in the place of a database: SQLite would follow a link, and wait for
+/// ever at a FIFO.
+fn check_kind(path: &Path) -> Result<()> {
+    match regular::is_there(path) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StateError::Missing {
+            path: path.to_owned(),
+        }),
+        Err(e) if regular::is_not_regular(&e).is_some() => Err(StateError::NotADatabase {
+            path: path.to_owned(),
+            detail: e.to_string(),
+        }),
+        Err(source) => Err(StateError::Io {
+            path: path.to_owned(),
+            doing: "open the state database",
+            source,
+        }),
     }
 }
 

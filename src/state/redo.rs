@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use super::{LayerId, RowChange};
 use crate::sys::durable::{sync_file, sync_name};
+use crate::sys::regular;
 
 /// First bytes of the file; the digit is the version of the format.
 const MAGIC: &[u8; 8] = b"envredo1";
@@ -53,18 +54,16 @@ pub(super) struct Redo {
     /// Records that the database does not have.
     pending: Vec<u8>,
     scratch: Vec<u8>,
+    /// Whether the file is gone, so that nothing may be appended.
+    is_removed: bool,
 }
 
 impl Redo {
     /// Opens or makes the file, and returns the records in it that come after number `applied`.
     pub(super) fn open(path: &Path, applied: u64) -> io::Result<(Redo, Batch)> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).mode(0o600);
+        let file = regular::open_with(path, &options)?;
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX)];
         file.read_exact_at(&mut bytes, 0)?;
         if bytes.len() >= MAGIC.len() && !bytes.starts_with(MAGIC) {
@@ -104,8 +103,15 @@ impl Redo {
             next: left.last + 1,
             pending: Vec::new(),
             scratch: Vec::new(),
+            is_removed: false,
         };
         Ok((redo, left))
+    }
+
+    /// Removes the file: the database has all its records, durably, and there will be no more.
+    pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
+        self.is_removed = true;
+        std::fs::remove_file(path)
     }
 
     /// Empties the file. The database has all its records, durably.
@@ -121,6 +127,9 @@ impl Redo {
 
     /// Appends a record. After an error it is not in the file.
     pub(super) fn append(&mut self, layer: LayerId, changes: &[RowChange<'_>]) -> io::Result<()> {
+        if self.is_removed {
+            return Err(io::Error::other("the environment has been closed"));
+        }
         self.scratch.clear();
         self.scratch.resize(HEADER, 0);
         let record = (self.next, layer.0, changes);

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
-use super::{Durability, LayerId, StateDb};
+use super::{LayerId, StateDb};
 use crate::object::{Ino, Kind, Timestamp};
 
 /// Where the content of a regular file is. The numbers are stored and never change meaning.
@@ -211,7 +211,7 @@ impl StateDb {
         if changes.is_empty() || self.log(layer, changes)? {
             return Ok(());
         }
-        self.write(Durability::Process, DOING, |conn| {
+        self.write(DOING, |conn| {
             changes
                 .iter()
                 .try_for_each(|change| apply_one(conn, layer, change))
@@ -223,7 +223,7 @@ impl StateDb {
     pub fn load_layer(&self, layer: LayerId) -> Result<LayerRows> {
         const DOING: &str = "read the rows of a layer";
         let fail = |e| self.sql(DOING, e);
-        self.read(DOING, |conn| {
+        self.read_rows(DOING, |conn| {
             let mut rows = LayerRows::default();
             let mut statement = conn.prepare_cached(SELECT_INODES).map_err(fail)?;
             let mut cursor = statement.query([layer.0]).map_err(fail)?;
@@ -289,7 +289,41 @@ impl StateDb {
     /// mount in use is not held up. May be repeated after an interruption.
     pub fn drop_layer_rows(&self, layer: LayerId) -> Result<()> {
         const DOING: &str = "delete the rows of a layer";
-        const CHUNKS: [&str; 3] = [
+        let mut chunk = DROP_CHUNK;
+        loop {
+            let deleted = self.write_without_room(DOING, |conn| {
+                let in_stack: bool = conn
+                    .prepare_cached(
+                        "SELECT EXISTS (SELECT 1 FROM layer \
+                         WHERE id = ?1 AND position IS NOT NULL)",
+                    )
+                    .and_then(|mut s| s.query_row([layer.0], |row| row.get(0)))
+                    .map_err(|e| self.sql(DOING, e))?;
+                if in_stack {
+                    let detail = format!("layer {layer} is in the stack");
+                    return Err(self.conflict(DOING, detail));
+                }
+                self.drop_rows_in(conn, layer, chunk, DOING)
+            });
+            match deleted {
+                Ok(deleted) if deleted < chunk => return Ok(()),
+                Ok(_) => {}
+                // The journal keeps the pages of what is deleted: of less it may have room.
+                Err(e) if e.is_no_space() && chunk > 1 => chunk = (chunk / 8).max(1),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Deletes at most `limit` rows of a layer, and returns how many there were.
+    pub(super) fn drop_rows_in(
+        &self,
+        conn: &Connection,
+        layer: LayerId,
+        limit: i64,
+        doing: &'static str,
+    ) -> Result<i64> {
+        const TABLES: [&str; 3] = [
             "DELETE FROM inode WHERE layer = ?1 AND ino IN \
              (SELECT ino FROM inode WHERE layer = ?1 LIMIT ?2)",
             "DELETE FROM dentry WHERE layer = ?1 AND (dir, name) IN \
@@ -297,30 +331,15 @@ impl StateDb {
             "DELETE FROM xattr WHERE layer = ?1 AND (ino, name) IN \
              (SELECT ino, name FROM xattr WHERE layer = ?1 LIMIT ?2)",
         ];
-        for sql in CHUNKS {
-            loop {
-                let deleted = self.write(Durability::Process, DOING, |conn| {
-                    let in_stack: bool = conn
-                        .prepare_cached(
-                            "SELECT EXISTS (SELECT 1 FROM layer \
-                             WHERE id = ?1 AND position IS NOT NULL)",
-                        )
-                        .and_then(|mut s| s.query_row([layer.0], |row| row.get(0)))
-                        .map_err(|e| self.sql(DOING, e))?;
-                    if in_stack {
-                        let detail = format!("layer {layer} is in the stack");
-                        return Err(self.conflict(DOING, detail));
-                    }
-                    conn.prepare_cached(sql)
-                        .and_then(|mut s| s.execute(params![layer.0, DROP_CHUNK]))
-                        .map_err(|e| self.sql(DOING, e))
-                })?;
-                if (deleted as i64) < DROP_CHUNK {
-                    break;
-                }
-            }
+        let mut deleted = 0;
+        for sql in TABLES {
+            let limit = limit.saturating_sub(deleted);
+            deleted += conn
+                .prepare_cached(sql)
+                .and_then(|mut s| s.execute(params![layer.0, limit]))
+                .map_err(|e| self.sql(doing, e))? as i64;
         }
-        Ok(())
+        Ok(deleted)
     }
 }
 

@@ -18,9 +18,9 @@ use crate::sys::durable::sync_data;
 const APPLIED: &str = "redo";
 const DOING: &str = "give the records of the redo log to the database";
 
-/// Bytes of records after which a thread gives them to the database: a few hundred operations, so
-/// that what is paid per transaction is paid seldom, and little is left to do when somebody asks.
-const SETTLE_AT: usize = 64 << 10;
+/// Bytes of records after which a thread gives them to the database: some thousand operations, so that the
+/// syncs of a transaction are seldom, and the rest is soon given when a commit wants the rows.
+const SETTLE_AT: usize = 1 << 20;
 /// Bytes of records after which whoever appends waits for the database: it may be failing.
 const WAIT_AT: usize = 16 << 20;
 /// Size after which the file begins anew.
@@ -62,9 +62,9 @@ impl StateDb {
         if self.mode == super::JournalMode::Memory || self.redo.get().is_some() {
             return Ok(());
         }
-        let mut path = OsString::from(&self.path);
-        path.push("-redo");
-        let path = PathBuf::from(path);
+        let path = self.redo_path();
+        let left_over = path.symlink_metadata().is_ok();
+        self.left_over.store(left_over, Ordering::Release);
         let applied = self.meta(APPLIED)?.map_or(Ok(0), |value| {
             <[u8; 8]>::try_from(value)
                 .map(u64::from_le_bytes)
@@ -75,14 +75,22 @@ impl StateDb {
             doing: "open the redo log",
             source,
         };
-        let (mut redo, left) = Redo::open(&path, applied).map_err(failed)?;
+        let (mut redo, left) = match Redo::open(&path, applied) {
+            Err(e) if !left_over && failed_for_room(&e) => {
+                // Changes are transactions then, which have room in the journal.
+                tracing::warn!("there is no room for the redo log: changes take longer");
+                // What could not be made whole must not be there when it is opened next.
+                std::fs::remove_file(&path).unwrap_or_default();
+                return Ok(());
+            }
+            opened => opened.map_err(failed)?,
+        };
         if !left.is_empty() {
             let conn = self.lock();
             self.give(&conn, &left)?;
             drop(conn);
             tracing::info!(records = left.last() - applied, "applied the redo log");
         }
-        self.unless_failed(|| self.sync_database())?;
         redo.begin_anew().map_err(failed)?;
 
         let (wake, woken) = sync_channel(1);
@@ -126,12 +134,19 @@ impl StateDb {
         if is_waiting {
             self.settle()?;
         }
-        let pending = {
+        let append = || {
             let mut redo = log.lock();
-            redo.append(layer, changes)
-                .map_err(log.failed("write rows of a layer to the redo log"))?;
-            redo.pending()
+            redo.append(layer, changes).map(|()| redo.pending())
         };
+        let pending = match append() {
+            Err(e) if failed_for_room(&e) => {
+                // The file may be long although the database has all of it.
+                self.begin_anew(&self.lock(), log)?;
+                append()
+            }
+            appended => appended,
+        };
+        let pending = pending.map_err(log.failed("write rows of a layer to the redo log"))?;
         if pending >= SETTLE_AT {
             // Full: it is awake already. Closed: it could not be started, and WAIT_AT does its work.
             log.wake.try_send(()).unwrap_or_default();
@@ -158,20 +173,28 @@ impl StateDb {
         self.begin_anew(conn, log)
     }
 
-    /// Empties the redo log: at an end in order, so that nothing is left to do and to keep.
-    pub fn empty_redo_log(&self) -> Result<()> {
-        match self.redo.get() {
-            Some(log) => self.begin_anew(&self.lock(), log),
-            None => Ok(()),
-        }
+    /// Removes the redo log, at a clean end: the database has everything, and nothing can be changed any
+    /// more.
+    pub fn remove_redo_log(&self) -> Result<()> {
+        let Some(log) = self.redo.get() else {
+            return Ok(());
+        };
+        let conn = self.lock();
+        self.begin_anew(&conn, log)?;
+        let removed = log.lock().remove(&log.path);
+        removed.map_err(log.failed("remove the redo log"))
+    }
+
+    fn redo_path(&self) -> PathBuf {
+        let mut path = OsString::from(&self.path);
+        path.push("-redo");
+        PathBuf::from(path)
     }
 
     fn begin_anew(&self, conn: &Connection, log: &Log) -> Result<()> {
         let mut redo = log.lock();
         let batch = redo.take();
         self.give_or_put_back(conn, batch, |batch| redo.put_back(batch))?;
-        self.written.fetch_add(1, Ordering::AcqRel);
-        self.unless_failed(|| self.sync_database())?;
         let last = redo.last();
         log.synced.fetch_max(last, Ordering::AcqRel);
         redo.begin_anew()
@@ -197,6 +220,7 @@ impl StateDb {
     /// Applies records, in one transaction with the number of the last.
     pub(super) fn give(&self, conn: &Connection, batch: &Batch) -> Result<()> {
         self.transaction(conn, DOING, |conn| {
+            let known = self.uppers_in(conn, DOING)?;
             let (mut highest, mut last) = (0, None);
             for record in batch.records() {
                 let (number, layer, changes) = record.map_err(|e| StateError::Corrupt {
@@ -208,7 +232,10 @@ impl StateDb {
                     if let RowChange::PutInode(ino, _) = change {
                         highest = highest.max(ino.0);
                     }
-                    apply_one(conn, LayerId(layer), change).map_err(|e| self.sql(DOING, e))?;
+                    // One that was discarded and collected meanwhile needs no rows.
+                    if known.contains(&layer) {
+                        apply_one(conn, LayerId(layer), change).map_err(|e| self.sql(DOING, e))?;
+                    }
                 }
             }
             // Else what could not be read would count as given, and be lost.
@@ -242,4 +269,11 @@ impl StateDb {
         }
         Ok(())
     }
+}
+
+fn failed_for_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }

@@ -3,6 +3,7 @@
 //! Each function here that changes something is one transaction and durable when it returns: a
 //! crash leaves the stack before it or after it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use rusqlite::{Connection, params};
 
 use super::error::Result;
 use super::history::{ImageId, NewImage, NewRevision, RevisionId, RevisionKind};
-use super::{Durability, StateDb, now};
+use super::{StateDb, now};
 
 /// One layer of the environment. Never given twice.
 #[derive(
@@ -146,7 +147,7 @@ impl StateDb {
     /// Gives a new database its first revision and its stack.
     pub fn init_environment(&self, init: &InitEnvironment) -> Result<Initialised> {
         const DOING: &str = "initialise the environment";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write(DOING, |conn| {
             use std::os::unix::ffi::OsStrExt;
             if self.head_in(conn, DOING)?.is_some() {
                 return Err(self.conflict(DOING, "it is initialised already"));
@@ -193,7 +194,7 @@ impl StateDb {
     /// [`reserve_layer`](Self::reserve_layer) and its directory exists and is durable.
     pub fn rotate(&self, expected: LayerId, fresh: LayerId) -> Result<()> {
         const DOING: &str = "rotate the writable layer";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write(DOING, |conn| {
             let stack = self.stack_in(conn, DOING)?;
             match stack.first() {
                 Some(top) if top.id == expected && top.part == StackPart::Writable => {}
@@ -213,7 +214,7 @@ impl StateDb {
     /// and the frozen layer below it is the writable one again.
     pub fn unrotate(&self, fresh: LayerId) -> Result<LayerId> {
         const DOING: &str = "take a rotation back";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write(DOING, |conn| {
             let stack = self.stack_in(conn, DOING)?;
             let (top, below) = match (stack.first(), stack.get(1)) {
                 (Some(top), Some(below)) if top.id == fresh && below.part == StackPart::Frozen => {
@@ -242,7 +243,7 @@ impl StateDb {
     /// Replaced uppers become retired; their directories and rows are to be removed after this.
     pub fn publish_commit(&self, publish: &PublishCommit) -> Result<RevisionId> {
         const DOING: &str = "publish the commit";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write(DOING, |conn| {
             let head = self.head_in(conn, DOING)?;
             if head != Some(publish.parent) {
                 let detail = match head {
@@ -308,7 +309,7 @@ impl StateDb {
     /// Returns the uppers that are in the trash now.
     pub fn discard_all(&self, fresh: LayerId) -> Result<Vec<LayerId>> {
         const DOING: &str = "discard the changes";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write_without_room(DOING, |conn| {
             let stack = self.stack_in(conn, DOING)?;
             if stack.is_empty() {
                 return Err(self.conflict(DOING, "the stack is empty"));
@@ -328,7 +329,7 @@ impl StateDb {
         revision: &NewRevision,
     ) -> Result<RolledBack> {
         const DOING: &str = "roll back";
-        self.write(Durability::Power, DOING, |conn| {
+        self.write_without_room(DOING, |conn| {
             let Some(target) = self.revision_in(conn, target, DOING)? else {
                 return Err(self.conflict(DOING, format!("there is no revision {target}")));
             };
@@ -367,18 +368,39 @@ impl StateDb {
         })
     }
 
-    /// Forgets a layer that has left the stack, after its directory and its rows are gone.
+    /// Forgets a layer that has left the stack, after its directory is gone: its rows, then the layer.
     pub fn forget_layer(&self, layer: LayerId) -> Result<()> {
         const DOING: &str = "forget a layer";
-        self.drop_layer_rows(layer)?;
-        self.write(Durability::Process, DOING, |conn| {
-            conn.execute(
-                "DELETE FROM layer WHERE id = ?1 AND position IS NULL",
-                [layer.0],
-            )
-            .map_err(|e| self.sql(DOING, e))?;
-            Ok(())
-        })
+        const CHUNK: i64 = 1000;
+        loop {
+            let deleted = self.write_without_room(DOING, |conn| {
+                let in_stack: bool = conn
+                    .prepare_cached(
+                        "SELECT EXISTS (SELECT 1 FROM layer WHERE id = ?1 AND position IS NOT NULL)",
+                    )
+                    .and_then(|mut s| s.query_row([layer.0], |row| row.get(0)))
+                    .map_err(|e| self.sql(DOING, e))?;
+                if in_stack {
+                    return Err(self.conflict(DOING, format!("layer {layer} is in the stack")));
+                }
+                let deleted = self.drop_rows_in(conn, layer, CHUNK, DOING)?;
+                if deleted < CHUNK {
+                    conn.execute("DELETE FROM layer WHERE id = ?1", [layer.0])
+                        .map_err(|e| self.sql(DOING, e))?;
+                }
+                Ok(deleted < CHUNK)
+            })?;
+            if deleted {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns the ids of all uppers, in the stack or not.
+    pub(super) fn uppers_in(&self, conn: &Connection, doing: &'static str) -> Result<HashSet<i64>> {
+        conn.prepare_cached("SELECT id FROM layer WHERE kind = 'upper'")
+            .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect())
+            .map_err(|e| self.sql(doing, e))
     }
 
     fn layers_in(&self, conn: &Connection, doing: &'static str) -> Result<Vec<Layer>> {

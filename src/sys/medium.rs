@@ -1,11 +1,10 @@
-//! What kind of file system a path lies on: how SQLite keeps its journal there, and whether a lock
-//! is to be a lease too, depend on it.
+//! What kind of file system a path lies on: whether a lock is to be a lease too depends on it.
 
 use std::io;
 use std::path::Path;
 
-/// `f_type` numbers of file systems that several hosts share, or whose shared memory maps and
-/// locks cannot be trusted to be local. The write-ahead log needs both.
+/// `f_type` numbers of file systems that several hosts share, or whose locks cannot be trusted to reach all
+/// of them.
 const NETWORK: &[(u32, &str)] = &[
     (0x0000_6969, "nfs"),
     (0x0000_517b, "smb"),
@@ -31,13 +30,11 @@ const NETWORK: &[(u32, &str)] = &[
 /// Returns the name of the network (or FUSE) file system that holds `path`, or None when the
 /// path is on a local one.
 pub fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
-    // By path, never through a descriptor: closing any descriptor of the database would drop
-    // the locks that SQLite holds on it in this process.
     let stat = nix::sys::statfs::statfs(path).map_err(io::Error::from)?;
     Ok(network_name(stat.filesystem_type().0 as u32))
 }
 
-/// What SQLite's shared memory takes on disk, with some room for its log.
+/// Less than what SQLite may need for a transaction.
 const LITTLE: u64 = 64 << 10;
 
 /// Returns whether the file system that holds `path` has no room, or hardly any: for files, or for

@@ -126,6 +126,7 @@ impl Union {
             db.set_meta(HOME, &home)?;
         }
         db.mark_unclean()?;
+        db.restore_reserve();
         let union = Union {
             db,
             paths,
@@ -156,10 +157,11 @@ impl Union {
     /// changes the view any more.
     pub fn close(&self) -> Result<()> {
         self.sync_all()?;
-        if !self.needs_mending.load(Ordering::Relaxed) {
-            self.db.mark_clean()?;
+        match self.needs_mending.load(Ordering::Relaxed) {
+            false => self.db.end_clean()?,
+            true => self.db.end_unclean()?,
         }
-        Ok(self.db.empty_redo_log()?)
+        Ok(())
     }
 
     /// Where the parts of the environment are.

@@ -6,44 +6,30 @@ fn fail(db: &StateDb, how: &[Fails]) {
     db.failing.lock().unwrap().extend(how);
 }
 
-fn rollback_journal(path: &Path) -> StateDb {
-    let conn = StateDb::connect(path).unwrap();
-    StateDb::configure(conn, path, JournalMode::Rollback, false).unwrap()
-}
-
 #[test]
 fn a_commit_that_fails_and_has_happened_counts_and_one_that_has_not_is_an_error() {
-    for in_log in [true, false] {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.db");
-        let db = StateDb::create(&path).unwrap();
-        let first = init(&db, None);
-        let db = match in_log {
-            true => db,
-            false => {
-                db.close().unwrap();
-                rollback_journal(&path)
-            }
-        };
-        let fresh = db.reserve_layer().unwrap();
-        fail(&db, &[Fails::Before]);
-        let refused = db.rotate(first.writable, fresh).unwrap_err();
-        assert!(matches!(refused, StateError::Sql { .. }), "{refused}");
-        assert_eq!(db.stack().unwrap().len(), 2);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let db = StateDb::create(&path).unwrap();
+    let first = init(&db, None);
+    let fresh = db.reserve_layer().unwrap();
+    fail(&db, &[Fails::Before]);
+    let refused = db.rotate(first.writable, fresh).unwrap_err();
+    assert!(matches!(refused, StateError::Sql { .. }), "{refused}");
+    assert_eq!(db.stack().unwrap().len(), 2);
 
-        fail(&db, &[Fails::After]);
-        db.rotate(first.writable, fresh).unwrap();
-        assert_eq!(db.stack().unwrap().len(), 3);
-        // What it returns is of the transaction that has happened.
-        fail(&db, &[Fails::After]);
-        assert_eq!(db.unrotate(fresh).unwrap(), first.writable);
-        let fresh = db.reserve_layer().unwrap();
-        fail(&db, &[Fails::After]);
-        let trashed = db.discard_all(fresh).unwrap();
-        assert_eq!(trashed, [first.writable]);
-        db.close().unwrap();
-        assert_eq!(StateDb::open(&path).unwrap().stack().unwrap()[0].id, fresh);
-    }
+    fail(&db, &[Fails::After]);
+    db.rotate(first.writable, fresh).unwrap();
+    assert_eq!(db.stack().unwrap().len(), 3);
+    // What it returns is of the transaction that has happened.
+    fail(&db, &[Fails::After]);
+    assert_eq!(db.unrotate(fresh).unwrap(), first.writable);
+    let fresh = db.reserve_layer().unwrap();
+    fail(&db, &[Fails::After]);
+    let trashed = db.discard_all(fresh).unwrap();
+    assert_eq!(trashed, [first.writable]);
+    db.close().unwrap();
+    assert_eq!(StateDb::open(&path).unwrap().stack().unwrap()[0].id, fresh);
 }
 
 #[test]
@@ -77,20 +63,8 @@ fn what_there_was_no_room_for_leaves_no_doubt() {
     let db = StateDb::in_memory().unwrap();
     // The next one would fail, too.
     fail(&db, &[Fails::Full, Fails::Before]);
-    let full = db.set_meta("colour", b"red").unwrap_err();
+    let full = db.reserve_inos(1).unwrap_err();
     assert!(full.is_no_space(), "{full}");
     db.failing.lock().unwrap().clear();
     db.set_meta("colour", b"blue").unwrap();
-}
-
-#[test]
-fn a_sync_that_fails_in_a_commit_stays_failed() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = StateDb::create(&dir.path().join("state.db")).unwrap();
-    let layer = init(&db, None).writable;
-    db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
-    fail(&db, &[Fails::Before]);
-    db.set_meta("a", b"b").unwrap_err();
-    // What lay before it in the log was in the same sync.
-    assert!(matches!(db.sync(), Err(StateError::SyncFailed { .. })));
 }

@@ -350,7 +350,7 @@ fn the_clean_flag_and_facts_are_kept() {
     assert!(db.was_clean().unwrap());
     db.mark_unclean().unwrap();
     assert!(!db.was_clean().unwrap());
-    db.mark_clean().unwrap();
+    db.end_clean().unwrap();
     assert!(db.was_clean().unwrap());
     db.set_meta("colour", b"\xff\0").unwrap();
     assert_eq!(

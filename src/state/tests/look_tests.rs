@@ -48,7 +48,7 @@ fn who_only_looks_leaves_the_journal_of_another_host_alone() {
 
     // Who may write takes it for left over.
     StateDb::open(&seen).unwrap().close().unwrap();
-    assert!(!journal.exists() && fs::read(&seen).unwrap() != before.0);
+    assert!(fs::read(&journal).unwrap()[0] == 0 && fs::read(&seen).unwrap() != before.0);
     let db = StateDb::look_only(&seen, PATIENCE).unwrap();
     assert_eq!(db.stack().unwrap().len(), 2);
     assert_eq!(db.uuid().unwrap().as_deref(), Some("an-identity"));
@@ -69,4 +69,97 @@ fn who_only_looks_waits_until_a_transaction_is_over() {
         looking.join().unwrap()
     });
     assert_eq!(db.stack().unwrap().len(), 2);
+}
+
+/// Names and content of what lies in a directory.
+fn files(dir: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let mut files: Vec<_> = entries
+        .map(|entry| (entry.file_name(), fs::read(entry.path()).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_look_changes_nothing_beside_a_writer_and_after_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let db = Arc::new(StateDb::create(&path).unwrap());
+    let layer = init(&db, None).writable;
+    db.keep_redo_log().unwrap();
+    db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
+        .unwrap();
+    let before = files(dir.path());
+    for is_held in [true, false] {
+        let seen = StateDb::open_to_look(&path, is_held).unwrap();
+        assert_eq!(seen.stack().unwrap().len(), 2);
+        assert!(seen.set_meta("a", b"b").unwrap_err().is_read_only());
+        seen.close().unwrap();
+    }
+    assert_eq!(files(dir.path()), before, "beside a writer");
+    db.end_clean().unwrap();
+    drop(db);
+    let before = files(dir.path());
+    StateDb::open_to_look(&path, false)
+        .unwrap()
+        .stack()
+        .unwrap();
+    assert_eq!(files(dir.path()), before, "after it");
+}
+
+#[test]
+fn a_database_of_an_older_envfs_with_a_write_ahead_log_is_read_whole() {
+    for look in [true, false] {
+        let (live, old) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = live.path().join("state.db");
+        let db = StateDb::create(&path).unwrap();
+        let layer = init(&db, None).writable;
+        db.close().unwrap();
+        let conn = Connection::open(&path).unwrap();
+        conn.pragma_update(None, "journal_mode", "wal").unwrap();
+        conn.execute_batch(
+            "PRAGMA user_version = 3; DROP TABLE reserve; \
+             INSERT INTO dentry VALUES (1, 1, x'61', NULL); \
+             INSERT OR REPLACE INTO meta VALUES ('new', x'00')",
+        )
+        .unwrap();
+        for suffix in ["", "-wal"] {
+            let name = format!("state.db{suffix}");
+            fs::copy(live.path().join(&name), old.path().join(&name)).unwrap();
+        }
+        let path = old.path().join("state.db");
+        let db = match look {
+            true => StateDb::open_to_look(&path, false).unwrap(),
+            false => StateDb::open(&path).unwrap(),
+        };
+        assert_eq!(db.load_layer(layer).unwrap().entries.len(), 1);
+        assert_eq!(db.meta("new").unwrap(), Some(vec![0]));
+        db.close().unwrap();
+        for suffix in ["-wal", "-shm"] {
+            let beside = old.path().join(format!("state.db{suffix}"));
+            assert!(!beside.exists(), "{suffix}, look: {look}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_regular_file_is_no_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let refused = |what: &str| {
+        for opened in [StateDb::open(&path), StateDb::open_to_look(&path, false)] {
+            let refused = opened.unwrap_err();
+            assert!(matches!(refused, StateError::NotADatabase { .. }));
+            assert!(refused.to_string().contains(what), "{refused}");
+        }
+    };
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    refused("a FIFO");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    refused("a directory");
+    fs::remove_dir(&path).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+    refused("a symbolic link");
 }

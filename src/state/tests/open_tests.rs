@@ -8,7 +8,7 @@ fn dir() -> tempfile::TempDir {
 
 /// Copies the files of a database while it is open: what a killed process leaves behind.
 fn killed_copy(from: &Path, to: &Path) -> PathBuf {
-    for suffix in ["", "-wal"] {
+    for suffix in ["", "-journal"] {
         let name = format!("state.db{suffix}");
         if from.join(&name).exists() {
             fs::copy(from.join(&name), to.join(&name)).unwrap();
@@ -103,7 +103,7 @@ fn version_1(path: &Path) {
     conn.execute_batch(migrations::MIGRATIONS[2]).unwrap();
     conn.close().unwrap();
     let conn = StateDb::connect(path).unwrap();
-    let db = StateDb::configure(conn, path, JournalMode::Wal, false).unwrap();
+    let db = StateDb::configure(conn, path, JournalMode::Rollback, false).unwrap();
     let first = new_image(&db, 1..=3);
     let begun = init(&db, Some(first));
     db.apply(
@@ -288,82 +288,6 @@ fn what_was_applied_survives_the_death_of_the_process() {
 }
 
 #[test]
-fn a_torn_log_gives_the_transactions_before_the_tear() {
-    let (live, dead) = (dir(), dir());
-    let path = live.path().join("state.db");
-    let db = StateDb::create(&path).unwrap();
-    let layer = init(&db, None).writable;
-    for n in 2..40u64 {
-        let entry = RowChange::put_entry(Ino(1), n.to_string().into_bytes(), Some(Ino(n)));
-        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row()), entry])
-            .unwrap();
-    }
-    let wal = fs::read(live.path().join("state.db-wal")).unwrap();
-    let mut seen = 0;
-    for cut in (0..wal.len()).step_by(3001) {
-        let copy = killed_copy(live.path(), dead.path());
-        fs::write(dead.path().join("state.db-wal"), &wal[..cut]).unwrap();
-        drop(fs::remove_file(dead.path().join("state.db-shm")));
-        let Ok(copy) = StateDb::open(&copy) else {
-            continue; // cut before the schema was laid
-        };
-        let rows = copy.load_layer(layer).unwrap();
-        assert_eq!(rows.inodes.len(), rows.entries.len(), "cut at {cut}");
-        assert!(rows.inodes.len() >= seen);
-        seen = rows.inodes.len();
-    }
-    assert!(seen > 20);
-}
-
-#[test]
-fn sync_needs_nothing_when_nothing_was_written() {
-    let dir = dir();
-    let db = StateDb::create(&dir.path().join("state.db")).unwrap();
-    let layer = init(&db, None).writable;
-    // Whatever publishes is durable by itself.
-    assert_eq!(
-        db.synced.load(Ordering::SeqCst),
-        db.written.load(Ordering::SeqCst)
-    );
-    db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
-    assert!(db.synced.load(Ordering::SeqCst) < db.written.load(Ordering::SeqCst));
-    db.sync().unwrap();
-    db.sync().unwrap();
-    assert_eq!(
-        db.synced.load(Ordering::SeqCst),
-        db.written.load(Ordering::SeqCst)
-    );
-    db.lock()
-        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-        .unwrap();
-    db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
-    db.sync().unwrap();
-    let synchronous: i64 = db
-        .lock()
-        .pragma_query_value(None, "synchronous", |row| row.get(0))
-        .unwrap();
-    assert_eq!(
-        synchronous, 1,
-        "NORMAL again after a publishing transaction"
-    );
-}
-
-#[test]
-fn a_failed_sync_stays_failed() {
-    let dir = dir();
-    let mut db = StateDb::create(&dir.path().join("state.db")).unwrap();
-    let layer = init(&db, None).writable;
-    db.apply(layer, &[RowChange::DropInode(Ino(2))]).unwrap();
-    // Syncing a pipe fails with EINVAL, as good as any other failure.
-    let (reader, _writer) = std::io::pipe().unwrap();
-    db.wal = OnceLock::from(File::from(std::os::fd::OwnedFd::from(reader)));
-    assert!(matches!(db.sync(), Err(StateError::Io { .. })));
-    assert!(matches!(db.sync(), Err(StateError::SyncFailed { .. })));
-    db.set_meta("a", b"b").unwrap();
-    assert!(matches!(db.sync(), Err(StateError::SyncFailed { .. })));
-}
-
-#[test]
 fn two_connections_see_each_others_changes() {
     let dir = dir();
     let path = dir.path().join("state.db");
@@ -395,24 +319,25 @@ fn two_connections_see_each_others_changes() {
 }
 
 #[test]
-fn the_rollback_journal_of_network_file_systems_works_too() {
-    let dir = dir();
-    let path = dir.path().join("state.db");
-    StateDb::create(&path).unwrap().close().unwrap();
-    let conn = StateDb::connect(&path).unwrap();
-    let db = StateDb::configure(conn, &path, JournalMode::Rollback, false).unwrap();
+fn the_database_is_whole_without_its_journal_after_each_transaction() {
+    let (live, copy) = (dir(), dir());
+    let path = live.path().join("state.db");
+    let db = StateDb::create(&path).unwrap();
     let layer = init(&db, None).writable;
-    db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
-        .unwrap();
-    db.sync().unwrap();
-    assert!(!dir.path().join("state.db-wal").exists());
-    assert_eq!(db.load_layer(layer).unwrap().inodes.len(), 1);
-    db.close().unwrap();
-    // Moved to a local disk, it has a log again.
-    let db = StateDb::open(&path).unwrap();
-    db.apply(layer, &[RowChange::put_inode(Ino(3), inode_row())])
-        .unwrap();
-    assert!(dir.path().join("state.db-wal").exists());
+    db.restore_reserve();
+    let journal = fs::metadata(live.path().join("state.db-journal")).unwrap();
+    assert!(journal.len() >= JOURNAL_ROOM, "{}", journal.len());
+    for n in 2..20u64 {
+        db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row())])
+            .unwrap();
+        let alone = copy.path().join("state.db");
+        fs::copy(&path, &alone).unwrap();
+        let alone = StateDb::open(&alone).unwrap();
+        assert_eq!(alone.load_layer(layer).unwrap().inodes.len() as u64, n - 1);
+    }
+    for suffix in ["-wal", "-shm"] {
+        assert!(!live.path().join(format!("state.db{suffix}")).exists());
+    }
 }
 
 #[test]
@@ -495,7 +420,7 @@ fn helper_that_writes_rows_until_it_is_killed() {
     use std::os::unix::fs::FileExt;
     let db = StateDb::open(&dir.join("state.db")).unwrap();
     let layer = db.stack().unwrap()[0].id;
-    let done = File::create(dir.join("done")).unwrap();
+    let done = fs::File::create(dir.join("done")).unwrap();
     for n in 2u64.. {
         let entry = RowChange::put_entry(Ino(1), n.to_string().into_bytes(), Some(Ino(n)));
         db.apply(layer, &[RowChange::put_inode(Ino(n), inode_row()), entry])
@@ -539,4 +464,46 @@ fn a_killed_writer_loses_nothing_that_it_had_completed() {
     assert!(last == done || last == done + 1, "{last} of {done}");
     assert_eq!(rows.inodes.len() as u64, last - 1);
     assert_eq!(rows.entries.len(), rows.inodes.len());
+}
+
+#[test]
+fn changes_are_discarded_and_forgotten_where_the_database_cannot_grow() {
+    let dir = dir();
+    let path = dir.path().join("state.db");
+    let db = Arc::new(StateDb::create(&path).unwrap());
+    let mut layer = init(&db, None).writable;
+    db.keep_redo_log().unwrap();
+    db.restore_reserve();
+    let pragma = |sql: &str| -> i64 { db.lock().query_row(sql, [], |row| row.get(0)).unwrap() };
+    // Fills what is free, and then holds more in the log than there is room for.
+    let fill = |layer, round: u64| {
+        pragma(&format!(
+            "PRAGMA max_page_count = {}",
+            pragma("PRAGMA page_count")
+        ));
+        for n in 2..400u64 {
+            let change =
+                RowChange::put_xattr(Ino(n + 1000 * round), b"user.a".as_slice(), vec![7; 2000]);
+            db.apply(layer, &[change]).unwrap();
+        }
+        assert!(db.settle().unwrap_err().is_no_space());
+    };
+    for round in 0..3 {
+        fill(layer, round);
+        assert!(
+            db.set_tag("a", RevisionId(1), "")
+                .unwrap_err()
+                .is_no_space()
+        );
+        let fresh = db.reserve_layer().unwrap();
+        let trashed = db.discard_all(fresh).unwrap();
+        assert_eq!(trashed, [layer]);
+        db.forget_layer(layer).unwrap();
+        db.settle().unwrap();
+        db.set_tag("a", RevisionId(1), "").unwrap();
+        assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
+        layer = fresh;
+        pragma("PRAGMA max_page_count = 1000000");
+        db.restore_reserve();
+    }
 }

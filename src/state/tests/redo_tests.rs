@@ -22,7 +22,7 @@ fn add(db: &StateDb, layer: LayerId, n: u64) {
 /// What a killed process leaves: the files as they are now.
 fn copy(from: &Path) -> (tempfile::TempDir, PathBuf) {
     let to = tempfile::tempdir().unwrap();
-    for suffix in ["", "-wal", "-redo"] {
+    for suffix in ["", "-journal", "-redo"] {
         let name = format!("state.db{suffix}");
         if from.join(&name).exists() {
             fs::copy(from.join(&name), to.path().join(&name)).unwrap();
@@ -102,7 +102,7 @@ fn a_flipped_bit_ends_the_log_and_a_missing_record_is_an_error() {
     let at = dir.path().join("state.db-redo");
     let log = fs::read(&at).unwrap();
     let record = (log.len() - 8) / 4;
-    for bit in 0..record * 8 {
+    for bit in (0..record * 8).step_by(11) {
         let (kept, path) = copy(dir.path());
         let mut flipped = log.clone();
         flipped[8 + record + bit / 8] ^= 1 << (bit % 8);
@@ -166,14 +166,45 @@ fn a_large_log_begins_anew_and_nothing_is_lost() {
     assert_eq!(again.load_layer(layer).unwrap().xattrs.len(), 400);
 
     add(&db, layer, 2);
-    db.mark_clean().unwrap();
-    db.empty_redo_log().unwrap();
-    assert_eq!(
-        fs::metadata(&file).unwrap().len(),
-        8,
-        "an end in order leaves nothing"
-    );
+    db.end_clean().unwrap();
+    assert!(!file.exists(), "a clean end leaves nothing");
     assert_eq!(count(&db, layer), 1);
+    let refused = db.apply(layer, &[change(1)]).unwrap_err();
+    assert!(refused.to_string().contains("closed"), "{refused}");
+}
+
+#[test]
+fn an_end_is_clean_when_it_was_and_a_redo_log_that_is_left_says_otherwise() {
+    let (dir, db, layer) = logged();
+    let path = dir.path().join("state.db");
+    add(&db, layer, 2);
+    drop(db);
+    assert!(!reopen(&path).unwrap().was_clean().unwrap(), "killed");
+    let db = reopen(&path).unwrap();
+    db.mark_unclean().unwrap();
+    db.end_clean().unwrap();
+    drop(db);
+    let db = reopen(&path).unwrap();
+    assert!(db.was_clean().unwrap());
+    db.end_unclean().unwrap();
+    drop(db);
+    let db = reopen(&path).unwrap();
+    assert!(!db.was_clean().unwrap(), "rows and files differ");
+    db.end_clean().unwrap();
+    assert!(reopen(&path).unwrap().was_clean().unwrap());
+}
+
+#[test]
+fn records_of_a_layer_that_is_gone_are_passed_over() {
+    let (_dir, db, layer) = logged();
+    let fresh = db.reserve_layer().unwrap();
+    db.discard_all(fresh).unwrap();
+    add(&db, layer, 2);
+    add(&db, fresh, 3);
+    db.forget_layer(layer).unwrap();
+    add(&db, layer, 4);
+    assert_eq!(db.load_layer(fresh).unwrap().inodes.len(), 1);
+    assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn a_panic_inside_a_transaction_rolls_it_back_and_leaves_the_database_usable() {
     let db = StateDb::in_memory().unwrap();
     let layer = init(&db, None).writable;
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        db.write(Durability::Process, "panic", |conn| -> Result<()> {
+        db.write("panic", |conn| -> Result<()> {
             conn.execute("INSERT INTO meta VALUES ('half', x'00')", [])
                 .unwrap();
             panic!("in the middle");

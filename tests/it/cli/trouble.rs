@@ -294,8 +294,17 @@ fn a_store_that_can_only_be_read_says_so() {
     let mut remount = env.command("mount");
     remount.args(["-o", "remount,ro"]).arg(&small.0);
     run(remount).ok();
-    for words in [&["status", "e"], &["mount", "e"], &["commit", "e"]] {
+    for words in [&["status", "e"], &["commit", "e"]] {
         env.envfs(words).fails(1, &["read-only", "--image"]);
+    }
+    env.envfs(&["mount", "e"]).fails(1, &["Read-only"]);
+    for words in [
+        &["list"][..],
+        &["log", "e"],
+        &["tag", "e"],
+        &["gc", "-n", "e"],
+    ] {
+        env.envfs(words).ok();
     }
 }
 
