@@ -39,6 +39,20 @@ pub(crate) fn is_wanted(_name: &'static str) -> bool {
     false
 }
 
+/// Panics here the first time, if a test wants that: `panic.` and where.
+#[cfg(debug_assertions)]
+pub(crate) fn panic_once(name: &'static str) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static WAS: AtomicBool = AtomicBool::new(false);
+    if is_wanted(name) && !WAS.swap(true, Ordering::SeqCst) {
+        panic!("as a test wants: {name}");
+    }
+}
+
+/// Does nothing in builds for users.
+#[cfg(not(debug_assertions))]
+pub(crate) fn panic_once(_name: &'static str) {}
+
 /// Dies here, as by `kill -9`, if the environment asks for it.
 #[cfg(debug_assertions)]
 pub(crate) fn point(name: &'static str) {

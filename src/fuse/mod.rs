@@ -11,6 +11,7 @@ mod attr;
 mod content;
 mod counters;
 mod errno;
+mod guard;
 mod notices;
 mod owners;
 mod pool;
@@ -38,6 +39,7 @@ use attr::{ABSENT, file_attr, file_type, set_time};
 use counters::Timed;
 pub use counters::{Counters, Latency, Op};
 use errno::errno;
+pub use guard::{Gate, Guarded};
 pub use notices::Notices;
 pub use owners::Owners;
 use pool::Pool;
@@ -60,6 +62,7 @@ pub struct EnvFs {
     union: Arc<Union>,
     owners: Arc<Owners>,
     counters: Arc<Counters>,
+    gate: Arc<Gate>,
     pool: Pool,
     notices: Arc<Notices>,
     /// Whether some file is just begun to be written to the disk.
@@ -70,12 +73,16 @@ impl EnvFs {
     /// Serves a union, with threads for what takes long.
     pub fn new(union: Arc<Union>, owners: Owners) -> Result<EnvFs, SessionError> {
         let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let gate = Arc::new(Gate::default());
+        let pool = Pool::start(processors.min(MAX_WORKERS), gate.clone());
+        let notices = Notices::start(gate.clone());
         Ok(EnvFs {
             union,
             owners: Arc::new(owners),
             counters: Arc::default(),
-            pool: Pool::start(processors.min(MAX_WORKERS)).map_err(SessionError::Threads)?,
-            notices: Arc::new(Notices::start().map_err(SessionError::Threads)?),
+            pool: pool.map_err(SessionError::Threads)?,
+            notices: Arc::new(notices.map_err(SessionError::Threads)?),
+            gate,
             is_writing_behind: Arc::default(),
         })
     }
@@ -179,6 +186,12 @@ pub fn invalidate(invalidator: &Invalidator, stale: &[Invalidation]) {
             // ENOENT: the kernel does not hold it, so there is nothing to forget.
             tracing::warn!("invalidating {what:?}: {e}");
         }
+    }
+}
+
+impl Guarded for EnvFs {
+    fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
     }
 }
 

@@ -5,12 +5,14 @@
 
 use std::fmt;
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crossbeam_channel::{Sender, unbounded};
 
+use super::guard::{Gate, contain};
 use super::session::Invalidator;
+use crate::fault;
 use crate::object::Ino;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -19,18 +21,27 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct Notices {
     invalidator: OnceLock<Invalidator>,
     jobs: Sender<Job>,
+    gate: Arc<Gate>,
 }
 
 impl Notices {
     /// Starts the thread, which ends when this is dropped.
-    pub(super) fn start() -> io::Result<Notices> {
+    pub(super) fn start(gate: Arc<Gate>) -> io::Result<Notices> {
         let (sender, jobs) = unbounded::<Job>();
         thread::Builder::new()
             .name(String::from("notices"))
-            .spawn(move || jobs.iter().for_each(|job| job()))?;
+            .spawn(move || {
+                for job in &jobs {
+                    contain("request", || {
+                        fault::panic_once("panic.notices");
+                        job();
+                    });
+                }
+            })?;
         Ok(Notices {
             invalidator: OnceLock::new(),
             jobs: sender,
+            gate,
         })
     }
 
@@ -42,6 +53,11 @@ impl Notices {
 
     /// Runs `job` where it may tell the kernel.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let pass = self.gate.hand_over();
+        let job = move || {
+            let _pass = pass;
+            job();
+        };
         if let Err(unsent) = self.jobs.send(Box::new(job)) {
             unsent.into_inner()();
         }

@@ -8,11 +8,14 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
 
+use super::guard::{Gate, contain};
+use crate::fault;
 use crate::union::Remainder;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -27,17 +30,25 @@ const LEISURE: Duration = Duration::from_millis(2);
 pub(super) struct Pool {
     jobs: Sender<Job>,
     left: Sender<Remainder>,
+    gate: Arc<Gate>,
 }
 
 impl Pool {
     /// Starts the threads.
-    pub(super) fn start(threads: NonZeroUsize) -> io::Result<Pool> {
+    pub(super) fn start(threads: NonZeroUsize, gate: Arc<Gate>) -> io::Result<Pool> {
         let (sender, jobs) = unbounded::<Job>();
         for number in 0..threads.get() {
             let jobs = jobs.clone();
             thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || jobs.iter().for_each(|job| job()))?;
+                .spawn(move || {
+                    for job in &jobs {
+                        contain("request", || {
+                            fault::panic_once("panic.pool");
+                            job();
+                        });
+                    }
+                })?;
         }
         let (left, heap) = unbounded();
         thread::Builder::new()
@@ -45,11 +56,17 @@ impl Pool {
             .spawn(move || {
                 for first in &heap {
                     thread::sleep(LEISURE);
-                    drop(first);
-                    heap.try_iter().for_each(drop);
+                    contain("removal", || {
+                        drop(first);
+                        heap.try_iter().for_each(drop);
+                    });
                 }
             })?;
-        Ok(Pool { jobs: sender, left })
+        Ok(Pool {
+            jobs: sender,
+            left,
+            gate,
+        })
     }
 
     /// Drops what is left of a removed object, soon: closing its file is what frees its space.
@@ -60,6 +77,11 @@ impl Pool {
 
     /// Runs `job` on one of the threads, or here if they are gone.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let pass = self.gate.hand_over();
+        let job = move || {
+            let _pass = pass;
+            job();
+        };
         if let Err(unsent) = self.jobs.send(Box::new(job)) {
             unsent.into_inner()();
         }
@@ -78,13 +100,30 @@ impl fmt::Debug for Pool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::{Arc, Barrier, mpsc};
+    use std::sync::{Barrier, mpsc};
 
     use super::*;
 
     #[test]
+    fn a_panic_ends_one_job_and_none_of_the_threads() {
+        let gate = Arc::new(Gate::default());
+        let pool = Pool::start(NonZeroUsize::new(2).unwrap(), gate.clone()).unwrap();
+        let (sender, done) = mpsc::channel();
+        for number in 0..20 {
+            let sender = sender.clone();
+            pool.run(move || {
+                assert!(number % 2 == 0, "a job of a test");
+                sender.send(number).unwrap();
+            });
+        }
+        drop(sender);
+        assert_eq!(done.iter().count(), 10);
+        assert!(gate.close(Duration::from_secs(20)));
+    }
+
+    #[test]
     fn jobs_run_at_the_same_time_and_all_run() {
-        let pool = Pool::start(NonZeroUsize::new(2).unwrap()).unwrap();
+        let pool = Pool::start(NonZeroUsize::new(2).unwrap(), Arc::default()).unwrap();
         let (sender, done) = mpsc::channel();
         // Each of the first two waits for the other: one thread alone would wait for ever.
         let both = Arc::new(Barrier::new(2));

@@ -1,6 +1,7 @@
 //! Keeping the redo log, and giving its records to the database.
 
 use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -12,6 +13,7 @@ use rusqlite::Connection;
 use super::redo::{Batch, Redo};
 use super::rows::apply_one;
 use super::{LayerId, Result, RowChange, StateDb, StateError};
+use crate::fault;
 use crate::sys::durable::sync_data;
 
 /// Which record of the redo log the database has last; a little-endian number.
@@ -109,9 +111,16 @@ impl StateDb {
             .spawn(move || {
                 while woken.recv().is_ok() {
                     let Some(db) = db.upgrade() else { return };
-                    if let Err(error) = db.settle() {
-                        // The records are safe in the file; who needs the rows gets the error.
-                        tracing::error!(%error, "the database takes no records of the redo log");
+                    // The records are safe in the file; who needs the rows gets the error. After a panic
+                    // the transaction is rolled back and the records are pending again.
+                    match catch_unwind(AssertUnwindSafe(|| db.settle())) {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => {
+                            tracing::error!(%error, "the database takes no records of the redo log");
+                        }
+                        Err(_) => tracing::error!(
+                            "a fault of envfs kept records of the redo log from the database"
+                        ),
                     }
                 }
             });
@@ -210,11 +219,12 @@ impl StateDb {
         if batch.is_empty() {
             return Ok(());
         }
-        let given = self.give(conn, &batch);
-        if given.is_err() {
+        // A panic puts them back, too: the file has them, but only what is pending is given.
+        let given = catch_unwind(AssertUnwindSafe(|| self.give(conn, &batch)));
+        if !matches!(given, Ok(Ok(()))) {
             put_back(batch);
         }
-        given
+        given.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Applies records, in one transaction with the number of the last.
@@ -248,6 +258,7 @@ impl StateDb {
                     ),
                 });
             }
+            fault::panic_once("panic.settle");
             // After power loss the counter may be older than the records.
             self.raise(conn, "ino", highest + 1, DOING)?;
             self.set_meta_in(conn, APPLIED, &batch.last().to_le_bytes(), DOING)

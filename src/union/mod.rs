@@ -163,7 +163,11 @@ impl Union {
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write().unwrap_or_else(|poisoned| {
+            // Should that be wrong all the same, the next open finds out: it compares rows and files.
+            self.needs_mending.store(true, Ordering::Relaxed);
+            poisoned.into_inner()
+        })
     }
 
     fn gate_shared(&self) -> RwLockReadGuard<'_, ()> {
