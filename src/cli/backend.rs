@@ -13,6 +13,7 @@ use super::output::{ColorChoice, Output};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
+use crate::daemon::lifecycle::Served;
 use crate::daemon::protocol::{Service, TagOptions};
 use crate::daemon::service::{self, BRIEF, LOST, Local, mount_environment};
 use crate::daemon::{lifecycle, log};
@@ -101,13 +102,21 @@ fn tell_of_lost(environment: &Environment, lost: &[PathBuf]) {
 }
 
 /// Warns of files whose content is lost, and which a log names.
-pub fn warn_of_lost(name: &str, count: usize, log: &Path) {
+fn warn_of_lost(name: &str, count: usize, log: &Path) {
     if count > 0 {
         warn(format!(
             "{name} was not closed in order, and changed files have lost their content: {count}; {} \
              names them",
             quoted(log)
         ));
+    }
+}
+
+/// Warns of what a daemon told about its mount when it began to serve.
+pub fn warn_of_served(name: &str, served: &Served, log: &Path) {
+    warn_of_lost(name, served.lost, log);
+    for warning in &served.warnings {
+        warn(warning.clone());
     }
 }
 

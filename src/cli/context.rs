@@ -147,7 +147,7 @@ impl Env {
         let client = lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot)?;
         if let Some(client) = &client {
             let log = self.environment.layout().daemon_log();
-            backend::warn_of_lost(self.name(), client.lost(), &log);
+            backend::warn_of_served(self.name(), client.served(), &log);
         }
         Ok(client)
     }

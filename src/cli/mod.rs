@@ -65,8 +65,17 @@ pub struct Cli {
 /// Runs the program and returns its exit status.
 pub fn main() -> i32 {
     let is_daemon = is_daemon();
+    // Before anything is opened.
+    let closed = is_daemon.then(process::close_inherited_descriptors);
     start_logging(is_daemon);
+    if let Err(error) = process::await_children() {
+        tracing::warn!(%error, "cannot restore the default for SIGCHLD");
+    }
+    if let Some(Err(error)) = closed {
+        tracing::warn!(%error, "descriptors of the caller stay open");
+    }
     if is_daemon {
+        std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
         match process::leave_parent() {
             Ok(None) => {}
             Ok(Some(status)) => return status,
@@ -151,6 +160,8 @@ fn start_logging(is_daemon: bool) {
         .with_env_filter(filter)
         .with_writer(|| crate::daemon::log::Writer)
         .with_ansi(false)
+        // What cannot be logged would be told on standard error, which is the log.
+        .log_internal_errors(false)
         .with_target(is_daemon)
         .try_init();
     // Only a test that calls this twice can meet this.

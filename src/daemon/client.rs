@@ -1,6 +1,7 @@
 //! The command's end of the control socket.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, Kind};
+use super::lifecycle::Served;
 use super::protocol::{
     Answer, Change, CommitOptions, Committed, Discarded, Hello, Request, RollbackOptions,
     RolledBack, Selection, Service, Status, TagOptions, Unmounted, VERSION,
@@ -18,6 +20,13 @@ use crate::sys::process;
 
 /// How long a living daemon may take to greet: its accepting thread does nothing else.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked meanwhile whether the daemon is stopped.
+const GREETING_LOOK: Duration = Duration::from_millis(500);
+/// How long a daemon may do nothing at all before what it was asked counts as lost. It may be asked for
+/// what takes hours, but not without any work.
+const IDLE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a daemon may be stopped: a debugger or a snapshot may stop it for a moment.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a waiting client looks whether its user wants to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -31,7 +40,7 @@ pub struct Client {
     hello: Hello,
     /// The environment's name, for what to type next.
     name: Option<String>,
-    lost: usize,
+    served: Served,
 }
 
 /// How long a daemon that takes connections but does not greet is given to end.
@@ -51,12 +60,15 @@ impl Client {
                         socket: socket.to_path_buf(),
                         hello,
                         name: None,
-                        lost: 0,
+                        served: Served::default(),
                     }));
                 }
                 // A daemon that is about to end takes the connection and says nothing; soon
                 // nobody listens any more.
-                Err(_) if Instant::now() < deadline => {
+                Err(_)
+                    if Instant::now() < deadline
+                        && !connection.pid.is_some_and(process::is_stopped) =>
+                {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(failure) => return Err(failure),
@@ -71,17 +83,17 @@ impl Client {
         self
     }
 
-    /// Notes how many changed files it found to have lost their content, when we started it.
+    /// Notes what it told when we started it.
     #[must_use]
-    pub(super) fn having_lost(mut self, lost: usize) -> Client {
-        self.lost = lost;
+    pub(super) fn started(mut self, served: Served) -> Client {
+        self.served = served;
         self
     }
 
-    /// Returns how many changed files it found to have lost their content; its log names them. None
-    /// if it was not we who started it: who did was told.
-    pub fn lost(&self) -> usize {
-        self.lost
+    /// Returns what the daemon told about its mount when it began to serve. Nothing if it was not we who
+    /// started it: who did was told.
+    pub fn served(&self) -> &Served {
+        &self.served
     }
 
     /// Returns where the daemon listens.
@@ -215,6 +227,96 @@ struct Connection {
     reader: BufReader<UnixStream>,
     /// What came of a line so far; reads are cut short to look whether the user wants to stop.
     partial: Vec<u8>,
+    /// The daemon's process, where it can be seen from here.
+    pid: Option<u32>,
+}
+
+/// Returns the process that listens at a socket, also if it does not answer.
+pub fn process_at(socket: &Path) -> Option<u32> {
+    process::peer_process(connect_within(socket, ENDING_PATIENCE).ok()?)
+}
+
+/// Says that a daemon does not answer, and what to do about it.
+pub fn silent(pid: Option<u32>, how: &str) -> Failure {
+    let Some(pid) = pid else {
+        return Failure::new(Kind::Daemon, format!("the daemon {how}"))
+            .hint("its log may tell why (envfs paths names it)");
+    };
+    let end = format!("kill -9 {pid} ends it; what programs have completed is kept");
+    if process::is_stopped(pid) {
+        return Failure::new(Kind::Daemon, format!("the daemon (pid {pid}) is stopped"))
+            .hint(format!("kill -CONT {pid} lets it go on"))
+            .hint(format!("or {end}"));
+    }
+    Failure::new(Kind::Daemon, format!("the daemon (pid {pid}) {how}"))
+        .hint("its log may tell why (envfs paths names it)")
+        .hint(end)
+}
+
+/// Watches whether a daemon that was asked something still works.
+#[derive(Debug)]
+struct Watch {
+    /// As this process sees it; none if it is in a process namespace that is not ours.
+    pid: Option<u32>,
+    work: Option<u64>,
+    since: Instant,
+    next: Instant,
+    stopped: Option<Instant>,
+}
+
+impl Watch {
+    fn new(pid: Option<u32>) -> Watch {
+        let now = Instant::now();
+        Watch {
+            pid,
+            work: None,
+            since: now,
+            next: now + SLOW,
+            stopped: None,
+        }
+    }
+
+    /// Fails where the daemon has been stopped or idle for too long. Asks the system once a second.
+    fn look(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        let Some(pid) = self.pid.filter(|_| now >= self.next) else {
+            return Ok(());
+        };
+        self.next = now + SLOW;
+        if process::is_stopped(pid) {
+            let since = *self.stopped.get_or_insert(now);
+            if now.duration_since(since) >= STOP_PATIENCE {
+                return Err(silent(self.pid, "is stopped"));
+            }
+        } else {
+            self.stopped = None;
+        }
+        let work = process::work_done(pid);
+        if work != self.work {
+            (self.work, self.since) = (work, now);
+        }
+        if now.duration_since(self.since) >= IDLE_PATIENCE {
+            let how = format!("has done nothing for {} s", IDLE_PATIENCE.as_secs());
+            return Err(silent(self.pid, &how));
+        }
+        Ok(())
+    }
+}
+
+/// Connects to a Unix socket. A daemon that is stopped takes no connections, and once those that wait are
+/// too many `connect` waits, too.
+fn connect_within(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
+    let stream = nix::sys::socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let limit = nix::sys::time::TimeVal::new(patience.as_secs().cast_signed(), 0);
+    nix::sys::socket::setsockopt(&stream, sockopt::SendTimeout, &limit)?;
+    nix::sys::socket::connect(stream.as_raw_fd(), &UnixAddr::new(socket)?)?;
+    Ok(UnixStream::from(stream))
 }
 
 fn trouble(error: &io::Error) -> Failure {
@@ -226,8 +328,11 @@ fn trouble(error: &io::Error) -> Failure {
 
 impl Connection {
     fn open(socket: &Path) -> Result<Option<Connection>, Failure> {
-        let stream = match UnixStream::connect(socket) {
+        let stream = match connect_within(socket, GREETING_PATIENCE) {
             Ok(stream) => stream,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(silent(None, "takes no connections"));
+            }
             Err(error)
                 if matches!(
                     error.kind(),
@@ -250,6 +355,7 @@ impl Connection {
             ));
         }
         Ok(Some(Connection {
+            pid: process::peer_process(&stream),
             reader: BufReader::new(stream),
             partial: Vec::new(),
         }))
@@ -258,23 +364,19 @@ impl Connection {
     fn hello(&mut self) -> Result<Hello, Failure> {
         let stream = self.reader.get_ref();
         stream
-            .set_read_timeout(Some(GREETING_PATIENCE))
+            .set_read_timeout(Some(GREETING_LOOK))
             .map_err(|error| trouble(&error))?;
-        let line = match self.line() {
-            Ok(Some(line)) => line,
-            Ok(None) => {
-                return Err(Failure::new(
-                    Kind::Daemon,
-                    format!(
-                        "the daemon does not answer within {} s",
-                        GREETING_PATIENCE.as_secs()
-                    ),
-                )
-                .hint("its log may tell why (envfs paths names it)"));
+        let deadline = Instant::now() + GREETING_PATIENCE;
+        loop {
+            if let Some(line) = self.line()? {
+                return parse(&line);
             }
-            Err(failure) => return Err(failure),
-        };
-        parse(&line)
+            let is_stopped = self.pid.is_some_and(process::is_stopped);
+            if is_stopped || Instant::now() > deadline {
+                let how = format!("does not answer within {} s", GREETING_PATIENCE.as_secs());
+                return Err(silent(self.pid, &how));
+            }
+        }
     }
 
     fn send(&mut self, request: &Request) -> Result<(), Failure> {
@@ -293,20 +395,20 @@ impl Connection {
             .get_ref()
             .set_read_timeout(Some(LOOK))
             .map_err(|error| trouble(&error))?;
+        let mut watch = Watch::new(self.pid);
+        let mut is_cancelled = false;
         loop {
             if let Some(line) = self.line()? {
                 return parse(&line);
             }
-            if progress.is_cancelled() {
+            watch.look()?;
+            if progress.is_cancelled() && !is_cancelled {
+                is_cancelled = true;
                 self.reader
                     .get_ref()
                     .shutdown(std::net::Shutdown::Write)
                     .map_err(|error| trouble(&error))?;
                 // The daemon's last word tells whether it stopped or was done already.
-                self.reader
-                    .get_ref()
-                    .set_read_timeout(None)
-                    .map_err(|error| trouble(&error))?;
             }
         }
     }
@@ -337,11 +439,10 @@ impl Connection {
     fn wait_for_end(mut self, slow: &dyn Fn()) -> Result<(), Failure> {
         let stream = self.reader.get_ref().try_clone();
         let stream = stream.map_err(|error| trouble(&error))?;
-        let wait = |time| {
-            let set = stream.set_read_timeout(time);
-            set.map_err(|error| trouble(&error))
-        };
-        wait(Some(SLOW))?;
+        let limited = stream.set_read_timeout(Some(SLOW));
+        limited.map_err(|error| trouble(&error))?;
+        let mut watch = Watch::new(self.pid);
+        let mut is_told = false;
         let mut rest = [0; 64];
         loop {
             match self.reader.read(&mut rest).map_err(|error| error.kind()) {
@@ -350,8 +451,10 @@ impl Connection {
                 // It ended with something of ours unread: it has ended all the same.
                 Err(io::ErrorKind::ConnectionReset) => return Ok(()),
                 Err(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    slow();
-                    wait(None)?;
+                    if !std::mem::replace(&mut is_told, true) {
+                        slow();
+                    }
+                    watch.look()?;
                 }
                 Err(kind) => return Err(trouble(&kind.into())),
             }

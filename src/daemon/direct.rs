@@ -18,8 +18,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Kind};
-use super::host::{begin, end_on_signal, tell};
-use super::lifecycle::{Launched, launch};
+use super::host::{Begun, begin, end_on_signal, tell};
+use super::lifecycle::{Launched, Served, launch};
 use super::log;
 use super::protocol::Started;
 use super::service::note;
@@ -64,26 +64,28 @@ pub struct DirectMount {
     pub fakeroot: bool,
 }
 
-/// Starts the daemon of a mount; returns when the mount can be used, and how many changed files were
-/// found to have lost their content.
-pub fn start(what: &DirectMount) -> Result<usize, Failure> {
+/// Starts the daemon of a mount; returns when the mount can be used, and what is to be said about it.
+pub fn start(what: &DirectMount) -> Result<Served, Failure> {
     detach_dead(what.mount_point.as_path(), &what.source)?;
     let mut output = Stdio::null();
-    let mut log_path = None;
+    let (mut log_path, mut no_log) = (None, None);
     if let Some(upper) = &what.upper {
         let place = upper.as_path();
         make_private(place)?;
         refuse_shared(place)?;
         let layout = Layout::new(upper.as_path());
         let path = layout.daemon_log();
-        let file = log::open(&layout, log::LIMIT);
-        output = file.map_err(doing("write the log", &path))?.into();
+        let (file, why) = log::open_or_discard(&layout).map_err(doing("write the log", &path))?;
+        (output, no_log) = (file.into(), why);
         log_path = Some(path);
     }
     let spec = serde_json::to_string(what).map_err(|e| Failure::of(Kind::Internal, &e))?;
     let words = [OsStr::new("__serve"), OsStr::new(&spec)];
     let status = match launch(&words, output)? {
-        Launched::Ready { lost } => return Ok(lost),
+        Launched::Ready(mut served) => {
+            served.warnings.extend(no_log);
+            return Ok(served);
+        }
         Launched::Ended(status) => status,
     };
     let failure = Failure::new(
@@ -98,21 +100,26 @@ pub fn start(what: &DirectMount) -> Result<usize, Failure> {
 
 /// Is the daemon: serves until it is unmounted. To be called as [`super::host::run`] is.
 pub fn run(what: &DirectMount) -> Result<(), Failure> {
-    let (signals, (session, open)) = begin(|| {
+    let Begun {
+        signals,
+        warnings,
+        opened: (session, open),
+    } = begin(|| {
         let open = Open::new(what)?;
         Ok((open.mount(what)?, open))
     })?;
     let mount_point = what.mount_point.as_path().to_path_buf();
-    let (at, source) = (mount_point.clone(), what.source.clone());
+    let (at, source, ender) = (mount_point.clone(), what.source.clone(), session.ender());
     let served = std::thread::Builder::new()
         .name(String::from("signals"))
-        .spawn(move || end_on_signal(signals, &at, &source))
+        .spawn(move || end_on_signal(signals, &at, &source, &ender))
         .map_err(|e| Failure::io("cannot start a thread", &e))
         .and_then(|_| {
             tell(&Started::Ready {
                 pid: std::process::id(),
                 mount_point: mount_point.clone().into(),
                 lost: open.lost,
+                warnings,
             })
         });
     if let Err(failure) = served {
@@ -123,7 +130,9 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
     }
     let result = session.wait();
     open.close()?;
-    result.map_err(|e| Failure::io("the event loops ended badly", &e))
+    result
+        .map(drop)
+        .map_err(|e| Failure::io("the event loops ended badly", &e))
 }
 
 /// An image with its changes, open under the lock of their directory.

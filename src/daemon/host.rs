@@ -9,7 +9,7 @@ use super::failure::{Failure, Kind};
 use super::protocol::{Served, Service, Started, Unmounted};
 use super::runtime::RuntimeDir;
 use super::server::{Control, Server};
-use crate::fuse::session::Session;
+use crate::fuse::session::{End, Ender, Session};
 use crate::sys::holders;
 use crate::sys::mount::{self, MountError, UnmountMode};
 use crate::sys::mountinfo::{self, MountEntry};
@@ -46,7 +46,11 @@ pub fn run(
     runtime: &RuntimeDir,
     mount: impl FnOnce() -> Result<Mounted, Failure>,
 ) -> Result<(), Failure> {
-    let (signals, mounted) = begin(mount)?;
+    let Begun {
+        signals,
+        warnings,
+        opened: mounted,
+    } = begin(mount)?;
     let mount_point = mounted.session.mount_point().to_path_buf();
 
     let served = serve(id, runtime, &mounted, signals).and_then(|running| {
@@ -55,6 +59,7 @@ pub fn run(
             pid: std::process::id(),
             mount_point: mount_point.clone().into(),
             lost: mounted.lost,
+            warnings,
         })?;
         Ok(running)
     });
@@ -79,20 +84,46 @@ pub fn run(
     let result = session.wait();
     drop(running);
     service.end();
-    tracing::info!(path = %mount_point.display(), "unmounted");
-    result.map_err(|error| Failure::io("the event loops ended badly", &error))
+    match &result {
+        Ok(End::Gone) => tracing::info!(path = %mount_point.display(), "unmounted"),
+        Ok(End::Abandoned) => tracing::warn!(
+            path = %mount_point.display(),
+            "unmounted; copies of the mount that are left get no answers any more"
+        ),
+        Err(_) => {}
+    }
+    result
+        .map(drop)
+        .map_err(|error| Failure::io("the event loops ended badly", &error))
+}
+
+/// A daemon that has opened what it is to serve.
+pub(super) struct Begun<T> {
+    /// What asks it to end.
+    pub(super) signals: EndSignals,
+    /// What the user should know.
+    pub(super) warnings: Vec<String>,
+    /// What it serves.
+    pub(super) opened: T,
 }
 
 /// Becomes a daemon, then opens what it is to serve. A failure is told to the command that waits.
-pub(super) fn begin<T>(
-    open: impl FnOnce() -> Result<T, Failure>,
-) -> Result<(EndSignals, T), Failure> {
+pub(super) fn begin<T>(open: impl FnOnce() -> Result<T, Failure>) -> Result<Begun<T>, Failure> {
     process::bound_allocator();
     // Blocked before any thread exists, so that only the one that waits for them gets them.
     let began = EndSignals::block()
-        .and_then(|signals| process::become_daemon().map(|()| signals))
+        .and_then(|signals| Ok((signals, process::become_daemon()?)))
         .map_err(|error| Failure::io("cannot become a daemon", &error))
-        .and_then(|signals| Ok((signals, open()?)));
+        .and_then(|(signals, warnings)| {
+            for warning in &warnings {
+                tracing::warn!("{warning}");
+            }
+            Ok(Begun {
+                signals,
+                warnings,
+                opened: open()?,
+            })
+        });
     if let Err(failure) = &began {
         tell(&Started::Error(failure.clone()))?;
     }
@@ -105,7 +136,7 @@ fn serve(
     mounted: &Mounted,
     signals: EndSignals,
 ) -> Result<super::server::Running, Failure> {
-    let control = Arc::new(MountControl::new(mounted.session.mount_point(), id));
+    let control = Arc::new(MountControl::new(&mounted.session, id));
     let socket = runtime.socket(id);
     let running = Server::bind(&socket, id, Some(mounted.home.clone()))
         .and_then(|server| server.start(mounted.service.clone(), control.clone()))
@@ -113,13 +144,20 @@ fn serve(
     mounted.service.listens_at(&socket)?;
     std::thread::Builder::new()
         .name(String::from("signals"))
-        .spawn(move || end_on_signal(signals, &control.mount_point, &control.source))
+        .spawn(move || {
+            end_on_signal(
+                signals,
+                &control.mount_point,
+                &control.source,
+                &control.ender,
+            );
+        })
         .map_err(|error| Failure::io("cannot start a thread", &error))?;
     Ok(running)
 }
 
-/// Unmounts when asked by a signal; whoever still uses the mount may finish.
-pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &str) {
+/// Unmounts when asked by a signal. Whoever still uses the mount may finish, until a further signal comes.
+pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &str, ender: &Ender) {
     loop {
         match signals.wait() {
             Ok(signal) => tracing::info!(signal, "asked to end"),
@@ -128,12 +166,18 @@ pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &st
                 return;
             }
         }
+        if mountinfo::own(mount_point, source).is_ok_and(|own| own.is_none()) {
+            tracing::warn!("the mount is gone here already: ends, whoever still uses it");
+            ender.abandon();
+            continue;
+        }
         if let Err(failure) = refuse_covered(mount_point, source) {
             tracing::error!("{failure}; to be asked again when it is gone");
             continue;
         }
+        flush(mount_point);
         match mount::unmount(mount_point, UnmountMode::Plain) {
-            Ok(()) => {}
+            Ok(()) => ender.unmounted(),
             Err(MountError::Busy { .. }) => {
                 tracing::warn!("in use: detached, to end when the last user does");
                 if let Err(error) = mount::unmount(mount_point, UnmountMode::Lazy) {
@@ -142,6 +186,14 @@ pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &st
             }
             Err(error) => tracing::error!(%error, "cannot unmount"),
         }
+    }
+}
+
+/// Brings what was written through mappings to the daemon: the kernel does it only for the last copy of
+/// a mount. Never called by a thread that answers requests.
+fn flush(mount_point: &Path) {
+    if let Err(error) = mount::sync(mount_point) {
+        tracing::warn!(%error, "cannot flush the kernel's cache of the mount");
     }
 }
 
@@ -192,14 +244,16 @@ struct MountControl {
     id: String,
     /// What it is called in the mount table.
     source: String,
+    ender: Ender,
 }
 
 impl MountControl {
-    fn new(mount_point: &Path, id: &str) -> MountControl {
+    fn new(session: &Session, id: &str) -> MountControl {
         MountControl {
-            mount_point: mount_point.to_path_buf(),
+            mount_point: session.mount_point().to_path_buf(),
             id: id.to_owned(),
             source: mountinfo::source(id),
+            ender: session.ender(),
         }
     }
 }
@@ -207,15 +261,42 @@ impl MountControl {
 impl Control for MountControl {
     fn unmount(&self, lazy: bool) -> Result<Unmounted, Failure> {
         refuse_covered(&self.mount_point, &self.source)?;
+        let own = mountinfo::own(&self.mount_point, &self.source)
+            .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+        let (copies, users) = match &own {
+            Some(own) => holders::in_other_namespaces(own),
+            None => Default::default(),
+        };
+        // The kernel refuses only for those of our own namespace.
+        if !lazy && !users.is_empty() {
+            return Err(busy(&self.mount_point, &users));
+        }
+        flush(&self.mount_point);
         match mount::unmount(&self.mount_point, UnmountMode::Plain) {
-            Ok(()) => return Ok(Unmounted::default()),
+            Ok(()) if users.is_empty() => {
+                self.ender.unmounted();
+                return Ok(Unmounted {
+                    copies,
+                    ..Unmounted::default()
+                });
+            }
+            Ok(()) => {
+                return Ok(Unmounted {
+                    holders: users,
+                    ..Unmounted::default()
+                });
+            }
             Err(MountError::Busy { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let holders = holders(&self.id);
+        let mut holders = holders(&self.id);
         if lazy {
             mount::unmount(&self.mount_point, UnmountMode::Lazy)?;
-            return Ok(Unmounted { holders });
+            holders.extend(users);
+            return Ok(Unmounted {
+                holders,
+                ..Unmounted::default()
+            });
         }
         Err(busy(&self.mount_point, &holders))
     }

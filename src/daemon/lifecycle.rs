@@ -1,13 +1,13 @@
 //! Makes sure that an environment is mounted, or no longer is.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::{self, Client};
 use super::failure::{Failure, Kind};
 use super::host::{busy, covered, holders};
 use super::log;
@@ -15,8 +15,8 @@ use super::protocol::{Started, Unmounted};
 use super::runtime::RuntimeDir;
 use crate::environment::{EnvLock, Holder, Layout};
 use crate::sys::mount::{self, MountError, UnmountMode};
-use crate::sys::mountinfo::{self, MountEntry};
-use crate::sys::process;
+use crate::sys::mountinfo::{self, Health, MountEntry};
+use crate::sys::{process, regular};
 
 /// How long a daemon that has lost its mount may take to end.
 const ENDING_PATIENCE: Duration = Duration::from_secs(5);
@@ -86,12 +86,29 @@ pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
         (None, None) => State::Unmounted,
         (Some(client), None) => State::Elsewhere(client),
         (Some(client), Some(_)) => State::Mounted(client),
-        // Nobody listens at the socket: only now is it safe to ask the mount itself.
-        (None, Some(top)) if top.is_dead() => State::Dead(mounts),
-        // Whoever serves a mount has the lock.
-        (None, Some(_)) if EnvLock::try_lock(&target.layout, "look").is_ok() => State::Copy(None),
-        (None, Some(_)) => State::Deaf,
+        // Nobody listens at the socket: the mount itself has to be asked.
+        (None, Some(top)) => match top.health() {
+            Health::Dead => State::Dead(mounts),
+            Health::Silent => return Err(silent(target)),
+            // Whoever serves a mount has the lock.
+            Health::Well if EnvLock::try_lock(&target.layout, "look").is_ok() => State::Copy(None),
+            Health::Well => State::Deaf,
+        },
     })
+}
+
+/// Says that the daemon behind a mount does not answer, by whatever way it is asked.
+fn silent(target: &Target) -> Failure {
+    let holder = EnvLock::current_holder(&target.layout).filter(Holder::is_here);
+    let failure = client::silent(holder.map(|holder| holder.pid), "does not answer");
+    Failure {
+        message: format!("{}: {}", target.prefix.display(), failure.message),
+        ..failure
+    }
+    .hint(format!(
+        "or envfs unmount --lazy {} takes the mount away meanwhile",
+        target.name
+    ))
 }
 
 /// Whether a daemon serves the environment itself, and not one of which it is a copy.
@@ -180,6 +197,10 @@ fn mounted(
     let deadline = Instant::now() + ENDING_PATIENCE;
     loop {
         match state(runtime, target)? {
+            // One that greets may hang nevertheless, and with it whoever goes there.
+            State::Mounted(_) if mountinfo::health(&target.prefix) == Health::Silent => {
+                return Err(silent(target));
+            }
             State::Mounted(client) => return Ok(Some(client)),
             State::Deaf => return Ok(None),
             State::Dead(mounts) => detach(&mounts)?,
@@ -216,7 +237,7 @@ fn elsewhere(target: &Target, client: &Client) -> Failure {
     )
     .hint("end the programs that use it, then try again")
     .hint(format!(
-        "or end the daemon: kill -9 {pid} (its users lose their files' connection)"
+        "or end the daemon: kill {pid} (it keeps all changes; programs that use it get errors)"
     ))
 }
 
@@ -249,6 +270,22 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
             format!("the prefix {shown} is not absolute"),
         ));
     }
+    // Before anything goes there: what is mounted there may not answer.
+    let at = mountinfo::at(prefix)
+        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+    if let Some(mount) = at {
+        return Err(Failure::new(
+            Kind::Conflict,
+            format!(
+                "something else is mounted at {shown}: {} ({})",
+                mount.source.to_string_lossy(),
+                mount.fs_type
+            ),
+        )
+        .hint(format!(
+            "unmount it (fusermount3 -u {shown}), then try again"
+        )));
+    }
     match fs::create_dir_all(prefix) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -264,21 +301,6 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
                 &error,
             ));
         }
-    }
-    let at = mountinfo::at(prefix)
-        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
-    if let Some(mount) = at {
-        return Err(Failure::new(
-            Kind::Conflict,
-            format!(
-                "something else is mounted at {shown}: {} ({})",
-                mount.source.to_string_lossy(),
-                mount.fs_type
-            ),
-        )
-        .hint(format!(
-            "unmount it (fusermount3 -u {shown}), then try again"
-        )));
     }
     let mut entries = fs::read_dir(prefix)
         .map_err(|error| Failure::io(format!("cannot read {shown}"), &error))?;
@@ -323,10 +345,8 @@ pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
 /// Starts a daemon and waits until its mount can be used.
 fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client, Failure> {
     prepare_prefix(&target.prefix)?;
-    let log = log::open(&target.layout, log::LIMIT).map_err(|error| {
-        let path = target.log();
-        Failure::io(format!("cannot write the log {}", path.display()), &error)
-    })?;
+    let (log, no_log) = log::open_or_discard(&target.layout)
+        .map_err(|error| Failure::io("cannot open /dev/null", &error))?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());
     let mut words = vec![
         OsStr::new("__daemon"),
@@ -337,13 +357,14 @@ fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client
         words.push(OsStr::new("--fakeroot"));
     }
     words.extend([OsStr::new("--"), OsStr::new(&target.name)]);
-    let lost = match launch(&words, Stdio::from(log))? {
-        Launched::Ready { lost } => lost,
+    let mut served = match launch(&words, Stdio::from(log))? {
+        Launched::Ready(served) => served,
         Launched::Ended(status) => return Err(ended_early(target, status, log_start)),
     };
+    served.warnings.extend(no_log);
     let client = Client::connect(&runtime.socket(&target.id))?;
     client
-        .map(|client| client.named(&target.name).having_lost(lost))
+        .map(|client| client.named(&target.name).started(served))
         .ok_or_else(|| {
             Failure::new(
                 Kind::Daemon,
@@ -353,14 +374,20 @@ fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client
         })
 }
 
+/// What a daemon that has just begun to serve tells about its mount.
+#[derive(Debug, Clone, Default)]
+pub struct Served {
+    /// Changed files that it found to have lost their content; its log names them.
+    pub lost: usize,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
 /// What became of a daemon that was started.
 #[derive(Debug)]
 pub(super) enum Launched {
     /// It serves.
-    Ready {
-        /// Changed files that it found to have lost their content.
-        lost: usize,
-    },
+    Ready(Served),
     /// It ended without a word.
     Ended(ExitStatus),
 }
@@ -395,7 +422,7 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Launched, Failure> 
         .wait()
         .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
     match told {
-        Ok(Started::Ready { lost, .. }) => Ok(Launched::Ready { lost }),
+        Ok(Started::Ready { lost, warnings, .. }) => Ok(Launched::Ready(Served { lost, warnings })),
         Ok(Started::Error(failure)) => Err(failure),
         Err(_) => Ok(Launched::Ended(status)),
     }
@@ -414,9 +441,9 @@ fn ended_early(target: &Target, status: ExitStatus, log_start: u64) -> Failure {
 }
 
 /// Returns the last lines which a daemon wrote to its log after `start`.
-fn last_words(log: &Path, start: u64) -> Vec<String> {
+fn last_words(path: &Path, start: u64) -> Vec<String> {
     let read = || -> std::io::Result<String> {
-        let mut file = File::open(log)?;
+        let mut file = regular::open(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(start.max(length.saturating_sub(LOG_TAIL))))?;
         let mut text = Vec::new();
@@ -441,7 +468,14 @@ pub fn ensure_unmounted(
     slow: &dyn Fn(),
 ) -> Result<Option<Unmounted>, Failure> {
     let _lock = runtime.lock(&target.id)?;
-    match state(runtime, target)? {
+    let state = match state(runtime, target) {
+        // Whether its daemon answers or not, a mount can be detached.
+        Err(failure) if lazy && failure.kind == Kind::Daemon => {
+            return detach_silent(target, failure).map(Some);
+        }
+        state => state?,
+    };
+    match state {
         State::Unmounted => Ok(None),
         State::Copy(from) => Err(copied(target, from.as_deref())),
         State::Mounted(client) => client.unmount(lazy, slow).map(Some),
@@ -453,6 +487,22 @@ pub fn ensure_unmounted(
         State::Elsewhere(_) if lazy => Ok(None),
         State::Elsewhere(client) => Err(elsewhere(target, &client)),
     }
+}
+
+/// Detaches a mount whose daemon does not answer, for the reason that is given.
+fn detach_silent(target: &Target, failure: Failure) -> Result<Unmounted, Failure> {
+    let mounts = mountinfo::of_environment(&target.id)
+        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
+    if mounts.is_empty() {
+        return Err(failure);
+    }
+    let holders = holders(&target.id);
+    detach(&mounts)?;
+    Ok(Unmounted {
+        holders,
+        trouble: Some(failure),
+        ..Unmounted::default()
+    })
 }
 
 /// Unmounts without the daemon's help; it ends when its mount does.
@@ -476,7 +526,10 @@ fn unmount_deaf(target: &Target, lazy: bool) -> Result<Unmounted, Failure> {
                 return Err(busy(&top.mount_point, &holders));
             }
             mount::unmount(&top.mount_point, UnmountMode::Lazy)?;
-            Ok(Unmounted { holders })
+            Ok(Unmounted {
+                holders,
+                ..Unmounted::default()
+            })
         }
         Err(error) => Err(error.into()),
     }

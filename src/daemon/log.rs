@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::environment::Layout;
-use crate::sys::process;
+use crate::sys::{process, regular};
 
 /// Size in bytes from which on a log is not continued.
 pub const LIMIT: u64 = 1 << 20;
@@ -20,11 +20,8 @@ static OWN: OnceLock<Layout> = OnceLock::new();
 pub fn open(layout: &Layout, limit: u64) -> io::Result<File> {
     let path = layout.daemon_log();
     let append = || {
-        File::options()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&path)
+        let mut options = File::options();
+        regular::open_with(&path, options.create(true).append(true).mode(0o600))
     };
     let file = append()?;
     if file.metadata()?.len() <= limit {
@@ -34,6 +31,23 @@ pub fn open(layout: &Layout, limit: u64) -> io::Result<File> {
         Ok(()) => append(),
         // A long log is better than none.
         Err(_) => Ok(file),
+    }
+}
+
+/// Opens the log of a daemon that is about to start, or `/dev/null` where that fails: a mount is worth
+/// more than its log. Returns why with it.
+pub fn open_or_discard(layout: &Layout) -> io::Result<(File, Option<String>)> {
+    match open(layout, LIMIT) {
+        Ok(file) => Ok((file, None)),
+        Err(error) => {
+            let path = layout.daemon_log();
+            let why = format!(
+                "the log {} cannot be written ({}): the daemon of this mount logs nothing",
+                path.display(),
+                process::error_text(&error)
+            );
+            Ok((File::options().append(true).open("/dev/null")?, Some(why)))
+        }
     }
 }
 
@@ -49,16 +63,21 @@ pub fn bound_own(layout: &Layout) {
 pub struct Writer;
 
 impl Write for Writer {
+    /// Never fails: a full disk must end neither a daemon nor a command, and there is no other place to
+    /// tell of a log that cannot be written.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = io::stderr().write(bytes)?;
+        let written = match io::stderr().write(bytes) {
+            Ok(0) | Err(_) => bytes.len(),
+            Ok(count) => count,
+        };
         if let Some(layout) = OWN.get() {
             bound(layout);
         }
-        Ok(count)
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 
@@ -85,6 +104,30 @@ fn bound(layout: &Layout) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn what_lies_in_the_place_of_a_log_is_neither_waited_for_nor_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let path = layout.daemon_log();
+        let target = dir.path().join("target");
+        fs::write(&target, "precious").unwrap();
+        let discarded = |what: &str| {
+            assert!(open(&layout, 12).is_err(), "{what}");
+            let (mut file, why) = open_or_discard(&layout).unwrap();
+            assert!(why.unwrap().contains("daemon.log"), "{what}");
+            file.write_all(b"line\n").unwrap();
+        };
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        discarded("a FIFO");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        discarded("a link");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        discarded("a directory");
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
+    }
 
     #[test]
     fn a_long_log_is_begun_anew_and_the_one_before_is_kept() {

@@ -19,7 +19,7 @@ use super::failure::Failure;
 use crate::commit::{Collected, GcOptions, Way};
 use crate::environment::{Layout, Place};
 use crate::progress::{Progress, Report};
-use crate::sys::holders::Holder;
+use crate::sys::holders::{Holder, NamespaceCopy};
 use crate::sys::text::Text;
 
 /// The version of these messages; a client speaks with no other.
@@ -386,6 +386,13 @@ pub struct Unmounted {
     /// Who used it, where it was detached nevertheless.
     #[serde(default)]
     pub holders: Vec<Holder>,
+    /// Processes in other mount namespaces that had a copy of the mount, one for each namespace. The copies
+    /// end with the daemon.
+    #[serde(default)]
+    pub copies: Vec<NamespaceCopy>,
+    /// Why the daemon could not be asked, where the mount was detached without it.
+    #[serde(default)]
+    pub trouble: Option<Failure>,
 }
 
 /// What can be done with an environment, here or in its daemon: the same calls with the same
@@ -447,6 +454,9 @@ pub enum Started {
         /// Changed files that were found to have lost their content; the log names them.
         #[serde(default)]
         lost: usize,
+        /// What the user should know about the mount.
+        #[serde(default)]
+        warnings: Vec<String>,
     },
     /// There is no mount, and the daemon ends.
     Error(Failure),

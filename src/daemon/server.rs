@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use super::failure::{Failure, Kind};
 use super::protocol::{Answer, Hello, Request, Served, Service, Unmounted, VERSION};
+use crate::fault;
 use crate::progress::{Progress, Report};
 use crate::sys::process;
 
@@ -74,6 +76,7 @@ impl Server {
         std::thread::Builder::new()
             .name(String::from("control"))
             .spawn(move || {
+                let mut reserve = reserve();
                 for stream in self.listener.incoming() {
                     if stopped.load(Ordering::SeqCst) {
                         break;
@@ -81,12 +84,19 @@ impl Server {
                     let stream = match stream {
                         Ok(stream) => stream,
                         Err(error) => {
-                            // Out of descriptors, most likely: others must finish first.
                             tracing::warn!(%error, "cannot accept a connection");
-                            std::thread::sleep(Duration::from_millis(100));
+                            // Out of descriptors: those kept for this are given up. If that does not
+                            // suffice, others must finish first.
+                            if reserve.is_empty() {
+                                std::thread::sleep(Duration::from_millis(100));
+                            }
+                            reserve.clear();
                             continue;
                         }
                     };
+                    if reserve.is_empty() {
+                        reserve = self::reserve();
+                    }
                     let (hello, service, control, work) = (
                         self.hello.clone(),
                         service.clone(),
@@ -114,6 +124,13 @@ impl Server {
             _listener: listener,
         })
     }
+}
+
+/// Descriptors kept for the control socket, for when users of the mount have taken all others: the daemon
+/// must be heard then, too. One connection needs three, and what it asks some more.
+fn reserve() -> Vec<fs::File> {
+    let open = |_| fs::File::open("/dev/null").ok();
+    (0..12).map_while(open).collect()
 }
 
 /// How many requests are being answered, and whether one more may be.
@@ -258,7 +275,17 @@ fn converse(
     };
 
     let is_unmount = matches!(request, Request::Unmount { lazy: false });
-    let result = answer(&request, service, control, &*peer);
+    let answered = catch_unwind(AssertUnwindSafe(|| {
+        fault::panic_once("panic.control");
+        answer(&request, service, control, &*peer)
+    }));
+    let result = answered.unwrap_or_else(|_| {
+        Err(Failure::new(
+            Kind::Internal,
+            "a fault of envfs ended this request in the daemon",
+        )
+        .hint("the daemon goes on; its log says where it was (envfs paths names it): report it"))
+    });
     if let Err(failure) = &result {
         tracing::warn!(kind = ?failure.kind, %failure, "refused");
     }

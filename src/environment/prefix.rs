@@ -240,6 +240,7 @@ mod tests {
             fs_type: kind.to_owned(),
             source: "x".into(),
             checks_permissions: true,
+            user_id: None,
         };
         let at = real.join("mount");
         let try_with = |above: &[(&Path, &str)]| {

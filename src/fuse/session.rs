@@ -7,14 +7,17 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use fuser::{Config, Filesystem, INodeNo, SessionACL};
+use fuser::{Config, INodeNo, SessionACL};
 use thiserror::Error;
 
+use super::guard::{Gate, Guard, Guarded};
 use crate::object::Ino;
 use crate::sys::mount::{self, MountError, MountRequest, UnmountMode};
 
@@ -56,19 +59,65 @@ impl Default for Loops {
     }
 }
 
+/// What a session waits for.
+enum Event {
+    /// The event loops have ended: the mount is gone everywhere, or they failed.
+    Ended(io::Result<()>),
+    /// Our mount is gone; copies in other mount namespaces may keep the loops running.
+    Unmounted,
+    /// It is to end now, whoever uses the mount.
+    Abandon,
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The mount is gone, and nobody used it any more.
+    Gone,
+    /// Somebody still has the mount, detached or in another mount namespace. No request is served any
+    /// more; the kernel ends the connection when this process does.
+    Abandoned,
+}
+
+/// How long the loops may take to end after the mount is gone here, before it is taken for certain that
+/// another mount namespace has a copy.
+const COPIES_PATIENCE: Duration = Duration::from_secs(1);
+/// How long requests that are being served may take when a session is abandoned.
+const LAST_REQUESTS_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A mounted file system whose event loops run in the background.
 #[derive(Debug)]
 pub struct Session {
     mount_point: PathBuf,
     invalidator: Invalidator,
-    ended: Receiver<io::Result<()>>,
+    gate: Arc<Gate>,
+    events: Receiver<Event>,
+    ender: Ender,
     thread: JoinHandle<()>,
+}
+
+/// Ends a session that the kernel does not end by itself.
+#[derive(Debug, Clone)]
+pub struct Ender(Sender<Event>);
+
+impl Ender {
+    /// Says that the mount was taken away here and that nobody is known to use a copy: the session ends,
+    /// soon, even if another mount namespace has one.
+    pub fn unmounted(&self) {
+        // Without a receiver the session has ended.
+        drop(self.0.send(Event::Unmounted));
+    }
+
+    /// Ends the session now; whoever uses the mount gets `ENOTCONN` from then on.
+    pub fn abandon(&self) {
+        drop(self.0.send(Event::Abandon));
+    }
 }
 
 impl Session {
     /// Mounts `filesystem` and starts its loops. When this returns, the kernel's handshake is
     /// done and the mount can be used. On failure nothing stays mounted.
-    pub fn start<F: Filesystem>(
+    pub fn start<F: Guarded>(
         filesystem: F,
         request: &MountRequest,
         loops: Loops,
@@ -88,8 +137,10 @@ impl Session {
         config.acl = SessionACL::All;
         config.n_threads = Some(loops.threads.max(1));
         config.clone_fd = loops.clone_device && mount::device_is_usable().is_ok();
-        let session = fuser::Session::from_fd(filesystem, device, SessionACL::All, config)
-            .map_err(|source| {
+        let gate = filesystem.gate();
+        let guard = Guard::new(filesystem, gate.clone());
+        let session =
+            fuser::Session::from_fd(guard, device, SessionACL::All, config).map_err(|source| {
                 undo(SessionError::Handshake {
                     path: mount_point.clone(),
                     source,
@@ -99,13 +150,15 @@ impl Session {
         let invalidator = Invalidator {
             notifier: session.notifier(),
         };
-        let (sender, ended) = channel();
+        let (sender, events) = channel();
+        let ender = Ender(sender.clone());
         let thread = std::thread::Builder::new()
             .name(String::from("session"))
             .spawn(move || {
-                let result = session.run();
+                let result = catch_unwind(AssertUnwindSafe(|| session.run()))
+                    .unwrap_or_else(|_| Err(io::Error::other("the session ended in a panic")));
                 // Nobody listens any more: then nobody needs to know.
-                if sender.send(result).is_err() {
+                if sender.send(Event::Ended(result)).is_err() {
                     tracing::debug!("the session ended unobserved");
                 }
             })
@@ -113,7 +166,9 @@ impl Session {
         Ok(Session {
             mount_point,
             invalidator,
-            ended,
+            gate,
+            events,
+            ender,
             thread,
         })
     }
@@ -134,28 +189,44 @@ impl Session {
         mount::unmount(&self.mount_point, mode)
     }
 
-    /// Returns how the session ended, or `None` when it still runs after `patience`.
-    pub fn wait_for(&self, patience: Duration) -> Option<io::Result<()>> {
-        match self.ended.recv_timeout(patience) {
-            Ok(result) => Some(result),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => {
-                Some(Err(io::Error::other("the session ended in a panic")))
-            }
-        }
+    /// Returns what ends the session where unmounting does not.
+    pub fn ender(&self) -> Ender {
+        self.ender.clone()
     }
 
-    /// Waits until the mount is gone and all loops have ended; the file system's `destroy` has
-    /// run then and the file system has been dropped.
-    pub fn wait(self) -> io::Result<()> {
-        let result = self
-            .ended
-            .recv()
-            .unwrap_or_else(|_| Err(io::Error::other("the session ended in a panic")));
-        if self.thread.join().is_err() {
-            return Err(io::Error::other("the session ended in a panic"));
+    /// Waits for the end. After [`End::Gone`] the file system's `destroy` has run and the file system has
+    /// been dropped; after [`End::Abandoned`] requests are refused, and the process must end soon.
+    pub fn wait(self) -> io::Result<End> {
+        let mut deadline = None;
+        loop {
+            let event = match deadline {
+                None => self
+                    .events
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => self
+                    .events
+                    .recv_timeout(Instant::saturating_duration_since(&at, Instant::now())),
+            };
+            match event {
+                Ok(Event::Ended(result)) => {
+                    if self.thread.join().is_err() {
+                        return Err(io::Error::other("the session ended in a panic"));
+                    }
+                    return result.map(|()| End::Gone);
+                }
+                Ok(Event::Unmounted) => {
+                    deadline = deadline.or_else(|| Some(Instant::now() + COPIES_PATIENCE));
+                }
+                Ok(Event::Abandon) => deadline = Some(Instant::now()),
+                // The session holds a sender itself, so this is the deadline.
+                Err(_) => break,
+            }
         }
-        result
+        if !self.gate.close(LAST_REQUESTS_PATIENCE) {
+            tracing::warn!("a request is still being served");
+        }
+        Ok(End::Abandoned)
     }
 }
 
@@ -208,8 +279,8 @@ pub(crate) mod tests {
     use std::time::SystemTime;
 
     use fuser::{
-        Errno, FileAttr, FileHandle, FileType, Generation, LockOwner, OpenFlags, ReplyAttr,
-        ReplyData, ReplyEntry, ReplyStatfs, Request,
+        Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, LockOwner, OpenFlags,
+        ReplyAttr, ReplyData, ReplyEntry, ReplyStatfs, Request,
     };
 
     use super::*;
@@ -246,6 +317,8 @@ pub(crate) mod tests {
             flags: 0,
         }
     }
+
+    impl Guarded for Hello {}
 
     impl Filesystem for Hello {
         fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -308,7 +381,7 @@ pub(crate) mod tests {
         assert!(matches!(error, MountError::Busy { .. }), "{error}");
         drop(held);
         session.unmount(UnmountMode::Plain).unwrap();
-        session.wait().unwrap();
+        assert_eq!(session.wait().unwrap(), End::Gone);
         assert!(mountinfo::of_environment(id).unwrap().is_empty());
     }
 

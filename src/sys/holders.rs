@@ -1,13 +1,14 @@
 //! Which processes keep a mount busy.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::mountinfo::{MountEntry, is_under};
-use super::process;
 use super::text::{Text, quoted};
+use super::{mountinfo, process};
 
 /// How a process uses a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -84,6 +85,59 @@ pub fn of_mount(mount: &MountEntry) -> Vec<Holder> {
         .collect();
     holders.sort_by_key(|holder| holder.pid);
     holders
+}
+
+/// A process in another mount namespace that has a copy of a mount of ours.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NamespaceCopy {
+    /// Process id; one of those in the namespace.
+    pub pid: u32,
+    /// Name of the command.
+    pub command: String,
+}
+
+impl std::fmt::Display for NamespaceCopy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (pid {})", quoted(&self.command), self.pid)
+    }
+}
+
+/// Returns which other mount namespaces have a copy of the file system behind a mount, and who uses it
+/// there. Namespaces of other users' processes are seen by root only.
+pub fn in_other_namespaces(mount: &MountEntry) -> (Vec<NamespaceCopy>, Vec<Holder>) {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = namespace("self");
+    let mut members: HashMap<PathBuf, Vec<u32>> = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .filter(|name| name.parse::<u32>().is_ok())
+            && let Some(other) = namespace(pid).filter(|other| Some(other) != own.as_ref())
+        {
+            members.entry(other).or_default().extend(pid.parse::<u32>());
+        }
+    }
+    let (mut copies, mut users) = (Vec::new(), Vec::new());
+    for mut pids in members.into_values() {
+        pids.sort_unstable();
+        // Processes of one namespace may have different roots, and so see different parts of it.
+        let table = pids.iter().find_map(|pid| {
+            let mut table = mountinfo::of_process(*pid).ok()?;
+            table.retain(|entry| entry.device == mount.device);
+            (!table.is_empty()).then_some((*pid, table))
+        });
+        let Some((pid, table)) = table else { continue };
+        copies.push(NamespaceCopy {
+            pid,
+            command: process::command_name(pid).unwrap_or_default(),
+        });
+        let used = |pid: &u32| table.iter().find_map(|entry| of_process(*pid, entry));
+        users.extend(pids.iter().filter_map(used));
+    }
+    copies.sort_by_key(|copy| copy.pid);
+    users.sort_by_key(|user: &Holder| user.pid);
+    (copies, users)
 }
 
 fn of_process(pid: u32, mount: &MountEntry) -> Option<Holder> {
@@ -172,6 +226,7 @@ mod tests {
             fs_type: String::from("fuse.envfs"),
             source: "envfs:x".into(),
             checks_permissions: true,
+            user_id: None,
         };
         let holders = of_mount(&mount);
         child.kill().unwrap();

@@ -6,6 +6,7 @@
 //! - [`mountinfo`]: what is mounted here, which of it is ours, which of it is dead
 //! - [`holders`]: which processes use a mount
 //! - [`private`]: directories for one user alone
+//! - `probe`: asking a file system that may never answer
 //! - [`process`]: identity of processes, boots and users; what a daemon needs
 //! - [`reflink`]: sharing blocks between files
 //! - [`regular`]: opening files that must be regular files, such as those of a store
@@ -17,6 +18,7 @@ pub mod medium;
 pub mod mount;
 pub mod mountinfo;
 pub mod private;
+mod probe;
 pub mod process;
 pub mod reflink;
 pub mod regular;

@@ -4,8 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
+
+use super::probe;
 
 /// What comes before the environment's id in the source of our mounts.
 pub const SOURCE_PREFIX: &str = "envfs:";
@@ -25,6 +28,8 @@ pub struct MountEntry {
     pub source: OsString,
     /// Whether the kernel checks permissions, for FUSE; not so with `fakeroot`.
     pub checks_permissions: bool,
+    /// Whose mount it is, for FUSE: the kernel says so, unlike the source, which anybody may choose.
+    pub user_id: Option<u32>,
 }
 
 impl MountEntry {
@@ -41,24 +46,54 @@ impl MountEntry {
 
     /// Returns whether the daemon behind this mount is gone.
     pub fn is_dead(&self) -> bool {
-        is_dead(&self.mount_point)
+        self.health() == Health::Dead
+    }
+
+    /// Asks the daemon behind this mount.
+    pub fn health(&self) -> Health {
+        health(&self.mount_point)
+    }
+}
+
+/// Whether the daemon behind a mount answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It does, or the path leads to no mount.
+    Well,
+    /// The daemon is gone.
+    Dead,
+    /// It is there, but did not answer in time: it is stopped or hangs.
+    Silent,
+}
+
+/// How long a daemon may take to answer a probe.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks the daemon of the mount to which a path leads, and waits a few seconds at most.
+///
+/// Asks with `statfs`, which always goes to the daemon; `stat` may be answered from the kernel's
+/// cache long after the daemon died.
+pub fn health(path: &Path) -> Health {
+    match probe::statfs(path, PROBE_PATIENCE) {
+        None => Health::Silent,
+        Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED)) => Health::Dead,
+        Some(_) => Health::Well,
     }
 }
 
 /// Returns whether the path leads to a FUSE mount whose daemon is gone.
-///
-/// Asks with `statfs`, which always goes to the daemon; `stat` may be answered from the kernel's
-/// cache long after the daemon died. It waits where a daemon is alive but does not answer.
 pub fn is_dead(path: &Path) -> bool {
-    matches!(
-        nix::sys::statfs::statfs(path),
-        Err(Errno::ENOTCONN | Errno::ECONNABORTED)
-    )
+    health(path) == Health::Dead
 }
 
 /// Returns the mount table of this process's mount namespace, in order of mounting.
 pub fn read() -> io::Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// Returns the mount table of another process, which may be in another mount namespace.
+pub fn of_process(pid: u32) -> io::Result<Vec<MountEntry>> {
+    Ok(parse(&std::fs::read(format!("/proc/{pid}/mountinfo"))?))
 }
 
 /// Returns our mounts of one environment, in order of mounting (the last is on top).
@@ -84,14 +119,24 @@ pub fn covering(path: &Path, source: &str) -> io::Result<Option<MountEntry>> {
     Ok(find_covering(read()?, path, source))
 }
 
-fn find_covering(mounts: Vec<MountEntry>, path: &Path, source: &str) -> Option<MountEntry> {
+/// Returns our mount with this source at this path (as it was given: the table has it without links), or
+/// `None` if it is not mounted any more.
+pub fn own(path: &Path, source: &str) -> io::Result<Option<MountEntry>> {
+    let mounts = read()?;
+    Ok(find_own(&mounts, path, source).cloned())
+}
+
+/// One source may be mounted at several places, so the path decides where it is in the table.
+fn find_own<'a>(mounts: &'a [MountEntry], path: &Path, source: &str) -> Option<&'a MountEntry> {
     let is_ours = |mount: &&MountEntry| mount.fs_type.starts_with("fuse") && mount.source == source;
     let ours = mounts.iter().rev().filter(is_ours);
-    // One source may be mounted at several places.
-    let own = ours
-        .clone()
+    ours.clone()
         .find(|mount| mount.mount_point == path)
-        .or_else(|| ours.clone().next())?;
+        .or_else(|| ours.clone().next())
+}
+
+fn find_covering(mounts: Vec<MountEntry>, path: &Path, source: &str) -> Option<MountEntry> {
+    let own = find_own(&mounts, path, source)?;
     let top = mounts
         .iter()
         .rev()
@@ -117,14 +162,21 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     fields.find(|field| *field == b"-")?;
     let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
     let source = unescape(fields.next()?);
-    let mut options = fields.next()?.split(|&byte| byte == b',');
+    let options = fields.next()?.split(|&byte| byte == b',');
+    let user_id = options
+        .clone()
+        .find_map(|option| option.strip_prefix(b"user_id="))
+        .and_then(|number| std::str::from_utf8(number).ok()?.parse().ok());
     Some(MountEntry {
         id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         mount_point,
         fs_type,
         source,
-        checks_permissions: options.any(|option| option == b"default_permissions"),
+        checks_permissions: options
+            .clone()
+            .any(|option| option == b"default_permissions"),
+        user_id,
     })
 }
 
@@ -182,6 +234,7 @@ mod tests {
         assert_eq!(mounts[1].mount_point, Path::new("/home/a b/\\x"));
         assert_eq!(mounts[1].environment_id(), Some("1b2c"));
         assert_eq!(mounts[1].device, (0, 57));
+        assert_eq!((mounts[0].user_id, mounts[1].user_id), (None, Some(0)));
     }
 
     #[test]

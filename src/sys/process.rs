@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::WaitStatus;
@@ -133,10 +133,71 @@ fn end_by(signal: Signal) -> i32 {
     128 + signal as i32
 }
 
+/// Closes every descriptor but standard input, output and error: what else a command inherits from its
+/// caller (a lock, the end of a pipe) must not stay open for as long as a daemon runs. To be called
+/// before this process opens anything.
+pub fn close_inherited_descriptors() -> io::Result<()> {
+    let first: nix::libc::c_uint = 3;
+    // SAFETY: nothing in this process owns one of these descriptors yet.
+    let closed = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_close_range,
+            first,
+            nix::libc::c_uint::MAX,
+            0 as nix::libc::c_uint,
+        )
+    };
+    if closed == 0 {
+        return Ok(());
+    }
+    // Kernels before 5.9, and some sandboxes, lack the call. The listing's own descriptor is in the list.
+    let names: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for descriptor in names.into_iter().filter(|descriptor| *descriptor > 2) {
+        // SAFETY: as above. One that is closed already fails with EBADF, which changes nothing.
+        unsafe { nix::libc::close(descriptor) };
+    }
+    Ok(())
+}
+
+/// Restores the default for SIGCHLD. Where a caller ignores it, which children inherit, the kernel does not
+/// keep the exit status of a child, and waiting for one fails.
+pub fn await_children() -> io::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed, and none was.
+    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
+    Ok(())
+}
+
+/// Returns whether a process is stopped, by a signal or by a debugger.
+pub fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let end = stat.iter().rposition(|&byte| byte == b')').unwrap_or(0);
+    matches!(stat.get(end + 2), Some(b'T' | b't'))
+}
+
+/// Returns what a process has done so far, as a number that grows while it works: processor time, and
+/// bytes read and written where they may be seen. `None` where there is no such process.
+pub fn work_done(pid: u32) -> Option<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
+    // The state is field 3 and comes first here; times in user and system mode are fields 14 and 15.
+    let times = rest.split_ascii_whitespace().skip(11).take(2);
+    let time: u64 = times.filter_map(|field| field.parse::<u64>().ok()).sum();
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let bytes = io
+        .lines()
+        .filter(|line| line.starts_with("rchar") || line.starts_with("wchar"))
+        .filter_map(|line| line.split_once(": ")?.1.parse::<u64>().ok());
+    Some(bytes.fold(time, u64::wrapping_add))
+}
+
 /// Leaves the session and the process group of whoever started us, goes to `/` so that no
-/// directory is kept busy, takes no permission bits away from files of the mount's users, and has the
-/// limits of nobody's shell.
-pub fn become_daemon() -> io::Result<()> {
+/// directory is kept busy, takes no permission bits away from files of the mount's users, and lifts the
+/// limits of the caller's shell. Returns what is to be said about limits that cannot be lifted.
+pub fn become_daemon() -> io::Result<Vec<String>> {
     match nix::unistd::setsid() {
         // Already the leader of a group: nobody's Ctrl-C reaches it either.
         Ok(_) | Err(nix::errno::Errno::EPERM) => {}
@@ -147,21 +208,82 @@ pub fn become_daemon() -> io::Result<()> {
     lift_limits()
 }
 
-/// Lets this process have all that it may: open files, and sizes of files. Limits that a user has set are
-/// for what they run, where the kernel keeps them; here they would be everybody's. Past a limit of sizes
-/// that cannot be lifted a write fails, instead of ending us.
-fn lift_limits() -> io::Result<()> {
-    for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_FSIZE] {
-        let lifted = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
-        if let Err(error) = lifted {
-            tracing::warn!(?resource, %error, "cannot lift a limit");
+/// Fewer open files than this do not suffice for a mount: it keeps about 30 open by itself, and the control
+/// socket needs some for every command.
+const FEWEST_FILES: u64 = 64;
+
+/// Raises the limits of this process as far as they can be. Limits that a user has set are for what they
+/// run, where the kernel keeps them; here they would hold for every user of the mount. Limits of processor
+/// time and memory would end the daemon; root can lift them altogether. Past a limit of file sizes a
+/// write fails, instead of ending us.
+///
+/// Returns warnings about those that stay. Fails where too few files may be open.
+fn lift_limits() -> io::Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for (resource, option, unit, effect) in LIMITS {
+        let (_, hard) = getrlimit(resource)?;
+        let ends_us = matches!(
+            resource,
+            Resource::RLIMIT_CPU | Resource::RLIMIT_AS | Resource::RLIMIT_DATA
+        );
+        if ends_us && setrlimit(resource, RLIM_INFINITY, RLIM_INFINITY).is_ok() {
+            continue;
         }
+        if let Err(error) = setrlimit(resource, hard, hard) {
+            tracing::warn!(?resource, %error, "cannot raise a limit");
+        }
+        if let Some(effect) = effect
+            && hard != RLIM_INFINITY
+        {
+            warnings.push(format!(
+                "the limit of {unit} (ulimit {option}: {hard}) also holds for this mount and cannot be \
+                 lifted: {effect}"
+            ));
+        }
+    }
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if files < FEWEST_FILES {
+        return Err(io::Error::other(format!(
+            "the limit of open files (ulimit -H -n) is {files}, and a mount needs {FEWEST_FILES}"
+        )));
     }
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     // SAFETY: no handler is installed, and none was.
     unsafe { sigaction(Signal::SIGXFSZ, &ignore) }?;
-    Ok(())
+    Ok(warnings)
 }
+
+/// Limits that are lifted: the option of `ulimit`, what is counted, and what happens at a hard limit, where
+/// users of the mount would not expect it.
+const LIMITS: [(Resource, &str, &str, Option<&str>); 7] = [
+    (
+        Resource::RLIMIT_CPU,
+        "-H -t",
+        "processor time in seconds",
+        Some("the kernel ends the mount when it is used up; mount from a shell without it"),
+    ),
+    (
+        Resource::RLIMIT_AS,
+        "-H -v",
+        "address space in bytes",
+        Some("the mount ends when it needs more memory; mount from a shell without it"),
+    ),
+    (
+        Resource::RLIMIT_DATA,
+        "-H -d",
+        "data memory in bytes",
+        Some("the mount ends when it needs more memory; mount from a shell without it"),
+    ),
+    (
+        Resource::RLIMIT_FSIZE,
+        "-H -f",
+        "the size of a file in bytes",
+        Some("no file in it can become larger"),
+    ),
+    (Resource::RLIMIT_NOFILE, "-H -n", "open files", None),
+    (Resource::RLIMIT_NPROC, "-H -u", "processes", None),
+    (Resource::RLIMIT_STACK, "-H -s", "the stack in bytes", None),
+];
 
 /// Sets the umask to 0: modes come with each request and are meant as they are.
 pub fn clear_umask() {
@@ -285,6 +407,14 @@ pub fn peer_user(socket: impl AsFd) -> io::Result<u32> {
     Ok(credentials.uid())
 }
 
+/// Returns the process at the other end of a Unix socket: the one that listens there. `None` where it is in
+/// a process namespace that cannot be seen from here.
+pub fn peer_process(socket: impl AsFd) -> Option<u32> {
+    let credentials =
+        nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials).ok()?;
+    u32::try_from(credentials.pid()).ok().filter(|pid| *pid > 0)
+}
+
 /// Returns the first executable file of this name in the system's directories, then in `PATH`.
 ///
 /// In this order because an environment's own directories come first in a user's `PATH`, and a
@@ -382,6 +512,8 @@ mod tests {
         assert!(is_running(pid, started));
         assert!(!is_running(pid, started + 1));
         assert_eq!(start_time(u32::MAX), None);
+        assert!(!is_stopped(pid) && !is_stopped(u32::MAX));
+        assert!(work_done(pid).is_some() && work_done(u32::MAX).is_none());
         assert_eq!(boot_id(), boot_id());
         assert_ne!(new_uuid().unwrap(), new_uuid().unwrap());
     }

@@ -9,9 +9,11 @@ use serde::Serialize;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::output::{Tone, size};
+use crate::daemon::client;
 use crate::daemon::runtime::RuntimeDir;
 use crate::sys::medium::network_file_system;
 use crate::sys::mount::{self, MountError};
+use crate::sys::mountinfo::{Health, MountEntry};
 use crate::sys::text::quoted;
 use crate::sys::{mountinfo, process};
 
@@ -321,6 +323,23 @@ fn place(root: &Path) -> Vec<Finding> {
     findings
 }
 
+/// Says what to do about a mount whose daemon does not answer.
+fn silent(mount: &MountEntry) -> Finding {
+    let path = quoted(&mount.mount_point);
+    let pid = mount.environment_id().and_then(|id| {
+        let runtime = RuntimeDir::open().ok()?;
+        client::process_at(&runtime.socket(id))
+    });
+    let failure = client::silent(pid, "does not answer");
+    let mut finding = Finding::new(
+        "mounts",
+        Level::Problem,
+        format!("{path}: {}", failure.message),
+    );
+    finding.hints = failure.hints;
+    finding.hint(format!("or take the mount away: fusermount3 -uz {path}"))
+}
+
 fn stale_mounts() -> Vec<Finding> {
     let mounts = match mountinfo::read() {
         Ok(mounts) => mounts,
@@ -332,22 +351,29 @@ fn stale_mounts() -> Vec<Finding> {
             )];
         }
     };
+    // Others' mounts are none of our business, and may not let us in.
+    let user = process::user_id();
     let ours: Vec<_> = mounts
         .iter()
-        .filter(|mount| mount.environment_id().is_some())
+        .filter(|mount| mount.environment_id().is_some() && mount.user_id == Some(user))
         .collect();
     let mut findings: Vec<Finding> = ours
         .iter()
-        .filter(|mount| mount.is_dead())
-        .map(|mount| {
+        .filter_map(|mount| {
             let path = quoted(&mount.mount_point);
-            Finding::new(
-                "mounts",
-                Level::Warning,
-                format!("the daemon of {path} was killed"),
-            )
-            .hint("the next activate, mount or run of it heals it; nothing is lost")
-            .hint(format!("or take it away: fusermount3 -uz {path}"))
+            match mount.health() {
+                Health::Well => None,
+                Health::Dead => Some(
+                    Finding::new(
+                        "mounts",
+                        Level::Warning,
+                        format!("the daemon of {path} was killed"),
+                    )
+                    .hint("the next activate, mount or run of it repairs it; nothing is lost")
+                    .hint(format!("or take it away: fusermount3 -uz {path}")),
+                ),
+                Health::Silent => Some(silent(mount)),
+            }
         })
         .collect();
     if findings.is_empty() {

@@ -135,11 +135,12 @@ impl Args {
                 quoted(mount_point)
             )));
         }
-        let lost = direct::start(&what)?;
-        if let Some(upper) = &what.upper {
-            let log = Layout::new(upper.as_path()).daemon_log();
-            backend::warn_of_lost(&quoted(mount_point), lost, &log);
-        }
+        let served = direct::start(&what)?;
+        let log = match &what.upper {
+            Some(upper) => Layout::new(upper.as_path()).daemon_log(),
+            None => PathBuf::new(),
+        };
+        backend::warn_of_served(&quoted(mount_point), &served, &log);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use clap::Args as ClapArgs;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::lifecycle;
+use crate::daemon::protocol::Unmounted;
 
 /// Unmount an environment. Changes stay, committed or not.
 ///
@@ -47,7 +48,7 @@ impl Args {
 
     fn one(&self, context: &Context, env: &Env) -> Result<()> {
         let slow = || {
-            context.output.aside(
+            context.output.note(
                 "waiting until the daemon has done what it was asked before (a commit, as a rule)",
             );
         };
@@ -56,19 +57,36 @@ impl Args {
             None => context
                 .output
                 .note(format!("{} is not mounted", env.name())),
-            Some(unmounted) if unmounted.holders.is_empty() => {
-                context.output.note(format!("{} is unmounted", env.name()));
-            }
-            Some(unmounted) => {
-                context.output.note(format!(
-                    "{} is detached; its daemon ends when these do:",
-                    env.name()
-                ));
-                for holder in &unmounted.holders {
-                    context.output.note(format!("  {holder}"));
-                }
-            }
+            Some(unmounted) => tell(context, env.name(), &unmounted),
         }
         Ok(())
+    }
+}
+
+fn tell(context: &Context, name: &str, unmounted: &Unmounted) {
+    let note = |text: String| context.output.note(text);
+    if let Some(trouble) = &unmounted.trouble {
+        let mut text = format!("{name} is detached, but its daemon still runs: {trouble}");
+        for hint in &trouble.hints {
+            text.push_str(&format!("\n  {hint}"));
+        }
+        context.output.warn(text);
+    } else if unmounted.holders.is_empty() {
+        note(format!("{name} is unmounted"));
+    } else {
+        note(format!(
+            "{name} is detached; its daemon ends when these do:"
+        ));
+    }
+    for holder in &unmounted.holders {
+        note(format!("  {holder}"));
+    }
+    if !unmounted.copies.is_empty() {
+        note(String::from(
+            "other mount namespaces had copies of the mount, which have ended with it:",
+        ));
+        for copy in &unmounted.copies {
+            note(format!("  {copy}"));
+        }
     }
 }

@@ -354,6 +354,14 @@ impl TestEnv {
         )
     }
 
+    /// Returns the same without asking the daemon: who holds the lock of the environment.
+    #[track_caller]
+    pub(crate) fn daemon_by_lock(&self, name: &str) -> Pid {
+        let note = fs::read(self.home_of(name).join("lock.holder")).unwrap();
+        let holder: Value = serde_json::from_slice(&note).unwrap();
+        Pid::from_raw(holder["pid"].as_i64().unwrap().try_into().unwrap())
+    }
+
     /// Kills the daemon of an environment and waits for its end.
     #[track_caller]
     pub(crate) fn kill_daemon(&self, name: &str) {

@@ -1,0 +1,297 @@
+//! What a daemon outlives: a log that cannot be written, panics, the limits and descriptors of the shell
+//! that mounted.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::process::Stdio;
+
+use crate::support::{TestEnv, finish, has, is_alive, wait_for};
+
+fn log_of(env: &TestEnv, name: &str) -> String {
+    fs::read_to_string(env.home_of(name).join("daemon.log")).unwrap_or_default()
+}
+
+/// Changes, commits and reads: what a mount is for.
+fn work(env: &TestEnv, name: &str) {
+    let at = env.prefix(name);
+    env.sh(&format!("echo new >'{}/new'", at.display())).ok();
+    env.envfs(&["status", name]).ok();
+    env.envfs(&["commit", "-q", name]).ok();
+    let read = env.sh(&format!("cat '{}/new'", at.display())).ok();
+    assert_eq!(read.out, "new\n");
+}
+
+#[test]
+fn whatever_lies_in_the_place_of_the_log_does_not_keep_it_from_being_mounted() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        let log = env.home_of("e").join("daemon.log");
+        let path = log.display();
+        let places = [
+            format!("ln -s /dev/full '{path}'"),
+            format!("ln -s /nowhere/at/all '{path}'"),
+            format!("mkfifo '{path}'"),
+            format!("mkdir '{path}'"),
+            format!("touch '{path}'; chmod 400 '{path}'"),
+        ];
+        for place in places {
+            env.sh(&format!("rm -rf '{path}'; {place}")).ok();
+            let mounted = env.envfs(&["mount", "e"]).ok();
+            // Root writes to a file of any mode.
+            if !(place.contains("chmod") && env.user().is_root()) {
+                assert!(mounted.err.contains("daemon.log"), "{place}: {mounted}");
+            }
+            work(&env, "e");
+            env.envfs(&["unmount", "e"]).ok();
+        }
+        env.sh(&format!("rm -rf '{path}'")).ok();
+        env.verify("e");
+    }
+}
+
+#[test]
+fn a_log_on_a_full_disk_ends_neither_the_daemon_nor_a_command() {
+    let Some((env, small)) = super::full::store_of("28m") else {
+        return;
+    };
+    env.import_sample("e");
+    let at = env.mount("e");
+    let daemon = env.daemon("e");
+    // The file system is full to the last byte, and every request is logged.
+    env.sh(&format!(
+        "dd if=/dev/zero of='{0}/filler' bs=64k 2>/dev/null || :; \
+         dd if=/dev/zero of='{0}/filler2' bs=1 count=8192 2>/dev/null || :",
+        small.0.display()
+    ))
+    .ok();
+    for _ in 0..200 {
+        env.envfs(&["diff", "e"]);
+    }
+    assert!(is_alive(daemon));
+    env.sh(&format!("cat '{}/lib/c.txt'", at.display())).ok();
+    env.sh(&format!("rm '{0}/filler' '{0}/filler2'", small.0.display()))
+        .ok();
+    work(&env, "e");
+    assert_eq!(env.daemon("e"), daemon);
+    // A command's log is its standard error.
+    env.sh("ENVFS_LOG=debug envfs status e 2>/dev/full").ok();
+}
+
+#[test]
+fn a_panic_ends_one_request_and_not_the_mount() {
+    if !has("python3") {
+        return;
+    }
+    let fails = |what: &str| {
+        format!(
+            "python3 -c 'import errno, os, sys
+try: {what}
+except OSError as error: sys.exit(error.errno != errno.EIO)
+sys.exit(7)'"
+        )
+    };
+    let sync = "f = os.open(\"d/sync\", os.O_CREAT | os.O_WRONLY); os.fsync(f)";
+    let cases: [(&str, String); 6] = [
+        // On the event loop, with an answer and without one.
+        (
+            "panic.request",
+            fails("os.getxattr(\"lib/c.txt\", \"user.x\")"),
+        ),
+        (
+            "panic.forget",
+            String::from("echo 2 >/proc/sys/vm/drop_caches; stat d >/dev/null"),
+        ),
+        // A worker.
+        ("panic.pool", fails(sync)),
+        // The thread that tells the kernel what to forget.
+        ("panic.notices", fails("os.rename(\"d/sub\", \"sub\")")),
+        // The thread that brings rows to the database: records of 64 KiB wake it.
+        (
+            "panic.settle",
+            String::from("for n in $(seq 3000); do : >d/a-file-with-a-longer-name-$n; done"),
+        ),
+        // What answers a command.
+        (
+            "panic.control",
+            String::from("! envfs diff e 2>err && grep -q 'fault of envfs' err && rm err"),
+        ),
+    ];
+    let Some(env) = TestEnv::new() else { return };
+    if !env.user().is_root() {
+        return crate::support::skip_allowed("only root makes the kernel forget");
+    }
+    env.import_sample("e");
+    for (fault, script) in cases {
+        let at = env.envfs_with("ENVFS_FAULT", fault, &["mount", "e"]).ok();
+        let at = at.line().to_owned();
+        let daemon = env.daemon_by_lock("e");
+        env.sh(&format!("cd '{at}'; mkdir -p d/sub; {script}")).ok();
+        wait_for("the panic", || log_of(&env, "e").contains(fault));
+        assert!(is_alive(daemon), "{fault}");
+        // Again, without the panic.
+        env.sh(&format!("cd '{at}'; rm -rf sub; mkdir -p d/more"))
+            .ok();
+        work(&env, "e");
+        assert_eq!(env.daemon("e"), daemon, "{fault}");
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+        let at = env.mount("e");
+        assert!(at.join("d/more").exists(), "{fault}");
+        if fault == "panic.settle" {
+            let made = fs::read_dir(at.join("d")).unwrap().count();
+            assert_eq!(made, 3002);
+        }
+        env.sh(&format!("rm -r '{}/d'", at.display())).ok();
+        env.envfs(&["unmount", "e"]).ok();
+    }
+}
+
+fn limits_of(pid: nix::unistd::Pid) -> impl Fn(&str) -> Vec<String> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    move |what| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(what));
+        let words = line.unwrap().split_whitespace().take(2);
+        words.map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn limits_that_would_end_a_mount_are_lifted_or_told() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        for (set, what) in [
+            ("-S -t 2", "Max cpu time"),
+            ("-S -v 4000000", "Max address space"),
+            ("-S -d 3000000", "Max data size"),
+            ("-S -f 2000", "Max file size"),
+            ("-S -s 4000", "Max stack size"),
+        ] {
+            let mounted = env.sh(&format!("ulimit {set}; envfs mount e")).ok();
+            assert!(!mounted.err.contains("ulimit"), "{mounted}");
+            let [soft, hard] = &limits_of(env.daemon("e"))(what)[..] else {
+                panic!("{what}");
+            };
+            assert_eq!(soft, hard, "{what}");
+            env.envfs(&["unmount", "e"]).ok();
+        }
+        for (set, what, option) in [
+            ("-t 1000", "Max cpu time", "ulimit -H -t: 1000"),
+            ("-v 4000000", "Max address space", "ulimit -H -v"),
+            ("-d 3000000", "Max data size", "ulimit -H -d"),
+        ] {
+            let mounted = env.sh(&format!("ulimit {set}; envfs mount e")).ok();
+            let [_, hard] = &limits_of(env.daemon("e"))(what)[..] else {
+                panic!("{what}");
+            };
+            // Root in a container may lack the power as well.
+            let is_lifted = hard == "unlimited";
+            assert!(!is_lifted || env.user().is_root(), "{what}");
+            assert_eq!(mounted.err.contains(option), !is_lifted, "{mounted}");
+            work(&env, "e");
+            env.envfs(&["unmount", "e"]).ok();
+        }
+    }
+}
+
+#[test]
+fn a_mount_with_few_open_files_is_heard_or_refused() {
+    if !has("python3") {
+        return;
+    }
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        for few in [20, 30] {
+            env.sh(&format!(
+                "ulimit -n {few}; envfs mount e 2>err || :; grep -q 'open files' err"
+            ))
+            .ok();
+            assert_eq!(
+                env.envfs(&["list", "--json"]).ok().json()[0]["state"],
+                "unmounted"
+            );
+        }
+        let at = env.sh("ulimit -n 64; envfs mount e").ok();
+        let at = at.line().to_owned();
+        // Removed files that are open keep descriptors of the daemon, until there are none left.
+        let hold = "import os, sys
+held = []
+try:
+    for n in range(100):
+        held.append(os.open(f\"f{n}\", os.O_CREAT | os.O_RDWR))
+        os.write(held[-1], b\"x\")
+        os.unlink(f\"f{n}\")
+except OSError: pass
+print(len(held), flush=True)
+sys.stdin.read()";
+        let mut command = env.command("/bin/sh");
+        command
+            .arg("-c")
+            .arg(format!("cd '{at}' && exec python3 -c '{hold}'"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(
+            &mut std::io::BufReader::new(child.stdout.as_mut().unwrap()),
+            &mut line,
+        )
+        .unwrap();
+        for _ in 0..3 {
+            env.envfs(&["status", "e"]).ok();
+        }
+        drop(child.stdin.take());
+        finish(child, String::from("hold")).ok();
+        work(&env, "e");
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+    }
+}
+
+#[test]
+fn a_daemon_keeps_no_descriptor_of_its_caller() {
+    for env in TestEnv::of_all_users() {
+        let source = env.import_sample("e");
+        env.sh("exec 9>mine; flock 9; envfs run e true; exec 9>&-; flock -n mine true")
+            .ok();
+        let fds = format!("/proc/{}/fd", env.daemon("e"));
+        let opened = |dir: &str| -> Vec<String> {
+            let entries = fs::read_dir(dir).unwrap().flatten();
+            let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+            links.map(|link| link.display().to_string()).collect()
+        };
+        assert!(opened(&fds).iter().all(|link| !link.ends_with("/mine")));
+        env.envfs(&["unmount", "e"]).ok();
+        // The reader of a pipe sees its end, however the descriptor is numbered.
+        for number in [3, 7] {
+            env.sh(&format!(
+                "timeout 60 sh -c '(envfs run e true) 2>&1 {number}>&1 | cat'; envfs unmount e"
+            ))
+            .ok();
+        }
+        // The same of a mount without a store.
+        if !has("mksquashfs") {
+            return;
+        }
+        env.sh(&format!(
+            "mksquashfs '{}' image -quiet -no-progress; mkdir at upper
+             exec 9>mine; flock 9; envfs mount --image image --upper upper at; exec 9>&-
+             flock -n mine true; cat at/lib/c.txt",
+            source.display()
+        ))
+        .ok();
+        env.unmount(&env.work().join("at")).ok();
+    }
+}
+
+#[test]
+fn signals_that_the_caller_ignores_do_no_harm() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        // Where SIGCHLD is ignored, nobody can wait for a child.
+        env.sh("trap '' CHLD; envfs mount e; envfs status e").ok();
+        work(&env, "e");
+        env.sh("trap '' CHLD; envfs unmount e").ok();
+        assert_eq!(crate::support::mounts_below(env.root()).len(), 0);
+    }
+}
