@@ -276,7 +276,11 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
     let prefix = Prefix::choose(store.layout(), name, wanted)?;
     for other in store.list()? {
         // A broken environment must not keep others from being made.
-        let Ok(facts) = facts(&store.open(&other)?) else {
+        let Ok(facts) = store
+            .open(&other)
+            .map_err(CommandError::from)
+            .and_then(|other| facts(&other))
+        else {
             continue;
         };
         let how = if facts.prefix == prefix.path {

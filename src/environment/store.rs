@@ -88,9 +88,16 @@ impl Store {
         Ok(names)
     }
 
-    /// Returns whether there is an environment with the name.
+    /// Returns whether there is an environment with the name, also one that cannot be opened: only
+    /// opening it says why.
     pub fn exists(&self, name: &EnvName) -> bool {
-        self.layout.home(name).state_db().exists()
+        match self.layout.home(name).state_db().symlink_metadata() {
+            Ok(_) => true,
+            Err(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ),
+        }
     }
 
     /// Returns the environment with the name; if there is none, says which ones are like it.

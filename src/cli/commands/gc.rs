@@ -61,7 +61,7 @@ impl Args {
         };
         // First what needs no room to be removed.
         let mut failed = match self.name {
-            None => self.remove_garbage(context, &store).err(),
+            None => self.remove_garbage(context, &store)?,
             Some(_) => None,
         };
         for name in &names {
@@ -94,10 +94,17 @@ impl Args {
         failed.map_or(Ok(()), Err)
     }
 
-    fn remove_garbage(&self, context: &Context, store: &Store) -> Result<()> {
+    /// Removes what it can, reports what it cannot, and returns the last failure.
+    fn remove_garbage(&self, context: &Context, store: &Store) -> Result<Option<CommandError>> {
+        let mut failed: Option<CommandError> = None;
         for garbage in backend::garbage(store)? {
-            if !self.dry_run {
-                store.remove_garbage(&garbage)?;
+            if !self.dry_run
+                && let Err(error) = store.remove_garbage(&garbage)
+            {
+                if let Some(earlier) = failed.replace(error.into()) {
+                    context.output.error(&earlier);
+                }
+                continue;
             }
             if !self.json {
                 let would = if self.dry_run {
@@ -110,7 +117,7 @@ impl Args {
                     .note(format!("{would} {}", quoted(&garbage.path)));
             }
         }
-        Ok(())
+        Ok(failed)
     }
 
     fn tell(&self, context: &Context, name: &str, collected: &Collected) {

@@ -8,6 +8,7 @@ mod full;
 mod held;
 mod hints;
 mod import;
+mod list;
 mod lost;
 mod names;
 mod outlives;
