@@ -1,4 +1,4 @@
-//! Where commands meet the rooms below: each call is made here and nowhere else in `cli`.
+//! Calls of commands into the modules below that more than one command makes or that need their types.
 
 use std::fs;
 use std::io::Write;
@@ -51,7 +51,7 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
     let missing = |what: &str| {
         CommandError::new(
             Kind::Damaged,
-            format!("the database of {} does not say {what}", environment.name()),
+            format!("the database of {} lacks {what}", environment.name()),
         )
     };
     let revision = db.current_revision()?;
@@ -60,8 +60,8 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
         None => None,
     };
     Ok(Facts {
-        id: db.uuid()?.ok_or_else(|| missing("who it is"))?,
-        prefix: db.prefix()?.ok_or_else(|| missing("where it is mounted"))?,
+        id: db.uuid()?.ok_or_else(|| missing("its identity"))?,
+        prefix: db.prefix()?.ok_or_else(|| missing("its prefix"))?,
         revision,
         image,
     })
@@ -130,7 +130,7 @@ pub fn mount(environment: &Environment, fakeroot: bool) -> Result<Mounted, Failu
     mount_environment(environment.clone(), &config, fakeroot)
 }
 
-/// How a new environment is to be made.
+/// How to make a new environment.
 #[derive(Debug, Clone, Default)]
 pub struct NewOptions {
     /// Where it is to be mounted, if not at the default place.
@@ -141,13 +141,13 @@ pub struct NewOptions {
     pub block_size: Option<u32>,
     /// Threads that compress, if not the configured number.
     pub threads: Option<NonZeroUsize>,
-    /// What the user says about it.
+    /// Message for the history.
     pub message: String,
-    /// Patterns of what to leave out.
+    /// Patterns of paths to exclude.
     pub exclude: Vec<PathBuf>,
 }
 
-/// What an import did.
+/// The result of an import.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Imported {
     /// Name of the environment.
@@ -201,13 +201,13 @@ pub fn create(
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
 }
 
-/// Finds what the user has named.
+/// Resolves a path that the user gave.
 fn named(path: &Path, doing: &str) -> Result<PathBuf> {
     fs::canonicalize(path)
         .map_err(|error| CommandError::of_named(format!("cannot {doing} {}", quoted(path)), &error))
 }
 
-/// Said before anything else: its prefix would be found to be in the way, too.
+/// Checked first: its prefix would be in the way, too.
 fn refuse_existing(store: &Store, name: &EnvName) -> Result<()> {
     if store.exists(name) {
         return Err(EnvironmentError::Exists {
@@ -263,7 +263,7 @@ fn settings(config: &Config, options: &NewOptions) -> Result<commit::Settings> {
     if let Some(block_size) = options.block_size {
         if !block_size.is_power_of_two() || !(4096..=1 << 20).contains(&block_size) {
             return Err(CommandError::usage(format!(
-                "{block_size} is no block size: a power of two from 4096 to 1048576 is wanted"
+                "invalid block size {block_size}: must be a power of two from 4096 to 1048576"
             )));
         }
         settings.block_size = block_size;
@@ -300,7 +300,7 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
                 quoted(&facts.prefix)
             ),
         )
-        .hint("choose another place with --prefix"));
+        .hint("choose another path with --prefix"));
     }
     Ok(prefix)
 }
@@ -338,13 +338,13 @@ pub fn revision(environment: &Environment, text: &str) -> Result<i64> {
     let found = tags.iter().find(|tag| tag.name == text);
     found.map(|tag| tag.revision.0).ok_or_else(|| {
         let name = environment.name();
-        let message = format!("{name} has no revision called {}", quoted(text));
+        let message = format!("{name} has no revision {}", quoted(text));
         CommandError::new(Kind::NotFound, message)
-            .hint(format!("envfs log {name} shows numbers and names"))
+            .hint(format!("envfs log {name} shows numbers and tags"))
     })
 }
 
-/// Writes an image without what the patterns match.
+/// Copies an image without the paths that match the patterns.
 pub fn export_without(
     source: &Path,
     exclude: &[PathBuf],
@@ -437,7 +437,7 @@ pub fn gc(environment: &Environment, options: commit::GcOptions) -> Result<commi
     Ok(commit::gc(&db, layout, options).map_err(Failure::from)?)
 }
 
-/// Returns what crashes have left in the store.
+/// Returns what interrupted commands left in the store.
 pub fn garbage(store: &Store) -> Result<Vec<Garbage>> {
     Ok(store.garbage()?)
 }

@@ -18,10 +18,10 @@ use crate::environment::{EnvName, Environment, Store};
 use crate::progress::Silent;
 use crate::sys::text::{Text, quoted};
 
-/// What every command is given.
+/// What every command needs.
 #[derive(Debug)]
 pub struct Context {
-    /// How to speak.
+    /// Where to print.
     pub output: Output,
     home: Option<PathBuf>,
 }
@@ -50,7 +50,7 @@ impl Context {
         let name = match name {
             Some(name) => name.to_owned(),
             None => active_name().ok_or_else(|| {
-                CommandError::usage("no environment is named, and none is active")
+                CommandError::usage("no environment is named and none is active")
                     .hint("name one (envfs list shows them), or: envfs activate NAME")
             })?,
         };
@@ -103,12 +103,12 @@ pub struct Env {
     pub facts: Facts,
     /// Its mount.
     pub target: Target,
-    /// Where daemons are met.
+    /// Where the sockets of daemons are.
     pub runtime: RuntimeDir,
 }
 
 impl Env {
-    /// Reads what is known of an environment.
+    /// Reads the facts about an environment.
     pub fn new(store: Store, environment: Environment) -> Result<Env> {
         let facts = backend::facts(&environment)?;
         let target = Target {
@@ -137,7 +137,7 @@ impl Env {
         Ok(lifecycle::state(&self.runtime, &self.target)?)
     }
 
-    /// Mounts it unless it is mounted; heals a dead mount.
+    /// Mounts it unless it is mounted; replaces a dead mount.
     pub fn ensure_mounted(&self) -> Result<Option<Client>> {
         self.ensure_mounted_with(false)
     }
@@ -152,7 +152,7 @@ impl Env {
         Ok(client)
     }
 
-    /// Returns what does the work: its daemon if it has one, else this process.
+    /// Returns its daemon if it has one, else a service in this process.
     pub fn service(&self) -> Result<Box<dyn Service>> {
         self.alone_or_served(
             || backend::local(&self.environment),
@@ -181,7 +181,7 @@ impl Env {
         )
     }
 
-    /// Lets the daemon do something if there is one, else does it here, under the lock.
+    /// Asks the daemon if there is one, else works here, under the lock.
     fn alone_or_served<T>(
         &self,
         alone: impl Fn() -> Result<T>,
@@ -191,7 +191,7 @@ impl Env {
         loop {
             match self.state()? {
                 State::Unmounted | State::Dead(_) => match alone() {
-                    // Another command looks at it, or its daemon starts or ends just now.
+                    // Another command reads it, or its daemon is starting or ending.
                     Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => {
                         std::thread::sleep(Duration::from_millis(50));
                     }
@@ -241,7 +241,7 @@ impl Env {
             };
             let Some(clean) = normalize(&relative) else {
                 return Err(CommandError::usage(format!(
-                    "{} leads out of the environment",
+                    "{} is outside of the environment",
                     quoted(path)
                 )));
             };

@@ -1,4 +1,4 @@
-//! What a command's failure looks like to its user, and to the shell.
+//! Failures of commands, as the user and the shell see them.
 
 use std::io;
 
@@ -23,17 +23,17 @@ pub enum ExitCode {
     NotFound = 3,
     /// It exists already, or something stands in the way.
     Conflict = 4,
-    /// Somebody uses it or holds its lock.
+    /// It is in use or locked.
     Busy = 5,
     /// An image or database is damaged, no image at all, or newer than this program.
     Damaged = 6,
-    /// FUSE cannot be used here; `envfs doctor` tells why.
+    /// FUSE cannot be used here; `envfs doctor` says why.
     Fuse = 7,
-    /// No space or quota left; everything is as it was.
+    /// No space or quota left; nothing was changed.
     NoSpace = 8,
     /// The daemon ended or does not answer.
     Daemon = 9,
-    /// A fault of envfs.
+    /// An internal error of envfs.
     Internal = 70,
     /// `envfs run`: envfs failed before the command was started.
     RunFailed = 125,
@@ -41,9 +41,9 @@ pub enum ExitCode {
     RunNotExecutable = 126,
     /// `envfs run`: there is no such command.
     RunNotFound = 127,
-    /// The user asked to stop; everything is as it was.
+    /// The user cancelled it; nothing was changed.
     Cancelled = 130,
-    /// Whoever read our output stopped reading.
+    /// The reader of the output went away.
     BrokenPipe = 141,
 }
 
@@ -65,10 +65,10 @@ impl From<Kind> for ExitCode {
     }
 }
 
-/// Why a command failed, what to do about it, and the exit status that says so.
+/// Why a command failed, what to do next, and the exit status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandError {
-    /// What kind of trouble it is.
+    /// The kind of failure.
     pub kind: Kind,
     /// What failed; empty where there is nothing to say.
     pub message: String,
@@ -94,7 +94,7 @@ impl CommandError {
         CommandError::new(Kind::Usage, message)
     }
 
-    /// Makes one that only sets the exit status: everything was said.
+    /// Makes an error that only sets the exit status: everything is printed already.
     pub fn silent(code: ExitCode) -> CommandError {
         CommandError {
             kind: Kind::System,
@@ -105,24 +105,24 @@ impl CommandError {
         }
     }
 
-    /// Adds what to do about it.
+    /// Adds a hint: what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> CommandError {
         self.hints.push(hint.into());
         self
     }
 
-    /// Makes one of an error of the system, met while doing what `doing` says.
+    /// Makes an error from a system error; `doing` says what failed.
     pub fn io(doing: impl std::fmt::Display, error: &io::Error) -> CommandError {
         Failure::io(doing, error).into()
     }
 
-    /// The same for what the user has named: where it does not exist, it is not found.
+    /// Like [`CommandError::io`], for a path that the user gave: if it does not exist, the kind is `NotFound`.
     pub fn of_named(doing: impl std::fmt::Display, error: &io::Error) -> CommandError {
         Failure::of_named(doing, error).into()
     }
 
-    /// Gives it another exit status.
+    /// Sets the exit status.
     #[must_use]
     pub fn with_code(mut self, code: ExitCode) -> CommandError {
         self.code = code;

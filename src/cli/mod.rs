@@ -1,7 +1,7 @@
 //! The command line: parses, calls, prints.
 //!
 //! One file in [`commands`] is one command: its `Args`, whose comment is the help, and `run`.
-//! [`context`] finds environments; [`backend`] is where commands meet the rooms below.
+//! [`context`] finds environments; [`backend`] calls the modules below.
 
 pub mod backend;
 pub mod commands;
@@ -25,12 +25,12 @@ use crate::sys::process;
 use crate::sys::text::printable;
 
 /// The heading of the options that every command takes.
-const EVERYWHERE: &str = "Options of every command";
+const EVERYWHERE: &str = "Global options";
 
 /// An environment as one compressed SquashFS file, used as an ordinary writable directory.
 ///
-/// Import any directory (conda, venv, Node, anything), activate it, install and change what you
-/// like, then commit the changes into a new image or discard them. No root needed.
+/// Import a directory (conda, venv, Node or any other), activate it, install and change files, then
+/// commit the changes to a new image or discard them. Does not need root.
 ///
 /// NAME defaults to the active environment where a command does not require it.
 #[derive(Debug, Parser)]
@@ -38,13 +38,13 @@ const EVERYWHERE: &str = "Options of every command";
     name = "envfs",
     version,
     max_term_width = 100,
-    after_help = "Start here:\n  envfs create NAME          make an empty environment, or: envfs import DIR NAME\n  eval \"$(envfs hook bash)\"  (or zsh) make activate work in this shell\n  envfs activate NAME        mount it and put it first\n  envfs doctor               check that this system can run envfs\n\nNames with unusual characters are printed as git prints them: \"a\\033b\\n\". With -z they are exact, each\nended by NUL; in JSON a name that is not UTF-8 is an array of its bytes.\n\nExit status: 0 fine, 1 failed, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 fault of envfs, 130 cancelled; run: the command's own, or 125 to 127."
+    after_help = "Start here:\n  envfs create NAME          create an empty environment, or: envfs import DIR NAME\n  eval \"$(envfs hook bash)\"  (or zsh) make activate work in this shell\n  envfs activate NAME        mount it and put it first in PATH\n  envfs doctor               check that this system can run envfs\n\nNames with unusual characters are printed as git prints them: \"a\\033b\\n\". With -z they are exact, each\nended by NUL; in JSON a name that is not UTF-8 is an array of its bytes.\n\nExit status: 0 success, 1 failure, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 internal error, 130 cancelled; run: the command's own, or 125 to 127."
 )]
 pub struct Cli {
-    /// Where environments are kept [default: $ENVFS_HOME, else ~/.local/share/envfs].
+    /// Directory of the store [default: $ENVFS_HOME, else ~/.local/share/envfs].
     #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub home: Option<PathBuf>,
-    /// Say only what was asked for and what went wrong.
+    /// Print only results, warnings and errors.
     #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     pub quiet: bool,
     /// When to use colours.
@@ -96,7 +96,7 @@ pub fn main() -> i32 {
     finish(&output, cli.command.run(&context))
 }
 
-/// Tells of a failure and returns the exit status.
+/// Reports a failure and returns the exit status.
 fn finish(output: &Output, result: Result<(), CommandError>) -> i32 {
     match result {
         Ok(()) => ExitCode::Success as i32,
@@ -144,7 +144,7 @@ pub fn without_controls(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Whether this process is to serve a mount.
+/// Returns whether this process is to serve a mount.
 fn is_daemon() -> bool {
     let command = std::env::args_os().nth(1);
     command.is_some_and(|word| word == "__daemon" || word == "__serve")
@@ -164,6 +164,6 @@ fn start_logging(is_daemon: bool) {
         .log_internal_errors(false)
         .with_target(is_daemon)
         .try_init();
-    // Only a test that calls this twice can meet this.
+    // Fails only in a test that calls this twice.
     drop(started);
 }

@@ -31,7 +31,7 @@ pub enum ColorChoice {
     Never,
 }
 
-/// How commands speak.
+/// Where and how commands print.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     color: bool,
@@ -41,7 +41,7 @@ pub struct Output {
     talks_to_terminal: bool,
 }
 
-/// A colour with a meaning.
+/// The meaning of a colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
     /// New, fine.
@@ -57,7 +57,7 @@ pub enum Tone {
 }
 
 impl Output {
-    /// Decides how to speak here.
+    /// Decides what the terminal can show.
     pub fn new(choice: ColorChoice, quiet: bool) -> Output {
         let wanted = |is_terminal: bool| match choice {
             ColorChoice::Always => true,
@@ -105,13 +105,13 @@ impl Output {
             .try_for_each(|value| put(value.as_ref(), b"\0"))
     }
 
-    /// Writes the result as it is.
+    /// Prints the result exactly.
     pub fn raw(&self, bytes: &[u8]) -> Result<()> {
         let mut stdout = io::stdout().lock();
         written(stdout.write_all(bytes).and_then(|()| stdout.flush()))
     }
 
-    /// Writes the result for programs.
+    /// Prints the result as JSON.
     pub fn json(&self, value: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string_pretty(value).map_err(|error| {
             CommandError::new(crate::daemon::failure::Kind::Internal, error.to_string())
@@ -126,7 +126,7 @@ impl Output {
         }
     }
 
-    /// Says why nothing seems to happen, to a user who sits and waits.
+    /// Tells a user at a terminal what the command is waiting for.
     pub fn aside(&self, text: &str) {
         if self.talks_to_terminal {
             self.note(text);
@@ -142,7 +142,7 @@ impl Output {
         ));
     }
 
-    /// Tells of the failure of the command.
+    /// Reports the failure of the command.
     pub fn error(&self, error: &CommandError) {
         if error.message.is_empty() {
             return;
@@ -160,7 +160,7 @@ impl Output {
         }
     }
 
-    /// Colours a part of the result, where colours are wanted.
+    /// Colours a part of the result if colours are on.
     pub fn tone(&self, text: &str, tone: Tone) -> String {
         paint(text, tone, self.color)
     }
@@ -180,7 +180,7 @@ impl Output {
         paint(text, tone, self.color_err)
     }
 
-    /// Asks before something that cannot be undone. Without a terminal, `yes` must be given.
+    /// Asks for confirmation. Without a terminal, `yes` is required.
     pub fn confirm(&self, question: &str, yes: bool) -> Result<()> {
         if yes {
             return Ok(());
@@ -209,8 +209,8 @@ impl Output {
         }
     }
 
-    /// Returns what shows the progress of a long operation, and hears Ctrl-C. From now on the
-    /// first Ctrl-C asks the operation to stop in order, the second ends us.
+    /// Returns a progress bar, which also notices Ctrl-C. From now on the first Ctrl-C cancels the
+    /// operation, the second ends the process.
     pub fn progress(&self) -> Bar {
         if let Err(error) = process::note_interrupts() {
             tracing::debug!(%error, "Ctrl-C will end us at once");
@@ -310,7 +310,7 @@ impl Bar {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -329,7 +329,7 @@ impl Bar {
             (true, true) => "{prefix} {msg}  {bar:24} {percent}%  {eta} left",
             (true, false) => "{prefix} {msg}",
         };
-        // The templates are ours and right; a wrong one would show the plain bar.
+        // The templates are constant and valid; an invalid one would show the plain bar.
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style.progress_chars("=> "));
         }
@@ -373,7 +373,7 @@ impl Progress for Bar {
     }
 }
 
-/// Writes a number of bytes for people: three digits that count, binary units.
+/// Formats a number of bytes: three significant digits, binary units.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
@@ -398,13 +398,13 @@ pub fn size(bytes: u64) -> String {
     )
 }
 
-/// Writes a number of things, in the plural where it is not one.
+/// Formats a number of things, with the plural unless there is one.
 pub fn count(number: u64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }
 
-/// Says what differs, without what does not.
+/// Summarises changes; kinds without changes are omitted.
 pub fn changes(summary: &Summary) -> String {
     let words: Vec<String> = [
         (summary.added, "added"),
@@ -422,7 +422,7 @@ pub fn changes(summary: &Summary) -> String {
     }
 }
 
-/// Writes a point in time (seconds since 1970) for people and for sorting, in UTC.
+/// Formats a time (seconds since 1970) in UTC, so that it sorts.
 pub fn time(seconds: i64) -> String {
     // Days since 1970 to a date, as in Howard Hinnant's "chrono-compatible date algorithms".
     let days = seconds.div_euclid(86_400);
@@ -449,7 +449,7 @@ pub fn time(seconds: i64) -> String {
     )
 }
 
-/// Writes rows in columns; all but the last are as wide as their widest cell. Cells have no colours.
+/// Aligns rows in columns. Cells have no colours.
 pub fn table(rows: &[Vec<String>]) -> Vec<String> {
     let escape = |row: &Vec<String>| row.iter().map(printable).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(escape).collect();

@@ -1,4 +1,4 @@
-//! What kind of environment a prefix holds.
+//! Reads what kind of environment a prefix holds.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// The variables that conda keeps for itself; a state file must not set them.
+/// Variables that conda reserves; a state file must not set them.
 const RESERVED: [&str; 5] = [
     "PATH",
     "CONDA_PREFIX",
@@ -14,10 +14,10 @@ const RESERVED: [&str; 5] = [
     "CONDA_DEFAULT_ENV",
     "CONDA_PROMPT_MODIFIER",
 ];
-/// conda's word for a variable that is to be unset.
+/// How conda marks a variable to unset.
 const UNSET: &str = "***unset***";
 
-/// What activation needs to know of an environment, besides the shell's variables.
+/// What activation needs to know about an environment, besides the variables of the shell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PrefixFacts {
     /// Name of the environment.
@@ -42,8 +42,8 @@ pub struct PrefixFacts {
 }
 
 impl PrefixFacts {
-    /// Looks into a prefix. What cannot be read counts as not there: an environment with a broken
-    /// corner must still be usable.
+    /// Reads a prefix. Files that cannot be read count as absent: an environment with a broken file must
+    /// stay usable.
     pub fn read(name: &str, prefix: &Path, revision: Option<i64>) -> PrefixFacts {
         let is_conda = prefix.join("conda-meta").is_dir();
         let pyvenv = fs::read_to_string(prefix.join("pyvenv.cfg")).ok();
@@ -52,7 +52,7 @@ impl PrefixFacts {
         if node.is_dir() {
             path.push(node);
         }
-        // Also where there is none yet: the first installation makes it.
+        // Even if it does not exist yet: the first installation creates it.
         if bin.is_dir() || path.is_empty() {
             path.insert(0, bin);
         }
@@ -83,7 +83,7 @@ fn venv_prompt(pyvenv: &str) -> Option<String> {
         (key.trim() == "prompt").then(|| value.trim())
     })?;
     let bare = value.trim_matches(['"', '\'']);
-    // It goes into a prompt, where these would be commands.
+    // In a prompt these would be evaluated.
     (!bare.is_empty() && !bare.contains(['$', '`', '\\', '%'])).then(|| bare.to_owned())
 }
 

@@ -1,10 +1,10 @@
-//! What activation means for a shell.
+//! Activation of an environment in a shell.
 //!
 //! - [`facts`]: what kind of environment a prefix holds, read from its files
-//! - [`plan`]: from facts and the variables that are set, what has to change; pure
-//! - [`render`]: the changes as text for a shell to evaluate; the one place that quotes
+//! - [`plan`]: computes the changes from the facts and the variables that are set; pure
+//! - [`render`]: prints the changes as text for a shell to evaluate; does all quoting
 //!
-//! The texts that users source are real files in the directory `shell/` of the sources, see
+//! The files that users source are in the directory `shell/` of the sources, see
 //! [`Shell::hook`].
 
 pub mod facts;
@@ -14,7 +14,7 @@ pub mod render;
 #[cfg(test)]
 mod tests;
 
-/// A shell that envfs speaks.
+/// A shell that envfs supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Shell {
     /// GNU bash, 4 or later.
@@ -29,7 +29,7 @@ impl Shell {
     /// All of them.
     pub const ALL: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Posix];
 
-    /// Returns the shell with this name or path, if envfs speaks it.
+    /// Returns the shell with this name or path, if envfs supports it.
     pub fn from_name(name: &str) -> Option<Shell> {
         let base = name.rsplit('/').next().unwrap_or(name);
         // A login shell has a dash before its name.

@@ -1,4 +1,4 @@
-//! Works out what has to change in a shell. Nothing here touches the system.
+//! Computes the changes to make in a shell. Nothing here touches the system.
 //!
 //! The state of an active environment travels in the shell's own exported variables, so that a
 //! subshell knows it, and so that deactivation needs neither the mount nor the store:
@@ -9,8 +9,8 @@
 //! __ENVFS_STATE_n                                              JSON: what the n-th replaced
 //! ```
 //!
-//! A variable is put back only if it still has the value that activation gave it: what the user
-//! (or `conda deactivate`) changed since then is his.
+//! A variable is restored only if it still has the value that activation gave it: changes made since then
+//! by the user (or by `conda deactivate`) are kept.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -27,15 +27,15 @@ pub type Variables = BTreeMap<OsString, OsString>;
 
 const STATE: &str = "__ENVFS_STATE_";
 const LEVEL: &str = "ENVFS_SHLVL";
-/// Where programs are looked for when there is no `PATH`.
+/// The search path for programs if there is no `PATH`.
 pub const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
-/// More are not believed: the number comes from outside.
+/// Larger values are ignored: the number comes from the environment.
 const MAX_LEVEL: u32 = 64;
 
-/// What has to change in a shell, in the order of the fields.
+/// The changes to make in a shell, in the order of the fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Script {
-    /// Scripts to source while everything is as it was.
+    /// Scripts to source before any change.
     pub before: Vec<PathBuf>,
     /// Variables to unset.
     pub unset: Vec<OsString>,
@@ -43,7 +43,7 @@ pub struct Script {
     pub export: Vec<(OsString, OsString)>,
     /// The new prompt; set, never exported.
     pub prompt: Option<OsString>,
-    /// Scripts to source when everything is as it will be.
+    /// Scripts to source after all changes.
     pub after: Vec<PathBuf>,
 }
 
@@ -57,7 +57,7 @@ pub enum Nesting {
     Stack,
 }
 
-/// What an activation needs to remember to be undone.
+/// What is needed to undo an activation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     /// Name of the environment.
@@ -86,7 +86,7 @@ struct State {
     reactivate: Option<Vec<Text>>,
 }
 
-/// What of the shell is looked at besides the files of the prefix.
+/// Settings of an activation.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// Replace or stack.
@@ -151,8 +151,8 @@ pub fn conda_below(variables: &Variables) -> Option<PathBuf> {
         .filter(|prefix| prefix.is_absolute())
 }
 
-/// Works out how to activate. The same environment again is put right (reactivated); another one
-/// that is active is left first, unless it is to stay below.
+/// Plans an activation. The same environment is reactivated; another active one is deactivated first,
+/// unless it stays below.
 pub fn activate(facts: &PrefixFacts, variables: &Variables, settings: &Settings) -> Script {
     let mut work = Work::new(variables);
     let current = level(variables);
@@ -164,7 +164,7 @@ pub fn activate(facts: &PrefixFacts, variables: &Variables, settings: &Settings)
     if current > 0 && (same || settings.nesting == Nesting::Replace) {
         place = work.pop(current);
         if same {
-            // What resets PATH (a login shell, tmux) puts us behind: we come first again.
+            // A login shell or tmux may have moved us back in PATH: come first again.
             place = None;
         }
     }
@@ -173,20 +173,20 @@ pub fn activate(facts: &PrefixFacts, variables: &Variables, settings: &Settings)
     work.finish(variables)
 }
 
-/// Works out how to undo the last activation. Where none is active, nothing changes.
+/// Plans how to undo the last activation. If none is active, nothing changes.
 pub fn deactivate(variables: &Variables) -> Script {
     let mut work = Work::new(variables);
     let current = level(variables);
     if current > 0 {
         work.pop(current);
     } else {
-        // Whatever is left of a state that somebody broke.
+        // Remains of a broken state.
         work.forget_names();
     }
     work.finish(variables)
 }
 
-/// Works out how to put everything right for the environment that is active already.
+/// Plans how to activate the active environment again.
 pub fn reactivate(facts: &PrefixFacts, variables: &Variables, settings: &Settings) -> Script {
     activate(
         facts,
@@ -455,7 +455,7 @@ impl Work {
                 at = found.min(entries.len());
             }
         }
-        // A shell without PATH finds the system's programs nevertheless, and shall go on doing so.
+        // A shell without PATH still finds the system's programs, and must go on doing so.
         if entries.is_empty() {
             entries = split_path(Some(OsStr::new(SYSTEM_PATH)));
         }
@@ -473,7 +473,7 @@ impl Work {
         let Some(prompt) = self.get("PS1").filter(|prompt| !prompt.is_empty()) else {
             return;
         };
-        // Such a prompt is a program of its own, and shows what it wants to show.
+        // A powerline computes the prompt itself.
         let is_powerline = prompt
             .as_bytes()
             .windows(17)
@@ -498,7 +498,7 @@ impl Work {
         self.set("PS1", Some(OsString::from_vec(text)));
     }
 
-    /// Compares with what was, and says what has to be done.
+    /// Returns the changes since `before`.
     fn finish(mut self, before: &Variables) -> Script {
         self.after
             .extend(self.returning.take().into_iter().flatten());
@@ -548,12 +548,12 @@ fn join_path(entries: &[OsString]) -> OsString {
 }
 
 impl Script {
-    /// Returns whether nothing has to be done.
+    /// Returns whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         *self == Script::default()
     }
 
-    /// Changes a set of variables as a shell would, scripts aside.
+    /// Applies the changes to a set of variables, without the scripts.
     pub fn apply(&self, variables: &mut Variables) {
         for name in &self.unset {
             variables.remove(name);

@@ -1,7 +1,7 @@
 //! `envfs activate`, `envfs deactivate`, `envfs reactivate`
 //!
-//! A program cannot change the shell that started it, so these print what the shell has to
-//! evaluate. The hook does that; without it, on a terminal, they say how.
+//! A program cannot change the shell that started it, so these print text for the
+//! shell to evaluate. The hook does that; without the hook, on a terminal, they explain how.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::shell::render::render;
 use crate::sys::process;
 use crate::sys::text::quoted;
 
-/// A shell whose language can be printed.
+/// A shell that envfs can print text for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ShellName {
     /// GNU bash.
@@ -42,13 +42,14 @@ impl From<ShellName> for Shell {
     }
 }
 
-/// Mount an environment and put it first in this shell.
+/// Activate an environment in this shell.
 ///
-/// Mounts it if need be. Sets PATH, ENVFS_ENV, ENVFS_PREFIX and the prompt; for conda and Python
-/// environments also what conda and venv would set, and runs conda's activate.d scripts. Another
-/// active environment is left first, or kept below with --stack. The same one again is put right.
+/// Mounts the environment unless it is mounted. Sets PATH, ENVFS_ENV, ENVFS_PREFIX and the prompt.
+/// For conda and Python environments, also sets the variables that conda and venv set, and sources
+/// conda's activate.d scripts. Deactivates the active environment first, unless --stack is given.
+/// Activating the active environment again repairs its variables.
 ///
-/// Needs the hook in your shell's start file; scripts do without it: see the examples.
+/// Requires the hook in your shell's start file. Scripts do not need it; see the examples.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs activate science\n  eval \"$(envfs activate --shell bash science)\"    in a script, without the hook"
@@ -56,46 +57,47 @@ impl From<ShellName> for Shell {
 pub struct ActivateArgs {
     /// Environment [default: the active one].
     name: Option<String>,
-    /// Keep the active environment below this one.
+    /// Keep the active environment, below this one.
     #[arg(long)]
     stack: bool,
-    /// Print what this shell has to evaluate.
+    /// Print text for this shell to evaluate.
     #[arg(long, value_enum)]
     shell: Option<ShellName>,
 }
 
-/// Leave the active environment: the shell is again as it was.
+/// Deactivate the environment and restore the shell.
 ///
-/// Changes stay, committed or not, and so does the mount. Works also when the mount is gone.
+/// Keeps all changes, committed or not, and leaves the environment mounted. Also works when the mount
+/// is gone.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs deactivate\n  eval \"$(envfs deactivate --shell bash)\"    in a script, without the hook"
 )]
 pub struct DeactivateArgs {
-    /// Print what this shell has to evaluate.
+    /// Print text for this shell to evaluate.
     #[arg(long, value_enum)]
     shell: Option<ShellName>,
 }
 
-/// Put the active environment right again: mounted, first in PATH, scripts run.
+/// Activate the active environment again.
 ///
-/// For shells whose start files reset PATH (tmux, login shells), and after installing something
-/// that brings scripts of its own.
+/// Mounts it, puts it first in PATH and sources its scripts. Use this in shells whose start files reset
+/// PATH (tmux, login shells), and after installing a package that has activation scripts.
 #[derive(Debug, ClapArgs)]
 pub struct ReactivateArgs {
-    /// Print what this shell has to evaluate.
+    /// Print text for this shell to evaluate.
     #[arg(long, value_enum)]
     shell: Option<ShellName>,
 }
 
 impl ActivateArgs {
-    /// Prints the script, or says what is missing.
+    /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
         let shell = chosen(self.shell, "activate", self.name.as_deref())?;
         context.output.raw(&self.script(context, shell)?)
     }
 
-    /// Mounts the environment and returns what the shell has to evaluate.
+    /// Mounts the environment and returns the text for the shell to evaluate.
     pub fn script(&self, context: &Context, shell: Shell) -> Result<Vec<u8>> {
         let nesting = if self.stack {
             Nesting::Stack
@@ -108,13 +110,13 @@ impl ActivateArgs {
 }
 
 impl DeactivateArgs {
-    /// Prints the script, or says what is missing.
+    /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
         let shell = chosen(self.shell, "deactivate", None)?;
         context.output.raw(&self.script(context, shell)?)
     }
 
-    /// Returns what the shell has to evaluate. Asks neither the mount nor the store.
+    /// Returns the text for the shell to evaluate. Needs neither the mount nor the store.
     pub fn script(&self, context: &Context, shell: Shell) -> Result<Vec<u8>> {
         let variables = variables();
         if plan::active(&variables).is_none() {
@@ -125,13 +127,13 @@ impl DeactivateArgs {
 }
 
 impl ReactivateArgs {
-    /// Prints the script, or says what is missing.
+    /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
         let shell = chosen(self.shell, "reactivate", None)?;
         context.output.raw(&self.script(context, shell)?)
     }
 
-    /// Mounts the active environment and returns what the shell has to evaluate.
+    /// Mounts the active environment and returns the text for the shell to evaluate.
     pub fn script(&self, context: &Context, shell: Shell) -> Result<Vec<u8>> {
         if active_name().is_none() {
             return Err(CommandError::usage("no environment is active")
@@ -142,7 +144,7 @@ impl ReactivateArgs {
     }
 }
 
-/// Mounts an environment and works out what activates it.
+/// Mounts an environment and plans its activation.
 pub fn prepare(
     context: &Context,
     name: Option<&str>,
@@ -175,8 +177,8 @@ pub fn prepare(
     ))
 }
 
-/// Checks that this user can use what is at a prefix. Otherwise the shell would find the system's
-/// programs in the place of the environment's, and nothing would say so.
+/// Checks that this user can use what is at a prefix. Otherwise the shell would silently run
+/// the system's programs instead of the environment's.
 fn enter(prefix: &Path) -> Result<()> {
     nix::unistd::access(prefix, AccessFlags::X_OK).map_err(|error| {
         let failed = CommandError::io(format!("cannot enter {}", quoted(prefix)), &error.into());
@@ -194,7 +196,7 @@ pub fn variables() -> Variables {
     std::env::vars_os().collect()
 }
 
-/// Decides for which shell to print. Without the hook and on a terminal nobody would evaluate it.
+/// Decides which shell to print for. On a terminal without the hook, nothing would evaluate the text.
 fn chosen(wanted: Option<ShellName>, verb: &str, name: Option<&str>) -> Result<Shell> {
     if let Some(name) = wanted {
         return Ok(name.into());
@@ -209,7 +211,7 @@ fn chosen(wanted: Option<ShellName>, verb: &str, name: Option<&str>) -> Result<S
         None => verb.to_owned(),
     };
     let error = CommandError::usage(format!(
-        "this shell does not know 'envfs {verb}' yet: a program cannot change its shell"
+        "'envfs {verb}' needs the shell hook: a program cannot change its parent shell"
     ));
     Err(match shell {
         Shell::Posix => error.hint(format!("eval \"$(envfs {words} --shell posix)\"")),
@@ -217,10 +219,10 @@ fn chosen(wanted: Option<ShellName>, verb: &str, name: Option<&str>) -> Result<S
             let shell = shell.name();
             error
                 .hint(format!(
-                    "now:       eval \"$(envfs hook {shell})\" && envfs {words}"
+                    "now:        eval \"$(envfs hook {shell})\" && envfs {words}"
                 ))
                 .hint(format!(
-                    "for good:  echo 'eval \"$(envfs hook {shell})\"' >> ~/.{shell}rc"
+                    "permanently: echo 'eval \"$(envfs hook {shell})\"' >> ~/.{shell}rc"
                 ))
                 .hint(format!(
                     "in scripts: eval \"$(envfs {words} --shell {shell})\""
@@ -229,7 +231,7 @@ fn chosen(wanted: Option<ShellName>, verb: &str, name: Option<&str>) -> Result<S
     })
 }
 
-/// Returns the shell that started us, or the user's usual one.
+/// Returns the shell that started envfs, or the user's login shell.
 fn detect() -> Option<Shell> {
     process::parent_id()
         .and_then(process::command_name)

@@ -10,11 +10,11 @@ use crate::cli::output::{changes, size};
 use crate::commit::Way;
 use crate::daemon::protocol::{CommitOptions, Committed};
 
-/// Make a new revision of what the environment holds now.
+/// Record the changes as a new revision.
 ///
-/// Writes a new image: what did not change is carried over as it is, what changed is compressed.
-/// It works while the environment is used. Ctrl-C leaves everything as it was. Where nothing
-/// changed there is no new revision.
+/// Writes a new image: unchanged data is copied as it is, changed data is compressed. You can use the
+/// environment meanwhile. Ctrl-C stops the commit and changes nothing. If nothing changed, no revision is
+/// made.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs commit -m 'add polars'\n  envfs commit science --rebuild --compression xz"
@@ -22,22 +22,22 @@ use crate::daemon::protocol::{CommitOptions, Committed};
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
-    /// What to say about it in the history.
+    /// Message to record in the history.
     #[arg(short, long, default_value = "")]
     message: String,
-    /// Build the image from nothing instead of on the old one.
+    /// Write the whole image anew instead of building on the old one.
     #[arg(long, alias = "full")]
     rebuild: bool,
-    /// Leave out what belongs to nothing any more, however little it is.
+    /// Drop all unreferenced data.
     #[arg(long)]
     compact: bool,
-    /// Say what was carried over, compressed and left dead, and how long each part took.
+    /// Print how much was carried over, compressed and left unreferenced, and how long each step took.
     #[arg(long)]
     stats: bool,
-    /// Codec and level of the image: zstd:3, xz, gzip, lz4, none. Means --rebuild.
+    /// Codec and level of the image: zstd:3, xz, gzip, lz4, none. Implies --rebuild.
     #[arg(long, value_name = "CODEC[:LEVEL]")]
     compression: Option<String>,
-    /// Level of compression as conda-pack counts: 0 stores, 1 to 8 are zstd, 9 is xz. Means --rebuild.
+    /// Compression level as in conda-pack: 0 stores, 1 to 8 use zstd, 9 uses xz. Implies --rebuild.
     #[arg(
         long,
         value_name = "0-9",
@@ -45,19 +45,19 @@ pub struct Args {
         value_parser = clap::value_parser!(u8).range(0..=9)
     )]
     compress_level: Option<u8>,
-    /// Block size of the image in bytes. Means --rebuild.
+    /// Block size of the image in bytes. Implies --rebuild.
     #[arg(long, value_name = "BYTES")]
     block_size: Option<u32>,
-    /// Threads that compress [default: one for each processor].
+    /// Number of compressor threads [default: one per processor].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Print the result as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
         let compression =
@@ -88,7 +88,7 @@ impl Args {
     }
 }
 
-/// What a commit did in detail, by names of what is counted.
+/// Returns the details of a commit as names and values.
 fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
     let (blocks, millis) = (&committed.blocks, &committed.millis);
     let way = match (committed.way, &committed.because) {
@@ -132,7 +132,7 @@ fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// Says what a commit did.
+/// Reports the result of a commit.
 pub fn tell(context: &Context, name: &str, committed: &Committed) {
     let Some(revision) = committed.revision else {
         context.output.note(format!("{name}: nothing changed"));

@@ -1,4 +1,4 @@
-//! `envfs __complete`: what may stand at a place of a command line, one word a line.
+//! `envfs __complete`: prints the possible completions of a word, one a line.
 
 use std::ffi::OsString;
 
@@ -7,21 +7,21 @@ use clap::{Args as ClapArgs, CommandFactory};
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 
-/// Tells the shell to complete file names itself.
+/// Tells the shell to complete file names.
 const FILES: &str = "//files";
 
-/// Print what may stand at a place of a command line.
+/// Print the possible completions of a word.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// Which word is to be completed; the program's name is word 0.
+    /// Index of the word to complete; word 0 is the name of the program.
     place: usize,
-    /// The words of the line.
+    /// The words of the command line.
     #[arg(last = true)]
     words: Vec<OsString>,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let words: Vec<String> = self
             .words
@@ -44,7 +44,7 @@ impl Args {
     }
 }
 
-/// Returns the words that may stand at `place`, given what is typed there already.
+/// Returns the possible completions of the word at `place`.
 fn candidates(place: usize, words: &[String], names: impl Fn() -> Vec<String>) -> Vec<String> {
     let typed = words.get(place).map_or("", String::as_str);
     let starts = |list: Vec<String>| -> Vec<String> {

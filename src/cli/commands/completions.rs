@@ -6,9 +6,10 @@ use clap_complete::Shell;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 
-/// Print completions for a shell, for packages and shells without the hook.
+/// Print a completion script for a shell.
 ///
-/// The hook (envfs hook) completes too, and also knows the names of environments.
+/// For packages and for shells without the hook. The hook (envfs hook) also completes the names of
+/// environments.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// The shell.
@@ -17,7 +18,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let mut text = Vec::new();
         clap_complete::generate(

@@ -23,13 +23,12 @@ use crate::shell::plan::SYSTEM_PATH;
 use crate::sys::process;
 use crate::sys::text::quoted;
 
-/// Make an empty environment, or one that an installer fills.
+/// Create an empty environment, or fill one with an installer.
 ///
-/// Without a command the environment is empty: mount or activate it and install what you like,
-/// at the path where it will be used. With a command, the environment is mounted, the command is
-/// run with {prefix} replaced by that path, and what it made is committed. If the command fails or
-/// is interrupted, the environment is removed again; if only the commit fails, it stays, to be
-/// committed later.
+/// Without a command the environment is empty: activate it and install into it. With a command, mounts
+/// the environment, runs the command with {prefix} replaced by the mount point, and commits the result.
+/// If the command fails or is interrupted, the environment is removed again. If only the commit fails,
+/// the environment is kept and can be committed later.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs create tools\n  envfs create web -- python3 -m venv {prefix}\n  envfs create sci -- conda create -y -p {prefix} numpy pandas"
@@ -39,7 +38,7 @@ pub struct Args {
     name: String,
     #[command(flatten)]
     options: ImportOptions,
-    /// Keep the environment also if the command fails.
+    /// Keep the environment even if the command fails.
     #[arg(long)]
     keep: bool,
     /// The installer and its arguments.
@@ -48,7 +47,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let name = EnvName::new(&self.name)?;
         let store = context.store()?;
@@ -59,7 +58,7 @@ impl Args {
         let Some((program, arguments)) = self.command.split_first() else {
             context
                 .output
-                .note(format!("{name} is made, empty, for {prefix}"));
+                .note(format!("created {name}, empty, for {prefix}"));
             context
                 .output
                 .note(format!("Use it: envfs activate {name}"));
@@ -74,7 +73,7 @@ impl Args {
                 .commit(context, &env, client, program)
                 .map_err(|error| {
                     error.hint(format!(
-                        "the command is done, and what it made is kept: envfs commit {name}"
+                        "the command succeeded and its files are kept: envfs commit {name}"
                     ))
                 }),
             Err(error) => {
@@ -84,7 +83,7 @@ impl Args {
                     if let Err(second) = super::remove::remove_environment(env) {
                         context
                             .output
-                            .warn(format!("{name} stays behind: {}", second.message));
+                            .warn(format!("{name} was not removed: {}", second.message));
                     }
                 }
                 Err(error)
@@ -102,10 +101,7 @@ impl Args {
         let program = fill(env, program);
         let shown = quoted(&program);
         let Some(client) = client else {
-            return Err(CommandError::new(
-                Kind::Daemon,
-                "the daemon cannot be spoken with",
-            ));
+            return Err(CommandError::new(Kind::Daemon, "cannot reach the daemon"));
         };
         let progress = context.output.progress();
         let message = match self.options.message.as_str() {
@@ -130,14 +126,15 @@ impl Args {
     }
 }
 
-/// Mounts the environment and lets the command fill it.
+/// Mounts the environment and runs the command in it.
 fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<Client>> {
     let client = env.ensure_mounted()?;
     let program = fill(env, program);
     let shown = quoted(&program);
     let path = std::env::var_os("PATH").unwrap_or_else(|| SYSTEM_PATH.into());
-    let file = program::find(&program, &path, &env.target.prefix)
-        .map_err(|error| error.hint("give the path of the installer, or put it in PATH"))?;
+    let file = program::find(&program, &path, &env.target.prefix).map_err(|error| {
+        error.hint("pass the path of the installer, or add its directory to PATH")
+    })?;
     let status = Command::new(&file)
         .arg0(&program)
         .args(arguments.iter().map(|word| fill(env, word)))
@@ -145,7 +142,7 @@ fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<
         .env("ENVFS_ENV", env.name())
         .status()
         .map_err(|error| program::failure(&file, &error))?;
-    let stays = "with --keep the environment stays as the command left it";
+    let stays = "--keep keeps the environment as the command left it";
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(client),
         (None, Some(nix::libc::SIGINT)) => {
@@ -163,8 +160,8 @@ fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<
     }
 }
 
-/// Unmounts as soon as what the command had started has ended, which may come after its own end. Whoever
-/// removes the environment next hears of what is in the way then.
+/// Unmounts once the processes that the command started have ended, which may outlive it. Gives up after
+/// a while; removing the environment then reports what is in the way.
 fn unmount_patiently(env: &Env) {
     let deadline = Instant::now() + BRIEF;
     while let Err(failure) = lifecycle::ensure_unmounted(&env.target, &env.runtime, false, &|| {})
@@ -179,7 +176,7 @@ fn fill(env: &Env, word: &OsStr) -> OsString {
     replace(word, b"{prefix}", env.target.prefix.as_os_str())
 }
 
-/// Replaces every occurrence of a mark in a word.
+/// Replaces every occurrence of a placeholder in a word.
 fn replace(word: &OsStr, mark: &[u8], by: &OsStr) -> OsString {
     let mut out = Vec::with_capacity(word.len());
     let mut rest = word.as_bytes();

@@ -1,4 +1,4 @@
-//! `envfs demo`: the main job on real files of this machine, in a scratch store, cleaned up again.
+//! `envfs demo`: a tour on real files of this machine, in a scratch store that is removed again.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,18 +16,18 @@ use crate::shell::render::word;
 use crate::sys::process;
 use crate::sys::text::quoted;
 
-/// Show what envfs does, on real files of this machine.
+/// Demonstrate envfs on files of this machine.
 ///
-/// Imports a library tree that is here (Python's own, or another sizeable one), mounts it in a scratch
-/// store, changes files through the mount, shows status and diff, commits, reads the image with
-/// somebody else's tool where there is one, discards, rolls back, and cleans up.
+/// Imports a library tree (Python's own, or another large one) into a scratch store, mounts it, changes
+/// files, shows status and diff, commits, lists the image with unsquashfs if it is installed, discards,
+/// rolls back, and cleans up.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  envfs demo\n  envfs demo --source /usr/lib/python3")]
 pub struct Args {
-    /// Directory to import [default: Python's library tree, or another one that is found].
+    /// Directory to import [default: Python's library tree, or another large one].
     #[arg(long, value_name = "DIR")]
     source: Option<PathBuf>,
-    /// Keep the scratch store, and say where it is.
+    /// Keep the scratch store and print its path.
     #[arg(long)]
     keep: bool,
 }
@@ -40,7 +40,7 @@ struct Stage<'a> {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let source = match &self.source {
             Some(source) => source.clone(),
@@ -166,7 +166,7 @@ impl Stage<'_> {
         }
         Err(CommandError::new(
             Kind::Internal,
-            format!("this should be, and is not: {what}"),
+            format!("the demonstration failed; expected: {what}"),
         ))
     }
 
@@ -181,7 +181,7 @@ impl Stage<'_> {
         command
     }
 
-    /// Shows a command, runs it, and says how long it took.
+    /// Prints a command, runs it, and prints how long it took.
     fn envfs<S: AsRef<OsStr>, const N: usize>(&self, words: [S; N]) -> Result<()> {
         let out = &self.context.output;
         let typed: Vec<_> = words.iter().map(word).collect();
@@ -194,7 +194,7 @@ impl Stage<'_> {
             .map_err(|e| CommandError::io("cannot run envfs", &e))?;
         if !status.success() {
             return Err(CommandError::new(Kind::System, format!("`{typed}` failed"))
-                .hint("envfs doctor says what is missing on this machine"));
+                .hint("envfs doctor checks what this machine lacks"));
         }
         out.line(out.tone(
             &format!("  ({:.2} s)", began.elapsed().as_secs_f64()),
@@ -234,17 +234,15 @@ impl Stage<'_> {
         self.place("prefix")
     }
 
-    /// Lets somebody else's tool read the image.
+    /// Lists the image with a tool that is not ours.
     fn outside_reader(&self) -> Result<()> {
         let out = &self.context.output;
         let image = self.place("image")?;
         if process::find_program("unsquashfs").is_none() {
-            return out.line(
-                "(unsquashfs is not here; with squashfs-tools you could list the image with it)",
-            );
+            return out.line("(unsquashfs is not installed; squashfs-tools has it)");
         }
         out.line(out.tone(
-            "$ unsquashfs -l IMAGE | grep -c new-package    # somebody else's tool",
+            "$ unsquashfs -l IMAGE | grep -c new-package    # a tool that is not ours",
             Tone::Dim,
         ))?;
         let listing = Command::new("unsquashfs").arg("-l").arg(&image).output();
@@ -262,7 +260,7 @@ impl Stage<'_> {
     }
 }
 
-/// A sizeable tree that is on every machine this can be built on.
+/// Returns a large tree that most machines have.
 fn find_source() -> Result<PathBuf> {
     let ask = |program: &str, args: &[&str]| {
         let output = Command::new(program)
@@ -278,8 +276,8 @@ fn find_source() -> Result<PathBuf> {
         .or_else(|| ask("rustc", &["--print", "sysroot"]).map(|root| root.join("lib")))
         .or_else(|| Some(PathBuf::from("/usr/share")).filter(|path| path.is_dir()))
         .ok_or_else(|| {
-            CommandError::new(Kind::NotFound, "no library tree was found to show this on")
-                .hint("name one: envfs demo --source DIR")
+            CommandError::new(Kind::NotFound, "found no library tree to import")
+                .hint("pass one: envfs demo --source DIR")
         })
 }
 
@@ -324,7 +322,7 @@ fn append(path: &Path) -> Result<()> {
         .map_err(|e| CommandError::io(format!("cannot write to {}", quoted(path)), &e))
 }
 
-/// One digest over names, kinds, sizes, link targets and contents of a tree.
+/// Returns one digest of the names, kinds, sizes, link targets and contents of a tree.
 fn tree_digest(root: &Path) -> Result<blake3::Hash> {
     use std::os::unix::ffi::OsStrExt;
     let mut hasher = blake3::Hasher::new();

@@ -15,11 +15,11 @@ use crate::sys::text::quoted;
 /// Files larger than this are not compared line by line.
 const MAX_TEXT: u64 = 4 << 20;
 
-/// List what differs from the current revision.
+/// Show what changed since the current revision.
 ///
-/// One line a path: A added, M modified, D removed, R renamed. With --content the lines of
-/// changed text files are compared too. Paths may be absolute, or relative to the prefix. Names
-/// with unusual characters are quoted as git quotes them.
+/// Prints one line per path: A added, M modified, D removed, R renamed. With --content, also shows the
+/// changed lines of text files. Paths can be absolute or relative to the prefix. Unusual names are quoted
+/// as git quotes them.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --content etc"
@@ -28,19 +28,19 @@ pub struct Args {
     /// Environment [default: the active one], and paths in it.
     #[arg(value_name = "[NAME] [PATH]")]
     words: Vec<OsString>,
-    /// Compare the content of text files.
+    /// Show the changed lines of text files.
     #[arg(short, long, conflicts_with = "json")]
     content: bool,
     /// Print letters and paths exactly, each ended by NUL, and both paths of a rename.
     #[arg(short = 'z', long, conflicts_with_all = ["content", "json"])]
     null: bool,
-    /// Print the list as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let (env, selection) = context.environment_and_paths(&self.words)?;
         if self.content {
@@ -96,7 +96,7 @@ fn show(context: &Context, change: &Change) -> Result<()> {
 
 fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
     if change.size > MAX_TEXT {
-        return context.output.line("  (too large to compare line by line)");
+        return context.output.line("  (too large to compare)");
     }
     let old_path = change.from.as_ref().unwrap_or(&change.path);
     let old = match change.change {

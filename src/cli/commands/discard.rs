@@ -11,11 +11,11 @@ use crate::cli::output::{changes, size};
 use crate::daemon::protocol::{Discarded, Summary};
 use crate::sys::text::quoted;
 
-/// Drop changes: all of them, or those under some paths.
+/// Discard uncommitted changes, all or those below some paths.
 ///
-/// The environment is again as it was committed, also while it is mounted. No command brings the
-/// changes back, so it asks first. The changed files themselves are kept until envfs gc: below layers/
-/// (envfs paths says where) if everything is discarded, those of single paths below strays/.
+/// Restores the committed state, even while the environment is mounted. No command undoes this, so it
+/// asks first. The changed files are kept until envfs gc: in layers/ if everything is discarded, in
+/// strays/ for single paths (envfs paths shows both).
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs discard\n  envfs discard -y science lib/python3.12/site-packages/numpy"
@@ -24,16 +24,16 @@ pub struct Args {
     /// Environment [default: the active one], and paths in it.
     #[arg(value_name = "[NAME] [PATH]")]
     words: Vec<OsString>,
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(short, long)]
     yes: bool,
-    /// Print the result as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let (env, selection) = context.environment_and_paths(&self.words)?;
         let service = env.service()?;
@@ -71,7 +71,7 @@ impl Args {
         let found = &discarded.changes;
         if found.added.entries + found.modified.entries > 0 && has_files(&kept) {
             context.output.note(format!(
-                "The files themselves stay below {} until envfs gc",
+                "The files are kept in {} until envfs gc",
                 quoted(&kept)
             ));
         }
@@ -79,7 +79,7 @@ impl Args {
     }
 }
 
-/// Whether there is any file; removals and changes of attributes leave none.
+/// Returns whether there is any file; removals and changes of attributes leave none.
 fn has_files(dir: &Path) -> bool {
     let entries = walkdir::WalkDir::new(dir).into_iter().flatten();
     entries.into_iter().any(|entry| entry.file_type().is_file())

@@ -16,10 +16,10 @@ use crate::progress::{Progress, Report};
 use crate::sys::reflink;
 use crate::sys::text::quoted;
 
-/// Write a revision's image to a file of its own.
+/// Copy the image of a revision to a file.
 ///
-/// It is plain SquashFS 4.0: mount, unsquashfs, squashfuse and Apptainer read it. Uncommitted
-/// changes are not in it.
+/// The file is plain SquashFS 4.0, which mount, unsquashfs, squashfuse and Apptainer read. Uncommitted
+/// changes are not included.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs export science science.sqfs\n  envfs export science old.sqfs --rev 3\n  unsquashfs -l science.sqfs"
@@ -34,22 +34,22 @@ pub struct Args {
     /// Replace the file if it exists.
     #[arg(short, long)]
     force: bool,
-    /// Leave out what this matches: *.pyc or __pycache__ anywhere, pkgs/cache below the root; may be
-    /// repeated. What stays is copied still compressed.
+    /// Exclude matching paths: *.pyc or __pycache__ anywhere, pkgs/cache below the root. Can be
+    /// repeated. The rest is copied without recompressing it.
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<PathBuf>,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let (name, file) = match self.words.as_slice() {
             [name, file, ..] => (Some(name.to_string_lossy()), file),
             [file] => (None, file),
-            [] => return Err(CommandError::usage("no file is given")),
+            [] => return Err(CommandError::usage("no file given")),
         };
         if name.is_none() && active_name().is_none() {
-            return Err(CommandError::usage("an environment and a file are wanted")
+            return Err(CommandError::usage("expected an environment and a file")
                 .hint("envfs export NAME FILE"));
         }
         let env = context.environment(name.as_deref())?;
@@ -69,7 +69,7 @@ impl Args {
     }
 }
 
-/// Copies an image beside the target and gives it its name when it is whole and durable.
+/// Copies an image to a temporary file beside the target and renames it once it is complete and synced.
 fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progress) -> Result<u64> {
     let failed = |path: &Path| {
         let doing = format!("cannot write {}", quoted(path));
@@ -87,7 +87,7 @@ fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progre
             let mut done = 0u64;
             loop {
                 if progress.is_cancelled() {
-                    let what = "stopped; nothing was written";
+                    let what = "interrupted; nothing was written";
                     return Err(CommandError::new(Kind::Cancelled, what));
                 }
                 let count = input.read(&mut buffer).map_err(failed(source))?;

@@ -7,10 +7,10 @@ use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::shell::Shell;
 
-/// Print what makes activate work in a shell.
+/// Print the shell hook, which activate needs.
 ///
-/// Put the line for your shell into its start file. It defines one function, envfs, and where
-/// the shell is interactive its completion; nothing is mounted or activated by it.
+/// Add the line for your shell to its start file. The hook defines one function, envfs, and in an
+/// interactive shell its completion. It mounts and activates nothing.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  echo 'eval \"$(envfs hook bash)\"' >> ~/.bashrc\n  echo 'eval \"$(envfs hook zsh)\"' >> ~/.zshrc"
@@ -40,7 +40,7 @@ impl From<HookShell> for Shell {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let text = Shell::from(self.shell).hook().unwrap_or_default();
         context.output.raw(text.as_bytes())

@@ -10,13 +10,13 @@ use crate::cli::output::{size, table};
 use crate::daemon::lifecycle::State;
 use crate::sys::text::{Text, quoted};
 
-/// List environments: mounted or not, revision, size of image and of changes.
+/// List environments with their state, revision and sizes.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Print only the names, each ended by NUL.
     #[arg(short = 'z', long, conflicts_with = "json")]
     null: bool,
-    /// Print the list as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -31,7 +31,7 @@ struct Row {
     active: bool,
     revision: Option<i64>,
     image_bytes: u64,
-    /// Space of changed files on disk.
+    /// Disk space used by changed files.
     upper_bytes: u64,
     upper_files: u64,
     prefix: Text,
@@ -40,7 +40,7 @@ struct Row {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let store = context.store()?;
         let active = active_name();
@@ -61,7 +61,7 @@ impl Args {
         if rows.is_empty() {
             context
                 .output
-                .note("There are no environments. Make one: envfs import DIR NAME");
+                .note("There are no environments. Create one: envfs import DIR NAME");
             return Ok(());
         }
         let mut cells: Vec<Vec<String>> = vec![

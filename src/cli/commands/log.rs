@@ -13,10 +13,10 @@ use crate::cli::output::{Tone, size, time};
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
-    /// Show no more than so many revisions.
+    /// Show at most this many revisions.
     #[arg(short = 'n', long, value_name = "COUNT")]
     limit: Option<usize>,
-    /// Print it as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -42,7 +42,7 @@ struct Entry {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
         let (revisions, images) = backend::history(&env.environment)?;

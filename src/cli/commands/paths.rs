@@ -9,7 +9,7 @@ use crate::cli::error::Result;
 use crate::daemon::lifecycle::State;
 use crate::sys::text::{Text, quoted};
 
-/// Show where the parts of an environment are.
+/// Show the paths of an environment.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  envfs paths science\n  envfs paths --json | jq -r .image")]
 pub struct Args {
@@ -18,7 +18,7 @@ pub struct Args {
     /// Print NAME=PATH, exactly, each ended by NUL.
     #[arg(short = 'z', long, conflicts_with = "json")]
     null: bool,
-    /// Print it as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -38,7 +38,7 @@ struct Places {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
         let layout = env.environment.layout();

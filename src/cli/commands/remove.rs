@@ -16,32 +16,32 @@ use crate::environment::EnvLock;
 
 /// Remove an environment with its images, its changes and its whole history.
 ///
-/// This cannot be undone; asks first. An exported image is a copy and stays.
+/// This cannot be undone, so it asks first. Exported images are copies and are kept.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Environment.
     name: String,
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(short, long)]
     yes: bool,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(Some(&self.name))?;
         let (revisions, images) = backend::history(&env.environment)?;
         let (_, upper_bytes) = backend::upper_use(&env.environment)?;
         let bytes: u64 = images.iter().map(|image| image.size).sum::<u64>() + upper_bytes;
         let question = format!(
-            "Remove {} with {} revisions ({}) for ever?",
+            "Permanently remove {} with {} revisions ({})?",
             env.name(),
             revisions.len(),
             size(bytes)
         );
         context.output.confirm(&question, self.yes)?;
         remove_environment(env)?;
-        context.output.note(format!("{} is removed", self.name));
+        context.output.note(format!("removed {}", self.name));
         Ok(())
     }
 }
@@ -55,12 +55,14 @@ pub fn remove_environment(env: Env) -> Result<()> {
     Ok(())
 }
 
-/// Removes the empty directory where an environment was mounted.
+/// Removes the empty directory at which an environment was mounted.
 pub fn remove_prefix(prefix: &Path) {
     match fs::remove_dir(prefix) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // It may hold something, or not be ours to remove: then it stays.
-        Err(error) => tracing::info!(%error, path = %prefix.display(), "the prefix stays"),
+        // It may not be empty, or not ours to remove.
+        Err(error) => {
+            tracing::info!(%error, path = %prefix.display(), "the prefix was not removed")
+        }
     }
 }

@@ -10,10 +10,10 @@ use crate::daemon::service::BRIEF;
 use crate::environment::{EnvLock, EnvName};
 use crate::sys::text::quoted;
 
-/// Give an environment another name.
+/// Rename an environment.
 ///
-/// The prefix stays where it is: files of the environment hold it. The environment must not be
-/// mounted.
+/// The prefix does not change, because files in the environment contain it. Unmount the environment
+/// first.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Environment.
@@ -23,7 +23,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(Some(&self.old))?;
         let new = EnvName::new(&self.new)?;

@@ -8,10 +8,10 @@ use crate::cli::error::Result;
 use crate::cli::output;
 use crate::daemon::protocol::{RollbackOptions, Selection, Summary};
 
-/// Bring back an earlier revision, byte for byte.
+/// Restore an earlier revision exactly.
 ///
-/// The history grows by one: what is current now stays in it and can be brought back as well.
-/// Uncommitted changes would be lost; asks first where there are some.
+/// Adds a revision to the history; the current one stays in it and can be restored as well. If there
+/// are uncommitted changes, asks before dropping them.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs rollback            to the revision before\n  envfs rollback 3\n  envfs rollback science 3\n  envfs rollback science before-upgrade    a name that envfs tag gave"
@@ -20,16 +20,16 @@ pub struct Args {
     /// Environment [default: the active one], and revision by number or name [default: the one before].
     #[arg(value_name = "[NAME] [REV]", num_args = 0..=2)]
     words: Vec<String>,
-    /// Do not ask; drop uncommitted changes.
+    /// Drop uncommitted changes without asking.
     #[arg(short, long)]
     yes: bool,
-    /// Print the result as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let (env, revision) = self.target(context)?;
         let service = env.service()?;

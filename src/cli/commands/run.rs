@@ -19,14 +19,13 @@ use crate::sys::text::quoted;
 
 /// Run a command in an environment.
 ///
-/// The environment is mounted if need be, the variables are those of an activated shell, and the
-/// command takes the place of envfs: its input and output, signals, process id and exit status
-/// are its own. The command is looked up in the PATH of the environment, as a shell does, and
-/// exactly that file is executed; where the environment's own program cannot be executed, no other
-/// one of that name takes its place.
+/// Mounts the environment unless it is mounted, and sets the variables of an activated shell. The command
+/// then replaces the envfs process, so input, output, signals, process id and exit status are the
+/// command's own. It is looked up in PATH as a shell does. If the environment's program cannot be
+/// executed, no other program of that name is run instead.
 ///
-/// Status 125: envfs failed, or the environment cannot be entered; 126: the command cannot be
-/// executed; 127: not found.
+/// Exit status 125: envfs failed, or the environment cannot be entered; 126: the command cannot be
+/// executed; 127: the command was not found.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs run science python train.py --epochs 10\n  envfs run -e OMP_NUM_THREADS=1 science -- python -c 'import numpy'\n  #!/usr/bin/env -S envfs run science python      as the first line of a script"
@@ -35,10 +34,10 @@ pub struct Args {
     /// Set a variable for the command.
     #[arg(short = 'e', long = "env", value_name = "NAME=VALUE")]
     variables: Vec<OsString>,
-    /// Start the command in this directory.
+    /// Run the command in this directory.
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// Start with nothing but HOME, USER, LOGNAME, TERM, LANG, TZ and the system's PATH.
+    /// Start with only HOME, USER, LOGNAME, TERM, LANG, TZ and the system's PATH.
     #[arg(long)]
     clean_env: bool,
     /// Do not run the environment's activate.d scripts.
@@ -67,12 +66,12 @@ const CLEAN: [&str; 7] = [
 ];
 
 impl Args {
-    /// Becomes the command; returns only on failure.
+    /// Executes the command; returns only on failure.
     pub fn run(&self, context: &Context) -> Result<()> {
         let failed = |error: CommandError| error.with_code(ExitCode::RunFailed);
         let environment = self.environment(context).map_err(failed)?;
         let Some((program, arguments)) = self.command.split_first() else {
-            return Err(failed(CommandError::usage("no command is given")));
+            return Err(failed(CommandError::usage("no command given")));
         };
         if let Some(dir) = &self.cwd {
             std::env::set_current_dir(dir).map_err(|error| {
@@ -103,7 +102,7 @@ impl Args {
             variables.retain(|name, _| CLEAN.iter().any(|known| name == known));
             variables.remove(OsStr::new("PATH"));
         }
-        // What the environment's scripts need to find their programs.
+        // The environment's scripts need it, too.
         variables
             .entry("PATH".into())
             .or_insert_with(|| SYSTEM_PATH.into());
@@ -143,8 +142,8 @@ fn split(assignment: &OsString) -> Option<(OsString, OsString)> {
     ))
 }
 
-/// Lets bash do what the script says and returns its variables afterwards. What the scripts say
-/// goes to standard error.
+/// Evaluates the script in bash and returns the resulting variables. Output of the scripts goes to
+/// standard error.
 fn through_shell(script: &Script, variables: &Variables) -> Result<Variables> {
     let mut text = b"exec 3>&1 1>&2\n".to_vec();
     text.extend_from_slice(&render(script, Shell::Bash));
@@ -164,7 +163,7 @@ fn through_shell(script: &Script, variables: &Variables) -> Result<Variables> {
                 "cannot run bash for the environment's activate.d scripts",
                 &error,
             )
-            .hint("envfs run --no-scripts does without them")
+            .hint("envfs run --no-scripts skips them")
         })?;
     if !output.status.success() {
         return Err(CommandError::new(
@@ -174,7 +173,7 @@ fn through_shell(script: &Script, variables: &Variables) -> Result<Variables> {
                 output.status
             ),
         )
-        .hint("envfs run --no-scripts does without them"));
+        .hint("envfs run --no-scripts skips them"));
     }
     let mut after: Variables = output
         .stdout

@@ -1,4 +1,4 @@
-//! `envfs __shell`: what the hook of a shell evaluates.
+//! `envfs __shell`: prints the text that the hook of a shell evaluates.
 
 use std::ffi::OsString;
 
@@ -10,7 +10,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::{Cli, without_controls};
 use crate::shell::Shell;
 
-/// Print what a shell has to evaluate (used by the hook).
+/// Print text for a shell to evaluate (used by the hook).
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// The shell.
@@ -24,7 +24,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Does it. Nothing is printed on standard output unless all went well.
+    /// Runs the command. Prints nothing on standard output unless it succeeded.
     pub fn run(&self, context: &Context) -> Result<()> {
         tracing::debug!(pid = self.pid, "asked by a shell");
         let shell = Shell::from(self.shell);

@@ -8,13 +8,12 @@ use crate::cli::output;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::stats::{Cache, Stats};
 
-/// Show what the kernel has asked of a mounted environment since it was mounted, and how long the
-/// answers took.
+/// Show the requests that a mount has served, and how long they took.
 ///
-/// Requests by kind, each with its number, all their time together, the time within which half of
-/// them and 99 of 100 were answered (within a factor of two), and the longest. Then bytes read and
-/// written, how many objects the kernel holds, and what was read and expanded of the images. What the
-/// kernel answers from its own caches is not in here: that is the point of them.
+/// For each kind of request: the count, the total time, the median and 99th percentile (within a factor
+/// of two), and the maximum. Then bytes read and written, objects that the kernel holds, and data read
+/// and decompressed from the images. Requests that the kernel answers from its caches are not
+/// counted.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs stats science\n  envfs stats --json | jq .requests.read.p99_us"
@@ -22,19 +21,19 @@ use crate::daemon::stats::{Cache, Stats};
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
-    /// Print it as JSON; times are in microseconds.
+    /// Print JSON; times are in microseconds.
     #[arg(long)]
     json: bool,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
         let stats = env.service()?.stats()?;
         let empty = stats.as_object().is_none_or(serde_json::Map::is_empty);
         if empty {
-            let message = format!("{} is not mounted, so nothing is counted", env.name());
+            let message = format!("{} is not mounted, so there are no statistics", env.name());
             return Err(CommandError::new(Kind::NotFound, message)
                 .hint(format!("envfs mount {}", env.name())));
         }
@@ -106,7 +105,7 @@ fn lines(stats: &Stats) -> Vec<String> {
     lines
 }
 
-/// A time in the unit that suits it.
+/// Formats a time in a suitable unit.
 fn time(micros: f64) -> String {
     if micros < 1000.0 {
         format!("{micros:.1} µs")

@@ -13,13 +13,13 @@ use crate::daemon::protocol::{Service, Status, Tally};
 use crate::sys::holders::Holder;
 use crate::sys::text::{Text, quoted};
 
-/// Show what an environment is like: what changed, where things are, who uses it.
+/// Show the state of an environment: changes, paths and users.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  envfs status\n  envfs status science --json")]
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
-    /// Print it as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -39,7 +39,7 @@ struct Facts {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
         let state = env.state()?;

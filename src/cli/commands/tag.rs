@@ -11,28 +11,28 @@ use crate::daemon::protocol::TagOptions;
 use crate::environment::EnvName;
 use crate::sys::text::quoted;
 
-/// Give a revision a name, or list the names.
+/// Tag a revision, or list tags.
 ///
-/// Rollback and export take the name for the revision's number, and gc keeps the revision as long
-/// as it has one. A name that another revision has is taken from it.
+/// Rollback and export accept a tag instead of a revision number, and gc keeps tagged revisions. Setting
+/// an existing tag moves it.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs tag                          the names there are\n  envfs tag science before-upgrade   names the current revision\n  envfs tag science paper --rev 3\n  envfs tag science -d paper\n  envfs rollback science before-upgrade"
+    after_help = "Examples:\n  envfs tag                          lists the tags\n  envfs tag science before-upgrade   tags the current revision\n  envfs tag science paper --rev 3\n  envfs tag science -d paper\n  envfs rollback science before-upgrade"
 )]
 pub struct Args {
-    /// Environment [default: the active one], and the name.
+    /// Environment [default: the active one], and the tag.
     #[arg(value_name = "[NAME] [TAG]", num_args = 0..=2)]
     words: Vec<String>,
     /// Revision, by number or name [default: the current one].
     #[arg(long, value_name = "REV")]
     rev: Option<String>,
-    /// Take the name away; the revision stays.
+    /// Delete the tag; the revision is kept.
     #[arg(short, long, conflicts_with = "rev")]
     delete: bool,
-    /// Print only the names, each ended by NUL.
+    /// Print only the tags, each ended by NUL.
     #[arg(short = 'z', long, conflicts_with_all = ["json", "delete", "rev"])]
     null: bool,
-    /// Print the names as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -44,13 +44,13 @@ struct Row {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let (env, tag) = self.target(context)?;
         let Some(tag) = tag else {
             if self.rev.is_some() || self.delete {
-                return Err(CommandError::usage("which name? none is given")
-                    .hint(format!("envfs tag {} NAME", env.name())));
+                return Err(CommandError::usage("no tag given")
+                    .hint(format!("envfs tag {} TAG", env.name())));
             }
             return self.list(context, &env);
         };
@@ -58,13 +58,11 @@ impl Args {
             .ok()
             .filter(|_| backend::number(&tag).is_none());
         if name.is_none() && !self.delete {
-            return Err(CommandError::usage(format!(
-                "{} cannot name a revision",
-                quoted(&tag)
-            ))
-            .hint(
-                "letters, digits, '.', '_' and '-' make a name, up to 64 of them; not only digits",
-            ));
+            return Err(
+                CommandError::usage(format!("{} is not a valid tag", quoted(&tag))).hint(
+                    "a tag has up to 64 letters, digits, '.', '_' and '-', and is not a number",
+                ),
+            );
         }
         let revision = match (&self.rev, self.delete) {
             (_, true) => None,
@@ -82,13 +80,13 @@ impl Args {
             revision,
         })?;
         context.output.note(match revision {
-            Some(revision) => format!("{}: revision {revision} is now called {tag}", env.name()),
-            None => format!("{}: no revision is called {tag} any more", env.name()),
+            Some(revision) => format!("{}: tagged revision {revision} as {tag}", env.name()),
+            None => format!("{}: deleted tag {tag}", env.name()),
         });
         Ok(())
     }
 
-    /// A single word is an environment if one is called so, else a tag of the active one.
+    /// A single word is an environment if one has that name, else a tag of the active one.
     fn target(&self, context: &Context) -> Result<(Env, Option<String>)> {
         match self.words.as_slice() {
             [] => Ok((context.environment(None)?, None)),
@@ -114,9 +112,7 @@ impl Args {
             return context.output.fields(rows.iter().map(|row| &row.tag));
         }
         if rows.is_empty() {
-            context
-                .output
-                .note(format!("{}: no revision has a name", env.name()));
+            context.output.note(format!("{}: no tags", env.name()));
         }
         let cells: Vec<Vec<String>> = rows
             .iter()
