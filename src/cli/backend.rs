@@ -21,7 +21,7 @@ use crate::environment::{
     Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, Store,
 };
 use crate::progress::Progress;
-use crate::state::{ImageRow, Revision, RevisionId, StateDb, Tag};
+use crate::state::{ImageRow, Revision, RevisionId, StackPart, StateDb, Tag};
 use crate::sys::process::error_text;
 use crate::sys::text::{Text, quoted};
 
@@ -120,7 +120,7 @@ pub fn warn_of_served(name: &str, served: &Served, log: &Path) {
     }
 }
 
-fn warn(text: String) {
+pub(super) fn warn(text: String) {
     Output::new(ColorChoice::Auto, true).warn(text);
 }
 
@@ -446,6 +446,21 @@ pub fn garbage(store: &Store) -> Result<Vec<Garbage>> {
 pub fn committed_content(environment: &Environment, path: &Path) -> Result<Option<Vec<u8>>> {
     let db = look(environment)?;
     Ok(commit::committed_content(&db, environment.layout(), path).map_err(Failure::from)?)
+}
+
+/// Returns whether an environment that is not open has uncommitted changes, or may have.
+pub fn has_changes(environment: &Environment) -> Result<bool> {
+    let db = look(environment)?;
+    if !db.was_clean()? {
+        return Ok(true);
+    }
+    for layer in db.stack()? {
+        let is_upper = !matches!(layer.part, StackPart::Image(_));
+        if is_upper && !db.load_layer(layer.id)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Returns how much the changes of an environment hold: files and bytes on disk.

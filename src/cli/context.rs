@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::backend::{self, Facts};
 use super::error::{CommandError, Result};
 use super::output::Output;
+use super::read_only;
 use crate::commit::{Collected, GcOptions};
 use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
@@ -137,6 +138,21 @@ impl Env {
         Ok(lifecycle::state(&self.runtime, &self.target)?)
     }
 
+    /// Returns whether its store can only be read.
+    pub fn is_read_only(&self) -> bool {
+        read_only::is_read_only(self.environment.layout().home())
+    }
+
+    /// Returns whether its store can only be read, and no daemon has it open from before.
+    fn is_out_of_reach(&self) -> Result<bool> {
+        Ok(self.is_read_only() && matches!(self.state()?, State::Unmounted))
+    }
+
+    /// Unmounts it if it is mounted from a store that can only be read.
+    pub fn unmount_read_only(&self, lazy: bool) -> Result<bool> {
+        read_only::unmount(self, lazy)
+    }
+
     /// Mounts it unless it is mounted; replaces a dead mount.
     pub fn ensure_mounted(&self) -> Result<Option<Client>> {
         self.ensure_mounted_with(false)
@@ -144,6 +160,10 @@ impl Env {
 
     /// The same, as a place where the user may do what root may, or an error if it is mounted otherwise.
     pub fn ensure_mounted_with(&self, fakeroot: bool) -> Result<Option<Client>> {
+        if self.is_out_of_reach()? {
+            read_only::mount(self)?;
+            return Ok(None);
+        }
         let client = lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot)?;
         if let Some(client) = &client {
             let log = self.environment.layout().daemon_log();
@@ -154,6 +174,9 @@ impl Env {
 
     /// Returns its daemon if it has one, else a service in this process.
     pub fn service(&self) -> Result<Box<dyn Service>> {
+        if self.is_out_of_reach()? {
+            return Ok(Box::new(read_only::Unchanged::of(self)?));
+        }
         self.alone_or_served(
             || backend::local(&self.environment),
             |client| Ok(Box::new(client)),

@@ -10,6 +10,7 @@ pub mod error;
 mod new_file;
 pub mod output;
 mod program;
+mod read_only;
 
 use std::path::PathBuf;
 

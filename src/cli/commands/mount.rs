@@ -74,7 +74,7 @@ impl Args {
             None => None,
         };
         let env = context.environment(name)?;
-        if env.ensure_mounted_with(self.fakeroot)?.is_none() {
+        if env.ensure_mounted_with(self.fakeroot)?.is_none() && !env.is_read_only() {
             context.output.warn(format!(
                 "it can be used, but its daemon cannot be spoken with: its socket is gone; to have \
                  it anew: envfs unmount {0} && envfs mount {0}",

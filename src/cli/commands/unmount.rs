@@ -47,6 +47,10 @@ impl Args {
     }
 
     fn one(&self, context: &Context, env: &Env) -> Result<()> {
+        if env.unmount_read_only(self.lazy)? {
+            context.output.note(format!("{} is unmounted", env.name()));
+            return Ok(());
+        }
         let slow = || {
             context.output.note(
                 "waiting until the daemon has done what it was asked before (a commit, as a rule)",

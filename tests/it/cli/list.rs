@@ -27,7 +27,7 @@ fn an_odd_environment_is_reported_and_the_others_are_done() {
         newer.pragma_update(None, "user_version", 999).unwrap();
         drop(newer);
         fs::remove_dir_all(env.home_of("b-gone").join("layers")).unwrap();
-        fs::set_permissions(env.home_of("b-closed"), PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(env.home_of("b-closed"), PermissionsExt::from_mode(0o0)).unwrap();
         // What is no environment at all.
         let homes = env.store().join("store");
         fs::write(homes.join("file"), "").unwrap();

@@ -12,6 +12,7 @@ mod list;
 mod lost;
 mod names;
 mod outlives;
+mod read_only;
 mod run;
 mod shells;
 mod trouble;

@@ -285,29 +285,6 @@ fn a_prefix_that_cannot_be_used_is_refused_before_the_work() {
     assert_eq!(env.mount("e"), env.work().join("some/where"));
 }
 
-#[test]
-fn a_store_that_can_only_be_read_says_so() {
-    let Some((env, small)) = super::full::store_of("28m") else {
-        return;
-    };
-    env.import_sample("e");
-    let mut remount = env.command("mount");
-    remount.args(["-o", "remount,ro"]).arg(&small.0);
-    run(remount).ok();
-    for words in [&["status", "e"], &["commit", "e"]] {
-        env.envfs(words).fails(1, &["read-only", "--image"]);
-    }
-    env.envfs(&["mount", "e"]).fails(1, &["Read-only"]);
-    for words in [
-        &["list"][..],
-        &["log", "e"],
-        &["tag", "e"],
-        &["gc", "-n", "e"],
-    ] {
-        env.envfs(words).ok();
-    }
-}
-
 /// Runs envfs as the user of `env`, in a mount namespace that root has changed by `before`. None,
 /// and said so, where that cannot be.
 fn in_changed_system(env: &TestEnv, before: &str, words: &str) -> Option<Run> {

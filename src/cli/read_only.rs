@@ -1,0 +1,175 @@
+//! Environments in a store that can only be read: a snapshot, a file system that was remounted
+//! read-only, somebody's published store.
+//!
+//! Nobody can take the lock there, so nothing is opened for writing. What was committed can be looked
+//! at, and its image is mounted by itself, read-only. Uncommitted changes cannot be shown.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::unistd::AccessFlags;
+
+use super::backend;
+use super::context::Env;
+use super::error::{CommandError, Result};
+use crate::commit::{Collected, GcOptions};
+use crate::daemon::direct::{self, DirectMount};
+use crate::daemon::failure::{Failure, Kind};
+use crate::daemon::protocol::{
+    Change, CommitOptions, Committed, Discarded, RollbackOptions, RolledBack, Selection, Service,
+    Status, TagOptions,
+};
+use crate::progress::Progress;
+use crate::sys::mount::{self, UnmountMode};
+use crate::sys::mountinfo;
+use crate::sys::text::quoted;
+
+/// Returns whether nothing can be written in this directory because its file system is read-only.
+pub(super) fn is_read_only(dir: &Path) -> bool {
+    nix::unistd::access(dir, AccessFlags::W_OK) == Err(Errno::EROFS)
+}
+
+/// Mounts the current image at the prefix, unless it is mounted there.
+pub(super) fn mount(env: &Env) -> Result<()> {
+    refuse_changes(env)?;
+    let prefix = &env.target.prefix;
+    let source = source(env);
+    let at = mountinfo::at(prefix)
+        .map_err(|error| CommandError::io("cannot read the mount table", &error))?;
+    match at {
+        Some(mount) if mount.source == *source && !mount.is_dead() => return Ok(()),
+        Some(mount) if mount.source == *source => {}
+        Some(mount) => {
+            let message = format!(
+                "something else is mounted at {}: {}",
+                quoted(prefix),
+                quoted(mount.source)
+            );
+            return Err(CommandError::new(Kind::Conflict, message));
+        }
+        None if prefix.is_dir() => {}
+        None => {
+            let message = format!(
+                "the store is read-only, and the directory {} to mount {} at does not exist",
+                quoted(prefix),
+                env.name()
+            );
+            return Err(CommandError::new(Kind::System, message).hint(elsewhere(env)?));
+        }
+    }
+    let image = backend::image_file(&env.environment, None)?;
+    direct::start(&DirectMount {
+        images: vec![image.into()],
+        upper: None,
+        state: None,
+        mount_point: prefix.as_path().into(),
+        source,
+        subtype: String::from("envfs"),
+        read_only: true,
+        allow_other: false,
+        trust_content: false,
+        fakeroot: false,
+    })?;
+    backend::warn(format!(
+        "the store is read-only, and so is the mount of {}",
+        env.name()
+    ));
+    Ok(())
+}
+
+/// Takes the mount away that [`mount`] made; returns whether there is one.
+pub(super) fn unmount(env: &Env, lazy: bool) -> Result<bool> {
+    let prefix = &env.target.prefix;
+    let at = mountinfo::at(prefix)
+        .map_err(|error| CommandError::io("cannot read the mount table", &error))?;
+    if at.is_none_or(|mount| mount.source != *source(env)) {
+        return Ok(false);
+    }
+    let mode = match lazy {
+        true => UnmountMode::Lazy,
+        false => UnmountMode::Plain,
+    };
+    mount::unmount(prefix, mode).map_err(Failure::from)?;
+    Ok(true)
+}
+
+/// What the mount is called in the mount table; another name than that of a mount with a store.
+fn source(env: &Env) -> String {
+    format!("envfs-read-only:{}", env.target.id)
+}
+
+fn refuse_changes(env: &Env) -> Result<()> {
+    if !backend::has_changes(&env.environment)? {
+        return Ok(());
+    }
+    let message = format!(
+        "the store is read-only, and {} has uncommitted changes, which can only be shown where it can \
+         be written",
+        env.name()
+    );
+    Err(CommandError::new(Kind::System, message)
+        .hint("copy the store to where you can write: cp -a")
+        .hint(elsewhere(env)?))
+}
+
+fn elsewhere(env: &Env) -> Result<String> {
+    let image = backend::image_file(&env.environment, None)?;
+    Ok(format!(
+        "or mount what was committed elsewhere: envfs mount --image {} -o ro DIR",
+        crate::shell::render::word(image)
+    ))
+}
+
+/// Answers for an environment that has no changes and cannot be opened.
+#[derive(Debug)]
+pub(super) struct Unchanged(Status);
+
+impl Unchanged {
+    pub(super) fn of(env: &Env) -> Result<Unchanged> {
+        refuse_changes(env)?;
+        Ok(Unchanged(Status {
+            revision: env.facts.revision.as_ref().map(|revision| revision.id.0),
+            image_bytes: env.facts.image.as_ref().map_or(0, |image| image.size),
+            ..Status::default()
+        }))
+    }
+}
+
+fn refused<T>() -> Result<T, Failure> {
+    let failure = Failure::new(Kind::System, "the store is read-only");
+    Err(failure.hint("copy the store to where you can write: cp -a"))
+}
+
+impl Service for Unchanged {
+    fn status(&self) -> Result<Status, Failure> {
+        Ok(self.0.clone())
+    }
+
+    fn changes(&self, _: &Selection) -> Result<Vec<Change>, Failure> {
+        Ok(Vec::new())
+    }
+
+    fn commit(&self, _: &CommitOptions, _: &dyn Progress) -> Result<Committed, Failure> {
+        refused()
+    }
+
+    fn discard(&self, _: &Selection, _: &dyn Progress) -> Result<Discarded, Failure> {
+        refused()
+    }
+
+    fn rollback(&self, _: &RollbackOptions, _: &dyn Progress) -> Result<RolledBack, Failure> {
+        refused()
+    }
+
+    fn tag(&self, _: &TagOptions, _: &dyn Progress) -> Result<(), Failure> {
+        refused()
+    }
+
+    fn gc(&self, _: GcOptions, _: &dyn Progress) -> Result<Collected, Failure> {
+        refused()
+    }
+
+    fn stats(&self) -> Result<serde_json::Value, Failure> {
+        Ok(serde_json::json!({}))
+    }
+}
