@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::layer::{LayerInode, LayerListing, Lookup, Source};
+use super::readdir::Bounds;
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerRows, RowChange};
 
@@ -14,9 +15,17 @@ pub struct DirDelta {
     entries: BTreeMap<Box<[u8]>, (Option<Ino>, u64)>,
     by_age: BTreeMap<u64, Box<[u8]>>,
     next_age: u64,
+    /// Where listings that are under way end.
+    pub(super) bounds: Bounds,
 }
 
 impl DirDelta {
+    /// Begins a listing, which does not meet names that are made from now on. Returns the number of its
+    /// bound.
+    pub(super) fn begin_listing(&self) -> u64 {
+        self.bounds.begin(self.next_age)
+    }
+
     /// Returns what is said of a name: `None` for nothing.
     pub fn get(&self, name: &[u8]) -> Option<Option<Ino>> {
         self.entries.get(name).map(|(target, _)| *target)

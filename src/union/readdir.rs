@@ -8,24 +8,90 @@
 //! A change of the stack may change positions. A position therefore carries the epoch of the stack it
 //! was given in, and directories whose order changed are kept in their old order for a while: who
 //! was in the middle of one reads it to its end, less what is gone.
+//!
+//! Names that are made while a listing is under way come after everything that was there, so a program
+//! that makes or renames a file for each entry it reads would never reach the end. A listing is therefore
+//! bounded by what was there when it began. `OPENDIR` is not asked for, so there is no handle to keep the
+//! bound in: a position carries the number of a bound ([`Bounds`]) that the directory remembers.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::delta::DirDelta;
 use super::layer::SharedListing;
 use super::{Result, State, Union};
 use crate::object::{Ino, Kind};
 
-/// Positions of names that no lower layer has.
-const MADE: u64 = 1 << 48;
-/// Position after `.` and `..`.
+/// Places of names that no lower layer has.
+const MADE: u64 = 1 << 40;
+/// Place after `.` and `..`.
 const FIRST: u64 = 2;
-/// Where the epoch is in a position.
-const EPOCH_SHIFT: u32 = 49;
-/// Positions must stay below 2^63; epochs are compared modulo this.
-const EPOCHS: u64 = 1 << 13;
+/// Where the epoch is in a position, above the place.
+const EPOCH_SHIFT: u32 = 41;
+/// Epochs are compared modulo this.
+const EPOCHS: u64 = 1 << 10;
+/// Where the number of the bound is in a position. Positions must stay below 2^63.
+const BOUND_SHIFT: u32 = 51;
+/// Numbers of bounds are compared modulo this.
+const BOUNDS: u64 = 1 << 12;
 /// Old orders kept: a commit changes the stack twice.
 const KEPT: usize = 4;
+/// Bounds kept of a directory: as many as their numbers can tell apart.
+const BOUNDS_KEPT: usize = BOUNDS as usize - 1;
+
+/// The high bits of a position: in which order it is meant, and where its listing ends.
+fn mark(epoch: u64, bound: u64) -> u64 {
+    (epoch % EPOCHS) << EPOCH_SHIFT | (bound % BOUNDS) << BOUND_SHIFT
+}
+
+/// Where the listings of one directory end that may be under way: at the first name that was made after
+/// the listing began. Numbered in the order in which they were set; number 0 excludes all made names and
+/// is that of listings that begin before the first of them.
+#[derive(Debug, Default)]
+pub(super) struct Bounds(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// The number before that of the first in `ends`.
+    before: u64,
+    /// Ages, increasing.
+    ends: VecDeque<u64>,
+}
+
+impl Bounds {
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        // Changed in steps that cannot panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a listing; names from age `end` on are not part of it. Returns the number of its bound.
+    pub(super) fn begin(&self, end: u64) -> u64 {
+        let mut kept = self.kept();
+        if kept.ends.back().copied().unwrap_or(0) != end {
+            kept.ends.push_back(end);
+            if kept.ends.len() > BOUNDS_KEPT {
+                kept.ends.pop_front();
+                kept.before += 1;
+            }
+        }
+        kept.before + kept.ends.len() as u64
+    }
+
+    /// Returns the age at which a listing ends, by the number of its bound modulo [`BOUNDS`]. A listing
+    /// whose bound is kept no longer ends at the oldest that is.
+    fn end(&self, number: u64) -> u64 {
+        let kept = self.kept();
+        let newest = kept.before + kept.ends.len() as u64;
+        let back = newest.wrapping_sub(number) % BOUNDS;
+        let index = (kept.ends.len() as u64).checked_sub(back + 1);
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        match index.and_then(|index| kept.ends.get(index)) {
+            Some(end) => *end,
+            None if kept.before == 0 => 0,
+            None => kept.ends.front().copied().unwrap_or(0),
+        }
+    }
+}
 
 /// Directories as they were listed before the stack changed.
 #[derive(Debug, Default)]
@@ -76,7 +142,7 @@ impl State {
         old: &OldOrder,
         dir: Ino,
         from: u64,
-        epoch: u64,
+        mark: u64,
         limit: usize,
         items: &mut Vec<DirItem>,
     ) -> Result<()> {
@@ -100,7 +166,7 @@ impl State {
                     ino,
                     kind,
                     name: Box::from(name),
-                    next: next | epoch << EPOCH_SHIFT,
+                    next: next | mark,
                 });
             }
         }
@@ -125,21 +191,28 @@ impl Union {
     /// Lists a directory from a position on (0 is the start), `.` and `..` included, at most `limit`
     /// entries. Fewer than `limit` mean the end.
     pub fn read_dir(&self, dir: Ino, position: u64, limit: usize) -> Result<Vec<DirItem>> {
-        let (given_in, from) = (position >> EPOCH_SHIFT, position & ((1 << EPOCH_SHIFT) - 1));
+        let from = position & ((1 << EPOCH_SHIFT) - 1);
+        let given_in = (position >> EPOCH_SHIFT) % EPOCHS;
         let mut items = Vec::with_capacity(limit.min(1024));
         if from < FIRST {
             // Outside the lock: this may read an image.
             self.lower().parent(dir)?;
         }
-        let lower = {
+        let (lower, bound) = {
             let state = self.read();
+            let edits = state.delta.dirs.get(&dir);
+            let bound = if from < FIRST || given_in != state.epoch % EPOCHS {
+                edits.map_or(0, DirDelta::begin_listing)
+            } else {
+                (position >> BOUND_SHIFT) % BOUNDS
+            };
             if from < FIRST {
                 let parent = match state.parent(dir) {
                     Ok(Some((parent, _))) => parent,
                     _ => dir,
                 };
                 let dots = [(dir, &b"."[..]), (parent, &b".."[..])];
-                let mark = (state.epoch % EPOCHS) << EPOCH_SHIFT;
+                let mark = mark(state.epoch, bound);
                 for (n, (ino, name)) in dots.into_iter().enumerate().skip(from as usize) {
                     let next = n as u64 + 1;
                     items.push(DirItem {
@@ -157,10 +230,11 @@ impl Union {
             if from >= FIRST
                 && let Some(old) = state.old_orders.of(given_in, dir)
             {
-                state.rest_of(old, dir, from, given_in, limit, &mut items)?;
+                let mark = position - from;
+                state.rest_of(old, dir, from, mark, limit, &mut items)?;
                 return Ok(items);
             }
-            state.lower.clone()
+            (state.lower.clone(), bound)
         };
         // Outside the lock: this may read an image.
         let listing = lower.list(dir)?;
@@ -170,7 +244,7 @@ impl Union {
             drop(state);
             return self.read_dir(dir, position, limit);
         }
-        let mark = (state.epoch % EPOCHS) << EPOCH_SHIFT;
+        let mark = mark(state.epoch, bound);
         let edits = state.delta.dirs.get(&dir);
         let kind_of =
             |ino: Ino, below: Kind| state.delta.inodes.get(&ino).map_or(below, |row| row.kind);
@@ -197,8 +271,9 @@ impl Union {
             }
         }
         let Some(edits) = edits else { return Ok(items) };
+        let end = edits.bounds.end(bound);
         for (age, name, ino) in edits.links_from(from.saturating_sub(MADE)) {
-            if items.len() >= limit {
+            if age >= end || items.len() >= limit {
                 break;
             }
             if listing.find(name).is_none() {
@@ -211,5 +286,47 @@ impl Union {
             }
         }
         Ok(items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_ends_where_it_began_to() {
+        let bounds = Bounds::default();
+        assert_eq!(bounds.end(0), 0, "nothing was made yet");
+        assert_eq!(bounds.begin(0), 0);
+        let first = bounds.begin(5);
+        assert_eq!(
+            bounds.begin(5),
+            first,
+            "nothing was made between the two listings"
+        );
+        let second = bounds.begin(9);
+        assert_eq!(
+            [bounds.end(0), bounds.end(first), bounds.end(second)],
+            [0, 5, 9]
+        );
+    }
+
+    #[test]
+    fn the_numbers_of_bounds_wrap_and_old_ones_still_end() {
+        let bounds = Bounds::default();
+        let numbers: Vec<u64> = (1..=3 * BOUNDS).map(|age| bounds.begin(age)).collect();
+        assert_eq!(bounds.kept().ends.len(), BOUNDS_KEPT);
+        for (age, number) in (1..).zip(&numbers).skip(2 * BOUNDS as usize + 1) {
+            assert_eq!(bounds.end(number % BOUNDS), age);
+        }
+        // The one before the oldest that is kept.
+        let oldest = 2 * BOUNDS + 2;
+        assert_eq!(bounds.end(numbers[2 * BOUNDS as usize] % BOUNDS), oldest);
+    }
+
+    #[test]
+    fn positions_are_not_negative() {
+        let highest = mark(EPOCHS - 1, BOUNDS - 1) | MADE | (MADE - 1);
+        assert_eq!(highest, i64::MAX as u64);
     }
 }

@@ -5,7 +5,26 @@ import os
 import stat
 import threading
 
-from support import LIBC, point, write
+from support import LIBC, UPPER, point, write
+
+LIBC.opendir.restype = LIBC.readdir.restype = ctypes.c_void_p
+LIBC.opendir.argtypes = [ctypes.c_char_p]
+LIBC.telldir.restype = ctypes.c_long
+for function in [LIBC.readdir, LIBC.telldir, LIBC.closedir, LIBC.rewinddir]:
+    function.argtypes = [ctypes.c_void_p]
+LIBC.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+
+
+def next_name(directory):
+    entry = LIBC.readdir(directory)
+    return ctypes.string_at(entry + 19) if entry else None
+
+
+def rest_of(directory):
+    names = []
+    while (name := next_name(directory)) is not None:
+        names.append(name.decode())
+    return names
 
 
 @point
@@ -50,28 +69,17 @@ def a_listing_may_be_emptied_while_it_is_read():
 
 @point
 def places_in_a_listing_can_be_come_back_to():
-    LIBC.opendir.restype = LIBC.readdir.restype = ctypes.c_void_p
-    LIBC.opendir.argtypes = [ctypes.c_char_p]
-    LIBC.telldir.restype = ctypes.c_long
-    for function in [LIBC.readdir, LIBC.telldir, LIBC.closedir, LIBC.rewinddir]:
-        function.argtypes = [ctypes.c_void_p]
-    LIBC.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
-
-    def next_name():
-        entry = LIBC.readdir(directory)
-        return ctypes.string_at(entry + 19) if entry else None
-
     directory = LIBC.opendir(b"many")
     places = []
     while True:
-        place, name = LIBC.telldir(directory), next_name()
+        place, name = LIBC.telldir(directory), next_name(directory)
         if name is None:
             break
         places.append((place, name))
     assert len({place for place, _ in places}) == len(places) == 3002
     for place, name in places[::97] + places[::-211]:
         LIBC.seekdir(directory, place)
-        assert next_name() == name
+        assert next_name(directory) == name
     # Also after others were removed.
     for _, name in places[1::2]:
         if name not in (b".", b".."):
@@ -79,10 +87,59 @@ def places_in_a_listing_can_be_come_back_to():
     for place, name in places[::100]:
         if name not in (b".", b".."):
             LIBC.seekdir(directory, place)
-            assert next_name() == name
+            assert next_name(directory) == name
     LIBC.rewinddir(directory)
-    assert next_name() is not None
+    assert next_name(directory) is not None
     LIBC.closedir(directory)
+
+
+@point
+def a_listing_ends_though_names_are_made_meanwhile():
+    def each(path, change):
+        count = 0
+        with os.scandir(path) as entries:
+            for entry in entries:
+                change(entry.path)
+                count += 1
+                assert count < 30_000, "this listing does not end"
+        # ext4 may show what a name became, too.
+        assert count == 3000 or not UPPER, count
+
+    os.mkdir("made")
+    for number in range(3000):
+        write(f"made/entry-{number:04}", b"")
+    for path in ["many", "made"]:
+        each(path, lambda name: os.rename(name, name + ".o"))
+        assert all(name.endswith(".o") for name in os.listdir(path))
+
+        def move_away_and_back(name):
+            os.rename(name, "aside")
+            os.rename("aside", name)
+
+        each(path, move_away_and_back)
+        each(path, lambda name: write(name + ".new", b""))
+        assert len(os.listdir(path)) >= 6000
+
+
+@point
+def listings_of_one_directory_do_not_disturb_each_other():
+    os.mkdir("made")
+    begun = {f"entry-{number:04}" for number in range(2500)}
+    for name in begun:
+        write(f"made/{name}", b"")
+    # Each knows what was there when it began, however many there are.
+    listings = []
+    for number in range(20):
+        directory = LIBC.opendir(b"made")
+        listings.append((directory, [next_name(directory).decode()], {f"late-{n}" for n in range(number)}))
+        write(f"made/late-{number}", b"")
+    for directory, first, there in listings[::-1]:
+        names = first + rest_of(directory)
+        assert len(names) == len(set(names)) and begun | there <= set(names), names
+        LIBC.rewinddir(directory)
+        everything = begun | {f"late-{n}" for n in range(20)}
+        assert set(rest_of(directory)) - {".", ".."} == everything
+        LIBC.closedir(directory)
 
 
 @point
