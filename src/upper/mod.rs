@@ -29,7 +29,7 @@ use std::time::SystemTime;
 
 use lru::LruCache;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, RenameFlags, fcntl, openat, renameat2};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
@@ -211,6 +211,7 @@ impl UpperDir {
             }
             other => other?,
         };
+        keep_access_time(&fd);
         let file = Arc::new(File::from(fd));
         lock(&self.files).put(ino, file.clone());
         Ok(file)
@@ -238,6 +239,7 @@ impl UpperDir {
             OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(0o600);
         let fd = self.open_at(self.work(), work_name(ino).as_bytes(), flags, mode)?;
+        keep_access_time(&fd);
         Ok(Arc::new(File::from(fd)))
     }
 
@@ -504,6 +506,17 @@ impl UpperDir {
             }
         }
         Err(Errno::EEXIST)
+    }
+}
+
+/// Keeps reads through a descriptor from changing the access time of its file, which is shown as that of
+/// the object.
+///
+/// Not by opening with `O_NOATIME`: only the owner may ask for it, and where the file server makes somebody
+/// else the owner, the file would be made and the call fail.
+fn keep_access_time(fd: &OwnedFd) {
+    if let Err(e) = fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NOATIME)) {
+        tracing::debug!("reading will change an access time: {e}");
     }
 }
 

@@ -5,6 +5,7 @@ import errno
 import os
 import struct
 import subprocess
+import time
 
 from support import LIBC, ROOT, fails, mount_only, other_user, point, read, write
 
@@ -164,3 +165,24 @@ def reading_does_not_change_access_times():
     read("big")
     os.listdir("dir")
     assert [os.stat(path).st_atime_ns for path in ("small", "big", "dir")] == before
+
+
+@mount_only
+def reading_what_was_made_or_copied_up_does_not_change_access_times():
+    write("made", b"new")
+    write("small", b"changed", os.O_WRONLY)
+    unlinked = os.open("big", os.O_RDWR)
+    os.unlink("big")
+    os.pwrite(unlinked, b"changed", 0)
+    files = [os.open("made", os.O_RDWR), os.open("small", os.O_RDWR), unlinked]
+    # Where access times are kept relative to changes, only what is older than these is changed.
+    for fd in files:
+        os.utime(fd, (1000, 2000))
+    time.sleep(0.01)
+    for fd in files:
+        os.fsync(fd)
+        # The kernel reads what it has in its cache without asking.
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert len(os.pread(fd, 100, 0)) >= 3
+        os.copy_file_range(fd, os.open("copy", os.O_WRONLY | os.O_CREAT, 0o644), 3, 0)
+    assert [os.fstat(fd).st_atime for fd in files] == [1000] * 3
