@@ -181,6 +181,10 @@ impl From<EnvironmentError> for Failure {
             EnvironmentError::Exists { name } => failure(Kind::Conflict).hint(format!(
                 "choose another name, or remove it: envfs remove {name}"
             )),
+            EnvironmentError::Held { holder: None, .. } => failure(Kind::Busy).hint(
+                "wait until it is done; on a file system that hosts share, a lock that names nobody is \
+                 free 5 minutes after it was last renewed",
+            ),
             EnvironmentError::Held { .. } => {
                 failure(Kind::Busy).hint("wait until it is done, or end it")
             }

@@ -6,7 +6,7 @@
 //! On network file systems `flock` may be unknown, or may be kept by each host for itself. There
 //! the lock is a **lease** as well: the holder's name in a file that whoever links it first has,
 //! over all hosts. Its holder renews it, and one on another host is believed to be alive until it
-//! has not done so for [`LEASE`]. A lease of this host is free as soon as its process is gone or
+//! has not done so for [`LEASE`]; so is a lease that cannot be read. A lease of this host is free as soon as its process is gone or
 //! the host was rebooted. Where `flock` is unknown the lease alone is the lock; where links are,
 //! `flock` and the note, renewed like a lease.
 
@@ -28,8 +28,8 @@ use super::error::{Context, EnvironmentError, Result};
 use super::layout::{Layout, Place};
 use crate::object::Timestamp;
 use crate::sys::medium::network_file_system;
-use crate::sys::process;
 use crate::sys::text::Text;
+use crate::sys::{durable, process, regular};
 
 /// How long the holder on another host may be silent before its lease is free.
 pub const LEASE: Duration = Duration::from_secs(300);
@@ -277,18 +277,19 @@ impl EnvLock {
     fn lease(layout: &Layout, me: &Holder) -> Result<Lease> {
         let lease = layout.lease();
         let draft = draft_holder(layout, me).context(&lease, "write a lease")?;
+        // The name must not outlive a power failure that the content does not.
+        sync_note(&draft).context(&draft, "write a lease")?;
         // A link is refused when the name exists, on every host at once, and never half made.
         let mut taken = fs::hard_link(&draft, &lease);
         if matches!(&taken, Err(e) if e.kind() == io::ErrorKind::AlreadyExists)
-            && let Some(other) = read_holder(&lease)
-            && (other.is_void(layout) || (!other.is_here() && has_expired(layout, &lease)?))
+            && let Some(stale) = Self::stale_lease(layout, &lease)?
         {
             // Only one at a time may remove a stale lease, and only if it still is the same:
             // else a slow one would remove the lease that a quick one has just taken.
             let breaker = lease.with_extension("break");
             match fs::hard_link(&draft, &breaker) {
                 Ok(()) => {
-                    if read_holder(&lease).is_some_and(|found| found.token == other.token) {
+                    if Note::read(&lease).is_same_hold(&stale) {
                         fs::remove_file(&lease).context(&lease, "remove a stale lease")?;
                         taken = fs::hard_link(&draft, &lease);
                     }
@@ -316,6 +317,19 @@ impl EnvLock {
             }
             Err(e) => Err(e).context(&lease, "take a lease"),
         }
+    }
+
+    /// Returns what is in the lease, if it may be taken over: its holder is known to be gone, or nobody has
+    /// renewed it for too long. Of a lease without a name in it nothing but its age is known.
+    fn stale_lease(layout: &Layout, lease: &Path) -> Result<Option<Note>> {
+        let note = Note::read(lease);
+        let is_stale = match &note {
+            Note::Missing => false,
+            Note::Of(other) if other.is_void(layout) => true,
+            Note::Of(other) => !other.is_here() && has_expired(layout, lease)?,
+            Note::Unreadable(_) => has_expired(layout, lease)?,
+        };
+        Ok(is_stale.then_some(note))
     }
 
     fn start(
@@ -362,8 +376,14 @@ impl Drop for EnvLock {
         }
         let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
         let path = note(&layout, self.is_leased);
-        // Only our own note: another host may have taken over what we did not renew.
-        if read_holder(&path).is_some_and(|noted| noted.token == self.holder.token)
+        // Only our own note: another host may have taken over what we did not renew. Its content would be
+        // whole then, so a lease without a name is still ours.
+        let is_ours = match Note::read(&path) {
+            Note::Of(noted) => noted.token == self.holder.token,
+            Note::Unreadable(Some(_)) => !self.is_lost(),
+            Note::Unreadable(None) | Note::Missing => false,
+        };
+        if is_ours
             && let Err(e) = fs::remove_file(&path)
             && e.kind() != io::ErrorKind::NotFound
         {
@@ -398,9 +418,49 @@ fn is_unsupported(error: &io::Error) -> bool {
     })
 }
 
+/// Larger than any note.
+const NOTE_LIMIT: u64 = 64 << 10;
+
+/// What the file that names the holder of a lock says.
+enum Note {
+    /// There is no such file.
+    Missing,
+    /// It names a holder.
+    Of(Box<Holder>),
+    /// It names nobody: it is empty, damaged or cut off, or cannot be read at all (`None`).
+    Unreadable(Option<Vec<u8>>),
+}
+
+impl Note {
+    fn read(path: &Path) -> Note {
+        match regular::read(path, NOTE_LIMIT) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(holder) => Note::Of(Box::new(holder)),
+                Err(_) => Note::Unreadable(Some(bytes)),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Note::Missing,
+            Err(e) => {
+                tracing::warn!(path = %path.display(), error = %e, "the holder of a lock cannot be read");
+                Note::Unreadable(None)
+            }
+        }
+    }
+
+    /// Returns true if both are of the same hold, which may have been renewed in between.
+    fn is_same_hold(&self, other: &Note) -> bool {
+        match (self, other) {
+            (Note::Of(one), Note::Of(other)) => one.token == other.token,
+            (Note::Unreadable(one), Note::Unreadable(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
 fn read_holder(path: &Path) -> Option<Holder> {
-    // The note is for messages; one that cannot be read names nobody.
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    match Note::read(path) {
+        Note::Of(holder) => Some(*holder),
+        Note::Missing | Note::Unreadable(_) => None,
+    }
 }
 
 /// Writes the holder's name to a file of its own beside the lock.
@@ -422,6 +482,16 @@ fn draft_holder(layout: &Layout, holder: &Holder) -> io::Result<PathBuf> {
         tracing::warn!(path = %path.display(), error = %e, "half a note stays behind");
     }
     written.map(|()| path)
+}
+
+fn sync_note(path: &Path) -> io::Result<()> {
+    let synced = regular::open(path).and_then(durable::sync_file);
+    if synced.is_err()
+        && let Err(e) = fs::remove_file(path)
+    {
+        tracing::warn!(path = %path.display(), error = %e, "a draft stays behind");
+    }
+    synced
 }
 
 fn write_holder(layout: &Layout, holder: &Holder) -> io::Result<()> {
@@ -480,18 +550,22 @@ fn age_of(layout: &Layout, note: &Path) -> Result<Option<Duration>> {
 
 /// Renews the holder's note, or says that it is another's by now.
 fn renew_note(path: &Path, token: &str) -> bool {
-    match read_holder(path) {
-        Some(noted) if noted.token == token => {}
-        Some(noted) => {
+    match Note::read(path) {
+        Note::Of(noted) if noted.token == token => {}
+        Note::Of(noted) => {
             tracing::error!(
                 path = %path.display(), holder = %noted,
                 "another process took over the lock: nothing more is changed here"
             );
             return false;
         }
+        // Who took it over would have named itself, so it is still ours, and others go by its age.
+        Note::Unreadable(Some(_)) => {
+            tracing::warn!(path = %path.display(), "a lock is renewed that names no holder any more");
+        }
         // It may be there again, or not, when the server answers again.
-        None => {
-            tracing::warn!(path = %path.display(), "a lock could not be renewed: no name is in it");
+        Note::Unreadable(None) | Note::Missing => {
+            tracing::warn!(path = %path.display(), "a lock could not be renewed: it cannot be read");
             return true;
         }
     }

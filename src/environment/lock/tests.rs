@@ -173,8 +173,43 @@ fn a_lease_of_a_dead_process_or_an_earlier_boot_is_free() {
     assert!(matches!(leased(&layout), Attempt::Got(_)));
     leave_lease(&layout, |_| {});
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
-    fs::write(layout.lease(), "garbage").unwrap();
+}
+
+fn age(path: &Path) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - 2 * LEASE).unwrap();
+}
+
+#[test]
+fn a_lease_that_names_nobody_is_free_when_it_was_not_renewed() {
+    let (_dir, layout) = home();
+    // As a power failure, a full disk or a damaged server may leave it.
+    let whole = serde_json::to_vec(&Holder::me(&layout, "x").unwrap()).unwrap();
+    let half = &whole[..whole.len() / 2];
+    for content in [&b""[..], b"garbage", half, &[0; 300], b"{}"] {
+        fs::write(layout.lease(), content).unwrap();
+        assert!(matches!(leased(&layout), Attempt::Held(None)));
+        age(&layout.lease());
+        let Attempt::Got(held) = leased(&layout) else {
+            panic!("nobody holds it: {content:?}");
+        };
+        // The holder of one that was damaged later renews it, and removes it in the end.
+        fs::write(layout.lease(), content).unwrap();
+        age(&layout.lease());
+        assert!(renew_note(&layout.lease(), &held.holder().token));
+        assert!(matches!(leased(&layout), Attempt::Held(None)));
+        drop(held);
+        assert!(!layout.lease().exists());
+    }
+    // What is no file at all is not read, nor waited for.
+    nix::unistd::mkfifo(&layout.lease(), nix::sys::stat::Mode::S_IRWXU).unwrap();
     assert!(matches!(leased(&layout), Attempt::Held(None)));
+    let old = nix::sys::time::TimeSpec::new(1_000_000_000, 0);
+    let follow = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+    nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, &layout.lease(), &old, &old, follow).unwrap();
+    assert!(matches!(leased(&layout), Attempt::Got(_)));
+    let left: Vec<_> = fs::read_dir(layout.home()).unwrap().collect();
+    assert_eq!(left.len(), 1, "only the lock file: {left:?}");
 }
 
 #[test]
@@ -233,16 +268,11 @@ fn a_lease_of_another_host_is_free_only_when_it_was_not_renewed() {
     let (_dir, layout) = home();
     leave_lease(&layout, |holder| holder.host = "elsewhere".to_owned());
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
-    let long_ago = SystemTime::now() - 2 * LEASE;
     let token = read_holder(&layout.lease()).unwrap().token;
-    let age = || {
-        let file = OpenOptions::new().write(true).open(layout.lease()).unwrap();
-        file.set_modified(long_ago).unwrap();
-    };
-    age();
+    age(&layout.lease());
     assert!(renew_note(&layout.lease(), &token));
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
-    age();
+    age(&layout.lease());
     assert!(!renew_note(&layout.lease(), "somebody else's"));
     assert!(matches!(leased(&layout), Attempt::Got(_)));
 }
