@@ -34,6 +34,7 @@ use fuser::{
 };
 
 use crate::object::{Attr, Ino, Kind};
+use crate::sys::process;
 use crate::union::{self, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
 use attr::{ABSENT, file_attr, file_type, set_time};
 use counters::Timed;
@@ -67,6 +68,8 @@ pub struct EnvFs {
     notices: Arc<Notices>,
     /// Whether some file is just begun to be written to the disk.
     is_writing_behind: Arc<AtomicBool>,
+    /// Whether changes of names and attributes are made durable before they are answered.
+    syncs_each_change: bool,
 }
 
 impl EnvFs {
@@ -84,7 +87,25 @@ impl EnvFs {
             notices: Arc::new(notices.map_err(SessionError::Threads)?),
             gate,
             is_writing_behind: Arc::default(),
+            syncs_each_change: false,
         })
+    }
+
+    /// Makes each change of names and attributes durable before it is answered, as for a mount with `sync`;
+    /// the kernel sees to what is written.
+    pub fn sync_each_change(&mut self) {
+        self.syncs_each_change = true;
+    }
+
+    /// Passes on what a change of these objects came to, durable where that is wanted.
+    fn settled<T>(&self, done: union::Result<T>, changed: &[Ino]) -> union::Result<T> {
+        let done = done?;
+        if self.syncs_each_change {
+            changed
+                .iter()
+                .try_for_each(|ino| self.union.sync(*ino, false))?;
+        }
+        Ok(done)
     }
 
     /// The way to the kernel, to be opened when it is mounted.
@@ -131,6 +152,21 @@ impl EnvFs {
             .map(|(ino, _)| ino)
     }
 
+    /// Takes away the set-id bits that a change of content or owner takes, by a caller without
+    /// `CAP_FSETID`, before the change. The kernel expects the bits to go, and is told that they did: it
+    /// decides by the mode that it knows what a program may do, and most answers carry none.
+    fn drop_set_id(&self, req: &Request, ino: Ino) -> union::Result<()> {
+        let is_member = |gid| {
+            let (_, gid) = self.owners.shown((0, gid));
+            // A process of another container has no number here, and is taken for no member.
+            gid == req.gid() || process::is_in_group(req.pid(), gid)
+        };
+        if self.union.drop_set_id(ino, is_member)? {
+            self.notices.attributes(ino);
+        }
+        Ok(())
+    }
+
     /// Does it here and now, or has it done where nobody waits for it.
     fn run(&self, is_long: bool, job: impl FnOnce() + Send + 'static) {
         if is_long {
@@ -156,7 +192,7 @@ impl EnvFs {
         let dir = Ino(parent.0);
         let (uid, gid) = self.owners.kept((req.uid(), req.gid()));
         let creator = Creator { uid, gid };
-        match self.union.make(
+        let made = self.union.make(
             dir,
             name.as_bytes(),
             kind,
@@ -164,7 +200,8 @@ impl EnvFs {
             rdev,
             target,
             creator,
-        ) {
+        );
+        match self.settled(made, &[dir]) {
             Ok((ino, attr)) => self.entry(dir, ino, &attr, reply),
             Err(e) => reply.error(errno("make", parent.0, &e)),
         }
@@ -293,6 +330,11 @@ impl Filesystem for EnvFs {
             },
             false => uid,
         };
+        let loses_set_id =
+            (uid.is_some() || gid.is_some() || size.is_some()) && !keeps_privileges(req);
+        if loses_set_id && let Err(e) = self.drop_set_id(req, Ino(ino.0)) {
+            return reply.error(errno("setattr", ino.0, &e));
+        }
         let set = SetAttr {
             mode: mode.map(|mode| (mode & 0o7777) as u16),
             uid,
@@ -305,8 +347,15 @@ impl Filesystem for EnvFs {
         let timed = self.timed_there(Op::SetAttr);
         let is_long = size.is_some_and(|size| size > 0) && self.union.brings_up_much(Ino(ino.0));
         let (union, owners) = (self.union.clone(), self.owners.clone());
+        let syncs = self.syncs_each_change;
         self.run(is_long, move || {
-            match union.set_attr(Ino(ino.0), &set) {
+            let done = union.set_attr(Ino(ino.0), &set).and_then(|attr| {
+                if syncs {
+                    union.sync(Ino(ino.0), false)?;
+                }
+                Ok(attr)
+            });
+            match done {
                 Ok(attr) => reply.attr(&FOREVER, &file_attr(&owners, Ino(ino.0), &attr)),
                 Err(e) => reply.error(errno("setattr", ino.0, &e)),
             }
@@ -373,7 +422,8 @@ impl Filesystem for EnvFs {
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Remove);
-        match self.union.unlink(Ino(parent.0), name.as_bytes()) {
+        let done = self.union.unlink(Ino(parent.0), name.as_bytes());
+        match self.settled(done, &[Ino(parent.0)]) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("unlink", parent.0, &e)),
         }
@@ -381,7 +431,8 @@ impl Filesystem for EnvFs {
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Remove);
-        match self.union.rmdir(Ino(parent.0), name.as_bytes()) {
+        let done = self.union.rmdir(Ino(parent.0), name.as_bytes());
+        match self.settled(done, &[Ino(parent.0)]) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("rmdir", parent.0, &e)),
         }
@@ -416,7 +467,8 @@ impl Filesystem for EnvFs {
                 moved.extend(self.directory(to, newname));
             }
         }
-        match self.union.rename(from, name, to, newname, mode) {
+        let done = self.union.rename(from, name, to, newname, mode);
+        match self.settled(done, &[from, to]) {
             Ok(()) if moved.is_empty() => reply.ok(),
             Ok(()) => {
                 // Their listings, which the kernel keeps, say who is above.
@@ -440,7 +492,8 @@ impl Filesystem for EnvFs {
     ) {
         let _timed = self.timed(Op::Link);
         let dir = Ino(newparent.0);
-        match self.union.link(Ino(ino.0), dir, newname.as_bytes()) {
+        let done = self.union.link(Ino(ino.0), dir, newname.as_bytes());
+        match self.settled(done, &[dir]) {
             Ok(attr) => self.entry(dir, Ino(ino.0), &attr, reply),
             Err(e) => reply.error(errno("link", ino.0, &e)),
         }
@@ -496,7 +549,7 @@ impl Filesystem for EnvFs {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -506,6 +559,10 @@ impl Filesystem for EnvFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        if kill && let Err(e) = self.drop_set_id(req, Ino(ino.0)) {
+            return reply.error(errno("write", ino.0, &e));
+        }
         self.serve_write(Ino(ino.0), offset, data, write_flags, flags, reply);
     }
 
@@ -651,10 +708,10 @@ impl Filesystem for EnvFs {
             nix::libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        match self
+        let done = self
             .union
-            .set_xattr(Ino(ino.0), name.as_bytes(), value, mode)
-        {
+            .set_xattr(Ino(ino.0), name.as_bytes(), value, mode);
+        match self.settled(done, &[Ino(ino.0)]) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("setxattr", ino.0, &e)),
         }
@@ -680,7 +737,8 @@ impl Filesystem for EnvFs {
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Xattr);
-        match self.union.remove_xattr(Ino(ino.0), name.as_bytes()) {
+        let done = self.union.remove_xattr(Ino(ino.0), name.as_bytes());
+        match self.settled(done, &[Ino(ino.0)]) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("removexattr", ino.0, &e)),
         }
@@ -697,6 +755,9 @@ impl Filesystem for EnvFs {
         reply: ReplyEmpty,
     ) {
         let kill = !keeps_privileges(req);
+        if kill && let Err(e) = self.drop_set_id(req, Ino(ino.0)) {
+            return reply.error(errno("fallocate", ino.0, &e));
+        }
         self.serve_fallocate(Ino(ino.0), offset, length, mode, kill, reply);
     }
 
@@ -741,7 +802,11 @@ impl Filesystem for EnvFs {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((Ino(ino_in.0), offset_in), (Ino(ino_out.0), offset_out));
-        self.serve_copy(from, to, len, !keeps_privileges(req), reply);
+        let kill = !keeps_privileges(req);
+        if kill && let Err(e) = self.drop_set_id(req, to.0) {
+            return reply.error(errno("copy_file_range", ino_out.0, &e));
+        }
+        self.serve_copy(from, to, len, kill, reply);
     }
 }
 

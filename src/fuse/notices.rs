@@ -63,6 +63,19 @@ impl Notices {
         }
     }
 
+    /// Has the kernel ask for an object's attributes when it needs them next. In contrast to content they
+    /// are forgotten without a lock, so this may be called while a request of the object is answered.
+    pub(super) fn attributes(&self, ino: Ino) {
+        let Some(invalidator) = self.invalidator.get() else {
+            return;
+        };
+        if let Err(e) = invalidator.attributes(ino)
+            && e.raw_os_error() != Some(nix::libc::ENOENT)
+        {
+            tracing::warn!(%ino, "invalidating attributes: {e}");
+        }
+    }
+
     /// Has the kernel write back what it holds of a part of a file, and forget it; without an `end`, of
     /// all that follows.
     pub(super) fn settle(&self, ino: Ino, start: u64, end: Option<u64>) {

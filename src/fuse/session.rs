@@ -357,7 +357,6 @@ pub(crate) mod tests {
             mount_point: dir.to_path_buf(),
             id: id.to_owned(),
             allow_other: false,
-            trust_content: false,
             fakeroot: false,
             options: Default::default(),
         }

@@ -34,6 +34,17 @@ pub fn groups() -> Vec<u32> {
     groups.into_iter().map(nix::unistd::Gid::as_raw).collect()
 }
 
+/// Returns true if a process, or a thread of one, has a group among its supplementary ones; false as well
+/// if there is no such process.
+pub fn is_in_group(pid: u32, gid: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return false;
+    };
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+    let mut groups = groups.unwrap_or_default().split_whitespace();
+    groups.any(|group| group.parse() == Ok(gid))
+}
+
 /// Returns the name of this host, as `uname -n` has it.
 pub fn host_name() -> String {
     nix::unistd::gethostname()

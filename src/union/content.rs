@@ -12,7 +12,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
 
 use super::attributes::CAPABILITY;
-use super::{Bytes, Error, Result, Standing, Union, Xattr};
+use super::namespace::S_ISGID;
+use super::{Bytes, Error, Result, SetAttr, Standing, Union, Xattr};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 use crate::sys::durable;
@@ -22,6 +23,8 @@ const COPY_CHUNK: usize = 1 << 20;
 
 /// From this size on, in bytes, bringing a file up takes so long that nobody else should wait.
 const MUCH: u64 = 1 << 20;
+
+const S_ISUID: u16 = 0o4000;
 
 /// What `fallocate` is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -482,6 +485,45 @@ impl Union {
         Ok(true)
     }
 
+    /// Takes away the set-id bits that a change of content or owner by a caller without `CAP_FSETID` takes:
+    /// set-user-id, and set-group-id unless the group may not execute the file and the caller is in it,
+    /// as `is_member` says. Returns true if there were any.
+    pub fn drop_set_id(&self, ino: Ino, is_member: impl FnOnce(u32) -> bool) -> Result<bool> {
+        let attr = {
+            let state = self.read();
+            match state.standing(ino) {
+                Standing::Row(row) => Some((row.kind, row.mode, row.gid)),
+                Standing::Orphan(orphan) => {
+                    Some((orphan.row.kind, orphan.row.mode, orphan.row.gid))
+                }
+                Standing::Lower => None,
+            }
+        };
+        let (kind, mode, gid) = match attr {
+            Some(attr) => attr,
+            None => {
+                let attr = self.attr(ino)?;
+                (attr.kind, attr.mode, attr.gid)
+            }
+        };
+        if kind == Kind::Directory || mode & (S_ISUID | S_ISGID) == 0 {
+            return Ok(false);
+        }
+        let mut left = without_privileges(mode);
+        if left & S_ISGID != 0 && !is_member(gid) {
+            left &= !S_ISGID;
+        }
+        if left == mode {
+            return Ok(false);
+        }
+        let set = SetAttr {
+            mode: Some(left),
+            ..SetAttr::default()
+        };
+        self.set_attr(ino, &set)?;
+        Ok(true)
+    }
+
     /// Takes away what a change of content takes away: a capability, and with `set_id` the set-id bits.
     /// To be called before the change, so that nobody's content has privileges of another's. The file is
     /// up by then, so a capability of the layers below is gone already.
@@ -524,9 +566,9 @@ impl Union {
 
 /// The mode after set-id bits are cleared as the kernel does: set-gid only where the group may execute.
 pub(super) fn without_privileges(mode: u16) -> u16 {
-    let mut mode = mode & !0o4000;
+    let mut mode = mode & !S_ISUID;
     if mode & 0o010 != 0 {
-        mode &= !0o2000;
+        mode &= !S_ISGID;
     }
     mode
 }

@@ -9,7 +9,7 @@ use super::{Error, Lookup, Result, Standing, State, Union, stat_into};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 
-const S_ISGID: u16 = 0o2000;
+pub(super) const S_ISGID: u16 = 0o2000;
 
 /// Who makes an object.
 #[derive(Debug, Clone, Copy)]

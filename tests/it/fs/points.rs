@@ -156,6 +156,8 @@ points! { everywhere:
     entries_that_stay_are_listed_once_whatever_else_happens
     a_listing_may_be_emptied_while_it_is_read
     places_in_a_listing_can_be_come_back_to
+    a_listing_ends_though_names_are_made_meanwhile
+    listings_of_one_directory_do_not_disturb_each_other
     appends_of_several_processes_do_not_mix
     first_writers_at_once_lose_nothing
     direct_reads_and_writes
@@ -168,6 +170,7 @@ points! { everywhere:
     posix_locks_exclude_other_processes_byte_by_byte
     locks_of_open_files_exclude_each_other
     writing_takes_the_set_user_id_bits
+    bits_that_are_gone_are_gone_for_everybody_at_once
     giving_a_file_away_takes_the_set_user_id_bits
     naming_no_owner_takes_the_set_user_id_bits
     what_is_made_in_a_set_group_id_directory_is_of_its_group
@@ -197,6 +200,7 @@ points! { mount_only:
     access_control_lists_are_refused
     attributes_of_all_sizes
     reading_does_not_change_access_times
+    reading_what_was_made_or_copied_up_does_not_change_access_times
     whiteouts_cannot_be_asked_for
     links_from_outside_are_refused
     writing_through_a_fifo_leaves_its_time

@@ -1,12 +1,16 @@
 """Who may do what."""
 
+import ctypes
 import errno
+import mmap
 import os
 import stat
+import struct
 import time
 
 from support import (
     KEEP_SIZE,
+    LIBC,
     PUNCH_HOLE,
     ROOT,
     fails,
@@ -18,34 +22,89 @@ from support import (
 )
 
 
+def with_open(change, flags=os.O_RDWR):
+    def open_and_change(path):
+        fd = os.open(path, flags)
+        change(fd)
+        os.close(fd)
+
+    return open_and_change
+
+
+def copy_into(fd):
+    source = os.open("big", os.O_RDONLY)
+    os.copy_file_range(source, fd, 10)
+    os.close(source)
+
+
+# What changes the content of a file.
+CHANGES = [
+    with_open(lambda fd: os.write(fd, b"x")),
+    with_open(lambda fd: os.ftruncate(fd, 1)),
+    with_open(lambda fd: fallocate(fd, 0, 0, 100)),
+    with_open(lambda fd: os.pwritev(fd, [b"x"], 3)),
+    with_open(lambda fd: fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 10)),
+    with_open(copy_into),
+    with_open(lambda fd: os.write(fd, b"x"), os.O_WRONLY | os.O_APPEND),
+    with_open(lambda fd: os.writev(fd, [mmap.mmap(-1, 4096)]), os.O_WRONLY | os.O_DIRECT),
+    with_open(lambda fd: None, os.O_WRONLY | os.O_TRUNC),
+    lambda path: os.truncate(path, 7),
+]
+
+
+def mode_of(path):
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
 @point
 def writing_takes_the_set_user_id_bits():
     for path in ["small", "fresh"]:
         write(path, b"x")
-        for change in [
-            lambda fd: os.write(fd, b"x"),
-            lambda fd: os.ftruncate(fd, 1),
-            lambda fd: fallocate(fd, 0, 0, 100),
-            lambda fd: os.pwritev(fd, [b"x"], 3),
-            lambda fd: fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 10),
-            lambda fd: os.copy_file_range(os.open("big", os.O_RDONLY), fd, 10),
-        ]:
+        for change in CHANGES:
             os.chmod(path, 0o6777)
             if ROOT:
-                assert other_user(lambda: change(os.open(path, os.O_RDWR))) is not None
+                assert other_user(lambda: change(path)) == 0
             else:
-                change(os.open(path, os.O_RDWR))
-            mode = stat.S_IMODE(os.stat(path).st_mode)
-            assert mode == 0o777, oct(mode)
+                change(path)
+            assert mode_of(path) == 0o777, oct(mode_of(path))
             if ROOT:
                 os.chmod(path, 0o6777)
-                change(os.open(path, os.O_RDWR))
-                assert stat.S_IMODE(os.stat(path).st_mode) == 0o6777
-        # A set-group-id bit without the group's execution is another matter, and stays.
-        os.chmod(path, 0o2767)
-        if not ROOT:
-            write(path, b"y", os.O_WRONLY)
-            assert stat.S_IMODE(os.stat(path).st_mode) == 0o2767
+                change(path)
+                assert mode_of(path) == 0o6777
+        # A set-group-id bit without the group's execution stays if the writer is in the group.
+        for change in CHANGES:
+            os.chmod(path, 0o2767)
+            if ROOT:
+                assert other_user(lambda: change(path)) == 0
+                assert mode_of(path) == 0o767, oct(mode_of(path))
+                os.chown(path, -1, 4321)
+                os.chmod(path, 0o2767)
+                assert other_user(lambda: change(path), groups=[1234, 4321]) == 0
+            else:
+                change(path)
+            assert mode_of(path) == 0o2767, oct(mode_of(path))
+
+
+def cached_mode(path):
+    """The mode that the kernel goes by, whatever else about a file it would ask for anew."""
+    buffer = ctypes.create_string_buffer(256)
+    # STATX_MODE alone.
+    assert LIBC.statx(-100, os.fsencode(path), 0, 2, buffer) == 0
+    return struct.unpack_from("H", buffer.raw, 28)[0] & 0o7777
+
+
+@point
+def bits_that_are_gone_are_gone_for_everybody_at_once():
+    for path in ["small", "fresh"]:
+        write(path, b"x")
+        for change in CHANGES:
+            os.chmod(path, 0o6777)
+            assert cached_mode(path) == 0o6777
+            if ROOT:
+                assert other_user(lambda: change(path)) == 0
+            else:
+                change(path)
+            assert cached_mode(path) == 0o777, oct(cached_mode(path))
 
 
 @point
@@ -53,6 +112,15 @@ def giving_a_file_away_takes_the_set_user_id_bits():
     os.chmod("small", 0o6755)
     os.chown("small", os.geteuid(), os.getegid())
     assert stat.S_IMODE(os.stat("small").st_mode) == 0o755
+    os.chmod("small", 0o2666)
+    os.chown("small", os.geteuid(), os.getegid())
+    assert mode_of("small") == 0o2666
+    if ROOT:
+        # From a group that the owner is not in to one that it is in.
+        os.chown("small", 65534, 4321)
+        os.chmod("small", 0o2666)
+        assert other_user(lambda: os.chown("small", -1, 65534)) == 0
+        assert mode_of("small") == 0o666
     os.chmod("dir", 0o2755)
     os.chown("dir", os.geteuid(), os.getegid())
     assert stat.S_IMODE(os.stat("dir").st_mode) == 0o2755

@@ -57,13 +57,13 @@ def rename(source, target, flags):
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 
 
-def other_user(function):
+def other_user(function, groups=()):
     """Calls a function as somebody else and returns what it returns, a small number."""
     child = os.fork()
     if child == 0:
         status = 255
         try:
-            os.setgroups([])
+            os.setgroups(list(groups))
             os.setgid(65534)
             os.setuid(65534)
             status = function() or 0
