@@ -7,6 +7,7 @@ pub mod backend;
 pub mod commands;
 pub mod context;
 pub mod error;
+pub mod mount_options;
 mod new_file;
 pub mod output;
 mod program;
@@ -83,7 +84,7 @@ pub fn main() -> i32 {
             Err(error) => tracing::warn!(%error, "stays a child of who started it"),
         }
     }
-    let words = commands::mount::translate_helper(std::env::args_os().collect());
+    let words = mount_options::translate_helper(std::env::args_os().collect());
     let mut matches = match Cli::command().try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(error) => return clap_error(error),

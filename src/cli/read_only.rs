@@ -20,9 +20,9 @@ use crate::daemon::protocol::{
     Status, TagOptions,
 };
 use crate::progress::Progress;
-use crate::sys::mount::{self, UnmountMode};
-use crate::sys::mountinfo;
+use crate::sys::mount::{self, MountFlags, UnmountMode};
 use crate::sys::text::quoted;
+use crate::sys::{mountinfo, process};
 
 /// Returns whether nothing can be written in this directory because its file system is read-only.
 pub(super) fn is_read_only(dir: &Path) -> bool {
@@ -65,9 +65,12 @@ pub(super) fn mount(env: &Env) -> Result<()> {
         mount_point: prefix.as_path().into(),
         source,
         subtype: String::from("envfs"),
-        read_only: true,
-        allow_other: false,
-        trust_content: false,
+        flags: MountFlags {
+            read_only: true,
+            ..MountFlags::default()
+        },
+        // As every mount by root.
+        allow_other: process::user_id() == 0,
         fakeroot: false,
     })?;
     backend::warn(format!(

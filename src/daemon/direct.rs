@@ -29,7 +29,7 @@ use crate::fuse::session::{Loops, Session};
 use crate::fuse::{EnvFs, Owners};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
-use crate::sys::mount::{self, MountOptions, MountRequest, UnmountMode};
+use crate::sys::mount::{self, MountFlags, MountOptions, MountRequest, UnmountMode};
 use crate::sys::process::{self, new_uuid};
 use crate::sys::{mountinfo, private, text::Text};
 use crate::union::{self, OpenOptions, Union, identify};
@@ -54,12 +54,10 @@ pub struct DirectMount {
     pub source: String,
     /// What stands behind `fuse.` as the type.
     pub subtype: String,
-    /// Whether the kernel refuses all changes.
-    pub read_only: bool,
+    /// What the kernel is to refuse or to do.
+    pub flags: MountFlags,
     /// Whether other users may enter.
     pub allow_other: bool,
-    /// Whether set-user-id bits and device nodes count; root only.
-    pub trust_content: bool,
     /// Whether whoever mounts is root there; excludes `allow_other`.
     pub fakeroot: bool,
 }
@@ -96,6 +94,63 @@ pub fn start(what: &DirectMount) -> Result<Served, Failure> {
         Some(path) => failure.hint(format!("its log: {}", path.display())),
         None => failure,
     })
+}
+
+/// Returns the flags of the mount at a path.
+pub fn flags_at(mount_point: &Path) -> Result<MountFlags, Failure> {
+    let there = mountinfo::at(mount_point)
+        .map_err(|e| Failure::io("cannot read the mount table", &e))?
+        .filter(|mount| mount.fs_type.starts_with("fuse"));
+    let there = there.ok_or_else(|| {
+        Failure::new(
+            Kind::Usage,
+            format!("{} is no mount of envfs", mount_point.display()),
+        )
+    })?;
+    let mut flags = MountFlags {
+        suid: true,
+        dev: true,
+        ..MountFlags::default()
+    };
+    for word in &there.options {
+        flags.take(word.as_bytes());
+    }
+    Ok(flags)
+}
+
+/// Changes the flags of the mount at a path from those that it has. Root only.
+pub fn remount(mount_point: &Path, before: MountFlags, after: MountFlags) -> Result<(), Failure> {
+    let shown = mount_point.display();
+    if before.synchronous != after.synchronous {
+        return Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "{shown} is mounted already: sync and dirsync can be chosen when mounting only"
+            ),
+        )
+        .hint("unmount it, and mount it with the option"));
+    }
+    if before.read_only && !after.read_only && takes_no_changes(mount_point) {
+        return Err(Failure::new(
+            Kind::Usage,
+            format!("{shown} was mounted without a directory that takes the changes"),
+        )
+        .hint("unmount it, and mount it with -o upper=DIR"));
+    }
+    Ok(mount::remount(mount_point, after)?)
+}
+
+/// Returns true if the mount at a path is that of an image alone: by the command line of its daemon, which
+/// has no other way to be asked.
+fn takes_no_changes(mount_point: &Path) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut specs = pids.filter_map(|pid| {
+        let words = process::command_line(pid);
+        let at = words.iter().position(|word| word == "__serve")?;
+        serde_json::from_slice::<DirectMount>(words.get(at + 1)?.as_bytes()).ok()
+    });
+    specs.any(|what| what.mount_point.as_path() == mount_point && what.upper.is_none())
 }
 
 /// Is the daemon: serves until it is unmounted. To be called as [`super::host::run`] is.
@@ -245,15 +300,17 @@ impl Open {
             mount_point: what.mount_point.as_path().to_path_buf(),
             id: self.id.clone(),
             allow_other: what.allow_other,
-            trust_content: what.trust_content,
             fakeroot: what.fakeroot,
             options: MountOptions {
                 source: Some(what.source.clone()),
                 subtype: what.subtype.clone(),
-                read_only: what.read_only,
+                flags: what.flags,
             },
         };
-        let filesystem = EnvFs::new(self.union.clone(), self.owners.clone())?;
+        let mut filesystem = EnvFs::new(self.union.clone(), self.owners.clone())?;
+        if what.flags.synchronous {
+            filesystem.sync_each_change();
+        }
         let notices = filesystem.notices();
         let session = Session::start(filesystem, &request, Loops::default())?;
         notices.open(session.invalidator());

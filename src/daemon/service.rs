@@ -166,7 +166,6 @@ pub fn mount_environment(
             .ok_or_else(|| missing("who the environment is"))?,
         // What root mounts is as visible as a plain directory; permissions decide, as there.
         allow_other: nix::unistd::geteuid().is_root(),
-        trust_content: false,
         fakeroot,
         options: Default::default(),
     };

@@ -425,7 +425,6 @@ fn be_a_daemon() {
         mount_point: dir.join("prefix"),
         id: id.clone(),
         allow_other: false,
-        trust_content: false,
         fakeroot: false,
         options: Default::default(),
     };

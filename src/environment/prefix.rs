@@ -241,6 +241,7 @@ mod tests {
             source: "x".into(),
             checks_permissions: true,
             user_id: None,
+            options: Vec::new(),
         };
         let at = real.join("mount");
         let try_with = |above: &[(&Path, &str)]| {

@@ -227,6 +227,7 @@ mod tests {
             source: "envfs:x".into(),
             checks_permissions: true,
             user_id: None,
+            options: Vec::new(),
         };
         let holders = of_mount(&mount);
         child.kill().unwrap();

@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::durable::sync_file_system;
@@ -177,8 +178,6 @@ pub struct MountRequest {
     pub id: String,
     /// Whether other users may enter (needs `user_allow_other` in `/etc/fuse.conf`, or root).
     pub allow_other: bool,
-    /// Whether set-user-id bits and device nodes count; root only, ignored elsewhere.
-    pub trust_content: bool,
     /// Whether whoever mounts may do in the mount what root may elsewhere: the kernel checks no
     /// permissions. Not together with `allow_other`.
     pub fakeroot: bool,
@@ -193,8 +192,75 @@ pub struct MountOptions {
     pub source: Option<String>,
     /// What stands behind `fuse.` as the type; nothing at all where this is empty.
     pub subtype: String,
-    /// Whether the kernel refuses all changes.
+    /// What the kernel is to refuse or to do.
+    pub flags: MountFlags,
+}
+
+/// What the kernel is to refuse or to do in a mount, whoever serves it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountFlags {
+    /// Refuse all changes.
     pub read_only: bool,
+    /// Let set-user-id bits count; root only, ignored elsewhere.
+    pub suid: bool,
+    /// Let device nodes be opened; root only, ignored elsewhere.
+    pub dev: bool,
+    /// Refuse to execute.
+    pub no_exec: bool,
+    /// Refuse to follow symbolic links.
+    pub no_symfollow: bool,
+    /// Make each write durable before it returns.
+    pub synchronous: bool,
+}
+
+impl MountFlags {
+    /// Takes over what a word of `mount(8)` says; returns false if it says nothing about these flags.
+    pub fn take(&mut self, word: &[u8]) -> bool {
+        match word {
+            b"ro" => self.read_only = true,
+            b"rw" => self.read_only = false,
+            b"suid" => self.suid = true,
+            b"nosuid" => self.suid = false,
+            b"dev" => self.dev = true,
+            b"nodev" => self.dev = false,
+            b"exec" => self.no_exec = false,
+            b"noexec" => self.no_exec = true,
+            b"symfollow" => self.no_symfollow = false,
+            b"nosymfollow" => self.no_symfollow = true,
+            b"sync" | b"dirsync" => self.synchronous = true,
+            b"async" => self.synchronous = false,
+            _ => return false,
+        }
+        true
+    }
+
+    /// For `mount(2)`.
+    fn bits(self) -> MsFlags {
+        // Not named by libc's bindings for all targets.
+        const MS_NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
+        let all = [
+            (self.read_only, MsFlags::MS_RDONLY),
+            (!self.suid, MsFlags::MS_NOSUID),
+            (!self.dev, MsFlags::MS_NODEV),
+            (self.no_exec, MsFlags::MS_NOEXEC),
+            (self.no_symfollow, MS_NOSYMFOLLOW),
+            (self.synchronous, MsFlags::MS_SYNCHRONOUS),
+        ];
+        let wanted = all.into_iter().filter(|(is_wanted, _)| *is_wanted);
+        wanted.map(|(_, flag)| flag).collect()
+    }
+
+    /// For `fusermount3`, which adds what others than root must have.
+    fn words(self) -> String {
+        let all = [
+            (self.read_only, ",ro"),
+            (self.no_exec, ",noexec"),
+            (self.no_symfollow, ",nosymfollow"),
+            (self.synchronous, ",sync"),
+        ];
+        let wanted = all.into_iter().filter(|(is_wanted, _)| *is_wanted);
+        wanted.map(|(_, word)| word).collect()
+    }
 }
 
 impl Default for MountOptions {
@@ -202,7 +268,7 @@ impl Default for MountOptions {
         MountOptions {
             source: None,
             subtype: String::from("envfs"),
-            read_only: false,
+            flags: MountFlags::default(),
         }
     }
 }
@@ -295,7 +361,6 @@ pub fn try_at(path: &Path) -> Result<(), MountError> {
         mount_point: path.to_path_buf(),
         id: format!("trial-{}", std::process::id()),
         allow_other: false,
-        trust_content: false,
         fakeroot: false,
         options: Default::default(),
     };
@@ -325,13 +390,6 @@ fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno>
         process::group_id(),
     );
     data.push_str(request.access());
-    let mut flags = MsFlags::empty();
-    if !request.trust_content {
-        flags |= MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    }
-    if request.options.read_only {
-        flags |= MsFlags::MS_RDONLY;
-    }
     let fs_type = match request.options.subtype.as_str() {
         "" => String::from("fuse"),
         subtype => format!("fuse.{subtype}"),
@@ -340,9 +398,22 @@ fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno>
         Some(request.source().as_str()),
         &request.mount_point,
         Some(fs_type.as_str()),
-        flags,
+        request.options.flags.bits(),
         Some(data.as_str()),
     )
+}
+
+/// Changes the flags of a mount that is there; root only.
+pub fn remount(path: &Path, flags: MountFlags) -> Result<(), MountError> {
+    // What else there is to a FUSE mount cannot be changed, and is not looked at.
+    nix::mount::mount(
+        None::<&str>,
+        path,
+        None::<&str>,
+        MsFlags::MS_REMOUNT | flags.bits(),
+        None::<&str>,
+    )
+    .map_err(|error| MountError::system("remount", path, error))
 }
 
 /// Returns the helper that mounts for ordinary users. `ENVFS_FUSERMOUNT` names another.
@@ -375,9 +446,7 @@ fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountError> {
         options.push_str(",subtype=");
         options.push_str(&request.options.subtype);
     }
-    if request.options.read_only {
-        options.push_str(",ro");
-    }
+    options.push_str(&request.options.flags.words());
     // The socket goes as standard input: that descriptor alone reaches the child, and no thread
     // that starts a program at the same moment can leak it.
     let child = Command::new(&helper)

@@ -26,6 +26,8 @@ pub struct MountEntry {
     pub fs_type: String,
     /// Source; `envfs:ID` for ours.
     pub source: OsString,
+    /// Options of the mount and of its file system.
+    pub options: Vec<String>,
     /// Whether the kernel checks permissions, for FUSE; not so with `fakeroot`.
     pub checks_permissions: bool,
     /// Whose mount it is, for FUSE: the kernel says so, unlike the source, which anybody may choose.
@@ -158,15 +160,22 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
     let _root = fields.next()?;
     let mount_point = PathBuf::from(unescape(fields.next()?));
-    // Mount options, then any number of optional fields up to a single dash.
+    let of_mount = fields.next()?.split(|&byte| byte == b',');
+    // Any number of optional fields, up to a single dash.
     fields.find(|field| *field == b"-")?;
     let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
     let source = unescape(fields.next()?);
-    let options = fields.next()?.split(|&byte| byte == b',');
+    let of_file_system = fields.next()?.split(|&byte| byte == b',');
+    let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
+    // A mount may be read-only where its file system is not, and is so too where that is.
+    let is_told_twice = |word: &&[u8]| *word != b"rw";
+    let options: Vec<String> = of_mount
+        .chain(of_file_system.filter(is_told_twice))
+        .map(text)
+        .collect();
     let user_id = options
-        .clone()
-        .find_map(|option| option.strip_prefix(b"user_id="))
-        .and_then(|number| std::str::from_utf8(number).ok()?.parse().ok());
+        .iter()
+        .find_map(|option| option.strip_prefix("user_id=")?.parse().ok());
     Some(MountEntry {
         id,
         device: (major.parse().ok()?, minor.parse().ok()?),
@@ -174,9 +183,10 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         fs_type,
         source,
         checks_permissions: options
-            .clone()
-            .any(|option| option == b"default_permissions"),
+            .iter()
+            .any(|option| option == "default_permissions"),
         user_id,
+        options,
     })
 }
 

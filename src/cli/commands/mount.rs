@@ -1,7 +1,7 @@
 //! `envfs mount`, and the helper that `mount(8)` calls.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
@@ -9,6 +9,7 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
+use crate::cli::mount_options::{self, Options};
 use crate::daemon::direct::{self, DirectMount};
 use crate::environment::Layout;
 use crate::sys::process;
@@ -44,8 +45,10 @@ pub struct Args {
     /// kept and shown, and read and write whatever the permissions say.
     #[arg(long)]
     fakeroot: bool,
-    /// Mount options: ro, allow_other, fakeroot, fsname=NAME, subtype=NAME, suid, dev, image=, upper=, state=,
-    /// lowerdir=IMAGE:IMAGE.
+    /// Mount options: ro, noexec, nosymfollow, sync, dirsync, suid, dev, allow_other (always so for root),
+    /// fakeroot, fsname=NAME, subtype=NAME, image=, upper=, state=, lowerdir=IMAGE:IMAGE. With remount, what of
+    /// the first is to be changed of the mount at a directory, by root: ro, rw, exec and the like. Those
+    /// that mount(8) knows besides are taken as well, and change nothing.
     #[arg(short, value_name = "OPTION,…")]
     options: Vec<OsString>,
 }
@@ -53,7 +56,17 @@ pub struct Args {
 impl Args {
     /// Does it.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let options = Options::parse(self)?;
+        if mount_options::is_remount(&self.options) {
+            return self.remount();
+        }
+        let mut options = Options {
+            images: self.images.clone(),
+            upper: self.upper.clone(),
+            state: self.state.clone(),
+            fakeroot: self.fakeroot,
+            ..Options::default()
+        };
+        options.take_all(&self.options)?;
         if options.fakeroot && process::user_id() == 0 {
             return Err(CommandError::usage("root needs no --fakeroot")
                 .hint("leave it out: root may do everything in a mount"));
@@ -87,12 +100,28 @@ impl Args {
             .exact(env.target.prefix.as_os_str().as_bytes())
     }
 
+    /// Changes what the kernel refuses in a mount that is there, as for `mount -o remount`.
+    fn remount(&self) -> Result<()> {
+        let Some(mount_point) = &self.name else {
+            return Err(CommandError::usage("which mount is to be changed?")
+                .hint("envfs mount -o remount,OPTION… MOUNTPOINT"));
+        };
+        let place = absolute(Path::new(mount_point))?;
+        let before = direct::flags_at(place.as_path())?;
+        let mut options = Options {
+            flags: before,
+            ..Options::default()
+        };
+        options.take_all(&self.options)?;
+        Ok(direct::remount(place.as_path(), before, options.flags)?)
+    }
+
     fn mount_images(&self, options: &Options) -> Result<()> {
         let Some(mount_point) = &self.name else {
             return Err(CommandError::usage("where is the image to be mounted?")
                 .hint("envfs mount --image FILE --upper DIR MOUNTPOINT"));
         };
-        if options.upper.is_none() && !options.read_only {
+        if options.upper.is_none() && !options.flags.read_only {
             return Err(
                 CommandError::usage("a directory is needed that takes the changes")
                     .hint("--upper DIR, or read only: -o ro"),
@@ -124,9 +153,9 @@ impl Args {
             mount_point: absolute(Path::new(mount_point))?,
             source,
             subtype: options.subtype.clone(),
-            read_only: options.read_only,
-            allow_other: options.allow_other,
-            trust_content: options.trust_content,
+            flags: options.flags,
+            // What root mounts is as visible as a plain directory; permissions decide, as there.
+            allow_other: options.allow_other || process::user_id() == 0,
             fakeroot: options.fakeroot,
         };
         if !what.has_mount_point() {
@@ -160,148 +189,4 @@ fn absolute(path: &Path) -> Result<Text> {
         },
         _ => Ok(path.into()),
     }
-}
-
-/// What the options say, those after -o and the others.
-#[derive(Debug)]
-struct Options {
-    images: Vec<PathBuf>,
-    upper: Option<PathBuf>,
-    state: Option<PathBuf>,
-    source: Option<String>,
-    subtype: String,
-    read_only: bool,
-    allow_other: bool,
-    trust_content: bool,
-    fakeroot: bool,
-}
-
-impl Options {
-    fn parse(args: &Args) -> Result<Options> {
-        let mut all = Options {
-            images: args.images.clone(),
-            upper: args.upper.clone(),
-            state: args.state.clone(),
-            source: None,
-            subtype: String::from("envfs"),
-            read_only: false,
-            allow_other: false,
-            trust_content: false,
-            fakeroot: args.fakeroot,
-        };
-        for word in args
-            .options
-            .iter()
-            .flat_map(|list| list.as_bytes().split(|b| *b == b','))
-        {
-            all.take(word)?;
-        }
-        Ok(all)
-    }
-
-    fn take(&mut self, word: &[u8]) -> Result<()> {
-        let (key, value) = match word.iter().position(|b| *b == b'=') {
-            Some(at) => (word.get(..at).unwrap_or_default(), word.get(at + 1..)),
-            None => (word, None),
-        };
-        let path = |value: &[u8]| PathBuf::from(OsStr::from_bytes(value));
-        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        match (key, value) {
-            (b"image", Some(value)) => self.images = vec![path(value)],
-            (b"lowerdir", Some(value)) => {
-                self.images = split_list(value).iter().map(|one| path(one)).collect();
-            }
-            (b"upper", Some(value)) => self.upper = Some(path(value)),
-            (b"state", Some(value)) => self.state = Some(path(value)),
-            (b"fsname", Some(value)) => self.source = Some(text(value)),
-            (b"subtype", Some(value)) => self.subtype = text(value),
-            (b"ro", None) => self.read_only = true,
-            (b"rw", None) => self.read_only = false,
-            (b"allow_other", None) => self.allow_other = true,
-            (b"fakeroot", None) => self.fakeroot = true,
-            (b"suid" | b"dev", None) => self.trust_content = true,
-            (b"nosuid" | b"nodev", None) => self.trust_content = false,
-            // Always so, or said to mount(8) and of no concern here.
-            (
-                b""
-                | b"default_permissions"
-                | b"defaults"
-                | b"noatime"
-                | b"relatime"
-                | b"exec"
-                | b"async"
-                | b"auto"
-                | b"noauto"
-                | b"nofail"
-                | b"_netdev"
-                | b"user"
-                | b"nouser"
-                | b"users",
-                None,
-            ) => {}
-            (key, _) if key.starts_with(b"x-") => {}
-            _ => {
-                return Err(CommandError::usage(format!(
-                    "unknown mount option {}",
-                    String::from_utf8_lossy(word)
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Splits a list as overlayfs writes it: by colons, but for those behind a backslash.
-fn split_list(list: &[u8]) -> Vec<Vec<u8>> {
-    let mut all = vec![Vec::new()];
-    let mut bytes = list.iter();
-    while let Some(&byte) = bytes.next() {
-        let escaped = if byte == b'\\' { bytes.next() } else { None };
-        match (byte, all.last_mut()) {
-            (b':', _) => all.push(Vec::new()),
-            (_, Some(last)) => last.push(*escaped.unwrap_or(&byte)),
-            (_, None) => {}
-        }
-    }
-    all
-}
-
-/// Turns the words of a call as `mount.envfs SOURCE DIR [-sfnv] [-t TYPE] [-o OPTIONS]`, which is how
-/// mount(8) calls helpers, into those of `envfs mount`. Other calls stay as they are.
-pub fn translate_helper(words: Vec<OsString>) -> Vec<OsString> {
-    let called = words.first().map(|word| Path::new(word).to_path_buf());
-    let called = called.as_deref().and_then(Path::file_name);
-    if !called.is_some_and(|name| name == "mount.envfs" || name == "mount.fuse.envfs") {
-        return words;
-    }
-    let mut out: Vec<OsString> = vec!["envfs".into(), "mount".into()];
-    let mut places = Vec::new();
-    let mut rest = words.into_iter().skip(1);
-    while let Some(word) = rest.next() {
-        match word.as_bytes() {
-            b"-o" => {
-                out.push(word);
-                out.extend(rest.next());
-            }
-            // A type or a namespace: said to mount(8).
-            b"-t" | b"-N" => drop(rest.next()),
-            b"-r" => out.extend(["-o".into(), "ro".into()]),
-            b"-s" | b"-f" | b"-n" | b"-v" | b"-w" => {}
-            _ => places.push(word),
-        }
-    }
-    let mut places = places.into_iter();
-    if let (Some(source), Some(dir)) = (places.next(), places.next()) {
-        // Before the options: an image= among them counts more.
-        let at = 2;
-        if source != "none" && source != "envfs" {
-            let mut first = b"image=".to_vec();
-            first.extend_from_slice(source.as_bytes());
-            out.splice(at..at, ["-o".into(), OsString::from_vec(first)]);
-        }
-        out.push("--".into());
-        out.push(dir);
-    }
-    out.extend(places);
-    out
 }

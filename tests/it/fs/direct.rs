@@ -51,7 +51,7 @@ impl Direct {
         }
         fs::create_dir_all(direct.at()).unwrap();
         direct.env.user().give(&direct.at());
-        if options.contains("allow_other") {
+        if direct.env.user().is_root() {
             // Others must get there.
             fs::set_permissions(direct.env.work(), PermissionsExt::from_mode(0o755)).unwrap();
         }
@@ -215,7 +215,7 @@ fn an_image_is_mounted_without_a_store_and_its_changes_are_kept() {
             return;
         };
         let (env, at) = (&direct.env, direct.at());
-        let table = fs::read_to_string("/proc/self/mounts").unwrap();
+        let table = String::from_utf8_lossy(&fs::read("/proc/self/mounts").unwrap()).into_owned();
         let line = table
             .lines()
             .find(|line| line.contains(at.to_str().unwrap()));
@@ -464,5 +464,176 @@ fn a_directory_of_changes_that_others_can_write_to_is_refused() {
             nix::unistd::chown(&upper, Some(nix::unistd::Uid::from_raw(65534)), None).unwrap();
             mount().fails(4, &["belongs to nobody", "chown"]);
         }
+    }
+}
+
+/// The options of a mount and of its file system, as the mount table has them.
+fn options_of(at: &Path) -> String {
+    let table = fs::read("/proc/self/mountinfo").unwrap();
+    let table = String::from_utf8_lossy(&table).into_owned();
+    let place = format!(" {} ", at.display());
+    let line = table.lines().rfind(|line| line.contains(&place));
+    let fields: Vec<&str> = line.unwrap().split(' ').collect();
+    format!(",{},{},", fields[5], fields.last().unwrap())
+}
+
+/// Calls the program as mount(8) calls a helper.
+fn helper(direct: &Direct, options: &str) -> Run {
+    let helper = direct.env.work().join("mount.fuse.envfs");
+    if !helper.exists() {
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_envfs"), &helper).unwrap();
+    }
+    let mut command = direct.env.command(&helper);
+    command.arg(direct.image()).arg(direct.at());
+    command.args(["-n", "-o", options, "-t", "fuse.envfs"]);
+    run(command)
+}
+
+#[test]
+fn what_mount_and_fstab_pass_is_done_or_is_advice() {
+    for env in TestEnv::of_all_users() {
+        let source = source(&env);
+        let Some(direct) = Direct::of(env, &source, "") else {
+            return;
+        };
+        let (env, at) = (&direct.env, direct.at());
+        let upper = format!("upper={}", direct.upper().display());
+        direct.unmount();
+        let advice = "rw,user,user=joe,users,owner,group,comment=for backups,x-systemd.automount,X-mount.mkdir,\
+                      auto,noauto,nofail,_netdev,defaults,atime,noatime,diratime,nodiratime,relatime,\
+                      norelatime,strictatime,nostrictatime,lazytime,nolazytime,iversion,noiversion,mand,nomand,\
+                      silent,loud,exec,async,symfollow,nosuid,nodev";
+        helper(&direct, &format!("{advice},{upper}")).ok();
+        env.sh(&format!(
+            "cd '{}'; cp /bin/true .; ./true; rm true",
+            at.display()
+        ))
+        .ok();
+        let options = options_of(&at);
+        assert!(options.contains(",nosuid,nodev,"), "{options}");
+        direct.unmount();
+        helper(&direct, &format!("noexec,sync,{upper}")).ok();
+        let options = options_of(&at);
+        assert!(options.contains(",noexec,"), "{options}");
+        assert!(options.contains(",sync,"), "{options}");
+        env.sh(&format!(
+            "cd '{}'; cp /bin/true .; mkdir d; mv true d; chmod 700 d; ! d/true; rm -r d",
+            at.display()
+        ))
+        .ok();
+        direct.unmount();
+        for unknown in ["frozen", "noexec=1", "user_id=0", "comment"] {
+            helper(&direct, &format!("{unknown},{upper}"))
+                .fails(2, &["unknown mount option", unknown]);
+        }
+        if env.user().is_root() {
+            helper(&direct, &format!("suid,nosymfollow,{upper}")).ok();
+            let options = options_of(&at);
+            assert!(options.contains(",nodev,"), "suid alone: {options}");
+            assert!(!options.contains(",nosuid,"), "{options}");
+            assert!(options.contains(",nosymfollow,"), "{options}");
+        }
+    }
+}
+
+#[test]
+fn a_mount_is_changed_by_remounting() {
+    for env in TestEnv::of_all_users() {
+        let source = source(&env);
+        let Some(direct) = Direct::of(env, &source, "") else {
+            return;
+        };
+        let (env, at) = (&direct.env, direct.at());
+        // mount(8) puts what the mount table has before what the user asks for.
+        let table = "rw,nosuid,nodev,relatime,user_id=0,group_id=0,default_permissions,allow_other";
+        if !env.user().is_root() {
+            helper(&direct, &format!("{table},remount,ro")).fails(1, &["Operation not permitted"]);
+            continue;
+        }
+        let write = |may: bool| {
+            let written = fs::write(at.join("late"), "late");
+            assert_eq!(written.is_ok(), may, "{written:?}");
+        };
+        write(true);
+        helper(&direct, &format!("{table},remount,ro,noexec")).ok();
+        write(false);
+        assert!(options_of(&at).contains(",nosuid,nodev,noexec,"));
+        assert_eq!(fs::read_to_string(at.join("lower")).unwrap(), "as it was");
+        let words = ["mount", "-o", "remount,rw,exec", at.to_str().unwrap()];
+        env.envfs(&words).ok();
+        write(true);
+        assert!(options_of(&at).contains(",nosuid,nodev,relatime,"));
+        for (options, said) in [
+            ("remount,sync", "when mounting only"),
+            ("remount,frozen", "unknown mount option frozen"),
+        ] {
+            helper(&direct, options).fails(2, &[said]);
+        }
+        env.envfs(&["mount", "-o", "remount,ro", "/proc"])
+            .fails(2, &["/proc is no mount of envfs"]);
+        // An image alone has no place for changes.
+        direct.unmount();
+        helper(&direct, "ro").ok();
+        helper(&direct, "remount,rw").fails(2, &["without a directory that takes the changes"]);
+        assert!(fs::write(at.join("late"), "late").is_err());
+        helper(&direct, "remount,noexec").ok();
+    }
+}
+
+/// Runs a shell command as somebody else.
+fn as_nobody(script: &str) -> Run {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new("/bin/sh");
+    command.args(["-ec", script]).uid(65534).gid(65534);
+    run(command)
+}
+
+#[test]
+fn what_root_mounts_is_as_visible_as_a_plain_directory() {
+    let Some(env) = TestEnv::new() else { return };
+    if !env.user().is_root() {
+        return crate::support::skip("needs root");
+    }
+    let source = source(&env);
+    let Some(direct) = Direct::of(env, &source, "") else {
+        return;
+    };
+    let at = direct.at();
+    fs::set_permissions(at.join("gone"), PermissionsExt::from_mode(0o600)).unwrap();
+    as_nobody(&format!("cat '{0}/lower'; ! cat '{0}/gone'", at.display())).ok();
+}
+
+#[test]
+fn rights_that_a_write_takes_away_are_not_given_any_more() {
+    let Some(env) = TestEnv::new() else { return };
+    if !env.user().is_root() {
+        return crate::support::skip("needs root");
+    }
+    let source = env.work().join("source");
+    for name in ["written", "allocated", "copied", "cut"] {
+        fs::create_dir_all(&source).unwrap();
+        fs::copy("/bin/sh", source.join(name)).unwrap();
+        // Set for everybody to write: the bits that count are those of the owner.
+        fs::set_permissions(source.join(name), PermissionsExt::from_mode(0o4777)).unwrap();
+    }
+    let Some(direct) = Direct::of(env, &source, "suid") else {
+        return;
+    };
+    let at = direct.at();
+    let who = |name: &str| {
+        let run = as_nobody(&format!("'{}/{name}' -pc 'id -u'", at.display()));
+        run.ok().out
+    };
+    for name in ["written", "allocated", "copied", "cut"] {
+        assert_eq!(who(name), "0\n", "{name}: set-user-id counts here");
+        let path = at.join(name);
+        let change = match name {
+            "written" => "dd if=/bin/sh of=\"$F\" bs=64 count=1 conv=notrunc",
+            "allocated" => "fallocate -l 10 -n \"$F\"",
+            "copied" => "dd if=/bin/sh of=\"$F\" bs=64 count=1 conv=notrunc oflag=append",
+            _ => "truncate -s +1 \"$F\"",
+        };
+        as_nobody(&format!("F='{}'; {change}", path.display())).ok();
+        assert_eq!(who(name), "65534\n", "{name}");
     }
 }

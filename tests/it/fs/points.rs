@@ -96,17 +96,12 @@ pub(super) fn check(point: &str, is_mount_only: bool, users: Vec<TestEnv>) {
         let script = place_script(&env);
         let source = env.work().join("source");
         lay(&env, &source);
-        let options = if env.user().is_root() {
-            "allow_other"
-        } else {
-            ""
-        };
         let plain = if is_mount_only {
             None
         } else {
             plain_directory(&env)
         };
-        let Some(direct) = Direct::of(env, &source, options) else {
+        let Some(direct) = Direct::of(env, &source, "") else {
             return;
         };
         let env = &direct.env;

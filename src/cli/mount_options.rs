@@ -1,0 +1,204 @@
+//! What stands behind `-o`: the options of our own, and those that `mount(8)` and fstab pass to every
+//! file system.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::cli::error::{CommandError, Result};
+use crate::sys::mount::MountFlags;
+
+/// Options that change nothing here: they are always or never so, or are of concern to `mount(8)` alone.
+/// The first column of fstab's manual, in short.
+const ADVICE: &[&str] = &[
+    "",
+    "defaults",
+    "default_permissions",
+    // Who may mount, and when.
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "noowner",
+    "group",
+    "nogroup",
+    // Reading never changes an access time.
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    // Of no meaning on FUSE.
+    "iversion",
+    "noiversion",
+    "mand",
+    "nomand",
+    "silent",
+    "loud",
+];
+
+/// The same of options with a value.
+const ADVICE_WITH_VALUE: &[&str] = &["user", "comment", "uhelper", "helper"];
+
+/// What the mount table says of a FUSE file system, so that `mount -o remount` passes it: none of it
+/// can be changed.
+const OF_A_MOUNT: &[&str] = &[
+    "user_id", "group_id", "rootmode", "fd", "max_read", "blksize",
+];
+
+/// What all options together say.
+#[derive(Debug)]
+pub struct Options {
+    /// The images, top first.
+    pub images: Vec<PathBuf>,
+    /// The directory of changes.
+    pub upper: Option<PathBuf>,
+    /// The state of the changes.
+    pub state: Option<PathBuf>,
+    /// The source in the mount table.
+    pub source: Option<String>,
+    /// What stands behind `fuse.` as the type.
+    pub subtype: String,
+    /// What the kernel is to refuse or to do.
+    pub flags: MountFlags,
+    /// Whether other users may enter.
+    pub allow_other: bool,
+    /// Whether whoever mounts is root there.
+    pub fakeroot: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            images: Vec::new(),
+            upper: None,
+            state: None,
+            source: None,
+            subtype: String::from("envfs"),
+            flags: MountFlags::default(),
+            allow_other: false,
+            fakeroot: false,
+        }
+    }
+}
+
+/// Splits lists of options into words.
+pub fn words(lists: &[OsString]) -> impl Iterator<Item = &[u8]> {
+    lists
+        .iter()
+        .flat_map(|list| list.as_bytes().split(|byte| *byte == b','))
+}
+
+/// Returns true if a mount that is there is to be changed.
+pub fn is_remount(lists: &[OsString]) -> bool {
+    words(lists).any(|word| word == b"remount")
+}
+
+impl Options {
+    /// Takes over what lists of options say, in their order.
+    pub fn take_all(&mut self, lists: &[OsString]) -> Result<()> {
+        let is_remount = is_remount(lists);
+        words(lists).try_for_each(|word| self.take(word, is_remount))
+    }
+
+    fn take(&mut self, word: &[u8], is_remount: bool) -> Result<()> {
+        let (key, value) = match word.iter().position(|b| *b == b'=') {
+            Some(at) => (word.get(..at).unwrap_or_default(), word.get(at + 1..)),
+            None => (word, None),
+        };
+        let path = |value: &[u8]| PathBuf::from(OsStr::from_bytes(value));
+        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        let is_in = |list: &[&str]| list.iter().any(|one| one.as_bytes() == key);
+        match (key, value) {
+            (b"image", Some(value)) => self.images = vec![path(value)],
+            (b"lowerdir", Some(value)) => {
+                self.images = split_list(value).iter().map(|one| path(one)).collect();
+            }
+            (b"upper", Some(value)) => self.upper = Some(path(value)),
+            (b"state", Some(value)) => self.state = Some(path(value)),
+            (b"fsname", Some(value)) => self.source = Some(text(value)),
+            (b"subtype", Some(value)) => self.subtype = text(value),
+            (b"allow_other", None) => self.allow_other = true,
+            (b"fakeroot", None) => self.fakeroot = true,
+            (b"remount", None) if is_remount => {}
+            (key, None) if self.flags.take(key) => {}
+            (_, None) if is_in(ADVICE) => {}
+            (_, Some(_)) if is_in(ADVICE_WITH_VALUE) => {}
+            (_, Some(_)) if is_remount && is_in(OF_A_MOUNT) => {}
+            (key, _) if key.starts_with(b"x-") || key.starts_with(b"X-") => {}
+            _ => {
+                return Err(CommandError::usage(format!(
+                    "unknown mount option {}",
+                    String::from_utf8_lossy(word)
+                ))
+                .hint("envfs mount --help lists the options"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Splits a list as overlayfs writes it: by colons, but for those behind a backslash.
+fn split_list(list: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = vec![Vec::new()];
+    let mut bytes = list.iter();
+    while let Some(&byte) = bytes.next() {
+        let escaped = if byte == b'\\' { bytes.next() } else { None };
+        match (byte, all.last_mut()) {
+            (b':', _) => all.push(Vec::new()),
+            (_, Some(last)) => last.push(*escaped.unwrap_or(&byte)),
+            (_, None) => {}
+        }
+    }
+    all
+}
+
+/// Turns the words of a call as `mount.envfs SOURCE DIR [-sfnv] [-t TYPE] [-o OPTIONS]`, which is how
+/// mount(8) calls helpers, into those of `envfs mount`. Other calls stay as they are.
+pub fn translate_helper(words: Vec<OsString>) -> Vec<OsString> {
+    let called = words.first().map(|word| Path::new(word).to_path_buf());
+    let called = called.as_deref().and_then(Path::file_name);
+    if !called.is_some_and(|name| name == "mount.envfs" || name == "mount.fuse.envfs") {
+        return words;
+    }
+    let mut out: Vec<OsString> = vec!["envfs".into(), "mount".into()];
+    let mut places = Vec::new();
+    let mut rest = words.into_iter().skip(1);
+    while let Some(word) = rest.next() {
+        match word.as_bytes() {
+            b"-o" => {
+                out.push(word);
+                out.extend(rest.next());
+            }
+            // A type or a namespace: said to mount(8).
+            b"-t" | b"-N" => drop(rest.next()),
+            b"-r" => out.extend(["-o".into(), "ro".into()]),
+            b"-s" | b"-f" | b"-n" | b"-v" | b"-w" => {}
+            _ => places.push(word),
+        }
+    }
+    let mut places = places.into_iter();
+    if let (Some(source), Some(dir)) = (places.next(), places.next()) {
+        // Before the options: an image= among them counts more.
+        let at = 2;
+        if source != "none" && source != "envfs" {
+            let mut first = b"image=".to_vec();
+            first.extend_from_slice(source.as_bytes());
+            out.splice(at..at, ["-o".into(), OsString::from_vec(first)]);
+        }
+        out.push("--".into());
+        out.push(dir);
+    }
+    out.extend(places);
+    out
+}
