@@ -5,7 +5,7 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
-use crate::cli::output::{Tone, size};
+use crate::cli::output::{Tone, count, size};
 
 /// Read through the database and all images of an environment and say what is wrong.
 ///
@@ -30,9 +30,9 @@ impl Args {
             context.output.json(&verified)?;
         } else if verified.problems.is_empty() {
             context.output.note(format!(
-                "{}: {} images, {}: all as it should be",
+                "{}: {}, {} on the disk: all as it should be",
                 env.name(),
-                verified.images,
+                count(verified.images, "image"),
                 size(verified.bytes)
             ));
         } else {
