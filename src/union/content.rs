@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
@@ -287,101 +287,12 @@ impl Union {
         Ok(done)
     }
 
-    /// Makes an object durable: content, name, and the rows that say so.
-    pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
-        let (file, dir, work) = {
-            let state = self.read();
-            if state.has_frozen() {
-                // What is to be durable may lie below; all uppers are in one file system.
-                drop(state);
-                return self.sync_all();
-            }
-            match state.standing(ino) {
-                Standing::Row(row) if row.kind == Kind::Directory => (None, Some(ino), None),
-                Standing::Row(row) => {
-                    let file = match row.data {
-                        DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, row)?),
-                        _ => None,
-                    };
-                    // Without a place it lies under its identity.
-                    let work = (file.is_some() && row.place.is_none()).then(|| state.upper.clone());
-                    (file, row.place.as_ref().map(|(dir, _)| *dir), work)
-                }
-                Standing::Orphan(orphan) => (orphan.file.clone(), None, None),
-                // Nothing of it is new.
-                Standing::Lower => (None, None, None),
-            }
-        };
-        if let Some(file) = file {
-            if data_only {
-                durable::sync_data(&*file)?
-            } else {
-                durable::sync_file(&*file)?
-            }
-        }
-        if let Some(upper) = work {
-            upper.sync_dir(upper.work())?;
-        }
-        if let Some(dir) = dir
-            && !self.sync_dirs_to(dir)?
-        {
-            return self.sync_all();
-        }
-        Ok(self.db.sync()?)
-    }
-
-    /// Makes everything durable.
-    pub fn sync_all(&self) -> Result<()> {
-        let upper = self.read().upper.clone();
-        durable::sync_file_system(upper.root())?;
-        Ok(self.db.sync()?)
-    }
-
-    /// Syncs the physical directories from the root to `dir` that have changed since they were synced.
-    /// Returns false, and syncs none, while changes are frozen: the names may be in a directory of theirs,
-    /// and a commit may have begun since the caller looked.
-    pub(super) fn sync_dirs_to(&self, dir: Ino) -> Result<bool> {
-        // Who finds nothing left to do must not return before another has done it.
-        let _turn = self
-            .syncing_dirs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut changed = Vec::new();
-        {
-            let state = self.read();
-            if state.has_frozen() {
-                return Ok(false);
-            }
-            let mut unsynced = state.unsynced_dirs();
-            if unsynced.is_empty() {
-                return Ok(true);
-            }
-            let chain = match state.chain(dir) {
-                // Removed meanwhile, and so without a name to keep.
-                Err(Error::Posix(Errno::ESTALE)) => return Ok(true),
-                chain => chain?,
-            };
-            for at in std::iter::once(Ino::ROOT).chain(chain.into_iter().map(|(at, _)| at)) {
-                if unsynced.remove(&at) {
-                    changed.push((at, state.find_dir(at)));
-                }
-            }
-        }
-        let all: Vec<Ino> = changed.iter().map(|(at, _)| *at).collect();
-        let synced = changed.into_iter().try_for_each(|(_, fd)| match fd? {
-            Some(fd) => Ok(durable::sync_file(&*fd)?),
-            None => Ok(()),
-        });
-        synced.inspect_err(|_: &Error| {
-            let state = self.read();
-            all.iter().for_each(|at| state.note_unsynced(*at));
-        })?;
-        Ok(true)
-    }
-
     /// Returns the content of an object for writing, copied up if it is not in the upper yet.
     /// With `keep`, only that many leading bytes will be needed.
     fn writable(&self, ino: Ino, keep: Option<u64>) -> Result<Arc<File>> {
+        if self.syncs_singly {
+            self.read().upper.unsynced().note_file(ino);
+        }
         if let Content::File(file) = self.content(ino)? {
             return Ok(file);
         }

@@ -70,6 +70,11 @@ impl FrozenLayer {
         }
     }
 
+    /// The path of a directory from the root in the view of this layer, outermost first.
+    pub(super) fn chain(&self, dir: Ino) -> Result<Vec<(Ino, Box<[u8]>)>> {
+        chain(dir, |ino| self.parent_of(ino))
+    }
+
     /// Keeps the content of a file readable after the layer's files have been removed, for an
     /// object that somebody holds without a name.
     pub fn pin(&self, ino: Ino) -> Result<()> {
@@ -86,7 +91,7 @@ impl FrozenLayer {
         with_place(
             &self.upper,
             row,
-            |dir| chain(dir, |d| self.parent_of(d)),
+            |dir| self.chain(dir),
             |place| self.upper.open_file(ino, place),
         )
     }
@@ -130,7 +135,7 @@ impl Layer for FrozenLayer {
                 None => with_place(
                     &self.upper,
                     row,
-                    |dir| chain(dir, |d| self.parent_of(d)),
+                    |dir| self.chain(dir),
                     |place| self.upper.stat(ino, place),
                 )?,
             };

@@ -49,10 +49,11 @@ mod remove;
 mod rename;
 mod stack;
 mod swap;
+mod sync;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -101,6 +102,8 @@ pub struct Union {
     inos: Mutex<Range<u64>>,
     /// Held while directories are synced.
     syncing_dirs: Mutex<()>,
+    /// Whether the store lies where `syncfs` may not reach the disk (FUSE, network file systems).
+    syncs_singly: bool,
     /// Whether rows and files are known to differ, so that the next to open them has to mend that.
     needs_mending: AtomicBool,
     /// Whether changes have been thrown away, so that the kernel may take files for longer or shorter
@@ -117,8 +120,6 @@ struct State {
     lower: Arc<LowerStack>,
     /// Objects without a name that the kernel still holds.
     orphans: HashMap<Ino, Orphan>,
-    /// Physical directories in which names have changed since they were last synced.
-    unsynced_dirs: Mutex<HashSet<Ino>>,
     /// Counts changes of the stack; part of directory positions.
     epoch: u64,
     /// Directories in the order they had in earlier epochs.
@@ -436,13 +437,7 @@ impl State {
     }
 
     fn note_unsynced(&self, dir: Ino) {
-        self.unsynced_dirs().insert(dir);
-    }
-
-    fn unsynced_dirs(&self) -> MutexGuard<'_, HashSet<Ino>> {
-        self.unsynced_dirs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.upper.unsynced().note_dir(dir);
     }
 
     /// Returns true while changes lie below the writable layer: during a commit, and after one that

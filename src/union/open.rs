@@ -1,6 +1,6 @@
 //! Opening the view of an environment: its stack, layer by layer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use super::reconcile::{Reconciled, reconcile};
 use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{DataPlace, ImageId, LayerId, StackPart, StateDb};
+use crate::sys::medium::network_file_system;
 use crate::upper::UpperDir;
 
 /// The fact of which directory the rows are about.
@@ -106,6 +107,9 @@ impl Union {
                         let found = reconcile(&db, part.id, &mut delta, &upper, &below, is_copy)?;
                         done.add(found);
                     }
+                    if to_reconcile {
+                        upper.unsynced().note_everything();
+                    }
                     let upper = Arc::new(upper);
                     if part.part == StackPart::Writable {
                         top = Some((part.id, delta, upper, below));
@@ -127,6 +131,8 @@ impl Union {
         }
         db.mark_unclean()?;
         db.restore_reserve();
+        // Syncing singly is right everywhere, but slower where there is much.
+        let syncs_singly = network_file_system(&paths.layers).map_or(true, |name| name.is_some());
         let union = Union {
             db,
             paths,
@@ -138,13 +144,13 @@ impl Union {
                 upper,
                 lower,
                 orphans: HashMap::new(),
-                unsynced_dirs: Mutex::new(HashSet::new()),
                 epoch: 0,
                 old_orders: Default::default(),
             }),
             nodes: Nodes::default(),
             inos: Mutex::new(0..0),
             syncing_dirs: Mutex::new(()),
+            syncs_singly,
             needs_mending: AtomicBool::new(false),
             went_back: AtomicBool::new(false),
         };

@@ -80,18 +80,28 @@ fn empty() -> (tempfile::TempDir, Union) {
 }
 
 #[test]
-fn names_that_are_frozen_while_they_are_synced_do_not_count_as_synced() {
+fn names_that_are_frozen_while_they_are_synced_are_synced_where_they_lie() {
     let (_dir, union) = empty();
     let creator = Creator { uid: 1, gid: 1 };
     let made = union.make(Ino::ROOT, b"new", Kind::File, 0o644, 0, None, creator);
     let (file, _) = made.unwrap();
     // A commit begins after `sync` has looked, before it comes to the directories.
+    let layer = union.read().layer;
     union.rotate().unwrap();
-    assert!(!union.sync_dirs_to(Ino::ROOT).unwrap());
-    assert!(union.read().unsynced_dirs().contains(&Ino::ROOT));
+    assert_ne!(union.read().layer, layer);
+    let has_unsynced = || !union.lower().frozen()[0].upper().unsynced().has_no_dirs();
+    assert!(has_unsynced());
+    union.sync_dirs_to(layer, Ino::ROOT).unwrap();
+    assert!(!has_unsynced());
+    // What was noted goes with the layer when the commit fails.
     union.unrotate().unwrap();
+    let made = union.make(Ino::ROOT, b"other", Kind::File, 0o644, 0, None, creator);
+    made.unwrap();
+    union.rotate().unwrap();
+    union.unrotate().unwrap();
+    assert!(!union.read().upper.unsynced().has_no_dirs());
     union.sync(file, false).unwrap();
-    assert!(union.read().unsynced_dirs().is_empty());
+    assert!(union.read().upper.unsynced().has_no_dirs());
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //! has a physical directory, it lies at the object's path of this layer.
 
 mod scan;
+mod unsynced;
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -37,6 +38,7 @@ use crate::object::{Ino, Timestamp};
 use crate::sys::durable::{sync_dir, sync_file, sync_name};
 use crate::sys::private::make_dir;
 pub use scan::Found;
+pub use unsynced::Unsynced;
 
 /// Open content files kept at most, and open directories as many again.
 const OPEN_LIMIT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
@@ -56,6 +58,7 @@ pub struct UpperDir {
     files: Mutex<LruCache<Ino, Arc<File>>>,
     /// Content that may be read after its name, or the whole layer, is gone.
     pinned: Mutex<HashMap<Ino, Arc<File>>>,
+    unsynced: Unsynced,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -109,6 +112,7 @@ impl UpperDir {
             dirs: Mutex::new(LruCache::new(OPEN_LIMIT)),
             files: Mutex::new(LruCache::new(OPEN_LIMIT)),
             pinned: Mutex::new(HashMap::new()),
+            unsynced: Unsynced::default(),
         })
     }
 
@@ -431,6 +435,11 @@ impl UpperDir {
     /// Returns true if there is something under a name.
     pub fn has(&self, dir: BorrowedFd<'_>, component: &[u8]) -> bool {
         fstatat(dir, name(component), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// What may not be on the disk yet. The caller notes it.
+    pub fn unsynced(&self) -> &Unsynced {
+        &self.unsynced
     }
 
     /// Makes the names in a physical directory durable.

@@ -8,6 +8,7 @@ mod owners;
 mod points;
 mod programs;
 mod stacks;
+mod syncs;
 mod traps;
 
 use crate::support::tree::{self, Look};
