@@ -167,6 +167,29 @@ impl EnvFs {
         Ok(())
     }
 
+    /// Answers a lookup of `.`, or of `..`: the kernel has a file handle of an object that it has forgotten.
+    fn find(&self, ino: Ino, wants_parent: bool, reply: ReplyEntry) {
+        let (union, owners) = (self.union.clone(), self.owners.clone());
+        // What is below may have to be searched for its name.
+        self.pool.run(move || {
+            let found = match wants_parent {
+                false => union.find(ino),
+                true => union.find_parent(ino),
+            };
+            match found {
+                Ok((ino, parent, attr)) => {
+                    union.nodes().remember(ino, parent);
+                    let generation = match attr.kind {
+                        Kind::Directory => Generation(union.nodes().generation(ino)),
+                        _ => GENERATION,
+                    };
+                    reply.entry(&FOREVER, &file_attr(&owners, ino, &attr), generation);
+                }
+                Err(e) => reply.error(errno("lookup", ino.0, &e)),
+            }
+        });
+    }
+
     /// Does it here and now, or has it done where nobody waits for it.
     fn run(&self, is_long: bool, job: impl FnOnce() + Send + 'static) {
         if is_long {
@@ -243,6 +266,7 @@ impl Filesystem for EnvFs {
             InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_EXPORT_SUPPORT,
         ];
         for flag in wanted {
             if let Err(missing) = config.add_capabilities(flag) {
@@ -267,6 +291,11 @@ impl Filesystem for EnvFs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _timed = self.timed(Op::Lookup);
         let dir = Ino(parent.0);
+        match name.as_bytes() {
+            b"." => return self.find(dir, false, reply),
+            b".." => return self.find(dir, true, reply),
+            _ => {}
+        }
         match self.union.lookup(dir, name.as_bytes()) {
             Ok(Some((ino, attr))) => self.entry(dir, ino, &attr, reply),
             Ok(None) => reply.entry(&FOREVER, &ABSENT, GENERATION),

@@ -182,9 +182,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         mount_point,
         fs_type,
         source,
-        checks_permissions: options
-            .iter()
-            .any(|option| option == "default_permissions"),
+        checks_permissions: options.iter().any(|option| option == "default_permissions"),
         user_id,
         options,
     })

@@ -37,6 +37,7 @@ mod delta;
 mod discard;
 mod error;
 mod frozen;
+mod handles;
 mod image_layer;
 mod layer;
 mod namespace;
@@ -104,6 +105,8 @@ pub struct Union {
     syncing_dirs: Mutex<()>,
     /// Whether the store lies where `syncfs` may not reach the disk (FUSE, network file systems).
     syncs_singly: bool,
+    /// Where the files of the layers below have their names, if that was asked for.
+    lower_names: handles::LowerNames,
     /// Whether rows and files are known to differ, so that the next to open them has to mend that.
     needs_mending: AtomicBool,
     /// Whether changes have been thrown away, so that the kernel may take files for longer or shorter

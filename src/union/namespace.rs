@@ -245,26 +245,7 @@ impl Union {
     /// Finds a name of a lower object that is not a directory: the kernel found it somewhere.
     pub(super) fn known_name(&self, state: &State, ino: Ino) -> Option<(Ino, Box<[u8]>)> {
         let dir = self.nodes.parent(ino)?;
-        // The directory may have gone since; what lies below a frozen layer lists it still.
-        if !state.is_reachable(dir).ok()? {
-            return None;
-        }
-        if let Some(edits) = state.delta.dirs.get(&dir)
-            && let Some((name, _)) = edits.iter().find(|(_, target)| *target == Some(ino))
-        {
-            return Some((dir, Box::from(name)));
-        }
-        let listing = state.lower.list(dir).ok()?;
-        let (name, _, _) = listing.iter().find(|(name, at, _)| {
-            *at == ino
-                && state
-                    .delta
-                    .dirs
-                    .get(&dir)
-                    .and_then(|edits| edits.get(name))
-                    .is_none()
-        })?;
-        Some((dir, Box::from(name)))
+        state.name_in(dir, ino).ok().flatten()
     }
 }
 
@@ -275,6 +256,25 @@ impl State {
             return Err(Errno::ENOENT.into());
         }
         self.dir_row(dir)
+    }
+
+    /// Finds a name that an object without a row has in a directory.
+    pub(super) fn name_in(&self, dir: Ino, ino: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+        // The directory may have gone since; what lies below a frozen layer lists it still.
+        if !self.is_reachable(dir)? {
+            return Ok(None);
+        }
+        let edits = self.delta.dirs.get(&dir);
+        let own = edits.and_then(|edits| edits.iter().find(|(_, target)| *target == Some(ino)));
+        if let Some((name, _)) = own {
+            return Ok(Some((dir, Box::from(name))));
+        }
+        let listing = self.lower.list(dir)?;
+        let is_shown = |name| edits.and_then(|edits| edits.get(name)).is_none();
+        let below = listing
+            .iter()
+            .find(|(name, at, _)| *at == ino && is_shown(name));
+        Ok(below.map(|(name, _, _)| (dir, Box::from(name))))
     }
 
     fn must_be_missing(&self, dir: Ino, name: &[u8]) -> Result<()> {

@@ -22,7 +22,7 @@ pub struct Nodes {
 #[derive(Debug, Clone, Copy)]
 struct Node {
     lookups: u64,
-    parent: Ino,
+    parent: Option<Ino>,
 }
 
 impl Nodes {
@@ -34,12 +34,14 @@ impl Nodes {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts one more answer that told the kernel of the object.
-    pub fn remember(&self, ino: Ino, parent: Ino) {
+    /// Counts one more answer that told the kernel of the object. No `parent` is known where it was found
+    /// by its identity alone.
+    pub fn remember(&self, ino: Ino, parent: impl Into<Option<Ino>>) {
+        let parent = parent.into();
         let mut shard = self.shard(ino);
         let node = shard.entry(ino).or_insert(Node { lookups: 0, parent });
         node.lookups += 1;
-        node.parent = parent;
+        node.parent = parent.or(node.parent);
     }
 
     /// Takes back `count` answers; returns true if the kernel holds the object no longer.
@@ -65,13 +67,13 @@ impl Nodes {
 
     /// The directory through which the object was last looked up.
     pub fn parent(&self, ino: Ino) -> Option<Ino> {
-        self.shard(ino).get(&ino).map(|node| node.parent)
+        self.shard(ino).get(&ino)?.parent
     }
 
     /// The object, if it is held, has a name in another directory now.
     pub fn moved(&self, ino: Ino, parent: Ino) {
         if let Some(node) = self.shard(ino).get_mut(&ino) {
-            node.parent = parent;
+            node.parent = Some(parent);
         }
     }
 

@@ -151,6 +151,7 @@ impl Union {
             inos: Mutex::new(0..0),
             syncing_dirs: Mutex::new(()),
             syncs_singly,
+            lower_names: Default::default(),
             needs_mending: AtomicBool::new(false),
             went_back: AtomicBool::new(false),
         };

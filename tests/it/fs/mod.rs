@@ -4,6 +4,7 @@
 
 pub(crate) mod direct;
 mod documented;
+mod handles;
 mod owners;
 mod points;
 mod programs;

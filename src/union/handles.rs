@@ -1,0 +1,103 @@
+//! Finding objects by their identity alone, as file handles name them.
+//!
+//! Identities are for life, so a handle (`name_to_handle_at`) is good across remounts and commits, until
+//! the object's last name is removed. The layers below keep what a whiteout hides, and their files do not
+//! know their names: these are looked for once, when the first such handle is used.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use nix::errno::Errno;
+
+use super::{LowerStack, Result, Standing, Union};
+use crate::object::{Attr, Ino, Kind};
+
+/// Which directories of a lower stack have names of which files, in the order of the files.
+type Names = Arc<[(Ino, Ino)]>;
+
+/// The names of the files of one lower stack, the last that was asked for.
+#[derive(Debug, Default)]
+pub(super) struct LowerNames(Mutex<Option<(Weak<LowerStack>, Names)>>);
+
+impl LowerNames {
+    fn of(&self, lower: &Arc<LowerStack>) -> Result<Names> {
+        // Held while they are collected: others would only do the same.
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, names)) = &*kept
+            && std::ptr::eq(of.as_ptr(), Arc::as_ptr(lower))
+        {
+            return Ok(names.clone());
+        }
+        let mut names = Vec::new();
+        let mut dirs = VecDeque::from([Ino::ROOT]);
+        while let Some(dir) = dirs.pop_front() {
+            for (_, ino, kind) in lower.list(dir)?.iter() {
+                match kind {
+                    Kind::Directory => dirs.push_back(ino),
+                    _ => names.push((ino, dir)),
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        let names = Names::from(names);
+        *kept = Some((Arc::downgrade(lower), names.clone()));
+        Ok(names)
+    }
+}
+
+impl Union {
+    /// Finds an object that has a name, by its identity. Returns it with a directory in which it has a
+    /// name, where that is known, and its attributes; `ESTALE` if there is no such object any more.
+    pub fn find(&self, ino: Ino) -> Result<(Ino, Option<Ino>, Attr)> {
+        let attr = self.attr(ino)?;
+        if attr.kind == Kind::Directory {
+            let lower = self.lower();
+            match lower.chain(ino) {
+                Ok(_) | Err(super::Error::Posix(Errno::ESTALE)) => {}
+                Err(e) => return Err(e),
+            }
+            let state = self.read();
+            let is_there = state.orphans.contains_key(&ino) || state.is_reachable(ino)?;
+            let parent = state.parent(ino)?.map(|(parent, _)| parent);
+            return match is_there {
+                true => Ok((ino, parent, attr)),
+                false => Err(Errno::ESTALE.into()),
+            };
+        }
+        let lower = {
+            let state = self.read();
+            match state.standing(ino) {
+                Standing::Row(row) => {
+                    let dir = row.place.as_ref().map(|(dir, _)| *dir);
+                    return Ok((ino, dir, attr));
+                }
+                Standing::Orphan(_) => return Ok((ino, None, attr)),
+                Standing::Lower => state.lower.clone(),
+            }
+        };
+        let names = self.lower_names.of(&lower)?;
+        let first = names.partition_point(|(of, _)| *of < ino);
+        let of_it = names.get(first..).unwrap_or_default();
+        for (_, dir) in of_it.iter().take_while(|(of, _)| *of == ino) {
+            self.look_ahead_into(*dir)?;
+            if self.read().name_in(*dir, ino)?.is_some() {
+                return Ok((ino, Some(*dir), attr));
+            }
+        }
+        Err(Errno::ESTALE.into())
+    }
+
+    /// Finds the directory above another, as [`find`](Self::find) does.
+    pub fn find_parent(&self, dir: Ino) -> Result<(Ino, Option<Ino>, Attr)> {
+        self.lower().parent(dir)?;
+        let parent = match dir {
+            Ino::ROOT => Ino::ROOT,
+            _ => {
+                let parent = self.read().parent(dir)?;
+                parent.ok_or(Errno::ESTALE)?.0
+            }
+        };
+        self.find(parent)
+    }
+}
