@@ -53,6 +53,18 @@ pub(crate) fn panic_once(name: &'static str) {
 #[cfg(not(debug_assertions))]
 pub(crate) fn panic_once(_name: &'static str) {}
 
+/// Never returns, if a test wants something to hang: `hang.` and where.
+#[cfg(debug_assertions)]
+pub(crate) fn hang(name: &'static str) {
+    while is_wanted(name) {
+        std::thread::park();
+    }
+}
+
+/// Does nothing in builds for users.
+#[cfg(not(debug_assertions))]
+pub(crate) fn hang(_name: &'static str) {}
+
 /// Dies here, as by `kill -9`, if the environment asks for it.
 #[cfg(debug_assertions)]
 pub(crate) fn point(name: &'static str) {

@@ -120,6 +120,13 @@ pub fn warn_of_served(name: &str, served: &Served, log: &Path) {
     }
 }
 
+/// Says why a mount takes long.
+pub fn slow_start() {
+    Output::new(ColorChoice::Auto, false).note(
+        "waiting until the daemon has opened it (after an unclean end it compares rows and files)",
+    );
+}
+
 pub(super) fn warn(text: String) {
     Output::new(ColorChoice::Auto, true).warn(text);
 }

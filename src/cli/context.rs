@@ -164,7 +164,8 @@ impl Env {
             read_only::mount(self)?;
             return Ok(None);
         }
-        let client = lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot)?;
+        let client =
+            lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot, &backend::slow_start)?;
         if let Some(client) = &client {
             let log = self.environment.layout().daemon_log();
             backend::warn_of_served(self.name(), client.served(), &log);

@@ -58,7 +58,7 @@ pub(super) fn mount(env: &Env) -> Result<()> {
         }
     }
     let image = backend::image_file(&env.environment, None)?;
-    direct::start(&DirectMount {
+    let what = DirectMount {
         images: vec![image.into()],
         upper: None,
         state: None,
@@ -72,7 +72,9 @@ pub(super) fn mount(env: &Env) -> Result<()> {
         // As every mount by root.
         allow_other: process::user_id() == 0,
         fakeroot: false,
-    })?;
+    };
+    let served = direct::start(&what, &backend::slow_start)?;
+    backend::warn_of_served(env.name(), &served, Path::new(""));
     backend::warn(format!(
         "the store is read-only, and so is the mount of {}",
         env.name()

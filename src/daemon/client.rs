@@ -255,9 +255,9 @@ pub fn silent(pid: Option<u32>, how: &str) -> Failure {
 
 /// Watches whether a daemon that was asked something still works.
 #[derive(Debug)]
-struct Watch {
+pub(super) struct Watch {
     /// As this process sees it; none if it is in a process namespace that is not ours.
-    pid: Option<u32>,
+    pub(super) pid: Option<u32>,
     work: Option<u64>,
     since: Instant,
     next: Instant,
@@ -265,7 +265,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(pid: Option<u32>) -> Watch {
+    pub(super) fn new(pid: Option<u32>) -> Watch {
         let now = Instant::now();
         Watch {
             pid,
@@ -277,7 +277,7 @@ impl Watch {
     }
 
     /// Fails where the daemon has been stopped or idle for too long. Asks the system once a second.
-    fn look(&mut self) -> Result<(), Failure> {
+    pub(super) fn look(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
         let Some(pid) = self.pid.filter(|_| now >= self.next) else {
             return Ok(());

@@ -63,7 +63,7 @@ pub struct DirectMount {
 }
 
 /// Starts the daemon of a mount; returns when the mount can be used, and what is to be said about it.
-pub fn start(what: &DirectMount) -> Result<Served, Failure> {
+pub fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<Served, Failure> {
     detach_dead(what.mount_point.as_path(), &what.source)?;
     let mut output = Stdio::null();
     let (mut log_path, mut no_log) = (None, None);
@@ -79,7 +79,7 @@ pub fn start(what: &DirectMount) -> Result<Served, Failure> {
     }
     let spec = serde_json::to_string(what).map_err(|e| Failure::of(Kind::Internal, &e))?;
     let words = [OsStr::new("__serve"), OsStr::new(&spec)];
-    let status = match launch(&words, output)? {
+    let status = match launch(&words, output, slow)? {
         Launched::Ready(mut served) => {
             served.warnings.extend(no_log);
             return Ok(served);

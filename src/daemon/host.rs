@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::failure::{Failure, Kind};
 use super::protocol::{Served, Service, Started, Unmounted};
@@ -166,16 +167,19 @@ pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &st
                 return;
             }
         }
-        if mountinfo::own(mount_point, source).is_ok_and(|own| own.is_none()) {
-            tracing::warn!("the mount is gone here already: ends, whoever still uses it");
-            ender.abandon();
-            continue;
+        match mountinfo::own(mount_point, source) {
+            Ok(None) => {
+                tracing::warn!("the mount is gone here already: ends, whoever still uses it");
+                ender.abandon();
+                continue;
+            }
+            Ok(Some(own)) if !holders::in_other_namespaces(&own).0.is_empty() => flush(mount_point),
+            _ => {}
         }
         if let Err(failure) = refuse_covered(mount_point, source) {
             tracing::error!("{failure}; to be asked again when it is gone");
             continue;
         }
-        flush(mount_point);
         match mount::unmount(mount_point, UnmountMode::Plain) {
             Ok(()) => ender.unmounted(),
             Err(MountError::Busy { .. }) => {
@@ -189,10 +193,13 @@ pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &st
     }
 }
 
-/// Brings what was written through mappings to the daemon: the kernel does it only for the last copy of
-/// a mount. Never called by a thread that answers requests.
+/// How long what was written through mappings may take to come to the daemon before a mount is taken away.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Brings what was written through mappings to the daemon, where there are copies of the mount: the kernel
+/// does it only when the last one goes.
 fn flush(mount_point: &Path) {
-    if let Err(error) = mount::sync(mount_point) {
+    if let Err(error) = mount::sync_within(mount_point, FLUSH_PATIENCE) {
         tracing::warn!(%error, "cannot flush the kernel's cache of the mount");
     }
 }
@@ -271,7 +278,9 @@ impl Control for MountControl {
         if !lazy && !users.is_empty() {
             return Err(busy(&self.mount_point, &users));
         }
-        flush(&self.mount_point);
+        if !copies.is_empty() {
+            flush(&self.mount_point);
+        }
         match mount::unmount(&self.mount_point, UnmountMode::Plain) {
             Ok(()) if users.is_empty() => {
                 self.ender.unmounted();

@@ -4,10 +4,11 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::client::{self, Client};
+use super::client::{self, Client, Watch};
 use super::failure::{Failure, Kind};
 use super::host::{busy, covered, holders};
 use super::log;
@@ -20,6 +21,8 @@ use crate::sys::{process, regular};
 
 /// How long a daemon that has lost its mount may take to end.
 const ENDING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the start of a daemon may take before its user hears that it does.
+const SLOW_START: Duration = Duration::from_secs(3);
 /// How much of a log is searched for last words.
 const LOG_TAIL: u64 = 4096;
 
@@ -166,13 +169,16 @@ fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Fail
 ///
 /// Returns the daemon's client, or `None` where the mount works but its daemon is deaf.
 ///
+/// Calls `slow` once if a daemon that is started takes long.
+///
 /// With `fakeroot` whoever mounts may do there what root may; a mount without it is not replaced.
 pub fn ensure_mounted(
     target: &Target,
     runtime: &RuntimeDir,
     fakeroot: bool,
+    slow: &dyn Fn(),
 ) -> Result<Option<Client>, Failure> {
-    let found = mounted(target, runtime, fakeroot)?;
+    let found = mounted(target, runtime, fakeroot, slow)?;
     if fakeroot && is_checked(target)? {
         let message = format!("{} is mounted already, without --fakeroot", target.name);
         return Err(Failure::new(Kind::Busy, message)
@@ -192,6 +198,7 @@ fn mounted(
     target: &Target,
     runtime: &RuntimeDir,
     fakeroot: bool,
+    slow: &dyn Fn(),
 ) -> Result<Option<Client>, Failure> {
     let _lock = runtime.lock(&target.id)?;
     let deadline = Instant::now() + ENDING_PATIENCE;
@@ -205,7 +212,7 @@ fn mounted(
             State::Deaf => return Ok(None),
             State::Dead(mounts) => detach(&mounts)?,
             State::Unmounted => {
-                return match start(target, runtime, fakeroot) {
+                return match start(target, runtime, fakeroot, slow) {
                     Ok(client) => Ok(Some(client)),
                     // A command with another runtime directory may have been quicker: the start
                     // lock lies there, too.
@@ -343,7 +350,12 @@ pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
 }
 
 /// Starts a daemon and waits until its mount can be used.
-fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client, Failure> {
+fn start(
+    target: &Target,
+    runtime: &RuntimeDir,
+    fakeroot: bool,
+    slow: &dyn Fn(),
+) -> Result<Client, Failure> {
     prepare_prefix(&target.prefix)?;
     let (log, no_log) = log::open_or_discard(&target.layout)
         .map_err(|error| Failure::io("cannot open /dev/null", &error))?;
@@ -357,7 +369,7 @@ fn start(target: &Target, runtime: &RuntimeDir, fakeroot: bool) -> Result<Client
         words.push(OsStr::new("--fakeroot"));
     }
     words.extend([OsStr::new("--"), OsStr::new(&target.name)]);
-    let mut served = match launch(&words, Stdio::from(log))? {
+    let mut served = match launch(&words, Stdio::from(log), slow)? {
         Launched::Ready(served) => served,
         Launched::Ended(status) => return Err(ended_early(target, status, log_start)),
     };
@@ -393,7 +405,8 @@ pub(super) enum Launched {
 }
 
 /// Runs this program again as a daemon, and waits until it says that it serves, or why not.
-pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Launched, Failure> {
+/// Calls `slow` once if that takes long.
+pub(super) fn launch(words: &[&OsStr], log: Stdio, slow: &dyn Fn()) -> Result<Launched, Failure> {
     let mut child = Command::new(process::own_program())
         .args(words)
         // Libraries of an environment must not be loaded by what serves it.
@@ -404,12 +417,10 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Launched, Failure> 
         .stderr(log)
         .spawn()
         .map_err(|error| Failure::io("cannot start the daemon", &error))?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .map_err(|error| Failure::io("cannot hear the daemon", &error))?;
-    }
+    let line = match child.stdout.take() {
+        Some(stdout) => hear(stdout, child.id(), slow)?,
+        None => String::new(),
+    };
     let told = serde_json::from_str(&line);
     let is_ready = matches!(told, Ok(Started::Ready { .. }));
     // Our child only waits for the daemon, which is not ours: what we may become by exec would
@@ -425,6 +436,38 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio) -> Result<Launched, Failure> 
         Ok(Started::Ready { lost, warnings, .. }) => Ok(Launched::Ready(Served { lost, warnings })),
         Ok(Started::Error(failure)) => Err(failure),
         Err(_) => Ok(Launched::Ended(status)),
+    }
+}
+
+/// Waits for the line that a daemon says when it is ready. The child `id` has the daemon as its own child.
+fn hear(stdout: ChildStdout, id: u32, slow: &dyn Fn()) -> Result<String, Failure> {
+    let (sender, heard) = mpsc::channel();
+    std::thread::Builder::new()
+        .name(String::from("hear"))
+        .spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(stdout).read_line(&mut line);
+            // Nobody listens where the daemon was given up.
+            drop(sender.send(read.map(|_| line)));
+        })
+        .map_err(|error| Failure::io("cannot start a thread", &error))?;
+    let begun = Instant::now();
+    let mut watch = Watch::new(None);
+    let mut is_told = false;
+    loop {
+        match heard.recv_timeout(Duration::from_secs(1)) {
+            Ok(line) => {
+                return line.map_err(|error| Failure::io("cannot hear the daemon", &error));
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(String::new()),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                watch.pid = watch.pid.or_else(|| process::child_of(id));
+                watch.look()?;
+                if begun.elapsed() > SLOW_START && !std::mem::replace(&mut is_told, true) {
+                    slow();
+                }
+            }
+        }
     }
 }
 

@@ -444,7 +444,7 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
     let Some(mut daemon) = Daemon::start("busy") else {
         return;
     };
-    let client = ensure_mounted(&daemon.target, &daemon.runtime, false)
+    let client = ensure_mounted(&daemon.target, &daemon.runtime, false, &|| {})
         .unwrap()
         .unwrap();
     assert_eq!(client.hello().pid, daemon.child.id());

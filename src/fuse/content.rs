@@ -1,6 +1,7 @@
 //! Requests about what is in files. Those that may take long are answered by other threads.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Errno, OpenFlags, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, WriteFlags};
 
@@ -109,8 +110,8 @@ impl EnvFs {
         }
         let (union, is_busy) = (self.union.clone(), self.is_writing_behind.clone());
         self.pool.run(move || {
+            let _end = WritingBehind(is_busy);
             union.begin_to_write(ino);
-            is_busy.store(false, Ordering::Relaxed);
         });
     }
 
@@ -221,6 +222,15 @@ impl EnvFs {
             }
             timed.end();
         });
+    }
+}
+
+/// Held while a file is begun to be written; says when dropped, also by a panic, that none is any more.
+struct WritingBehind(Arc<AtomicBool>);
+
+impl Drop for WritingBehind {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

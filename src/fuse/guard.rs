@@ -101,6 +101,7 @@ impl<F: Guarded> Guard<F> {
             match what {
                 "getxattr" => fault::panic_once("panic.request"),
                 "forget" => fault::panic_once("panic.forget"),
+                "statfs" => fault::hang("hang.statfs"),
                 _ => {}
             }
             handler(&self.inner);

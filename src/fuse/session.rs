@@ -83,7 +83,7 @@ pub enum End {
 /// another mount namespace has a copy.
 const COPIES_PATIENCE: Duration = Duration::from_secs(1);
 /// How long requests that are being served may take when a session is abandoned.
-const LAST_REQUESTS_PATIENCE: Duration = Duration::from_secs(10);
+const LAST_REQUESTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A mounted file system whose event loops run in the background.
 #[derive(Debug)]

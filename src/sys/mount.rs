@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::durable::sync_file_system;
-use super::{mountinfo, process};
+use super::{mountinfo, probe, process};
 
 /// The device through which a daemon speaks with the kernel.
 pub const DEVICE: &str = "/dev/fuse";
@@ -616,6 +617,14 @@ fn unmount_by_helper(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
         stderr: said,
     };
     Err(refusal(helper, path, &output))
+}
+
+/// Like [`sync`], from the daemon itself and with a limit of time, whatever state its loops are in.
+pub fn sync_within(path: &Path, patience: Duration) -> io::Result<()> {
+    match probe::sync(path, patience) {
+        Some(done) => Ok(done?),
+        None => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 /// Writes what is dirty in the kernel's cache of this mount to its daemon.

@@ -205,6 +205,12 @@ pub fn work_done(pid: u32) -> Option<u64> {
     Some(bytes.fold(time, u64::wrapping_add))
 }
 
+/// Returns a child of a process, where the kernel tells them.
+pub fn child_of(pid: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_ascii_whitespace().next()?.parse().ok()
+}
+
 /// Leaves the session and the process group of whoever started us, goes to `/` so that no
 /// directory is kept busy, takes no permission bits away from files of the mount's users, and lifts the
 /// limits of the caller's shell. Returns what is to be said about limits that cannot be lifted.

@@ -164,7 +164,7 @@ impl Args {
                 quoted(mount_point)
             )));
         }
-        let served = direct::start(&what)?;
+        let served = direct::start(&what, &backend::slow_start)?;
         let log = match &what.upper {
             Some(upper) => Layout::new(upper.as_path()).daemon_log(),
             None => PathBuf::new(),

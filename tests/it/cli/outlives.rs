@@ -106,10 +106,10 @@ sys.exit(7)'"
         ("panic.pool", fails(sync)),
         // The thread that tells the kernel what to forget.
         ("panic.notices", fails("os.rename(\"d/sub\", \"sub\")")),
-        // The thread that brings rows to the database: records of 64 KiB wake it.
+        // The thread that brings rows to the database: records of 1 MiB wake it.
         (
             "panic.settle",
-            String::from("for n in $(seq 3000); do : >d/a-file-with-a-longer-name-$n; done"),
+            String::from("p=$(printf %0230d 0); for n in $(seq 5000); do : >d/$p$n; done"),
         ),
         // What answers a command.
         (
@@ -140,7 +140,7 @@ sys.exit(7)'"
         assert!(at.join("d/more").exists(), "{fault}");
         if fault == "panic.settle" {
             let made = fs::read_dir(at.join("d")).unwrap().count();
-            assert_eq!(made, 3002);
+            assert_eq!(made, 5002);
         }
         env.sh(&format!("rm -r '{}/d'", at.display())).ok();
         env.envfs(&["unmount", "e"]).ok();

@@ -281,3 +281,34 @@ fn doctor_asks_only_the_users_own_mounts() {
     let path = other.prefix("e").display().to_string();
     assert!(!doctor.out.contains(&path), "{doctor}");
 }
+
+#[test]
+fn a_daemon_that_hangs_is_told_and_can_be_left() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let words = ["mount", "e"];
+    env.envfs_with("ENVFS_FAULT", "hang.statfs", &words).ok();
+    let daemon = env.daemon("e");
+    env.sh(&format!("echo new >'{}/new'", env.prefix("e").display()))
+        .ok();
+    // It greets, but whoever asks the mount for its size waits for ever, and everybody else after that.
+    let (pid, end) = (format!("pid {daemon}"), format!("kill -9 {daemon}"));
+    soon("run", || {
+        env.envfs(&["run", "e", "true"]).fails(125, &[&pid, &end])
+    });
+    let doctor = soon("doctor", || env.envfs(&["doctor"]));
+    assert!(doctor.code == 1 && doctor.out.contains(&pid), "{doctor}");
+    // Whoever asked still waits, and so the mount is in use.
+    soon("unmount", || env.envfs(&["unmount", "e"]).fails(5, &[]));
+    soon("unmount --lazy", || {
+        env.envfs(&["unmount", "--lazy", "e"]).ok()
+    });
+    assert!(mounts_below(env.root()).is_empty());
+    // The way out that was named.
+    kill(daemon, Signal::SIGKILL).unwrap();
+    wait_for("the end of the daemon", || !is_alive(daemon));
+    let read = env.sh("cat \"$(envfs mount e)/new\"").ok();
+    assert_eq!(read.out, "new\n");
+    env.envfs(&["unmount", "e"]).ok();
+    env.verify("e");
+}
