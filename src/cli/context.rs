@@ -133,7 +133,7 @@ impl Env {
         self.environment.name().as_str()
     }
 
-    /// Returns whether it is mounted, and by whom.
+    /// Returns whether it is mounted, and its daemon.
     pub fn state(&self) -> Result<State> {
         Ok(lifecycle::state(&self.runtime, &self.target)?)
     }
@@ -188,7 +188,7 @@ impl Env {
     /// more.
     pub fn gc(&self, options: GcOptions) -> Result<Collected> {
         if options.dry_run {
-            // Only looks, so nobody has to be waited for.
+            // Only reads, so it need not wait for the lock.
             return backend::gc(&self.environment, options);
         }
         self.alone_or_served(

@@ -81,7 +81,7 @@ pub fn main() -> i32 {
         match process::leave_parent() {
             Ok(None) => {}
             Ok(Some(status)) => return status,
-            Err(error) => tracing::warn!(%error, "stays a child of who started it"),
+            Err(error) => tracing::warn!(%error, "cannot leave the parent process"),
         }
     }
     let words = mount_options::translate_helper(std::env::args_os().collect());

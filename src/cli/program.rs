@@ -1,6 +1,6 @@
 //! Finds the program that a command line names, as a shell would, and becomes it.
 //!
-//! The search is made once and its answer is what is executed. `execvp` searches while it executes:
+//! The search is made once, and the file that it finds is executed. `execvp` searches while it executes:
 //! where a script's interpreter is missing or a directory cannot be entered, it goes on to the next
 //! directory of `PATH` and starts another program of the same name, with success.
 

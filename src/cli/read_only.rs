@@ -1,8 +1,7 @@
-//! Environments in a store that can only be read: a snapshot, a file system that was remounted
-//! read-only, somebody's published store.
+//! Environments in a store on a read-only file system: a snapshot, a remounted disk, a published store.
 //!
-//! Nobody can take the lock there, so nothing is opened for writing. What was committed can be looked
-//! at, and its image is mounted by itself, read-only. Uncommitted changes cannot be shown.
+//! The lock cannot be taken there, so nothing is opened for writing. Commands read the committed state, and
+//! its image is mounted read-only without a store. Uncommitted changes cannot be shown.
 
 use std::path::Path;
 

@@ -84,7 +84,8 @@ fn venv_prompt(pyvenv: &str) -> Option<String> {
     })?;
     let bare = value.trim_matches(['"', '\'']);
     // In a prompt these would be evaluated.
-    (!bare.is_empty() && !bare.contains(['$', '`', '\\', '%'])).then(|| bare.to_owned())
+    let is_safe = |c: char| !c.is_control() && !['$', '`', '\\', '%'].contains(&c);
+    (!bare.is_empty() && bare.chars().all(is_safe)).then(|| bare.to_owned())
 }
 
 /// Returns the scripts of `etc/conda/DIR` in order of their names.

@@ -294,7 +294,7 @@ impl Work {
             self.set("PATH", state.path_before.clone().map(|text| text.0));
             return first;
         }
-        // It was changed since: take out what is ours, put back what it replaced.
+        // It was changed since: remove our entries and restore those that they replaced.
         if let Some(first) = first {
             entries.retain(|entry| !state.path.iter().any(|ours| ours.0 == *entry));
             let at = first.min(entries.len());

@@ -354,6 +354,11 @@ fn facts_are_read_from_the_files_of_a_prefix() {
             base.join("deactivate.d/10.sh")
         ]
     );
+    for prompt in ["a\x1b[2J", "$(id)", "`id`", "%n", "\\u"] {
+        write("pyvenv.cfg", &format!("prompt = '{prompt}'\n"));
+        let facts = PrefixFacts::read("n", prefix, None);
+        assert_eq!(facts.venv_prompt.as_deref(), Some("n"), "{prompt:?}");
+    }
     let empty = PrefixFacts::read("n", Path::new("/nowhere"), None);
     assert_eq!(empty.path, [PathBuf::from("/nowhere/bin")]);
 }

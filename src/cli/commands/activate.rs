@@ -183,9 +183,8 @@ fn enter(prefix: &Path) -> Result<()> {
     nix::unistd::access(prefix, AccessFlags::X_OK).map_err(|error| {
         let failed = CommandError::io(format!("cannot enter {}", quoted(prefix)), &error.into());
         match error {
-            Errno::EACCES => failed.hint(
-                "another user may have mounted it, who alone can use it, or its permissions forbid it",
-            ),
+            Errno::EACCES => failed
+                .hint("only the user who mounted it can enter it, if its permissions allow that"),
             _ => failed,
         }
     })

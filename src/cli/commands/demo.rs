@@ -50,7 +50,7 @@ impl Args {
         fs::create_dir(&home).map_err(|error| {
             let doing = format!("cannot make the scratch store {}", quoted(&home));
             CommandError::io(doing, &error)
-                .hint("set TMPDIR to a directory of yours with about a gigabyte of room")
+                .hint("set TMPDIR to a directory with about a gigabyte of free space")
         })?;
         let stage = Stage {
             context,

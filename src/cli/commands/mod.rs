@@ -36,7 +36,7 @@ pub mod tag;
 pub mod unmount;
 pub mod verify;
 
-/// What envfs can be asked to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     #[command(visible_alias = "pack")]
@@ -114,7 +114,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         match self {
             Command::Import(args) => args.run(context),

@@ -1,5 +1,6 @@
 //! The commands, through the real program.
 
+mod activate;
 mod copies;
 mod create;
 mod daemon;
@@ -14,7 +15,6 @@ mod names;
 mod outlives;
 mod read_only;
 mod run;
-mod shells;
 mod trouble;
 mod venv;
 mod waits;

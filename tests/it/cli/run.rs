@@ -6,7 +6,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::support::{PATH, Run, TestEnv};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::{PATH, Run, TestEnv, finish, run, run_with_input, wait_for};
 
 fn script(env: &TestEnv, path: &Path, text: &str, mode: u32) {
     env.write(path, text);
@@ -97,7 +100,7 @@ fn relative_and_empty_entries_of_path_are_from_the_working_directory() {
             None => command.env_remove("PATH"),
             Some(path) => command.env("PATH", path),
         };
-        let done = crate::support::run(command).ok();
+        let done = run(command).ok();
         let bin = env.prefix("e").join("bin").display().to_string();
         assert!(
             done.out
@@ -139,7 +142,7 @@ fn an_environment_that_cannot_be_entered_runs_nothing_of_the_system() {
     command.env("PATH", &path);
     std::os::unix::process::CommandExt::uid(&mut command, 0);
     std::os::unix::process::CommandExt::gid(&mut command, 0);
-    let done = crate::support::run(command);
+    let done = run(command);
     assert!((125..=127).contains(&done.code), "{done}");
     assert_eq!(done.out, "", "{done}");
 }
@@ -162,4 +165,103 @@ fn an_installer_that_cannot_run_is_not_replaced_either() {
     env.envfs_with("PATH", &path, &["create", "e", "--", "no-such"])
         .fails(3, &["no-such", "not found"]);
     assert!(!env.home_of("e").exists());
+}
+
+#[test]
+fn run_gives_the_commands_own_status_input_and_signals() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("one");
+    let status = |args: &[&str]| env.envfs(&[&["run", "one", "--"], args].concat());
+    assert_eq!(status(&["tool"]).ok().out, "tool\n");
+    for code in [0, 1, 42, 125, 255] {
+        let done = status(&["sh", "-c", &format!("exit {code}")]);
+        assert_eq!(done.code, code, "{done}");
+    }
+    assert_eq!(status(&["sh", "-c", "kill -TERM $$"]).code, 128 + 15);
+    let mut command = env.envfs_command(&["run", "one", "cat"]);
+    let input = b"some\0input\n";
+    assert_eq!(
+        run_with_input(
+            {
+                command.env("X", "y");
+                command
+            },
+            input
+        )
+        .ok()
+        .out
+        .as_bytes(),
+        input
+    );
+    let args = [
+        "run",
+        "-e",
+        "A=b c",
+        "one",
+        "--",
+        "sh",
+        "-c",
+        "echo \"$A $ENVFS_ENV\"",
+    ];
+    assert_eq!(env.envfs(&args).ok().out, "b c one\n");
+    let args = ["run", "--cwd", "/", "one", "pwd"];
+    assert_eq!(env.envfs(&args).ok().out, "/\n");
+    // Everything behind the command is the command's.
+    let done = env
+        .envfs(&["run", "one", "echo", "--help", "-e", "--"])
+        .ok();
+    assert_eq!(done.out, "--help -e --\n");
+
+    status(&["no-such-program"]).fails(127, &["no-such-program"]);
+    let plain = env.work().join("plain");
+    env.write(&plain, "not a program");
+    status(&[plain.to_str().unwrap()]).fails(126, &["plain"]);
+    env.envfs(&["run", "no-such", "true"])
+        .fails(125, &["no-such"]);
+    env.envfs(&["run", "--no-such-option", "one", "true"])
+        .fails(125, &["--no-such-option"]);
+    env.envfs(&["run", "one"]).fails(125, &[]);
+}
+
+#[test]
+fn a_signal_to_run_reaches_the_command_itself() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("one");
+    let note = env.work().join("note");
+    let script = format!(
+        "trap 'echo got it; exit 7' TERM; echo $$ >'{}'; while :; do sleep 0.05; done",
+        note.display()
+    );
+    let mut command = env.envfs_command(&["run", "one", "--", "sh", "-c", &script]);
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    wait_for("the command", || {
+        fs::read_to_string(&note).is_ok_and(|text| text.ends_with('\n'))
+    });
+    let pid: u32 = fs::read_to_string(&note).unwrap().trim().parse().unwrap();
+    assert_eq!(child.id(), pid, "the command takes the place of envfs");
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let done = finish(child, "run".to_owned());
+    assert_eq!((done.code, done.out.as_str()), (7, "got it\n"), "{done}");
+}
+
+#[test]
+fn a_command_that_is_not_there_is_not_found_whatever_the_path_holds() {
+    let Some(env) = TestEnv::as_tester() else {
+        return;
+    };
+    env.import_sample("e");
+    let closed = env.root().join("closed-dir");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
+    let path = format!("{}:{PATH}", closed.display());
+    env.envfs_with("PATH", &path, &["run", "e", "no-such-command"])
+        .fails(127, &["no-such-command", "not found"]);
+    let open = env.work().join("open");
+    env.write(&open.join("no-such-command"), "#!/bin/sh\n");
+    let path = format!("{}:{path}", open.display());
+    env.envfs_with("PATH", &path, &["run", "e", "no-such-command"])
+        .fails(126, &["not executable"]);
 }

@@ -515,22 +515,3 @@ fn a_wrong_command_line_or_configuration_says_what_is_right() {
     run(command).ok();
     assert!(PATH.contains("/bin"));
 }
-
-#[test]
-fn a_command_that_is_not_there_is_not_found_whatever_the_path_holds() {
-    let Some(env) = TestEnv::as_tester() else {
-        return;
-    };
-    env.import_sample("e");
-    let closed = env.root().join("closed-dir");
-    fs::create_dir(&closed).unwrap();
-    fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
-    let path = format!("{}:{PATH}", closed.display());
-    env.envfs_with("PATH", &path, &["run", "e", "no-such-command"])
-        .fails(127, &["no-such-command", "not found"]);
-    let open = env.work().join("open");
-    env.write(&open.join("no-such-command"), "#!/bin/sh\n");
-    let path = format!("{}:{path}", open.display());
-    env.envfs_with("PATH", &path, &["run", "e", "no-such-command"])
-        .fails(126, &["not executable"]);
-}

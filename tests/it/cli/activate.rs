@@ -1,13 +1,8 @@
-//! Real shells with the real program.
+//! `envfs activate`, `deactivate` and `reactivate`, in real shells.
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-use crate::support::{Run, TestEnv, find, finish, run, run_with_input, skip, wait_for};
+use crate::support::{Run, TestEnv, find, run, skip};
 
 /// The shells that have a hook, each plain and strict.
 const SHELLS: [(&str, &[&str]); 4] = [
@@ -58,6 +53,45 @@ fn a_shell_is_after_deactivation_what_it_was_before_activation() {
         let expected = format!("one {0}\ntool\n{0}/bin/tool\n", prefix.display());
         assert_eq!(done.out, expected, "{shell}");
     });
+}
+
+#[test]
+fn variables_that_a_shell_protects_stop_neither_activation_nor_deactivation() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("conda");
+    for (path, text) in [
+        ("bin/tool", "#!/bin/sh\necho tool\n"),
+        ("conda-meta/history", ""),
+        (
+            "etc/conda/env_vars.d/all.json",
+            r#"{"A":"a","FIXED":"x","PPID":"1","UID":"12345","Z":"z"}"#,
+        ),
+        (
+            "etc/conda/deactivate.d/fails.sh",
+            "FIXED=2\nnot-a-command\n",
+        ),
+    ] {
+        env.write(&source.join(path), text);
+    }
+    env.sh("chmod 755 conda/bin/tool").ok();
+    env.envfs(&["import", "-q", "conda", "c"]).ok();
+    for (shell, options) in SHELLS {
+        if find(shell).is_none() {
+            skip(&format!("no {shell}"));
+            continue;
+        }
+        let script = format!(
+            "eval \"$(envfs hook {shell})\"; export FIXED=own; readonly FIXED
+             before=\"$(command -p env | sort)\"; ids=\"$PPID $UID\"
+             envfs activate c; echo \"$ENVFS_ENV $A $Z $FIXED $CONDA_PREFIX\"; tool
+             envfs deactivate
+             test \"$ids\" = \"$PPID $UID\" && test \"$before\" = \"$(command -p env | sort)\""
+        );
+        let done = in_shell(&env, shell, options, &script).ok();
+        let expected = format!("c a z own {}\ntool\n", env.prefix("c").display());
+        assert_eq!(done.out, expected, "{done}");
+        assert!(done.err.contains("FIXED cannot be changed"), "{done}");
+    }
 }
 
 #[test]
@@ -172,84 +206,4 @@ fn the_sourced_files_are_the_hooks() {
             "tool\n"
         );
     }
-}
-
-#[test]
-fn run_gives_the_commands_own_status_input_and_signals() {
-    let Some(env) = TestEnv::new() else { return };
-    env.import_sample("one");
-    let status = |args: &[&str]| env.envfs(&[&["run", "one", "--"], args].concat());
-    assert_eq!(status(&["tool"]).ok().out, "tool\n");
-    for code in [0, 1, 42, 125, 255] {
-        let done = status(&["sh", "-c", &format!("exit {code}")]);
-        assert_eq!(done.code, code, "{done}");
-    }
-    assert_eq!(status(&["sh", "-c", "kill -TERM $$"]).code, 128 + 15);
-    let mut command = env.envfs_command(&["run", "one", "cat"]);
-    let input = b"some\0input\n";
-    assert_eq!(
-        run_with_input(
-            {
-                command.env("X", "y");
-                command
-            },
-            input
-        )
-        .ok()
-        .out
-        .as_bytes(),
-        input
-    );
-    let args = [
-        "run",
-        "-e",
-        "A=b c",
-        "one",
-        "--",
-        "sh",
-        "-c",
-        "echo \"$A $ENVFS_ENV\"",
-    ];
-    assert_eq!(env.envfs(&args).ok().out, "b c one\n");
-    let args = ["run", "--cwd", "/", "one", "pwd"];
-    assert_eq!(env.envfs(&args).ok().out, "/\n");
-    // Everything behind the command is the command's.
-    let done = env
-        .envfs(&["run", "one", "echo", "--help", "-e", "--"])
-        .ok();
-    assert_eq!(done.out, "--help -e --\n");
-
-    status(&["no-such-program"]).fails(127, &["no-such-program"]);
-    let plain = env.work().join("plain");
-    env.write(&plain, "not a program");
-    status(&[plain.to_str().unwrap()]).fails(126, &["plain"]);
-    env.envfs(&["run", "no-such", "true"])
-        .fails(125, &["no-such"]);
-    env.envfs(&["run", "--no-such-option", "one", "true"])
-        .fails(125, &["--no-such-option"]);
-    env.envfs(&["run", "one"]).fails(125, &[]);
-}
-
-#[test]
-fn a_signal_to_run_reaches_the_command_itself() {
-    let Some(env) = TestEnv::new() else { return };
-    env.import_sample("one");
-    let note = env.work().join("note");
-    let script = format!(
-        "trap 'echo got it; exit 7' TERM; echo $$ >'{}'; while :; do sleep 0.05; done",
-        note.display()
-    );
-    let mut command = env.envfs_command(&["run", "one", "--", "sh", "-c", &script]);
-    command
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
-    let child = command.spawn().unwrap();
-    wait_for("the command", || {
-        fs::read_to_string(&note).is_ok_and(|text| text.ends_with('\n'))
-    });
-    let pid: u32 = fs::read_to_string(&note).unwrap().trim().parse().unwrap();
-    assert_eq!(child.id(), pid, "the command takes the place of envfs");
-    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
-    let done = finish(child, "run".to_owned());
-    assert_eq!((done.code, done.out.as_str()), (7, "got it\n"), "{done}");
 }
