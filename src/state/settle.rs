@@ -260,7 +260,7 @@ impl StateDb {
             }
             fault::panic_once("panic.settle");
             // After power loss the counter may be older than the records.
-            self.raise(conn, "ino", highest + 1, DOING)?;
+            self.raise(conn, "ino", highest.saturating_add(1), DOING)?;
             self.set_meta_in(conn, APPLIED, &batch.last().to_le_bytes(), DOING)
         })
     }
