@@ -4,17 +4,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{has, run, skip_allowed, unmount};
+use super::{Run, has, run, skip_allowed, unmount};
 
 /// A file system in a file, unmounted when it is dropped.
 pub(crate) struct Disk {
     file: PathBuf,
     mounted: PathBuf,
+    options: Vec<String>,
 }
 
 impl Disk {
     /// Makes one with a program of the `mkfs` kind. None, and said so, where nothing can be mounted.
     pub(crate) fn new(dir: &Path, maker: &str, arguments: &[&str], mib: u64) -> Option<Disk> {
+        Disk::with_options(dir, maker, arguments, &[], mib)
+    }
+
+    /// The same, with options for mount(8).
+    pub(crate) fn with_options(
+        dir: &Path,
+        maker: &str,
+        arguments: &[&str],
+        options: &[&str],
+        mib: u64,
+    ) -> Option<Disk> {
         if !nix::unistd::geteuid().is_root() {
             skip_allowed("a file system in a file needs root");
             return None;
@@ -27,19 +39,62 @@ impl Disk {
         let mut make = Command::new(maker);
         make.args(arguments).arg(&file);
         run(make).ok();
-        Disk::mount(file, dir.join(maker))
+        Disk::mount(file, dir.join(maker), options)
     }
 
-    fn mount(file: PathBuf, mounted: PathBuf) -> Option<Disk> {
+    fn mount(file: PathBuf, mounted: PathBuf, options: &[&str]) -> Option<Disk> {
         fs::create_dir(&mounted).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-o", "loop"]).arg(&file).arg(&mounted);
-        let done = run(mount);
+        let disk = Disk {
+            file,
+            mounted,
+            options: options.iter().map(|word| (*word).to_owned()).collect(),
+        };
+        let done = disk.attach();
         if done.code != 0 {
-            skip_allowed(&format!("{}: {}", file.display(), done.err.trim()));
+            skip_allowed(&format!("{}: {}", disk.file.display(), done.err.trim()));
             return None;
         }
-        Some(Disk { file, mounted })
+        Some(disk)
+    }
+
+    fn attach(&self) -> Run {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "loop"]).args(&self.options);
+        mount.arg(&self.file).arg(&self.mounted);
+        run(mount)
+    }
+
+    /// Writes everything to the disk.
+    pub(crate) fn sync(&self) {
+        let dir = fs::File::open(&self.mounted).unwrap();
+        nix::unistd::syncfs(dir).unwrap();
+    }
+
+    /// Loses the power: nothing that is not on the disk yet gets there any more.
+    pub(crate) fn shut_down(&self) {
+        let mut command = Command::new("xfs_io");
+        // Knows ext4 as well; without -f it does not write the journal first.
+        command.args(["-x", "-c", "shutdown"]).arg(&self.mounted);
+        run(command).ok();
+    }
+
+    /// Mounts what is on the disk now, which replays its journal.
+    ///
+    /// A copy of it: the mount that was shut down may live on in the mount namespace of another process, and
+    /// then the same file would be the same file system, shut down.
+    pub(crate) fn start_again(&self) {
+        let file = self.copy("again");
+        unmount(&self.mounted).ok();
+        fs::rename(&file, &self.file).unwrap();
+        self.attach().ok();
+    }
+
+    fn copy(&self, extension: &str) -> PathBuf {
+        let file = self.file.with_extension(extension);
+        let mut copy = Command::new("cp");
+        copy.arg("--sparse=always").arg(&self.file).arg(&file);
+        run(copy).ok();
+        file
     }
 
     /// Where it is mounted.
@@ -49,11 +104,8 @@ impl Disk {
 
     /// What is on the disk now, without what the kernel has yet to write.
     pub(crate) fn after_power_cut(&self) -> Option<Disk> {
-        let file = self.file.with_extension("cut");
-        let mut copy = Command::new("cp");
-        copy.arg("--sparse=always").arg(&self.file).arg(&file);
-        run(copy).ok();
-        Disk::mount(file, self.mounted.with_extension("cut"))
+        let file = self.copy("cut");
+        Disk::mount(file, self.mounted.with_extension("cut"), &[])
     }
 }
 

@@ -211,9 +211,16 @@ impl TestEnv {
 
     /// Returns a command that runs one ignored test of this very program as this user.
     pub(crate) fn test_command(&self, test: &str) -> Command {
-        let copy = self.dir.path().join("tests");
-        fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
-        let mut command = self.command(&copy);
+        let mut own = std::env::current_exe().unwrap();
+        if !self.user.is_current() {
+            // The build directory need not be open to others.
+            let copy = self.dir.path().join("tests");
+            if !copy.exists() {
+                fs::copy(&own, &copy).unwrap();
+            }
+            own = copy;
+        }
+        let mut command = self.command(&own);
         command
             .args(["--exact", test, "--ignored", "--nocapture"])
             .env("ENVFS_TEST_PROGRAM", &self.program);
@@ -391,7 +398,7 @@ impl TestEnv {
     }
 
     /// Returns the daemons of this store: of this test and of no other.
-    fn daemons(&self) -> Vec<Pid> {
+    pub(crate) fn daemons(&self) -> Vec<Pid> {
         let store = self.store.as_os_str().as_encoded_bytes();
         let is_ours = |entry: &fs::DirEntry| {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
