@@ -1,7 +1,3 @@
 #![no_main]
-#[path = "../walk.rs"]
-mod walk;
 
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|data: &[u8]| walk::walk(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::open_walk_read::run(data));

@@ -8,7 +8,7 @@ use envfs::squashfs::{
 };
 
 /// Opens `bytes` as an image and does all that.
-pub fn walk(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     let options = ReaderOptions {
