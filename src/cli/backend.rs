@@ -405,6 +405,10 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
         let local = match Local::open(environment.clone(), &config, "verify", BRIEF) {
             // Its holder found no room to leave its name.
             Err(failure) if failure.kind == Kind::Busy => return Ok(outcome),
+            Err(failure) if failure.kind == Kind::Damaged => {
+                outcome.problems.push(failure.message);
+                return Ok(outcome);
+            }
             opened => opened?,
         };
         let found = local.reconciled();

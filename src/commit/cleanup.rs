@@ -175,8 +175,8 @@ pub(super) fn missing_image(db: &StateDb, layout: &Layout) -> Result<Option<Path
         let row = db.image(id)?;
         let path = |row: &ImageRow| layout.image(&row.file);
         let is_whole = |row: &ImageRow| {
-            let found = fs::metadata(path(row));
-            found.is_ok_and(|meta| meta.len() >= row.size)
+            let found = fs::symlink_metadata(path(row));
+            found.is_ok_and(|meta| meta.is_file() && meta.len() >= row.size)
         };
         if !row.as_ref().is_some_and(is_whole) {
             let unknown = || layout.image(&Layout::image_file_name(id));

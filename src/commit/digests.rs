@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::error::{CommitError, Context, Result};
 use crate::progress::{Progress, Report};
+use crate::sys::regular;
 
 /// Bytes of the file under one digest.
 const CHUNK: u64 = 1 << 20;
@@ -37,7 +38,7 @@ pub(super) fn of_file(
     threads: NonZeroUsize,
     progress: &dyn Progress,
 ) -> Result<Vec<u8>> {
-    let file = File::open(path).context("open", path)?;
+    let file = regular::open(path).context("open", path)?;
     let size = file.metadata().context("look at", path)?.len();
     let mut digests = vec![0; size.div_ceil(CHUNK) as usize * DIGEST];
     // The first chunk has the superblock in it, so it is never the same.
@@ -77,7 +78,7 @@ pub(super) fn damaged(
     threads: NonZeroUsize,
     progress: &dyn Progress,
 ) -> Result<Vec<Range<u64>>> {
-    let file = File::open(path).context("open", path)?;
+    let file = regular::open(path).context("open", path)?;
     let size = file.metadata().context("look at", path)?.len();
     let chunks = size.div_ceil(CHUNK);
     if chunks * DIGEST as u64 != digests.len() as u64 {

@@ -8,9 +8,9 @@ use super::error::{CommitError, Result};
 use super::exclude::Exclude;
 use super::import::Extent;
 use crate::progress::Progress;
+use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody};
 use crate::squashfs::writer::{AppendOptions, CarryMode, ImageWriter, Meta, NodeId};
-use crate::squashfs::{Image, ReaderOptions};
 
 /// Writes an image to the file `to`, which is created or emptied, without what the patterns match. What
 /// stays is copied still compressed.
@@ -21,7 +21,7 @@ pub fn export_without(
     threads: NonZeroUsize,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let image = Image::open(source, ReaderOptions::default())?;
+    let image = super::history::open_regular(source)?;
     let exclude = Exclude::new(exclude)?;
     let total = Extent {
         entries: u64::from(image.superblock().inodes),

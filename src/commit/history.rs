@@ -20,6 +20,7 @@ use crate::squashfs::format::InodeKind;
 use crate::squashfs::reader::{VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
+use crate::sys::regular;
 use crate::union::{Change, Invalidation, LowerStack, SharedListing, open_image};
 
 /// Throws away changes: all, or those at and below some paths (relative to the prefix). Returns what
@@ -175,6 +176,7 @@ pub struct Collected {
 /// Unless it only looks, the caller holds the environment's lock, and nothing else changes the
 /// history meanwhile: what is not needed now could be made current.
 pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected> {
+    layout.check_directories()?;
     // An older image may be all that is left then.
     if let Some(image) = cleanup::missing_image(db, layout)? {
         return Err(CommitError::NotWhole(image));
@@ -281,25 +283,32 @@ pub fn verify(
         problems: db.integrity_check()?,
         ..VerifyOutcome::default()
     };
-    for path in cleanup::newer_than(db, layout)? {
+    outcome
+        .problems
+        .extend(layout.check_directories().err().map(|e| e.to_string()));
+    // Rows that cannot be read are among the problems; what depends on them is not looked at.
+    let (Ok(images), Ok(newer)) = (db.images(), cleanup::newer_than(db, layout)) else {
+        return Ok(outcome);
+    };
+    for path in newer {
         outcome.problems.push(format!(
             "{} is newer than the state database, which seems to have been put back from an older copy; \
              it is left alone: put the newer database back, or move it away",
             path.display()
         ));
     }
-    for image in db.images()? {
+    for image in images {
         let path = layout.image(&image.file);
-        let checked = fs::metadata(&path)
-            .context("look at", &path)
-            .and_then(|meta| {
-                if meta.len() == image.size {
-                    return Ok(());
+        let checked = regular::open(&path)
+            .context("open", &path)
+            .and_then(|file| {
+                let len = file.metadata().context("look at", &path)?.len();
+                if len != image.size {
+                    let what = format!("{len} bytes long instead of {}", image.size);
+                    return Err(CommitError::Check(what));
                 }
-                let what = format!("{} bytes long instead of {}", meta.len(), image.size);
-                Err(CommitError::Check(what))
+                Ok(Image::open_file(file, ReaderOptions::default())?)
             })
-            .and_then(|()| Ok(Image::open(&path, ReaderOptions::default())?))
             .and_then(|image| verify_blocks(&image, threads, progress))
             .and_then(|_| {
                 // What can be expanded may still be something else than what was written.
@@ -335,6 +344,12 @@ pub fn verify(
     Ok(outcome)
 }
 
+/// Opens an image of the store, which is a file of its own.
+pub(super) fn open_regular(path: &Path) -> Result<Image> {
+    let file = regular::open(path).context("open", path)?;
+    Ok(Image::open_file(file, ReaderOptions::default())?)
+}
+
 /// Returns a file's content in the current revision, or `None` where it is no regular file there.
 pub fn committed_content(db: &StateDb, layout: &Layout, path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(revision) = db.current_revision()? else {
@@ -343,7 +358,7 @@ pub fn committed_content(db: &StateDb, layout: &Layout, path: &Path) -> Result<O
     let Some(row) = db.image(revision.image)? else {
         return Ok(None);
     };
-    let image = Image::open(layout.image(&row.file), ReaderOptions::default())?;
+    let image = open_regular(&layout.image(&row.file))?;
     let mut inode = image.inode(image.root())?;
     for name in path.components() {
         match image.lookup(&inode, name.as_os_str().as_bytes())? {

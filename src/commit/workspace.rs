@@ -60,6 +60,7 @@ impl Workspace {
     /// did not get round to. Returns what was mended.
     pub fn open(env: Environment, config: &Config) -> Result<(Workspace, Reconciled)> {
         let layout = env.layout();
+        layout.check_directories()?;
         let db = Arc::new(StateDb::open(&layout.state_db())?);
         let options = OpenOptions {
             reader: ReaderOptions {
@@ -123,6 +124,7 @@ impl Workspace {
 pub fn paths(layout: &Layout) -> Paths {
     Paths {
         images: layout.images(),
+        images_are_links: false,
         layers: layout.layers(),
         strays: layout.strays(),
     }

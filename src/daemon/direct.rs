@@ -31,8 +31,8 @@ use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
 use crate::sys::mount::{self, MountFlags, MountOptions, MountRequest, UnmountMode};
 use crate::sys::process::{self, new_uuid};
-use crate::sys::{mountinfo, private, text::Text};
-use crate::union::{self, OpenOptions, Union, identify};
+use crate::sys::{mountinfo, private, regular, text::Text};
+use crate::union::{self, OpenOptions, Paths, Union, identify};
 
 /// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -283,7 +283,11 @@ impl Open {
             }
         };
         let options = OpenOptions::default();
-        let opened = Union::open(Arc::new(db), commit::paths(layout), &options);
+        let paths = Paths {
+            images_are_links: true,
+            ..commit::paths(layout)
+        };
+        let opened = Union::open(Arc::new(db), paths, &options);
         let (union, mended) = opened.map_err(|e| Failure::from(commit::CommitError::from(e)))?;
         note(&mended);
         Ok(Open {
@@ -332,8 +336,8 @@ fn owner_of(image: &Image) -> Result<(u32, u32), crate::squashfs::Error> {
 /// Makes sure that a database and a directory of changes belong together: each is worthless, and
 /// harmful, with another.
 fn pair(layout: &Layout, db: &StateDb) -> Result<(), Failure> {
-    let known = match fs::read_to_string(layout.id()) {
-        Ok(id) => Some(id),
+    let known = match regular::read(&layout.id(), 4096) {
+        Ok(id) => Some(String::from_utf8_lossy(&id).into_owned()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => return Err(doing("read", &layout.id())(e)),
     };
@@ -367,13 +371,17 @@ fn initialise(
 ) -> Result<(), Failure> {
     let uuid = new_uuid().map_err(|e| Failure::io("cannot make an id", &e))?;
     let id_file = layout.id();
-    File::options()
+    let options = File::options()
         .create(true)
-        .truncate(true)
+        .truncate(false)
         .write(true)
         .mode(0o600)
-        .open(&id_file)
-        .and_then(|mut file| file.write_all(uuid.as_bytes()))
+        .clone();
+    regular::open_with(&id_file, &options)
+        .and_then(|mut file| {
+            file.set_len(0)?;
+            file.write_all(uuid.as_bytes())
+        })
         .map_err(doing("write", &id_file))?;
     let maps = identify(db, images).map_err(|error| {
         let failure = Failure::new(

@@ -4,14 +4,16 @@
 //! It is a hint in a file of its own. None, a damaged one, or one of another image is as good as an
 //! empty one; nothing waits for it and nothing fails with it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::squashfs::Image;
 use crate::squashfs::reader::{BlockUse, MAX_USES};
+use crate::sys::regular;
 use crate::union::Union;
 
 /// First bytes of the file; the digit is the version of the format.
@@ -97,13 +99,10 @@ fn with_image(union: &Union, work: impl FnOnce(&Image)) {
 
 /// Reads the profile of an image; empty where there is none of it.
 fn read(path: &Path, of: Of) -> io::Result<Vec<BlockUse>> {
-    match fs::metadata(path) {
-        Ok(meta) if meta.len() > MAX_BYTES => return Ok(Vec::new()),
-        Ok(_) => {}
+    let bytes = match regular::read(path, MAX_BYTES) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    }
-    let bytes = fs::read(path)?;
+        read => read?,
+    };
     let Some(body) = bytes.strip_prefix(MAGIC) else {
         return Ok(Vec::new());
     };
@@ -117,7 +116,18 @@ fn read(path: &Path, of: Of) -> io::Result<Vec<BlockUse>> {
 fn write(path: &Path, of: Of, order: &[BlockUse]) -> io::Result<()> {
     let bytes = postcard::to_extend(&(of, order), MAGIC.to_vec()).map_err(io::Error::other)?;
     let unfinished = path.with_extension("new");
-    let written = fs::write(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, path));
+    match fs::remove_file(&unfinished) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // What lies there by now is somebody else's and is not written to.
+    let written = File::options()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&unfinished)
+        .and_then(|mut file| file.write_all(&bytes))
+        .and_then(|()| fs::rename(&unfinished, path));
     if written.is_err() {
         // On a full disk not even its empty file is wanted; if it cannot go, it does no harm.
         fs::remove_file(&unfinished).ok();

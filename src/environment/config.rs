@@ -16,13 +16,16 @@
 //! keep = 10                  # revisions that gc keeps
 //! ```
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::error::{Context, EnvironmentError, Result};
+use crate::sys::regular;
+
+/// The longest configuration that is read, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
 
 /// Preferences of a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +140,7 @@ impl Default for GcConfig {
 impl Config {
     /// Reads a configuration file; the defaults when there is none.
     pub fn load(path: &Path) -> Result<Config> {
-        let bytes = match fs::read(path) {
+        let bytes = match regular::read_own(path, MAX_SIZE) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Config::default()),
             Err(e) => return Err(e).context(path, "read the configuration"),
@@ -233,6 +236,8 @@ fn percent<'de, D: Deserializer<'de>>(input: D) -> Result<u8, D::Error> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::fs;
+
     use super::*;
 
     #[test]

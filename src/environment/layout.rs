@@ -27,7 +27,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::{Context, Result};
 use super::name::EnvName;
+use crate::sys::regular;
 
 pub(super) const NEW: &str = ".new-";
 pub(super) const GONE: &str = ".gone-";
@@ -115,6 +117,18 @@ impl Layout {
             device: meta.dev(),
             inode: meta.ino(),
         })
+    }
+
+    /// Refuses a home in which something else, such as a link that leads out of it, lies in the place of
+    /// a directory. Files below are read, written and removed through these.
+    pub fn check_directories(&self) -> Result<()> {
+        for dir in [self.images(), self.layers(), self.strays()] {
+            match regular::open_dir(&dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                opened => drop(opened.context(&dir, "open the directory")?),
+            }
+        }
+        Ok(())
     }
 
     /// The state database.

@@ -99,6 +99,12 @@ impl Holder {
         self.is_gone() || is_of_another()
     }
 
+    /// Returns whether an envfs can have written it: it listens at an absolute path.
+    fn is_possible(&self) -> bool {
+        let socket = self.socket.as_ref();
+        socket.is_none_or(|socket| socket.as_path().is_absolute())
+    }
+
     /// Returns whether it is a process of this host.
     pub fn is_here(&self) -> bool {
         self.host == process::host_name()
@@ -223,13 +229,13 @@ impl EnvLock {
     ) -> Result<Attempt> {
         let path = layout.lock();
         let me = Holder::me(layout, purpose).context(&path, "name the holder of the lock")?;
-        let file = OpenOptions::new()
+        let options = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(&path)
-            .context(&path, "open the lock")?;
+            .clone();
+        let file = regular::open_with(&path, &options).context(&path, "open the lock")?;
         let file = match flock(&file) {
             Ok(()) => Some(file),
             Err(e) if is_unsupported(&e) => None,
@@ -242,7 +248,7 @@ impl EnvLock {
         // hold the lock of something else.
         if let Some(file) = &file {
             let ours = file.metadata().context(&path, "look at the lock")?;
-            match fs::metadata(&path) {
+            match fs::symlink_metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
                 Ok(_) => return Ok(Attempt::Held(None)),
                 Err(e) => return Err(e).context(&path, "look at the lock"),
@@ -434,9 +440,9 @@ enum Note {
 impl Note {
     fn read(path: &Path) -> Note {
         match regular::read(path, NOTE_LIMIT) {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(holder) => Note::Of(Box::new(holder)),
-                Err(_) => Note::Unreadable(Some(bytes)),
+            Ok(bytes) => match serde_json::from_slice::<Holder>(&bytes) {
+                Ok(holder) if holder.is_possible() => Note::Of(Box::new(holder)),
+                _ => Note::Unreadable(Some(bytes)),
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => Note::Missing,
             Err(e) => {
@@ -534,13 +540,18 @@ fn age_of(layout: &Layout, note: &Path) -> Result<Option<Duration>> {
         std::process::id()
     ));
     let server_time = || -> io::Result<SystemTime> {
-        File::create(&probe)?.write_all(b"?")?;
+        let mut file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&probe)?;
+        file.write_all(b"?")?;
         let modified = fs::metadata(&probe)?.modified()?;
         fs::remove_file(&probe)?;
         Ok(modified)
     };
     let now = server_time().context(&probe, "ask for the time of the file server")?;
-    match fs::metadata(note).and_then(|metadata| metadata.modified()) {
+    match fs::symlink_metadata(note).and_then(|metadata| metadata.modified()) {
         // A note from the future is as good as new.
         Ok(renewed) => Ok(Some(now.duration_since(renewed).unwrap_or_default())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -570,7 +581,7 @@ fn renew_note(path: &Path, token: &str) -> bool {
         }
     }
     // Times set to "now" are the server's own; explicit ones would be ours.
-    let touched = OpenOptions::new().write(true).open(path).and_then(|file| {
+    let touched = regular::open_with(path, OpenOptions::new().write(true)).and_then(|file| {
         nix::sys::stat::futimens(
             &file,
             &nix::sys::time::TimeSpec::UTIME_NOW,

@@ -17,7 +17,7 @@ use super::error::{Context, EnvironmentError, Result};
 use super::layout::{GONE, Layout, NEW, StoreLayout};
 use super::lock::EnvLock;
 use super::name::{EnvName, similar};
-use crate::sys::{durable, process};
+use crate::sys::{durable, process, regular};
 
 /// How long a home without a lock may be about to get one.
 const NEWBORN: Duration = Duration::from_secs(60);
@@ -348,7 +348,7 @@ fn is_in_use(home: &Path) -> bool {
             time.elapsed().is_ok_and(|age| age < NEWBORN) || time.elapsed().is_err()
         })
     };
-    match File::open(&lock) {
+    match regular::open(&lock) {
         Ok(file) => match FileExt::try_lock_shared(&file) {
             Ok(()) => false,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => true,

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Result;
 use super::id_map::IdMap;
-use super::{StateDb, now};
+use super::{StateDb, now, valid};
 
 /// One image of the environment. Never given twice.
 #[derive(
@@ -19,6 +19,13 @@ pub struct ImageId(pub i64);
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 pub struct RevisionId(pub i64);
+
+impl ImageId {
+    /// Returns the name of its file in the images directory.
+    pub fn file_name(self) -> String {
+        format!("{self}.sqfs")
+    }
+}
 
 impl fmt::Display for ImageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -197,7 +204,10 @@ impl StateDb {
             "read the images",
             &format!("SELECT {IMAGE_COLUMNS} FROM image ORDER BY id"),
             image_of,
-        )
+        )?
+        .into_iter()
+        .map(|row| self.checked_image(row))
+        .collect()
     }
 
     /// Returns what is known of an image.
@@ -206,7 +216,9 @@ impl StateDb {
         self.read(DOING, |conn| {
             conn.prepare_cached(&format!("SELECT {IMAGE_COLUMNS} FROM image WHERE id = ?1"))
                 .and_then(|mut s| s.query_row([id.0], image_of).optional())
-                .map_err(|e| self.sql(DOING, e))
+                .map_err(|e| self.sql(DOING, e))?
+                .map(|row| self.checked_image(row))
+                .transpose()
         })
     }
 
@@ -470,6 +482,13 @@ impl StateDb {
         })
     }
 
+    fn checked_image(&self, row: ImageRow) -> Result<ImageRow> {
+        match valid::image_file(row.id, &row.file) {
+            Ok(()) => Ok(row),
+            Err(what) => Err(self.bad_row("image", what)),
+        }
+    }
+
     fn checked(&self, row: Result<Revision, String>) -> Result<Revision> {
         row.map_err(|what| self.bad_row("revision", what))
     }
@@ -479,16 +498,25 @@ fn image_of(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
     Ok(ImageRow {
         id: ImageId(row.get(0)?),
         file: row.get(1)?,
-        size: row.get::<_, i64>(2)? as u64,
+        size: unsigned(row, 2)?,
         created: row.get(3)?,
         inodes: row.get(4)?,
         block_size: row.get(5)?,
         compression: row.get(6)?,
         root_number: row.get(7)?,
         digest: row.get(8)?,
-        dead_bytes: row.get::<_, i64>(9)? as u64,
-        tables_appended: row.get::<_, Option<i64>>(10)?.map(|bytes| bytes as u64),
+        dead_bytes: unsigned(row, 9)?,
+        tables_appended: match row.get::<_, Option<i64>>(10)? {
+            Some(_) => Some(unsigned(row, 10)?),
+            None => None,
+        },
     })
+}
+
+/// Reads a number of bytes, which is never negative.
+fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let value: i64 = row.get(column)?;
+    u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }
 
 /// Reads a row of [`REVISION_COLUMNS`]; the inner error is in words.

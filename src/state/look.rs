@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::error::{Result, StateError};
-use super::{BUSY_TIMEOUT, JournalMode, Rollback, StateDb, check_kind, migrations, sql_error};
+use super::{BUSY_TIMEOUT, JournalMode, Rollback, StateDb, files, migrations, sql_error};
 
 /// How long to wait before the journal is looked for again.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -42,11 +42,12 @@ impl StateDb {
     }
 
     pub(super) fn look_only(path: &Path, patience: Duration) -> Result<StateDb> {
-        check_kind(path)?;
+        files::check(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(path, flags)
             .and_then(|conn| conn.busy_timeout(BUSY_TIMEOUT).map(|()| conn))
             .map_err(|e| sql_error(path, "open the state database", e))?;
+        Self::distrust(&conn, path)?;
         let db = StateDb {
             looks_for: Some(patience),
             ..StateDb::of(conn, path, JournalMode::Rollback)

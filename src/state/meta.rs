@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::Result;
-use super::{ImageId, LayerId, StateDb};
+use super::{ImageId, LayerId, StateDb, migrations, valid};
 
 const PREFIX: &str = "prefix";
 const CLEAN: &str = "clean";
@@ -74,14 +74,21 @@ impl StateDb {
 
     /// Returns the path where the environment is mounted.
     pub fn prefix(&self) -> Result<Option<PathBuf>> {
-        let bytes = self.meta(PREFIX)?;
-        Ok(bytes.map(|bytes| PathBuf::from(OsStr::from_bytes(&bytes))))
+        let Some(bytes) = self.meta(PREFIX)? else {
+            return Ok(None);
+        };
+        let path = PathBuf::from(OsStr::from_bytes(&bytes));
+        valid::prefix(&path).map_err(|what| self.bad_row("meta", what))?;
+        Ok(Some(path))
     }
 
     /// Returns the identity of the environment, which a rename does not change.
     pub fn uuid(&self) -> Result<Option<String>> {
-        let bytes = self.meta("uuid")?;
-        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+        let Some(bytes) = self.meta("uuid")? else {
+            return Ok(None);
+        };
+        valid::uuid(&bytes).map_err(|what| self.bad_row("meta", what))?;
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// Says that rows and the upper directory may differ from now on; durable when this returns.
@@ -281,7 +288,7 @@ impl StateDb {
              FROM inode HAVING max(ino) >= \
              coalesce((SELECT next FROM counter WHERE name = 'ino'), 2) AND max(ino) > 1",
         ];
-        self.read_rows(DOING, |conn| {
+        let mut wrong = self.read_rows(DOING, |conn| {
             let mut wrong = Vec::new();
             for sql in CHECKS {
                 let mut statement = conn.prepare(sql).map_err(|e| self.sql(DOING, e))?;
@@ -291,8 +298,39 @@ impl StateDb {
                     .map_err(|e| self.sql(DOING, e))?;
                 wrong.extend(lines);
             }
+            wrong.extend(migrations::foreign(conn).map_err(|e| self.sql(DOING, e))?);
             Ok(wrong)
-        })
+        })?;
+        wrong.extend(self.check_rows());
+        Ok(wrong)
+    }
+
+    /// Reads everything as whoever uses it does; returns what is refused.
+    fn check_rows(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let mut note = |read: Result<()>| wrong.extend(read.err().map(|e| e.to_string()));
+        note(self.uuid().map(drop));
+        note(self.prefix().map(drop));
+        note(self.skipped_ids().map(drop));
+        note(self.next_ids().map(drop));
+        note(self.revisions().map(drop));
+        note(self.tags().map(drop));
+        note(self.stack().map(drop));
+        match self.images() {
+            Ok(images) => images
+                .iter()
+                .for_each(|image| note(self.id_map(image.id).map(drop))),
+            Err(e) => note(Err(e)),
+        }
+        match self.layers() {
+            Ok(layers) => layers
+                .iter()
+                .filter(|layer| layer.image.is_none())
+                .for_each(|layer| note(self.load_layer(layer.id).map(drop))),
+            Err(e) => note(Err(e)),
+        }
+        wrong.dedup();
+        wrong
     }
 }
 

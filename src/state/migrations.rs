@@ -75,6 +75,27 @@ fn version(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<u32> {
     }
 }
 
+/// Returns what the schema has that no migration makes: a trigger or a view, or a table with other
+/// columns, is of somebody else's making.
+pub(super) fn foreign(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let schema = |conn: &Connection| -> rusqlite::Result<Vec<(String, String, Option<String>)>> {
+        conn.prepare("SELECT type, name, sql FROM sqlite_schema")?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect()
+    };
+    let fresh = Connection::open_in_memory()?;
+    for sql in MIGRATIONS {
+        fresh.execute_batch(sql)?;
+    }
+    let known = schema(&fresh)?;
+    let found = schema(conn)?.into_iter();
+    Ok(found
+        // Statistics that SQLite keeps for itself.
+        .filter(|row| !row.1.starts_with("sqlite_") && !known.contains(row))
+        .map(|(kind, name, _)| format!("the {kind} {} is none of envfs", name.escape_debug()))
+        .collect())
+}
+
 /// Applies all migrations above `from` in one transaction: the database has the old schema or
 /// the newest, never one between.
 fn run(conn: &Connection, path: &Path, from: u32, migrations: &[&str]) -> Result<()> {

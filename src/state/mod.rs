@@ -15,6 +15,7 @@
 
 mod doubt;
 mod error;
+mod files;
 mod history;
 mod id_map;
 mod look;
@@ -27,6 +28,7 @@ mod settle;
 mod stack;
 #[cfg(test)]
 mod tests;
+mod valid;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -36,10 +38,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::sys::durable;
-use crate::sys::regular;
 
 pub use error::{Result, StateError};
 pub use history::{
@@ -126,7 +128,7 @@ impl StateDb {
     }
 
     fn open_with(path: &Path, migrations: &[&str]) -> Result<StateDb> {
-        check_kind(path)?;
+        files::check(path)?;
         let conn = Self::connect(path)?;
         let fail = |e| sql_error(path, "open the state database", e);
         conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
@@ -208,8 +210,19 @@ impl StateDb {
     fn connect(path: &Path) -> Result<Connection> {
         // The mutex of StateDb serialises all use, so SQLite need not.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        Connection::open_with_flags(path, flags)
-            .map_err(|e| sql_error(path, "open the state database", e))
+        let conn = Connection::open_with_flags(path, flags)
+            .map_err(|e| sql_error(path, "open the state database", e))?;
+        Self::distrust(&conn, path)?;
+        Ok(conn)
+    }
+
+    /// Lets nothing that a schema says be run as code: somebody else may have written it.
+    fn distrust(conn: &Connection, path: &Path) -> Result<()> {
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
+            .and_then(|_| conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true))
+            .and_then(|_| conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false))
+            .map(drop)
+            .map_err(|e| sql_error(path, "configure the state database", e))
     }
 
     /// Sets everything that belongs to the connection rather than to the database.
@@ -250,10 +263,6 @@ impl StateDb {
             .map_err(fail)?;
         // What a statement sets aside needs no room on a disk.
         conn.pragma_update(None, "temp_store", "memory")
-            .map_err(fail)?;
-        // Values in the database are nobody's code: no function or view may run from a schema
-        // that somebody else wrote.
-        conn.pragma_update(None, "trusted_schema", false)
             .map_err(fail)?;
         Ok(StateDb::of(conn, path, mode))
     }
@@ -372,26 +381,6 @@ impl StateDb {
     }
 }
 
-/// Refuses what is no regular file in the place of a database: SQLite would follow a link, and wait for
-/// ever at a FIFO.
-fn check_kind(path: &Path) -> Result<()> {
-    match regular::is_there(path) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(StateError::Missing {
-            path: path.to_owned(),
-        }),
-        Err(e) if regular::is_not_regular(&e).is_some() => Err(StateError::NotADatabase {
-            path: path.to_owned(),
-            detail: e.to_string(),
-        }),
-        Err(source) => Err(StateError::Io {
-            path: path.to_owned(),
-            doing: "open the state database",
-            source,
-        }),
-    }
-}
-
 /// Ends a transaction that was not committed, on every way out.
 struct Rollback<'a>(&'a Connection);
 
@@ -421,12 +410,30 @@ fn sql_error(path: &Path, doing: &'static str, source: rusqlite::Error) -> State
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StateError::Busy { path, doing }
         }
+        _ if is_of_value(&source) => StateError::Corrupt {
+            path,
+            detail: format!("{source} ({doing})"),
+        },
         _ => StateError::Sql {
             path,
             doing,
             source,
         },
     }
+}
+
+/// Returns true if a row holds a value that its column cannot have.
+fn is_of_value(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{
+        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error,
+    };
+    matches!(
+        error,
+        FromSqlConversionFailure(..)
+            | IntegralValueOutOfRange(..)
+            | InvalidColumnType(..)
+            | Utf8Error(..)
+    )
 }
 
 /// Seconds since 1970 by the system clock.

@@ -20,7 +20,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{LayerId, RowChange};
+use super::{LayerId, RowChange, valid};
 use crate::sys::durable::{sync_file, sync_name};
 use crate::sys::regular;
 
@@ -29,6 +29,10 @@ const MAGIC: &[u8; 8] = b"envredo1";
 /// A record is its length (4 bytes, little-endian), a hash of the rest, and the rest.
 const HEADER: usize = 4 + HASH;
 const HASH: usize = 8;
+/// No log has had so many records: the numbers cannot run out.
+const MAX_NUMBER: u64 = 1 << 62;
+/// Bytes that are hashed at once.
+const CHUNK: u64 = 1 << 20;
 /// Space that the file has at least, in bytes, empty or not: on a full disk something can still be
 /// removed.
 const RESERVE: u64 = 128 << 10;
@@ -64,13 +68,16 @@ impl Redo {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).mode(0o600);
         let file = regular::open_with(path, &options)?;
-        let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX)];
-        file.read_exact_at(&mut bytes, 0)?;
-        if bytes.len() >= MAGIC.len() && !bytes.starts_with(MAGIC) {
-            let what = "it is no redo log of this version of envfs";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        if bytes.len() < MAGIC.len() {
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let size = file.metadata()?.len();
+        let mut magic = [0; MAGIC.len()];
+        if size >= MAGIC.len() as u64 {
+            file.read_exact_at(&mut magic, 0)?;
+            if magic != *MAGIC {
+                let what = "it is no redo log of this version of envfs";
+                return Err(invalid(what.to_owned()));
+            }
+        } else {
             // Durable before the first record is: who finds other bytes here must not guess.
             file.write_all_at(MAGIC, 0)?;
             sync_file(&file)?;
@@ -82,25 +89,37 @@ impl Redo {
             last: applied,
         };
         let mut expected = None;
-        for (number, record) in Records(bytes.get(MAGIC.len()..).unwrap_or_default()) {
-            if expected.is_some_and(|expected| number != expected) {
+        let mut at = MAGIC.len() as u64;
+        while let Some(record) = read_record(&file, at, size)? {
+            let Some((number, _)) = Records(&record).next() else {
+                break;
+            };
+            if expected.is_some_and(|expected| expected != Some(number)) {
                 break;
             }
-            expected = Some(number + 1);
+            expected = Some(number.checked_add(1));
+            at += record.len() as u64;
             if number > applied {
                 // A gap would mean that records were lost: what follows cannot be applied.
-                if number != left.last + 1 {
-                    let what = format!("record {} is missing", left.last + 1);
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                if left.last.checked_add(1) != Some(number) {
+                    return Err(invalid(format!(
+                        "record {} is missing",
+                        left.last.saturating_add(1)
+                    )));
                 }
-                left.bytes.extend_from_slice(record);
+                check(&record).map_err(|what| invalid(format!("record {number}: {what}")))?;
+                left.bytes.extend_from_slice(&record);
                 left.last = number;
             }
         }
         let redo = Redo {
             file: Arc::new(file),
             end: MAGIC.len() as u64,
-            next: left.last + 1,
+            next: left
+                .last
+                .checked_add(1)
+                .filter(|next| *next < MAX_NUMBER)
+                .ok_or_else(|| invalid("its last number is too high".to_owned()))?,
             pending: Vec::new(),
             scratch: Vec::new(),
             is_removed: false,
@@ -223,6 +242,48 @@ impl<'a> Iterator for Records<'a> {
         self.0 = rest;
         Some((number, record))
     }
+}
+
+/// Reads the whole record at an offset; `None` where it is torn. Its hash is compared before room is made
+/// for it, since its length alone may say anything.
+fn read_record(file: &File, at: u64, size: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut header = [0; HEADER];
+    if size.saturating_sub(at) < HEADER as u64 {
+        return Ok(None);
+    }
+    file.read_exact_at(&mut header, at)?;
+    let (length, hash) = header.split_at(4);
+    let length = u64::from(u32::from_le_bytes(length.try_into().unwrap_or_default()));
+    let start = at + HEADER as u64;
+    if size - start < length {
+        return Ok(None);
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut chunk = vec![0; CHUNK.min(length) as usize];
+    let mut done = 0;
+    while done < length {
+        let count = (length - done).min(CHUNK) as usize;
+        let part = chunk.get_mut(..count).unwrap_or_default();
+        file.read_exact_at(part, start + done)?;
+        hasher.update(part);
+        done += count as u64;
+    }
+    if hasher.finalize().as_bytes().get(..HASH) != Some(hash) {
+        return Ok(None);
+    }
+    let mut record = vec![0; HEADER + length as usize];
+    file.read_exact_at(&mut record, at)?;
+    Ok(Some(record))
+}
+
+/// Checks what a record says: it may be of somebody else's making.
+fn check(record: &[u8]) -> Result<(), String> {
+    let body = record.get(HEADER..).unwrap_or_default();
+    let (_, layer, changes) =
+        postcard::from_bytes::<Record<'_>>(body).map_err(|e| e.to_string())?;
+    valid::layer(LayerId(layer)).map_err(|what| format!("an impossible layer {what}"))?;
+    let checked = changes.iter().try_for_each(valid::change);
+    checked.map_err(|what| format!("an impossible {what}"))
 }
 
 fn reserve(file: &File) {

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
-use super::{LayerId, StateDb};
+use super::{LayerId, StateDb, valid};
 use crate::object::{Ino, Kind, Timestamp};
 
 /// Where the content of a regular file is. The numbers are stored and never change meaning.
@@ -229,8 +229,13 @@ impl StateDb {
             let mut cursor = statement.query([layer.0]).map_err(fail)?;
             while let Some(row) = cursor.next().map_err(fail)? {
                 let (ino, inode) = inode_of(row).map_err(fail)?;
+                let inode = inode.and_then(|row| valid::inode(ino, &row).map(|()| row));
                 let inode = inode.map_err(|what| {
-                    self.bad_row("inode", format!("{what} for object {ino} of layer {layer}"))
+                    let object = ino.0 as i64;
+                    self.bad_row(
+                        "inode",
+                        format!("{what} for object {object} of layer {layer}"),
+                    )
                 })?;
                 rows.inodes.push((ino, inode));
             }
@@ -244,11 +249,15 @@ impl StateDb {
             let mut cursor = statement.query([layer.0]).map_err(fail)?;
             while let Some(row) = cursor.next().map_err(fail)? {
                 let target: Option<i64> = row.get(2).map_err(fail)?;
-                rows.entries.push((
-                    ino_at(row, 0).map_err(fail)?,
-                    bytes_at(row, 1).map_err(fail)?,
-                    target.map(|ino| Ino(ino as u64)),
-                ));
+                let target = target.map(|ino| Ino(ino as u64));
+                let dir = ino_at(row, 0).map_err(fail)?;
+                let name = bytes_at(row, 1).map_err(fail)?;
+                valid::entry(dir, &name, target).map_err(|what| {
+                    let dir = dir.0 as i64;
+                    let what = format!("{what} in directory {dir} of layer {layer}");
+                    self.bad_row("dentry", what)
+                })?;
+                rows.entries.push((dir, name, target));
             }
             drop(cursor);
 
@@ -259,11 +268,19 @@ impl StateDb {
                 .map_err(fail)?;
             let mut cursor = statement.query([layer.0]).map_err(fail)?;
             while let Some(row) = cursor.next().map_err(fail)? {
-                rows.xattrs.push((
-                    ino_at(row, 0).map_err(fail)?,
-                    bytes_at(row, 1).map_err(fail)?,
-                    bytes_at(row, 2).map_err(fail)?,
-                ));
+                let ino = ino_at(row, 0).map_err(fail)?;
+                let name = bytes_at(row, 1).map_err(fail)?;
+                valid::object(ino)
+                    .and_then(|()| valid::xattr(&name))
+                    .map_err(|what| {
+                        let object = ino.0 as i64;
+                        self.bad_row(
+                            "xattr",
+                            format!("{what} of object {object} of layer {layer}"),
+                        )
+                    })?;
+                rows.xattrs
+                    .push((ino, name, bytes_at(row, 2).map_err(fail)?));
             }
             Ok(rows)
         })
@@ -446,15 +463,9 @@ fn inode_of(row: &Row<'_>) -> rusqlite::Result<(Ino, Result<InodeRow, String>)> 
     let Some(kind) = u8::try_from(kind).ok().and_then(Kind::from_number) else {
         return Ok((ino, Err(format!("kind {kind}"))));
     };
-    let Some(mode) = u16::try_from(mode).ok().filter(|mode| *mode <= 0o7777) else {
+    let Ok(mode) = u16::try_from(mode) else {
         return Ok((ino, Err(format!("mode {mode:#o}"))));
     };
-    if [atime, mtime, ctime]
-        .iter()
-        .any(|t| t.nanos >= 1_000_000_000)
-    {
-        return Ok((ino, Err("time".to_owned())));
-    }
     let data = match data {
         0 => DataPlace::Lower,
         1 => DataPlace::Upper,

@@ -11,7 +11,7 @@ use rusqlite::{Connection, params};
 
 use super::error::Result;
 use super::history::{ImageId, NewImage, NewRevision, RevisionId, RevisionKind};
-use super::{StateDb, now};
+use super::{StateDb, now, valid};
 
 /// One layer of the environment. Never given twice.
 #[derive(
@@ -428,6 +428,7 @@ impl StateDb {
             let Some(role) = LayerRole::from_name(&role) else {
                 return Err(self.bad_row("layer", format!("role {role:?}")));
             };
+            valid::layer(layer.id).map_err(|what| self.bad_row("layer", what))?;
             layers.push(Layer { role, ..layer });
         }
         Ok(layers)

@@ -8,27 +8,30 @@
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::libc;
 
-/// The cause of an [`io::Error`] where something else lies in the place of a regular file.
+/// The cause of an [`io::Error`] where something else lies in the place of a file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotRegular {
     /// Name of the file, without its directory.
     pub name: String,
     /// What is there, for messages: `a FIFO`.
     pub found: &'static str,
+    /// What should be there.
+    pub wanted: &'static str,
 }
 
 impl fmt::Display for NotRegular {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} is {}, not a regular file",
+            "{} is {}, not a {}",
             self.name.escape_debug(),
-            self.found
+            self.found,
+            self.wanted
         )
     }
 }
@@ -60,6 +63,16 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {
     }
 }
 
+/// Opens a directory, and not one that a symbolic link in its place leads to.
+pub fn open_dir(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_DIRECTORY | libc::O_NONBLOCK;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    opened.map_err(|error| match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_dir() => not(path, meta.file_type(), "directory"),
+        _ => error,
+    })
+}
+
 /// Checks without opening it that a path is a regular file; `Ok(false)` where nothing is there.
 ///
 /// For files that another library opens by name. The check holds only as long as nobody else may write
@@ -88,6 +101,17 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads a regular file that the user may have replaced by a link to where it is kept. Links of other
+/// users are not followed: they could lead anybody who reads through them anywhere.
+pub fn read_own(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_symlink() && meta.uid() == super::process::user_id() => {
+            read(&std::fs::canonicalize(path)?, limit)
+        }
+        _ => read(path, limit),
+    }
+}
+
 /// Returns what was found where an error says that it is not a regular file.
 pub fn is_not_regular(error: &io::Error) -> Option<&NotRegular> {
     error.get_ref()?.downcast_ref()
@@ -100,6 +124,10 @@ fn refusal(path: &Path) -> Option<io::Error> {
 }
 
 fn not_regular(path: &Path, kind: FileType) -> io::Error {
+    not(path, kind, "regular file")
+}
+
+fn not(path: &Path, kind: FileType, wanted: &'static str) -> io::Error {
     let found = if kind.is_symlink() {
         "a symbolic link"
     } else if kind.is_dir() {
@@ -108,6 +136,8 @@ fn not_regular(path: &Path, kind: FileType) -> io::Error {
         "a FIFO"
     } else if kind.is_socket() {
         "a socket"
+    } else if kind.is_file() {
+        "a file"
     } else {
         "a device"
     };
@@ -115,6 +145,7 @@ fn not_regular(path: &Path, kind: FileType) -> io::Error {
     io::Error::other(NotRegular {
         name: name.to_string_lossy().into_owned(),
         found,
+        wanted,
     })
 }
 
@@ -162,6 +193,18 @@ mod tests {
             }
             assert_eq!(is_there(&at(name)).unwrap_err().to_string(), found);
         }
+        std::os::unix::fs::symlink(at("dir"), at("link-to-dir")).unwrap();
+        for (name, found) in [
+            (
+                "link-to-dir",
+                "link-to-dir is a symbolic link, not a directory",
+            ),
+            ("target", "target is a file, not a directory"),
+            ("fifo", "fifo is a FIFO, not a directory"),
+        ] {
+            assert_eq!(open_dir(&at(name)).unwrap_err().to_string(), found);
+        }
+        open_dir(&at("dir")).unwrap();
         let device = open(Path::new("/dev/null")).unwrap_err();
         assert_eq!(device.to_string(), "null is a device, not a regular file");
         assert!(!at("nothing").exists());
@@ -178,6 +221,10 @@ mod tests {
         file.write_all(b"12345").unwrap();
         assert!(is_there(&path).unwrap());
         assert_eq!(read(&path, 5).unwrap(), b"12345");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        assert_eq!(read_own(&link, 5).unwrap(), b"12345");
+        assert!(read(&link, 5).is_err());
         let long = read(&path, 4).unwrap_err();
         assert_eq!(long.kind(), io::ErrorKind::InvalidData);
         assert!(is_not_regular(&long).is_none());

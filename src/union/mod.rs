@@ -53,6 +53,7 @@ mod swap;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -10,10 +10,11 @@ use std::time::UNIX_EPOCH;
 use super::delta::Delta;
 use super::overlay;
 use super::reconcile::{Reconciled, reconcile};
-use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union};
+use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union, tree};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{DataPlace, ImageId, LayerId, StackPart, StateDb};
 use crate::sys::medium::network_file_system;
+use crate::sys::regular;
 use crate::upper::UpperDir;
 
 /// The fact of which directory the rows are about.
@@ -24,6 +25,8 @@ const HOME: &str = "home";
 pub struct Paths {
     /// Directory of image files.
     pub images: PathBuf,
+    /// Whether the names there are links to images elsewhere, which this process has made.
+    pub images_are_links: bool,
     /// Directory of upper layers, one directory each, named by their number.
     pub layers: PathBuf,
     /// Directory for content that no row knows.
@@ -102,6 +105,7 @@ impl Union {
                     }
                     let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
+                    tree::check(&delta, &below)?;
                     let upper = open_upper(&db, &paths, part.id, &delta)?;
                     if to_reconcile {
                         let found = reconcile(&db, part.id, &mut delta, &upper, &below, is_copy)?;
@@ -220,7 +224,17 @@ pub fn open_image(
     };
     let row = db.image(image)?.ok_or_else(missing)?;
     let id_map = db.id_map(image)?.ok_or_else(missing)?;
-    let file = Image::open(paths.images.join(&row.file), options.reader.clone())?;
+    let path = paths.images.join(&row.file);
+    let file = match paths.images_are_links {
+        true => Image::open(path, options.reader.clone())?,
+        false => {
+            let file = regular::open(&path).map_err(|e| crate::squashfs::Error::Io {
+                what: "opening an image",
+                source: std::io::Error::new(e.kind(), format!("{}: {e}", path.display())),
+            })?;
+            Image::open_file(file, options.reader.clone())?
+        }
+    };
     let links = Arc::new(overlay::counted_links(db, image)?);
     Ok(ImageLayer::new(file, id_map).with_links(links))
 }

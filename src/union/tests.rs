@@ -70,6 +70,7 @@ fn empty() -> (tempfile::TempDir, Union) {
     })
     .unwrap();
     let paths = Paths {
+        images_are_links: false,
         images,
         layers,
         strays,

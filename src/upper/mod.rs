@@ -37,6 +37,7 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 use crate::object::{Ino, Timestamp};
 use crate::sys::durable::{sync_dir, sync_file, sync_name};
 use crate::sys::private::make_dir;
+use crate::sys::regular;
 pub use scan::Found;
 pub use unsynced::Unsynced;
 
@@ -77,6 +78,7 @@ impl UpperDir {
     /// Only for a layer of which no row says that it has content: what is made is empty.
     pub fn make(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         for dir in [path, &path.join("upper"), &path.join("work")] {
+            refuse_link(dir)?;
             match DirBuilder::new().mode(0o700).create(dir) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
@@ -95,14 +97,15 @@ impl UpperDir {
         // Not made anew: content would count as lost where its directory is only not there now.
         fs::metadata(path.join("upper"))?;
         for dir in [path, &path.join("upper"), &path.join("work")] {
+            refuse_link(dir)?;
             make_dir(dir)?;
         }
         if strays.exists() {
+            refuse_link(strays)?;
             make_dir(strays)?;
         }
         let open = |sub: &str| -> io::Result<OwnedFd> {
-            let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-            Ok(nix::fcntl::open(&path.join(sub), flags, Mode::empty())?)
+            Ok(OwnedFd::from(regular::open_dir(&path.join(sub))?))
         };
         Ok(UpperDir {
             root: Arc::new(open("upper")?),
@@ -380,6 +383,11 @@ impl UpperDir {
             other => other?,
         };
         let file = Arc::new(File::from(fd));
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other(
+                "the content of the file is no regular file",
+            ));
+        }
         lock(&self.files).put(ino, file.clone());
         Ok(file)
     }
@@ -542,6 +550,14 @@ fn identity(meta: &Metadata) -> u64 {
     let mut short = [0; 8];
     hash.finalize_xof().fill(&mut short);
     u64::from_le_bytes(short)
+}
+
+/// Refuses a link, a file or anything else in the place of a directory.
+fn refuse_link(dir: &Path) -> io::Result<()> {
+    match regular::open_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 fn rename(from: BorrowedFd<'_>, old: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> Result<(), Errno> {

@@ -1,6 +1,5 @@
 //! `envfs export`
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,8 +12,8 @@ use crate::cli::new_file;
 use crate::cli::output::size;
 use crate::daemon::failure::Kind;
 use crate::progress::{Progress, Report};
-use crate::sys::reflink;
 use crate::sys::text::quoted;
+use crate::sys::{reflink, regular};
 
 /// Copy the image of a revision to a file.
 ///
@@ -75,7 +74,7 @@ fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progre
         let doing = format!("cannot write {}", quoted(path));
         move |error: io::Error| CommandError::io(&doing, &error)
     };
-    let mut input = File::open(source)
+    let mut input = regular::open(source)
         .map_err(|error| CommandError::io(format!("cannot read {}", quoted(source)), &error))?;
     let mut total = input.metadata().map_err(failed(source))?.len();
     new_file::write(target, |output| {

@@ -287,3 +287,82 @@ fn records_that_cannot_be_read_do_not_count_as_given() {
     assert!(matches!(refused, StateError::Corrupt { .. }), "{refused}");
     assert!(db.load_layer(layer).unwrap().is_empty());
 }
+
+#[test]
+fn records_that_say_impossible_things_are_not_applied() {
+    let slash = || b"../../../secret".as_slice();
+    let mut placed = inode_row();
+    placed.place = Some((Ino(1), slash().into()));
+    let mut root = inode_row();
+    root.place = None;
+    for (change, what) in [
+        (RowChange::put_inode(Ino(5), placed), "is a path"),
+        (RowChange::put_inode(Ino(1), root), "root"),
+        (
+            RowChange::put_inode(Ino(u64::MAX), inode_row()),
+            "object id",
+        ),
+        (RowChange::put_inode(Ino(0), inode_row()), "object id"),
+        (
+            RowChange::put_entry(Ino(1), slash(), Some(Ino(5))),
+            "is a path",
+        ),
+        (
+            RowChange::put_entry(Ino(1), b"..".as_slice(), None),
+            "no name",
+        ),
+        (
+            RowChange::put_entry(Ino(5), b"a".as_slice(), Some(Ino(1))),
+            "root",
+        ),
+        (
+            RowChange::put_xattr(Ino(5), b"user.a\0".as_slice(), slash()),
+            "attribute name",
+        ),
+    ] {
+        let (dir, db, layer) = logged();
+        // Nothing of ours makes such a change; a log that does was made by somebody else.
+        db.apply(layer, &[change]).unwrap();
+        let (_kept, path) = copy(dir.path());
+        let error = reopen(&path).unwrap_err().to_string();
+        assert!(
+            error.contains(what) && error.contains("record 1"),
+            "{error}"
+        );
+        let unchanged = StateDb::open(&path).unwrap();
+        assert!(unchanged.load_layer(layer).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_length_alone_makes_no_room_for_a_record() {
+    let (dir, db, layer) = logged();
+    add(&db, layer, 2);
+    let (kept, path) = copy(dir.path());
+    let log = fs::OpenOptions::new()
+        .append(true)
+        .open(kept.path().join("state.db-redo"))
+        .unwrap();
+    // A record that is said to have 4 GiB, in a file that is shorter.
+    std::io::Write::write_all(&mut &log, &[0xff; 12]).unwrap();
+    log.set_len(1 << 20).unwrap();
+    assert_eq!(count(&reopen(&path).unwrap(), layer), 1);
+}
+
+#[test]
+fn a_log_that_is_a_link_or_a_fifo_is_refused_and_named() {
+    let (dir, db, _) = logged();
+    for odd in ["link", "fifo"] {
+        let (kept, path) = copy(dir.path());
+        let log = kept.path().join("state.db-redo");
+        let outside = kept.path().join("outside");
+        fs::rename(&log, &outside).unwrap();
+        match odd {
+            "link" => std::os::unix::fs::symlink(&outside, &log).unwrap(),
+            _ => nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+        }
+        let error = reopen(&path).unwrap_err().to_string();
+        assert!(error.contains("state.db-redo is a"), "{error}");
+    }
+    drop(db);
+}

@@ -8,6 +8,7 @@ mod facts;
 mod full;
 mod held;
 mod hints;
+mod hostile;
 mod import;
 mod list;
 mod lost;

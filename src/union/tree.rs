@@ -1,0 +1,114 @@
+//! Are the directories of an upper layer a tree? Asked when its rows are read.
+//!
+//! A directory has one name. Rows that give one two names, or put one below itself, would make walks of
+//! the merged view endless. The engine never writes such rows; a store that somebody else made may have
+//! them.
+
+use std::collections::HashSet;
+
+use nix::errno::Errno;
+
+use super::delta::Delta;
+use super::stack::{LowerStack, chain};
+use super::{Error, Lookup, Result};
+use crate::object::{Ino, Kind};
+
+/// Checks the rows of one layer over what lies below it.
+///
+/// What holds afterwards: every name in the merged view that leads to a directory is the place of that
+/// directory, and places lead to the root. So a walk from the root meets each directory once.
+pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
+    for (&dir, entries) in &delta.dirs {
+        for (name, target) in entries.iter() {
+            let Some(ino) = target else { continue };
+            if is_directory(delta, lower, ino)? {
+                let is_its_place = place(delta, lower, ino)?
+                    .is_some_and(|(above, own)| above == dir && *own == *name);
+                if !is_its_place {
+                    return Err(two_names(ino, dir, name));
+                }
+            }
+        }
+    }
+    let mut climbed = HashSet::new();
+    for (&ino, row) in &delta.inodes {
+        if row.kind != Kind::Directory {
+            continue;
+        }
+        climb(delta, lower, ino, &mut climbed)?;
+        let Some(now) = &row.place else { continue };
+        // Where it lay before, its name must be hidden.
+        if let Some((dir, name)) = lower.parent(ino)?
+            && (dir, &name) != (now.0, &now.1)
+            && delta.lookup(dir, &name) == Lookup::Unknown
+            && !is_removed(delta, lower, dir)?
+        {
+            return Err(two_names(ino, dir, &name));
+        }
+    }
+    Ok(())
+}
+
+/// Climbs from a directory to the root, or to one that has been climbed from before, or to one without a
+/// place (it was removed). Every directory is passed once, however deep the tree is.
+fn climb(delta: &Delta, lower: &LowerStack, from: Ino, climbed: &mut HashSet<Ino>) -> Result<()> {
+    let mut way = HashSet::new();
+    let mut at = from;
+    while at != Ino::ROOT && !climbed.contains(&at) {
+        if !way.insert(at) {
+            return Err(Error::Inconsistent(format!(
+                "directory {at} is its own ancestor"
+            )));
+        }
+        match place(delta, lower, at)? {
+            Some((above, _)) => at = above,
+            None => break,
+        }
+    }
+    climbed.extend(way);
+    Ok(())
+}
+
+fn place(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+    match delta.place(dir) {
+        Some(place) => Ok(Some(place)),
+        None => lower.parent(dir),
+    }
+}
+
+fn is_directory(delta: &Delta, lower: &LowerStack, ino: Ino) -> Result<bool> {
+    match delta.inodes.get(&ino) {
+        Some(row) => Ok(row.kind == Kind::Directory),
+        None => Ok(lower
+            .attr(ino)?
+            .is_some_and(|attr| attr.kind == Kind::Directory)),
+    }
+}
+
+/// Returns true if no name leads from the root to a directory: names in it are not seen.
+fn is_removed(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<bool> {
+    let chain = match chain(dir, |ino| place(delta, lower, ino)) {
+        Err(Error::Posix(Errno::ESTALE)) => return Ok(true),
+        chain => chain?,
+    };
+    let mut above = Ino::ROOT;
+    for (ino, name) in chain {
+        let found = match delta.lookup(above, &name) {
+            Lookup::Is(found) => Some(found),
+            Lookup::Whiteout => None,
+            Lookup::Unknown => lower.lookup(above, &name)?,
+        };
+        if found != Some(ino) {
+            return Ok(true);
+        }
+        above = ino;
+    }
+    Ok(false)
+}
+
+fn two_names(ino: Ino, dir: Ino, name: &[u8]) -> Error {
+    Error::Inconsistent(format!(
+        "directory {ino} has a second name, \"{}\" in directory {dir}",
+        name.escape_ascii()
+    ))
+}
