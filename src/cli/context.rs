@@ -124,7 +124,7 @@ impl Env {
             environment,
             facts,
             target,
-            runtime: RuntimeDir::open()?,
+            runtime: RuntimeDir::open(),
         })
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::failure::{Failure, Kind};
 use super::protocol::{Served, Service, Started, Unmounted};
-use super::runtime::RuntimeDir;
+use super::runtime::{Listening, RuntimeDir};
 use super::server::{Control, Server};
 use crate::fuse::session::{End, Ender, Session};
 use crate::sys::holders;
@@ -136,9 +136,10 @@ fn serve(
     runtime: &RuntimeDir,
     mounted: &Mounted,
     signals: EndSignals,
-) -> Result<super::server::Running, Failure> {
+) -> Result<(super::server::Running, Listening), Failure> {
     let control = Arc::new(MountControl::new(&mounted.session, id));
-    let socket = runtime.socket(id);
+    let listening = runtime.make()?;
+    let socket = listening.socket(id);
     let running = Server::bind(&socket, id, Some(mounted.home.clone()))
         .and_then(|server| server.start(mounted.service.clone(), control.clone()))
         .map_err(|error| Failure::io(format!("cannot listen at {}", socket.display()), &error))?;
@@ -154,7 +155,8 @@ fn serve(
             );
         })
         .map_err(|error| Failure::io("cannot start a thread", &error))?;
-    Ok(running)
+    // In this order: the socket goes before its directory.
+    Ok((running, listening))
 }
 
 /// Unmounts when asked by a signal. Whoever still uses the mount may finish, until a further signal comes.

@@ -150,14 +150,16 @@ pub fn copied(target: &Target, from: Option<&Path>) -> Failure {
 /// another runtime directory (from cron, or by `sudo`).
 fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Failure> {
     let usual = runtime.socket(&target.id);
-    if let Some(client) = Client::connect(&usual)? {
+    if let Some(usual) = &usual
+        && let Some(client) = Client::connect(usual)?
+    {
         return Ok(Some(client));
     }
     // A note that was copied with the home is not found here.
     let noted = EnvLock::current_holder(&target.layout)
         .filter(Holder::is_here)
         .and_then(|holder| holder.socket)
-        .filter(|socket| socket.as_path() != usual);
+        .filter(|socket| Some(socket.as_path()) != usual.as_deref());
     let Some(socket) = noted else { return Ok(None) };
     let client = Client::connect(socket.as_path())?;
     // A note is only as true as the file system it lies on.
@@ -200,7 +202,7 @@ fn mounted(
     fakeroot: bool,
     slow: &dyn Fn(),
 ) -> Result<Option<Client>, Failure> {
-    let _lock = runtime.lock(&target.id)?;
+    let _lock = runtime.lock(&target.id, target.layout.home())?;
     let deadline = Instant::now() + ENDING_PATIENCE;
     loop {
         match state(runtime, target)? {
@@ -374,7 +376,7 @@ fn start(
         Launched::Ended(status) => return Err(ended_early(target, status, log_start)),
     };
     served.warnings.extend(no_log);
-    let client = Client::connect(&runtime.socket(&target.id))?;
+    let client = connect(runtime, target)?;
     client
         .map(|client| client.named(&target.name).started(served))
         .ok_or_else(|| {
@@ -510,7 +512,7 @@ pub fn ensure_unmounted(
     lazy: bool,
     slow: &dyn Fn(),
 ) -> Result<Option<Unmounted>, Failure> {
-    let _lock = runtime.lock(&target.id)?;
+    let _lock = runtime.lock(&target.id, target.layout.home())?;
     let state = match state(runtime, target) {
         // Whether its daemon answers or not, a mount can be detached.
         Err(failure) if lazy && failure.kind == Kind::Daemon => {

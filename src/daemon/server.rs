@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -53,8 +54,11 @@ impl Server {
             environment: environment.to_owned(),
             home,
         };
+        let listener = UnixListener::bind(path)?;
+        // Whatever the umask is, and the directory.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         Ok(Server {
-            listener: UnixListener::bind(path)?,
+            listener,
             path: path.to_path_buf(),
             hello,
         })

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::probe;
+use super::{probe, process};
 
 /// What comes before the environment's id in the source of our mounts.
 pub const SOURCE_PREFIX: &str = "envfs:";
@@ -37,13 +37,21 @@ pub struct MountEntry {
 impl MountEntry {
     /// Returns the id of the environment that this mount shows, if it is one of ours.
     ///
-    /// The type alone says nothing (it is plain `fuse` on some paths), and anybody may call a
-    /// source what he likes, so both are looked at.
+    /// The type alone says nothing (it is plain `fuse` on some paths), and every user may mount FUSE
+    /// with any source: so only a mount of the caller, or of root, is believed.
     pub fn environment_id(&self) -> Option<&str> {
-        if !self.fs_type.starts_with("fuse") {
+        if !self.fs_type.starts_with("fuse") || !self.is_trusted() {
             return None;
         }
         self.source.to_str()?.strip_prefix(SOURCE_PREFIX)
+    }
+
+    /// Returns whether the caller mounted it, or root. In a user namespace the caller has two ids: mounts
+    /// that were made outside have the outer one.
+    fn is_trusted(&self) -> bool {
+        self.user_id.is_some_and(|owner| {
+            owner == 0 || owner == process::user_id() || owner == process::outer_user_id()
+        })
     }
 
     /// Returns whether the daemon behind this mount is gone.
@@ -130,7 +138,9 @@ pub fn own(path: &Path, source: &str) -> io::Result<Option<MountEntry>> {
 
 /// One source may be mounted at several places, so the path decides where it is in the table.
 fn find_own<'a>(mounts: &'a [MountEntry], path: &Path, source: &str) -> Option<&'a MountEntry> {
-    let is_ours = |mount: &&MountEntry| mount.fs_type.starts_with("fuse") && mount.source == source;
+    let is_ours = |mount: &&MountEntry| {
+        mount.fs_type.starts_with("fuse") && mount.source == source && mount.is_trusted()
+    };
     let ours = mounts.iter().rev().filter(is_ours);
     ours.clone()
         .find(|mount| mount.mount_point == path)
@@ -252,9 +262,24 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_of_another_user_is_not_believed() {
+        let me = process::user_id();
+        for (owner, is_believed) in [(0, true), (me, true), (me + 4711, false)] {
+            let line =
+                format!("98 30 0:57 / /x rw - fuse.envfs envfs:1 rw,user_id={owner},group_id=0\n");
+            let mounts = parse(line.as_bytes());
+            assert_eq!(mounts[0].environment_id().is_some(), is_believed, "{owner}");
+            let found = find_covering(mounts, Path::new("/x"), "envfs:1");
+            assert_eq!(found, None);
+        }
+        let unknown = parse(b"98 30 0:57 / /x rw - fuse.envfs envfs:1 rw\n");
+        assert_eq!(unknown[0].environment_id(), None);
+    }
+
+    #[test]
     fn what_lies_on_top_of_a_mount_is_found() {
         let line = |id: u32, at: &str, kind: &str, source: &str| {
-            format!("{id} 30 0:57 / {at} rw - {kind} {source} rw\n")
+            format!("{id} 30 0:57 / {at} rw - {kind} {source} rw,user_id=0\n")
         };
         let ours = line(7, "/real/x", "fuse.envfs", "envfs:1") + &line(8, "/y", "fuse", "envfs:2");
         let covering = |text: &str, path: &str| {

@@ -499,6 +499,83 @@ pub fn user_name(uid: u32) -> String {
     }
 }
 
+/// Returns the name of a group, or its number where it has none.
+pub fn group_name(gid: u32) -> String {
+    match nix::unistd::Group::from_gid(nix::unistd::Gid::from_raw(gid)) {
+        Ok(Some(group)) => group.name,
+        _ => gid.to_string(),
+    }
+}
+
+/// Returns whether nobody but root and the caller is in a group: that of root, or one that has the name
+/// of the caller and no other member.
+pub fn is_private_group(gid: u32) -> bool {
+    if gid == 0 {
+        return true;
+    }
+    let me = user_name(user_id());
+    match nix::unistd::Group::from_gid(nix::unistd::Gid::from_raw(gid)) {
+        Ok(Some(group)) => group.name == me && group.mem.iter().all(|member| *member == me),
+        _ => false,
+    }
+}
+
+/// Returns whether a user id stands for root of the host, and all others that are not mapped here: in a
+/// user namespace they cannot be told apart.
+pub fn is_root_elsewhere(uid: u32) -> bool {
+    static UNMAPPED: std::sync::LazyLock<Option<u32>> = std::sync::LazyLock::new(|| {
+        let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
+        let first: Vec<&str> = map.lines().next()?.split_ascii_whitespace().collect();
+        // All ids are mapped: this is no user namespace.
+        if first == ["0", "0", "4294967295"] {
+            return None;
+        }
+        let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok()?;
+        overflow.trim().parse().ok()
+    });
+    *UNMAPPED == Some(uid)
+}
+
+/// Returns the user id that the caller has where its user namespace was made; in none, or where it is
+/// not known, the same as [`user_id`].
+pub fn outer_user_id() -> u32 {
+    let me = u64::from(user_id());
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let outer = map.lines().find_map(|line| {
+        let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
+        let (inside, outside, count) = (
+            numbers.next()?.ok()?,
+            numbers.next()?.ok()?,
+            numbers.next()?.ok()?,
+        );
+        let offset = me.checked_sub(inside).filter(|offset| *offset < count)?;
+        u32::try_from(outside.checked_add(offset)?).ok()
+    });
+    outer.unwrap_or(user_id())
+}
+
+/// Becomes another user for good, with the groups of that user; `gid` is the group where the user is in
+/// no list. Only root may. To be called while there is one thread.
+pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
+    use nix::unistd::{Gid, Uid, User, initgroups, setgroups, setresgid, setresuid};
+    let to = Uid::from_raw(uid);
+    let group = match User::from_uid(to) {
+        Ok(Some(user)) => {
+            let name = std::ffi::CString::new(user.name).map_err(io::Error::other)?;
+            initgroups(&name, user.gid)?;
+            user.gid
+        }
+        _ => {
+            let group = Gid::from_raw(gid);
+            setgroups(&[group])?;
+            group
+        }
+    };
+    setresgid(group, group, group)?;
+    setresuid(to, to, to)?;
+    Ok(())
+}
+
 /// Returns an error text fit for people: `strerror` without the number behind it.
 pub fn error_text(error: &io::Error) -> String {
     match error.raw_os_error() {

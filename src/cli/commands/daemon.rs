@@ -27,7 +27,7 @@ impl Args {
                 crate::daemon::log::bound_own(&env.target.layout);
                 (env.target.id.clone(), env.runtime.clone())
             }
-            Err(_) => (String::new(), crate::daemon::runtime::RuntimeDir::open()?),
+            Err(_) => (String::new(), crate::daemon::runtime::RuntimeDir::open()),
         };
         host::run(&id, &runtime, || match found {
             Ok(env) => backend::mount(&env.environment, self.fakeroot),

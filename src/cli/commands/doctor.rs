@@ -252,13 +252,8 @@ fn apparmor(prefixes: &Path) -> Finding {
 }
 
 fn runtime() -> Finding {
-    match RuntimeDir::open() {
-        Ok(dir) => Finding::new("sockets", Level::Ok, format!("in {}", quoted(dir.path()))),
-        Err(failure) => Finding {
-            hints: failure.hints,
-            ..Finding::new("sockets", Level::Problem, failure.message)
-        },
-    }
+    let dir = RuntimeDir::open();
+    Finding::new("sockets", Level::Ok, format!("in {dir}"))
 }
 
 /// Returns the nearest directory above a path that exists.
@@ -327,8 +322,8 @@ fn place(root: &Path) -> Vec<Finding> {
 fn silent(mount: &MountEntry) -> Finding {
     let path = quoted(&mount.mount_point);
     let pid = mount.environment_id().and_then(|id| {
-        let runtime = RuntimeDir::open().ok()?;
-        client::process_at(&runtime.socket(id))
+        let socket = RuntimeDir::open().socket(id)?;
+        client::process_at(&socket)
     });
     let failure = client::silent(pid, "does not answer");
     let mut finding = Finding::new(

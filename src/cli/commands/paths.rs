@@ -33,7 +33,7 @@ struct Places {
     layers: Text,
     strays: Text,
     log: Text,
-    socket: Text,
+    socket: Option<Text>,
     config: Text,
 }
 
@@ -55,18 +55,21 @@ impl Args {
             strays: layout.strays().into(),
             log: layout.daemon_log().into(),
             socket: match env.state()? {
-                State::Mounted(client) | State::Elsewhere(client) => client.socket().into(),
-                _ => env.runtime.socket(&env.target.id).into(),
+                State::Mounted(client) | State::Elsewhere(client) => Some(client.socket().into()),
+                _ => env.runtime.socket(&env.target.id).map(Text::from),
             },
             config: env.store.layout().config().into(),
         };
         if self.json {
             return context.output.json(&places);
         }
-        let image = places.image.clone().unwrap_or_else(|| match self.null {
-            true => Text::default(),
-            false => Text::from("-"),
-        });
+        let or_none = |path: &Option<Text>| {
+            path.clone().unwrap_or_else(|| match self.null {
+                true => Text::default(),
+                false => Text::from("-"),
+            })
+        };
+        let (image, socket) = (or_none(&places.image), or_none(&places.socket));
         for (word, path) in [
             ("prefix", &places.prefix),
             ("home", &places.home),
@@ -76,7 +79,7 @@ impl Args {
             ("layers", &places.layers),
             ("strays", &places.strays),
             ("log", &places.log),
-            ("socket", &places.socket),
+            ("socket", &socket),
             ("config", &places.config),
         ] {
             if self.null {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -185,6 +186,10 @@ fn a_socket_that_nobody_listens_at_and_one_that_is_gone_do_no_harm() {
     env.import_sample("e");
     let paths = env.envfs(&["paths", "--json", "e"]).ok().json();
     let socket = std::path::PathBuf::from(paths["socket"].as_str().unwrap());
+    // Looking makes no directory.
+    let dir = socket.parent().unwrap();
+    fs::create_dir(dir).unwrap();
+    fs::set_permissions(dir, PermissionsExt::from_mode(0o700)).unwrap();
     drop(UnixListener::bind(&socket).unwrap());
     assert!(socket.exists());
     env.envfs(&["status", "e"]).ok();
