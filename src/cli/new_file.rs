@@ -36,10 +36,11 @@ pub(super) fn write(
     };
     let mut output = tempfile::Builder::new()
         .prefix(".envfs-new-")
+        // As far as the umask lets it.
+        .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(directory)
         .map_err(|error| CommandError::of_named(&doing, &error))?;
     fill(&mut output)?;
-    fs::set_permissions(output.path(), fs::Permissions::from_mode(0o644)).map_err(failed)?;
     sync_file(output.as_file()).map_err(failed)?;
     output
         .persist(target)
