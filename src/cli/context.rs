@@ -15,7 +15,7 @@ use crate::daemon::lifecycle::{self, State, Target};
 use crate::daemon::protocol::{Selection, Service, TagOptions};
 use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::BRIEF;
-use crate::environment::{EnvName, Environment, Store};
+use crate::environment::{EnvName, Environment, Store, refuse_replaceable};
 use crate::progress::Silent;
 use crate::sys::text::{Text, quoted};
 
@@ -160,6 +160,9 @@ impl Env {
 
     /// The same, as a place where the user may do what root may, or an error if it is mounted otherwise.
     pub fn ensure_mounted_with(&self, fakeroot: bool) -> Result<Option<Client>> {
+        if let Some(parent) = self.target.prefix.parent() {
+            refuse_replaceable(parent)?;
+        }
         if self.is_out_of_reach()? {
             read_only::mount(self)?;
             return Ok(None);

@@ -3,6 +3,7 @@
 //! One file in [`commands`] is one command: its `Args`, whose comment is the help, and `run`.
 //! [`context`] finds environments; [`backend`] calls the modules below.
 
+mod access;
 pub mod backend;
 pub mod commands;
 pub mod context;
@@ -95,7 +96,8 @@ pub fn main() -> i32 {
     };
     let output = Output::new(cli.color, cli.quiet);
     let context = Context::new(output, cli.home);
-    finish(&output, cli.command.run(&context))
+    let admitted = access::admit(&context, &cli.command);
+    finish(&output, admitted.and_then(|()| cli.command.run(&context)))
 }
 
 /// Reports a failure and returns the exit status.

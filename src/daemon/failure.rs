@@ -4,11 +4,12 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::environment::EnvironmentError;
+use crate::environment::{EnvironmentError, TRUST};
 use crate::fuse::session::SessionError;
 use crate::state::StateError;
 use crate::sys::mount::MountError;
 use crate::sys::process::error_text;
+use crate::sys::regular;
 
 /// What kind of trouble it is. Decides the exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -111,6 +112,9 @@ pub const MAKE_ROOM: &str = "make room (envfs gc drops old images), then try aga
 /// Returns the kind of trouble that an error of the system means. A file of ours that is missing is
 /// not what the user has named and what does not exist.
 pub fn kind_of_io(error: &io::Error) -> Kind {
+    if regular::is_not_regular(error).is_some() {
+        return Kind::Damaged;
+    }
     match error.raw_os_error() {
         Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Kind::NoSpace,
         Some(nix::libc::EBUSY | nix::libc::ETXTBSY) => Kind::Busy,
@@ -188,6 +192,16 @@ impl From<EnvironmentError> for Failure {
             EnvironmentError::Held { .. } => {
                 failure(Kind::Busy).hint("wait until it is done, or end it")
             }
+            EnvironmentError::Replaceable { path, dir, .. } => failure(Kind::Conflict)
+                .hint(format!(
+                    "take the permission away: chmod go-w {}",
+                    dir.display()
+                ))
+                .hint("or choose another place, with --home or --prefix")
+                .hint(format!(
+                    "or, where you trust everybody who may change it: export {TRUST}={}",
+                    path.display()
+                )),
             EnvironmentError::Config { .. } => failure(Kind::Usage),
             EnvironmentError::NoHome => failure(Kind::Usage),
             EnvironmentError::Io { source, .. }

@@ -53,6 +53,16 @@ pub enum EnvironmentError {
         /// Who, as far as known.
         holder: Option<Box<Holder>>,
     },
+    /// Another user could put something else in the place of a store or a prefix.
+    #[error("{path}: not used: {who} may replace what is in {dir}")]
+    Replaceable {
+        /// The store or the prefix.
+        path: PathBuf,
+        /// The directory that others may change.
+        dir: PathBuf,
+        /// Who may.
+        who: String,
+    },
     /// The configuration file is wrong.
     #[error("{path}: {detail}")]
     Config {

@@ -10,6 +10,7 @@ mod lock;
 mod name;
 mod prefix;
 mod store;
+mod trust;
 
 pub use config::{CacheConfig, Config, GcConfig, ProfileUse, Prompt};
 pub use error::{EnvironmentError, Result};
@@ -18,3 +19,4 @@ pub use lock::{EnvLock, Holder, LEASE};
 pub use name::EnvName;
 pub use prefix::Prefix;
 pub use store::{Environment, Garbage, NewEnvironment, Store};
+pub use trust::{TRUST, other_owner, refuse_replaceable};

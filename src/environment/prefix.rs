@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use super::error::{Context, EnvironmentError, Result};
 use super::layout::StoreLayout;
 use super::name::EnvName;
+use super::trust;
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::text::quoted;
 
@@ -110,6 +111,9 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
         }
     }
 
+    if let Some(parent) = path.parent() {
+        trust::refuse_replaceable(parent)?;
+    }
     // What matters below is where the path really is, which symbolic links may hide.
     let real = real_path(&path).context(&path, "find the prefix")?;
     let homes = store.homes();

@@ -54,11 +54,16 @@ pub struct Args {
 }
 
 impl Args {
-    /// Does it.
-    pub fn run(&self, context: &Context) -> Result<()> {
-        if mount_options::is_remount(&self.options) {
-            return self.remount();
-        }
+    /// Returns whether a store is used: not for images, nor to change a mount that is there.
+    pub fn uses_store(&self) -> bool {
+        let is_of_images = || {
+            self.options()
+                .is_ok_and(|options| !options.images.is_empty())
+        };
+        !mount_options::is_remount(&self.options) && !is_of_images()
+    }
+
+    fn options(&self) -> Result<Options> {
         let mut options = Options {
             images: self.images.clone(),
             upper: self.upper.clone(),
@@ -67,6 +72,15 @@ impl Args {
             ..Options::default()
         };
         options.take_all(&self.options)?;
+        Ok(options)
+    }
+
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<()> {
+        if mount_options::is_remount(&self.options) {
+            return self.remount();
+        }
+        let options = self.options()?;
         if options.fakeroot && process::user_id() == 0 {
             return Err(CommandError::usage("root needs no --fakeroot")
                 .hint("leave it out: root may do everything in a mount"));

@@ -17,5 +17,6 @@ mod outlives;
 mod read_only;
 mod run;
 mod trouble;
+mod trust;
 mod venv;
 mod waits;

@@ -259,6 +259,15 @@ impl TestEnv {
 
     /// Returns a command of this user with nothing else in its environment.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command_of_runner(program);
+        if !self.user.is_current() {
+            command.uid(self.user.uid()).gid(self.user.gid());
+        }
+        command
+    }
+
+    /// Returns a command with the environment of this user, which the user that runs the tests runs.
+    fn command_of_runner(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let own = self.program.parent().unwrap();
         command
@@ -272,9 +281,13 @@ impl TestEnv {
             .env("USER", self.user.name())
             .current_dir(self.work())
             .stdin(Stdio::null());
-        if !self.user.is_current() {
-            command.uid(self.user.uid()).gid(self.user.gid());
-        }
+        command
+    }
+
+    /// Returns a command of envfs as `sudo` would run it that keeps the environment of this user.
+    pub(crate) fn envfs_of_runner<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = self.command_of_runner(&self.program);
+        command.args(args);
         command
     }
 
