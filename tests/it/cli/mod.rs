@@ -1,11 +1,18 @@
 //! The commands, through the real program.
 
+#![allow(clippy::unwrap_used)]
+
 mod activate;
+mod active;
+mod concurrent;
 mod copies;
 mod create;
 mod daemon;
-mod facts;
+mod diff;
+mod discard;
+mod export;
 mod full;
+mod gc;
 mod held;
 mod hints;
 mod hostile;
@@ -14,9 +21,30 @@ mod list;
 mod lost;
 mod names;
 mod outlives;
+mod paths;
 mod read_only;
 mod run;
+mod stats;
+mod status;
+mod tag;
 mod trouble;
 mod trust;
 mod venv;
+mod verify;
 mod waits;
+
+use std::fs;
+
+use crate::support::TestEnv;
+
+/// Makes a mounted environment with one change of each kind.
+fn changed() -> Option<TestEnv> {
+    let env = TestEnv::new()?;
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    fs::write(prefix.join("new"), "12345").unwrap();
+    fs::write(prefix.join("lib/c.txt"), "gamma\ndelta\n").unwrap();
+    fs::remove_file(prefix.join("lib/link")).unwrap();
+    fs::rename(prefix.join("lib/deep"), prefix.join("lib/moved")).unwrap();
+    Some(env)
+}
