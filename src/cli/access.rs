@@ -107,7 +107,7 @@ fn belongs(root: &std::path::Path, owner: u32) -> CommandError {
     );
     CommandError::new(Kind::Conflict, what)
         .hint(as_owner(owner))
-        .hint("or name a store of your own: --home DIR, or ENVFS_HOME (sudo -H uses that of root)")
+        .hint("or set ENVFS_HOME to a store of your own (sudo -H uses that of root)")
         .hint(format!(
             "or, where files of both in it do no harm: export {TRUST}={}",
             quoted(root)

@@ -197,7 +197,7 @@ impl From<EnvironmentError> for Failure {
                     "take the permission away: chmod go-w {}",
                     dir.display()
                 ))
-                .hint("or choose another place, with --home or --prefix")
+                .hint("or choose another place for it")
                 .hint(format!(
                     "or, where you trust everybody who may change it: export {TRUST}={}",
                     path.display()
