@@ -71,9 +71,6 @@ pub fn main() -> i32 {
     // Before anything is opened.
     let closed = is_daemon.then(process::close_inherited_descriptors);
     start_logging(is_daemon);
-    if let Err(error) = process::await_children() {
-        tracing::warn!(%error, "cannot restore the default for SIGCHLD");
-    }
     if let Some(Err(error)) = closed {
         tracing::warn!(%error, "descriptors of the caller stay open");
     }

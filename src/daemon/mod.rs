@@ -27,6 +27,7 @@ pub mod protocol;
 pub mod runtime;
 pub mod server;
 pub mod service;
+mod start_lock;
 pub mod stats;
 
 #[cfg(test)]

@@ -6,9 +6,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use fs2::FileExt;
-
 use super::failure::{Failure, Kind};
+use super::start_lock;
 use crate::sys::{process, regular};
 
 /// The longest path that fits into a Unix socket's address, without the final zero.
@@ -111,14 +110,14 @@ impl RuntimeDir {
         };
         let doing = || format!("cannot lock {}", path.display());
         let file = file.map_err(|error| Failure::io(doing(), &error))?;
-        match (file.lock_exclusive(), self) {
+        match (start_lock::wait(&file, &path, start_lock::PATIENCE), self) {
             (Ok(()), _) => {}
             // Some network file systems lock no directories. Two daemons that start at once meet at the
             // environment's lock.
-            (Err(error), RuntimeDir::Private) => {
-                tracing::debug!(%error, "{}", doing());
+            (Err(failure), RuntimeDir::Private) if failure.kind != Kind::Busy => {
+                tracing::debug!(%failure, "no start lock");
             }
-            (Err(error), RuntimeDir::Usual(_)) => return Err(Failure::io(doing(), &error)),
+            (Err(failure), _) => return Err(failure),
         }
         Ok(StartLock { _file: file })
     }

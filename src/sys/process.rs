@@ -172,15 +172,6 @@ pub fn close_inherited_descriptors() -> io::Result<()> {
     Ok(())
 }
 
-/// Restores the default for SIGCHLD. Where a caller ignores it, which children inherit, the kernel does not
-/// keep the exit status of a child, and waiting for one fails.
-pub fn await_children() -> io::Result<()> {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: no handler is installed, and none was.
-    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
-    Ok(())
-}
-
 /// Returns whether a process is stopped, by a signal or by a debugger.
 pub fn is_stopped(pid: u32) -> bool {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
