@@ -24,6 +24,7 @@ use crate::progress::Progress;
 use crate::state::{ImageRow, Revision, RevisionId, StackPart, StateDb, Tag};
 use crate::sys::process::error_text;
 use crate::sys::text::{Text, quoted};
+use crate::union::Reconciled;
 
 /// What an environment's database says of it.
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub struct Facts {
     pub id: String,
     /// Where it is mounted.
     pub prefix: PathBuf,
+    /// The first of the files that are newer than the database.
+    pub newer: Option<PathBuf>,
     /// The current revision.
     pub revision: Option<Revision>,
     /// Its image.
@@ -59,12 +62,26 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
         Some(revision) => db.image(revision.image)?,
         None => None,
     };
+    let newer = commit::newer_files(&db, environment.layout()).map_err(Failure::from)?;
     Ok(Facts {
         id: db.uuid()?.ok_or_else(|| missing("its identity"))?,
         prefix: db.prefix()?.ok_or_else(|| missing("its prefix"))?,
+        newer: newer.into_iter().next(),
         revision,
         image,
     })
+}
+
+/// Warns where files of an environment are newer than its database.
+pub fn warn_of_newer(environment: &Environment, facts: &Facts) {
+    if let Some(newer) = &facts.newer {
+        warn(format!(
+            "{}: files are newer than the state database, which seems to be an older copy ({}); envfs verify \
+             names them all",
+            environment.name(),
+            quoted(newer)
+        ));
+    }
 }
 
 /// Opens an environment that is not mounted, to work on it in this process.
@@ -105,8 +122,7 @@ fn tell_of_lost(environment: &Environment, lost: &[PathBuf]) {
 fn warn_of_lost(name: &str, count: usize, log: &Path) {
     if count > 0 {
         warn(format!(
-            "{name} was not closed in order, and changed files have lost their content: {count}; {} \
-             names them",
+            "{name}: changed files have lost their content: {count}; {} names them",
             quoted(log)
         ));
     }
@@ -390,49 +406,85 @@ pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<Pa
     Ok(environment.layout().image(&row.file))
 }
 
-/// Reads through the database and all images of an environment; and looks over its changes if nobody
-/// has it open.
+/// Reads through the database and all images of an environment; and compares its rows and files if nobody
+/// has it open. Changes nothing, but for what every open of an environment does after an unclean end.
 pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<commit::VerifyOutcome> {
-    let settings = commit::Settings::from_config(&environment.store().config()?);
-    let db = look(environment)?;
-    let mut outcome = commit::verify(&db, environment.layout(), settings.threads, progress)
-        .map_err(Failure::from)?;
-    drop(db);
-    // Without whole images there is no view to look over.
-    let is_whole = outcome.problems.is_empty();
-    if is_whole && EnvLock::current_holder(environment.layout()).is_none() {
-        let config = environment.store().config()?;
-        let local = match Local::open(environment.clone(), &config, "verify", BRIEF) {
-            // Its holder found no room to leave its name.
-            Err(failure) if failure.kind == Kind::Busy => return Ok(outcome),
-            Err(failure) if failure.kind == Kind::Damaged => {
-                outcome.problems.push(failure.message);
-                return Ok(outcome);
-            }
-            opened => opened?,
-        };
-        let found = local.reconciled();
-        outcome.problems.extend(
-            found
-                .lost
-                .iter()
-                .map(|path| format!("{}: {LOST}", quoted(path))),
-        );
-        if found.set_aside > 0 {
-            outcome.problems.push(format!(
-                "files that belonged to nothing were set aside in {}: {}",
-                quoted(environment.layout().strays()),
-                found.set_aside
-            ));
+    let layout = environment.layout();
+    let config = environment.store().config()?;
+    let settings = commit::Settings::from_config(&config);
+    let odd = commit::odd_files(layout);
+    let db = match look(environment) {
+        // It may be why the database cannot be read.
+        Err(_) if !odd.is_empty() => {
+            return Ok(commit::VerifyOutcome {
+                problems: odd,
+                ..Default::default()
+            });
         }
-        let upper = local
-            .workspace()
-            .union()
-            .verify_upper()
-            .map_err(commit::CommitError::from);
-        outcome.problems.extend(upper.map_err(Failure::from)?);
+        looked => looked?,
+    };
+    let mut outcome =
+        commit::verify(&db, layout, settings.threads, progress).map_err(Failure::from)?;
+    outcome.problems.extend(odd);
+    // Without whole images there is no view to look over.
+    if !outcome.problems.is_empty() || EnvLock::current_holder(layout).is_some() {
+        return Ok(outcome);
+    }
+    if db.was_clean()? {
+        let _lock = match EnvLock::lock(layout, "verify", BRIEF) {
+            // Its holder found no room to leave its name.
+            Err(EnvironmentError::Held { .. }) => return Ok(outcome),
+            locked => locked?,
+        };
+        let found = commit::examine(&db, layout).map_err(Failure::from)?;
+        outcome.problems.extend(found);
+        return Ok(outcome);
+    }
+    drop(db);
+    match Local::open(environment.clone(), &config, "verify", BRIEF) {
+        Err(failure) if failure.kind == Kind::Busy => {}
+        Err(failure) if failure.kind == Kind::Damaged => outcome.problems.push(failure.message),
+        opened => outcome
+            .problems
+            .extend(told(environment, opened?.reconciled())),
     }
     Ok(outcome)
+}
+
+/// Repairs what can be repaired of an environment that nobody has open: moves what lies in the place of its
+/// files aside, and gives up content that is not there. Returns what was done, in words.
+pub fn repair(environment: &Environment) -> Result<Vec<String>> {
+    let layout = environment.layout();
+    let config = environment.store().config()?;
+    let mut done = Vec::new();
+    if EnvLock::current_holder(layout).is_none() {
+        done.extend(commit::set_odd_aside(layout).map_err(Failure::from)?);
+    }
+    {
+        let _lock = EnvLock::lock(layout, "verify --repair", BRIEF)?;
+        let db = StateDb::open(&layout.state_db())?;
+        done.extend(commit::give_up_missing_uppers(&db, layout).map_err(Failure::from)?);
+    }
+    let local = Local::open(environment.clone(), &config, "verify --repair", BRIEF)?;
+    tell_of_lost(environment, &local.reconciled().lost);
+    done.extend(told(environment, local.reconciled()));
+    Ok(done)
+}
+
+/// What was found and done when an environment was opened, in words.
+fn told(environment: &Environment, found: &Reconciled) -> Vec<String> {
+    let lost = found.lost.iter();
+    let mut lines: Vec<String> = lost
+        .map(|path| format!("{}: {LOST}", quoted(path)))
+        .collect();
+    if found.set_aside > 0 {
+        lines.push(format!(
+            "files that belonged to nothing were set aside in {}: {}",
+            quoted(environment.layout().strays()),
+            found.set_aside
+        ));
+    }
+    lines
 }
 
 /// Forgets old revisions, and removes images and discarded changes that nothing needs any more.

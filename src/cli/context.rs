@@ -48,6 +48,12 @@ impl Context {
 
     /// Returns the environment with this name, or the active one.
     pub fn environment(&self, name: Option<&str>) -> Result<Env> {
+        Env::new(self.store()?, self.files_of(name)?)
+    }
+
+    /// Returns the files of the environment with this name, or of the active one, without a look at its
+    /// database.
+    pub fn files_of(&self, name: Option<&str>) -> Result<Environment> {
         let name = match name {
             Some(name) => name.to_owned(),
             None => active_name().ok_or_else(|| {
@@ -55,9 +61,7 @@ impl Context {
                     .hint("name one (envfs list shows them), or: envfs activate NAME")
             })?,
         };
-        let store = self.store()?;
-        let environment = store.open(&EnvName::new(&name)?)?;
-        Env::new(store, environment)
+        Ok(self.store()?.open(&EnvName::new(&name)?)?)
     }
 
     /// Returns whether an environment has this name.
@@ -160,6 +164,7 @@ impl Env {
 
     /// The same, as a place where the user may do what root may, or an error if it is mounted otherwise.
     pub fn ensure_mounted_with(&self, fakeroot: bool) -> Result<Option<Client>> {
+        backend::warn_of_newer(&self.environment, &self.facts);
         if let Some(parent) = self.target.prefix.parent() {
             refuse_replaceable(parent)?;
         }

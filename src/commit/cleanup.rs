@@ -208,14 +208,19 @@ pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
 
 /// Removes an upper that is not in the stack: its files, then its rows.
 pub(super) fn remove_layer(db: &StateDb, layout: &Layout, layer: LayerId) -> Result<()> {
+    remove_layer_files(layout, layer)?;
+    Ok(db.forget_layer(layer)?)
+}
+
+/// Removes the files of an upper that is not in the stack.
+pub(super) fn remove_layer_files(layout: &Layout, layer: LayerId) -> Result<()> {
     let path = layout.layer(layer);
     match fs::remove_dir_all(&path) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).context("remove", &path),
     }
-    db.drop_layer_rows(layer)?;
-    Ok(db.forget_layer(layer)?)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -231,6 +231,10 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     if strays.exists() {
         fs::remove_dir_all(&strays).context("remove", &strays)?;
     }
+    // What was discarded frees the most, and needs no room while its files go.
+    for layer in &trash {
+        cleanup::remove_layer_files(layout, layer.id)?;
+    }
     for id in gone {
         db.forget_revision(id)?;
     }
@@ -248,6 +252,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     for layer in trash {
         cleanup::remove_layer(db, layout, layer.id)?;
     }
+    db.restore_reserve();
     Ok(done)
 }
 

@@ -24,6 +24,7 @@ mod export;
 mod history;
 mod import;
 mod job;
+mod repair;
 mod tree;
 mod workspace;
 
@@ -53,6 +54,7 @@ pub use history::{
     verify,
 };
 pub use import::{ImportOptions, Imported, Packed, adopted, create_empty, import, pack_directory};
+pub use repair::{examine, give_up_missing_uppers, newer_files, odd_files, set_odd_aside};
 pub use workspace::{Settings, Workspace, command_line, new_revision, paths};
 
 /// How to commit.

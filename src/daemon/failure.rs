@@ -109,6 +109,10 @@ impl Failure {
 /// What to do where there is no room.
 pub const MAKE_ROOM: &str = "make room (envfs gc drops old images), then try again";
 
+/// What to do where something else lies in the place of a file of a store.
+const REPAIR: &str =
+    "envfs verify names what is wrong, and envfs verify --repair repairs what it can";
+
 /// Returns the kind of trouble that an error of the system means. A file of ours that is missing is
 /// not what the user has named and what does not exist.
 pub fn kind_of_io(error: &io::Error) -> Kind {
@@ -209,6 +213,9 @@ impl From<EnvironmentError> for Failure {
             {
                 read_only(failure(Kind::System))
             }
+            EnvironmentError::Io { source, .. } if regular::is_not_regular(source).is_some() => {
+                failure(Kind::Damaged).hint(REPAIR)
+            }
             EnvironmentError::Io { source, .. } => failure(kind_of_io(source)),
         }
     }
@@ -225,6 +232,9 @@ impl From<StateError> for Failure {
             StateError::Missing { .. } => Kind::NotFound,
             StateError::Exists { .. } | StateError::Conflict { .. } => Kind::Conflict,
             StateError::Busy { .. } => Kind::Busy,
+            StateError::Io { source, .. } if regular::is_not_regular(source).is_some() => {
+                Kind::Damaged
+            }
             StateError::Io { source, .. } => kind_of_io(source),
             _ => Kind::System,
         };
@@ -232,6 +242,7 @@ impl From<StateError> for Failure {
         match kind {
             _ if error.is_read_only() => read_only(failure),
             Kind::NoSpace => failure.hint(MAKE_ROOM),
+            Kind::Damaged => failure.hint(REPAIR),
             _ => failure,
         }
     }

@@ -29,7 +29,7 @@ use crate::union::{self, Reconciled};
 pub const BRIEF: Duration = Duration::from_secs(3);
 
 /// What is said of a file in [`Reconciled::lost`].
-pub const LOST: &str = "its content never reached the disk, and what was committed shows again";
+pub const LOST: &str = "its content was not there, and what was committed shows again";
 
 /// Notes in the log what an unclean end had left.
 pub(super) fn note(reconciled: &Reconciled) {
@@ -39,7 +39,7 @@ pub(super) fn note(reconciled: &Reconciled) {
             set_aside = reconciled.set_aside,
             renumbered = reconciled.renumbered,
             lost = reconciled.lost.len(),
-            "it was not closed cleanly, or was copied; rows and files agree again"
+            "rows and files differed, and agree again"
         );
     }
     for path in &reconciled.lost {
@@ -115,6 +115,57 @@ impl Local {
         }
         unless_cancelled(progress)?;
         Ok(turn)
+    }
+
+    /// Does something with the view. Where that fails because files of the upper directory are not there, or
+    /// something else is in their place, the view is repaired: the failure names what was lost, unless it
+    /// `may_go` anyway, and the next attempt goes on.
+    fn repairing<T>(
+        &self,
+        may_go: bool,
+        doing: impl Fn() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let failure = match doing() {
+            Err(failure) if matches!(failure.kind, Kind::System | Kind::Damaged) => failure,
+            done => return done,
+        };
+        let repaired = match self.workspace.union().repair() {
+            Ok(repaired) if !repaired.is_nothing() => repaired,
+            Ok(_) => return Err(failure),
+            Err(error) => {
+                tracing::error!("the view cannot be repaired: {error}");
+                return Err(failure);
+            }
+        };
+        note(&repaired);
+        self.forget(&repaired.stale);
+        if may_go || repaired.lost.is_empty() {
+            return doing();
+        }
+        let shown = repaired.lost.iter().take(10);
+        let mut message = String::from(
+            "the content of changed files was not there, and what was committed shows again:",
+        );
+        for path in shown {
+            message.push_str(&format!("\n  {}", path.display()));
+        }
+        if repaired.lost.len() > 10 {
+            message.push_str(&format!("\n  and {} more", repaired.lost.len() - 10));
+        }
+        Err(Failure::new(Kind::Damaged, message).hint("try again: the rest is as it was"))
+    }
+
+    fn list_changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
+        let chosen = paths_of(selection);
+        let changes = self
+            .workspace
+            .union()
+            .changes()
+            .map_err(CommitError::from)?;
+        let changes = changes
+            .into_iter()
+            .filter(|change| chosen.is_empty() || union::is_among(&change.path, &chosen));
+        Ok(changes.map(to_protocol).collect())
     }
 
     fn is_lost(&self) -> bool {
@@ -250,16 +301,7 @@ impl Service for Local {
     }
 
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
-        let chosen = paths_of(selection);
-        let changes = self
-            .workspace
-            .union()
-            .changes()
-            .map_err(CommitError::from)?;
-        let changes = changes
-            .into_iter()
-            .filter(|change| chosen.is_empty() || union::is_among(&change.path, &chosen));
-        Ok(changes.map(to_protocol).collect())
+        self.repairing(false, || self.list_changes(selection))
     }
 
     fn commit(
@@ -286,7 +328,10 @@ impl Service for Local {
             block_size: options.block_size,
             threads: options.threads,
         };
-        let Some(done) = commit::commit(&self.workspace, &options, progress)? else {
+        let committed = self.repairing(false, || {
+            Ok(commit::commit(&self.workspace, &options, progress)?)
+        });
+        let Some(done) = committed? else {
             return Ok(Committed::default());
         };
         self.forget(&done.stale);
@@ -325,7 +370,9 @@ impl Service for Local {
     ) -> Result<Discarded, Failure> {
         let _turn = self.turn(progress)?;
         self.settle(progress)?;
-        let (changes, stale) = commit::discard(&self.workspace, &paths_of(selection))?;
+        let (changes, stale) = self.repairing(true, || {
+            Ok(commit::discard(&self.workspace, &paths_of(selection))?)
+        })?;
         self.forget(&stale);
         let changes: Vec<Change> = changes.into_iter().map(to_protocol).collect();
         Ok(Discarded {
@@ -341,12 +388,14 @@ impl Service for Local {
         let _turn = self.turn(progress)?;
         self.settle(progress)?;
         let target = options.revision.map(RevisionId);
-        let done = commit::rollback(
-            &self.workspace,
-            target,
-            options.discard_changes,
-            &options.command,
-        )?;
+        let done = self.repairing(options.discard_changes, || {
+            Ok(commit::rollback(
+                &self.workspace,
+                target,
+                options.discard_changes,
+                &options.command,
+            )?)
+        })?;
         self.forget(&done.stale);
         Ok(RolledBack {
             revision: done.revision.0,
@@ -366,7 +415,11 @@ impl Service for Local {
     ) -> Result<commit::Collected, Failure> {
         let _turn = self.turn(progress)?;
         let layout = self.workspace.env().layout();
-        Ok(commit::gc(self.workspace.db(), layout, options)?)
+        let collected = commit::gc(self.workspace.db(), layout, options)?;
+        if !options.dry_run {
+            self.workspace.union().keep_spare();
+        }
+        Ok(collected)
     }
 
     fn stats(&self) -> Result<serde_json::Value, Failure> {
@@ -523,6 +576,9 @@ impl From<CommitError> for Failure {
                     _ => Kind::Damaged,
                 };
                 Failure::new(kind, with_causes(&error))
+            }
+            CommitError::Union(union::Error::Inconsistent(_)) => {
+                Failure::new(Kind::Damaged, error.to_string())
             }
             CommitError::Check(_) | CommitError::Changed(_) | CommitError::NotWhole(_) => {
                 Failure::new(Kind::Damaged, error.to_string())

@@ -10,6 +10,7 @@
 //!     layers/ID/upper         content of a layer's files, in the shape of the merged tree
 //!     layers/ID/work          files on their way into it; same file system
 //!     strays/                 what reconciliation could not place, and what was discarded by path
+//!     spare/                  directories of a layer, for a disk that has no room for others
 //!     lock                    locked with flock, never removed
 //!     lock.holder             who holds it, for messages and leases
 //!     lock.lease              the lock itself where flock does not work
@@ -186,11 +187,13 @@ impl Layout {
         self.home.join("lock")
     }
 
-    pub(super) fn lock_holder(&self) -> PathBuf {
+    /// Who holds the lock, for messages.
+    pub fn lock_holder(&self) -> PathBuf {
         self.home.join("lock.holder")
     }
 
-    pub(super) fn lease(&self) -> PathBuf {
+    /// The lock itself where `flock` does not work.
+    pub fn lease(&self) -> PathBuf {
         self.home.join("lock.lease")
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::{Result, StateError};
 use crate::sys::regular;
@@ -19,9 +19,7 @@ pub(super) fn check(path: &Path) -> Result<()> {
         });
     }
     for suffix in ["-journal", "-wal", "-shm"] {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(suffix);
-        let beside = PathBuf::from(beside);
+        let beside = super::beside(path, suffix);
         if is_there(&beside)? && suffix == "-journal" {
             check_journal(&beside)?;
         }

@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -124,7 +123,7 @@ impl StateDb {
     /// reconciled.
     pub fn was_clean(&self) -> Result<bool> {
         let is_clean = self.meta(CLEAN)?.is_none_or(|value| value == b"1");
-        Ok(is_clean && !self.left_over.load(Ordering::Acquire))
+        Ok(is_clean && !self.has_left_over())
     }
 
     /// Takes `count` new object ids, never given before and never again.

@@ -143,10 +143,8 @@ impl StateDb {
             .map_err(fail)?;
         let db = Self::configure(conn, path, JournalMode::Rollback, false)?;
         if had == "wal" {
-            let mut shared = path.as_os_str().to_owned();
-            shared.push("-shm");
             // What an earlier process left of it means nothing any more.
-            std::fs::remove_file(shared).unwrap_or_default();
+            std::fs::remove_file(beside(path, "-shm")).unwrap_or_default();
         }
         {
             let conn = db.lock();
@@ -379,6 +377,13 @@ impl StateDb {
             what: what.into(),
         }
     }
+}
+
+/// The path of a file beside the database.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    PathBuf::from(path)
 }
 
 /// Ends a transaction that was not committed, on every way out.

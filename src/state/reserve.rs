@@ -10,14 +10,13 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use rusqlite::Connection;
 
 use super::error::Result;
-use super::{JOURNAL_ROOM, JournalMode, StateDb};
+use super::{JOURNAL_ROOM, JournalMode, StateDb, beside};
 use crate::sys::durable::sync_name;
 use crate::sys::regular;
 
@@ -56,9 +55,7 @@ impl StateDb {
     }
 
     fn reserve_journal(&self) -> io::Result<()> {
-        let mut path = self.path.clone().into_os_string();
-        path.push("-journal");
-        let path = PathBuf::from(path);
+        let path = beside(&self.path, "-journal");
         let conn = self.lock();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).mode(0o600);

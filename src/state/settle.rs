@@ -1,6 +1,5 @@
 //! Keeping the redo log, and giving its records to the database.
 
-use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -194,10 +193,17 @@ impl StateDb {
         removed.map_err(log.failed("remove the redo log"))
     }
 
+    /// Returns true if an earlier process, or one that is at work, left a redo log.
+    pub(super) fn has_left_over(&self) -> bool {
+        match self.redo.get() {
+            Some(_) => self.left_over.load(Ordering::Acquire),
+            None if self.mode == super::JournalMode::Memory => false,
+            None => self.redo_path().symlink_metadata().is_ok(),
+        }
+    }
+
     fn redo_path(&self) -> PathBuf {
-        let mut path = OsString::from(&self.path);
-        path.push("-redo");
-        PathBuf::from(path)
+        super::beside(&self.path, "-redo")
     }
 
     fn begin_anew(&self, conn: &Connection, log: &Log) -> Result<()> {

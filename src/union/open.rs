@@ -9,7 +9,7 @@ use std::time::UNIX_EPOCH;
 
 use super::delta::Delta;
 use super::overlay;
-use super::reconcile::{Reconciled, reconcile};
+use super::reconcile::{Reconciled, differences, reconcile};
 use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union, tree};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{DataPlace, ImageId, LayerId, StackPart, StateDb};
@@ -37,6 +37,11 @@ impl Paths {
     /// The directory of an upper layer.
     pub fn layer(&self, layer: LayerId) -> PathBuf {
         self.layers.join(layer.to_string())
+    }
+
+    /// The directory of a layer that is kept for a full disk.
+    pub(super) fn spare(&self) -> PathBuf {
+        self.strays.with_file_name("spare")
     }
 
     /// What tells the directory of all this from a copy of it: no copy keeps when it was made.
@@ -107,7 +112,8 @@ impl Union {
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
                     tree::check(&delta, &below)?;
                     let upper = open_upper(&db, &paths, part.id, &delta)?;
-                    if to_reconcile {
+                    // However clean the end was: somebody may have removed files since, or put some there.
+                    if to_reconcile || !differences(&delta, &upper, &below)?.is_none() {
                         let found = reconcile(&db, part.id, &mut delta, &upper, &below, is_copy)?;
                         done.add(found);
                     }
@@ -159,6 +165,7 @@ impl Union {
             needs_mending: AtomicBool::new(false),
             went_back: AtomicBool::new(false),
         };
+        union.keep_spare();
         // A commit that was interrupted before anything else was changed never began.
         union.unrotate()?;
         Ok((union, done))
@@ -167,6 +174,9 @@ impl Union {
     /// Makes everything durable and notes that rows and files agree, if they do. Call when nothing
     /// changes the view any more.
     pub fn close(&self) -> Result<()> {
+        // There may be room again.
+        self.keep_spare();
+        self.db.restore_reserve();
         self.sync_all()?;
         match self.needs_mending.load(Ordering::Relaxed) {
             false => self.db.end_clean()?,
@@ -186,28 +196,83 @@ impl Union {
 /// empty directories out.
 fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Result<UpperDir> {
     let path = paths.layer(layer);
-    let has_content = delta
-        .inodes
-        .values()
-        .any(|row| row.data == DataPlace::Upper);
-    if !has_content {
+    if !has_content(delta) {
         let made = UpperDir::make(&path, &paths.strays);
         return Ok(made.map_err(|e| {
             std::io::Error::new(e.kind(), format!("cannot make {}: {e}", path.display()))
         })?);
     }
     match UpperDir::open(&path, &paths.strays) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
             // Whatever is there when it is opened next, rows and files must be compared.
             db.mark_unclean()?;
             Err(Error::Inconsistent(format!(
-                "{} is not there, where the content of changed files is; put it back, or make it, empty, \
-                 to give that content up",
+                "{} is not there, where the content of changed files is; put it back, or give that content \
+                 up: envfs verify --repair",
                 path.join("upper").display()
             )))
         }
         opened => Ok(opened?),
     }
+}
+
+fn has_content(delta: &Delta) -> bool {
+    let mut rows = delta.inodes.values();
+    rows.any(|row| row.data == DataPlace::Upper)
+}
+
+/// Says what differs between the rows of an environment and the files of its uppers, in words, and changes
+/// nothing. The environment is not in use.
+pub fn examine(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Result<Vec<String>> {
+    let (mut frozen, mut base) = (Vec::new(), Vec::new());
+    let mut problems = Vec::new();
+    for part in db.stack()?.into_iter().rev() {
+        if let StackPart::Image(image) = part.part {
+            base.insert(0, Arc::new(open_image(db, paths, image, options)?));
+            continue;
+        }
+        let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
+        let delta = Delta::from_rows(db.load_layer(part.id)?);
+        let path = paths.layer(part.id);
+        let upper = match UpperDir::look(&path, &paths.strays) {
+            Ok(upper) => upper,
+            Err(e) => {
+                if has_content(&delta) {
+                    problems.push(format!(
+                        "{}: the content of changed files is not there: {e}",
+                        path.display()
+                    ));
+                }
+                continue;
+            }
+        };
+        let wrong = differences(&delta, &upper, &below)?;
+        for (path, found) in wrong.missing {
+            problems.push(match found {
+                None => format!("{}: its content is not there", path.display()),
+                Some(_) => format!(
+                    "{}: its content is not there, something else is in its place",
+                    path.display()
+                ),
+            });
+        }
+        for found in wrong.unknown {
+            problems.push(format!(
+                "{}: belongs to nothing",
+                path.join("upper").join(found).display()
+            ));
+        }
+        frozen.insert(
+            0,
+            Arc::new(FrozenLayer::new(part.id, delta, upper.into(), below)),
+        );
+    }
+    Ok(problems)
 }
 
 /// Opens an image of the history as a layer.

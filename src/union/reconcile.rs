@@ -1,20 +1,21 @@
-//! Mends an upper layer that was not closed cleanly, or was copied: rows decide what exists, files are brought to
-//! where the rows say, and what no row knows is set aside. Doing it twice changes nothing more.
+//! Repairs an upper layer whose rows and files differ: it was not closed cleanly, or was copied, or somebody
+//! has changed its files. Rows decide what exists, files are brought to where the rows say, and what no row
+//! knows is set aside. Doing it twice changes nothing more.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
 use super::delta::Delta;
 use super::stack::{LowerStack, chain};
-use super::{Error, Lookup, Result, Union, frozen};
+use super::{Error, Invalidation, Lookup, Result, Union};
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerId, RowChange, StateDb};
-use crate::upper::{Found, UpperDir};
+use crate::upper::{Found, FoundKind, UpperDir};
 
 /// Where a file lies: in `work` or not, and its path there.
 type Place = (bool, Vec<Box<[u8]>>);
@@ -31,6 +32,8 @@ pub struct Reconciled {
     pub lost: Vec<PathBuf>,
     /// Rows whose file has another host inode number: the store was copied.
     pub renumbered: usize,
+    /// What the kernel must forget, where it knows the view.
+    pub stale: Vec<Invalidation>,
 }
 
 impl Reconciled {
@@ -40,6 +43,7 @@ impl Reconciled {
         self.set_aside += other.set_aside;
         self.renumbered += other.renumbered;
         self.lost.extend(other.lost);
+        self.stale.extend(other.stale);
     }
 
     /// Returns true if rows and files agreed.
@@ -100,7 +104,7 @@ pub(super) fn reconcile(
             }
         };
         match unclaimed.get(&expected) {
-            Some(found) if found.backing_ino == row.backing_ino => {
+            Some(found) if found.backing_ino == row.backing_ino && is_fit(row.kind, found.kind) => {
                 unclaimed.remove(&expected);
             }
             _ => searched.push((ino, row, expected)),
@@ -109,7 +113,10 @@ pub(super) fn reconcile(
     // Then what lies elsewhere: its host inode number tells, if it is still the same file.
     let mut missing = Vec::new();
     for (ino, row, expected) in searched {
-        let key = by_backing.get(&row.backing_ino).filter(|_| !is_copy);
+        let key = by_backing.get(&row.backing_ino).filter(|key| {
+            let found = unclaimed.get(*key);
+            !is_copy && found.is_some_and(|found| is_fit(row.kind, found.kind))
+        });
         match key.and_then(|key| unclaimed.remove_entry(key)) {
             Some((key, found)) => {
                 misplaced.insert(key, Misplaced { ino, row, found });
@@ -118,7 +125,10 @@ pub(super) fn reconcile(
         }
     }
     for (ino, mut row, expected) in missing {
-        if let Some(found) = unclaimed.remove(&expected) {
+        let is_there = unclaimed
+            .get(&expected)
+            .is_some_and(|found| is_fit(row.kind, found.kind));
+        if let Some(found) = is_there.then(|| unclaimed.remove(&expected)).flatten() {
             row.backing_ino = found.backing_ino;
             done.renumbered += 1;
             changes.push(RowChange::put_inode(ino, row));
@@ -190,8 +200,92 @@ pub(super) fn reconcile(
             delta.apply(change);
         }
     }
+    done.stale = changes.iter().filter_map(invalidation).collect();
     done.lost.sort_unstable();
     Ok(done)
+}
+
+fn invalidation(change: &RowChange<'_>) -> Option<Invalidation> {
+    match change {
+        RowChange::PutInode(ino, _) | RowChange::DropInode(ino) => Some(Invalidation::Object(*ino)),
+        RowChange::PutEntry { dir, name, .. } | RowChange::DropEntry { dir, name } => {
+            Some(Invalidation::Entry {
+                dir: *dir,
+                name: Box::from(&**name),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Returns true if a file can be what a row says.
+fn is_fit(row: Kind, found: FoundKind) -> bool {
+    match row {
+        Kind::Symlink => found == FoundKind::Symlink,
+        _ => found == FoundKind::File,
+    }
+}
+
+/// What is wrong with the files of a layer, by path.
+#[derive(Debug, Default)]
+pub(super) struct Differences {
+    /// Content of rows that is not there, or something else in its place.
+    pub missing: Vec<(PathBuf, Option<FoundKind>)>,
+    /// Files that no row knows.
+    pub unknown: Vec<PathBuf>,
+}
+
+impl Differences {
+    /// Returns true if there is a file for each row and none besides.
+    pub(super) fn is_none(&self) -> bool {
+        self.missing.is_empty() && self.unknown.is_empty()
+    }
+}
+
+/// Compares the rows of a layer with the names in its directory, and reads nothing but directories.
+pub(super) fn differences(
+    delta: &Delta,
+    upper: &UpperDir,
+    lower: &LowerStack,
+) -> Result<Differences> {
+    let (mut names, mut work) = upper.names()?;
+    let mut dirs: HashMap<Ino, Option<PathBuf>> = HashMap::new();
+    let mut wrong = Differences::default();
+    for (&ino, row) in &delta.inodes {
+        if row.data != DataPlace::Upper {
+            continue;
+        }
+        let way = match &row.place {
+            None => None,
+            Some((dir, name)) => {
+                if !dirs.contains_key(dir) {
+                    let way = match chain(*dir, |d| parent_of(delta, lower, d)) {
+                        Err(Error::Posix(Errno::ESTALE)) => None,
+                        way => Some(
+                            way?.iter()
+                                .map(|(_, name)| OsStr::from_bytes(name))
+                                .collect(),
+                        ),
+                    };
+                    dirs.insert(*dir, way);
+                }
+                let above: Option<&PathBuf> = dirs.get(dir).and_then(Option::as_ref);
+                above.map(|above| above.join(OsStr::from_bytes(name)))
+            }
+        };
+        let found = match &way {
+            Some(path) => names.remove(path),
+            None => work.remove(Path::new(&ino.to_string())),
+        };
+        if !found.is_some_and(|found| is_fit(row.kind, found)) {
+            let detached = || PathBuf::from(format!("(object {ino})"));
+            wrong.missing.push((way.unwrap_or_else(detached), found));
+        }
+    }
+    wrong.unknown = names.into_keys().collect();
+    wrong.missing.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    wrong.unknown.sort_unstable();
+    Ok(wrong)
 }
 
 fn parent_of(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
@@ -283,30 +377,39 @@ fn uncovers(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<
 }
 
 impl Union {
-    /// Looks whether every row has its file; returns what is wrong, in words.
+    /// Returns what is missing of the content of the writable layer, in words.
     pub fn verify_upper(&self) -> Result<Vec<String>> {
         let state = self.read();
-        let mut problems = Vec::new();
-        for (ino, row) in &state.delta.inodes {
-            if row.data == DataPlace::Upper {
-                let found = frozen::with_place(
-                    &state.upper,
-                    row,
-                    |d| state.chain(d),
-                    |place| state.upper.stat(*ino, place),
-                );
-                if let Err(e) = found {
-                    let name = row
-                        .place
-                        .as_ref()
-                        .map_or_else(String::new, |p| String::from_utf8_lossy(&p.1).into_owned());
-                    problems.push(format!(
-                        "the content of changed file {name:?} (object {ino}) is missing: {e}"
-                    ));
-                }
+        let wrong = differences(&state.delta, &state.upper, &state.lower)?;
+        let missing = wrong.missing.into_iter();
+        Ok(missing
+            .map(|(path, _)| format!("{}: its content is not there", path.display()))
+            .collect())
+    }
+
+    /// Compares rows and files while the view is in use, after something could not be read, and repairs
+    /// what differs. Returns what was found and done; nothing while changes lie in frozen layers.
+    pub fn repair(&self) -> Result<Reconciled> {
+        let _gate = self.gate_exclusive();
+        let mut guard = self.write();
+        let state = &mut *guard;
+        if state.has_frozen() || differences(&state.delta, &state.upper, &state.lower)?.is_none() {
+            return Ok(Reconciled::default());
+        }
+        let (upper, lower) = (state.upper.clone(), state.lower.clone());
+        let done = reconcile(
+            &self.db,
+            state.layer,
+            &mut state.delta,
+            &upper,
+            &lower,
+            false,
+        )?;
+        for stale in &done.stale {
+            if let Invalidation::Object(ino) = stale {
+                upper.forget_file(*ino);
             }
         }
-        problems.sort();
-        Ok(problems)
+        Ok(done)
     }
 }

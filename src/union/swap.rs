@@ -1,5 +1,6 @@
 //! Changing the stack under a live view: rotation, a new image, and throwing changes away.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -89,8 +90,35 @@ impl Union {
                         is the state database older than its files?";
             return Err(Error::Inconsistent(format!("{} {what}", path.display())));
         }
-        let upper = UpperDir::make(&path, &self.paths.strays)?;
+        let upper = match UpperDir::make(&path, &self.paths.strays) {
+            Err(e) if is_no_room(&e) => self.spare_upper(&path).map_err(|_| e)?,
+            made => made?,
+        };
         Ok((fresh, Arc::new(upper)))
+    }
+
+    /// Lets the directory that is kept for a full disk be that of a layer.
+    fn spare_upper(&self, path: &Path) -> std::io::Result<UpperDir> {
+        // What could be made of it.
+        std::fs::remove_dir_all(path).or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(e),
+        })?;
+        std::fs::rename(self.paths.spare(), path)?;
+        UpperDir::make(path, &self.paths.strays)
+    }
+
+    /// Keeps the directories of a layer for a disk that has no room for more, or for no more files. Where there
+    /// is no room, there is none.
+    pub fn keep_spare(&self) {
+        let spare = self.paths.spare();
+        if spare.symlink_metadata().is_err()
+            && let Err(e) = UpperDir::make(&spare, &self.paths.strays)
+        {
+            tracing::debug!("no directory is kept for a full disk: {e}");
+            // Half of one is of no use.
+            std::fs::remove_dir_all(&spare).unwrap_or_default();
+        }
     }
 
     /// Puts `lower` in the place of everything below the writable layer, in the same breath as
@@ -172,6 +200,13 @@ impl State {
             .flat_map(|layer| layer.delta().dirs.keys().copied())
             .collect()
     }
+}
+
+fn is_no_room(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Everything that a layer's rows make different: without the layer, it is different again.

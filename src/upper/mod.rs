@@ -31,14 +31,14 @@ use std::time::SystemTime;
 use lru::LruCache;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, RenameFlags, fcntl, openat, renameat2};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::object::{Ino, Timestamp};
 use crate::sys::durable::{sync_dir, sync_file, sync_name};
 use crate::sys::private::make_dir;
 use crate::sys::regular;
-pub use scan::Found;
+pub use scan::{Found, FoundKind, Names};
 pub use unsynced::Unsynced;
 
 /// Open content files kept at most, and open directories as many again.
@@ -78,7 +78,11 @@ impl UpperDir {
     /// Only for a layer of which no row says that it has content: what is made is empty.
     pub fn make(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         for dir in [path, &path.join("upper"), &path.join("work")] {
-            refuse_link(dir)?;
+            if fs::symlink_metadata(dir).is_ok_and(|meta| !meta.is_dir()) {
+                set_path_aside(dir, strays)?;
+            }
+        }
+        for dir in [path, &path.join("upper"), &path.join("work")] {
             match DirBuilder::new().mode(0o700).create(dir) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
@@ -95,15 +99,28 @@ impl UpperDir {
     /// All of it is for its owner alone: who else could write there would write to the merged view.
     pub fn open(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         // Not made anew: content would count as lost where its directory is only not there now.
-        fs::metadata(path.join("upper"))?;
-        for dir in [path, &path.join("upper"), &path.join("work")] {
+        if !fs::symlink_metadata(path.join("upper"))?.is_dir() {
+            return Err(Errno::ENOTDIR.into());
+        }
+        for dir in [path, &path.join("upper")] {
             refuse_link(dir)?;
             make_dir(dir)?;
         }
+        let work = path.join("work");
+        if fs::symlink_metadata(&work).is_ok_and(|meta| !meta.is_dir()) {
+            // Nothing of ours; what should lie in it is missing, and told.
+            set_path_aside(&work, strays)?;
+        }
+        make_dir(&work)?;
         if strays.exists() {
             refuse_link(strays)?;
             make_dir(strays)?;
         }
+        UpperDir::look(path, strays)
+    }
+
+    /// Opens the layer directory `path` as it is, and changes nothing.
+    pub fn look(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         let open = |sub: &str| -> io::Result<OwnedFd> {
             Ok(OwnedFd::from(regular::open_dir(&path.join(sub))?))
         };
@@ -128,7 +145,8 @@ impl UpperDir {
     pub fn find_dir(&self, chain: &Chain) -> io::Result<Option<Arc<OwnedFd>>> {
         match self.walk(chain, false) {
             Ok(fd) => Ok(Some(fd)),
-            Err(Errno::ENOENT) => Ok(None),
+            // What lies in the place of a directory is none.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
@@ -376,6 +394,8 @@ impl UpperDir {
             Some((dir, component)) => self.open_at(dir, component, flags, Mode::empty()),
             None => self.open_at(self.work(), work_name(ino).as_bytes(), flags, Mode::empty()),
         };
+        // What lies in its place may be a device, which does something when it is opened.
+        self.stat(ino, place)?;
         // O_NOATIME: what reads through us do to the backing file must not show as an access time.
         // Only the owner may ask for it.
         let fd = match open(flags | OFlag::O_NOATIME) {
@@ -416,16 +436,20 @@ impl UpperDir {
         lock(&self.pinned).remove(&ino);
     }
 
-    /// Returns the attributes of content, without opening it.
+    /// Returns the attributes of content, without opening it. What is no regular file is an error.
     pub fn stat(&self, ino: Ino, place: Option<(BorrowedFd<'_>, &[u8])>) -> io::Result<FileStat> {
         if let Some(file) = self.cached_file(ino) {
             return Ok(fstat(&*file)?);
         }
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-        Ok(match place {
+        let stat = match place {
             Some((dir, component)) => fstatat(dir, name(component), flags)?,
             None => fstatat(&self.work, work_name(ino).as_str(), flags)?,
-        })
+        };
+        match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFREG => Ok(stat),
+            _ => Err(odd(ino)),
+        }
     }
 
     /// Returns which file on the host lies under a name.
@@ -535,6 +559,23 @@ fn keep_access_time(fd: &OwnedFd) {
     if let Err(e) = fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NOATIME)) {
         tracing::debug!("reading will change an access time: {e}");
     }
+}
+
+fn odd(ino: Ino) -> io::Error {
+    io::Error::other(format!(
+        "what lies in the place of the content of object {ino} is not a regular file"
+    ))
+}
+
+/// Moves what lies at a path below the strays directory.
+fn set_path_aside(path: &Path, strays: &Path) -> io::Result<()> {
+    make_dir(strays)?;
+    let now = Timestamp::from(SystemTime::now());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let to = strays.join(format!("{}.{:09}-{name}", now.secs, now.nanos));
+    fs::rename(path, &to)?;
+    tracing::warn!(moved_to = %to.display(), "{} was no directory", path.display());
+    Ok(())
 }
 
 /// Which file it is on the host: a number that no other file has had. Inode numbers are given again, some

@@ -1,5 +1,6 @@
 //! Looks over everything that lies in an upper directory, for repair and for reports.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -10,6 +11,29 @@ use std::path::PathBuf;
 use super::{UpperDir, identity};
 use crate::object::Ino;
 
+/// What lies under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundKind {
+    /// A regular file, as the content of files is.
+    File,
+    /// A symbolic link.
+    Symlink,
+    /// A device, FIFO or socket, which nothing of ours is.
+    Odd,
+}
+
+impl FoundKind {
+    fn of(kind: std::fs::FileType) -> FoundKind {
+        if kind.is_file() {
+            FoundKind::File
+        } else if kind.is_symlink() {
+            FoundKind::Symlink
+        } else {
+            FoundKind::Odd
+        }
+    }
+}
+
 /// One file or link found in a layer directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -19,9 +43,12 @@ pub struct Found {
     pub in_work: bool,
     /// Which file it is on the host, by its inode number and when it was made.
     pub backing_ino: u64,
-    /// Size in bytes.
-    pub size: u64,
+    /// What it is.
+    pub kind: FoundKind,
 }
+
+/// What lies under names, by path.
+pub type Names = HashMap<PathBuf, FoundKind>;
 
 impl UpperDir {
     /// Lists every file and link (not directories) of the layer. Cost follows the layer's size.
@@ -43,12 +70,35 @@ impl UpperDir {
                         path: path.iter().map(|c| Box::from(c.as_bytes())).collect(),
                         in_work,
                         backing_ino: identity(&meta),
-                        size: meta.len(),
+                        kind: FoundKind::of(meta.file_type()),
                     });
                 }
             }
         }
         Ok(found)
+    }
+
+    /// Returns what lies under each name: of files of the layer by their path below `upper`, and by their name
+    /// in `work`. Directories are left out. Nothing but directories is read.
+    pub fn names(&self) -> io::Result<(Names, Names)> {
+        let (mut upper, mut work) = (Names::new(), Names::new());
+        for (sub, names) in [("upper", &mut upper), ("work", &mut work)] {
+            let base = self.path.join(sub);
+            let mut pending = vec![PathBuf::new()];
+            while let Some(relative) = pending.pop() {
+                for entry in std::fs::read_dir(base.join(&relative))? {
+                    let entry = entry?;
+                    let path = relative.join(entry.file_name());
+                    let kind = entry.file_type()?;
+                    if kind.is_dir() {
+                        pending.push(path);
+                    } else {
+                        names.insert(path, FoundKind::of(kind));
+                    }
+                }
+            }
+        }
+        Ok((upper, work))
     }
 
     /// Moves something found by [`UpperDir::scan`] below the strays directory.

@@ -123,6 +123,10 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
         Ok(used) => (row.upper_files, row.upper_bytes) = used,
         Err(error) => row.problem = Some(error.message),
     }
+    if let Some(newer) = &env.facts.newer {
+        let newer = newer.display();
+        row.problem = Some(format!("{newer} is newer than the state database"));
+    }
     row.prefix = Text::from(env.target.prefix.as_path());
     row
 }

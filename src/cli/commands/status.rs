@@ -4,6 +4,7 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use super::list::describe;
+use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{Tone, size};
@@ -42,6 +43,7 @@ impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
+        backend::warn_of_newer(&env.environment, &env.facts);
         let state = env.state()?;
         let holders = if state.is_mounted() {
             host::holders(&env.target.id)

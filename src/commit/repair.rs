@@ -1,0 +1,134 @@
+//! What is missing or odd among the files of an environment, and its repair.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::cleanup;
+use super::error::{Context, Result};
+use super::workspace::paths;
+use crate::environment::Layout;
+use crate::object::Timestamp;
+use crate::state::{StackPart, StateDb};
+use crate::sys::{private, regular};
+use crate::union::{self, OpenOptions};
+use crate::upper::UpperDir;
+
+/// Names every file of a home that is something else than it should be, and directories that are missing.
+pub fn odd_files(layout: &Layout) -> Vec<String> {
+    let mut problems: Vec<String> = files(layout)
+        .iter()
+        .filter_map(|path| Some(format!("{}: {}", path.display(), odd_file(path)?)))
+        .collect();
+    for (dir, is_needed) in [
+        (layout.images(), true),
+        (layout.layers(), true),
+        (layout.strays(), false),
+    ] {
+        match fs::metadata(&dir) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => problems.push(format!("{}: it is not a directory", dir.display())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !is_needed => {}
+            Err(e) => problems.push(format!("{}: {e}", dir.display())),
+        }
+    }
+    problems
+}
+
+/// Says what differs between the rows of an environment and the files of its uppers, and changes nothing.
+/// Nobody else has it open, and its last end was clean.
+pub fn examine(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
+    Ok(union::examine(db, &paths(layout), &OpenOptions::default())?)
+}
+
+/// Returns the files that are newer than the database, which must have been put back from an older copy.
+pub fn newer_files(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
+    cleanup::newer_than(db, layout)
+}
+
+/// Moves what lies in the place of a file or directory of ours aside, where it can be made anew. Returns
+/// what was done, in words. The caller holds the environment's lock, unless that is what is odd.
+pub fn set_odd_aside(layout: &Layout) -> Result<Vec<String>> {
+    let mut done = Vec::new();
+    let strays = layout.strays();
+    if fs::symlink_metadata(&strays).is_ok_and(|meta| !meta.is_dir()) {
+        let to = layout.home().join(aside_name(&strays));
+        fs::rename(&strays, &to).context("move aside", &strays)?;
+        done.push(format!(
+            "{} was moved to {}",
+            strays.display(),
+            to.display()
+        ));
+    }
+    for path in files(layout) {
+        // Without its database there is no environment to repair.
+        if path == layout.state_db() || odd_file(&path).is_none() {
+            continue;
+        }
+        private::make_dir(&strays).context("make", &strays)?;
+        let to = strays.join(aside_name(&path));
+        fs::rename(&path, &to).context("move aside", &path)?;
+        done.push(format!("{} was moved to {}", path.display(), to.display()));
+    }
+    Ok(done)
+}
+
+/// Makes the directories of uppers whose content is gone, so that the environment can be opened without
+/// it. Returns what was done, in words. The caller holds the environment's lock.
+pub fn give_up_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
+    let mut done = Vec::new();
+    for dir in [layout.images(), layout.layers()] {
+        private::make_dir(&dir).context("make", &dir)?;
+    }
+    for layer in db.stack()? {
+        if matches!(layer.part, StackPart::Image(_)) {
+            continue;
+        }
+        let upper = layout.upper(layer.id);
+        if fs::symlink_metadata(&upper).is_ok_and(|meta| meta.is_dir()) {
+            continue;
+        }
+        UpperDir::make(&layout.layer(layer.id), &layout.strays()).context("make", &upper)?;
+        done.push(format!("{} was made, empty", upper.display()));
+    }
+    Ok(done)
+}
+
+/// The files of a home that are opened by name.
+fn files(layout: &Layout) -> Vec<PathBuf> {
+    let database = layout.state_db();
+    let beside = |suffix: &str| {
+        let mut path = database.clone().into_os_string();
+        path.push(suffix);
+        PathBuf::from(path)
+    };
+    let mut files = vec![
+        beside("-journal"),
+        beside("-redo"),
+        layout.lock(),
+        layout.lock_holder(),
+        layout.lease(),
+        layout.daemon_log(),
+        layout.old_daemon_log(),
+        layout.profile(),
+    ];
+    files.push(database);
+    files
+}
+
+/// What a file is, if it is there and no regular file.
+fn odd_file(path: &Path) -> Option<String> {
+    match regular::is_there(path) {
+        Ok(_) => None,
+        Err(e) => match regular::is_not_regular(&e) {
+            Some(odd) => Some(format!("it is {}, not a regular file", odd.found)),
+            None => Some(e.to_string()),
+        },
+    }
+}
+
+fn aside_name(path: &Path) -> String {
+    let now = Timestamp::now();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("{}.{:09}-{name}", now.secs, now.nanos)
+}
