@@ -253,7 +253,14 @@ impl Model {
             }
             What::Replace(bytes) => self.push(path, file(bytes.make())),
             What::Symlink(target) => self.push(path, Allowed::Is(Node::Link(target.clone()))),
-            What::Unlink => self.push(path, Allowed::Is(Node::Absent)),
+            What::Unlink => {
+                // Where the power is lost before the removal is synced, the file may be gone and its row not:
+                // then what was committed shows again (docs/commit.md), which is neither of the two.
+                if matches!(self.now(path), Node::File(_)) {
+                    self.push(path, Allowed::AnyFile);
+                }
+                self.push(path, Allowed::Is(Node::Absent));
+            }
             What::Rename(to) if to == path => {}
             What::Rename(to) => {
                 let mut moved = Vec::new();
