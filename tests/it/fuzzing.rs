@@ -1,4 +1,5 @@
-//! A moment of every fuzz target, over seeds that are changed at random. `ENVFS_FUZZ_ROUNDS` makes it longer; `fuzz/README.md` says how to fuzz
+//! A moment of every fuzz target, over seeds that are changed at random, and every value of a store's
+//! database replaced by hostile ones. `ENVFS_FUZZ_ROUNDS` makes it longer; `fuzz/README.md` says how to fuzz
 //! for hours.
 
 #[allow(unreachable_pub, reason = "a crate of its own for the fuzzer")]
@@ -11,6 +12,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use rusqlite::types::Value;
 
 use crate::support::{has, run, samples};
 use targets::store::{FILES, Scene};
@@ -256,4 +259,85 @@ fn a_store_opens_or_says_why_not_whatever_its_files_hold() {
             attempt("store", targets::store::run, &input, &what);
         }
     }
+}
+
+/// Values that no column should hold, or that lead elsewhere.
+fn hostile(scene: &Scene) -> Vec<Value> {
+    let secret = scene.secrets()[1].to_str().unwrap().to_owned();
+    vec![
+        Value::Null,
+        Value::Integer(-1),
+        Value::Integer(0),
+        Value::Integer(1),
+        Value::Integer(i64::MAX),
+        Value::Real(1e300),
+        Value::Text("../../../secret".to_owned()),
+        Value::Blob(b"../../../secret".to_vec()),
+        Value::Text(secret),
+        Value::Blob(b"a/b".to_vec()),
+        Value::Blob(b"..".to_vec()),
+        Value::Blob(b"nul\0nul".to_vec()),
+        Value::Blob(Vec::new()),
+        Value::Blob(vec![0xff; 300]),
+    ]
+}
+
+/// Every column of every table.
+fn columns(scene: &Scene) -> Vec<(String, String)> {
+    let mut columns = Vec::new();
+    scene.with(|home| {
+        let db = rusqlite::Connection::open(home.join("state.db")).unwrap();
+        let sql = "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c \
+                   WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%'";
+        let mut query = db.prepare(sql).unwrap();
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        columns = rows.unwrap().map(Result::unwrap).collect();
+    });
+    assert!(columns.len() > 50, "{columns:?}");
+    columns
+}
+
+#[test]
+fn a_store_opens_or_says_why_not_whatever_its_rows_hold() {
+    let scene = Scene::new();
+    let watch = Watch::start();
+    let mut done = 0;
+    for (table, column) in columns(&scene) {
+        for (index, value) in hostile(&scene).into_iter().enumerate() {
+            let what = format!("{table}.{column} = {value:?}");
+            watch.begin(what.clone());
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                scene.with_if(|home| {
+                    // Of the schema too nothing can be relied on.
+                    let path = home.join("state.db");
+                    let db = rusqlite::Connection::open(&path).unwrap();
+                    let lax = "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = \
+                               replace(replace(sql, 'STRICT, ', ''), 'STRICT', '')";
+                    db.execute_batch(lax).unwrap();
+                    drop(db);
+                    let db = rusqlite::Connection::open(&path).unwrap();
+                    let free = "PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON";
+                    db.execute_batch(free).unwrap();
+                    // In some row; where that cannot be, in all, of which what is unique leaves one.
+                    let some = format!(
+                        "UPDATE {table} SET {column} = ?1 WHERE rowid = (SELECT rowid FROM {table} \
+                         LIMIT 1 OFFSET (SELECT {index} % max(1, count(*)) FROM {table}))"
+                    );
+                    let all = format!("UPDATE OR REPLACE {table} SET {column} = ?1");
+                    let changed = db.execute(&some, [&value]);
+                    let changed = changed.or_else(|_| db.execute(&all, [&value]));
+                    drop(db);
+                    let is_placed = changed.is_ok_and(|rows| rows > 0);
+                    done += u32::from(is_placed);
+                    is_placed
+                });
+            }));
+            if let Err(panic) = outcome {
+                eprintln!("fails with {what}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    eprintln!("{done} values were placed");
+    assert!(done > 400, "{done} values were placed");
 }
