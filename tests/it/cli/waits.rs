@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::support::{TestEnv, has, is_alive, mounts_below, skip_allowed, wait_for};
+use crate::support::{TestEnv, has, is_alive, mounts_below, run, skip_allowed, wait_for};
 
 /// A process in a mount namespace of its own, with copies of all mounts.
 struct Namespace(Child);
@@ -311,4 +312,56 @@ fn a_daemon_that_hangs_is_told_and_can_be_left() {
     assert_eq!(read.out, "new\n");
     env.envfs(&["unmount", "e"]).ok();
     env.verify("e");
+}
+
+/// Puts a FIFO in the place of a file.
+fn make_fifo(path: &Path) {
+    fs::remove_file(path).ok();
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_of_the_store_keeps_nobody_waiting() {
+    let Some(env) = TestEnv::new() else { return };
+    let files = [
+        "state.db",
+        "state.db-wal",
+        "state.db-shm",
+        "state.db-redo",
+        "lock",
+        "lock.holder",
+        "lock.lease",
+        "profile",
+        "profile.new",
+        "daemon.log",
+        "daemon.log.old",
+        "id",
+        "images/1.sqfs",
+        "../../config.toml",
+    ];
+    for (number, file) in files.into_iter().enumerate() {
+        let name = &format!("e{number}");
+        env.import_sample(name);
+        env.mount(name);
+        env.envfs(&["unmount", name]).ok();
+        let home = env.home_of(name);
+        make_fifo(&home.join(file));
+        for command in [
+            &["list"][..],
+            &["status", name],
+            &["mount", name],
+            &["commit", name],
+            &["gc", name],
+            &["verify", name],
+            &["unmount", name],
+        ] {
+            let mut line = env.command("timeout");
+            line.args(["20", "envfs"]).args(command);
+            let done = run(line);
+            assert_ne!(done.code, 124, "{file}: {command:?} hangs");
+            assert!(!done.err.contains("panicked"), "{file}: {done}");
+        }
+        fs::remove_dir_all(&home).unwrap();
+        fs::remove_file(env.store().join("config.toml")).ok();
+    }
 }
