@@ -80,16 +80,18 @@ pub(super) struct Unxz;
 impl Decompressor for Unxz {
     fn decompress(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize> {
         let stream = Stream::new_stream_decoder(DECODER_MEMORY, 0);
-        expand(NAME, stream.map_err(|e| failed(NAME, e))?, input, out)
+        decompress(NAME, stream.map_err(|e| failed(NAME, e))?, input, out, None)
     }
 }
 
-/// Expands one whole stream, and returns its length.
-pub(super) fn expand(
+/// Decompresses one whole stream and returns its length. A stream without an end marker ends where
+/// its input does, if it has the given length then.
+pub(super) fn decompress(
     codec: &'static str,
     mut stream: Stream,
     input: &[u8],
     out: &mut [u8],
+    length: Option<usize>,
 ) -> Result<usize> {
     loop {
         let (consumed, produced) = (stream.total_in() as usize, stream.total_out() as usize);
@@ -101,10 +103,11 @@ pub(super) fn expand(
             Status::Ok | Status::GetCheck
                 if stream.total_in() as usize > consumed
                     || stream.total_out() as usize > produced => {}
+            _ if rest.is_empty() && length == Some(produced) => return Ok(produced),
             _ => {
                 return Err(Error::Codec {
                     codec,
-                    detail: "the stream is cut short, or longer than its block".into(),
+                    detail: "the stream is truncated, or longer than its block".into(),
                 });
             }
         }
