@@ -28,14 +28,14 @@ pub const NO_SYNC: &str = "sync.none";
 
 /// Returns true if a test wants something to fail that is not a point.
 #[cfg(debug_assertions)]
-pub(crate) fn is_wanted(name: &'static str) -> bool {
+pub(crate) fn is_enabled(name: &'static str) -> bool {
     debug_assert!(!POINTS.contains(&name), "{name} is a point");
     std::env::var_os("ENVFS_FAULT").is_some_and(|wanted| wanted == name)
 }
 
 /// Nothing is, in builds for users.
 #[cfg(not(debug_assertions))]
-pub(crate) fn is_wanted(_name: &'static str) -> bool {
+pub(crate) fn is_enabled(_name: &'static str) -> bool {
     false
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn is_wanted(_name: &'static str) -> bool {
 pub(crate) fn panic_once(name: &'static str) {
     use std::sync::atomic::{AtomicBool, Ordering};
     static WAS: AtomicBool = AtomicBool::new(false);
-    if is_wanted(name) && !WAS.swap(true, Ordering::SeqCst) {
+    if is_enabled(name) && !WAS.swap(true, Ordering::SeqCst) {
         panic!("as a test wants: {name}");
     }
 }
@@ -56,7 +56,7 @@ pub(crate) fn panic_once(_name: &'static str) {}
 /// Never returns, if a test wants something to hang: `hang.` and where.
 #[cfg(debug_assertions)]
 pub(crate) fn hang(name: &'static str) {
-    while is_wanted(name) {
+    while is_enabled(name) {
         std::thread::park();
     }
 }

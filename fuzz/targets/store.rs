@@ -12,7 +12,7 @@ use envfs::{
     commit::{self, CommitOptions, ImportOptions, Settings, Workspace},
     environment::{Config, EnvLock, EnvName, Layout, Store},
     object::{Ino, Kind},
-    progress::Silent,
+    progress::NoProgress,
     state::StateDb,
     union::{Creator, RenameMode, Union, XattrMode},
 };
@@ -111,11 +111,11 @@ impl Scene {
             exclude: Vec::new(),
         };
         let new = store.create(&name()).unwrap();
-        commit::import(&source, new, &options, &Silent).unwrap();
+        commit::import(&source, new, &options, &NoProgress).unwrap();
         let open = || Workspace::open(store.open(&name()).unwrap(), &config()).unwrap();
         let (workspace, _) = open();
         use_view(workspace.union());
-        commit::commit(&workspace, &CommitOptions::default(), &Silent).unwrap();
+        commit::commit(&workspace, &CommitOptions::default(), &NoProgress).unwrap();
         let (workspace, _) = open();
         use_view(workspace.union());
         change(workspace.union());
@@ -194,7 +194,7 @@ impl Scene {
                 db.revisions(),
                 db.tags(),
             ));
-            drop(commit::verify(&db, &layout, NonZeroUsize::MIN, &Silent));
+            drop(commit::verify(&db, &layout, NonZeroUsize::MIN, &NoProgress));
         }
         let lock = EnvLock::try_lock(&layout, "test");
         for _ in 0..2 {
@@ -208,7 +208,7 @@ impl Scene {
             drop(workspace.union().verify_upper());
             use_view(workspace.union());
             let options = CommitOptions::default();
-            drop(commit::commit(&workspace, &options, &Silent));
+            drop(commit::commit(&workspace, &options, &NoProgress));
             use_view(workspace.union());
             drop(commit::discard(&workspace, &[]));
             drop(workspace.close());

@@ -16,7 +16,7 @@ use crate::daemon::protocol::{Selection, Service, TagOptions};
 use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::BRIEF;
 use crate::environment::{EnvName, Environment, Store, refuse_replaceable};
-use crate::progress::Silent;
+use crate::progress::NoProgress;
 use crate::sys::text::{Text, quoted};
 
 /// What every command needs.
@@ -201,7 +201,7 @@ impl Env {
         }
         self.alone_or_served(
             || backend::gc(&self.environment, options),
-            |client| Ok(client.gc(options, &Silent)?),
+            |client| Ok(client.gc(options, &NoProgress)?),
         )
     }
 
@@ -209,7 +209,7 @@ impl Env {
     pub fn tag(&self, options: &TagOptions) -> Result<()> {
         self.alone_or_served(
             || backend::tag(&self.environment, options),
-            |client| Ok(client.tag(options, &Silent)?),
+            |client| Ok(client.tag(options, &NoProgress)?),
         )
     }
 

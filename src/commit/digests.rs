@@ -168,7 +168,7 @@ fn hash(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::progress::Silent;
+    use crate::progress::NoProgress;
 
     fn threads() -> NonZeroUsize {
         NonZeroUsize::new(3).unwrap()
@@ -187,10 +187,10 @@ mod tests {
         for len in [1, CHUNK as usize, CHUNK as usize * 3 + 5] {
             let sound = bytes(len);
             std::fs::write(&path, &sound).unwrap();
-            let digests = of_file(&path, None, threads(), &Silent).unwrap();
+            let digests = of_file(&path, None, threads(), &NoProgress).unwrap();
             assert_eq!(digests.len(), len.div_ceil(CHUNK as usize) * DIGEST);
             assert!(
-                damaged(&path, &digests, threads(), &Silent)
+                damaged(&path, &digests, threads(), &NoProgress)
                     .unwrap()
                     .is_empty()
             );
@@ -198,13 +198,13 @@ mod tests {
                 let mut bad = sound.clone();
                 bad[at] ^= 0x10;
                 std::fs::write(&path, &bad).unwrap();
-                let found = damaged(&path, &digests, threads(), &Silent).unwrap();
+                let found = damaged(&path, &digests, threads(), &NoProgress).unwrap();
                 assert_eq!(found.len(), 1);
                 assert!(found[0].contains(&(at as u64)), "{at}: {found:?}");
                 assert!(found[0].end <= len as u64);
             }
             std::fs::write(&path, [&sound[..], &[0; CHUNK as usize]].concat()).unwrap();
-            assert!(damaged(&path, &digests, threads(), &Silent).is_err());
+            assert!(damaged(&path, &digests, threads(), &NoProgress).is_err());
         }
     }
 
@@ -215,22 +215,22 @@ mod tests {
         let chunk = CHUNK as usize;
         let mut image = bytes(4 * chunk + 100);
         std::fs::write(&old, &image).unwrap();
-        let digests = of_file(&old, None, threads(), &Silent).unwrap();
+        let digests = of_file(&old, None, threads(), &NoProgress).unwrap();
         // Another superblock, and other tables from within the fourth chunk on.
         image[5] ^= 1;
         image[3 * chunk + 7..].fill(b'n');
         image.resize(6 * chunk, b'm');
         std::fs::write(&new, &image).unwrap();
-        let true_ones = of_file(&new, None, threads(), &Silent).unwrap();
+        let true_ones = of_file(&new, None, threads(), &NoProgress).unwrap();
         let kept = |digests: Vec<u8>| Kept {
             digests,
             until: 3 * CHUNK + 7,
         };
-        let carried = of_file(&new, Some(&kept(digests.clone())), threads(), &Silent).unwrap();
+        let carried = of_file(&new, Some(&kept(digests.clone())), threads(), &NoProgress).unwrap();
         assert!(carried == true_ones);
         // Wrong digests of the old image stay wrong where nothing is read: there, and only there.
         let wrong = vec![9; digests.len()];
-        let carried = of_file(&new, Some(&kept(wrong)), threads(), &Silent).unwrap();
+        let carried = of_file(&new, Some(&kept(wrong)), threads(), &NoProgress).unwrap();
         let differs = |chunk: &usize| {
             let range = chunk * DIGEST..(chunk + 1) * DIGEST;
             carried[range.clone()] != true_ones[range]
@@ -239,6 +239,6 @@ mod tests {
         assert_eq!(read_again, [0, 3, 4, 5]);
         // Fewer digests than there should be are no harm.
         let few = kept(digests[..2 * DIGEST].to_vec());
-        assert!(of_file(&new, Some(&few), threads(), &Silent).unwrap() == true_ones);
+        assert!(of_file(&new, Some(&few), threads(), &NoProgress).unwrap() == true_ones);
     }
 }

@@ -18,7 +18,7 @@ use super::{Unfinished, digests, name, while_syncing};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::object::Ino;
-use crate::progress::{Progress, Report, Silent};
+use crate::progress::{NoProgress, Progress, Report};
 use crate::squashfs::format::InodeBody;
 use crate::squashfs::writer::{ImageWriter, Meta, NodeId, WriteStats, WriterOptions};
 use crate::squashfs::{Image, ReaderOptions};
@@ -282,7 +282,7 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
         entries: 1,
         bytes: 0,
     };
-    pack(options, &unfinished.0, extent, &Silent, |writer| {
+    pack(options, &unfinished.0, extent, &NoProgress, |writer| {
         Ok(writer.add_directory(&root)?)
     })?;
     let first = First {
@@ -291,7 +291,7 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
         unfinished,
         kind: RevisionKind::Create,
     };
-    let begun = first.begin(new, options, &Silent, |_| Ok(BTreeMap::new()));
+    let begun = first.begin(new, options, &NoProgress, |_| Ok(BTreeMap::new()));
     Ok(begun?.0)
 }
 

@@ -153,7 +153,7 @@ impl Job<'_> {
             check::same_tree(&self.view, &layer, pushed.as_ref(), &fresh, progress)?;
             if cfg!(debug_assertions) && pushed.is_some() {
                 check::same_tree(&self.view, &layer, None, &[], progress)?;
-                if fault::is_wanted(AMENDED) {
+                if fault::is_enabled(AMENDED) {
                     return Err(CommitError::Check("a test wants it so".to_owned()));
                 }
             }
@@ -318,7 +318,7 @@ impl Job<'_> {
 fn may_be_of_amending(error: &CommitError) -> bool {
     use crate::squashfs::Error::{Cancelled, Io};
     // Where tests are run it is an error, so that none of them passes over it.
-    if cfg!(debug_assertions) && !fault::is_wanted(AMENDED) {
+    if cfg!(debug_assertions) && !fault::is_enabled(AMENDED) {
         return false;
     }
     match error {

@@ -65,7 +65,7 @@ pub fn set_odd_aside(layout: &Layout) -> Result<Vec<String>> {
         if path == layout.state_db() || odd_file(&path).is_none() {
             continue;
         }
-        private::make_dir(&strays).context("make", &strays)?;
+        private::create_dir(&strays).context("make", &strays)?;
         let to = strays.join(aside_name(&path));
         fs::rename(&path, &to).context("move aside", &path)?;
         done.push(format!("{} was moved to {}", path.display(), to.display()));
@@ -78,7 +78,7 @@ pub fn set_odd_aside(layout: &Layout) -> Result<Vec<String>> {
 pub fn give_up_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for dir in [layout.images(), layout.layers()] {
-        private::make_dir(&dir).context("make", &dir)?;
+        private::create_dir(&dir).context("make", &dir)?;
     }
     for layer in db.stack()? {
         if matches!(layer.part, StackPart::Image(_)) {
@@ -118,7 +118,7 @@ fn files(layout: &Layout) -> Vec<PathBuf> {
 
 /// What a file is, if it is there and no regular file.
 fn odd_file(path: &Path) -> Option<String> {
-    match regular::is_there(path) {
+    match regular::exists(path) {
         Ok(_) => None,
         Err(e) => match regular::is_not_regular(&e) {
             Some(odd) => Some(format!("it is {}, not a regular file", odd.found)),

@@ -15,7 +15,7 @@ use super::protocol::{
     RolledBack, Selection, Service, Status, TagOptions, Unmounted, VERSION,
 };
 use crate::commit::{Collected, GcOptions};
-use crate::progress::{Progress, Silent};
+use crate::progress::{NoProgress, Progress};
 use crate::sys::process;
 
 /// How long a living daemon may take to greet: its accepting thread does nothing else.
@@ -167,7 +167,7 @@ impl Client {
     /// let go of everything when this returns.
     /// If that takes long (a commit must end first), `slow` is called once.
     pub fn unmount(&self, lazy: bool, slow: &dyn Fn()) -> Result<Unmounted, Failure> {
-        let (answer, connection) = self.ask(&Request::Unmount { lazy }, &Silent)?;
+        let (answer, connection) = self.ask(&Request::Unmount { lazy }, &NoProgress)?;
         if !lazy {
             connection.wait_for_end(slow)?;
         }
@@ -177,11 +177,11 @@ impl Client {
 
 impl Service for Client {
     fn status(&self) -> Result<Status, Failure> {
-        self.call(&Request::Status, &Silent)
+        self.call(&Request::Status, &NoProgress)
     }
 
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
-        self.call(&Request::Changes(selection.clone()), &Silent)
+        self.call(&Request::Changes(selection.clone()), &NoProgress)
     }
 
     fn commit(
@@ -217,7 +217,7 @@ impl Service for Client {
     }
 
     fn stats(&self) -> Result<serde_json::Value, Failure> {
-        self.call(&Request::Stats, &Silent)
+        self.call(&Request::Stats, &NoProgress)
     }
 }
 

@@ -25,7 +25,7 @@ use super::protocol::Started;
 use super::service::note;
 use crate::commit;
 use crate::environment::{EnvLock, Layout};
-use crate::fuse::session::{Loops, Session};
+use crate::fuse::session::Session;
 use crate::fuse::{EnvFs, Owners};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
@@ -262,7 +262,7 @@ impl Open {
             ));
         }
         for dir in [layout.images(), layout.layers()] {
-            private::make_dir(&dir).map_err(doing("make", &dir))?;
+            private::create_dir(&dir).map_err(doing("make", &dir))?;
         }
         let parts = db.stack()?.into_iter().map(|layer| layer.part);
         let parts = parts.filter(|part| matches!(part, StackPart::Image(_)));
@@ -316,7 +316,7 @@ impl Open {
             filesystem.sync_each_change();
         }
         let notices = filesystem.notices();
-        let session = Session::start(filesystem, &request, Loops::default())?;
+        let session = Session::start(filesystem, &request)?;
         notices.open(session.invalidator());
         Ok(session)
     }

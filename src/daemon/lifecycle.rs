@@ -92,10 +92,12 @@ pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
         // Nobody listens at the socket: the mount itself has to be asked.
         (None, Some(top)) => match top.health() {
             Health::Dead => State::Dead(mounts),
-            Health::Silent => return Err(silent(target)),
+            Health::Unresponsive => return Err(silent(target)),
             // Whoever serves a mount has the lock.
-            Health::Well if EnvLock::try_lock(&target.layout, "look").is_ok() => State::Copy(None),
-            Health::Well => State::Deaf,
+            Health::Healthy if EnvLock::try_lock(&target.layout, "look").is_ok() => {
+                State::Copy(None)
+            }
+            Health::Healthy => State::Deaf,
         },
     })
 }
@@ -207,7 +209,7 @@ fn mounted(
     loop {
         match state(runtime, target)? {
             // One that greets may hang nevertheless, and with it whoever goes there.
-            State::Mounted(_) if mountinfo::health(&target.prefix) == Health::Silent => {
+            State::Mounted(_) if mountinfo::health(&target.prefix) == Health::Unresponsive => {
                 return Err(silent(target));
             }
             State::Mounted(client) => return Ok(Some(client)),

@@ -15,7 +15,7 @@ use super::protocol::{
 };
 use crate::commit::{self, CommitError, Workspace};
 use crate::environment::{Config, EnvLock, Environment, Layout, ProfileUse};
-use crate::fuse::session::{Invalidator, Loops, Session};
+use crate::fuse::session::{Invalidator, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
 use crate::object::Kind as ObjectKind;
 use crate::progress::Progress;
@@ -227,7 +227,7 @@ pub fn mount_environment(
     let filesystem = EnvFs::new(local.workspace.union().clone(), owners)?;
     let counters = filesystem.counters();
     let notices = filesystem.notices();
-    let session = Session::start(filesystem, &request, Loops::default())?;
+    let session = Session::start(filesystem, &request)?;
     notices.open(session.invalidator());
     let workspace = local.workspace();
     let profile = (config.profile == ProfileUse::On)

@@ -18,9 +18,9 @@ use super::server::{Control, Server};
 use super::service::Local;
 use crate::commit::{self, Collected, GcOptions};
 use crate::environment::{Config, EnvName, Layout, Store};
-use crate::fuse::session::{Loops, Session, tests::Hello};
+use crate::fuse::session::{Session, tests::Hello};
 use crate::object::{Ino, Kind as ObjectKind};
-use crate::progress::{Progress, Report, Silent};
+use crate::progress::{NoProgress, Progress, Report};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::process;
 use crate::union::Creator;
@@ -157,7 +157,7 @@ fn requests_are_answered_with_progress_results_and_failures() {
     let client = Client::connect(&socket).unwrap().unwrap();
     assert_eq!(client.hello().environment, "id");
     assert_eq!(client.hello().pid, std::process::id());
-    client.call::<()>(&Request::Ping, &Silent).unwrap();
+    client.call::<()>(&Request::Ping, &NoProgress).unwrap();
     assert_eq!(client.status().unwrap().revision, Some(7));
     let odd = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"a\n\xff");
     let selection = Selection {
@@ -179,7 +179,9 @@ fn requests_are_answered_with_progress_results_and_failures() {
         *heard.phases.lock().unwrap(),
         ["phase 1", "phase 2", "phase 3"]
     );
-    let failure = client.discard(&Selection::default(), &Silent).unwrap_err();
+    let failure = client
+        .discard(&Selection::default(), &NoProgress)
+        .unwrap_err();
     assert_eq!((failure.kind, failure.hints.len()), (Kind::NoSpace, 1));
     assert_eq!(client.unmount(false, &|| {}).unwrap_err().kind, Kind::Busy);
     assert_eq!(client.stats().unwrap()["reads"], 1);
@@ -303,7 +305,7 @@ fn who_has_gone_away_while_others_had_their_turn_gets_nothing_done() {
     assert_eq!(local.changes(&all).unwrap().len(), 1);
     assert!(local.workspace().db().tags().unwrap().is_empty());
     assert_eq!(local.workspace().db().revisions().unwrap().len(), 1);
-    local.discard(&all, &Silent).unwrap();
+    local.discard(&all, &NoProgress).unwrap();
     assert!(local.changes(&all).unwrap().is_empty());
 }
 
@@ -430,7 +432,7 @@ fn be_a_daemon() {
     };
     host::run(&id, &runtime, || {
         Ok(Mounted {
-            session: Session::start(Hello, &request, Loops::default())?,
+            session: Session::start(Hello, &request)?,
             service: Arc::new(Fake::default()),
             home: Served::of(&Layout::new(&dir)).unwrap(),
             lost: 0,

@@ -91,12 +91,12 @@ impl EnvFs {
                 notices.run(move || told.settle(ino, 0, None));
             }
         };
-        if self.union.brings_up_much(ino) {
+        if self.union.needs_large_copy_up(ino) {
             let data = data.to_vec();
             self.pool.run(move || write(&data));
         } else {
             write(data);
-            if durable::completes_stretch(offset, data.len()) {
+            if durable::completes_writeback_chunk(offset, data.len()) {
                 self.write_behind(ino);
             }
         }
@@ -111,7 +111,7 @@ impl EnvFs {
         let (union, is_busy) = (self.union.clone(), self.is_writing_behind.clone());
         self.pool.run(move || {
             let _end = WritingBehind(is_busy);
-            union.begin_to_write(ino);
+            union.start_writeback(ino);
         });
     }
 
@@ -138,7 +138,7 @@ impl EnvFs {
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
         let union = self.union.clone();
-        let is_long = self.union.brings_up_much(ino);
+        let is_long = self.union.needs_large_copy_up(ino);
         let timed = self.timed_there(Op::Space);
         let allocate = move || {
             match union.allocate(ino, offset, length, mode, kill) {

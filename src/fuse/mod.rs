@@ -374,7 +374,8 @@ impl Filesystem for EnvFs {
             kill_privileges: size.is_some() && !keeps_privileges(req),
         };
         let timed = self.timed_there(Op::SetAttr);
-        let is_long = size.is_some_and(|size| size > 0) && self.union.brings_up_much(Ino(ino.0));
+        let is_long =
+            size.is_some_and(|size| size > 0) && self.union.needs_large_copy_up(Ino(ino.0));
         let (union, owners) = (self.union.clone(), self.owners.clone());
         let syncs = self.syncs_each_change;
         self.run(is_long, move || {

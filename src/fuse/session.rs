@@ -40,25 +40,6 @@ pub enum SessionError {
     Threads(#[source] io::Error),
 }
 
-/// How many event loops run, and how they share the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Loops {
-    /// Number of threads that receive requests, at least 1.
-    pub threads: usize,
-    /// Whether each has a descriptor of its own, where the device can be opened again.
-    pub clone_device: bool,
-}
-
-impl Default for Loops {
-    /// One, since what takes long is done by other threads; `docs/benchmarks.md` has the figures.
-    fn default() -> Loops {
-        Loops {
-            threads: 1,
-            clone_device: false,
-        }
-    }
-}
-
 /// What a session waits for.
 enum Event {
     /// The event loops have ended: the mount is gone everywhere, or they failed.
@@ -120,7 +101,6 @@ impl Session {
     pub fn start<F: Guarded>(
         filesystem: F,
         request: &MountRequest,
-        loops: Loops,
     ) -> Result<Session, SessionError> {
         let device = mount::mount(request)?;
         let mount_point = request.mount_point.clone();
@@ -135,8 +115,9 @@ impl Session {
 
         let mut config = Config::default();
         config.acl = SessionACL::All;
-        config.n_threads = Some(loops.threads.max(1));
-        config.clone_fd = loops.clone_device && mount::device_is_usable().is_ok();
+        // One thread receives requests, since those that may take long are answered by others;
+        // `docs/benchmarks.md` has the figures.
+        config.n_threads = Some(1);
         let gate = filesystem.gate();
         let guard = Guard::new(filesystem, gate.clone());
         let session =
@@ -363,7 +344,7 @@ pub(crate) mod tests {
     }
 
     fn serve_and_use(dir: &Path, id: &str) {
-        let session = Session::start(Hello, &request(dir, id), Loops::default()).unwrap();
+        let session = Session::start(Hello, &request(dir, id)).unwrap();
         assert_eq!(std::fs::read(dir.join("hello")).unwrap(), TEXT);
         let ours = mountinfo::of_environment(id).unwrap();
         assert_eq!(ours.len(), 1);
@@ -445,7 +426,7 @@ pub(crate) mod tests {
         serve_and_use(&dir, &format!("user-{}", std::process::id()));
 
         // Where the user may not write, the helper refuses and its words are told.
-        let error = Session::start(Hello, &request(Path::new("/usr"), "no"), Loops::default());
+        let error = Session::start(Hello, &request(Path::new("/usr"), "no"));
         match error.unwrap_err() {
             SessionError::Mount(MountError::Refused { message, .. }) => {
                 assert!(message.contains("/usr"), "{message}");

@@ -28,7 +28,7 @@ pub(super) fn check(path: &Path) -> Result<()> {
 }
 
 fn is_there(path: &Path) -> Result<bool> {
-    regular::is_there(path).map_err(|source| {
+    regular::exists(path).map_err(|source| {
         if regular::is_not_regular(&source).is_some() {
             StateError::NotADatabase {
                 path: path.to_owned(),

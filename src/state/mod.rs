@@ -247,7 +247,7 @@ impl StateDb {
                 detail: format!("SQLite keeps journal mode {got} where {journal} is needed"),
             });
         }
-        let synchronous = if durable::is_off() {
+        let synchronous = if durable::is_disabled() {
             "OFF"
         } else {
             synchronous

@@ -44,12 +44,12 @@ pub fn sync_file_system(file: impl AsFd) -> io::Result<()> {
 }
 
 /// Returns true if a test has switched off all syncs.
-pub fn is_off() -> bool {
-    fault::is_wanted(fault::NO_SYNC)
+pub fn is_disabled() -> bool {
+    fault::is_enabled(fault::NO_SYNC)
 }
 
 fn unless_off(sync: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {
-    if is_off() {
+    if is_disabled() {
         return Ok(());
     }
     Ok(sync()?)
@@ -57,17 +57,17 @@ fn unless_off(sync: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {
 
 /// Bytes of a large file after which what was written of it is begun to be written to the disk. Enough for a
 /// disk at once, and more than most files that are removed again soon.
-const STRETCH: u64 = 16 << 20;
+const WRITEBACK_CHUNK: u64 = 16 << 20;
 
 /// Returns whether a write of `len` bytes at `offset` completes a stretch of a file, after which to
-/// [begin](begin_to_write): who syncs a large file in the end would wait for all of it then, with the disk
+/// [begin](start_writeback): who syncs a large file in the end would wait for all of it then, with the disk
 /// idle while it was written.
-pub fn completes_stretch(offset: u64, len: usize) -> bool {
-    offset / STRETCH != offset.saturating_add(len as u64) / STRETCH
+pub fn completes_writeback_chunk(offset: u64, len: usize) -> bool {
+    offset / WRITEBACK_CHUNK != offset.saturating_add(len as u64) / WRITEBACK_CHUNK
 }
 
 /// Begins to write a file's content to the disk, and waits for nothing but room in the disk's queue.
-pub fn begin_to_write(file: &File) {
+pub fn start_writeback(file: &File) {
     // SAFETY: a system call with an open descriptor and numbers.
     let done = unsafe {
         nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, nix::libc::SYNC_FILE_RANGE_WRITE)
@@ -84,12 +84,12 @@ mod tests {
 
     #[test]
     fn a_stretch_is_completed_by_what_reaches_its_end() {
-        assert!(!completes_stretch(0, 0));
-        assert!(!completes_stretch(0, 1 << 20));
-        assert!(!completes_stretch(STRETCH, 1 << 20));
-        assert!(completes_stretch(STRETCH - 1, 1));
-        assert!(completes_stretch(STRETCH - 1, 4096));
-        assert!(completes_stretch(0, 3 << 24));
-        assert!(!completes_stretch(u64::MAX, 1));
+        assert!(!completes_writeback_chunk(0, 0));
+        assert!(!completes_writeback_chunk(0, 1 << 20));
+        assert!(!completes_writeback_chunk(WRITEBACK_CHUNK, 1 << 20));
+        assert!(completes_writeback_chunk(WRITEBACK_CHUNK - 1, 1));
+        assert!(completes_writeback_chunk(WRITEBACK_CHUNK - 1, 4096));
+        assert!(completes_writeback_chunk(0, 3 << 24));
+        assert!(!completes_writeback_chunk(u64::MAX, 1));
     }
 }

@@ -69,11 +69,11 @@ impl MountEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
     /// It does, or the path leads to no mount.
-    Well,
+    Healthy,
     /// The daemon is gone.
     Dead,
     /// It is there, but did not answer in time: it is stopped or hangs.
-    Silent,
+    Unresponsive,
 }
 
 /// How long a daemon may take to answer a probe.
@@ -85,9 +85,9 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 /// cache long after the daemon died.
 pub fn health(path: &Path) -> Health {
     match probe::statfs(path, PROBE_PATIENCE) {
-        None => Health::Silent,
+        None => Health::Unresponsive,
         Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED)) => Health::Dead,
-        Some(_) => Health::Well,
+        Some(_) => Health::Healthy,
     }
 }
 

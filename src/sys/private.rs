@@ -9,7 +9,7 @@ use super::process;
 
 /// Makes a directory that nobody else may enter, with its parents where missing. One that is there is
 /// closed to others if it is ours: it may be of a version that left it open.
-pub fn make_dir(path: &Path) -> io::Result<()> {
+pub fn create_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let meta = fs::metadata(path)?;
     if meta.uid() == process::user_id() && meta.mode() & 0o077 != 0 {

@@ -77,7 +77,7 @@ pub fn open_dir(path: &Path) -> io::Result<File> {
 ///
 /// For files that another library opens by name. The check holds only as long as nobody else may write
 /// to the directory.
-pub fn is_there(path: &Path) -> io::Result<bool> {
+pub fn exists(path: &Path) -> io::Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_file() => Ok(true),
         Ok(meta) => Err(not_regular(path, meta.file_type())),
@@ -191,7 +191,7 @@ mod tests {
                 assert_eq!(error.to_string(), found, "{way:?}");
                 assert!(is_not_regular(&error).is_some());
             }
-            assert_eq!(is_there(&at(name)).unwrap_err().to_string(), found);
+            assert_eq!(exists(&at(name)).unwrap_err().to_string(), found);
         }
         std::os::unix::fs::symlink(at("dir"), at("link-to-dir")).unwrap();
         for (name, found) in [
@@ -215,11 +215,11 @@ mod tests {
     fn a_regular_file_is_opened_and_read_up_to_a_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        assert!(!is_there(&path).unwrap());
+        assert!(!exists(&path).unwrap());
         assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
         let mut file = open_with(&path, OpenOptions::new().append(true).create(true)).unwrap();
         file.write_all(b"12345").unwrap();
-        assert!(is_there(&path).unwrap());
+        assert!(exists(&path).unwrap());
         assert_eq!(read(&path, 5).unwrap(), b"12345");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("file", &link).unwrap();

@@ -137,7 +137,7 @@ impl Union {
 
     /// Returns true if the next change of a file's content copies much of it up first, so that who
     /// serves others should have it done elsewhere.
-    pub fn brings_up_much(&self, ino: Ino) -> bool {
+    pub fn needs_large_copy_up(&self, ino: Ino) -> bool {
         let is_below = {
             let state = self.read();
             match state.standing(ino) {
@@ -187,9 +187,9 @@ impl Union {
     }
 
     /// Begins to write a file's content to the disk.
-    pub fn begin_to_write(&self, ino: Ino) {
+    pub fn start_writeback(&self, ino: Ino) {
         if let Ok(Content::File(file)) = self.content(ino) {
-            durable::begin_to_write(&file);
+            durable::start_writeback(&file);
         }
     }
 
@@ -508,8 +508,8 @@ fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> R
                 )));
             }
             file.write_all_at(bytes, at)?;
-            if durable::completes_stretch(at, bytes.len()) {
-                durable::begin_to_write(file);
+            if durable::completes_writeback_chunk(at, bytes.len()) {
+                durable::start_writeback(file);
             }
             at += bytes.len() as u64;
         }

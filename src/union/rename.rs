@@ -190,7 +190,7 @@ impl Union {
             // As ext4 and others do it where one file replaces another, for programs that write a new
             // version and rename it over the old one without a sync. Of names in layers below the host
             // knows nothing.
-            durable::begin_to_write(&file);
+            durable::start_writeback(&file);
         }
         if content.is_some() {
             state.note_unsynced(dir);

@@ -36,7 +36,7 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::object::{Ino, Timestamp};
 use crate::sys::durable::{sync_dir, sync_file, sync_name};
-use crate::sys::private::make_dir;
+use crate::sys::private::create_dir;
 use crate::sys::regular;
 pub use scan::{Found, FoundKind, Names};
 pub use unsynced::Unsynced;
@@ -104,17 +104,17 @@ impl UpperDir {
         }
         for dir in [path, &path.join("upper")] {
             refuse_link(dir)?;
-            make_dir(dir)?;
+            create_dir(dir)?;
         }
         let work = path.join("work");
         if fs::symlink_metadata(&work).is_ok_and(|meta| !meta.is_dir()) {
             // Nothing of ours; what should lie in it is missing, and told.
             set_path_aside(&work, strays)?;
         }
-        make_dir(&work)?;
+        create_dir(&work)?;
         if strays.exists() {
             refuse_link(strays)?;
-            make_dir(strays)?;
+            create_dir(strays)?;
         }
         UpperDir::look(path, strays)
     }
@@ -511,7 +511,7 @@ impl UpperDir {
     /// Moves something below the strays directory, under a name that tells when it was moved and what
     /// it was. Returns that place, or `None` if there is nothing.
     fn move_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<Option<PathBuf>, Errno> {
-        make_dir(&self.strays).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
+        create_dir(&self.strays).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
         // With the time before it, it must not be longer than a name may be.
         let shown: String = String::from_utf8_lossy(component)
             .chars()
@@ -569,7 +569,7 @@ fn odd(ino: Ino) -> io::Error {
 
 /// Moves what lies at a path below the strays directory.
 fn set_path_aside(path: &Path, strays: &Path) -> io::Result<()> {
-    make_dir(strays)?;
+    create_dir(strays)?;
     let now = Timestamp::from(SystemTime::now());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let to = strays.join(format!("{}.{:09}-{name}", now.secs, now.nanos));
@@ -631,7 +631,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, strays) = (dir.path().join("layers/1"), dir.path().join("strays"));
         let all = ["layers/1", "layers/1/upper", "layers/1/work", "strays"];
-        make_dir(&dir.path().join("layers")).unwrap();
+        create_dir(&dir.path().join("layers")).unwrap();
         let upper = UpperDir::make(&path, &strays).unwrap();
         fs::write(path.join("upper/found"), "x").unwrap();
         upper.keep_aside(upper.root(), b"found").unwrap();

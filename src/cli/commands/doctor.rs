@@ -357,7 +357,7 @@ fn stale_mounts() -> Vec<Finding> {
         .filter_map(|mount| {
             let path = quoted(&mount.mount_point);
             match mount.health() {
-                Health::Well => None,
+                Health::Healthy => None,
                 Health::Dead => Some(
                     Finding::new(
                         "mounts",
@@ -367,7 +367,7 @@ fn stale_mounts() -> Vec<Finding> {
                     .hint("the next activate, mount or run of it repairs it; nothing is lost")
                     .hint(format!("or take it away: fusermount3 -uz {path}")),
                 ),
-                Health::Silent => Some(silent(mount)),
+                Health::Unresponsive => Some(silent(mount)),
             }
         })
         .collect();

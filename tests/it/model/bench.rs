@@ -9,7 +9,7 @@ use std::thread::{self, ThreadId};
 
 use envfs::commit::{self, CommitOptions, Committed, ImportOptions, Settings, Workspace};
 use envfs::environment::{Config, EnvName, Layout, Store};
-use envfs::progress::{Progress, Report, Silent};
+use envfs::progress::{NoProgress, Progress, Report};
 use envfs::squashfs::{Image, ReaderOptions};
 use envfs::state::{InitEnvironment, RevisionKind, StateDb};
 use envfs::union::{Reconciled, Union, identify};
@@ -165,7 +165,7 @@ fn template() -> &'static Path {
             seed(&source);
             let store = Store::new(dir.path().join("store"));
             let new = store.create(&name()).unwrap();
-            commit::import(&source, new, &import_options(), &Silent).unwrap();
+            commit::import(&source, new, &import_options(), &NoProgress).unwrap();
             dir
         })
         .path()
@@ -193,7 +193,7 @@ fn stacked_template() -> &'static Path {
             for source in sources {
                 let id = db.reserve_image().unwrap();
                 let path = layout.image(&Layout::image_file_name(id));
-                commit::pack_directory(&source, settings, &[], &path, &Silent).unwrap();
+                commit::pack_directory(&source, settings, &[], &path, &NoProgress).unwrap();
                 ids.push(id);
                 images.push(Image::open(&path, ReaderOptions::default()).unwrap());
             }
@@ -382,6 +382,6 @@ impl Bench {
     }
 
     pub(super) fn commit(&self, options: &CommitOptions) -> Option<Committed> {
-        commit::commit(self.workspace(), options, &Silent).unwrap()
+        commit::commit(self.workspace(), options, &NoProgress).unwrap()
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use envfs::commit::{self, Collected, CommitOptions, GcOptions};
 use envfs::environment::Layout;
 use envfs::object::Ino;
-use envfs::progress::Silent;
+use envfs::progress::NoProgress;
 use envfs::squashfs::{Image, ReaderOptions};
 use envfs::state::StateDb;
 use envfs::union::Invalidation;
@@ -35,7 +35,7 @@ fn an_image_goes_when_it_is_certain_that_it_was_not_published() {
     let db = rusqlite::Connection::open(bench.home().join("state.db")).unwrap();
     let fail = |bench: &Bench| {
         let options = CommitOptions::default();
-        let refused = commit::commit(bench.workspace(), &options, &Silent).unwrap_err();
+        let refused = commit::commit(bench.workspace(), &options, &NoProgress).unwrap_err();
         expected.assert_is(&Tree::read(bench.union()));
         refused.to_string()
     };
@@ -210,7 +210,7 @@ fn an_older_database_removes_and_overwrites_nothing() {
     let problems = || {
         let db = StateDb::open(&layout.state_db()).unwrap();
         let threads = NonZeroUsize::MIN;
-        let found = commit::verify(&db, &layout, threads, &Silent).unwrap();
+        let found = commit::verify(&db, &layout, threads, &NoProgress).unwrap();
         found.problems
     };
     let told = problems();
