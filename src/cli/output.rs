@@ -409,6 +409,7 @@ pub fn changes(summary: &Summary) -> String {
     let words: Vec<String> = [
         (summary.added, "added"),
         (summary.modified, "modified"),
+        (summary.touched, "touched"),
         (summary.removed, "removed"),
         (summary.renamed, "renamed"),
     ]

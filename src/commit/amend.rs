@@ -1,16 +1,18 @@
-//! What of a merged view is not as in the old image, found from the rows of the frozen layers alone: a
-//! commit that knows it need not look at all the rest.
+//! What of a merged view is not as in the old image: a commit that knows it need not look at the rest.
 //!
 //! Every object with a row, and every directory with rows, must be accounted for: it is in the new
 //! tree, and all directories on the way to it are written anew; or it has no name any more. Where that
 //! is not certain, there is no amendment, and the whole view is gone through instead.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use nix::errno::Errno;
 
 use super::error::{CommitError, Result};
 use crate::object::{Ino, Kind};
 use crate::state::{IdMap, IdRun, InodeRow};
-use crate::union::{FrozenLayer, ImageLayer, Layer, Lookup, LowerStack};
+use crate::union::{self, Delta, Edits, ImageLayer, Layer, LowerStack};
 
 /// At most this part of the inodes may have rows: with more, tables written whole are better.
 const PART: u64 = 4;
@@ -32,23 +34,19 @@ pub(super) struct Amendment {
 
 impl Amendment {
     /// Finds out what has to be written. `None` if that is not certain, or too much.
-    pub(super) fn find(view: &LowerStack, old: &ImageLayer) -> Result<Option<Amendment>> {
-        let frozen: Vec<&FrozenLayer> = view.frozen().iter().map(|layer| &**layer).collect();
+    pub(super) fn find(view: &Arc<LowerStack>, old: &ImageLayer) -> Result<Option<Amendment>> {
         if view.images().len() != 1 {
             return Ok(None);
         }
-        let rows: usize = frozen.iter().map(|layer| layer.delta().rows()).sum();
+        let rows: usize = view.frozen().iter().map(|layer| layer.delta().rows()).sum();
         if rows as u64 > (old.ids().len() / PART).max(FEW) {
             return Ok(None);
         }
         let mut search = Search {
             view,
             old,
-            frozen,
-            reachable: HashMap::from([(Ino::ROOT, true)]),
+            edits: Edits::of(&**view, &view.committed())?,
             dirs: HashSet::from([Ino::ROOT]),
-            named: HashSet::new(),
-            lost: HashSet::new(),
         };
         search.run()
     }
@@ -67,36 +65,45 @@ impl Amendment {
 struct Search<'a> {
     view: &'a LowerStack,
     old: &'a ImageLayer,
-    frozen: Vec<&'a FrozenLayer>,
-    /// Directories, by whether there is a way to them from the root.
-    reachable: HashMap<Ino, bool>,
+    edits: Edits,
     /// Reachable directories that have to be written. With one, all above it are here.
     dirs: HashSet<Ino>,
-    /// What those of them that have rows name.
-    named: HashSet<Ino>,
-    /// Objects of the old image whose name there is gone, and that are not `named`.
-    lost: HashSet<Ino>,
 }
 
 impl Search<'_> {
     fn run(&mut self) -> Result<Option<Amendment>> {
-        let listed: HashSet<Ino> = self
-            .frozen
-            .iter()
-            .flat_map(|layer| layer.delta().dirs.keys().copied())
-            .collect();
-        for dir in &listed {
-            self.reach(*dir)?;
+        let mut fresh = BTreeSet::new();
+        // Names that objects of the old image have now, as far as the edits tell.
+        let mut named: HashMap<Ino, Ino> = HashMap::new();
+        let mut moved = Vec::new();
+        for ((dir, _), row) in self.edits.rows() {
+            let Some(ino) = row.target else { continue };
+            named.insert(ino, *dir);
+            if self.old.inode_ref(ino)?.is_none() {
+                fresh.insert(ino);
+            }
+            // The inode of a directory names its parent, which is another one here.
+            let is_elsewhere = row.target != row.below || self.edits.past_of(*dir).is_some();
+            if is_elsewhere && self.kind(ino)? == Some(Kind::Directory) {
+                moved.push(ino);
+            }
         }
-        let objects: HashSet<Ino> = self
-            .frozen
-            .iter()
-            .flat_map(|layer| layer.delta().inodes.keys().copied())
-            .collect();
-        let mut fresh = Vec::new();
-        self.name(&listed, &mut fresh)?;
-        self.lose(&listed)?;
-
+        for dir in moved {
+            self.write_to(dir)?;
+        }
+        let listed: HashSet<Ino> = self.deltas(|delta| delta.dirs.keys().copied().collect());
+        let objects: HashSet<Ino> = self.deltas(|delta| delta.inodes.keys().copied().collect());
+        let Some(lost) = self.lost()? else {
+            return Ok(None);
+        };
+        // A directory that is nowhere is gone with all that was in it, or the rows are damaged.
+        for dir in &listed {
+            if self.edits.is_reachable(*dir) {
+                self.write_to(*dir)?;
+            } else if !lost.contains(dir) && self.old.inode_ref(*dir)?.is_some() {
+                return Ok(None);
+            }
+        }
         let mut changed = HashSet::new();
         for ino in objects {
             let Some(before) = self.old.inode(ino)? else {
@@ -109,161 +116,116 @@ impl Search<'_> {
                 // Its other names could be anywhere.
                 return Ok(None);
             }
-            if self.lost.contains(&ino) {
+            if lost.contains(&ino) {
                 continue;
             }
-            if is_dir {
-                if !self.reach(ino)? {
-                    return Ok(None);
-                }
-                continue;
-            }
-            if !self.named.contains(&ino) && !self.reach_place(ino)? {
+            let above = match named.get(&ino) {
+                Some(above) => Some(*above),
+                None if is_dir => self.edits.is_reachable(ino).then_some(ino),
+                None => self.place_of(ino)?,
+            };
+            let Some(above) = above else {
                 return Ok(None);
-            }
-            changed.insert(ino);
-        }
-        // Directories that are nowhere: gone with all that was in them, or a riddle.
-        for dir in &listed {
-            let is_gone = self.lost.contains(dir) || self.old.inode_ref(*dir)?.is_none();
-            if self.named.contains(dir) && !self.dirs.contains(dir)
-                || !self.dirs.contains(dir) && !is_gone
-            {
-                return Ok(None);
+            };
+            self.write_to(if is_dir { ino } else { above })?;
+            if !is_dir {
+                changed.insert(ino);
             }
         }
-        let mut gone: Vec<Ino> = self.lost.drain().collect();
-        gone.sort_unstable();
-        let Some(ids) = self.number(fresh, &gone)? else {
+        let Some(ids) = self.number(&fresh, &lost)? else {
             return Ok(None);
         };
-        let mut lost = Vec::new();
-        for ino in gone {
+        let mut files = Vec::new();
+        for ino in lost {
             if self.old.is_file(ino)? {
-                lost.push(ino);
+                files.push(ino);
             }
         }
         Ok(Some(Amendment {
             dirs: std::mem::take(&mut self.dirs),
             changed,
-            lost,
+            lost: files,
             ids,
         }))
     }
 
-    /// Returns true if there is a way from the root to a directory. Then all on it are to be written.
-    fn reach(&mut self, dir: Ino) -> Result<bool> {
-        let mut path = HashSet::new();
-        let mut at = dir;
-        let reached = loop {
-            if let Some(known) = self.reachable.get(&at) {
-                break *known;
-            }
-            let Some((parent, name)) = self.view.parent(at)? else {
-                break false;
-            };
-            if self.view.lookup(parent, &name)? != Some(at) || !path.insert(at) {
-                break false;
-            }
-            at = parent;
-        };
-        self.reachable.insert(dir, reached);
-        for ino in path {
-            self.reachable.insert(ino, reached);
-        }
-        if reached {
-            let mut at = dir;
-            while self.dirs.insert(at) {
-                match self.view.parent(at)? {
-                    Some((parent, _)) => at = parent,
-                    None => break,
-                }
-            }
-        }
-        Ok(reached)
+    fn deltas(&self, inos: impl Fn(&Delta) -> Vec<Ino>) -> HashSet<Ino> {
+        let frozen = self.view.frozen().iter();
+        frozen.flat_map(|layer| inos(layer.delta())).collect()
     }
 
-    /// Finds the directory of an object that is nowhere else but where its row says.
-    fn reach_place(&mut self, ino: Ino) -> Result<bool> {
+    fn kind(&self, ino: Ino) -> Result<Option<Kind>> {
+        Ok(self.view.attr(ino)?.map(|attr| attr.kind))
+    }
+
+    /// Notes that a reachable directory is written, and all above it.
+    fn write_to(&mut self, dir: Ino) -> Result<()> {
+        let mut at = dir;
+        while self.dirs.insert(at) {
+            match self.view.parent(at)? {
+                Some((above, _)) => at = above,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the directory of an object that is where its row says.
+    fn place_of(&self, ino: Ino) -> Result<Option<Ino>> {
         let Some((dir, name)) = self.rows(ino).find_map(|row| row.place.clone()) else {
-            return Ok(false);
+            return Ok(None);
         };
-        Ok(self.view.lookup(dir, &name)? == Some(ino) && self.reach(dir)?)
+        // Names lead to its directory if the name in it counts: the view is built from the root.
+        let is_there = self.view.lookup(dir, &name)? == Some(ino) && self.is_reachable(dir)?;
+        Ok(is_there.then_some(dir))
+    }
+
+    fn is_reachable(&self, dir: Ino) -> Result<bool> {
+        let mut above = Ino::ROOT;
+        let chain = match self.view.chain(dir) {
+            Err(union::Error::Posix(Errno::ESTALE)) => return Ok(false),
+            chain => chain?,
+        };
+        for (ino, name) in chain {
+            if self.view.lookup(above, &name)? != Some(ino) {
+                return Ok(false);
+            }
+            above = ino;
+        }
+        Ok(true)
     }
 
     /// The rows of an object, the topmost first.
     fn rows(&self, ino: Ino) -> impl Iterator<Item = &InodeRow> {
-        let frozen = self.frozen.iter();
+        let frozen = self.view.frozen().iter();
         frozen.filter_map(move |layer| layer.delta().inodes.get(&ino))
     }
 
-    /// Goes through the directories with rows: what has a name there, and what of it is new.
-    fn name(&mut self, listed: &HashSet<Ino>, fresh: &mut Vec<Ino>) -> Result<()> {
-        let mut pending: Vec<Ino> = listed.iter().copied().collect();
-        pending.retain(|dir| self.dirs.contains(dir));
-        let mut met: HashSet<Ino> = pending.iter().copied().collect();
-        while let Some(dir) = pending.pop() {
-            for (name, ino, kind) in self.view.list(dir)?.iter() {
-                self.named.insert(ino);
-                let is_new = self.old.inode_ref(ino)?.is_none();
-                if is_new {
-                    fresh.push(ino);
-                }
-                // New directories without rows are empty; old ones may have come from elsewhere, and
-                // an inode of a directory names the parent.
-                let came =
-                    |layer: &&FrozenLayer| layer.delta().lookup(dir, name) == Lookup::Is(ino);
-                if kind == Kind::Directory && (is_new || self.frozen.iter().any(came)) {
-                    self.reachable.insert(ino, true);
-                    self.dirs.insert(ino);
-                    if is_new && met.insert(ino) {
-                        pending.push(ino);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Finds what had a name in the old image, and has none now.
-    fn lose(&mut self, listed: &HashSet<Ino>) -> Result<()> {
-        let mut pending = Vec::new();
-        for dir in listed {
-            for layer in &self.frozen {
-                let Some(rows) = layer.delta().dirs.get(dir) else {
-                    continue;
-                };
-                for (name, _) in rows.iter() {
-                    if let Lookup::Is(before) = self.old.lookup(*dir, name)?
-                        && !self.named.contains(&before)
-                    {
-                        pending.push(before);
-                    }
-                }
-            }
-        }
-        while let Some(ino) = pending.pop() {
-            let before = self.old.inode(ino)?;
-            let is_dir = before.is_some_and(|before| before.attr.kind == Kind::Directory);
-            if !self.lost.insert(ino) || !is_dir {
+    /// Finds what had a name in the old image, and has none now. `None` if that is not certain.
+    fn lost(&self) -> Result<Option<BTreeSet<Ino>>> {
+        let mut lost = BTreeSet::new();
+        for ino in self.edits.lost() {
+            if !self.edits.links_of(ino).is_empty() {
                 continue;
             }
-            for (_, target) in self.old.list(ino)?.unwrap_or_default() {
-                if let Some((below, _)) = target
-                    && !self.named.contains(&below)
-                {
-                    pending.push(below);
-                }
+            let Some(before) = self.old.inode(ino)? else {
+                continue;
+            };
+            let is_dir = before.attr.kind == Kind::Directory;
+            let missing = self.edits.missing_of(ino).len();
+            if is_dir || missing >= before.attr.nlink as usize {
+                lost.insert(ino);
+            } else {
+                // It has other names, and another count of them.
+                return Ok(None);
             }
         }
-        Ok(())
+        Ok(Some(lost))
     }
 
     /// Numbers the new objects after the old ones, in the order of their identities. What is gone has
-    /// inodes in the tables still, but is nobody any more; it is sorted.
-    fn number(&self, mut fresh: Vec<Ino>, gone: &[Ino]) -> Result<Option<IdMap>> {
-        fresh.sort_unstable();
-        fresh.dedup();
+    /// inodes in the tables still, but no identity.
+    fn number(&self, fresh: &BTreeSet<Ino>, gone: &BTreeSet<Ino>) -> Result<Option<IdMap>> {
         let first = self.old.image().superblock().inodes;
         let fits = u32::try_from(fresh.len())
             .ok()
@@ -277,7 +239,8 @@ impl Search<'_> {
             first_ino: ino.0,
             count: 1,
         });
-        let runs = self.old.ids().runs_without(gone).into_iter().chain(runs);
+        let gone: Vec<Ino> = gone.iter().copied().collect();
+        let runs = self.old.ids().runs_without(&gone).into_iter().chain(runs);
         let ids = IdMap::from_runs(runs).map_err(|e| CommitError::Check(e.to_string()))?;
         Ok(Some(ids))
     }

@@ -69,7 +69,7 @@ pub fn rollback(
     command: &str,
 ) -> Result<RolledBack> {
     let (db, union) = (workspace.db(), workspace.union());
-    if !discard_changes && !union.changes()?.is_empty() {
+    if !discard_changes && union.has_changes()? {
         return Err(CommitError::Uncommitted);
     }
     let target = match target {

@@ -42,7 +42,7 @@ use crate::squashfs::Compression;
 use crate::squashfs::writer::{Monitor, WriteStats};
 use crate::state::{LayerId, PublishCommit, RevisionId, StateError};
 use crate::sys::durable::{sync_file, sync_name};
-use crate::union::{self, Invalidation, LowerStack};
+use crate::union::{self, Change, Invalidation, LowerStack};
 use error::Context;
 use import::Extent;
 use job::{Job, Made};
@@ -116,6 +116,8 @@ pub struct Committed {
     pub phases: Phases,
     /// What the kernel must forget, if the view is mounted.
     pub stale: Vec<Invalidation>,
+    /// What the new revision changes, ordered by path.
+    pub changes: Vec<Change>,
 }
 
 /// How a new image is made of an old one.
@@ -138,8 +140,7 @@ pub fn commit(
     progress: &dyn Progress,
 ) -> Result<Option<Committed>> {
     let union = workspace.union();
-    let nothing = union.changes()?.is_empty() && !options.rebuild && !options.compact;
-    if nothing {
+    if !options.rebuild && !options.compact && !union.has_changes()? {
         return Ok(None);
     }
     let began = Instant::now();
@@ -170,6 +171,8 @@ fn commit_frozen(
     let (union, db) = (workspace.union(), workspace.db());
     fault::point("commit.rotated");
     let view = union.lower();
+    // What was frozen, and not what was there a moment before.
+    let changes = union::frozen_changes(&view)?;
     let parent = db.current_revision()?.ok_or(CommitError::NoEarlier)?;
     let old_layer = view.images().first().ok_or(CommitError::NoEarlier)?;
     let id = db.reserve_image()?;
@@ -239,6 +242,7 @@ fn commit_frozen(
         because,
         phases,
         stale,
+        changes,
     }))
 }
 

@@ -182,6 +182,9 @@ pub struct Summary {
     pub added: Tally,
     /// Entries whose content or attributes changed.
     pub modified: Tally,
+    /// Entries of which nothing but the modification time changed.
+    #[serde(default)]
+    pub touched: Tally,
     /// Entries that are gone (size of what they were).
     pub removed: Tally,
     /// Entries that moved.
@@ -196,6 +199,7 @@ impl Summary {
             match change.change {
                 ChangeKind::Added => summary.added.add(change.size),
                 ChangeKind::Modified => summary.modified.add(change.size),
+                ChangeKind::Touched => summary.touched.add(change.size),
                 ChangeKind::Removed => summary.removed.add(change.size),
                 ChangeKind::Renamed => summary.renamed.add(change.size),
             }
@@ -208,10 +212,11 @@ impl Summary {
         let Summary {
             added,
             modified,
+            touched,
             removed,
             renamed,
         } = self;
-        [added, modified, removed, renamed]
+        [added, modified, touched, removed, renamed]
             .iter()
             .all(|tally| tally.entries == 0)
     }
@@ -240,6 +245,8 @@ pub enum ChangeKind {
     Added,
     /// Its content or attributes changed.
     Modified,
+    /// Its modification time changed, and nothing else.
+    Touched,
     /// It is gone.
     Removed,
     /// It has another path; it may have changed too.
@@ -252,6 +259,7 @@ impl ChangeKind {
         match self {
             ChangeKind::Added => 'A',
             ChangeKind::Modified => 'M',
+            ChangeKind::Touched => 't',
             ChangeKind::Removed => 'D',
             ChangeKind::Renamed => 'R',
         }
@@ -268,6 +276,9 @@ pub struct Change {
     /// Where it was before, if it moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Text>,
+    /// The committed path, unless there was nothing; below a renamed directory it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed: Option<Text>,
     /// What it is: `file`, `directory`, `symlink`, …
     pub object: String,
     /// Size of its content in bytes; of a removed entry, what it was.

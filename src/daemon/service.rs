@@ -23,7 +23,7 @@ use crate::squashfs;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
-use crate::union::{self, Reconciled};
+use crate::union::{self, Aspect, Reconciled};
 
 /// How long an environment is waited for that another command looks at, or whose daemon ends.
 pub const BRIEF: Duration = Duration::from_secs(3);
@@ -318,7 +318,6 @@ impl Service for Local {
             ),
             None => None,
         };
-        let changes: Vec<Change> = self.changes(&Selection::default())?;
         let options = commit::CommitOptions {
             message: options.message.clone(),
             command: options.command.clone(),
@@ -359,7 +358,13 @@ impl Service for Local {
                 dead_in_fragments: stats.data.dead_in_fragments,
             },
             millis: millis(&done.phases),
-            changes: Summary::of(&changes),
+            changes: Summary::of(
+                &done
+                    .changes
+                    .into_iter()
+                    .map(to_protocol)
+                    .collect::<Vec<_>>(),
+            ),
         })
     }
 
@@ -504,7 +509,8 @@ fn millis(phases: &commit::Phases) -> Millis {
 fn to_protocol(change: union::Change) -> Change {
     let (kind, from) = match change.what {
         union::ChangeKind::Added => (ChangeKind::Added, None),
-        union::ChangeKind::Modified { .. } => (ChangeKind::Modified, None),
+        union::ChangeKind::Modified(Aspect::Times) => (ChangeKind::Touched, None),
+        union::ChangeKind::Modified(_) => (ChangeKind::Modified, None),
         union::ChangeKind::Deleted => (ChangeKind::Removed, None),
         union::ChangeKind::Renamed { from } => (ChangeKind::Renamed, Some(text(from))),
     };
@@ -521,6 +527,7 @@ fn to_protocol(change: union::Change) -> Change {
         change: kind,
         path: text(change.path),
         from,
+        committed: change.committed.map(text),
         object: object.to_owned(),
         size: if change.kind == ObjectKind::File {
             change.size

@@ -62,6 +62,7 @@ impl Service for Fake {
                 change: ChangeKind::Added,
                 path: path.clone(),
                 from: None,
+                committed: None,
                 object: String::from("file"),
                 size: 1,
             })

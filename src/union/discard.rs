@@ -4,7 +4,6 @@
 //! under the rules there; [`rows`] says what becomes of the objects they were about; [`physical`]
 //! does to the files what the rows ask for.
 
-mod edits;
 mod physical;
 mod plan;
 mod rows;
@@ -12,7 +11,7 @@ mod rows;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use super::changes::{Comparison, is_among};
+use super::difference::{Draft, is_among};
 use super::{Change, Error, Invalidation, Result, Union};
 use plan::Plan;
 
@@ -23,8 +22,8 @@ impl Union {
     /// A path that was renamed goes back where it was, and what had moved into something that goes
     /// away goes back too; where it lay has to be free for it, so what took that place goes. A hard
     /// link that goes leaves the object's other names and its content alone. A path in a directory
-    /// that was removed brings the directory back, unless something else has its place:
-    /// [`Error::Replaced`], and nothing is done.
+    /// that was removed brings the directory back. If it was made again, the path alone comes back in
+    /// the new directory; if something else has its place, nothing is done: [`Error::Replaced`].
     ///
     /// Returns what was thrown away, and what the kernel must forget.
     pub fn discard_paths(&self, paths: &[Vec<u8>]) -> Result<(Vec<Change>, Vec<Invalidation>)> {
@@ -36,8 +35,11 @@ impl Union {
         }
         // Without frozen layers, what lies below is what was committed.
         let base = state.lower.clone();
-        let before = Comparison::new(state, &base).run()?;
+        let mut before = Draft::of(state, &base)?;
         let plan = Plan::of(state, &base, paths)?;
+        let touched = plan.touched();
+        before.retain(|change| touched.contains(&change.ino) || is_among(&change.path, paths));
+        let before = before.resolve(state, &base)?;
         let (changes, physical) = rows::after(&plan, state, &base)?;
         let mut stale: Vec<Invalidation> = plan
             .gone
@@ -47,7 +49,7 @@ impl Union {
                 name: name.clone(),
             })
             .collect();
-        stale.extend(plan.touched().into_iter().map(Invalidation::Object));
+        stale.extend(touched.into_iter().map(Invalidation::Object));
         self.change(state, &changes)?;
         self.went_back.store(true, Ordering::Relaxed);
         // The rows have changed: what cannot be moved now is mended when they are opened next.
@@ -61,10 +63,10 @@ impl Union {
             }
         }
         // It has happened, so what fails now only makes the answer less exact.
-        let gone = match Comparison::new(state, &base).run() {
+        let gone = match Draft::of(state, &base) {
             Ok(after) => {
-                let after: HashSet<Vec<u8>> = after.into_iter().map(|c| c.path).collect();
-                let is_gone = |change: &Change| !after.contains(&change.path);
+                let after: HashSet<&[u8]> = after.paths().collect();
+                let is_gone = |change: &Change| !after.contains(&change.path[..]);
                 before.into_iter().filter(is_gone).collect()
             }
             Err(e) => {

@@ -31,9 +31,9 @@
 //!   changing the stack, listing the changes; and where a listing goes on that began in another stack.
 
 mod attributes;
-mod changes;
 mod content;
 mod delta;
+mod difference;
 mod discard;
 mod error;
 mod frozen;
@@ -68,11 +68,14 @@ use nix::sys::stat::FileStat;
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, LayerId, RowChange, StateDb};
 use crate::upper::UpperDir;
-use delta::{Delta, row_attr, row_from};
+use delta::{row_attr, row_from};
 
 pub use attributes::{SetAttr, SetTime, XattrMode};
-pub use changes::{Change, ChangeKind, Totals, is_among};
 pub use content::{AllocateMode, Reader};
+pub use delta::Delta;
+pub use difference::{
+    Aspect, Change, ChangeKind, Edits, Entry, Row, View, frozen_changes, is_among,
+};
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;
 pub use image_layer::ImageLayer;

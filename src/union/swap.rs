@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::delta::Delta;
+use super::difference::Draft;
 use super::stack::LowerStack;
 use super::{Error, FrozenLayer, Result, State, Union};
 use crate::object::Ino;
@@ -157,8 +158,11 @@ impl Union {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
-        if !may_go && !state.changes()?.is_empty() {
-            return Ok(None);
+        if !may_go {
+            let base = state.lower.committed();
+            if Draft::of(&*state, &base)?.has_any(&*state, &base)? {
+                return Ok(None);
+            }
         }
         let (fresh, upper) = self.fresh_upper()?;
         let frozen = state.frozen_dirs();

@@ -17,9 +17,10 @@ const MAX_TEXT: u64 = 4 << 20;
 
 /// Show what changed since the current revision.
 ///
-/// Prints one line per path: A added, M modified, D removed, R renamed. With --content, also shows the
-/// changed lines of text files. Paths can be absolute or relative to the prefix. Unusual names are quoted
-/// as git quotes them.
+/// Prints one line per path: A added, M modified, D removed, R renamed. Paths are compared, so a file
+/// that was replaced by an equal one is no change. Files of which only the modification time changed
+/// are listed with --times, as t. With --content, also shows the changed lines of text files. Paths can
+/// be absolute or relative to the prefix. Unusual names are quoted as git quotes them.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --content etc"
@@ -34,6 +35,9 @@ pub struct Args {
     /// Print letters and paths exactly, each ended by NUL, and both paths of a rename.
     #[arg(short = 'z', long, conflicts_with_all = ["content", "json"])]
     null: bool,
+    /// Also list files of which only the modification time changed.
+    #[arg(long, conflicts_with = "json")]
+    times: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -51,19 +55,30 @@ impl Args {
         if self.json {
             return context.output.json(&changes);
         }
+        let is_listed = |change: &&Change| self.times || change.change != ChangeKind::Touched;
+        let listed: Vec<&Change> = changes.iter().filter(is_listed).collect();
         if self.null {
-            return changes.iter().try_for_each(|change| {
+            return listed.iter().try_for_each(|change| {
                 let letter = change.change.letter().to_string();
                 let paths = change.from.iter().chain([&change.path]);
                 context.output.fields([letter.as_bytes()])?;
                 context.output.fields(paths.map(|path| path.as_bytes()))
             });
         }
-        for change in &changes {
+        for change in &listed {
             show(context, change)?;
             if self.content && change.object == "file" {
                 compare(context, &env, change)?;
             }
+        }
+        match changes.len() - listed.len() {
+            0 => {}
+            1 => context
+                .output
+                .note("1 file differs in its modification time only (--times lists it)"),
+            count => context.output.note(format!(
+                "{count} files differ in their modification times only (--times lists them)"
+            )),
         }
         Ok(())
     }
@@ -73,6 +88,7 @@ fn tone(kind: ChangeKind) -> Tone {
     match kind {
         ChangeKind::Added => Tone::Good,
         ChangeKind::Modified | ChangeKind::Renamed => Tone::Notice,
+        ChangeKind::Touched => Tone::Dim,
         ChangeKind::Removed => Tone::Bad,
     }
 }
@@ -98,11 +114,12 @@ fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
     if change.size > MAX_TEXT {
         return context.output.line("  (too large to compare)");
     }
-    let old_path = change.from.as_ref().unwrap_or(&change.path);
-    let old = match change.change {
-        ChangeKind::Added => Vec::new(),
-        _ => backend::committed_content(&env.environment, old_path.as_path())?.unwrap_or_default(),
+    let old = match &change.committed {
+        Some(path) => backend::committed_content(&env.environment, path.as_path())?,
+        None => None,
     };
+    let old = old.unwrap_or_default();
+    let old_path = change.committed.as_ref().unwrap_or(&change.path);
     let new = match change.change {
         ChangeKind::Removed => Vec::new(),
         // A file that goes away meanwhile is a removed file.

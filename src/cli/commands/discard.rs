@@ -69,7 +69,9 @@ impl Args {
             false => layout.strays(),
         };
         let found = &discarded.changes;
-        if found.added.entries + found.modified.entries > 0 && has_files(&kept) {
+        if found.added.entries + found.modified.entries + found.touched.entries > 0
+            && has_files(&kept)
+        {
             context.output.note(format!(
                 "The files are kept in {} until envfs gc",
                 quoted(&kept)

@@ -113,16 +113,22 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
             status.upper_files
         ))?;
         let changes = &status.changes;
-        for (word, tally, tone) in [
-            ("added", changes.added, Tone::Good),
-            ("modified", changes.modified, Tone::Notice),
-            ("removed", changes.removed, Tone::Bad),
-            ("renamed", changes.renamed, Tone::Notice),
+        for (word, tally, tone, more) in [
+            ("added", changes.added, Tone::Good, ""),
+            ("modified", changes.modified, Tone::Notice, ""),
+            (
+                "touched",
+                changes.touched,
+                Tone::Dim,
+                "  only times changed",
+            ),
+            ("removed", changes.removed, Tone::Bad, ""),
+            ("renamed", changes.renamed, Tone::Notice, ""),
         ] {
             if tally != Tally::default() {
                 let word = out.tone(&format!("{word:9}"), tone);
                 out.line(format!(
-                    "    {word} {:>7}  {}",
+                    "    {word} {:>7}  {}{more}",
                     tally.entries,
                     size(tally.bytes)
                 ))?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::super::changes::Entry;
+use super::super::difference::Entry;
 use super::super::{Error, Result, State};
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow};

@@ -5,6 +5,8 @@
 //!
 //! 1. No row is left about a name at or below the paths: neither as the tree is now, nor as it was
 //!    committed, nor as it will be. What comes back to a path by the other rules is committed too.
+//!    In a new directory that stands where a committed one was, a name that goes gives way to the
+//!    committed object that belongs there.
 //! 2. A rename is undone at both ends.
 //! 3. What is in a new directory that goes away goes with it.
 //! 4. What was committed and loses its last name by this gets a committed one back, for which
@@ -14,19 +16,20 @@
 //! Names of objects that are not among the paths, and attributes and content of all but what is among
 //! them, stay as they are.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::super::changes::{Entry, is_among};
+use super::super::difference::{Counted, Edits, Entry, Tree, is_among, is_committed_dir};
 use super::super::stack::LowerStack;
 use super::super::{Error, Result, State};
-use super::edits::{Counted, Edits, Tree, committed, is_committed_dir};
 use crate::object::{Ino, Kind};
 
 /// What goes, so that what remains is a tree again.
 pub(super) struct Plan {
     pub(super) edits: Edits,
-    /// Names of the writable layer, links and whiteouts, that go.
+    /// Names, links and whiteouts, that go.
     pub(super) gone: BTreeSet<Entry>,
+    /// Those of them, in new directories that stay, that lead to committed objects from now on.
+    pub(super) restored: BTreeMap<Entry, Ino>,
     /// New objects that lose their last name.
     pub(super) dead: BTreeSet<Ino>,
     /// Committed objects that get their committed attributes and content back.
@@ -49,9 +52,6 @@ impl Plan {
             gone: BTreeSet::new(),
             chosen: HashSet::new(),
             dead: BTreeSet::new(),
-            returned: HashSet::new(),
-            lost: HashMap::new(),
-            regained: HashMap::new(),
             pending: Vec::new(),
         };
         planner.choose_by_old_paths()?;
@@ -67,16 +67,21 @@ impl Plan {
             }
         }
         let reset = planner.reset()?;
-        let Planner {
-            gone,
-            dead,
-            lost,
-            regained,
-            ..
-        } = planner;
+        let (lost, regained) = planner.count()?;
+        let Planner { gone, dead, .. } = planner;
+        let mut restored = BTreeMap::new();
+        for entry in &gone {
+            if edits.past_of(entry.0).is_some()
+                && !dead.contains(&entry.0)
+                && let Some(below) = edits.row(entry).and_then(|row| row.below)
+            {
+                restored.insert(entry.clone(), below);
+            }
+        }
         Ok(Plan {
             edits,
             gone,
+            restored,
             dead,
             reset,
             lost,
@@ -108,10 +113,6 @@ struct Planner<'a> {
     /// Those that go because of their paths.
     chosen: HashSet<Entry>,
     dead: BTreeSet<Ino>,
-    /// Files that had moved out of a directory that comes back for them.
-    returned: HashSet<Ino>,
-    lost: HashMap<Ino, u32>,
-    regained: HashMap<Ino, u32>,
     /// Those that are to go.
     pending: Vec<Entry>,
 }
@@ -119,7 +120,7 @@ struct Planner<'a> {
 impl Planner<'_> {
     /// Rule 1, by the paths as they are and as they were.
     fn choose_by_old_paths(&mut self) -> Result<()> {
-        for entry in self.edits.rows.keys() {
+        for (entry, _) in self.edits.rows() {
             for tree in [&mut self.live, &mut self.was] {
                 if let Some(path) = tree.path_of(entry)?
                     && is_among(&path, self.paths)
@@ -136,7 +137,7 @@ impl Planner<'_> {
     /// Rule 1, by the paths as they will be.
     fn choose(&mut self) -> Result<()> {
         let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
-        for entry in self.edits.rows.keys() {
+        for (entry, _) in self.edits.rows() {
             if !self.gone.contains(entry)
                 && let Some(path) = after.path_of(entry)?
                 && is_among(&path, self.paths)
@@ -153,15 +154,18 @@ impl Planner<'_> {
         for path in self.paths {
             let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
             for above in [
-                self.was.above(path, self.state)?,
-                after.above(path, self.state)?,
+                self.was.above(path, |ino| self.is_dir(ino))?,
+                after.above(path, |ino| self.is_dir(ino))?,
             ] {
                 let Some((dir, name)) = above else { continue };
-                if committed(self.base, dir, &name)?.is_none() || after.path(dir)?.is_some() {
+                let dir = after.current(dir);
+                if self.edits.committed(self.base, dir, &name)?.is_none()
+                    || after.path(dir)?.is_some()
+                {
                     continue;
                 }
                 if let Some(hiding) = hides(&mut self.live, self.base, self.edits, dir)? {
-                    let row = self.edits.rows.get(&hiding);
+                    let row = self.edits.row(&hiding);
                     if row.is_some_and(|row| row.target.is_some()) {
                         return Err(Error::Replaced(String::from_utf8_lossy(path).into_owned()));
                     }
@@ -172,32 +176,35 @@ impl Planner<'_> {
         Ok(())
     }
 
+    fn is_dir(&self, ino: Ino) -> Result<bool> {
+        Ok(self.state.kind(ino)? == Kind::Directory)
+    }
+
     /// Rules 2 to 4: what each name that goes brings with it.
     fn follow(&mut self) -> Result<()> {
         while let Some(entry) = self.pending.pop() {
-            let Some(row) = self.edits.rows.get(&entry) else {
+            let Some(row) = self.edits.row(&entry) else {
                 continue;
             };
             if !self.gone.insert(entry.clone()) || row.target == row.below {
                 continue;
             }
-            self.pending
-                .extend(self.edits.renamed_from.get(&entry).cloned());
-            self.pending
-                .extend(self.edits.renamed_to.get(&entry).cloned());
+            let from = self.edits.renamed_from(&entry);
+            self.pending.extend(from.cloned());
+            let to = self.edits.renamed_to(&entry);
+            self.pending.extend(to.cloned());
             if let Some(target) = row.target {
                 self.loses(target)?;
             }
             if let Some(below) = row.below {
-                self.regains(below, true)?;
+                self.regains(below)?;
             }
         }
         Ok(())
     }
 
-    /// An object loses a name it was given.
+    /// An object loses a name that it did not have when it was committed.
     fn loses(&mut self, ino: Ino) -> Result<()> {
-        *self.lost.entry(ino).or_default() += 1;
         let links = self.edits.links_of(ino);
         if links.iter().any(|entry| !self.gone.contains(entry)) {
             return Ok(());
@@ -208,87 +215,92 @@ impl Planner<'_> {
             self.pending.extend(all);
             return Ok(());
         };
-        if !self.edits.hidden_of(ino).is_empty() {
-            // A rename: it gets the name back that it had.
+        let names = self.state.delta.inodes.get(&ino).map_or(0, |row| row.nlink);
+        if before.kind != Kind::Directory && names as usize > links.len() {
             return Ok(());
         }
-        let names = self.state.delta.inodes.get(&ino).map_or(0, |row| row.nlink);
-        let dir = if before.kind == Kind::Directory {
-            self.base.parent(ino)?.map(|(dir, _)| dir)
-        } else if names as usize <= links.len() {
-            // All its committed names were in directories that are gone.
-            self.returned.insert(ino);
-            self.search(ino)?
-        } else {
-            None
-        };
-        if let Some(dir) = dir {
-            let hiding = hides(&mut self.live, self.base, self.edits, dir)?;
+        // A name that it has lost in a directory that is there comes back as the other end of the
+        // rename. Else the directory has to come back.
+        let mut from = links
+            .iter()
+            .filter_map(|entry| self.edits.renamed_from(entry));
+        if let Some((dir, _)) = from.find(|(dir, _)| self.edits.is_gone(*dir)) {
+            let hiding = hides(&mut self.live, self.base, self.edits, *dir)?;
             self.pending.extend(hiding);
         }
         Ok(())
     }
 
-    /// A committed name leads to its object again: by itself, or because its directory comes back.
-    fn regains(&mut self, ino: Ino, by_itself: bool) -> Result<()> {
-        let mut pending = vec![(ino, by_itself)];
-        while let Some((ino, by_itself)) = pending.pop() {
-            *self.regained.entry(ino).or_default() += 1;
+    /// A committed name leads to its object again.
+    fn regains(&mut self, ino: Ino) -> Result<()> {
+        let mut pending = vec![ino];
+        while let Some(ino) = pending.pop() {
             let links = self.edits.links_of(ino);
             if !is_committed_dir(self.base, ino)? {
-                if !by_itself {
-                    // It had moved out, by a name that stands for this one.
-                    let moved_to = links.iter().find(|entry| {
-                        !self.gone.contains(*entry)
-                            && !self.pending.contains(entry)
-                            && !self.edits.renamed_from.contains_key(*entry)
-                    });
-                    self.pending.extend(moved_to.cloned());
-                }
-            } else if !links.is_empty() {
+                continue;
+            }
+            if !links.is_empty() {
                 self.pending.extend(links.iter().cloned());
-            } else if self.live.path(ino)?.is_none() {
-                // It was gone with all that was in it.
-                let listing = self.base.list(ino)?;
-                pending.extend(listing.iter().map(|(_, child, _)| (child, false)));
+            } else if self.edits.is_gone(ino) {
+                // It was gone with all that was in it. What had moved out goes back.
+                for (name, child, _) in self.base.list(ino)?.iter() {
+                    let moved_to = self.edits.renamed_to(&(ino, Box::from(name)));
+                    self.pending.extend(moved_to.cloned());
+                    pending.push(child);
+                }
             }
         }
         Ok(())
     }
 
-    /// Looks for a committed directory with a name of the object. Cost follows the image, but this is
-    /// asked only for files that had moved out of a directory that was then removed.
-    fn search(&self, ino: Ino) -> Result<Option<Ino>> {
-        let mut pending = vec![Ino::ROOT];
-        while let Some(dir) = pending.pop() {
-            for (_, child, kind) in self.base.list(dir)?.iter() {
-                if child == ino {
-                    return Ok(Some(dir));
-                }
-                if kind == Kind::Directory {
-                    pending.push(child);
-                }
+    /// Counts the names that objects lose, and the committed ones that they get back.
+    fn count(&self) -> Result<(HashMap<Ino, u32>, HashMap<Ino, u32>)> {
+        let mut lost: HashMap<Ino, u32> = HashMap::new();
+        let mut regained: HashMap<Ino, u32> = HashMap::new();
+        let mut pending = Vec::new();
+        for entry in &self.gone {
+            let Some(row) = self.edits.row(entry) else {
+                continue;
+            };
+            // With a new directory goes each name in it, and the committed directory in whose place
+            // it stood comes back with its names.
+            let is_dead = self.dead.contains(&entry.0);
+            let is_other = row.target != row.below;
+            if let Some(target) = row.target
+                && (is_other || is_dead)
+            {
+                *lost.entry(target).or_default() += 1;
+            }
+            if is_other && !is_dead {
+                pending.extend(row.below);
             }
         }
-        Ok(None)
+        while let Some(ino) = pending.pop() {
+            *regained.entry(ino).or_default() += 1;
+            if self.edits.is_gone(ino) || self.edits.heir_of(ino).is_some() {
+                let listing = self.base.list(ino)?;
+                pending.extend(listing.iter().map(|(_, child, _)| child));
+            }
+        }
+        Ok((lost, regained))
     }
 
     /// Rule 5: directories that go back may close a ring with committed ones that were to stay where
     /// they are; these go back too.
     fn untie(&mut self) -> Result<()> {
         let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
-        for start in self.edits.links.keys() {
-            if !is_committed_dir(self.base, *start)? || after.links_of(*start).next().is_none() {
+        for start in self.edits.linked() {
+            if !is_committed_dir(self.base, start)? || after.links_of(start).next().is_none() {
                 continue;
             }
             let mut ring = BTreeSet::new();
-            let mut at = *start;
+            let mut at = start;
             let is_closed = loop {
                 if at == Ino::ROOT {
                     break false;
                 }
                 if !ring.insert(at) {
-                    break at == *start;
+                    break at == start;
                 }
                 match after.place(at)? {
                     Some((above, _)) => at = above,
@@ -326,7 +338,7 @@ impl Planner<'_> {
                     || after.path(*ino)?.is_some_and(holds);
             } else {
                 let mut names: BTreeSet<Entry> =
-                    self.edits.hidden_of(*ino).iter().cloned().collect();
+                    self.edits.missing_of(*ino).iter().cloned().collect();
                 if let Some(place) = &row.place
                     && self.was.lookup(place)? == Some(*ino)
                 {
@@ -340,9 +352,7 @@ impl Planner<'_> {
                 }
                 // A name that was merely added is thrown away without the object.
                 is_held |= self.edits.links_of(*ino).iter().any(|entry| {
-                    self.chosen.contains(entry)
-                        && (self.edits.renamed_from.contains_key(entry)
-                            || self.returned.contains(ino))
+                    self.chosen.contains(entry) && self.edits.renamed_from(entry).is_some()
                 });
                 if !is_held && names.len() < before.nlink as usize {
                     unknown.insert(*ino);
@@ -367,7 +377,7 @@ impl Planner<'_> {
             for (tree, as_it_is) in [(&self.was, false), (&after, false), (&self.live, true)] {
                 if path.is_empty() {
                     pending.push((Ino::ROOT, as_it_is));
-                } else if let Some(entry) = tree.above(path, self.state)?
+                } else if let Some(entry) = tree.above(path, |ino| self.is_dir(ino))?
                     && let Some(ino) = tree.lookup(&entry)?
                     && (is_committed_dir(self.base, ino)? || self.was.lookup(&entry)? == Some(ino))
                 {
@@ -376,7 +386,7 @@ impl Planner<'_> {
             }
         }
         for entry in &self.chosen {
-            let target = self.edits.rows.get(entry).and_then(|row| row.target);
+            let target = self.edits.row(entry).and_then(|row| row.target);
             if let Some(target) = target
                 && is_committed_dir(self.base, target)?
             {
@@ -404,10 +414,11 @@ impl Planner<'_> {
 fn hides(live: &mut Tree<'_>, base: &LowerStack, edits: &Edits, dir: Ino) -> Result<Option<Entry>> {
     let mut at = dir;
     while at != Ino::ROOT && live.path(at)?.is_none() {
-        let Some(place) = base.parent(at)? else {
+        let Some((above, name)) = base.parent(at)? else {
             return Ok(None);
         };
-        if edits.rows.contains_key(&place) {
+        let place = (live.current(above), name);
+        if edits.row(&place).is_some() {
             return Ok(Some(place));
         }
         at = place.0;

@@ -1,11 +1,11 @@
 //! What becomes of the rows of objects when names go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::super::delta::{row_attr, row_from};
+use super::super::difference::{Entry, is_committed_dir};
 use super::super::stack::LowerStack;
 use super::super::{Result, State};
-use super::edits::is_committed_dir;
 use super::physical::Physical;
 use super::plan::Plan;
 use crate::object::{Attr, Ino, Kind};
@@ -17,16 +17,37 @@ pub(super) fn after(
     state: &State,
     base: &LowerStack,
 ) -> Result<(Vec<RowChange<'static>>, Physical)> {
+    let is_written = |(dir, name): &Entry| {
+        let entries = state.delta.dirs.get(dir);
+        entries.is_some_and(|entries| entries.get(name).is_some())
+    };
+    let kept = plan
+        .edits
+        .rows()
+        .filter(|(entry, _)| !plan.gone.contains(*entry) && is_written(entry));
+    let kept = kept.filter_map(|(_, row)| row.target);
     let mut changes = Changes {
         plan,
         state,
         base,
+        named: kept.chain(plan.restored.values().copied()).collect(),
+        homes: plan
+            .restored
+            .iter()
+            .map(|(entry, ino)| (*ino, entry))
+            .collect(),
         rows: Vec::new(),
         physical: Physical::default(),
     };
-    for (dir, name) in &plan.gone {
-        let change = RowChange::drop_entry(*dir, name.to_vec());
-        changes.rows.push(change);
+    for entry in &plan.gone {
+        let (dir, name) = (entry.0, entry.1.to_vec());
+        if let Some(ino) = plan.restored.get(entry) {
+            changes
+                .rows
+                .push(RowChange::put_entry(dir, name, Some(*ino)));
+        } else if is_written(entry) {
+            changes.rows.push(RowChange::drop_entry(dir, name));
+        }
     }
     for ino in plan.touched() {
         let row = state.delta.inodes.get(&ino);
@@ -41,7 +62,12 @@ pub(super) fn after(
                 changes.directory(ino, row, before)?;
             }
             // Back as it was, with all that was in it.
-            (None, Some(before)) if before.kind == Kind::Directory => {}
+            (None, Some(before)) if before.kind == Kind::Directory => {
+                if let Some(home) = changes.homes.get(&ino) {
+                    let row = row_from(&before, None, Some((*home).clone()));
+                    changes.rows.push(RowChange::put_inode(ino, row));
+                }
+            }
             (row, Some(before)) if plan.reset.contains(&ino) => {
                 changes.reset(ino, row, &before)?;
             }
@@ -57,6 +83,11 @@ struct Changes<'a> {
     plan: &'a Plan,
     state: &'a State,
     base: &'a LowerStack,
+    /// Objects to which names of the writable layer lead afterwards: these need a row, which says of
+    /// what kind they are.
+    named: HashSet<Ino>,
+    /// Where committed objects are from now on in new directories.
+    homes: HashMap<Ino, &'a Entry>,
     rows: Vec<RowChange<'static>>,
     physical: Physical,
 }
@@ -93,12 +124,16 @@ impl Changes<'_> {
             self.rows.push(RowChange::put_inode(ino, new));
             return Ok(());
         };
-        let place = self.base.parent(ino)?;
+        let committed = self.base.parent(ino)?;
+        let place = match self.homes.get(&ino) {
+            Some(home) => Some((*home).clone()),
+            None => committed.clone(),
+        };
         if plan.lost.contains_key(&ino) {
             if let (Some(from), Some(to)) = (&row.place, &place) {
                 self.physical.move_back(self.state, ino, from, to)?;
             }
-            new.place = place.clone();
+            new.place = place;
         }
         let has_edits = edits.within(ino).any(|(at, _)| !plan.gone.contains(at));
         if plan.reset.contains(&ino) {
@@ -110,7 +145,7 @@ impl Changes<'_> {
             }
         }
         let same = (new.mode, new.uid, new.gid) == (before.mode, before.uid, before.gid);
-        let is_at_home = new.place == place || ino == Ino::ROOT;
+        let is_at_home = new.place == committed || ino == Ino::ROOT;
         self.rows
             .push(if !has_edits && same && !new.owns_xattrs && is_at_home {
                 RowChange::DropInode(ino)
@@ -136,7 +171,7 @@ impl Changes<'_> {
             self.rows.push(RowChange::DropInode(ino));
         }
         let nlink = self.nlink(ino, row);
-        if nlink != before.nlink || self.has_edited_name(ino) {
+        if nlink != before.nlink || self.named.contains(&ino) {
             let target = match before.kind {
                 Kind::Symlink => Some(self.base.read_link(ino)?),
                 _ => None,
@@ -167,18 +202,11 @@ impl Changes<'_> {
                     == (before.mode, before.uid, before.gid, before.mtime)
         });
         self.rows
-            .push(if is_pristine && !self.has_edited_name(ino) {
+            .push(if is_pristine && !self.named.contains(&ino) {
                 RowChange::DropInode(ino)
             } else {
                 RowChange::put_inode(ino, new)
             });
         Ok(())
-    }
-
-    /// Whether a name that stays leads to the object: names of the writable layer need its row, which
-    /// says of what kind it is.
-    fn has_edited_name(&self, ino: Ino) -> bool {
-        let links = self.plan.edits.links_of(ino);
-        links.iter().any(|entry| !self.plan.gone.contains(entry))
     }
 }

@@ -4,6 +4,7 @@
 
 mod activate;
 mod active;
+mod again;
 mod concurrent;
 mod copies;
 mod create;

@@ -113,6 +113,21 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
         python("import six").ok();
         python("import idna").fails(1, &["ModuleNotFoundError"]);
 
+        // A package that is installed again is the same package.
+        pip("install --force-reinstall --no-index --find-links wheels six");
+        let status = env.envfs(&["status", "--json", "v"]).ok().json();
+        let count = |what: &str| status["changes"][what]["entries"].as_u64();
+        assert_eq!((count("added"), count("removed")), (Some(0), Some(0)));
+        assert!(count("touched") >= Some(4), "{status}");
+        // Bytecode has the time of its source in it.
+        let diff = env.envfs(&["diff", "v"]).ok();
+        assert!(
+            diff.out.lines().all(|line| line.ends_with(".pyc")),
+            "{diff}"
+        );
+        env.envfs(&["discard", "-y", "v"]).ok();
+        assert_eq!(digest(&env, &prefix), first);
+
         // A commit keeps the tree, over a remount, too.
         pip("install --no-index --find-links wheels idna packaging");
         pip("uninstall -y six");

@@ -1,122 +1,198 @@
-//! Whether the list of changes is right.
+//! Whether the list of changes is right, by comparing whole trees.
+//!
+//! The oracle knows nothing of rows or layers. Each path of the view has at most one counterpart among
+//! the committed paths: by name below the counterpart of its directory, or what it was renamed from.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use envfs::object::{Ino, Kind};
-use envfs::union::{Change, ChangeKind};
+use envfs::union::{Aspect, Change, ChangeKind};
 
-use super::tree::{Body, Entry, Tree, show};
+use super::tree::{Node, Tree, in_whole_seconds, show};
 
-/// Every difference must be reported, and every report must be a difference.
-pub(super) fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
-    let base_entries: BTreeSet<Entry> = base.entries().into_iter().collect();
-    let now_entries: BTreeSet<Entry> = now.entries().into_iter().collect();
-    let (base_paths, now_paths) = (base.paths(), now.paths());
-    let what = || format!("{changes:#?}");
-    for (ino, then) in &base.nodes {
-        match now.nodes.get(ino) {
-            None => {
-                let reported = changes
-                    .iter()
-                    .any(|c| c.ino == *ino && c.what == ChangeKind::Deleted)
-                    || base_paths
-                        .iter()
-                        .any(|(path, at)| at == ino && changes.iter().any(|c| c.path == *path))
-                    || changes.iter().any(|c| {
-                        let name = c.path.rsplit(|b| *b == b'/').next().unwrap();
-                        base_entries.iter().any(|(_, n, i)| i == ino && n == name)
-                    });
-                assert!(reported, "{ino} is gone, unreported: {}", what());
-            }
-            Some(node) => {
-                let is_dir = node.kind() == Kind::Directory;
-                let same = (is_dir || (node.body == then.body && node.mtime == then.mtime))
-                    && (node.mode, node.owner) == (then.mode, then.owner)
-                    && node.xattrs == then.xattrs;
-                if !same {
-                    assert!(
-                        changes.iter().any(|c| c.ino == *ino),
-                        "{ino} is changed, unreported: {}",
-                        what()
-                    );
-                }
-            }
-        }
-    }
-    for (path, ino) in &now_paths {
-        if !base.nodes.contains_key(ino) {
-            let reported = changes.iter().any(|c| c.ino == *ino && c.path == *path);
-            assert!(reported, "{} is new, unreported: {}", show(path), what());
-        }
-    }
-    // Names of objects that are in both.
-    for (path, ino) in &now_paths {
-        let Some(entry) = entry_of(now, path) else {
-            continue;
-        };
-        if base.nodes.contains_key(ino) && !base_entries.contains(&entry) {
-            let reported = changes.iter().any(|c| c.ino == *ino && c.path == *path);
-            assert!(
-                reported,
-                "{} is a new name, unreported: {}",
-                show(path),
-                what()
-            );
-        }
-    }
-    for change in changes {
-        let (path, ino) = (&change.path, change.ino);
-        let text = format!("{} {ino} {:?}: {}", show(path), change.what, what());
-        if path.is_empty() {
-            assert_eq!(
-                change.what,
-                ChangeKind::Modified { content: false },
-                "{text}"
-            );
-            continue;
-        }
-        match &change.what {
-            ChangeKind::Added => {
-                assert_eq!(now_paths.get(path), Some(&ino), "{text}");
-                let entry = entry_of(now, path).unwrap();
-                assert!(!base_entries.contains(&entry), "{text}");
-            }
-            ChangeKind::Deleted => {
-                assert!(base.nodes.contains_key(&ino), "{text}");
-                assert_ne!(now_paths.get(path), Some(&ino), "{text}");
-            }
-            ChangeKind::Renamed { from } => {
-                assert_eq!(now_paths.get(path), Some(&ino), "{text}");
-                assert_eq!(base_paths.get(from), Some(&ino), "{text}");
-                let (old, new) = (entry_of(base, from).unwrap(), entry_of(now, path).unwrap());
-                assert_ne!(old, new, "{text}");
-                assert!(!now_entries.contains(&old), "{text}");
-            }
-            ChangeKind::Modified { .. } => {
-                assert_eq!(now_paths.get(path), Some(&ino), "{text}");
-                assert!(
-                    base.nodes.contains_key(&ino)
-                        || base_paths.contains_key(path)
-                        || entry_of(now, path).is_some(),
-                    "{text}"
-                );
-            }
-        }
+type Path = Vec<u8>;
+
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&[], path),
     }
 }
 
-fn entry_of(tree: &Tree, path: &[u8]) -> Option<Entry> {
-    let mut dir = Ino::ROOT;
-    let mut components = path.split(|byte| *byte == b'/').peekable();
-    while let Some(name) = components.next() {
-        let ino = match &tree.nodes.get(&dir)?.body {
-            Body::Directory(entries) => *entries.get(name)?,
-            _ => return None,
-        };
-        if components.peek().is_none() {
-            return Some((dir, name.to_vec(), ino));
-        }
-        dir = ino;
+fn join(above: &[u8], name: &[u8]) -> Path {
+    if above.is_empty() {
+        return name.to_vec();
     }
-    None
+    [above, b"/", name].concat()
+}
+
+/// In what two objects differ.
+fn difference(then: &Node, now: &Node) -> Option<Aspect> {
+    let is_dir = now.kind() == Kind::Directory;
+    if then.kind() != now.kind() || !is_dir && then.body != now.body {
+        return Some(Aspect::Content);
+    }
+    if (then.mode, then.owner, &then.xattrs) != (now.mode, now.owner, &now.xattrs) {
+        return Some(Aspect::Attributes);
+    }
+    let time = |node: &Node| node.mtime.map(in_whole_seconds);
+    (!is_dir && time(then) != time(now)).then_some(Aspect::Times)
+}
+
+struct Oracle<'a> {
+    base: &'a Tree,
+    now: &'a Tree,
+    changes: &'a [Change],
+    base_paths: BTreeMap<Path, Ino>,
+    now_paths: BTreeMap<Path, Ino>,
+    reported: BTreeMap<&'a [u8], &'a ChangeKind>,
+    /// Committed paths by paths of the view.
+    counterparts: BTreeMap<Path, Path>,
+}
+
+/// Every difference must be reported, and every report must be a difference.
+pub(super) fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
+    let mut oracle = Oracle {
+        base,
+        now,
+        changes,
+        base_paths: base.paths(),
+        now_paths: now.paths(),
+        reported: changes.iter().map(|c| (&c.path[..], &c.what)).collect(),
+        counterparts: BTreeMap::from([(Vec::new(), Vec::new())]),
+    };
+    assert_eq!(oracle.reported.len(), changes.len(), "{changes:#?}");
+    oracle.base_paths.insert(Vec::new(), Ino::ROOT);
+    oracle.now_paths.insert(Vec::new(), Ino::ROOT);
+    oracle.pair();
+    for path in oracle.now_paths.keys() {
+        oracle.check_path(path);
+    }
+    oracle.check_deleted();
+    for change in changes {
+        let is_there = oracle.now_paths.get(&change.path) == Some(&change.ino);
+        let is_deleted = change.what == ChangeKind::Deleted;
+        assert_eq!(is_there, !is_deleted, "{change:?} in {changes:#?}");
+    }
+}
+
+impl Oracle<'_> {
+    /// Finds the counterparts, directories before what is in them.
+    fn pair(&mut self) {
+        for path in self.now_paths.keys().skip(1) {
+            let (above, name) = split(path);
+            let counterpart = match self.reported.get(&path[..]) {
+                Some(ChangeKind::Renamed { from }) => Some(from.clone()),
+                Some(ChangeKind::Added) => None,
+                _ => self.counterparts.get(above).map(|then| join(then, name)),
+            };
+            if let Some(then) = counterpart
+                && self.base_paths.contains_key(&then)
+            {
+                self.counterparts.insert(path.clone(), then);
+            }
+        }
+    }
+
+    fn check_path(&self, path: &Path) {
+        let ino = self.now_paths[path];
+        let node = self.now.node(ino);
+        let text = || format!("{} ({ino}) in {:#?}", show(path), self.changes);
+        let then = self.counterparts.get(path);
+        let committed = then.map(|then| self.base_paths[then]);
+        let found = committed.and_then(|then| difference(self.base.node(then), node));
+        let (above, name) = split(path);
+        match self.reported.get(&path[..]) {
+            None => {
+                let committed = committed.unwrap_or_else(|| panic!("unreported: {}", text()));
+                // A file that has several names is reported by one of them.
+                let is_told = committed == ino && self.changes.iter().any(|c| c.ino == ino);
+                assert!(
+                    found.is_none() || is_told,
+                    "unreported {found:?}: {}",
+                    text()
+                );
+                assert!(
+                    committed == ino || !self.base.nodes.contains_key(&ino),
+                    "a new name is unreported: {}",
+                    text()
+                );
+            }
+            Some(ChangeKind::Modified(aspect)) => {
+                let committed = committed.unwrap_or_else(|| panic!("new: {}", text()));
+                let is_joined = self.now_paths.iter().any(|(other, at)| {
+                    let then = self.counterparts.get(other);
+                    let then = then.map(|then| self.base_paths[then]);
+                    *at == ino
+                        && then.is_some_and(|then| {
+                            then != committed && self.base.node(then).kind() == node.kind()
+                        })
+                }) || committed != ino && self.base.nodes.contains_key(&ino);
+                let expected = match (found, is_joined) {
+                    (Some(Aspect::Content), _) => Aspect::Content,
+                    (_, true) => Aspect::Attributes,
+                    (found, false) => found.unwrap_or_else(|| panic!("equal: {}", text())),
+                };
+                assert_eq!(*aspect, expected, "{}", text());
+            }
+            Some(ChangeKind::Renamed { from }) => {
+                assert_eq!(self.base_paths.get(from), Some(&ino), "{}", text());
+                let stays = self.counterparts.iter().filter(|(other, then)| {
+                    *then == from && *other != path && self.now_paths[*other] == ino
+                });
+                assert_eq!(stays.count(), 0, "{}", text());
+            }
+            Some(ChangeKind::Added) => {
+                // Only a directory that is elsewhere now leaves its path to something new.
+                let above = self.counterparts.get(above);
+                let committed = above.and_then(|above| self.base_paths.get(&join(above, name)));
+                if let Some(committed) = committed {
+                    let is_dir = self.base.node(*committed).kind() == Kind::Directory;
+                    let is_elsewhere = self.now.nodes.contains_key(committed);
+                    assert!(is_dir && is_elsewhere, "not new: {}", text());
+                }
+            }
+            Some(ChangeKind::Deleted) => panic!("it is there: {}", text()),
+        }
+    }
+
+    /// Each committed path is the counterpart of one of the view, or was renamed, or is reported.
+    fn check_deleted(&self) {
+        let met: BTreeSet<&Path> = self.counterparts.values().collect();
+        // Where a committed directory is now; a directory counts before a file that took its place.
+        let is_dir = |path: &Path| self.now.node(self.now_paths[path]).kind() == Kind::Directory;
+        let mut here: BTreeMap<Path, Path> = BTreeMap::new();
+        for (path, then) in &self.counterparts {
+            if is_dir(path) || !here.contains_key(then) {
+                here.insert(then.clone(), path.clone());
+            }
+        }
+        let mut deleted = 0;
+        for (then, ino) in &self.base_paths {
+            if met.contains(then) {
+                continue;
+            }
+            let (above, name) = split(then);
+            let path = join(&here[above], name);
+            here.entry(then.clone()).or_insert_with(|| path.clone());
+            match self.reported.get(&path[..]) {
+                Some(ChangeKind::Deleted) => {
+                    let change = self.changes.iter().find(|c| c.path == path);
+                    assert_eq!(change.unwrap().ino, *ino, "{}", show(&path));
+                    deleted += 1;
+                }
+                // Something else has the name, and is reported.
+                Some(_) => {}
+                None => panic!(
+                    "{} ({ino}, was {}) is gone, unreported: {:#?}",
+                    show(&path),
+                    show(then),
+                    self.changes
+                ),
+            }
+        }
+        let all = self.changes.iter();
+        let all = all.filter(|c| c.what == ChangeKind::Deleted);
+        assert_eq!(all.count(), deleted, "{:#?}", self.changes);
+    }
 }

@@ -8,6 +8,7 @@ use envfs::state::RevisionId;
 use envfs::union::{Error, SetAttr, SetTime, Union};
 use nix::errno::Errno;
 
+use super::again::Twist;
 use super::bench::Bench;
 use super::check::check_changes;
 use super::numbers::{self, Allocate, CopyRange};
@@ -65,6 +66,12 @@ pub(super) enum Op {
     },
     RemoveProperly {
         entry: u16,
+    },
+    /// Removes a tree and makes it again, with or without a difference.
+    MakeAgain {
+        entry: u16,
+        twist: Twist,
+        which: u8,
     },
     Rename {
         entry: u16,
@@ -152,6 +159,7 @@ impl Op {
             | Op::CopyRange(..)
             | Op::Remove { .. }
             | Op::RemoveProperly { .. }
+            | Op::MakeAgain { .. }
             | Op::Rename { .. }
             | Op::Link { .. }
             | Op::Chmod { .. }
@@ -460,6 +468,11 @@ impl Machine {
                 let (_, _, ino) = self.entry(entry);
                 self.remove(entry, self.tree.node(ino).kind() == Kind::Directory);
             }
+            Op::MakeAgain {
+                entry,
+                twist,
+                which,
+            } => self.make_again(entry, twist, which),
             Op::Rename { entry, to, mode } => self.rename(entry, to, mode),
             Op::Link { entry, to } => self.link(entry, to),
             Op::Chmod { entry, mode } => {

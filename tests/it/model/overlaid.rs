@@ -342,7 +342,9 @@ fn deed(machine: &Machine, op: Op) -> Deed {
         | Op::Release { .. }
         | Op::DiscardAll
         | Op::DiscardPath { .. }
-        | Op::Rollback { .. } => None,
+        | Op::Rollback { .. }
+        // Made of the operations above.
+        | Op::MakeAgain { .. } => None,
     };
     found.unwrap_or(Deed::Nowhere)
 }

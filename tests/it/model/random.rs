@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use super::again::Twist;
 use super::bench::Bench;
 use super::numbers::CopyRange;
 use super::ops::{Machine, Make, Op, Place, SetMask};
@@ -45,6 +46,16 @@ fn mask() -> impl Strategy<Value = SetMask> {
     )
 }
 
+fn twist() -> impl Strategy<Value = Twist> {
+    prop_oneof![
+        3 => Just(Twist::Nothing),
+        1 => Just(Twist::OneIsMissing),
+        1 => Just(Twist::Content),
+        1 => Just(Twist::Mode),
+        1 => Just(Twist::Time),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let n = any::<u16>;
     prop_oneof![
@@ -60,6 +71,8 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         2 => (n(), any::<bool>()).prop_map(|(entry, as_dir)| Op::Remove { entry, as_dir }),
         8 => n().prop_map(|entry| Op::RemoveProperly { entry }),
+        8 => (n(), twist(), any::<u8>())
+            .prop_map(|(entry, twist, which)| Op::MakeAgain { entry, twist, which }),
         16 => (n(), place(), any::<u8>()).prop_map(|(entry, to, mode)| Op::Rename { entry, to, mode }),
         6 => (n(), place()).prop_map(|(entry, to)| Op::Link { entry, to }),
         4 => (n(), n()).prop_map(|(entry, mode)| Op::Chmod { entry, mode }),

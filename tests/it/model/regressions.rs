@@ -5,7 +5,7 @@ use std::process::Command;
 use envfs::commit::{self, CommitOptions};
 use envfs::object::{Ino, Kind};
 use envfs::union::{
-    AllocateMode, ChangeKind, Creator, Error, RenameMode, SetAttr, Union, XattrMode,
+    AllocateMode, Aspect, ChangeKind, Creator, Error, RenameMode, SetAttr, Union, XattrMode,
 };
 use nix::errno::Errno;
 
@@ -180,7 +180,7 @@ fn a_change_of_mode_alone_is_committed() {
         .set_attr(find(bench.union(), "big"), &set)
         .unwrap();
     let changes = bench.union().changes().unwrap();
-    assert_eq!(changes[0].what, ChangeKind::Modified { content: false });
+    assert_eq!(changes[0].what, ChangeKind::Modified(Aspect::Attributes));
     assert!(bench.commit(&CommitOptions::default()).is_some());
     assert!(bench.commit(&CommitOptions::default()).is_none());
     assert_eq!(
@@ -340,23 +340,49 @@ fn discarding_inside_a_removed_directory_brings_it_back() {
 }
 
 #[test]
-fn discarding_inside_a_replaced_directory_is_refused() {
+fn discarding_inside_a_directory_that_was_made_again() {
     let bench = Bench::imported();
     let union = bench.union();
     let before = Tree::read(union);
     let many = find(union, "many");
+    let m1 = content(union, "many/m1");
     remove_all(union, many);
     union.rmdir(Ino::ROOT, b"many").unwrap();
     make_dir(union, "", "many");
     make(union, "many", "m1", b"other");
     make(union, "many", "more", b"more");
+    let new = find(union, "many");
+    discard(&bench, "many/m1");
+    assert_unchanged(union, "many/m1");
+    assert_eq!(content(union, "many/m1"), m1);
+    assert_eq!(find(union, "many"), new);
+    // What is removed comes back, and what is new goes.
+    discard(&bench, "many/m2");
+    assert_unchanged(union, "many/m2");
+    assert_eq!(content(union, "many/more"), b"more");
+    discard(&bench, "many/more");
+    assert_unchanged(union, "many/more");
+    // What came back can be changed, and discarded again.
+    write(union, "many/m1", b"changed");
+    discard(&bench, "many/m1");
+    assert_eq!(content(union, "many/m1"), m1);
+    Tree::read(union);
+    discard(&bench, "many");
+    before.assert_is(&Tree::read(union));
+}
+
+#[test]
+fn discarding_inside_a_directory_in_whose_place_a_file_is_is_refused() {
+    let bench = Bench::imported();
+    let union = bench.union();
+    let before = Tree::read(union);
+    remove_all(union, find(union, "many"));
+    union.rmdir(Ino::ROOT, b"many").unwrap();
+    make(union, "", "many", b"a file");
     let now = Tree::read(union);
     let refused = commit::discard(bench.workspace(), &[b"many/m1".to_vec()]).unwrap_err();
     assert!(refused.to_string().contains("many/m1"), "{refused}");
     now.assert_is(&Tree::read(union));
-    // What is new in it is nothing but new, and the directory goes as a whole.
-    discard(&bench, "many/more");
-    assert_eq!(content(union, "many/m1"), b"other");
     discard(&bench, "many");
     before.assert_is(&Tree::read(union));
 }

@@ -1,0 +1,136 @@
+//! What differs between a view and the committed one.
+//!
+//! This is the only place that works it out: status, diff, discarding of paths, amending an image and
+//! the summary of a commit are made from it. The view is the current one or what a commit has frozen.
+//!
+//! # What counts as a difference
+//!
+//! Paths are compared, as git does. An object that stands where another was committed is compared
+//! with that one: equal content and attributes are no change, however the object came there. A new
+//! directory at the path of a committed one that is gone has that directory's past, so that a tree
+//! that was removed and made again is compared name by name.
+//!
+//! Renames are found by identity: a committed object that has left a name and has a new one was
+//! renamed. What lies below a renamed directory is compared with what lay below it at its committed
+//! path, so a rename is one change however large the directory is.
+//!
+//! Times of directories and access times do not count. Modification times count in whole seconds, as
+//! an image keeps them; a file that differs in nothing else is reported as [`Aspect::Times`]. Hard
+//! links that were joined are a change of attributes; links that were separated are not reported
+//! unless the files differ.
+//!
+//! # Cost
+//!
+//! The cost follows the changes: [`Edits`] looks at names that an upper layer mentions, at what lies
+//! below removed directories, and at the committed names of directories that were made again. Content
+//! is read only where a file has new content of the same size as the one committed at its path, and
+//! only up to the first difference.
+
+mod compare;
+mod content;
+mod edits;
+mod tree;
+mod view;
+
+use crate::object::{Ino, Kind};
+
+use super::{Result, Union};
+
+pub(super) use compare::Draft;
+pub(super) use edits::is_committed_dir;
+pub use edits::{Edits, Row};
+pub(super) use tree::{Counted, Tree};
+pub use view::View;
+
+/// A name in a directory.
+pub type Entry = (Ino, Box<[u8]>);
+
+/// In what a path differs from what was committed there: the weightiest that applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Aspect {
+    /// The modification time alone.
+    Times,
+    /// Mode, owner, extended attributes or hard links.
+    Attributes,
+    /// The content: data, the target of a link, a device number, or the kind of object.
+    Content,
+}
+
+/// What happened to a path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// There was nothing.
+    Added,
+    /// There was something else.
+    Modified(Aspect),
+    /// There is nothing any more.
+    Deleted,
+    /// It had another path. It may have changed as well.
+    Renamed {
+        /// Its committed path.
+        from: Vec<u8>,
+    },
+}
+
+/// One changed path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Path below the root, without a leading slash. Any bytes.
+    pub path: Vec<u8>,
+    /// What happened.
+    pub what: ChangeKind,
+    /// What it is, or was.
+    pub kind: Kind,
+    /// Size in bytes now (before, where it is deleted).
+    pub size: u64,
+    /// The object.
+    pub ino: Ino,
+    /// The committed path, unless there was nothing. It is another one below a renamed directory.
+    pub committed: Option<Vec<u8>>,
+}
+
+impl Union {
+    /// Lists the uncommitted changes, ordered by path.
+    ///
+    /// Content is compared after the lock is released, so that writers need not wait: what changes
+    /// meanwhile may be reported either way.
+    pub fn changes(&self) -> Result<Vec<Change>> {
+        let (draft, base) = self.draft()?;
+        draft.resolve(self, &base)
+    }
+
+    /// Returns true if there are uncommitted changes.
+    pub fn has_changes(&self) -> Result<bool> {
+        let (draft, base) = self.draft()?;
+        draft.has_any(self, &base)
+    }
+
+    fn draft(&self) -> Result<(Draft, std::sync::Arc<super::LowerStack>)> {
+        let state = self.read();
+        let base = state.lower.committed();
+        Ok((Draft::of(&*state, &base)?, base))
+    }
+}
+
+/// Returns what the frozen layers of a stack change, ordered by path.
+pub fn frozen_changes(stack: &std::sync::Arc<super::LowerStack>) -> Result<Vec<Change>> {
+    let base = stack.committed();
+    Draft::of(&**stack, &base)?.resolve(&**stack, &base)
+}
+
+/// Returns true if a path is one of `paths`, or below one. The empty path is the root.
+pub fn is_among(path: &[u8], paths: &[Vec<u8>]) -> bool {
+    paths.iter().any(|p| {
+        p.is_empty() || path == &p[..] || (path.starts_with(p) && path.get(p.len()) == Some(&b'/'))
+    })
+}
+
+pub(super) fn join(above: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(above.len() + 1 + name.len());
+    if !above.is_empty() {
+        path.extend_from_slice(above);
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
