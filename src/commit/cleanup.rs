@@ -7,12 +7,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use walkdir::WalkDir;
-
 use super::Result;
 use super::error::Context;
 use crate::environment::Layout;
 use crate::state::{FileIds, ImageRow, LayerId, LayerRole, StackPart, StateDb};
+use crate::sys::walk;
 
 /// Removes retired layers, unfinished and unknown images, and layer directories of rotations that did not
 /// happen. Never touches the stack, the trash, an image of the history, or what has no name of ours.
@@ -154,16 +153,18 @@ fn layer_id(name: &str) -> Option<i64> {
 /// Removes a directory in which there are directories alone. Returns false, and removes nothing, if there
 /// is anything else.
 fn remove_empty(path: &Path) -> io::Result<bool> {
-    let mut dirs = Vec::new();
-    for entry in WalkDir::new(path).follow_root_links(false) {
-        let entry = entry?;
-        if !entry.file_type().is_dir() {
-            return Ok(false);
-        }
-        dirs.push(entry.into_path());
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return Ok(false);
     }
-    dirs.iter().rev().try_for_each(fs::remove_dir)?;
-    Ok(true)
+    let mut is_empty = true;
+    walk::for_each_file(path, &mut |_| {
+        is_empty = false;
+        false
+    });
+    if is_empty {
+        walk::remove_directories(path)?;
+    }
+    Ok(is_empty)
 }
 
 /// Returns the first image of the stack that is not there, or is shorter than its row says.
@@ -215,12 +216,7 @@ pub(super) fn remove_layer(db: &StateDb, layout: &Layout, layer: LayerId) -> Res
 /// Removes the files of an upper that is not in the stack.
 pub(super) fn remove_layer_files(layout: &Layout, layer: LayerId) -> Result<()> {
     let path = layout.layer(layer);
-    match fs::remove_dir_all(&path) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).context("remove", &path),
-    }
-    Ok(())
+    walk::remove_tree(&path).context("remove", &path)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::environment::EnvironmentError;
 use crate::squashfs::{self, writer::WriteError};
 use crate::state::StateError;
+use crate::sys::walk;
 use crate::union;
 
 /// Shorthand for results of this module.
@@ -92,6 +93,16 @@ pub enum CommitError {
     /// The user asked to stop.
     #[error("cancelled; everything is as it was")]
     Cancelled,
+}
+
+impl From<walk::Failed> for CommitError {
+    fn from(failed: walk::Failed) -> Self {
+        CommitError::Io {
+            doing: "read",
+            path: failed.path,
+            source: failed.source,
+        }
+    }
 }
 
 impl From<WriteError> for CommitError {

@@ -20,7 +20,7 @@ use crate::squashfs::format::InodeKind;
 use crate::squashfs::reader::{VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
-use crate::sys::regular;
+use crate::sys::{regular, walk};
 use crate::union::{Change, Invalidation, LowerStack, SharedListing, open_image};
 
 /// Throws away changes: all, or those at and below some paths (relative to the prefix). Returns what
@@ -228,9 +228,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         return Ok(done);
     }
     // First what needs no change of rows, which a full disk has no room for.
-    if strays.exists() {
-        fs::remove_dir_all(&strays).context("remove", &strays)?;
-    }
+    walk::remove_tree(&strays).context("remove", &strays)?;
     // What was discarded frees the most, and needs no room while its files go.
     for layer in &trash {
         cleanup::remove_layer_files(layout, layer.id)?;
@@ -258,12 +256,12 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
 
 /// Bytes of the files in a directory tree; what cannot be looked at counts nothing.
 fn size_of_tree(path: &Path) -> u64 {
-    let files = walkdir::WalkDir::new(path).into_iter().flatten();
-    files
-        .filter_map(|entry| entry.metadata().ok())
-        .filter(|meta| meta.is_file())
-        .map(|meta| meta.len())
-        .sum()
+    let mut bytes: u64 = 0;
+    walk::for_each_file(path, &mut |meta| {
+        bytes += if meta.is_file() { meta.len() } else { 0 };
+        true
+    });
+    bytes
 }
 
 /// What a verification found.

@@ -23,6 +23,7 @@ use crate::squashfs;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
+use crate::sys::walk;
 use crate::union::{self, Aspect, Reconciled};
 
 /// How long an environment is waited for that another command looks at, or whose daemon ends.
@@ -463,14 +464,15 @@ pub fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
 pub fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), StateError> {
     let is_upper = |layer: &StackLayer| !matches!(layer.part, StackPart::Image(_));
     let uppers = db.stack()?.into_iter().filter(is_upper);
-    let files = uppers
-        .flat_map(|layer| walkdir::WalkDir::new(layout.upper(layer.id)))
-        .flatten()
-        .filter_map(|entry| entry.metadata().ok())
-        .filter(|meta| !meta.is_dir());
-    Ok(files.fold((0, 0), |(count, bytes), meta| {
-        (count + 1, bytes + meta.blocks() * 512)
-    }))
+    let (mut files, mut bytes) = (0, 0);
+    for layer in uppers {
+        walk::for_each_file(&layout.upper(layer.id), &mut |meta| {
+            files += 1;
+            bytes += meta.blocks() * 512;
+            true
+        });
+    }
+    Ok((files, bytes))
 }
 
 fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {

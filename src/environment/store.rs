@@ -4,9 +4,9 @@
 //! is removed. So a name in the store is always a whole environment, and whatever a crash leaves
 //! has a name that says what it is.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::error::{Context, EnvironmentError, Result};
 use super::layout::{GONE, Layout, NEW, StoreLayout};
 use super::lock::EnvLock;
 use super::name::{EnvName, similar};
+use crate::sys::walk::remove_tree;
 use crate::sys::{durable, process, regular};
 
 /// How long a home without a lock may be about to get one.
@@ -379,31 +380,11 @@ fn sync_directory(path: &Path) -> Result<()> {
     durable::sync_dir(path).context(path, "sync the directory")
 }
 
-/// Removes a tree, also through directories that lack permissions, as environments may have.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => return other,
-    }
-    let mut pending = vec![path.to_owned()];
-    while let Some(directory) = pending.pop() {
-        fs::set_permissions(&directory, Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(&directory)? {
-            let entry = entry?;
-            // The type of the entry itself: links are not followed.
-            if entry.file_type()?.is_dir() {
-                pending.push(entry.path());
-            }
-        }
-    }
-    fs::remove_dir_all(path)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use std::os::unix::fs::MetadataExt;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

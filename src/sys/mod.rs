@@ -11,6 +11,7 @@
 //! - [`reflink`]: sharing blocks between files
 //! - [`regular`]: opening files that must be regular files, such as those of a store
 //! - [`text`]: names that need not be UTF-8, written as JSON
+//! - [`walk`]: walks of directory trees of any depth
 
 pub mod durable;
 pub mod holders;
@@ -23,3 +24,4 @@ pub mod process;
 pub mod reflink;
 pub mod regular;
 pub mod text;
+pub mod walk;

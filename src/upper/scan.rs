@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{UpperDir, identity};
 use crate::object::Ino;
+use crate::sys::walk::{self, Below, Here, Visitor};
 
 /// What lies under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,52 +53,28 @@ pub type Names = HashMap<PathBuf, FoundKind>;
 impl UpperDir {
     /// Lists every file and link (not directories) of the layer. Cost follows the layer's size.
     pub fn scan(&self) -> io::Result<Vec<Found>> {
-        let mut found = Vec::new();
-        for (sub, in_work) in [("upper", false), ("work", true)] {
-            let base = self.path.join(sub);
-            let mut pending = vec![PathBuf::new()];
-            while let Some(relative) = pending.pop() {
-                for entry in std::fs::read_dir(base.join(&relative))? {
-                    let entry = entry?;
-                    let path = relative.join(entry.file_name());
-                    let meta = entry.metadata()?;
-                    if meta.is_dir() {
-                        pending.push(path);
-                        continue;
-                    }
-                    found.push(Found {
-                        path: path.iter().map(|c| Box::from(c.as_bytes())).collect(),
-                        in_work,
-                        backing_ino: identity(&meta),
-                        kind: FoundKind::of(meta.file_type()),
-                    });
-                }
-            }
+        let mut scan = Scan {
+            found: Vec::new(),
+            in_work: false,
+        };
+        for (sub, root) in [("upper", self.root()), ("work", self.work())] {
+            let root = root.try_clone_to_owned()?;
+            walk::walk_from(root, &self.path.join(sub), (), &mut scan)?;
+            scan.in_work = true;
         }
-        Ok(found)
+        Ok(scan.found)
     }
 
     /// Returns what lies under each name: of files of the layer by their path below `upper`, and by their name
     /// in `work`. Directories are left out. Nothing but directories is read.
     pub fn names(&self) -> io::Result<(Names, Names)> {
-        let (mut upper, mut work) = (Names::new(), Names::new());
-        for (sub, names) in [("upper", &mut upper), ("work", &mut work)] {
-            let base = self.path.join(sub);
-            let mut pending = vec![PathBuf::new()];
-            while let Some(relative) = pending.pop() {
-                for entry in std::fs::read_dir(base.join(&relative))? {
-                    let entry = entry?;
-                    let path = relative.join(entry.file_name());
-                    let kind = entry.file_type()?;
-                    if kind.is_dir() {
-                        pending.push(path);
-                    } else {
-                        names.insert(path, FoundKind::of(kind));
-                    }
-                }
-            }
-        }
-        Ok((upper, work))
+        let of = |root: BorrowedFd<'_>, sub: &str| {
+            let mut named = Named(Names::new());
+            let root = root.try_clone_to_owned()?;
+            walk::walk_from(root, &self.path.join(sub), (), &mut named)?;
+            Ok::<_, io::Error>(named.0)
+        };
+        Ok((of(self.root(), "upper")?, of(self.work(), "work")?))
     }
 
     /// Moves something found by [`UpperDir::scan`] below the strays directory.
@@ -125,12 +101,69 @@ impl UpperDir {
         }
     }
 
-    fn open_parent<'a>(&self, found: &'a Found) -> io::Result<Option<(File, &'a [u8])>> {
+    fn open_parent<'a>(&self, found: &'a Found) -> io::Result<Option<(OwnedFd, &'a [u8])>> {
         let Some((last, parents)) = found.path.split_last() else {
             return Ok(None);
         };
-        let mut path = self.path.join(if found.in_work { "work" } else { "upper" });
-        path.extend(parents.iter().map(|c| OsStr::from_bytes(c)));
-        Ok(Some((File::open(path)?, last)))
+        let root = if found.in_work {
+            self.work()
+        } else {
+            self.root()
+        };
+        let dir = walk::descend(root, parents.iter().map(|name| &**name))?;
+        Ok(Some((dir, last)))
+    }
+}
+
+struct Scan {
+    found: Vec<Found>,
+    in_work: bool,
+}
+
+impl Visitor for Scan {
+    type Tag = ();
+    type Error = io::Error;
+
+    fn enter(&mut self, here: &Here<'_>, _: ()) -> io::Result<Vec<(Vec<u8>, ())>> {
+        let mut below = Vec::new();
+        for entry in std::fs::read_dir(here.path())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let meta = entry.metadata()?;
+            if meta.is_dir() {
+                below.push((name.as_bytes().to_vec(), ()));
+                continue;
+            }
+            let path = here.names().iter().map(|name| Box::from(name.as_slice()));
+            self.found.push(Found {
+                path: path.chain([Box::from(name.as_bytes())]).collect(),
+                in_work: self.in_work,
+                backing_ino: identity(&meta),
+                kind: FoundKind::of(meta.file_type()),
+            });
+        }
+        Ok(below)
+    }
+}
+
+struct Named(Names);
+
+impl Visitor for Named {
+    type Tag = ();
+    type Error = io::Error;
+
+    fn enter(&mut self, here: &Here<'_>, _: ()) -> io::Result<Below<()>> {
+        let mut below = Vec::new();
+        for entry in std::fs::read_dir(here.path())? {
+            let entry = entry?;
+            let (name, kind) = (entry.file_name(), entry.file_type()?);
+            if kind.is_dir() {
+                below.push((name.as_bytes().to_vec(), ()));
+            } else {
+                self.0
+                    .insert(here.below(name.as_bytes()), FoundKind::of(kind));
+            }
+        }
+        Ok(below)
     }
 }

@@ -10,6 +10,7 @@ use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
 use crate::daemon::protocol::{Discarded, Summary};
 use crate::sys::text::quoted;
+use crate::sys::walk;
 
 /// Discard uncommitted changes, all or those below some paths.
 ///
@@ -83,8 +84,12 @@ impl Args {
 
 /// Returns whether there is any file; removals and changes of attributes leave none.
 fn has_files(dir: &Path) -> bool {
-    let entries = walkdir::WalkDir::new(dir).into_iter().flatten();
-    entries.into_iter().any(|entry| entry.file_type().is_file())
+    let mut found = false;
+    walk::for_each_file(dir, &mut |meta| {
+        found = meta.is_file();
+        !found
+    });
+    found
 }
 
 fn describe(summary: &Summary) -> String {

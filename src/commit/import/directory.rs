@@ -1,25 +1,40 @@
 //! A directory as the source of an environment.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata};
-use std::io::Read;
+use std::fs::{self, Metadata};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::{Extent, ImportOptions};
+use super::{Extent, ImportOptions, is_storable};
 use crate::commit::error::{CommitError, Context, Result};
 use crate::commit::exclude::Exclude;
 use crate::progress::{Progress, Report};
 use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody};
-use crate::squashfs::writer::{ImageWriter, Meta, NodeId, WriteStats};
+use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source, WriteStats};
+use crate::sys::walk::{self, Here, Visitor};
 
 /// One entry of a source directory.
 struct Entry {
     name: Vec<u8>,
-    path: PathBuf,
+    /// Where it can be reached while the walk is in its directory.
+    place: PathBuf,
     meta: Metadata,
+}
+
+/// A file of the source, whose path may be longer than the system takes.
+struct SourceFile(PathBuf);
+
+impl Source for SourceFile {
+    fn open(&self) -> io::Result<Box<dyn Content>> {
+        Ok(Box::new(walk::open_long(&self.0)?))
+    }
+
+    fn label(&self) -> String {
+        self.0.display().to_string()
+    }
 }
 
 /// Packs a directory.
@@ -37,99 +52,148 @@ pub(super) fn pack(
         });
     }
     let exclude = options.exclude()?;
-    let extent = count(source, &exclude, progress)?;
+    let mut count = Count {
+        exclude: &exclude,
+        progress,
+        extent: Extent {
+            entries: 1,
+            bytes: 0,
+        },
+    };
+    walk::walk(source, (), &mut count)?;
+    let extent = count.extent;
     let stats = super::pack(options, to, extent, progress, |writer| {
         push(source, &exclude, writer)
     })?;
     Ok((stats, extent))
 }
 
-fn count(source: &Path, exclude: &Exclude, progress: &dyn Progress) -> Result<Extent> {
-    let mut extent = Extent {
-        entries: 1,
-        bytes: 0,
-    };
-    let mut pending = vec![source.to_owned()];
-    while let Some(dir) = pending.pop() {
-        for entry in read_dir(source, &dir, exclude)? {
-            extent.entries += 1;
+/// Counts what will be packed.
+struct Count<'a> {
+    exclude: &'a Exclude,
+    progress: &'a dyn Progress,
+    extent: Extent,
+}
+
+impl Visitor for Count<'_> {
+    type Tag = ();
+    type Error = CommitError;
+
+    fn enter(&mut self, here: &Here<'_>, _: ()) -> Result<Vec<(Vec<u8>, ())>> {
+        let mut below = Vec::new();
+        for entry in read_dir(here, self.exclude)? {
+            self.extent.entries += 1;
             if entry.meta.is_dir() {
-                pending.push(entry.path);
+                below.push((entry.name, ()));
             } else if entry.meta.is_file() {
-                extent.bytes += entry.meta.len();
+                self.extent.bytes += entry.meta.len();
             }
         }
-        if progress.is_cancelled() {
+        if self.progress.is_cancelled() {
             return Err(CommitError::Cancelled);
         }
-        progress.report(&Report {
+        self.progress.report(&Report {
             phase: "counting".to_owned(),
-            files_done: extent.entries,
+            files_done: self.extent.entries,
             files_total: 0,
-            bytes_done: extent.bytes,
+            bytes_done: self.extent.bytes,
             bytes_total: 0,
         });
+        Ok(below)
     }
-    Ok(extent)
 }
 
 /// Reads a directory in the order of names, without what is excluded.
-fn read_dir(source: &Path, dir: &Path, exclude: &Exclude) -> Result<Vec<Entry>> {
+fn read_dir(here: &Here<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    for entry in fs::read_dir(dir).context("read", dir)? {
-        let entry = entry.context("read", dir)?;
-        let path = entry.path();
-        let below = path.strip_prefix(source).unwrap_or(&path);
-        let below: Vec<&[u8]> = below.iter().map(|part| part.as_bytes()).collect();
-        if exclude.matches(&below) {
-            continue;
+    let failed = |source| CommitError::Io {
+        doing: "read",
+        path: here.shown(),
+        source,
+    };
+    for entry in fs::read_dir(here.path()).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().as_bytes().to_vec();
+        if !exclude.is_empty() {
+            let mut path: Vec<&[u8]> = here.names().iter().map(Vec::as_slice).collect();
+            path.push(&name);
+            if exclude.matches(&path) {
+                continue;
+            }
         }
-        let meta = fs::symlink_metadata(&path).context("look at", &path)?;
+        let meta = entry.metadata();
         entries.push(Entry {
-            name: entry.file_name().as_bytes().to_vec(),
-            path,
-            meta,
+            place: entry.path(),
+            meta: meta.or_else(|e| Err(e).context("look at", &shown(here, &name)))?,
+            name,
         });
     }
     entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
+/// The path of an entry in messages.
+fn shown(here: &Here<'_>, name: &[u8]) -> PathBuf {
+    here.shown().join(std::ffi::OsStr::from_bytes(name))
+}
+
 fn push(source: &Path, exclude: &Exclude, writer: &mut ImageWriter) -> Result<NodeId> {
     let root_meta = fs::metadata(source).context("look at", source)?;
-    let root = writer.add_directory(&meta_of(source, &root_meta)?)?;
-    let mut linked: HashMap<(u64, u64), NodeId> = HashMap::new();
-    let mut pending = vec![(source.to_owned(), root)];
-    while let Some((dir, dir_node)) = pending.pop() {
-        let mut below = Vec::new();
-        for entry in read_dir(source, &dir, exclude)? {
-            let key = (entry.meta.dev(), entry.meta.ino());
-            let node = match linked.get(&key) {
-                Some(node) => *node,
-                None => push_entry(&entry, writer)?,
-            };
-            if entry.meta.is_dir() {
-                below.push((entry.path, node));
-            } else if entry.meta.nlink() > 1 {
-                linked.insert(key, node);
-            }
-            writer.link(dir_node, &entry.name, node)?;
-        }
-        pending.extend(below.into_iter().rev());
-    }
+    let xattrs = xattrs_of(source).context("read the attributes of", source)?;
+    let root = writer.add_directory(&meta_of(&root_meta, xattrs))?;
+    let mut push = Push {
+        exclude,
+        writer,
+        linked: HashMap::new(),
+    };
+    walk::walk(source, root, &mut push)?;
     Ok(root)
 }
 
-fn push_entry(entry: &Entry, writer: &mut ImageWriter) -> Result<NodeId> {
-    let meta = meta_of(&entry.path, &entry.meta)?;
+/// Pushes directory by directory, each with its entries in the order of names.
+struct Push<'a> {
+    exclude: &'a Exclude,
+    writer: &'a mut ImageWriter,
+    /// Files with several names, by device and inode number.
+    linked: HashMap<(u64, u64), NodeId>,
+}
+
+impl Visitor for Push<'_> {
+    type Tag = NodeId;
+    type Error = CommitError;
+
+    fn enter(&mut self, here: &Here<'_>, dir: NodeId) -> Result<Vec<(Vec<u8>, NodeId)>> {
+        let mut below = Vec::new();
+        for entry in read_dir(here, self.exclude)? {
+            let key = (entry.meta.dev(), entry.meta.ino());
+            let node = match self.linked.get(&key) {
+                Some(node) => *node,
+                None => push_entry(here, &entry, self.writer)?,
+            };
+            self.writer.link(dir, &entry.name, node)?;
+            if entry.meta.is_dir() {
+                below.push((entry.name, node));
+            } else if entry.meta.nlink() > 1 {
+                self.linked.insert(key, node);
+            }
+        }
+        Ok(below)
+    }
+}
+
+fn push_entry(here: &Here<'_>, entry: &Entry, writer: &mut ImageWriter) -> Result<NodeId> {
+    let xattrs = xattrs_of(&entry.place);
+    let xattrs =
+        xattrs.or_else(|e| Err(e).context("read the attributes of", &shown(here, &entry.name)))?;
+    let meta = meta_of(&entry.meta, xattrs);
     let kind = entry.meta.file_type();
     Ok(if kind.is_dir() {
         writer.add_directory(&meta)?
     } else if kind.is_symlink() {
-        let target = fs::read_link(&entry.path).context("read the link", &entry.path)?;
-        writer.add_symlink(&meta, target.as_os_str().as_bytes())?
+        writer.add_symlink(&meta, &target_of(here, entry)?)?
     } else if kind.is_file() {
-        writer.add_file(&meta, entry.meta.len(), Box::new(entry.path.clone()))?
+        let path = shown(here, &entry.name);
+        writer.add_file(&meta, entry.meta.len(), Box::new(SourceFile(path)))?
     } else if kind.is_block_device() || kind.is_char_device() {
         writer.add_device(&meta, kind.is_block_device(), entry.meta.rdev())?
     } else if kind.is_fifo() {
@@ -139,36 +203,37 @@ fn push_entry(entry: &Entry, writer: &mut ImageWriter) -> Result<NodeId> {
     })
 }
 
-fn meta_of(path: &Path, meta: &Metadata) -> Result<Meta> {
-    Ok(Meta {
+fn target_of(here: &Here<'_>, entry: &Entry) -> Result<Vec<u8>> {
+    match fs::read_link(&entry.place) {
+        Ok(target) => Ok(target.as_os_str().as_bytes().to_vec()),
+        Err(e) => Err(e).context("read the link", &shown(here, &entry.name)),
+    }
+}
+
+fn meta_of(meta: &Metadata, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Meta {
+    Meta {
         number: 0,
         mode: (meta.mode() & 0o7777) as u16,
         uid: meta.uid(),
         gid: meta.gid(),
         mtime: u32::try_from(meta.mtime().max(0)).unwrap_or(u32::MAX),
-        xattrs: xattrs_of(path)?,
-    })
+        xattrs,
+    }
 }
 
-/// The extended attributes that an image can hold. Labels of a security module belong to the machine,
-/// not to the environment, and POSIX ACLs have no place in SquashFS.
-fn xattrs_of(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+/// The extended attributes that an image can hold.
+fn xattrs_of(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let names = match xattr::list(path) {
         Ok(names) => names,
-        Err(e) if e.kind() == std::io::ErrorKind::Unsupported => return Ok(Vec::new()),
-        Err(e) => return Err(e).context("list the attributes of", path),
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => return Ok(Vec::new()),
+        Err(e) => return Err(e),
     };
     let mut all = Vec::new();
     for name in names {
-        let bytes = name.as_bytes();
-        let storable = [&b"user."[..], b"trusted.", b"security."]
-            .iter()
-            .any(|p| bytes.starts_with(p));
-        if !storable || bytes == b"security.selinux" {
-            continue;
-        }
-        if let Some(value) = xattr::get(path, &name).context("read an attribute of", path)? {
-            all.push((bytes.to_vec(), value));
+        if is_storable(name.as_bytes())
+            && let Some(value) = xattr::get(path, &name)?
+        {
+            all.push((name.as_bytes().to_vec(), value));
         }
     }
     all.sort_unstable();
@@ -197,17 +262,23 @@ pub(super) fn compare(
             })
             .collect();
         drop(queue);
-        let walked = walk(
-            source,
-            &options.exclude()?,
+        let mut compare = Compare {
+            exclude: &options.exclude()?,
             image,
-            total,
             progress,
-            &mut |path, inode| {
-                // A reader that failed is gone; its error is what counts then.
-                files.send((path, inode)).is_ok()
+            done: Report {
+                phase: "verifying".to_owned(),
+                files_done: 1,
+                files_total: total,
+                bytes_done: 0,
+                bytes_total: 0,
             },
-        );
+            files: &files,
+        };
+        let root = image.inode(image.root());
+        let walked = root
+            .map_err(CommitError::from)
+            .and_then(|root| walk::walk(source, root, &mut compare));
         drop(files);
         for reader in readers {
             match reader.join() {
@@ -219,65 +290,60 @@ pub(super) fn compare(
     })
 }
 
-fn walk(
-    source: &Path,
-    exclude: &Exclude,
-    image: &Image,
-    total: u64,
-    progress: &dyn Progress,
-    file: &mut dyn FnMut(PathBuf, Inode) -> bool,
-) -> Result<()> {
-    let mut done = Report {
-        phase: "verifying".to_owned(),
-        files_done: 1,
-        files_total: total,
-        bytes_done: 0,
-        bytes_total: 0,
-    };
-    let mut pending = vec![(source.to_owned(), image.inode(image.root())?)];
-    while let Some((dir, inode)) = pending.pop() {
-        let (ours, theirs) = (read_dir(source, &dir, exclude)?, image.read_dir(&inode)?);
+/// Compares directory by directory, and hands the files to threads that compare content.
+struct Compare<'a> {
+    exclude: &'a Exclude,
+    image: &'a Image,
+    progress: &'a dyn Progress,
+    done: Report,
+    files: &'a crossbeam_channel::Sender<(PathBuf, Inode)>,
+}
+
+impl Visitor for Compare<'_> {
+    type Tag = Inode;
+    type Error = CommitError;
+
+    fn enter(&mut self, here: &Here<'_>, inode: Inode) -> Result<Vec<(Vec<u8>, Inode)>> {
+        let ours = read_dir(here, self.exclude)?;
+        let theirs = self.image.read_dir(&inode)?;
         if ours.len() != theirs.len() {
-            return Err(CommitError::SourceChanged(dir));
+            return Err(CommitError::SourceChanged(here.shown()));
         }
+        let mut below = Vec::new();
         for (entry, (name, found)) in ours.into_iter().zip(theirs.iter()) {
-            let inode = image.entry_inode(&found)?;
-            if entry.name != name || !same_meta(&entry, image, &inode)? {
-                return Err(CommitError::SourceChanged(entry.path));
+            let inode = self.image.entry_inode(&found)?;
+            if entry.name != name || !same_meta(here, &entry, self.image, &inode)? {
+                return Err(CommitError::SourceChanged(shown(here, &entry.name)));
             }
-            done.files_done += 1;
+            self.done.files_done += 1;
             match &inode.body {
-                InodeBody::Directory(_) => pending.push((entry.path, inode)),
+                InodeBody::Directory(_) => below.push((entry.name, inode)),
                 InodeBody::File(body) => {
-                    done.bytes_done += body.size;
-                    if !file(entry.path, inode) {
-                        return Ok(());
+                    self.done.bytes_done += body.size;
+                    // A reader that failed is gone; its error is what counts then.
+                    if self.files.send((shown(here, &entry.name), inode)).is_err() {
+                        return Err(CommitError::Cancelled);
                     }
                 }
                 _ => {}
             }
         }
-        if progress.is_cancelled() {
+        if self.progress.is_cancelled() {
             return Err(CommitError::Cancelled);
         }
-        progress.report(&done);
+        self.progress.report(&self.done);
+        Ok(below)
     }
-    Ok(())
 }
 
-fn same_meta(entry: &Entry, image: &Image, inode: &Inode) -> Result<bool> {
+fn same_meta(here: &Here<'_>, entry: &Entry, image: &Image, inode: &Inode) -> Result<bool> {
     let meta = &entry.meta;
     let mtime = u32::try_from(meta.mtime().max(0)).unwrap_or(u32::MAX);
     let kind = meta.file_type();
     let body = match &inode.body {
         InodeBody::Directory(_) => kind.is_dir(),
         InodeBody::File(body) => kind.is_file() && body.size == meta.len(),
-        InodeBody::Symlink(target) => {
-            kind.is_symlink() && {
-                let ours = fs::read_link(&entry.path).context("read the link", &entry.path)?;
-                ours.as_os_str().as_bytes() == &**target
-            }
-        }
+        InodeBody::Symlink(target) => kind.is_symlink() && target_of(here, entry)? == **target,
         InodeBody::BlockDevice(_) => kind.is_block_device(),
         InodeBody::CharDevice(_) => kind.is_char_device(),
         InodeBody::Fifo => kind.is_fifo(),
@@ -285,18 +351,21 @@ fn same_meta(entry: &Entry, image: &Image, inode: &Inode) -> Result<bool> {
     };
     let mut theirs = image.xattrs(inode)?;
     theirs.sort_unstable();
+    let xattrs = xattrs_of(&entry.place);
+    let xattrs =
+        xattrs.or_else(|e| Err(e).context("read the attributes of", &shown(here, &entry.name)))?;
     Ok(body
         && u32::from(inode.mode & 0o7777) == meta.mode() & 0o7777
         && image.uid(inode)? == meta.uid()
         && image.gid(inode)? == meta.gid()
         && inode.mtime == mtime
-        && theirs == xattrs_of(&entry.path)?)
+        && theirs == xattrs)
 }
 
 fn same_content(path: &Path, image: &Image, inode: &Inode) -> Result<()> {
     let layout = image.file_layout(inode)?;
     let mut ours = Vec::new();
-    let mut file = File::open(path).context("read", path)?;
+    let mut file = walk::open_long(path).context("read", path)?;
     for index in 0..layout.block_count() {
         let block = image.block(&layout, index)?;
         ours.resize(block.len(), 0);
