@@ -168,6 +168,8 @@ pub struct NewOptions {
     pub message: String,
     /// Patterns of paths to exclude.
     pub exclude: Vec<PathBuf>,
+    /// Where the image begins in the source, where it cannot be found.
+    pub offset: Option<u64>,
 }
 
 /// The result of an import.
@@ -183,6 +185,8 @@ pub struct Imported {
     pub content_bytes: u64,
     /// Size of the image in bytes.
     pub image_bytes: u64,
+    /// What is not as the source says.
+    pub notes: Vec<String>,
 }
 
 /// Packs a directory, an archive or an image into a new environment.
@@ -207,6 +211,7 @@ pub fn import(
         files: done.entries,
         content_bytes: done.content_bytes,
         image_bytes: done.image_bytes,
+        notes: done.notes,
     })
 }
 
@@ -256,6 +261,7 @@ fn import_options(
         message: options.message.clone(),
         settings: settings(&store.config()?, options)?,
         exclude: options.exclude.clone(),
+        offset: options.offset,
     })
 }
 

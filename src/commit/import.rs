@@ -5,7 +5,7 @@ mod directory;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{getegid, geteuid};
@@ -37,6 +37,8 @@ pub struct ImportOptions {
     /// Patterns of what to leave out (`*.pyc`, `pkgs/cache`, `share/**/*.h`): without a slash the name of
     /// an entry wherever it is, with one its path below the source.
     pub exclude: Vec<PathBuf>,
+    /// Where the image begins in the source, where it cannot be found.
+    pub offset: Option<u64>,
 }
 
 impl ImportOptions {
@@ -58,6 +60,8 @@ pub struct Imported {
     pub image_bytes: u64,
     /// What the image writer did; `None` where an image was adopted.
     pub stats: Option<WriteStats>,
+    /// What is not as the source says, in words.
+    pub notes: Vec<String>,
 }
 
 /// What a source has, counted before it is packed.
@@ -74,6 +78,13 @@ enum SourceKind {
     Archive(archive::Packing),
 }
 
+/// An image that was made of a source, with what comparing them needs.
+enum Made {
+    Directory(WriteStats, Extent),
+    Archive(archive::Packed, archive::Packing),
+    Image,
+}
+
 /// Makes an environment of a directory, a SquashFS image or a tar archive. The image is compared with
 /// its source before the environment exists; on failure nothing is left.
 pub fn import(
@@ -82,7 +93,7 @@ pub fn import(
     options: &ImportOptions,
     progress: &dyn Progress,
 ) -> Result<Imported> {
-    let kind = recognise(source)?;
+    let kind = recognise(source, options.offset)?;
     if matches!(kind, SourceKind::Image) && !options.exclude()?.is_empty() {
         return Err(CommitError::Unsuitable {
             path: source.to_owned(),
@@ -93,18 +104,21 @@ pub fn import(
     let db = StateDb::create(&layout.state_db())?;
     let id = db.reserve_image()?;
     let unfinished = Unfinished(layout.unfinished_image(id));
-    let packed = match kind {
-        SourceKind::Directory => Some(directory::pack(source, options, &unfinished.0, progress)?),
-        SourceKind::Archive(packing) => Some(archive::pack(
-            source,
-            packing,
-            options,
-            &unfinished.0,
-            progress,
-        )?),
+    let made = match kind {
+        SourceKind::Directory => {
+            let (stats, extent) = directory::pack(source, options, &unfinished.0, progress)?;
+            Made::Directory(stats, extent)
+        }
+        SourceKind::Archive(packing) => {
+            let to = &unfinished.0;
+            Made::Archive(
+                archive::pack(source, packing, options, to, progress)?,
+                packing,
+            )
+        }
         SourceKind::Image => {
-            adopt(source, &unfinished.0, progress)?;
-            None
+            adopt(source, options.offset, &unfinished.0, progress)?;
+            Made::Image
         }
     };
     fault::point("import.packed");
@@ -116,28 +130,37 @@ pub fn import(
         kind: RevisionKind::Import,
     };
     let (environment, image_bytes) = first.begin(new, options, progress, |image| {
-        (entries, content_bytes) = match &packed {
-            Some((_, extent)) => (extent.entries, extent.bytes),
-            None => measure(image)?,
+        (entries, content_bytes) = match &made {
+            Made::Directory(_, extent) => (extent.entries, extent.bytes),
+            Made::Archive(packed, _) => (packed.extent.entries, packed.extent.bytes),
+            Made::Image => measure(image)?,
         };
-        match &kind {
-            SourceKind::Directory => directory::compare(source, options, image, progress)?,
-            SourceKind::Archive(packing) => {
-                archive::compare(source, *packing, options, image, progress)?
+        match &made {
+            Made::Directory(..) => directory::compare(source, options, image, progress)?,
+            Made::Archive(packed, packing) => {
+                archive::compare(source, *packing, packed, image, progress)?;
             }
-            SourceKind::Image => {
+            Made::Image => {
                 let found = verify_blocks(image, options.settings.threads, progress)?;
-                return Ok(found.wrong_links);
+                let mut wrong_links = found.wrong_links;
+                wrong_links.extend(found.wrong_directory_links);
+                return Ok(wrong_links);
             }
         }
         Ok(BTreeMap::new())
     })?;
+    let (stats, notes) = match made {
+        Made::Directory(stats, _) => (Some(stats), Vec::new()),
+        Made::Archive(packed, _) => (Some(packed.stats), packed.notes),
+        Made::Image => (None, Vec::new()),
+    };
     Ok(Imported {
         environment,
         entries,
         content_bytes,
         image_bytes,
-        stats: packed.map(|(stats, _)| stats),
+        stats,
+        notes,
     })
 }
 
@@ -255,6 +278,7 @@ pub fn pack_directory(
         message: String::new(),
         settings,
         exclude: exclude.to_vec(),
+        offset: None,
     };
     let (stats, extent) = directory::pack(source, &options, to, progress)?;
     Ok(Packed {
@@ -311,7 +335,7 @@ fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
     Ok(new.finish()?)
 }
 
-fn recognise(source: &Path) -> Result<SourceKind> {
+fn recognise(source: &Path, offset: Option<u64>) -> Result<SourceKind> {
     let refuse = |why: &str| CommitError::Source {
         path: source.to_owned(),
         why: why.to_owned(),
@@ -321,7 +345,10 @@ fn recognise(source: &Path) -> Result<SourceKind> {
         Err(e) => return Err(e).context("look at", source),
     };
     if meta.is_dir() {
-        return Ok(SourceKind::Directory);
+        return match offset {
+            Some(_) => Err(refuse("a directory, in which there is no offset")),
+            None => Ok(SourceKind::Directory),
+        };
     }
     if !meta.is_file() {
         return Err(refuse("neither a directory nor a file"));
@@ -330,30 +357,53 @@ fn recognise(source: &Path) -> Result<SourceKind> {
     File::open(source)
         .and_then(|file| file.take(512).read_to_end(&mut head))
         .context("read", source)?;
-    if head.starts_with(b"hsqs") {
+    if head.starts_with(b"hsqs") || offset.is_some() {
         return Ok(SourceKind::Image);
     }
-    match archive::Packing::of(&head) {
+    // An AppImage, or a container of Apptainer.
+    if Image::open(source, ReaderOptions::default()).is_ok() {
+        return Ok(SourceKind::Image);
+    }
+    match archive::Packing::of(&head, meta.len()) {
         Some(packing) => Ok(SourceKind::Archive(packing)),
+        None if head.is_empty() => Err(refuse("an empty file")),
         None => Err(refuse(
-            "neither a SquashFS image nor a tar archive (plain, gzip, zstd or xz)",
+            "neither a SquashFS image nor a tar archive (plain, gzip, zstd or xz); \
+             where an image begins inside another file, --offset tells",
         )),
     }
 }
 
 /// Copies an image into the store, sharing its blocks where the file system can.
-fn adopt(source: &Path, to: &Path, progress: &dyn Progress) -> Result<()> {
+fn adopt(source: &Path, offset: Option<u64>, to: &Path, progress: &dyn Progress) -> Result<()> {
     // Opened by our reader first: what it refuses should not be copied.
-    Image::open(source, ReaderOptions::default())?;
+    let image = match offset {
+        Some(offset) => Image::open_at(source, offset, ReaderOptions::default())?,
+        None => Image::open(source, ReaderOptions::default())?,
+    };
+    let len = image.superblock().bytes_used;
     progress.report(&Report {
         phase: "copying".to_owned(),
         files_done: 0,
         files_total: 1,
         bytes_done: 0,
-        bytes_total: fs::metadata(source).context("look at", source)?.len(),
+        bytes_total: len,
     });
-    fs::copy(source, to).context("copy", source)?;
-    Ok(())
+    if image.offset() == 0 {
+        fs::copy(source, to).context("copy", source)?;
+        return Ok(());
+    }
+    let mut from = image.as_file();
+    from.seek(SeekFrom::Start(image.offset()))
+        .context("read", source)?;
+    let mut copy = File::create_new(to).context("make", to)?;
+    let copied = io::copy(&mut from.take(len), &mut copy).context("copy", source)?;
+    if copied < len {
+        return Err(CommitError::SourceChanged(source.to_owned()));
+    }
+    // As a loop device needs it.
+    copy.set_len(len.next_multiple_of(4096))
+        .context("write", to)
 }
 
 /// Counts the entries of an image and the bytes of its files.
@@ -372,6 +422,13 @@ fn measure(image: &Image) -> Result<(u64, u64)> {
         }
     }
     Ok((entries, bytes))
+}
+
+/// Returns true for an extended attribute that an image can hold. Labels of a security module belong to the
+/// machine, not to the environment, and POSIX ACLs have no place in SquashFS.
+fn is_storable(name: &[u8]) -> bool {
+    let prefixes = [&b"user."[..], b"trusted.", b"security."];
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) && name != b"security.selinux"
 }
 
 /// Packs with a fresh writer: `push` gives it the tree and returns the root.

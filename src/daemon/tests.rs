@@ -247,6 +247,7 @@ fn local() -> (tempfile::TempDir, Local) {
     let new = store.create(&EnvName::new("e").unwrap()).unwrap();
     let config = Config::default();
     let options = commit::ImportOptions {
+        offset: None,
         prefix: dir.path().join("prefix"),
         message: String::new(),
         settings: commit::Settings::from_config(&config),

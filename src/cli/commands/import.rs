@@ -25,7 +25,7 @@ use crate::sys::text::quoted;
 /// A directory is packed into one compressed image, which is then compared with the directory
 /// before anything is said to be done; the directory stays as it is. A .tar archive (plain, .gz,
 /// .xz, .zst; as conda-pack makes) is unpacked into an image. A SquashFS image (of mksquashfs,
-/// conda-pack or envfs) is taken as it is.
+/// conda-pack or envfs) is taken as it is, also out of an AppImage or a SIF container.
 ///
 /// Conda's and Python's environments have their own path in their files. To go on with one at its
 /// path, move it away and import it with --prefix for that path.
@@ -42,6 +42,9 @@ pub struct Args {
     options: ImportOptions,
     #[command(flatten)]
     exclude: Exclude,
+    /// Byte of the source at which its SquashFS image begins, if it is inside another file and not found.
+    #[arg(long, value_name = "BYTES")]
+    offset: Option<u64>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -139,11 +142,15 @@ impl Args {
         let progress = context.output.progress();
         let options = NewOptions {
             exclude: self.exclude.exclude.clone(),
+            offset: self.offset,
             ..self.options.to_new_options()
         };
         let output = &context.output;
         let imported = backend::import(&store, &name, &self.source, &options, output, &progress)?;
         progress.finish();
+        for note in &imported.notes {
+            context.output.warn(note);
+        }
         if self.json {
             return context.output.json(&imported);
         }

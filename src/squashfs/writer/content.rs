@@ -75,6 +75,11 @@ pub trait Source: Send {
     fn open(&self) -> io::Result<Box<dyn Content>>;
     /// Names the file in errors.
     fn label(&self) -> String;
+    /// Returns false if the content can be opened only once, while the file is added. It is then not compared
+    /// with other files to find duplicates.
+    fn can_reopen(&self) -> bool {
+        true
+    }
 }
 
 /// A file by its path.

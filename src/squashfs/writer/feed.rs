@@ -241,7 +241,9 @@ impl Feed {
         let mut hasher = FileHasher::new(size);
         hasher.block(&first_hash);
         let look_alike = hasher.finish();
-        if let Some(count) = self.first_blocks.get(&look_alike).copied() {
+        if let Some(count) = self.first_blocks.get(&look_alike).copied()
+            && source.can_reopen()
+        {
             // Probably a duplicate: worth reading it once more than needed.
             let mut rest = Blocks::open(source, size, self.shared.block_size)?;
             rest.skip()?;

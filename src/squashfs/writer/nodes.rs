@@ -28,7 +28,7 @@ pub struct Meta {
 }
 
 /// A node that was pushed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub(super) u32);
 
 /// What the inode of a node will say, but for its content.

@@ -5,10 +5,12 @@
 mod activate;
 mod active;
 mod again;
+mod archives;
 mod concurrent;
 mod copies;
 mod create;
 mod daemon;
+mod deep;
 mod diff;
 mod discard;
 mod export;

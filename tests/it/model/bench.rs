@@ -40,6 +40,7 @@ pub(super) fn config() -> Config {
 
 fn import_options() -> ImportOptions {
     ImportOptions {
+        offset: None,
         prefix: PathBuf::from("/nowhere"),
         message: "import".to_owned(),
         settings: Settings::from_config(&config()),
