@@ -61,6 +61,8 @@ const OF_A_MOUNT: &[&str] = &[
 pub struct Options {
     /// The images, top first.
     pub images: Vec<PathBuf>,
+    /// Where the one image begins in its file, if it is inside another and not found.
+    pub offset: Option<u64>,
     /// The directory of changes.
     pub upper: Option<PathBuf>,
     /// The state of the changes.
@@ -81,6 +83,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             images: Vec::new(),
+            offset: None,
             upper: None,
             state: None,
             source: None,
@@ -123,6 +126,12 @@ impl Options {
             (b"image", Some(value)) => self.images = vec![path(value)],
             (b"lowerdir", Some(value)) => {
                 self.images = split_list(value).iter().map(|one| path(one)).collect();
+            }
+            (b"offset", Some(value)) => {
+                let offset = String::from_utf8_lossy(value).parse();
+                self.offset = Some(
+                    offset.map_err(|_| CommandError::usage("offset= needs a number of bytes"))?,
+                );
             }
             (b"upper", Some(value)) => self.upper = Some(path(value)),
             (b"state", Some(value)) => self.state = Some(path(value)),

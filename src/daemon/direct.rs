@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -44,6 +44,9 @@ const FINGERPRINT: &str = "image_fingerprint";
 pub struct DirectMount {
     /// The SquashFS images, top first; at least one.
     pub images: Vec<Text>,
+    /// Where the image begins in its file, where it cannot be found; for one image.
+    #[serde(default)]
+    pub offset: Option<u64>,
     /// Takes the changes; made if it is missing. None only where nothing can be changed.
     pub upper: Option<Text>,
     /// The database, if not in the directory of the changes.
@@ -237,7 +240,11 @@ impl Open {
         let mut fingerprint = Vec::new();
         for path in &what.images {
             let path = path.as_path();
-            let image = Image::open(path, ReaderOptions::default()).map_err(damaged(path))?;
+            let opened = match what.offset {
+                Some(offset) => Image::open_at(path, offset, ReaderOptions::default()),
+                None => Image::open(path, ReaderOptions::default()),
+            };
+            let image = opened.map_err(damaged(path))?;
             fingerprint.extend(superblock_of(&image, path)?);
             images.push(image);
         }
@@ -270,6 +277,8 @@ impl Open {
             if let StackPart::Image(id) = part {
                 let name = layout.image(&Layout::image_file_name(id));
                 place_image(path.as_path(), &name)?;
+                union::set_offset(&db, id, what.offset)
+                    .map_err(|e| Failure::from(commit::CommitError::from(e)))?;
             }
         }
         let id = db
@@ -438,10 +447,7 @@ fn list(images: &[Text]) -> String {
 /// What tells one image from another: its superblock (time, counts, places of all tables).
 fn superblock_of(image: &Image, path: &Path) -> Result<Vec<u8>, Failure> {
     let mut superblock = [0; 96];
-    image
-        .as_file()
-        .read_exact_at(&mut superblock, 0)
-        .map_err(doing("read", path))?;
+    image.read_raw(0, &mut superblock).map_err(damaged(path))?;
     Ok(superblock.to_vec())
 }
 

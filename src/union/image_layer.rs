@@ -30,6 +30,8 @@ pub struct ImageLayer {
     is_stacked: bool,
     /// Objects that have more or fewer names than the image says.
     links: Arc<Links>,
+    /// Whether link counts of directories have to be found: some writers count all entries.
+    counts_subdirectories: bool,
     /// Where directories are. An image knows the parent of a directory, but finds its name only by
     /// going through all of the parent's names; and climbing to the root is part of many operations.
     places: Mutex<LruCache<Ino, Place>>,
@@ -51,6 +53,7 @@ impl ImageLayer {
             ids,
             is_stacked: false,
             links: Arc::default(),
+            counts_subdirectories: false,
             places: Mutex::new(LruCache::new(PLACES_KEPT)),
         }
     }
@@ -66,6 +69,28 @@ impl ImageLayer {
     /// Says how many names these objects have.
     pub(super) fn with_links(self, links: Arc<Links>) -> ImageLayer {
         ImageLayer { links, ..self }
+    }
+
+    /// Makes it count subdirectories rather than believe the image.
+    pub(super) fn counting_subdirectories(self) -> ImageLayer {
+        ImageLayer {
+            counts_subdirectories: true,
+            ..self
+        }
+    }
+
+    /// The link count of a directory, which is that of its subdirectories and 2. An image that says 2 is
+    /// believed, so that looking at directories without others in them does not read them.
+    fn directory_links(&self, inode: &Inode) -> Result<u32> {
+        if !self.counts_subdirectories || inode.nlink == 2 {
+            return Ok(inode.nlink);
+        }
+        let listing = self.image.read_dir(inode)?;
+        let directories = listing
+            .iter()
+            .filter(|(_, entry)| entry.kind == InodeKind::Directory);
+        let count = u32::try_from(directories.count()).unwrap_or(u32::MAX);
+        Ok(count.saturating_add(2))
     }
 
     /// Returns true for an entry which says that there is nothing.
@@ -240,6 +265,8 @@ impl Layer for ImageLayer {
         let mut attr = self.attr_of(&inode)?;
         if let Some(links) = self.links.get(&ino) {
             attr.nlink = *links;
+        } else if attr.kind == Kind::Directory {
+            attr.nlink = self.directory_links(&inode)?;
         }
         Ok(Some(LayerInode {
             attr,

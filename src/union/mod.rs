@@ -84,7 +84,7 @@ pub use layer::{
 };
 pub use namespace::Creator;
 pub use node::Nodes;
-pub use open::{OpenOptions, Paths, examine, open_image};
+pub use open::{OpenOptions, Paths, examine, open_image, set_offset};
 pub use overlay::{Links, count_links, identify};
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;

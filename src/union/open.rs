@@ -290,9 +290,14 @@ pub fn open_image(
     let row = db.image(image)?.ok_or_else(missing)?;
     let id_map = db.id_map(image)?.ok_or_else(missing)?;
     let path = paths.images.join(&row.file);
-    let file = match paths.images_are_links {
-        true => Image::open(path, options.reader.clone())?,
-        false => {
+    let at = db.meta(&offset_of(image))?;
+    let at = at.as_deref().and_then(|at| at.first_chunk());
+    let file = match (paths.images_are_links, at) {
+        (true, Some(at)) => {
+            Image::open_at(path, u64::from_le_bytes(*at), options.reader.clone())?
+        }
+        (true, None) => Image::open(path, options.reader.clone())?,
+        (false, _) => {
             let file = regular::open(&path).map_err(|e| crate::squashfs::Error::Io {
                 what: "opening an image",
                 source: std::io::Error::new(e.kind(), format!("{}: {e}", path.display())),
@@ -301,5 +306,24 @@ pub fn open_image(
         }
     };
     let links = Arc::new(overlay::counted_links(db, image)?);
-    Ok(ImageLayer::new(file, id_map).with_links(links))
+    let layer = ImageLayer::new(file, id_map).with_links(links);
+    // What envfs wrote, or an import has found to be right, needs no counting.
+    Ok(match row.tables_appended {
+        Some(_) => layer,
+        None => layer.counting_subdirectories(),
+    })
+}
+
+/// Notes where an image begins in its file, if it is inside another and cannot be found there.
+pub fn set_offset(db: &StateDb, image: ImageId, offset: Option<u64>) -> Result<()> {
+    let wanted = offset.map(u64::to_le_bytes);
+    let wanted = wanted.as_ref().map_or(&[][..], |bytes| bytes);
+    if db.meta(&offset_of(image))?.unwrap_or_default() != wanted {
+        db.set_meta(&offset_of(image), wanted)?;
+    }
+    Ok(())
+}
+
+fn offset_of(image: ImageId) -> String {
+    format!("offset/{image}")
 }

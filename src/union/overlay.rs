@@ -188,9 +188,12 @@ impl Walk<'_> {
         let old = self.below.list(ino)?;
         let is_dir = |(_, _, kind): &(&[u8], Ino, Kind)| *kind == Kind::Directory;
         let mut subdirectories = old.iter().filter(is_dir).count();
+        // What the layer shows by itself.
+        let mut own: u32 = 2;
         for (name, entry) in self.image.read_dir(&dir)?.iter() {
             let was = old.find(name);
             if entry.kind == InodeKind::Directory {
+                own = own.saturating_add(1);
                 let inode = self.image.entry_inode(&entry)?;
                 if mark(self.image, &inode, b"redirect")?.is_some() {
                     let name = String::from_utf8_lossy(name);
@@ -214,7 +217,7 @@ impl Walk<'_> {
         let links = u32::try_from(subdirectories)
             .unwrap_or(u32::MAX)
             .saturating_add(2);
-        if links == dir.nlink {
+        if links == dir.nlink && links == own {
             self.links.remove(&ino);
         } else {
             self.links.insert(ino, links);

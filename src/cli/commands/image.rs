@@ -38,16 +38,16 @@ enum Action {
     Pack(pack::Args),
     /// Show what the superblock says.
     Info {
-        /// The image file.
-        file: PathBuf,
+        #[command(flatten)]
+        image: ImageFile,
         /// Print it as JSON.
         #[arg(long)]
         json: bool,
     },
     /// List a directory in it.
     Ls {
-        /// The image file.
-        file: PathBuf,
+        #[command(flatten)]
+        image: ImageFile,
         /// Path in the image [default: its root].
         path: Option<PathBuf>,
         /// And all directories below it; with whole paths.
@@ -59,19 +59,29 @@ enum Action {
     },
     /// Write a file in it to standard output.
     Cat {
-        /// The image file.
-        file: PathBuf,
+        #[command(flatten)]
+        image: ImageFile,
         /// Path in the image.
         path: PathBuf,
     },
     /// Walk the whole tree and expand every block.
     Verify {
-        /// The image file.
-        file: PathBuf,
+        #[command(flatten)]
+        image: ImageFile,
         /// Print what was found as JSON.
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The file to look into.
+#[derive(Debug, ClapArgs)]
+struct ImageFile {
+    /// The image file; also an AppImage or a SIF container with an image in it.
+    file: PathBuf,
+    /// Byte of the file at which the image begins, if it is inside another file and not found.
+    #[arg(long, value_name = "BYTES")]
+    offset: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,6 +105,8 @@ struct Info {
     directory_table_bytes: u64,
     /// Length of the file; beyond `bytes` it is padding, or something else.
     file_bytes: u64,
+    /// Where the image begins in the file.
+    offset: u64,
 }
 
 /// What a check found, as JSON.
@@ -109,6 +121,7 @@ struct Verified {
     fragments: u64,
     stored_bytes: u64,
     link_mismatches: u64,
+    directory_link_mismatches: u64,
 }
 
 impl Args {
@@ -116,18 +129,18 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         match &self.action {
             Action::Pack(args) => args.run(context),
-            Action::Info { file, json } => info(context, file, *json),
+            Action::Info { image, json } => info(context, image, *json),
             Action::Ls {
-                file,
+                image,
                 path,
                 recursive,
                 null,
             } => {
                 let path = path.as_deref().unwrap_or(Path::new(""));
-                list(context, file, path, *recursive, *null)
+                list(context, image, path, *recursive, *null)
             }
-            Action::Cat { file, path } => cat(context, file, path),
-            Action::Verify { file, json } => verify_image(context, file, *json),
+            Action::Cat { image, path } => cat(context, image, path),
+            Action::Verify { image, json } => verify_image(context, image, *json),
         }
     }
 }
@@ -148,11 +161,16 @@ fn failed(file: &Path) -> impl Fn(squashfs::Error) -> CommandError + '_ {
     }
 }
 
-fn open(file: &Path) -> Result<Image> {
-    Image::open(file, ReaderOptions::default()).map_err(failed(file))
+fn open(file: &ImageFile) -> Result<Image> {
+    let options = ReaderOptions::default();
+    let opened = match file.offset {
+        Some(offset) => Image::open_at(&file.file, offset, options),
+        None => Image::open(&file.file, options),
+    };
+    opened.map_err(failed(&file.file))
 }
 
-fn info(context: &Context, file: &Path, json: bool) -> Result<()> {
+fn info(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
     let image = open(file)?;
     let superblock = image.superblock();
     let data = image.data_area();
@@ -186,11 +204,15 @@ fn info(context: &Context, file: &Path, json: bool) -> Result<()> {
         inode_table_bytes: superblock.directory_table - superblock.inode_table,
         directory_table_bytes: superblock.directory_end() - superblock.directory_table,
         file_bytes: file_bytes.map_err(|error| CommandError::io("cannot measure it", &error))?,
+        offset: image.offset(),
     };
     if json {
         return context.output.json(&info);
     }
     let out = &context.output;
+    if info.offset > 0 {
+        out.line(format!("begins at    byte {} of the file", info.offset))?;
+    }
     out.line(format!("compression  {}", info.compression))?;
     out.line(format!("block size   {}", size(u64::from(info.block_size))))?;
     out.line(format!("inodes       {}", info.inodes))?;
@@ -242,8 +264,15 @@ fn find(image: &Image, file: &Path, path: &Path) -> Result<Inode> {
     Ok(inode)
 }
 
-fn list(context: &Context, file: &Path, path: &Path, recursive: bool, null: bool) -> Result<()> {
+fn list(
+    context: &Context,
+    file: &ImageFile,
+    path: &Path,
+    recursive: bool,
+    null: bool,
+) -> Result<()> {
     let image = open(file)?;
+    let file = file.file.as_path();
     let dir = find(&image, file, path)?;
     if dir.kind() != InodeKind::Directory {
         return match null {
@@ -320,8 +349,9 @@ fn list_one(
     Ok(below)
 }
 
-fn cat(context: &Context, file: &Path, path: &Path) -> Result<()> {
+fn cat(context: &Context, file: &ImageFile, path: &Path) -> Result<()> {
     let image = open(file)?;
+    let file = file.file.as_path();
     let inode = find(&image, file, path)?;
     if inode.kind() != InodeKind::File {
         let shown = quoted(path);
@@ -335,8 +365,9 @@ fn cat(context: &Context, file: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn verify_image(context: &Context, file: &Path, json: bool) -> Result<()> {
+fn verify_image(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
     let image = open(file)?;
+    let file = file.file.as_path();
     let bar = context.output.progress();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let report = verify(&image, threads, |so_far: VerifyProgress| {
@@ -362,6 +393,7 @@ fn verify_image(context: &Context, file: &Path, json: bool) -> Result<()> {
             fragments: report.fragments,
             stored_bytes: report.stored_bytes,
             link_mismatches: report.wrong_links.len() as u64,
+            directory_link_mismatches: report.wrong_directory_links.len() as u64,
         });
     }
     context.output.note(format!(

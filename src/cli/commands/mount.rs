@@ -35,6 +35,10 @@ pub struct Args {
     /// Mount this image, which belongs to no environment; again for one below it.
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
+    /// Byte of the file at which the image begins, if it is inside another file and not found. An AppImage or a
+    /// SIF container needs none.
+    #[arg(long, value_name = "BYTES")]
+    offset: Option<u64>,
     /// Keep the changes in this directory, which envfs makes and has for itself.
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
@@ -46,8 +50,8 @@ pub struct Args {
     #[arg(long)]
     fakeroot: bool,
     /// Mount options: ro, noexec, nosymfollow, sync, dirsync, suid, dev, allow_other (always so for root),
-    /// fakeroot, fsname=NAME, subtype=NAME, image=, upper=, state=, lowerdir=IMAGE:IMAGE. With remount, what of
-    /// the first is to be changed of the mount at a directory, by root: ro, rw, exec and the like. Those
+    /// fakeroot, fsname=NAME, subtype=NAME, image=, offset=, upper=, state=, lowerdir=IMAGE:IMAGE. With remount,
+    /// what of the first is to be changed of the mount at a directory, by root: ro, rw, exec and the like. Those
     /// that mount(8) knows besides are taken as well, and change nothing.
     #[arg(short, value_name = "OPTION,…")]
     options: Vec<OsString>,
@@ -66,6 +70,7 @@ impl Args {
     fn options(&self) -> Result<Options> {
         let mut options = Options {
             images: self.images.clone(),
+            offset: self.offset,
             upper: self.upper.clone(),
             state: self.state.clone(),
             fakeroot: self.fakeroot,
@@ -88,11 +93,12 @@ impl Args {
         if !options.images.is_empty() {
             return self.mount_images(&options);
         }
-        if self.upper.is_some() || self.state.is_some() || !self.options.is_empty() {
-            return Err(
-                CommandError::usage("--upper, --state and -o are for mounting an image")
-                    .hint("name the image: --image FILE"),
-            );
+        let is_for_images = self.upper.is_some() || self.state.is_some() || self.offset.is_some();
+        if is_for_images || !self.options.is_empty() {
+            return Err(CommandError::usage(
+                "--upper, --state, --offset and -o are for mounting an image",
+            )
+            .hint("name the image: --image FILE"));
         }
         let name = match &self.name {
             Some(name) => Some(name.to_str().ok_or_else(|| {
@@ -149,6 +155,9 @@ impl Args {
         if options.upper.is_none() && options.state.is_some() {
             return Err(CommandError::usage("--state is of no use without --upper"));
         }
+        if options.offset.is_some() && options.images.len() != 1 {
+            return Err(CommandError::usage("--offset is for one image"));
+        }
         let mut images = Vec::with_capacity(options.images.len());
         for image in &options.images {
             images.push(std::fs::canonicalize(image).map_err(|error| {
@@ -162,6 +171,7 @@ impl Args {
         };
         let what = DirectMount {
             images: images.into_iter().map(Text::from).collect(),
+            offset: options.offset,
             upper: options.upper.as_deref().map(absolute).transpose()?,
             state: options.state.as_deref().map(absolute).transpose()?,
             mount_point: absolute(Path::new(mount_point))?,

@@ -52,6 +52,8 @@ struct Counters {
 /// Everything that reads the file.
 pub(super) struct Blocks {
     pub(super) file: File,
+    /// Where the image begins in the file.
+    pub(super) base: u64,
     compressor: CompressorId,
     block_size: u32,
     workers: Idle<Worker>,
@@ -85,7 +87,7 @@ const MAX_IDLE: usize = 32;
 
 impl Blocks {
     pub(super) fn new(
-        file: File,
+        (file, base): (File, u64),
         compressor: CompressorId,
         block_size: u32,
         metadata_bytes: usize,
@@ -95,6 +97,7 @@ impl Blocks {
         workers.give_back(Worker::new(compressor)?);
         Ok(Blocks {
             file,
+            base,
             compressor,
             block_size,
             workers,
@@ -133,6 +136,7 @@ impl Blocks {
         self.counters
             .bytes_read
             .fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        let at = at.saturating_add(self.base);
         self.file.read_exact_at(buffer, at).map_err(Error::io(what))
     }
 

@@ -11,6 +11,7 @@ mod buffers;
 mod cache;
 mod cursor;
 mod directory;
+mod embedded;
 mod file;
 mod idle;
 mod open;
@@ -89,7 +90,7 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
-    /// Opens an image by path.
+    /// Opens an image by path. One inside an AppImage or a SIF container is found.
     pub fn open(path: impl AsRef<Path>, options: ReaderOptions) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening an image"))?;
         Self::open_file(file, options)
@@ -97,7 +98,13 @@ impl Image {
 
     /// Opens an image in an open file, whose own position is of no account.
     pub fn open_file(file: File, options: ReaderOptions) -> Result<Self> {
-        Ok(Image(Arc::new(Inner::open(file, &options)?)))
+        Ok(Image(Arc::new(Inner::open(file, None, &options)?)))
+    }
+
+    /// Opens an image that begins at some byte of a file.
+    pub fn open_at(path: impl AsRef<Path>, offset: u64, options: ReaderOptions) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("opening an image"))?;
+        Ok(Image(Arc::new(Inner::open(file, Some(offset), &options)?)))
     }
 
     /// The superblock.
@@ -107,6 +114,10 @@ impl Image {
     /// The root directory's inode.
     pub fn root(&self) -> InodeRef {
         self.0.superblock.root
+    }
+    /// Where the image begins in its file: not at 0 only if it is inside another.
+    pub fn offset(&self) -> u64 {
+        self.0.blocks.base
     }
     /// The file the image lies in: to copy ranges from, or to share extents with.
     pub fn as_file(&self) -> &File {

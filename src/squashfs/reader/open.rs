@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
-use super::{ReaderOptions, blocks::Blocks, cache::Cache, directory, file::FileLayout};
+use super::{ReaderOptions, blocks::Blocks, cache::Cache, directory, embedded, file::FileLayout};
 use crate::squashfs::{
     Error, Result,
     format::{
@@ -43,21 +43,27 @@ pub(super) struct XattrTable {
 }
 
 impl Inner {
-    pub(super) fn open(mut file: File, options: &ReaderOptions) -> Result<Self> {
+    /// Opens an image that begins at `base` of a file, or where it is found if that is not known.
+    pub(super) fn open(mut file: File, base: Option<u64>, options: &ReaderOptions) -> Result<Self> {
         // Not the metadata's length, which is 0 for a block device.
         let file_len = file
             .seek(SeekFrom::End(0))
             .map_err(Error::io("measuring an image"))?;
+        let base = match base {
+            Some(base) => base,
+            None => embedded::find(&file)?,
+        };
+        let file_len = file_len.saturating_sub(base);
         if file_len < SUPERBLOCK_SIZE as u64 {
             return Err(Error::NotSquashfs("shorter than a superblock"));
         }
         let mut raw = [0; SUPERBLOCK_SIZE];
-        file.read_exact_at(&mut raw, 0)
+        file.read_exact_at(&mut raw, base)
             .map_err(Error::io("reading the superblock"))?;
         let superblock = Superblock::parse(&raw)?;
         superblock.validate(file_len)?;
         let blocks = Blocks::new(
-            file,
+            (file, base),
             superblock.compressor,
             superblock.block_size,
             options.metadata_cache_bytes / 2,

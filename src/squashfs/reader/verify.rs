@@ -48,8 +48,9 @@ pub struct VerifyReport {
     /// How many names the objects have, by inode number, that have more or fewer than links, but for
     /// directories. Some writers do not count links.
     pub wrong_links: BTreeMap<u32, u32>,
-    /// Directories whose link count is not their subdirectories + 2. Some writers count entries.
-    pub directory_link_mismatches: u64,
+    /// The right link counts of directories, their subdirectories + 2, where they have others. Some writers count
+    /// all entries.
+    pub wrong_directory_links: BTreeMap<u32, u32>,
 }
 
 struct Job {
@@ -215,8 +216,10 @@ fn walk(
                 tick(walk.report.inodes)?;
             }
         }
-        if directory.nlink != subdirectories.saturating_add(2) {
-            walk.report.directory_link_mismatches += 1;
+        let links = subdirectories.saturating_add(2);
+        if directory.nlink != links {
+            let wrong = &mut walk.report.wrong_directory_links;
+            wrong.insert(directory.number, links);
         }
         tick(walk.report.inodes)?;
     }

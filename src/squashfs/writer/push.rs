@@ -73,6 +73,10 @@ impl ImageWriter {
 
     /// Starts a new image with data of an old one, in a file that is created, or emptied.
     pub fn append(path: &Path, old: &Image, options: AppendOptions) -> Result<Self> {
+        if old.offset() != 0 {
+            let why = "the old image is inside another file".to_owned();
+            return Err(WriteError::Carry(why));
+        }
         let id = old.superblock().compressor;
         let compression = match options.compression {
             Some(compression) if compression == Compression::None || compression.id() == id => {

@@ -50,3 +50,51 @@ fn a_file_with_more_names_than_its_image_says_lives_until_the_last_is_removed() 
         env.verify("e");
     }
 }
+
+#[test]
+fn directories_have_the_right_link_counts_from_the_beginning() {
+    for env in TestEnv::of_all_users() {
+        if !has("gensquashfs") || !has("tar2sqfs") {
+            return;
+        }
+        env.sh(
+            "mkdir -p tree/a/b/c tree/empty tree/files; touch tree/x tree/a/y tree/files/1 tree/files/2 tree/files/3
+             gensquashfs -q -D tree gen.sqfs; tar -cf - -C tree . | tar2sqfs -q tar.sqfs",
+        )
+        .ok();
+        let counts = |at: &str| {
+            let script = format!("cd '{at}'; stat -c '%n %h' . a a/b a/b/c empty files");
+            env.sh(&script).ok().out
+        };
+        let wanted = counts(env.work().join("tree").to_str().unwrap());
+        // As tar2sqfs and gensquashfs count, they would be wrong.
+        let verified = env.envfs(&["image", "verify", "--json", "gen.sqfs"]).ok();
+        assert_ne!(
+            verified.json()["directory_link_mismatches"],
+            0,
+            "{verified}"
+        );
+        for image in ["gen.sqfs", "tar.sqfs"] {
+            env.envfs(&["import", "-q", image, "e"]).ok();
+            let at = env.mount("e").display().to_string();
+            assert_eq!(counts(&at), wanted, "{image}");
+            env.sh(&format!("mkdir '{at}/files/new'; touch '{at}/files/4'"))
+                .ok();
+            let changed = counts(&at);
+            assert!(changed.contains("files 3"), "{changed}");
+            env.envfs(&["commit", "-q", "e"]).ok();
+            assert_eq!(counts(&at), changed, "{image}");
+            env.envfs(&["unmount", "-q", "e"]).ok();
+            env.envfs(&["remove", "-q", "-y", "e"]).ok();
+
+            let mounted = "mkdir -p at; cd at; cd ..";
+            let with = |more: &str| format!("{mounted}; envfs mount --image {image} {more} at");
+            let at = env.work().join("at").display().to_string();
+            for more in ["-o ro", "--upper changes", "--image gen.sqfs -o ro"] {
+                env.sh(&with(more)).ok();
+                assert_eq!(counts(&at), wanted, "{image} {more}");
+                env.sh("fusermount3 -u at; rm -rf changes").ok();
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //! images share space with old ones; what the commands say of any image.
 
 mod costs;
+mod embedded;
 mod files;
 mod links;
 mod sharing;

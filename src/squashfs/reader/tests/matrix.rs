@@ -26,7 +26,7 @@ fn check_source(source: &Path, options: &[&str]) -> Option<Image> {
     let report = verify(&image, 2, |_| true).unwrap();
     assert_eq!(report.unreached, 0, "{options:?}");
     assert_eq!(report.wrong_links.len(), 0, "{options:?}");
-    assert_eq!(report.directory_link_mismatches, 0, "{options:?}");
+    assert_eq!(report.wrong_directory_links.len(), 0, "{options:?}");
     assert_eq!(report.fragments, u64::from(image.fragment_count()));
     Some(image)
 }

@@ -164,7 +164,7 @@ fn amended_tables_are_read_by_everybody() {
             // Two new ones in each round, of which one is gone: it stays counted.
             assert_eq!(report.unreached, round + 1);
             assert_eq!(
-                (report.wrong_links.len(), report.directory_link_mismatches),
+                (report.wrong_links.len(), report.wrong_directory_links.len()),
                 (0, 0)
             );
             if round % 5 == 0 || round + 1 == rounds {

@@ -1,0 +1,106 @@
+//! Images inside other files: behind a program (AppImage, type 2) or in a SIF container (Apptainer).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::squashfs::{Error, Result};
+
+/// First bytes of a SquashFS image.
+const MAGIC: &[u8] = b"hsqs";
+
+/// Finds where the image in a file begins: at its start, behind the program of an AppImage, or where the
+/// descriptors of a SIF container say. Returns 0 where none is found, so that the error is about the file.
+pub(super) fn find(file: &File) -> Result<u64> {
+    let mut head = [0; 128];
+    let read = read_up_to(file, &mut head, 0).map_err(Error::io("reading the superblock"))?;
+    let head = head.get(..read).unwrap_or_default();
+    let found = if head.starts_with(b"\x7fELF") {
+        after_elf(head)
+    } else if head.get(32..41) == Some(b"SIF_MAGIC") {
+        in_sif(file, head)?
+    } else {
+        None
+    };
+    let is_image = |at: &u64| {
+        let mut magic = [0; 4];
+        file.read_exact_at(&mut magic, *at).is_ok() && magic == MAGIC
+    };
+    Ok(found.filter(is_image).unwrap_or(0))
+}
+
+fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, at.saturating_add(filled as u64))? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(filled)
+}
+
+/// The end of a program: that of its section headers, which come last. (What AppImage's own tools do.)
+fn after_elf(head: &[u8]) -> Option<u64> {
+    let is_64 = match head.get(4)? {
+        1 => false,
+        2 => true,
+        _ => return None,
+    };
+    let is_big = match head.get(5)? {
+        1 => false,
+        2 => true,
+        _ => return None,
+    };
+    let number = |at: usize, len: usize| -> Option<u64> {
+        let bytes = head.get(at..at.checked_add(len)?)?;
+        let add = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+        Some(match is_big {
+            true => bytes.iter().fold(0, add),
+            false => bytes.iter().rev().fold(0, add),
+        })
+    };
+    let (offset, size, count) = match is_64 {
+        true => (number(40, 8)?, number(58, 2)?, number(60, 2)?),
+        false => (number(32, 4)?, number(46, 2)?, number(48, 2)?),
+    };
+    offset.checked_add(size.checked_mul(count)?)
+}
+
+/// Bytes of a SIF descriptor, and how many of them are looked at.
+const DESCRIPTOR: u64 = 585;
+const MAX_DESCRIPTORS: u64 = 4096;
+
+/// The primary system partition of a container, else its first partition that is SquashFS.
+fn in_sif(file: &File, head: &[u8]) -> Result<Option<u64>> {
+    let number = |bytes: &[u8], at: usize| -> Option<u64> {
+        let bytes = bytes.get(at..)?.first_chunk::<8>()?;
+        u64::try_from(i64::from_le_bytes(*bytes)).ok()
+    };
+    let int = |bytes: &[u8], at: usize| -> Option<i32> {
+        Some(i32::from_le_bytes(*bytes.get(at..)?.first_chunk::<4>()?))
+    };
+    let (Some(count), Some(table)) = (number(head, 88), number(head, 96)) else {
+        return Ok(None);
+    };
+    let mut first = None;
+    for index in 0..count.min(MAX_DESCRIPTORS) {
+        let mut raw = [0; DESCRIPTOR as usize];
+        let at = table.saturating_add(index * DESCRIPTOR);
+        let read = read_up_to(file, &mut raw, at).map_err(Error::io("reading a container"))?;
+        if read < raw.len() {
+            break;
+        }
+        // A partition in use, whose file system is SquashFS.
+        let is_partition = int(&raw, 0) == Some(0x4004) && raw.get(4) == Some(&1);
+        if !is_partition || int(&raw, 201) != Some(1) {
+            continue;
+        }
+        let offset = number(&raw, 17);
+        if int(&raw, 205) == Some(2) {
+            return Ok(offset);
+        }
+        first = first.or(offset);
+    }
+    Ok(first)
+}
