@@ -400,8 +400,8 @@ mod tests {
     fn a_tree_deeper_than_paths_stack_and_descriptors_is_walked_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("deep");
-        let depth = 20_000;
-        make_deep(&root, depth, 1000);
+        let depth = 5000;
+        make_deep(&root, depth, 250);
         let (mut files, mut bytes) = (0, 0);
         // On the small stack of a thread.
         std::thread::scope(|scope| {
