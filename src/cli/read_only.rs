@@ -58,6 +58,7 @@ pub(super) fn mount(env: &Env) -> Result<()> {
     }
     let image = backend::image_file(&env.environment, None)?;
     let what = DirectMount {
+        offset: None,
         images: vec![image.into()],
         upper: None,
         state: None,
