@@ -105,6 +105,7 @@ impl Scene {
         }
         let store = scene.store();
         let options = ImportOptions {
+            offset: None,
             prefix: PathBuf::from("/nowhere"),
             message: "import".to_owned(),
             settings: Settings::from_config(&config()),

@@ -293,9 +293,7 @@ pub fn open_image(
     let at = db.meta(&offset_of(image))?;
     let at = at.as_deref().and_then(|at| at.first_chunk());
     let file = match (paths.images_are_links, at) {
-        (true, Some(at)) => {
-            Image::open_at(path, u64::from_le_bytes(*at), options.reader.clone())?
-        }
+        (true, Some(at)) => Image::open_at(path, u64::from_le_bytes(*at), options.reader.clone())?,
         (true, None) => Image::open(path, options.reader.clone())?,
         (false, _) => {
             let file = regular::open(&path).map_err(|e| crate::squashfs::Error::Io {
