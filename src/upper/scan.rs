@@ -1,7 +1,6 @@
 //! Looks over everything that lies in an upper directory, for repair and for reports.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
