@@ -167,10 +167,14 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
         Ok((open.mount(what)?, open))
     })?;
     let mount_point = what.mount_point.as_path().to_path_buf();
-    let (at, source, ender) = (mount_point.clone(), what.source.clone(), session.ender());
+    let (at, source, stop_handle) = (
+        mount_point.clone(),
+        what.source.clone(),
+        session.stop_handle(),
+    );
     let served = std::thread::Builder::new()
         .name(String::from("signals"))
-        .spawn(move || end_on_signal(signals, &at, &source, &ender))
+        .spawn(move || end_on_signal(signals, &at, &source, &stop_handle))
         .map_err(|e| Failure::io("cannot start a thread", &e))
         .and_then(|_| {
             tell(&Started::Ready {
@@ -326,7 +330,7 @@ impl Open {
         }
         let notices = filesystem.notices();
         let session = Session::start(filesystem, &request)?;
-        notices.open(session.invalidator());
+        notices.connect(session.invalidator());
         Ok(session)
     }
 

@@ -10,7 +10,7 @@ use super::failure::{Failure, Kind};
 use super::protocol::{Served, Service, Started, Unmounted};
 use super::runtime::{Listening, RuntimeDir};
 use super::server::{Control, Server};
-use crate::fuse::session::{End, Ender, Session};
+use crate::fuse::session::{End, Session, StopHandle};
 use crate::sys::holders;
 use crate::sys::mount::{self, MountError, UnmountMode};
 use crate::sys::mountinfo::{self, MountEntry};
@@ -86,7 +86,7 @@ pub fn run(
     drop(running);
     service.end();
     match &result {
-        Ok(End::Gone) => tracing::info!(path = %mount_point.display(), "unmounted"),
+        Ok(End::Unmounted) => tracing::info!(path = %mount_point.display(), "unmounted"),
         Ok(End::Abandoned) => tracing::warn!(
             path = %mount_point.display(),
             "unmounted; copies of the mount that are left get no answers any more"
@@ -151,7 +151,7 @@ fn serve(
                 signals,
                 &control.mount_point,
                 &control.source,
-                &control.ender,
+                &control.stop_handle,
             );
         })
         .map_err(|error| Failure::io("cannot start a thread", &error))?;
@@ -160,7 +160,12 @@ fn serve(
 }
 
 /// Unmounts when asked by a signal. Whoever still uses the mount may finish, until a further signal comes.
-pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &str, ender: &Ender) {
+pub(super) fn end_on_signal(
+    signals: EndSignals,
+    mount_point: &Path,
+    source: &str,
+    stop_handle: &StopHandle,
+) {
     loop {
         match signals.wait() {
             Ok(signal) => tracing::info!(signal, "asked to end"),
@@ -172,7 +177,7 @@ pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &st
         match mountinfo::own(mount_point, source) {
             Ok(None) => {
                 tracing::warn!("the mount is gone here already: ends, whoever still uses it");
-                ender.abandon();
+                stop_handle.abandon();
                 continue;
             }
             Ok(Some(own)) if !holders::in_other_namespaces(&own).0.is_empty() => flush(mount_point),
@@ -183,7 +188,7 @@ pub(super) fn end_on_signal(signals: EndSignals, mount_point: &Path, source: &st
             continue;
         }
         match mount::unmount(mount_point, UnmountMode::Plain) {
-            Ok(()) => ender.unmounted(),
+            Ok(()) => stop_handle.unmounted(),
             Err(MountError::Busy { .. }) => {
                 tracing::warn!("in use: detached, to end when the last user does");
                 if let Err(error) = mount::unmount(mount_point, UnmountMode::Lazy) {
@@ -253,7 +258,7 @@ struct MountControl {
     id: String,
     /// What it is called in the mount table.
     source: String,
-    ender: Ender,
+    stop_handle: StopHandle,
 }
 
 impl MountControl {
@@ -262,7 +267,7 @@ impl MountControl {
             mount_point: session.mount_point().to_path_buf(),
             id: id.to_owned(),
             source: mountinfo::source(id),
-            ender: session.ender(),
+            stop_handle: session.stop_handle(),
         }
     }
 }
@@ -285,7 +290,7 @@ impl Control for MountControl {
         }
         match mount::unmount(&self.mount_point, UnmountMode::Plain) {
             Ok(()) if users.is_empty() => {
-                self.ender.unmounted();
+                self.stop_handle.unmounted();
                 return Ok(Unmounted {
                     copies,
                     ..Unmounted::default()

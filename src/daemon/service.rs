@@ -229,7 +229,7 @@ pub fn mount_environment(
     let counters = filesystem.counters();
     let notices = filesystem.notices();
     let session = Session::start(filesystem, &request)?;
-    notices.open(session.invalidator());
+    notices.connect(session.invalidator());
     let workspace = local.workspace();
     let profile = (config.profile == ProfileUse::On)
         .then(|| Profile::begin(workspace.env().layout().profile(), workspace.union()));

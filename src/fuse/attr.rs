@@ -1,4 +1,4 @@
-//! Attributes and kinds in fuser's words, and back.
+//! Converts attributes, kinds and times to and from fuser's types.
 
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
@@ -6,11 +6,11 @@ use super::owners::Owners;
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::union::SetTime;
 
-/// The unit of `st_blksize`: one SquashFS block, so that copying tools ask for whole blocks.
+/// The value of `st_blksize`: one SquashFS block, so that copying tools read whole blocks.
 const BLOCK_SIZE: u32 = 128 << 10;
 
-/// The answer "there is no such name", which the kernel keeps: node id 0.
-pub(super) const ABSENT: FileAttr = FileAttr {
+/// A negative entry: node id 0 means that the name does not exist, which the kernel caches.
+pub(super) const NEGATIVE_ENTRY: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
     blocks: 0,
@@ -29,7 +29,7 @@ pub(super) const ABSENT: FileAttr = FileAttr {
 };
 
 pub(super) fn file_attr(owners: &Owners, ino: Ino, attr: &Attr) -> FileAttr {
-    let (uid, gid) = owners.shown((attr.uid, attr.gid));
+    let (uid, gid) = owners.visible((attr.uid, attr.gid));
     FileAttr {
         ino: INodeNo(ino.0),
         size: attr.size,
@@ -61,8 +61,8 @@ pub(super) fn file_type(kind: Kind) -> FileType {
     }
 }
 
-/// Device numbers travel in the kernel's 32-bit encoding, which is the low half of glibc's as long
-/// as the major number fits 12 bits and the minor 20, as they do on Linux.
+/// Converts a device number to the kernel's 32-bit encoding. It equals the low half of glibc's
+/// encoding, since Linux limits major numbers to 12 bits and minor numbers to 20.
 fn kernel_rdev(rdev: u64) -> u32 {
     rdev as u32
 }
@@ -70,13 +70,13 @@ fn kernel_rdev(rdev: u64) -> u32 {
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::To(undo_fuser(Timestamp::from(time))),
+        TimeOrNow::SpecificTime(time) => SetTime::To(correct_time(Timestamp::from(time))),
     }
 }
 
-/// fuser 0.18 takes the nanoseconds of a time before 1970 in the wrong direction: what the kernel
-/// sends as -2 s + 0.5 s arrives as -2.5 s.
-fn undo_fuser(time: Timestamp) -> Timestamp {
+/// Corrects a time before 1970: fuser 0.18 subtracts its nanoseconds instead of adding them, so
+/// that -2 s + 0.5 s from the kernel arrives as -2.5 s.
+fn correct_time(time: Timestamp) -> Timestamp {
     if time.secs < 0 && time.nanos != 0 {
         Timestamp {
             secs: time.secs + 1,
@@ -93,7 +93,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
-    fn a_time_before_1970_is_what_the_kernel_sent() {
+    fn times_before_1970_are_corrected() {
         let arrived = UNIX_EPOCH - Duration::from_secs(2) - Duration::from_millis(500);
         let sent = Timestamp {
             secs: -2,

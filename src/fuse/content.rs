@@ -1,4 +1,4 @@
-//! Requests about what is in files. Those that may take long are answered by other threads.
+//! Requests for file content. Those that may be slow are answered by other threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use crate::union::{self, AllocateMode, Union};
 impl EnvFs {
     /// Answers `READ`.
     pub(super) fn serve_read(&self, ino: Ino, offset: u64, size: u32, reply: ReplyData) {
-        let timed = self.timed_there(Op::Read);
+        let timed = self.timed_elsewhere(Op::Read);
         let size = size as usize;
         let reader = match self.union.reader(ino) {
             Ok(reader) => reader,
@@ -49,10 +49,10 @@ impl EnvFs {
         flags: OpenFlags,
         reply: ReplyWrite,
     ) {
-        let timed = self.timed_there(Op::Write);
+        let timed = self.timed_elsewhere(Op::Write);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let is_cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        // Parts of one large direct write may come in any order.
+        // The parts of one large direct write may arrive in any order.
         let is_append =
             flags.0 & nix::libc::O_APPEND != 0 && flags.0 & nix::libc::O_DIRECT == 0 && !is_cached;
         let (union, counters) = (self.union.clone(), self.counters.clone());
@@ -66,8 +66,8 @@ impl EnvFs {
                 }),
                 false => union.write_at(ino, offset, data, kill),
             };
-            // Of pages that are written back the kernel does not look at the count, so there it is all
-            // or an error: what fitted is no news to anybody.
+            // The kernel ignores the count when it writes back pages, so a short write must be
+            // completed or fail.
             while is_cached
                 && let Ok(written) = done
                 && let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty())
@@ -86,9 +86,9 @@ impl EnvFs {
             }
             timed.end();
             if at != offset {
-                // The kernel has put it where it took the end to be.
-                let told = notices.clone();
-                notices.run(move || told.settle(ino, 0, None));
+                // The kernel has cached the data at the offset that it took for the end.
+                let sender = notices.clone();
+                notices.run(move || sender.invalidate_range(ino, 0, None));
             }
         };
         if self.union.needs_large_copy_up(ino) {
@@ -97,20 +97,20 @@ impl EnvFs {
         } else {
             write(data);
             if durable::completes_writeback_chunk(offset, data.len()) {
-                self.write_behind(ino);
+                self.start_writeback(ino);
             }
         }
     }
 
-    /// Begins to write what there is of a file to the disk. One thread at most is kept from others' requests
-    /// by that: what it does not come to is begun with the next stretch.
-    fn write_behind(&self, ino: Ino) {
-        if self.is_writing_behind.swap(true, Ordering::Relaxed) {
+    /// Starts writing a file's dirty pages to the disk. Occupies at most one thread of the pool:
+    /// what is skipped meanwhile is included in the next call.
+    fn start_writeback(&self, ino: Ino) {
+        if self.is_writeback_running.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (union, is_busy) = (self.union.clone(), self.is_writing_behind.clone());
+        let (union, is_busy) = (self.union.clone(), self.is_writeback_running.clone());
         self.pool.run(move || {
-            let _end = WritingBehind(is_busy);
+            let _reset = WritebackFlag(is_busy);
             union.start_writeback(ino);
         });
     }
@@ -138,8 +138,8 @@ impl EnvFs {
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
         let union = self.union.clone();
-        let is_long = self.union.needs_large_copy_up(ino);
-        let timed = self.timed_there(Op::Space);
+        let is_slow = self.union.needs_large_copy_up(ino);
+        let timed = self.timed_elsewhere(Op::Space);
         let allocate = move || {
             match union.allocate(ino, offset, length, mode, kill) {
                 Ok(()) => reply.ok(),
@@ -147,12 +147,12 @@ impl EnvFs {
             }
             timed.end();
         };
-        self.run(is_long, allocate);
+        self.run(is_slow, allocate);
     }
 
     /// Answers `LSEEK`.
     pub(super) fn serve_lseek(&self, ino: Ino, offset: i64, whence: i32, reply: ReplyLseek) {
-        let timed = self.timed_there(Op::Space);
+        let timed = self.timed_elsewhere(Op::Space);
         let hole = match whence {
             nix::libc::SEEK_DATA => false,
             nix::libc::SEEK_HOLE => true,
@@ -172,12 +172,13 @@ impl EnvFs {
         if hole_at(&self.union, ino, offset, hole, &found).is_none() {
             return answer(found);
         }
-        // In what is a hole as far as is known here, there may be what was written through a mapping.
+        // What looks like a hole here may have been written through a mapping: the kernel writes
+        // back its pages, then the search is repeated.
         let (union, notices) = (self.union.clone(), self.notices.clone());
         self.notices.run(move || {
             let mut found = found;
             while let Some(start) = hole_at(&union, ino, offset, hole, &found) {
-                notices.settle(ino, start, union.seek(ino, start, false).ok());
+                notices.invalidate_range(ino, start, union.seek(ino, start, false).ok());
                 let before = found.ok();
                 found = union.seek(ino, offset, hole);
                 if !hole || found.as_ref().ok() == before.as_ref() {
@@ -197,11 +198,11 @@ impl EnvFs {
         kill: bool,
         reply: ReplyWrite,
     ) {
-        // The answer counts in 32 bits; the caller comes back for the rest.
+        // The reply has a 32-bit count; the caller copies the rest with further calls.
         let len = len.min(1 << 30);
         let union = self.union.clone();
-        // However little it is, both files may have to be read from somewhere slow.
-        let timed = self.timed_there(Op::Space);
+        // Always handed over: however short the range, reading it may be slow.
+        let timed = self.timed_elsewhere(Op::Space);
         self.pool.run(move || {
             match union.copy_range(from.0, from.1, to.0, to.1, len, kill) {
                 Ok(copied) => reply.written(copied as u32),
@@ -213,7 +214,7 @@ impl EnvFs {
 
     /// Answers `FSYNC`.
     pub(super) fn serve_fsync(&self, ino: Ino, data_only: bool, reply: ReplyEmpty) {
-        let timed = self.timed_there(Op::Sync);
+        let timed = self.timed_elsewhere(Op::Sync);
         let union = self.union.clone();
         self.pool.run(move || {
             match union.sync(ino, data_only) {
@@ -225,17 +226,17 @@ impl EnvFs {
     }
 }
 
-/// Held while a file is begun to be written; says when dropped, also by a panic, that none is any more.
-struct WritingBehind(Arc<AtomicBool>);
+/// Clears the flag when dropped, also by a panic.
+struct WritebackFlag(Arc<AtomicBool>);
 
-impl Drop for WritingBehind {
+impl Drop for WritebackFlag {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
 }
 
-/// Where the hole begins that an answer to `lseek` depends on: the one that was looked for, or that lies
-/// before the data that was.
+/// Returns the start of the hole on which the result of an `lseek` depends: the hole that was
+/// searched, or the one before the data that was searched.
 fn hole_at(
     union: &Union,
     ino: Ino,
@@ -247,7 +248,7 @@ fn hole_at(
         (true, Ok(at)) => Some(*at).filter(|at| union.attr(ino).is_ok_and(|attr| *at < attr.size)),
         (true, Err(_)) => None,
         (false, Ok(at)) => Some(offset).filter(|offset| offset < at),
-        // No data from there on.
+        // There is no data after `offset`.
         (false, Err(union::Error::Posix(nix::errno::Errno::ENXIO))) => {
             Some(offset).filter(|offset| union.attr(ino).is_ok_and(|attr| *offset < attr.size))
         }

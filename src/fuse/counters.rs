@@ -1,50 +1,50 @@
-//! How many requests of which kind were answered, and how long that took.
+//! Counts requests by kind and measures their latency.
 //!
-//! A request costs two looks at the clock, two additions and a comparison, none of them ordered
-//! with anything: they are statistics.
+//! Each request costs two clock readings, two additions and a comparison. The atomics are relaxed:
+//! the figures are statistics and order nothing.
 
 use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Kinds of requests.
+/// A kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// A name looked up.
+    /// Look up a name.
     Lookup,
-    /// Attributes asked for.
+    /// Get attributes.
     GetAttr,
-    /// Attributes, size or times set.
+    /// Set attributes, size or times.
     SetAttr,
-    /// The target of a symbolic link.
+    /// Read the target of a symbolic link.
     ReadLink,
-    /// A part of a directory's listing.
+    /// Read part of a directory listing.
     List,
-    /// Content read.
+    /// Read content.
     Read,
-    /// Content written.
+    /// Write content.
     Write,
-    /// A file, directory, link target or node made.
+    /// Create a file, directory, symbolic link or special file.
     Make,
-    /// A name removed.
+    /// Remove a name.
     Remove,
-    /// A name moved.
+    /// Rename an object.
     Rename,
-    /// A further name for a file.
+    /// Create a hard link.
     Link,
-    /// Extended attributes asked for or changed.
+    /// Get, list, set or remove extended attributes.
     Xattr,
-    /// Something made durable.
+    /// Make a file or directory durable.
     Sync,
-    /// Space reserved, punched, sought or copied within the mount.
+    /// Allocate space, punch holes, seek data or holes, or copy within the mount.
     Space,
-    /// The file system's size and free space.
+    /// Get the size and free space of the file system.
     StatFs,
 }
 
 impl Op {
-    /// All of them, in the order in which they are told.
+    /// All kinds, in the order in which they are reported.
     pub const ALL: [Op; 15] = [
         Op::Lookup,
         Op::GetAttr,
@@ -63,7 +63,7 @@ impl Op {
         Op::StatFs,
     ];
 
-    /// What it is called.
+    /// Returns the name under which it is reported.
     pub fn name(self) -> &'static str {
         match self {
             Op::Lookup => "lookup",
@@ -85,19 +85,19 @@ impl Op {
     }
 }
 
-/// One bucket for each length in bits of a time in nanoseconds; the last is from 9 minutes on.
+/// One bucket for each bit length of a latency in nanoseconds; the last starts at 9 minutes.
 const BUCKETS: usize = 41;
 
-/// Times of one kind of request.
-struct Times {
+/// A latency histogram of one kind of request.
+struct Histogram {
     buckets: [AtomicU64; BUCKETS],
     nanos: AtomicU64,
     longest: AtomicU64,
 }
 
-impl Default for Times {
+impl Default for Histogram {
     fn default() -> Self {
-        Times {
+        Histogram {
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
             nanos: AtomicU64::new(0),
             longest: AtomicU64::new(0),
@@ -105,10 +105,10 @@ impl Default for Times {
     }
 }
 
-/// Requests answered since the start.
+/// Statistics of the requests answered since the mount started.
 #[derive(Default)]
 pub struct Counters {
-    times: [Times; Op::ALL.len()],
+    histograms: [Histogram; Op::ALL.len()],
     /// Bytes read.
     pub read_bytes: AtomicU64,
     /// Bytes written.
@@ -121,48 +121,48 @@ impl fmt::Debug for Counters {
     }
 }
 
-/// What the requests of one kind have taken.
+/// A summary of the latency of one kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Latency {
-    /// How many there were.
+    /// Number of requests.
     pub count: u64,
-    /// All together.
+    /// Sum of all latencies.
     pub total: Duration,
-    /// Half of them took no longer, within a factor of two.
+    /// Median, within a factor of two.
     pub median: Duration,
-    /// 99 of 100 took no longer, within a factor of two.
+    /// 99th percentile, within a factor of two.
     pub p99: Duration,
-    /// The longest.
+    /// Maximum.
     pub longest: Duration,
 }
 
 impl Counters {
     fn record(&self, op: Op, time: Duration) {
-        let times = &self.times[op as usize];
+        let histogram = &self.histograms[op as usize];
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let bucket = ((u64::BITS - nanos.leading_zeros()) as usize).min(BUCKETS - 1);
-        times.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        times.nanos.fetch_add(nanos, Ordering::Relaxed);
-        if nanos > times.longest.load(Ordering::Relaxed) {
-            times.longest.fetch_max(nanos, Ordering::Relaxed);
+        histogram.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        histogram.nanos.fetch_add(nanos, Ordering::Relaxed);
+        if nanos > histogram.longest.load(Ordering::Relaxed) {
+            histogram.longest.fetch_max(nanos, Ordering::Relaxed);
         }
     }
 
-    /// What the requests of a kind have taken so far, each from its arrival here until its answer was
-    /// with the kernel. `None` if there were none.
+    /// Returns the latency of a kind of request, measured from its arrival until the reply was
+    /// written to the kernel; `None` if there was no such request.
     pub fn latency(&self, op: Op) -> Option<Latency> {
-        let times = &self.times[op as usize];
+        let histogram = &self.histograms[op as usize];
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let buckets = times.buckets.each_ref().map(read);
+        let buckets = histogram.buckets.each_ref().map(read);
         let count = buckets.iter().sum();
         if count == 0 {
             return None;
         }
-        let longest = read(&times.longest);
+        let longest = read(&histogram.longest);
         let at = |percent| Duration::from_nanos(quantile(&buckets, count, percent).min(longest));
         Some(Latency {
             count,
-            total: Duration::from_nanos(read(&times.nanos)),
+            total: Duration::from_nanos(read(&histogram.nanos)),
             median: at(50),
             p99: at(99),
             longest: Duration::from_nanos(longest),
@@ -170,15 +170,15 @@ impl Counters {
     }
 }
 
-/// The time, in nanoseconds, within which so many percent of the requests were answered. Within a
-/// bucket they are taken to lie evenly.
+/// Returns the given percentile in nanoseconds. Assumes that latencies are distributed evenly
+/// within a bucket.
 fn quantile(buckets: &[u64; BUCKETS], count: u64, percent: u64) -> u64 {
     let rank = (count.saturating_mul(percent)).div_ceil(100).max(1);
     let mut before = 0;
     for (bits, &here) in buckets.iter().enumerate() {
         if before + here >= rank {
             let least = if bits == 0 { 0 } else { 1_u64 << (bits - 1) };
-            // The bucket is as wide as what it begins with.
+            // A bucket is as wide as its lower bound.
             let part = u128::from(least) * u128::from(rank - before) / u128::from(here.max(1));
             return least + part as u64;
         }
@@ -187,7 +187,7 @@ fn quantile(buckets: &[u64; BUCKETS], count: u64, percent: u64) -> u64 {
     u64::MAX
 }
 
-/// A request under way: its time is recorded when this is dropped.
+/// A request in progress; records its latency when dropped.
 pub(super) struct Timed<C: Deref<Target = Counters>> {
     counters: C,
     op: Op,
@@ -203,7 +203,7 @@ impl<C: Deref<Target = Counters>> Timed<C> {
         }
     }
 
-    /// Ends it: for closures, which keep only what they use.
+    /// Records the latency now. Calling it in a closure also makes the closure capture the value.
     pub(super) fn end(self) {}
 }
 
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_has_its_own_times() {
+    fn each_kind_has_its_own_histogram() {
         for (index, op) in Op::ALL.into_iter().enumerate() {
             assert_eq!(op as usize, index, "{}", op.name());
         }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_too_short_or_too_long() {
+    fn extreme_latencies_are_recorded() {
         let counters = Counters::default();
         for time in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
             counters.record(Op::Make, time);

@@ -1,10 +1,11 @@
-//! The one place where errors become errnos.
+//! Converts errors to errnos; no other module does.
 
 use fuser::Errno;
 
-use crate::{squashfs, state, union};
+use crate::{squashfs, union};
 
-/// Turns a union error into what the calling program sees, and logs what it should not have to guess.
+/// Returns the errno that the calling program receives, and logs errors whose cause it does not
+/// tell.
 pub(super) fn errno(operation: &'static str, ino: u64, error: &union::Error) -> Errno {
     match error {
         union::Error::Posix(code) => Errno::from_i32(*code as i32),
@@ -18,7 +19,7 @@ pub(super) fn errno(operation: &'static str, ino: u64, error: &union::Error) -> 
         }
         union::Error::State(error) => {
             tracing::error!(operation, ino, "{error}");
-            if state_is_full(error) {
+            if error.is_no_space() {
                 Errno::ENOSPC
             } else {
                 Errno::EIO
@@ -46,8 +47,4 @@ fn from_io(operation: &'static str, ino: u64, io: &std::io::Error) -> Errno {
             Errno::EIO
         }
     }
-}
-
-fn state_is_full(error: &state::StateError) -> bool {
-    error.is_no_space()
 }

@@ -1,5 +1,5 @@
-//! What stands between the kernel's requests and the file system: a panic is the end of one request, not of
-//! the mount, and there is a moment after which no request is served any more.
+//! Wraps the file system: a panic fails one request instead of the mount, and a gate that can be
+//! closed refuses further requests.
 
 use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,16 +18,16 @@ use fuser::{
 
 use crate::fault;
 
-/// Runs `work`; a panic in it goes no further. What it would have answered is answered `EIO`, since a reply
-/// of fuser that is dropped says so. The panic hook has logged where it was; this adds what it ended.
+/// Runs `work` and catches a panic. The request fails with `EIO`, since fuser sends that for a
+/// reply that is dropped. The panic hook has logged the location; this adds what failed.
 pub(super) fn contain(what: &str, work: impl FnOnce()) {
-    // Locks are taken whether or not they are poisoned; see `Union` for what they guard.
+    // Poisoned locks are taken nevertheless; see `Union` for the data that they guard.
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
-        tracing::error!("a fault of envfs ended one {what}; the mount goes on");
+        tracing::error!("internal error: one {what} failed; the mount continues");
     }
 }
 
-/// Counts the requests that are being served, and refuses further ones once it is closed.
+/// Counts the requests in progress, and refuses further ones once it is closed.
 #[derive(Debug, Default)]
 pub struct Gate {
     is_closed: AtomicBool,
@@ -35,23 +35,23 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Lets a request in, or returns `None` once the gate is closed.
+    /// Admits a request, or returns `None` once the gate is closed.
     fn enter(self: &Arc<Gate>) -> Option<Pass> {
         let pass = self.hand_over();
         (!self.is_closed.load(Ordering::SeqCst)).then_some(pass)
     }
 
-    /// Counts a part of a request that is inside already, to be done by another thread.
+    /// Counts a part of an admitted request that another thread will handle.
     pub(super) fn hand_over(self: &Arc<Gate>) -> Pass {
         self.inside.fetch_add(1, Ordering::SeqCst);
         Pass(self.clone())
     }
 
-    /// Refuses requests from now on, and waits until those inside have been served. Returns false where
-    /// that takes longer than `patience`.
-    pub fn close(&self, patience: Duration) -> bool {
+    /// Refuses requests from now on and waits for those in progress. Returns false if that takes
+    /// longer than `timeout`.
+    pub fn close(&self, timeout: Duration) -> bool {
         self.is_closed.store(true, Ordering::SeqCst);
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         while self.inside.load(Ordering::SeqCst) > 0 {
             if Instant::now() > deadline {
                 return false;
@@ -62,7 +62,7 @@ impl Gate {
     }
 }
 
-/// Held while a request is being served.
+/// Held while a request is in progress.
 #[derive(Debug)]
 pub(super) struct Pass(Arc<Gate>);
 
@@ -72,7 +72,7 @@ impl Drop for Pass {
     }
 }
 
-/// A file system that tells which gate its requests pass, so that its own threads can be waited for too.
+/// A file system with a gate for its requests, so that its own threads can be waited for too.
 pub trait Guarded: Filesystem {
     /// Returns the gate.
     fn gate(&self) -> Arc<Gate> {
@@ -92,7 +92,7 @@ impl<F: Guarded> Guard<F> {
         Guard { inner, gate }
     }
 
-    /// Serves one request. Without an answer the caller gets `EIO`.
+    /// Handles one request. The caller receives `EIO` if the handler does not reply.
     fn serve(&self, what: &str, handler: impl FnOnce(&F)) {
         let Some(_pass) = self.gate.enter() else {
             return;
@@ -109,7 +109,7 @@ impl<F: Guarded> Guard<F> {
     }
 }
 
-/// Each request goes through [`Guard::serve`] to the method of the same name.
+/// Forwards requests through [`Guard::serve`] to the method of the same name.
 macro_rules! forward {
     ($($name:ident($($argument:ident: $kind:ty),*);)*) => {$(
         fn $name(&self, request: &Request, $($argument: $kind),*) {
@@ -118,8 +118,8 @@ macro_rules! forward {
     )*};
 }
 
-/// All of them, except what calls others of these: a method that were missing here would be answered by its default and not by the file
-/// system.
+/// Forwards every method that does not itself call others of the trait: a method missing here would
+/// be answered by its default instead of the file system.
 impl<F: Guarded> Filesystem for Guard<F> {
     fn init(&mut self, request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         self.inner.init(request, config)
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_gate_lets_nothing_in_and_waits_for_what_is_inside() {
+    fn a_closed_gate_refuses_requests_and_waits_for_those_in_progress() {
         let gate = Arc::new(Gate::default());
         let pass = gate.enter().unwrap();
         let part = pass.0.hand_over();

@@ -1,11 +1,12 @@
-//! The kernel's side: a thin adapter from FUSE requests to [`Union`].
+//! A thin adapter from the kernel's FUSE requests to [`Union`].
 //!
-//! Stateless: `OPEN`, `OPENDIR`, `FLUSH` and `CREATE` are answered `ENOSYS` once, after which the
-//! kernel opens, closes and lists what it has cached without asking. Everything under the mount is
-//! changed by the kernel's own requests, or by us followed by an exact invalidation, so whatever it
-//! caches may be kept for ever. Permissions are the kernel's business (`default_permissions`), or
-//! nobody's in a mount with `fakeroot`: the user of a request says nothing about a request, since
-//! writes arrive late and under uid 0.
+//! The mount is stateless: `OPEN`, `OPENDIR`, `FLUSH` and `CREATE` are answered `ENOSYS` once,
+//! after which the kernel opens and closes files and lists cached directories without a request.
+//! Everything under the mount is changed either by requests of the kernel, or by envfs followed by
+//! an exact invalidation, so the kernel may cache indefinitely.
+//!
+//! The kernel checks permissions (`default_permissions`), except in a mount with `fakeroot`, where
+//! nothing does. Handlers cannot check them: writes arrive late and under uid 0.
 
 mod attr;
 mod content;
@@ -36,7 +37,7 @@ use fuser::{
 use crate::object::{Attr, Ino, Kind};
 use crate::sys::process;
 use crate::union::{self, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
-use attr::{ABSENT, file_attr, file_type, set_time};
+use attr::{NEGATIVE_ENTRY, file_attr, file_type, set_time};
 use counters::Timed;
 pub use counters::{Counters, Latency, Op};
 use errno::errno;
@@ -46,18 +47,27 @@ pub use owners::Owners;
 use pool::Pool;
 use session::{Invalidator, SessionError};
 
-/// How long the kernel may keep what it was told: until told otherwise.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Most bytes of one write request.
+/// How long the kernel may cache names and attributes: in effect until they are invalidated.
+const CACHE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Maximum size of a write request in bytes.
 const MAX_WRITE: u32 = 1 << 20;
-/// Entries looked at for one answer to a directory listing; the answer is 32 KiB at most.
+/// Number of entries read for one reply to a directory listing; the reply has at most 32 KiB.
 const LISTING_BATCH: usize = 512;
-/// More threads than this seldom wait for different blocks.
+/// Maximum number of worker threads: more seldom wait for different blocks.
 const MAX_WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
-/// The generation of what is no directory: identities are never used twice.
+/// The generation of all objects but directories: an identity is never reused.
 const GENERATION: Generation = Generation(0);
 
-/// A union, served to the kernel.
+/// What a lookup by file handle returns.
+#[derive(Debug, Clone, Copy)]
+enum HandleTarget {
+    /// The object of the handle.
+    Object,
+    /// The directory that contains it.
+    Parent,
+}
+
+/// A FUSE file system that serves a union.
 #[derive(Debug)]
 pub struct EnvFs {
     union: Arc<Union>,
@@ -66,14 +76,14 @@ pub struct EnvFs {
     gate: Arc<Gate>,
     pool: Pool,
     notices: Arc<Notices>,
-    /// Whether some file is just begun to be written to the disk.
-    is_writing_behind: Arc<AtomicBool>,
-    /// Whether changes of names and attributes are made durable before they are answered.
+    /// Whether a thread is starting the writeback of a file.
+    is_writeback_running: Arc<AtomicBool>,
+    /// Whether changes of names and attributes are made durable before the reply.
     syncs_each_change: bool,
 }
 
 impl EnvFs {
-    /// Serves a union, with threads for what takes long.
+    /// Creates the file system and starts its threads.
     pub fn new(union: Arc<Union>, owners: Owners) -> Result<EnvFs, SessionError> {
         let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let gate = Arc::new(Gate::default());
@@ -86,19 +96,19 @@ impl EnvFs {
             pool: pool.map_err(SessionError::Threads)?,
             notices: Arc::new(notices.map_err(SessionError::Threads)?),
             gate,
-            is_writing_behind: Arc::default(),
+            is_writeback_running: Arc::default(),
             syncs_each_change: false,
         })
     }
 
-    /// Makes each change of names and attributes durable before it is answered, as for a mount with `sync`;
-    /// the kernel sees to what is written.
+    /// Makes each change of names and attributes durable before the reply, as for a mount with
+    /// `sync`; the kernel does so for content.
     pub fn sync_each_change(&mut self) {
         self.syncs_each_change = true;
     }
 
-    /// Passes on what a change of these objects came to, durable where that is wanted.
-    fn settled<T>(&self, done: union::Result<T>, changed: &[Ino]) -> union::Result<T> {
+    /// Syncs the changed objects after a successful operation if the mount is synchronous.
+    fn synced<T>(&self, done: union::Result<T>, changed: &[Ino]) -> union::Result<T> {
         let done = done?;
         if self.syncs_each_change {
             changed
@@ -108,32 +118,37 @@ impl EnvFs {
         Ok(done)
     }
 
-    /// The way to the kernel, to be opened when it is mounted.
+    /// Returns the sender of notifications, to be connected once the file system is mounted.
     pub fn notices(&self) -> Arc<Notices> {
         self.notices.clone()
     }
 
-    /// The counts of requests, which go on counting.
+    /// Returns the live statistics of requests.
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
     }
 
-    /// Begins to measure a request that is answered before its handler returns.
+    /// Starts measuring a request that is answered before its handler returns.
     fn timed(&self, op: Op) -> Timed<&Counters> {
         Timed::begin(&self.counters, op)
     }
 
-    /// Begins to measure a request that may be answered elsewhere.
-    fn timed_there(&self, op: Op) -> Timed<Arc<Counters>> {
+    /// Starts measuring a request that another thread may answer.
+    fn timed_elsewhere(&self, op: Op) -> Timed<Arc<Counters>> {
         Timed::begin(self.counters.clone(), op)
     }
 
+    /// Replies with an entry, which the kernel counts as one lookup.
     fn entry(&self, parent: Ino, ino: Ino, attr: &Attr, reply: ReplyEntry) {
         self.union.nodes().remember(ino, parent);
-        reply.entry(&FOREVER, &self.shown(ino, attr), self.generation(ino, attr));
+        reply.entry(
+            &CACHE_TIMEOUT,
+            &self.file_attr(ino, attr),
+            self.generation(ino, attr),
+        );
     }
 
-    fn shown(&self, ino: Ino, attr: &Attr) -> FileAttr {
+    fn file_attr(&self, ino: Ino, attr: &Attr) -> FileAttr {
         file_attr(&self.owners, ino, attr)
     }
 
@@ -144,7 +159,7 @@ impl EnvFs {
         }
     }
 
-    /// The directory that has a name, if it is one.
+    /// Returns the object with this name if it is a directory.
     fn directory(&self, dir: Ino, name: &[u8]) -> Option<Ino> {
         let found = self.union.lookup(dir, name).ok().flatten();
         found
@@ -152,29 +167,30 @@ impl EnvFs {
             .map(|(ino, _)| ino)
     }
 
-    /// Takes away the set-id bits that a change of content or owner takes, by a caller without
-    /// `CAP_FSETID`, before the change. The kernel expects the bits to go, and is told that they did: it
-    /// decides by the mode that it knows what a program may do, and most answers carry none.
+    /// Clears the set-id bits before a change of content or owner by a caller without `CAP_FSETID`.
+    /// Also invalidates the attributes in the kernel: it executes files by the mode that it has
+    /// cached, and most replies carry none.
     fn drop_set_id(&self, req: &Request, ino: Ino) -> union::Result<()> {
         let is_member = |gid| {
-            let (_, gid) = self.owners.shown((0, gid));
-            // A process of another container has no number here, and is taken for no member.
+            let (_, gid) = self.owners.visible((0, gid));
+            // A process in another PID namespace cannot be found, and does not count as a member.
             gid == req.gid() || process::is_in_group(req.pid(), gid)
         };
         if self.union.drop_set_id(ino, is_member)? {
-            self.notices.attributes(ino);
+            self.notices.invalidate_attributes(ino);
         }
         Ok(())
     }
 
-    /// Answers a lookup of `.`, or of `..`: the kernel has a file handle of an object that it has forgotten.
-    fn find(&self, ino: Ino, wants_parent: bool, reply: ReplyEntry) {
+    /// Answers a lookup of `.` or `..`, which the kernel sends for a file handle (see
+    /// `open_by_handle_at(2)`) of an object that it has not cached.
+    fn lookup_handle(&self, ino: Ino, target: HandleTarget, reply: ReplyEntry) {
         let (union, owners) = (self.union.clone(), self.owners.clone());
-        // What is below may have to be searched for its name.
+        // The image may have to be searched for the name of the object.
         self.pool.run(move || {
-            let found = match wants_parent {
-                false => union.find(ino),
-                true => union.find_parent(ino),
+            let found = match target {
+                HandleTarget::Object => union.find(ino),
+                HandleTarget::Parent => union.find_parent(ino),
             };
             match found {
                 Ok((ino, parent, attr)) => {
@@ -183,16 +199,16 @@ impl EnvFs {
                         Kind::Directory => Generation(union.nodes().generation(ino)),
                         _ => GENERATION,
                     };
-                    reply.entry(&FOREVER, &file_attr(&owners, ino, &attr), generation);
+                    reply.entry(&CACHE_TIMEOUT, &file_attr(&owners, ino, &attr), generation);
                 }
                 Err(e) => reply.error(errno("lookup", ino.0, &e)),
             }
         });
     }
 
-    /// Does it here and now, or has it done where nobody waits for it.
-    fn run(&self, is_long: bool, job: impl FnOnce() + Send + 'static) {
-        if is_long {
+    /// Runs `job` at once, or in the pool if it is slow.
+    fn run(&self, is_slow: bool, job: impl FnOnce() + Send + 'static) {
+        if is_slow {
             self.pool.run(job);
         } else {
             job();
@@ -200,7 +216,7 @@ impl EnvFs {
     }
 
     #[allow(clippy::too_many_arguments, reason = "the arguments of mknod(2)")]
-    fn make(
+    fn create_object(
         &self,
         req: &Request,
         parent: INodeNo,
@@ -213,9 +229,9 @@ impl EnvFs {
     ) {
         let _timed = self.timed(Op::Make);
         let dir = Ino(parent.0);
-        let (uid, gid) = self.owners.kept((req.uid(), req.gid()));
+        let (uid, gid) = self.owners.stored((req.uid(), req.gid()));
         let creator = Creator { uid, gid };
-        let made = self.union.make(
+        let created = self.union.make(
             dir,
             name.as_bytes(),
             kind,
@@ -224,27 +240,27 @@ impl EnvFs {
             target,
             creator,
         );
-        match self.settled(made, &[dir]) {
+        match self.synced(created, &[dir]) {
             Ok((ino, attr)) => self.entry(dir, ino, &attr, reply),
-            Err(e) => reply.error(errno("make", parent.0, &e)),
+            Err(e) => reply.error(errno("create", parent.0, &e)),
         }
     }
 }
 
-/// Tells the kernel what to forget. Never called from a request handler: the kernel may hold locks
-/// that it waits for the handler with.
+/// Invalidates stale entries in the kernel. Must not be called from a request handler: the kernel
+/// may hold a lock that the invalidation takes while it waits for the handler.
 pub fn invalidate(invalidator: &Invalidator, stale: &[Invalidation]) {
     for what in stale {
-        let told = match what {
+        let done = match what {
             Invalidation::Entry { dir, name } => invalidator.entry(*dir, OsStr::from_bytes(name)),
             Invalidation::Attributes(ino) => invalidator.attributes(*ino),
             Invalidation::Object(ino) => invalidator.object(*ino),
         };
-        if let Err(e) = told
+        if let Err(e) = done
             && e.raw_os_error() != Some(nix::libc::ENOENT)
         {
-            // ENOENT: the kernel does not hold it, so there is nothing to forget.
-            tracing::warn!("invalidating {what:?}: {e}");
+            // ENOENT: the kernel has not cached it.
+            tracing::warn!("cannot invalidate {what:?} in the kernel: {e}");
         }
     }
 }
@@ -270,10 +286,10 @@ impl Filesystem for EnvFs {
         ];
         for flag in wanted {
             if let Err(missing) = config.add_capabilities(flag) {
-                tracing::info!(?missing, "the kernel has no such FUSE feature");
+                tracing::info!(?missing, "the kernel does not support a FUSE feature");
             }
         }
-        // The nearest possible value is as good.
+        // On failure fuser returns the nearest supported value, which will do.
         config
             .set_max_write(MAX_WRITE)
             .unwrap_or_else(|nearest| nearest);
@@ -283,7 +299,7 @@ impl Filesystem for EnvFs {
         config
             .set_congestion_threshold(48)
             .unwrap_or_else(|nearest| nearest);
-        // The root is known to the kernel from the start.
+        // The kernel holds the root from the start.
         self.union.nodes().remember(Ino::ROOT, Ino::ROOT);
         Ok(())
     }
@@ -292,28 +308,28 @@ impl Filesystem for EnvFs {
         let _timed = self.timed(Op::Lookup);
         let dir = Ino(parent.0);
         match name.as_bytes() {
-            b"." => return self.find(dir, false, reply),
-            b".." => return self.find(dir, true, reply),
+            b"." => return self.lookup_handle(dir, HandleTarget::Object, reply),
+            b".." => return self.lookup_handle(dir, HandleTarget::Parent, reply),
             _ => {}
         }
         match self.union.lookup(dir, name.as_bytes()) {
             Ok(Some((ino, attr))) => self.entry(dir, ino, &attr, reply),
-            Ok(None) => reply.entry(&FOREVER, &ABSENT, GENERATION),
+            Ok(None) => reply.entry(&CACHE_TIMEOUT, &NEGATIVE_ENTRY, GENERATION),
             Err(e) => reply.error(errno("lookup", parent.0, &e)),
         }
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        if let Some(left) = self.union.forget(Ino(ino.0), nlookup) {
-            // Nobody waits for the space of a removed file, but others for this thread.
-            self.pool.let_go(left);
+        if let Some(remainder) = self.union.forget(Ino(ino.0), nlookup) {
+            // Freeing the space of a removed file need not delay further requests.
+            self.pool.close_later(remainder);
         }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let _timed = self.timed(Op::GetAttr);
         match self.union.attr(Ino(ino.0)) {
-            Ok(attr) => reply.attr(&FOREVER, &self.shown(Ino(ino.0), &attr)),
+            Ok(attr) => reply.attr(&CACHE_TIMEOUT, &self.file_attr(Ino(ino.0), &attr)),
             Err(e) => reply.error(errno("getattr", ino.0, &e)),
         }
     }
@@ -336,24 +352,25 @@ impl Filesystem for EnvFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let (uid, gid) = match self.owners.chosen(uid, gid) {
+        let (uid, gid) = match self.owners.stored_for_chown(uid, gid) {
             Ok(owner) => owner,
             Err(e) => return reply.error(errno("setattr", ino.0, &e.into())),
         };
-        // Of a chown that names no owner nothing is left but the request. The same is sent before a write
-        // that takes privileges away, by whoever may write. From the owner both mean that they go; from
-        // others it is no chown, which is the owner's; and root may be writing, which keeps set-id bits.
-        let is_nothing = mode.is_none()
+        // A chown that names neither owner nor group arrives as an empty request. The kernel sends
+        // the same before a write that drops privileges. From the file's owner, both drop them.
+        // From other users it cannot be a chown, which only the owner may do; root may be writing,
+        // which keeps the set-id bits.
+        let is_empty = mode.is_none()
             && uid.is_none()
             && gid.is_none()
             && size.is_none()
             && atime.is_none()
             && mtime.is_none();
-        let uid = match is_nothing && req.uid() != 0 {
+        let uid = match is_empty && req.uid() != 0 {
             true => match self.union.attr(Ino(ino.0)) {
                 Ok(attr) => {
-                    let (shown, _) = self.owners.shown((attr.uid, attr.gid));
-                    (shown == req.uid()).then_some(attr.uid)
+                    let (visible, _) = self.owners.visible((attr.uid, attr.gid));
+                    (visible == req.uid()).then_some(attr.uid)
                 }
                 Err(e) => return reply.error(errno("setattr", ino.0, &e)),
             },
@@ -373,12 +390,12 @@ impl Filesystem for EnvFs {
             mtime: mtime.map(set_time),
             kill_privileges: size.is_some() && !keeps_privileges(req),
         };
-        let timed = self.timed_there(Op::SetAttr);
-        let is_long =
+        let timed = self.timed_elsewhere(Op::SetAttr);
+        let is_slow =
             size.is_some_and(|size| size > 0) && self.union.needs_large_copy_up(Ino(ino.0));
         let (union, owners) = (self.union.clone(), self.owners.clone());
         let syncs = self.syncs_each_change;
-        self.run(is_long, move || {
+        self.run(is_slow, move || {
             let done = union.set_attr(Ino(ino.0), &set).and_then(|attr| {
                 if syncs {
                     union.sync(Ino(ino.0), false)?;
@@ -386,7 +403,7 @@ impl Filesystem for EnvFs {
                 Ok(attr)
             });
             match done {
-                Ok(attr) => reply.attr(&FOREVER, &file_attr(&owners, Ino(ino.0), &attr)),
+                Ok(attr) => reply.attr(&CACHE_TIMEOUT, &file_attr(&owners, Ino(ino.0), &attr)),
                 Err(e) => reply.error(errno("setattr", ino.0, &e)),
             }
             timed.end();
@@ -413,7 +430,9 @@ impl Filesystem for EnvFs {
     ) {
         match Kind::from_mode(mode) {
             None | Some(Kind::Directory | Kind::Symlink) => reply.error(Errno::EINVAL),
-            Some(kind) => self.make(req, parent, name, kind, mode, u64::from(rdev), None, reply),
+            Some(kind) => {
+                self.create_object(req, parent, name, kind, mode, u64::from(rdev), None, reply)
+            }
         }
     }
 
@@ -426,7 +445,7 @@ impl Filesystem for EnvFs {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        self.make(req, parent, name, Kind::Directory, mode, 0, None, reply);
+        self.create_object(req, parent, name, Kind::Directory, mode, 0, None, reply);
     }
 
     fn symlink(
@@ -438,7 +457,7 @@ impl Filesystem for EnvFs {
         reply: ReplyEntry,
     ) {
         let target = target.as_os_str().as_bytes();
-        self.make(
+        self.create_object(
             req,
             parent,
             name,
@@ -453,7 +472,7 @@ impl Filesystem for EnvFs {
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Remove);
         let done = self.union.unlink(Ino(parent.0), name.as_bytes());
-        match self.settled(done, &[Ino(parent.0)]) {
+        match self.synced(done, &[Ino(parent.0)]) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("unlink", parent.0, &e)),
         }
@@ -462,7 +481,7 @@ impl Filesystem for EnvFs {
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Remove);
         let done = self.union.rmdir(Ino(parent.0), name.as_bytes());
-        match self.settled(done, &[Ino(parent.0)]) {
+        match self.synced(done, &[Ino(parent.0)]) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("rmdir", parent.0, &e)),
         }
@@ -498,13 +517,15 @@ impl Filesystem for EnvFs {
             }
         }
         let done = self.union.rename(from, name, to, newname, mode);
-        match self.settled(done, &[from, to]) {
+        match self.synced(done, &[from, to]) {
             Ok(()) if moved.is_empty() => reply.ok(),
             Ok(()) => {
-                // Their listings, which the kernel keeps, say who is above.
+                // The listings of moved directories, which the kernel caches, contain `..`.
                 let notices = self.notices.clone();
                 self.notices.run(move || {
-                    moved.iter().for_each(|dir| notices.settle(*dir, 0, None));
+                    moved
+                        .iter()
+                        .for_each(|dir| notices.invalidate_range(*dir, 0, None));
                     reply.ok();
                 });
             }
@@ -523,16 +544,16 @@ impl Filesystem for EnvFs {
         let _timed = self.timed(Op::Link);
         let dir = Ino(newparent.0);
         let done = self.union.link(Ino(ino.0), dir, newname.as_bytes());
-        match self.settled(done, &[dir]) {
+        match self.synced(done, &[dir]) {
             Ok(attr) => self.entry(dir, Ino(ino.0), &attr, reply),
             Err(e) => reply.error(errno("link", ino.0, &e)),
         }
     }
 
-    /// Asked only where the kernel checks nothing: whoever comes in is the mount's own root.
+    /// Checks access as for root: the kernel sends this request only in a mount with `fakeroot`.
     fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         match self.union.attr(Ino(ino.0)) {
-            // What nobody may execute root may not either.
+            // Not even root may execute a file without any execute permission.
             Ok(attr)
                 if mask.contains(AccessFlags::X_OK)
                     && attr.kind == Kind::File
@@ -559,7 +580,7 @@ impl Filesystem for EnvFs {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        // From now on the kernel makes files with MKNOD and opens them without asking.
+        // From now on the kernel creates files with MKNOD and opens them without a request.
         reply.error(Errno::ENOSYS);
     }
 
@@ -664,12 +685,13 @@ impl Filesystem for EnvFs {
                 Ok(attr) => attr,
                 // Removed since it was listed.
                 Err(union::Error::Posix(nix::errno::Errno::ESTALE)) => continue,
-                // Those before it have been counted: they are told, and the next request begins here.
+                // The entries before it have been counted, so they are returned; the next request
+                // starts here.
                 Err(_) if n > 0 => break,
                 Err(e) => return reply.error(errno("readdirplus", ino.0, &e)),
             };
             let is_dot = matches!(&*item.name, b"." | b"..");
-            // Counted before it is handed over, so that a FORGET cannot overtake the count.
+            // Counted before the reply, so that a FORGET cannot overtake the count.
             if !is_dot {
                 self.union.nodes().remember(item.ino, dir);
             }
@@ -679,12 +701,12 @@ impl Filesystem for EnvFs {
                 number,
                 item.next,
                 name,
-                &FOREVER,
-                &self.shown(item.ino, &attr),
+                &CACHE_TIMEOUT,
+                &self.file_attr(item.ino, &attr),
                 self.generation(item.ino, &attr),
             ) {
                 if !is_dot {
-                    // Listed a moment ago, so nothing that takes long is left of it.
+                    // The object still has a name, so dropping the remainder is not slow.
                     drop(self.union.forget(item.ino, 1));
                 }
                 break;
@@ -741,7 +763,7 @@ impl Filesystem for EnvFs {
         let done = self
             .union
             .set_xattr(Ino(ino.0), name.as_bytes(), value, mode);
-        match self.settled(done, &[Ino(ino.0)]) {
+        match self.synced(done, &[Ino(ino.0)]) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("setxattr", ino.0, &e)),
         }
@@ -758,7 +780,7 @@ impl Filesystem for EnvFs {
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _timed = self.timed(Op::Xattr);
         match self.union.xattr_names(Ino(ino.0)) {
-            // Of CAP_SYS_ADMIN nothing is known but the user.
+            // Whether the caller has CAP_SYS_ADMIN is not known, only the user.
             Ok(names) if req.uid() == 0 => answer_sized(&names, size, reply),
             Ok(names) => answer_sized(&without_trusted(&names), size, reply),
             Err(e) => reply.error(errno("listxattr", ino.0, &e)),
@@ -768,7 +790,7 @@ impl Filesystem for EnvFs {
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Xattr);
         let done = self.union.remove_xattr(Ino(ino.0), name.as_bytes());
-        match self.settled(done, &[Ino(ino.0)]) {
+        match self.synced(done, &[Ino(ino.0)]) {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno("removexattr", ino.0, &e)),
         }
@@ -814,7 +836,7 @@ impl Filesystem for EnvFs {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // As a file system without commands of its own: isatty() and inode flags ask.
+        // As a file system without ioctls; isatty() and chattr use them.
         reply.error(Errno::ENOTTY);
     }
 
@@ -840,21 +862,21 @@ impl Filesystem for EnvFs {
     }
 }
 
-/// Whether a change of content by this caller leaves set-id bits where they are. Of a write the kernel says
-/// so; of the others nothing is known but the user, and it is root who has `CAP_FSETID`.
+/// Returns whether a change of content by this caller keeps set-id bits. Write requests carry a
+/// flag for it; for other requests only the user is known, and root has `CAP_FSETID`.
 fn keeps_privileges(req: &Request) -> bool {
     req.uid() == 0
 }
 
-/// The names of extended attributes, each ended by a NUL, that are shown to everybody.
+/// Returns the attribute names, each ended by a NUL, without those that only root may see.
 fn without_trusted(names: &[u8]) -> Vec<u8> {
-    let shown = names
+    let visible = names
         .split_inclusive(|&byte| byte == 0)
         .filter(|name| !name.starts_with(b"trusted."));
-    shown.flatten().copied().collect()
+    visible.flatten().copied().collect()
 }
 
-/// Answers a request that asks for the size first.
+/// Replies to a request that may query only the size of the value.
 fn answer_sized(bytes: &[u8], size: u32, reply: ReplyXattr) {
     if size == 0 {
         reply.size(bytes.len() as u32);

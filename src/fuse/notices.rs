@@ -1,7 +1,8 @@
-//! What the kernel is told in the middle of a request.
+//! Sends notifications to the kernel on behalf of a request in progress.
 //!
-//! Being told, it may wait for other requests, and these for the workers: so it is told from a thread
-//! that nobody waits for but who asked.
+//! A notification may block until the kernel has finished other requests, which in turn may wait
+//! for the workers of the pool. So notifications are sent by a thread of their own, on which only
+//! the request that caused them waits.
 
 use std::fmt;
 use std::io;
@@ -17,7 +18,7 @@ use crate::object::Ino;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A way to the kernel for those who answer its requests, once there is one.
+/// Sends notifications for request handlers, once the file system is mounted.
 pub struct Notices {
     invalidator: OnceLock<Invalidator>,
     jobs: Sender<Job>,
@@ -25,7 +26,7 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Starts the thread, which ends when this is dropped.
+    /// Starts the thread, which ends when the value is dropped.
     pub(super) fn start(gate: Arc<Gate>) -> io::Result<Notices> {
         let (sender, jobs) = unbounded::<Job>();
         thread::Builder::new()
@@ -45,13 +46,13 @@ impl Notices {
         })
     }
 
-    /// From now on the kernel can be told. Before, nothing has changed behind its back.
-    pub fn open(&self, invalidator: Invalidator) {
-        // A second one is of the same mount.
+    /// Enables notifications. Before the file system is mounted the kernel caches nothing.
+    pub fn connect(&self, invalidator: Invalidator) {
+        // A second invalidator would belong to the same mount.
         self.invalidator.get_or_init(|| invalidator);
     }
 
-    /// Runs `job` where it may tell the kernel.
+    /// Runs `job` on the thread that may send notifications.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let pass = self.gate.hand_over();
         let job = move || {
@@ -63,29 +64,29 @@ impl Notices {
         }
     }
 
-    /// Has the kernel ask for an object's attributes when it needs them next. In contrast to content they
-    /// are forgotten without a lock, so this may be called while a request of the object is answered.
-    pub(super) fn attributes(&self, ino: Ino) {
+    /// Invalidates the attributes of an object in the kernel. Unlike content, attributes are
+    /// invalidated without a lock, so a handler of a request for the object may call this.
+    pub(super) fn invalidate_attributes(&self, ino: Ino) {
         let Some(invalidator) = self.invalidator.get() else {
             return;
         };
         if let Err(e) = invalidator.attributes(ino)
             && e.raw_os_error() != Some(nix::libc::ENOENT)
         {
-            tracing::warn!(%ino, "invalidating attributes: {e}");
+            tracing::warn!(%ino, "cannot invalidate attributes in the kernel: {e}");
         }
     }
 
-    /// Has the kernel write back what it holds of a part of a file, and forget it; without an `end`, of
-    /// all that follows.
-    pub(super) fn settle(&self, ino: Ino, start: u64, end: Option<u64>) {
+    /// Makes the kernel write back and invalidate its pages of a range of a file; without an `end`,
+    /// up to the end of the file.
+    pub(super) fn invalidate_range(&self, ino: Ino, start: u64, end: Option<u64>) {
         let Some(invalidator) = self.invalidator.get() else {
             return;
         };
         if let Err(e) = invalidator.range(ino, start, end)
             && e.raw_os_error() != Some(nix::libc::ENOENT)
         {
-            tracing::warn!(%ino, "settling a part of a file: {e}");
+            tracing::warn!(%ino, "cannot invalidate pages in the kernel: {e}");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! Who owns what, as the users of a mount see it.
+//! Maps owners between what images and rows store and what users of a mount see.
 //!
-//! Images and rows keep numbers of whoever made the image; here is the one place where they become
-//! somebody on this machine, and back. What the rows say is therefore true whoever mounts, and a
-//! commit writes it as it is.
+//! Images and rows store the ids of the user who created the image. Only this module maps them to
+//! ids of this machine and back, so rows do not depend on who mounts, and a commit writes them
+//! unchanged.
 
 use nix::errno::Errno;
 
 use crate::sys::process;
 
-/// How the owners that are kept are shown. The default shows all as they are.
+/// The mapping of stored owners to visible ones. The default is the identity.
 #[derive(Debug, Clone, Default)]
 pub struct Owners {
     users: Alias,
@@ -16,9 +16,9 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// An ordinary user sees what belongs to the owners of these images (user and group of each) as
-    /// their own; all others are shown as they are, and for root all are. A group that the user is in
-    /// stays what it is: its files are theirs to read as it is.
+    /// Returns the mapping for images with these owners (user and group of each). An ordinary user
+    /// sees files of these owners as their own; other owners are not mapped, and for root none is.
+    /// A group that the user is a member of is not mapped either: they can use its files anyway.
     pub fn of_images(images: &[(u32, u32)]) -> Owners {
         let (user, group) = (process::user_id(), process::group_id());
         if user == 0 {
@@ -34,76 +34,81 @@ impl Owners {
         }
     }
 
-    /// Returns how an owner that is kept is shown.
-    pub(super) fn shown(&self, (uid, gid): (u32, u32)) -> (u32, u32) {
-        (self.users.shown(uid), self.groups.shown(gid))
+    /// Returns the visible owner for a stored one.
+    pub(super) fn visible(&self, (uid, gid): (u32, u32)) -> (u32, u32) {
+        (self.users.visible(uid), self.groups.visible(gid))
     }
 
-    /// Returns what is kept of whoever makes something.
-    pub(super) fn kept(&self, (uid, gid): (u32, u32)) -> (u32, u32) {
-        (self.users.kept(uid), self.groups.kept(gid))
+    /// Returns the owner to store for an object that this user and group create.
+    pub(super) fn stored(&self, (uid, gid): (u32, u32)) -> (u32, u32) {
+        (self.users.stored(uid), self.groups.stored(gid))
     }
 
-    /// Returns what is kept of a new owner and a new group; `EINVAL` for one who would be shown as
-    /// another, as from a kernel that maps owners and has no number for one.
-    pub(super) fn chosen(
+    /// Returns the owner and group to store for a chown. Fails with `EINVAL` for an id that would
+    /// be visible as another one, as a kernel with id mappings does for an id without a mapping.
+    pub(super) fn stored_for_chown(
         &self,
         uid: Option<u32>,
         gid: Option<u32>,
     ) -> Result<(Option<u32>, Option<u32>), Errno> {
-        let uid = uid.map(|uid| self.users.chosen(uid)).transpose()?;
-        let gid = gid.map(|gid| self.groups.chosen(gid)).transpose()?;
+        let uid = uid
+            .map(|uid| self.users.stored_for_chown(uid))
+            .transpose()?;
+        let gid = gid
+            .map(|gid| self.groups.stored_for_chown(gid))
+            .transpose()?;
         Ok((uid, gid))
     }
 }
 
-/// Numbers in images that all stand for one here.
+/// The stored ids that are visible as one id of this machine.
 #[derive(Debug, Clone, Default)]
 struct Alias {
-    here: u32,
-    /// What is kept of whoever is `here`.
-    own: u32,
-    /// All that are shown as `here`, which is not among them.
-    others: Vec<u32>,
+    /// The visible id.
+    id: u32,
+    /// The id to store for `id`.
+    stored_as: u32,
+    /// The other stored ids that are visible as `id`.
+    aliases: Vec<u32>,
 }
 
 impl Alias {
-    /// `images` has what stands for `here`, the uppermost image's first, but for those who `stay`.
-    fn new(here: u32, images: impl Iterator<Item = u32>, stay: &[u32]) -> Alias {
-        let mut own = None;
-        let mut others = Vec::new();
-        for id in images {
-            let is_other = id != here && !stay.contains(&id);
-            own.get_or_insert(if is_other { id } else { here });
-            if is_other {
-                others.push(id);
+    /// Maps the owners of `images`, topmost image first, to `id`, except those in `unmapped`.
+    fn new(id: u32, images: impl Iterator<Item = u32>, unmapped: &[u32]) -> Alias {
+        let mut stored_as = None;
+        let mut aliases = Vec::new();
+        for owner in images {
+            let is_alias = owner != id && !unmapped.contains(&owner);
+            stored_as.get_or_insert(if is_alias { owner } else { id });
+            if is_alias {
+                aliases.push(owner);
             }
         }
         Alias {
-            here,
-            own: own.unwrap_or(here),
-            others,
+            id,
+            stored_as: stored_as.unwrap_or(id),
+            aliases,
         }
     }
 
-    fn shown(&self, kept: u32) -> u32 {
-        match self.others.contains(&kept) {
-            true => self.here,
-            false => kept,
+    fn visible(&self, stored: u32) -> u32 {
+        match self.aliases.contains(&stored) {
+            true => self.id,
+            false => stored,
         }
     }
 
-    fn kept(&self, id: u32) -> u32 {
-        match id == self.here {
-            true => self.own,
+    fn stored(&self, id: u32) -> u32 {
+        match id == self.id {
+            true => self.stored_as,
             false => id,
         }
     }
 
-    fn chosen(&self, id: u32) -> Result<u32, Errno> {
-        match self.others.contains(&id) {
+    fn stored_for_chown(&self, id: u32) -> Result<u32, Errno> {
+        match self.aliases.contains(&id) {
             true => Err(Errno::EINVAL),
-            false => Ok(self.kept(id)),
+            false => Ok(self.stored(id)),
         }
     }
 }
@@ -113,43 +118,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_an_image_belongs_to_is_the_user_and_what_is_made_is_the_images() {
+    fn owners_of_images_are_visible_as_the_user_and_the_user_is_stored_as_the_topmost() {
         let alias = Alias::new(1001, [0, 7].into_iter(), &[]);
         assert_eq!(
-            [0, 7, 8, 1001].map(|id| alias.shown(id)),
+            [0, 7, 8, 1001].map(|id| alias.visible(id)),
             [1001, 1001, 8, 1001]
         );
-        assert_eq!([8, 1001].map(|id| alias.kept(id)), [8, 0]);
-        assert_eq!(alias.chosen(1001), Ok(0));
+        assert_eq!([8, 1001].map(|id| alias.stored(id)), [8, 0]);
+        assert_eq!(alias.stored_for_chown(1001), Ok(0));
         assert_eq!(
-            alias.chosen(0),
+            alias.stored_for_chown(0),
             Err(Errno::EINVAL),
-            "it would be shown as 1001"
+            "it would be visible as 1001"
         );
-        assert_eq!(alias.chosen(8), Ok(8));
+        assert_eq!(alias.stored_for_chown(8), Ok(8));
     }
 
     #[test]
-    fn a_group_that_the_user_is_in_stays_itself() {
+    fn a_group_of_the_user_is_not_mapped() {
         let alias = Alias::new(1001, [100].into_iter(), &[1001, 100]);
         assert_eq!(
-            (alias.shown(100), alias.kept(1001), alias.chosen(100)),
+            (
+                alias.visible(100),
+                alias.stored(1001),
+                alias.stored_for_chown(100)
+            ),
             (100, 1001, Ok(100))
         );
     }
 
     #[test]
-    fn in_an_image_of_ones_own_all_is_as_it_is() {
+    fn no_owner_is_mapped_in_an_image_of_the_user() {
         for alias in [Alias::default(), Alias::new(1001, [1001].into_iter(), &[])] {
             for id in [0, 5, 1001] {
                 assert_eq!(
-                    (alias.shown(id), alias.kept(id), alias.chosen(id)),
+                    (
+                        alias.visible(id),
+                        alias.stored(id),
+                        alias.stored_for_chown(id)
+                    ),
                     (id, id, Ok(id))
                 );
             }
         }
-        // What is made belongs to the uppermost image's owner, who is the user.
+        // New objects belong to the owner of the topmost image, here the user.
         let alias = Alias::new(1001, [1001, 0].into_iter(), &[]);
-        assert_eq!((alias.shown(0), alias.kept(1001)), (1001, 1001));
+        assert_eq!((alias.visible(0), alias.stored(1001)), (1001, 1001));
     }
 }

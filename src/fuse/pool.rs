@@ -1,9 +1,9 @@
-//! Threads for what takes long, so that the one thread that takes requests from the kernel is soon
-//! back for the next.
+//! A pool of threads for slow requests, so that the thread that receives requests from the kernel
+//! is soon ready for the next one.
 //!
-//! Most requests are answered in microseconds, and fastest by one thread: with several, the kernel
-//! wakes them in turn, on one processor after the other. Only what expands a block or waits for a
-//! disk is worth handing over, and that is worth doing on all processors at once.
+//! Most requests take microseconds and are answered fastest by one thread: with several, the kernel
+//! wakes them in turn, on one processor after the other. Only requests that decompress a block or
+//! wait for a disk are handed over, and those run on all processors.
 
 use std::fmt;
 use std::io;
@@ -20,16 +20,16 @@ use crate::union::Remainder;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// How long what nobody waits for may lie about: long enough to be dealt with in heaps, since
-/// waking a thread for each costs more than closing a file.
-const LEISURE: Duration = Duration::from_millis(2);
+/// Delay before removed files are closed, so that they are closed in batches: waking a thread for
+/// each costs more than closing a file.
+const CLOSE_DELAY: Duration = Duration::from_millis(2);
 
-/// Threads that run what is handed to them, in no particular order.
+/// Worker threads that run jobs in no particular order.
 ///
-/// They end when it is dropped and everything handed over has been done.
+/// They end when the pool is dropped and all jobs are done.
 pub(super) struct Pool {
     jobs: Sender<Job>,
-    left: Sender<Remainder>,
+    remainders: Sender<Remainder>,
     gate: Arc<Gate>,
 }
 
@@ -50,32 +50,33 @@ impl Pool {
                     }
                 })?;
         }
-        let (left, heap) = unbounded();
+        let (remainders, batch) = unbounded();
         thread::Builder::new()
             .name(String::from("closer"))
             .spawn(move || {
-                for first in &heap {
-                    thread::sleep(LEISURE);
+                for first in &batch {
+                    thread::sleep(CLOSE_DELAY);
                     contain("removal", || {
                         drop(first);
-                        heap.try_iter().for_each(drop);
+                        batch.try_iter().for_each(drop);
                     });
                 }
             })?;
         Ok(Pool {
             jobs: sender,
-            left,
+            remainders,
             gate,
         })
     }
 
-    /// Drops what is left of a removed object, soon: closing its file is what frees its space.
-    pub(super) fn let_go(&self, left: Remainder) {
-        // Unsent, it is dropped here.
-        drop(self.left.send(left));
+    /// Drops what is left of a removed object on another thread, soon: closing its file frees its
+    /// space.
+    pub(super) fn close_later(&self, remainder: Remainder) {
+        // If it cannot be sent, it is dropped here.
+        drop(self.remainders.send(remainder));
     }
 
-    /// Runs `job` on one of the threads, or here if they are gone.
+    /// Runs `job` on one of the threads, or on this one if they have ended.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let pass = self.gate.hand_over();
         let job = move || {
@@ -105,14 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_ends_one_job_and_none_of_the_threads() {
+    fn a_panic_ends_one_job_but_no_thread() {
         let gate = Arc::new(Gate::default());
         let pool = Pool::start(NonZeroUsize::new(2).unwrap(), gate.clone()).unwrap();
         let (sender, done) = mpsc::channel();
         for number in 0..20 {
             let sender = sender.clone();
             pool.run(move || {
-                assert!(number % 2 == 0, "a job of a test");
+                assert!(number % 2 == 0, "panic of a test job");
                 sender.send(number).unwrap();
             });
         }
@@ -122,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn jobs_run_at_the_same_time_and_all_run() {
+    fn all_jobs_run_and_run_concurrently() {
         let pool = Pool::start(NonZeroUsize::new(2).unwrap(), Arc::default()).unwrap();
         let (sender, done) = mpsc::channel();
-        // Each of the first two waits for the other: one thread alone would wait for ever.
+        // Each of the first two waits for the other: a single thread would wait forever.
         let both = Arc::new(Barrier::new(2));
         for number in 0..50 {
             let (sender, both) = (sender.clone(), both.clone());

@@ -1,9 +1,9 @@
-//! Mounts a file system and runs its event loops.
+//! Mounts a file system and serves its requests.
 //!
-//! Mounting is ours ([`crate::sys::mount`]); fuser gets a descriptor and speaks the protocol.
-//! fuser 0.18 must not mount by itself (it may unmount somebody else's later mount), must not
-//! check users (it refuses the kernel's own writeback), and never unmounts a descriptor that it
-//! was given.
+//! [`crate::sys::mount`] mounts; fuser receives a descriptor and implements the protocol.
+//! fuser 0.18 must not mount by itself (it may unmount a later mount of another process), must not
+//! check users (it refuses the kernel's own writeback), and does not unmount a descriptor that was
+//! passed to it.
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,83 +21,83 @@ use super::guard::{Gate, Guard, Guarded};
 use crate::object::Ino;
 use crate::sys::mount::{self, MountError, MountRequest, UnmountMode};
 
-/// Why a session could not begin.
+/// Why a session could not start.
 #[derive(Debug, Error)]
 pub enum SessionError {
     /// The file system could not be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// Kernel and daemon could not agree.
+    /// The kernel and the daemon could not agree on a protocol.
     #[error("the FUSE handshake for {} failed: {source}", .path.display())]
     Handshake {
         /// The mount point, unmounted again.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         source: io::Error,
     },
-    /// The event loops could not be started.
-    #[error("cannot start the event loops: {0}")]
+    /// A thread could not be started.
+    #[error("cannot start a thread for the mount: {0}")]
     Threads(#[source] io::Error),
 }
 
-/// What a session waits for.
+/// What ends a session.
 enum Event {
-    /// The event loops have ended: the mount is gone everywhere, or they failed.
+    /// The event loop has ended: nothing refers to the mount any more, or the loop failed.
     Ended(io::Result<()>),
-    /// Our mount is gone; copies in other mount namespaces may keep the loops running.
+    /// Our mount was unmounted; a copy in another mount namespace may keep the loop running.
     Unmounted,
-    /// It is to end now, whoever uses the mount.
+    /// The session is to end now, even if the mount is in use.
     Abandon,
 }
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The mount is gone, and nobody used it any more.
-    Gone,
-    /// Somebody still has the mount, detached or in another mount namespace. No request is served any
-    /// more; the kernel ends the connection when this process does.
+    /// The file system was unmounted and is not in use any more.
+    Unmounted,
+    /// The mount is still in use, detached or in another mount namespace. Requests are refused; the
+    /// kernel closes the connection when this process ends.
     Abandoned,
 }
 
-/// How long the loops may take to end after the mount is gone here, before it is taken for certain that
-/// another mount namespace has a copy.
-const COPIES_PATIENCE: Duration = Duration::from_secs(1);
-/// How long requests that are being served may take when a session is abandoned.
-const LAST_REQUESTS_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the loop may take to end after our mount was unmounted; after that, another mount
+/// namespace must have a copy.
+const COPIES_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the requests in progress may take when a session is abandoned.
+const LAST_REQUESTS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A mounted file system whose event loops run in the background.
+/// A mounted file system whose event loop runs on a thread of its own.
 #[derive(Debug)]
 pub struct Session {
     mount_point: PathBuf,
     invalidator: Invalidator,
     gate: Arc<Gate>,
     events: Receiver<Event>,
-    ender: Ender,
+    stop_handle: StopHandle,
     thread: JoinHandle<()>,
 }
 
-/// Ends a session that the kernel does not end by itself.
+/// A handle that ends a session that the kernel does not end by itself.
 #[derive(Debug, Clone)]
-pub struct Ender(Sender<Event>);
+pub struct StopHandle(Sender<Event>);
 
-impl Ender {
-    /// Says that the mount was taken away here and that nobody is known to use a copy: the session ends,
-    /// soon, even if another mount namespace has one.
+impl StopHandle {
+    /// Reports that our mount was unmounted and that no process is known to use a copy: the session
+    /// ends soon, even if another mount namespace has a copy.
     pub fn unmounted(&self) {
-        // Without a receiver the session has ended.
+        // Without a receiver the session has ended already.
         drop(self.0.send(Event::Unmounted));
     }
 
-    /// Ends the session now; whoever uses the mount gets `ENOTCONN` from then on.
+    /// Ends the session now; processes that use the mount get `ENOTCONN` from then on.
     pub fn abandon(&self) {
         drop(self.0.send(Event::Abandon));
     }
 }
 
 impl Session {
-    /// Mounts `filesystem` and starts its loops. When this returns, the kernel's handshake is
-    /// done and the mount can be used. On failure nothing stays mounted.
+    /// Mounts `filesystem` and starts serving it. When this returns, the handshake with the kernel
+    /// is done and the mount can be used. On failure nothing stays mounted.
     pub fn start<F: Guarded>(
         filesystem: F,
         request: &MountRequest,
@@ -105,10 +105,10 @@ impl Session {
         let device = mount::mount(request)?;
         let mount_point = request.mount_point.clone();
         let undo = |error| {
-            // The first failure is the one to tell of; a mount that stays behind dead is
-            // detached by the next command.
+            // The first error is the one to report; the next command detaches a dead mount that
+            // stays behind.
             if let Err(second) = mount::unmount(&mount_point, UnmountMode::Lazy) {
-                tracing::warn!(%second, "could not undo a failed mount");
+                tracing::warn!(%second, "cannot unmount after a failed mount");
             }
             error
         };
@@ -132,15 +132,15 @@ impl Session {
             notifier: session.notifier(),
         };
         let (sender, events) = channel();
-        let ender = Ender(sender.clone());
+        let stop_handle = StopHandle(sender.clone());
         let thread = std::thread::Builder::new()
             .name(String::from("session"))
             .spawn(move || {
                 let result = catch_unwind(AssertUnwindSafe(|| session.run()))
-                    .unwrap_or_else(|_| Err(io::Error::other("the session ended in a panic")));
-                // Nobody listens any more: then nobody needs to know.
+                    .unwrap_or_else(|_| Err(io::Error::other("the event loop panicked")));
+                // Without a receiver the session was abandoned.
                 if sender.send(Event::Ended(result)).is_err() {
-                    tracing::debug!("the session ended unobserved");
+                    tracing::debug!("the session ended after it was abandoned");
                 }
             })
             .map_err(|error| undo(SessionError::Threads(error)))?;
@@ -149,34 +149,35 @@ impl Session {
             invalidator,
             gate,
             events,
-            ender,
+            stop_handle,
             thread,
         })
     }
 
-    /// Returns where it is mounted.
+    /// Returns the mount point.
     pub fn mount_point(&self) -> &std::path::Path {
         &self.mount_point
     }
 
-    /// Returns the handle by which the kernel is told what changed behind its back.
+    /// Returns the handle that invalidates what the kernel has cached.
     pub fn invalidator(&self) -> Invalidator {
         self.invalidator.clone()
     }
 
-    /// Asks for the end of the session: unmounts. It has ended only when [`Session::wait`]
-    /// returns; after a lazy unmount that may take as long as somebody uses it.
+    /// Unmounts. The session has ended only when [`Session::wait`] returns; after a lazy unmount
+    /// that may take as long as the mount is in use.
     pub fn unmount(&self, mode: UnmountMode) -> Result<(), MountError> {
         mount::unmount(&self.mount_point, mode)
     }
 
-    /// Returns what ends the session where unmounting does not.
-    pub fn ender(&self) -> Ender {
-        self.ender.clone()
+    /// Returns a handle that ends the session when unmounting does not.
+    pub fn stop_handle(&self) -> StopHandle {
+        self.stop_handle.clone()
     }
 
-    /// Waits for the end. After [`End::Gone`] the file system's `destroy` has run and the file system has
-    /// been dropped; after [`End::Abandoned`] requests are refused, and the process must end soon.
+    /// Waits until the session has ended. After [`End::Unmounted`] the file system's `destroy` has
+    /// run and it has been dropped; after [`End::Abandoned`] requests are refused, and the process
+    /// must end soon.
     pub fn wait(self) -> io::Result<End> {
         let mut deadline = None;
         loop {
@@ -192,62 +193,57 @@ impl Session {
             match event {
                 Ok(Event::Ended(result)) => {
                     if self.thread.join().is_err() {
-                        return Err(io::Error::other("the session ended in a panic"));
+                        return Err(io::Error::other("the event loop panicked"));
                     }
-                    return result.map(|()| End::Gone);
+                    return result.map(|()| End::Unmounted);
                 }
                 Ok(Event::Unmounted) => {
-                    deadline = deadline.or_else(|| Some(Instant::now() + COPIES_PATIENCE));
+                    deadline = deadline.or_else(|| Some(Instant::now() + COPIES_TIMEOUT));
                 }
                 Ok(Event::Abandon) => deadline = Some(Instant::now()),
-                // The session holds a sender itself, so this is the deadline.
+                // The session holds a sender itself, so this is a timeout.
                 Err(_) => break,
             }
         }
-        if !self.gate.close(LAST_REQUESTS_PATIENCE) {
-            tracing::warn!("a request is still being served");
+        if !self.gate.close(LAST_REQUESTS_TIMEOUT) {
+            tracing::warn!("a request is still in progress");
         }
         Ok(End::Abandoned)
     }
 }
 
-/// Tells the kernel what changed without a request of its own.
+/// Invalidates what the kernel has cached, after a change that no request of the kernel made.
 ///
-/// Never to be used from inside a request's handler: the kernel may hold the very lock it needs.
+/// Request handlers must not use it: the kernel may hold the lock that an invalidation takes.
 #[derive(Debug, Clone)]
 pub struct Invalidator {
     notifier: fuser::Notifier,
 }
 
 impl Invalidator {
-    /// Makes the kernel forget one name (also that there is none).
+    /// Invalidates one name, or a negative entry.
     pub fn entry(&self, dir: Ino, name: &OsStr) -> io::Result<()> {
         self.notifier.inval_entry(INodeNo(dir.0), name)
     }
 
-    /// Makes the kernel forget one object's attributes and content.
+    /// Invalidates the attributes and content of one object.
     pub fn object(&self, ino: Ino) -> io::Result<()> {
         self.notifier.inval_inode(INodeNo(ino.0), 0, 0)
     }
 
-    /// Makes the kernel write back what it holds of a part of a file's content, and forget it; without
-    /// an `end`, of all that follows.
+    /// Writes back and invalidates the kernel's pages of a range of a file; without an `end`, up to
+    /// the end of the file.
     pub fn range(&self, ino: Ino, start: u64, end: Option<u64>) -> io::Result<()> {
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        // A length of zero means all.
+        // A length of zero means up to the end of the file.
         let length = end.map_or(0, |end| signed(end.saturating_sub(start).max(1)));
         self.notifier
             .inval_inode(INodeNo(ino.0), signed(start), length)
     }
 
-    /// Makes the kernel forget one object's attributes only.
+    /// Invalidates only the attributes of one object.
     pub fn attributes(&self, ino: Ino) -> io::Result<()> {
         self.notifier.inval_inode(INodeNo(ino.0), -1, 0)
-    }
-
-    /// Makes the kernel forget a name and tells those who watch the directory that it was removed.
-    pub fn removal(&self, dir: Ino, ino: Ino, name: &OsStr) -> io::Result<()> {
-        self.notifier.delete(INodeNo(dir.0), INodeNo(ino.0), name)
     }
 }
 
@@ -361,7 +357,7 @@ pub(crate) mod tests {
         assert!(matches!(error, MountError::Busy { .. }), "{error}");
         drop(held);
         session.unmount(UnmountMode::Plain).unwrap();
-        assert_eq!(session.wait().unwrap(), End::Gone);
+        assert_eq!(session.wait().unwrap(), End::Unmounted);
         assert!(mountinfo::of_environment(id).unwrap().is_empty());
     }
 
@@ -378,7 +374,7 @@ pub(crate) mod tests {
         serve_and_use(dir.path(), &format!("root-{}", std::process::id()));
     }
 
-    /// Runs one ignored test of this binary as an ordinary user, in a directory of his.
+    /// Runs one ignored test of this binary as an ordinary user, in a directory of that user.
     fn as_user(test: &str) {
         let user = ["tester", "nobody"]
             .iter()
@@ -393,7 +389,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))
             .unwrap();
-        // The build directory need not be open to others.
+        // Other users may have no access to the build directory.
         let place = tempfile::tempdir().unwrap();
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(place.path(), open).unwrap();
@@ -425,7 +421,7 @@ pub(crate) mod tests {
         let dir = std::path::PathBuf::from(std::env::var_os("ENVFS_TEST_DIR").unwrap());
         serve_and_use(&dir, &format!("user-{}", std::process::id()));
 
-        // Where the user may not write, the helper refuses and its words are told.
+        // Where the user may not write, the helper refuses, and the error has its message.
         let error = Session::start(Hello, &request(Path::new("/usr"), "no"));
         match error.unwrap_err() {
             SessionError::Mount(MountError::Refused { message, .. }) => {
@@ -436,7 +432,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_dead_mount_is_recognised_and_detached() {
+    fn a_dead_mount_is_recognized_and_detached() {
         if process::user_id() != 0 || mount::device_is_usable().is_err() {
             return skip("needs root and /dev/fuse");
         }
