@@ -104,7 +104,13 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
         "  revision  {revision}, image {}{message}",
         size(status.image_bytes)
     ))?;
-    if status.changes.is_empty() {
+    if status.changes.is_empty() && status.upper_files > 0 {
+        out.line(format!(
+            "  changes   none; {} in {} files on disk equal what was committed",
+            size(status.upper_bytes),
+            status.upper_files
+        ))?;
+    } else if status.changes.is_empty() {
         out.line("  changes   none")?;
     } else {
         out.line(format!(

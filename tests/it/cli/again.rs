@@ -30,10 +30,18 @@ fn a_directory_that_is_replaced_by_a_copy_is_no_change() {
         shell(&copy);
         assert_eq!(counts(&env), [0; 5], "{}", diff(&["--times"]));
         assert_eq!(diff(&["--times"]), "");
+        let status = env.envfs(&["status", "e"]).ok();
+        assert!(status.out.contains("equal what was committed"), "{status}");
         let committed = env.envfs(&["commit", "e"]).ok();
         assert!(committed.err.contains("nothing changed"), "{committed}");
         // Nothing is refused for what is equal, and all is as it was.
         env.envfs(&["rollback", "e", "1"]).ok();
+
+        // A discard gives the space back.
+        shell(&copy);
+        env.envfs(&["discard", "-y", "e"]).ok();
+        let status = env.envfs(&["status", "--json", "e"]).ok().json();
+        assert_eq!(status["upper_files"], 0, "{status}");
 
         // Times alone are told apart.
         shell(&copy.replace("; cp -rp", "; cp -r"));
