@@ -104,7 +104,7 @@ pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
 
 /// Says that the daemon behind a mount does not answer, by whatever way it is asked.
 fn silent(target: &Target) -> Failure {
-    let holder = EnvLock::current_holder(&target.layout).filter(Holder::is_here);
+    let holder = EnvLock::current_holder(&target.layout).filter(Holder::is_local);
     let failure = client::silent(holder.map(|holder| holder.pid), "does not answer");
     Failure {
         message: format!("{}: {}", target.prefix.display(), failure.message),
@@ -119,7 +119,7 @@ fn silent(target: &Target) -> Failure {
 /// Whether a daemon serves the environment itself, and not one of which it is a copy.
 fn serves(client: &Client, target: &Target) -> bool {
     let hello = client.hello();
-    let place = target.layout.place().ok();
+    let place = target.layout.home_id().ok();
     hello.environment == target.id
         && hello
             .home
@@ -159,7 +159,7 @@ fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Fail
     }
     // A note that was copied with the home is not found here.
     let noted = EnvLock::current_holder(&target.layout)
-        .filter(Holder::is_here)
+        .filter(Holder::is_local)
         .and_then(|holder| holder.socket)
         .filter(|socket| Some(socket.as_path()) != usual.as_deref());
     let Some(socket) = noted else { return Ok(None) };

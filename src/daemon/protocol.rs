@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use crate::commit::{Collected, GcOptions, Way};
-use crate::environment::{Layout, Place};
+use crate::environment::{HomeId, Layout};
 use crate::progress::{Progress, Report};
 use crate::sys::holders::{Holder, NamespaceCopy};
 use crate::sys::text::Text;
@@ -45,7 +45,7 @@ pub struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Served {
     /// Which directory it is.
-    pub place: Place,
+    pub place: HomeId,
     /// Where it was when the daemon started.
     pub path: Text,
 }
@@ -54,7 +54,7 @@ impl Served {
     /// Looks which directory a home is.
     pub fn of(layout: &Layout) -> std::io::Result<Served> {
         Ok(Served {
-            place: layout.place()?,
+            place: layout.home_id()?,
             path: Text::from(layout.home().as_os_str()),
         })
     }

@@ -278,7 +278,7 @@ impl Service for Local {
     fn listens_at(&self, socket: &Path) -> Result<(), Failure> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         match lock.as_mut() {
-            Some(lock) => Ok(lock.listens_at(socket)?),
+            Some(lock) => Ok(lock.set_socket(socket)?),
             None => Ok(()),
         }
     }

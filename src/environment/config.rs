@@ -1,16 +1,16 @@
-//! `config.toml` of a store: what the user prefers. Every key is optional.
+//! `config.toml`, the preferences of a store. Every key is optional.
 //!
 //! ```toml
 //! compression = "zstd:3"     # or gzip, xz, lz4, none, each with :LEVEL where it has levels
 //! block_size = "128K"        # a power of two from 4K to 1M
-//! threads = 4                # compressor threads; 0 or absent: one for each processor
-//! compact_percent = 25       # a commit compacts when more of the image than this is dead
-//! prompt = "({name}) "       # or true, or false for no change of the prompt
-//! profile = "on"             # or "off": learn what is used first after a mount, and be ahead of it
+//! threads = 4                # compressor threads; 0 or absent: one per processor
+//! compact_percent = 25       # a commit compacts an image with more dead space than this
+//! prompt = "({name}) "       # or true for this template, or false for no change
+//! profile = "on"             # or "off": record the blocks read first, and read them ahead
 //!
 //! [cache]
-//! data_mib = 28              # decompressed blocks in memory, for each mount
-//! metadata_mib = 8           # names, attributes and where blocks are
+//! data_mib = 28              # decompressed blocks in memory, per mount
+//! metadata_mib = 8           # inodes, directory listings and block lists, per mount
 //!
 //! [gc]
 //! keep = 10                  # revisions that gc keeps
@@ -24,7 +24,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use super::error::{Context, EnvironmentError, Result};
 use crate::sys::regular;
 
-/// The longest configuration that is read, in bytes.
+/// The size limit of the configuration file, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
 
 /// Preferences of a store.
@@ -34,24 +34,24 @@ pub struct Config {
     /// Compression of new images (`zstd:3`).
     #[serde(deserialize_with = "compression")]
     pub compression: Option<String>,
-    /// Level of compression as conda-pack counts: 0 none, 1 to 8 zstd, 9 xz. Excludes
-    /// `compression`.
+    /// Compression level on conda-pack's scale: 0 none, 1 to 8 zstd, 9 xz. Cannot be combined
+    /// with `compression`.
     pub level: Option<u8>,
     /// Block size of new images in bytes.
     #[serde(deserialize_with = "block_size")]
     pub block_size: Option<u32>,
-    /// Compressor threads; 0 for one for each processor.
+    /// Compressor threads; 0 means one per processor.
     pub threads: usize,
-    /// A commit compacts the image when more than so many percent of its data belong to nothing.
+    /// A commit compacts the image when more than this percentage of its data is dead space.
     #[serde(deserialize_with = "percent")]
     pub compact_percent: u8,
-    /// What activation does to the shell's prompt.
+    /// How activation changes the shell's prompt.
     pub prompt: Prompt,
-    /// Whether a mount learns what is used first, and expands it ahead of use the next time.
+    /// Whether a mount records which blocks are read first and reads them ahead the next time.
     pub profile: ProfileUse,
-    /// Memory of a mount.
+    /// Cache sizes of a mount.
     pub cache: CacheConfig,
-    /// Defaults of gc.
+    /// Defaults of `envfs gc`.
     pub gc: GcConfig,
 }
 
@@ -71,29 +71,29 @@ impl Default for Config {
     }
 }
 
-/// Whether access profiles are taken and used.
+/// Whether access profiles are recorded and used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProfileUse {
-    /// Taken and used.
+    /// Record a profile at each mount and use the last one.
     #[default]
     On,
-    /// Neither.
+    /// Neither record nor use profiles.
     Off,
 }
 
-/// What activation does to the shell's prompt.
+/// How activation changes the shell's prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "true, false or a template like \"({name}) \"")]
 pub enum Prompt {
-    /// The usual template, or no change.
+    /// The default template, or no change.
     Show(bool),
-    /// Put before the prompt, with `{name}` replaced.
+    /// A template for the text before the prompt; `{name}` is replaced.
     Template(String),
 }
 
 impl Prompt {
-    /// Returns what to put before the prompt for an environment; None for no change.
+    /// Returns the text to put before the prompt, or None to leave the prompt alone.
     pub fn render(&self, name: &str) -> Option<String> {
         match self {
             Prompt::Show(false) => None,
@@ -103,7 +103,7 @@ impl Prompt {
     }
 }
 
-/// Memory of a mount.
+/// Cache sizes of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
@@ -122,11 +122,11 @@ impl Default for CacheConfig {
     }
 }
 
-/// Defaults of gc.
+/// Defaults of `envfs gc`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GcConfig {
-    /// Revisions to keep, at least 1: the current one always stays.
+    /// Revisions to keep, at least 1: the current one is always kept.
     #[serde(deserialize_with = "at_least_one")]
     pub keep: u32,
 }
@@ -138,30 +138,30 @@ impl Default for GcConfig {
 }
 
 impl Config {
-    /// Reads a configuration file; the defaults when there is none.
+    /// Reads a configuration file. Returns the defaults if the file does not exist.
     pub fn load(path: &Path) -> Result<Config> {
         let bytes = match regular::read_own(path, MAX_SIZE) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Config::default()),
             Err(e) => return Err(e).context(path, "read the configuration"),
         };
-        let wrong = |detail: String| EnvironmentError::Config {
+        let invalid = |detail: String| EnvironmentError::Config {
             path: path.to_owned(),
             detail,
         };
         let text =
-            String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8 text".to_owned()))?;
-        Config::parse(&text).map_err(wrong)
+            String::from_utf8(bytes).map_err(|_| invalid("it is not UTF-8 text".to_owned()))?;
+        Config::parse(&text).map_err(invalid)
     }
 
     fn parse(text: &str) -> Result<Config, String> {
         let config: Config =
             toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
         if config.compression.is_some() && config.level.is_some() {
-            return Err("'compression' and 'level' exclude each other".to_owned());
+            return Err("'compression' and 'level' cannot be combined".to_owned());
         }
         if config.level.is_some_and(|level| level > 9) {
-            return Err("'level' is a number from 0 to 9".to_owned());
+            return Err("invalid level: must be a number from 0 to 9".to_owned());
         }
         Ok(config)
     }
@@ -178,8 +178,11 @@ fn compression<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D:
     if known && numeric {
         Ok(Some(text))
     } else {
-        let wrong = "zstd, xz, gzip, lz4 or none, with :LEVEL where wanted";
-        Err(de::Error::invalid_value(de::Unexpected::Str(&text), &wrong))
+        let expected = "zstd, xz, gzip, lz4 or none, optionally with :LEVEL";
+        Err(de::Error::invalid_value(
+            de::Unexpected::Str(&text),
+            &expected,
+        ))
     }
 }
 
@@ -187,7 +190,7 @@ fn block_size<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, D::Err
     #[derive(Deserialize)]
     #[serde(
         untagged,
-        expecting = "a power of two from 4096 to 1048576, or like \"128K\""
+        expecting = "a power of two from 4096 to 1048576, in bytes or as in \"128K\""
     )]
     enum Size {
         Bytes(u32),
@@ -202,7 +205,7 @@ fn block_size<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, D::Err
             Ok(Some(bytes))
         }
         _ => Err(de::Error::custom(
-            "a block size is a power of two from 4096 to 1048576, or like \"128K\"",
+            "invalid block size: must be a power of two from 4096 to 1048576",
         )),
     }
 }
@@ -220,7 +223,7 @@ fn parse_size(text: &str) -> Option<u32> {
 fn at_least_one<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     match u32::deserialize(input)? {
         0 => Err(de::Error::custom(
-            "at least 1: the current revision always stays",
+            "must be at least 1: the current revision is always kept",
         )),
         keep => Ok(keep),
     }
@@ -229,7 +232,7 @@ fn at_least_one<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
 fn percent<'de, D: Deserializer<'de>>(input: D) -> Result<u8, D::Error> {
     match u8::deserialize(input)? {
         percent @ 0..=100 => Ok(percent),
-        _ => Err(de::Error::custom("a number of percent, from 0 to 100")),
+        _ => Err(de::Error::custom("must be a percentage from 0 to 100")),
     }
 }
 
@@ -241,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_file_and_an_empty_file_are_the_defaults() {
+    fn a_missing_or_empty_file_means_the_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         assert_eq!(Config::load(&path).unwrap(), Config::default());
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_name_the_key_and_the_valid_values() {
         for (text, part) in [
             ("colour = 1", "colour"),
             ("[cache]\ndata = 1", "data"),
@@ -305,11 +308,11 @@ mod tests {
             ("profile = 'yes'", "on"),
             ("gc.keep = 0", "at least 1"),
             ("level = 10", "0 to 9"),
-            ("level = 1\ncompression = 'xz'", "exclude"),
+            ("level = 1\ncompression = 'xz'", "cannot be combined"),
             ("level = ", "line 1"),
         ] {
-            let wrong = Config::parse(text).unwrap_err();
-            assert!(wrong.contains(part), "{text}: {wrong}");
+            let error = Config::parse(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a store, an environment's files, its lock or the configuration.
+//! Errors of stores, environments as files, locks and the configuration.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,85 +8,85 @@ use super::lock::Holder;
 /// A result whose error is an [`EnvironmentError`].
 pub type Result<T, E = EnvironmentError> = std::result::Result<T, E>;
 
-/// Why an environment could not be found, made, locked or removed.
+/// The reason why an environment could not be found, created, locked or removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnvironmentError {
-    /// The name breaks the rule for names.
+    /// The name violates the rule for names.
     #[error(
-        "'{name}' cannot name an environment: {why} (1 to 64 letters, digits, '.', '_' or '-', \
-         beginning with a letter, a digit or '_')"
+        "invalid environment name '{name}': {why} (use 1 to 64 letters, digits, '.', '_' or '-', \
+         starting with a letter, a digit or '_')"
     )]
     BadName {
-        /// What was given.
+        /// The name, printable.
         name: String,
-        /// Which part of the rule it breaks.
+        /// The part of the rule that it violates.
         why: &'static str,
     },
-    /// There is no environment with the name.
+    /// No environment has the name.
     #[error("there is no environment '{name}'{}", did_you_mean(.similar))]
     Unknown {
-        /// What was asked for.
+        /// The name.
         name: String,
-        /// Names that exist and look like it, best first.
+        /// Existing names that are similar, best first.
         similar: Vec<String>,
     },
-    /// There is an environment with the name.
-    #[error("there is an environment '{name}' already")]
+    /// The name is taken.
+    #[error("environment '{name}' already exists")]
     Exists {
         /// The name.
         name: String,
     },
     /// The path cannot be the prefix of an environment.
-    #[error("{path}: cannot be the prefix of an environment: {why}")]
+    #[error("invalid prefix {path}: {why}")]
     BadPrefix {
         /// The path.
         path: PathBuf,
-        /// Why not, and what to do.
+        /// The reason and the next step.
         why: String,
     },
-    /// Somebody else holds the lock.
+    /// Another process holds the lock.
     #[error("{path}: in use: {}", held_by(.holder))]
     Held {
         /// Home of the environment.
         path: PathBuf,
-        /// Who, as far as known.
+        /// The holder, if known.
         holder: Option<Box<Holder>>,
     },
-    /// Another user could put something else in the place of a store or a prefix.
-    #[error("{path}: not used: {who} may replace what is in {dir}")]
+    /// Another user could replace a store or a prefix.
+    #[error("refusing to use {path}: {others} can replace files in {dir}")]
     Replaceable {
         /// The store or the prefix.
         path: PathBuf,
-        /// The directory that others may change.
+        /// The directory that others can change.
         dir: PathBuf,
-        /// Who may.
-        who: String,
+        /// The users that can change it.
+        others: String,
     },
-    /// The configuration file is wrong.
+    /// The configuration file is invalid.
     #[error("{path}: {detail}")]
     Config {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// The position and the problem.
         detail: String,
     },
-    /// It is not known where the store is to be.
-    #[error("no home directory is known: set ENVFS_HOME to where environments are to be kept")]
+    /// The directory of the store cannot be determined.
+    #[error("cannot find your home directory: set ENVFS_HOME to the directory for environments")]
     NoHome,
     /// A file operation failed.
     #[error("{path}: cannot {doing}: {source}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What was to be done.
+        /// The operation, as in "cannot open the lock".
         doing: &'static str,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Names the path and the step of an I/O error.
+/// Adds the path and the operation to an I/O error.
 pub(super) trait Context<T> {
     fn context(self, path: &Path, doing: &'static str) -> Result<T>;
 }
@@ -111,6 +111,6 @@ fn did_you_mean(similar: &[String]) -> String {
 fn held_by(holder: &Option<Box<Holder>>) -> String {
     match holder {
         Some(holder) => format!("held by {holder}"),
-        None => "held by a process that did not leave its name".to_owned(),
+        None => "held by an unknown process".to_owned(),
     }
 }

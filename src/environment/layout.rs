@@ -1,4 +1,4 @@
-//! Names on disk. No other file knows them.
+//! Paths on disk. No other module spells these file names.
 //!
 //! ```text
 //! ROOT/                       $ENVFS_HOME, else ~/.local/share/envfs
@@ -8,16 +8,16 @@
 //!     state.db (-journal, -redo)     see docs/state.md
 //!     images/ID.sqfs          immutable, 0444
 //!     layers/ID/upper         content of a layer's files, in the shape of the merged tree
-//!     layers/ID/work          files on their way into it; same file system
-//!     strays/                 what reconciliation could not place, and what was discarded by path
-//!     spare/                  directories of a layer, for a disk that has no room for others
+//!     layers/ID/work          content without a name in upper; same file system
+//!     strays/                 files without a row, and files discarded by path
+//!     spare/                  preallocated directories of a layer, used when the disk is full
 //!     lock                    locked with flock, never removed
-//!     lock.holder             who holds it, for messages and leases
+//!     lock.holder             the holder of the lock, for messages and leases
 //!     lock.lease              the lock itself where flock does not work
-//!     daemon.log              and daemon.log.old, the one before
-//!     profile                 what of the image is used first after a mount; a hint
-//!     id                      of a mount without a store only: the database's identity
-//!   store/.new-NAME-TOKEN/    a home that is being built; garbage if its lock is free
+//!     daemon.log              and daemon.log.old, the previous one
+//!     profile                 the blocks read first after a mount; a hint
+//!     id                      only for a mount without a store: identity of the database
+//!   store/.new-NAME-TOKEN/    a home under construction; garbage if its lock is free
 //!   store/.gone-NAME-TOKEN/   a home that is being removed
 //! ```
 
@@ -33,46 +33,46 @@ use super::name::EnvName;
 use crate::sys::regular;
 
 pub(super) const NEW: &str = ".new-";
-pub(super) const GONE: &str = ".gone-";
+pub(super) const REMOVED: &str = ".gone-";
 
-/// Where things are in a store.
+/// The paths in a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreLayout {
     root: PathBuf,
 }
 
 impl StoreLayout {
-    /// The layout of the store at `root`.
+    /// Returns the layout of the store at `root`.
     pub fn new(root: impl Into<PathBuf>) -> StoreLayout {
         StoreLayout { root: root.into() }
     }
 
-    /// The store itself.
+    /// Returns the root directory of the store.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The configuration file, which need not exist.
+    /// Returns the configuration file, which need not exist.
     pub fn config(&self) -> PathBuf {
         self.root.join("config.toml")
     }
 
-    /// The directory of homes.
+    /// Returns the directory of homes.
     pub fn homes(&self) -> PathBuf {
         self.root.join("store")
     }
 
-    /// The directory of default prefixes.
+    /// Returns the directory of default prefixes.
     pub fn prefixes(&self) -> PathBuf {
         self.root.join("envs")
     }
 
-    /// The prefix of an environment for which none was chosen.
+    /// Returns the default prefix of an environment.
     pub fn default_prefix(&self, name: &EnvName) -> PathBuf {
         self.prefixes().join(name.as_str())
     }
 
-    /// The home of an environment.
+    /// Returns the layout of an environment's home.
     pub fn home(&self, name: &EnvName) -> Layout {
         Layout::new(self.homes().join(name.as_str()))
     }
@@ -81,47 +81,47 @@ impl StoreLayout {
         Layout::new(self.homes().join(format!("{NEW}{name}-{token}")))
     }
 
-    pub(super) fn gone_home(&self, name: &EnvName, token: &str) -> PathBuf {
-        self.homes().join(format!("{GONE}{name}-{token}"))
+    pub(super) fn removed_home(&self, name: &EnvName, token: &str) -> PathBuf {
+        self.homes().join(format!("{REMOVED}{name}-{token}"))
     }
 }
 
-/// Which directory a home is, on this host and since it was started: the same wherever the home is
-/// moved to on its file system, and another for a copy of it.
+/// The identity of a home's directory, valid on this host until it is rebooted. A home keeps it
+/// when it is moved within its file system; a copy of the home has another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct HomeId {
     device: u64,
     inode: u64,
 }
 
-/// Where things are in the home of one environment.
+/// The paths in the home of one environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     home: PathBuf,
 }
 
 impl Layout {
-    /// The layout of the environment whose home is `home`.
+    /// Returns the layout of the environment whose home is `home`.
     pub fn new(home: impl Into<PathBuf>) -> Layout {
         Layout { home: home.into() }
     }
 
-    /// The home itself.
+    /// Returns the home directory.
     pub fn home(&self) -> &Path {
         &self.home
     }
 
-    /// Which directory the home is.
-    pub fn place(&self) -> io::Result<Place> {
+    /// Returns the identity of the home's directory.
+    pub fn home_id(&self) -> io::Result<HomeId> {
         let meta = std::fs::metadata(&self.home)?;
-        Ok(Place {
+        Ok(HomeId {
             device: meta.dev(),
             inode: meta.ino(),
         })
     }
 
-    /// Refuses a home in which something else, such as a link that leads out of it, lies in the place of
-    /// a directory. Files below are read, written and removed through these.
+    /// Fails if a directory of the home is something else, such as a symbolic link that leads out
+    /// of it: files are read, written and removed through these paths.
     pub fn check_directories(&self) -> Result<()> {
         for dir in [self.images(), self.layers(), self.strays()] {
             match regular::open_dir(&dir) {
@@ -132,87 +132,88 @@ impl Layout {
         Ok(())
     }
 
-    /// The state database.
+    /// Returns the state database.
     pub fn state_db(&self) -> PathBuf {
         self.home.join("state.db")
     }
 
-    /// The directory of images.
+    /// Returns the directory of images.
     pub fn images(&self) -> PathBuf {
         self.home.join("images")
     }
 
-    /// Name of an image's file in [`images`](Self::images).
+    /// Returns the name of an image's file in [`images`](Self::images).
     pub fn image_file_name(id: impl Display) -> String {
         format!("{id}.sqfs")
     }
 
-    /// An image by the name of its file.
+    /// Returns the path of an image by the name of its file.
     pub fn image(&self, file_name: &str) -> PathBuf {
         self.images().join(file_name)
     }
 
-    /// An image that is being written, in the directory where it will be renamed.
+    /// Returns the path of an image that is being written; it is renamed when it is complete.
     pub fn unfinished_image(&self, id: impl Display) -> PathBuf {
         self.images().join(format!(".{id}.sqfs.part"))
     }
 
-    /// The directory of layers.
+    /// Returns the directory of layers.
     pub fn layers(&self) -> PathBuf {
         self.home.join("layers")
     }
 
-    /// The directory of one layer, which is all that it has on disk.
+    /// Returns the directory of one layer, which holds all its files.
     pub fn layer(&self, id: impl Display) -> PathBuf {
         self.layers().join(id.to_string())
     }
 
-    /// The upper directory of a layer.
+    /// Returns the upper directory of a layer.
     pub fn upper(&self, id: impl Display) -> PathBuf {
         self.layer(id).join("upper")
     }
 
-    /// The directory for files that are on their way into the upper.
+    /// Returns the directory for content that has no name in the upper directory.
     pub fn work(&self, id: impl Display) -> PathBuf {
         self.layer(id).join("work")
     }
 
-    /// Where reconciliation puts what it cannot place.
+    /// Returns the directory for files that have no row.
     pub fn strays(&self) -> PathBuf {
         self.home.join("strays")
     }
 
-    /// The file that is locked.
+    /// Returns the file that is locked.
     pub fn lock(&self) -> PathBuf {
         self.home.join("lock")
     }
 
-    /// Who holds the lock, for messages.
+    /// Returns the file that names the holder of the lock, for messages.
     pub fn lock_holder(&self) -> PathBuf {
         self.home.join("lock.holder")
     }
 
-    /// The lock itself where `flock` does not work.
+    /// Returns the lease, which is the lock where `flock` does not work.
     pub fn lease(&self) -> PathBuf {
         self.home.join("lock.lease")
     }
 
-    /// Says whose changes these are, where the database may lie elsewhere.
+    /// Returns the file with the identity of the database, for homes whose database may be
+    /// elsewhere.
     pub fn id(&self) -> PathBuf {
         self.home.join("id")
     }
 
-    /// What of the image is used first after a mount, which need not exist.
+    /// Returns the access profile, which need not exist.
     pub fn profile(&self) -> PathBuf {
         self.home.join("profile")
     }
 
-    /// The log of the daemon.
+    /// Returns the log of the daemon.
     pub fn daemon_log(&self) -> PathBuf {
         self.home.join("daemon.log")
     }
 
-    /// The log before it.
+    /// Returns the previous log of the daemon.
     pub fn old_daemon_log(&self) -> PathBuf {
         self.home.join("daemon.log.old")
     }

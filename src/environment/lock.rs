@@ -1,14 +1,15 @@
-//! The lock of an environment: one holder, over all processes and hosts.
+//! The lock of an environment: at most one holder, across all processes and hosts.
 //!
-//! The lock is `flock` on a file in the home, so it ends with its holder, however that dies. Who
-//! holds it is written beside it, for the message of whoever is refused.
+//! The lock is `flock` on a file in the home, so the kernel releases it however its holder ends. A
+//! note beside it names the holder, for error messages of other processes.
 //!
-//! On network file systems `flock` may be unknown, or may be kept by each host for itself. There
-//! the lock is a **lease** as well: the holder's name in a file that whoever links it first has,
-//! over all hosts. Its holder renews it, and one on another host is believed to be alive until it
-//! has not done so for [`LEASE`]; so is a lease that cannot be read. A lease of this host is free as soon as its process is gone or
-//! the host was rebooted. Where `flock` is unknown the lease alone is the lock; where links are,
-//! `flock` and the note, renewed like a lease.
+//! On network file systems `flock` may be unsupported, or may be local to each host. There the lock
+//! includes a **lease**: a note that the holder links to a fixed name, which only one process on
+//! any host can do. The holder renews its lease. A lease of another host, or one that cannot be
+//! read, expires when it has not been renewed for [`LEASE`]. A lease of this host is free as soon
+//! as its process has ended or the host was rebooted. Where `flock` is unsupported, the lease alone
+//! is the lock; where hard links are unsupported, the lock is `flock` and a note that is renewed
+//! like a lease.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -25,48 +26,48 @@ use fs2::FileExt;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Context, EnvironmentError, Result};
-use super::layout::{Layout, Place};
+use super::layout::{HomeId, Layout};
 use crate::object::Timestamp;
 use crate::sys::medium::network_file_system;
 use crate::sys::text::Text;
 use crate::sys::{durable, process, regular};
 
-/// How long the holder on another host may be silent before its lease is free.
+/// The time after which a lease of another host that was not renewed is free.
 pub const LEASE: Duration = Duration::from_secs(300);
 
-/// How often a lease is renewed.
+/// The interval at which a lease is renewed.
 const RENEW: Duration = Duration::from_secs(30);
 
-/// How often a waiting process tries again.
+/// The interval at which a waiting process tries again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Who holds a lock.
+/// The holder of a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Name of the host.
+    /// The name of the host.
     pub host: String,
-    /// Which start of the host.
+    /// The host's boot ID, which changes at each boot.
     pub boot_id: String,
-    /// Process number.
+    /// The process ID.
     pub pid: u32,
-    /// When the process started, in clock ticks since boot.
+    /// The start time of the process, in clock ticks since boot.
     pub pid_start: u64,
-    /// What for, in words.
+    /// The purpose of the lock, for messages.
     pub purpose: String,
-    /// Since when, in seconds since 1970.
+    /// The time of acquisition, in seconds since 1970.
     pub since: i64,
-    /// Which home it is about: a note that was copied with its home says nothing about the copy.
+    /// The home that is locked: a note that was copied along with its home is not about the copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    place: Option<Place>,
-    /// Where the holder can be spoken with, if it listens anywhere.
+    home_id: Option<HomeId>,
+    /// The control socket of the holder, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<Text>,
-    /// Tells this hold from every other.
+    /// Unique to each acquisition.
     token: String,
 }
 
 impl Holder {
-    fn me(layout: &Layout, purpose: &str) -> io::Result<Holder> {
+    fn current_process(layout: &Layout, purpose: &str) -> io::Result<Holder> {
         let pid = std::process::id();
         Ok(Holder {
             host: process::host_name(),
@@ -75,38 +76,40 @@ impl Holder {
             pid_start: process::start_time(pid).unwrap_or(0),
             purpose: purpose.to_owned(),
             since: Timestamp::now().secs,
-            place: Some(layout.place()?),
+            home_id: Some(layout.home_id()?),
             socket: None,
             token: process::new_uuid()?,
         })
     }
 
-    /// Returns whether the process is known to be gone: on this host, and not running. Of
-    /// another host nothing is known.
-    pub fn is_gone(&self) -> bool {
-        self.is_here()
+    /// Returns whether the process is known to have ended. Always false for another host.
+    pub fn is_dead(&self) -> bool {
+        self.is_local()
             && (self.boot_id != process::boot_id()
                 || !process::is_running(self.pid, self.pid_start))
     }
 
-    /// Returns whether it holds nothing of this home any more, or never did. Numbers of devices are
-    /// each host's own, so of another host nothing is known here either.
-    fn is_void(&self, layout: &Layout) -> bool {
-        let is_of_another = || {
-            let place = layout.place().ok();
-            self.is_here() && self.place.is_some() && place.is_some() && self.place != place
+    /// Returns whether this process is known not to hold the lock of this home: it has ended, or it
+    /// locked another home. Device numbers differ between hosts, so it is false for another host.
+    fn is_stale(&self, layout: &Layout) -> bool {
+        let locks_other_home = || {
+            let home_id = layout.home_id().ok();
+            self.is_local()
+                && self.home_id.is_some()
+                && home_id.is_some()
+                && self.home_id != home_id
         };
-        self.is_gone() || is_of_another()
+        self.is_dead() || locks_other_home()
     }
 
-    /// Returns whether an envfs can have written it: it listens at an absolute path.
-    fn is_possible(&self) -> bool {
+    /// Returns whether envfs could have written this note: the path of a socket is absolute.
+    fn is_valid(&self) -> bool {
         let socket = self.socket.as_ref();
         socket.is_none_or(|socket| socket.as_path().is_absolute())
     }
 
-    /// Returns whether it is a process of this host.
-    pub fn is_here(&self) -> bool {
+    /// Returns whether it is a process on this host.
+    pub fn is_local(&self) -> bool {
         self.host == process::host_name()
     }
 }
@@ -128,50 +131,50 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The lock of an environment, held until this is dropped.
+/// The lock of an environment, held until the value is dropped.
 #[derive(Debug)]
 pub struct EnvLock {
-    /// The locked file; None where the lease alone is the lock.
+    /// The locked file; `None` where the lease alone is the lock.
     _file: Option<File>,
-    /// Whether there is a lease. It is the holder's note as well.
+    /// Whether the lock includes a lease, which then serves as the note too.
     is_leased: bool,
-    /// Whether somebody else's name was found where ours was to be renewed.
+    /// Whether another process was found to have taken over the lease.
     is_lost: Arc<AtomicBool>,
     holder: Holder,
-    /// Where the environment is; changes when it is renamed under the lock.
+    /// The home; changes when the environment is renamed under the lock.
     layout: Arc<Mutex<Layout>>,
     renewal: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
-/// What one attempt came to.
+/// The outcome of an attempt to take the lock.
 enum Attempt {
-    Got(EnvLock),
+    Acquired(EnvLock),
     Held(Option<Holder>),
 }
 
-/// What asking for the lease came to.
+/// The outcome of an attempt to take the lease.
 enum Lease {
-    Taken,
+    Acquired,
     Held(Option<Holder>),
-    /// There are no links on this file system.
-    Unknown(io::Error),
+    /// The file system does not support hard links.
+    Unsupported(io::Error),
 }
 
 impl EnvLock {
-    /// Takes the lock, or is refused at once with the holder's name.
+    /// Takes the lock. Fails at once, naming the holder, if it is held.
     pub fn try_lock(layout: &Layout, purpose: &str) -> Result<EnvLock> {
         Self::lock(layout, purpose, Duration::ZERO)
     }
 
-    /// Takes the lock, waiting up to `timeout` for others to give it up.
+    /// Takes the lock, waiting up to `timeout` for its holder to release it.
     pub fn lock(layout: &Layout, purpose: &str, timeout: Duration) -> Result<EnvLock> {
         let deadline = Instant::now() + timeout;
         let is_shared = network_file_system(layout.home())
-            .context(layout.home(), "ask for the file system")?
+            .context(layout.home(), "determine the type of the file system")?
             .is_some();
         loop {
             match Self::attempt(layout, purpose, is_shared, flock)? {
-                Attempt::Got(lock) => return Ok(lock),
+                Attempt::Acquired(lock) => return Ok(lock),
                 Attempt::Held(holder) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -186,39 +189,39 @@ impl EnvLock {
         }
     }
 
-    /// Returns who this lock says that we are.
+    /// Returns the description of this process in the note.
     pub fn holder(&self) -> &Holder {
         &self.holder
     }
 
-    /// Returns whether somebody else has taken the lease over, because it was not renewed for too
-    /// long. What is locked is no longer ours to change then.
+    /// Returns whether another process has taken over the lease because it was not renewed in time.
+    /// The environment must not be changed any more then.
     pub fn is_lost(&self) -> bool {
         self.is_lost.load(Ordering::SeqCst)
     }
 
-    /// Returns who holds the lock of an environment, without taking it; None when
-    /// nobody does, or when the holder's name is not known to be true any more.
+    /// Returns the holder of an environment's lock without taking the lock. Returns `None` if the
+    /// lock is free, or if the note is missing or known to be stale.
     pub fn current_holder(layout: &Layout) -> Option<Holder> {
         let lease = read_holder(&layout.lease());
         let holder = lease.or_else(|| read_holder(&layout.lock_holder()))?;
-        (!holder.is_void(layout)).then_some(holder)
+        (!holder.is_stale(layout)).then_some(holder)
     }
 
-    /// Adds to the holder's name where it can be spoken with, so that whoever finds the lock held
-    /// finds the holder's socket, too.
-    pub fn listens_at(&mut self, socket: &Path) -> Result<()> {
+    /// Adds the path of the control socket to the note, so that a process that finds the lock held
+    /// can connect to its holder.
+    pub fn set_socket(&mut self, socket: &Path) -> Result<()> {
         self.holder.socket = Some(Text::from(socket.as_os_str()));
         let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
         let note = note(&layout, self.is_leased);
         let draft = draft_holder(&layout, &self.holder);
         let noted = draft.and_then(|draft| fs::rename(draft, &note));
-        unless_full(self.renewal.is_some(), noted).context(&note, "name the holder of the lock")
+        unless_full(self.renewal.is_some(), noted).context(&note, "write the note of the lock")
     }
 
-    /// The lock goes with the environment to another place.
-    pub(super) fn moved_to(&self, to: &Layout) {
-        *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = to.clone();
+    /// Sets the new paths of the home after it was renamed under the lock.
+    pub(super) fn set_layout(&self, layout: &Layout) {
+        *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = layout.clone();
     }
 
     fn attempt(
@@ -228,7 +231,8 @@ impl EnvLock {
         flock: fn(&File) -> io::Result<()>,
     ) -> Result<Attempt> {
         let path = layout.lock();
-        let me = Holder::me(layout, purpose).context(&path, "name the holder of the lock")?;
+        let me = Holder::current_process(layout, purpose)
+            .context(&path, "describe the holder of the lock")?;
         let options = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -244,28 +248,36 @@ impl EnvLock {
             }
             Err(e) => return Err(e).context(&path, "lock"),
         };
-        // The environment may have been renamed or removed while we opened the file: then we
-        // hold the lock of something else.
+        // If the environment was renamed or removed since the file was opened, this is the lock of
+        // another environment or of none.
         if let Some(file) = &file {
-            let ours = file.metadata().context(&path, "look at the lock")?;
+            let ours = file.metadata().context(&path, "stat the lock")?;
             match fs::symlink_metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
                 Ok(_) => return Ok(Attempt::Held(None)),
-                Err(e) => return Err(e).context(&path, "look at the lock"),
+                Err(e) => return Err(e).context(&path, "stat the lock"),
             }
         }
         let note = layout.lock_holder();
         if is_shared || file.is_none() {
             match Self::lease(layout, &me)? {
-                Lease::Taken => return Ok(Attempt::Got(Self::start(file, me, layout, true, true))),
+                Lease::Acquired => {
+                    return Ok(Attempt::Acquired(Self::new(
+                        file,
+                        me,
+                        layout,
+                        Protocol::Lease,
+                    )));
+                }
                 Lease::Held(other) => return Ok(Attempt::Held(other)),
-                Lease::Unknown(e) if file.is_none() => {
+                Lease::Unsupported(e) if file.is_none() => {
                     return Err(e).context(&layout.lease(), "take a lease");
                 }
-                // Two hosts at the same moment may both pass this; there is nothing better here.
-                Lease::Unknown(_) => {
+                // Two hosts at the same moment may both pass this check. Without hard links there
+                // is no better one.
+                Lease::Unsupported(_) => {
                     if let Some(other) = read_holder(&note)
-                        && !other.is_here()
+                        && !other.is_local()
                         && !has_expired(layout, &note)?
                     {
                         return Ok(Attempt::Held(Some(other)));
@@ -274,80 +286,81 @@ impl EnvLock {
             }
         }
         let noted = write_holder(layout, &me);
-        unless_full(is_shared, noted).context(&note, "name the holder of the lock")?;
-        let lock = Self::start(file, me, layout, false, is_shared);
-        Ok(Attempt::Got(lock))
+        unless_full(is_shared, noted).context(&note, "write the note of the lock")?;
+        let protocol = if is_shared {
+            Protocol::RenewedNote
+        } else {
+            Protocol::Note
+        };
+        Ok(Attempt::Acquired(Self::new(file, me, layout, protocol)))
     }
 
-    /// Takes the lease: whoever creates its file has it.
+    /// Takes the lease by creating its file.
     fn lease(layout: &Layout, me: &Holder) -> Result<Lease> {
         let lease = layout.lease();
         let draft = draft_holder(layout, me).context(&lease, "write a lease")?;
-        // The name must not outlive a power failure that the content does not.
+        // The name must not survive a power failure without the content.
         sync_note(&draft).context(&draft, "write a lease")?;
-        // A link is refused when the name exists, on every host at once, and never half made.
+        // link(2) fails if the name exists, is atomic, and is seen by all hosts at once.
         let mut taken = fs::hard_link(&draft, &lease);
         if matches!(&taken, Err(e) if e.kind() == io::ErrorKind::AlreadyExists)
             && let Some(stale) = Self::stale_lease(layout, &lease)?
         {
-            // Only one at a time may remove a stale lease, and only if it still is the same:
-            // else a slow one would remove the lease that a quick one has just taken.
+            // Only one process at a time may remove a stale lease, and only if it is still the same
+            // lease: otherwise it could remove one that another process has just taken.
             let breaker = lease.with_extension("break");
             match fs::hard_link(&draft, &breaker) {
                 Ok(()) => {
-                    if Note::read(&lease).is_same_hold(&stale) {
+                    if Note::read(&lease).is_same_acquisition(&stale) {
                         fs::remove_file(&lease).context(&lease, "remove a stale lease")?;
                         taken = fs::hard_link(&draft, &lease);
                     }
-                    fs::remove_file(&breaker).context(&breaker, "end breaking a lease")?;
+                    fs::remove_file(&breaker)
+                        .context(&breaker, "remove the lock of a stale lease")?;
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    // Left by one that died between these lines; the next attempt goes on.
+                    // Left by a process that died between these lines; the next attempt continues.
                     if age_of(layout, &breaker)?.is_some_and(|age| age > LEASE) {
-                        fs::remove_file(&breaker).context(&breaker, "end breaking a lease")?;
+                        fs::remove_file(&breaker)
+                            .context(&breaker, "remove the lock of a stale lease")?;
                     }
                 }
-                Err(e) => return Err(e).context(&breaker, "break a stale lease"),
+                Err(e) => return Err(e).context(&breaker, "lock a stale lease"),
             }
         }
-        fs::remove_file(&draft).context(&draft, "remove a draft")?;
+        fs::remove_file(&draft).context(&draft, "remove a temporary note")?;
         match taken {
-            Ok(()) => Ok(Lease::Taken),
+            Ok(()) => Ok(Lease::Acquired),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match read_holder(&lease) {
-                // An answer of the server was lost, and its second one is about our own link.
-                Some(holder) if holder.token == me.token => Ok(Lease::Taken),
+                // The server's first reply was lost, and the retried request found our own link.
+                Some(holder) if holder.token == me.token => Ok(Lease::Acquired),
                 holder => Ok(Lease::Held(holder)),
             },
             Err(e) if is_unsupported(&e) || e.raw_os_error() == Some(nix::libc::EPERM) => {
-                Ok(Lease::Unknown(e))
+                Ok(Lease::Unsupported(e))
             }
             Err(e) => Err(e).context(&lease, "take a lease"),
         }
     }
 
-    /// Returns what is in the lease, if it may be taken over: its holder is known to be gone, or nobody has
-    /// renewed it for too long. Of a lease without a name in it nothing but its age is known.
+    /// Returns the lease if it may be taken over: its holder is known to have ended, or it has
+    /// expired. A lease that cannot be read is judged by its age alone.
     fn stale_lease(layout: &Layout, lease: &Path) -> Result<Option<Note>> {
         let note = Note::read(lease);
         let is_stale = match &note {
             Note::Missing => false,
-            Note::Of(other) if other.is_void(layout) => true,
-            Note::Of(other) => !other.is_here() && has_expired(layout, lease)?,
+            Note::Holder(other) if other.is_stale(layout) => true,
+            Note::Holder(other) => !other.is_local() && has_expired(layout, lease)?,
             Note::Unreadable(_) => has_expired(layout, lease)?,
         };
         Ok(is_stale.then_some(note))
     }
 
-    fn start(
-        file: Option<File>,
-        holder: Holder,
-        layout: &Layout,
-        is_leased: bool,
-        renew: bool,
-    ) -> EnvLock {
+    fn new(file: Option<File>, holder: Holder, layout: &Layout, protocol: Protocol) -> EnvLock {
         let layout = Arc::new(Mutex::new(layout.clone()));
         let is_lost = Arc::new(AtomicBool::new(false));
-        let renewal = renew.then(|| {
+        let is_leased = protocol == Protocol::Lease;
+        let renewal = (protocol != Protocol::Note).then(|| {
             let (stop, stopped) = crossbeam_channel::bounded(0);
             let (layout, token) = (Arc::clone(&layout), holder.token.clone());
             let is_lost = Arc::clone(&is_lost);
@@ -377,15 +390,15 @@ impl Drop for EnvLock {
         if let Some((stop, thread)) = self.renewal.take() {
             drop(stop);
             if thread.join().is_err() {
-                tracing::error!("the renewal of a lock panicked");
+                tracing::error!("the thread that renews a lock panicked");
             }
         }
         let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
         let path = note(&layout, self.is_leased);
-        // Only our own note: another host may have taken over what we did not renew. Its content would be
-        // whole then, so a lease without a name is still ours.
+        // Remove only our own note: if we failed to renew it, another host may have taken it over.
+        // It would have written a valid note, so an unreadable one is still ours.
         let is_ours = match Note::read(&path) {
-            Note::Of(noted) => noted.token == self.holder.token,
+            Note::Holder(noted) => noted.token == self.holder.token,
             Note::Unreadable(Some(_)) => !self.is_lost(),
             Note::Unreadable(None) | Note::Missing => false,
         };
@@ -393,9 +406,9 @@ impl Drop for EnvLock {
             && let Err(e) = fs::remove_file(&path)
             && e.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(path = %path.display(), error = %e, "the holder's name stays behind");
+            tracing::warn!(path = %path.display(), error = %e, "cannot remove the note of a lock");
         }
-        // The file is closed after this, and with it the lock ends.
+        // Closing the file, after this, releases the lock.
     }
 }
 
@@ -403,7 +416,7 @@ fn flock(file: &File) -> io::Result<()> {
     FileExt::try_lock_exclusive(file)
 }
 
-/// Where the holder of a lock is named.
+/// Returns the file that names the holder of a lock.
 fn note(layout: &Layout, is_lease: bool) -> PathBuf {
     if is_lease {
         layout.lease()
@@ -412,8 +425,8 @@ fn note(layout: &Layout, is_lease: bool) -> PathBuf {
     }
 }
 
-/// Returns whether the error says that the file system knows no locks (or links), rather than that
-/// the lock is held.
+/// Returns whether the error means that the file system does not support locks (or links), rather
+/// than that the lock is held.
 fn is_unsupported(error: &io::Error) -> bool {
     use nix::errno::Errno;
     error.raw_os_error().is_some_and(|number| {
@@ -424,16 +437,27 @@ fn is_unsupported(error: &io::Error) -> bool {
     })
 }
 
-/// Larger than any note.
+/// The size limit of a note, in bytes.
 const NOTE_LIMIT: u64 = 64 << 10;
 
-/// What the file that names the holder of a lock says.
+/// Which note a lock has besides `flock`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    /// A lease, which is renewed.
+    Lease,
+    /// A note that is renewed, where hard links are unsupported.
+    RenewedNote,
+    /// A note for messages only.
+    Note,
+}
+
+/// The content of the file that names the holder of a lock.
 enum Note {
     /// There is no such file.
     Missing,
     /// It names a holder.
-    Of(Box<Holder>),
-    /// It names nobody: it is empty, damaged or cut off, or cannot be read at all (`None`).
+    Holder(Box<Holder>),
+    /// It is empty, damaged or truncated, or cannot be read at all (`None`).
     Unreadable(Option<Vec<u8>>),
 }
 
@@ -441,21 +465,23 @@ impl Note {
     fn read(path: &Path) -> Note {
         match regular::read(path, NOTE_LIMIT) {
             Ok(bytes) => match serde_json::from_slice::<Holder>(&bytes) {
-                Ok(holder) if holder.is_possible() => Note::Of(Box::new(holder)),
+                Ok(holder) if holder.is_valid() => Note::Holder(Box::new(holder)),
                 _ => Note::Unreadable(Some(bytes)),
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => Note::Missing,
             Err(e) => {
-                tracing::warn!(path = %path.display(), error = %e, "the holder of a lock cannot be read");
+                tracing::warn!(
+                    path = %path.display(), error = %e, "cannot read the note of a lock"
+                );
                 Note::Unreadable(None)
             }
         }
     }
 
-    /// Returns true if both are of the same hold, which may have been renewed in between.
-    fn is_same_hold(&self, other: &Note) -> bool {
+    /// Returns whether both belong to the same acquisition, even if it was renewed in between.
+    fn is_same_acquisition(&self, other: &Note) -> bool {
         match (self, other) {
-            (Note::Of(one), Note::Of(other)) => one.token == other.token,
+            (Note::Holder(one), Note::Holder(other)) => one.token == other.token,
             (Note::Unreadable(one), Note::Unreadable(other)) => one == other,
             _ => false,
         }
@@ -464,12 +490,12 @@ impl Note {
 
 fn read_holder(path: &Path) -> Option<Holder> {
     match Note::read(path) {
-        Note::Of(holder) => Some(*holder),
+        Note::Holder(holder) => Some(*holder),
         Note::Missing | Note::Unreadable(_) => None,
     }
 }
 
-/// Writes the holder's name to a file of its own beside the lock.
+/// Writes a note under a temporary name beside the lock.
 fn draft_holder(layout: &Layout, holder: &Holder) -> io::Result<PathBuf> {
     let path = layout
         .lock_holder()
@@ -485,7 +511,7 @@ fn draft_holder(layout: &Layout, holder: &Holder) -> io::Result<PathBuf> {
     if written.is_err()
         && let Err(e) = fs::remove_file(&path)
     {
-        tracing::warn!(path = %path.display(), error = %e, "half a note stays behind");
+        tracing::warn!(path = %path.display(), error = %e, "cannot remove an incomplete note");
     }
     written.map(|()| path)
 }
@@ -495,7 +521,7 @@ fn sync_note(path: &Path) -> io::Result<()> {
     if synced.is_err()
         && let Err(e) = fs::remove_file(path)
     {
-        tracing::warn!(path = %path.display(), error = %e, "a draft stays behind");
+        tracing::warn!(path = %path.display(), error = %e, "cannot remove a temporary note");
     }
     synced
 }
@@ -505,32 +531,31 @@ fn write_holder(layout: &Layout, holder: &Holder) -> io::Result<()> {
     fs::rename(draft, layout.lock_holder())
 }
 
-/// Passes over a note that could not be written for want of space, unless it is a lease: where
-/// `flock` is the lock, a note is for messages, and on a full disk `gc` and `discard` must be
-/// able to work.
-fn unless_full(is_lease: bool, noted: io::Result<()>) -> io::Result<()> {
+/// Ignores the failure to write a note on a full disk, unless the note is renewed and thus part of
+/// the lock: otherwise it is for messages only, and `gc` and `discard` must work on a full disk.
+fn unless_full(is_renewed: bool, noted: io::Result<()>) -> io::Result<()> {
     match noted {
         Err(e)
-            if !is_lease
+            if !is_renewed
                 && matches!(
                     e.kind(),
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
                 ) =>
         {
-            tracing::warn!(error = %e, "the holder of the lock is not noted");
+            tracing::warn!(error = %e, "cannot write the note of a lock");
             Ok(())
         }
         other => other,
     }
 }
 
-/// Returns whether a note has not been renewed for [`LEASE`]; true also when it is gone.
+/// Returns whether a note has not been renewed for [`LEASE`], or no longer exists.
 fn has_expired(layout: &Layout, note: &Path) -> Result<bool> {
     Ok(age_of(layout, note)?.is_none_or(|age| age > LEASE))
 }
 
-/// Returns how long ago a note was renewed by the clock of the file server; None when there is
-/// no such note.
+/// Returns the time since a note was renewed, by the clock of the file server. Returns `None` if
+/// the note does not exist.
 fn age_of(layout: &Layout, note: &Path) -> Result<Option<Duration>> {
     static PROBES: AtomicU64 = AtomicU64::new(0);
     let count = PROBES.fetch_add(1, Ordering::Relaxed);
@@ -550,37 +575,38 @@ fn age_of(layout: &Layout, note: &Path) -> Result<Option<Duration>> {
         fs::remove_file(&probe)?;
         Ok(modified)
     };
-    let now = server_time().context(&probe, "ask for the time of the file server")?;
+    let now = server_time().context(&probe, "determine the time of the file server")?;
     match fs::symlink_metadata(note).and_then(|metadata| metadata.modified()) {
-        // A note from the future is as good as new.
+        // A time in the future counts as now.
         Ok(renewed) => Ok(Some(now.duration_since(renewed).unwrap_or_default())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).context(note, "look at a lease"),
+        Err(e) => Err(e).context(note, "stat a lease"),
     }
 }
 
-/// Renews the holder's note, or says that it is another's by now.
+/// Renews a note. Returns false if another process has taken it over.
 fn renew_note(path: &Path, token: &str) -> bool {
     match Note::read(path) {
-        Note::Of(noted) if noted.token == token => {}
-        Note::Of(noted) => {
+        Note::Holder(noted) if noted.token == token => {}
+        Note::Holder(noted) => {
             tracing::error!(
                 path = %path.display(), holder = %noted,
-                "another process took over the lock: nothing more is changed here"
+                "another process has taken over the lock: the environment is not changed any more"
             );
             return false;
         }
-        // Who took it over would have named itself, so it is still ours, and others go by its age.
+        // A process that took it over would have written a valid note, so it is still ours. Other
+        // processes judge it by its age.
         Note::Unreadable(Some(_)) => {
-            tracing::warn!(path = %path.display(), "a lock is renewed that names no holder any more");
+            tracing::warn!(path = %path.display(), "the note of a lock is damaged");
         }
-        // It may be there again, or not, when the server answers again.
+        // The server may return it at the next attempt.
         Note::Unreadable(None) | Note::Missing => {
-            tracing::warn!(path = %path.display(), "a lock could not be renewed: it cannot be read");
+            tracing::warn!(path = %path.display(), "cannot renew a lock: its note cannot be read");
             return true;
         }
     }
-    // Times set to "now" are the server's own; explicit ones would be ours.
+    // UTIME_NOW is the time of the server; an explicit time would be that of this host.
     let touched = regular::open_with(path, OpenOptions::new().write(true)).and_then(|file| {
         nix::sys::stat::futimens(
             &file,
@@ -590,7 +616,7 @@ fn renew_note(path: &Path, token: &str) -> bool {
         .map_err(io::Error::from)
     });
     if let Err(e) = touched {
-        tracing::warn!(path = %path.display(), error = %e, "a lock could not be renewed");
+        tracing::warn!(path = %path.display(), error = %e, "cannot renew a lock");
     }
     true
 }

@@ -1,7 +1,7 @@
 //! Environments as files: names, the store, the layout on disk, locks, prefixes, configuration.
 //!
-//! What an environment *is* at any moment is told by its database (`state`); this module finds,
-//! makes, names and removes the directory in which everything lies.
+//! The content of an environment is defined by its database (`state`). This module finds, creates,
+//! renames and removes the directory that holds the database and all other files.
 
 mod config;
 mod error;
@@ -14,7 +14,7 @@ mod trust;
 
 pub use config::{CacheConfig, Config, GcConfig, ProfileUse, Prompt};
 pub use error::{EnvironmentError, Result};
-pub use layout::{Layout, Place, StoreLayout};
+pub use layout::{HomeId, Layout, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE};
 pub use name::EnvName;
 pub use prefix::Prefix;

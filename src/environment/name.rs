@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::error::{EnvironmentError, Result};
 use crate::sys::text::printable;
 
-/// Words that commands use for something else. Compared without regard to case.
+/// Words with a special meaning for commands. Case is ignored.
 const RESERVED: &[&str] = &["all", "none", "current"];
 
 /// The longest name, in bytes.
@@ -33,19 +33,19 @@ impl EnvName {
             return fail("it is a path, not a name");
         }
         if !name.chars().all(allowed) {
-            return fail("it has a character that is not allowed");
+            return fail("it contains a character that is not allowed");
         }
         if name.len() > MAX_LENGTH {
             return fail("it is longer than 64 characters");
         }
         if name.starts_with('-') {
-            return fail("it begins with '-', like an option");
+            return fail("it starts with '-', like an option");
         }
         if name.starts_with('.') {
-            return fail("it begins with '.', like a hidden file");
+            return fail("it starts with '.', like a hidden file");
         }
         if RESERVED.iter().any(|word| name.eq_ignore_ascii_case(word)) {
-            return fail("the word is reserved");
+            return fail("it is a reserved word");
         }
         Ok(EnvName(name.to_owned()))
     }
@@ -76,7 +76,7 @@ impl FromStr for EnvName {
     }
 }
 
-/// Returns those of `names` that somebody may have meant by `wanted`, best first.
+/// Returns those of `names` that are similar to `wanted`, best first.
 pub(super) fn similar(wanted: &str, names: impl IntoIterator<Item = EnvName>) -> Vec<String> {
     let wanted = wanted.to_ascii_lowercase();
     let limit = 1 + wanted.len() / 4;
@@ -85,15 +85,15 @@ pub(super) fn similar(wanted: &str, names: impl IntoIterator<Item = EnvName>) ->
         .filter_map(|name| {
             let lower = name.0.to_ascii_lowercase();
             let distance = distance(wanted.as_bytes(), lower.as_bytes());
-            let begins = wanted.len() >= 3 && lower.starts_with(&wanted);
-            (distance <= limit || begins).then_some((distance, name.0))
+            let is_prefix = wanted.len() >= 3 && lower.starts_with(&wanted);
+            (distance <= limit || is_prefix).then_some((distance, name.0))
         })
         .collect();
     found.sort();
     found.into_iter().map(|(_, name)| name).take(3).collect()
 }
 
-/// Levenshtein distance.
+/// Returns the Levenshtein distance.
 fn distance(a: &[u8], b: &[u8]) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn good_names_are_taken_as_they_are() {
+    fn valid_names_are_accepted_unchanged() {
         for name in [
             "a",
             "science",
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_are_refused_with_the_rule() {
+    fn invalid_names_are_refused_with_the_rule() {
         let long = "x".repeat(65);
         for name in [
             "", ".", "..", ".hidden", "-x", "--all", "a/b", "/", "a b", "a\nb", "ä", "a\0", "all",
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn near_misses_are_suggested() {
+    fn similar_names_are_suggested() {
         let names = || ["science", "silence", "web", "webserver"].map(|n| EnvName::new(n).unwrap());
         assert_eq!(similar("scince", names()), ["science"]);
         assert_eq!(similar("Web", names()), ["web", "webserver"]);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn distances_are_those_of_levenshtein() {
+    fn distance_is_the_levenshtein_distance() {
         for (a, b, d) in [
             ("", "abc", 3),
             ("kitten", "sitting", 3),

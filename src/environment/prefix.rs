@@ -1,7 +1,7 @@
-//! Where an environment may be mounted.
+//! The rules for prefixes, the paths where environments are mounted.
 //!
-//! Programs in an environment embed its prefix, above all in the first line of scripts, which
-//! the kernel cuts at 127 bytes. So prefixes are short, and never change by themselves.
+//! Programs in an environment embed its prefix, above all in the first line of scripts, which the
+//! kernel truncates at 127 bytes. So prefixes are short, and no command changes them implicitly.
 
 use std::fs;
 use std::io;
@@ -15,13 +15,13 @@ use super::trust;
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::text::quoted;
 
-/// What scripts of the environment begin with, after the prefix.
+/// A long interpreter path in the first line of a script, after the prefix.
 const INTERPRETER: &str = "/bin/python3.99";
 
-/// The longest first line of a script, with `#!`, that every kernel obeys.
+/// The longest first line of a script, including `#!`, that every kernel accepts.
 const SHEBANG_LIMIT: usize = 127;
 
-/// From here on we warn: options of the interpreter need room too.
+/// The length above which a warning is printed: interpreter options need space too.
 const SHEBANG_WARNING: usize = 80;
 
 /// A checked prefix.
@@ -29,23 +29,23 @@ const SHEBANG_WARNING: usize = 80;
 pub struct Prefix {
     /// The path, absolute.
     pub path: PathBuf,
-    /// What the user should know, in words.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 impl Prefix {
-    /// Checks the prefix that was asked for, or the default one of the environment: nothing, or an
-    /// empty directory, is there.
+    /// Checks the requested prefix, or the default prefix of the environment. The path must not
+    /// exist or must be an empty directory.
     ///
-    /// Whether another environment has the same prefix is not checked here.
+    /// The caller checks that no other environment has the same prefix.
     pub fn choose(store: &StoreLayout, name: &EnvName, wanted: Option<&Path>) -> Result<Prefix> {
         let path = match wanted {
             Some(path) => std::path::absolute(path).context(path, "find the prefix")?,
             None => store.default_prefix(name),
         };
-        // Without a slash at the end, and without "." and "//" inside.
+        // Removes a trailing slash, "." and "//".
         let path: PathBuf = path.components().collect();
-        let mounts = mountinfo::read().context(&path, "look at what is mounted around")?;
+        let mounts = mountinfo::read().context(&path, "read the list of mounts")?;
         check(store, path, &mounts)
     }
 }
@@ -53,7 +53,7 @@ impl Prefix {
 fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Prefix> {
     let refuse = |why: String| {
         Err(EnvironmentError::BadPrefix {
-            // Shown on one line whatever is in it.
+            // Quoted, so that it stays on one line.
             path: PathBuf::from(quoted(&path)),
             why,
         })
@@ -63,10 +63,10 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
         return refuse("it contains a newline or another control character".to_owned());
     }
     if bytes.contains(&b':') {
-        return refuse("it contains ':', which separates the directories of PATH".to_owned());
+        return refuse("it contains ':', which separates directories in PATH".to_owned());
     }
     if path.components().any(|part| part == Component::ParentDir) {
-        return refuse("it contains '..'; give the path without".to_owned());
+        return refuse("it contains '..'; use a path without it".to_owned());
     }
     if path.parent().is_none() {
         return refuse("it is the root of the file system".to_owned());
@@ -75,8 +75,8 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
     if shebang > SHEBANG_LIMIT {
         let most = SHEBANG_LIMIT - "#!".len() - INTERPRETER.len();
         return refuse(format!(
-            "it has {} bytes, but scripts work only up to {most}; choose a shorter path with \
-             --prefix",
+            "it has {} bytes, but scripts only work with up to {most}; choose a shorter path \
+             with --prefix",
             bytes.len()
         ));
     }
@@ -93,9 +93,9 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
 
     match fs::symlink_metadata(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).context(&path, "look at the prefix"),
+        Err(e) => return Err(e).context(&path, "stat the prefix"),
         Ok(metadata) if metadata.is_symlink() => {
-            return refuse("it is a symbolic link; give the path it leads to".to_owned());
+            return refuse("it is a symbolic link; use its target".to_owned());
         }
         Ok(metadata) if !metadata.is_dir() => {
             return refuse("it exists and is not a directory".to_owned());
@@ -114,33 +114,34 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
     if let Some(parent) = path.parent() {
         trust::refuse_replaceable(parent)?;
     }
-    // What matters below is where the path really is, which symbolic links may hide.
+    // Symbolic links above the prefix must not defeat the checks below.
     let real = real_path(&path).context(&path, "find the prefix")?;
     let homes = store.homes();
     let homes = real_path(&homes).context(&homes, "find the store")?;
     if real.starts_with(&homes) || homes.starts_with(&real) {
         return refuse(format!(
-            "it is in (or around) {}, where envfs keeps its own files",
+            "it overlaps {}, where envfs keeps its own files",
             homes.display()
         ));
     }
-    // Other FUSE file systems may hold a home directory, and take mounts.
-    if let Some(mount) = holding(mounts, &real).filter(|mount| mount.fs_type == "fuse.envfs") {
+    // Other FUSE file systems are fine: they may contain home directories and mount points.
+    if let Some(mount) = mount_of(mounts, &real).filter(|mount| mount.fs_type == "fuse.envfs") {
         return refuse(format!(
-            "it is inside another environment, mounted at {}; choose a path outside with --prefix",
+            "it is inside another environment, mounted at {}; choose a path outside it with \
+             --prefix",
             mount.mount_point.display()
         ));
     }
     Ok(Prefix { path, warnings })
 }
 
-/// Resolves symbolic links as far as the path exists, and keeps the rest.
+/// Resolves symbolic links in the part of the path that exists, and keeps the rest.
 fn real_path(path: &Path) -> io::Result<PathBuf> {
     for ancestor in path.ancestors() {
         match fs::canonicalize(ancestor) {
             Ok(real) => {
                 let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
-                // Joining "" would add a slash, which does no harm to comparisons.
+                // Joining "" adds a trailing slash, which comparisons ignore.
                 return Ok(real.join(rest));
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -150,8 +151,8 @@ fn real_path(path: &Path) -> io::Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// Returns the mount on which a path lies: of the longest, the last, which is on top.
-fn holding<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
+/// Returns the mount that contains a path: the topmost of those with the longest mount point.
+fn mount_of<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
     mounts
         .iter()
         .filter(|mount| path.starts_with(&mount.mount_point))
@@ -178,15 +179,15 @@ mod tests {
     }
 
     #[test]
-    fn the_default_prefix_is_in_the_store_and_a_wish_is_obeyed() {
+    fn the_default_prefix_is_in_the_store_and_a_requested_one_is_used() {
         let (dir, store, name) = store();
         let prefix = Prefix::choose(&store, &name, None).unwrap();
         assert_eq!(prefix.path, store.prefixes().join("a"));
-        let wish = dir.path().join("b//./c/");
-        let prefix = Prefix::choose(&store, &name, Some(&wish)).unwrap();
+        let wanted = dir.path().join("b//./c/");
+        let prefix = Prefix::choose(&store, &name, Some(&wanted)).unwrap();
         assert_eq!(prefix.path.as_os_str(), dir.path().join("b/c").as_os_str());
         fs::create_dir_all(&prefix.path).unwrap();
-        Prefix::choose(&store, &name, Some(&wish)).unwrap();
+        Prefix::choose(&store, &name, Some(&wanted)).unwrap();
     }
 
     #[test]
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_itself_is_no_place_for_a_prefix() {
+    fn a_prefix_inside_or_around_the_store_is_refused() {
         let (_dir, store, name) = store();
         for path in [store.homes().join("x/y"), store.homes()] {
             let refused = Prefix::choose(&store, &name, Some(&path));

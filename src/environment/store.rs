@@ -1,8 +1,8 @@
-//! The store: all environments of a user, and how one comes into being and goes.
+//! The store: the directory of all environments of a user.
 //!
-//! A home gets its name by one rename when it is complete, and loses it by one rename before it
-//! is removed. So a name in the store is always a whole environment, and whatever a crash leaves
-//! has a name that says what it is.
+//! A home is built under a temporary name, and one rename gives it its final name when it is
+//! complete. Another rename takes that name away before the home is removed. So a name in the store
+//! is always a complete environment, and remains of a crash are recognized by their names.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -14,47 +14,47 @@ use fs2::FileExt;
 
 use super::config::Config;
 use super::error::{Context, EnvironmentError, Result};
-use super::layout::{GONE, Layout, NEW, StoreLayout};
+use super::layout::{Layout, NEW, REMOVED, StoreLayout};
 use super::lock::EnvLock;
 use super::name::{EnvName, similar};
 use crate::sys::walk::remove_tree;
 use crate::sys::{durable, process, regular};
 
-/// How long a home without a lock may be about to get one.
-const NEWBORN: Duration = Duration::from_secs(60);
+/// The age up to which a home without a lock file is assumed to be under construction.
+const LOCK_GRACE: Duration = Duration::from_secs(60);
 
-/// All environments of a user.
+/// The directory of all environments of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Store {
     layout: StoreLayout,
 }
 
-/// What a crash has left in a store.
+/// Remains of a crash in a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Garbage {
     /// The directory.
     pub path: PathBuf,
-    /// The environment that it was to be, or was.
+    /// The name of the environment.
     pub name: String,
-    /// True for a home that was never finished, false for one not wholly removed.
+    /// True for a home that was never finished, false for one that was not completely removed.
     pub is_unfinished: bool,
 }
 
 impl Store {
-    /// The store at `root`, which need not exist yet.
+    /// Returns the store at `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Store {
         Store {
             layout: StoreLayout::new(root),
         }
     }
 
-    /// The store of this user: `$ENVFS_HOME`, else `~/.local/share/envfs` (or as the XDG
-    /// variables say).
+    /// Returns the store of this user: `$ENVFS_HOME`, else `envfs` below `$XDG_DATA_HOME`, else
+    /// `~/.local/share/envfs`.
     pub fn of_user() -> Result<Store> {
         let root = match std::env::var_os("ENVFS_HOME") {
             Some(home) if !home.is_empty() => {
                 let home = PathBuf::from(home);
-                std::path::absolute(&home).context(&home, "find the store")?
+                std::path::absolute(&home).context(&home, "resolve ENVFS_HOME")?
             }
             _ => directories::ProjectDirs::from("", "", "envfs")
                 .ok_or(EnvironmentError::NoHome)?
@@ -64,7 +64,7 @@ impl Store {
         Ok(Store::new(root))
     }
 
-    /// Returns where things are in the store.
+    /// Returns the paths in the store.
     pub fn layout(&self) -> &StoreLayout {
         &self.layout
     }
@@ -74,11 +74,11 @@ impl Store {
         Config::load(&self.layout.config())
     }
 
-    /// Returns the names of all environments, sorted. None where there is no store yet.
+    /// Returns the names of all environments, sorted. The list is empty if there is no store yet.
     pub fn list(&self) -> Result<Vec<EnvName>> {
         let mut names = Vec::new();
         for file_name in self.homes()? {
-            // Anything else is garbage or somebody else's.
+            // Anything else is garbage or was not created by envfs.
             if let Ok(name) = EnvName::new(&file_name)
                 && self.exists(&name)
             {
@@ -89,8 +89,8 @@ impl Store {
         Ok(names)
     }
 
-    /// Returns whether there is an environment with the name, also one that cannot be opened: only
-    /// opening it says why.
+    /// Returns whether an environment with the name exists. That includes one that cannot be
+    /// opened, so that the caller opens it and reports the error.
     pub fn exists(&self, name: &EnvName) -> bool {
         match self.layout.home(name).state_db().symlink_metadata() {
             Ok(_) => true,
@@ -101,7 +101,7 @@ impl Store {
         }
     }
 
-    /// Returns the environment with the name; if there is none, says which ones are like it.
+    /// Returns the environment with the name. The error for an unknown name lists similar names.
     pub fn open(&self, name: &EnvName) -> Result<Environment> {
         if self.exists(name) {
             return Ok(Environment {
@@ -116,14 +116,15 @@ impl Store {
         })
     }
 
-    /// Begins a new environment in a directory that has no name yet.
+    /// Starts a new environment in a directory with a temporary name.
     pub fn create(&self, name: &EnvName) -> Result<NewEnvironment> {
-        self.make_directories()?;
+        self.create_directories()?;
         self.refuse_existing(name)?;
         let layout = self.layout.new_home(name, &token()?);
-        let make = |path: &Path| make_private(path).context(path, "create the environment");
-        make(layout.home())?;
-        // From here on, whatever fails removes the directory.
+        let create_dir =
+            |path: &Path| create_private_dir(path).context(path, "create the environment");
+        create_dir(layout.home())?;
+        // From here on, dropping `new` removes the directory.
         let mut new = NewEnvironment {
             name: name.clone(),
             layout: Some(layout.clone()),
@@ -136,26 +137,27 @@ impl Store {
             .mode(0o600)
             .open(layout.lock())
             .context(&layout.lock(), "create the lock")?;
-        // Tells others that the directory is no garbage. Where locks do not work, age does.
+        // Shows other processes that the directory is in use. Where locks do not work, its age
+        // does.
         if let Err(e) = FileExt::try_lock_exclusive(&lock) {
             tracing::debug!(error = %e, "a new environment cannot be locked");
         }
         new.lock = Some(lock);
-        make(&layout.images())?;
-        make(&layout.layers())?;
-        make(&layout.strays())?;
+        create_dir(&layout.images())?;
+        create_dir(&layout.layers())?;
+        create_dir(&layout.strays())?;
         Ok(new)
     }
 
-    /// Returns what crashes have left behind: homes never finished and homes half removed. What
-    /// a living process is at work on is not among them.
+    /// Returns remains of crashes: homes that were never finished and homes that were not
+    /// completely removed. A home that a running process is building is not included.
     pub fn garbage(&self) -> Result<Vec<Garbage>> {
         let mut garbage = Vec::new();
         for file_name in self.homes()? {
             let path = self.layout.homes().join(&file_name);
             let (rest, is_unfinished) = match file_name.strip_prefix(NEW) {
                 Some(rest) => (rest, true),
-                None => match file_name.strip_prefix(GONE) {
+                None => match file_name.strip_prefix(REMOVED) {
                     Some(rest) => (rest, false),
                     None => continue,
                 },
@@ -180,7 +182,7 @@ impl Store {
     }
 
     fn refuse_existing(&self, name: &EnvName) -> Result<()> {
-        // Even a home without a database: its files may be worth something to somebody.
+        // Even a home without a database: it may contain files that somebody needs.
         if self.layout.home(name).home().symlink_metadata().is_ok() {
             return Err(EnvironmentError::Exists {
                 name: name.to_string(),
@@ -189,7 +191,7 @@ impl Store {
         Ok(())
     }
 
-    fn make_directories(&self) -> Result<()> {
+    fn create_directories(&self) -> Result<()> {
         let root = self.layout.root();
         for path in [root, &self.layout.homes(), &self.layout.prefixes()] {
             DirBuilder::new()
@@ -201,7 +203,7 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the names in the directory of homes that are text.
+    /// Returns the names in the directory of homes that are UTF-8.
     fn homes(&self) -> Result<Vec<String>> {
         let homes = self.layout.homes();
         let entries = match fs::read_dir(&homes) {
@@ -218,7 +220,7 @@ impl Store {
     }
 }
 
-/// An environment that exists.
+/// An existing environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     name: EnvName,
@@ -232,23 +234,23 @@ impl Environment {
         &self.name
     }
 
-    /// Returns where its files are.
+    /// Returns the paths in its home.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Returns the store in which it is.
+    /// Returns the store that contains it.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// Gives the environment another name, under its exclusive lock. The prefix stays: it is in
-    /// the database and in the environment's own files.
+    /// Renames the environment, under its exclusive lock. The prefix does not change: it is stored
+    /// in the database and embedded in the environment's own files.
     pub fn rename(self, name: &EnvName, lock: &EnvLock) -> Result<Environment> {
         self.store.refuse_existing(name)?;
         let layout = self.store.layout.home(name);
         rename_new(self.layout.home(), layout.home(), name)?;
-        lock.moved_to(&layout);
+        lock.set_layout(&layout);
         sync_directory(&self.store.layout.homes())?;
         Ok(Environment {
             name: name.clone(),
@@ -257,37 +259,37 @@ impl Environment {
         })
     }
 
-    /// Removes the environment and all its files, under its exclusive lock. The environment is
-    /// gone with the first step; what a crash leaves of its files is garbage.
+    /// Removes the environment and all its files, under its exclusive lock. The first step takes
+    /// away its name; files that a crash leaves after that are garbage.
     pub fn remove_files(self, lock: EnvLock) -> Result<()> {
-        let gone = self.store.layout.gone_home(&self.name, &token()?);
-        fs::rename(self.layout.home(), &gone)
+        let removed = self.store.layout.removed_home(&self.name, &token()?);
+        fs::rename(self.layout.home(), &removed)
             .context(self.layout.home(), "remove the environment")?;
-        lock.moved_to(&Layout::new(&gone));
+        lock.set_layout(&Layout::new(&removed));
         sync_directory(&self.store.layout.homes())?;
         drop(lock);
-        remove_tree(&gone).context(&gone, "remove the files of the environment")
+        remove_tree(&removed).context(&removed, "remove the files of the environment")
     }
 }
 
-/// An environment that is being made. Dropped unfinished, it leaves nothing.
+/// An environment under construction. Its files are removed if it is dropped before it is finished.
 #[derive(Debug)]
 pub struct NewEnvironment {
     name: EnvName,
-    /// None once it is finished.
+    /// `None` once it is finished.
     layout: Option<Layout>,
     store: Store,
     lock: Option<File>,
 }
 
 impl NewEnvironment {
-    /// Returns the name it will have.
+    /// Returns its final name.
     pub fn name(&self) -> &EnvName {
         &self.name
     }
 
-    /// Returns where its files are until it is finished. Open databases and files may stay open
-    /// over the end, but paths change: SQLite is to be closed before.
+    /// Returns the paths in its home until it is finished. Open files may stay open across
+    /// [`finish`](Self::finish), but their paths change, so the database must be closed before.
     pub fn layout(&self) -> Layout {
         match &self.layout {
             Some(layout) => layout.clone(),
@@ -295,11 +297,11 @@ impl NewEnvironment {
         }
     }
 
-    /// Gives the environment its name. It is complete: database and images are durable.
+    /// Gives the environment its final name. The database and the images must be durable by now.
     pub fn finish(mut self) -> Result<Environment> {
         let building = self.layout();
         let layout = self.store.layout.home(&self.name);
-        // By name only: closing a descriptor of the database would drop SQLite's locks on it.
+        // Only by name: closing a descriptor of the database would drop SQLite's locks on it.
         let database = building.state_db();
         fs::metadata(&database).context(&database, "find the state database")?;
         for directory in [building.images(), building.layers(), building.home().into()] {
@@ -323,20 +325,20 @@ impl Drop for NewEnvironment {
             && let Err(e) = remove_tree(layout.home())
         {
             let path = layout.home().display();
-            tracing::warn!(%path, error = %e, "an unfinished environment stays behind");
+            tracing::warn!(%path, error = %e, "cannot remove an unfinished environment");
         }
     }
 }
 
 /// Renames a home to a name that must be free.
 fn rename_new(from: &Path, to: &Path, name: &EnvName) -> Result<()> {
-    // Rename replaces an empty directory only, and a home is never empty: if two are quick
-    // enough to pass the check before, the second fails here.
+    // rename(2) only replaces an empty directory, and a home is never empty: of two processes that
+    // both found the name free, the second fails here.
     match fs::rename(from, to) {
         Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Err(EnvironmentError::Exists {
             name: name.to_string(),
         }),
-        other => other.context(to, "name the environment"),
+        other => other.context(to, "rename the environment"),
     }
 }
 
@@ -344,16 +346,16 @@ fn is_in_use(home: &Path) -> bool {
     let lock = Layout::new(home).lock();
     let is_young = || {
         let age = fs::metadata(home).and_then(|metadata| metadata.modified());
-        // A time in the future is as good as young.
+        // A time in the future counts as now.
         age.is_ok_and(|time| {
-            time.elapsed().is_ok_and(|age| age < NEWBORN) || time.elapsed().is_err()
+            time.elapsed().is_ok_and(|age| age < LOCK_GRACE) || time.elapsed().is_err()
         })
     };
     match regular::open(&lock) {
         Ok(file) => match FileExt::try_lock_shared(&file) {
             Ok(()) => false,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => true,
-            // Locks do not work here: an import may take hours.
+            // Locks do not work here, and an import may take hours.
             Err(_) => fs::metadata(home)
                 .and_then(|metadata| metadata.modified())
                 .is_ok_and(|time| {
@@ -366,13 +368,13 @@ fn is_in_use(home: &Path) -> bool {
     }
 }
 
-/// A few characters that no two calls share.
+/// Returns a short unique suffix for a file name.
 fn token() -> Result<String> {
     let uuid = process::new_uuid().context(Path::new("/proc/sys/kernel/random/uuid"), "read")?;
     Ok(uuid.chars().filter(|c| *c != '-').take(12).collect())
 }
 
-fn make_private(path: &Path) -> io::Result<()> {
+fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
 }
 
@@ -409,13 +411,13 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_is_there_when_it_is_finished_and_not_before() {
+    fn an_environment_exists_once_it_is_finished() {
         let (_dir, store) = store();
         assert_eq!(store.list().unwrap(), []);
         let new = store.create(&name("a")).unwrap();
         fs::write(new.layout().state_db(), "").unwrap();
         assert_eq!(store.list().unwrap(), []);
-        assert_eq!(store.garbage().unwrap(), [], "somebody is at work on it");
+        assert_eq!(store.garbage().unwrap(), [], "it is under construction");
         let environment = new.finish().unwrap();
         assert_eq!(store.list().unwrap(), [name("a")]);
         assert_eq!(store.open(&name("a")).unwrap(), environment);
@@ -427,12 +429,12 @@ mod tests {
     }
 
     #[test]
-    fn a_home_without_a_database_is_no_environment() {
+    fn a_home_without_a_database_is_not_an_environment() {
         let (_dir, store) = store();
         let new = store.create(&name("a")).unwrap();
         assert!(matches!(new.finish(), Err(EnvironmentError::Io { .. })));
         assert_eq!(fs::read_dir(store.layout().homes()).unwrap().count(), 0);
-        // Whatever somebody put there by hand stays untouched.
+        // A directory created by hand is left alone.
         fs::create_dir(store.layout().home(&name("b")).home()).unwrap();
         assert!(matches!(
             store.create(&name("b")),
@@ -442,23 +444,23 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_environment_leaves_nothing() {
+    fn dropping_an_unfinished_environment_removes_it() {
         let (_dir, store) = store();
         let new = store.create(&name("a")).unwrap();
         let home = new.layout().home().to_owned();
-        fs::create_dir(home.join("images/odd")).unwrap();
-        fs::write(home.join("images/odd/x"), "").unwrap();
-        fs::set_permissions(home.join("images/odd"), Permissions::from_mode(0o000)).unwrap();
+        fs::create_dir(home.join("images/locked")).unwrap();
+        fs::write(home.join("images/locked/x"), "").unwrap();
+        fs::set_permissions(home.join("images/locked"), Permissions::from_mode(0o000)).unwrap();
         drop(new);
         assert!(!home.exists());
     }
 
     #[test]
-    fn a_crash_before_the_name_leaves_garbage_that_can_be_named_and_removed() {
+    fn a_crash_before_finishing_leaves_garbage_that_can_be_removed() {
         let (_dir, store) = store();
         let mut new = store.create(&name("my-env")).unwrap();
         let home = new.layout().home().to_owned();
-        // What a killed process leaves: the directory, and a lock that nobody holds.
+        // A killed process leaves the directory, and a lock file that is not locked.
         new.lock = None;
         std::mem::forget(new);
         let garbage = store.garbage().unwrap();
@@ -474,22 +476,19 @@ mod tests {
     }
 
     #[test]
-    fn a_home_just_made_is_not_garbage_until_it_is_old() {
+    fn a_home_without_a_lock_file_is_garbage_only_when_it_is_old() {
         let (_dir, store) = store();
         create(&store, "a");
-        let newborn = store.layout().new_home(&name("b"), "token");
-        fs::create_dir(newborn.home()).unwrap();
+        let young = store.layout().new_home(&name("b"), "token");
+        fs::create_dir(young.home()).unwrap();
         assert_eq!(store.garbage().unwrap(), []);
-        let old = std::time::SystemTime::now() - 2 * NEWBORN;
-        File::open(newborn.home())
-            .unwrap()
-            .set_modified(old)
-            .unwrap();
+        let old = std::time::SystemTime::now() - 2 * LOCK_GRACE;
+        File::open(young.home()).unwrap().set_modified(old).unwrap();
         assert_eq!(store.garbage().unwrap().len(), 1);
     }
 
     #[test]
-    fn a_name_is_given_once() {
+    fn a_name_can_be_taken_only_once() {
         let (_dir, store) = store();
         let (one, two) = (
             store.create(&name("a")).unwrap(),
@@ -542,15 +541,15 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_environment_is_gone_with_all_its_files() {
+    fn removing_an_environment_removes_all_its_files() {
         let (_dir, store) = store();
         let a = create(&store, "a");
-        let odd = a.layout().upper(1).join("odd/deep");
-        fs::create_dir_all(&odd).unwrap();
-        fs::write(odd.join("file"), "").unwrap();
-        std::os::unix::fs::symlink("/", odd.join("link")).unwrap();
-        fs::set_permissions(&odd, Permissions::from_mode(0o000)).unwrap();
-        fs::set_permissions(odd.parent().unwrap(), Permissions::from_mode(0o500)).unwrap();
+        let locked = a.layout().upper(1).join("locked/deep");
+        fs::create_dir_all(&locked).unwrap();
+        fs::write(locked.join("file"), "").unwrap();
+        std::os::unix::fs::symlink("/", locked.join("link")).unwrap();
+        fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(locked.parent().unwrap(), Permissions::from_mode(0o500)).unwrap();
         let lock = exclusive(&a);
         a.remove_files(lock).unwrap();
         assert_eq!(store.list().unwrap(), []);
@@ -558,11 +557,11 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_while_removing_leaves_garbage() {
+    fn a_crash_during_removal_leaves_garbage() {
         let (_dir, store) = store();
         let a = create(&store, "a");
-        let gone = store.layout().gone_home(&name("a"), "token");
-        fs::rename(a.layout().home(), gone).unwrap();
+        let removed = store.layout().removed_home(&name("a"), "token");
+        fs::rename(a.layout().home(), removed).unwrap();
         let garbage = store.garbage().unwrap();
         assert_eq!(
             (garbage[0].name.as_str(), garbage[0].is_unfinished),

@@ -1,11 +1,11 @@
-//! Whose directories are used, and who else could replace them.
+//! Checks that a directory belongs to the caller and that no other user can replace it.
 //!
-//! A command that changes a store of another user would leave files there that the owner cannot use, and
-//! root would follow whatever links the owner has put in its way. So only the owner changes a store. And
-//! a store or a prefix that another user may replace is not used at all: its content would be run with
-//! the caller's rights.
+//! A command that changed another user's store would leave files there that the owner cannot use,
+//! and root would follow any links that the owner had put there. So only the owner changes a store.
+//! A store or a prefix that another user can replace is not used at all: programs in it would run
+//! with the caller's rights.
 //!
-//! `ENVFS_TRUST` names directories, separated by colons, below which none of this is asked.
+//! These checks are skipped below the directories in `ENVFS_TRUST`, a list separated by colons.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -15,18 +15,18 @@ use std::path::{Path, PathBuf};
 use super::error::{Context, EnvironmentError, Result};
 use crate::sys::process;
 
-/// The variable that names trusted directories.
+/// The environment variable that lists trusted directories.
 pub const TRUST: &str = "ENVFS_TRUST";
 
-/// Bits of a directory's mode by which its group, and all others, may change names in it.
+/// Mode bits that allow the group, and all others, to change the entries of a directory.
 const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
-/// Returns the other user to whom the store at `root` belongs; `None` where the caller may change it.
+/// Returns user and group of the store's owner, or `None` if the caller may change the store.
 ///
-/// For root that is also the owner of the directory in which a store would be made: a home directory
-/// that `sudo` has kept.
+/// If the caller is root and the store does not exist, the owner of the directory in which it would
+/// be created counts: it may be a home directory that `sudo` has kept.
 pub fn other_owner(root: &Path) -> Result<Option<(u32, u32)>> {
     let me = process::user_id();
     if is_trusted(root) {
@@ -36,9 +36,9 @@ pub fn other_owner(root: &Path) -> Result<Option<(u32, u32)>> {
         let meta = match fs::metadata(dir) {
             Ok(meta) => meta,
             Err(e) if is_absent(&e) => continue,
-            // Where one may not even look, the rest fails with its own words.
+            // The operations that follow fail with a better message.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
-            Err(e) => return Err(e).context(dir, "look at the owner"),
+            Err(e) => return Err(e).context(dir, "determine the owner"),
         };
         let is_store = dir == root;
         if meta.uid() == me || process::is_root_elsewhere(meta.uid()) && !is_store {
@@ -49,8 +49,8 @@ pub fn other_owner(root: &Path) -> Result<Option<(u32, u32)>> {
     Ok(None)
 }
 
-/// Refuses a path that another user could replace: by a name in a directory that others may write to, or
-/// as the owner of a directory above.
+/// Fails if another user could replace the path: because a directory above it is writable for
+/// others or belongs to another user.
 pub fn refuse_replaceable(path: &Path) -> Result<()> {
     if is_trusted(path) {
         return Ok(());
@@ -60,19 +60,19 @@ pub fn refuse_replaceable(path: &Path) -> Result<()> {
             Ok(meta) if meta.is_dir() => meta,
             _ => continue,
         };
-        if let Some(who) = who_may_rename(&meta) {
+        if let Some(others) = others_who_can_write(&meta) {
             return Err(EnvironmentError::Replaceable {
                 path: path.to_owned(),
                 dir: dir.to_owned(),
-                who,
+                others,
             });
         }
     }
     Ok(())
 }
 
-/// Returns who, besides the caller and root, may rename entries of a directory.
-fn who_may_rename(meta: &Metadata) -> Option<String> {
+/// Describes the users other than the caller and root that can replace entries of a directory.
+fn others_who_can_write(meta: &Metadata) -> Option<String> {
     let (uid, mode) = (meta.uid(), meta.mode());
     if uid != process::user_id() && uid != 0 && !process::is_root_elsewhere(uid) {
         return Some(format!("its owner, {},", process::user_name(uid)));
@@ -81,24 +81,24 @@ fn who_may_rename(meta: &Metadata) -> Option<String> {
         return None;
     }
     if mode & OTHERS_WRITE != 0 {
-        return Some("everybody".to_owned());
+        return Some("any user".to_owned());
     }
     if mode & GROUP_WRITES != 0 && !process::is_private_group(meta.gid()) {
         let group = process::group_name(meta.gid());
-        return Some(format!("everybody in the group {group}"));
+        return Some(format!("any user in the group {group}"));
     }
     None
 }
 
-/// Returns the part of a path that exists, without symbolic links.
+/// Returns the part of a path that exists, with symbolic links resolved.
 fn existing(path: &Path) -> Result<PathBuf> {
     for dir in path.ancestors() {
         match fs::canonicalize(dir) {
             Ok(real) => return Ok(real),
             Err(e) if is_absent(&e) || e.kind() == io::ErrorKind::PermissionDenied => {}
-            // A dead mount, for one.
+            // A mount whose daemon has died.
             Err(e) if e.raw_os_error() == Some(nix::libc::ENOTCONN) => {}
-            Err(e) => return Err(e).context(dir, "look at the directory"),
+            Err(e) => return Err(e).context(dir, "resolve the directory"),
         }
     }
     Ok(PathBuf::from("/"))

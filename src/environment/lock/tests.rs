@@ -16,21 +16,21 @@ fn exclusive(layout: &Layout) -> Result<EnvLock> {
     EnvLock::try_lock(layout, "test")
 }
 
-fn no_locks(_: &File) -> io::Result<()> {
+fn unsupported_flock(_: &File) -> io::Result<()> {
     Err(nix::errno::Errno::ENOLCK.into())
 }
 
 fn leased(layout: &Layout) -> Attempt {
-    EnvLock::attempt(layout, "lease", false, no_locks).unwrap()
+    EnvLock::attempt(layout, "lease", false, unsupported_flock).unwrap()
 }
 
-/// As on a file system that hosts share, each of which has its own locks.
-fn locked_by_this_host_alone(_: &File) -> io::Result<()> {
+/// Behaves like `flock` on a shared file system where locks are local to each host.
+fn host_local_flock(_: &File) -> io::Result<()> {
     Ok(())
 }
 
 #[test]
-fn a_second_writer_is_told_who_the_first_is() {
+fn the_error_names_the_holder() {
     let (_dir, layout) = home();
     let first = EnvLock::try_lock(&layout, "committing").unwrap();
     let refused = exclusive(&layout).unwrap_err().to_string();
@@ -47,7 +47,7 @@ fn a_second_writer_is_told_who_the_first_is() {
 }
 
 #[test]
-fn a_patient_writer_gets_the_lock_when_it_is_free() {
+fn a_waiting_process_gets_the_lock_when_it_is_released() {
     let (_dir, layout) = home();
     let first = exclusive(&layout).unwrap();
     std::thread::scope(|scope| {
@@ -57,7 +57,7 @@ fn a_patient_writer_gets_the_lock_when_it_is_free() {
     });
 }
 
-/// The other process of the next test; does nothing when run by itself.
+/// The second process of the next test. Does nothing when run as a test of its own.
 #[test]
 fn helper_that_holds_a_lock() {
     let Some(home) = std::env::var_os(HOLD_IN) else {
@@ -70,7 +70,7 @@ fn helper_that_holds_a_lock() {
 }
 
 #[test]
-fn a_lock_ends_with_its_process_however_that_dies() {
+fn a_lock_is_released_when_its_process_is_killed() {
     let (_dir, layout) = home();
     let mut other = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -96,7 +96,7 @@ fn a_lock_ends_with_its_process_however_that_dies() {
     assert!(refused.contains("(elsewhere)"), "{refused}");
     other.kill().unwrap();
     other.wait().unwrap();
-    // Its name has stayed behind, but nobody believes it.
+    // The note is still there, but is known to be stale.
     assert!(layout.lock_holder().exists());
     assert_eq!(EnvLock::current_holder(&layout), None);
     drop(exclusive(&layout).unwrap());
@@ -104,7 +104,7 @@ fn a_lock_ends_with_its_process_however_that_dies() {
 }
 
 #[test]
-fn a_lock_of_something_that_was_removed_is_no_lock() {
+fn the_lock_of_a_removed_home_does_not_lock_a_new_one() {
     let (dir, _) = home();
     let layout = Layout::new(dir.path().join("home"));
     fs::create_dir(layout.home()).unwrap();
@@ -120,44 +120,44 @@ fn a_lock_of_something_that_was_removed_is_no_lock() {
 }
 
 #[test]
-fn where_flock_does_not_work_a_lease_does() {
+fn a_lease_is_the_lock_where_flock_is_unsupported() {
     let (_dir, layout) = home();
-    let Attempt::Got(first) = leased(&layout) else {
-        panic!("not held by anybody");
+    let Attempt::Acquired(first) = leased(&layout) else {
+        panic!("the lock is free");
     };
     let Attempt::Held(Some(holder)) = leased(&layout) else {
-        panic!("held by us");
+        panic!("this process holds the lock");
     };
     assert_eq!(&holder, first.holder());
     drop(first);
     assert!(!layout.lease().exists());
-    assert!(matches!(leased(&layout), Attempt::Got(_)));
+    assert!(matches!(leased(&layout), Attempt::Acquired(_)));
     let left: Vec<_> = fs::read_dir(layout.home()).unwrap().collect();
     assert_eq!(left.len(), 1, "only the lock file: {left:?}");
 }
 
 #[test]
-fn where_every_host_has_its_own_flock_the_lease_decides() {
+fn the_lease_decides_where_flock_is_local_to_each_host() {
     let (_dir, layout) = home();
-    let attempt = || EnvLock::attempt(&layout, "shared", true, locked_by_this_host_alone).unwrap();
-    let Attempt::Got(first) = attempt() else {
-        panic!("not held by anybody");
+    let attempt = || EnvLock::attempt(&layout, "shared", true, host_local_flock).unwrap();
+    let Attempt::Acquired(first) = attempt() else {
+        panic!("the lock is free");
     };
     assert_eq!(
         EnvLock::current_holder(&layout).as_ref(),
         Some(first.holder())
     );
     let Attempt::Held(Some(holder)) = attempt() else {
-        panic!("held by us");
+        panic!("this process holds the lock");
     };
     assert_eq!(&holder, first.holder());
     drop(first);
     assert!(!layout.lease().exists());
-    assert!(matches!(attempt(), Attempt::Got(_)));
+    assert!(matches!(attempt(), Attempt::Acquired(_)));
 }
 
-fn leave_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
-    let mut holder = Holder::me(layout, "long ago").unwrap();
+fn write_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
+    let mut holder = Holder::current_process(layout, "long ago").unwrap();
     change(&mut holder);
     fs::write(layout.lease(), serde_json::to_vec(&holder).unwrap()).unwrap();
 }
@@ -165,13 +165,13 @@ fn leave_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
 #[test]
 fn a_lease_of_a_dead_process_or_an_earlier_boot_is_free() {
     let (_dir, layout) = home();
-    leave_lease(&layout, |holder| holder.pid = u32::MAX);
-    assert!(matches!(leased(&layout), Attempt::Got(_)));
-    leave_lease(&layout, |holder| holder.pid_start += 1);
-    assert!(matches!(leased(&layout), Attempt::Got(_)));
-    leave_lease(&layout, |holder| holder.boot_id = "another".to_owned());
-    assert!(matches!(leased(&layout), Attempt::Got(_)));
-    leave_lease(&layout, |_| {});
+    write_lease(&layout, |holder| holder.pid = u32::MAX);
+    assert!(matches!(leased(&layout), Attempt::Acquired(_)));
+    write_lease(&layout, |holder| holder.pid_start += 1);
+    assert!(matches!(leased(&layout), Attempt::Acquired(_)));
+    write_lease(&layout, |holder| holder.boot_id = "another".to_owned());
+    assert!(matches!(leased(&layout), Attempt::Acquired(_)));
+    write_lease(&layout, |_| {});
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
 }
 
@@ -181,19 +181,19 @@ fn age(path: &Path) {
 }
 
 #[test]
-fn a_lease_that_names_nobody_is_free_when_it_was_not_renewed() {
+fn an_unreadable_lease_is_free_when_it_has_expired() {
     let (_dir, layout) = home();
     // As a power failure, a full disk or a damaged server may leave it.
-    let whole = serde_json::to_vec(&Holder::me(&layout, "x").unwrap()).unwrap();
+    let whole = serde_json::to_vec(&Holder::current_process(&layout, "x").unwrap()).unwrap();
     let half = &whole[..whole.len() / 2];
     for content in [&b""[..], b"garbage", half, &[0; 300], b"{}"] {
         fs::write(layout.lease(), content).unwrap();
         assert!(matches!(leased(&layout), Attempt::Held(None)));
         age(&layout.lease());
-        let Attempt::Got(held) = leased(&layout) else {
-            panic!("nobody holds it: {content:?}");
+        let Attempt::Acquired(held) = leased(&layout) else {
+            panic!("the lock is free: {content:?}");
         };
-        // The holder of one that was damaged later renews it, and removes it in the end.
+        // If a lease is damaged while it is held, its holder still renews and removes it.
         fs::write(layout.lease(), content).unwrap();
         age(&layout.lease());
         assert!(renew_note(&layout.lease(), &held.holder().token));
@@ -201,19 +201,19 @@ fn a_lease_that_names_nobody_is_free_when_it_was_not_renewed() {
         drop(held);
         assert!(!layout.lease().exists());
     }
-    // What is no file at all is not read, nor waited for.
+    // A FIFO is not read, so nothing blocks on it.
     nix::unistd::mkfifo(&layout.lease(), nix::sys::stat::Mode::S_IRWXU).unwrap();
     assert!(matches!(leased(&layout), Attempt::Held(None)));
     let old = nix::sys::time::TimeSpec::new(1_000_000_000, 0);
     let follow = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
     nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, &layout.lease(), &old, &old, follow).unwrap();
-    assert!(matches!(leased(&layout), Attempt::Got(_)));
+    assert!(matches!(leased(&layout), Attempt::Acquired(_)));
     let left: Vec<_> = fs::read_dir(layout.home()).unwrap().collect();
     assert_eq!(left.len(), 1, "only the lock file: {left:?}");
 }
 
 #[test]
-fn what_was_noted_about_a_home_is_not_about_a_copy_of_it() {
+fn a_note_copied_with_its_home_does_not_lock_the_copy() {
     let (_dir, layout) = home();
     let (_other, copy) = home();
     let held = exclusive(&layout).unwrap();
@@ -221,34 +221,34 @@ fn what_was_noted_about_a_home_is_not_about_a_copy_of_it() {
     assert_eq!(EnvLock::current_holder(&copy), None);
     drop(exclusive(&copy).unwrap());
     drop(held);
-    let Attempt::Got(held) = leased(&layout) else {
-        panic!("not held by anybody");
+    let Attempt::Acquired(held) = leased(&layout) else {
+        panic!("the lock is free");
     };
     fs::copy(layout.lease(), copy.lease()).unwrap();
     assert_eq!(EnvLock::current_holder(&copy), None);
-    assert!(matches!(leased(&copy), Attempt::Got(_)));
-    // A home that is moved is the same.
+    assert!(matches!(leased(&copy), Attempt::Acquired(_)));
+    // A home that was moved is still locked.
     let moved = Layout::new(layout.home().with_extension("moved"));
     fs::rename(layout.home(), moved.home()).unwrap();
     assert_eq!(
         EnvLock::current_holder(&moved).as_ref(),
         Some(held.holder())
     );
-    held.moved_to(&moved);
+    held.set_layout(&moved);
     drop(held);
     fs::rename(moved.home(), layout.home()).unwrap();
 }
 
 #[test]
-fn of_many_who_find_a_stale_lease_one_at_a_time_has_it() {
+fn one_process_at_a_time_takes_over_a_stale_lease() {
     let (_dir, layout) = home();
     let (inside, taken) = (AtomicU32::new(0), AtomicU32::new(0));
     for _ in 0..20 {
-        leave_lease(&layout, |holder| holder.pid_start += 1);
+        write_lease(&layout, |holder| holder.pid_start += 1);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    if let Attempt::Got(lock) = leased(&layout) {
+                    if let Attempt::Acquired(lock) = leased(&layout) {
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         taken.fetch_add(1, Ordering::SeqCst);
                         std::thread::yield_now();
@@ -258,21 +258,21 @@ fn of_many_who_find_a_stale_lease_one_at_a_time_has_it() {
                 });
             }
         });
-        assert!(matches!(leased(&layout), Attempt::Got(_)));
+        assert!(matches!(leased(&layout), Attempt::Acquired(_)));
     }
     assert!(taken.load(Ordering::SeqCst) >= 20);
 }
 
 #[test]
-fn a_lease_of_another_host_is_free_only_when_it_was_not_renewed() {
+fn a_lease_of_another_host_is_free_only_when_it_has_expired() {
     let (_dir, layout) = home();
-    leave_lease(&layout, |holder| holder.host = "elsewhere".to_owned());
+    write_lease(&layout, |holder| holder.host = "elsewhere".to_owned());
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
     let token = read_holder(&layout.lease()).unwrap().token;
     age(&layout.lease());
     assert!(renew_note(&layout.lease(), &token));
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
     age(&layout.lease());
-    assert!(!renew_note(&layout.lease(), "somebody else's"));
-    assert!(matches!(leased(&layout), Attempt::Got(_)));
+    assert!(!renew_note(&layout.lease(), "another token"));
+    assert!(matches!(leased(&layout), Attempt::Acquired(_)));
 }
