@@ -1,10 +1,11 @@
-//! Points at which a test may let the process die, to see what the next open makes of it.
+//! Fault injection for tests: crash points, failures, panics and hangs.
 //!
-//! Every multi-step operation names its steps here; tests go through [`POINTS`], so a new step is
-//! covered as soon as it is listed. Only builds with debug assertions listen: the variable
-//! `ENVFS_FAULT` names the point at which the process kills itself, or something that is to fail.
+//! [`POINTS`] lists the steps of every operation with several steps. Tests crash the process at
+//! each of them and check recovery, so a new step is covered as soon as it is listed. The variable
+//! `ENVFS_FAULT` names the point at which the process kills itself, or the fault to inject. Only
+//! builds with debug assertions read it.
 
-/// All points, in the order of the steps of each operation.
+/// All crash points, in the order of the steps of each operation.
 pub const POINTS: &[&str] = &[
     "import.packed",
     "import.named",
@@ -22,38 +23,38 @@ pub const POINTS: &[&str] = &[
     "rollback.flipped",
 ];
 
-/// The fault that switches off every sync of a file, a directory, a file system or the database, so that
-/// the power loss tests can show that they notice what a missing sync loses.
+/// The fault that disables every sync of a file, directory, file system or database. With it the
+/// power loss tests must fail, which shows that they detect a missing sync.
 pub const NO_SYNC: &str = "sync.none";
 
-/// Returns true if a test wants something to fail that is not a point.
+/// Returns whether a test injects this fault, which is not a crash point.
 #[cfg(debug_assertions)]
 pub(crate) fn is_enabled(name: &'static str) -> bool {
-    debug_assert!(!POINTS.contains(&name), "{name} is a point");
+    debug_assert!(!POINTS.contains(&name), "{name} is a crash point");
     std::env::var_os("ENVFS_FAULT").is_some_and(|wanted| wanted == name)
 }
 
-/// Nothing is, in builds for users.
+/// Returns false: release builds inject no faults.
 #[cfg(not(debug_assertions))]
 pub(crate) fn is_enabled(_name: &'static str) -> bool {
     false
 }
 
-/// Panics here the first time, if a test wants that: `panic.` and where.
+/// Panics on the first call if a test injects this fault (`panic.` and a place).
 #[cfg(debug_assertions)]
 pub(crate) fn panic_once(name: &'static str) {
     use std::sync::atomic::{AtomicBool, Ordering};
-    static WAS: AtomicBool = AtomicBool::new(false);
-    if is_enabled(name) && !WAS.swap(true, Ordering::SeqCst) {
-        panic!("as a test wants: {name}");
+    static HAS_PANICKED: AtomicBool = AtomicBool::new(false);
+    if is_enabled(name) && !HAS_PANICKED.swap(true, Ordering::SeqCst) {
+        panic!("injected fault: {name}");
     }
 }
 
-/// Does nothing in builds for users.
+/// Does nothing in release builds.
 #[cfg(not(debug_assertions))]
 pub(crate) fn panic_once(_name: &'static str) {}
 
-/// Never returns, if a test wants something to hang: `hang.` and where.
+/// Hangs if a test injects this fault (`hang.` and a place).
 #[cfg(debug_assertions)]
 pub(crate) fn hang(name: &'static str) {
     while is_enabled(name) {
@@ -61,24 +62,27 @@ pub(crate) fn hang(name: &'static str) {
     }
 }
 
-/// Does nothing in builds for users.
+/// Does nothing in release builds.
 #[cfg(not(debug_assertions))]
 pub(crate) fn hang(_name: &'static str) {}
 
-/// Dies here, as by `kill -9`, if the environment asks for it.
+/// Kills the process with SIGKILL if `ENVFS_FAULT` names this crash point.
 #[cfg(debug_assertions)]
 pub(crate) fn point(name: &'static str) {
-    debug_assert!(POINTS.contains(&name), "fault point {name} is not listed");
+    debug_assert!(
+        POINTS.contains(&name),
+        "crash point {name} is not in POINTS"
+    );
     if std::env::var_os("ENVFS_FAULT").is_some_and(|wanted| wanted == name) {
-        tracing::warn!(name, "dying here, as asked");
+        tracing::warn!(name, "killing the process at a crash point");
         let own = nix::unistd::Pid::this();
-        // The signal cannot be caught, so this does not return; if it could not be sent, abort.
+        // The signal cannot be caught, so this does not return unless sending fails.
         if nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGKILL).is_err() {
             std::process::abort();
         }
     }
 }
 
-/// Does nothing in builds for users.
+/// Does nothing in release builds.
 #[cfg(not(debug_assertions))]
 pub(crate) fn point(_name: &'static str) {}

@@ -1,25 +1,25 @@
-//! envfs keeps an environment (conda, venv, Node prefix, any tree) as one compressed
-//! SquashFS file and shows it as an ordinary writable directory, without root.
+//! envfs stores an environment (conda, venv, Node prefix, any directory tree) as one compressed
+//! SquashFS file and mounts it as an ordinary writable directory, without root.
 //!
-//! The modules are rooms, and the arrows between them go down only:
+//! Modules depend only on modules below them:
 //!
 //! ```text
 //!  cli ───────────────► shell
 //!   │
 //!  daemon
 //!   │    │
-//!  fuse  commit              siblings: neither sees the other
+//!  fuse  commit              siblings: neither depends on the other
 //!   │    │
-//!  union                     semantics; generic over one trait for read-only layers
+//!  union                     POSIX semantics; generic over one trait for read-only layers
 //!   │
 //!  squashfs   upper   state   environment
 //!                │       │        │
 //!                └── sys ┴────────┘        the only unsafe code
 //! ```
 //!
-//! Only [`fuse`] names the fuser crate, only [`state`] names rusqlite, only [`cli`] prints,
-//! only [`sys`] is unsafe, only `main` exits. [`squashfs`] knows nothing else of ours.
-//! [`object`] and [`progress`] are plain vocabulary, seen by all but `squashfs`.
+//! Only [`fuse`] uses the fuser crate, only [`state`] uses rusqlite, only [`cli`] prints, only
+//! [`sys`] has unsafe code, only `main` exits. [`squashfs`] uses no other module of envfs.
+//! [`object`], [`progress`] and [`fault`] are used by all modules but `squashfs`.
 
 pub mod cli;
 pub mod commit;

@@ -1,4 +1,4 @@
-//! The `envfs` program: hands over to the library and turns its answer into an exit status.
+//! The `envfs` program: runs the command line and exits with its status.
 
 fn main() {
     std::process::exit(envfs::cli::main());

@@ -1,4 +1,4 @@
-//! What a file system object is to every room: its identity, its kind, its attributes.
+//! Identity, kind and attributes of a file system object, as all modules use them.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -11,11 +11,11 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// The identity of one object for its whole life: FUSE node id, `st_ino`, and key of every row.
+/// The identity of an object: its FUSE node id, its `st_ino`, and the key of its rows.
 ///
-/// It survives copy-up, rename, remount and commit, and is never given to another object of the
-/// same environment. Objects of the first image have their SquashFS inode number (with the root
-/// and number 1 exchanged where the root has another); new objects come from a counter above.
+/// It survives copy-up, rename, remount and commit, and is never reused in the same environment.
+/// Objects of the first image have their SquashFS inode number (exchanged with 1 for the root);
+/// new objects get the next number of a counter above those.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ino(pub u64);
 
@@ -84,7 +84,7 @@ impl Kind {
         }
     }
 
-    /// Returns the kind that `st_mode` names, if it names one.
+    /// Returns the kind that the `S_IFMT` bits of `st_mode` specify, or `None` if they are invalid.
     pub fn from_mode(mode: u32) -> Option<Kind> {
         Some(match mode & 0o170000 {
             0o040000 => Kind::Directory,
@@ -99,7 +99,7 @@ impl Kind {
     }
 }
 
-/// A point in time as file systems keep it.
+/// A point in time as file systems store it.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -111,14 +111,14 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// Returns the time that the kernel stamps a file with now.
+    /// Returns the time that the kernel would set on a file now.
     ///
-    /// Objects without a backing file get their times from here, the others from the kernel, and what is
-    /// made later must not be older. The kernel's stamps follow its coarse clock, since Linux 6.13 a
-    /// finer one where somebody has looked at the file before; no clock that can be read agrees with
-    /// both. So it is asked to stamp a file, in memory.
+    /// Objects with a backing file get their times from the kernel, the others from here, and times
+    /// must not go backwards between the two. The kernel uses its coarse clock, and since Linux
+    /// 6.13 a finer one for files whose times were read before; no readable clock agrees with both.
+    /// So this sets the times of a file in memory and reads them.
     pub fn now() -> Timestamp {
-        match stamp().or_else(|_| coarse()) {
+        match file_time().or_else(|_| coarse_time()) {
             Ok((secs, nanos)) => Timestamp {
                 secs,
                 nanos: u32::try_from(nanos).unwrap_or(0),
@@ -128,8 +128,8 @@ impl Timestamp {
     }
 }
 
-/// Seconds and nanoseconds that a file in memory is stamped with now.
-fn stamp() -> Result<(i64, i64), Errno> {
+/// Returns the current time of files, as seconds and nanoseconds.
+fn file_time() -> Result<(i64, i64), Errno> {
     static FILE: LazyLock<Result<OwnedFd, Errno>> =
         LazyLock::new(|| memfd_create("clock", MFdFlags::MFD_CLOEXEC));
     let file = FILE.as_ref().map_err(|error| *error)?;
@@ -138,8 +138,8 @@ fn stamp() -> Result<(i64, i64), Errno> {
     Ok((stat.st_mtime, stat.st_mtime_nsec))
 }
 
-/// The same of the coarse clock.
-fn coarse() -> Result<(i64, i64), Errno> {
+/// Returns the current time of the coarse clock, as seconds and nanoseconds.
+fn coarse_time() -> Result<(i64, i64), Errno> {
     let time = clock_gettime(ClockId::CLOCK_REALTIME_COARSE)?;
     Ok((time.tv_sec(), time.tv_nsec()))
 }
@@ -182,7 +182,7 @@ impl From<Timestamp> for std::time::SystemTime {
     }
 }
 
-/// What `stat` tells of an object.
+/// The attributes of an object that `stat` returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// Type of the object.
@@ -195,9 +195,9 @@ pub struct Attr {
     pub gid: u32,
     /// Device number in the encoding of `dev_t`; 0 for all but device nodes.
     pub rdev: u64,
-    /// Number of names; for a directory its subdirectories and 2.
+    /// Number of names; for a directory, the number of subdirectories plus 2.
     pub nlink: u32,
-    /// Size in bytes; of a symbolic link, the length of its target.
+    /// Size in bytes; for a symbolic link, the length of its target.
     pub size: u64,
     /// Allocated space in units of 512 bytes.
     pub blocks: u64,
@@ -210,11 +210,11 @@ pub struct Attr {
 }
 
 impl Attr {
-    /// These attributes, of an object whose content is where `below` was read.
-    pub fn with_content_of(self, below: &Attr) -> Attr {
+    /// Returns these attributes with the size and blocks of `lower`, which has the content.
+    pub fn with_content_of(self, lower: &Attr) -> Attr {
         Attr {
-            size: below.size,
-            blocks: below.blocks,
+            size: lower.size,
+            blocks: lower.blocks,
             ..self
         }
     }

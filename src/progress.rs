@@ -1,32 +1,33 @@
-//! How long work tells what it does and hears that it should stop. Libraries never print.
+//! Progress reports and cancellation of long operations. Library code never prints.
 
-/// What a long operation is doing; a new phase starts its counts afresh.
+/// The progress of a long operation. Counts start at 0 in each phase.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Report {
-    /// What is being done now, in the imperative ("packing", "verifying").
+    /// Name of the current phase ("packing", "verifying").
     pub phase: String,
-    /// Files (entries) done in this phase.
+    /// Files and other entries processed in this phase.
     pub files_done: u64,
-    /// Files in this phase, 0 while unknown.
+    /// Total number of entries in this phase, 0 while unknown.
     pub files_total: u64,
-    /// Bytes done in this phase (uncompressed content).
+    /// Bytes of uncompressed content processed in this phase.
     pub bytes_done: u64,
-    /// Bytes in this phase, 0 while unknown.
+    /// Total number of bytes in this phase, 0 while unknown.
     pub bytes_total: u64,
 }
 
-/// Receives progress, and says whether to go on. Called often and from any thread: be quick.
+/// Receives progress and may cancel the operation. Called often and from any thread, so
+/// implementations must return quickly.
 pub trait Progress: Send + Sync {
-    /// Takes the newest counts.
+    /// Receives the current counts.
     fn report(&self, report: &Report);
 
-    /// Returns true when the operation should stop at the next safe point and undo itself.
+    /// Returns whether the operation should stop at the next safe point and undo its changes.
     fn is_cancelled(&self) -> bool {
         false
     }
 }
 
-/// Progress that goes nowhere.
+/// Ignores progress and never cancels.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoProgress;
 

@@ -120,7 +120,7 @@ fn files(layout: &Layout) -> Vec<PathBuf> {
 fn odd_file(path: &Path) -> Option<String> {
     match regular::exists(path) {
         Ok(_) => None,
-        Err(e) => match regular::is_not_regular(&e) {
+        Err(e) => match regular::as_not_regular(&e) {
             Some(odd) => Some(format!("it is {}, not a regular file", odd.found)),
             None => Some(e.to_string()),
         },

@@ -116,7 +116,7 @@ const REPAIR: &str =
 /// Returns the kind of trouble that an error of the system means. A file of ours that is missing is
 /// not what the user has named and what does not exist.
 pub fn kind_of_io(error: &io::Error) -> Kind {
-    if regular::is_not_regular(error).is_some() {
+    if regular::as_not_regular(error).is_some() {
         return Kind::Damaged;
     }
     match error.raw_os_error() {
@@ -213,7 +213,7 @@ impl From<EnvironmentError> for Failure {
             {
                 read_only(failure(Kind::System))
             }
-            EnvironmentError::Io { source, .. } if regular::is_not_regular(source).is_some() => {
+            EnvironmentError::Io { source, .. } if regular::as_not_regular(source).is_some() => {
                 failure(Kind::Damaged).hint(REPAIR)
             }
             EnvironmentError::Io { source, .. } => failure(kind_of_io(source)),
@@ -232,7 +232,7 @@ impl From<StateError> for Failure {
             StateError::Missing { .. } => Kind::NotFound,
             StateError::Exists { .. } | StateError::Conflict { .. } => Kind::Conflict,
             StateError::Busy { .. } => Kind::Busy,
-            StateError::Io { source, .. } if regular::is_not_regular(source).is_some() => {
+            StateError::Io { source, .. } if regular::as_not_regular(source).is_some() => {
                 Kind::Damaged
             }
             StateError::Io { source, .. } => kind_of_io(source),

@@ -140,7 +140,7 @@ impl Default for GcConfig {
 impl Config {
     /// Reads a configuration file. Returns the defaults if the file does not exist.
     pub fn load(path: &Path) -> Result<Config> {
-        let bytes = match regular::read_own(path, MAX_SIZE) {
+        let bytes = match regular::read_through_own_link(path, MAX_SIZE) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Config::default()),
             Err(e) => return Err(e).context(path, "read the configuration"),

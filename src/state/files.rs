@@ -29,7 +29,7 @@ pub(super) fn check(path: &Path) -> Result<()> {
 
 fn is_there(path: &Path) -> Result<bool> {
     regular::exists(path).map_err(|source| {
-        if regular::is_not_regular(&source).is_some() {
+        if regular::as_not_regular(&source).is_some() {
             StateError::NotADatabase {
                 path: path.to_owned(),
                 detail: source.to_string(),

@@ -1,7 +1,6 @@
-//! Making files, names and file systems durable. A file that is synced may still be without its name after
-//! power loss.
+//! Makes files, names and file systems durable. Syncing a file does not make its name durable.
 //!
-//! All syncs but those of the image writer go through here, so that one fault can switch them off.
+//! All syncs but those of the image writer are done here, so that one fault can disable them.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +13,7 @@ use nix::unistd;
 
 use crate::fault;
 
-/// Makes the name at the end of a path durable: syncs the directory that it is in.
+/// Makes the last name of a path durable by syncing its directory.
 pub fn sync_name(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(dir) if dir.as_os_str().is_empty() => sync_dir(Path::new(".")),
@@ -28,53 +27,54 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     sync_file(File::open(dir)?)
 }
 
-/// Makes the content and attributes of a file durable, or the names in a directory.
+/// Makes the content and attributes of a file, or the names in a directory, durable.
 pub fn sync_file(file: impl AsFd) -> io::Result<()> {
-    unless_off(|| unistd::fsync(file))
+    unless_disabled(|| unistd::fsync(file))
 }
 
-/// Makes the content of a file durable.
+/// Makes the content and size of a file durable.
 pub fn sync_data(file: impl AsFd) -> io::Result<()> {
-    unless_off(|| unistd::fdatasync(file))
+    unless_disabled(|| unistd::fdatasync(file))
 }
 
-/// Makes everything in the file system of an open file durable.
+/// Makes everything in the file system that holds an open file durable.
 pub fn sync_file_system(file: impl AsFd) -> io::Result<()> {
-    unless_off(|| unistd::syncfs(file))
+    unless_disabled(|| unistd::syncfs(file))
 }
 
-/// Returns true if a test has switched off all syncs.
+/// Returns whether a test has disabled all syncs.
 pub fn is_disabled() -> bool {
     fault::is_enabled(fault::NO_SYNC)
 }
 
-fn unless_off(sync: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {
+fn unless_disabled(sync: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {
     if is_disabled() {
         return Ok(());
     }
     Ok(sync()?)
 }
 
-/// Bytes of a large file after which what was written of it is begun to be written to the disk. Enough for a
-/// disk at once, and more than most files that are removed again soon.
+/// Large files are flushed each time this many bytes have been written. Large enough for efficient
+/// disk writes, and larger than most files that are removed again soon.
 const WRITEBACK_CHUNK: u64 = 16 << 20;
 
-/// Returns whether a write of `len` bytes at `offset` completes a stretch of a file, after which to
-/// [begin](start_writeback): who syncs a large file in the end would wait for all of it then, with the disk
-/// idle while it was written.
+/// Returns whether a write of `len` bytes at `offset` reaches the end of a chunk of the file, after
+/// which the caller should [start writeback](start_writeback). Otherwise the disk would be idle
+/// while a large file is written, and a sync at the end would have to write all of it.
 pub fn completes_writeback_chunk(offset: u64, len: usize) -> bool {
     offset / WRITEBACK_CHUNK != offset.saturating_add(len as u64) / WRITEBACK_CHUNK
 }
 
-/// Begins to write a file's content to the disk, and waits for nothing but room in the disk's queue.
+/// Starts writing a file's dirty pages to the disk. Blocks only while the queue of the disk is
+/// full.
 pub fn start_writeback(file: &File) {
     // SAFETY: a system call with an open descriptor and numbers.
     let done = unsafe {
         nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, nix::libc::SYNC_FILE_RANGE_WRITE)
     };
     if done != 0 {
-        // It will be written when its time comes.
-        tracing::debug!("beginning to write: {}", io::Error::last_os_error());
+        // The kernel will write the pages later.
+        tracing::debug!("cannot start writeback: {}", io::Error::last_os_error());
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stretch_is_completed_by_what_reaches_its_end() {
+    fn a_write_that_reaches_the_end_of_a_chunk_completes_it() {
         assert!(!completes_writeback_chunk(0, 0));
         assert!(!completes_writeback_chunk(0, 1 << 20));
         assert!(!completes_writeback_chunk(WRITEBACK_CHUNK, 1 << 20));

@@ -1,4 +1,4 @@
-//! Which processes keep a mount busy.
+//! Finds the processes that keep a mount busy.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -14,27 +14,27 @@ use super::{mountinfo, process};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Use {
-    /// Its working directory is there.
+    /// Its working directory is in the mount.
     WorkingDirectory,
-    /// Its root directory is there.
+    /// Its root directory is in the mount.
     Root,
-    /// It runs a program from there.
+    /// It runs a program from the mount.
     Program,
-    /// It has a file or directory open there.
+    /// It has a file or directory of the mount open.
     OpenFile,
-    /// It has mapped a file from there (a library, as a rule).
+    /// It has mapped a file of the mount (typically a library).
     Mapping,
 }
 
 impl Use {
-    /// Returns the use in words, to stand after the name of a process.
+    /// Returns a description that follows the name of a process in a message.
     pub fn describe(self) -> &'static str {
         match self {
-            Use::WorkingDirectory => "works in it",
-            Use::Root => "has its root in it",
-            Use::Program => "runs a program of it",
-            Use::OpenFile => "has a file of it open",
-            Use::Mapping => "has mapped a file of it",
+            Use::WorkingDirectory => "has its working directory in it",
+            Use::Root => "has its root directory in it",
+            Use::Program => "runs a program from it",
+            Use::OpenFile => "has a file in it open",
+            Use::Mapping => "has mapped a file in it",
         }
     }
 }
@@ -46,10 +46,10 @@ pub struct Holder {
     pub pid: u32,
     /// Name of the command.
     pub command: String,
-    /// What it does there; the first use that was found.
+    /// How it uses the mount; the first use that was found.
     #[serde(rename = "use")]
     pub how: Use,
-    /// The path by which it does so, where one is known.
+    /// The path of the file or directory that it uses, if known.
     pub path: Text,
 }
 
@@ -69,10 +69,10 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Returns the processes that use a mount and that we may look into, except ourselves.
+/// Returns the processes that use a mount, except this one and those that it may not inspect:
+/// processes of other users are visible to root only.
 ///
-/// Other users' processes are seen by root only. Links are read, never followed: it asks the
-/// daemon nothing and works for dead mounts too.
+/// Links are read but not followed, so no request reaches the daemon, and dead mounts work too.
 pub fn of_mount(mount: &MountEntry) -> Vec<Holder> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -87,10 +87,10 @@ pub fn of_mount(mount: &MountEntry) -> Vec<Holder> {
     holders
 }
 
-/// A process in another mount namespace that has a copy of a mount of ours.
+/// A mount namespace with a copy of a mount, identified by one of its processes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NamespaceCopy {
-    /// Process id; one of those in the namespace.
+    /// Process id.
     pub pid: u32,
     /// Name of the command.
     pub command: String,
@@ -102,8 +102,8 @@ impl std::fmt::Display for NamespaceCopy {
     }
 }
 
-/// Returns which other mount namespaces have a copy of the file system behind a mount, and who uses it
-/// there. Namespaces of other users' processes are seen by root only.
+/// Returns the other mount namespaces that have a copy of a mount, and the processes in them that
+/// use it. Namespaces of other users' processes are visible to root only.
 pub fn in_other_namespaces(mount: &MountEntry) -> (Vec<NamespaceCopy>, Vec<Holder>) {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let own = namespace("self");
@@ -121,7 +121,7 @@ pub fn in_other_namespaces(mount: &MountEntry) -> (Vec<NamespaceCopy>, Vec<Holde
     let (mut copies, mut users) = (Vec::new(), Vec::new());
     for mut pids in members.into_values() {
         pids.sort_unstable();
-        // Processes of one namespace may have different roots, and so see different parts of it.
+        // Processes of one namespace may have different roots, and thus different mount tables.
         let table = pids.iter().find_map(|pid| {
             let mut table = mountinfo::of_process(*pid).ok()?;
             table.retain(|entry| entry.device == mount.device);
@@ -175,7 +175,7 @@ fn of_process(pid: u32, mount: &MountEntry) -> Option<Holder> {
     found(Use::Mapping, OsStr::from_bytes(path))
 }
 
-/// Returns the path of the first mapping from this device.
+/// Returns the path of the first mapping of a file on this device.
 fn mapping_of_device(maps: &[u8], device: (u32, u32)) -> Option<&[u8]> {
     maps.split(|&byte| byte == b'\n').find_map(|line| {
         // address perms offset dev inode path

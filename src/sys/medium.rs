@@ -1,10 +1,10 @@
-//! What kind of file system a path lies on: whether a lock is to be a lease too depends on it.
+//! Detects network file systems, on which a lock must also be a lease, and full file systems.
 
 use std::io;
 use std::path::Path;
 
-/// `f_type` numbers of file systems that several hosts share, or whose locks cannot be trusted to reach all
-/// of them.
+/// `f_type` numbers of file systems that several hosts may share, including those whose locks may
+/// not reach all hosts.
 const NETWORK: &[(u32, &str)] = &[
     (0x0000_6969, "nfs"),
     (0x0000_517b, "smb"),
@@ -27,25 +27,25 @@ const NETWORK: &[(u32, &str)] = &[
     (0xa501_fcf5, "vxfs"),
 ];
 
-/// Returns the name of the network (or FUSE) file system that holds `path`, or None when the
-/// path is on a local one.
+/// Returns the name of the network (or FUSE) file system that holds `path`, or `None` if it is
+/// local.
 pub fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
     let stat = nix::sys::statfs::statfs(path).map_err(io::Error::from)?;
     Ok(network_name(stat.filesystem_type().0 as u32))
 }
 
-/// Less than what SQLite may need for a transaction.
-const LITTLE: u64 = 64 << 10;
+/// Free space below which a file system counts as full: SQLite may need more for a transaction.
+const MIN_FREE_BYTES: u64 = 64 << 10;
 
-/// Returns whether the file system that holds `path` has no room, or hardly any: for files, or for
-/// their content. Quotas are not asked for.
+/// Returns whether the file system that holds `path` has (nearly) no free blocks or no free inodes.
+/// Ignores quotas.
 pub fn is_full(path: &Path) -> bool {
     let Ok(stat) = nix::sys::statvfs::statvfs(path) else {
         return false;
     };
     let bytes = stat.blocks_available().saturating_mul(stat.fragment_size());
-    // Some count no files at all.
-    bytes < LITTLE || (stat.files() > 0 && stat.files_available() == 0)
+    // Some file systems do not count inodes.
+    bytes < MIN_FREE_BYTES || (stat.files() > 0 && stat.files_available() == 0)
 }
 
 fn network_name(f_type: u32) -> Option<&'static str> {
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shared_file_systems_are_told_from_local_ones() {
+    fn network_file_systems_are_recognized() {
         assert_eq!(network_name(0x6969), Some("nfs"));
         assert_eq!(network_name(0x0bd0_0bd0), Some("lustre"));
         assert_eq!(network_name(0xef53), None);

@@ -1,17 +1,17 @@
-//! What the operating system does for us: the only room with `unsafe` code.
+//! Interfaces of the operating system; the only module with `unsafe` code.
 //!
-//! - [`durable`]: making files and names durable
-//! - [`medium`]: which file systems are shared between hosts
-//! - [`mount`]: mounting and unmounting FUSE, as root or through `fusermount3`
-//! - [`mountinfo`]: what is mounted here, which of it is ours, which of it is dead
-//! - [`holders`]: which processes use a mount
-//! - [`private`]: directories for one user alone
-//! - `probe`: asking a file system that may never answer
-//! - [`process`]: identity of processes, boots and users; what a daemon needs
-//! - [`reflink`]: sharing blocks between files
-//! - [`regular`]: opening files that must be regular files, such as those of a store
-//! - [`text`]: names that need not be UTF-8, written as JSON
-//! - [`walk`]: walks of directory trees of any depth
+//! - [`durable`]: make files and names durable
+//! - [`holders`]: find the processes that use a mount
+//! - [`medium`]: detect file systems that hosts share, and full ones
+//! - [`mount`]: mount and unmount FUSE, as root or through `fusermount3`
+//! - [`mountinfo`]: read the mount table, find mounts of envfs and dead ones
+//! - [`private`]: create directories that only their owner can use
+//! - `probe`: query a file system that may not respond
+//! - [`process`]: identify processes, boots and users; set up a daemon
+//! - [`reflink`]: share blocks between files
+//! - [`regular`]: open files that must be regular files, such as those of a store
+//! - [`text`]: write names that need not be UTF-8 as JSON and on terminals
+//! - [`walk`]: walk directory trees of any depth
 
 pub mod durable;
 pub mod holders;

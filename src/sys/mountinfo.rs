@@ -1,4 +1,4 @@
-//! Reads `/proc/self/mountinfo`: what is mounted here, and which of it is ours.
+//! Reads the mount table, `/proc/self/mountinfo`, and finds the mounts of envfs in it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -10,35 +10,36 @@ use nix::errno::Errno;
 
 use super::{probe, process};
 
-/// What comes before the environment's id in the source of our mounts.
+/// The prefix of the source of mounts of envfs; the id of the environment follows.
 pub const SOURCE_PREFIX: &str = "envfs:";
 
 /// One line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
-    /// The kernel's number of this mount.
+    /// The id that the kernel gave to this mount.
     pub id: u64,
-    /// Device number as `major:minor`, as it stands in `/proc/PID/maps` without zeros in front.
+    /// Major and minor device number.
     pub device: (u32, u32),
-    /// Where it is mounted.
+    /// The mount point.
     pub mount_point: PathBuf,
-    /// File system type, `fuse.envfs` for ours.
+    /// File system type, `fuse.envfs` for mounts of envfs.
     pub fs_type: String,
-    /// Source; `envfs:ID` for ours.
+    /// Source, `envfs:ID` for mounts of envfs.
     pub source: OsString,
     /// Options of the mount and of its file system.
     pub options: Vec<String>,
-    /// Whether the kernel checks permissions, for FUSE; not so with `fakeroot`.
+    /// Whether the kernel checks permissions of a FUSE mount; false with `fakeroot`.
     pub checks_permissions: bool,
-    /// Whose mount it is, for FUSE: the kernel says so, unlike the source, which anybody may choose.
+    /// The user who mounted it, for FUSE. Set by the kernel, unlike the source, which any user may
+    /// choose.
     pub user_id: Option<u32>,
 }
 
 impl MountEntry {
-    /// Returns the id of the environment that this mount shows, if it is one of ours.
+    /// Returns the id of the mounted environment, if this is a mount of envfs.
     ///
-    /// The type alone says nothing (it is plain `fuse` on some paths), and every user may mount FUSE
-    /// with any source: so only a mount of the caller, or of root, is believed.
+    /// The type is not enough (it is plain `fuse` if mounted in some ways), and any user may mount
+    /// FUSE with any source, so only mounts of the caller and of root are trusted.
     pub fn environment_id(&self) -> Option<&str> {
         if !self.fs_type.starts_with("fuse") || !self.is_trusted() {
             return None;
@@ -46,52 +47,52 @@ impl MountEntry {
         self.source.to_str()?.strip_prefix(SOURCE_PREFIX)
     }
 
-    /// Returns whether the caller mounted it, or root. In a user namespace the caller has two ids: mounts
-    /// that were made outside have the outer one.
+    /// Returns whether the caller or root mounted it. In a user namespace the caller has two ids:
+    /// mounts from outside have the outer one.
     fn is_trusted(&self) -> bool {
         self.user_id.is_some_and(|owner| {
             owner == 0 || owner == process::user_id() || owner == process::outer_user_id()
         })
     }
 
-    /// Returns whether the daemon behind this mount is gone.
+    /// Returns whether the daemon of this mount has ended.
     pub fn is_dead(&self) -> bool {
         self.health() == Health::Dead
     }
 
-    /// Asks the daemon behind this mount.
+    /// Queries the daemon of this mount; see [`health`].
     pub fn health(&self) -> Health {
         health(&self.mount_point)
     }
 }
 
-/// Whether the daemon behind a mount answers.
+/// The state of the daemon of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It does, or the path leads to no mount.
+    /// The daemon responds, or the path is not on a FUSE mount.
     Healthy,
-    /// The daemon is gone.
+    /// The daemon has ended.
     Dead,
-    /// It is there, but did not answer in time: it is stopped or hangs.
+    /// The daemon did not respond in time: it is stopped or hangs.
     Unresponsive,
 }
 
-/// How long a daemon may take to answer a probe.
-const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a daemon may take to respond.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks the daemon of the mount to which a path leads, and waits a few seconds at most.
+/// Queries the daemon of the mount that a path is on, and waits at most a few seconds.
 ///
-/// Asks with `statfs`, which always goes to the daemon; `stat` may be answered from the kernel's
-/// cache long after the daemon died.
+/// Uses `statfs`, which always reaches the daemon; the kernel may answer `stat` from its cache long
+/// after the daemon has died.
 pub fn health(path: &Path) -> Health {
-    match probe::statfs(path, PROBE_PATIENCE) {
+    match probe::statfs(path, PROBE_TIMEOUT) {
         None => Health::Unresponsive,
         Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED)) => Health::Dead,
         Some(_) => Health::Healthy,
     }
 }
 
-/// Returns whether the path leads to a FUSE mount whose daemon is gone.
+/// Returns whether a path is on a FUSE mount whose daemon has ended.
 pub fn is_dead(path: &Path) -> bool {
     health(path) == Health::Dead
 }
@@ -106,14 +107,14 @@ pub fn of_process(pid: u32) -> io::Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read(format!("/proc/{pid}/mountinfo"))?))
 }
 
-/// Returns our mounts of one environment, in order of mounting (the last is on top).
+/// Returns the mounts of one environment, in order of mounting (the last is on top).
 pub fn of_environment(id: &str) -> io::Result<Vec<MountEntry>> {
     let mut mounts = read()?;
     mounts.retain(|mount| mount.environment_id() == Some(id));
     Ok(mounts)
 }
 
-/// Returns the mount that is visible at exactly this path, if there is one.
+/// Returns the topmost mount at exactly this path.
 pub fn at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(read()?
         .into_iter()
@@ -121,22 +122,22 @@ pub fn at(path: &Path) -> io::Result<Option<MountEntry>> {
         .find(|mount| mount.mount_point == path))
 }
 
-/// Returns what lies on top of our mount with this source at this path (as it was given: the table
-/// has it without links), or `None` if it is on top itself, or is not mounted any more.
+/// Returns the mount that covers our mount with this source at this path, or `None` if ours is the
+/// topmost or does not exist. The path may contain links, unlike those in the table.
 ///
-/// Unmounting a path takes away whatever is on top there.
+/// Callers check this first since unmounting a path removes the topmost mount.
 pub fn covering(path: &Path, source: &str) -> io::Result<Option<MountEntry>> {
     Ok(find_covering(read()?, path, source))
 }
 
-/// Returns our mount with this source at this path (as it was given: the table has it without links), or
-/// `None` if it is not mounted any more.
+/// Returns our mount with this source at this path, or `None` if it does not exist. The path may
+/// contain links, unlike those in the table.
 pub fn own(path: &Path, source: &str) -> io::Result<Option<MountEntry>> {
     let mounts = read()?;
     Ok(find_own(&mounts, path, source).cloned())
 }
 
-/// One source may be mounted at several places, so the path decides where it is in the table.
+/// Prefers the mount at `path`, since one source may be mounted at several places.
 fn find_own<'a>(mounts: &'a [MountEntry], path: &Path, source: &str) -> Option<&'a MountEntry> {
     let is_ours = |mount: &&MountEntry| {
         mount.fs_type.starts_with("fuse") && mount.source == source && mount.is_trusted()
@@ -156,7 +157,7 @@ fn find_covering(mounts: Vec<MountEntry>, path: &Path, source: &str) -> Option<M
     (top.id != own.id).then(|| top.clone())
 }
 
-/// Parses the text of a mount table; lines that make no sense are left out.
+/// Parses a mount table; invalid lines are skipped.
 fn parse(text: &[u8]) -> Vec<MountEntry> {
     text.split(|&byte| byte == b'\n')
         .filter_map(parse_line)
@@ -177,10 +178,11 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let source = unescape(fields.next()?);
     let of_file_system = fields.next()?.split(|&byte| byte == b',');
     let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
-    // A mount may be read-only where its file system is not, and is so too where that is.
-    let is_told_twice = |word: &&[u8]| *word != b"rw";
+    // A mount may be read-only while its file system is not, so `rw` of the file system says
+    // nothing.
+    let is_meaningful = |word: &&[u8]| *word != b"rw";
     let options: Vec<String> = of_mount
-        .chain(of_file_system.filter(is_told_twice))
+        .chain(of_file_system.filter(is_meaningful))
         .map(text)
         .collect();
     let user_id = options
@@ -198,7 +200,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     })
 }
 
-/// Undoes the kernel's octal escapes of space, tab, newline, backslash and `#`.
+/// Decodes the kernel's octal escapes of space, tab, newline, backslash and `#`.
 fn unescape(text: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -224,12 +226,12 @@ fn unescape(text: &[u8]) -> OsString {
     OsString::from_vec(out)
 }
 
-/// Returns the source under which an environment is mounted.
+/// Returns the source of the mounts of an environment.
 pub fn source(id: &str) -> String {
     format!("{SOURCE_PREFIX}{id}")
 }
 
-/// Returns whether the path is the place of a mount or lies below it.
+/// Returns whether a path is a mount point or below it.
 pub fn is_under(path: &OsStr, mount_point: &Path) -> bool {
     let (path, root) = (path.as_bytes(), mount_point.as_os_str().as_bytes());
     path.strip_prefix(root)
@@ -262,13 +264,13 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_of_another_user_is_not_believed() {
+    fn mounts_of_other_users_are_not_trusted() {
         let me = process::user_id();
-        for (owner, is_believed) in [(0, true), (me, true), (me + 4711, false)] {
+        for (owner, is_trusted) in [(0, true), (me, true), (me + 4711, false)] {
             let line =
                 format!("98 30 0:57 / /x rw - fuse.envfs envfs:1 rw,user_id={owner},group_id=0\n");
             let mounts = parse(line.as_bytes());
-            assert_eq!(mounts[0].environment_id().is_some(), is_believed, "{owner}");
+            assert_eq!(mounts[0].environment_id().is_some(), is_trusted, "{owner}");
             let found = find_covering(mounts, Path::new("/x"), "envfs:1");
             assert_eq!(found, None);
         }
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_on_top_of_a_mount_is_found() {
+    fn the_mount_that_covers_another_is_found() {
         let line = |id: u32, at: &str, kind: &str, source: &str| {
             format!("{id} 30 0:57 / {at} rw - {kind} {source} rw,user_id=0\n")
         };

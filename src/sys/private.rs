@@ -1,4 +1,4 @@
-//! Directories for one user alone, whatever the umask is: a daemon has none.
+//! Directories that only their owner can use, whatever the umask; that of a daemon is 0.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::process;
 
-/// Makes a directory that nobody else may enter, with its parents where missing. One that is there is
-/// closed to others if it is ours: it may be of a version that left it open.
+/// Creates a directory with mode 0700, and missing parents. If it exists and belongs to the caller,
+/// removes the permissions of others, which earlier versions granted.
 pub fn create_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let meta = fs::metadata(path)?;

@@ -23,12 +23,12 @@ mod ioctl {
     );
 }
 
-/// Makes `length` bytes of `dest` from `dest_offset` share the blocks of `source` from
-/// `source_offset`; a length of 0 means up to the end of the source.
+/// Makes `length` bytes of `dest` at `dest_offset` share the blocks of `source` at `source_offset`;
+/// a length of 0 means up to the end of the source.
 ///
-/// Offsets (and the length, except at the end of the source) must be multiples of the file
-/// system's block size. Fails with `EOPNOTSUPP`, `EXDEV` or `EINVAL` where blocks cannot be
-/// shared: the caller copies then.
+/// Offsets (and the length, except at the end of the source) must be multiples of the file system's
+/// block size. Fails with `EOPNOTSUPP`, `EXDEV` or `EINVAL` if blocks cannot be shared; the caller
+/// should copy then.
 pub fn clone_range(
     source: impl AsFd,
     source_offset: u64,
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_shared_or_it_is_said_that_they_cannot_be() {
+    fn blocks_are_shared_or_an_error_is_returned() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         std::fs::write(&a, vec![7u8; 8192]).unwrap();

@@ -1,9 +1,9 @@
-//! Opening files that must be regular files at exactly the path that is given.
+//! Opens files that must be regular files at exactly the given path.
 //!
-//! The files of a store are data: another user, a backup or a cleaner may have put a symbolic link, a
-//! FIFO, a device or a directory in the place of one. A link would lead to a file that was never meant,
-//! and opening a FIFO waits for its other end. So nothing is followed, nothing waits, and what was opened
-//! is checked before it is used.
+//! The files of a store are untrusted: another user, a backup or a cleaner may have replaced one by
+//! a symbolic link, a FIFO, a device or a directory. A link would lead to an unrelated file, and
+//! opening a FIFO blocks until its other end is opened. So these functions do not follow links, do
+//! not block, and check the type of the file before it is used.
 
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
@@ -13,15 +13,15 @@ use std::path::Path;
 
 use nix::libc;
 
-/// The cause of an [`io::Error`] where something else lies in the place of a file or directory.
+/// The source of an [`io::Error`] for an object of another type than expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotRegular {
     /// Name of the file, without its directory.
     pub name: String,
-    /// What is there, for messages: `a FIFO`.
+    /// The type that was found, for messages: `a FIFO`.
     pub found: &'static str,
-    /// What should be there.
-    pub wanted: &'static str,
+    /// The expected type.
+    pub expected: &'static str,
 }
 
 impl fmt::Display for NotRegular {
@@ -31,7 +31,7 @@ impl fmt::Display for NotRegular {
             "{} is {}, not a {}",
             self.name.escape_debug(),
             self.found,
-            self.wanted
+            self.expected
         )
     }
 }
@@ -43,44 +43,46 @@ pub fn open(path: &Path) -> io::Result<File> {
     open_with(path, OpenOptions::new().read(true))
 }
 
-/// Opens a regular file as `options` say; they must set no flags of their own and must not truncate.
+/// Opens a regular file with `options`, which must not set custom flags or truncate.
 ///
-/// The last component of the path is not followed if it is a symbolic link; the directories before it
-/// are. An error that [`is_not_regular`] recognizes says what was found instead.
+/// Fails if the last component of the path is a symbolic link; links in the components before it
+/// are followed. [`as_not_regular`] returns what was found instead of a regular file.
 pub fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {
-    // Without a controlling terminal and without waiting, whatever it is. Rust adds O_CLOEXEC.
+    // A terminal must not become the controlling one, and a FIFO must not block. Rust adds
+    // O_CLOEXEC.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = match options.clone().custom_flags(flags).open(path) {
         Ok(file) => file,
-        // A link, a FIFO without a reader, a socket, a directory: each has its own error.
-        Err(error) => return Err(refusal(path).unwrap_or(error)),
+        // A link, a FIFO without a reader, a socket and a directory each fail with another error.
+        Err(error) => return Err(type_error(path).unwrap_or(error)),
     };
     let kind = file.metadata()?.file_type();
     if kind.is_file() {
         Ok(file)
     } else {
-        Err(not_regular(path, kind))
+        Err(unexpected(path, kind, "regular file"))
     }
 }
 
-/// Opens a directory, and not one that a symbolic link in its place leads to.
+/// Opens a directory; fails if the last component of the path is a symbolic link.
 pub fn open_dir(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_DIRECTORY | libc::O_NONBLOCK;
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     opened.map_err(|error| match std::fs::symlink_metadata(path) {
-        Ok(meta) if !meta.is_dir() => not(path, meta.file_type(), "directory"),
+        Ok(meta) if !meta.is_dir() => unexpected(path, meta.file_type(), "directory"),
         _ => error,
     })
 }
 
-/// Checks without opening it that a path is a regular file; `Ok(false)` where nothing is there.
+/// Returns whether a regular file exists at a path, without opening it; fails if it is something
+/// else.
 ///
-/// For files that another library opens by name. The check holds only as long as nobody else may write
-/// to the directory.
+/// For files that another library opens by name. The result stays valid only if no other user may
+/// write to the directory.
 pub fn exists(path: &Path) -> io::Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_file() => Ok(true),
-        Ok(meta) => Err(not_regular(path, meta.file_type())),
+        Ok(meta) => Err(unexpected(path, meta.file_type(), "regular file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
@@ -95,15 +97,15 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("it is longer than {limit} bytes"),
+            format!("the file is longer than {limit} bytes"),
         ));
     }
     Ok(bytes)
 }
 
-/// Reads a regular file that the user may have replaced by a link to where it is kept. Links of other
-/// users are not followed: they could lead anybody who reads through them anywhere.
-pub fn read_own(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+/// Reads a regular file, or one that a symbolic link of the caller leads to. Links of other users
+/// are not followed, since they could lead to any file that the caller may read.
+pub fn read_through_own_link(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_symlink() && meta.uid() == super::process::user_id() => {
             read(&std::fs::canonicalize(path)?, limit)
@@ -112,22 +114,19 @@ pub fn read_own(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Returns what was found where an error says that it is not a regular file.
-pub fn is_not_regular(error: &io::Error) -> Option<&NotRegular> {
+/// Returns the source of an error if it is [`NotRegular`].
+pub fn as_not_regular(error: &io::Error) -> Option<&NotRegular> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Returns the error for what lies at a path, if that is why it could not be opened.
-fn refusal(path: &Path) -> Option<io::Error> {
+/// Returns the error for an object at a path that is not a regular file, which is why opening
+/// failed.
+fn type_error(path: &Path) -> Option<io::Error> {
     let kind = std::fs::symlink_metadata(path).ok()?.file_type();
-    (!kind.is_file()).then(|| not_regular(path, kind))
+    (!kind.is_file()).then(|| unexpected(path, kind, "regular file"))
 }
 
-fn not_regular(path: &Path, kind: FileType) -> io::Error {
-    not(path, kind, "regular file")
-}
-
-fn not(path: &Path, kind: FileType, wanted: &'static str) -> io::Error {
+fn unexpected(path: &Path, kind: FileType, expected: &'static str) -> io::Error {
     let found = if kind.is_symlink() {
         "a symbolic link"
     } else if kind.is_dir() {
@@ -145,7 +144,7 @@ fn not(path: &Path, kind: FileType, wanted: &'static str) -> io::Error {
     io::Error::other(NotRegular {
         name: name.to_string_lossy().into_owned(),
         found,
-        wanted,
+        expected,
     })
 }
 
@@ -156,7 +155,7 @@ mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixListener;
 
-    /// How a file may be opened.
+    /// Options with which a file may be opened.
     fn ways() -> Vec<OpenOptions> {
         let mut ways = vec![OpenOptions::new(); 4];
         ways[0].read(true);
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_regular_file_is_refused_and_named() {
+    fn objects_of_other_types_are_refused_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("target"), "precious").unwrap();
@@ -189,7 +188,7 @@ mod tests {
             for way in ways() {
                 let error = open_with(&at(name), &way).unwrap_err();
                 assert_eq!(error.to_string(), found, "{way:?}");
-                assert!(is_not_regular(&error).is_some());
+                assert!(as_not_regular(&error).is_some());
             }
             assert_eq!(exists(&at(name)).unwrap_err().to_string(), found);
         }
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_regular_file_is_opened_and_read_up_to_a_limit() {
+    fn regular_files_are_opened_and_read_up_to_a_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         assert!(!exists(&path).unwrap());
@@ -223,10 +222,10 @@ mod tests {
         assert_eq!(read(&path, 5).unwrap(), b"12345");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("file", &link).unwrap();
-        assert_eq!(read_own(&link, 5).unwrap(), b"12345");
+        assert_eq!(read_through_own_link(&link, 5).unwrap(), b"12345");
         assert!(read(&link, 5).is_err());
         let long = read(&path, 4).unwrap_err();
         assert_eq!(long.kind(), io::ErrorKind::InvalidData);
-        assert!(is_not_regular(&long).is_none());
+        assert!(as_not_regular(&long).is_none());
     }
 }

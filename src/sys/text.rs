@@ -1,8 +1,8 @@
-//! Names and values of the system, which need not be UTF-8: as JSON, and as people see them.
+//! Names and values that need not be UTF-8, in JSON and in text for people.
 //!
-//! In JSON a name is a string where that is possible, else the array of its bytes: exact in every
-//! case, and ordinary in ordinary ones. For people, [`quoted`] writes a name as git does, and
-//! [`printable`] makes any other text safe to print.
+//! In JSON a name is a string if it is UTF-8, otherwise an array of bytes, so no name loses
+//! information. For people, [`quoted`] quotes a name as git does, and [`printable`] makes any other
+//! text safe to print.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A path or value of the system that can be written as JSON without loss.
+/// A path or other value that is written as JSON without loss.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Text(pub OsString);
 
 impl Text {
-    /// Returns it as a path.
+    /// Returns the value as a path.
     pub fn as_path(&self) -> &Path {
         Path::new(&self.0)
     }
 
-    /// Returns its bytes.
+    /// Returns the bytes of the value.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -81,11 +81,11 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// Returns a name as it is shown to people: as it is where nothing in it can mislead, else in double
-/// quotes with C escapes, as git writes it (`"a\\nb\\033"`). UTF-8 stays readable.
+/// Returns a name for people: unchanged if it is unambiguous, otherwise in double quotes with C
+/// escapes, as git writes it (`"a\\nb\\033"`). UTF-8 is not escaped.
 ///
-/// Quoted are names with control characters, quotes, backslashes, bytes that are not UTF-8,
-/// spaces at an end, and the arrow that stands between two names of a rename.
+/// Names are quoted if they contain control characters, quotes, backslashes, bytes that are not
+/// UTF-8, spaces at either end, or the arrow that separates the two names of a rename.
 pub fn quoted(name: impl AsRef<OsStr>) -> String {
     let bytes = name.as_ref().as_bytes();
     let mut out = String::with_capacity(bytes.len() + 2);
@@ -95,7 +95,7 @@ pub fn quoted(name: impl AsRef<OsStr>) -> String {
     out.push('"');
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
-            if matches!(character, '"' | '\\') || misleads(character) {
+            if matches!(character, '"' | '\\') || is_unsafe(character) {
                 is_plain = false;
                 escape(character, &mut out);
             } else {
@@ -113,14 +113,14 @@ pub fn quoted(name: impl AsRef<OsStr>) -> String {
     out
 }
 
-/// Returns text for a terminal: what would control it is replaced by C escapes, without quotes.
-/// Tabs stay.
+/// Returns text that is safe on a terminal: control characters except tabs are replaced by C
+/// escapes, without quotes.
 pub fn printable(text: impl AsRef<[u8]>) -> String {
     let bytes = text.as_ref();
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
-            if character != '\t' && misleads(character) {
+            if character != '\t' && is_unsafe(character) {
                 escape(character, &mut out);
             } else {
                 out.push(character);
@@ -131,9 +131,9 @@ pub fn printable(text: impl AsRef<[u8]>) -> String {
     out
 }
 
-/// Returns whether a terminal may obey a character instead of showing it: controls, separators of
-/// lines, and what changes the direction of the text around it.
-fn misleads(character: char) -> bool {
+/// Returns whether a terminal may interpret a character instead of showing it: control characters,
+/// line separators, and characters that change the direction of text.
+fn is_unsafe(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
@@ -196,7 +196,7 @@ mod tests {
             (b"\x1b[31mred\x07\x7f", r#""\033[31mred\a\177""#),
             (b"say \"x\" \\", r#""say \"x\" \\""#),
             (b"\xff\xfe\t", r#""\377\376\t""#),
-            // C1 controls and overrides of direction are of several bytes.
+            // C1 controls and direction overrides have several bytes.
             ("\u{9b}31m".as_bytes(), r#""\302\23331m""#),
             ("\u{202e}gpj.exe".as_bytes(), r#""\342\200\256gpj.exe""#),
             (b" a", r#"" a""#),
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn text_keeps_nothing_that_controls_a_terminal() {
+    fn control_characters_are_escaped() {
         assert_eq!(
             printable("say \"x\"\t\\ \u{fc}\n\r\x1b[2J\u{85}"),
             "say \"x\"\t\\ \u{fc}\\n\\r\\033[2J\\302\\205"

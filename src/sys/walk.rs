@@ -1,8 +1,8 @@
 //! Walks of directory trees of any depth.
 //!
-//! A walk does not recurse, keeps two descriptors open, and names everything relative to a descriptor.
-//! So neither the stack, the limit of open files nor `PATH_MAX` bounds the depth of a tree. Symbolic links
-//! below the root are not followed.
+//! A walk does not recurse, keeps two descriptors open, and uses names relative to a descriptor, so
+//! the depth of a tree is not limited by the stack, the number of open files or `PATH_MAX`.
+//! Symbolic links below the root are not followed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -17,16 +17,17 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-/// Longest part of a path that is resolved at once; less than `PATH_MAX` with room for a name.
-const PART: usize = 3000;
+/// Maximum length of the part of a path that is resolved at once; below `PATH_MAX` by more than a
+/// name.
+const MAX_PART: usize = 3000;
 
-/// A directory could not be entered, or not be returned to.
+/// A walk could not enter a directory, or return to it.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {source}")]
 pub struct Failed {
     /// The directory.
     pub path: PathBuf,
-    /// Why not.
+    /// The cause.
     pub source: io::Error,
 }
 
@@ -36,32 +37,32 @@ impl From<Failed> for io::Error {
     }
 }
 
-/// Names in a directory, with what a visitor keeps for each.
+/// Names of directories to enter, with the visitor's data for each.
 pub type Below<T> = Vec<(Vec<u8>, T)>;
 
-/// What is done with the directories of a tree.
+/// Handles the directories of a tree.
 pub trait Visitor {
-    /// What the visitor keeps for a directory until the walk enters it.
+    /// Data for a directory that the walk has not entered yet.
     type Tag;
-    /// How it fails.
+    /// The error that ends the walk.
     type Error: From<Failed>;
 
-    /// Looks at a directory. Returns the directories in it that the walk shall enter, in this order.
+    /// Handles a directory. Returns the directories in it to enter, in order.
     fn enter(&mut self, here: &Here<'_>, tag: Self::Tag) -> Result<Below<Self::Tag>, Self::Error>;
 
-    /// Called in the parent of a directory after everything below the directory was visited.
+    /// Called in the parent of a directory after everything below the directory has been visited.
     fn leave(&mut self, _parent: &Here<'_>, _name: &[u8]) -> Result<(), Self::Error> {
         Ok(())
     }
 
-    /// Decides whether the walk goes on without a directory that was renamed, removed or made
-    /// unreadable meanwhile.
+    /// Decides whether the walk continues without a directory that has been renamed, removed or
+    /// made unreadable meanwhile.
     fn lost(&mut self, failed: Failed) -> Result<(), Self::Error> {
         Err(failed.into())
     }
 }
 
-/// The directory that a walk is in.
+/// The current directory of a walk.
 #[derive(Debug)]
 pub struct Here<'a> {
     fd: &'a OwnedFd,
@@ -70,40 +71,40 @@ pub struct Here<'a> {
 }
 
 impl Here<'_> {
-    /// A short path of the directory, valid until the visitor returns.
+    /// Returns a short path of the directory, valid until the visitor returns.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
-    /// The directory, opened with `O_PATH`.
+    /// Returns the directory, opened with `O_PATH`.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// The names from the root of the walk to the directory.
+    /// Returns the names from the root of the walk to the directory.
     pub fn names(&self) -> &[Vec<u8>] {
         self.names
     }
 
-    /// The path of a name in the directory from the root of the walk.
+    /// Returns the path of a name in the directory, relative to the root of the walk.
     pub fn below(&self, name: &[u8]) -> PathBuf {
         let mut path = PathBuf::new();
         path.extend(self.names.iter().map(|name| OsStr::from_bytes(name)));
         path.join(OsStr::from_bytes(name))
     }
 
-    /// The whole path of the directory, for messages.
-    pub fn shown(&self) -> PathBuf {
+    /// Returns the whole path of the directory, for messages.
+    pub fn full_path(&self) -> PathBuf {
         let mut path = self.root.to_owned();
         path.extend(self.names.iter().map(|name| OsStr::from_bytes(name)));
         path
     }
 }
 
-/// A directory on the way from the root to where a walk is.
+/// A directory on the path from the root to the current directory.
 struct Level<T> {
     id: (u64, u64),
-    /// What is still to be entered, the next one last.
+    /// Directories still to be entered, the next one last.
     below: Below<T>,
 }
 
@@ -134,7 +135,7 @@ pub fn walk_from<V: Visitor>(
                 root,
                 names: &names,
             };
-            let id = identity(&fd).map_err(|e| failed(&here.shown())(e))?;
+            let id = identity(&fd).map_err(|e| failed(&here.full_path())(e))?;
             let mut below = visitor.enter(&here, tag)?;
             below.reverse();
             levels.push(Level { id, below });
@@ -155,14 +156,14 @@ pub fn walk_from<V: Visitor>(
                         root,
                         names: &names,
                     };
-                    let path = here.shown().join(OsStr::from_bytes(&name));
+                    let path = here.full_path().join(OsStr::from_bytes(&name));
                     visitor.lost(failed(&path)(e))?;
                 }
             }
             continue;
         }
         levels.pop();
-        // Up, past directories that cannot be found again.
+        // Return to the parent, skipping directories that cannot be found again.
         while let Some(level) = levels.last() {
             let name = names.pop().unwrap_or_default();
             match parent(&root_fd, &fd, &names, level.id) {
@@ -182,7 +183,7 @@ pub fn walk_from<V: Visitor>(
                         root,
                         names: &names,
                     };
-                    visitor.lost(failed(&here.shown())(e))?;
+                    visitor.lost(failed(&here.full_path())(e))?;
                     levels.pop();
                 }
             }
@@ -190,8 +191,8 @@ pub fn walk_from<V: Visitor>(
     }
 }
 
-/// Opens the parent of a directory, which must be the one that the walk came from: one that was moved has
-/// another parent now, and is looked for from the root.
+/// Opens the directory from which the walk entered `fd`. If `fd` was moved meanwhile, `..` is
+/// another directory, and the parent is opened by its names from the root.
 fn parent(
     root: &OwnedFd,
     fd: &OwnedFd,
@@ -227,7 +228,7 @@ fn failed(path: &Path) -> impl Fn(Errno) -> Failed {
     }
 }
 
-/// Opens a directory some names below another, with `O_PATH` and not through symbolic links.
+/// Opens the directory at `names` below `root` with `O_PATH`, without following symbolic links.
 pub fn descend<'a>(
     root: impl AsFd,
     names: impl Iterator<Item = &'a [u8]>,
@@ -257,7 +258,7 @@ pub fn open_long(path: &Path) -> io::Result<File> {
         ),
     };
     for name in path {
-        if part.as_os_str().len() + name.len() > PART {
+        if part.as_os_str().len() + name.len() > MAX_PART {
             dir = Some(step(&dir, &part, OFlag::O_PATH | OFlag::O_DIRECTORY)?);
             part = PathBuf::new();
         }
@@ -266,31 +267,40 @@ pub fn open_long(path: &Path) -> io::Result<File> {
     Ok(File::from(step(&dir, &part, OFlag::O_RDONLY)?))
 }
 
-/// Removes a tree, also through directories without permissions, as environments may have. A tree that is
-/// not there is removed already; a symbolic link is removed itself.
+/// Removes a tree, including directories without permissions. Succeeds if nothing exists at the
+/// path; removes a symbolic link itself.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    remove(path, true)
+    remove(path, Contents::All)
 }
 
-/// Removes a tree of directories. Fails at the first entry that is no directory.
+/// Removes a tree of directories. Fails at the first entry that is not a directory.
 pub fn remove_directories(path: &Path) -> io::Result<()> {
-    remove(path, false)
+    remove(path, Contents::Directories)
 }
 
-fn remove(path: &Path, files: bool) -> io::Result<()> {
+/// What a removal may remove.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    All,
+    Directories,
+}
+
+fn remove(path: &Path, contents: Contents) -> io::Result<()> {
     let flags = OFlag::O_NOFOLLOW;
     let root = match open_dir(nix::fcntl::AT_FDCWD, path.as_os_str(), flags) {
         Ok(root) => root,
         Err(Errno::ENOENT) => return Ok(()),
-        Err(Errno::ENOTDIR | Errno::ELOOP) if files => return gone(fs::remove_file(path)),
+        Err(Errno::ENOTDIR | Errno::ELOOP) if contents == Contents::All => {
+            return allow_missing(fs::remove_file(path));
+        }
         Err(e) => return Err(e.into()),
     };
-    walk_from(root, path, (), &mut Remover { files })?;
-    gone(fs::remove_dir(path))
+    walk_from(root, path, (), &mut Remover { contents })?;
+    allow_missing(fs::remove_dir(path))
 }
 
 struct Remover {
-    files: bool,
+    contents: Contents,
 }
 
 impl Visitor for Remover {
@@ -308,9 +318,9 @@ impl Visitor for Remover {
             let name = entry.file_name();
             if entry.file_type()?.is_dir() {
                 below.push((name.as_bytes().to_vec(), ()));
-            } else if self.files {
+            } else if self.contents == Contents::All {
                 let removed = unlinkat(here.fd(), name.as_os_str(), UnlinkatFlags::NoRemoveDir);
-                gone(removed.map_err(io::Error::from))?;
+                allow_missing(removed.map_err(io::Error::from))?;
             } else {
                 return Err(Errno::ENOTEMPTY.into());
             }
@@ -321,56 +331,56 @@ impl Visitor for Remover {
     fn leave(&mut self, parent: &Here<'_>, name: &[u8]) -> io::Result<()> {
         let name = OsStr::from_bytes(name);
         let removed = unlinkat(parent.fd(), name, UnlinkatFlags::RemoveDir);
-        gone(removed.map_err(io::Error::from))
+        allow_missing(removed.map_err(io::Error::from))
     }
 
     fn lost(&mut self, failed: Failed) -> io::Result<()> {
-        gone(Err(failed.source))
+        allow_missing(Err(failed.source))
     }
 }
 
-/// What is not there needs no removal.
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+/// Treats a missing file as removed.
+fn allow_missing(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
 
-/// Calls `file` with the metadata of everything in a tree but directories. What cannot be read, or
-/// vanishes meanwhile, is passed over. Ends early when `file` returns false.
+/// Calls `file` with the metadata of each object in a tree except directories. Skips objects that
+/// cannot be read or have been removed meanwhile. Stops when `file` returns false.
 pub fn for_each_file(path: &Path, file: &mut dyn FnMut(&fs::Metadata) -> bool) {
     struct Files<'a>(&'a mut dyn FnMut(&fs::Metadata) -> bool);
-    /// Why a walk ends early.
-    struct Enough;
-    impl From<Failed> for Enough {
-        fn from(_: Failed) -> Enough {
-            Enough
+    /// Ends the walk early.
+    struct Stop;
+    impl From<Failed> for Stop {
+        fn from(_: Failed) -> Stop {
+            Stop
         }
     }
     impl Visitor for Files<'_> {
         type Tag = ();
-        type Error = Enough;
+        type Error = Stop;
 
-        fn enter(&mut self, here: &Here<'_>, _: ()) -> Result<Below<()>, Enough> {
+        fn enter(&mut self, here: &Here<'_>, _: ()) -> Result<Below<()>, Stop> {
             let mut below = Vec::new();
             for entry in fs::read_dir(here.path()).into_iter().flatten().flatten() {
                 match entry.metadata() {
                     Ok(meta) if meta.is_dir() => {
                         below.push((entry.file_name().as_bytes().to_vec(), ()));
                     }
-                    Ok(meta) if !(self.0)(&meta) => return Err(Enough),
+                    Ok(meta) if !(self.0)(&meta) => return Err(Stop),
                     _ => {}
                 }
             }
             Ok(below)
         }
 
-        fn lost(&mut self, _: Failed) -> Result<(), Enough> {
+        fn lost(&mut self, _: Failed) -> Result<(), Stop> {
             Ok(())
         }
     }
-    // Either end is fine.
+    // Stopping early is not an error.
     drop(walk(path, (), &mut Files(file)));
 }
 
@@ -383,8 +393,8 @@ mod tests {
 
     use super::*;
 
-    /// Makes a chain of directories, deeper than a path can say, with a file in each `every`th.
-    fn make_deep(root: &Path, depth: usize, every: usize) {
+    /// Creates a chain of directories deeper than `PATH_MAX`, with a file in each `every`th.
+    fn create_deep(root: &Path, depth: usize, every: usize) {
         fs::create_dir_all(root).unwrap();
         let mut fd = open_dir(nix::fcntl::AT_FDCWD, root.as_os_str(), OFlag::empty()).unwrap();
         for level in 0..depth {
@@ -401,9 +411,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("deep");
         let depth = 5000;
-        make_deep(&root, depth, 250);
+        create_deep(&root, depth, 250);
         let (mut files, mut bytes) = (0, 0);
-        // On the small stack of a thread.
+        // On a thread with a small stack.
         std::thread::scope(|scope| {
             let small = std::thread::Builder::new().stack_size(128 << 10);
             let walk = || {
@@ -422,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn removal_follows_no_links_and_passes_directories_without_permissions() {
+    fn removal_does_not_follow_links_and_enters_directories_without_permissions() {
         let dir = tempfile::tempdir().unwrap();
         let outside = dir.path().join("outside");
         fs::create_dir(&outside).unwrap();
@@ -446,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_goes_on_where_directories_are_moved_meanwhile() {
+    fn a_walk_continues_when_directories_are_moved_meanwhile() {
         struct Moving {
             root: PathBuf,
             seen: Vec<Vec<u8>>,

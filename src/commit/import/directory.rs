@@ -108,7 +108,7 @@ fn read_dir(here: &Here<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let failed = |source| CommitError::Io {
         doing: "read",
-        path: here.shown(),
+        path: here.full_path(),
         source,
     };
     for entry in fs::read_dir(here.path()).map_err(failed)? {
@@ -134,7 +134,7 @@ fn read_dir(here: &Here<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
 
 /// The path of an entry in messages.
 fn shown(here: &Here<'_>, name: &[u8]) -> PathBuf {
-    here.shown().join(std::ffi::OsStr::from_bytes(name))
+    here.full_path().join(std::ffi::OsStr::from_bytes(name))
 }
 
 fn push(source: &Path, exclude: &Exclude, writer: &mut ImageWriter) -> Result<NodeId> {
@@ -307,7 +307,7 @@ impl Visitor for Compare<'_> {
         let ours = read_dir(here, self.exclude)?;
         let theirs = self.image.read_dir(&inode)?;
         if ours.len() != theirs.len() {
-            return Err(CommitError::SourceChanged(here.shown()));
+            return Err(CommitError::SourceChanged(here.full_path()));
         }
         let mut below = Vec::new();
         for (entry, (name, found)) in ours.into_iter().zip(theirs.iter()) {
