@@ -24,7 +24,7 @@ use context::Context;
 use error::{CommandError, ExitCode};
 use output::{ColorChoice, Output};
 
-use crate::sys::process;
+use crate::sys::daemonize;
 use crate::sys::text::printable;
 
 /// The heading of the options that every command takes.
@@ -69,14 +69,14 @@ pub struct Cli {
 pub fn main() -> i32 {
     let is_daemon = is_daemon();
     // Before anything is opened.
-    let closed = is_daemon.then(process::close_inherited_descriptors);
+    let closed = is_daemon.then(daemonize::close_inherited_descriptors);
     start_logging(is_daemon);
     if let Some(Err(error)) = closed {
         tracing::warn!(%error, "descriptors of the caller stay open");
     }
     if is_daemon {
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-        match process::leave_parent() {
+        match daemonize::continue_in_child() {
             Ok(None) => {}
             Ok(Some(status)) => return status,
             Err(error) => tracing::warn!(%error, "cannot leave the parent process"),

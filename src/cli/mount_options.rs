@@ -140,7 +140,7 @@ impl Options {
             (b"allow_other", None) => self.allow_other = true,
             (b"fakeroot", None) => self.fakeroot = true,
             (b"remount", None) if is_remount => {}
-            (key, None) if self.flags.take(key) => {}
+            (key, None) if self.flags.apply(key) => {}
             (_, None) if is_in(ADVICE) => {}
             (_, Some(_)) if is_in(ADVICE_WITH_VALUE) => {}
             (_, Some(_)) if is_remount && is_in(OF_A_MOUNT) => {}

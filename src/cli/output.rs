@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::error::{CommandError, ExitCode, Result};
 use crate::daemon::protocol::Summary;
 use crate::progress::{Progress, Report};
-use crate::sys::process;
+use crate::sys::signals;
 use crate::sys::text::printable;
 
 /// When to use colours.
@@ -212,7 +212,7 @@ impl Output {
     /// Returns a progress bar, which also notices Ctrl-C. From now on the first Ctrl-C cancels the
     /// operation, the second ends the process.
     pub fn progress(&self) -> Bar {
-        if let Err(error) = process::note_interrupts() {
+        if let Err(error) = signals::record_interrupts() {
             tracing::debug!(%error, "Ctrl-C will end us at once");
         }
         Bar::new(self.talks_to_terminal && !self.quiet)
@@ -369,7 +369,7 @@ impl Progress for Bar {
     }
 
     fn is_cancelled(&self) -> bool {
-        process::was_interrupted()
+        signals::was_interrupted()
     }
 }
 

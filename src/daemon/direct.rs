@@ -116,7 +116,7 @@ pub fn flags_at(mount_point: &Path) -> Result<MountFlags, Failure> {
         ..MountFlags::default()
     };
     for word in &there.options {
-        flags.take(word.as_bytes());
+        flags.apply(word.as_bytes());
     }
     Ok(flags)
 }

@@ -11,10 +11,11 @@ use super::protocol::{Served, Service, Started, Unmounted};
 use super::runtime::{Listening, RuntimeDir};
 use super::server::{Control, Server};
 use crate::fuse::session::{End, Session, StopHandle};
+use crate::sys::daemonize;
 use crate::sys::holders;
 use crate::sys::mount::{self, MountError, UnmountMode};
 use crate::sys::mountinfo::{self, MountEntry};
-use crate::sys::process::{self, EndSignals};
+use crate::sys::signals::TerminationSignals;
 
 /// A mounted environment: its running session and what answers for it.
 pub struct Mounted {
@@ -101,7 +102,7 @@ pub fn run(
 /// A daemon that has opened what it is to serve.
 pub(super) struct Begun<T> {
     /// What asks it to end.
-    pub(super) signals: EndSignals,
+    pub(super) signals: TerminationSignals,
     /// What the user should know.
     pub(super) warnings: Vec<String>,
     /// What it serves.
@@ -110,10 +111,10 @@ pub(super) struct Begun<T> {
 
 /// Becomes a daemon, then opens what it is to serve. A failure is told to the command that waits.
 pub(super) fn begin<T>(open: impl FnOnce() -> Result<T, Failure>) -> Result<Begun<T>, Failure> {
-    process::bound_allocator();
+    daemonize::limit_allocator();
     // Blocked before any thread exists, so that only the one that waits for them gets them.
-    let began = EndSignals::block()
-        .and_then(|signals| Ok((signals, process::become_daemon()?)))
+    let began = TerminationSignals::block()
+        .and_then(|signals| Ok((signals, daemonize::become_daemon()?)))
         .map_err(|error| Failure::io("cannot become a daemon", &error))
         .and_then(|(signals, warnings)| {
             for warning in &warnings {
@@ -135,7 +136,7 @@ fn serve(
     id: &str,
     runtime: &RuntimeDir,
     mounted: &Mounted,
-    signals: EndSignals,
+    signals: TerminationSignals,
 ) -> Result<(super::server::Running, Listening), Failure> {
     let control = Arc::new(MountControl::new(&mounted.session, id));
     let listening = runtime.make()?;
@@ -161,7 +162,7 @@ fn serve(
 
 /// Unmounts when asked by a signal. Whoever still uses the mount may finish, until a further signal comes.
 pub(super) fn end_on_signal(
-    signals: EndSignals,
+    signals: TerminationSignals,
     mount_point: &Path,
     source: &str,
     stop_handle: &StopHandle,
@@ -206,7 +207,7 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
 /// Brings what was written through mappings to the daemon, where there are copies of the mount: the kernel
 /// does it only when the last one goes.
 fn flush(mount_point: &Path) {
-    if let Err(error) = mount::sync_within(mount_point, FLUSH_PATIENCE) {
+    if let Err(error) = mount::sync_with_timeout(mount_point, FLUSH_PATIENCE) {
         tracing::warn!(%error, "cannot flush the kernel's cache of the mount");
     }
 }
@@ -248,7 +249,7 @@ pub(super) fn tell(started: &Started) -> Result<(), Failure> {
         .open("/proc/self/fd/2")
         .or_else(|_| File::options().write(true).open("/dev/null"))
         .map_err(io)?;
-    process::replace_stdout(&log).map_err(io)
+    daemonize::replace_stdout(&log).map_err(io)
 }
 
 /// The mount as the daemon controls it.

@@ -335,8 +335,8 @@ pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
         fs::symlink_metadata(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     };
     let missing: Vec<&Path> = prefix.ancestors().take_while(is_missing).collect();
-    let tried = prepare_prefix(prefix).and_then(|()| match mount::try_at(prefix) {
-        Err(error) if !error.is_fuse_missing() && mount::try_somewhere().is_ok() => {
+    let tried = prepare_prefix(prefix).and_then(|()| match mount::test_mount_at(prefix) {
+        Err(error) if !error.is_fuse_unavailable() && mount::test_mount().is_ok() => {
             Err(Failure::from(error))
         }
         _ => Ok(()),
@@ -465,7 +465,7 @@ fn hear(stdout: ChildStdout, id: u32, slow: &dyn Fn()) -> Result<String, Failure
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(String::new()),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                watch.pid = watch.pid.or_else(|| process::child_of(id));
+                watch.pid = watch.pid.or_else(|| process::first_child(id));
                 watch.look()?;
                 if begun.elapsed() > SLOW_START && !std::mem::replace(&mut is_told, true) {
                     slow();

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::environment::Layout;
-use crate::sys::{process, regular};
+use crate::sys::{daemonize, process, regular};
 
 /// Size in bytes from which on a log is not continued.
 pub const LIMIT: u64 = 1 << 20;
@@ -96,7 +96,7 @@ fn bound(layout: &Layout) {
         && let Ok(file) = open(layout, LIMIT)
     {
         // If this fails the log goes on where it is; there is no better place to say so.
-        drop(process::replace_stderr(&file));
+        drop(daemonize::replace_stderr(&file));
     }
 }
 

@@ -41,7 +41,7 @@ pub fn other_owner(root: &Path) -> Result<Option<(u32, u32)>> {
             Err(e) => return Err(e).context(dir, "determine the owner"),
         };
         let is_store = dir == root;
-        if meta.uid() == me || process::is_root_elsewhere(meta.uid()) && !is_store {
+        if meta.uid() == me || process::is_overflow_user(meta.uid()) && !is_store {
             return Ok(None);
         }
         return Ok((is_store || me == 0).then_some((meta.uid(), meta.gid())));
@@ -74,7 +74,7 @@ pub fn refuse_replaceable(path: &Path) -> Result<()> {
 /// Describes the users other than the caller and root that can replace entries of a directory.
 fn others_who_can_write(meta: &Metadata) -> Option<String> {
     let (uid, mode) = (meta.uid(), meta.mode());
-    if uid != process::user_id() && uid != 0 && !process::is_root_elsewhere(uid) {
+    if uid != process::user_id() && uid != 0 && !process::is_overflow_user(uid) {
         return Some(format!("its owner, {},", process::user_name(uid)));
     }
     if mode & STICKY != 0 {

@@ -1,5 +1,6 @@
 //! Interfaces of the operating system; the only module with `unsafe` code.
 //!
+//! - [`daemonize`]: set up this process as a daemon
 //! - [`durable`]: make files and names durable
 //! - [`holders`]: find the processes that use a mount
 //! - [`medium`]: detect file systems that hosts share, and full ones
@@ -7,12 +8,14 @@
 //! - [`mountinfo`]: read the mount table, find mounts of envfs and dead ones
 //! - [`private`]: create directories that only their owner can use
 //! - `probe`: query a file system that may not respond
-//! - [`process`]: identify processes, boots and users; set up a daemon
+//! - [`process`]: identify processes, boots, users and groups; execute programs
 //! - [`reflink`]: share blocks between files
 //! - [`regular`]: open files that must be regular files, such as those of a store
+//! - [`signals`]: handle the signals of this process
 //! - [`text`]: write names that need not be UTF-8 as JSON and on terminals
 //! - [`walk`]: walk directory trees of any depth
 
+pub mod daemonize;
 pub mod durable;
 pub mod holders;
 pub mod medium;
@@ -23,5 +26,6 @@ mod probe;
 pub mod process;
 pub mod reflink;
 pub mod regular;
+pub mod signals;
 pub mod text;
 pub mod walk;

@@ -1,223 +1,77 @@
-//! Mounts and unmounts FUSE file systems ourselves: as root with mount(2), else through the
-//! setuid helper `fusermount3`.
+//! Mounts and unmounts FUSE file systems: as root with mount(2), otherwise with the setuid helper
+//! `fusermount3`.
 
-#![allow(unsafe_code)]
+mod error;
+mod helper;
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use super::durable::sync_file_system;
 use super::{mountinfo, probe, process};
+pub use error::{MountError, namespaces_work};
+pub use helper::{apparmor_allows, apparmor_confines_helper, helper, helper_is_setuid};
+use helper::{mount_by_helper, unmount_by_helper};
 
-/// The device through which a daemon speaks with the kernel.
+/// The device through which a daemon and the kernel exchange messages.
 pub const DEVICE: &str = "/dev/fuse";
-const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
 
-/// Why a file system could not be mounted or unmounted.
-#[derive(Debug, Error)]
-pub enum MountError {
-    /// The kernel has no FUSE, or the container does not pass the device on.
-    #[error("there is no {DEVICE}: this system or container has no FUSE")]
-    NoDevice,
-    /// The device is there, but not for us.
-    #[error("{DEVICE} may not be opened (mode {mode:04o}, owner {owner}): {source}")]
-    DeviceDenied {
-        /// Permission bits of the device.
-        mode: u32,
-        /// Owner of the device.
-        owner: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Neither root nor the helper that does it for ordinary users.
-    #[error("mounting needs root or the setuid helper fusermount3, and there is none in PATH")]
-    NoHelper,
-    /// The helper is there, but is not setuid root (as in many containers).
-    #[error("{} is not setuid root, so it cannot mount for an ordinary user", .helper.display())]
-    HelperNotSetuid {
-        /// The helper.
-        helper: PathBuf,
-    },
-    /// The helper ran and refused.
-    #[error("{} refused {}: {message}", .helper.display(), .path.display())]
-    Refused {
-        /// The helper.
-        helper: PathBuf,
-        /// What was to be mounted or unmounted.
-        path: PathBuf,
-        /// What it said, or how it ended.
-        message: String,
-        /// Whether AppArmor's profile for the helper is loaded and does not list this place.
-        apparmor: bool,
-    },
-    /// Somebody uses the mount.
-    #[error("{} is in use", .path.display())]
-    Busy {
-        /// The mount point.
-        path: PathBuf,
-    },
-    /// Anything else, said by the kernel.
-    #[error("cannot {action} {}: {source}", .path.display())]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-impl MountError {
-    fn system(action: &'static str, path: &Path, source: impl Into<io::Error>) -> MountError {
-        MountError::System {
-            action,
-            path: path.to_path_buf(),
-            source: source.into(),
-        }
-    }
-
-    /// Returns what the user can do about it, ready to be read.
-    pub fn hints(&self) -> Vec<String> {
-        let lines: &[&str] = match self {
-            MountError::NoDevice => &[
-                "on a machine of your own: modprobe fuse (as root)",
-                "in a container: start it with --device /dev/fuse",
-            ],
-            MountError::DeviceDenied { .. } => {
-                &["as root: chmod 0666 /dev/fuse (what udev does on every ordinary system)"]
-            }
-            MountError::NoHelper => {
-                return with_namespace("as root: apt install fuse3 (or dnf install fuse3)");
-            }
-            MountError::HelperNotSetuid { .. } => {
-                return with_namespace(
-                    "as root: chmod u+s the helper, and mount its file system without nosuid",
-                );
-            }
-            MountError::Refused { apparmor: true, .. } => &[
-                "AppArmor lets fusermount3 mount below $HOME, /mnt, /media, /tmp, /cvmfs and \
-                 $XDG_RUNTIME_DIR only: choose a prefix there",
-                "or allow this place in /etc/apparmor.d/local/fusermount3 (as root)",
-            ],
-            MountError::Refused { .. } => &["envfs doctor says what may be in the way"],
-            MountError::Busy { .. } => {
-                &["envfs unmount --lazy detaches it at once and ends when its users do"]
-            }
-            MountError::System { .. } => &[],
-        };
-        lines.iter().map(|line| (*line).to_owned()).collect()
-    }
-
-    /// Returns whether FUSE as such cannot be used here.
-    pub fn is_fuse_missing(&self) -> bool {
-        matches!(
-            self,
-            MountError::NoDevice
-                | MountError::DeviceDenied { .. }
-                | MountError::NoHelper
-                | MountError::HelperNotSetuid { .. }
-        )
-    }
-}
-
-/// Starts a shell that may mount, in a user and mount namespace of its own; the user stays who he is.
-const NAMESPACE: [&str; 5] = [
-    "unshare",
-    "--user",
-    "--map-current-user",
-    "--keep-caps",
-    "--mount",
-];
-
-/// Returns whether ordinary users can make namespaces in which they may mount: tries it.
-pub fn namespaces_work() -> bool {
-    let [program, options @ ..] = NAMESPACE;
-    Command::new(program)
-        .args(options)
-        .arg("true")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-/// Adds to what root can do what the user can do himself.
-fn with_namespace(hint: &str) -> Vec<String> {
-    let mut hints = vec![hint.to_owned()];
-    if namespaces_work() {
-        hints.push(format!(
-            "or without root: {} \"$SHELL\"",
-            NAMESPACE.join(" ")
-        ));
-        hints.push(String::from(
-            "   starts a shell in which envfs can mount; other shells do not see its mounts",
-        ));
-    }
-    hints
-}
-
-/// What to mount where.
+/// A mount to create.
 #[derive(Debug, Clone)]
 pub struct MountRequest {
-    /// An existing directory, absolute.
+    /// The mount point: an absolute path of an existing directory.
     pub mount_point: PathBuf,
-    /// The environment's id; it becomes the source `envfs:ID`. No commas.
+    /// The id of the environment; the source is `envfs:ID`. Must not contain commas.
     pub id: String,
-    /// Whether other users may enter (needs `user_allow_other` in `/etc/fuse.conf`, or root).
+    /// Whether other users may access the mount (needs `user_allow_other` in `/etc/fuse.conf`, or
+    /// root).
     pub allow_other: bool,
-    /// Whether whoever mounts may do in the mount what root may elsewhere: the kernel checks no
-    /// permissions. Not together with `allow_other`.
+    /// Whether the kernel checks no permissions, so that the user can do everything in the mount
+    /// that root can do elsewhere. Excludes `allow_other`.
     pub fakeroot: bool,
-    /// How the mount looks in the mount table, and whether it may be written.
+    /// Further options.
     pub options: MountOptions,
 }
 
-/// What a mount that is not an environment's may choose otherwise.
+/// Options that only mounts without a store change from their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOptions {
-    /// The source in the mount table, if not `envfs:ID`. No commas.
+    /// The source in the mount table, if not `envfs:ID`. Must not contain commas.
     pub source: Option<String>,
-    /// What stands behind `fuse.` as the type; nothing at all where this is empty.
+    /// The subtype: the type is `fuse.SUBTYPE`, or `fuse` if this is empty.
     pub subtype: String,
-    /// What the kernel is to refuse or to do.
+    /// Flags of the mount.
     pub flags: MountFlags,
 }
 
-/// What the kernel is to refuse or to do in a mount, whoever serves it.
+/// Flags of a mount that the kernel implements.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountFlags {
-    /// Refuse all changes.
+    /// Read-only (`ro`).
     pub read_only: bool,
-    /// Let set-user-id bits count; root only, ignored elsewhere.
+    /// Honor set-user-id bits (`suid`); ignored unless root mounts.
     pub suid: bool,
-    /// Let device nodes be opened; root only, ignored elsewhere.
+    /// Allow opening device nodes (`dev`); ignored unless root mounts.
     pub dev: bool,
-    /// Refuse to execute.
+    /// Do not execute programs (`noexec`).
     pub no_exec: bool,
-    /// Refuse to follow symbolic links.
+    /// Do not follow symbolic links (`nosymfollow`).
     pub no_symfollow: bool,
-    /// Make each write durable before it returns.
+    /// Make each write durable before it returns (`sync`).
     pub synchronous: bool,
 }
 
 impl MountFlags {
-    /// Takes over what a word of `mount(8)` says; returns false if it says nothing about these flags.
-    pub fn take(&mut self, word: &[u8]) -> bool {
-        match word {
+    /// Applies an option of `mount(8)`; returns false if it is not one of these flags.
+    pub fn apply(&mut self, option: &[u8]) -> bool {
+        match option {
             b"ro" => self.read_only = true,
             b"rw" => self.read_only = false,
             b"suid" => self.suid = true,
@@ -235,9 +89,9 @@ impl MountFlags {
         true
     }
 
-    /// For `mount(2)`.
+    /// Returns the flags for `mount(2)`.
     fn bits(self) -> MsFlags {
-        // Not named by libc's bindings for all targets.
+        // The bindings of libc lack it for some targets.
         const MS_NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
         let all = [
             (self.read_only, MsFlags::MS_RDONLY),
@@ -247,20 +101,20 @@ impl MountFlags {
             (self.no_symfollow, MS_NOSYMFOLLOW),
             (self.synchronous, MsFlags::MS_SYNCHRONOUS),
         ];
-        let wanted = all.into_iter().filter(|(is_wanted, _)| *is_wanted);
-        wanted.map(|(_, flag)| flag).collect()
+        let set = all.into_iter().filter(|(is_set, _)| *is_set);
+        set.map(|(_, flag)| flag).collect()
     }
 
-    /// For `fusermount3`, which adds what others than root must have.
-    fn words(self) -> String {
+    /// Returns the options for `fusermount3`, which adds `nosuid` and `nodev` itself.
+    fn helper_options(self) -> String {
         let all = [
             (self.read_only, ",ro"),
             (self.no_exec, ",noexec"),
             (self.no_symfollow, ",nosymfollow"),
             (self.synchronous, ",sync"),
         ];
-        let wanted = all.into_iter().filter(|(is_wanted, _)| *is_wanted);
-        wanted.map(|(_, word)| word).collect()
+        let set = all.into_iter().filter(|(is_set, _)| *is_set);
+        set.map(|(_, option)| option).collect()
     }
 }
 
@@ -282,10 +136,10 @@ impl MountRequest {
         }
     }
 
-    /// Who may enter, and what is checked then, as further options.
-    fn access(&self) -> &'static str {
+    /// Returns the options that control access.
+    fn access_options(&self) -> &'static str {
         match (self.fakeroot, self.allow_other) {
-            // Where nothing is checked nobody else may enter.
+            // Without permission checks, other users must not have access.
             (true, _) => "",
             (false, false) => ",default_permissions",
             (false, true) => ",default_permissions,allow_other",
@@ -293,14 +147,14 @@ impl MountRequest {
     }
 }
 
-/// Mounts and returns the descriptor on which the kernel's requests arrive; close-on-exec.
+/// Mounts, and returns the descriptor from which requests are read; it is close-on-exec.
 ///
-/// The mount is there when this returns, but nothing in it can be used before the caller has
-/// answered the kernel's INIT.
+/// The mount exists when this returns, but cannot be used before the caller has answered the INIT
+/// request of the kernel.
 pub fn mount(request: &MountRequest) -> Result<OwnedFd, MountError> {
-    let words = [&request.source(), &request.options.subtype];
-    if words.iter().any(|word| word.contains([',', '\\'])) {
-        // It would be read as further options.
+    let values = [&request.source(), &request.options.subtype];
+    if values.iter().any(|value| value.contains([',', '\\'])) {
+        // They would be parsed as further options.
         return Err(MountError::system(
             "name the source of",
             &request.mount_point,
@@ -325,7 +179,7 @@ fn open_device() -> Result<OwnedFd, MountError> {
         Err(error) => Err(match error.kind() {
             io::ErrorKind::NotFound => MountError::NoDevice,
             io::ErrorKind::PermissionDenied => device_denied(error),
-            // ENODEV or ENXIO: the node is there, but no driver behind it.
+            // ENODEV or ENXIO: the node exists, but no driver for it.
             _ if matches!(
                 error.raw_os_error(),
                 Some(nix::libc::ENODEV | nix::libc::ENXIO)
@@ -351,16 +205,16 @@ fn device_denied(source: io::Error) -> MountError {
     }
 }
 
-/// Returns whether the device can be opened, which cloning it for further threads needs too.
+/// Tests whether the FUSE device can be opened.
 pub fn device_is_usable() -> Result<(), MountError> {
     open_device().map(drop)
 }
 
-/// Mounts at this path for a trial, and takes it away again.
-pub fn try_at(path: &Path) -> Result<(), MountError> {
+/// Tests mounting at a path: mounts and unmounts.
+pub fn test_mount_at(path: &Path) -> Result<(), MountError> {
     let request = MountRequest {
         mount_point: path.to_path_buf(),
-        id: format!("trial-{}", std::process::id()),
+        id: format!("test-{}", std::process::id()),
         allow_other: false,
         fakeroot: false,
         options: Default::default(),
@@ -371,16 +225,16 @@ pub fn try_at(path: &Path) -> Result<(), MountError> {
     undone
 }
 
-/// Mounts in a temporary directory for a trial.
-pub fn try_somewhere() -> Result<(), MountError> {
+/// Tests mounting in a temporary directory.
+pub fn test_mount() -> Result<(), MountError> {
     let temporary = std::env::temp_dir();
-    let failed = |error| MountError::system("make a directory in", &temporary, error);
+    let failed = |error| MountError::system("create a directory in", &temporary, error);
     let dir = tempfile::Builder::new()
-        .prefix("envfs-trial-")
+        .prefix("envfs-test-")
         .tempdir()
         .map_err(failed)?;
-    // The path as the mount table will have it.
-    try_at(&dir.path().canonicalize().map_err(failed)?)
+    // The path as it will be in the mount table.
+    test_mount_at(&dir.path().canonicalize().map_err(failed)?)
 }
 
 fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno> {
@@ -390,7 +244,7 @@ fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno>
         process::user_id(),
         process::group_id(),
     );
-    data.push_str(request.access());
+    data.push_str(request.access_options());
     let fs_type = match request.options.subtype.as_str() {
         "" => String::from("fuse"),
         subtype => format!("fuse.{subtype}"),
@@ -404,9 +258,9 @@ fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno>
     )
 }
 
-/// Changes the flags of a mount that is there; root only.
+/// Changes the flags of an existing mount; only root may do this.
 pub fn remount(path: &Path, flags: MountFlags) -> Result<(), MountError> {
-    // What else there is to a FUSE mount cannot be changed, and is not looked at.
+    // Other options of a FUSE mount cannot be changed, and the kernel ignores them.
     nix::mount::mount(
         None::<&str>,
         path,
@@ -417,151 +271,16 @@ pub fn remount(path: &Path, flags: MountFlags) -> Result<(), MountError> {
     .map_err(|error| MountError::system("remount", path, error))
 }
 
-/// Returns the helper that mounts for ordinary users. `ENVFS_FUSERMOUNT` names another.
-pub fn helper() -> Result<PathBuf, MountError> {
-    if let Some(path) = std::env::var_os("ENVFS_FUSERMOUNT") {
-        return Ok(PathBuf::from(path));
-    }
-    HELPERS
-        .iter()
-        .find_map(|name| process::find_program(name))
-        .ok_or(MountError::NoHelper)
-}
-
-/// Returns whether the helper has root's power by its own.
-pub fn helper_is_setuid(helper: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(helper)
-        .is_ok_and(|meta| meta.uid() == 0 && meta.permissions().mode() & 0o4000 != 0)
-}
-
-/// Lets `fusermount3` mount; it sends the descriptor back through a socket.
-fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountError> {
-    let helper = helper()?;
-    let path = &request.mount_point;
-    let (ours, theirs) =
-        UnixStream::pair().map_err(|error| MountError::system("mount", path, error))?;
-    let mut options = format!("fsname={},nosuid,nodev", request.source());
-    options.push_str(request.access());
-    if !request.options.subtype.is_empty() {
-        options.push_str(",subtype=");
-        options.push_str(&request.options.subtype);
-    }
-    options.push_str(&request.options.flags.words());
-    // The socket goes as standard input: that descriptor alone reaches the child, and no thread
-    // that starts a program at the same moment can leak it.
-    let child = Command::new(&helper)
-        .arg("-o")
-        .arg(&options)
-        .arg("--")
-        .arg(path)
-        .env("_FUSE_COMMFD", "0")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => MountError::NoHelper,
-            _ => MountError::system("run fusermount3 for", path, error),
-        })?;
-    let received = receive_descriptor(&ours);
-    let output = child
-        .wait_with_output()
-        .map_err(|error| MountError::system("wait for fusermount3 at", path, error))?;
-    match received {
-        Ok(Some(device)) => Ok(device),
-        Ok(None) => Err(refusal(helper, path, &output)),
-        Err(error) => Err(MountError::system("receive the device of", path, error)),
-    }
-}
-
-/// Receives one descriptor, or `None` where the other end closed without sending one.
-fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    let mut byte = [0u8; 1];
-    let mut space = nix::cmsg_space!([RawFd; 1]);
-    let mut slices = [IoSliceMut::new(&mut byte)];
-    let message = loop {
-        match recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut slices,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
-            Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error.into()),
-            Ok(message) => break message,
-        }
-    };
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control
-            && let Some(&descriptor) = descriptors.first()
-        {
-            // SAFETY: the kernel has just made this descriptor for us by SCM_RIGHTS; nobody else
-            // knows it, so it is ours alone to close.
-            return Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }));
-        }
-    }
-    Ok(None)
-}
-
-/// Explains why the helper did not do it.
-fn refusal(helper: PathBuf, path: &Path, output: &std::process::Output) -> MountError {
-    let text = String::from_utf8_lossy(&output.stderr);
-    let said = text
-        .lines()
-        .map(|line| line.split_once(": ").map_or(line, |(_, rest)| rest).trim())
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ");
-    let denied = said.contains("Operation not permitted") || said.contains("Permission denied");
-    if denied && process::user_id() != 0 && !helper_is_setuid(&helper) {
-        return MountError::HelperNotSetuid { helper };
-    }
-    let message = if said.is_empty() {
-        output.status.to_string()
-    } else {
-        said
-    };
-    MountError::Refused {
-        apparmor: denied && apparmor_confines_helper() && !apparmor_allows(path),
-        helper,
-        path: path.to_path_buf(),
-        message,
-    }
-}
-
-/// Returns whether AppArmor's profile for `fusermount3` is installed on a system that enforces
-/// AppArmor. It may be enforced or not: who is loaded is root's to read.
-pub fn apparmor_confines_helper() -> bool {
-    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-        .is_ok_and(|text| text.trim() == "Y")
-        && Path::new("/etc/apparmor.d/fusermount3").exists()
-        && !Path::new("/etc/apparmor.d/disable/fusermount3").exists()
-}
-
-/// Returns whether AppArmor's profile for `fusermount3` (as Ubuntu and Debian ship it) lists the
-/// place: below `$HOME`, `/mnt`, `/media`, `/tmp`, `/cvmfs` or `$XDG_RUNTIME_DIR`.
-pub fn apparmor_allows(path: &Path) -> bool {
-    let fixed = ["/mnt", "/media", "/tmp", "/cvmfs", "/home"].map(PathBuf::from);
-    let own = ["HOME", "XDG_RUNTIME_DIR"]
-        .into_iter()
-        .filter_map(|name| std::env::var_os(name).map(PathBuf::from));
-    fixed
-        .into_iter()
-        .chain(own)
-        .any(|root| root.is_absolute() && path != root && path.starts_with(&root))
-}
-
-/// How an unmount treats those who still use the mount.
+/// How to unmount a mount that may be in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnmountMode {
-    /// Refuse while anybody uses it.
+    /// Fail if it is in use.
     Plain,
-    /// Take it out of the tree at once; it ends when its last user does.
+    /// Detach it now; it ends when it is no longer in use.
     Lazy,
 }
 
-/// Unmounts what is on top at this path.
+/// Unmounts the topmost mount at a path.
 pub fn unmount(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
     let flags = match mode {
         UnmountMode::Plain => MntFlags::UMOUNT_NOFOLLOW,
@@ -577,59 +296,17 @@ pub fn unmount(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
     }
 }
 
-fn unmount_by_helper(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
-    let helper = helper()?;
-    let mut command = Command::new(&helper);
-    command.arg("-u");
-    if mode == UnmountMode::Lazy {
-        command.arg("-z");
-    }
-    let mut child = command
-        .arg("--")
-        .arg(path)
-        // Its answers are looked at, so they should be in the language we know.
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| MountError::system("run fusermount3 for", path, error))?;
-    let mut said = Vec::new();
-    if let Some(stderr) = child.stderr.as_mut() {
-        stderr
-            .read_to_end(&mut said)
-            .map_err(|error| MountError::system("hear fusermount3 about", path, error))?;
-    }
-    let status = child
-        .wait()
-        .map_err(|error| MountError::system("wait for fusermount3 at", path, error))?;
-    if status.success() {
-        return Ok(());
-    }
-    if String::from_utf8_lossy(&said).contains("Device or resource busy") {
-        return Err(MountError::Busy {
-            path: path.to_path_buf(),
-        });
-    }
-    let output = std::process::Output {
-        status,
-        stdout: Vec::new(),
-        stderr: said,
-    };
-    Err(refusal(helper, path, &output))
-}
-
-/// Like [`sync`], from the daemon itself and with a limit of time, whatever state its loops are in.
-pub fn sync_within(path: &Path, patience: Duration) -> io::Result<()> {
-    match probe::sync(path, patience) {
+/// Like [`sync`], with a timeout. The daemon of the mount may call it in any state.
+pub fn sync_with_timeout(path: &Path, timeout: Duration) -> io::Result<()> {
+    match probe::sync(path, timeout) {
         Some(done) => Ok(done?),
         None => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-/// Writes what is dirty in the kernel's cache of this mount to its daemon.
+/// Makes the kernel write the dirty pages of a mount to its daemon.
 ///
-/// Must not be called from a thread that the daemon needs to answer requests.
+/// Must not be called on a thread that the daemon needs to handle requests.
 pub fn sync(path: &Path) -> io::Result<()> {
     let dir = File::open(path)?;
     sync_file_system(&dir)

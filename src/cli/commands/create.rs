@@ -20,7 +20,7 @@ use crate::daemon::protocol::{CommitOptions, Service};
 use crate::daemon::service::BRIEF;
 use crate::environment::EnvName;
 use crate::shell::plan::SYSTEM_PATH;
-use crate::sys::process;
+use crate::sys::signals;
 use crate::sys::text::quoted;
 
 /// Create an empty environment, or fill one with an installer.
@@ -65,7 +65,7 @@ impl Args {
             return Ok(());
         };
         // Ctrl-C is for the command; what it leaves is ours to remove.
-        if let Err(error) = process::outlive_interrupts() {
+        if let Err(error) = signals::survive_interrupts() {
             tracing::debug!(%error, "Ctrl-C will end us at once");
         }
         match install(&env, program, arguments) {

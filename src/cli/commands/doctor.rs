@@ -185,7 +185,7 @@ fn helper() -> Finding {
 
 /// Mounts for real, in a temporary directory, and takes it away again.
 fn trial() -> Finding {
-    match mount::try_somewhere() {
+    match mount::test_mount() {
         Ok(()) => Finding::new("trial mount", Level::Ok, "mounting works"),
         Err(error) => Finding::of_mount_error("trial mount", Level::Problem, &error),
     }

@@ -1,0 +1,196 @@
+//! Mounts and unmounts with the setuid helper `fusermount3`.
+
+#![allow(unsafe_code)]
+
+use std::io::{self, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+use super::{MountError, MountRequest, UnmountMode};
+use crate::sys::process;
+
+const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
+
+/// Returns the helper that mounts for ordinary users. `ENVFS_FUSERMOUNT` overrides its path.
+pub fn helper() -> Result<PathBuf, MountError> {
+    if let Some(path) = std::env::var_os("ENVFS_FUSERMOUNT") {
+        return Ok(PathBuf::from(path));
+    }
+    HELPERS
+        .iter()
+        .find_map(|name| process::find_program(name))
+        .ok_or(MountError::NoHelper)
+}
+
+/// Returns whether the helper is setuid root.
+pub fn helper_is_setuid(helper: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(helper)
+        .is_ok_and(|meta| meta.uid() == 0 && meta.permissions().mode() & 0o4000 != 0)
+}
+
+/// Mounts with `fusermount3`, which sends the descriptor through a socket.
+pub(super) fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountError> {
+    let helper = helper()?;
+    let path = &request.mount_point;
+    let (ours, theirs) =
+        UnixStream::pair().map_err(|error| MountError::system("mount", path, error))?;
+    let mut options = format!("fsname={},nosuid,nodev", request.source());
+    options.push_str(request.access_options());
+    if !request.options.subtype.is_empty() {
+        options.push_str(",subtype=");
+        options.push_str(&request.options.subtype);
+    }
+    options.push_str(&request.options.flags.helper_options());
+    // The socket is passed as standard input, so that no other program that a thread starts at the
+    // same time inherits it.
+    let child = Command::new(&helper)
+        .arg("-o")
+        .arg(&options)
+        .arg("--")
+        .arg(path)
+        .env("_FUSE_COMMFD", "0")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => MountError::NoHelper,
+            _ => MountError::system("run fusermount3 for", path, error),
+        })?;
+    let received = receive_descriptor(&ours);
+    let output = child
+        .wait_with_output()
+        .map_err(|error| MountError::system("wait for fusermount3 at", path, error))?;
+    match received {
+        Ok(Some(device)) => Ok(device),
+        Ok(None) => Err(helper_error(helper, path, &output)),
+        Err(error) => Err(MountError::system("receive the device of", path, error)),
+    }
+}
+
+/// Receives one descriptor, or `None` if the other end was closed without sending one.
+fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0u8; 1];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut slices = [IoSliceMut::new(&mut byte)];
+    let message = loop {
+        match recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut slices,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+            Ok(message) => break message,
+        }
+    };
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = control
+            && let Some(&descriptor) = descriptors.first()
+        {
+            // SAFETY: the kernel has just created this descriptor for SCM_RIGHTS, and nothing else
+            // owns it.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the error for a helper that failed.
+fn helper_error(helper: PathBuf, path: &Path, output: &std::process::Output) -> MountError {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let errors = text
+        .lines()
+        .map(|line| line.split_once(": ").map_or(line, |(_, rest)| rest).trim())
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ");
+    let denied = errors.contains("Operation not permitted") || errors.contains("Permission denied");
+    if denied && process::user_id() != 0 && !helper_is_setuid(&helper) {
+        return MountError::HelperNotSetuid { helper };
+    }
+    let message = if errors.is_empty() {
+        output.status.to_string()
+    } else {
+        errors
+    };
+    MountError::Refused {
+        apparmor: denied && apparmor_confines_helper() && !apparmor_allows(path),
+        helper,
+        path: path.to_path_buf(),
+        message,
+    }
+}
+
+/// Returns whether the AppArmor profile of `fusermount3` is installed on a system with AppArmor.
+/// Whether it is loaded and enforced is readable only by root.
+pub fn apparmor_confines_helper() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.trim() == "Y")
+        && Path::new("/etc/apparmor.d/fusermount3").exists()
+        && !Path::new("/etc/apparmor.d/disable/fusermount3").exists()
+}
+
+/// Returns whether the AppArmor profile of `fusermount3`, as Ubuntu and Debian ship it, allows a
+/// mount point: below `$HOME`, `/mnt`, `/media`, `/tmp`, `/cvmfs` or `$XDG_RUNTIME_DIR`.
+pub fn apparmor_allows(path: &Path) -> bool {
+    let fixed = ["/mnt", "/media", "/tmp", "/cvmfs", "/home"].map(PathBuf::from);
+    let own = ["HOME", "XDG_RUNTIME_DIR"]
+        .into_iter()
+        .filter_map(|name| std::env::var_os(name).map(PathBuf::from));
+    fixed
+        .into_iter()
+        .chain(own)
+        .any(|root| root.is_absolute() && path != root && path.starts_with(&root))
+}
+
+/// Unmounts with `fusermount3`.
+pub(super) fn unmount_by_helper(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
+    let helper = helper()?;
+    let mut command = Command::new(&helper);
+    command.arg("-u");
+    if mode == UnmountMode::Lazy {
+        command.arg("-z");
+    }
+    let mut child = command
+        .arg("--")
+        .arg(path)
+        // Its messages are parsed.
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| MountError::system("run fusermount3 for", path, error))?;
+    let mut errors = Vec::new();
+    if let Some(stderr) = child.stderr.as_mut() {
+        stderr.read_to_end(&mut errors).map_err(|error| {
+            MountError::system("read the output of fusermount3 for", path, error)
+        })?;
+    }
+    let status = child
+        .wait()
+        .map_err(|error| MountError::system("wait for fusermount3 at", path, error))?;
+    if status.success() {
+        return Ok(());
+    }
+    if String::from_utf8_lossy(&errors).contains("Device or resource busy") {
+        return Err(MountError::Busy {
+            path: path.to_path_buf(),
+        });
+    }
+    let output = std::process::Output {
+        status,
+        stdout: Vec::new(),
+        stderr: errors,
+    };
+    Err(helper_error(helper, path, &output))
+}
