@@ -1,10 +1,24 @@
--- The state of one environment. Every table and column is explained in docs/state.md.
--- Never edit this file once released: add 0002_*.sql instead.
+-- The state of one environment. docs/state.md explains every table and column.
+-- Once this file is released, do not edit it: add 0002_*.sql instead.
 
-CREATE TABLE meta (
-    key   TEXT PRIMARY KEY,
-    value BLOB NOT NULL
-) STRICT, WITHOUT ROWID;
+CREATE TABLE environment (
+    one                INTEGER PRIMARY KEY CHECK (one = 1),
+    uuid               TEXT,
+    prefix             BLOB,
+    clean              INTEGER NOT NULL DEFAULT 1 CHECK (clean IN (0, 1)),
+    redo               INTEGER NOT NULL DEFAULT 0,
+    serial             INTEGER NOT NULL DEFAULT 0,
+    home_ino           INTEGER,
+    home_born          INTEGER,
+    image_uid          INTEGER,
+    image_gid          INTEGER,
+    image_fingerprint  BLOB,
+    skipped_image      INTEGER NOT NULL DEFAULT 0,
+    skipped_image_end  INTEGER NOT NULL DEFAULT 0,
+    skipped_layer      INTEGER NOT NULL DEFAULT 0,
+    skipped_layer_end  INTEGER NOT NULL DEFAULT 0
+) STRICT;
+INSERT INTO environment (one) VALUES (1);
 
 CREATE TABLE counter (
     name TEXT PRIMARY KEY,
@@ -12,19 +26,26 @@ CREATE TABLE counter (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE image (
-    id          INTEGER PRIMARY KEY,
-    file        TEXT    NOT NULL UNIQUE,
-    size        INTEGER NOT NULL,
-    created     INTEGER NOT NULL,
-    inodes      INTEGER NOT NULL,
-    block_size  INTEGER NOT NULL,
-    compression TEXT    NOT NULL,
-    root_number INTEGER NOT NULL,
-    id_map      BLOB    NOT NULL,
-    digest      BLOB,
-    digests     BLOB,
-    dead_bytes  INTEGER NOT NULL DEFAULT 0
+    id              INTEGER PRIMARY KEY,
+    file            TEXT    NOT NULL UNIQUE,
+    size            INTEGER NOT NULL,
+    inodes          INTEGER NOT NULL,
+    block_size      INTEGER NOT NULL,
+    compression     TEXT    NOT NULL,
+    root_number     INTEGER NOT NULL,
+    id_map          BLOB    NOT NULL,
+    digests         BLOB,
+    dead_bytes      INTEGER NOT NULL DEFAULT 0,
+    tables_appended INTEGER,
+    offset          INTEGER
 ) STRICT;
+
+CREATE TABLE link_count (
+    image INTEGER NOT NULL,
+    ino   INTEGER NOT NULL,
+    nlink INTEGER NOT NULL,
+    PRIMARY KEY (image, ino)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE layer (
     id       INTEGER PRIMARY KEY,
@@ -32,8 +53,6 @@ CREATE TABLE layer (
     role     TEXT    NOT NULL CHECK (role IN ('writable', 'frozen', 'retired', 'trash')),
     position INTEGER UNIQUE,
     image    INTEGER REFERENCES image (id),
-    created  INTEGER NOT NULL,
-    changed  INTEGER NOT NULL,
     CHECK ((position IS NULL) = (role IN ('retired', 'trash'))),
     CHECK ((kind = 'image') = (image IS NOT NULL)),
     CHECK (kind = 'upper' OR role = 'frozen')
@@ -51,9 +70,7 @@ CREATE TABLE revision (
     time        INTEGER NOT NULL,
     user        TEXT    NOT NULL,
     host        TEXT    NOT NULL,
-    command     TEXT    NOT NULL,
-    summary     TEXT,
-    tree_digest BLOB
+    command     TEXT    NOT NULL
 ) STRICT;
 CREATE INDEX revision_by_image ON revision (image);
 
@@ -64,22 +81,18 @@ CREATE TABLE head (
 
 CREATE TABLE tag (
     name     TEXT PRIMARY KEY,
-    revision INTEGER NOT NULL REFERENCES revision (id),
-    message  TEXT    NOT NULL DEFAULT '',
-    created  INTEGER NOT NULL
+    revision INTEGER NOT NULL REFERENCES revision (id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tag_by_revision ON tag (revision);
 
-CREATE TABLE journal (
-    id        INTEGER PRIMARY KEY AUTOINCREMENT,
-    operation TEXT    NOT NULL,
-    state     TEXT    NOT NULL,
-    started   INTEGER NOT NULL,
-    updated   INTEGER NOT NULL
+-- Space that a transaction frees for itself when the disk is full.
+CREATE TABLE reserve (
+    room BLOB NOT NULL
 ) STRICT;
+INSERT INTO reserve VALUES (zeroblob(65536));
 
--- The rows of the upper layers. They are written on the hot path, one transaction for each
--- operation of a program, so they carry no foreign keys and no second index.
+-- The rows of the upper layers. They change with every operation of a program, so they have no
+-- foreign keys and no second index.
 
 CREATE TABLE inode (
     layer       INTEGER NOT NULL,

@@ -121,7 +121,7 @@ impl Scene {
         use_view(workspace.union());
         change(workspace.union());
         let current = workspace.db().current_revision().unwrap().unwrap();
-        workspace.db().set_tag("name", current.id, "").unwrap();
+        workspace.db().set_tag("name", current.id).unwrap();
         workspace.close().unwrap();
         drop(workspace);
         let (workspace, _) = open();

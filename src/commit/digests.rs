@@ -66,11 +66,6 @@ pub(super) fn of_file(
     Ok(digests)
 }
 
-/// One digest for the whole file.
-pub(super) fn whole(digests: &[u8]) -> Vec<u8> {
-    blake3::hash(digests).as_bytes().to_vec()
-}
-
 /// The ranges of a file that are not what they were.
 pub(super) fn damaged(
     path: &Path,

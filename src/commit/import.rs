@@ -13,7 +13,7 @@ use nix::unistd::{getegid, geteuid};
 use super::error::{CommitError, Context, Result};
 use super::exclude::Exclude;
 use super::history::verify_blocks;
-use super::workspace::{Settings, command_line, new_revision, remember_owner};
+use super::workspace::{Settings, command_line, new_revision};
 use super::{Unfinished, digests, name, while_syncing};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
@@ -222,7 +222,7 @@ impl First {
             kind,
             revision: new_revision(&options.message, &command_line()),
         })?;
-        remember_owner(&db, owner, group)?;
+        db.set_image_owner(owner, group)?;
         fault::point("import.initialised");
         Ok((finish(new, db)?, image_bytes))
     }
@@ -246,7 +246,6 @@ pub fn adopted(
         compression: superblock.compressor.to_string(),
         root_number: id_map.number_of(Ino::ROOT).unwrap_or(1),
         id_map,
-        digest: digests.as_deref().map(digests::whole),
         digests,
         dead_bytes: 0,
         tables_appended: None,

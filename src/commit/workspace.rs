@@ -100,8 +100,7 @@ impl Workspace {
 
     /// User and group whom the image that it began with belonged to.
     pub fn image_owner(&self) -> Result<Option<(u32, u32)>> {
-        let owner = self.db.meta(OWNER_KEY)?;
-        Ok(owner.and_then(|bytes| parse_owner(&bytes)))
+        Ok(self.db.image_owner()?)
     }
 
     /// Its merged view.
@@ -143,19 +142,5 @@ pub fn new_revision(message: &str, command: &str) -> NewRevision {
         user: process::user_name(process::user_id()),
         host: process::host_name(),
         command: command.to_owned(),
-        summary: None,
-        tree_digest: None,
     }
-}
-
-const OWNER_KEY: &str = "image_owner";
-
-/// Notes who owns an adopted image, so that whoever uses it is that owner.
-pub(super) fn remember_owner(db: &StateDb, uid: u32, gid: u32) -> Result<()> {
-    Ok(db.set_meta(OWNER_KEY, format!("{uid}:{gid}").as_bytes())?)
-}
-
-fn parse_owner(bytes: &[u8]) -> Option<(u32, u32)> {
-    let (uid, gid) = std::str::from_utf8(bytes).ok()?.split_once(':')?;
-    Some((uid.parse().ok()?, gid.parse().ok()?))
 }

@@ -37,7 +37,6 @@ use crate::union::{self, OpenOptions, Paths, Union, identify};
 /// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Which images the state belongs to: their superblocks, one after another.
-const FINGERPRINT: &str = "image_fingerprint";
 
 /// What to mount where. All paths are absolute.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -257,9 +256,9 @@ impl Open {
         }
         pair(layout, &db)?;
         if db.stack()?.is_empty() {
-            db.set_meta(FINGERPRINT, &fingerprint)?;
+            db.set_image_fingerprint(&fingerprint)?;
             initialise(what, layout, &db, &images)?;
-        } else if db.meta(FINGERPRINT)?.as_deref() != Some(&fingerprint[..]) {
+        } else if db.image_fingerprint()?.as_deref() != Some(&fingerprint[..]) {
             return Err(Failure::new(
                 Kind::Conflict,
                 format!(

@@ -456,7 +456,7 @@ pub fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
     if db.revision(revision)?.is_none() {
         return Err(CommitError::NoRevision(revision.0).into());
     }
-    Ok(db.set_tag(&options.tag, revision, "")?)
+    Ok(db.set_tag(&options.tag, revision)?)
 }
 
 /// Files and bytes in the upper directories of the stack: not what was discarded, nor what an image

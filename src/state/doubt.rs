@@ -17,9 +17,6 @@ use rusqlite::ffi;
 use super::error::{Result, StateError};
 use super::{Rollback, StateDb};
 
-/// The number of the last transaction, as decimal text.
-const SERIAL: &str = "serial";
-
 /// What a test lets a COMMIT come to, which then fails.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,22 +77,6 @@ impl StateDb {
                 self.unless_in_doubt().and(Err(error))
             }
         }
-    }
-
-    fn serial_in(&self, conn: &Connection, doing: &'static str) -> Result<u64> {
-        match self.meta_in(conn, SERIAL, doing)? {
-            None => Ok(0),
-            Some(value) => {
-                let number = std::str::from_utf8(&value)
-                    .ok()
-                    .and_then(|text| text.parse().ok());
-                number.ok_or_else(|| self.bad_row("meta", format!("value of {SERIAL}")))
-            }
-        }
-    }
-
-    fn set_serial_in(&self, conn: &Connection, serial: u64, doing: &'static str) -> Result<()> {
-        self.set_meta_in(conn, SERIAL, serial.to_string().as_bytes(), doing)
     }
 
     pub(super) fn begin(&self, conn: &Connection, doing: &'static str) -> Result<()> {

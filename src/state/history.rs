@@ -58,8 +58,6 @@ pub struct NewImage {
     pub root_number: u32,
     /// Which object each inode number is.
     pub id_map: IdMap,
-    /// BLAKE3 of `digests`, where known.
-    pub digest: Option<Vec<u8>>,
     /// BLAKE3 of each MiB of the file, one after another, where known.
     pub digests: Option<Vec<u8>>,
     /// Bytes of the data area that no inode refers to; an upper bound in an amended image.
@@ -78,8 +76,6 @@ pub struct ImageRow {
     pub file: String,
     /// Size of the file in bytes.
     pub size: u64,
-    /// When it entered the history, in seconds since 1970.
-    pub created: i64,
     /// Number of inodes.
     pub inodes: u32,
     /// Block size in bytes.
@@ -88,13 +84,13 @@ pub struct ImageRow {
     pub compression: String,
     /// Inode number of the root directory.
     pub root_number: u32,
-    /// BLAKE3 of `digests`, where known.
-    pub digest: Option<Vec<u8>>,
     /// Bytes of the data area that no inode refers to; an upper bound in an amended image.
     pub dead_bytes: u64,
     /// Stored bytes of inodes and listings behind those of older images that were amended; `None`
     /// where it is not known whether they may be.
     pub tables_appended: Option<u64>,
+    /// Where it begins in its file, if it lies inside another and the reader cannot find it there.
+    pub offset: Option<u64>,
 }
 
 /// How a revision came to be.
@@ -144,10 +140,6 @@ pub struct NewRevision {
     pub host: String,
     /// The command line.
     pub command: String,
-    /// What changed, as JSON, where known.
-    pub summary: Option<String>,
-    /// Digest of the merged tree, where known.
-    pub tree_digest: Option<Vec<u8>>,
 }
 
 /// One state in the history of the environment.
@@ -173,10 +165,6 @@ pub struct Revision {
     pub host: String,
     /// The command line.
     pub command: String,
-    /// What changed, as JSON, where known.
-    pub summary: Option<String>,
-    /// Digest of the merged tree, where known.
-    pub tree_digest: Option<Vec<u8>>,
 }
 
 /// A name for a revision, which gc then keeps.
@@ -186,16 +174,12 @@ pub struct Tag {
     pub name: String,
     /// The revision.
     pub revision: RevisionId,
-    /// Message, possibly empty.
-    pub message: String,
-    /// When, in seconds since 1970.
-    pub created: i64,
 }
 
-const IMAGE_COLUMNS: &str = "id, file, size, created, inodes, block_size, compression, root_number, digest, dead_bytes, \
-     tables_appended";
-const REVISION_COLUMNS: &str = "id, parent, image, kind, source, message, time, user, host, \
-                                command, summary, tree_digest";
+const IMAGE_COLUMNS: &str = "id, file, size, inodes, block_size, compression, root_number, dead_bytes, tables_appended, \
+     offset";
+const REVISION_COLUMNS: &str =
+    "id, parent, image, kind, source, message, time, user, host, command";
 
 impl StateDb {
     /// Returns all images, oldest first.
@@ -248,6 +232,28 @@ impl StateDb {
         })
     }
 
+    /// Stores where an image begins in its file; None where the reader finds it. Durable when this
+    /// returns.
+    pub fn set_image_offset(&self, id: ImageId, offset: Option<u64>) -> Result<()> {
+        const DOING: &str = "store the offset of an image";
+        self.write_without_room(DOING, |conn| {
+            let offset = offset
+                .map(i64::try_from)
+                .transpose()
+                .map_err(|_| self.conflict(DOING, "it is beyond 63 bits"))?;
+            let rows = conn
+                .execute(
+                    "UPDATE image SET offset = ?2 WHERE id = ?1",
+                    params![id.0, offset],
+                )
+                .map_err(|e| self.sql(DOING, e))?;
+            match rows {
+                1 => Ok(()),
+                _ => Err(self.conflict(DOING, format!("there is no image {id}"))),
+            }
+        })
+    }
+
     /// Forgets an image that no revision and no layer of the stack uses. Its file is removed
     /// after this, by the caller.
     pub fn forget_image(&self, id: ImageId) -> Result<()> {
@@ -264,7 +270,8 @@ impl StateDb {
             if users > 0 {
                 return Err(self.conflict(DOING, format!("image {id} is in use")));
             }
-            conn.execute("DELETE FROM image WHERE id = ?1", [id.0])
+            conn.execute("DELETE FROM link_count WHERE image = ?1", [id.0])
+                .and_then(|_| conn.execute("DELETE FROM image WHERE id = ?1", [id.0]))
                 .map_err(|e| self.sql(DOING, e))?;
             Ok(())
         })
@@ -345,16 +352,15 @@ impl StateDb {
     }
 
     /// Names a revision, moving the name if it is taken.
-    pub fn set_tag(&self, name: &str, revision: RevisionId, message: &str) -> Result<()> {
+    pub fn set_tag(&self, name: &str, revision: RevisionId) -> Result<()> {
         const DOING: &str = "tag a revision";
         self.write(DOING, |conn| {
             if self.revision_in(conn, revision, DOING)?.is_none() {
                 return Err(self.conflict(DOING, format!("there is no revision {revision}")));
             }
             conn.execute(
-                "INSERT OR REPLACE INTO tag (name, revision, message, created) \
-                 VALUES (?1, ?2, ?3, ?4)",
-                params![name, revision.0, message, now()],
+                "INSERT OR REPLACE INTO tag (name, revision) VALUES (?1, ?2)",
+                params![name, revision.0],
             )
             .map_err(|e| self.sql(DOING, e))?;
             Ok(())
@@ -375,13 +381,11 @@ impl StateDb {
     pub fn tags(&self) -> Result<Vec<Tag>> {
         self.select(
             "read the tags",
-            "SELECT name, revision, message, created FROM tag ORDER BY name",
+            "SELECT name, revision FROM tag ORDER BY name",
             |row| {
                 Ok(Tag {
                     name: row.get(0)?,
                     revision: RevisionId(row.get(1)?),
-                    message: row.get(2)?,
-                    created: row.get(3)?,
                 })
             },
         )
@@ -404,20 +408,18 @@ impl StateDb {
             return Err(self.conflict(doing, detail));
         }
         conn.execute(
-            "INSERT INTO image (id, file, size, created, inodes, block_size, compression, \
-             root_number, id_map, digest, digests, dead_bytes, tables_appended) \
-             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
+            "INSERT INTO image (id, file, size, inodes, block_size, compression, \
+             root_number, id_map, digests, dead_bytes, tables_appended) \
+             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
             params![
                 image.id.0,
                 image.file,
                 image.size as i64,
-                now(),
                 image.inodes,
                 image.block_size,
                 image.compression,
                 image.root_number,
                 image.id_map.to_bytes(),
-                image.digest,
                 image.digests,
                 image.dead_bytes as i64,
                 image.tables_appended.map(|bytes| bytes as i64),
@@ -440,7 +442,7 @@ impl StateDb {
         let parent = self.head_in(conn, doing)?;
         conn.execute(
             "INSERT INTO revision (parent, image, kind, source, message, time, user, host, \
-             command, summary, tree_digest) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
+             command) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9)",
             params![
                 parent.map(|id| id.0),
                 image.0,
@@ -451,8 +453,6 @@ impl StateDb {
                 new.user,
                 new.host,
                 new.command,
-                new.summary,
-                new.tree_digest,
             ],
         )
         .map_err(|e| self.sql(doing, e))?;
@@ -499,15 +499,17 @@ fn image_of(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
         id: ImageId(row.get(0)?),
         file: row.get(1)?,
         size: unsigned(row, 2)?,
-        created: row.get(3)?,
-        inodes: row.get(4)?,
-        block_size: row.get(5)?,
-        compression: row.get(6)?,
-        root_number: row.get(7)?,
-        digest: row.get(8)?,
-        dead_bytes: unsigned(row, 9)?,
-        tables_appended: match row.get::<_, Option<i64>>(10)? {
-            Some(_) => Some(unsigned(row, 10)?),
+        inodes: row.get(3)?,
+        block_size: row.get(4)?,
+        compression: row.get(5)?,
+        root_number: row.get(6)?,
+        dead_bytes: unsigned(row, 7)?,
+        tables_appended: match row.get::<_, Option<i64>>(8)? {
+            Some(_) => Some(unsigned(row, 8)?),
+            None => None,
+        },
+        offset: match row.get::<_, Option<i64>>(9)? {
+            Some(_) => Some(unsigned(row, 9)?),
             None => None,
         },
     })
@@ -536,7 +538,5 @@ fn revision_of(row: &Row<'_>) -> rusqlite::Result<Result<Revision, String>> {
         user: row.get(7)?,
         host: row.get(8)?,
         command: row.get(9)?,
-        summary: row.get(10)?,
-        tree_digest: row.get(11)?,
     }))
 }

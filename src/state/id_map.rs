@@ -4,16 +4,14 @@
 //! is a list of runs of consecutive numbers with consecutive ids. A first import is one run (the
 //! identity); each commit adds few, because new images number their inodes in the order of ids.
 //!
-//! Stored form (version 1), all integers LEB128:
-//!
-//! ```text
-//! 01 | number of runs | for each run: gap before first_number,
-//!                                      zigzag(first_ino - id after the run before), count
-//! ```
+//! The stored form is a version (1) and the runs, each as the gap before its first number, the step
+//! from the id after the run before to its first id, and its length; serialised by postcard.
 
 use crate::object::Ino;
 
 const VERSION: u8 = 1;
+
+type Stored = (u8, Vec<(u64, i64, u32)>);
 
 /// Consecutive inode numbers that are consecutive objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,48 +210,42 @@ impl IdMap {
 
     /// Returns the stored form.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![VERSION];
-        put(&mut bytes, self.runs.len() as u64);
         let (mut next_number, mut next_ino) = (1u64, 1u64);
-        for run in &self.runs {
-            put(&mut bytes, u64::from(run.first_number) - next_number);
+        let runs = self.runs.iter().map(|run| {
+            let gap = u64::from(run.first_number) - next_number;
             let step = (run.first_ino as i64).wrapping_sub(next_ino as i64);
-            put(&mut bytes, ((step << 1) ^ (step >> 63)) as u64);
-            put(&mut bytes, u64::from(run.count));
             next_number = u64::from(run.first_number) + u64::from(run.count);
             next_ino = run.first_ino + u64::from(run.count);
-        }
-        bytes
+            (gap, step, run.count)
+        });
+        let stored: Stored = (VERSION, runs.collect());
+        // Only a value whose length is unknown cannot be serialised.
+        postcard::to_stdvec(&stored).unwrap_or_default()
     }
 
-    /// Reads the stored form. Any bytes are safe to give.
+    /// Reads the stored form. The bytes may be anything.
     pub fn from_bytes(bytes: &[u8]) -> Result<IdMap, BadIdMap> {
-        let (&version, mut rest) = bytes.split_first().ok_or(BadIdMap("no bytes"))?;
-        if version != VERSION {
-            return Err(BadIdMap("unknown version"));
+        match bytes.first() {
+            None => return Err(BadIdMap("no bytes")),
+            Some(&VERSION) => {}
+            Some(_) => return Err(BadIdMap("unknown version")),
         }
-        let count = take(&mut rest)?;
-        // Each run takes at least three bytes: never reserve more than the bytes can hold.
-        let fits = usize::try_from(count).is_ok_and(|count| count <= rest.len() / 3);
-        if !fits {
-            return Err(BadIdMap("more runs than bytes"));
+        let ((_, stored), rest) = postcard::take_from_bytes::<Stored>(bytes)
+            .map_err(|_| BadIdMap("cut short, or a number too large"))?;
+        if !rest.is_empty() {
+            return Err(BadIdMap("bytes after the last run"));
         }
-        let mut runs = Vec::with_capacity(count as usize);
+        let mut runs = Vec::with_capacity(stored.len());
         let (mut next_number, mut next_ino) = (1u64, 1u64);
-        for _ in 0..count {
-            let number = next_number
-                .checked_add(take(&mut rest)?)
+        for (gap, step, count) in stored {
+            let number = next_number.checked_add(gap);
+            let first_number = number
+                .and_then(|number| u32::try_from(number).ok())
                 .ok_or(BadIdMap("numbers beyond 32 bits"))?;
-            let first_number =
-                u32::try_from(number).map_err(|_| BadIdMap("numbers beyond 32 bits"))?;
-            let zigzag = take(&mut rest)?;
-            let step = ((zigzag >> 1) as i64) ^ -((zigzag & 1) as i64);
             let first_ino = next_ino
                 .checked_add_signed(step)
                 .ok_or(BadIdMap("ids beyond 63 bits"))?;
-            let count =
-                u32::try_from(take(&mut rest)?).map_err(|_| BadIdMap("numbers beyond 32 bits"))?;
-            next_number = number + u64::from(count);
+            next_number = u64::from(first_number) + u64::from(count);
             next_ino = first_ino
                 .checked_add(u64::from(count))
                 .ok_or(BadIdMap("ids beyond 63 bits"))?;
@@ -263,34 +255,6 @@ impl IdMap {
                 count,
             });
         }
-        if !rest.is_empty() {
-            return Err(BadIdMap("bytes after the last run"));
-        }
         IdMap::from_runs(runs)
     }
-}
-
-fn put(bytes: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-}
-
-fn take(bytes: &mut &[u8]) -> Result<u64, BadIdMap> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first().ok_or(BadIdMap("cut short"))?;
-        *bytes = rest;
-        let part = u64::from(byte & 0x7f);
-        if shift == 63 && part > 1 {
-            break;
-        }
-        value |= part << shift;
-        if byte & 0x80 == 0 {
-            return Ok(value);
-        }
-    }
-    Err(BadIdMap("an integer beyond 64 bits"))
 }

@@ -11,12 +11,7 @@ use super::sql_error;
 pub(super) const APPLICATION_ID: i32 = 0x656e_7666;
 
 /// The migrations in order; the n-th (from 1) brings the schema to version n.
-pub(super) const MIGRATIONS: &[&str] = &[
-    include_str!("../../migrations/0001_initial.sql"),
-    include_str!("../../migrations/0002_no_journal.sql"),
-    include_str!("../../migrations/0003_tables_appended.sql"),
-    include_str!("../../migrations/0004_reserve.sql"),
-];
+pub(super) const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
 
 /// Lays the schema into a new, empty database.
 pub(super) fn create(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<()> {
@@ -24,7 +19,7 @@ pub(super) fn create(conn: &Connection, path: &Path, migrations: &[&str]) -> Res
 }
 
 /// The oldest schema that can be looked at as it is: the daemon of an older envfs may have it open.
-const OLDEST_TO_LOOK_AT: u32 = 3;
+const OLDEST_TO_LOOK_AT: u32 = 1;
 
 /// Checks that the database is ours and not too new, and applies what it lacks.
 pub(super) fn upgrade(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<()> {

@@ -13,13 +13,15 @@
 //! around its redo log; both are taken last and held only for one transaction or one record. No
 //! callback runs under them.
 
+mod check;
+mod counters;
 mod doubt;
+mod environment;
 mod error;
 mod files;
 mod history;
 mod id_map;
 mod look;
-mod meta;
 mod migrations;
 mod redo;
 mod reserve;
@@ -43,12 +45,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::sys::durable;
 
+pub use environment::{FileIds, HomeId, LinksIn, SkippedIds};
 pub use error::{Result, StateError};
 pub use history::{
     ImageId, ImageRow, NewImage, NewRevision, Revision, RevisionId, RevisionKind, Tag,
 };
 pub use id_map::{BadIdMap, IdMap, IdRun};
-pub use meta::{FileIds, SkippedIds};
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{
     InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit, RolledBack, StackLayer,

@@ -15,8 +15,6 @@ use super::{LayerId, Result, RowChange, StateDb, StateError};
 use crate::fault;
 use crate::sys::durable::sync_data;
 
-/// Which record of the redo log the database has last; a little-endian number.
-const APPLIED: &str = "redo";
 const DOING: &str = "give the records of the redo log to the database";
 
 /// Bytes of records after which a thread gives them to the database: some thousand operations, so that the
@@ -66,11 +64,7 @@ impl StateDb {
         let path = self.redo_path();
         let left_over = path.symlink_metadata().is_ok();
         self.left_over.store(left_over, Ordering::Release);
-        let applied = self.meta(APPLIED)?.map_or(Ok(0), |value| {
-            <[u8; 8]>::try_from(value)
-                .map(u64::from_le_bytes)
-                .map_err(|_| self.bad_row("meta", format!("value of {APPLIED}")))
-        })?;
+        let applied = self.last_redo()?;
         let failed = |source| StateError::Io {
             path: path.clone(),
             doing: "open the redo log",
@@ -267,7 +261,7 @@ impl StateDb {
             fault::panic_once("panic.settle");
             // After power loss the counter may be older than the records.
             self.raise(conn, "ino", highest.saturating_add(1), DOING)?;
-            self.set_meta_in(conn, APPLIED, &batch.last().to_le_bytes(), DOING)
+            self.set_last_redo_in(conn, batch.last(), DOING)
         })
     }
 

@@ -11,7 +11,7 @@ use rusqlite::{Connection, params};
 
 use super::error::Result;
 use super::history::{ImageId, NewImage, NewRevision, RevisionId, RevisionKind};
-use super::{StateDb, now, valid};
+use super::{StateDb, valid};
 
 /// One layer of the environment. Never given twice.
 #[derive(
@@ -90,10 +90,6 @@ pub struct Layer {
     pub role: LayerRole,
     /// Its place in the stack, 0 on top.
     pub position: Option<u32>,
-    /// When it was made, in seconds since 1970.
-    pub created: i64,
-    /// When it got its role, in seconds since 1970.
-    pub changed: i64,
 }
 
 /// How a new environment begins.
@@ -148,18 +144,13 @@ impl StateDb {
     pub fn init_environment(&self, init: &InitEnvironment) -> Result<Initialised> {
         const DOING: &str = "initialise the environment";
         self.write(DOING, |conn| {
-            use std::os::unix::ffi::OsStrExt;
             if self.head_in(conn, DOING)?.is_some() {
                 return Err(self.conflict(DOING, "it is initialised already"));
             }
             let Some(first) = init.images.first() else {
                 return Err(self.conflict(DOING, "it has no image"));
             };
-            self.set_meta_in(conn, "uuid", init.uuid.as_bytes(), DOING)?;
-            self.set_meta_in(conn, "created", now().to_string().as_bytes(), DOING)?;
-            let prefix = init.prefix.as_os_str().as_bytes();
-            self.set_meta_in(conn, "prefix", prefix, DOING)?;
-            self.set_meta_in(conn, "clean", b"1", DOING)?;
+            self.set_identity_in(conn, &init.uuid, &init.prefix, DOING)?;
             let writable = self.take_layer(conn, DOING)?;
             self.insert_upper(conn, writable, 0, DOING)?;
             let mut next_ino = 2;
@@ -406,7 +397,7 @@ impl StateDb {
     fn layers_in(&self, conn: &Connection, doing: &'static str) -> Result<Vec<Layer>> {
         let mut statement = conn
             .prepare_cached(
-                "SELECT id, image, role, position, created, changed FROM layer \
+                "SELECT id, image, role, position FROM layer \
                  ORDER BY position IS NULL, position, id",
             )
             .map_err(|e| self.sql(doing, e))?;
@@ -419,8 +410,6 @@ impl StateDb {
                     image: row.get::<_, Option<i64>>(1)?.map(ImageId),
                     role: LayerRole::Frozen,
                     position: row.get(3)?,
-                    created: row.get(4)?,
-                    changed: row.get(5)?,
                 };
                 Ok((layer, row.get(2)?))
             };
@@ -504,9 +493,8 @@ impl StateDb {
         doing: &'static str,
     ) -> Result<()> {
         conn.execute(
-            "INSERT INTO layer (id, kind, role, position, created, changed) \
-             VALUES (?1, 'upper', 'writable', ?2, ?3, ?3)",
-            params![id.0, position, now()],
+            "INSERT INTO layer (id, kind, role, position) VALUES (?1, 'upper', 'writable', ?2)",
+            params![id.0, position],
         )
         .map_err(|e| self.sql(doing, e))?;
         Ok(())
@@ -521,8 +509,8 @@ impl StateDb {
         doing: &'static str,
     ) -> Result<()> {
         conn.execute(
-            "INSERT INTO layer (id, kind, role, position, image, created, changed) \
-             VALUES (?1, 'image', 'frozen', ?2, ?3, ?4, ?4)",
+            "INSERT INTO layer (id, kind, role, position, image) \
+             VALUES (?1, 'image', 'frozen', ?2, ?3)",
             // Two layers may be without a place for a moment, so each has its own.
             params![
                 id.0,
@@ -531,8 +519,7 @@ impl StateDb {
                 } else {
                     position
                 },
-                image.0,
-                now()
+                image.0
             ],
         )
         .map_err(|e| self.sql(doing, e))?;
@@ -550,8 +537,8 @@ impl StateDb {
         match layer.part {
             StackPart::Image(_) => conn.execute("DELETE FROM layer WHERE id = ?1", [layer.id.0]),
             StackPart::Writable | StackPart::Frozen => conn.execute(
-                "UPDATE layer SET role = ?2, position = NULL, changed = ?3 WHERE id = ?1",
-                params![layer.id.0, role.as_str(), now()],
+                "UPDATE layer SET role = ?2, position = NULL WHERE id = ?1",
+                params![layer.id.0, role.as_str()],
             ),
         }
         .map_err(|e| self.sql(doing, e))?;
@@ -566,8 +553,8 @@ impl StateDb {
         doing: &'static str,
     ) -> Result<()> {
         conn.execute(
-            "UPDATE layer SET role = ?2, changed = ?3 WHERE id = ?1",
-            params![layer.0, role.as_str(), now()],
+            "UPDATE layer SET role = ?2 WHERE id = ?1",
+            params![layer.0, role.as_str()],
         )
         .map_err(|e| self.sql(doing, e))?;
         Ok(())

@@ -28,7 +28,6 @@ fn new_image(db: &StateDb, inos: impl IntoIterator<Item = u64>) -> NewImage {
         compression: "zstd:3".to_owned(),
         root_number: 1,
         id_map,
-        digest: None,
         digests: None,
         dead_bytes: 0,
         tables_appended: Some(0),
@@ -41,7 +40,6 @@ fn new_revision(message: &str) -> NewRevision {
         user: "someone".to_owned(),
         host: "somewhere".to_owned(),
         command: "envfs".to_owned(),
-        ..NewRevision::default()
     }
 }
 

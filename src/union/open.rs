@@ -12,13 +12,10 @@ use super::overlay;
 use super::reconcile::{Reconciled, differences, reconcile};
 use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union, tree};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{DataPlace, ImageId, LayerId, StackPart, StateDb};
+use crate::state::{DataPlace, HomeId, ImageId, LayerId, StackPart, StateDb};
 use crate::sys::medium::network_file_system;
 use crate::sys::regular;
 use crate::upper::UpperDir;
-
-/// The fact of which directory the rows are about.
-const HOME: &str = "home";
 
 /// Where an environment keeps its parts.
 #[derive(Debug, Clone)]
@@ -45,15 +42,18 @@ impl Paths {
     }
 
     /// What tells the directory of all this from a copy of it: no copy keeps when it was made.
-    fn identity(&self) -> std::io::Result<Vec<u8>> {
+    fn identity(&self) -> std::io::Result<HomeId> {
         let meta = self.layers.join("..").metadata();
         let meta = meta.map_err(|e| {
             std::io::Error::new(e.kind(), format!("{}: {e}", self.layers.display()))
         })?;
         let made = meta.created().ok();
         let made = made.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let made = made.map_or(0, |since| since.as_nanos());
-        Ok(format!("{} {made}", meta.ino()).into_bytes())
+        Ok(HomeId {
+            ino: meta.ino(),
+            // Only compared: it need not be right after the year 2262.
+            born: made.map_or(0, |since| since.as_nanos() as i64),
+        })
     }
 }
 
@@ -78,7 +78,7 @@ impl Union {
         db.keep_redo_log()?;
         let unclean = !db.was_clean()?;
         let home = paths.identity()?;
-        let known = db.meta(HOME)?;
+        let known = db.home_id()?;
         let is_copy = known.as_ref().is_some_and(|known| *known != home);
         // However orderly the end of what was copied: its host inode numbers are other files' here, and
         // the next end may be less orderly.
@@ -137,7 +137,7 @@ impl Union {
         };
         // After the rows have the numbers of this copy: else an end between the two would leave the old.
         if known.as_ref() != Some(&home) {
-            db.set_meta(HOME, &home)?;
+            db.set_home_id(home)?;
         }
         db.mark_unclean()?;
         db.restore_reserve();
@@ -290,10 +290,8 @@ pub fn open_image(
     let row = db.image(image)?.ok_or_else(missing)?;
     let id_map = db.id_map(image)?.ok_or_else(missing)?;
     let path = paths.images.join(&row.file);
-    let at = db.meta(&offset_of(image))?;
-    let at = at.as_deref().and_then(|at| at.first_chunk());
-    let file = match (paths.images_are_links, at) {
-        (true, Some(at)) => Image::open_at(path, u64::from_le_bytes(*at), options.reader.clone())?,
+    let file = match (paths.images_are_links, row.offset) {
+        (true, Some(at)) => Image::open_at(path, at, options.reader.clone())?,
         (true, None) => Image::open(path, options.reader.clone())?,
         (false, _) => {
             let file = regular::open(&path).map_err(|e| crate::squashfs::Error::Io {
@@ -314,14 +312,8 @@ pub fn open_image(
 
 /// Notes where an image begins in its file, if it is inside another and cannot be found there.
 pub fn set_offset(db: &StateDb, image: ImageId, offset: Option<u64>) -> Result<()> {
-    let wanted = offset.map(u64::to_le_bytes);
-    let wanted = wanted.as_ref().map_or(&[][..], |bytes| bytes);
-    if db.meta(&offset_of(image))?.unwrap_or_default() != wanted {
-        db.set_meta(&offset_of(image), wanted)?;
+    if db.image(image)?.and_then(|row| row.offset) != offset {
+        db.set_image_offset(image, offset)?;
     }
     Ok(())
-}
-
-fn offset_of(image: ImageId) -> String {
-    format!("offset/{image}")
 }

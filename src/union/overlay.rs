@@ -19,10 +19,7 @@ use super::{Error, Result};
 use crate::object::{Ino, Kind};
 use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
-use crate::state::{BadIdMap, IdMap, IdRun, ImageId, StateDb};
-
-/// Fact of the database: link counts that differ from what the images say.
-const LINKS: &str = "links";
+use crate::state::{BadIdMap, IdMap, IdRun, ImageId, LinksIn, StateDb};
 
 /// Where overlayfs keeps attributes of its own.
 const RESERVED: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -59,14 +56,14 @@ pub(super) fn mark(image: &Image, inode: &Inode, name: &[u8]) -> Result<Option<V
 pub fn identify(db: &StateDb, images: &[Image]) -> Result<Vec<IdMap>> {
     let (maps, links) = merge(images)?;
     if images.len() > 1 {
-        db.set_meta(LINKS, &to_bytes(&links))?;
+        db.set_link_counts(LinksIn::Stack, &links)?;
     }
     Ok(maps)
 }
 
 /// Reads what [`identify`] stored.
 pub(super) fn links(db: &StateDb) -> Result<Links> {
-    stored(db, LINKS)
+    Ok(db.link_counts(LinksIn::Stack)?)
 }
 
 /// Stores how many names objects of an image have, of which it says another number: the last name to go
@@ -75,22 +72,12 @@ pub fn count_links(db: &StateDb, image: ImageId, links: Links) -> Result<()> {
     if links.is_empty() {
         return Ok(());
     }
-    Ok(db.set_meta(&links_of(image), &to_bytes(&links))?)
+    Ok(db.set_link_counts(LinksIn::Image(image), &links)?)
 }
 
 /// Reads what [`count_links`] stored.
 pub(super) fn counted_links(db: &StateDb, image: ImageId) -> Result<Links> {
-    stored(db, &links_of(image))
-}
-
-fn links_of(image: ImageId) -> String {
-    format!("{LINKS}/{image}")
-}
-
-fn stored(db: &StateDb, key: &str) -> Result<Links> {
-    let bytes = db.meta(key)?.unwrap_or_default();
-    from_bytes(&bytes)
-        .ok_or_else(|| Error::Inconsistent("link counts of the images are cut short".to_owned()))
+    Ok(db.link_counts(LinksIn::Image(image))?)
 }
 
 fn merge(images: &[Image]) -> Result<(Vec<IdMap>, Links)> {
@@ -256,26 +243,6 @@ impl Walk<'_> {
 }
 
 /// Stored form: an identity (64 bits) and a count (32 bits) after another, little-endian.
-fn to_bytes(links: &Links) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(links.len() * 12);
-    for (ino, count) in links {
-        bytes.extend_from_slice(&ino.0.to_le_bytes());
-        bytes.extend_from_slice(&count.to_le_bytes());
-    }
-    bytes
-}
-
-fn from_bytes(mut bytes: &[u8]) -> Option<Links> {
-    let mut links = Links::new();
-    while !bytes.is_empty() {
-        let (ino, rest) = bytes.split_first_chunk::<8>()?;
-        let (count, rest) = rest.split_first_chunk::<4>()?;
-        links.insert(Ino(u64::from_le_bytes(*ino)), u32::from_le_bytes(*count));
-        bytes = rest;
-    }
-    Some(links)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -295,14 +262,5 @@ mod tests {
             map_of(&BTreeMap::from([(1, Ino(1))]), 1, 9).unwrap().len(),
             1
         );
-    }
-
-    #[test]
-    fn link_counts_are_stored_and_read() {
-        let links = Links::from([(Ino(1), 9), (Ino(1 << 40), u32::MAX)]);
-        let bytes = to_bytes(&links);
-        assert_eq!(from_bytes(&bytes), Some(links));
-        assert_eq!(from_bytes(&bytes[..13]), None);
-        assert_eq!(from_bytes(b""), Some(Links::new()));
     }
 }

@@ -43,7 +43,6 @@ fn new_image(id: ImageId, file: String, layer: &ImageLayer) -> NewImage {
         compression: superblock.compressor.to_string(),
         root_number: 1,
         id_map: layer.ids().clone(),
-        digest: None,
         digests: None,
         dead_bytes: 0,
         tables_appended: None,

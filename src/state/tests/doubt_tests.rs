@@ -45,16 +45,16 @@ fn nothing_is_written_after_a_commit_in_doubt() {
         db.settle().unwrap();
         fail(&db, &[first, Fails::Before]);
         let is_refused = |done: Result<()>| matches!(done, Err(StateError::InDoubt { .. }));
-        assert!(is_refused(db.set_meta("colour", b"red")));
-        assert!(is_refused(db.set_meta("colour", b"blue")));
+        assert!(is_refused(db.set_image_fingerprint(b"red")));
+        assert!(is_refused(db.set_image_fingerprint(b"blue")));
         assert!(is_refused(db.apply(layer, &changes)));
         assert!(is_refused(db.reserve_inos(1).map(drop)));
         assert_eq!(db.load_layer(layer).unwrap().inodes.len(), 1);
         drop(db);
         let db = StateDb::open(&path).unwrap();
         let kept = (first == Fails::After).then(|| b"red".to_vec());
-        assert_eq!(db.meta("colour").unwrap(), kept);
-        db.set_meta("colour", b"blue").unwrap();
+        assert_eq!(db.image_fingerprint().unwrap(), kept);
+        db.set_image_fingerprint(b"blue").unwrap();
     }
 }
 
@@ -66,5 +66,5 @@ fn what_there_was_no_room_for_leaves_no_doubt() {
     let full = db.reserve_inos(1).unwrap_err();
     assert!(full.is_no_space(), "{full}");
     db.failing.lock().unwrap().clear();
-    db.set_meta("colour", b"blue").unwrap();
+    db.set_image_fingerprint(b"blue").unwrap();
 }

@@ -277,8 +277,8 @@ fn what_is_in_use_cannot_be_forgotten() {
     let first = new_image(&db, 1..=3);
     let begun = init(&db, Some(first));
     let second = commit(&db, 1..=4);
-    db.set_tag("golden", begun.revision, "keep").unwrap();
-    assert!(db.set_tag("none", RevisionId(99), "").is_err());
+    db.set_tag("golden", begun.revision).unwrap();
+    assert!(db.set_tag("none", RevisionId(99)).is_err());
     assert_eq!(db.tags().unwrap()[0].revision, begun.revision);
     assert!(db.forget_revision(second).is_err());
     assert!(db.forget_revision(begun.revision).is_err());
@@ -301,7 +301,6 @@ fn what_is_in_use_cannot_be_forgotten() {
 fn an_image_keeps_its_map_and_digests() {
     let db = StateDb::in_memory().unwrap();
     let mut image = new_image(&db, [1, 5, 6]);
-    image.digest = Some(vec![1; 32]);
     image.digests = Some(vec![2; 1000]);
     image.dead_bytes = 77;
     let map = image.id_map.clone();
@@ -310,10 +309,13 @@ fn an_image_keeps_its_map_and_digests() {
     assert_eq!(db.id_map(ImageId(2)).unwrap(), None);
     assert_eq!(db.image_digests(ImageId(1)).unwrap().unwrap().len(), 1000);
     let row = db.image(ImageId(1)).unwrap().unwrap();
-    assert_eq!(
-        (row.digest, row.dead_bytes, row.inodes),
-        (Some(vec![1; 32]), 77, 3)
-    );
+    assert_eq!((row.dead_bytes, row.inodes, row.offset), (77, 3, None));
+    for offset in [Some(i64::MAX as u64), None] {
+        db.set_image_offset(ImageId(1), offset).unwrap();
+        assert_eq!(db.image(ImageId(1)).unwrap().unwrap().offset, offset);
+    }
+    assert!(db.set_image_offset(ImageId(1), Some(u64::MAX)).is_err());
+    assert!(db.set_image_offset(ImageId(2), Some(0)).is_err());
     db.lock()
         .execute("UPDATE image SET id_map = x'01ff'", [])
         .unwrap();
@@ -345,19 +347,64 @@ fn only_an_amended_image_may_know_fewer_objects_than_it_has_inodes() {
 }
 
 #[test]
-fn the_clean_flag_and_facts_are_kept() {
+fn facts_of_the_environment_are_kept() {
     let db = StateDb::in_memory().unwrap();
     assert!(db.was_clean().unwrap());
     db.mark_unclean().unwrap();
     assert!(!db.was_clean().unwrap());
     db.end_clean().unwrap();
     assert!(db.was_clean().unwrap());
-    db.set_meta("colour", b"\xff\0").unwrap();
-    assert_eq!(
-        db.meta("colour").unwrap().as_deref(),
-        Some(b"\xff\0".as_slice())
-    );
-    assert_eq!(db.meta("sound").unwrap(), None);
+    assert_eq!(db.image_fingerprint().unwrap(), None);
+    db.set_image_fingerprint(b"\xff\0").unwrap();
+    let found = db.image_fingerprint().unwrap();
+    assert_eq!(found.as_deref(), Some(b"\xff\0".as_slice()));
+    assert_eq!(db.image_owner().unwrap(), None);
+    db.set_image_owner(0, u32::MAX).unwrap();
+    assert_eq!(db.image_owner().unwrap(), Some((0, u32::MAX)));
+    assert_eq!(db.home_id().unwrap(), None);
+    let home = HomeId {
+        ino: u64::MAX,
+        born: i64::MAX,
+    };
+    db.set_home_id(home).unwrap();
+    assert_eq!(db.home_id().unwrap(), Some(home));
+}
+
+#[test]
+fn link_counts_are_kept_until_their_image_is_forgotten() {
+    let db = StateDb::in_memory().unwrap();
+    let first = new_image(&db, 1..=3);
+    let begun = init(&db, Some(first));
+    let image = LinksIn::Image(ImageId(1));
+    let counts = [(Ino(1), 9), (Ino(1 << 40), u32::MAX)].into();
+    db.set_link_counts(image, &counts).unwrap();
+    db.set_link_counts(LinksIn::Stack, &[(Ino(2), 7)].into())
+        .unwrap();
+    assert_eq!(db.link_counts(image).unwrap(), counts);
+    db.set_link_counts(image, &[(Ino(3), 1)].into()).unwrap();
+    assert_eq!(db.link_counts(image).unwrap(), [(Ino(3), 1)].into());
+    assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
+    commit(&db, 1..=4);
+    db.forget_revision(begun.revision).unwrap();
+    db.forget_image(ImageId(1)).unwrap();
+    assert!(db.link_counts(image).unwrap().is_empty());
+    assert_eq!(db.link_counts(LinksIn::Stack).unwrap().len(), 1);
+}
+
+#[test]
+fn a_database_without_facts_is_refused_and_gains_none() {
+    let db = StateDb::in_memory().unwrap();
+    init(&db, None);
+    db.lock().execute("DELETE FROM environment", []).unwrap();
+    for refused in [
+        db.uuid().map(drop),
+        db.was_clean().map(drop),
+        db.set_image_owner(1, 2),
+        db.reserve_layer().map(drop),
+    ] {
+        assert!(matches!(refused, Err(StateError::BadRow { .. })));
+    }
+    assert!(!db.integrity_check().unwrap().is_empty());
 }
 
 #[test]

@@ -13,8 +13,8 @@ fn in_the_middle(path: &Path) -> tempfile::TempDir {
     let conn = db.lock();
     conn.execute_batch(
         "PRAGMA cache_size = 2; BEGIN IMMEDIATE; \
-         INSERT INTO meta WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50) \
-         SELECT i, zeroblob(3000) FROM n",
+         INSERT INTO xattr WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50) \
+         SELECT 1, i, x'61', zeroblob(3000) FROM n",
     )
     .unwrap();
     for suffix in ["", "-journal"] {
@@ -52,7 +52,7 @@ fn who_only_looks_leaves_the_journal_of_another_host_alone() {
     let db = StateDb::look_only(&seen, PATIENCE).unwrap();
     assert_eq!(db.stack().unwrap().len(), 2);
     assert_eq!(db.uuid().unwrap().as_deref(), Some("an-identity"));
-    assert!(db.set_meta("a", b"b").unwrap_err().is_read_only());
+    assert!(db.set_image_fingerprint(b"b").unwrap_err().is_read_only());
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_look_changes_nothing_beside_a_writer_and_after_one() {
     for is_held in [true, false] {
         let seen = StateDb::open_to_look(&path, is_held).unwrap();
         assert_eq!(seen.stack().unwrap().len(), 2);
-        assert!(seen.set_meta("a", b"b").unwrap_err().is_read_only());
+        assert!(seen.set_image_fingerprint(b"b").unwrap_err().is_read_only());
         seen.close().unwrap();
     }
     assert_eq!(files(dir.path()), before, "beside a writer");
@@ -109,7 +109,7 @@ fn a_look_changes_nothing_beside_a_writer_and_after_one() {
 }
 
 #[test]
-fn a_database_of_an_older_envfs_with_a_write_ahead_log_is_read_whole() {
+fn a_database_with_a_write_ahead_log_is_read_whole() {
     for look in [true, false] {
         let (live, old) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let path = live.path().join("state.db");
@@ -119,9 +119,8 @@ fn a_database_of_an_older_envfs_with_a_write_ahead_log_is_read_whole() {
         let conn = Connection::open(&path).unwrap();
         conn.pragma_update(None, "journal_mode", "wal").unwrap();
         conn.execute_batch(
-            "PRAGMA user_version = 3; DROP TABLE reserve; \
-             INSERT INTO dentry VALUES (1, 1, x'61', NULL); \
-             INSERT OR REPLACE INTO meta VALUES ('new', x'00')",
+            "INSERT INTO dentry VALUES (1, 1, x'61', NULL); \
+             UPDATE environment SET image_fingerprint = x'00'",
         )
         .unwrap();
         for suffix in ["", "-wal"] {
@@ -134,7 +133,7 @@ fn a_database_of_an_older_envfs_with_a_write_ahead_log_is_read_whole() {
             false => StateDb::open(&path).unwrap(),
         };
         assert_eq!(db.load_layer(layer).unwrap().entries.len(), 1);
-        assert_eq!(db.meta("new").unwrap(), Some(vec![0]));
+        assert_eq!(db.image_fingerprint().unwrap(), Some(vec![0]));
         db.close().unwrap();
         for suffix in ["-wal", "-shm"] {
             let beside = old.path().join(format!("state.db{suffix}"));

@@ -42,23 +42,22 @@ fn an_image_goes_when_it_is_certain_that_it_was_not_published() {
 
     // What fails is the COMMIT, not one of the changes.
     db.execute_batch(
-        "CREATE TABLE others (key REFERENCES meta (key) DEFERRABLE INITIALLY DEFERRED); \
+        "CREATE TABLE others (key REFERENCES tag (name) DEFERRABLE INITIALLY DEFERRED); \
          CREATE TRIGGER no_commit BEFORE INSERT ON revision \
-         BEGIN INSERT INTO others VALUES ('no fact'); END",
+         BEGIN INSERT INTO others VALUES ('no tag'); END",
     )
     .unwrap();
     assert!(fail(&bench).contains("publish"));
     assert_eq!(names(&images), before, "it has been found out");
 
     // Nor does the database say whether it has happened: who knows what it has after a crash.
-    let serial = "(SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'serial')";
     let last: i64 = db
-        .query_row(&format!("SELECT {serial}"), [], |row| row.get(0))
+        .query_row("SELECT serial FROM environment", [], |row| row.get(0))
         .unwrap();
     // A commit takes a layer, rotates, takes an image, and publishes.
     db.execute_batch(&format!(
-        "CREATE TRIGGER no_serial BEFORE INSERT ON meta WHEN new.key = 'serial' \
-         AND CAST(new.value AS INTEGER) > {last} + 4 \
+        "CREATE TRIGGER no_serial BEFORE UPDATE OF serial ON environment \
+         WHEN new.serial > {last} + 4 \
          BEGIN SELECT RAISE(ABORT, 'no serial'); END"
     ))
     .unwrap();
