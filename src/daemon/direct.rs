@@ -36,7 +36,6 @@ use crate::union::{self, OpenOptions, Paths, Union, identify};
 
 /// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Which images the state belongs to: their superblocks, one after another.
 
 /// What to mount where. All paths are absolute.
 #[derive(Debug, Clone, Serialize, Deserialize)]

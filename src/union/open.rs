@@ -204,17 +204,19 @@ fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Res
     }
     match UpperDir::open(&path, &paths.strays) {
         Err(e)
-            if matches!(
-                e.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-            ) =>
+            if e.kind() == std::io::ErrorKind::NotFound
+                || regular::as_not_regular(&e).is_some() =>
         {
-            // Whatever is there when it is opened next, rows and files must be compared.
+            // Whatever is there at the next open, rows and files must be compared.
             db.mark_unclean()?;
+            let upper = path.join("upper");
+            let what = match regular::as_not_regular(&e) {
+                Some(found) => format!("{}: {found}, and not the place", upper.display()),
+                None => format!("{} is not there,", upper.display()),
+            };
             Err(Error::Inconsistent(format!(
-                "{} is not there, where the content of changed files is; put it back, or give that content \
-                 up: envfs verify --repair",
-                path.join("upper").display()
+                "{what} where the content of changed files is; put it back, or give that content up: \
+                 envfs verify --repair",
             )))
         }
         opened => Ok(opened?),
@@ -238,6 +240,7 @@ pub fn examine(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Result<Vec
         }
         let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
         let delta = Delta::from_rows(db.load_layer(part.id)?);
+        tree::check(&delta, &below)?;
         let path = paths.layer(part.id);
         let upper = match UpperDir::look(&path, &paths.strays) {
             Ok(upper) => upper,

@@ -98,12 +98,9 @@ impl UpperDir {
     ///
     /// All of it is for its owner alone: who else could write there would write to the merged view.
     pub fn open(path: &Path, strays: &Path) -> io::Result<UpperDir> {
-        // Not made anew: content would count as lost where its directory is only not there now.
-        if !fs::symlink_metadata(path.join("upper"))?.is_dir() {
-            return Err(Errno::ENOTDIR.into());
-        }
+        // A missing directory is not created: its content may only be elsewhere for now.
         for dir in [path, &path.join("upper")] {
-            refuse_link(dir)?;
+            regular::open_dir(dir)?;
             create_dir(dir)?;
         }
         let work = path.join("work");

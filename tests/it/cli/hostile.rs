@@ -251,10 +251,15 @@ fn directories_of_a_store_do_not_lead_out_of_it() {
         let before = names();
         let verified = original.check(&store, &format!("{name} is a link"));
         let said = format!("{}{}", verified.out, verified.err);
-        assert!(
-            verified.code != 0 && said.contains("is a symbolic link, not a directory"),
-            "{name}: {verified}"
-        );
+        if name.ends_with("/work") {
+            // It holds nothing that a row needs: the first open moves the link to `strays/`.
+            assert!(verified.code == 0 && !path.is_symlink(), "{verified}");
+        } else {
+            assert!(
+                verified.code != 0 && said.contains("is a symbolic link, not a directory"),
+                "{name}: {verified}"
+            );
+        }
         assert_eq!(before, names(), "{name}");
         fs::remove_dir_all(&outside).unwrap();
         fs::remove_dir_all(store).unwrap();
