@@ -38,6 +38,7 @@ impl fmt::Display for Ino {
 
 /// The type of an object. The numbers are stored in rows and never change meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Kind {
     /// A directory.

@@ -21,6 +21,7 @@ use crate::environment::{
     Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, Store,
 };
 use crate::progress::Progress;
+use crate::squashfs::Compression;
 use crate::state::{ImageRow, Revision, RevisionId, StackPart, StateDb, Tag};
 use crate::sys::process::error_text;
 use crate::sys::text::{Text, quoted};
@@ -159,7 +160,7 @@ pub struct NewOptions {
     /// Where it is to be mounted, if not at the default place.
     pub prefix: Option<PathBuf>,
     /// Codec and level (`zstd:3`), if not the configured one.
-    pub compression: Option<String>,
+    pub compression: Option<Compression>,
     /// Block size in bytes, if not the configured one.
     pub block_size: Option<u32>,
     /// Threads that compress, if not the configured number.
@@ -259,7 +260,7 @@ fn import_options(
     Ok(commit::ImportOptions {
         prefix: prefix.path,
         message: options.message.clone(),
-        settings: settings(&store.config()?, options)?,
+        settings: settings(&store.config()?, options),
         exclude: options.exclude.clone(),
         offset: options.offset,
     })
@@ -276,28 +277,17 @@ pub fn pack(
     let source = named(source, "pack")?;
     let to = fs::canonicalize(to)
         .map_err(|error| CommandError::io(format!("cannot write {}", quoted(to)), &error))?;
-    let settings = settings(config, options)?;
+    let settings = settings(config, options);
     let done = commit::pack_directory(&source, settings, &options.exclude, &to, progress);
     Ok(done.map_err(Failure::from)?)
 }
 
-fn settings(config: &Config, options: &NewOptions) -> Result<commit::Settings> {
+fn settings(config: &Config, options: &NewOptions) -> commit::Settings {
     let mut settings = commit::Settings::from_config(config);
-    if let Some(text) = &options.compression {
-        settings.compression = text
-            .parse()
-            .map_err(|error: crate::squashfs::Error| CommandError::usage(error.to_string()))?;
-    }
+    settings.compression = options.compression.unwrap_or(settings.compression);
     settings.threads = options.threads.unwrap_or(settings.threads);
-    if let Some(block_size) = options.block_size {
-        if !block_size.is_power_of_two() || !(4096..=1 << 20).contains(&block_size) {
-            return Err(CommandError::usage(format!(
-                "invalid block size {block_size}: must be a power of two from 4096 to 1048576"
-            )));
-        }
-        settings.block_size = block_size;
-    }
-    Ok(settings)
+    settings.block_size = options.block_size.unwrap_or(settings.block_size);
+    settings
 }
 
 /// Checks the prefix of a new environment, which must be no other's.

@@ -14,10 +14,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::{CommandError, ExitCode, Result};
-use crate::daemon::protocol::Summary;
 use crate::progress::{Progress, Report};
 use crate::sys::signals;
 use crate::sys::text::printable;
+use crate::union::Summary;
 
 /// When to use colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

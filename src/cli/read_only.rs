@@ -11,17 +11,15 @@ use nix::unistd::AccessFlags;
 use super::backend;
 use super::context::Env;
 use super::error::{CommandError, Result};
-use crate::commit::{Collected, GcOptions};
+use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
 use crate::daemon::direct::{self, DirectMount};
 use crate::daemon::failure::{Failure, Kind};
-use crate::daemon::protocol::{
-    Change, CommitOptions, Committed, Discarded, RollbackOptions, RolledBack, Selection, Service,
-    Status, TagOptions,
-};
+use crate::daemon::protocol::{Discarded, RollbackOptions, Selection, Service, Status, TagOptions};
 use crate::progress::Progress;
 use crate::sys::mount::{self, MountFlags, UnmountMode};
 use crate::sys::text::quoted;
 use crate::sys::{mountinfo, process};
+use crate::union::Change;
 
 /// Returns whether nothing can be written in this directory because its file system is read-only.
 pub(super) fn is_read_only(dir: &Path) -> bool {
@@ -154,7 +152,7 @@ impl Service for Unchanged {
         Ok(Vec::new())
     }
 
-    fn commit(&self, _: &CommitOptions, _: &dyn Progress) -> Result<Committed, Failure> {
+    fn commit(&self, _: &CommitOptions, _: &dyn Progress) -> Result<Option<Committed>, Failure> {
         refused()
     }
 

@@ -9,6 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::error::{CommitError, Context, Result};
 use super::workspace::{Workspace, new_revision};
 use super::{cleanup, digests};
@@ -50,13 +52,14 @@ pub fn discard(
 }
 
 /// What a rollback did.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct RolledBack {
     /// The revision that is current now, appended to the history.
     pub revision: RevisionId,
     /// The revision whose content it has.
     pub of: RevisionId,
     /// What the kernel must forget.
+    #[serde(skip)]
     pub stale: Vec<Invalidation>,
 }
 

@@ -35,6 +35,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::environment::Layout;
 use crate::fault;
 use crate::progress::{Progress, Report};
@@ -42,7 +44,7 @@ use crate::squashfs::Compression;
 use crate::squashfs::writer::{Monitor, WriteStats};
 use crate::state::{LayerId, PublishCommit, RevisionId, StateError};
 use crate::sys::durable::{sync_file, sync_name};
-use crate::union::{self, Change, Invalidation, LowerStack};
+use crate::union::{self, Invalidation, LowerStack, Summary};
 use error::Context;
 use import::Extent;
 use job::{Job, Made};
@@ -58,7 +60,8 @@ pub use repair::{examine, give_up_missing_uppers, newer_files, odd_files, set_od
 pub use workspace::{Settings, Workspace, command_line, new_revision, paths};
 
 /// How to commit.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CommitOptions {
     /// What the user says about the change.
     pub message: String,
@@ -76,52 +79,78 @@ pub struct CommitOptions {
     pub threads: Option<NonZeroUsize>,
 }
 
-/// How long the parts of a commit took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How long the parts of a commit took; as JSON, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Phases {
     /// Freezing the writable layer.
+    #[serde(with = "millis")]
     pub rotate: Duration,
     /// Looking over the view, and numbering what is in it.
+    #[serde(with = "millis")]
     pub plan: Duration,
     /// Reading, comparing, compressing and copying data.
+    #[serde(with = "millis")]
     pub data: Duration,
     /// Inodes, listings and all other tables.
+    #[serde(with = "millis")]
     pub tables: Duration,
     /// Waiting until the image is durable, after all else was done with it.
+    #[serde(with = "millis")]
     pub sync: Duration,
     /// Reading what is new in the image for its digests.
+    #[serde(with = "millis")]
     pub digest: Duration,
     /// Reading it back.
+    #[serde(with = "millis")]
     pub check: Duration,
     /// The transaction that makes it current, and the change of the view.
+    #[serde(with = "millis")]
     pub publish: Duration,
     /// Removing what went into it.
+    #[serde(with = "millis")]
     pub clean: Duration,
 }
 
+/// Durations as whole milliseconds.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
 /// What a commit did.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Committed {
     /// The new revision.
     pub revision: RevisionId,
-    /// What was done to get the image.
-    pub stats: WriteStats,
-    /// Bytes of the data area that belong to nothing, with those of earlier commits.
-    pub dead_bytes: u64,
-    /// Which of the three ways was taken.
+    /// How the image was made of the old one.
     pub way: Way,
-    /// Why it is a rebuild, where that was not asked for.
+    /// Why it is a rebuild that was not asked for.
     pub because: Option<String>,
+    /// Stored bytes of the data area that no file refers to, with those of earlier commits.
+    pub dead_bytes: u64,
+    /// What was written and carried over.
+    pub image: WriteStats,
     /// How long it took.
-    pub phases: Phases,
+    pub millis: Phases,
+    /// What the new revision changes.
+    pub changes: Summary,
     /// What the kernel must forget, if the view is mounted.
+    #[serde(skip)]
     pub stale: Vec<Invalidation>,
-    /// What the new revision changes, ordered by path.
-    pub changes: Vec<Change>,
 }
 
 /// How a new image is made of an old one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
     /// Old data stays where it is, new data follows.
@@ -236,13 +265,13 @@ fn commit_frozen(
     fault::point("commit.cleaned");
     Ok(Some(Committed {
         revision,
-        stats,
-        dead_bytes,
         way,
         because,
-        phases,
+        dead_bytes,
+        image: stats,
+        millis: phases,
+        changes: Summary::of(&changes),
         stale,
-        changes,
     }))
 }
 

@@ -11,12 +11,13 @@ use serde::de::DeserializeOwned;
 use super::failure::{Failure, Kind};
 use super::lifecycle::Served;
 use super::protocol::{
-    Answer, Change, CommitOptions, Committed, Discarded, Hello, Request, RollbackOptions,
-    RolledBack, Selection, Service, Status, TagOptions, Unmounted, VERSION,
+    Answer, Discarded, Hello, Request, RollbackOptions, Selection, Service, Status, TagOptions,
+    Unmounted, VERSION,
 };
-use crate::commit::{Collected, GcOptions};
+use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
 use crate::progress::{NoProgress, Progress};
 use crate::sys::process;
+use crate::union::Change;
 
 /// How long a living daemon may take to greet: its accepting thread does nothing else.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
@@ -188,7 +189,7 @@ impl Service for Client {
         &self,
         options: &CommitOptions,
         progress: &dyn Progress,
-    ) -> Result<Committed, Failure> {
+    ) -> Result<Option<Committed>, Failure> {
         self.call(&Request::Commit(options.clone()), progress)
     }
 

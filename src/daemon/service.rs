@@ -1,6 +1,5 @@
 //! What can be done with an open environment: the same in its daemon and without one.
 
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -9,22 +8,18 @@ use std::time::Duration;
 use super::failure::{Failure, Kind, MAKE_ROOM, kind_of_io, with_causes};
 use super::host::Mounted;
 use super::profile::Profile;
-use super::protocol::{
-    Blocks, Change, ChangeKind, CommitOptions, Committed, Discarded, Millis, RollbackOptions,
-    RolledBack, Selection, Served, Service, Status, Summary, TagOptions,
-};
-use crate::commit::{self, CommitError, Workspace};
+use super::protocol::{Discarded, RollbackOptions, Selection, Served, Service, Status, TagOptions};
+use crate::commit::{self, CommitError, CommitOptions, Committed, RolledBack, Workspace};
 use crate::environment::{Config, EnvLock, Environment, Layout, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
-use crate::object::Kind as ObjectKind;
 use crate::progress::Progress;
 use crate::squashfs;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
 use crate::sys::walk;
-use crate::union::{self, Aspect, Reconciled};
+use crate::union::{self, Change, Reconciled, Summary};
 
 /// How long an environment is waited for that another command looks at, or whose daemon ends.
 pub const BRIEF: Duration = Duration::from_secs(3);
@@ -166,7 +161,7 @@ impl Local {
         let changes = changes
             .into_iter()
             .filter(|change| chosen.is_empty() || union::is_among(&change.path, &chosen));
-        Ok(changes.map(to_protocol).collect())
+        Ok(changes.collect())
     }
 
     fn is_lost(&self) -> bool {
@@ -309,64 +304,16 @@ impl Service for Local {
         &self,
         options: &CommitOptions,
         progress: &dyn Progress,
-    ) -> Result<Committed, Failure> {
+    ) -> Result<Option<Committed>, Failure> {
         let _turn = self.turn(progress)?;
         self.settle(progress)?;
-        let compression = match &options.compression {
-            Some(text) => Some(
-                text.parse()
-                    .map_err(|error: squashfs::Error| Failure::of(Kind::Usage, &error))?,
-            ),
-            None => None,
-        };
-        let options = commit::CommitOptions {
-            message: options.message.clone(),
-            command: options.command.clone(),
-            rebuild: options.rebuild,
-            compact: options.compact,
-            compression,
-            block_size: options.block_size,
-            threads: options.threads,
-        };
         let committed = self.repairing(false, || {
-            Ok(commit::commit(&self.workspace, &options, progress)?)
-        });
-        let Some(done) = committed? else {
-            return Ok(Committed::default());
-        };
-        self.forget(&done.stale);
-        let stats = &done.stats;
-        Ok(Committed {
-            revision: Some(done.revision.0),
-            image_bytes: stats.image_size,
-            carried_bytes: stats.data.bytes_carried,
-            written_bytes: stats.bytes_written,
-            dead_bytes: done.dead_bytes,
-            tables_carried: stats.tables_carried,
-            tables_appended: stats.tables_appended,
-            blocks_compressed: stats.data.blocks_compressed + stats.data.blocks_stored_raw,
-            blocks_carried: stats.data.blocks_carried + stats.data.fragments_carried,
-            way: Some(done.way),
-            because: done.because.clone(),
-            blocks: Blocks {
-                compressed: stats.data.blocks_compressed,
-                stored: stats.data.blocks_stored_raw,
-                data_carried: stats.data.blocks_carried,
-                fragments_carried: stats.data.fragments_carried,
-                fragments_repacked: stats.data.fragments_repacked,
-                fresh_bytes: stats.data.fresh_bytes,
-                duplicates: stats.data.duplicates,
-                dead_in_fragments: stats.data.dead_in_fragments,
-            },
-            millis: millis(&done.phases),
-            changes: Summary::of(
-                &done
-                    .changes
-                    .into_iter()
-                    .map(to_protocol)
-                    .collect::<Vec<_>>(),
-            ),
-        })
+            Ok(commit::commit(&self.workspace, options, progress)?)
+        })?;
+        if let Some(committed) = &committed {
+            self.forget(&committed.stale);
+        }
+        Ok(committed)
     }
 
     fn discard(
@@ -380,7 +327,6 @@ impl Service for Local {
             Ok(commit::discard(&self.workspace, &paths_of(selection))?)
         })?;
         self.forget(&stale);
-        let changes: Vec<Change> = changes.into_iter().map(to_protocol).collect();
         Ok(Discarded {
             changes: Summary::of(&changes),
         })
@@ -403,10 +349,7 @@ impl Service for Local {
             )?)
         })?;
         self.forget(&done.stale);
-        Ok(RolledBack {
-            revision: done.revision.0,
-            of: done.of.0,
-        })
+        Ok(done)
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {
@@ -487,56 +430,6 @@ fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {
         .map(trim)
         .map(|path| if path == b"." { Vec::new() } else { path })
         .collect()
-}
-
-fn text(bytes: Vec<u8>) -> Text {
-    Text(std::ffi::OsString::from_vec(bytes))
-}
-
-fn millis(phases: &commit::Phases) -> Millis {
-    let of = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    Millis {
-        rotate: of(phases.rotate),
-        plan: of(phases.plan),
-        data: of(phases.data),
-        tables: of(phases.tables),
-        sync: of(phases.sync),
-        digest: of(phases.digest),
-        check: of(phases.check),
-        publish: of(phases.publish),
-        clean: of(phases.clean),
-    }
-}
-
-fn to_protocol(change: union::Change) -> Change {
-    let (kind, from) = match change.what {
-        union::ChangeKind::Added => (ChangeKind::Added, None),
-        union::ChangeKind::Modified(Aspect::Times) => (ChangeKind::Touched, None),
-        union::ChangeKind::Modified(_) => (ChangeKind::Modified, None),
-        union::ChangeKind::Deleted => (ChangeKind::Removed, None),
-        union::ChangeKind::Renamed { from } => (ChangeKind::Renamed, Some(text(from))),
-    };
-    let object = match change.kind {
-        ObjectKind::Directory => "directory",
-        ObjectKind::File => "file",
-        ObjectKind::Symlink => "symlink",
-        ObjectKind::BlockDevice => "block-device",
-        ObjectKind::CharDevice => "char-device",
-        ObjectKind::Fifo => "fifo",
-        ObjectKind::Socket => "socket",
-    };
-    Change {
-        change: kind,
-        path: text(change.path),
-        from,
-        committed: change.committed.map(text),
-        object: object.to_owned(),
-        size: if change.kind == ObjectKind::File {
-            change.size
-        } else {
-            0
-        },
-    }
 }
 
 impl From<CommitError> for Failure {

@@ -16,14 +16,18 @@ use super::protocol::*;
 use super::runtime::RuntimeDir;
 use super::server::{Control, Server};
 use super::service::Local;
-use crate::commit::{self, Collected, GcOptions};
+use crate::commit::{
+    self, Collected, CommitOptions, Committed, GcOptions, Phases, RolledBack, Way,
+};
 use crate::environment::{Config, EnvName, Layout, Store};
 use crate::fuse::session::{Session, tests::Hello};
 use crate::object::{Ino, Kind as ObjectKind};
 use crate::progress::{NoProgress, Progress, Report};
+use crate::squashfs::writer::WriteStats;
+use crate::state::RevisionId;
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::process;
-use crate::union::Creator;
+use crate::union::{Change, ChangeKind, Creator, Summary};
 
 /// A service that does what the request's words say.
 #[derive(Default)]
@@ -59,12 +63,12 @@ impl Service for Fake {
             .paths
             .iter()
             .map(|path| Change {
-                change: ChangeKind::Added,
-                path: path.clone(),
-                from: None,
-                committed: None,
-                object: String::from("file"),
+                path: path.as_bytes().to_vec(),
+                what: ChangeKind::Added,
+                kind: crate::object::Kind::File,
                 size: 1,
+                ino: crate::object::Ino(7),
+                committed: None,
             })
             .collect())
     }
@@ -73,7 +77,7 @@ impl Service for Fake {
         &self,
         options: &CommitOptions,
         progress: &dyn Progress,
-    ) -> Result<Committed, Failure> {
+    ) -> Result<Option<Committed>, Failure> {
         for files_done in 1..=3 {
             progress.report(&Report {
                 phase: format!("phase {files_done}"),
@@ -84,10 +88,16 @@ impl Service for Fake {
             });
         }
         self.wait_if(options.message == "wait", progress)?;
-        Ok(Committed {
-            revision: Some(8),
-            ..Committed::default()
-        })
+        Ok(Some(Committed {
+            revision: RevisionId(8),
+            way: Way::Append,
+            because: None,
+            dead_bytes: 0,
+            image: WriteStats::default(),
+            millis: Phases::default(),
+            changes: Summary::default(),
+            stale: Vec::new(),
+        }))
     }
 
     fn discard(&self, _: &Selection, _: &dyn Progress) -> Result<Discarded, Failure> {
@@ -95,7 +105,11 @@ impl Service for Fake {
     }
 
     fn rollback(&self, _: &RollbackOptions, _: &dyn Progress) -> Result<RolledBack, Failure> {
-        Ok(RolledBack::default())
+        Ok(RolledBack {
+            revision: RevisionId(9),
+            of: RevisionId(8),
+            stale: Vec::new(),
+        })
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {
@@ -166,15 +180,16 @@ fn requests_are_answered_with_progress_results_and_failures() {
     };
     assert_eq!(
         client.changes(&selection).unwrap()[0].path,
-        selection.paths[0]
+        selection.paths[0].as_bytes()
     );
     let heard = Heard::default();
     assert_eq!(
         client
             .commit(&CommitOptions::default(), &heard)
             .unwrap()
+            .unwrap()
             .revision,
-        Some(8)
+        RevisionId(8)
     );
     assert_eq!(
         *heard.phases.lock().unwrap(),

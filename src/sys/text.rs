@@ -81,6 +81,45 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
+/// Serializes names that are kept as bytes like [`Text`]: `#[serde(with = "as_text")]`.
+pub mod as_text {
+    use super::{OsString, OsStringExt, Text};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// Serializes bytes as [`Text`].
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        Text(OsString::from_vec(bytes.to_vec())).serialize(serializer)
+    }
+
+    /// Deserializes bytes from [`Text`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        Ok(Text::deserialize(deserializer)?.0.into_vec())
+    }
+
+    /// The same for names that may be absent.
+    pub mod option {
+        use super::{OsString, OsStringExt, Text};
+        use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+        /// Serializes bytes as [`Text`], if there are any.
+        pub fn serialize<S: Serializer>(
+            bytes: &Option<Vec<u8>>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            let text = bytes.clone().map(|bytes| Text(OsString::from_vec(bytes)));
+            text.serialize(serializer)
+        }
+
+        /// Deserializes bytes from [`Text`], if there are any.
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<Vec<u8>>, D::Error> {
+            let text = Option::<Text>::deserialize(deserializer)?;
+            Ok(text.map(|text| text.0.into_vec()))
+        }
+    }
+}
+
 /// Returns a name for people: unchanged if it is unambiguous, otherwise in double quotes with C
 /// escapes, as git writes it (`"a\\nb\\033"`). UTF-8 is not escaped.
 ///

@@ -74,7 +74,7 @@ pub use attributes::{SetAttr, SetTime, XattrMode};
 pub use content::{AllocateMode, Reader};
 pub use delta::Delta;
 pub use difference::{
-    Aspect, Change, ChangeKind, Edits, Entry, Row, View, frozen_changes, is_among,
+    Aspect, Change, ChangeKind, Edits, Entry, Row, Summary, Tally, View, frozen_changes, is_among,
 };
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;

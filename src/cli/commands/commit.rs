@@ -7,8 +7,8 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
-use crate::commit::Way;
-use crate::daemon::protocol::{CommitOptions, Committed};
+use crate::commit::{CommitOptions, Committed, Way};
+use crate::squashfs::Compression;
 
 /// Record the changes as a new revision.
 ///
@@ -36,7 +36,7 @@ pub struct Args {
     stats: bool,
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none. Implies --rebuild.
     #[arg(long, value_name = "CODEC[:LEVEL]")]
-    compression: Option<String>,
+    compression: Option<Compression>,
     /// Compression level as in conda-pack: 0 stores, 1 to 8 use zstd, 9 uses xz. Implies --rebuild.
     #[arg(
         long,
@@ -46,7 +46,7 @@ pub struct Args {
     )]
     compress_level: Option<u8>,
     /// Block size of the image in bytes. Implies --rebuild.
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = super::import::block_size)]
     block_size: Option<u32>,
     /// Number of compressor threads [default: one per processor].
     #[arg(long, value_name = "N")]
@@ -60,8 +60,7 @@ impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
-        let compression =
-            super::import::compression(self.compression.as_deref(), self.compress_level);
+        let compression = super::import::compression(self.compression, self.compress_level);
         let options = CommitOptions {
             message: self.message.clone(),
             command: crate::commit::command_line(),
@@ -78,9 +77,11 @@ impl Args {
         if self.json {
             return context.output.json(&committed);
         }
-        tell(context, env.name(), &committed);
-        if self.stats && committed.revision.is_some() {
-            for (what, value) in stats(&committed) {
+        tell(context, env.name(), committed.as_ref());
+        if self.stats
+            && let Some(committed) = &committed
+        {
+            for (what, value) in stats(committed) {
                 context.output.line(format!("{what:22} {value}"))?;
             }
         }
@@ -90,32 +91,28 @@ impl Args {
 
 /// Returns the details of a commit as names and values.
 fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
-    let (blocks, millis) = (&committed.blocks, &committed.millis);
+    let (image, data, millis) = (&committed.image, &committed.image.data, &committed.millis);
     let way = match (committed.way, &committed.because) {
-        (Some(Way::Append), _) => "append".to_owned(),
-        (Some(Way::Compact), _) => "compact".to_owned(),
-        (Some(Way::Rebuild), None) => "rebuild".to_owned(),
-        (Some(Way::Rebuild), Some(why)) => format!("rebuild: {why}"),
-        (None, _) => "none".to_owned(),
+        (Way::Append, _) => "append".to_owned(),
+        (Way::Compact, _) => "compact".to_owned(),
+        (Way::Rebuild, None) => "rebuild".to_owned(),
+        (Way::Rebuild, Some(why)) => format!("rebuild: {why}"),
     };
     let mut rows = vec![
         ("way", way),
-        ("carried over", size(committed.carried_bytes)),
-        ("  data blocks", blocks.data_carried.to_string()),
-        ("  fragment blocks", blocks.fragments_carried.to_string()),
-        ("packed", size(blocks.fresh_bytes)),
-        ("  blocks compressed", blocks.compressed.to_string()),
-        ("  blocks stored", blocks.stored.to_string()),
-        (
-            "  fragments repacked",
-            blocks.fragments_repacked.to_string(),
-        ),
-        ("  duplicate files", blocks.duplicates.to_string()),
-        ("tables carried over", size(committed.tables_carried)),
-        ("  appended", size(committed.tables_appended)),
-        ("written", size(committed.written_bytes)),
+        ("carried over", size(data.bytes_carried)),
+        ("  data blocks", data.blocks_carried.to_string()),
+        ("  fragment blocks", data.fragments_carried.to_string()),
+        ("packed", size(data.fresh_bytes)),
+        ("  blocks compressed", data.blocks_compressed.to_string()),
+        ("  blocks stored", data.blocks_stored_raw.to_string()),
+        ("  fragments repacked", data.fragments_repacked.to_string()),
+        ("  duplicate files", data.duplicates.to_string()),
+        ("tables carried over", size(image.tables_carried)),
+        ("  appended", size(image.tables_appended)),
+        ("written", size(image.bytes_written)),
         ("dead", size(committed.dead_bytes)),
-        ("  in used fragments", size(blocks.dead_in_fragments)),
+        ("  in used fragments", size(data.dead_in_fragments)),
     ];
     let times = [
         ("time to freeze", millis.rotate),
@@ -128,20 +125,21 @@ fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
         ("time to publish", millis.publish),
         ("time to clean up", millis.clean),
     ];
-    rows.extend(times.map(|(what, millis)| (what, format!("{millis} ms"))));
+    rows.extend(times.map(|(what, time)| (what, format!("{} ms", time.as_millis()))));
     rows
 }
 
 /// Reports the result of a commit.
-pub fn tell(context: &Context, name: &str, committed: &Committed) {
-    let Some(revision) = committed.revision else {
+pub fn tell(context: &Context, name: &str, committed: Option<&Committed>) {
+    let Some(committed) = committed else {
         context.output.note(format!("{name}: nothing changed"));
         return;
     };
     context.output.note(format!(
-        "{name}: revision {revision}, image {} ({} carried over); {}",
-        size(committed.image_bytes),
-        size(committed.carried_bytes),
+        "{name}: revision {}, image {} ({} carried over); {}",
+        committed.revision.0,
+        size(committed.image.image_size),
+        size(committed.image.data.bytes_carried),
         changes(&committed.changes),
     ));
 }

@@ -13,10 +13,11 @@ use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::program;
+use crate::commit::CommitOptions;
 use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle;
-use crate::daemon::protocol::{CommitOptions, Service};
+use crate::daemon::protocol::Service;
 use crate::daemon::service::BRIEF;
 use crate::environment::EnvName;
 use crate::shell::plan::SYSTEM_PATH;
@@ -112,7 +113,7 @@ impl Args {
             message,
             command: crate::commit::command_line(),
             compression: super::import::compression(
-                self.options.pack.compression.as_deref(),
+                self.options.pack.compression,
                 self.options.pack.compress_level,
             ),
             block_size: self.options.pack.block_size,
@@ -121,7 +122,7 @@ impl Args {
         };
         let committed = client.commit(&options, &progress)?;
         progress.finish();
-        super::commit::tell(context, env.name(), &committed);
+        super::commit::tell(context, env.name(), committed.as_ref());
         Ok(())
     }
 }

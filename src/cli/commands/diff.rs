@@ -1,6 +1,8 @@
 //! `envfs diff`
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use clap::Args as ClapArgs;
 use similar::TextDiff;
@@ -9,8 +11,9 @@ use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::output::Tone;
-use crate::daemon::protocol::{Change, ChangeKind};
+use crate::object::Kind;
 use crate::sys::text::quoted;
+use crate::union::{Change, ChangeKind};
 
 /// Files larger than this are not compared line by line.
 const MAX_TEXT: u64 = 4 << 20;
@@ -55,19 +58,19 @@ impl Args {
         if self.json {
             return context.output.json(&changes);
         }
-        let is_listed = |change: &&Change| self.times || change.change != ChangeKind::Touched;
+        let is_listed = |change: &&Change| self.times || !change.is_touched();
         let listed: Vec<&Change> = changes.iter().filter(is_listed).collect();
         if self.null {
             return listed.iter().try_for_each(|change| {
-                let letter = change.change.letter().to_string();
-                let paths = change.from.iter().chain([&change.path]);
+                let letter = change.what.letter().to_string();
+                let paths = from(change).into_iter().chain([change.path.as_slice()]);
                 context.output.fields([letter.as_bytes()])?;
-                context.output.fields(paths.map(|path| path.as_bytes()))
+                context.output.fields(paths)
             });
         }
         for change in &listed {
             show(context, change)?;
-            if self.content && change.object == "file" {
+            if self.content && change.kind == Kind::File {
                 compare(context, &env, change)?;
             }
         }
@@ -84,30 +87,35 @@ impl Args {
     }
 }
 
-fn tone(kind: ChangeKind) -> Tone {
-    match kind {
+fn tone(change: &Change) -> Tone {
+    match change.what {
+        _ if change.is_touched() => Tone::Dim,
         ChangeKind::Added => Tone::Good,
-        ChangeKind::Modified | ChangeKind::Renamed => Tone::Notice,
-        ChangeKind::Touched => Tone::Dim,
+        ChangeKind::Modified { .. } | ChangeKind::Renamed { .. } => Tone::Notice,
         ChangeKind::Removed => Tone::Bad,
     }
 }
 
-fn show(context: &Context, change: &Change) -> Result<()> {
-    let letter = context
-        .output
-        .tone(&change.change.letter().to_string(), tone(change.change));
-    let from = match &change.from {
-        Some(from) => format!("{} -> ", quoted(&from.0)),
-        None => String::new(),
-    };
-    let mut path = change.path.0.clone();
-    if change.object == "directory" {
-        path.push("/");
+/// Returns the path that a change was renamed from.
+fn from(change: &Change) -> Option<&[u8]> {
+    match &change.what {
+        ChangeKind::Renamed { from } => Some(from),
+        _ => None,
     }
-    context
-        .output
-        .line(format!("{letter} {from}{}", quoted(path)))
+}
+
+fn show(context: &Context, change: &Change) -> Result<()> {
+    let letter = change.what.letter().to_string();
+    let letter = context.output.tone(&letter, tone(change));
+    let from = from(change).map_or_else(String::new, |from| {
+        format!("{} -> ", quoted(OsStr::from_bytes(from)))
+    });
+    let mut path = change.path.clone();
+    if change.kind == Kind::Directory {
+        path.push(b'/');
+    }
+    let path = quoted(OsStr::from_bytes(&path));
+    context.output.line(format!("{letter} {from}{path}"))
 }
 
 fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
@@ -115,15 +123,18 @@ fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
         return context.output.line("  (too large to compare)");
     }
     let old = match &change.committed {
-        Some(path) => backend::committed_content(&env.environment, path.as_path())?,
+        Some(path) => {
+            backend::committed_content(&env.environment, Path::new(OsStr::from_bytes(path)))?
+        }
         None => None,
     };
     let old = old.unwrap_or_default();
     let old_path = change.committed.as_ref().unwrap_or(&change.path);
-    let new = match change.change {
+    let path = OsStr::from_bytes(&change.path);
+    let new = match change.what {
         ChangeKind::Removed => Vec::new(),
         // A file that goes away meanwhile is a removed file.
-        _ => std::fs::read(env.target.prefix.join(change.path.as_path())).unwrap_or_default(),
+        _ => std::fs::read(env.target.prefix.join(path)).unwrap_or_default(),
     };
     if old == new {
         return Ok(());
@@ -136,7 +147,7 @@ fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
     let text = diff
         .unified_diff()
         .context_radius(3)
-        .header(&quoted(&old_path.0), &quoted(&change.path.0))
+        .header(&quoted(OsStr::from_bytes(old_path)), &quoted(path))
         .to_string();
     for line in text.strip_suffix('\n').unwrap_or(&text).split('\n') {
         let shown = match line.as_bytes().first() {

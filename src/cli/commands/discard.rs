@@ -8,9 +8,10 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
-use crate::daemon::protocol::{Discarded, Summary};
+use crate::daemon::protocol::Discarded;
 use crate::sys::text::quoted;
 use crate::sys::walk;
+use crate::union::Summary;
 
 /// Discard uncommitted changes, all or those below some paths.
 ///

@@ -18,6 +18,7 @@ use crate::daemon::failure::Kind;
 use crate::environment::EnvName;
 use crate::shell::render::word;
 use crate::squashfs::Compression;
+use crate::squashfs::format::{MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
 use crate::sys::text::quoted;
 
 /// Pack a directory, an archive or an image into a new environment.
@@ -69,7 +70,7 @@ pub struct ImportOptions {
 pub struct PackOptions {
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none [default: zstd].
     #[arg(long, value_name = "CODEC[:LEVEL]")]
-    pub compression: Option<String>,
+    pub compression: Option<Compression>,
     /// Level of compression as conda-pack counts: 0 stores, 1 to 8 are zstd, 9 is xz.
     #[arg(
         long,
@@ -79,7 +80,7 @@ pub struct PackOptions {
     )]
     pub compress_level: Option<u8>,
     /// Block size of the image in bytes, a power of two from 4096 to 1048576 [default: 131072].
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = block_size)]
     pub block_size: Option<u32>,
     /// Threads that compress [default: one for each processor].
     #[arg(long, value_name = "N")]
@@ -95,12 +96,19 @@ pub struct Exclude {
     pub exclude: Vec<PathBuf>,
 }
 
-/// Codec and level, from either way to say it.
-pub fn compression(named: Option<&str>, level: Option<u8>) -> Option<String> {
-    let by_level = level.and_then(Compression::from_conda_pack_level);
-    named
-        .map(str::to_owned)
-        .or(by_level.map(|compression| compression.to_string()))
+/// Returns the codec and level, given by name or as conda-pack's level.
+pub fn compression(named: Option<Compression>, level: Option<u8>) -> Option<Compression> {
+    named.or_else(|| level.and_then(Compression::from_conda_pack_level))
+}
+
+/// Parses a block size in bytes.
+pub fn block_size(text: &str) -> Result<u32, String> {
+    let size = text
+        .parse()
+        .ok()
+        .filter(|size: &u32| size.is_power_of_two());
+    size.filter(|size| (MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(size))
+        .ok_or_else(|| format!("must be a power of two from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE}"))
 }
 
 impl ImportOptions {
@@ -117,7 +125,7 @@ impl ImportOptions {
 impl From<&PackOptions> for NewOptions {
     fn from(pack: &PackOptions) -> NewOptions {
         NewOptions {
-            compression: compression(pack.compression.as_deref(), pack.compress_level),
+            compression: compression(pack.compression, pack.compress_level),
             block_size: pack.block_size,
             threads: pack.threads,
             ..NewOptions::default()

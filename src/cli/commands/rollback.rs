@@ -6,7 +6,8 @@ use crate::cli::backend;
 use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::Result;
 use crate::cli::output;
-use crate::daemon::protocol::{RollbackOptions, Selection, Summary};
+use crate::daemon::protocol::{RollbackOptions, Selection};
+use crate::union::Summary;
 
 /// Restore an earlier revision exactly.
 ///
@@ -56,8 +57,8 @@ impl Args {
         context.output.note(format!(
             "{}: revision {} is current, with the content of revision {}",
             env.name(),
-            done.revision,
-            done.of
+            done.revision.0,
+            done.of.0
         ));
         Ok(())
     }

@@ -10,9 +10,10 @@ use crate::cli::error::Result;
 use crate::cli::output::{Tone, size};
 use crate::daemon::host;
 use crate::daemon::lifecycle::State;
-use crate::daemon::protocol::{Service, Status, Tally};
+use crate::daemon::protocol::{Service, Status};
 use crate::sys::holders::Holder;
 use crate::sys::text::{Text, quoted};
+use crate::union::Tally;
 
 /// Show the state of an environment: changes, paths and users.
 #[derive(Debug, ClapArgs)]

@@ -67,7 +67,8 @@ impl fmt::Display for CompressorId {
 }
 
 /// How to compress a new image. Written as `zstd:3`, `xz`, `gzip:9`, `lz4`, `none`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Compression {
     /// Store all blocks as they are.
     None,
@@ -94,6 +95,20 @@ pub enum Compression {
 impl Default for Compression {
     fn default() -> Self {
         Compression::Zstd { level: 3 }
+    }
+}
+
+impl From<Compression> for String {
+    fn from(compression: Compression) -> String {
+        compression.to_string()
+    }
+}
+
+impl TryFrom<String> for Compression {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
     }
 }
 

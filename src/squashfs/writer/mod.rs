@@ -150,7 +150,8 @@ impl Monitor for Unheard {
 }
 
 /// What has been done to the data area.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct DataStats {
     /// Data and fragment blocks that were compressed now and stored compressed.
     pub blocks_compressed: u64,
@@ -184,7 +185,8 @@ pub struct DataStats {
 }
 
 /// What an image writer has done.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct WriteStats {
     /// What became of the data.
     pub data: DataStats,
@@ -199,7 +201,9 @@ pub struct WriteStats {
     /// Inodes in the image.
     pub inodes: u64,
     /// From the creation of the writer until all data was written.
+    #[serde(skip)]
     pub data_time: Duration,
     /// Spent on the tables.
+    #[serde(skip)]
     pub table_time: Duration,
 }

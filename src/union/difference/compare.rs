@@ -109,7 +109,7 @@ impl Item {
         let Some(aspect) = self.open.and_then(|open| open.aspect) else {
             return Ok(None);
         };
-        self.change.what = ChangeKind::Modified(aspect);
+        self.change.what = ChangeKind::Modified { aspect };
         Ok(Some(self.change))
     }
 }
@@ -175,7 +175,7 @@ impl Comparison<'_> {
             && let Some(attr) = self.base.attr(ino)?
         {
             let committed = self.committed_path(entry)?;
-            self.put(path, ChangeKind::Deleted, &attr, ino, Some(committed));
+            self.put(path, ChangeKind::Removed, &attr, ino, Some(committed));
         }
         Ok(())
     }
@@ -205,7 +205,9 @@ impl Comparison<'_> {
                 self.put(path, ChangeKind::Added, &now, ino, None);
             }
             Some((_, before)) if before.kind != now.kind => {
-                let what = ChangeKind::Modified(Aspect::Content);
+                let what = ChangeKind::Modified {
+                    aspect: Aspect::Content,
+                };
                 let committed = self.committed_path(entry)?;
                 self.put(path, what, &now, ino, Some(committed));
             }
@@ -272,7 +274,11 @@ impl Comparison<'_> {
             path: path.clone(),
             what,
             kind: attr.kind,
-            size: attr.size,
+            size: if attr.kind == Kind::File {
+                attr.size
+            } else {
+                0
+            },
             ino,
             committed,
         };
@@ -292,7 +298,7 @@ impl Comparison<'_> {
             (false, Some(aspect)) => aspect,
             (false, None) => return,
         };
-        let what = ChangeKind::Modified(aspect);
+        let what = ChangeKind::Modified { aspect };
         self.put(path.clone(), what, now, ino, committed_path);
         if found.is_open
             && let Some(item) = self.draft.found.get_mut(&path)

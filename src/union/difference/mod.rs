@@ -29,24 +29,30 @@
 mod compare;
 mod content;
 mod edits;
+mod summary;
 mod tree;
 mod view;
 
 use crate::object::{Ino, Kind};
+use crate::sys::text::as_text;
 
 use super::{Result, Union};
 
 pub(super) use compare::Draft;
 pub(super) use edits::is_committed_dir;
 pub use edits::{Edits, Row};
+pub use summary::{Summary, Tally};
 pub(super) use tree::{Counted, Tree};
 pub use view::View;
 
 /// A name in a directory.
 pub type Entry = (Ino, Box<[u8]>);
 
-/// In what a path differs from what was committed there: the weightiest that applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// How a path differs from what was committed there; the weightiest aspect that applies.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Aspect {
     /// The modification time alone.
     Times,
@@ -57,36 +63,72 @@ pub enum Aspect {
 }
 
 /// What happened to a path.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
 pub enum ChangeKind {
-    /// There was nothing.
+    /// It is new.
     Added,
-    /// There was something else.
-    Modified(Aspect),
-    /// There is nothing any more.
-    Deleted,
+    /// It differs from what was committed there.
+    Modified {
+        /// In what.
+        aspect: Aspect,
+    },
+    /// It no longer exists.
+    Removed,
     /// It had another path. It may have changed as well.
     Renamed {
         /// Its committed path.
+        #[serde(with = "as_text")]
         from: Vec<u8>,
     },
 }
 
+impl ChangeKind {
+    /// Returns the letter that stands for it in a list.
+    pub fn letter(&self) -> char {
+        match self {
+            ChangeKind::Added => 'A',
+            ChangeKind::Modified {
+                aspect: Aspect::Times,
+            } => 't',
+            ChangeKind::Modified { .. } => 'M',
+            ChangeKind::Removed => 'D',
+            ChangeKind::Renamed { .. } => 'R',
+        }
+    }
+}
+
 /// One changed path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Change {
     /// Path below the root, without a leading slash. Any bytes.
+    #[serde(with = "as_text")]
     pub path: Vec<u8>,
     /// What happened.
+    #[serde(flatten)]
     pub what: ChangeKind,
     /// What it is, or was.
+    #[serde(rename = "object")]
     pub kind: Kind,
-    /// Size in bytes now (before, where it is deleted).
+    /// Size of a file's content in bytes (of a removed file, what it was); 0 of everything else.
     pub size: u64,
     /// The object.
     pub ino: Ino,
-    /// The committed path, unless there was nothing. It is another one below a renamed directory.
+    /// The committed path, unless there was nothing. Below a renamed directory it is another one.
+    #[serde(
+        with = "as_text::option",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub committed: Option<Vec<u8>>,
+}
+
+impl Change {
+    /// Returns whether nothing but the modification time changed.
+    pub fn is_touched(&self) -> bool {
+        let aspect = Aspect::Times;
+        self.what == ChangeKind::Modified { aspect }
+    }
 }
 
 impl Union {

@@ -83,7 +83,7 @@ struct Cost {
 
 impl Cost {
     fn count(&self, name: &str) -> u64 {
-        self.json["blocks"][name]
+        self.json["image"]["data"][name]
             .as_u64()
             .unwrap_or_else(|| panic!("{name}: {}", self.json))
     }
@@ -93,14 +93,14 @@ impl Cost {
     #[track_caller]
     fn is(&self, what: &str, packed: u64, data: u64, fragments: u64, fresh: &[u64]) -> &Self {
         let found = (
-            self.count("compressed") + self.count("stored"),
+            self.count("blocks_compressed") + self.count("blocks_stored_raw"),
             self.count("fragments_carried"),
         );
         assert_eq!(found, (packed, fragments), "{what}: {}", self.json);
         assert!(self.in_place, "{what}");
         // Where tables are amended, nobody counts the blocks of files that were not looked at.
-        let amended = self.json["tables_appended"] != 0;
-        let carried = self.count("data_carried");
+        let amended = self.json["image"]["tables_appended"] != 0;
+        let carried = self.count("blocks_carried");
         assert!(
             carried == data || (amended && carried < data),
             "{what}: {}",
@@ -287,7 +287,13 @@ fn each_change_costs_its_own_blocks() {
         hasher.update(b"noise").finalize_xof().fill(&mut bytes);
         fs::write(prefix.join("noise"), bytes).unwrap();
     });
-    assert_eq!((noise.count("compressed"), noise.count("stored")), (0, 2));
+    assert_eq!(
+        (
+            noise.count("blocks_compressed"),
+            noise.count("blocks_stored_raw")
+        ),
+        (0, 2)
+    );
 }
 
 #[test]
@@ -315,7 +321,9 @@ fn dead_space_beyond_the_threshold_is_left_behind() {
     assert_eq!(removed["way"], "append");
     assert_eq!(data_bytes(), before);
     let dead = removed["dead_bytes"].as_u64().unwrap();
-    let half = removed["blocks"]["dead_in_fragments"].as_u64().unwrap();
+    let half = removed["image"]["data"]["dead_in_fragments"]
+        .as_u64()
+        .unwrap();
     assert_eq!(dead, large + half);
     assert!(
         half.abs_diff((before - large) / 2) <= FRAGMENTS,
@@ -327,9 +335,9 @@ fn dead_space_beyond_the_threshold_is_left_behind() {
     let compacted = commit(&[]);
     assert_eq!(compacted["way"], "compact", "{compacted}");
     assert_eq!(compacted["dead_bytes"], 0, "{compacted}");
-    let blocks = &compacted["blocks"];
+    let blocks = &compacted["image"]["data"];
     assert_eq!(blocks["fragments_repacked"], FRAGMENTS, "{compacted}");
-    assert_eq!(blocks["compressed"], 3, "{compacted}");
+    assert_eq!(blocks["blocks_compressed"], 3, "{compacted}");
     assert!(data_bytes() < (before - large) * 7 / 10);
     env.verify("e");
     for i in stays {
@@ -384,13 +392,16 @@ fn an_append_to_a_large_file_compresses_its_tail() {
         .write_all_at(b"more", (mib << 20) + 4)
         .unwrap();
     let commit = env.envfs(&["commit", "--json", "e"]).ok().json();
-    let blocks = &commit["blocks"];
+    let blocks = &commit["image"]["data"];
     // The tail of 8 bytes is not worth compressing.
     assert_eq!(
-        (blocks["compressed"].as_u64(), blocks["stored"].as_u64()),
+        (
+            blocks["blocks_compressed"].as_u64(),
+            blocks["blocks_stored_raw"].as_u64()
+        ),
         (Some(0), Some(1))
     );
-    assert_eq!(blocks["data_carried"].as_u64(), Some(mib * 8));
+    assert_eq!(blocks["blocks_carried"].as_u64(), Some(mib * 8));
     assert_eq!(blocks["fresh_bytes"], 8);
     env.verify("e");
 }

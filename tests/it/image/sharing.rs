@@ -58,7 +58,7 @@ fn a_commit_shares_the_extents_of_the_old_image() {
                 shared >= (32 << 20) - (128 << 10),
                 "{maker}: {shared} bytes shared"
             );
-            let written = commit["written_bytes"].as_u64().unwrap();
+            let written = commit["image"]["bytes_written"].as_u64().unwrap();
             assert!(written < 16 << 10, "{maker}: {commit}");
         }
         env.verify("e");

@@ -71,7 +71,7 @@ pub(super) fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
     oracle.check_deleted();
     for change in changes {
         let is_there = oracle.now_paths.get(&change.path) == Some(&change.ino);
-        let is_deleted = change.what == ChangeKind::Deleted;
+        let is_deleted = change.what == ChangeKind::Removed;
         assert_eq!(is_there, !is_deleted, "{change:?} in {changes:#?}");
     }
 }
@@ -118,7 +118,7 @@ impl Oracle<'_> {
                     text()
                 );
             }
-            Some(ChangeKind::Modified(aspect)) => {
+            Some(ChangeKind::Modified { aspect }) => {
                 let committed = committed.unwrap_or_else(|| panic!("new: {}", text()));
                 let is_joined = self.now_paths.iter().any(|(other, at)| {
                     let then = self.counterparts.get(other);
@@ -152,7 +152,7 @@ impl Oracle<'_> {
                     assert!(is_dir && is_elsewhere, "not new: {}", text());
                 }
             }
-            Some(ChangeKind::Deleted) => panic!("it is there: {}", text()),
+            Some(ChangeKind::Removed) => panic!("it is there: {}", text()),
         }
     }
 
@@ -176,7 +176,7 @@ impl Oracle<'_> {
             let path = join(&here[above], name);
             here.entry(then.clone()).or_insert_with(|| path.clone());
             match self.reported.get(&path[..]) {
-                Some(ChangeKind::Deleted) => {
+                Some(ChangeKind::Removed) => {
                     let change = self.changes.iter().find(|c| c.path == path);
                     assert_eq!(change.unwrap().ino, *ino, "{}", show(&path));
                     deleted += 1;
@@ -192,7 +192,7 @@ impl Oracle<'_> {
             }
         }
         let all = self.changes.iter();
-        let all = all.filter(|c| c.what == ChangeKind::Deleted);
+        let all = all.filter(|c| c.what == ChangeKind::Removed);
         assert_eq!(all.count(), deleted, "{:#?}", self.changes);
     }
 }

@@ -180,7 +180,12 @@ fn a_change_of_mode_alone_is_committed() {
         .set_attr(find(bench.union(), "big"), &set)
         .unwrap();
     let changes = bench.union().changes().unwrap();
-    assert_eq!(changes[0].what, ChangeKind::Modified(Aspect::Attributes));
+    assert_eq!(
+        changes[0].what,
+        ChangeKind::Modified {
+            aspect: Aspect::Attributes
+        }
+    );
     assert!(bench.commit(&CommitOptions::default()).is_some());
     assert!(bench.commit(&CommitOptions::default()).is_none());
     assert_eq!(
