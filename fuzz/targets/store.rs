@@ -14,7 +14,7 @@ use envfs::{
     object::{Ino, Kind},
     progress::NoProgress,
     state::StateDb,
-    union::{Creator, RenameMode, Union, XattrMode},
+    union::{Creator, RenameMode, SetIdBits, Union, XattrMode},
 };
 
 /// Files that are read when an environment is opened, below its home.
@@ -248,7 +248,7 @@ fn use_view(union: &Union) {
                     if let Ok(bytes) = union.read_at(ino, 0, 10_000) {
                         assert!(!(*bytes).as_ref().starts_with(SECRET), "read from outside");
                     }
-                    drop(union.write_at(ino, 5, b"changed", false));
+                    drop(union.write_at(ino, 5, b"changed", SetIdBits::Keep));
                     drop(union.rename(dir, &entry.name, Ino::ROOT, b"moved", RenameMode::Replace));
                 }
                 _ => {}

@@ -10,7 +10,7 @@ use super::error::{CommitError, Result};
 use crate::object::{Attr, Ino, Kind};
 use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source};
 use crate::state::IdMap;
-use crate::union::{ContentLayer, ImageLayer, Layer, LowerStack};
+use crate::union::{ContentLayer, ImageLayer, Layer, LowerStack, SeekTarget};
 
 /// A merged view on its way into an image.
 pub(super) struct Tree<'a> {
@@ -383,7 +383,7 @@ impl Content for LayerContent {
     fn hole_ahead(&mut self) -> io::Result<u64> {
         match self
             .view
-            .seek(self.ino, self.at, false)
+            .seek(self.ino, self.at, SeekTarget::Data)
             .map_err(io::Error::other)?
         {
             Some(data) => Ok(data.saturating_sub(self.at)),

@@ -10,7 +10,7 @@ use super::counters::Op;
 use super::errno::errno;
 use crate::object::Ino;
 use crate::sys::durable;
-use crate::union::{self, AllocateMode, Union};
+use crate::union::{self, AllocateMode, SeekTarget, SetIdBits, SyncMode, Union};
 
 impl EnvFs {
     /// Answers `READ`.
@@ -50,7 +50,7 @@ impl EnvFs {
         reply: ReplyWrite,
     ) {
         let timed = self.timed_elsewhere(Op::Write);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let set_id = SetIdBits::clear_if(write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID));
         let is_cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         // The parts of one large direct write may arrive in any order.
         let is_append =
@@ -60,11 +60,11 @@ impl EnvFs {
         let write = move |data: &[u8]| {
             let mut at = offset;
             let mut done = match is_append {
-                true => union.append(ino, offset, data, kill).map(|(end, done)| {
+                true => union.append(ino, offset, data, set_id).map(|(end, done)| {
                     at = end;
                     done
                 }),
-                false => union.write_at(ino, offset, data, kill),
+                false => union.write_at(ino, offset, data, set_id),
             };
             // The kernel ignores the count when it writes back pages, so a short write must be
             // completed or fail.
@@ -72,7 +72,7 @@ impl EnvFs {
                 && let Ok(written) = done
                 && let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty())
             {
-                let more = union.write_at(ino, offset + written as u64, rest, kill);
+                let more = union.write_at(ino, offset + written as u64, rest, set_id);
                 done = more.map(|more| written + more);
             }
             match done {
@@ -122,7 +122,7 @@ impl EnvFs {
         offset: u64,
         length: u64,
         mode: i32,
-        kill: bool,
+        set_id: SetIdBits,
         reply: ReplyEmpty,
     ) {
         const KEEP: i32 = nix::libc::FALLOC_FL_KEEP_SIZE;
@@ -141,7 +141,7 @@ impl EnvFs {
         let is_slow = self.union.needs_large_copy_up(ino);
         let timed = self.timed_elsewhere(Op::Space);
         let allocate = move || {
-            match union.allocate(ino, offset, length, mode, kill) {
+            match union.allocate(ino, offset, length, mode, set_id) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno("fallocate", ino.0, &e)),
             }
@@ -153,9 +153,9 @@ impl EnvFs {
     /// Answers `LSEEK`.
     pub(super) fn serve_lseek(&self, ino: Ino, offset: i64, whence: i32, reply: ReplyLseek) {
         let timed = self.timed_elsewhere(Op::Space);
-        let hole = match whence {
-            nix::libc::SEEK_DATA => false,
-            nix::libc::SEEK_HOLE => true,
+        let target = match whence {
+            nix::libc::SEEK_DATA => SeekTarget::Data,
+            nix::libc::SEEK_HOLE => SeekTarget::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else {
@@ -168,8 +168,8 @@ impl EnvFs {
             }
             timed.end();
         };
-        let found = self.union.seek(ino, offset, hole);
-        if hole_at(&self.union, ino, offset, hole, &found).is_none() {
+        let found = self.union.seek(ino, offset, target);
+        if hole_at(&self.union, ino, offset, target, &found).is_none() {
             return answer(found);
         }
         // What looks like a hole here may have been written through a mapping: the kernel writes
@@ -177,11 +177,11 @@ impl EnvFs {
         let (union, notices) = (self.union.clone(), self.notices.clone());
         self.notices.run(move || {
             let mut found = found;
-            while let Some(start) = hole_at(&union, ino, offset, hole, &found) {
-                notices.invalidate_range(ino, start, union.seek(ino, start, false).ok());
+            while let Some(start) = hole_at(&union, ino, offset, target, &found) {
+                notices.invalidate_range(ino, start, union.seek(ino, start, SeekTarget::Data).ok());
                 let before = found.ok();
-                found = union.seek(ino, offset, hole);
-                if !hole || found.as_ref().ok() == before.as_ref() {
+                found = union.seek(ino, offset, target);
+                if target == SeekTarget::Data || found.as_ref().ok() == before.as_ref() {
                     break;
                 }
             }
@@ -195,7 +195,7 @@ impl EnvFs {
         from: (Ino, u64),
         to: (Ino, u64),
         len: u64,
-        kill: bool,
+        set_id: SetIdBits,
         reply: ReplyWrite,
     ) {
         // The reply has a 32-bit count; the caller copies the rest with further calls.
@@ -204,7 +204,7 @@ impl EnvFs {
         // Always handed over: however short the range, reading it may be slow.
         let timed = self.timed_elsewhere(Op::Space);
         self.pool.run(move || {
-            match union.copy_range(from.0, from.1, to.0, to.1, len, kill) {
+            match union.copy_range(from.0, from.1, to.0, to.1, len, set_id) {
                 Ok(copied) => reply.written(copied as u32),
                 Err(e) => reply.error(errno("copy_file_range", from.0.0, &e)),
             }
@@ -213,11 +213,11 @@ impl EnvFs {
     }
 
     /// Answers `FSYNC`.
-    pub(super) fn serve_fsync(&self, ino: Ino, data_only: bool, reply: ReplyEmpty) {
+    pub(super) fn serve_fsync(&self, ino: Ino, mode: SyncMode, reply: ReplyEmpty) {
         let timed = self.timed_elsewhere(Op::Sync);
         let union = self.union.clone();
         self.pool.run(move || {
-            match union.sync(ino, data_only) {
+            match union.sync(ino, mode) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno("fsync", ino.0, &e)),
             }
@@ -241,17 +241,19 @@ fn hole_at(
     union: &Union,
     ino: Ino,
     offset: u64,
-    hole: bool,
+    target: SeekTarget,
     found: &union::Result<u64>,
 ) -> Option<u64> {
-    match (hole, found) {
-        (true, Ok(at)) => Some(*at).filter(|at| union.attr(ino).is_ok_and(|attr| *at < attr.size)),
-        (true, Err(_)) => None,
-        (false, Ok(at)) => Some(offset).filter(|offset| offset < at),
+    match (target, found) {
+        (SeekTarget::Hole, Ok(at)) => {
+            Some(*at).filter(|at| union.attr(ino).is_ok_and(|attr| *at < attr.size))
+        }
+        (SeekTarget::Hole, Err(_)) => None,
+        (SeekTarget::Data, Ok(at)) => Some(offset).filter(|offset| offset < at),
         // There is no data after `offset`.
-        (false, Err(union::Error::Posix(nix::errno::Errno::ENXIO))) => {
+        (SeekTarget::Data, Err(union::Error::Posix(nix::errno::Errno::ENXIO))) => {
             Some(offset).filter(|offset| union.attr(ino).is_ok_and(|attr| *offset < attr.size))
         }
-        (false, Err(_)) => None,
+        (SeekTarget::Data, Err(_)) => None,
     }
 }

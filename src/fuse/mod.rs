@@ -36,7 +36,9 @@ use fuser::{
 
 use crate::object::{Attr, Ino, Kind};
 use crate::sys::process;
-use crate::union::{self, Creator, Invalidation, RenameMode, SetAttr, Union, XattrMode};
+use crate::union::{
+    self, Creator, Invalidation, RenameMode, SetAttr, SetIdBits, SyncMode, Union, XattrMode,
+};
 use attr::{NEGATIVE_ENTRY, file_attr, file_type, set_time};
 use counters::Timed;
 pub use counters::{Counters, Latency, Op};
@@ -113,7 +115,7 @@ impl EnvFs {
         if self.syncs_each_change {
             changed
                 .iter()
-                .try_for_each(|ino| self.union.sync(*ino, false))?;
+                .try_for_each(|ino| self.union.sync(*ino, SyncMode::Full))?;
         }
         Ok(done)
     }
@@ -376,8 +378,8 @@ impl Filesystem for EnvFs {
             },
             false => uid,
         };
-        let loses_set_id =
-            (uid.is_some() || gid.is_some() || size.is_some()) && !keeps_privileges(req);
+        let loses_set_id = (uid.is_some() || gid.is_some() || size.is_some())
+            && set_id_bits(req) == SetIdBits::Clear;
         if loses_set_id && let Err(e) = self.drop_set_id(req, Ino(ino.0)) {
             return reply.error(errno("setattr", ino.0, &e));
         }
@@ -388,7 +390,7 @@ impl Filesystem for EnvFs {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
-            kill_privileges: size.is_some() && !keeps_privileges(req),
+            kill_privileges: size.is_some() && set_id_bits(req) == SetIdBits::Clear,
         };
         let timed = self.timed_elsewhere(Op::SetAttr);
         let is_slow =
@@ -398,7 +400,7 @@ impl Filesystem for EnvFs {
         self.run(is_slow, move || {
             let done = union.set_attr(Ino(ino.0), &set).and_then(|attr| {
                 if syncs {
-                    union.sync(Ino(ino.0), false)?;
+                    union.sync(Ino(ino.0), SyncMode::Full)?;
                 }
                 Ok(attr)
             });
@@ -636,7 +638,11 @@ impl Filesystem for EnvFs {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve_fsync(Ino(ino.0), datasync, reply);
+        let mode = match datasync {
+            true => SyncMode::DataOnly,
+            false => SyncMode::Full,
+        };
+        self.serve_fsync(Ino(ino.0), mode, reply);
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -806,11 +812,13 @@ impl Filesystem for EnvFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let kill = !keeps_privileges(req);
-        if kill && let Err(e) = self.drop_set_id(req, Ino(ino.0)) {
+        let set_id = set_id_bits(req);
+        if set_id == SetIdBits::Clear
+            && let Err(e) = self.drop_set_id(req, Ino(ino.0))
+        {
             return reply.error(errno("fallocate", ino.0, &e));
         }
-        self.serve_fallocate(Ino(ino.0), offset, length, mode, kill, reply);
+        self.serve_fallocate(Ino(ino.0), offset, length, mode, set_id, reply);
     }
 
     fn lseek(
@@ -854,18 +862,20 @@ impl Filesystem for EnvFs {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((Ino(ino_in.0), offset_in), (Ino(ino_out.0), offset_out));
-        let kill = !keeps_privileges(req);
-        if kill && let Err(e) = self.drop_set_id(req, to.0) {
+        let set_id = set_id_bits(req);
+        if set_id == SetIdBits::Clear
+            && let Err(e) = self.drop_set_id(req, to.0)
+        {
             return reply.error(errno("copy_file_range", ino_out.0, &e));
         }
-        self.serve_copy(from, to, len, kill, reply);
+        self.serve_copy(from, to, len, set_id, reply);
     }
 }
 
-/// Returns whether a change of content by this caller keeps set-id bits. Write requests carry a
-/// flag for it; for other requests only the user is known, and root has `CAP_FSETID`.
-fn keeps_privileges(req: &Request) -> bool {
-    req.uid() == 0
+/// Returns what a change of content by this caller does to set-id bits. Write requests carry a flag
+/// for it; for other requests only the user is known, and root has `CAP_FSETID`.
+fn set_id_bits(req: &Request) -> SetIdBits {
+    SetIdBits::clear_if(req.uid() != 0)
 }
 
 /// Returns the attribute names, each ended by a NUL, without those that only root may see.

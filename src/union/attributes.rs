@@ -6,7 +6,7 @@ use nix::sys::time::TimeSpec;
 
 use super::content::{has_file, time_spec, without_privileges};
 use super::delta::Xattrs;
-use super::{Result, Standing, State, Union, Xattr};
+use super::{Result, SetIdBits, Standing, State, Union, Xattr};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{InodeRow, RowChange};
 
@@ -61,7 +61,7 @@ impl Union {
     pub fn set_attr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         let _gate = self.gate_shared();
         if let Some(size) = set.size {
-            self.truncate(ino, size, set.kill_privileges)?;
+            self.truncate(ino, size, SetIdBits::clear_if(set.kill_privileges))?;
         }
         let other = set.mode.is_some()
             || set.uid.is_some()

@@ -13,7 +13,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::attributes::CAPABILITY;
 use super::namespace::S_ISGID;
-use super::{Bytes, Error, Result, SetAttr, Standing, Union, Xattr};
+use super::{Bytes, Error, Result, SeekTarget, SetAttr, Standing, Union, Xattr};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 use crate::sys::durable;
@@ -25,6 +25,25 @@ const COPY_CHUNK: usize = 1 << 20;
 const MUCH: u64 = 1 << 20;
 
 const S_ISUID: u16 = 0o4000;
+
+/// What a change of content does to the set-id bits of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetIdBits {
+    /// They stay: the caller has `CAP_FSETID`.
+    Keep,
+    /// They are cleared.
+    Clear,
+}
+
+impl SetIdBits {
+    /// Returns [`SetIdBits::Clear`] if they are to be cleared.
+    pub fn clear_if(is_cleared: bool) -> SetIdBits {
+        match is_cleared {
+            true => SetIdBits::Clear,
+            false => SetIdBits::Keep,
+        }
+    }
+}
 
 /// What `fallocate` is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,18 +171,11 @@ impl Union {
                 .is_ok_and(|attr| attr.kind == Kind::File && attr.size > MUCH)
     }
 
-    /// Writes `data` at `offset`; returns how much of it, less than all where no more fits. With
-    /// `kill_privileges` set-id bits go, as for a write by someone without `CAP_FSETID`.
-    pub fn write_at(
-        &self,
-        ino: Ino,
-        offset: u64,
-        data: &[u8],
-        kill_privileges: bool,
-    ) -> Result<usize> {
+    /// Writes `data` at `offset`; returns the number of bytes written, fewer than all if no more fit.
+    pub fn write_at(&self, ino: Ino, offset: u64, data: &[u8], set_id: SetIdBits) -> Result<usize> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
-        self.kill_privileges(ino, kill_privileges)?;
+        self.kill_privileges(ino, set_id)?;
         write_what_fits(&file, data, offset)
     }
 
@@ -174,11 +186,11 @@ impl Union {
         ino: Ino,
         end: u64,
         data: &[u8],
-        kill_privileges: bool,
+        set_id: SetIdBits,
     ) -> Result<(u64, usize)> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
-        self.kill_privileges(ino, kill_privileges)?;
+        self.kill_privileges(ino, set_id)?;
         let end = match self.went_back.load(Ordering::Relaxed) {
             true => file.metadata()?.len(),
             false => end,
@@ -193,21 +205,21 @@ impl Union {
         }
     }
 
-    /// Sets the size of a file; `kill_privileges` as for [`write_at`](Self::write_at).
-    pub(super) fn truncate(&self, ino: Ino, size: u64, kill_privileges: bool) -> Result<()> {
+    /// Sets the size of a file; `set_id` as for [`write_at`](Self::write_at).
+    pub(super) fn truncate(&self, ino: Ino, size: u64, set_id: SetIdBits) -> Result<()> {
         let file = self.writable(ino, Some(size))?;
-        self.kill_privileges(ino, kill_privileges)?;
+        self.kill_privileges(ino, set_id)?;
         Ok(file.set_len(size)?)
     }
 
-    /// Reserves, punches or zeroes a range; `kill_privileges` as for [`write_at`](Self::write_at).
+    /// Reserves, punches or zeroes a range; `set_id` as for [`write_at`](Self::write_at).
     pub fn allocate(
         &self,
         ino: Ino,
         offset: u64,
         len: u64,
         mode: AllocateMode,
-        kill_privileges: bool,
+        set_id: SetIdBits,
     ) -> Result<()> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
@@ -223,21 +235,21 @@ impl Union {
             }
         };
         let (offset, len) = (to_i64(offset)?, to_i64(len)?);
-        self.kill_privileges(ino, kill_privileges)?;
+        self.kill_privileges(ino, set_id)?;
         Ok(nix::fcntl::fallocate(&*file, flags, offset, len)?)
     }
 
-    /// Finds the next data, or with `hole` the next hole, at or after `offset`. `ENXIO` past the end.
-    pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64> {
+    /// Returns the start of the next data or hole at or after `offset`. `ENXIO` past the end.
+    pub fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<u64> {
         let found = match self.content(ino)? {
-            Content::File(file) => seek_file(&file, offset, hole)?,
-            Content::Lower(lower) => lower.seek(ino, offset, hole)?,
+            Content::File(file) => seek_file(&file, offset, target)?,
+            Content::Lower(lower) => lower.seek(ino, offset, target)?,
         };
         found.ok_or(Error::Posix(Errno::ENXIO))
     }
 
     /// Copies a range between files; returns the bytes copied, fewer than `len` at the end of the
-    /// source or where no more fits. `kill_privileges` as for [`write_at`](Self::write_at).
+    /// source or where no more fits. `set_id` as for [`write_at`](Self::write_at).
     pub fn copy_range(
         &self,
         from: Ino,
@@ -245,7 +257,7 @@ impl Union {
         to: Ino,
         to_offset: u64,
         len: u64,
-        kill_privileges: bool,
+        set_id: SetIdBits,
     ) -> Result<u64> {
         let _gate = self.gate_shared();
         // The end of the source as it is now: within one file, copying may move it.
@@ -256,7 +268,7 @@ impl Union {
         }
         let target = self.writable(to, None)?;
         let source = self.content(from)?;
-        self.kill_privileges(to, kill_privileges)?;
+        self.kill_privileges(to, set_id)?;
         let copy = |done: u64| -> Result<u64> {
             let want = usize::try_from(len - done).unwrap_or(usize::MAX);
             let (read_at, write_at) = (from_offset + done, to_offset + done);
@@ -438,13 +450,10 @@ impl Union {
     /// Takes away what a change of content takes away: a capability, and with `set_id` the set-id bits.
     /// To be called before the change, so that nobody's content has privileges of another's. The file is
     /// up by then, so a capability of the layers below is gone already.
-    pub(super) fn kill_privileges(&self, ino: Ino, set_id: bool) -> Result<()> {
-        let mode_after = |mode| {
-            if set_id {
-                without_privileges(mode)
-            } else {
-                mode
-            }
+    pub(super) fn kill_privileges(&self, ino: Ino, set_id: SetIdBits) -> Result<()> {
+        let mode_after = |mode| match set_id {
+            SetIdBits::Clear => without_privileges(mode),
+            SetIdBits::Keep => mode,
         };
         {
             let state = self.read();
@@ -488,13 +497,16 @@ pub(super) fn without_privileges(mode: u16) -> u16 {
 fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> Result<()> {
     let mut at = 0;
     while at < len {
-        let Some(data) = lower.seek(ino, at, false)? else {
+        let Some(data) = lower.seek(ino, at, SeekTarget::Data)? else {
             break;
         };
         if data >= len {
             break;
         }
-        let end = lower.seek(ino, data, true)?.unwrap_or(len).min(len);
+        let end = lower
+            .seek(ino, data, SeekTarget::Hole)?
+            .unwrap_or(len)
+            .min(len);
         at = data;
         while at < end {
             let want = usize::try_from(end - at)
@@ -518,11 +530,10 @@ fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> R
 }
 
 /// Finds data or a hole in a real file; `None` past the end.
-pub(super) fn seek_file(file: &File, offset: u64, hole: bool) -> Result<Option<u64>> {
-    let whence = if hole {
-        Whence::SeekHole
-    } else {
-        Whence::SeekData
+pub(super) fn seek_file(file: &File, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
+    let whence = match target {
+        SeekTarget::Data => Whence::SeekData,
+        SeekTarget::Hole => Whence::SeekHole,
     };
     match lseek(file, to_i64(offset)?, whence) {
         Ok(at) => Ok(Some(at as u64)),

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::content::seek_file;
 use super::delta::{Delta, row_inode};
-use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup};
+use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, SeekTarget};
 use super::stack::{LowerStack, chain};
 use super::{Error, Result, stat_into};
 use crate::object::{Ino, Kind};
@@ -160,8 +160,8 @@ impl Layer for FrozenLayer {
         true
     }
 
-    fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
-        seek_file(&*self.file(ino)?, offset, hole)
+    fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
+        seek_file(&*self.file(ino)?, offset, target)
     }
 
     fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {

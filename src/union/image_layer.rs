@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
-use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, Source};
+use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, SeekTarget, Source};
 use super::overlay::{self, Links};
 use super::{Error, Result};
 use crate::object::{Attr, Ino, Kind, Timestamp};
@@ -349,12 +349,11 @@ impl Layer for ImageLayer {
         blocks.all(|index| self.image.is_expanded(&layout, index))
     }
 
-    fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
+    fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
         let layout = self.layout(ino)?;
-        Ok(if hole {
-            layout.next_hole(offset)
-        } else {
-            layout.next_data(offset)
+        Ok(match target {
+            SeekTarget::Data => layout.next_data(offset),
+            SeekTarget::Hole => layout.next_hole(offset),
         })
     }
 

@@ -42,6 +42,15 @@ pub struct LayerInode {
 pub trait Bytes: AsRef<[u8]> + Send {}
 impl<T: AsRef<[u8]> + Send> Bytes for T {}
 
+/// What a seek searches for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeekTarget {
+    /// Data, as `SEEK_DATA` of `lseek(2)`.
+    Data,
+    /// A hole, as `SEEK_HOLE`.
+    Hole,
+}
+
 /// A read-only layer of a stack. Directories and objects are asked for by identity, so a layer
 /// need not know where in the merged tree they are, and a rename above it changes nothing in it.
 pub trait Layer: Send + Sync + Debug {
@@ -65,8 +74,8 @@ pub trait Layer: Send + Sync + Debug {
     /// plain file; false if a block must be expanded first.
     fn is_ready(&self, ino: Ino, offset: u64, len: usize) -> bool;
 
-    /// Returns the start of the first data (or hole) at or after `offset`; `None` past the end.
-    fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>>;
+    /// Returns the start of the first data or hole at or after `offset`; `None` past the end.
+    fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<Option<u64>>;
 
     /// Returns the target of a symbolic link.
     fn read_link(&self, ino: Ino) -> Result<Box<[u8]>>;

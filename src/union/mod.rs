@@ -71,7 +71,7 @@ use crate::upper::UpperDir;
 use delta::{row_attr, row_from};
 
 pub use attributes::{SetAttr, SetTime, XattrMode};
-pub use content::{AllocateMode, Reader};
+pub use content::{AllocateMode, Reader, SetIdBits};
 pub use delta::Delta;
 pub use difference::{
     Aspect, Change, ChangeKind, Edits, Entry, Row, Summary, Tally, View, frozen_changes, is_among,
@@ -80,7 +80,8 @@ pub use error::{Error, Result};
 pub use frozen::FrozenLayer;
 pub use image_layer::ImageLayer;
 pub use layer::{
-    Bytes, Layer, LayerInode, LayerListing, Listing, Lookup, SharedListing, Source, Xattr,
+    Bytes, Layer, LayerInode, LayerListing, Listing, Lookup, SeekTarget, SharedListing, Source,
+    Xattr,
 };
 pub use namespace::Creator;
 pub use node::Nodes;
@@ -91,6 +92,7 @@ pub use reconcile::Reconciled;
 pub use rename::RenameMode;
 pub use stack::{ContentLayer, LowerStack};
 pub use swap::Invalidation;
+pub use sync::SyncMode;
 
 /// Identities taken from the database's counter at once.
 const INO_BATCH: u64 = 4096;

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 use nix::errno::Errno;
 
-use super::layer::{Bytes, Layer, LayerListing, Listing, Lookup, SharedListing, Source, Xattr};
+use super::layer::{
+    Bytes, Layer, LayerListing, Listing, Lookup, SeekTarget, SharedListing, Source, Xattr,
+};
 use super::{Error, FrozenLayer, ImageLayer, Result};
 use crate::object::{Attr, Ino};
 
@@ -194,8 +196,8 @@ impl LowerStack {
     }
 
     /// Finds data or a hole; see [`Layer::seek`].
-    pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<Option<u64>> {
-        self.content(ino)?.seek(ino, offset, hole)
+    pub fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
+        self.content(ino)?.seek(ino, offset, target)
     }
 
     /// Returns the target of a symbolic link.

@@ -123,13 +123,22 @@ impl State {
     }
 }
 
+/// Which attributes of a file [`Union::sync`] makes durable with its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMode {
+    /// The size, as `fdatasync(2)`.
+    DataOnly,
+    /// All, as `fsync(2)`.
+    Full,
+}
+
 impl Union {
     /// Makes an object durable: content, name, and the rows that say so.
-    pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
+    pub fn sync(&self, ino: Ino, mode: SyncMode) -> Result<()> {
         let parts = self.read().parts(ino)?;
         for part in &parts {
             match &part.file {
-                Some(file) if data_only => durable::sync_data(&**file)?,
+                Some(file) if mode == SyncMode::DataOnly => durable::sync_data(&**file)?,
                 Some(file) => durable::sync_file(&**file)?,
                 None => {}
             }

@@ -100,7 +100,7 @@ fn names_that_are_frozen_while_they_are_synced_are_synced_where_they_lie() {
     union.rotate().unwrap();
     union.unrotate().unwrap();
     assert!(!union.read().upper.unsynced().has_no_dirs());
-    union.sync(file, false).unwrap();
+    union.sync(file, SyncMode::Full).unwrap();
     assert!(union.read().upper.unsynced().has_no_dirs());
 }
 
@@ -111,7 +111,9 @@ fn what_has_been_dropped_is_told_though_the_layers_below_cannot_be_read() {
     let made = union.make(Ino::ROOT, b"held", Kind::File, 0o644, 0, None, creator);
     let (held, _) = made.unwrap();
     union.nodes().remember(held, Ino::ROOT);
-    union.write_at(held, 0, b"content", false).unwrap();
+    union
+        .write_at(held, 0, b"content", SetIdBits::Keep)
+        .unwrap();
     union.unlink(Ino::ROOT, b"held").unwrap();
     let made = union.make(Ino::ROOT, b"new", Kind::File, 0o644, 0, None, creator);
     let (new, _) = made.unwrap();

@@ -6,7 +6,7 @@ use super::Aspect;
 use super::view::{Content, View};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::union::content::has_file;
-use crate::union::{Error, LowerStack, Result, Xattr};
+use crate::union::{Error, LowerStack, Result, SeekTarget, Xattr};
 
 /// Content that is read at once.
 const CHUNK: usize = 1 << 20;
@@ -93,7 +93,7 @@ fn read_both(
     while at < size {
         // Holes of both are equal.
         let ours = content.next_data(ino, at)?.unwrap_or(size);
-        let theirs = base.seek(committed, at, false)?.unwrap_or(size);
+        let theirs = base.seek(committed, at, SeekTarget::Data)?.unwrap_or(size);
         at = at.max(ours.min(theirs));
         if at >= size {
             break;

@@ -9,7 +9,7 @@ use crate::object::{Attr, Ino};
 use crate::state::{DataPlace, InodeRow};
 use crate::union::content::seek_file;
 use crate::union::delta::Delta;
-use crate::union::{Bytes, Error, LowerStack, Result, Standing, State, Union, Xattr};
+use crate::union::{Bytes, Error, LowerStack, Result, SeekTarget, Standing, State, Union, Xattr};
 
 /// Where the content of files can be read.
 pub trait Content {
@@ -68,9 +68,9 @@ impl Content for State {
     fn next_data(&self, ino: Ino, offset: u64) -> Result<Option<u64>> {
         match self.standing(ino) {
             Standing::Row(row) if row.data == DataPlace::Upper => {
-                seek_file(&*self.file(ino, row)?, offset, false)
+                seek_file(&*self.file(ino, row)?, offset, SeekTarget::Data)
             }
-            _ => self.lower.seek(ino, offset, false),
+            _ => self.lower.seek(ino, offset, SeekTarget::Data),
         }
     }
 }
@@ -123,7 +123,7 @@ impl Content for LowerStack {
     }
 
     fn next_data(&self, ino: Ino, offset: u64) -> Result<Option<u64>> {
-        self.seek(ino, offset, false)
+        self.seek(ino, offset, SeekTarget::Data)
     }
 }
 
@@ -163,7 +163,7 @@ impl Content for Union {
     }
 
     fn next_data(&self, ino: Ino, offset: u64) -> Result<Option<u64>> {
-        match self.seek(ino, offset, false) {
+        match self.seek(ino, offset, SeekTarget::Data) {
             Ok(data) => Ok(Some(data)),
             Err(Error::Posix(Errno::ENXIO)) => Ok(None),
             Err(e) => Err(e),

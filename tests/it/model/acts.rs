@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use envfs::object::{Ino, Kind, Timestamp};
-use envfs::union::{AllocateMode, Creator, RenameMode, SetAttr, SetTime, XattrMode};
+use envfs::union::{AllocateMode, Creator, RenameMode, SetAttr, SetIdBits, SetTime, XattrMode};
 use nix::errno::Errno;
 
 use super::numbers::{self, Allocate, CopyRange};
@@ -60,7 +60,7 @@ impl Machine {
     pub(super) fn write(&mut self, file: (Ino, Ino), offset: usize, data: &[u8], kill: bool) {
         let len = data.len();
         let done = self.holding(&[file], |union| {
-            union.write_at(file.0, offset as u64, data, kill)
+            union.write_at(file.0, offset as u64, data, SetIdBits::clear_if(kill))
         });
         assert_eq!(done.unwrap(), len);
         let node = self.tree.node_mut(file.0);
@@ -86,7 +86,13 @@ impl Machine {
             kill,
         } = what;
         let done = self.holding(&[file], |union| {
-            outcome(union.allocate(file.0, offset as u64, len as u64, mode, kill))
+            outcome(union.allocate(
+                file.0,
+                offset as u64,
+                len as u64,
+                mode,
+                SetIdBits::clear_if(kill),
+            ))
         });
         if done == Err(Errno::EOPNOTSUPP) {
             // Not every file system can; a copy-up may have happened, which only takes a capability.
@@ -136,7 +142,7 @@ impl Machine {
                 to.0,
                 to_offset as u64,
                 range.len() as u64,
-                range.kill(),
+                SetIdBits::clear_if(range.kill()),
             )
         });
         let len = range.len().min(source.len().saturating_sub(from_offset));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use envfs::object::{Ino, Kind, Timestamp};
-use envfs::union::{Creator, SetAttr, SetTime, XattrMode};
+use envfs::union::{Creator, SetAttr, SetIdBits, SetTime, XattrMode};
 
 use super::ops::Machine;
 use super::tree::{Body, Node, Tree};
@@ -131,7 +131,7 @@ impl Machine {
         let (ino, _) = made.unwrap();
         if let Body::File(content) = &node.body {
             assert_eq!(
-                union.write_at(ino, 0, content, false).unwrap(),
+                union.write_at(ino, 0, content, SetIdBits::Keep).unwrap(),
                 content.len()
             );
         }

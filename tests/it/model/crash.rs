@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use envfs::object::{Ino, Kind};
-use envfs::union::{Creator, RenameMode, SetAttr, Union};
+use envfs::union::{Creator, RenameMode, SetAttr, SetIdBits, Union};
 
 use super::bench::{BLOCK, Bench, copy_tree, noise};
 use super::tree::{Body, Tree};
@@ -81,7 +81,7 @@ pub(super) fn make(union: &Union, dir: &str, name: &str, content: &[u8]) -> Ino 
         .make(dir, name.as_bytes(), Kind::File, 0o644, 0, None, CREATOR)
         .unwrap();
     union.nodes().remember(ino, dir);
-    union.write_at(ino, 0, content, false).unwrap();
+    union.write_at(ino, 0, content, SetIdBits::Keep).unwrap();
     ino
 }
 
@@ -102,7 +102,7 @@ pub(super) fn make_dir(union: &Union, dir: &str, name: &str) {
 
 pub(super) fn write(union: &Union, path: &str, content: &[u8]) {
     union
-        .write_at(find(union, path), 0, content, false)
+        .write_at(find(union, path), 0, content, SetIdBits::Keep)
         .unwrap();
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use envfs::commit::{self, CommitError, CommitOptions};
 use envfs::object::{Ino, Kind};
-use envfs::union::{Creator, RenameMode};
+use envfs::union::{Creator, RenameMode, SetIdBits, SyncMode};
 
 use super::bench::{Bench, noise};
 use super::crash::{find, make, rename};
@@ -27,7 +27,10 @@ fn a_file_that_moved_out_of_a_directory_that_is_gone() {
             union.nodes().moved(file, old);
         }
         bench.commit_during(|| {
-            bench.union().write_at(file, 0, b"changed", false).unwrap();
+            bench
+                .union()
+                .write_at(file, 0, b"changed", SetIdBits::Keep)
+                .unwrap();
         });
         let before = Tree::read(bench.union());
         assert_eq!(&content(bench.union(), "a/deep")[..7], b"changed");
@@ -54,7 +57,7 @@ fn what_is_synced_outlasts_a_power_cut() {
     let file = make(bench.union(), "b", "new", &data);
     let mut copy = None;
     bench.commit_during(|| {
-        bench.union().sync(file, false).unwrap();
+        bench.union().sync(file, SyncMode::Full).unwrap();
         copy = disk.after_power_cut();
     });
     let copy = copy.unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use envfs::commit;
 use envfs::object::{Ino, Kind, Timestamp};
 use envfs::state::RevisionId;
-use envfs::union::{Error, SetAttr, SetTime, Union};
+use envfs::union::{Error, SetAttr, SetTime, SyncMode, Union};
 use nix::errno::Errno;
 
 use super::again::Twist;
@@ -557,7 +557,7 @@ impl Machine {
             }
             Op::Sync { entry } => {
                 if let Some(object) = self.object(entry, |_| true) {
-                    self.holding(&[object], |union| union.sync(object.0, false))
+                    self.holding(&[object], |union| union.sync(object.0, SyncMode::Full))
                         .unwrap();
                 }
             }

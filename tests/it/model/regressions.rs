@@ -5,7 +5,8 @@ use std::process::Command;
 use envfs::commit::{self, CommitOptions};
 use envfs::object::{Ino, Kind};
 use envfs::union::{
-    AllocateMode, Aspect, ChangeKind, Creator, Error, RenameMode, SetAttr, Union, XattrMode,
+    AllocateMode, Aspect, ChangeKind, Creator, Error, RenameMode, SetAttr, SetIdBits, Union,
+    XattrMode,
 };
 use nix::errno::Errno;
 
@@ -208,7 +209,7 @@ fn an_unlinked_file_is_readable_after_commits() {
         let read = union.read_at(ino, 0, data.len()).unwrap();
         assert_eq!((*read).as_ref(), data);
     }
-    union.write_at(ino, 0, b"changed", false).unwrap();
+    union.write_at(ino, 0, b"changed", SetIdBits::Keep).unwrap();
     let read = union.read_at(ino, 0, 7).unwrap();
     assert_eq!((*read).as_ref(), b"changed");
 }
@@ -225,7 +226,12 @@ fn other_readers_read_a_committed_image() {
     make(union, "b/made", "file", &noise(7, 3 * BLOCK + 5));
     rename(union, ("", "many"), ("b/made", "many"), RenameMode::Replace);
     union
-        .write_at(find(union, "big"), BLOCK as u64 + 7, b"dirty", false)
+        .write_at(
+            find(union, "big"),
+            BLOCK as u64 + 7,
+            b"dirty",
+            SetIdBits::Keep,
+        )
         .unwrap();
     bench.commit(&CommitOptions::default()).unwrap();
     let tree = Tree::read(union);
@@ -425,10 +431,12 @@ fn a_change_of_content_or_owner_takes_a_capability_of_the_image_away() {
     union.set_attr(find(union, "sparse"), &size).unwrap();
     union.set_attr(find(union, "b/text"), &owner(12)).unwrap();
     let (from, to) = (find(union, "big"), find(union, "b/c/deep"));
-    union.copy_range(from, 0, to, 0, 4, true).unwrap();
+    union
+        .copy_range(from, 0, to, 0, 4, SetIdBits::Clear)
+        .unwrap();
     let reserve = AllocateMode::Reserve { keep_size: false };
     union
-        .allocate(find(union, "many/m1"), 0, 10, reserve, true)
+        .allocate(find(union, "many/m1"), 0, 10, reserve, SetIdBits::Clear)
         .unwrap();
     // These take none away.
     union.set_attr(find(union, "many/m2"), &mode).unwrap();
@@ -672,7 +680,9 @@ fn privileges_go_before_the_content_that_is_written_with_none() {
         };
         union.set_attr(ino, &set).unwrap();
         // No file is so large.
-        union.write_at(ino, 1 << 62, b"x", true).unwrap_err();
+        union
+            .write_at(ino, 1 << 62, b"x", SetIdBits::Clear)
+            .unwrap_err();
         assert_eq!(union.attr(ino).unwrap().mode, 0o755);
     }
 }

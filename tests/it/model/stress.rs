@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use envfs::commit::{self, CommitError, CommitOptions};
 use envfs::object::{Ino, Kind};
-use envfs::union::{Creator, Error, RenameMode, SetAttr, Union, XattrMode};
+use envfs::union::{Creator, Error, RenameMode, SetAttr, SetIdBits, Union, XattrMode};
 use nix::errno::Errno;
 
 use super::bench::{BLOCK, Bench, noise};
@@ -50,7 +50,9 @@ fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
                     random.below(2 * BLOCK),
                     noise(round as u64, random.below(BLOCK)),
                 );
-                union.write_at(ino, offset as u64, &data, false).unwrap();
+                union
+                    .write_at(ino, offset as u64, &data, SetIdBits::Keep)
+                    .unwrap();
                 let content = contents.get_mut(&ino).unwrap();
                 if !data.is_empty() {
                     content.resize(content.len().max(offset + data.len()), 0);
@@ -204,7 +206,9 @@ fn compete(union: &Union, seed: u64, answers: &Mutex<BTreeSet<i32>>) {
             (5, _) => union.rmdir(dir, &from),
             (6..=8, _) => union.rename(dir, &from, other, &to, mode),
             (9, Some(ino)) => union.link(ino, other, &to).map(drop),
-            (10, Some(ino)) => union.write_at(ino, 5, b"written", true).map(drop),
+            (10, Some(ino)) => union
+                .write_at(ino, 5, b"written", SetIdBits::Clear)
+                .map(drop),
             (_, Some(ino)) => union.set_xattr(ino, b"user.x", &from, XattrMode::Either),
             _ => union.read_dir(dir, 0, 100).map(drop),
         };

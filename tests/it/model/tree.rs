@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use envfs::object::{Attr, Ino, Kind, Timestamp};
-use envfs::union::{Error, Union};
+use envfs::union::{Error, SeekTarget, Union};
 use nix::errno::Errno;
 
 /// What an object has besides attributes.
@@ -355,7 +355,7 @@ fn read_file(union: &Union, ino: Ino, size: u64) -> Vec<u8> {
     assert_eq!((*part).as_ref(), &whole[from..from + len], "part of {ino}");
     let mut at = 0;
     loop {
-        let data = match union.seek(ino, at, false) {
+        let data = match union.seek(ino, at, SeekTarget::Data) {
             Ok(data) => data,
             Err(Error::Posix(Errno::ENXIO)) => size,
             Err(e) => panic!("{e}"),
@@ -373,7 +373,7 @@ fn read_file(union: &Union, ino: Ino, size: u64) -> Vec<u8> {
         if data == size {
             break;
         }
-        at = union.seek(ino, data, true).unwrap();
+        at = union.seek(ino, data, SeekTarget::Hole).unwrap();
         assert!(
             at > data && at <= size,
             "hole of {ino} at {at} of {size} from {data}"
