@@ -95,8 +95,8 @@ pub enum CommitError {
     Cancelled,
 }
 
-impl From<walk::Failed> for CommitError {
-    fn from(failed: walk::Failed) -> Self {
+impl From<walk::WalkError> for CommitError {
+    fn from(failed: walk::WalkError) -> Self {
         CommitError::Io {
             doing: "read",
             path: failed.path,

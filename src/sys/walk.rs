@@ -24,53 +24,57 @@ const MAX_PART: usize = 3000;
 /// A walk could not enter a directory, or return to it.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {source}")]
-pub struct Failed {
+pub struct WalkError {
     /// The directory.
     pub path: PathBuf,
     /// The cause.
     pub source: io::Error,
 }
 
-impl From<Failed> for io::Error {
-    fn from(failed: Failed) -> io::Error {
+impl From<WalkError> for io::Error {
+    fn from(failed: WalkError) -> io::Error {
         failed.source
     }
 }
 
 /// Names of directories to enter, with the visitor's data for each.
-pub type Below<T> = Vec<(Vec<u8>, T)>;
+pub type Subdirs<T> = Vec<(Vec<u8>, T)>;
 
 /// Handles the directories of a tree.
 pub trait Visitor {
     /// Data for a directory that the walk has not entered yet.
     type Tag;
     /// The error that ends the walk.
-    type Error: From<Failed>;
+    type Error: From<WalkError>;
 
     /// Handles a directory. Returns the directories in it to enter, in order.
-    fn enter(&mut self, here: &Here<'_>, tag: Self::Tag) -> Result<Below<Self::Tag>, Self::Error>;
+    fn enter(
+        &mut self,
+        here: &CurrentDir<'_>,
+        tag: Self::Tag,
+    ) -> Result<Subdirs<Self::Tag>, Self::Error>;
 
     /// Called in the parent of a directory after everything below the directory has been visited.
-    fn leave(&mut self, _parent: &Here<'_>, _name: &[u8]) -> Result<(), Self::Error> {
+    fn leave(&mut self, _parent: &CurrentDir<'_>, _name: &[u8]) -> Result<(), Self::Error> {
         Ok(())
     }
 
     /// Decides whether the walk continues without a directory that has been renamed, removed or
     /// made unreadable meanwhile.
-    fn lost(&mut self, failed: Failed) -> Result<(), Self::Error> {
+    fn on_error(&mut self, failed: WalkError) -> Result<(), Self::Error> {
         Err(failed.into())
     }
 }
 
 /// The current directory of a walk.
 #[derive(Debug)]
-pub struct Here<'a> {
+pub struct CurrentDir<'a> {
     fd: &'a OwnedFd,
     root: &'a Path,
     names: &'a [Vec<u8>],
 }
 
-impl Here<'_> {
+impl CurrentDir<'_> {
     /// Returns a short path of the directory, valid until the visitor returns.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
@@ -105,7 +109,7 @@ impl Here<'_> {
 struct Level<T> {
     id: (u64, u64),
     /// Directories still to be entered, the next one last.
-    below: Below<T>,
+    below: Subdirs<T>,
 }
 
 /// Walks a tree, each directory before those in it. A symbolic link as the root is followed.
@@ -122,7 +126,7 @@ pub fn walk_from<V: Visitor>(
     visitor: &mut V,
 ) -> Result<(), V::Error> {
     let mut names: Vec<Vec<u8>> = Vec::new();
-    let mut fd = root_fd.try_clone().map_err(|source| Failed {
+    let mut fd = root_fd.try_clone().map_err(|source| WalkError {
         path: root.to_owned(),
         source,
     })?;
@@ -130,7 +134,7 @@ pub fn walk_from<V: Visitor>(
     let mut levels: Vec<Level<V::Tag>> = Vec::new();
     loop {
         if let Some(tag) = next.take() {
-            let here = Here {
+            let here = CurrentDir {
                 fd: &fd,
                 root,
                 names: &names,
@@ -151,13 +155,13 @@ pub fn walk_from<V: Visitor>(
                     next = Some(tag);
                 }
                 Err(e) => {
-                    let here = Here {
+                    let here = CurrentDir {
                         fd: &fd,
                         root,
                         names: &names,
                     };
                     let path = here.full_path().join(OsStr::from_bytes(&name));
-                    visitor.lost(failed(&path)(e))?;
+                    visitor.on_error(failed(&path)(e))?;
                 }
             }
             continue;
@@ -169,7 +173,7 @@ pub fn walk_from<V: Visitor>(
             match parent(&root_fd, &fd, &names, level.id) {
                 Ok(up) => {
                     fd = up;
-                    let here = Here {
+                    let here = CurrentDir {
                         fd: &fd,
                         root,
                         names: &names,
@@ -178,12 +182,12 @@ pub fn walk_from<V: Visitor>(
                     break;
                 }
                 Err(e) => {
-                    let here = Here {
+                    let here = CurrentDir {
                         fd: &fd,
                         root,
                         names: &names,
                     };
-                    visitor.lost(failed(&here.full_path())(e))?;
+                    visitor.on_error(failed(&here.full_path())(e))?;
                     levels.pop();
                 }
             }
@@ -221,8 +225,8 @@ fn open_dir(dir: impl AsFd, name: &OsStr, flags: OFlag) -> Result<OwnedFd, Errno
     openat(dir, name, flags, Mode::empty())
 }
 
-fn failed(path: &Path) -> impl Fn(Errno) -> Failed {
-    move |errno| Failed {
+fn failed(path: &Path) -> impl Fn(Errno) -> WalkError {
+    move |errno| WalkError {
         path: path.to_owned(),
         source: errno.into(),
     }
@@ -307,7 +311,7 @@ impl Visitor for Remover {
     type Tag = ();
     type Error = io::Error;
 
-    fn enter(&mut self, here: &Here<'_>, _: ()) -> io::Result<Below<()>> {
+    fn enter(&mut self, here: &CurrentDir<'_>, _: ()) -> io::Result<Subdirs<()>> {
         let path = here.path();
         if fstat(here.fd())?.st_mode & 0o700 != 0o700 {
             fs::set_permissions(&path, Permissions::from_mode(0o700))?;
@@ -328,13 +332,13 @@ impl Visitor for Remover {
         Ok(below)
     }
 
-    fn leave(&mut self, parent: &Here<'_>, name: &[u8]) -> io::Result<()> {
+    fn leave(&mut self, parent: &CurrentDir<'_>, name: &[u8]) -> io::Result<()> {
         let name = OsStr::from_bytes(name);
         let removed = unlinkat(parent.fd(), name, UnlinkatFlags::RemoveDir);
         allow_missing(removed.map_err(io::Error::from))
     }
 
-    fn lost(&mut self, failed: Failed) -> io::Result<()> {
+    fn on_error(&mut self, failed: WalkError) -> io::Result<()> {
         allow_missing(Err(failed.source))
     }
 }
@@ -353,8 +357,8 @@ pub fn for_each_file(path: &Path, file: &mut dyn FnMut(&fs::Metadata) -> bool) {
     struct Files<'a>(&'a mut dyn FnMut(&fs::Metadata) -> bool);
     /// Ends the walk early.
     struct Stop;
-    impl From<Failed> for Stop {
-        fn from(_: Failed) -> Stop {
+    impl From<WalkError> for Stop {
+        fn from(_: WalkError) -> Stop {
             Stop
         }
     }
@@ -362,7 +366,7 @@ pub fn for_each_file(path: &Path, file: &mut dyn FnMut(&fs::Metadata) -> bool) {
         type Tag = ();
         type Error = Stop;
 
-        fn enter(&mut self, here: &Here<'_>, _: ()) -> Result<Below<()>, Stop> {
+        fn enter(&mut self, here: &CurrentDir<'_>, _: ()) -> Result<Subdirs<()>, Stop> {
             let mut below = Vec::new();
             for entry in fs::read_dir(here.path()).into_iter().flatten().flatten() {
                 match entry.metadata() {
@@ -376,7 +380,7 @@ pub fn for_each_file(path: &Path, file: &mut dyn FnMut(&fs::Metadata) -> bool) {
             Ok(below)
         }
 
-        fn lost(&mut self, _: Failed) -> Result<(), Stop> {
+        fn on_error(&mut self, _: WalkError) -> Result<(), Stop> {
             Ok(())
         }
     }
@@ -464,7 +468,7 @@ mod tests {
         impl Visitor for Moving {
             type Tag = ();
             type Error = io::Error;
-            fn enter(&mut self, here: &Here<'_>, _: ()) -> io::Result<Below<()>> {
+            fn enter(&mut self, here: &CurrentDir<'_>, _: ()) -> io::Result<Subdirs<()>> {
                 self.seen
                     .push(here.names().last().cloned().unwrap_or_default());
                 if here.names() == [b"a".to_vec(), b"b".to_vec()] {
@@ -476,7 +480,7 @@ mod tests {
                 below.sort_unstable();
                 Ok(below)
             }
-            fn lost(&mut self, _: Failed) -> io::Result<()> {
+            fn on_error(&mut self, _: WalkError) -> io::Result<()> {
                 Ok(())
             }
         }

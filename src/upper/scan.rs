@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::{UpperDir, identity};
 use crate::object::Ino;
-use crate::sys::walk::{self, Below, Here, Visitor};
+use crate::sys::walk::{self, CurrentDir, Subdirs, Visitor};
 
 /// What lies under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl Visitor for Scan {
     type Tag = ();
     type Error = io::Error;
 
-    fn enter(&mut self, here: &Here<'_>, _: ()) -> io::Result<Vec<(Vec<u8>, ())>> {
+    fn enter(&mut self, here: &CurrentDir<'_>, _: ()) -> io::Result<Vec<(Vec<u8>, ())>> {
         let mut below = Vec::new();
         for entry in std::fs::read_dir(here.path())? {
             let entry = entry?;
@@ -151,7 +151,7 @@ impl Visitor for Named {
     type Tag = ();
     type Error = io::Error;
 
-    fn enter(&mut self, here: &Here<'_>, _: ()) -> io::Result<Below<()>> {
+    fn enter(&mut self, here: &CurrentDir<'_>, _: ()) -> io::Result<Subdirs<()>> {
         let mut below = Vec::new();
         for entry in std::fs::read_dir(here.path())? {
             let entry = entry?;

@@ -14,7 +14,7 @@ use crate::progress::{Progress, Report};
 use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody};
 use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source, WriteStats};
-use crate::sys::walk::{self, Here, Visitor};
+use crate::sys::walk::{self, CurrentDir, Visitor};
 
 /// One entry of a source directory.
 struct Entry {
@@ -79,7 +79,7 @@ impl Visitor for Count<'_> {
     type Tag = ();
     type Error = CommitError;
 
-    fn enter(&mut self, here: &Here<'_>, _: ()) -> Result<Vec<(Vec<u8>, ())>> {
+    fn enter(&mut self, here: &CurrentDir<'_>, _: ()) -> Result<Vec<(Vec<u8>, ())>> {
         let mut below = Vec::new();
         for entry in read_dir(here, self.exclude)? {
             self.extent.entries += 1;
@@ -104,7 +104,7 @@ impl Visitor for Count<'_> {
 }
 
 /// Reads a directory in the order of names, without what is excluded.
-fn read_dir(here: &Here<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
+fn read_dir(here: &CurrentDir<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let failed = |source| CommitError::Io {
         doing: "read",
@@ -133,7 +133,7 @@ fn read_dir(here: &Here<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
 }
 
 /// The path of an entry in messages.
-fn shown(here: &Here<'_>, name: &[u8]) -> PathBuf {
+fn shown(here: &CurrentDir<'_>, name: &[u8]) -> PathBuf {
     here.full_path().join(std::ffi::OsStr::from_bytes(name))
 }
 
@@ -162,7 +162,7 @@ impl Visitor for Push<'_> {
     type Tag = NodeId;
     type Error = CommitError;
 
-    fn enter(&mut self, here: &Here<'_>, dir: NodeId) -> Result<Vec<(Vec<u8>, NodeId)>> {
+    fn enter(&mut self, here: &CurrentDir<'_>, dir: NodeId) -> Result<Vec<(Vec<u8>, NodeId)>> {
         let mut below = Vec::new();
         for entry in read_dir(here, self.exclude)? {
             let key = (entry.meta.dev(), entry.meta.ino());
@@ -181,7 +181,7 @@ impl Visitor for Push<'_> {
     }
 }
 
-fn push_entry(here: &Here<'_>, entry: &Entry, writer: &mut ImageWriter) -> Result<NodeId> {
+fn push_entry(here: &CurrentDir<'_>, entry: &Entry, writer: &mut ImageWriter) -> Result<NodeId> {
     let xattrs = xattrs_of(&entry.place);
     let xattrs =
         xattrs.or_else(|e| Err(e).context("read the attributes of", &shown(here, &entry.name)))?;
@@ -203,7 +203,7 @@ fn push_entry(here: &Here<'_>, entry: &Entry, writer: &mut ImageWriter) -> Resul
     })
 }
 
-fn target_of(here: &Here<'_>, entry: &Entry) -> Result<Vec<u8>> {
+fn target_of(here: &CurrentDir<'_>, entry: &Entry) -> Result<Vec<u8>> {
     match fs::read_link(&entry.place) {
         Ok(target) => Ok(target.as_os_str().as_bytes().to_vec()),
         Err(e) => Err(e).context("read the link", &shown(here, &entry.name)),
@@ -303,7 +303,7 @@ impl Visitor for Compare<'_> {
     type Tag = Inode;
     type Error = CommitError;
 
-    fn enter(&mut self, here: &Here<'_>, inode: Inode) -> Result<Vec<(Vec<u8>, Inode)>> {
+    fn enter(&mut self, here: &CurrentDir<'_>, inode: Inode) -> Result<Vec<(Vec<u8>, Inode)>> {
         let ours = read_dir(here, self.exclude)?;
         let theirs = self.image.read_dir(&inode)?;
         if ours.len() != theirs.len() {
@@ -336,7 +336,7 @@ impl Visitor for Compare<'_> {
     }
 }
 
-fn same_meta(here: &Here<'_>, entry: &Entry, image: &Image, inode: &Inode) -> Result<bool> {
+fn same_meta(here: &CurrentDir<'_>, entry: &Entry, image: &Image, inode: &Inode) -> Result<bool> {
     let meta = &entry.meta;
     let mtime = u32::try_from(meta.mtime().max(0)).unwrap_or(u32::MAX);
     let kind = meta.file_type();
