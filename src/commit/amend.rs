@@ -56,9 +56,9 @@ impl Amendment {
         !self.dirs.contains(&ino) && !self.changed.contains(&ino)
     }
 
-    /// Directories that are written.
-    pub(super) fn dirs(&self) -> &HashSet<Ino> {
-        &self.dirs
+    /// Returns the directories that are written.
+    pub(super) fn into_dirs(self) -> HashSet<Ino> {
+        self.dirs
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::amend::Amendment;
 use super::error::{CommitError, Result};
 use super::import::{self, Extent};
-use super::tree::Tree;
+use super::tree::{self, Target, Tree};
 use super::workspace::Workspace;
 use super::{
     CommitOptions, Counts, Phases, Unfinished, Way, check, digests, lap, mkfs_time, name,
@@ -19,7 +19,8 @@ use crate::fault;
 use crate::object::Ino;
 use crate::progress::Progress;
 use crate::squashfs::writer::{
-    AppendOptions, CarryMode, ImageWriter, WriteError, WriteStats, WriterOptions,
+    AmendOptions, AppendOptions, CarryMode, ImageAmender, ImageWriter, WriteError, WriteStats,
+    WriterOptions,
 };
 use crate::squashfs::{Compression, CompressorId, Image};
 use crate::state::{IdMap, ImageId, ImageRow, NewImage};
@@ -222,9 +223,10 @@ impl Job<'_> {
     }
 
     fn write_amendment(&self, amendment: Amendment) -> Result<Written> {
-        let tree = Tree::amending(self.view.clone(), self.old, amendment);
-        self.push(tree, Instant::now(), |monitor| {
-            self.append(Way::Append, true, monitor)
+        let ids = amendment.ids.clone();
+        self.push(ids, Duration::ZERO, |monitor| {
+            let amender = self.amender(monitor)?;
+            Ok(Target::amended(amender, self.old, amendment))
         })
     }
 
@@ -233,34 +235,34 @@ impl Job<'_> {
     fn write(&self, way: Way, alike: bool) -> Result<Written> {
         let began = Instant::now();
         let old = (way != Way::Rebuild).then_some(self.old);
-        let tree = Tree::new(self.view.clone(), old)?;
-        self.push(tree, began, |monitor| match way {
-            Way::Rebuild => self.create(alike, monitor),
-            _ => self.append(way, false, monitor),
+        let ids = tree::number(&self.view)?;
+        self.push(ids, began.elapsed(), |monitor| {
+            let writer = match way {
+                Way::Rebuild => self.create(alike, monitor)?,
+                _ => self.append(way, monitor)?,
+            };
+            Ok(Target::Whole { writer, old })
         })
     }
 
-    fn push(
+    fn push<'a>(
         &self,
-        mut tree: Tree<'_>,
-        began: Instant,
-        writer: impl FnOnce(Arc<Counts>) -> Result<ImageWriter>,
+        ids: IdMap,
+        plan: Duration,
+        open: impl FnOnce(Arc<Counts>) -> Result<Target<'a>>,
     ) -> Result<Written> {
-        let plan = began.elapsed();
         let total = Extent {
-            entries: tree.ids().len(),
+            entries: ids.len(),
             bytes: 0,
         };
-        let stats = with_monitor("packing", total, self.progress, |monitor| {
-            let mut writer = writer(monitor)?;
-            let root = tree.push(&mut writer)?;
-            Ok(writer.finish(root)?)
+        let pushed = with_monitor("packing", total, self.progress, |monitor| {
+            Tree::new(self.view.clone(), &ids, open(monitor)?).write()
         })?;
         Ok(Written {
-            stats,
-            ids: tree.ids().clone(),
-            fresh: std::mem::take(&mut tree.fresh),
-            pushed: tree.pushed().cloned(),
+            stats: pushed.stats,
+            ids,
+            fresh: pushed.fresh,
+            pushed: pushed.dirs,
             plan,
         })
     }
@@ -270,7 +272,7 @@ impl Job<'_> {
         self.options.threads.unwrap_or(configured)
     }
 
-    fn append(&self, way: Way, amend: bool, monitor: Arc<Counts>) -> Result<ImageWriter> {
+    fn append(&self, way: Way, monitor: Arc<Counts>) -> Result<ImageWriter> {
         let carry = if way == Way::Compact {
             CarryMode::Compact
         } else {
@@ -280,7 +282,6 @@ impl Job<'_> {
             carry,
             // What compaction leaves dead must not be reason enough to compact again.
             repack_percent: self.workspace.settings().compact_percent.min(25),
-            amend,
             compression: self.options.compression,
             threads: self.threads(),
             mkfs_time: mkfs_time(),
@@ -291,6 +292,17 @@ impl Job<'_> {
             self.old.image(),
             options,
         )?)
+    }
+
+    fn amender(&self, monitor: Arc<Counts>) -> Result<ImageAmender> {
+        let options = AmendOptions {
+            compression: self.options.compression,
+            threads: self.threads(),
+            mkfs_time: mkfs_time(),
+            monitor,
+        };
+        let (path, old) = (&self.unfinished.0, self.old.image());
+        Ok(ImageAmender::create(path, old, options)?)
     }
 
     fn create(&self, alike: bool, monitor: Arc<Counts>) -> Result<ImageWriter> {

@@ -1,5 +1,5 @@
-//! Hands a merged view to the image writer: unchanged data as it lies in the old image, the rest as
-//! content to be compressed.
+//! Pushes a merged view to an image writer: unchanged data is carried over from the old image, all
+//! other content is compressed.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
@@ -8,88 +8,174 @@ use std::sync::Arc;
 use super::amend::Amendment;
 use super::error::{CommitError, Result};
 use crate::object::{Attr, Ino, Kind};
-use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, Source};
+use crate::squashfs::writer::{
+    Content, ImageAmender, ImageWriter, Meta, NodeId, Source, WriteStats,
+};
 use crate::state::IdMap;
 use crate::union::{ContentLayer, ImageLayer, Layer, LowerStack, SeekTarget};
 
-/// A merged view on its way into an image.
+/// Numbers all objects of a view in the order of their identities, which keeps the map short.
+pub(super) fn number(view: &LowerStack) -> Result<IdMap> {
+    let mut inos = vec![Ino::ROOT];
+    let mut pending = vec![Ino::ROOT];
+    while let Some(dir) = pending.pop() {
+        for (_, ino, kind) in view.list(dir)?.iter() {
+            inos.push(ino);
+            if kind == Kind::Directory {
+                pending.push(ino);
+            }
+        }
+    }
+    inos.sort_unstable();
+    inos.dedup();
+    IdMap::from_ascending(inos).map_err(|e| CommitError::Check(e.to_string()))
+}
+
+/// The new image, and what it is built from.
+pub(super) enum Target<'a> {
+    /// All nodes are written. Data may be carried over from an old image.
+    Whole {
+        writer: ImageWriter,
+        old: Option<&'a ImageLayer>,
+    },
+    /// Only an amendment of the old image is written.
+    Amended(Box<Amended<'a>>),
+}
+
+/// An image that amends an old one.
+pub(super) struct Amended<'a> {
+    amender: ImageAmender,
+    old: &'a ImageLayer,
+    amendment: Amendment,
+    /// Files of the old image whose data is used again under another identity.
+    reused: HashSet<Ino>,
+    /// Files of the old image that have new content.
+    replaced: Vec<Ino>,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn amended(
+        amender: ImageAmender,
+        old: &'a ImageLayer,
+        amendment: Amendment,
+    ) -> Target<'a> {
+        Target::Amended(Box::new(Amended {
+            amender,
+            old,
+            amendment,
+            reused: HashSet::new(),
+            replaced: Vec::new(),
+        }))
+    }
+
+    /// The writer for nodes that are not kept.
+    fn writer(&mut self) -> &mut ImageWriter {
+        match self {
+            Target::Whole { writer, .. } => writer,
+            Target::Amended(amended) => amended.amender.writer(),
+        }
+    }
+
+    /// The image whose data may be carried over.
+    fn old(&self) -> Option<&'a ImageLayer> {
+        match self {
+            Target::Whole { old, .. } => *old,
+            Target::Amended(amended) => Some(amended.old),
+        }
+    }
+
+    fn amended_mut(&mut self) -> Option<&mut Amended<'a>> {
+        match self {
+            Target::Whole { .. } => None,
+            Target::Amended(amended) => Some(amended),
+        }
+    }
+}
+
+impl Amended<'_> {
+    /// Keeps an object that is unchanged in the old image. Returns `None` if it has to be pushed.
+    fn keep(&mut self, ids: &IdMap, ino: Ino, kind: Kind) -> Result<Option<NodeId>> {
+        let place = match self.old.inode_ref(ino)? {
+            Some(place) if self.amendment.stays(ino) => place,
+            _ => return Ok(None),
+        };
+        let number = inode_number(ids, ino)?;
+        Ok(Some(self.amender.keep(kind.into(), number, place)?))
+    }
+
+    /// Registers the xattrs that an object has in the old image.
+    fn register_xattrs(&mut self, ino: Ino) -> Result<()> {
+        if let Some(index) = self.old.xattr_index(ino)? {
+            let known = self.old.xattrs(ino)?.into_iter();
+            let known: Vec<_> = known.map(|(n, v)| (n.into_vec(), v.into_vec())).collect();
+            self.amender.register_xattrs(&known, index);
+        }
+        Ok(())
+    }
+
+    /// Marks the data of files as dead that the new image does not have.
+    fn mark_dead(&mut self) -> Result<()> {
+        for ino in self.amendment.lost.iter().chain(&self.replaced) {
+            if !self.reused.contains(ino) {
+                self.amender.mark_dead(&*self.old.layout(*ino)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A written image.
+pub(super) struct Pushed {
+    pub(super) stats: WriteStats,
+    /// Files whose content was not carried over whole: their content has to be verified.
+    pub(super) fresh: Vec<Ino>,
+    /// The directories that were written; `None` for all.
+    pub(super) dirs: Option<HashSet<Ino>>,
+}
+
+/// A merged view that is being pushed.
 pub(super) struct Tree<'a> {
     view: Arc<LowerStack>,
-    /// The image whose data may be carried over.
-    old: Option<&'a ImageLayer>,
-    ids: IdMap,
-    /// What has to be written, if not all.
-    amendment: Option<Amendment>,
-    /// Files of the old image whose data is in use again under another identity.
-    reused: HashSet<Ino>,
-    /// Files of the old image that got other content.
-    left: Vec<Ino>,
+    ids: &'a IdMap,
+    target: Target<'a>,
     /// Objects with several names, once pushed.
     linked: HashMap<Ino, NodeId>,
-    /// Files whose content was not carried over whole: what is to be checked afterwards.
-    pub(super) fresh: Vec<Ino>,
+    fresh: Vec<Ino>,
 }
 
 impl<'a> Tree<'a> {
-    /// Looks over the view and gives every object its inode number: in the order of identities, so
-    /// that the map back is short.
-    pub(super) fn new(view: Arc<LowerStack>, old: Option<&'a ImageLayer>) -> Result<Tree<'a>> {
-        let mut inos = vec![Ino::ROOT];
-        let mut pending = vec![Ino::ROOT];
-        while let Some(dir) = pending.pop() {
-            for (_, ino, kind) in view.list(dir)?.iter() {
-                inos.push(ino);
-                if kind == Kind::Directory {
-                    pending.push(ino);
-                }
-            }
-        }
-        inos.sort_unstable();
-        inos.dedup();
-        let ids = IdMap::from_ascending(inos).map_err(|e| CommitError::Check(e.to_string()))?;
-        Ok(Tree::of(view, old, ids))
-    }
-
-    /// The same, when only an amendment has to be written.
-    pub(super) fn amending(
-        view: Arc<LowerStack>,
-        old: &'a ImageLayer,
-        amendment: Amendment,
-    ) -> Tree<'a> {
-        let ids = amendment.ids.clone();
-        Tree {
-            amendment: Some(amendment),
-            ..Tree::of(view, Some(old), ids)
-        }
-    }
-
-    fn of(view: Arc<LowerStack>, old: Option<&'a ImageLayer>, ids: IdMap) -> Tree<'a> {
+    pub(super) fn new(view: Arc<LowerStack>, ids: &'a IdMap, target: Target<'a>) -> Tree<'a> {
         Tree {
             view,
-            old,
             ids,
-            amendment: None,
-            reused: HashSet::new(),
-            left: Vec::new(),
+            target,
             linked: HashMap::new(),
             fresh: Vec::new(),
         }
     }
 
-    /// Directories that have been pushed, where not all have.
-    pub(super) fn pushed(&self) -> Option<&HashSet<Ino>> {
-        self.amendment.as_ref().map(Amendment::dirs)
+    /// Pushes all nodes, directory by directory in the order of names, and completes the image.
+    pub(super) fn write(mut self) -> Result<Pushed> {
+        let root = self.push()?;
+        let (stats, dirs) = match self.target {
+            Target::Whole { writer, .. } => (writer.finish(root)?, None),
+            Target::Amended(mut amended) => {
+                amended.mark_dead()?;
+                let stats = amended.amender.finish(root)?;
+                (stats, Some(amended.amendment.into_dirs()))
+            }
+        };
+        Ok(Pushed {
+            stats,
+            fresh: self.fresh,
+            dirs,
+        })
     }
 
-    /// The identities of the inodes of the new image.
-    pub(super) fn ids(&self) -> &IdMap {
-        &self.ids
-    }
-
-    /// Pushes everything, directory by directory in the order of names, and returns the root.
-    pub(super) fn push(&mut self, writer: &mut ImageWriter) -> Result<NodeId> {
-        let meta = self.known_meta(writer, Ino::ROOT, &self.attr(Ino::ROOT)?)?;
-        let root = writer.add_directory(&meta)?;
+    fn push(&mut self) -> Result<NodeId> {
+        let meta = self.meta(Ino::ROOT, &self.attr(Ino::ROOT)?)?;
+        self.register_xattrs(Ino::ROOT, &meta)?;
+        let root = self.target.writer().add_directory(&meta)?;
         let mut pending = vec![(Ino::ROOT, root, Some(Ino::ROOT))];
         while let Some((dir, dir_node, twin)) = pending.pop() {
             let listing = self.view.list(dir)?;
@@ -97,15 +183,15 @@ impl<'a> Tree<'a> {
             for (name, ino, kind) in listing.iter() {
                 let node = match self.linked.get(&ino) {
                     Some(node) => *node,
-                    None => match self.keep(writer, ino, kind)? {
+                    None => match self.keep(ino, kind)? {
                         Some(kept) => {
-                            writer.link(dir_node, name, kept)?;
+                            self.target.writer().link(dir_node, name, kept)?;
                             continue;
                         }
-                        None => self.push_object(writer, twin, name, ino)?,
+                        None => self.push_object(twin, name, ino)?,
                     },
                 };
-                writer.link(dir_node, name, node)?;
+                self.target.writer().link(dir_node, name, node)?;
                 if kind == Kind::Directory {
                     below.push((ino, node, self.twin(twin, name, ino)?));
                 }
@@ -113,35 +199,28 @@ impl<'a> Tree<'a> {
             // The last pushed is popped first: directories in the order of names.
             pending.extend(below.into_iter().rev());
         }
-        if let (Some(amendment), Some(old)) = (&self.amendment, self.old) {
-            let lost = amendment.lost.iter().chain(&self.left);
-            for ino in lost.filter(|ino| !self.reused.contains(ino)) {
-                writer.leave(&*old.layout(*ino)?)?;
-            }
-        }
         Ok(root)
     }
 
-    /// Pushes an object that stays as the old image has it; `None` if it does not.
-    fn keep(&mut self, writer: &mut ImageWriter, ino: Ino, kind: Kind) -> Result<Option<NodeId>> {
-        let (Some(amendment), Some(old)) = (&self.amendment, self.old) else {
+    /// Keeps an object that is unchanged in the amended image. Returns `None` if it has to be pushed.
+    fn keep(&mut self, ino: Ino, kind: Kind) -> Result<Option<NodeId>> {
+        let Target::Amended(amended) = &mut self.target else {
             return Ok(None);
         };
-        let place = match old.inode_ref(ino)? {
-            Some(place) if amendment.stays(ino) => place,
-            _ => return Ok(None),
-        };
-        let node = writer.keep(kind.into(), self.number(ino)?, place)?;
-        if kind != Kind::Directory {
+        let kept = amended.keep(self.ids, ino, kind)?;
+        if let Some(node) = kept
+            && kind != Kind::Directory
+        {
             self.linked.insert(ino, node);
         }
-        Ok(Some(node))
+        Ok(kept)
     }
 
-    /// The directory of the old image that a directory was before: itself, or what had its path. (An
-    /// installer that replaces a package removes its directories and makes them anew.)
+    /// Finds the directory of the old image that a directory corresponds to: itself, or the one that
+    /// had its path. (An installer that replaces a package removes its directories and recreates
+    /// them.)
     fn twin(&self, parent: Option<Ino>, name: &[u8], ino: Ino) -> Result<Option<Ino>> {
-        let Some(old) = self.old else {
+        let Some(old) = self.target.old() else {
             return Ok(None);
         };
         if old.inode_ref(ino)?.is_some() {
@@ -164,14 +243,9 @@ impl<'a> Tree<'a> {
         self.view.attr(ino)?.ok_or_else(missing)
     }
 
-    fn number(&self, ino: Ino) -> Result<u32> {
-        let missing = || CommitError::Check(format!("object {ino} has no inode number"));
-        self.ids.number_of(ino).ok_or_else(missing)
-    }
-
     fn meta(&self, ino: Ino, attr: &Attr) -> Result<Meta> {
         Ok(Meta {
-            number: self.number(ino)?,
+            number: inode_number(self.ids, ino)?,
             mode: attr.mode,
             uid: attr.uid,
             gid: attr.gid,
@@ -186,28 +260,19 @@ impl<'a> Tree<'a> {
         })
     }
 
-    /// The same. When tables are amended, the writer learns which xattrs of the old image these are.
-    fn known_meta(&self, writer: &mut ImageWriter, ino: Ino, attr: &Attr) -> Result<Meta> {
-        let meta = self.meta(ino, attr)?;
-        if let (Some(_), Some(old), false) = (&self.amendment, self.old, meta.xattrs.is_empty())
-            && let Some(index) = old.xattr_index(ino)?
-        {
-            let known = old.xattrs(ino)?.into_iter();
-            let known: Vec<_> = known.map(|(n, v)| (n.into_vec(), v.into_vec())).collect();
-            writer.know_xattrs(&known, index);
+    /// Registers the xattrs of an object that is pushed to an amended image.
+    fn register_xattrs(&mut self, ino: Ino, meta: &Meta) -> Result<()> {
+        match self.target.amended_mut() {
+            Some(amended) if !meta.xattrs.is_empty() => amended.register_xattrs(ino),
+            _ => Ok(()),
         }
-        Ok(meta)
     }
 
-    fn push_object(
-        &mut self,
-        writer: &mut ImageWriter,
-        twin: Option<Ino>,
-        name: &[u8],
-        ino: Ino,
-    ) -> Result<NodeId> {
+    fn push_object(&mut self, twin: Option<Ino>, name: &[u8], ino: Ino) -> Result<NodeId> {
         let attr = self.attr(ino)?;
-        let meta = self.known_meta(writer, ino, &attr)?;
+        let meta = self.meta(ino, &attr)?;
+        self.register_xattrs(ino, &meta)?;
+        let writer = self.target.writer();
         let node = match attr.kind {
             Kind::Directory => writer.add_directory(&meta)?,
             Kind::Symlink => writer.add_symlink(&meta, &self.view.read_link(ino)?)?,
@@ -216,7 +281,7 @@ impl<'a> Tree<'a> {
             }
             Kind::Fifo => writer.add_fifo(&meta)?,
             Kind::Socket => writer.add_socket(&meta)?,
-            Kind::File => self.push_file(writer, twin, name, ino, &attr, &meta)?,
+            Kind::File => self.push_file(twin, name, ino, &attr, &meta)?,
         };
         if attr.nlink > 1 && attr.kind != Kind::Directory {
             self.linked.insert(ino, node);
@@ -226,7 +291,6 @@ impl<'a> Tree<'a> {
 
     fn push_file(
         &mut self,
-        writer: &mut ImageWriter,
         twin: Option<Ino>,
         name: &[u8],
         ino: Ino,
@@ -234,24 +298,29 @@ impl<'a> Tree<'a> {
         meta: &Meta,
     ) -> Result<NodeId> {
         let label = || String::from_utf8_lossy(name).into_owned();
-        let Some(old) = self.old else {
+        let Some(old) = self.target.old() else {
             self.fresh.push(ino);
             let source = LayerSource {
                 view: self.view.clone(),
                 ino,
                 label: label(),
             };
-            return Ok(writer.add_file(meta, attr.size, Box::new(source))?);
+            return Ok(self
+                .target
+                .writer()
+                .add_file(meta, attr.size, Box::new(source))?);
         };
         if matches!(self.view.content(ino)?, ContentLayer::Image(_)) {
             self.reuse(ino);
-            return Ok(writer.add_carried(meta, &*old.layout(ino)?)?);
+            return Ok(self.target.writer().add_carried(meta, &*old.layout(ino)?)?);
         }
-        if self.amendment.is_some() && old.is_file(ino)? {
-            self.left.push(ino);
+        if let Some(amended) = self.target.amended_mut()
+            && old.is_file(ino)?
+        {
+            amended.replaced.push(ino);
         }
-        // New content. What the file was before, under its identity or under its path, may have most
-        // of it already.
+        // The content is new, but the file that had this identity or this path before may have most
+        // of the same blocks.
         let before = match (old.inode_ref(ino)?, twin) {
             (Some(_), _) => Some(ino),
             (None, Some(twin)) => match old.lookup(twin, name)? {
@@ -272,32 +341,44 @@ impl<'a> Tree<'a> {
         let Some((before, body)) = before.filter(|(_, body)| body.size() > 0 && attr.size > 0)
         else {
             self.fresh.push(ino);
-            return Ok(writer.add_file(meta, attr.size, Box::new(source))?);
+            return Ok(self
+                .target
+                .writer()
+                .add_file(meta, attr.size, Box::new(source))?);
         };
         let block_size = u64::from(old.image().superblock().block_size);
         let dirty = self.dirty_blocks(old, ino, attr.size, before, body.size(), block_size)?;
         if body.size() == attr.size && !dirty.contains(&true) {
             self.reuse(before);
-            return Ok(writer.add_carried(meta, &body)?);
+            return Ok(self.target.writer().add_carried(meta, &body)?);
         }
         self.fresh.push(ino);
         if !dirty.contains(&false) {
-            return Ok(writer.add_file(meta, attr.size, Box::new(source))?);
+            return Ok(self
+                .target
+                .writer()
+                .add_file(meta, attr.size, Box::new(source))?);
         }
         let mut is_dirty = |block: u64| {
             let block = usize::try_from(block).unwrap_or(usize::MAX);
             dirty.get(block).copied().unwrap_or(true)
         };
-        Ok(writer.add_partly_carried(meta, &body, attr.size, &mut is_dirty, Box::new(source))?)
+        Ok(self.target.writer().add_partly_carried(
+            meta,
+            &body,
+            attr.size,
+            &mut is_dirty,
+            Box::new(source),
+        )?)
     }
 
     fn reuse(&mut self, ino: Ino) {
-        if self.amendment.is_some() {
-            self.reused.insert(ino);
+        if let Some(amended) = self.target.amended_mut() {
+            amended.reused.insert(ino);
         }
     }
 
-    /// Compares new content with old, block by block: true where they differ.
+    /// Compares new content with old. Returns true for each block that differs.
     fn dirty_blocks(
         &self,
         old: &ImageLayer,
@@ -334,6 +415,11 @@ impl<'a> Tree<'a> {
         }
         Ok(true)
     }
+}
+
+fn inode_number(ids: &IdMap, ino: Ino) -> Result<u32> {
+    let missing = || CommitError::Check(format!("object {ino} has no inode number"));
+    ids.number_of(ino).ok_or_else(missing)
 }
 
 /// A file of a view as content for the writer.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::DataStats;
-use super::carry::{OldData, OldFragments};
+use super::carry::{Carry, OldData, OldFragments};
 use super::error::{Result, WriteError};
 use super::output::Output;
 use super::pipeline::{Digest, Done, FileHasher, Piece, Sentinel, Shared, Stored, Work};
@@ -315,8 +315,8 @@ impl Assembler {
             }
             Piece::End => {
                 self.ended = true;
-                if self.old.as_ref().is_some_and(|old| old.compacting) {
-                    self.settle_old_fragments()?;
+                if let Some(Carry::Compact { repack_percent }) = self.carry() {
+                    self.sort_old_fragments(repack_percent)?;
                 }
                 if self.repack.is_empty() {
                     self.flush_fragment()?;
@@ -324,6 +324,10 @@ impl Assembler {
             }
         }
         Ok(())
+    }
+
+    fn carry(&self) -> Option<Carry> {
+        self.old.as_ref().map(|old| old.carry)
     }
 
     /// The newest file; the pusher sends blocks only after a beginning.
@@ -434,7 +438,7 @@ impl Assembler {
     }
 
     fn take_carried(&mut self, layout: &FileBody) -> Result<()> {
-        let compacting = self.old.as_ref().is_some_and(|old| old.compacting);
+        let moves = self.carry().is_some_and(|carry| !carry.is_in_place());
         let (mut fragment, mut offset) = (Fragment::None, 0);
         if let Some(old) = layout.fragment {
             fragment = self.keep_fragment(old.index)?;
@@ -460,7 +464,7 @@ impl Assembler {
             return Ok(());
         }
         let run = (layout.start, len);
-        if compacting {
+        if moves {
             self.moved.push((file, run));
         }
         // A duplicate must not undo the new place of a run that has been copied.
@@ -472,7 +476,7 @@ impl Assembler {
                 .filter(|block| !block.is_hole())
                 .count() as u64;
             self.stats.bytes_carried += len;
-            if compacting {
+            if moves {
                 self.slots.push_back(Slot::Run {
                     from: layout.start,
                     len,
@@ -491,9 +495,9 @@ impl Assembler {
             }
         }
         self.place_repacked();
-        let in_place = self.old.as_ref();
-        let in_place = in_place.is_some_and(|old| !old.compacting && !old.amending);
-        if in_place {
+        // When compacting, nothing else is dead. When amending, most files are not pushed.
+        let appended = self.old.clone().filter(|old| old.carry == Carry::Append);
+        if appended.is_some() {
             let fragments = self.old_fragment_use()?;
             self.stats.dead_in_fragments = fragments.iter().map(FragmentUse::dead).sum();
         }
@@ -503,7 +507,7 @@ impl Assembler {
         self.stats.fragments_carried = u64::from(old_count);
         self.stats.bytes_carried += carried;
         self.stats.fragments = u64::from(old_count) + self.fragments.len() as u64;
-        if let Some(old) = self.old.as_ref().filter(|_| in_place) {
+        if let Some(old) = appended {
             let live = self.runs.keys().copied();
             self.stats.dead_bytes += old.dead_bytes(
                 live.chain(

@@ -1,30 +1,46 @@
-//! What is taken from an old image as it is.
+//! The data that is carried over from an old image.
 
 use std::sync::Arc;
 
 use super::error::{Result, WriteError};
-use super::{AppendOptions, CarryMode};
 use crate::squashfs::CompressorId;
 use crate::squashfs::format::{FileBody, FragmentEntry, METADATA_HEADER_SIZE, SUPERBLOCK_SIZE};
 use crate::squashfs::reader::Image;
 
-/// The old data area as the ordered stage needs it.
+/// How an old image is carried over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carry {
+    /// The whole data area stays at its positions. All tables are written anew.
+    Append,
+    /// Only live data is copied. Fragment blocks of which at least this percentage is dead are
+    /// repacked.
+    Compact { repack_percent: u8 },
+    /// The whole data area stays at its positions, and the tables are continued.
+    Amend,
+}
+
+impl Carry {
+    /// Returns true if the data area stays at its positions.
+    pub(super) fn is_in_place(self) -> bool {
+        match self {
+            Carry::Append | Carry::Amend => true,
+            Carry::Compact { .. } => false,
+        }
+    }
+}
+
+/// The old data area.
 #[derive(Debug, Clone)]
 pub(super) struct OldData {
     pub(super) image: Image,
     pub(super) fragments: Arc<[FragmentEntry]>,
     /// Where its data begins and ends.
     pub(super) data: (u64, u64),
-    /// Whether only live runs are copied, instead of the whole area.
-    pub(super) compacting: bool,
-    /// Whether the tables are amended: all fragment blocks stay then, by their indexes.
-    pub(super) amending: bool,
-    /// When compacting: fragment blocks of which so many percent are dead are taken apart.
-    pub(super) repack_percent: u8,
+    pub(super) carry: Carry,
 }
 
 impl OldData {
-    /// Bytes of the data area that belong to none of the ranges (position, length).
+    /// Returns the number of bytes of the data area outside the given ranges (position, length).
     pub(super) fn dead_bytes(&self, live: impl Iterator<Item = (u64, u64)>) -> u64 {
         let mut live: Vec<(u64, u64)> = live.collect();
         live.sort_unstable();
@@ -36,18 +52,20 @@ impl OldData {
         }
         dead + end.saturating_sub(at)
     }
-}
 
-impl OldData {
-    /// What can be carried from an image.
-    pub(super) fn new(image: &Image, options: &AppendOptions) -> Result<Self> {
+    /// Reads the fragment table of an image and checks that its data can be carried over.
+    pub(super) fn new(image: &Image, carry: Carry) -> Result<Self> {
+        if image.offset() != 0 {
+            let why = "the old image is inside another file".to_owned();
+            return Err(WriteError::Carry(why));
+        }
         let superblock = image.superblock();
         let mut fragments = Vec::new();
         for index in 0..image.fragment_count() {
             fragments.push(image.fragment(index)?);
         }
         if superblock.compressor == CompressorId::Xz {
-            // Readers provide the dictionary that stands here; fresh blocks use one of a block.
+            // Readers allocate the dictionary that is named here; fresh blocks need one of a block.
             let dictionary = image
                 .options_bytes()
                 .and_then(|options| options.first_chunk());
@@ -63,11 +81,9 @@ impl OldData {
             image: image.clone(),
             fragments: fragments.into(),
             data: (area.start, area.end),
-            compacting: options.carry == CarryMode::Compact,
-            amending: options.amend,
-            repack_percent: options.repack_percent,
+            carry,
         };
-        if old.amending {
+        if carry == Carry::Amend {
             for entry in old.fragments.iter() {
                 check_range(&old, entry.start, u64::from(entry.size.stored()))?;
             }
@@ -76,7 +92,7 @@ impl OldData {
     }
 }
 
-/// Where the data area begins: behind the superblock and the compressor options.
+/// Returns where the data area begins: behind the superblock and the compressor options.
 pub(super) fn data_start(options: &[u8]) -> u64 {
     let options = if options.is_empty() {
         0
@@ -86,7 +102,7 @@ pub(super) fn data_start(options: &[u8]) -> u64 {
     (SUPERBLOCK_SIZE + options) as u64
 }
 
-/// Which fragment blocks of the old image live on.
+/// The fragment blocks of the old image, and which of them are live.
 #[derive(Debug, Default)]
 pub(super) struct OldFragments {
     entries: Vec<FragmentEntry>,
@@ -96,13 +112,15 @@ pub(super) struct OldFragments {
 impl OldFragments {
     pub(super) fn new(old: Option<&OldData>) -> Self {
         let entries = old.map_or_else(Vec::new, |old| old.fragments.to_vec());
+        // Inodes that are kept name fragment blocks by their old indexes.
+        let all_live = old.is_some_and(|old| old.carry == Carry::Amend);
         OldFragments {
-            live: vec![old.is_some_and(|old| old.amending); entries.len()],
+            live: vec![all_live; entries.len()],
             entries,
         }
     }
 
-    /// Marks a fragment block as live; true if it was not so before.
+    /// Marks a fragment block as live. Returns true if it was not live before.
     pub(super) fn keep(&mut self, index: u32, old: &OldData) -> Result<bool> {
         let at = index as usize;
         let (Some(live), Some(entry)) = (self.live.get_mut(at), self.entries.get(at)) else {
@@ -118,21 +136,21 @@ impl OldFragments {
         Ok(true)
     }
 
-    /// The live ones, in their order.
+    /// Returns the live blocks with their indexes, in order.
     pub(super) fn live(&self) -> impl Iterator<Item = (u32, FragmentEntry)> {
         let all = self.entries.iter().zip(&self.live).enumerate();
         all.filter(|(_, (_, live))| **live)
             .map(|(index, (entry, _))| (index as u32, *entry))
     }
 
-    /// Lets a fragment block go: its tails are elsewhere now.
-    pub(super) fn leave(&mut self, index: u32) {
+    /// Marks a fragment block as dead: its tails are repacked.
+    pub(super) fn mark_dead(&mut self, index: u32) {
         if let Some(live) = self.live.get_mut(index as usize) {
             *live = false;
         }
     }
 
-    /// Notes the new place of a fragment block; returns its old place and length.
+    /// Sets the new position of a fragment block. Returns its old position and length.
     pub(super) fn place(&mut self, index: u32, at: u64) -> (u64, u64) {
         match self.entries.get_mut(index as usize) {
             Some(entry) => {
@@ -143,7 +161,7 @@ impl OldFragments {
         }
     }
 
-    /// The live entries, the new index of each old one, and the stored bytes of the live ones.
+    /// Returns the live entries, the new index of each old one, and the stored bytes of the live ones.
     pub(super) fn into_table(self) -> (Vec<FragmentEntry>, Vec<Option<u32>>, u64) {
         let mut table = Vec::new();
         let mut bytes = 0;
@@ -163,8 +181,8 @@ impl OldFragments {
     }
 }
 
-/// Refuses a range that is not in the data area of the old image: it would name other bytes in the
-/// new one.
+/// Returns an error for a range outside the data area of the old image: in the new image, it would
+/// name other bytes.
 pub(super) fn check_range(old: &OldData, start: u64, len: u64) -> Result<()> {
     let inside = start >= SUPERBLOCK_SIZE as u64
         && start.checked_add(len).is_some_and(|end| end <= old.data.1);
@@ -178,7 +196,7 @@ pub(super) fn check_range(old: &OldData, start: u64, len: u64) -> Result<()> {
     }
 }
 
-/// Refuses a file that cannot be carried into an image of this block size.
+/// Returns an error for a file that cannot be carried into an image of this block size.
 pub(super) fn check_blocks(layout: &FileBody, block_size: u32, old: &OldData) -> Result<()> {
     let (size, block) = (layout.size, u64::from(block_size));
     let wanted = FileBody::block_count(size, block_size, layout.fragment.is_some());
@@ -191,7 +209,7 @@ pub(super) fn check_blocks(layout: &FileBody, block_size: u32, old: &OldData) ->
     }
     if let Some(fragment) = layout.fragment {
         if size.is_multiple_of(block) {
-            // The kernel refuses it.
+            // The kernel rejects such an inode.
             return Err(WriteError::Carry(format!(
                 "a fragment for a file of {size} bytes"
             )));

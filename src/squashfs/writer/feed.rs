@@ -1,4 +1,4 @@
-//! What feeds the threads: numbers the pieces of content in the order in which they are pushed.
+//! Feeds the threads: numbers the pieces of content in the order in which they are pushed.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -11,19 +11,19 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, unbounded};
 
-use super::amend::{Left, OldTables};
 use super::assembler::{Assembled, Assembler, PER_FILE};
 use super::blocks::{Blocks, Fresh};
 use super::carry::{self, OldData};
 use super::content::Source;
 use super::error::{Result, WriteError};
 use super::nodes::{Meta, NodeId, Tree};
+use super::old_tables::{OldTables, Part};
 use super::output::{Output, copy_range};
 use super::pipeline::{
     Digest, Done, FileHasher, FileStart, Piece, Sentinel, Shared, SmallFile, Stored, Work, Worker,
     wake,
 };
-use super::tables::{self, Part};
+use super::tables;
 use super::{Monitor, WriteStats};
 use crate::squashfs::compress::{Compression, compressor};
 use crate::squashfs::format::{
@@ -35,16 +35,24 @@ use crate::squashfs::reader::FileLayout;
 /// Files in one batch for a worker.
 const BATCH_FILES: usize = 64;
 
-/// What both ways to start have in common.
+/// Whether a finished image is synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durability {
+    Unsynced,
+    /// Everything before the superblock is synced first, then the superblock.
+    Synced,
+}
+
+/// What a new image starts with.
 pub(super) struct Start {
     pub(super) compression: Compression,
     pub(super) superblock: Superblock,
     pub(super) fragments: bool,
     pub(super) codec_options: Vec<u8>,
+    /// Receives the nodes.
+    pub(super) tree: Tree,
     pub(super) old: Option<OldData>,
-    /// The tables of the old image, if they are amended.
-    pub(super) old_tables: Option<OldTables>,
-    /// Bytes left free before the data, which readers do not mind. For tests.
+    /// Bytes left free before the data, which readers ignore. For tests.
     pub(super) gap: u64,
     pub(super) threads: NonZeroUsize,
     pub(super) monitor: Arc<dyn Monitor>,
@@ -62,9 +70,6 @@ pub(super) struct Feed {
     fragments: bool,
     pub(super) tree: Tree,
     old: Option<OldData>,
-    old_tables: Option<OldTables>,
-    /// What of the old data belongs to nothing any more, when tables are amended.
-    left: Left,
 
     next_seq: u64,
     reads: Option<Sender<Work>>,
@@ -78,9 +83,9 @@ pub(super) struct Feed {
     batch: Vec<SmallFile>,
     batch_bytes: usize,
     files: u32,
-    /// Large files that may be found as duplicates, so far.
+    /// Large files so far that later files may be duplicates of.
     whole_files: u64,
-    /// Size and first block of those: how many there were, with the last of this kind.
+    /// By size and first block of those: their number, up to the last of this kind.
     first_blocks: HashMap<Digest, u64>,
     zero_hash: blake3::Hash,
     began: Instant,
@@ -101,8 +106,8 @@ impl Feed {
             superblock,
             fragments,
             codec_options,
+            tree,
             old,
-            old_tables,
             gap,
             threads,
             monitor,
@@ -125,7 +130,7 @@ impl Feed {
         let (reads, read_work) = unbounded();
         let (blocks, block_work) = unbounded();
         let (done, results) = unbounded();
-        // From here on, dropping `inner` ends the threads and removes the file.
+        // From here on, dropping `inner` stops the threads and removes the file.
         let mut inner = Feed {
             path: path.to_owned(),
             unfinished: true,
@@ -134,10 +139,8 @@ impl Feed {
             compression,
             superblock,
             fragments,
-            tree: old_tables.as_ref().map(OldTables::tree).unwrap_or_default(),
+            tree,
             old: old.clone(),
-            old_tables,
-            left: Left::default(),
             next_seq: 0,
             reads: Some(reads),
             blocks: Some(blocks.clone()),
@@ -154,7 +157,7 @@ impl Feed {
             began: Instant::now(),
         };
         let data_at = match &old {
-            Some(old) if !old.compacting => {
+            Some(old) if old.carry.is_in_place() => {
                 let (old, file, shared) = (old.clone(), file.clone(), shared.clone());
                 let (done, end) = (done.clone(), old.data.1);
                 inner.carrier = Some(spawn("carry", move || {
@@ -162,7 +165,7 @@ impl Feed {
                     let blanked = copy_range(old.image.as_file(), 0, &file, 0, end, &mut || {
                         shared.check()
                     })
-                    // Not an image until the superblock is written, last of all.
+                    // The file is not an image until the superblock is written, last of all.
                     .and_then(|()| blank_superblock(&file));
                     if let Err(error) = blanked {
                         shared.fail(error);
@@ -192,8 +195,8 @@ impl Feed {
         Ok(inner)
     }
 
-    /// After a failure in the data there is a node without data: nothing more may come of it.
-    pub(super) fn settle(&mut self, pushed: Result<()>) -> Result<()> {
+    /// Stops the writer if pushing data has failed: the tree has a node without data.
+    pub(super) fn stop_on_failure(&mut self, pushed: Result<()>) -> Result<()> {
         if pushed.is_err() {
             self.shared.fail(WriteError::Failed);
             wake(&self.done);
@@ -244,7 +247,7 @@ impl Feed {
         if let Some(count) = self.first_blocks.get(&look_alike).copied()
             && source.can_reopen()
         {
-            // Probably a duplicate: worth reading it once more than needed.
+            // Probably a duplicate, which justifies one additional read.
             let mut rest = Blocks::open(source, size, self.shared.block_size)?;
             rest.skip()?;
             while rest.next_len() > 0 {
@@ -287,7 +290,7 @@ impl Feed {
         }
     }
 
-    /// Sends a block on its way.
+    /// Sends a block to be compressed, or a hole to the assembler.
     fn block(&mut self, block: Fresh, hash: Option<blake3::Hash>, last: bool) -> Result<()> {
         match block {
             Fresh::Hole(len) => {
@@ -313,7 +316,7 @@ impl Feed {
         }
     }
 
-    /// Takes budget. Files that wait to be a batch hold some, so they must go before we wait.
+    /// Acquires budget. Files of an unsent batch hold some, so the batch is sent before waiting.
     fn acquire(&mut self, bytes: usize) -> Result<()> {
         if self.shared.try_acquire(bytes) {
             return Ok(());
@@ -344,7 +347,7 @@ impl Feed {
             .map_err(|_| self.shared.check().err().unwrap_or(WriteError::Failed))
     }
 
-    /// Refuses a layout that would make a damaged image.
+    /// Returns the inode body for a layout, or an error if it would make a damaged image.
     pub(super) fn checked(&self, layout: &FileLayout) -> Result<FileBody> {
         let old = self.old.as_ref();
         let old = old.ok_or_else(|| WriteError::Carry("there is no old image".into()))?;
@@ -446,18 +449,22 @@ impl Feed {
         content.check_end()
     }
 
-    pub(super) fn finish(mut self, root: NodeId, sync: bool) -> Result<WriteStats> {
+    /// Waits for all data, then writes the tables, and the superblock last. `old_tables` are
+    /// continued.
+    pub(super) fn finish(
+        mut self,
+        root: NodeId,
+        durability: Durability,
+        old_tables: Option<&OldTables>,
+    ) -> Result<WriteStats> {
         self.shared.check()?;
         self.flush_batch()?;
         self.piece(Piece::End)?;
         // While the last blocks are being compressed.
         let order = self.tree.seal(root)?;
         let mut data = self.join()?.ok_or(WriteError::Failed)?;
-        if let (Some(_), Some(old)) = (&self.old_tables, &self.old) {
-            let (dead, in_fragments) = self.left.stored(old)?;
-            data.stats.dead_bytes = dead;
-            data.stats.dead_in_fragments = in_fragments;
-            data.stats.bytes_carried = (old.data.1 - old.data.0).saturating_sub(dead);
+        if let Some(tables) = old_tables {
+            tables.count(&mut data.stats)?;
         }
         let data_time = self.began.elapsed();
         let began_tables = Instant::now();
@@ -468,7 +475,7 @@ impl Feed {
             &order,
             &data,
             self.superblock.clone(),
-            self.old_tables.as_ref(),
+            old_tables,
             &mut codec,
         )?;
         self.shared.check()?;
@@ -478,8 +485,9 @@ impl Feed {
         self.file
             .set_len(image_size)
             .map_err(WriteError::io("padding the image"))?;
+        let sync = durability == Durability::Synced;
         if sync {
-            // A superblock on disk says that all it names is there, too.
+            // Once the superblock is on disk, everything it names must be there too.
             self.file
                 .sync_data()
                 .map_err(WriteError::io("syncing the image"))?;
@@ -506,37 +514,29 @@ impl Feed {
         })
     }
 
-    /// Writes the tables from a position on. Returns how much was copied from the old image.
+    /// Writes the tables from a position on. Returns the number of bytes copied from the old image.
     fn write_tables(&self, parts: &[Part], mut at: u64) -> Result<u64> {
         let mut carried = 0;
         for part in parts {
-            match (part, &self.old) {
-                (Part::Bytes(bytes), _) => self
+            match part {
+                Part::Bytes(bytes) => self
                     .file
                     .write_all_at(bytes, at)
                     .map_err(WriteError::io("writing the tables"))?,
-                (Part::Old { at: from, len }, Some(old)) => {
-                    let old = old.image.as_file();
-                    copy_range(old, *from, &self.file, at, *len, &mut || {
+                Part::Old {
+                    image,
+                    at: from,
+                    len,
+                } => {
+                    copy_range(image.as_file(), *from, &self.file, at, *len, &mut || {
                         self.shared.check()
                     })?;
                     carried += *len;
-                }
-                (Part::Old { .. }, None) => {
-                    return Err(WriteError::Carry("there is no old image".into()));
                 }
             }
             at += part.len();
         }
         Ok(carried)
-    }
-
-    /// When tables are amended, nobody looks at all files to see what of the data is still used: the
-    /// caller tells what is not. Of a fragment block, the part in proportion.
-    pub(super) fn leave(&mut self, layout: &FileLayout) -> Result<()> {
-        let body = self.checked(layout)?;
-        self.left.add(&body, self.superblock.block_size);
-        Ok(())
     }
 
     /// Waits for all threads.
@@ -563,7 +563,7 @@ impl Drop for Feed {
         }
         self.shared.fail(WriteError::Failed);
         wake(&self.done);
-        // The error that brought us here has been reported, or nobody asked for one.
+        // The error has been reported, or the caller gave up without one.
         drop(self.join());
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "unfinished image not removed");

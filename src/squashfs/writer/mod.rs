@@ -27,6 +27,7 @@ mod error;
 mod feed;
 mod metadata;
 mod nodes;
+mod old_tables;
 mod output;
 mod pipeline;
 mod push;
@@ -36,6 +37,7 @@ mod xattrs;
 #[cfg(test)]
 mod tests;
 
+pub use amend::ImageAmender;
 pub use content::{Content, OpenWith, Source, Stream};
 pub use error::{Found, Result, WriteError};
 pub use nodes::{Meta, NodeId};
@@ -86,10 +88,6 @@ pub struct AppendOptions {
     /// When compacting: fragment blocks of which so many percent belong to nothing are expanded, and
     /// what is left in them is packed anew.
     pub repack_percent: u8,
-    /// Whether inodes and listings that stay are taken over as they are stored. Then only what is new
-    /// or different is pushed, with all directories on the way to it; see
-    /// [`ImageWriter::keep`].
-    pub amend: bool,
     /// Level for fresh data; `None` for the codec's usual one. The codec must be that of the
     /// old image (or none).
     pub compression: Option<Compression>,
@@ -106,7 +104,31 @@ impl Default for AppendOptions {
         AppendOptions {
             carry: CarryMode::Append,
             repack_percent: 25,
-            amend: false,
+            compression: None,
+            threads: default_threads(),
+            mkfs_time: 0,
+            monitor: Arc::new(Unheard),
+        }
+    }
+}
+
+/// How to amend an old image.
+#[derive(Debug, Clone)]
+pub struct AmendOptions {
+    /// Level for fresh data, or `None` for the default level. The codec must be that of the old
+    /// image, or `Compression::None`.
+    pub compression: Option<Compression>,
+    /// Threads that compress.
+    pub threads: NonZeroUsize,
+    /// Creation time in the superblock, in seconds since 1970.
+    pub mkfs_time: u32,
+    /// Receives progress reports and may cancel.
+    pub monitor: Arc<dyn Monitor>,
+}
+
+impl Default for AmendOptions {
+    fn default() -> Self {
+        AmendOptions {
             compression: None,
             threads: default_threads(),
             mkfs_time: 0,
@@ -168,7 +190,7 @@ pub struct DataStats {
     pub fresh_bytes: u64,
     /// Stored bytes of the data area that belong to nothing; of a fragment block that is partly
     /// used, the part in proportion. When tables are amended: what has been
-    /// [left](ImageWriter::leave), which may be too much where files share data.
+    /// [marked dead](ImageAmender::mark_dead), which may be too much where files share data.
     pub dead_bytes: u64,
     /// What of them is in fragment blocks that are partly used.
     pub dead_in_fragments: u64,

@@ -1,29 +1,28 @@
-//! [`ImageWriter`]: the side of the writer that nodes are pushed into.
+//! [`ImageWriter`], which receives the nodes of an image.
 
 use std::path::Path;
 
-use super::amend::OldTables;
-use super::carry::OldData;
+use super::carry::{Carry, OldData};
 use super::content::Source;
 use super::error::{Result, WriteError};
-use super::feed::{Feed, Start};
-use super::nodes::{Meta, NodeId};
-use super::{AppendOptions, CarryMode, WriteStats, WriterOptions};
+use super::feed::{Durability, Feed, Start};
+use super::nodes::{Meta, NodeId, Tree};
+use super::{AmendOptions, AppendOptions, CarryMode, WriteStats, WriterOptions};
 use crate::squashfs::compress::{Compression, options_block};
 use crate::squashfs::format::{
     ABSENT, Flags, InodeKind, InodeRef, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, Superblock,
 };
 use crate::squashfs::reader::{FileLayout, Image};
 
-/// Builds one image. Push nodes, link them, then [`finish`](ImageWriter::finish). Dropped before
-/// that, or after an error, it removes its file.
+/// Builds one image: add nodes, link them, then call [`finish`](ImageWriter::finish). A writer that is
+/// dropped before that, or after an error, removes its file.
 #[derive(Debug)]
 pub struct ImageWriter {
-    feed: Feed,
+    pub(super) feed: Feed,
 }
 
 impl ImageWriter {
-    /// Starts a new image in a file that is created, or emptied.
+    /// Starts a new image in a file that is created or emptied.
     pub fn create(path: &Path, options: WriterOptions) -> Result<Self> {
         Self::create_with_gap(path, options, 0)
     }
@@ -60,8 +59,8 @@ impl ImageWriter {
             },
             fragments: options.fragments,
             codec_options: codec_options.unwrap_or_default(),
+            tree: Tree::default(),
             old: None,
-            old_tables: None,
             gap,
             threads: options.threads,
             monitor: options.monitor,
@@ -71,13 +70,32 @@ impl ImageWriter {
         })
     }
 
-    /// Starts a new image with data of an old one, in a file that is created, or emptied.
+    /// Starts a new image with data of an old one, in a file that is created or emptied.
     pub fn append(path: &Path, old: &Image, options: AppendOptions) -> Result<Self> {
-        if old.offset() != 0 {
-            let why = "the old image is inside another file".to_owned();
-            return Err(WriteError::Carry(why));
-        }
-        let id = old.superblock().compressor;
+        let carry = match options.carry {
+            CarryMode::Append => Carry::Append,
+            CarryMode::Compact => Carry::Compact {
+                repack_percent: options.repack_percent,
+            },
+        };
+        let common = AmendOptions {
+            compression: options.compression,
+            threads: options.threads,
+            mkfs_time: options.mkfs_time,
+            monitor: options.monitor,
+        };
+        Self::build_on(path, OldData::new(old, carry)?, Tree::default(), common)
+    }
+
+    /// Starts a new image with data of an old one.
+    pub(super) fn build_on(
+        path: &Path,
+        old: OldData,
+        tree: Tree,
+        options: AmendOptions,
+    ) -> Result<Self> {
+        let image = &old.image;
+        let id = image.superblock().compressor;
         let compression = match options.compression {
             Some(compression) if compression == Compression::None || compression.id() == id => {
                 compression
@@ -90,28 +108,19 @@ impl ImageWriter {
             None => Compression::for_id(id)
                 .ok_or_else(|| WriteError::Carry(format!("{id} is only read, never written")))?,
         };
-        let codec_options = old.options_bytes().unwrap_or_default().to_vec();
-        let compacting = options.carry == CarryMode::Compact;
-        let mut superblock = old.superblock().clone();
+        let codec_options = image.options_bytes().unwrap_or_default().to_vec();
+        let mut superblock = image.superblock().clone();
         superblock.mkfs_time = options.mkfs_time;
         superblock.flags.0 |= Flags::EXPORTABLE | Flags::DUPLICATES;
         superblock.flags.0 &= !Flags::NO_XATTRS;
         let fragments = !superblock.flags.has(Flags::NO_FRAGMENTS);
-        if compacting && options.amend {
-            return Err(WriteError::Amend("its data moves".into()));
-        }
-        let old_tables = match options.amend {
-            true => Some(OldTables::new(old)?),
-            false => None,
-        };
-        let old = OldData::new(old, &options)?;
         let start = Start {
             compression,
             superblock,
             fragments,
             codec_options,
+            tree,
             old: Some(old),
-            old_tables,
             gap: 0,
             threads: options.threads,
             monitor: options.monitor,
@@ -121,28 +130,28 @@ impl ImageWriter {
         })
     }
 
-    /// Adds a file of `size` bytes with fresh content, which is opened and read later, while this
-    /// and further calls run. Fails if the content turns out to be of another length.
+    /// Adds a file of `size` bytes with fresh content, which is opened and read later, during this
+    /// and further calls. Fails if the content has another length.
     pub fn add_file(&mut self, meta: &Meta, size: u64, source: Box<dyn Source>) -> Result<NodeId> {
         let node = self.feed.add_file_node(meta, size)?;
         let pushed = self.feed.push_file(size, source);
-        self.feed.settle(pushed)?;
+        self.feed.stop_on_failure(pushed)?;
         Ok(node)
     }
 
-    /// Adds a file whose data stays where it is in the old image (or is copied still compressed,
+    /// Adds a file whose data stays at its position in the old image (or is copied still compressed,
     /// when compacting). `layout` comes from an inode of the old image.
     pub fn add_carried(&mut self, meta: &Meta, layout: &FileLayout) -> Result<NodeId> {
         let layout = self.feed.checked(layout)?;
         let node = self.feed.add_file_node(meta, layout.size)?;
         let pushed = self.feed.push_carried(&layout);
-        self.feed.settle(pushed)?;
+        self.feed.stop_on_failure(pushed)?;
         Ok(node)
     }
 
-    /// Adds a file of which some blocks have changed since the old image. Blocks of `layout` that
-    /// `dirty` does not claim (by their number) are copied still compressed; the others are
-    /// read from `source`, which has the new content of `size` bytes.
+    /// Adds a file some of whose blocks have changed since the old image. `source` has the new
+    /// content of `size` bytes. Blocks for whose number `dirty` returns false are copied from
+    /// `layout`, still compressed; the others are read from `source`.
     pub fn add_partly_carried(
         &mut self,
         meta: &Meta,
@@ -154,7 +163,7 @@ impl ImageWriter {
         let layout = self.feed.checked(layout)?;
         let node = self.feed.add_file_node(meta, size)?;
         let pushed = self.feed.push_partly_carried(&layout, size, dirty, source);
-        self.feed.settle(pushed)?;
+        self.feed.stop_on_failure(pushed)?;
         Ok(node)
     }
 
@@ -168,7 +177,7 @@ impl ImageWriter {
         self.feed.tree.add_symlink(meta, target)
     }
 
-    /// Adds a character device node, or a block device node. `device` is as in `st_rdev`.
+    /// Adds a block or character device node. `device` is as in `st_rdev`.
     pub fn add_device(&mut self, meta: &Meta, block: bool, device: u64) -> Result<NodeId> {
         let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
         if major >= 1 << 12 || minor >= 1 << 20 {
@@ -197,44 +206,26 @@ impl ImageWriter {
         self.feed.tree.add(InodeKind::Socket, meta, 0)
     }
 
-    /// When tables are amended: adds an inode of the old image that stays as it is there, with this
-    /// number, at this place. It needs names, as every node. What is in a directory stays too.
-    pub fn keep(&mut self, kind: InodeKind, number: u32, at: InodeRef) -> Result<NodeId> {
-        self.feed.tree.keep(kind, number, at)
-    }
-
-    /// When tables are amended: tells the index that a list of xattrs has in the old image, by which
-    /// nodes that are added may have it. They cannot have others.
-    pub fn know_xattrs(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)], index: u32) {
-        self.feed.tree.xattrs.know(xattrs, index);
-    }
-
-    /// When tables are amended: tells that a file of the old image, or its content, is in the new
-    /// one no more.
-    pub fn leave(&mut self, layout: &FileLayout) -> Result<()> {
-        self.feed.leave(layout)
-    }
-
-    /// Gives a node a name in a directory. Names may come in any order. Every node but the root
-    /// needs a name, directories just one.
+    /// Gives a node a name in a directory. Names may come in any order. Every node except the root
+    /// needs a name; a directory must have exactly one.
     pub fn link(&mut self, dir: NodeId, name: &[u8], child: NodeId) -> Result<()> {
         self.feed.tree.link(dir, name, child)
     }
 
-    /// Completes the image with `root` as its root directory: waits for all data, writes the tables,
-    /// and last the superblock. The file is not synced.
+    /// Completes the image with `root` as its root directory: waits for all data, then writes the
+    /// tables, and the superblock last. The file is not synced.
     pub fn finish(self, root: NodeId) -> Result<WriteStats> {
-        self.feed.finish(root, false)
+        self.feed.finish(root, Durability::Unsynced, None)
     }
 
-    /// The same, and syncs the file: all before the superblock first, then the superblock. (The
-    /// directory the file is in is up to the caller.)
+    /// Completes the image and syncs the file: everything before the superblock first, then the
+    /// superblock. The caller must sync the directory.
     pub fn finish_synced(self, root: NodeId) -> Result<WriteStats> {
-        self.feed.finish(root, true)
+        self.feed.finish(root, Durability::Synced, None)
     }
 }
 
-/// A superblock of which nothing is known.
+/// Returns a superblock without any tables.
 fn blank() -> Superblock {
     Superblock {
         inodes: 0,

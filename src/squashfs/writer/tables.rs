@@ -11,11 +11,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::amend::OldTables;
 use super::assembler::{Assembled, FileData};
 use super::error::{Result, WriteError};
 use super::metadata::{Codec, MetadataWriter};
 use super::nodes::{Entry, Node, NodeId, Tree};
+use super::old_tables::{OldTables, Part};
 use crate::squashfs::format::{
     ABSENT, DIRECTORY_ENTRY_SIZE, DIRECTORY_HEADER_SIZE, DirectoryBody, DirectoryEntry,
     DirectoryHeader, DirectoryIndexEntry, FileBody, FragmentRef, Inode, InodeBody, InodeKind,
@@ -24,25 +24,6 @@ use crate::squashfs::format::{
 
 /// Not yet written.
 const NOWHERE: InodeRef = InodeRef(u64::MAX);
-
-/// A piece of the tables.
-pub(super) enum Part {
-    Bytes(Vec<u8>),
-    /// A range of the old image.
-    Old {
-        at: u64,
-        len: u64,
-    },
-}
-
-impl Part {
-    pub(super) fn len(&self) -> u64 {
-        match self {
-            Part::Bytes(bytes) => bytes.len() as u64,
-            Part::Old { len, .. } => *len,
-        }
-    }
-}
 
 /// All tables, one piece after another.
 pub(super) struct Tables {
@@ -71,8 +52,8 @@ impl Tables {
     }
 }
 
-/// All tables for the position behind the data. `superblock` has what does not depend on them. With
-/// `old`, the tables of the old image are amended.
+/// Builds all tables for the position behind the data. `superblock` has the fields that do not depend
+/// on them. With `old`, the tables of the old image are continued.
 pub(super) fn build(
     tree: &Tree,
     root: NodeId,

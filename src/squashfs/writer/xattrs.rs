@@ -23,21 +23,21 @@ type List = Vec<(Vec<u8>, Vec<u8>)>;
 pub(super) struct XattrLists {
     lists: Vec<List>,
     index: HashMap<List, u32>,
-    /// Only lists that are known may be used: the table is that of the old image.
-    closed: bool,
+    /// True if the table is that of the old image, so that only registered lists can be used.
+    is_closed: bool,
 }
 
 impl XattrLists {
-    /// The lists of an old image, of which only those count that are [`know`](Self::know)n.
+    /// Returns the lists of an old image, none of them [registered](Self::register) yet.
     pub(super) fn of_old_image() -> Self {
         XattrLists {
-            closed: true,
+            is_closed: true,
             ..XattrLists::default()
         }
     }
 
-    /// Notes the index of a list in the old image.
-    pub(super) fn know(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)], index: u32) {
+    /// Registers the index of a list in the old image.
+    pub(super) fn register(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)], index: u32) {
         let mut list = xattrs.to_vec();
         list.sort_unstable();
         self.index.insert(list, index);
@@ -72,7 +72,7 @@ impl XattrLists {
         if let Some(index) = self.index.get(&list) {
             return Ok(*index);
         }
-        if self.closed {
+        if self.is_closed {
             return Err(WriteError::Amend(
                 "a list of extended attributes is new".into(),
             ));

@@ -108,12 +108,11 @@ impl Assembler {
 
     /// When compacting, after the last file: copies the fragment blocks that are well used, and
     /// notes the others for [`Assembler::repack_next`].
-    pub(super) fn settle_old_fragments(&mut self) -> Result<()> {
-        let percent = self.old.as_ref().map_or(100, |old| old.repack_percent);
+    pub(super) fn sort_old_fragments(&mut self, percent: u8) -> Result<()> {
         for fragment in self.old_fragment_use()? {
             let index = fragment.index;
             if fragment.is_worth_repacking(percent) {
-                self.old_fragments.leave(index);
+                self.old_fragments.mark_dead(index);
                 self.repack.push_back((index, fragment.tails));
             } else {
                 self.stats.dead_in_fragments += fragment.dead();

@@ -20,30 +20,29 @@ struct Amending<'a> {
     old: &'a Image,
     tree: &'a Path,
     changed: &'a BTreeSet<PathBuf>,
-    writer: ImageWriter,
+    amender: ImageAmender,
     next_number: u32,
     linked: BTreeMap<u32, NodeId>,
 }
 
 fn amend(image: &Path, old: &Image, tree: &Path, changed: &[&str]) -> Result<WriteStats> {
     let changed: BTreeSet<PathBuf> = changed.iter().map(PathBuf::from).collect();
-    let options = AppendOptions {
-        amend: true,
+    let options = AmendOptions {
         threads: 2.try_into().unwrap(),
         mkfs_time: 1_700_000_000,
-        ..AppendOptions::default()
+        ..AmendOptions::default()
     };
     let mut amending = Amending {
         old,
         tree,
         changed: &changed,
-        writer: ImageWriter::append(image, old, options)?,
+        amender: ImageAmender::create(image, old, options)?,
         next_number: old.superblock().inodes + 1,
         linked: BTreeMap::new(),
     };
     let root = old.inode(old.root()).unwrap();
     let root = amending.directory(Path::new(""), Some(&root))?;
-    amending.writer.finish(root)
+    amending.amender.finish(root)
 }
 
 impl Amending<'_> {
@@ -53,14 +52,14 @@ impl Amending<'_> {
         self.next_number += u32::from(before.is_none());
         if let Some((inode, index)) = before.and_then(|inode| Some((inode, inode.xattr?))) {
             let list = self.old.xattrs(inode).unwrap();
-            self.writer.know_xattrs(&list, index);
+            self.amender.register_xattrs(&list, index);
         }
         meta
     }
 
     fn directory(&mut self, at: &Path, before: Option<&Inode>) -> Result<NodeId> {
         let meta = self.meta(at, before);
-        let dir = self.writer.add_directory(&meta)?;
+        let dir = self.amender.writer().add_directory(&meta)?;
         let mut names: Vec<_> = fs::read_dir(self.tree.join(at)).unwrap().collect();
         names.sort_by_key(|entry| entry.as_ref().unwrap().file_name());
         for entry in names {
@@ -77,19 +76,19 @@ impl Amending<'_> {
             let node = match known {
                 Some(entry) if !on_the_way => match self.linked.get(&entry.number) {
                     Some(node) => *node,
-                    None => self.writer.keep(entry.kind, entry.number, entry.inode)?,
+                    None => self.amender.keep(entry.kind, entry.number, entry.inode)?,
                 },
                 _ if stat.is_dir() => self.directory(&path, inode.as_ref())?,
                 _ => {
                     let meta = self.meta(&path, inode.as_ref());
                     let source = Box::new(self.tree.join(&path));
-                    self.writer.add_file(&meta, stat.len(), source)?
+                    self.amender.writer().add_file(&meta, stat.len(), source)?
                 }
             };
             if let Some(entry) = known {
                 self.linked.insert(entry.number, node);
             }
-            self.writer.link(dir, bytes, node)?;
+            self.amender.writer().link(dir, bytes, node)?;
         }
         Ok(dir)
     }
@@ -242,11 +241,8 @@ fn what_cannot_be_amended_is_refused() {
     // Numbers that do not go on where those of the old image end.
     let old = open(&image);
     for number in [0, 1, old.superblock().inodes + 2] {
-        let options = AppendOptions {
-            amend: true,
-            ..AppendOptions::default()
-        };
-        let mut writer = ImageWriter::append(&new, &old, options).unwrap();
+        let mut amender = ImageAmender::create(&new, &old, AmendOptions::default()).unwrap();
+        let writer = amender.writer();
         let root = old.inode(old.root()).unwrap();
         let numbered = |number| Meta {
             number,
@@ -257,9 +253,9 @@ fn what_cannot_be_amended_is_refused() {
         writer.link(root, b"fifo", node).unwrap();
         let known = inode_at(&old, "one");
         let place = old.inode_ref(known.number).unwrap();
-        let kept = writer.keep(known.kind(), 1, place).unwrap();
-        writer.link(root, b"kept", kept).unwrap();
-        let refused = writer.finish(root);
+        let kept = amender.keep(known.kind(), 1, place).unwrap();
+        amender.writer().link(root, b"kept", kept).unwrap();
+        let refused = amender.finish(root);
         assert!(
             matches!(refused, Err(WriteError::Tree { .. })),
             "{number}: {refused:?}"
