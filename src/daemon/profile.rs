@@ -1,5 +1,5 @@
 //! The access profile of an environment: which blocks of its image were used first at the last
-//! mount, so that they are expanded ahead of their use at the next.
+//! mount, so that they are decompressed ahead of their use at the next.
 //!
 //! It is a hint in a file of its own. None, a damaged one, or one of another image is as good as an
 //! empty one; nothing waits for it and nothing fails with it.
@@ -47,19 +47,19 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    /// Begins to note what is used of the image of a view, and to expand ahead of use what was used
+    /// Begins to note what is used of the image of a view, and to decompress ahead of use what was used
     /// the last time.
     pub(super) fn begin(path: PathBuf, union: &Union) -> Profile {
         with_image(union, |image| {
             image.note_uses();
             match read(&path, Of::image(image)) {
                 Ok(order) if !order.is_empty() => {
-                    let ahead = image.expand_ahead(order);
+                    let ahead = image.decompress_ahead(order);
                     let started = std::thread::Builder::new()
                         .name(String::from("ahead"))
                         .spawn(ahead);
                     if let Err(error) = started {
-                        tracing::debug!(%error, "nothing is expanded ahead of use");
+                        tracing::debug!(%error, "nothing is decompressed ahead of use");
                     }
                 }
                 Ok(_) => {}

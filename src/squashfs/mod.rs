@@ -20,7 +20,7 @@
 //!
 //! - A **data block** has no header: its stored size is a word in the inode's block list
 //!   ([`format::BlockSize`]: bit 24 says "stored as it is", 0 says "a hole").
-//! - A **metadata block** has a 2 byte header and expands to at most 8 KiB
+//! - A **metadata block** has a 2 byte header and decompresses to at most 8 KiB
 //!   ([`format::MetadataHeader`]).
 //! - A file is its full blocks, one after another in the data area, plus perhaps a tail inside
 //!   a **fragment** block shared with other files.

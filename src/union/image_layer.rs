@@ -346,7 +346,7 @@ impl Layer for ImageLayer {
         let block_size = u64::from(self.image.superblock().block_size);
         let last = offset.saturating_add(len.saturating_sub(1) as u64);
         let mut blocks = offset / block_size..=last / block_size;
-        blocks.all(|index| self.image.is_expanded(&layout, index))
+        blocks.all(|index| self.image.is_decompressed(&layout, index))
     }
 
     fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<Option<u64>> {

@@ -64,7 +64,7 @@ enum Action {
         /// Path in the image.
         path: PathBuf,
     },
-    /// Walk the whole tree and expand every block.
+    /// Walk the whole tree and decompress every block.
     Verify {
         #[command(flatten)]
         image: ImageFile,

@@ -88,7 +88,7 @@ fn lines(stats: &Stats) -> Vec<String> {
             ),
         ),
         (
-            "expanded",
+            "decompressed",
             format!(
                 "{} of data, {} of metadata",
                 output::count(images.data_blocks, "block"),

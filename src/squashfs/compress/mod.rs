@@ -216,9 +216,9 @@ pub trait Compressor: Send {
     fn compress(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool>;
 }
 
-/// Expands blocks, one at a time. One per thread; contexts are kept between blocks.
+/// Decompresses blocks, one at a time. One per thread; contexts are kept between blocks.
 pub trait Decompressor: Send {
-    /// Expands `input` into `out` and returns the length; an error if it would be longer.
+    /// Decompresses `input` into `out` and returns the length; an error if it would be longer.
     fn decompress(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize>;
 }
 
@@ -255,12 +255,12 @@ pub fn decompressor(id: CompressorId) -> Result<Box<dyn Decompressor>> {
     })
 }
 
-/// Bytes at the beginning of a block that [`expanded_len`] wants to see (fewer for a short block).
+/// Bytes at the beginning of a block that [`decompressed_len`] wants to see (fewer for a short block).
 pub const FRAME_HEADER: usize = 18;
 
-/// The expanded length of a block, as far as its first bytes tell: only zstd's do. What they say is
+/// The decompressed length of a block, as far as its first bytes tell: only zstd's do. What they say is
 /// a claim, not a fact.
-pub fn expanded_len(id: CompressorId, head: &[u8]) -> Option<u64> {
+pub fn decompressed_len(id: CompressorId, head: &[u8]) -> Option<u64> {
     match id {
         CompressorId::Zstd => ::zstd::zstd_safe::get_frame_content_size(head).ok()?,
         _ => None,

@@ -53,7 +53,7 @@ impl DirectoryHeader {
 /// One entry. Its name follows it in a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectoryEntry {
-    /// Offset of the inode in its metadata block, expanded.
+    /// Offset of the inode in its metadata block, decompressed.
     pub offset: u16,
     /// Inode number, relative to the header's.
     pub delta: i16,

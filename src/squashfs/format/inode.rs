@@ -124,7 +124,7 @@ pub enum InodeBody {
 pub struct DirectoryBody {
     /// Metadata block in which the listing begins, relative to the directory table.
     pub block_start: u32,
-    /// Offset in that block, expanded.
+    /// Offset in that block, decompressed.
     pub offset: u16,
     /// Bytes of listing, without the 3 that the stored `file_size` counts more.
     pub listing_size: u32,
@@ -139,7 +139,7 @@ pub struct DirectoryBody {
 pub struct FragmentRef {
     /// Entry in the fragment table.
     pub index: u32,
-    /// Offset in the expanded fragment block.
+    /// Offset in the decompressed fragment block.
     pub offset: u32,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What every metadata block but the last of its table expands to.
+/// What every metadata block but the last of its table decompresses to.
 pub const METADATA_SIZE: usize = 8192;
 /// Bytes of header before a metadata block.
 pub const METADATA_HEADER_SIZE: usize = 2;
@@ -44,7 +44,7 @@ impl MetadataHeader {
 }
 
 /// Names a place in a table of metadata blocks: the block's position relative to the start of
-/// the table (in stored bytes) in the upper 48 bits, an offset in the expanded block in the
+/// the table (in stored bytes) in the upper 48 bits, an offset in the decompressed block in the
 /// lower 16. For inodes, also their name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct InodeRef(pub u64);
@@ -58,7 +58,7 @@ impl InodeRef {
     pub fn block(self) -> u64 {
         self.0 >> 16
     }
-    /// The offset in the expanded block.
+    /// The offset in the decompressed block.
     pub fn offset(self) -> u16 {
         (self.0 & 0xffff) as u16
     }

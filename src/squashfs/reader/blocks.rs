@@ -1,4 +1,4 @@
-//! From stored bytes to expanded ones: positional reads, pooled codec contexts, three caches.
+//! From stored bytes to decompressed ones: positional reads, pooled codec contexts, three caches.
 
 use std::{
     fs::File,
@@ -19,7 +19,7 @@ use crate::squashfs::{
     format::{BlockSize, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader},
 };
 
-/// An expanded metadata block, and where the next one begins.
+/// An decompressed metadata block, and where the next one begins.
 #[derive(Debug)]
 pub(super) struct MetadataBlock {
     pub(super) bytes: Vec<u8>,
@@ -35,7 +35,7 @@ pub struct ReadCounts {
     pub reads: u64,
     /// Bytes of them.
     pub bytes_read: u64,
-    /// Metadata blocks read, and expanded where they were compressed.
+    /// Metadata blocks read, and decompressed where they were compressed.
     pub metadata_blocks: u64,
     /// Data and fragment blocks, the same.
     pub data_blocks: u64,
@@ -59,7 +59,7 @@ pub(super) struct Blocks {
     workers: Idle<Worker>,
     metadata: Cache<u64, Arc<MetadataBlock>>,
     /// Data and fragment blocks in one budget: which of them a user needs again, only use can tell.
-    expanded: Cache<Key, Block>,
+    data_cache: Cache<Key, Block>,
     zeros: Block,
     buffers: Arc<Buffers>,
     counters: Counters,
@@ -102,7 +102,7 @@ impl Blocks {
             block_size,
             workers,
             metadata: Cache::new(metadata_bytes),
-            expanded: Cache::new(data_bytes),
+            data_cache: Cache::new(data_bytes),
             zeros: Block::zeros(block_size as usize),
             buffers: Buffers::new(block_size as usize),
             counters: Counters::default(),
@@ -123,10 +123,10 @@ impl Blocks {
 
     /// How often the caches of metadata and of data had what was asked for.
     pub(super) fn hits(&self) -> (Hits, Hits) {
-        (self.metadata.hits(), self.expanded.hits())
+        (self.metadata.hits(), self.data_cache.hits())
     }
 
-    /// Bytes that the cache of expanded data may take.
+    /// Bytes that the cache of decompressed data may take.
     pub(super) fn data_budget(&self) -> usize {
         self.data_budget
     }
@@ -150,7 +150,7 @@ impl Blocks {
         result
     }
 
-    /// Reads and expands a block, past all caches. `expected` is what it must expand to; `None`
+    /// Reads and decompresses a block, past all caches. `expected` is what it must decompress to; `None`
     /// if anything up to the block size will do.
     pub(super) fn load(
         &self,
@@ -191,8 +191,8 @@ impl Blocks {
     }
 
     /// Returns true if a block is in the cache, or is a hole.
-    pub(super) fn is_expanded(&self, start: u64, size: BlockSize) -> bool {
-        size.is_hole() || self.expanded.peek((start, size.0)).is_some()
+    pub(super) fn is_decompressed(&self, start: u64, size: BlockSize) -> bool {
+        size.is_hole() || self.data_cache.peek((start, size.0)).is_some()
     }
 
     /// A data block, from the cache if it is there.
@@ -201,18 +201,18 @@ impl Blocks {
             return Ok(self.zeros.slice(0..expected));
         }
         self.uses.note(BlockUse::new(start, size, expected));
-        self.expand_data(start, size, expected)
+        self.decompress_data(start, size, expected)
     }
 
     /// A data block that is no hole, without this being a use of it.
-    pub(super) fn expand_data(
+    pub(super) fn decompress_data(
         &self,
         start: u64,
         size: BlockSize,
         expected: usize,
     ) -> Result<Block> {
         let what = "data block";
-        let block = self.expand(what, start, size, Some(expected))?;
+        let block = self.decompress(what, start, size, Some(expected))?;
         // In a damaged image two files may claim one block with different lengths.
         if block.len() != expected {
             let detail = format!("{} bytes where {expected} belong", block.len());
@@ -224,23 +224,23 @@ impl Blocks {
     /// A fragment block, from the cache if it is there.
     pub(super) fn fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
         self.uses.note(BlockUse::new(start, size, 0));
-        self.expand_fragment(start, size)
+        self.decompress_fragment(start, size)
     }
 
     /// A fragment block, without this being a use of it.
-    pub(super) fn expand_fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
-        self.expand("fragment block", start, size, None)
+    pub(super) fn decompress_fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
+        self.decompress("fragment block", start, size, None)
     }
 
     /// As [`Blocks::load`], from the cache if it is there.
-    fn expand(
+    fn decompress(
         &self,
         what: &'static str,
         start: u64,
         size: BlockSize,
         expected: Option<usize>,
     ) -> Result<Block> {
-        self.expanded.get((start, size.0), || {
+        self.data_cache.get((start, size.0), || {
             let block = self.load(what, start, size, expected)?;
             let held = block.held();
             Ok((block, held))
@@ -269,7 +269,7 @@ impl Blocks {
         Ok(block)
     }
 
-    /// Reads and expands a metadata block, past the cache.
+    /// Reads and decompresses a metadata block, past the cache.
     pub(super) fn load_metadata(
         &self,
         what: &'static str,

@@ -1,4 +1,4 @@
-//! Expanded bytes, and the buffers they are in.
+//! Decompressed bytes, and the buffers they are in.
 //!
 //! A cache of blocks that come and go all the time is the worst customer of an allocator: blocks of
 //! every length, taken by one thread and given back by another. It held twice what the cache did.
@@ -14,7 +14,7 @@ use super::idle::Idle;
 
 /// Bytes of idle buffers that are kept.
 const IDLE_BYTES: usize = 1 << 20;
-/// But at least so many, and not more than threads that may expand at once and then some.
+/// But at least so many, and not more than threads that may decompress at once and then some.
 const IDLE: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Where buffers of one length come from and go back to.
@@ -77,7 +77,7 @@ impl Drop for Buffer {
     }
 }
 
-/// Expanded bytes, shared with the cache: cloning and slicing copy nothing.
+/// Decompressed bytes, shared with the cache: cloning and slicing copy nothing.
 #[derive(Clone)]
 pub struct Block {
     buffer: Arc<Buffer>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Block, Image};
 use crate::squashfs::{
     Error, Result,
-    compress::{FRAME_HEADER, expanded_len},
+    compress::{FRAME_HEADER, decompressed_len},
     format::{BlockSize, FragmentEntry, FragmentRef, Inode, InodeBody, InodeRef},
 };
 
@@ -13,7 +13,7 @@ use crate::squashfs::{
 const STRIDE: usize = 32;
 
 /// Everything about where a file's data lies: enough to read it, and to carry it over to
-/// another image without expanding it.
+/// another image without decompressing it.
 #[derive(Debug)]
 pub struct FileLayout {
     start: u64,
@@ -56,7 +56,7 @@ impl FileLayout {
     pub fn block_count(&self) -> u64 {
         self.blocks.len() as u64 + u64::from(self.fragment.is_some())
     }
-    /// Bytes in a block, expanded.
+    /// Bytes in a block, decompressed.
     pub fn block_len(&self, index: u64) -> usize {
         let block_size = u64::from(self.block_size);
         let before = index.saturating_mul(block_size);
@@ -158,7 +158,7 @@ impl Image {
         })
     }
 
-    /// A block of a file, expanded: shared with the cache, not copied. Blocks are numbered from
+    /// A block of a file, decompressed: shared with the cache, not copied. Blocks are numbered from
     /// 0; the tail in a fragment is the last.
     pub fn block(&self, file: &FileLayout, index: u64) -> Result<Block> {
         if let Some((start, size)) = file.position(index) {
@@ -175,13 +175,13 @@ impl Image {
         }
     }
 
-    /// Returns true if a block of a file need not be read and expanded before it can be had. Past
-    /// the end of the file there is nothing to expand.
-    pub fn is_expanded(&self, file: &FileLayout, index: u64) -> bool {
+    /// Returns true if a block of a file need not be read and decompressed before it can be had. Past
+    /// the end of the file there is nothing to decompress.
+    pub fn is_decompressed(&self, file: &FileLayout, index: u64) -> bool {
         match (file.position(index), file.fragment) {
-            (Some((start, size)), _) => self.blocks().is_expanded(start, size),
+            (Some((start, size)), _) => self.blocks().is_decompressed(start, size),
             (None, Some(fragment)) => match self.fragment(fragment.index) {
-                Ok(entry) => self.blocks().is_expanded(entry.start, entry.size),
+                Ok(entry) => self.blocks().is_decompressed(entry.start, entry.size),
                 Err(_) => true,
             },
             (None, None) => true,
@@ -263,13 +263,13 @@ impl Image {
         Ok(entry)
     }
 
-    /// A whole fragment block, expanded, by way of the cache.
+    /// A whole fragment block, decompressed, by way of the cache.
     pub fn fragment_block(&self, index: u32) -> Result<Block> {
         let entry = self.fragment(index)?;
         self.blocks().fragment(entry.start, entry.size)
     }
 
-    /// Bytes in a fragment block, expanded; found without expanding it where its frame says so.
+    /// Bytes in a fragment block, decompressed; found without decompressing it where its frame says so.
     /// Otherwise `None`.
     pub fn fragment_len(&self, entry: &FragmentEntry) -> Result<Option<u32>> {
         if !entry.size.is_compressed() {
@@ -280,7 +280,7 @@ impl Image {
         let head = &mut head[..len];
         self.blocks().read(entry.start, head, "reading a block")?;
         let block_size = u64::from(self.superblock().block_size);
-        let len = expanded_len(self.superblock().compressor, head);
+        let len = decompressed_len(self.superblock().compressor, head);
         Ok(len.filter(|len| *len <= block_size).map(|len| len as u32))
     }
 

@@ -1,7 +1,7 @@
 //! Random access to an image, for many threads at once.
 //!
 //! [`Image::open`] reads the superblock and the small tables, however many files there are. An
-//! inode is parsed when asked for, a directory is parsed once and kept, a block is expanded once
+//! inode is parsed when asked for, a directory is parsed once and kept, a block is decompressed once
 //! however many threads want it. Reads are positional: there is no lock around I/O.
 //!
 //! The image's bytes are hostile: whatever they say, the answer is an error or bounded memory.
@@ -48,10 +48,10 @@ use cursor::Cursor;
 /// How much memory a reader may keep.
 #[derive(Debug, Clone)]
 pub struct ReaderOptions {
-    /// Bytes of expanded metadata: half of it for blocks, a quarter each for parsed directories
+    /// Bytes of decompressed metadata: half of it for blocks, a quarter each for parsed directories
     /// and for block lists.
     pub metadata_cache_bytes: usize,
-    /// Bytes of expanded data and fragment blocks.
+    /// Bytes of decompressed data and fragment blocks.
     pub data_cache_bytes: usize,
 }
 
@@ -132,7 +132,7 @@ impl Image {
     pub fn data_area(&self) -> Range<u64> {
         self.0.data_start..self.0.superblock.inode_table
     }
-    /// How much has been read and expanded so far, by all clones together.
+    /// How much has been read and decompressed so far, by all clones together.
     pub fn counts(&self) -> ReadCounts {
         self.0.blocks.counts()
     }
@@ -155,12 +155,12 @@ impl Image {
     pub fn uses(&self) -> Vec<BlockUse> {
         self.0.blocks.uses.order()
     }
-    /// Returns what, run on a thread of its own, waits for the first use of a block and then expands
+    /// Returns what, run on a thread of its own, waits for the first use of a block and then decompresses
     /// the blocks of `order` ahead of their use. It ends when the image is closed, if not before;
     /// waiting, it does not keep the image open. [`Image::note_uses`] comes first.
-    pub fn expand_ahead(&self, order: Vec<BlockUse>) -> impl FnOnce() + Send + use<> {
+    pub fn decompress_ahead(&self, order: Vec<BlockUse>) -> impl FnOnce() + Send + use<> {
         let (inner, uses) = (Arc::downgrade(&self.0), self.0.blocks.uses.clone());
-        move || uses::expand_ahead(&inner, &uses, &order)
+        move || uses::decompress_ahead(&inner, &uses, &order)
     }
     /// Reads stored bytes as they are. Fails beyond the image's end.
     pub fn read_raw(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Tables as they are stored, for a writer that takes them over without expanding them.
+//! Tables as they are stored, for a writer that takes them over without decompressing them.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ pub struct StoredTable {
     pub at: u64,
     /// Stored bytes of the blocks that are full.
     pub full: u64,
-    /// What the last block expands to, if it is not full. Fewer than 8 KiB.
+    /// What the last block decompresses to, if it is not full. Fewer than 8 KiB.
     pub rest: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! Which blocks are used first, in order; and expanding them ahead of use the next time.
+//! Which blocks are used first, in order; and decompressing them ahead of use the next time.
 //!
 //! A program starts by reading the same blocks in the same order each time, one after the other: each
 //! time it waits for a disk and a decompressor, while other processors have nothing to do. Whoever
@@ -20,15 +20,15 @@ use crate::squashfs::format::BlockSize;
 pub const MAX_USES: usize = 8192;
 /// Uses are noted for so long from the first on.
 const NOTED_FOR: Duration = Duration::from_secs(120);
-/// Bytes expanded and not yet used at most, as a part of the budget of expanded data: the rest is
+/// Bytes decompressed and not yet used at most, as a part of the budget of decompressed data: the rest is
 /// for what nobody foresaw.
 const AHEAD: usize = 3;
 /// The reader that was to be preceded does something else, or nothing.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Blocks that the kernel is asked to read before they are expanded.
+/// Blocks that the kernel is asked to read before they are decompressed.
 const ADVISED: usize = 64;
 
-/// A block that was used: where it is stored, and what it expands to. It is a hint: what it says of a
+/// A block that was used: where it is stored, and what it decompresses to. It is a hint: what it says of a
 /// block is held against the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BlockUse {
@@ -36,7 +36,7 @@ pub struct BlockUse {
     start: u64,
     /// Its size as the image has it.
     size: u32,
-    /// Bytes of it when expanded; 0 of a fragment block, which says by itself.
+    /// Bytes of it when decompressed; 0 of a fragment block, which says by itself.
     len: u32,
 }
 
@@ -67,7 +67,7 @@ struct State {
     phase: Phase,
     seen: HashSet<u64>,
     order: Vec<BlockUse>,
-    /// Blocks that were expanded ahead and not used yet, with their bytes.
+    /// Blocks that were decompressed ahead and not used yet, with their bytes.
     ahead: HashMap<u64, usize>,
     ahead_bytes: usize,
 }
@@ -176,11 +176,11 @@ impl Uses {
 /// Nobody wants more ahead of use.
 struct Over;
 
-/// Waits for the first use of a block, then expands the blocks of `order` ahead of their use, as far
-/// as the cache has room for what is not used yet. Returns when all are expanded or used, when the
+/// Waits for the first use of a block, then decompresses the blocks of `order` ahead of their use, as far
+/// as the cache has room for what is not used yet. Returns when all are decompressed or used, when the
 /// uses are others, or when the image is closed. Blocks that cannot be read are passed over: whoever
 /// wants them gets the error.
-pub(super) fn expand_ahead(inner: &Weak<Inner>, uses: &Arc<Uses>, order: &[BlockUse]) {
+pub(super) fn decompress_ahead(inner: &Weak<Inner>, uses: &Arc<Uses>, order: &[BlockUse]) {
     if !uses.wait_for_first() {
         return;
     }
@@ -218,12 +218,12 @@ pub(super) fn expand_ahead(inner: &Weak<Inner>, uses: &Arc<Uses>, order: &[Block
             Ok(Some(())) => {}
         }
         let size = BlockSize(block.size);
-        let expanded = match block.len {
-            0 => blocks.expand_fragment(block.start, size),
-            len => blocks.expand_data(block.start, size, len as usize),
+        let decompressed = match block.len {
+            0 => blocks.decompress_fragment(block.start, size),
+            len => blocks.decompress_data(block.start, size, len as usize),
         };
-        if let Err(error) = expanded {
-            tracing::debug!(%error, "a block was not expanded ahead of use");
+        if let Err(error) = decompressed {
+            tracing::debug!(%error, "a block was not decompressed ahead of use");
         }
     }
 }

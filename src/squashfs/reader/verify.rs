@@ -1,4 +1,4 @@
-//! Checking a whole image: every inode reached, every block expanded.
+//! Checking a whole image: every inode reached, every block decompressed.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -20,7 +20,7 @@ use crate::squashfs::{
 pub struct VerifyProgress {
     /// Inodes looked at.
     pub inodes: u64,
-    /// Stored bytes expanded.
+    /// Stored bytes decompressed.
     pub stored_bytes: u64,
     /// Stored bytes there are, dead ones included: an upper bound.
     pub total_bytes: u64,
@@ -39,9 +39,9 @@ pub struct VerifyReport {
     pub files: u64,
     /// Bytes in the regular files, holes included, each file once.
     pub bytes: u64,
-    /// Distinct data blocks expanded.
+    /// Distinct data blocks decompressed.
     pub blocks: u64,
-    /// Fragment blocks expanded.
+    /// Fragment blocks decompressed.
     pub fragments: u64,
     /// Stored bytes of those blocks.
     pub stored_bytes: u64,
@@ -79,7 +79,7 @@ struct Seen {
     directory: bool,
 }
 
-/// Walks the whole tree and expands every block, with `threads` threads (at least one).
+/// Walks the whole tree and decompresses every block, with `threads` threads (at least one).
 /// `progress` is called now and then from this thread; it returns false to stop, and then the
 /// result is [`Error::Cancelled`].
 pub fn verify(
@@ -89,7 +89,7 @@ pub fn verify(
 ) -> Result<VerifyReport> {
     let stop = AtomicBool::new(false);
     let failure: Mutex<Option<Error>> = Mutex::new(None);
-    let expanded = AtomicU64::new(0);
+    let decompressed = AtomicU64::new(0);
     let (send, receive) = crossbeam_channel::bounded::<Job>(256);
     let area = image.data_area();
     let total_bytes = area.end.saturating_sub(area.start);
@@ -97,7 +97,7 @@ pub fn verify(
     let walked = thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             let receive = receive.clone();
-            let (stop, failure, expanded) = (&stop, &failure, &expanded);
+            let (stop, failure, decompressed) = (&stop, &failure, &decompressed);
             scope.spawn(move || {
                 for job in receive {
                     if stop.load(Ordering::Relaxed) {
@@ -106,7 +106,7 @@ pub fn verify(
                     }
                     match run(image, &job) {
                         Ok(()) => {
-                            expanded.fetch_add(u64::from(job.size.stored()), Ordering::Relaxed);
+                            decompressed.fetch_add(u64::from(job.size.stored()), Ordering::Relaxed);
                         }
                         Err(error) => {
                             stop.store(true, Ordering::Relaxed);
@@ -122,7 +122,7 @@ pub fn verify(
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
-            let stored_bytes = expanded.load(Ordering::Relaxed);
+            let stored_bytes = decompressed.load(Ordering::Relaxed);
             if progress(VerifyProgress {
                 inodes,
                 stored_bytes,
@@ -149,7 +149,7 @@ pub fn verify(
         return Err(error);
     }
     let mut report = walked?;
-    report.stored_bytes = expanded.into_inner();
+    report.stored_bytes = decompressed.into_inner();
     Ok(report)
 }
 

@@ -14,7 +14,7 @@
 //! Memory: about `(threads + 2) * 4 MiB` of content in flight (or 8 blocks for each if that is
 //! more), besides some 150 bytes for each node with its name.
 //!
-//! Carrying data over (see [`CarryMode`]) does not expand it. A fragment block stays whole as long as
+//! Carrying data over (see [`CarryMode`]) does not decompress it. A fragment block stays whole as long as
 //! one of its files lives, so tails of dead files ride along, and count as dead
 //! ([`DataStats::dead_in_fragments`]); compacting packs what is left of such blocks anew.
 
@@ -85,7 +85,7 @@ impl Default for WriterOptions {
 pub struct AppendOptions {
     /// What becomes of the old data area.
     pub carry: CarryMode,
-    /// When compacting: fragment blocks of which so many percent belong to nothing are expanded, and
+    /// When compacting: fragment blocks of which so many percent belong to nothing are decompressed, and
     /// what is left in them is packed anew.
     pub repack_percent: u8,
     /// Level for fresh data; `None` for the codec's usual one. The codec must be that of the
@@ -194,7 +194,7 @@ pub struct DataStats {
     pub dead_bytes: u64,
     /// What of them is in fragment blocks that are partly used.
     pub dead_in_fragments: u64,
-    /// Fragment blocks of the old image that were expanded and packed anew.
+    /// Fragment blocks of the old image that were decompressed and packed anew.
     pub fragments_repacked: u64,
     /// What was left in them, in bytes before compression.
     pub repacked_bytes: u64,

@@ -92,7 +92,7 @@ fn a_name_in_a_huge_directory_costs_a_few_blocks() {
 }
 
 #[test]
-fn each_block_is_expanded_once_however_many_threads_wait() {
+fn each_block_is_decompressed_once_however_many_threads_wait() {
     const THREADS: usize = 8;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
@@ -161,7 +161,7 @@ fn each_block_is_expanded_once_however_many_threads_wait() {
 }
 
 #[test]
-fn what_was_used_before_is_expanded_before_it_is_used_again() {
+fn what_was_used_before_is_decompressed_before_it_is_used_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     let mut writer = ImageWriter::create(&path, options()).unwrap();
@@ -197,18 +197,18 @@ fn what_was_used_before_is_expanded_before_it_is_used_again() {
     let order = first.uses();
     assert_eq!(order.len() as u64, last + 1);
 
-    let expanded = |image: &Image| image.counts().data_blocks;
+    let decompressed = |image: &Image| image.counts().data_blocks;
     let second = open(&path);
     second.note_uses();
-    let ahead = thread::spawn(second.expand_ahead(order.clone()));
-    assert_eq!(expanded(&second), 0, "nothing is used yet");
+    let ahead = thread::spawn(second.decompress_ahead(order.clone()));
+    assert_eq!(decompressed(&second), 0, "nothing is used yet");
     read(&second, last);
     ahead.join().unwrap();
-    assert_eq!(expanded(&second), last + 1);
+    assert_eq!(decompressed(&second), last + 1);
     for index in 0..=last {
         read(&second, index);
     }
-    assert_eq!(expanded(&second), last + 1);
+    assert_eq!(decompressed(&second), last + 1);
     assert_eq!(second.uses().first(), order.first());
 
     // Whatever a profile says, what is read is what is in the image.
@@ -221,7 +221,7 @@ fn what_was_used_before_is_expanded_before_it_is_used_again() {
         BlockUse::new(file(&third).start(), file(&third).blocks()[0], 0),
         BlockUse::new(file(&third).start(), file(&third).blocks()[0], 77),
     ];
-    let ahead = thread::spawn(third.expand_ahead(wrong.into()));
+    let ahead = thread::spawn(third.decompress_ahead(wrong.into()));
     read(&third, last);
     ahead.join().unwrap();
     for index in 0..=last {
@@ -231,7 +231,7 @@ fn what_was_used_before_is_expanded_before_it_is_used_again() {
     // An image that nobody uses is closed all the same.
     let fourth = open(&path);
     fourth.note_uses();
-    let ahead = thread::spawn(fourth.expand_ahead(order));
+    let ahead = thread::spawn(fourth.decompress_ahead(order));
     drop(fourth);
     ahead.join().unwrap();
 }

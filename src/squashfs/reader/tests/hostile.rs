@@ -202,7 +202,7 @@ fn metadata_blocks_that_cannot_be() {
 }
 
 #[test]
-fn data_blocks_that_expand_beyond_their_size() {
+fn data_blocks_that_decompress_beyond_their_size() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     for compression in ["zstd:3", "gzip:9", "xz:1", "lz4"] {

@@ -18,7 +18,7 @@ pub(super) struct FragmentUse {
     pub(super) index: u32,
     /// Distinct tails, in order.
     pub(super) tails: Vec<Tail>,
-    /// Bytes of the block when expanded.
+    /// Bytes of the block when decompressed.
     pub(super) len: u32,
     /// Bytes of it that belong to some tail.
     pub(super) used: u32,
@@ -29,8 +29,8 @@ pub(super) struct FragmentUse {
 impl FragmentUse {
     /// Finds out how much of a block is used. `tails` are sorted and distinct.
     ///
-    /// Its expanded length stands in its frame, or nowhere. Then a block that seems to be used by
-    /// less than half is expanded to know, and one that is used by more counts as though it ended
+    /// Its decompressed length stands in its frame, or nowhere. Then a block that seems to be used by
+    /// less than half is decompressed to know, and one that is used by more counts as though it ended
     /// with its last tail.
     pub(super) fn of(
         old: &OldData,

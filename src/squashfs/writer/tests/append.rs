@@ -135,13 +135,13 @@ fn an_unchanged_tree_is_carried_without_compressing_anything() {
                 (0, 0, 0)
             );
             assert_eq!(data.dead_bytes, 0);
-            // Nothing is expanded; but the last fragment block is hardly used, and only a frame of
+            // Nothing is decompressed; but the last fragment block is hardly used, and only a frame of
             // zstd says how long it is.
             let tells = matches!(compression, Compression::Zstd { .. } | Compression::None);
-            let expanded = old.counts().data_blocks;
+            let decompressed = old.counts().data_blocks;
             assert!(
-                expanded <= u64::from(!tells),
-                "{compression}: {expanded} expanded"
+                decompressed <= u64::from(!tells),
+                "{compression}: {decompressed} decompressed"
             );
             assert_eq!(
                 data.fragments_carried,
