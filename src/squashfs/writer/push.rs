@@ -18,7 +18,7 @@ use crate::squashfs::reader::{FileLayout, Image};
 /// dropped before that, or after an error, removes its file.
 #[derive(Debug)]
 pub struct ImageWriter {
-    pub(super) feed: Feed,
+    pub(super) feed: Box<Feed>,
 }
 
 impl ImageWriter {
@@ -66,7 +66,7 @@ impl ImageWriter {
             monitor: options.monitor,
         };
         Ok(ImageWriter {
-            feed: Feed::start(path, start)?,
+            feed: Box::new(Feed::start(path, start)?),
         })
     }
 
@@ -126,7 +126,7 @@ impl ImageWriter {
             monitor: options.monitor,
         };
         Ok(ImageWriter {
-            feed: Feed::start(path, start)?,
+            feed: Box::new(Feed::start(path, start)?),
         })
     }
 
