@@ -185,7 +185,7 @@ impl Scene {
         let layout = Layout::new(self.home());
         drop(EnvLock::current_holder(&layout));
         for is_held in [false, true] {
-            let Ok(db) = StateDb::open_to_look(&layout.state_db(), is_held) else {
+            let Ok(db) = StateDb::open_read_only(&layout.state_db(), is_held) else {
                 continue;
             };
             drop((

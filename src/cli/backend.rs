@@ -46,7 +46,7 @@ pub struct Facts {
 fn look(environment: &Environment) -> Result<StateDb> {
     let layout = environment.layout();
     let is_held = EnvLock::current_holder(layout).is_some();
-    Ok(StateDb::open_to_look(&layout.state_db(), is_held)?)
+    Ok(StateDb::open_read_only(&layout.state_db(), is_held)?)
 }
 
 /// Reads the database of an environment.
@@ -408,7 +408,7 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
     let layout = environment.layout();
     let config = environment.store().config()?;
     let settings = commit::Settings::from_config(&config);
-    let odd = commit::odd_files(layout);
+    let odd = commit::unexpected_files(layout);
     let db = match look(environment) {
         // It may be why the database cannot be read.
         Err(_) if !odd.is_empty() => {
@@ -454,12 +454,12 @@ pub fn repair(environment: &Environment) -> Result<Vec<String>> {
     let config = environment.store().config()?;
     let mut done = Vec::new();
     if EnvLock::current_holder(layout).is_none() {
-        done.extend(commit::set_odd_aside(layout).map_err(Failure::from)?);
+        done.extend(commit::set_unexpected_aside(layout).map_err(Failure::from)?);
     }
     {
         let _lock = EnvLock::lock(layout, "verify --repair", BRIEF)?;
         let db = StateDb::open(&layout.state_db())?;
-        done.extend(commit::give_up_missing_uppers(&db, layout).map_err(Failure::from)?);
+        done.extend(commit::recreate_missing_uppers(&db, layout).map_err(Failure::from)?);
     }
     let local = Local::open(environment.clone(), &config, "verify --repair", BRIEF)?;
     tell_of_lost(environment, &local.reconciled().lost);

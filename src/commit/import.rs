@@ -327,7 +327,7 @@ fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
     for layer in db.stack()? {
         if layer.part == crate::state::StackPart::Writable {
             let upper = layout.layer(layer.id);
-            crate::upper::UpperDir::make(&upper, &layout.strays()).context("make", &upper)?;
+            crate::upper::UpperDir::create(&upper, &layout.strays()).context("make", &upper)?;
         }
     }
     db.close()?;

@@ -56,7 +56,9 @@ pub use history::{
     verify,
 };
 pub use import::{ImportOptions, Imported, Packed, adopted, create_empty, import, pack_directory};
-pub use repair::{examine, give_up_missing_uppers, newer_files, odd_files, set_odd_aside};
+pub use repair::{
+    examine, newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files,
+};
 pub use workspace::{Settings, Workspace, command_line, new_revision, paths};
 
 /// How to commit.

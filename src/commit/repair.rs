@@ -15,10 +15,10 @@ use crate::union::{self, OpenOptions};
 use crate::upper::UpperDir;
 
 /// Names every file of a home that is something else than it should be, and directories that are missing.
-pub fn odd_files(layout: &Layout) -> Vec<String> {
+pub fn unexpected_files(layout: &Layout) -> Vec<String> {
     let mut problems: Vec<String> = files(layout)
         .iter()
-        .filter_map(|path| Some(format!("{}: {}", path.display(), odd_file(path)?)))
+        .filter_map(|path| Some(format!("{}: {}", path.display(), unexpected_file(path)?)))
         .collect();
     for (dir, is_needed) in [
         (layout.images(), true),
@@ -48,7 +48,7 @@ pub fn newer_files(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
 
 /// Moves what lies in the place of a file or directory of ours aside, where it can be made anew. Returns
 /// what was done, in words. The caller holds the environment's lock, unless that is what is odd.
-pub fn set_odd_aside(layout: &Layout) -> Result<Vec<String>> {
+pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let strays = layout.strays();
     if fs::symlink_metadata(&strays).is_ok_and(|meta| !meta.is_dir()) {
@@ -62,7 +62,7 @@ pub fn set_odd_aside(layout: &Layout) -> Result<Vec<String>> {
     }
     for path in files(layout) {
         // Without its database there is no environment to repair.
-        if path == layout.state_db() || odd_file(&path).is_none() {
+        if path == layout.state_db() || unexpected_file(&path).is_none() {
             continue;
         }
         private::create_dir(&strays).context("make", &strays)?;
@@ -75,7 +75,7 @@ pub fn set_odd_aside(layout: &Layout) -> Result<Vec<String>> {
 
 /// Makes the directories of uppers whose content is gone, so that the environment can be opened without
 /// it. Returns what was done, in words. The caller holds the environment's lock.
-pub fn give_up_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
+pub fn recreate_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for dir in [layout.images(), layout.layers()] {
         private::create_dir(&dir).context("make", &dir)?;
@@ -88,7 +88,7 @@ pub fn give_up_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<Strin
         if fs::symlink_metadata(&upper).is_ok_and(|meta| meta.is_dir()) {
             continue;
         }
-        UpperDir::make(&layout.layer(layer.id), &layout.strays()).context("make", &upper)?;
+        UpperDir::create(&layout.layer(layer.id), &layout.strays()).context("make", &upper)?;
         done.push(format!("{} was made, empty", upper.display()));
     }
     Ok(done)
@@ -117,7 +117,7 @@ fn files(layout: &Layout) -> Vec<PathBuf> {
 }
 
 /// What a file is, if it is there and no regular file.
-fn odd_file(path: &Path) -> Option<String> {
+fn unexpected_file(path: &Path) -> Option<String> {
     match regular::exists(path) {
         Ok(_) => None,
         Err(e) => match regular::as_not_regular(&e) {

@@ -4,11 +4,11 @@ use super::error::Result;
 use super::{LinksIn, StateDb, migrations};
 
 impl StateDb {
-    /// Checks the database page by page and its tables against each other. Returns what is
-    /// wrong, in words; nothing when all is well.
+    /// Checks the pages of the database, its tables against each other, and every row. Returns a
+    /// description of each problem.
     pub fn integrity_check(&self) -> Result<Vec<String>> {
         const DOING: &str = "check the state database";
-        /// Each returns a line for each thing that is wrong.
+        /// Each query returns one line per problem.
         const CHECKS: &[&str] = &[
             "SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
             "SELECT 'a row of ' || \"table\" || ' refers to a missing row of ' || parent \
@@ -49,7 +49,7 @@ impl StateDb {
         Ok(wrong)
     }
 
-    /// Reads everything as whoever uses it does; returns what is refused.
+    /// Reads every row as its users do, and returns the errors.
     fn check_rows(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut note = |read: Result<()>| wrong.extend(read.err().map(|e| e.to_string()));

@@ -11,17 +11,17 @@ use super::{FileIds, ImageId, LayerId, StateDb};
 const FIRST_INO: u64 = 2;
 
 impl StateDb {
-    /// Takes `count` new object ids, never given before and never again.
+    /// Reserves `count` object ids that were never used before.
     ///
-    /// Ids that were taken and not used are lost, which does no harm. The counter is older in
-    /// the log than every row that uses an id, so it is durable before them.
+    /// Reserved ids that are not used are skipped. The counter is committed before any row that uses
+    /// an id, so it is durable before them.
     pub fn reserve_inos(&self, count: u64) -> Result<Range<u64>> {
         self.write("reserve object ids", |conn| {
             self.take(conn, "ino", count, "reserve object ids")
         })
     }
 
-    /// Returns the id that the next new object may have, at the least.
+    /// Returns the lowest id that the next new object can have.
     pub fn next_ino(&self) -> Result<u64> {
         const DOING: &str = "read the counter of object ids";
         self.read_rows(DOING, |conn| {
@@ -30,7 +30,7 @@ impl StateDb {
         })
     }
 
-    /// Returns the ids that the next image and the next layer will have.
+    /// Returns the ids of the next image and the next layer.
     pub fn next_ids(&self) -> Result<FileIds> {
         const DOING: &str = "read the counters of images and layers";
         self.read(DOING, |conn| self.next_ids_in(conn, DOING))
@@ -47,7 +47,7 @@ impl StateDb {
         })
     }
 
-    /// Takes the id of an image that is about to be written. Durable: no two files have it.
+    /// Reserves the id of an image before it is written. Durable: no two files have the same id.
     pub fn reserve_image(&self) -> Result<ImageId> {
         const DOING: &str = "reserve the id of an image";
         self.write(DOING, |conn| {
@@ -55,8 +55,8 @@ impl StateDb {
         })
     }
 
-    /// Takes the id of an upper layer that is about to be made: first its directory, then the
-    /// transaction that puts it on the stack. Durable: no two directories have it.
+    /// Reserves the id of an upper layer. Its directory is created next, and then the transaction that
+    /// puts it on the stack. Durable: no two directories have the same id.
     pub fn reserve_layer(&self) -> Result<LayerId> {
         const DOING: &str = "reserve the id of a layer";
         self.write_without_room(DOING, |conn| self.take_layer(conn, DOING))

@@ -1,12 +1,12 @@
 //! Transactions whose COMMIT fails.
 //!
-//! An error of COMMIT does not say that nothing has happened: the transaction has happened once the header of
-//! the journal is empty, even if that could not be made durable. A caller that takes it for undone would
-//! remove files that the database names.
+//! An error of COMMIT does not mean that the transaction was rolled back: it is committed once the header
+//! of the journal is empty, even if that could not be made durable. A caller that assumed a rollback
+//! would remove files that the database refers to.
 //!
-//! So every transaction counts up a number, and when its COMMIT fails another transaction looks which number
-//! is there. It begins after the first is over, so a crash shows what it saw. If that fails as well, nothing
-//! more is written until the database is opened anew, which sees what is true.
+//! So every transaction increments a serial number, and when its COMMIT fails, another transaction reads
+//! that number. It begins after the first has ended, so a later crash cannot contradict what it read. If
+//! it fails as well, nothing more is written until the database is reopened, which settles the question.
 
 use std::sync::atomic::Ordering;
 
@@ -17,21 +17,21 @@ use rusqlite::ffi;
 use super::error::{Result, StateError};
 use super::{Rollback, StateDb};
 
-/// What a test lets a COMMIT come to, which then fails.
+/// How a test makes a COMMIT fail.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fails {
-    /// Nothing has happened.
+pub(super) enum CommitFault {
+    /// Before it is committed.
     Before,
-    /// Nothing has happened, for want of room.
+    /// Before it is committed, with a full disk.
     Full,
-    /// It has happened.
+    /// After it is committed.
     After,
 }
 
 impl StateDb {
-    /// Refuses while it is not known what the database holds.
-    pub(super) fn unless_in_doubt(&self) -> Result<()> {
+    /// Returns an error if an earlier transaction is in doubt.
+    pub(super) fn refuse_in_doubt(&self) -> Result<()> {
         match self.in_doubt.load(Ordering::Acquire) {
             true => Err(StateError::InDoubt {
                 path: self.path.clone(),
@@ -40,9 +40,9 @@ impl StateDb {
         }
     }
 
-    /// Runs `change` as a transaction that has happened if this returns its value, and has not if it
+    /// Runs `change` as a transaction. It is committed if this returns a value, and rolled back if this
     /// returns an error other than [`StateError::InDoubt`].
-    pub(super) fn certain_transaction<T>(
+    pub(super) fn verified_transaction<T>(
         &self,
         conn: &Connection,
         doing: &'static str,
@@ -56,7 +56,7 @@ impl StateDb {
             self.set_serial_in(conn, serial, doing)?;
             match self.commit(conn, doing) {
                 Ok(()) => return Ok(value),
-                Err(e) if has_surely_failed(&e) => return Err(e),
+                Err(e) if has_certainly_failed(&e) => return Err(e),
                 Err(e) => (value, serial, e),
             }
         };
@@ -67,14 +67,16 @@ impl StateDb {
         });
         match found {
             Ok(found) if found == serial => {
-                tracing::warn!("has happened all the same: {error}");
+                tracing::warn!("the transaction is committed in spite of an error: {error}");
                 Ok(value)
             }
             Ok(_) => Err(error),
             Err(e) => {
-                tracing::error!("nothing more is written, after {error}: {e}");
+                tracing::error!(
+                    "cannot tell whether a transaction is committed; writing no more: {error}; {e}"
+                );
                 self.in_doubt.store(true, Ordering::Release);
-                self.unless_in_doubt().and(Err(error))
+                self.refuse_in_doubt().and(Err(error))
             }
         }
     }
@@ -91,12 +93,12 @@ impl StateDb {
             .ok()
             .and_then(|mut next| next.pop_front())
         {
-            if fails == Fails::After {
+            if fails == CommitFault::After {
                 self.run(conn, "COMMIT", doing)?;
             }
             let error = ffi::Error::new(match fails {
-                Fails::Full => ffi::SQLITE_FULL,
-                Fails::Before | Fails::After => ffi::SQLITE_IOERR_FSYNC,
+                CommitFault::Full => ffi::SQLITE_FULL,
+                CommitFault::Before | CommitFault::After => ffi::SQLITE_IOERR_FSYNC,
             });
             return Err(self.sql(doing, rusqlite::Error::SqliteFailure(error, None)));
         }
@@ -111,8 +113,8 @@ impl StateDb {
     }
 }
 
-/// Returns true if a COMMIT that failed in this way has not happened and never will have: there was no
-/// room for what says that it is whole, which is written last, or it never began to write.
-fn has_surely_failed(error: &StateError) -> bool {
+/// Returns true if a COMMIT that failed in this way is certainly rolled back: the disk was full before the
+/// last step, or the COMMIT never began to write.
+fn has_certainly_failed(error: &StateError) -> bool {
     matches!(error, StateError::Busy { .. }) || error.is_no_space() || error.is_read_only()
 }

@@ -155,7 +155,7 @@ impl StateDb {
     /// after this. The caller has synced the upper directory.
     pub fn end_clean(&self) -> Result<()> {
         // The rows first: those that only the log has would be lost with it.
-        self.settle()?;
+        self.checkpoint()?;
         if !self.fact::<bool>("clean")? {
             self.set_clean(true)?;
         }
@@ -164,7 +164,7 @@ impl StateDb {
 
     /// Marks the rows and the upper directory as known to differ, at the end.
     pub fn end_unclean(&self) -> Result<()> {
-        self.settle()?;
+        self.checkpoint()?;
         self.set_clean(false)?;
         self.remove_redo_log()
     }
@@ -172,7 +172,7 @@ impl StateDb {
     /// Returns true if the last writer closed the environment in order. If not, rows and upper directory
     /// must be reconciled.
     pub fn was_clean(&self) -> Result<bool> {
-        Ok(self.fact::<bool>("clean")? && !self.has_left_over())
+        Ok(self.fact::<bool>("clean")? && !self.has_leftover_log())
     }
 
     fn set_clean(&self, is_clean: bool) -> Result<()> {

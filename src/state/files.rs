@@ -1,4 +1,4 @@
-//! The files that SQLite opens by itself, by name: checked before it does.
+//! Checks the files that SQLite opens by name, before it does.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -7,11 +7,11 @@ use std::path::Path;
 use super::error::{Result, StateError};
 use crate::sys::regular;
 
-/// What a journal ends with that names another journal.
+/// The last bytes of a journal that names a super-journal.
 const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
-/// Refuses a database that is not there, and what is no regular file in its place or beside it: SQLite
-/// would follow a link, and wait for ever at a FIFO.
+/// Returns an error if the database does not exist, or if it or a file beside it is not a regular file:
+/// SQLite would follow a link, and block on a FIFO.
 pub(super) fn check(path: &Path) -> Result<()> {
     if !is_there(path)? {
         return Err(StateError::Missing {
@@ -40,8 +40,8 @@ fn is_there(path: &Path) -> Result<bool> {
     })
 }
 
-/// Refuses a journal of a transaction over several databases: no envfs makes one, and SQLite would
-/// remove the file that it names, wherever that is.
+/// Returns an error for the journal of a transaction over several databases: envfs never creates one, and
+/// SQLite would remove the file that it names, wherever that is.
 fn check_journal(path: &Path) -> Result<()> {
     let ends_with_magic = || -> io::Result<bool> {
         let file = regular::open(path)?;
@@ -50,7 +50,7 @@ fn check_journal(path: &Path) -> Result<()> {
         };
         let mut end = [0; 8];
         file.read_exact_at(&mut end, at)?;
-        // A journal that is nothing but its first bytes names nothing.
+        // A journal of only the magic bytes names no file.
         Ok(at > 0 && end == JOURNAL_MAGIC)
     };
     match ends_with_magic() {
@@ -59,7 +59,7 @@ fn check_journal(path: &Path) -> Result<()> {
             path: path.to_owned(),
             detail: "its journal names another file".to_owned(),
         }),
-        // Another process was at its end.
+        // Another process has just ended its transaction.
         Err(e)
             if matches!(
                 e.kind(),
@@ -92,7 +92,7 @@ mod tests {
         drop(super::super::StateDb::create(&path).unwrap());
         let precious = dir.path().join("precious");
         std::fs::write(&precious, "kept").unwrap();
-        // A journal with an empty list of pages, and at its end the name of a file, its length and sum.
+        // A journal without pages that ends with the name of a file, its length and checksum.
         let name = precious.to_str().unwrap().as_bytes();
         let sum: u32 = name.iter().map(|byte| u32::from(*byte)).sum();
         let mut journal = JOURNAL_MAGIC.to_vec();

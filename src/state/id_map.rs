@@ -1,4 +1,4 @@
-//! Which object each inode number of an image is.
+//! The map from the inode numbers of an image to objects.
 //!
 //! An image numbers its inodes 1..=n; an object keeps its id for life. The map between the two
 //! is a list of runs of consecutive numbers with consecutive ids. A first import is one run (the
@@ -13,18 +13,18 @@ const VERSION: u8 = 1;
 
 type Stored = (u8, Vec<(u64, i64, u32)>);
 
-/// Consecutive inode numbers that are consecutive objects.
+/// Consecutive inode numbers whose objects have consecutive ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRun {
     /// First inode number of the run.
     pub first_number: u32,
-    /// The object which that is.
+    /// The object of that number.
     pub first_ino: u64,
     /// Length of the run, at least 1.
     pub count: u32,
 }
 
-/// Why bytes or runs are no map.
+/// Why bytes or runs are not a valid map.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a map of inode numbers: {0}")]
 pub struct BadIdMap(&'static str);
@@ -39,8 +39,8 @@ pub struct IdMap {
 }
 
 impl IdMap {
-    /// The map of an image made elsewhere, with numbers 1..=`inodes`: each number is its own id,
-    /// but the root is object 1, and number 1 takes the id that the root's number would have.
+    /// Returns the map of an image that another tool wrote, with numbers 1..=`inodes`: each number is
+    /// its own id, except that the root is object 1 and number 1 gets the root's number as its id.
     pub fn identity(inodes: u32, root_number: u32) -> Result<IdMap, BadIdMap> {
         if root_number == 0 || root_number > inodes {
             return Err(BadIdMap("the root's number is not among the numbers"));
@@ -70,7 +70,7 @@ impl IdMap {
         IdMap::from_runs(runs)
     }
 
-    /// The map of an image that numbers the objects `inos` 1, 2, 3, ... in that order.
+    /// Returns the map of an image that numbers the objects `inos` 1, 2, 3, ... in that order.
     pub fn from_ascending(inos: impl IntoIterator<Item = Ino>) -> Result<IdMap, BadIdMap> {
         let mut runs: Vec<IdRun> = Vec::new();
         let mut number: u32 = 0;
@@ -95,7 +95,7 @@ impl IdMap {
         IdMap::from_runs(runs)
     }
 
-    /// The map with these runs, which must ascend by number.
+    /// Returns the map with these runs, which must ascend by number.
     pub fn from_runs(runs: impl IntoIterator<Item = IdRun>) -> Result<IdMap, BadIdMap> {
         let mut joined: Vec<IdRun> = Vec::new();
         // The number after the run before; u64 because the last number may be u32::MAX.
@@ -111,7 +111,7 @@ impl IdMap {
             if end > u64::from(u32::MAX) + 1 {
                 return Err(BadIdMap("numbers beyond 32 bits"));
             }
-            // Rows keep ids as signed 64 bit integers.
+            // Rows store ids as signed 64-bit integers.
             let end_ino = run.first_ino.checked_add(u64::from(run.count));
             if end_ino.is_none_or(|end| end > i64::MAX as u64) {
                 return Err(BadIdMap("ids beyond 63 bits"));
@@ -181,7 +181,7 @@ impl IdMap {
         Some(Ino(run.first_ino + u64::from(run.count) - 1))
     }
 
-    /// The runs of the map without some objects, which ascend.
+    /// Returns the runs of the map without the objects `gone`, which must ascend.
     pub fn runs_without(&self, gone: &[Ino]) -> Vec<IdRun> {
         let mut left = Vec::with_capacity(self.runs.len());
         for run in &self.runs {

@@ -1,4 +1,4 @@
-//! Brings a database to the newest schema, or refuses one that is newer than we are.
+//! Upgrades a database to the newest schema, or refuses one with a schema newer than this envfs.
 
 use std::path::Path;
 
@@ -7,21 +7,22 @@ use rusqlite::Connection;
 use super::error::{Result, StateError};
 use super::sql_error;
 
-/// "envf" in the header of every database, so that `file` and we can tell it from others.
+/// "envf" in the header of every database, which tells it from other SQLite databases.
 pub(super) const APPLICATION_ID: i32 = 0x656e_7666;
 
-/// The migrations in order; the n-th (from 1) brings the schema to version n.
+/// The migrations in order; the n-th (from 1) upgrades the schema to version n.
 pub(super) const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
 
-/// Lays the schema into a new, empty database.
+/// Creates the schema in a new, empty database.
 pub(super) fn create(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<()> {
     run(conn, path, 0, migrations)
 }
 
-/// The oldest schema that can be looked at as it is: the daemon of an older envfs may have it open.
-const OLDEST_TO_LOOK_AT: u32 = 1;
+/// The oldest schema that can be read without an upgrade: the daemon of an older envfs may have the
+/// database open.
+const OLDEST_READABLE: u32 = 1;
 
-/// Checks that the database is ours and not too new, and applies what it lacks.
+/// Checks that this is a state database and not too new, and applies the missing migrations.
 pub(super) fn upgrade(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<()> {
     let found = version(conn, path, migrations)?;
     match found as usize == migrations.len() {
@@ -30,12 +31,12 @@ pub(super) fn upgrade(conn: &Connection, path: &Path, migrations: &[&str]) -> Re
     }
 }
 
-/// Checks that the database is ours, and returns whether it can be looked at without an upgrade.
-pub(super) fn can_be_looked_at(conn: &Connection, path: &Path) -> Result<bool> {
-    Ok(version(conn, path, MIGRATIONS)? >= OLDEST_TO_LOOK_AT)
+/// Checks that this is a state database, and returns true if it can be read without an upgrade.
+pub(super) fn is_readable(conn: &Connection, path: &Path) -> Result<bool> {
+    Ok(version(conn, path, MIGRATIONS)? >= OLDEST_READABLE)
 }
 
-/// Returns the version of the schema, which is not above what we know.
+/// Returns the version of the schema, which is at most the newest known here.
 fn version(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<u32> {
     let doing = "read the header of the state database";
     let read = |pragma: &str| -> Result<i64> {
@@ -70,8 +71,8 @@ fn version(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<u32> {
     }
 }
 
-/// Returns what the schema has that no migration makes: a trigger or a view, or a table with other
-/// columns, is of somebody else's making.
+/// Describes everything in the schema that no migration creates, such as triggers, views, or tables with
+/// other columns.
 pub(super) fn foreign(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let schema = |conn: &Connection| -> rusqlite::Result<Vec<(String, String, Option<String>)>> {
         conn.prepare("SELECT type, name, sql FROM sqlite_schema")?
@@ -85,20 +86,25 @@ pub(super) fn foreign(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let known = schema(&fresh)?;
     let found = schema(conn)?.into_iter();
     Ok(found
-        // Statistics that SQLite keeps for itself.
+        // Internal tables of SQLite, such as statistics.
         .filter(|row| !row.1.starts_with("sqlite_") && !known.contains(row))
-        .map(|(kind, name, _)| format!("the {kind} {} is none of envfs", name.escape_debug()))
+        .map(|(kind, name, _)| {
+            format!(
+                "the {kind} {} is not part of the schema of envfs",
+                name.escape_debug()
+            )
+        })
         .collect())
 }
 
-/// Applies all migrations above `from` in one transaction: the database has the old schema or
-/// the newest, never one between.
+/// Applies all migrations above `from` in one transaction: the database has either the old schema or
+/// the newest.
 fn run(conn: &Connection, path: &Path, from: u32, migrations: &[&str]) -> Result<()> {
     let doing = "upgrade the schema";
     let fail = |e| sql_error(path, doing, e);
     let tx = rusqlite::Transaction::new_unchecked(conn, rusqlite::TransactionBehavior::Exclusive)
         .map_err(fail)?;
-    // Another process may have upgraded while we waited for the lock.
+    // Another process may have upgraded while this one waited for the lock.
     let now: u32 = tx
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .map_err(fail)?;

@@ -14,6 +14,7 @@
 //! callback runs under them.
 
 mod check;
+mod checkpoint;
 mod counters;
 mod doubt;
 mod environment;
@@ -21,12 +22,11 @@ mod error;
 mod files;
 mod history;
 mod id_map;
-mod look;
 mod migrations;
+mod read_only;
 mod redo;
 mod reserve;
 mod rows;
-mod settle;
 mod stack;
 #[cfg(test)]
 mod tests;
@@ -84,17 +84,17 @@ pub struct StateDb {
     conn: Mutex<Connection>,
     mode: JournalMode,
     /// How long a read waits for a journal to go, where nothing may be written.
-    looks_for: Option<Duration>,
+    journal_patience: Option<Duration>,
     /// Whether the redo log could not be synced.
     sync_failed: AtomicBool,
     /// Whether it is not known if a transaction has happened, so that nothing may come after it.
     in_doubt: AtomicBool,
     #[cfg(test)]
-    failing: Mutex<std::collections::VecDeque<doubt::Fails>>,
+    failing: Mutex<std::collections::VecDeque<doubt::CommitFault>>,
     /// Changes of rows go through it, once it is kept.
-    redo: OnceLock<settle::Log>,
+    redo: OnceLock<checkpoint::Log>,
     /// Whether an earlier process left a redo log, which a clean end removes.
-    left_over: AtomicBool,
+    has_leftover: AtomicBool,
 }
 
 impl StateDb {
@@ -198,7 +198,7 @@ impl StateDb {
 
     /// Closes the database, reporting what `drop` would swallow.
     pub fn close(self) -> Result<()> {
-        self.settle()?;
+        self.checkpoint()?;
         let conn = self
             .conn
             .into_inner()
@@ -272,13 +272,13 @@ impl StateDb {
             path: path.to_owned(),
             conn: Mutex::new(conn),
             mode,
-            looks_for: None,
+            journal_patience: None,
             sync_failed: AtomicBool::new(false),
             in_doubt: AtomicBool::new(false),
             #[cfg(test)]
             failing: Mutex::default(),
             redo: OnceLock::new(),
-            left_over: AtomicBool::new(false),
+            has_leftover: AtomicBool::new(false),
         }
     }
 
@@ -296,9 +296,9 @@ impl StateDb {
         change: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
         let conn = self.lock();
-        self.unless_in_doubt()?;
-        self.settle_in(&conn)?;
-        self.certain_transaction(&conn, doing, change)
+        self.refuse_in_doubt()?;
+        self.checkpoint_in(&conn)?;
+        self.verified_transaction(&conn, doing, change)
     }
 
     /// Does the same for what makes room, or is wanted most where there is none: with records of the redo
@@ -310,14 +310,14 @@ impl StateDb {
         change: impl Fn(&Connection) -> Result<T>,
     ) -> Result<T> {
         let conn = self.lock();
-        self.unless_in_doubt()?;
-        match self.settle_in(&conn) {
+        self.refuse_in_doubt()?;
+        match self.checkpoint_in(&conn) {
             Err(e) if !e.is_no_space() => return Err(e),
             _ => {}
         }
-        match self.certain_transaction(&conn, doing, &change) {
-            Err(e) if e.is_no_space() => self.certain_transaction(&conn, doing, |conn| {
-                self.give_up_reserve_in(conn, doing)?;
+        match self.verified_transaction(&conn, doing, &change) {
+            Err(e) if e.is_no_space() => self.verified_transaction(&conn, doing, |conn| {
+                self.free_reserve_in(conn, doing)?;
                 change(conn)
             }),
             done => done,
@@ -344,7 +344,7 @@ impl StateDb {
         read: impl FnOnce(&Connection) -> Result<T>,
     ) -> Result<T> {
         let conn = self.lock();
-        self.settle_in(&conn)?;
+        self.checkpoint_in(&conn)?;
         let _rollback = self.begin_reading(&conn, doing)?;
         read(&conn)
     }

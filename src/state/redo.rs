@@ -134,7 +134,7 @@ impl Redo {
     }
 
     /// Empties the file. The database has all its records, durably.
-    pub(super) fn begin_anew(&mut self) -> io::Result<()> {
+    pub(super) fn reset(&mut self) -> io::Result<()> {
         // Records that are left behind the new end have lower numbers, and are known by them.
         // They go all the same: the file may have grown large, and an older database that is put back
         // would take them for its own.

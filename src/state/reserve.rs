@@ -1,11 +1,11 @@
-//! Room that is kept for a full disk, so that one can get out of it: changes can be discarded and garbage
-//! collected although the database could not grow.
+//! Space reserved for a full disk, so that changes can be discarded and garbage collected although the
+//! database cannot grow.
 //!
-//! - The journal keeps [`JOURNAL_ROOM`] bytes also when it is empty.
-//! - The one row of the table `reserve` takes some pages of the database. A transaction that must not fail
-//!   for want of room removes it, and has these pages for itself.
+//! - The journal keeps [`JOURNAL_ROOM`] bytes even when it is empty.
+//! - The row of the table `reserve` occupies some pages of the database. A transaction that must not fail
+//!   on a full disk deletes it and uses these pages.
 //!
-//! Both are restored when there is room again.
+//! Both are restored when there is space again.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -21,21 +21,21 @@ use crate::sys::durable::sync_name;
 use crate::sys::regular;
 
 impl StateDb {
-    /// Lets a transaction have the room that is kept in the database.
-    pub(super) fn give_up_reserve_in(&self, conn: &Connection, doing: &'static str) -> Result<()> {
+    /// Frees the space that is reserved in the database for the current transaction.
+    pub(super) fn free_reserve_in(&self, conn: &Connection, doing: &'static str) -> Result<()> {
         conn.execute("DELETE FROM reserve", [])
             .map(drop)
             .map_err(|e| self.sql(doing, e))
     }
 
-    /// Restores what is missing of the room that is kept. Where there is none, it stays away.
+    /// Restores the reserved space where the disk has room for it.
     pub fn restore_reserve(&self) {
-        const DOING: &str = "keep room in the database";
+        const DOING: &str = "reserve space in the database";
         if self.mode == JournalMode::Memory {
             return;
         }
         if let Err(e) = self.reserve_journal() {
-            tracing::debug!("no room is kept for the journal: {e}");
+            tracing::debug!("no space reserved for the journal: {e}");
         }
         let is_there = self.read(DOING, |conn| {
             conn.query_row("SELECT EXISTS (SELECT 1 FROM reserve)", [], |row| {
@@ -49,7 +49,7 @@ impl StateDb {
                     .map_err(|e| self.sql(DOING, e))
             });
             if let Err(e) = restored {
-                tracing::debug!("no room is kept in the database: {e}");
+                tracing::debug!("no space reserved in the database: {e}");
             }
         }
     }
@@ -64,7 +64,7 @@ impl StateDb {
         if len >= JOURNAL_ROOM {
             return Ok(());
         }
-        // Zeros behind a journal are none of it, and an empty header says that there is none.
+        // SQLite ignores zeros after a journal, and an empty header means no journal.
         match fallocate(
             &file,
             FallocateFlags::empty(),

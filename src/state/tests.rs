@@ -11,8 +11,8 @@ use crate::object::{Ino, Kind, Timestamp};
 
 mod doubt_tests;
 mod history_tests;
-mod look_tests;
 mod open_tests;
+mod read_only_tests;
 mod redo_tests;
 mod rows_tests;
 

@@ -404,7 +404,7 @@ impl Union {
             changes.push(RowChange::put_inode(ino, row));
             self.change(state, &changes)?;
         }
-        state.upper.keep_file(ino, file.clone());
+        state.upper.cache_file(ino, file.clone());
         Ok(true)
     }
 

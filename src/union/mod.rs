@@ -442,7 +442,7 @@ impl State {
         chain
             .iter()
             .for_each(|(above, _)| self.note_unsynced(*above));
-        Ok(self.upper.make_dir(&chain)?)
+        Ok(self.upper.create_dir(&chain)?)
     }
 
     fn note_unsynced(&self, dir: Ino) {

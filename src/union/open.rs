@@ -197,7 +197,7 @@ impl Union {
 fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Result<UpperDir> {
     let path = paths.layer(layer);
     if !has_content(delta) {
-        let made = UpperDir::make(&path, &paths.strays);
+        let made = UpperDir::create(&path, &paths.strays);
         return Ok(made.map_err(|e| {
             std::io::Error::new(e.kind(), format!("cannot make {}: {e}", path.display()))
         })?);
@@ -242,7 +242,7 @@ pub fn examine(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Result<Vec
         let delta = Delta::from_rows(db.load_layer(part.id)?);
         tree::check(&delta, &below)?;
         let path = paths.layer(part.id);
-        let upper = match UpperDir::look(&path, &paths.strays) {
+        let upper = match UpperDir::open_read_only(&path, &paths.strays) {
             Ok(upper) => upper,
             Err(e) => {
                 if has_content(&delta) {

@@ -178,14 +178,14 @@ pub(super) fn reconcile(
     }
     for Misplaced { ino, row, .. } in misplaced.values() {
         if let Some((dir, name)) = &row.place {
-            let fd = upper.make_dir(&chain(*dir, |d| parent(delta, d))?)?;
+            let fd = upper.create_dir(&chain(*dir, |d| parent(delta, d))?)?;
             upper.place(*ino, fd.as_fd(), name)?;
         }
         done.moved += 1;
     }
     for (ino, mut row) in pictures {
         if let (Some((dir, name)), Some(target)) = (row.place.clone(), row.target.clone()) {
-            let fd = upper.make_dir(&chain(dir, |d| parent(delta, d))?)?;
+            let fd = upper.create_dir(&chain(dir, |d| parent(delta, d))?)?;
             upper.create_symlink(fd.as_fd(), &name, &target)?;
             row.backing_ino = upper.backing_ino(fd.as_fd(), &name)?;
         } else {

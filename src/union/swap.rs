@@ -91,7 +91,7 @@ impl Union {
                         is the state database older than its files?";
             return Err(Error::Inconsistent(format!("{} {what}", path.display())));
         }
-        let upper = match UpperDir::make(&path, &self.paths.strays) {
+        let upper = match UpperDir::create(&path, &self.paths.strays) {
             Err(e) if is_no_room(&e) => self.spare_upper(&path).map_err(|_| e)?,
             made => made?,
         };
@@ -106,7 +106,7 @@ impl Union {
             _ => Err(e),
         })?;
         std::fs::rename(self.paths.spare(), path)?;
-        UpperDir::make(path, &self.paths.strays)
+        UpperDir::create(path, &self.paths.strays)
     }
 
     /// Keeps the directories of a layer for a disk that has no room for more, or for no more files. Where there
@@ -114,7 +114,7 @@ impl Union {
     pub fn keep_spare(&self) {
         let spare = self.paths.spare();
         if spare.symlink_metadata().is_err()
-            && let Err(e) = UpperDir::make(&spare, &self.paths.strays)
+            && let Err(e) = UpperDir::create(&spare, &self.paths.strays)
         {
             tracing::debug!("no directory is kept for a full disk: {e}");
             // Half of one is of no use.

@@ -76,7 +76,7 @@ impl UpperDir {
     /// must be there.
     ///
     /// Only for a layer of which no row says that it has content: what is made is empty.
-    pub fn make(path: &Path, strays: &Path) -> io::Result<UpperDir> {
+    pub fn create(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         for dir in [path, &path.join("upper"), &path.join("work")] {
             if fs::symlink_metadata(dir).is_ok_and(|meta| !meta.is_dir()) {
                 set_path_aside(dir, strays)?;
@@ -113,11 +113,11 @@ impl UpperDir {
             refuse_link(strays)?;
             create_dir(strays)?;
         }
-        UpperDir::look(path, strays)
+        UpperDir::open_read_only(path, strays)
     }
 
     /// Opens the layer directory `path` as it is, and changes nothing.
-    pub fn look(path: &Path, strays: &Path) -> io::Result<UpperDir> {
+    pub fn open_read_only(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         let open = |sub: &str| -> io::Result<OwnedFd> {
             Ok(OwnedFd::from(regular::open_dir(&path.join(sub))?))
         };
@@ -149,7 +149,7 @@ impl UpperDir {
     }
 
     /// Returns the physical directory at the end of `chain`, made with its parents where missing.
-    pub fn make_dir(&self, chain: &Chain) -> io::Result<Arc<OwnedFd>> {
+    pub fn create_dir(&self, chain: &Chain) -> io::Result<Arc<OwnedFd>> {
         Ok(self.walk(chain, true)?)
     }
 
@@ -423,7 +423,7 @@ impl UpperDir {
     }
 
     /// Keeps an open content file at hand.
-    pub fn keep_file(&self, ino: Ino, file: Arc<File>) {
+    pub fn cache_file(&self, ino: Ino, file: Arc<File>) {
         lock(&self.files).put(ino, file);
     }
 
@@ -629,7 +629,7 @@ mod tests {
         let (path, strays) = (dir.path().join("layers/1"), dir.path().join("strays"));
         let all = ["layers/1", "layers/1/upper", "layers/1/work", "strays"];
         create_dir(&dir.path().join("layers")).unwrap();
-        let upper = UpperDir::make(&path, &strays).unwrap();
+        let upper = UpperDir::create(&path, &strays).unwrap();
         fs::write(path.join("upper/found"), "x").unwrap();
         upper.keep_aside(upper.root(), b"found").unwrap();
         for place in all.map(|place| dir.path().join(place)) {
@@ -648,26 +648,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, strays) = (dir.path().join("layers/1"), dir.path().join("strays"));
         assert!(
-            UpperDir::make(&path, &strays).is_err(),
+            UpperDir::create(&path, &strays).is_err(),
             "without the one above"
         );
         fs::create_dir(dir.path().join("layers")).unwrap();
         assert!(UpperDir::open(&path, &strays).is_err());
         assert!(!path.exists());
-        UpperDir::make(&path, &strays).unwrap();
+        UpperDir::create(&path, &strays).unwrap();
         // Some who copy trees leave empty directories out.
         fs::remove_dir(path.join("work")).unwrap();
         UpperDir::open(&path, &strays).unwrap();
         fs::remove_dir(path.join("upper")).unwrap();
         assert!(UpperDir::open(&path, &strays).is_err());
-        UpperDir::make(&path, &strays).unwrap();
+        UpperDir::create(&path, &strays).unwrap();
     }
 
     #[test]
     fn any_number_of_strays_of_one_name_has_room() {
         let dir = tempfile::tempdir().unwrap();
         let strays = dir.path().join("strays");
-        let upper = UpperDir::make(&dir.path().join("1"), &strays).unwrap();
+        let upper = UpperDir::create(&dir.path().join("1"), &strays).unwrap();
         let long = vec![0xff; 255];
         for _ in 0..10_001 {
             fs::write(dir.path().join("1/upper/found"), "").unwrap();

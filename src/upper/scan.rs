@@ -18,7 +18,7 @@ pub enum FoundKind {
     /// A symbolic link.
     Symlink,
     /// A device, FIFO or socket, which nothing of ours is.
-    Odd,
+    Other,
 }
 
 impl FoundKind {
@@ -28,7 +28,7 @@ impl FoundKind {
         } else if kind.is_symlink() {
             FoundKind::Symlink
         } else {
-            FoundKind::Odd
+            FoundKind::Other
         }
     }
 }

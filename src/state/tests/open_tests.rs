@@ -465,7 +465,7 @@ fn changes_are_discarded_and_forgotten_where_the_database_cannot_grow() {
                 RowChange::put_xattr(Ino(n + 1000 * round), b"user.a".as_slice(), vec![7; 2000]);
             db.apply(layer, &[change]).unwrap();
         }
-        assert!(db.settle().unwrap_err().is_no_space());
+        assert!(db.checkpoint().unwrap_err().is_no_space());
     };
     for round in 0..3 {
         fill(layer, round);
@@ -474,7 +474,7 @@ fn changes_are_discarded_and_forgotten_where_the_database_cannot_grow() {
         let trashed = db.discard_all(fresh).unwrap();
         assert_eq!(trashed, [layer]);
         db.forget_layer(layer).unwrap();
-        db.settle().unwrap();
+        db.checkpoint().unwrap();
         db.set_tag("a", RevisionId(1)).unwrap();
         assert_eq!(db.integrity_check().unwrap(), Vec::<String>::new());
         layer = fresh;

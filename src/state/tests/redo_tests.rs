@@ -151,11 +151,11 @@ fn a_large_log_begins_anew_and_nothing_is_lost() {
     for n in 0..400u64 {
         db.apply(layer, &[change(n)]).unwrap();
         if n % 50 == 49 {
-            db.settle().unwrap();
+            db.checkpoint().unwrap();
         }
         largest = largest.max(fs::metadata(&file).unwrap().len());
     }
-    db.settle().unwrap();
+    db.checkpoint().unwrap();
     assert!(largest < 20 << 20, "{largest}");
     assert!(
         fs::metadata(&file).unwrap().len() < 12 << 20,
@@ -220,7 +220,7 @@ fn what_the_database_cannot_take_stays_in_the_log() {
     };
     limit(&db, pages);
     (2..602).for_each(|n| add(&db, layer, n));
-    let full = db.settle().unwrap_err();
+    let full = db.checkpoint().unwrap_err();
     assert!(full.is_no_space(), "{full}");
     let full = db.load_layer(layer).unwrap_err();
     assert!(full.is_no_space(), "rows are not shown in part: {full}");
@@ -283,7 +283,7 @@ fn records_that_cannot_be_read_do_not_count_as_given() {
     drop(redo.take());
     redo.put_back(before);
     // Two records were made, and the first is all that is there.
-    let refused = db.give(&db.lock(), &redo.take()).unwrap_err();
+    let refused = db.apply_redo(&db.lock(), &redo.take()).unwrap_err();
     assert!(matches!(refused, StateError::Corrupt { .. }), "{refused}");
     assert!(db.load_layer(layer).unwrap().is_empty());
 }

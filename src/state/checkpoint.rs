@@ -1,4 +1,4 @@
-//! Keeping the redo log, and giving its records to the database.
+//! Keeps the redo log, and applies its records to the database.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
@@ -15,15 +15,15 @@ use super::{LayerId, Result, RowChange, StateDb, StateError};
 use crate::fault;
 use crate::sys::durable::sync_data;
 
-const DOING: &str = "give the records of the redo log to the database";
+const DOING: &str = "apply the redo log to the database";
 
-/// Bytes of records after which a thread gives them to the database: some thousand operations, so that the
-/// syncs of a transaction are seldom, and the rest is soon given when a commit wants the rows.
-const SETTLE_AT: usize = 1 << 20;
-/// Bytes of records after which whoever appends waits for the database: it may be failing.
+/// Bytes of records after which a thread applies them: some thousand operations, so that
+/// transactions with their syncs are rare, and a commit that needs the rows waits little for the rest.
+const CHECKPOINT_AT: usize = 1 << 20;
+/// Bytes of records after which an append waits for the database, which may be failing.
 const WAIT_AT: usize = 16 << 20;
-/// Size after which the file begins anew.
-const BEGIN_ANEW_AT: u64 = 8 << 20;
+/// Size of the file after which it is emptied.
+const RESET_AT: u64 = 8 << 20;
 
 /// The redo log of an open environment.
 #[derive(Debug)]
@@ -32,13 +32,13 @@ pub(super) struct Log {
     redo: Mutex<Redo>,
     /// Number of the last record that is known to be durable.
     synced: AtomicU64,
-    /// Wakes the thread that settles. It ends when this is dropped.
+    /// Wakes the thread that checkpoints. It ends when this is dropped.
     wake: SyncSender<()>,
 }
 
 impl Log {
     fn lock(&self) -> MutexGuard<'_, Redo> {
-        // Between two steps of a method nothing is half done but the scratch buffer.
+        // A panic inside a method can leave nothing inconsistent but the scratch buffer.
         self.redo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -53,8 +53,9 @@ impl Log {
 }
 
 impl StateDb {
-    /// From now on changes of rows go to the redo log first; the records that an earlier process
-    /// left there are applied. The caller holds the environment's lock: there is one log keeper.
+    /// Opens the redo log, so that changes of rows go there first, and applies the records that an
+    /// earlier process left in it. The caller holds the environment's lock: only one process keeps the
+    /// log.
     ///
     /// Measured on two slow cores with ext4: a change costs a few microseconds instead of 26.
     pub fn keep_redo_log(self: &Arc<Self>) -> Result<()> {
@@ -62,8 +63,8 @@ impl StateDb {
             return Ok(());
         }
         let path = self.redo_path();
-        let left_over = path.symlink_metadata().is_ok();
-        self.left_over.store(left_over, Ordering::Release);
+        let has_leftover = path.symlink_metadata().is_ok();
+        self.has_leftover.store(has_leftover, Ordering::Release);
         let applied = self.last_redo()?;
         let failed = |source| StateError::Io {
             path: path.clone(),
@@ -71,10 +72,10 @@ impl StateDb {
             source,
         };
         let (mut redo, left) = match Redo::open(&path, applied) {
-            Err(e) if !left_over && failed_for_room(&e) => {
-                // Changes are transactions then, which have room in the journal.
-                tracing::warn!("there is no room for the redo log: changes take longer");
-                // What could not be made whole must not be there when it is opened next.
+            Err(e) if !has_leftover && is_out_of_space(&e) => {
+                // Changes are then transactions, for which the journal has space.
+                tracing::warn!("no space for the redo log: changes take longer");
+                // An incomplete file must not be there at the next open.
                 std::fs::remove_file(&path).unwrap_or_default();
                 return Ok(());
             }
@@ -82,11 +83,11 @@ impl StateDb {
         };
         if !left.is_empty() {
             let conn = self.lock();
-            self.give(&conn, &left)?;
+            self.apply_redo(&conn, &left)?;
             drop(conn);
             tracing::info!(records = left.last() - applied, "applied the redo log");
         }
-        redo.begin_anew().map_err(failed)?;
+        redo.reset().map_err(failed)?;
 
         let (wake, woken) = sync_channel(1);
         let log = Log {
@@ -96,101 +97,102 @@ impl StateDb {
             wake,
         };
         if self.redo.set(log).is_err() {
-            return Err(self.conflict("open the redo log", "it is open already"));
+            return Err(self.conflict("open the redo log", "it is already open"));
         }
         let db = Arc::downgrade(self);
         let spawned = thread::Builder::new()
-            .name(String::from("settle"))
+            .name(String::from("checkpoint"))
             .spawn(move || {
                 while woken.recv().is_ok() {
                     let Some(db) = db.upgrade() else { return };
-                    // The records are safe in the file; who needs the rows gets the error. After a panic
-                    // the transaction is rolled back and the records are pending again.
-                    match catch_unwind(AssertUnwindSafe(|| db.settle())) {
+                    // The records are safe in the file, and a caller that needs the rows gets the error.
+                    // After a panic the transaction is rolled back and the records are pending again.
+                    match catch_unwind(AssertUnwindSafe(|| db.checkpoint())) {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
-                            tracing::error!(%error, "the database takes no records of the redo log");
+                            tracing::error!(%error, "the redo log could not be applied to the database");
                         }
                         Err(_) => tracing::error!(
-                            "a fault of envfs kept records of the redo log from the database"
+                            "an internal error prevented applying the redo log to the database"
                         ),
                     }
                 }
             });
         spawned.map(drop).map_err(|source| StateError::Io {
             path: self.path.clone(),
-            doing: "start the thread that settles the redo log",
+            doing: "start the thread that applies the redo log",
             source,
         })
     }
 
-    /// Appends a change of rows to the redo log. Returns false if none is kept. After an error the
-    /// change is not in it: nobody will apply it.
+    /// Appends a change of rows to the redo log. Returns false if no log is kept. After an error the
+    /// log does not contain the change.
     pub(super) fn log(&self, layer: LayerId, changes: &[RowChange<'_>]) -> Result<bool> {
         let Some(log) = self.redo.get() else {
             return Ok(false);
         };
-        self.unless_in_doubt()?;
-        // Before the record is there: what fails after that has happened all the same.
+        self.refuse_in_doubt()?;
+        // Before the append: an error after it would report a change that has been made.
         let is_waiting = log.lock().pending() >= WAIT_AT;
         if is_waiting {
-            self.settle()?;
+            self.checkpoint()?;
         }
         let append = || {
             let mut redo = log.lock();
             redo.append(layer, changes).map(|()| redo.pending())
         };
         let pending = match append() {
-            Err(e) if failed_for_room(&e) => {
-                // The file may be long although the database has all of it.
-                self.begin_anew(&self.lock(), log)?;
+            Err(e) if is_out_of_space(&e) => {
+                // The database may already have most of the file.
+                self.reset(&self.lock(), log)?;
                 append()
             }
             appended => appended,
         };
         let pending = pending.map_err(log.failed("write rows of a layer to the redo log"))?;
-        if pending >= SETTLE_AT {
-            // Full: it is awake already. Closed: it could not be started, and WAIT_AT does its work.
+        if pending >= CHECKPOINT_AT {
+            // Full: the thread is already awake. Closed: it could not be started, and WAIT_AT bounds
+            // the log.
             log.wake.try_send(()).unwrap_or_default();
         }
         Ok(true)
     }
 
-    /// Gives all records of the redo log to the database.
-    pub(super) fn settle(&self) -> Result<()> {
+    /// Applies all records of the redo log to the database.
+    pub(super) fn checkpoint(&self) -> Result<()> {
         let conn = self.lock();
-        self.settle_in(&conn)
+        self.checkpoint_in(&conn)
     }
 
-    pub(super) fn settle_in(&self, conn: &Connection) -> Result<()> {
+    pub(super) fn checkpoint_in(&self, conn: &Connection) -> Result<()> {
         let Some(log) = self.redo.get() else {
             return Ok(());
         };
         let batch = log.lock().take();
-        self.give_or_put_back(conn, batch, |batch| log.lock().put_back(batch))?;
-        if log.lock().len() < BEGIN_ANEW_AT {
+        self.apply_or_put_back(conn, batch, |batch| log.lock().put_back(batch))?;
+        if log.lock().len() < RESET_AT {
             return Ok(());
         }
-        // Now with the file held, so that no record comes after those the database has.
-        self.begin_anew(conn, log)
+        // Apply the rest with the file locked, so that nothing is appended before it is emptied.
+        self.reset(conn, log)
     }
 
-    /// Removes the redo log, at a clean end: the database has everything, and nothing can be changed any
-    /// more.
+    /// Applies the redo log and removes it when the environment is closed. Nothing can be changed after
+    /// this.
     pub fn remove_redo_log(&self) -> Result<()> {
         let Some(log) = self.redo.get() else {
             return Ok(());
         };
         let conn = self.lock();
-        self.begin_anew(&conn, log)?;
+        self.reset(&conn, log)?;
         let removed = log.lock().remove(&log.path);
         removed.map_err(log.failed("remove the redo log"))
     }
 
-    /// Returns true if an earlier process, or one that is at work, left a redo log.
-    pub(super) fn has_left_over(&self) -> bool {
+    /// Returns true if a redo log of another process was found, whether it still runs or not.
+    pub(super) fn has_leftover_log(&self) -> bool {
         match self.redo.get() {
-            Some(_) => self.left_over.load(Ordering::Acquire),
+            Some(_) => self.has_leftover.load(Ordering::Acquire),
             None if self.mode == super::JournalMode::Memory => false,
             None => self.redo_path().symlink_metadata().is_ok(),
         }
@@ -200,17 +202,16 @@ impl StateDb {
         super::beside(&self.path, "-redo")
     }
 
-    fn begin_anew(&self, conn: &Connection, log: &Log) -> Result<()> {
+    fn reset(&self, conn: &Connection, log: &Log) -> Result<()> {
         let mut redo = log.lock();
         let batch = redo.take();
-        self.give_or_put_back(conn, batch, |batch| redo.put_back(batch))?;
+        self.apply_or_put_back(conn, batch, |batch| redo.put_back(batch))?;
         let last = redo.last();
         log.synced.fetch_max(last, Ordering::AcqRel);
-        redo.begin_anew()
-            .map_err(log.failed("begin the redo log anew"))
+        redo.reset().map_err(log.failed("empty the redo log"))
     }
 
-    fn give_or_put_back(
+    fn apply_or_put_back(
         &self,
         conn: &Connection,
         batch: Batch,
@@ -219,16 +220,16 @@ impl StateDb {
         if batch.is_empty() {
             return Ok(());
         }
-        // A panic puts them back, too: the file has them, but only what is pending is given.
-        let given = catch_unwind(AssertUnwindSafe(|| self.give(conn, &batch)));
-        if !matches!(given, Ok(Ok(()))) {
+        // Also after a panic: only pending records are applied.
+        let applied = catch_unwind(AssertUnwindSafe(|| self.apply_redo(conn, &batch)));
+        if !matches!(applied, Ok(Ok(()))) {
             put_back(batch);
         }
-        given.unwrap_or_else(|panic| resume_unwind(panic))
+        applied.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Applies records, in one transaction with the number of the last.
-    pub(super) fn give(&self, conn: &Connection, batch: &Batch) -> Result<()> {
+    /// Applies records to SQLite, in one transaction that also stores the number of the last.
+    pub(super) fn apply_redo(&self, conn: &Connection, batch: &Batch) -> Result<()> {
         self.transaction(conn, DOING, |conn| {
             let known = self.uppers_in(conn, DOING)?;
             let (mut highest, mut last) = (0, None);
@@ -242,13 +243,13 @@ impl StateDb {
                     if let RowChange::PutInode(ino, _) = change {
                         highest = highest.max(ino.0);
                     }
-                    // One that was discarded and collected meanwhile needs no rows.
+                    // A layer that was discarded and collected in the meantime needs no rows.
                     if known.contains(&layer) {
                         apply_one(conn, LayerId(layer), change).map_err(|e| self.sql(DOING, e))?;
                     }
                 }
             }
-            // Else what could not be read would count as given, and be lost.
+            // Otherwise records that could not be read would count as applied and be lost.
             if last != Some(batch.last()) {
                 return Err(StateError::Corrupt {
                     path: self.path.clone(),
@@ -259,7 +260,7 @@ impl StateDb {
                 });
             }
             fault::panic_once("panic.settle");
-            // After power loss the counter may be older than the records.
+            // After a power failure the counter may be older than the records.
             self.raise(conn, "ino", highest.saturating_add(1), DOING)?;
             self.set_last_redo_in(conn, batch.last(), DOING)
         })
@@ -282,7 +283,7 @@ impl StateDb {
     }
 }
 
-fn failed_for_room(error: &io::Error) -> bool {
+fn is_out_of_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded

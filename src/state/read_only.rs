@@ -1,8 +1,8 @@
-//! Looking at a database, which changes nothing: neither the database nor what lies beside it.
+//! Read-only access, which changes neither the database nor the files beside it.
 //!
-//! The journal of a transaction that was cut off looks like one that is under way on another host, where
-//! SQLite's locks may not reach. While a process holds the environment's lock, its journal is left alone: a
-//! look waits until it is gone. Otherwise it is rolled back first, which the first look does.
+//! The journal of an interrupted transaction looks like that of one in progress on another host, where
+//! SQLite's locks may not reach. While a process holds the environment's lock, a reader leaves its
+//! journal alone and waits for the transaction to end. Otherwise the first reader rolls it back.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,36 +12,36 @@ use rusqlite::{Connection, OpenFlags, ffi};
 use super::error::{Result, StateError};
 use super::{BUSY_TIMEOUT, JournalMode, Rollback, StateDb, files, migrations, sql_error};
 
-/// How long to wait before the journal is looked for again.
+/// How long to wait before checking for the journal again.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl StateDb {
-    /// Opens the database for a look. `is_held` says whether a process holds the environment's lock.
-    pub fn open_to_look(path: &Path, is_held: bool) -> Result<StateDb> {
+    /// Opens the database for reading. `is_held` tells whether a process holds the environment's lock;
+    /// if none does, an interrupted transaction is rolled back and an older schema is upgraded first.
+    pub fn open_read_only(path: &Path, is_held: bool) -> Result<StateDb> {
         if is_held {
-            return Self::look_only(path, BUSY_TIMEOUT);
+            return Self::open_file_read_only(path, BUSY_TIMEOUT);
         }
-        // To be written to: a transaction was cut off and is to be rolled back, or an older envfs made it.
-        match Self::look_only(path, Duration::ZERO) {
+        match Self::open_file_read_only(path, Duration::ZERO) {
             Ok(db) if db.is_outdated()? => {
                 drop(db);
-                Self::open(path).or_else(|_| Self::look_only(path, BUSY_TIMEOUT))
+                Self::open(path).or_else(|_| Self::open_file_read_only(path, BUSY_TIMEOUT))
             }
             Err(e) if e.is_read_only() || matches!(e, StateError::Busy { .. }) => Self::open(path),
-            looked => looked,
+            opened => opened,
         }
     }
 
-    /// Returns whether an older envfs made the database, or kept a write-ahead log of it.
+    /// Returns true if the schema is too old to be read, or the database has a write-ahead log.
     fn is_outdated(&self) -> Result<bool> {
         let conn = self.lock();
         let journal: String = conn
             .pragma_query_value(None, "journal_mode", |row| row.get(0))
             .map_err(|e| self.sql("read the header of the state database", e))?;
-        Ok(journal == "wal" || !migrations::can_be_looked_at(&conn, &self.path)?)
+        Ok(journal == "wal" || !migrations::is_readable(&conn, &self.path)?)
     }
 
-    pub(super) fn look_only(path: &Path, patience: Duration) -> Result<StateDb> {
+    pub(super) fn open_file_read_only(path: &Path, patience: Duration) -> Result<StateDb> {
         files::check(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(path, flags)
@@ -49,18 +49,18 @@ impl StateDb {
             .map_err(|e| sql_error(path, "open the state database", e))?;
         Self::distrust(&conn, path)?;
         let db = StateDb {
-            looks_for: Some(patience),
+            journal_patience: Some(patience),
             ..StateDb::of(conn, path, JournalMode::Rollback)
         };
         {
             let conn = db.lock();
             let _reading = db.begin_reading(&conn, "read the header of the state database")?;
-            migrations::can_be_looked_at(&conn, path)?;
+            migrations::is_readable(&conn, path)?;
         }
         Ok(db)
     }
 
-    /// Begins a transaction that only reads.
+    /// Begins a read transaction. With read-only access, waits while a journal blocks it.
     pub(super) fn begin_reading<'a>(
         &self,
         conn: &'a Connection,
@@ -70,10 +70,10 @@ impl StateDb {
         loop {
             self.run(conn, "BEGIN", doing)?;
             let reading = Rollback(conn);
-            let Some(patience) = self.looks_for else {
+            let Some(patience) = self.journal_patience else {
                 return Ok(reading);
             };
-            // The first read is what meets a journal.
+            // SQLite checks for a journal at the first read.
             match conn.query_row("PRAGMA schema_version", [], |_| Ok(())) {
                 Ok(()) => return Ok(reading),
                 Err(e) if !is_journal(&e) => return Err(self.sql(doing, e)),
@@ -81,7 +81,7 @@ impl StateDb {
                 Err(_) => {
                     return Err(StateError::Busy {
                         path: self.path.clone(),
-                        doing: "a change is under way on another host or was cut off there; \
+                        doing: "a change is in progress on another host or was interrupted there; \
                                 try again, or unmount it there",
                     });
                 }
@@ -92,7 +92,7 @@ impl StateDb {
     }
 }
 
-/// Returns true if there is a journal that only who may write could roll back.
+/// Returns true if there is a journal that only a writer could roll back.
 fn is_journal(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error().map(|error| error.extended_code);
     code == Some(ffi::SQLITE_READONLY_ROLLBACK)

@@ -41,7 +41,7 @@ fn who_only_looks_leaves_the_journal_of_another_host_alone() {
     let seen = elsewhere.path().join("state.db");
     let journal = elsewhere.path().join("state.db-journal");
     let before = (fs::read(&seen).unwrap(), fs::read(&journal).unwrap());
-    let refused = StateDb::look_only(&seen, PATIENCE).unwrap_err();
+    let refused = StateDb::open_file_read_only(&seen, PATIENCE).unwrap_err();
     assert!(matches!(refused, StateError::Busy { .. }), "{refused:?}");
     assert!(refused.to_string().contains("another host"), "{refused}");
     assert!((fs::read(&seen).unwrap(), fs::read(&journal).unwrap()) == before);
@@ -49,7 +49,7 @@ fn who_only_looks_leaves_the_journal_of_another_host_alone() {
     // Who may write takes it for left over.
     StateDb::open(&seen).unwrap().close().unwrap();
     assert!(fs::read(&journal).unwrap()[0] == 0 && fs::read(&seen).unwrap() != before.0);
-    let db = StateDb::look_only(&seen, PATIENCE).unwrap();
+    let db = StateDb::open_file_read_only(&seen, PATIENCE).unwrap();
     assert_eq!(db.stack().unwrap().len(), 2);
     assert_eq!(db.uuid().unwrap().as_deref(), Some("an-identity"));
     assert!(db.set_image_fingerprint(b"b").unwrap_err().is_read_only());
@@ -62,7 +62,7 @@ fn who_only_looks_waits_until_a_transaction_is_over() {
     let seen = elsewhere.path().join("state.db");
     let whole = fs::read(&path).unwrap();
     let db = std::thread::scope(|scope| {
-        let looking = scope.spawn(|| StateDb::look_only(&seen, BUSY_TIMEOUT).unwrap());
+        let looking = scope.spawn(|| StateDb::open_file_read_only(&seen, BUSY_TIMEOUT).unwrap());
         // The other host rolls back by itself.
         fs::write(&seen, &whole).unwrap();
         fs::remove_file(elsewhere.path().join("state.db-journal")).unwrap();
@@ -92,7 +92,7 @@ fn a_look_changes_nothing_beside_a_writer_and_after_one() {
         .unwrap();
     let before = files(dir.path());
     for is_held in [true, false] {
-        let seen = StateDb::open_to_look(&path, is_held).unwrap();
+        let seen = StateDb::open_read_only(&path, is_held).unwrap();
         assert_eq!(seen.stack().unwrap().len(), 2);
         assert!(seen.set_image_fingerprint(b"b").unwrap_err().is_read_only());
         seen.close().unwrap();
@@ -101,7 +101,7 @@ fn a_look_changes_nothing_beside_a_writer_and_after_one() {
     db.end_clean().unwrap();
     drop(db);
     let before = files(dir.path());
-    StateDb::open_to_look(&path, false)
+    StateDb::open_read_only(&path, false)
         .unwrap()
         .stack()
         .unwrap();
@@ -129,7 +129,7 @@ fn a_database_with_a_write_ahead_log_is_read_whole() {
         }
         let path = old.path().join("state.db");
         let db = match look {
-            true => StateDb::open_to_look(&path, false).unwrap(),
+            true => StateDb::open_read_only(&path, false).unwrap(),
             false => StateDb::open(&path).unwrap(),
         };
         assert_eq!(db.load_layer(layer).unwrap().entries.len(), 1);
@@ -147,7 +147,7 @@ fn what_is_no_regular_file_is_no_database() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     let refused = |what: &str| {
-        for opened in [StateDb::open(&path), StateDb::open_to_look(&path, false)] {
+        for opened in [StateDb::open(&path), StateDb::open_read_only(&path, false)] {
             let refused = opened.unwrap_err();
             assert!(matches!(refused, StateError::NotADatabase { .. }));
             assert!(refused.to_string().contains(what), "{refused}");
