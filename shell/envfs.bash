@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # envfs for bash: source this file, or put in ~/.bashrc:  eval "$(envfs hook bash)"
 #
-# Defines one function, envfs. Only activate, deactivate and reactivate are evaluated in this
-# shell; everything else is the program. Prompts, traps and PROMPT_COMMAND are left alone.
+# Defines one function, envfs. It evaluates the output of activate, deactivate and reactivate in
+# this shell and passes everything else to the program. Does not change prompts, traps or
+# PROMPT_COMMAND.
 
 envfs() {
     local __envfs_word __envfs_text __envfs_status
@@ -16,10 +17,10 @@ envfs() {
                 ;;
             esac
         done
-        # The prompt is not exported, and PATH need not be, so they are passed by value. What is
-        # printed is evaluated only if all went well.
+        # PS1 is not exported, and PATH may not be, so they are passed explicitly. The output is
+        # evaluated only if the command succeeded.
         __envfs_text="$(PATH="${PATH-}" PS1="${PS1-}" command envfs __shell bash $$ "$@")" || return
-        # No variable or argument of this function may be seen by scripts of the environment.
+        # The environment's scripts must not see variables or arguments of this function.
         set -- "$__envfs_text"
         unset -v __envfs_word __envfs_text __envfs_status
         eval "set --
@@ -28,7 +29,7 @@ $1"
     commit | discard | rollback)
         __envfs_status=0
         command envfs "$@" || __envfs_status=$?
-        # Programs may have come or gone.
+        # Programs may have been added or removed.
         hash -r
         return "$__envfs_status"
         ;;

@@ -1,7 +1,7 @@
 # envfs for zsh: source this file, or put in ~/.zshrc:  eval "$(envfs hook zsh)"
 #
-# Defines one function, envfs. Only activate, deactivate and reactivate are evaluated in this
-# shell; everything else is the program. Prompts, traps and hooks are left alone.
+# Defines one function, envfs. It evaluates the output of activate, deactivate and reactivate in
+# this shell and passes everything else to the program. Does not change prompts, traps or hooks.
 
 function envfs {
     case "${1-}" in
@@ -15,10 +15,10 @@ function envfs {
                 ;;
             esac
         done
-        # The prompt is not exported, and PATH need not be, so they are passed by value. What is
-        # printed is evaluated only if all went well.
+        # PS1 is not exported, and PATH may not be, so they are passed explicitly. The output is
+        # evaluated only if the command succeeded.
         __envfs_text="$(PATH="${PATH-}" PS1="${PS1-}" command envfs __shell zsh $$ "$@")" || return
-        # No variable or argument of this function may be seen by scripts of the environment.
+        # The environment's scripts must not see variables or arguments of this function.
         set -- "$__envfs_text"
         unset __envfs_word __envfs_text
         eval "set --
@@ -27,7 +27,7 @@ $1"
     (commit|discard|rollback)
         local __envfs_status=0
         command envfs "$@" || __envfs_status=$?
-        # Programs may have come or gone.
+        # Programs may have been added or removed.
         rehash
         return "$__envfs_status"
         ;;
@@ -47,7 +47,7 @@ if [[ -o interactive ]]; then
             compadd -- "${candidates[@]}"
         fi
     }
-    # Only where the user has set completion up.
+    # Only if the user has enabled completion.
     if (( ${+functions[compdef]} )); then
         compdef _envfs envfs
     fi

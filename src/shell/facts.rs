@@ -1,4 +1,4 @@
-//! Reads what kind of environment a prefix holds.
+//! Detects the kind of environment in a prefix.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// Variables that conda reserves; a state file must not set them.
+/// Variables reserved by conda; a state file must not set them.
 const RESERVED: [&str; 5] = [
     "PATH",
     "CONDA_PREFIX",
@@ -14,26 +14,25 @@ const RESERVED: [&str; 5] = [
     "CONDA_DEFAULT_ENV",
     "CONDA_PROMPT_MODIFIER",
 ];
-/// How conda marks a variable to unset.
+/// The value with which conda marks a variable to unset.
 const UNSET: &str = "***unset***";
 
-/// What activation needs to know about an environment, besides the variables of the shell.
+/// The facts about an environment that activation depends on, besides the shell's variables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PrefixFacts {
     /// Name of the environment.
     pub name: String,
-    /// Where it is mounted.
+    /// The path where it is mounted.
     pub prefix: PathBuf,
     /// The current revision, if there is one.
     pub revision: Option<i64>,
-    /// Whether conda (mamba, pixi, conda-pack) made it: it has `conda-meta`.
+    /// Whether it was created by conda (or mamba, pixi, conda-pack): it has `conda-meta`.
     pub is_conda: bool,
-    /// The prompt of a Python virtual environment (it has `pyvenv.cfg`), as `pyvenv.cfg` gives it
-    /// or the name.
+    /// For a Python virtual environment (it has `pyvenv.cfg`): the prompt set there, else the name.
     pub venv_prompt: Option<String>,
-    /// Directories to come first in `PATH`, the first first.
+    /// Directories to put first in `PATH`, in order.
     pub path: Vec<PathBuf>,
-    /// Variables that the environment itself wants set, or unset (`None`).
+    /// Variables that the environment sets, or unsets (`None`).
     pub variables: Vec<(OsString, Option<OsString>)>,
     /// Scripts to source after activation, in order.
     pub activate_scripts: Vec<PathBuf>,
@@ -42,8 +41,8 @@ pub struct PrefixFacts {
 }
 
 impl PrefixFacts {
-    /// Reads a prefix. Files that cannot be read count as absent: an environment with a broken file must
-    /// stay usable.
+    /// Reads a prefix. Files that cannot be read are ignored: an environment with a broken file
+    /// must remain usable.
     pub fn read(name: &str, prefix: &Path, revision: Option<i64>) -> PrefixFacts {
         let is_conda = prefix.join("conda-meta").is_dir();
         let pyvenv = fs::read_to_string(prefix.join("pyvenv.cfg")).ok();
@@ -52,7 +51,7 @@ impl PrefixFacts {
         if node.is_dir() {
             path.push(node);
         }
-        // Even if it does not exist yet: the first installation creates it.
+        // Even if it does not exist yet: the first installation will create it.
         if bin.is_dir() || path.is_empty() {
             path.insert(0, bin);
         }
@@ -76,19 +75,19 @@ impl PrefixFacts {
     }
 }
 
-/// Returns the prompt that `python -m venv --prompt` wrote down.
+/// Returns the prompt that `python -m venv --prompt` recorded.
 fn venv_prompt(pyvenv: &str) -> Option<String> {
     let value = pyvenv.lines().find_map(|line| {
         let (key, value) = line.split_once('=')?;
         (key.trim() == "prompt").then(|| value.trim())
     })?;
     let bare = value.trim_matches(['"', '\'']);
-    // In a prompt these would be evaluated.
+    // The shell would evaluate these in a prompt.
     let is_safe = |c: char| !c.is_control() && !['$', '`', '\\', '%'].contains(&c);
     (!bare.is_empty() && bare.chars().all(is_safe)).then(|| bare.to_owned())
 }
 
-/// Returns the scripts of `etc/conda/DIR` in order of their names.
+/// Returns the scripts in `etc/conda/DIR`, sorted by name.
 pub fn scripts(prefix: &Path, dir: &str, is_conda: bool) -> Vec<PathBuf> {
     if !is_conda {
         return Vec::new();
@@ -104,8 +103,8 @@ pub fn scripts(prefix: &Path, dir: &str, is_conda: bool) -> Vec<PathBuf> {
     found
 }
 
-/// Returns what `etc/conda/env_vars.d/*.json` and then `conda-meta/state` want set, as conda
-/// does: the later wins.
+/// Returns the variables from `etc/conda/env_vars.d/*.json` and `conda-meta/state`. As in conda,
+/// later files take precedence.
 fn conda_variables(prefix: &Path) -> Vec<(OsString, Option<OsString>)> {
     let mut files: Vec<PathBuf> = fs::read_dir(prefix.join("etc/conda/env_vars.d"))
         .map(|entries| {
@@ -159,7 +158,7 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// Returns whether every shell takes this as the name of a variable.
+/// Returns whether the name is a valid variable name in every shell.
 pub fn is_variable_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes

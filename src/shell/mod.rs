@@ -1,10 +1,10 @@
 //! Activation of an environment in a shell.
 //!
-//! - [`facts`]: what kind of environment a prefix holds, read from its files
-//! - [`plan`]: computes the changes from the facts and the variables that are set; pure
-//! - [`render`]: prints the changes as text for a shell to evaluate; does all quoting
+//! - [`facts`] detects the kind of environment in a prefix from its files
+//! - [`plan`] computes the changes from the facts and the current variables; pure
+//! - [`render`] writes the changes as text for a shell to evaluate, and does all quoting
 //!
-//! The files that users source are in the directory `shell/` of the sources, see
+//! The files that users source are in the directory `shell/` of the source tree, see
 //! [`Shell::hook`].
 
 pub mod facts;
@@ -26,7 +26,7 @@ pub enum Shell {
 }
 
 impl Shell {
-    /// All of them.
+    /// All supported shells.
     pub const ALL: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Posix];
 
     /// Returns the shell with this name or path, if envfs supports it.
@@ -50,8 +50,8 @@ impl Shell {
         }
     }
 
-    /// Returns the text that defines the function `envfs` in a shell; none for [`Shell::Posix`],
-    /// where scripts say `eval "$(envfs activate --shell posix NAME)"`.
+    /// Returns the text that defines the function `envfs` in a shell. There is none for
+    /// [`Shell::Posix`], where scripts use `eval "$(envfs activate --shell posix NAME)"`.
     pub fn hook(self) -> Option<&'static str> {
         match self {
             Shell::Bash => Some(include_str!("../../shell/envfs.bash")),

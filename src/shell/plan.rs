@@ -1,16 +1,16 @@
-//! Computes the changes to make in a shell. Nothing here touches the system.
+//! Computes the changes to make in a shell. Nothing here accesses the system.
 //!
-//! The state of an active environment travels in the shell's own exported variables, so that a
-//! subshell knows it, and so that deactivation needs neither the mount nor the store:
+//! The state of an active environment is kept in exported variables of the shell, so that subshells
+//! inherit it, and so that deactivation needs neither the mount nor the store:
 //!
 //! ```text
 //! ENVFS_ENV, ENVFS_PREFIX, ENVFS_REV, ENVFS_PROMPT_MODIFIER    the active environment
-//! ENVFS_SHLVL                                                  how many are stacked
-//! __ENVFS_STATE_n                                              JSON: what the n-th replaced
+//! ENVFS_SHLVL                                                  the number of stacked environments
+//! __ENVFS_STATE_n                                              JSON: the values that the n-th replaced
 //! ```
 //!
-//! A variable is restored only if it still has the value that activation gave it: changes made since then
-//! by the user (or by `conda deactivate`) are kept.
+//! A variable is restored only if it still has the value that activation set: later changes by the
+//! user (or by `conda deactivate`) are kept.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -27,9 +27,9 @@ pub type Variables = BTreeMap<OsString, OsString>;
 
 const STATE: &str = "__ENVFS_STATE_";
 const LEVEL: &str = "ENVFS_SHLVL";
-/// The search path for programs if there is no `PATH`.
+/// The search path for programs if `PATH` is unset.
 pub const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
-/// Larger values are ignored: the number comes from the environment.
+/// The highest level that is accepted: the number comes from a variable that anything may have set.
 const MAX_LEVEL: u32 = 64;
 
 /// The changes to make in a shell, in the order of the fields.
@@ -47,17 +47,17 @@ pub struct Script {
     pub after: Vec<PathBuf>,
 }
 
-/// Whether activation replaces the environment that is active or comes on top of it.
+/// Whether activation replaces the active environment or is stacked on top of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Nesting {
-    /// Takes the place of the active one.
+    /// Replaces the active environment.
     #[default]
     Replace,
-    /// Keeps the active one below; deactivation brings it back.
+    /// Keeps the active environment below; deactivation returns to it.
     Stack,
 }
 
-/// What is needed to undo an activation.
+/// The record of an activation that is needed to undo it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     /// Name of the environment.
@@ -66,41 +66,42 @@ struct State {
     prefix: Text,
     /// Its revision when it was activated.
     revision: Option<i64>,
-    /// Each variable that was touched: what it was, and what it was given.
+    /// The variables that were changed, with their values before and after.
     variables: BTreeMap<String, (Option<Text>, Option<Text>)>,
-    /// The entries that were put into `PATH`, in order.
+    /// The entries that were added to `PATH`, in order.
     path: Vec<Text>,
-    /// The entries of `PATH` in whose place they are.
+    /// The entries of `PATH` that they replaced.
     replaced: Vec<Text>,
     /// `PATH` before.
     path_before: Option<Text>,
     /// `PATH` after.
     path_after: Text,
-    /// What stands before the prompt.
+    /// The text that was put before the prompt.
     prompt: String,
-    /// What stood there instead.
+    /// The text at the start of the prompt that it replaced.
     prompt_before: String,
-    /// Scripts to source first when it is undone.
+    /// Scripts to source first when the activation is undone.
     deactivate: Vec<Text>,
-    /// Scripts to source last when it is undone, of the conda environment that made place.
+    /// Scripts to source last when the activation is undone: those of the conda environment that it
+    /// replaced.
     reactivate: Option<Vec<Text>>,
 }
 
-/// Settings of an activation.
+/// The settings of an activation.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Replace or stack.
+    /// Whether to replace the active environment or stack on top of it.
     pub nesting: Nesting,
-    /// What to put before the prompt, `{name}` replaced; `None` leaves prompts alone.
+    /// A template for the text before the prompt, with `{name}`; `None` leaves the prompt alone.
     pub prompt: Option<String>,
-    /// Scripts that the conda environment which is active (not through envfs) wants sourced when
-    /// it is left and when it is entered again.
+    /// The conda environment that is active but was not activated by envfs. Its scripts are sourced
+    /// when it is replaced and when it returns.
     pub conda_below: Option<PrefixFacts>,
 }
 
 impl Settings {
-    /// Returns the usual settings.
-    pub fn usual() -> Settings {
+    /// Returns settings with the default prompt.
+    pub fn with_default_prompt() -> Settings {
         Settings {
             prompt: Some(String::from("({name}) ")),
             ..Settings::default()
@@ -108,7 +109,7 @@ impl Settings {
     }
 }
 
-/// Returns the name of the active environment, if there is one.
+/// Returns the name of the active environment.
 pub fn active(variables: &Variables) -> Option<&OsStr> {
     get(variables, "ENVFS_ENV").filter(|name| !name.is_empty())
 }
@@ -129,32 +130,33 @@ fn state(variables: &Variables, level: u32) -> Option<State> {
     serde_json::from_slice(get(variables, &format!("{STATE}{level}"))?.as_bytes()).ok()
 }
 
-/// The variables as they change, and the scripts on the way.
-struct Work {
+/// The state of planning: the variables so far, and the scripts to source.
+struct Planner {
     variables: Variables,
     before: Vec<PathBuf>,
     after: Vec<PathBuf>,
-    /// Scripts of the conda environment that comes back, unless another takes its place again.
+    /// Scripts of the conda environment that returns, unless another replaces it again.
     returning: Option<Vec<PathBuf>>,
 }
 
-/// Returns the prefix of the conda environment, not activated by envfs, that is active or comes
-/// back when ours is left: its scripts have to be known to [`activate`].
+/// Returns the prefix of the conda environment, not activated by envfs, that is active or returns
+/// when ours is deactivated. [`activate`] needs its scripts.
 pub fn conda_below(variables: &Variables) -> Option<PathBuf> {
-    let mut work = Work::new(variables);
+    let mut planner = Planner::new(variables);
     let current = level(variables);
     if current > 0 {
-        work.pop(current);
+        planner.pop(current);
     }
-    work.get("CONDA_PREFIX")
+    planner
+        .get("CONDA_PREFIX")
         .map(PathBuf::from)
         .filter(|prefix| prefix.is_absolute())
 }
 
-/// Plans an activation. The same environment is reactivated; another active one is deactivated first,
-/// unless it stays below.
+/// Plans an activation. If the environment is active already, it is reactivated. Another active one
+/// is deactivated first, unless the activation is stacked.
 pub fn activate(facts: &PrefixFacts, variables: &Variables, settings: &Settings) -> Script {
-    let mut work = Work::new(variables);
+    let mut planner = Planner::new(variables);
     let current = level(variables);
     let top = state(variables, current);
     let same = top
@@ -162,45 +164,34 @@ pub fn activate(facts: &PrefixFacts, variables: &Variables, settings: &Settings)
         .is_some_and(|state| state.prefix.as_path() == facts.prefix);
     let mut place = None;
     if current > 0 && (same || settings.nesting == Nesting::Replace) {
-        place = work.pop(current);
+        place = planner.pop(current);
         if same {
-            // A login shell or tmux may have moved us back in PATH: come first again.
+            // A login shell or tmux may have put other entries before ours in PATH: move to the
+            // front.
             place = None;
         }
     }
-    // A conda environment that envfs had put there is left by `pop`; any other one is below.
-    work.push(facts, settings, place);
-    work.finish(variables)
+    // `pop` has deactivated a conda environment of ours; any other one is below.
+    planner.push(facts, settings, place);
+    planner.finish(variables)
 }
 
-/// Plans how to undo the last activation. If none is active, nothing changes.
+/// Plans how to undo the last activation. Nothing changes if no environment is active.
 pub fn deactivate(variables: &Variables) -> Script {
-    let mut work = Work::new(variables);
+    let mut planner = Planner::new(variables);
     let current = level(variables);
     if current > 0 {
-        work.pop(current);
+        planner.pop(current);
     } else {
         // Remains of a broken state.
-        work.forget_names();
+        planner.forget_names();
     }
-    work.finish(variables)
+    planner.finish(variables)
 }
 
-/// Plans how to activate the active environment again.
-pub fn reactivate(facts: &PrefixFacts, variables: &Variables, settings: &Settings) -> Script {
-    activate(
-        facts,
-        variables,
-        &Settings {
-            nesting: Nesting::Replace,
-            ..settings.clone()
-        },
-    )
-}
-
-impl Work {
-    fn new(variables: &Variables) -> Work {
-        Work {
+impl Planner {
+    fn new(variables: &Variables) -> Planner {
+        Planner {
             variables: variables.clone(),
             before: Vec::new(),
             after: Vec::new(),
@@ -223,7 +214,7 @@ impl Work {
         get(&self.variables, name)
     }
 
-    /// Undoes the activation of this level; returns where in `PATH` it was.
+    /// Undoes the activation at this level. Returns its position in `PATH`.
     fn pop(&mut self, level: u32) -> Option<usize> {
         let key = format!("{STATE}{level}");
         let state = state(&self.variables, level);
@@ -246,7 +237,8 @@ impl Work {
             self.restore_prompt(state);
         }
         self.forget_names();
-        // Where the user's own `conda deactivate` took away what we put in, this finds the rest.
+        // The user may have run `conda deactivate`, which removes some of our entries but not
+        // these.
         let below = level.saturating_sub(1);
         if below > 0 {
             self.set(LEVEL, Some(below.to_string().into()));
@@ -267,7 +259,7 @@ impl Work {
         }
     }
 
-    /// Makes the variables name the environment of a level again.
+    /// Sets the variables that name the active environment to that of a level.
     fn name_level(&mut self, level: u32) {
         let Some(state) = state(&self.variables, level) else {
             return;
@@ -294,7 +286,7 @@ impl Work {
             self.set("PATH", state.path_before.clone().map(|text| text.0));
             return first;
         }
-        // It was changed since: remove our entries and restore those that they replaced.
+        // PATH was changed since: remove our entries and restore those that they replaced.
         if let Some(first) = first {
             entries.retain(|entry| !state.path.iter().any(|ours| ours.0 == *entry));
             let at = first.min(entries.len());
@@ -318,7 +310,8 @@ impl Work {
         }
     }
 
-    /// Activates on top of what is there; `place` is where in `PATH` a predecessor was.
+    /// Activates an environment on top of the current state; `place` is the position in `PATH` of
+    /// the environment that it replaces.
     fn push(&mut self, facts: &PrefixFacts, settings: &Settings, place: Option<usize>) {
         let level = level(&self.variables) + 1;
         let mut state = State {
@@ -366,7 +359,7 @@ impl Work {
                 && below.prefix != facts.prefix
         });
         match (below, self.returning.take()) {
-            // It made place before and goes on doing so.
+            // It was replaced before, and still is.
             (Some(_), Some(scripts)) => state.reactivate = Some(texts(&scripts)),
             (Some(below), None) => {
                 self.before.extend(below.deactivate_scripts.iter().cloned());
@@ -399,14 +392,14 @@ impl Work {
             (!state.prompt.is_empty()).then(|| OsString::from(&state.prompt))
         });
         self.set(LEVEL, Some(level.to_string().into()));
-        // Strings and arrays of bytes only: it cannot fail, and if it did, deactivation would
-        // leave the variables as they are.
+        // This cannot fail, as there are only strings and arrays of bytes. If it did, deactivation
+        // would leave the variables alone.
         if let Ok(text) = serde_json::to_string(&state) {
             self.set(&format!("{STATE}{level}"), Some(OsString::from(text)));
         }
     }
 
-    /// Returns conda's own variables, as its activator sets them.
+    /// Returns conda's own variables, with the values that its activator sets.
     fn conda(&self, facts: &PrefixFacts, nesting: &Nesting) -> Vec<(String, OsString)> {
         let old: u32 = self
             .get("CONDA_SHLVL")
@@ -446,7 +439,7 @@ impl Work {
         let mut entries = split_path(before.as_deref());
         entries.retain(|entry| !state.path.iter().any(|ours| ours.0 == *entry));
         let mut at = place.unwrap_or(0).min(entries.len());
-        // As conda does: the environment that was active makes place for ours.
+        // As in conda, our entries replace those of the environment that was active.
         if let Some(prefix) = conda_below {
             let bin = prefix.join("bin").into_os_string();
             if let Some(found) = entries.iter().position(|entry| *entry == bin) {
@@ -455,7 +448,7 @@ impl Work {
                 at = found.min(entries.len());
             }
         }
-        // A shell without PATH still finds the system's programs, and must go on doing so.
+        // A shell without PATH finds the system's programs, and must still do so.
         if entries.is_empty() {
             entries = split_path(Some(OsStr::new(SYSTEM_PATH)));
         }
@@ -481,7 +474,7 @@ impl Work {
         if is_powerline {
             return;
         }
-        // The mark of the conda environment in whose place we come.
+        // Replace the prompt modifier of the conda environment that was active.
         if facts.is_conda
             && settings.nesting == Nesting::Replace
             && let Some(modifier) = self.get("CONDA_PROMPT_MODIFIER").and_then(OsStr::to_str)
@@ -530,7 +523,7 @@ fn texts(paths: &[PathBuf]) -> Vec<Text> {
         .collect()
 }
 
-/// Splits a search path; an empty entry (the working directory) stays an entry.
+/// Splits a search path. Keeps empty entries, which stand for the working directory.
 fn split_path(path: Option<&OsStr>) -> Vec<OsString> {
     match path {
         None => Vec::new(),
@@ -553,7 +546,7 @@ impl Script {
         *self == Script::default()
     }
 
-    /// Applies the changes to a set of variables, without the scripts.
+    /// Applies the changes to a set of variables. Does not source the scripts.
     pub fn apply(&self, variables: &mut Variables) {
         for name in &self.unset {
             variables.remove(name);

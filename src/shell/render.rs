@@ -1,7 +1,7 @@
-//! Writes a [`Script`] down for a shell to evaluate.
+//! Writes a [`Script`] as text for a shell to evaluate.
 //!
-//! Commands have a backslash before them so that aliases do not apply. Everything that is not ours is
-//! in single quotes.
+//! Commands are written with a backslash so that aliases do not apply. All values are
+//! single-quoted.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,10 +12,10 @@ use super::facts::is_variable_name;
 use super::plan::Script;
 use crate::sys::text::printable;
 
-/// Quotes any bytes so that a shell reads them as one word and as nothing else.
+/// Quotes bytes so that a shell reads them as exactly one word.
 ///
-/// Single quotes keep everything but themselves; a single quote is written as `'\''`. The bytes
-/// never hold a zero, which no variable and no path can have.
+/// In single quotes, only a single quote is special; it is written as `'\''`. Variables and paths
+/// cannot contain a zero byte, so zero bytes are dropped.
 pub fn quote(value: &OsStr) -> Vec<u8> {
     let mut out = Vec::with_capacity(value.len() + 2);
     out.push(b'\'');
@@ -30,8 +30,8 @@ pub fn quote(value: &OsStr) -> Vec<u8> {
     out
 }
 
-/// Writes a word of a command line that people are told to type: bare where that is safe, else in
-/// single quotes, and where it cannot be shown so, in the form `$'…'` of bash, zsh and ksh.
+/// Formats a word of a command line for the user to type: unquoted if that is safe, else in single
+/// quotes, and if it is not printable, as `$'…'` (bash, zsh and ksh).
 pub fn word(value: impl AsRef<OsStr>) -> String {
     let value = value.as_ref();
     let bytes = value.as_bytes();
@@ -56,12 +56,12 @@ pub fn word(value: impl AsRef<OsStr>) -> String {
     }
 }
 
-/// Returns the text that makes a shell do what the script says. Empty if there is nothing to do.
+/// Returns the text with which a shell executes the script. It is empty if nothing changes.
 ///
-/// The text is evaluated to its end whatever happens on the way, so that an environment is never
-/// half activated or half restored: errors in sourced scripts and variables that are read-only in
-/// this shell are reported and passed over. (In bash and POSIX shells an assignment to a read-only
-/// variable can end the evaluation, and in zsh always does.)
+/// The shell evaluates the text to its end despite errors, so that an environment is never half
+/// activated or half restored: errors in sourced scripts and variables that are read-only in this
+/// shell are reported and skipped. (Assigning to a read-only variable may end the evaluation in
+/// bash and POSIX shells, and always does in zsh.)
 pub fn render(script: &Script, shell: Shell) -> Vec<u8> {
     let mut out = Vec::new();
     if script.is_empty() {
@@ -84,7 +84,7 @@ pub fn render(script: &Script, shell: Shell) -> Vec<u8> {
     changes.retain(|(name, _)| is_variable_name(name));
     change(&mut out, &changes, shell);
     source(&mut out, &script.after, shell);
-    // The shell's table of where commands are is out of date.
+    // The shell's table of command locations is out of date.
     match shell {
         Shell::Bash | Shell::Posix => line(&mut out, &[b"\\hash -r 2>/dev/null || :"]),
         Shell::Zsh => line(&mut out, &[b"\\rehash || :"]),
@@ -99,14 +99,14 @@ fn line(out: &mut Vec<u8>, parts: &[&[u8]]) {
     out.push(b'\n');
 }
 
-/// Changes variables, each only where the shell allows it.
+/// Changes variables, except those that the shell does not allow to change.
 fn change(out: &mut Vec<u8>, changes: &[(&str, Vec<u8>)], shell: Shell) {
     if changes.is_empty() {
         return;
     }
     if shell != Shell::Zsh {
-        // A read-only variable cannot be unset. Tried in one subshell for all of them; `command`
-        // keeps a POSIX shell from ending there.
+        // A read-only variable cannot be unset. One subshell tries all of them; `command` prevents
+        // a POSIX shell from exiting on failure.
         let names: Vec<&str> = changes.iter().map(|(name, _)| *name).collect();
         line(
             out,
@@ -119,7 +119,7 @@ fn change(out: &mut Vec<u8>, changes: &[(&str, Vec<u8>)], shell: Shell) {
     }
     for (name, command) in changes {
         let name = name.as_bytes();
-        // zsh also has variables that change the user of the shell, and arrays.
+        // zsh also has arrays, and variables whose assignment changes the user of the shell.
         let (is_fixed, pattern) = match shell {
             Shell::Bash | Shell::Posix => (
                 b"$__envfs_fixed".to_vec(),
@@ -150,8 +150,8 @@ fn change(out: &mut Vec<u8>, changes: &[(&str, Vec<u8>)], shell: Shell) {
     }
 }
 
-/// Sources scripts of an environment, which need not be written for `set -u` or `set -e`, and which may be
-/// gone with their mount. An error in one does not keep what follows from being done.
+/// Sources scripts of an environment. They may not support `set -u` or `set -e`, and may no longer
+/// exist if the environment was unmounted. An error in one does not stop the evaluation.
 fn source(out: &mut Vec<u8>, scripts: &[PathBuf], shell: Shell) {
     if scripts.is_empty() {
         return;

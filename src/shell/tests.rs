@@ -56,6 +56,7 @@ fn after(facts: &PrefixFacts, before: &Variables, settings: &Settings) -> Variab
     variables
 }
 
+/// Applies a deactivation and returns the variables after it.
 fn left(before: &Variables) -> Variables {
     let mut variables = before.clone();
     deactivate(before).apply(&mut variables);
@@ -72,9 +73,9 @@ fn some_shell() -> Variables {
 }
 
 #[test]
-fn activation_puts_the_environment_first_and_deactivation_puts_all_back() {
+fn activation_puts_the_environment_first_and_deactivation_restores_everything() {
     let before = some_shell();
-    let active = after(&plain("one"), &before, &Settings::usual());
+    let active = after(&plain("one"), &before, &Settings::with_default_prompt());
     assert_eq!(value(&active, "PATH"), Some("/envs/one/bin:/usr/bin:/bin"));
     assert_eq!(value(&active, "ENVFS_ENV"), Some("one"));
     assert_eq!(value(&active, "ENVFS_PREFIX"), Some("/envs/one"));
@@ -85,14 +86,14 @@ fn activation_puts_the_environment_first_and_deactivation_puts_all_back() {
 }
 
 #[test]
-fn set_but_empty_and_unset_and_odd_paths_come_back_as_they_were() {
+fn empty_unset_and_unusual_paths_are_restored_exactly() {
     for path in [None, Some(""), Some(":/bin"), Some("/bin::/usr/bin:")] {
         let mut before = some_shell();
         before.remove(OsStr::new("PATH"));
         if let Some(path) = path {
             before.insert("PATH".into(), path.into());
         }
-        let active = after(&conda("one"), &before, &Settings::usual());
+        let active = after(&conda("one"), &before, &Settings::with_default_prompt());
         assert_eq!(value(&active, "GONE"), None);
         assert_eq!(value(&active, "MODE"), Some("new"));
         assert_eq!(left(&active), before, "{path:?}");
@@ -100,11 +101,11 @@ fn set_but_empty_and_unset_and_odd_paths_come_back_as_they_were() {
 }
 
 #[test]
-fn activating_twice_is_activating_once() {
+fn activation_is_idempotent() {
     let before = some_shell();
     let facts = conda("one");
-    let once = after(&facts, &before, &Settings::usual());
-    let twice = after(&facts, &once, &Settings::usual());
+    let once = after(&facts, &before, &Settings::with_default_prompt());
+    let twice = after(&facts, &once, &Settings::with_default_prompt());
     assert_eq!(once, twice);
     assert_eq!(left(&twice), before);
 }
@@ -113,10 +114,10 @@ fn activating_twice_is_activating_once() {
 fn reactivation_repairs_a_path_that_was_reset() {
     let before = some_shell();
     let facts = plain("one");
-    let mut active = after(&facts, &before, &Settings::usual());
+    let mut active = after(&facts, &before, &Settings::with_default_prompt());
     active.insert("PATH".into(), "/etc/bin:/envs/one/bin:/usr/bin".into());
     active.insert("PS1".into(), "# ".into());
-    let repaired = after(&facts, &active, &Settings::usual());
+    let repaired = after(&facts, &active, &Settings::with_default_prompt());
     assert_eq!(
         value(&repaired, "PATH"),
         Some("/envs/one/bin:/etc/bin:/usr/bin")
@@ -128,8 +129,12 @@ fn reactivation_repairs_a_path_that_was_reset() {
 }
 
 #[test]
-fn what_the_user_changed_meanwhile_stays_his() {
-    let mut active = after(&conda("one"), &some_shell(), &Settings::usual());
+fn changes_by_the_user_are_kept() {
+    let mut active = after(
+        &conda("one"),
+        &some_shell(),
+        &Settings::with_default_prompt(),
+    );
     active.insert("MODE".into(), "mine".into());
     active.insert(
         "PATH".into(),
@@ -147,11 +152,11 @@ fn what_the_user_changed_meanwhile_stays_his() {
 }
 
 #[test]
-fn switching_takes_the_place_and_leaves_nothing_of_the_first() {
+fn switching_replaces_the_active_environment_completely() {
     let before = some_shell();
-    let mut first = after(&conda("one"), &before, &Settings::usual());
+    let mut first = after(&conda("one"), &before, &Settings::with_default_prompt());
     first.insert("PATH".into(), "/mine:/envs/one/bin:/usr/bin:/bin".into());
-    let script = activate(&plain("two"), &first, &Settings::usual());
+    let script = activate(&plain("two"), &first, &Settings::with_default_prompt());
     assert_eq!(
         script.before,
         [
@@ -174,11 +179,11 @@ fn switching_takes_the_place_and_leaves_nothing_of_the_first() {
 }
 
 #[test]
-fn stacking_keeps_what_is_below_and_brings_it_back() {
+fn stacking_keeps_the_environment_below_and_returns_to_it() {
     let before = some_shell();
     let stack = Settings {
         nesting: Nesting::Stack,
-        ..Settings::usual()
+        ..Settings::with_default_prompt()
     };
     let one = after(&conda("one"), &before, &stack);
     let two = after(&conda("two"), &one, &stack);
@@ -195,7 +200,7 @@ fn stacking_keeps_what_is_below_and_brings_it_back() {
 }
 
 #[test]
-fn a_conda_environment_makes_place_and_comes_back() {
+fn a_conda_environment_is_replaced_and_returns() {
     let base = PrefixFacts {
         prefix: PathBuf::from("/base"),
         activate_scripts: vec![PathBuf::from("/base/in.sh")],
@@ -212,7 +217,7 @@ fn a_conda_environment_makes_place_and_comes_back() {
     ]);
     let settings = Settings {
         conda_below: Some(base),
-        ..Settings::usual()
+        ..Settings::with_default_prompt()
     };
     assert_eq!(conda_below(&before), Some(PathBuf::from("/base")));
     let script = activate(&conda("one"), &before, &settings);
@@ -228,7 +233,7 @@ fn a_conda_environment_makes_place_and_comes_back() {
     assert_eq!(value(&active, "PS1"), Some("(one) $ "));
     assert_eq!(conda_below(&active), Some(PathBuf::from("/base")));
 
-    // The same again, and another: base's scripts are not sourced in between.
+    // Switching to another environment does not source base's scripts in between.
     let script = activate(&conda("two"), &active, &settings);
     assert_eq!(script.before.len(), 2);
     assert_eq!(script.after, conda("two").activate_scripts);
@@ -246,7 +251,7 @@ fn a_conda_environment_makes_place_and_comes_back() {
     before.remove(OsStr::new("nothing"));
     assert_eq!(left, before);
 
-    // `conda deactivate` in between: what it set stays.
+    // The values that `conda deactivate` set in between are kept.
     let mut by_conda = active.clone();
     by_conda.insert("CONDA_PREFIX".into(), "/base".into());
     by_conda.insert("CONDA_SHLVL".into(), "1".into());
@@ -266,7 +271,7 @@ fn a_venv_hides_pythonhome_while_it_is_active() {
     };
     let mut before = some_shell();
     before.insert("PYTHONHOME".into(), "/py".into());
-    let active = after(&facts, &before, &Settings::usual());
+    let active = after(&facts, &before, &Settings::with_default_prompt());
     assert_eq!(value(&active, "VIRTUAL_ENV"), Some("/envs/one"));
     assert_eq!(value(&active, "VIRTUAL_ENV_PROMPT"), Some("v"));
     assert_eq!(value(&active, "PYTHONHOME"), None);
@@ -274,22 +279,22 @@ fn a_venv_hides_pythonhome_while_it_is_active() {
 }
 
 #[test]
-fn prompts_are_left_alone_where_there_are_none_or_they_are_programs() {
+fn empty_and_computed_prompts_are_left_alone() {
     for prompt in ["", "$(POWERLINE_COMMAND=x powerline)"] {
         let mut before = some_shell();
         before.insert("PS1".into(), prompt.into());
-        let script = activate(&plain("one"), &before, &Settings::usual());
+        let script = activate(&plain("one"), &before, &Settings::with_default_prompt());
         assert_eq!(script.prompt, None);
     }
     let off = Settings {
         prompt: None,
-        ..Settings::usual()
+        ..Settings::with_default_prompt()
     };
     assert_eq!(activate(&plain("one"), &some_shell(), &off).prompt, None);
 }
 
 #[test]
-fn nonsense_in_the_state_does_not_hurt() {
+fn invalid_state_is_ignored() {
     let mut broken = some_shell();
     broken.insert("ENVFS_SHLVL".into(), "1".into());
     broken.insert("ENVFS_ENV".into(), "x".into());
@@ -368,11 +373,11 @@ fn shells() -> Vec<&'static str> {
         .into_iter()
         .filter(|shell| crate::sys::process::find_program(shell).is_some())
         .collect();
-    assert!(found.contains(&"bash"), "bash is needed to test");
+    assert!(found.contains(&"bash"), "this test requires bash");
     found
 }
 
-/// A value as programs meet it: any bytes but zero, with a preference for what shells act upon.
+/// Generates values: any bytes but zero, mostly those that are special in shells.
 fn values() -> impl Strategy<Value = OsString> {
     let byte = prop_oneof![
         3 => prop::sample::select(b"'\"\\$`!*?~#&;|<>(){}[]= \t\n\r%^".to_vec()),
@@ -385,7 +390,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn quoted_values_reach_real_shells_unharmed(values in prop::collection::vec(values(), 1..12)) {
+    fn real_shells_read_quoted_values_unchanged(values in prop::collection::vec(values(), 1..12)) {
         for shell in shells() {
             let mut script = Vec::new();
             for value in &values {
@@ -393,7 +398,7 @@ proptest! {
                 script.extend_from_slice(&quote(value));
                 script.extend_from_slice(b"\nenv -0 | grep -z '^V='\n");
             }
-            // Through a function and eval, as the hook does it, read from a file.
+            // Through a function and eval, as in the hook, but read from a file.
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("script");
             std::fs::write(&file, &script).unwrap();

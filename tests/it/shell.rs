@@ -121,7 +121,10 @@ fn activation_and_deactivation_in_real_shells_leave_everything_as_it_was() {
     let facts = prefix(dir.path());
     for (kind, program, options) in shells() {
         let before = start();
-        let enter = render(&activate(&facts, &before, &Settings::usual()), kind);
+        let enter = render(
+            &activate(&facts, &before, &Settings::with_default_prompt()),
+            kind,
+        );
         let script = [enter.as_slice(), b"\ntool >&2\n", DUMP].concat();
         let output = shell(program, options, &script, &before);
         assert!(output.status.success(), "{program}: {output:?}");
@@ -162,7 +165,7 @@ fn deactivation_works_when_the_prefix_is_gone() {
     let facts = prefix(dir.path());
     let before = start();
     let mut active = before.clone();
-    activate(&facts, &before, &Settings::usual()).apply(&mut active);
+    activate(&facts, &before, &Settings::with_default_prompt()).apply(&mut active);
     drop(dir);
     for (kind, program, options) in shells() {
         let script = [render(&deactivate(&active), kind).as_slice(), DUMP].concat();
@@ -261,7 +264,7 @@ fn the_hook_may_be_sourced_twice_and_survives_aliases() {
         let plan = activate(
             &PrefixFacts::read("n", Path::new("/nowhere"), None),
             &variables,
-            &Settings::usual(),
+            &Settings::with_default_prompt(),
         );
         variables.insert("X".into(), OsString::from_vec(render(&plan, kind)));
         let script = format!("{hook}\n{script}echo \"$ENVFS_ENV\"");
@@ -320,7 +323,7 @@ fn what_a_shell_refuses_to_change_stops_neither_activation_nor_deactivation() {
     for (name, value) in [("FIXED", "own"), ("GONE", "kept")] {
         before.insert(name.into(), value.into());
     }
-    let enter = activate(&facts, &before, &Settings::usual());
+    let enter = activate(&facts, &before, &Settings::with_default_prompt());
     let mut active = before.clone();
     enter.apply(&mut active);
     for (kind, program, strict) in shells() {
@@ -374,7 +377,7 @@ fn a_shell_without_path_keeps_the_programs_of_the_system() {
                 before.insert("PATH".into(), path.into());
             }
             let mut active = before.clone();
-            let enter = activate(&facts, &before, &Settings::usual());
+            let enter = activate(&facts, &before, &Settings::with_default_prompt());
             enter.apply(&mut active);
             let script = [
                 render(&enter, kind).as_slice(),

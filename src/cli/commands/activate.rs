@@ -156,7 +156,7 @@ pub fn prepare(
     let prompt = match env.store.config()?.prompt {
         _ if !with_prompt => None,
         Prompt::Show(false) => None,
-        Prompt::Show(true) => Settings::usual().prompt,
+        Prompt::Show(true) => Settings::with_default_prompt().prompt,
         Prompt::Template(template) => Some(template),
     };
     env.ensure_mounted()?;
