@@ -1,4 +1,4 @@
-//! May this command use this store? Asked once, before the command begins.
+//! Checks, before a command runs, that it may use the store.
 
 use super::commands::Command;
 use super::context::Context;
@@ -10,21 +10,21 @@ use crate::shell::render::quote;
 use crate::sys::process;
 use crate::sys::text::quoted;
 
-/// What a command does with the store.
+/// How a command accesses the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Nothing.
+    /// Does not use the store.
     None,
-    /// It reads.
-    Look,
-    /// It ends the use of an environment, which must always be possible for its owner.
-    Leave,
-    /// It changes the store, or runs what is in it.
-    Change,
+    /// Reads only.
+    Read,
+    /// Unmounts or removes an environment, which its owner can always do.
+    Release,
+    /// Changes the store, or runs programs that are in it.
+    Write,
 }
 
 impl Command {
-    /// Returns what the command does with the store.
+    /// Returns how the command accesses the store.
     pub(super) fn access(&self) -> Access {
         match self {
             Command::Mount(args) if !args.uses_store() => Access::None,
@@ -40,8 +40,8 @@ impl Command {
             | Command::Tag(_)
             | Command::Gc(_)
             | Command::Rename(_)
-            | Command::Daemon(_) => Access::Change,
-            Command::Unmount(_) | Command::Remove(_) => Access::Leave,
+            | Command::Daemon(_) => Access::Write,
+            Command::Unmount(_) | Command::Remove(_) => Access::Release,
             Command::List(_)
             | Command::Status(_)
             | Command::Diff(_)
@@ -51,7 +51,7 @@ impl Command {
             | Command::Verify(_)
             | Command::Doctor(_)
             | Command::Stats(_)
-            | Command::Complete(_) => Access::Look,
+            | Command::Complete(_) => Access::Read,
             Command::Deactivate(_)
             | Command::Hook(_)
             | Command::Completions(_)
@@ -63,10 +63,10 @@ impl Command {
     }
 }
 
-/// Refuses a command that may not use the store. Root that looks at the store of another user goes on
-/// as that user, so that nothing of root's stays behind and no link of the user leads further than the
-/// user may go.
-pub(super) fn admit(context: &Context, command: &Command) -> Result<()> {
+/// Fails if the command may not use the store. If root reads the store of another user, the process
+/// becomes that user, so that it leaves no files of root there and symbolic links lead only where
+/// the user may go.
+pub(super) fn check(context: &Context, command: &Command) -> Result<()> {
     let access = command.access();
     if access == Access::None {
         return Ok(());
@@ -77,39 +77,40 @@ pub(super) fn admit(context: &Context, command: &Command) -> Result<()> {
     };
     let store = context.store().map_err(refused)?;
     let root = store.layout().root();
-    // Nothing can be changed there, by anybody. What root has mounted read-only may be used by all.
+    // Nothing can be changed there. A store that root has mounted read-only may be used by all
+    // users.
     if read_only::is_read_only(root) {
         return Ok(());
     }
     if let Some((owner, group)) = other_owner(root).map_err(CommandError::from)? {
-        if access != Access::Look {
-            return Err(refused(belongs(root, owner)));
+        if access != Access::Read {
+            return Err(refused(wrong_owner(root, owner)));
         }
         if process::user_id() == 0 {
             process::become_user(owner, group).map_err(|error| {
-                let doing = format!("cannot look at {} as its owner", root.display());
+                let doing = format!("cannot read {} as its owner", root.display());
                 CommandError::io(doing, &error).hint(as_owner(owner))
             })?;
         }
     }
-    if access == Access::Change {
+    if access == Access::Write {
         refuse_replaceable(root).map_err(|error| refused(error.into()))?;
     }
     Ok(())
 }
 
-fn belongs(root: &std::path::Path, owner: u32) -> CommandError {
+fn wrong_owner(root: &std::path::Path, owner: u32) -> CommandError {
     let what = format!(
-        "{} belongs to {}, and this is {}",
+        "{} belongs to {}, not to {}",
         quoted(root),
         process::user_name(owner),
         process::user_name(process::user_id())
     );
     CommandError::new(Kind::Conflict, what)
         .hint(as_owner(owner))
-        .hint("or set ENVFS_HOME to a store of your own (sudo -H uses that of root)")
+        .hint("or set ENVFS_HOME to a store of your own (sudo -H uses root's)")
         .hint(format!(
-            "or, where files of both in it do no harm: export {TRUST}={}",
+            "or, if files of both users in it are acceptable: export {TRUST}={}",
             quoted(root)
         ))
 }
@@ -118,7 +119,7 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c)
 }
 
-/// The same command as the owner of the store.
+/// Returns a hint to run this command as the owner of the store.
 fn as_owner(owner: u32) -> String {
     let words = std::env::args_os().skip(1);
     let words: Vec<String> = words

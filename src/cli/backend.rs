@@ -1,4 +1,4 @@
-//! Calls of commands into the modules below that more than one command makes or that need their types.
+//! Calls into the modules below that several commands share.
 
 use std::fs;
 use std::io::Write;
@@ -27,14 +27,14 @@ use crate::sys::process::error_text;
 use crate::sys::text::{Text, quoted};
 use crate::union::Reconciled;
 
-/// What an environment's database says of it.
+/// The contents of an environment's database that most commands need.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// Identity of the environment.
     pub id: String,
-    /// Where it is mounted.
+    /// The path where it is mounted.
     pub prefix: PathBuf,
-    /// The first of the files that are newer than the database.
+    /// The first file that is newer than the database, if any.
     pub newer: Option<PathBuf>,
     /// The current revision.
     pub revision: Option<Revision>,
@@ -42,8 +42,8 @@ pub struct Facts {
     pub image: Option<ImageRow>,
 }
 
-/// Opens the database of an environment for a look.
-fn look(environment: &Environment) -> Result<StateDb> {
+/// Opens the database of an environment for reading.
+fn open_read_only(environment: &Environment) -> Result<StateDb> {
     let layout = environment.layout();
     let is_held = EnvLock::current_holder(layout).is_some();
     Ok(StateDb::open_read_only(&layout.state_db(), is_held)?)
@@ -51,7 +51,7 @@ fn look(environment: &Environment) -> Result<StateDb> {
 
 /// Reads the database of an environment.
 pub fn facts(environment: &Environment) -> Result<Facts> {
-    let db = look(environment)?;
+    let db = open_read_only(environment)?;
     let missing = |what: &str| {
         CommandError::new(
             Kind::Damaged,
@@ -73,29 +73,29 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
     })
 }
 
-/// Warns where files of an environment are newer than its database.
+/// Warns if files of an environment are newer than its database.
 pub fn warn_of_newer(environment: &Environment, facts: &Facts) {
     if let Some(newer) = &facts.newer {
         warn(format!(
-            "{}: files are newer than the state database, which seems to be an older copy ({}); envfs verify \
-             names them all",
+            "{}: files are newer than the state database, which may be an older copy ({}); envfs verify \
+             lists them",
             environment.name(),
             quoted(newer)
         ));
     }
 }
 
-/// Opens an environment that is not mounted, to work on it in this process.
+/// Opens an environment that is not mounted, as a service in this process.
 pub fn local(environment: &Environment) -> Result<Box<dyn Service>> {
     let config = environment.store().config()?;
     let local = Local::open(environment.clone(), &config, "command", Duration::ZERO)?;
-    tell_of_lost(environment, &local.reconciled().lost);
+    report_lost(environment, &local.reconciled().lost);
     Ok(Box::new(local))
 }
 
-/// Notes files whose content is lost where a daemon that finds such notes them, in its log, and warns of
-/// them: what is not looked at now must not be forgotten.
-fn tell_of_lost(environment: &Environment, lost: &[PathBuf]) {
+/// Writes the names of files that lost their content to the log, as a daemon does, and prints a
+/// warning. So they are on record even if the warning is overlooked.
+fn report_lost(environment: &Environment, lost: &[PathBuf]) {
     if lost.is_empty() {
         return;
     }
@@ -112,24 +112,24 @@ fn tell_of_lost(environment: &Environment, lost: &[PathBuf]) {
                 warn(format!("{name}: {}: {LOST}", quoted(path)));
             }
             warn(format!(
-                "this cannot be noted in its log: {}",
+                "cannot write this to the log: {}",
                 error_text(&error)
             ));
         }
     }
 }
 
-/// Warns of files whose content is lost, and which a log names.
+/// Warns of files that lost their content; their names are in the log.
 fn warn_of_lost(name: &str, count: usize, log: &Path) {
     if count > 0 {
         warn(format!(
-            "{name}: changed files have lost their content: {count}; {} names them",
+            "{name}: changed files have lost their content: {count}; see {}",
             quoted(log)
         ));
     }
 }
 
-/// Warns of what a daemon told about its mount when it began to serve.
+/// Prints the warnings that a daemon reported when it was started.
 pub fn warn_of_served(name: &str, served: &Served, log: &Path) {
     warn_of_lost(name, served.lost, log);
     for warning in &served.warnings {
@@ -137,10 +137,10 @@ pub fn warn_of_served(name: &str, served: &Served, log: &Path) {
     }
 }
 
-/// Says why a mount takes long.
+/// Explains why mounting takes long.
 pub fn slow_start() {
     Output::new(ColorChoice::Auto, false).note(
-        "waiting until the daemon has opened it (after an unclean end it compares rows and files)",
+        "waiting for the daemon to open the environment (after an unclean shutdown it repairs it)",
     );
 }
 
@@ -148,22 +148,22 @@ pub(super) fn warn(text: String) {
     Output::new(ColorChoice::Auto, true).warn(text);
 }
 
-/// Opens and mounts an environment; called in its daemon.
+/// Opens and mounts an environment. Called in its daemon.
 pub fn mount(environment: &Environment, fakeroot: bool) -> Result<Mounted, Failure> {
     let config = environment.store().config()?;
     mount_environment(environment.clone(), &config, fakeroot)
 }
 
-/// How to make a new environment.
+/// The options of a new environment.
 #[derive(Debug, Clone, Default)]
 pub struct NewOptions {
-    /// Where it is to be mounted, if not at the default place.
+    /// The prefix, if not the default one.
     pub prefix: Option<PathBuf>,
     /// Codec and level (`zstd:3`), if not the configured one.
     pub compression: Option<Compression>,
     /// Block size in bytes, if not the configured one.
     pub block_size: Option<u32>,
-    /// Threads that compress, if not the configured number.
+    /// Compressor threads, if not the configured number.
     pub threads: Option<NonZeroUsize>,
     /// Message for the history.
     pub message: String,
@@ -178,7 +178,7 @@ pub struct NewOptions {
 pub struct Imported {
     /// Name of the environment.
     pub name: String,
-    /// Where it will be mounted.
+    /// The path where it will be mounted.
     pub prefix: Text,
     /// Entries in the image.
     pub files: u64,
@@ -203,7 +203,7 @@ pub fn import(
     let options = import_options(store, name, options, output)?;
     let source = named(source, "import")?;
     let new = store.create(name)?;
-    // Before the long work rather than after it.
+    // Fail before the long work rather than after it.
     lifecycle::try_prefix(&options.prefix)?;
     let done = commit::import(&source, new, &options, progress).map_err(Failure::from)?;
     Ok(Imported {
@@ -216,7 +216,7 @@ pub fn import(
     })
 }
 
-/// Makes an empty environment.
+/// Creates an empty environment.
 pub fn create(
     store: &Store,
     name: &EnvName,
@@ -230,13 +230,13 @@ pub fn create(
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
 }
 
-/// Resolves a path that the user gave.
+/// Resolves a path given by the user.
 fn named(path: &Path, doing: &str) -> Result<PathBuf> {
     fs::canonicalize(path)
         .map_err(|error| CommandError::of_named(format!("cannot {doing} {}", quoted(path)), &error))
 }
 
-/// Checked first: its prefix would be in the way, too.
+/// Fails if the environment exists. This check comes first, as its prefix would conflict as well.
 fn refuse_existing(store: &Store, name: &EnvName) -> Result<()> {
     if store.exists(name) {
         return Err(EnvironmentError::Exists {
@@ -266,7 +266,7 @@ fn import_options(
     })
 }
 
-/// Packs a directory into an image file, of which no environment is made.
+/// Packs a directory into an image file without creating an environment.
 pub fn pack(
     config: &Config,
     source: &Path,
@@ -290,11 +290,11 @@ fn settings(config: &Config, options: &NewOptions) -> commit::Settings {
     settings
 }
 
-/// Checks the prefix of a new environment, which must be no other's.
+/// Checks the prefix of a new environment. It must not overlap the prefix of another one.
 pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Result<Prefix> {
     let prefix = Prefix::choose(store.layout(), name, wanted)?;
     for other in store.list()? {
-        // A broken environment must not keep others from being made.
+        // A damaged environment must not prevent creating others.
         let Ok(facts) = store
             .open(&other)
             .map_err(CommandError::from)
@@ -302,19 +302,19 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
         else {
             continue;
         };
-        let how = if facts.prefix == prefix.path {
+        let relation = if facts.prefix == prefix.path {
             "is the prefix"
         } else if prefix.path.starts_with(&facts.prefix) {
             "is inside the prefix"
         } else if facts.prefix.starts_with(&prefix.path) {
-            "is around the prefix"
+            "contains the prefix"
         } else {
             continue;
         };
         return Err(CommandError::new(
             Kind::Conflict,
             format!(
-                "{} {how} of {other} ({})",
+                "{} {relation} of {other} ({})",
                 quoted(&prefix.path),
                 quoted(&facts.prefix)
             ),
@@ -326,29 +326,29 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
 
 /// Returns the history of an environment, oldest first.
 pub fn history(environment: &Environment) -> Result<(Vec<Revision>, Vec<ImageRow>)> {
-    let db = look(environment)?;
+    let db = open_read_only(environment)?;
     Ok((db.revisions()?, db.images()?))
 }
 
-/// Returns the names of revisions.
+/// Returns the tags of an environment.
 pub fn tags(environment: &Environment) -> Result<Vec<Tag>> {
-    let db = look(environment)?;
+    let db = open_read_only(environment)?;
     Ok(db.tags()?)
 }
 
-/// Names a revision of an environment without a daemon, or takes a name away.
+/// Sets or deletes a tag of an environment without a daemon.
 pub fn tag(environment: &Environment, options: &TagOptions) -> Result<()> {
     let _lock = EnvLock::try_lock(environment.layout(), "tag")?;
     let db = StateDb::open(&environment.layout().state_db())?;
     Ok(service::tag(&db, options)?)
 }
 
-/// Returns the number of a revision, `3` or `@3`.
+/// Parses the number of a revision, `3` or `@3`.
 pub fn number(text: &str) -> Option<i64> {
     text.strip_prefix('@').unwrap_or(text).parse().ok()
 }
 
-/// Returns the revision that is meant by a number, `@` and a number, or a name.
+/// Returns the revision given by number (`3` or `@3`) or by tag.
 pub fn revision(environment: &Environment, text: &str) -> Result<i64> {
     if let Some(number) = number(text) {
         return Ok(number);
@@ -363,7 +363,7 @@ pub fn revision(environment: &Environment, text: &str) -> Result<i64> {
     })
 }
 
-/// Copies an image without the paths that match the patterns.
+/// Copies an image, except the paths that match the patterns.
 pub fn export_without(
     source: &Path,
     exclude: &[PathBuf],
@@ -375,9 +375,9 @@ pub fn export_without(
     Ok(done.map_err(Failure::from)?)
 }
 
-/// Returns the image file of a revision, the current one if none is named.
+/// Returns the image file of a revision, by default the current one.
 pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<PathBuf> {
-    let db = look(environment)?;
+    let db = open_read_only(environment)?;
     let found = match revision {
         Some(number) => db.revision(RevisionId(number))?.ok_or_else(|| {
             CommandError::new(
@@ -396,39 +396,40 @@ pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<Pa
     let row = db.image(found.image)?.ok_or_else(|| {
         CommandError::new(
             Kind::Damaged,
-            format!("the image of revision {} is unknown", found.id),
+            format!("the database lacks the image of revision {}", found.id),
         )
     })?;
     Ok(environment.layout().image(&row.file))
 }
 
-/// Reads through the database and all images of an environment; and compares its rows and files if nobody
-/// has it open. Changes nothing, but for what every open of an environment does after an unclean end.
+/// Verifies the database and all images of an environment, and compares rows and files unless
+/// another process has it open. Changes nothing, except that opening an environment after an
+/// unclean shutdown reconciles it.
 pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<commit::VerifyOutcome> {
     let layout = environment.layout();
     let config = environment.store().config()?;
     let settings = commit::Settings::from_config(&config);
-    let odd = commit::unexpected_files(layout);
-    let db = match look(environment) {
-        // It may be why the database cannot be read.
-        Err(_) if !odd.is_empty() => {
+    let unexpected = commit::unexpected_files(layout);
+    let db = match open_read_only(environment) {
+        // These may be the reason why the database cannot be read.
+        Err(_) if !unexpected.is_empty() => {
             return Ok(commit::VerifyOutcome {
-                problems: odd,
+                problems: unexpected,
                 ..Default::default()
             });
         }
-        looked => looked?,
+        opened => opened?,
     };
     let mut outcome =
         commit::verify(&db, layout, settings.threads, progress).map_err(Failure::from)?;
-    outcome.problems.extend(odd);
-    // Without whole images there is no view to look over.
+    outcome.problems.extend(unexpected);
+    // The merged view needs complete images.
     if !outcome.problems.is_empty() || EnvLock::current_holder(layout).is_some() {
         return Ok(outcome);
     }
     if db.was_clean()? {
         let _lock = match EnvLock::lock(layout, "verify", BRIEF) {
-            // Its holder found no room to leave its name.
+            // The holder wrote no note, because the disk is full.
             Err(EnvironmentError::Held { .. }) => return Ok(outcome),
             locked => locked?,
         };
@@ -442,13 +443,13 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
         Err(failure) if failure.kind == Kind::Damaged => outcome.problems.push(failure.message),
         opened => outcome
             .problems
-            .extend(told(environment, opened?.reconciled())),
+            .extend(describe_reconciled(environment, opened?.reconciled())),
     }
     Ok(outcome)
 }
 
-/// Repairs what can be repaired of an environment that nobody has open: moves what lies in the place of its
-/// files aside, and gives up content that is not there. Returns what was done, in words.
+/// Repairs an environment that no process has open, as far as possible: moves unexpected files in
+/// its home aside, and drops changes whose content is missing. Returns a description of each step.
 pub fn repair(environment: &Environment) -> Result<Vec<String>> {
     let layout = environment.layout();
     let config = environment.store().config()?;
@@ -457,25 +458,25 @@ pub fn repair(environment: &Environment) -> Result<Vec<String>> {
         done.extend(commit::set_unexpected_aside(layout).map_err(Failure::from)?);
     }
     {
-        let _lock = EnvLock::lock(layout, "verify --repair", BRIEF)?;
+        let _lock = EnvLock::lock(layout, "repair", BRIEF)?;
         let db = StateDb::open(&layout.state_db())?;
         done.extend(commit::recreate_missing_uppers(&db, layout).map_err(Failure::from)?);
     }
-    let local = Local::open(environment.clone(), &config, "verify --repair", BRIEF)?;
-    tell_of_lost(environment, &local.reconciled().lost);
-    done.extend(told(environment, local.reconciled()));
+    let local = Local::open(environment.clone(), &config, "repair", BRIEF)?;
+    report_lost(environment, &local.reconciled().lost);
+    done.extend(describe_reconciled(environment, local.reconciled()));
     Ok(done)
 }
 
-/// What was found and done when an environment was opened, in words.
-fn told(environment: &Environment, found: &Reconciled) -> Vec<String> {
+/// Describes the problems found and repaired when an environment was opened.
+fn describe_reconciled(environment: &Environment, found: &Reconciled) -> Vec<String> {
     let lost = found.lost.iter();
     let mut lines: Vec<String> = lost
         .map(|path| format!("{}: {LOST}", quoted(path)))
         .collect();
     if found.set_aside > 0 {
         lines.push(format!(
-            "files that belonged to nothing were set aside in {}: {}",
+            "unreferenced files were moved to {}: {}",
             quoted(environment.layout().strays()),
             found.set_aside
         ));
@@ -483,12 +484,12 @@ fn told(environment: &Environment, found: &Reconciled) -> Vec<String> {
     lines
 }
 
-/// Forgets old revisions, and removes images and discarded changes that nothing needs any more.
-/// For an environment without a daemon.
+/// Removes old revisions, and images and discarded changes that are no longer needed, of an
+/// environment without a daemon.
 pub fn gc(environment: &Environment, options: commit::GcOptions) -> Result<commit::Collected> {
     let layout = environment.layout();
     if options.dry_run {
-        let db = look(environment)?;
+        let db = open_read_only(environment)?;
         return Ok(commit::gc(&db, layout, options).map_err(Failure::from)?);
     }
     let _lock = EnvLock::try_lock(layout, "gc")?;
@@ -496,20 +497,22 @@ pub fn gc(environment: &Environment, options: commit::GcOptions) -> Result<commi
     Ok(commit::gc(&db, layout, options).map_err(Failure::from)?)
 }
 
-/// Returns what interrupted commands left in the store.
+/// Returns remains of interrupted commands in the store.
 pub fn garbage(store: &Store) -> Result<Vec<Garbage>> {
     Ok(store.garbage()?)
 }
 
-/// Returns a file's content in the current revision, or `None` where it is no regular file there.
+/// Returns the content of a file in the current revision, or `None` if it is not a regular file
+/// there.
 pub fn committed_content(environment: &Environment, path: &Path) -> Result<Option<Vec<u8>>> {
-    let db = look(environment)?;
+    let db = open_read_only(environment)?;
     Ok(commit::committed_content(&db, environment.layout(), path).map_err(Failure::from)?)
 }
 
-/// Returns whether an environment that is not open has uncommitted changes, or may have.
+/// Returns whether an environment that is not open has uncommitted changes. After an unclean
+/// shutdown it may have some, so the result is true.
 pub fn has_changes(environment: &Environment) -> Result<bool> {
-    let db = look(environment)?;
+    let db = open_read_only(environment)?;
     if !db.was_clean()? {
         return Ok(true);
     }
@@ -522,8 +525,8 @@ pub fn has_changes(environment: &Environment) -> Result<bool> {
     Ok(false)
 }
 
-/// Returns how much the changes of an environment hold: files and bytes on disk.
+/// Returns the files and the bytes on disk that the changes of an environment use.
 pub fn upper_use(environment: &Environment) -> Result<(u64, u64)> {
-    let db = look(environment)?;
+    let db = open_read_only(environment)?;
     Ok(service::upper_use(&db, environment.layout())?)
 }

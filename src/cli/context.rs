@@ -1,4 +1,4 @@
-//! Finds environments for commands.
+//! The context of a command: the store, the output, and the environments that it names.
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
@@ -19,16 +19,16 @@ use crate::environment::{EnvName, Environment, Store, refuse_replaceable};
 use crate::progress::NoProgress;
 use crate::sys::text::{Text, quoted};
 
-/// What every command needs.
+/// The context in which a command runs.
 #[derive(Debug)]
 pub struct Context {
-    /// Where to print.
+    /// The output.
     pub output: Output,
     home: Option<PathBuf>,
 }
 
 impl Context {
-    /// Makes a context; `home` is the store's root if one was given.
+    /// Creates a context; `home` is the value of `--home`.
     pub fn new(output: Output, home: Option<PathBuf>) -> Context {
         Context { output, home }
     }
@@ -51,26 +51,26 @@ impl Context {
         Env::new(self.store()?, self.files_of(name)?)
     }
 
-    /// Returns the files of the environment with this name, or of the active one, without a look at its
-    /// database.
+    /// Returns the files of the environment with this name, or of the active one, without reading
+    /// its database.
     pub fn files_of(&self, name: Option<&str>) -> Result<Environment> {
         let name = match name {
             Some(name) => name.to_owned(),
             None => active_name().ok_or_else(|| {
-                CommandError::usage("no environment is named and none is active")
-                    .hint("name one (envfs list shows them), or: envfs activate NAME")
+                CommandError::usage("no environment given and none is active")
+                    .hint("give its name (envfs list shows them), or: envfs activate NAME")
             })?,
         };
         Ok(self.store()?.open(&EnvName::new(&name)?)?)
     }
 
-    /// Returns whether an environment has this name.
+    /// Returns whether an environment with this name exists.
     pub fn is_name(&self, word: &str) -> bool {
         EnvName::new(word).is_ok_and(|name| self.store().is_ok_and(|store| store.exists(&name)))
     }
 
-    /// Splits `[NAME] [PATH…]`: the first word is a name if an environment has it, or if none is
-    /// active.
+    /// Parses `[NAME] [PATH…]`: the first word is a name if an environment with that name exists,
+    /// or if no environment is active.
     pub fn environment_and_paths(&self, words: &[OsString]) -> Result<(Env, Selection)> {
         let store = self.store()?;
         let is_name = |word: &OsString| {
@@ -97,18 +97,18 @@ pub fn active_name() -> Option<String> {
         .filter(|name| !name.is_empty())
 }
 
-/// An environment as commands handle it.
+/// An environment that a command works on.
 #[derive(Debug)]
 pub struct Env {
-    /// The store in which it is.
+    /// The store that contains it.
     pub store: Store,
     /// Its files.
     pub environment: Environment,
-    /// What its database says.
+    /// The contents of its database that most commands need.
     pub facts: Facts,
     /// Its mount.
     pub target: Target,
-    /// Where the sockets of daemons are.
+    /// The directory of control sockets.
     pub runtime: RuntimeDir,
 }
 
@@ -137,38 +137,39 @@ impl Env {
         self.environment.name().as_str()
     }
 
-    /// Returns whether it is mounted, and its daemon.
+    /// Returns the state of its mount, with a client of its daemon if there is one.
     pub fn state(&self) -> Result<State> {
         Ok(lifecycle::state(&self.runtime, &self.target)?)
     }
 
-    /// Returns whether its store can only be read.
+    /// Returns whether its store is on a read-only file system.
     pub fn is_read_only(&self) -> bool {
         read_only::is_read_only(self.environment.layout().home())
     }
 
-    /// Returns whether its store can only be read, and no daemon has it open from before.
-    fn is_out_of_reach(&self) -> Result<bool> {
+    /// Returns whether its store is on a read-only file system and no daemon has it open.
+    fn cannot_be_opened(&self) -> Result<bool> {
         Ok(self.is_read_only() && matches!(self.state()?, State::Unmounted))
     }
 
-    /// Unmounts it if it is mounted from a store that can only be read.
+    /// Unmounts it if it is mounted from a read-only store. Returns whether it was.
     pub fn unmount_read_only(&self, lazy: bool) -> Result<bool> {
         read_only::unmount(self, lazy)
     }
 
-    /// Mounts it unless it is mounted; replaces a dead mount.
+    /// Mounts it unless it is mounted. Replaces a dead mount.
     pub fn ensure_mounted(&self) -> Result<Option<Client>> {
         self.ensure_mounted_with(false)
     }
 
-    /// The same, as a place where the user may do what root may, or an error if it is mounted otherwise.
+    /// Mounts it, with `fakeroot` so that the user has root's rights in it. Fails if it is mounted
+    /// with another setting.
     pub fn ensure_mounted_with(&self, fakeroot: bool) -> Result<Option<Client>> {
         backend::warn_of_newer(&self.environment, &self.facts);
         if let Some(parent) = self.target.prefix.parent() {
             refuse_replaceable(parent)?;
         }
-        if self.is_out_of_reach()? {
+        if self.cannot_be_opened()? {
             read_only::mount(self)?;
             return Ok(None);
         }
@@ -181,63 +182,62 @@ impl Env {
         Ok(client)
     }
 
-    /// Returns its daemon if it has one, else a service in this process.
+    /// Returns a client of its daemon if there is one, else a service in this process.
     pub fn service(&self) -> Result<Box<dyn Service>> {
-        if self.is_out_of_reach()? {
+        if self.cannot_be_opened()? {
             return Ok(Box::new(read_only::Unchanged::of(self)?));
         }
-        self.alone_or_served(
+        self.with_daemon_or_locally(
             || backend::local(&self.environment),
             |client| Ok(Box::new(client)),
         )
     }
 
-    /// Forgets old revisions, and removes images and discarded changes that nothing needs any
-    /// more.
+    /// Removes old revisions, and images and discarded changes that are no longer needed.
     pub fn gc(&self, options: GcOptions) -> Result<Collected> {
         if options.dry_run {
-            // Only reads, so it need not wait for the lock.
+            // A dry run only reads, so it does not need the lock.
             return backend::gc(&self.environment, options);
         }
-        self.alone_or_served(
+        self.with_daemon_or_locally(
             || backend::gc(&self.environment, options),
             |client| Ok(client.gc(options, &NoProgress)?),
         )
     }
 
-    /// Names a revision, or takes a name away.
+    /// Sets or deletes a tag.
     pub fn tag(&self, options: &TagOptions) -> Result<()> {
-        self.alone_or_served(
+        self.with_daemon_or_locally(
             || backend::tag(&self.environment, options),
             |client| Ok(client.tag(options, &NoProgress)?),
         )
     }
 
-    /// Asks the daemon if there is one, else works here, under the lock.
-    fn alone_or_served<T>(
+    /// Calls `by_daemon` if the environment has a daemon, else `locally`, which takes the lock.
+    fn with_daemon_or_locally<T>(
         &self,
-        alone: impl Fn() -> Result<T>,
-        served: impl FnOnce(Client) -> Result<T>,
+        locally: impl Fn() -> Result<T>,
+        by_daemon: impl FnOnce(Client) -> Result<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + BRIEF;
         loop {
             match self.state()? {
-                State::Unmounted | State::Dead(_) => match alone() {
-                    // Another command reads it, or its daemon is starting or ending.
+                State::Unmounted | State::Dead(_) => match locally() {
+                    // Another command holds the lock, or a daemon is starting or ending.
                     Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => {
                         std::thread::sleep(Duration::from_millis(50));
                     }
                     done => return done,
                 },
-                State::Mounted(client) | State::Elsewhere(client) => return served(client),
+                State::Mounted(client) | State::Elsewhere(client) => return by_daemon(client),
                 State::Copy(from) => {
                     return Err(lifecycle::copied(&self.target, from.as_deref()).into());
                 }
-                State::Deaf => {
+                State::Unreachable => {
                     return Err(CommandError::new(
                         Kind::Daemon,
                         format!(
-                            "the daemon of {} cannot be spoken with: its socket is gone",
+                            "the daemon of {} is unreachable: its socket no longer exists",
                             self.name()
                         ),
                     )
@@ -262,7 +262,7 @@ impl Env {
                     .map(Path::to_path_buf)
                     .map_err(|_| {
                         CommandError::usage(format!(
-                            "{} is not in {} ({})",
+                            "{} is outside of {} ({})",
                             quoted(path),
                             self.name(),
                             quoted(prefix)
@@ -278,7 +278,7 @@ impl Env {
                 )));
             };
             if clean.as_os_str().is_empty() {
-                // The prefix itself: everything.
+                // The prefix itself selects everything.
                 return Ok(Selection::default());
             }
             selection.paths.push(Text::from(clean));
@@ -287,7 +287,7 @@ impl Env {
     }
 }
 
-/// Resolves `.` and `..` by their words alone; `None` where they lead above the start.
+/// Resolves `.` and `..` lexically. Returns `None` if they lead above the start.
 fn normalize(path: &Path) -> Option<PathBuf> {
     let mut out = PathBuf::new();
     for part in path.components() {
@@ -309,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_do_not_leave_the_environment() {
+    fn paths_cannot_lead_out_of_the_environment() {
         assert_eq!(
             normalize(Path::new("a/./b/../c")),
             Some(PathBuf::from("a/c"))

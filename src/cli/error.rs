@@ -1,4 +1,4 @@
-//! Failures of commands, as the user and the shell see them.
+//! Failures of commands, and exit statuses.
 
 use std::io;
 
@@ -8,30 +8,30 @@ use crate::state::StateError;
 
 /// The exit statuses of envfs.
 ///
-/// `envfs run` ends with the status of the command it runs; its own failures are 125 to 127.
+/// `envfs run` exits with the status of the command that it runs; its own failures are 125 to 127.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum ExitCode {
-    /// All went well.
+    /// The command succeeded.
     Success = 0,
-    /// The system refused something: input and output, permissions. Also: `verify` and `doctor`
-    /// found something.
+    /// An operation of the system failed (I/O, permissions), or `verify` or `doctor` found
+    /// problems.
     Failure = 1,
-    /// The command line or the configuration is wrong, or an answer was needed.
+    /// The command line or the configuration is invalid, or confirmation is required.
     Usage = 2,
-    /// No such environment, revision, file or source.
+    /// The environment, revision, file or source does not exist.
     NotFound = 3,
-    /// It exists already, or something stands in the way.
+    /// The target exists already, or conflicts with something else.
     Conflict = 4,
-    /// It is in use or locked.
+    /// The environment is in use or locked.
     Busy = 5,
-    /// An image or database is damaged, no image at all, or newer than this program.
+    /// An image or database is damaged, is not an image at all, or has a newer format.
     Damaged = 6,
-    /// FUSE cannot be used here; `envfs doctor` says why.
+    /// FUSE cannot be used; `envfs doctor` says why.
     Fuse = 7,
-    /// No space or quota left; nothing was changed.
+    /// The disk or the quota is full; nothing was changed.
     NoSpace = 8,
-    /// The daemon ended or does not answer.
+    /// The daemon ended or does not respond.
     Daemon = 9,
     /// An internal error of envfs.
     Internal = 70,
@@ -39,11 +39,11 @@ pub enum ExitCode {
     RunFailed = 125,
     /// `envfs run`: the command was found but could not be executed.
     RunNotExecutable = 126,
-    /// `envfs run`: there is no such command.
+    /// `envfs run`: the command was not found.
     RunNotFound = 127,
     /// The user cancelled it; nothing was changed.
     Cancelled = 130,
-    /// The reader of the output went away.
+    /// The reader of the output closed the pipe.
     BrokenPipe = 141,
 }
 
@@ -65,36 +65,36 @@ impl From<Kind> for ExitCode {
     }
 }
 
-/// Why a command failed, what to do next, and the exit status.
+/// The failure of a command: a message, the next steps, and the exit status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandError {
     /// The kind of failure.
     pub kind: Kind,
-    /// What failed; empty where there is nothing to say.
+    /// The message; empty if everything was printed already.
     pub message: String,
-    /// Lines that belong to the message.
+    /// Further lines of the message.
     pub details: Vec<String>,
-    /// What to type or do next.
+    /// The next steps for the user.
     pub hints: Vec<String>,
     /// The exit status.
     pub code: ExitCode,
 }
 
-/// What a command returns.
+/// The result of a command.
 pub type Result<T, E = CommandError> = std::result::Result<T, E>;
 
 impl CommandError {
-    /// Makes an error without hints.
+    /// Creates an error without hints.
     pub fn new(kind: Kind, message: impl Into<String>) -> CommandError {
         Failure::new(kind, message).into()
     }
 
-    /// Makes an error for a wrong command line.
+    /// Creates an error for an invalid command line.
     pub fn usage(message: impl Into<String>) -> CommandError {
         CommandError::new(Kind::Usage, message)
     }
 
-    /// Makes an error that only sets the exit status: everything is printed already.
+    /// Creates an error that only sets the exit status, because everything was printed already.
     pub fn silent(code: ExitCode) -> CommandError {
         CommandError {
             kind: Kind::System,
@@ -105,19 +105,20 @@ impl CommandError {
         }
     }
 
-    /// Adds a hint: what to do next.
+    /// Adds a hint about the next step.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> CommandError {
         self.hints.push(hint.into());
         self
     }
 
-    /// Makes an error from a system error; `doing` says what failed.
+    /// Creates an error from a system error; `doing` says what failed.
     pub fn io(doing: impl std::fmt::Display, error: &io::Error) -> CommandError {
         Failure::io(doing, error).into()
     }
 
-    /// Like [`CommandError::io`], for a path that the user gave: if it does not exist, the kind is `NotFound`.
+    /// Like [`CommandError::io`], for a path given by the user: if it does not exist, the kind is
+    /// `NotFound`.
     pub fn of_named(doing: impl std::fmt::Display, error: &io::Error) -> CommandError {
         Failure::of_named(doing, error).into()
     }

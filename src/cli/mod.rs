@@ -1,7 +1,7 @@
-//! The command line: parses, calls, prints.
+//! The command line: parses arguments, calls the modules below, and prints results.
 //!
-//! One file in [`commands`] is one command: its `Args`, whose comment is the help, and `run`.
-//! [`context`] finds environments; [`backend`] calls the modules below.
+//! Each file in [`commands`] is one command: `Args`, whose doc comment is the help text, and `run`.
+//! [`context`] finds environments. [`backend`] has the calls that several commands share.
 
 mod access;
 pub mod backend;
@@ -27,7 +27,7 @@ use output::{ColorChoice, Output};
 use crate::sys::daemonize;
 use crate::sys::text::printable;
 
-/// The heading of the options that every command takes.
+/// The heading of the options that every command accepts.
 const EVERYWHERE: &str = "Global options";
 
 /// An environment as one compressed SquashFS file, used as an ordinary writable directory.
@@ -68,11 +68,11 @@ pub struct Cli {
 /// Runs the program and returns its exit status.
 pub fn main() -> i32 {
     let is_daemon = is_daemon();
-    // Before anything is opened.
+    // This must precede opening any file.
     let closed = is_daemon.then(daemonize::close_inherited_descriptors);
     start_logging(is_daemon);
     if let Some(Err(error)) = closed {
-        tracing::warn!(%error, "descriptors of the caller stay open");
+        tracing::warn!(%error, "cannot close inherited descriptors");
     }
     if is_daemon {
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
@@ -93,8 +93,8 @@ pub fn main() -> i32 {
     };
     let output = Output::new(cli.color, cli.quiet);
     let context = Context::new(output, cli.home);
-    let admitted = access::admit(&context, &cli.command);
-    finish(&output, admitted.and_then(|()| cli.command.run(&context)))
+    let checked = access::check(&context, &cli.command);
+    finish(&output, checked.and_then(|()| cli.command.run(&context)))
 }
 
 /// Reports a failure and returns the exit status.
@@ -110,7 +110,7 @@ fn finish(output: &Output, result: Result<(), CommandError>) -> i32 {
 
 fn clap_error(error: clap::Error) -> i32 {
     let error = without_controls(error);
-    // A failure to write this cannot be reported anywhere.
+    // If printing fails, there is nowhere to report it.
     drop(error.print());
     if !error.use_stderr() {
         return ExitCode::Success as i32;
@@ -123,8 +123,8 @@ fn clap_error(error: clap::Error) -> i32 {
     }
 }
 
-/// Escapes control characters in the words of the command line that a message quotes: a script may
-/// have taken them from anywhere.
+/// Escapes control characters in the arguments that a message quotes: they may come from untrusted
+/// input of a script.
 pub fn without_controls(mut error: clap::Error) -> clap::Error {
     let quoted: Vec<_> = error
         .context()
@@ -145,26 +145,26 @@ pub fn without_controls(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Returns whether this process is to serve a mount.
+/// Returns whether this process is a daemon.
 fn is_daemon() -> bool {
     let command = std::env::args_os().nth(1);
     command.is_some_and(|word| word == "__daemon" || word == "__serve")
 }
 
-/// Logs to standard error what `ENVFS_LOG` asks for; the daemon's standard error is its log.
+/// Starts logging to standard error as `ENVFS_LOG` specifies. A daemon's standard error is its log.
 fn start_logging(is_daemon: bool) {
-    let usual = if is_daemon { "info" } else { "off" };
-    let filter = std::env::var("ENVFS_LOG").unwrap_or_else(|_| usual.to_owned());
+    let default = if is_daemon { "info" } else { "off" };
+    let filter = std::env::var("ENVFS_LOG").unwrap_or_else(|_| default.to_owned());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| crate::daemon::log::Writer)
         .with_ansi(false)
-        // What cannot be logged would be told on standard error, which is the log.
+        // A logging error would be printed to standard error, which is the log itself.
         .log_internal_errors(false)
         .with_target(is_daemon)
         .try_init();
-    // Fails only in a test that calls this twice.
+    // This fails only if a logger is installed already, as in tests.
     drop(started);
 }

@@ -1,5 +1,5 @@
-//! What stands behind `-o`: the options of our own, and those that `mount(8)` and fstab pass to every
-//! file system.
+//! The options after `-o`: those of envfs, and those that `mount(8)` and fstab pass to every file
+//! system.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use crate::cli::error::{CommandError, Result};
 use crate::sys::mount::MountFlags;
 
-/// Options that change nothing here: they are always or never so, or are of concern to `mount(8)` alone.
-/// The first column of fstab's manual, in short.
+/// Options that are accepted and ignored: envfs always or never behaves so, or they concern
+/// `mount(8)` alone.
 const ADVICE: &[&str] = &[
     "",
     "defaults",
     "default_permissions",
-    // Who may mount, and when.
+    // Who may mount, and when: for mount(8).
     "auto",
     "noauto",
     "nofail",
@@ -38,7 +38,7 @@ const ADVICE: &[&str] = &[
     "nostrictatime",
     "lazytime",
     "nolazytime",
-    // Of no meaning on FUSE.
+    // Meaningless on FUSE.
     "iversion",
     "noiversion",
     "mand",
@@ -47,16 +47,16 @@ const ADVICE: &[&str] = &[
     "loud",
 ];
 
-/// The same of options with a value.
+/// Options with a value that are accepted and ignored.
 const ADVICE_WITH_VALUE: &[&str] = &["user", "comment", "uhelper", "helper"];
 
-/// What the mount table says of a FUSE file system, so that `mount -o remount` passes it: none of it
-/// can be changed.
+/// Options of a FUSE mount in the mount table, which `mount -o remount` passes on. They cannot be
+/// changed.
 const OF_A_MOUNT: &[&str] = &[
     "user_id", "group_id", "rootmode", "fd", "max_read", "blksize",
 ];
 
-/// What all options together say.
+/// The parsed options.
 #[derive(Debug)]
 pub struct Options {
     /// The images, top first.
@@ -69,13 +69,13 @@ pub struct Options {
     pub state: Option<PathBuf>,
     /// The source in the mount table.
     pub source: Option<String>,
-    /// What stands behind `fuse.` as the type.
+    /// The part of the file system type after `fuse.`.
     pub subtype: String,
-    /// What the kernel is to refuse or to do.
+    /// The flags for the kernel.
     pub flags: MountFlags,
-    /// Whether other users may enter.
+    /// Whether other users may access the mount.
     pub allow_other: bool,
-    /// Whether whoever mounts is root there.
+    /// Whether the user who mounts has root's rights there.
     pub fakeroot: bool,
 }
 
@@ -95,26 +95,26 @@ impl Default for Options {
     }
 }
 
-/// Splits lists of options into words.
+/// Splits lists of options at commas.
 pub fn words(lists: &[OsString]) -> impl Iterator<Item = &[u8]> {
     lists
         .iter()
         .flat_map(|list| list.as_bytes().split(|byte| *byte == b','))
 }
 
-/// Returns true if a mount that is there is to be changed.
+/// Returns whether the options change an existing mount.
 pub fn is_remount(lists: &[OsString]) -> bool {
     words(lists).any(|word| word == b"remount")
 }
 
 impl Options {
-    /// Takes over what lists of options say, in their order.
-    pub fn take_all(&mut self, lists: &[OsString]) -> Result<()> {
+    /// Applies lists of options in order.
+    pub fn apply_all(&mut self, lists: &[OsString]) -> Result<()> {
         let is_remount = is_remount(lists);
-        words(lists).try_for_each(|word| self.take(word, is_remount))
+        words(lists).try_for_each(|word| self.apply(word, is_remount))
     }
 
-    fn take(&mut self, word: &[u8], is_remount: bool) -> Result<()> {
+    fn apply(&mut self, word: &[u8], is_remount: bool) -> Result<()> {
         let (key, value) = match word.iter().position(|b| *b == b'=') {
             Some(at) => (word.get(..at).unwrap_or_default(), word.get(at + 1..)),
             None => (word, None),
@@ -150,14 +150,14 @@ impl Options {
                     "unknown mount option {}",
                     String::from_utf8_lossy(word)
                 ))
-                .hint("envfs mount --help lists the options"));
+                .hint("see envfs mount --help for the options"));
             }
         }
         Ok(())
     }
 }
 
-/// Splits a list as overlayfs writes it: by colons, but for those behind a backslash.
+/// Splits a list at colons, except those after a backslash, as overlayfs does.
 fn split_list(list: &[u8]) -> Vec<Vec<u8>> {
     let mut all = vec![Vec::new()];
     let mut bytes = list.iter();
@@ -172,8 +172,8 @@ fn split_list(list: &[u8]) -> Vec<Vec<u8>> {
     all
 }
 
-/// Turns the words of a call as `mount.envfs SOURCE DIR [-sfnv] [-t TYPE] [-o OPTIONS]`, which is how
-/// mount(8) calls helpers, into those of `envfs mount`. Other calls stay as they are.
+/// Translates a call as `mount.envfs SOURCE DIR [-sfnv] [-t TYPE] [-o OPTIONS]`, which is how
+/// mount(8) calls helpers, into a call of `envfs mount`. Returns other calls unchanged.
 pub fn translate_helper(words: Vec<OsString>) -> Vec<OsString> {
     let called = words.first().map(|word| Path::new(word).to_path_buf());
     let called = called.as_deref().and_then(Path::file_name);
@@ -181,7 +181,7 @@ pub fn translate_helper(words: Vec<OsString>) -> Vec<OsString> {
         return words;
     }
     let mut out: Vec<OsString> = vec!["envfs".into(), "mount".into()];
-    let mut places = Vec::new();
+    let mut operands = Vec::new();
     let mut rest = words.into_iter().skip(1);
     while let Some(word) = rest.next() {
         match word.as_bytes() {
@@ -189,16 +189,16 @@ pub fn translate_helper(words: Vec<OsString>) -> Vec<OsString> {
                 out.push(word);
                 out.extend(rest.next());
             }
-            // A type or a namespace: said to mount(8).
+            // A type or a namespace, for mount(8).
             b"-t" | b"-N" => drop(rest.next()),
             b"-r" => out.extend(["-o".into(), "ro".into()]),
             b"-s" | b"-f" | b"-n" | b"-v" | b"-w" => {}
-            _ => places.push(word),
+            _ => operands.push(word),
         }
     }
-    let mut places = places.into_iter();
-    if let (Some(source), Some(dir)) = (places.next(), places.next()) {
-        // Before the options: an image= among them counts more.
+    let mut operands = operands.into_iter();
+    if let (Some(source), Some(dir)) = (operands.next(), operands.next()) {
+        // Put before the options, so that an image= among them takes precedence.
         let at = 2;
         if source != "none" && source != "envfs" {
             let mut first = b"image=".to_vec();
@@ -208,6 +208,6 @@ pub fn translate_helper(words: Vec<OsString>) -> Vec<OsString> {
         out.push("--".into());
         out.push(dir);
     }
-    out.extend(places);
+    out.extend(operands);
     out
 }

@@ -1,4 +1,4 @@
-//! A file that gets its name when it is whole and durable.
+//! Writes a file that appears under its name only when it is complete and durable.
 
 use std::fs;
 use std::io;
@@ -12,18 +12,19 @@ use crate::daemon::failure::Kind;
 use crate::sys::durable::{sync_dir, sync_file};
 use crate::sys::text::quoted;
 
-/// Refuses a target that exists, unless it may be replaced.
+/// Fails if the target exists, unless `force` is set.
 pub(super) fn refuse_existing(target: &Path, force: bool) -> Result<()> {
     if force || target.symlink_metadata().is_err() {
         return Ok(());
     }
     Err(
-        CommandError::new(Kind::Conflict, format!("{} exists", quoted(target)))
+        CommandError::new(Kind::Conflict, format!("{} already exists", quoted(target)))
             .hint("choose another name, or replace it with --force"),
     )
 }
 
-/// Has `fill` write a file beside `target`, then gives it that name. Nothing is left on failure.
+/// Creates a temporary file beside `target`, lets `fill` write it, and renames it. Removes it on
+/// failure.
 pub(super) fn write(
     target: &Path,
     fill: impl FnOnce(&mut NamedTempFile) -> Result<()>,
@@ -36,7 +37,7 @@ pub(super) fn write(
     };
     let mut output = tempfile::Builder::new()
         .prefix(".envfs-new-")
-        // As far as the umask lets it.
+        // The umask applies.
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(directory)
         .map_err(|error| CommandError::of_named(&doing, &error))?;

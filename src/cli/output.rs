@@ -1,14 +1,14 @@
-//! Where commands print: results on standard output, everything else on standard error.
+//! The output of commands: results on standard output, everything else on standard error.
 //!
-//! Nothing printed for people can control their terminal or forge a line: every text passes
-//! [`shown`], which escapes control characters, also newlines. Names are quoted with
-//! [`quoted`](crate::sys::text::quoted) where they are put into a text. What programs read
-//! ([`Output::raw`], [`Output::exact`], [`Output::fields`], [`Output::json`]) is exact.
+//! Text for people cannot control their terminal or forge a line: it all passes through [`shown`],
+//! which escapes control characters, including newlines. Names in a text are quoted with
+//! [`quoted`](crate::sys::text::quoted). Output for programs ([`Output::raw`], [`Output::exact`],
+//! [`Output::fields`], [`Output::json`]) is exact.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -31,33 +31,33 @@ pub enum ColorChoice {
     Never,
 }
 
-/// Where and how commands print.
+/// The destination and style of a command's output.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     color: bool,
     color_err: bool,
     quiet: bool,
-    prints_to_terminal: bool,
-    talks_to_terminal: bool,
+    stdout_is_terminal: bool,
+    stderr_is_terminal: bool,
 }
 
 /// The meaning of a colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// New, fine.
+    /// Added, or in order.
     Good,
-    /// Changed, doubtful.
+    /// Changed, or worth attention.
     Notice,
-    /// Gone, wrong.
+    /// Removed, or an error.
     Bad,
-    /// Of little interest.
+    /// Less important.
     Dim,
-    /// Of great interest.
+    /// Important.
     Strong,
 }
 
 impl Output {
-    /// Decides what the terminal can show.
+    /// Creates the output, with colours as `choice` and the terminal determine.
     pub fn new(choice: ColorChoice, quiet: bool) -> Output {
         let wanted = |is_terminal: bool| match choice {
             ColorChoice::Always => true,
@@ -68,14 +68,14 @@ impl Output {
                     && std::env::var_os("TERM").is_none_or(|value| value != "dumb")
             }
         };
-        let prints_to_terminal = io::stdout().is_terminal();
-        let talks_to_terminal = io::stderr().is_terminal();
+        let stdout_is_terminal = io::stdout().is_terminal();
+        let stderr_is_terminal = io::stderr().is_terminal();
         Output {
-            color: wanted(prints_to_terminal),
-            color_err: wanted(talks_to_terminal),
+            color: wanted(stdout_is_terminal),
+            color_err: wanted(stderr_is_terminal),
             quiet,
-            prints_to_terminal,
-            talks_to_terminal,
+            stdout_is_terminal,
+            stderr_is_terminal,
         }
     }
 
@@ -84,10 +84,10 @@ impl Output {
         put(shown(text.as_ref(), self.color).as_bytes(), b"\n")
     }
 
-    /// Prints one line of a file's content: exact where a program may read it (a patch), safe on a
-    /// terminal.
+    /// Prints one line of a file's content: escaped on a terminal, exact elsewhere, where a program
+    /// may read it as a patch.
     pub fn content(&self, text: &str) -> Result<()> {
-        if self.prints_to_terminal {
+        if self.stdout_is_terminal {
             return self.line(text);
         }
         put(text.as_bytes(), b"\n")
@@ -98,7 +98,7 @@ impl Output {
         put(value.as_ref(), b"\n")
     }
 
-    /// Prints values exactly, each ended by NUL, for options like `-z`.
+    /// Prints values exactly, each terminated by NUL, for options like `-z`.
     pub fn fields<T: AsRef<[u8]>>(&self, values: impl IntoIterator<Item = T>) -> Result<()> {
         values
             .into_iter()
@@ -119,44 +119,37 @@ impl Output {
         self.exact(text)
     }
 
-    /// Tells the user something, unless quiet was asked for.
+    /// Prints a message to standard error, unless `--quiet` was given.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            self.say(text.as_ref());
+            self.print_err(text.as_ref());
         }
     }
 
-    /// Tells a user at a terminal what the command is waiting for.
-    pub fn aside(&self, text: &str) {
-        if self.talks_to_terminal {
-            self.note(text);
-        }
-    }
-
-    /// Warns the user.
+    /// Prints a warning.
     pub fn warn(&self, text: impl AsRef<str>) {
-        self.say(&format!(
+        self.print_err(&format!(
             "{} {}",
             self.err_tone("warning:", Tone::Notice),
             text.as_ref()
         ));
     }
 
-    /// Reports the failure of the command.
+    /// Prints the failure of the command.
     pub fn error(&self, error: &CommandError) {
         if error.message.is_empty() {
             return;
         }
-        self.say(&format!(
+        self.print_err(&format!(
             "{} {}",
             self.err_tone("envfs:", Tone::Bad),
             error.message
         ));
         for line in &error.details {
-            self.say(&format!("  {line}"));
+            self.print_err(&format!("  {line}"));
         }
         for hint in &error.hints {
-            self.say(&format!("  {} {hint}", self.err_tone("→", Tone::Dim)));
+            self.print_err(&format!("  {} {hint}", self.err_tone("→", Tone::Dim)));
         }
     }
 
@@ -165,8 +158,8 @@ impl Output {
         paint(text, tone, self.color)
     }
 
-    /// A failure to write to standard error cannot be reported anywhere.
-    fn say(&self, text: &str) {
+    /// Prints a line to standard error. If that fails, there is nowhere to report it.
+    fn print_err(&self, text: &str) {
         let text = shown(text.as_bytes(), self.color_err);
         let mut stderr = io::stderr().lock();
         drop(
@@ -180,14 +173,14 @@ impl Output {
         paint(text, tone, self.color_err)
     }
 
-    /// Asks for confirmation. Without a terminal, `yes` is required.
+    /// Asks the user for confirmation, unless `yes` is set. Fails without a terminal.
     pub fn confirm(&self, question: &str, yes: bool) -> Result<()> {
         if yes {
             return Ok(());
         }
-        if !(io::stdin().is_terminal() && self.talks_to_terminal) {
+        if !(io::stdin().is_terminal() && self.stderr_is_terminal) {
             return Err(
-                CommandError::usage(format!("{question} Cannot ask: not a terminal"))
+                CommandError::usage(format!("cannot ask \"{question}\": not a terminal"))
                     .hint("pass -y to answer yes"),
             );
         }
@@ -209,13 +202,13 @@ impl Output {
         }
     }
 
-    /// Returns a progress bar, which also notices Ctrl-C. From now on the first Ctrl-C cancels the
-    /// operation, the second ends the process.
+    /// Returns a progress bar and starts handling Ctrl-C: the first one cancels the operation, the
+    /// second one ends the process.
     pub fn progress(&self) -> Bar {
         if let Err(error) = signals::record_interrupts() {
-            tracing::debug!(%error, "Ctrl-C will end us at once");
+            tracing::debug!(%error, "cannot handle Ctrl-C; it will end the process at once");
         }
-        Bar::new(self.talks_to_terminal && !self.quiet)
+        Bar::new(self.stderr_is_terminal && !self.quiet)
     }
 }
 
@@ -227,7 +220,7 @@ fn paint(text: &str, tone: Tone, color: bool) -> String {
     }
 }
 
-/// Ends what [`Tone::code`] began.
+/// Resets the colour set by [`Tone::code`].
 const PLAIN: &str = "\x1b[0m";
 
 impl Tone {
@@ -244,8 +237,7 @@ impl Tone {
     }
 }
 
-/// Returns a line as it may be printed: control characters are escaped, except our own colours where
-/// colours are wanted.
+/// Escapes control characters in a line, except our own colour codes if colours are on.
 fn shown(text: &[u8], color: bool) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -277,7 +269,7 @@ fn written(result: io::Result<()>) -> Result<()> {
     })
 }
 
-/// Shows progress on a terminal; elsewhere it is silent.
+/// A progress bar. It is shown only on a terminal.
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
@@ -287,7 +279,6 @@ pub struct Bar {
 #[derive(Debug)]
 struct Shown {
     phase: String,
-    began: Instant,
     files_only: bool,
 }
 
@@ -301,7 +292,6 @@ impl Bar {
         let bar = ProgressBar::with_draw_target(Some(0), target);
         let shown = Shown {
             phase: String::new(),
-            began: Instant::now(),
             files_only: false,
         };
         Bar {
@@ -329,7 +319,8 @@ impl Bar {
             (true, true) => "{prefix} {msg}  {bar:24} {percent}%  {eta} left",
             (true, false) => "{prefix} {msg}",
         };
-        // The templates are constant and valid; an invalid one would show the plain bar.
+        // The templates are constants and valid. With an invalid one the default bar would be
+        // shown.
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style.progress_chars("=> "));
         }
@@ -348,7 +339,6 @@ impl Progress for Bar {
         let files_only = report.bytes_total == 0 && report.bytes_done == 0;
         if shown.phase != report.phase || shown.files_only != files_only {
             shown.phase.clone_from(&report.phase);
-            shown.began = Instant::now();
             shown.files_only = files_only;
             self.bar.reset();
             self.style(report, files_only);
@@ -373,7 +363,7 @@ impl Progress for Bar {
     }
 }
 
-/// Formats a number of bytes: three significant digits, binary units.
+/// Formats a number of bytes with three significant digits and binary units.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
@@ -398,13 +388,13 @@ pub fn size(bytes: u64) -> String {
     )
 }
 
-/// Formats a number of things, with the plural unless there is one.
+/// Formats a count with its noun in the singular or plural.
 pub fn count(number: u64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }
 
-/// Summarises changes; kinds without changes are omitted.
+/// Summarizes changes. Omits kinds without changes.
 pub fn changes(summary: &Summary) -> String {
     let words: Vec<String> = [
         (summary.added, "added"),
@@ -423,9 +413,9 @@ pub fn changes(summary: &Summary) -> String {
     }
 }
 
-/// Formats a time (seconds since 1970) in UTC, so that it sorts.
+/// Formats a time (in seconds since 1970) in UTC, so that it sorts.
 pub fn time(seconds: i64) -> String {
-    // Days since 1970 to a date, as in Howard Hinnant's "chrono-compatible date algorithms".
+    // Howard Hinnant's "chrono-compatible low-level date algorithms": days since 1970 to a date.
     let days = seconds.div_euclid(86_400);
     let rest = seconds.rem_euclid(86_400);
     let shifted = days + 719_468;
@@ -450,7 +440,7 @@ pub fn time(seconds: i64) -> String {
     )
 }
 
-/// Aligns rows in columns. Cells have no colours.
+/// Aligns rows in columns. Cells must not contain colours.
 pub fn table(rows: &[Vec<String>]) -> Vec<String> {
     let escape = |row: &Vec<String>| row.iter().map(printable).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(escape).collect();
@@ -487,7 +477,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_three_digits() {
+    fn sizes_have_three_significant_digits() {
         let cases = [
             (0, "0 B"),
             (1023, "1023 B"),
@@ -503,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_those_of_the_calendar() {
+    fn times_are_formatted_as_dates() {
         assert_eq!(time(0), "1970-01-01 00:00:00Z");
         assert_eq!(time(951_782_400), "2000-02-29 00:00:00Z");
         assert_eq!(time(-1), "1969-12-31 23:59:59Z");
@@ -511,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_line_and_has_no_codes_but_our_own() {
+    fn lines_contain_no_control_characters_but_our_own_colours() {
         let forged = "a\n\x1b[31mb\x1b[0m\x1b]0;title\x07 \x1b";
         assert_eq!(
             shown(forged.as_bytes(), false),
@@ -529,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changed_is_told() {
+    fn summaries_omit_kinds_without_changes() {
         let mut summary = Summary::default();
         assert_eq!(changes(&summary), "nothing");
         summary.added.add(1);
@@ -542,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up() {
+    fn tables_are_aligned() {
         let rows = [vec!["a".into(), "b".into()], vec!["ccc".into(), "d".into()]];
         assert_eq!(table(&rows), ["a    b", "ccc  d"]);
     }

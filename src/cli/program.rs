@@ -1,8 +1,8 @@
-//! Finds the program that a command line names, as a shell would, and becomes it.
+//! Finds a program in `PATH` as a shell does, and executes it in place of this process.
 //!
-//! The search is made once, and the file that it finds is executed. `execvp` searches while it executes:
-//! where a script's interpreter is missing or a directory cannot be entered, it goes on to the next
-//! directory of `PATH` and starts another program of the same name, with success.
+//! The search is separate from execution. `execvp` combines them: if a script's interpreter is
+//! missing or a directory cannot be entered, it continues with the next directory of `PATH` and
+//! silently runs another program of the same name.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -16,17 +16,16 @@ use crate::shell::plan::Variables;
 use crate::sys::process::{self, error_text};
 use crate::sys::text::quoted;
 
-/// What a shell runs a script with that does not name an interpreter.
+/// The interpreter of scripts that do not name one.
 const SHELL: &str = "/bin/sh";
-/// As much of a file's first line as is looked at.
+/// The number of bytes of a file's first line that are read.
 const HEAD: u64 = 256;
 
-/// Finds the file that runs when `program` is called with this `PATH`, from the working directory.
+/// Finds the file to execute for `program` with this `PATH`.
 ///
-/// As in a shell: a name with a slash is a path; an empty entry of `PATH` is the working directory;
-/// directories are passed over, and files that are not executable as long as there is another. Not as
-/// in a shell: what cannot be looked up below `prefix` is an error, because the environment's program
-/// was wanted and not the next one.
+/// As in a shell, a name with a slash is a path, an empty entry of `PATH` is the working directory,
+/// and directories and files that are not executable are skipped. Unlike in a shell, a lookup below
+/// `prefix` that fails is an error: the environment's program is expected, not another one.
 pub(super) fn find(program: &OsStr, path: &OsStr, prefix: &Path) -> Result<PathBuf, CommandError> {
     if program.as_bytes().contains(&b'/') {
         return check(Path::new(program)).map(|()| PathBuf::from(program));
@@ -54,14 +53,14 @@ pub(super) fn find(program: &OsStr, path: &OsStr, prefix: &Path) -> Result<PathB
     })
 }
 
-/// Decides about a file of the environment's directories in `PATH` that cannot be looked up.
+/// Handles a failed lookup in the environment's directories in `PATH`.
 fn in_environment(file: &Path, error: &io::Error) -> Result<(), CommandError> {
     if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) {
         return Err(not_executable(file, &error_text(error)));
     }
     match fs::read_link(file) {
         Ok(target) => {
-            let why = format!("it is a link to {}, which does not exist", quoted(target));
+            let why = format!("it links to {}, which does not exist", quoted(target));
             Err(not_executable(file, &why))
         }
         Err(_) => Ok(()),
@@ -75,14 +74,14 @@ fn check(file: &Path) -> Result<(), CommandError> {
         Ok(_) if process::is_executable(file) => Ok(()),
         Ok(_) => Err(not_executable(file, "it is not executable")),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(not_found(&quoted(file), "there is no such file"))
+            Err(not_found(&quoted(file), "no such file"))
         }
         Err(error) => Err(not_executable(file, &error_text(&error))),
     }
 }
 
-/// Becomes a program that [`find`] has found; returns only on failure. A file that is neither a program
-/// nor names an interpreter is run by `sh`, as shells do.
+/// Executes a program found by [`find`]. Returns only on failure. As in a shell, a text file that
+/// does not name an interpreter is run by `sh`.
 pub(super) fn execute(
     file: &Path,
     name: &OsStr,
@@ -96,7 +95,7 @@ pub(super) fn execute(
     let error = process::execute(file, &words(&[name]), variables);
     match error.raw_os_error() {
         Some(nix::libc::ENOEXEC) if !is_binary(file) => {
-            // A name that begins with a dash is not an option.
+            // A name that starts with a dash must not be read as an option.
             let script = match file.as_os_str().as_bytes().starts_with(b"-") {
                 true => Path::new(".").join(file),
                 false => file.to_owned(),
@@ -109,7 +108,7 @@ pub(super) fn execute(
     }
 }
 
-/// Says that a program that was found could not be executed.
+/// Returns the error for a program that was found but cannot be executed.
 pub(super) fn failure(file: &Path, error: &io::Error) -> CommandError {
     match error.raw_os_error() {
         Some(nix::libc::ENOENT | nix::libc::EACCES) => not_executable(file, &why(file, error)),
@@ -117,19 +116,19 @@ pub(super) fn failure(file: &Path, error: &io::Error) -> CommandError {
     }
 }
 
-/// Says why a file that exists cannot be executed: it may be the interpreter that cannot.
+/// Explains why an existing file cannot be executed: the cause may be its interpreter.
 fn why(file: &Path, error: &io::Error) -> String {
     let text = error_text(error);
     match interpreter(file) {
         Some(interpreter) => format!("bad interpreter {}: {text}", quoted(interpreter)),
         None if error.kind() == ErrorKind::NotFound && file.exists() => {
-            String::from("its loader (the dynamic linker that it names) does not exist")
+            String::from("its dynamic linker does not exist")
         }
         None => text,
     }
 }
 
-/// Returns the interpreter that a script names in its first line.
+/// Returns the interpreter named in a script's first line.
 fn interpreter(file: &Path) -> Option<PathBuf> {
     let head = first_line(file);
     let line = head.strip_prefix(b"#!")?.trim_ascii_start();
@@ -137,7 +136,7 @@ fn interpreter(file: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(name)))
 }
 
-/// Returns whether a file is no script: its first line holds a zero byte, as bash decides.
+/// Returns whether a file is binary: as in bash, if its first line contains a zero byte.
 fn is_binary(file: &Path) -> bool {
     first_line(file).contains(&0)
 }
@@ -170,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_found_where_a_shell_finds_it() {
+    fn programs_are_found_as_in_a_shell() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let make = |path: &str, mode: u32| {
@@ -208,7 +207,7 @@ mod tests {
             assert_eq!(error.kind, kind, "{program}: {error:?}");
             assert!(error.message.contains(why), "{program}: {error:?}");
         }
-        // Elsewhere a dangling link is passed over, as a shell does.
+        // Elsewhere a dangling link is skipped, as in a shell.
         let other = find(OsStr::new("gone"), &path, Path::new("/env")).unwrap();
         assert_eq!(other, root.join("sys/gone"));
         for (program, kind) in [

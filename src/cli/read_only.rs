@@ -1,7 +1,8 @@
-//! Environments in a store on a read-only file system: a snapshot, a remounted disk, a published store.
+//! Environments in a store on a read-only file system: a snapshot, a remounted disk, a published
+//! store.
 //!
-//! The lock cannot be taken there, so nothing is opened for writing. Commands read the committed state, and
-//! its image is mounted read-only without a store. Uncommitted changes cannot be shown.
+//! The lock cannot be taken there, so nothing is opened for writing. Commands read the committed
+//! state, and the image is mounted read-only without a store. Uncommitted changes cannot be shown.
 
 use std::path::Path;
 
@@ -21,7 +22,7 @@ use crate::sys::text::quoted;
 use crate::sys::{mountinfo, process};
 use crate::union::Change;
 
-/// Returns whether nothing can be written in this directory because its file system is read-only.
+/// Returns whether the directory cannot be written to because its file system is read-only.
 pub(super) fn is_read_only(dir: &Path) -> bool {
     nix::unistd::access(dir, AccessFlags::W_OK) == Err(Errno::EROFS)
 }
@@ -47,9 +48,9 @@ pub(super) fn mount(env: &Env) -> Result<()> {
         None if prefix.is_dir() => {}
         None => {
             let message = format!(
-                "the store is read-only, and the directory {} to mount {} at does not exist",
-                quoted(prefix),
-                env.name()
+                "cannot mount {}: the store is read-only, and the mount point {} does not exist",
+                env.name(),
+                quoted(prefix)
             );
             return Err(CommandError::new(Kind::System, message).hint(elsewhere(env)?));
         }
@@ -67,20 +68,20 @@ pub(super) fn mount(env: &Env) -> Result<()> {
             read_only: true,
             ..MountFlags::default()
         },
-        // As every mount by root.
+        // As for every mount by root.
         allow_other: process::user_id() == 0,
         fakeroot: false,
     };
     let served = direct::start(&what, &backend::slow_start)?;
     backend::warn_of_served(env.name(), &served, Path::new(""));
     backend::warn(format!(
-        "the store is read-only, and so is the mount of {}",
+        "the store is read-only, so {} is mounted read-only",
         env.name()
     ));
     Ok(())
 }
 
-/// Takes the mount away that [`mount`] made; returns whether there is one.
+/// Removes the mount created by [`mount`]. Returns whether there was one.
 pub(super) fn unmount(env: &Env, lazy: bool) -> Result<bool> {
     let prefix = &env.target.prefix;
     let at = mountinfo::at(prefix)
@@ -96,34 +97,36 @@ pub(super) fn unmount(env: &Env, lazy: bool) -> Result<bool> {
     Ok(true)
 }
 
-/// What the mount is called in the mount table; another name than that of a mount with a store.
+/// Returns the source of the mount in the mount table. It differs from that of a mount with a
+/// store.
 fn source(env: &Env) -> String {
     format!("envfs-read-only:{}", env.target.id)
 }
+
+const COPY_STORE: &str = "copy the store to a writable file system with cp -a";
 
 fn refuse_changes(env: &Env) -> Result<()> {
     if !backend::has_changes(&env.environment)? {
         return Ok(());
     }
     let message = format!(
-        "the store is read-only, and {} has uncommitted changes, which can only be shown where it can \
-         be written",
+        "the store is read-only, and {} has uncommitted changes, which only a writable store can show",
         env.name()
     );
     Err(CommandError::new(Kind::System, message)
-        .hint("copy the store to where you can write: cp -a")
+        .hint(COPY_STORE)
         .hint(elsewhere(env)?))
 }
 
 fn elsewhere(env: &Env) -> Result<String> {
     let image = backend::image_file(&env.environment, None)?;
     Ok(format!(
-        "or mount what was committed elsewhere: envfs mount --image {} -o ro DIR",
+        "or mount the committed image elsewhere: envfs mount --image {} -o ro DIR",
         crate::shell::render::word(image)
     ))
 }
 
-/// Answers for an environment that has no changes and cannot be opened.
+/// The service of an environment that has no changes and cannot be opened.
 #[derive(Debug)]
 pub(super) struct Unchanged(Status);
 
@@ -140,7 +143,7 @@ impl Unchanged {
 
 fn refused<T>() -> Result<T, Failure> {
     let failure = Failure::new(Kind::System, "the store is read-only");
-    Err(failure.hint("copy the store to where you can write: cp -a"))
+    Err(failure.hint(COPY_STORE))
 }
 
 impl Service for Unchanged {

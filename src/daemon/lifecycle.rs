@@ -56,7 +56,7 @@ pub enum State {
     /// It is mounted and its daemon answers.
     Mounted(Client),
     /// It is mounted and works, but its daemon cannot be spoken with (its socket was removed).
-    Deaf,
+    Unreachable,
     /// Mounts without a daemon are in the way.
     Dead(Vec<MountEntry>),
     /// Its daemon lives but has no mount here: it ends, or serves another mount namespace.
@@ -70,7 +70,7 @@ pub enum State {
 impl State {
     /// Returns whether the prefix shows the environment now.
     pub fn is_mounted(&self) -> bool {
-        matches!(self, State::Mounted(_) | State::Deaf)
+        matches!(self, State::Mounted(_) | State::Unreachable)
     }
 }
 
@@ -97,7 +97,7 @@ pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
             Health::Healthy if EnvLock::try_lock(&target.layout, "look").is_ok() => {
                 State::Copy(None)
             }
-            Health::Healthy => State::Deaf,
+            Health::Healthy => State::Unreachable,
         },
     })
 }
@@ -213,7 +213,7 @@ fn mounted(
                 return Err(silent(target));
             }
             State::Mounted(client) => return Ok(Some(client)),
-            State::Deaf => return Ok(None),
+            State::Unreachable => return Ok(None),
             State::Dead(mounts) => detach(&mounts)?,
             State::Unmounted => {
                 return match start(target, runtime, fakeroot, slow) {
@@ -530,7 +530,7 @@ pub fn ensure_unmounted(
             detach(&mounts)?;
             Ok(Some(Unmounted::default()))
         }
-        State::Deaf => unmount_deaf(target, lazy).map(Some),
+        State::Unreachable => unmount_unreachable(target, lazy).map(Some),
         State::Elsewhere(_) if lazy => Ok(None),
         State::Elsewhere(client) => Err(elsewhere(target, &client)),
     }
@@ -553,7 +553,7 @@ fn detach_silent(target: &Target, failure: Failure) -> Result<Unmounted, Failure
 }
 
 /// Unmounts without the daemon's help; it ends when its mount does.
-fn unmount_deaf(target: &Target, lazy: bool) -> Result<Unmounted, Failure> {
+fn unmount_unreachable(target: &Target, lazy: bool) -> Result<Unmounted, Failure> {
     let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
     let Some(top) = mounts.last() else {

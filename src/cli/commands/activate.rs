@@ -1,7 +1,8 @@
 //! `envfs activate`, `envfs deactivate`, `envfs reactivate`
 //!
-//! A program cannot change the shell that started it, so these print text for the
-//! shell to evaluate. The hook does that; without the hook, on a terminal, they explain how.
+//! A program cannot change the shell that started it, so these print text for the shell to
+//! evaluate. The shell hook does that. Without the hook, on a terminal, they explain how to
+//! evaluate it.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -67,8 +68,8 @@ pub struct ActivateArgs {
 
 /// Deactivate the environment and restore the shell.
 ///
-/// Keeps all changes, committed or not, and leaves the environment mounted. Also works when the mount
-/// is gone.
+/// Keeps all changes, committed or not, and leaves the environment mounted. Also works if it is no
+/// longer mounted.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs deactivate\n  eval \"$(envfs deactivate --shell bash)\"    in a script, without the hook"
@@ -81,8 +82,8 @@ pub struct DeactivateArgs {
 
 /// Activate the active environment again.
 ///
-/// Mounts it, puts it first in PATH and sources its scripts. Use this in shells whose start files reset
-/// PATH (tmux, login shells), and after installing a package that has activation scripts.
+/// Mounts it, puts it first in PATH and sources its scripts. Use this in shells whose start files
+/// reset PATH (tmux, login shells), and after installing a package that has activation scripts.
 #[derive(Debug, ClapArgs)]
 pub struct ReactivateArgs {
     /// Print text for this shell to evaluate.
@@ -93,7 +94,7 @@ pub struct ReactivateArgs {
 impl ActivateArgs {
     /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let shell = chosen(self.shell, "activate", self.name.as_deref())?;
+        let shell = choose(self.shell, "activate", self.name.as_deref())?;
         context.output.raw(&self.script(context, shell)?)
     }
 
@@ -104,7 +105,13 @@ impl ActivateArgs {
         } else {
             Nesting::Replace
         };
-        let script = prepare(context, self.name.as_deref(), nesting, &variables(), true)?;
+        let script = prepare(
+            context,
+            self.name.as_deref(),
+            nesting,
+            &variables(),
+            PromptChange::Configured,
+        )?;
         Ok(render(&script, shell))
     }
 }
@@ -112,7 +119,7 @@ impl ActivateArgs {
 impl DeactivateArgs {
     /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let shell = chosen(self.shell, "deactivate", None)?;
+        let shell = choose(self.shell, "deactivate", None)?;
         context.output.raw(&self.script(context, shell)?)
     }
 
@@ -129,7 +136,7 @@ impl DeactivateArgs {
 impl ReactivateArgs {
     /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let shell = chosen(self.shell, "reactivate", None)?;
+        let shell = choose(self.shell, "reactivate", None)?;
         context.output.raw(&self.script(context, shell)?)
     }
 
@@ -139,9 +146,24 @@ impl ReactivateArgs {
             return Err(CommandError::usage("no environment is active")
                 .hint("envfs activate NAME (envfs list shows them)"));
         }
-        let script = prepare(context, None, Nesting::Replace, &variables(), true)?;
+        let script = prepare(
+            context,
+            None,
+            Nesting::Replace,
+            &variables(),
+            PromptChange::Configured,
+        )?;
         Ok(render(&script, shell))
     }
+}
+
+/// Whether activation changes the prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptChange {
+    /// As configured.
+    Configured,
+    /// No: there is no interactive shell.
+    None,
 }
 
 /// Mounts an environment and plans its activation.
@@ -150,11 +172,11 @@ pub fn prepare(
     name: Option<&str>,
     nesting: Nesting,
     variables: &Variables,
-    with_prompt: bool,
+    prompt: PromptChange,
 ) -> Result<plan::Script> {
     let env = context.environment(name)?;
     let prompt = match env.store.config()?.prompt {
-        _ if !with_prompt => None,
+        _ if prompt == PromptChange::None => None,
         Prompt::Show(false) => None,
         Prompt::Show(true) => Settings::with_default_prompt().prompt,
         Prompt::Template(template) => Some(template),
@@ -177,26 +199,28 @@ pub fn prepare(
     ))
 }
 
-/// Checks that this user can use what is at a prefix. Otherwise the shell would silently run
-/// the system's programs instead of the environment's.
+/// Checks that this user can enter the prefix. Otherwise the shell would silently run the system's
+/// programs instead of the environment's.
 fn enter(prefix: &Path) -> Result<()> {
     nix::unistd::access(prefix, AccessFlags::X_OK).map_err(|error| {
         let failed = CommandError::io(format!("cannot enter {}", quoted(prefix)), &error.into());
         match error {
-            Errno::EACCES => failed
-                .hint("only the user who mounted it can enter it, if its permissions allow that"),
+            Errno::EACCES => failed.hint(
+                "only the user who mounted it can enter it, and only if its permissions allow that",
+            ),
             _ => failed,
         }
     })
 }
 
-/// Returns the variables of this process, which are those of the shell.
+/// Returns the variables of this process, which are those exported by the shell.
 pub fn variables() -> Variables {
     std::env::vars_os().collect()
 }
 
-/// Decides which shell to print for. On a terminal without the hook, nothing would evaluate the text.
-fn chosen(wanted: Option<ShellName>, verb: &str, name: Option<&str>) -> Result<Shell> {
+/// Returns the shell to print for. Fails on a terminal without the hook, where nothing would
+/// evaluate the text.
+fn choose(wanted: Option<ShellName>, verb: &str, name: Option<&str>) -> Result<Shell> {
     if let Some(name) = wanted {
         return Ok(name.into());
     }

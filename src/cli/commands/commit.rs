@@ -12,9 +12,9 @@ use crate::squashfs::Compression;
 
 /// Record the changes as a new revision.
 ///
-/// Writes a new image: unchanged data is copied as it is, changed data is compressed. You can use the
-/// environment meanwhile. Ctrl-C stops the commit and changes nothing. If nothing changed, no revision is
-/// made.
+/// Writes a new image: unchanged data is copied as it is, changed data is compressed. You can use
+/// the environment meanwhile. Ctrl-C stops the commit and changes nothing. Without changes, no
+/// revision is created.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs commit -m 'add polars'\n  envfs commit science --rebuild --compression xz"
@@ -31,7 +31,8 @@ pub struct Args {
     /// Drop all unreferenced data.
     #[arg(long)]
     compact: bool,
-    /// Print how much was carried over, compressed and left unreferenced, and how long each step took.
+    /// Print how much was carried over, compressed and left unreferenced, and how long each step
+    /// took.
     #[arg(long)]
     stats: bool,
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none. Implies --rebuild.
@@ -77,7 +78,7 @@ impl Args {
         if self.json {
             return context.output.json(&committed);
         }
-        tell(context, env.name(), committed.as_ref());
+        print_result(context, env.name(), committed.as_ref());
         if self.stats
             && let Some(committed) = &committed
         {
@@ -129,8 +130,8 @@ fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// Reports the result of a commit.
-pub fn tell(context: &Context, name: &str, committed: Option<&Committed>) {
+/// Prints the result of a commit.
+pub fn print_result(context: &Context, name: &str, committed: Option<&Committed>) {
     let Some(committed) = committed else {
         context.output.note(format!("{name}: nothing changed"));
         return;

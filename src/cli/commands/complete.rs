@@ -1,4 +1,4 @@
-//! `envfs __complete`: prints the possible completions of a word, one a line.
+//! `envfs __complete`: prints the possible completions of a word, one per line.
 
 use std::ffi::OsString;
 
@@ -14,7 +14,7 @@ const FILES: &str = "//files";
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Index of the word to complete; word 0 is the name of the program.
-    place: usize,
+    index: usize,
     /// The words of the command line.
     #[arg(last = true)]
     words: Vec<OsString>,
@@ -30,23 +30,23 @@ impl Args {
             .collect();
         let names = || -> Vec<String> {
             let names = context.store().and_then(|store| Ok(store.list()?));
-            // A completion that fails completes nothing.
+            // On failure, there are no completions.
             names
                 .unwrap_or_default()
                 .iter()
                 .map(ToString::to_string)
                 .collect()
         };
-        for candidate in candidates(self.place, &words, names) {
+        for candidate in candidates(self.index, &words, names) {
             context.output.line(candidate)?;
         }
         Ok(())
     }
 }
 
-/// Returns the possible completions of the word at `place`.
-fn candidates(place: usize, words: &[String], names: impl Fn() -> Vec<String>) -> Vec<String> {
-    let typed = words.get(place).map_or("", String::as_str);
+/// Returns the possible completions of the word at `index`.
+fn candidates(index: usize, words: &[String], names: impl Fn() -> Vec<String>) -> Vec<String> {
+    let typed = words.get(index).map_or("", String::as_str);
     let starts = |list: Vec<String>| -> Vec<String> {
         list.into_iter()
             .filter(|word| word.starts_with(typed))
@@ -54,7 +54,7 @@ fn candidates(place: usize, words: &[String], names: impl Fn() -> Vec<String>) -
     };
     let mut root = crate::cli::Cli::command();
     root.build();
-    let before = words.get(1..place.min(words.len())).unwrap_or_default();
+    let before = words.get(1..index.min(words.len())).unwrap_or_default();
     let Some(position) = before.iter().position(|word| !word.starts_with('-')) else {
         if typed.starts_with('-') {
             return starts(options(&root));

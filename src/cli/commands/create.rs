@@ -26,10 +26,10 @@ use crate::sys::text::quoted;
 
 /// Create an empty environment, or fill one with an installer.
 ///
-/// Without a command the environment is empty: activate it and install into it. With a command, mounts
-/// the environment, runs the command with {prefix} replaced by the mount point, and commits the result.
-/// If the command fails or is interrupted, the environment is removed again. If only the commit fails,
-/// the environment is kept and can be committed later.
+/// Without a command the environment is empty: activate it and install into it. With a command,
+/// mounts the environment, runs the command with {prefix} replaced by the mount point, and commits
+/// the result. If the command fails or is interrupted, the environment is removed again. If only
+/// the commit fails, the environment is kept and can be committed later.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs create tools\n  envfs create web -- python3 -m venv {prefix}\n  envfs create sci -- conda create -y -p {prefix} numpy pandas"
@@ -59,15 +59,15 @@ impl Args {
         let Some((program, arguments)) = self.command.split_first() else {
             context
                 .output
-                .note(format!("created {name}, empty, for {prefix}"));
+                .note(format!("created {name}, an empty environment, at {prefix}"));
             context
                 .output
                 .note(format!("Use it: envfs activate {name}"));
             return Ok(());
         };
-        // Ctrl-C is for the command; what it leaves is ours to remove.
+        // Ctrl-C is meant for the command; this process then removes the environment.
         if let Err(error) = signals::survive_interrupts() {
-            tracing::debug!(%error, "Ctrl-C will end us at once");
+            tracing::debug!(%error, "cannot ignore Ctrl-C; it will end the process at once");
         }
         match install(&env, program, arguments) {
             Ok(client) => self
@@ -78,13 +78,13 @@ impl Args {
                     ))
                 }),
             Err(error) => {
-                // The first failure is the one to tell of.
+                // Report the first failure; further ones are warnings.
                 if !self.keep {
-                    unmount_patiently(&env);
+                    unmount_with_retries(&env);
                     if let Err(second) = super::remove::remove_environment(env) {
                         context
                             .output
-                            .warn(format!("{name} was not removed: {}", second.message));
+                            .warn(format!("cannot remove {name}: {}", second.message));
                     }
                 }
                 Err(error)
@@ -99,7 +99,7 @@ impl Args {
         client: Option<Client>,
         program: &OsStr,
     ) -> Result<()> {
-        let program = fill(env, program);
+        let program = expand_prefix(env, program);
         let shown = quoted(&program);
         let Some(client) = client else {
             return Err(CommandError::new(Kind::Daemon, "cannot reach the daemon"));
@@ -122,7 +122,7 @@ impl Args {
         };
         let committed = client.commit(&options, &progress)?;
         progress.finish();
-        super::commit::tell(context, env.name(), committed.as_ref());
+        super::commit::print_result(context, env.name(), committed.as_ref());
         Ok(())
     }
 }
@@ -130,7 +130,7 @@ impl Args {
 /// Mounts the environment and runs the command in it.
 fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<Client>> {
     let client = env.ensure_mounted()?;
-    let program = fill(env, program);
+    let program = expand_prefix(env, program);
     let shown = quoted(&program);
     let path = std::env::var_os("PATH").unwrap_or_else(|| SYSTEM_PATH.into());
     let file = program::find(&program, &path, &env.target.prefix).map_err(|error| {
@@ -138,16 +138,16 @@ fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<
     })?;
     let status = Command::new(&file)
         .arg0(&program)
-        .args(arguments.iter().map(|word| fill(env, word)))
+        .args(arguments.iter().map(|word| expand_prefix(env, word)))
         .env("ENVFS_PREFIX", &env.target.prefix)
         .env("ENVFS_ENV", env.name())
         .status()
         .map_err(|error| program::failure(&file, &error))?;
-    let stays = "--keep keeps the environment as the command left it";
+    let keep = "with --keep, the environment is kept as the command left it";
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(client),
         (None, Some(nix::libc::SIGINT)) => {
-            Err(CommandError::new(Kind::Cancelled, format!("{shown} was interrupted")).hint(stays))
+            Err(CommandError::new(Kind::Cancelled, format!("{shown} was interrupted")).hint(keep))
         }
         (code, signal) => {
             let how = match (code, signal) {
@@ -156,14 +156,14 @@ fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<
                 (None, None) => String::from("unknown"),
             };
             let message = format!("{shown} failed ({how})");
-            Err(CommandError::new(Kind::System, message).hint(stays))
+            Err(CommandError::new(Kind::System, message).hint(keep))
         }
     }
 }
 
-/// Unmounts once the processes that the command started have ended, which may outlive it. Gives up after
-/// a while; removing the environment then reports what is in the way.
-fn unmount_patiently(env: &Env) {
+/// Unmounts the environment, waiting for processes that the command started and that outlive it.
+/// Gives up after a time limit; removing the environment then fails and names the cause.
+fn unmount_with_retries(env: &Env) {
     let deadline = Instant::now() + BRIEF;
     while let Err(failure) = lifecycle::ensure_unmounted(&env.target, &env.runtime, false, &|| {})
         && failure.kind == Kind::Busy
@@ -173,19 +173,22 @@ fn unmount_patiently(env: &Env) {
     }
 }
 
-fn fill(env: &Env, word: &OsStr) -> OsString {
+fn expand_prefix(env: &Env, word: &OsStr) -> OsString {
     replace(word, b"{prefix}", env.target.prefix.as_os_str())
 }
 
 /// Replaces every occurrence of a placeholder in a word.
-fn replace(word: &OsStr, mark: &[u8], by: &OsStr) -> OsString {
+fn replace(word: &OsStr, placeholder: &[u8], by: &OsStr) -> OsString {
     let mut out = Vec::with_capacity(word.len());
     let mut rest = word.as_bytes();
-    while let Some(place) = rest.windows(mark.len()).position(|window| window == mark) {
-        let (before, after) = rest.split_at(place);
+    while let Some(at) = rest
+        .windows(placeholder.len())
+        .position(|window| window == placeholder)
+    {
+        let (before, after) = rest.split_at(at);
         out.extend_from_slice(before);
         out.extend_from_slice(by.as_bytes());
-        rest = after.get(mark.len()..).unwrap_or_default();
+        rest = after.get(placeholder.len()..).unwrap_or_default();
     }
     out.extend_from_slice(rest);
     OsString::from_vec(out)
@@ -196,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mark_is_replaced() {
+    fn every_placeholder_is_replaced() {
         let filled = replace(
             OsStr::new("--p={prefix}/x:{prefix}"),
             b"{prefix}",

@@ -7,10 +7,10 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::host;
 
-/// Serve an environment (started by envfs itself).
+/// Serve an environment (for internal use).
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// Let the user do in the mount what root may.
+    /// Give the user root's rights in the mount.
     #[arg(long)]
     fakeroot: bool,
     /// Environment.
@@ -18,9 +18,10 @@ pub struct Args {
 }
 
 impl Args {
-    /// Does it. Its failure was told on the pipe; the log has it as well.
+    /// Runs the daemon. Failures are sent through the pipe to the process that started it, and
+    /// logged.
     pub fn run(&self, context: &Context) -> Result<()> {
-        // What cannot even be found is told the same way.
+        // An unknown environment is reported in the same way.
         let found = context.environment(Some(&self.name));
         let (id, runtime) = match &found {
             Ok(env) => {

@@ -1,4 +1,4 @@
-//! `envfs demo`: a tour on real files of this machine, in a scratch store that is removed again.
+//! `envfs demo`: a tour with real files of this machine, in a temporary store.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,9 +18,9 @@ use crate::sys::text::quoted;
 
 /// Demonstrate envfs on files of this machine.
 ///
-/// Imports a library tree (Python's own, or another large one) into a scratch store, mounts it, changes
-/// files, shows status and diff, commits, lists the image with unsquashfs if it is installed, discards,
-/// rolls back, and cleans up.
+/// Imports a library tree (Python's own, or another large one) into a scratch store, mounts it,
+/// changes files, shows status and diff, commits, lists the image with unsquashfs if it is
+/// installed, discards, rolls back, and cleans up.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  envfs demo\n  envfs demo --source /usr/lib/python3")]
 pub struct Args {
@@ -32,8 +32,8 @@ pub struct Args {
     keep: bool,
 }
 
-/// Runs commands as a user would type them, and shows them.
-struct Stage<'a> {
+/// Runs commands as a user would type them, and prints them.
+struct Tour<'a> {
     context: &'a Context,
     program: PathBuf,
     home: PathBuf,
@@ -48,18 +48,18 @@ impl Args {
         };
         let home = std::env::temp_dir().join(format!("envfs-demo-{}", std::process::id()));
         fs::create_dir(&home).map_err(|error| {
-            let doing = format!("cannot make the scratch store {}", quoted(&home));
+            let doing = format!("cannot create the scratch store {}", quoted(&home));
             CommandError::io(doing, &error)
                 .hint("set TMPDIR to a directory with about a gigabyte of free space")
         })?;
-        let stage = Stage {
+        let tour = Tour {
             context,
             program: process::own_program(),
             home: home.clone(),
         };
-        let played = stage.play(&source);
-        // Whatever happened: nothing stays mounted, nothing stays behind.
-        let unmounted = stage.quietly(["unmount", "demo"]);
+        let result = tour.run(&source);
+        // Clean up even after a failure.
+        let unmounted = tour.run_silently(["unmount", "demo"]);
         if self.keep {
             context
                 .output
@@ -73,12 +73,12 @@ impl Args {
                 )),
             })?;
         }
-        played
+        result
     }
 }
 
-impl Stage<'_> {
-    fn play(&self, source: &Path) -> Result<()> {
+impl Tour<'_> {
+    fn run(&self, source: &Path) -> Result<()> {
         let out = &self.context.output;
         self.title("1. Pack a real directory tree into one file")?;
         let (files, bytes) = measure(source);
@@ -95,15 +95,18 @@ impl Stage<'_> {
         self.envfs(["mount", "demo"])?;
         let prefix = self.prefix()?;
         let victim = largest_file(&prefix).ok_or_else(|| {
-            CommandError::new(Kind::NotFound, format!("{} holds no file", quoted(source)))
+            CommandError::new(
+                Kind::NotFound,
+                format!("{} contains no files", quoted(source)),
+            )
         })?;
         let shown = word(victim.strip_prefix(&prefix).unwrap_or(&victim));
-        out.line(format!("$ echo 'one line more' >> {shown}"))?;
+        out.line(format!("$ echo 'one more line' >> {shown}"))?;
         append(&victim)?;
-        out.line("$ mkdir new-package && 500 new files in it")?;
+        out.line("$ mkdir new-package    # and 500 new files in it")?;
         let package = prefix.join("new-package");
         fs::create_dir(&package)
-            .map_err(|e| CommandError::io("cannot make a directory in the mount", &e))?;
+            .map_err(|e| CommandError::io("cannot create a directory in the mount", &e))?;
         for number in 0..500 {
             let path = package.join(format!("module_{number:03}.py"));
             let text = format!("VALUE = {number}\n").repeat(200);
@@ -124,19 +127,19 @@ impl Stage<'_> {
         self.envfs(["diff", "demo", "new-package/module_000.py"])?;
 
         self.title("3. Commit: the cost follows the change")?;
-        self.envfs(["commit", "demo", "-m", "a package more"])?;
+        self.envfs(["commit", "demo", "-m", "add new-package"])?;
         self.envfs(["log", "demo"])?;
         let before = tree_digest(&prefix)?;
         self.envfs(["unmount", "demo"])?;
         self.envfs(["mount", "demo"])?;
         let same = tree_digest(&prefix)? == before;
         self.verdict(
-            "after a remount every name, size and byte is the same",
+            "after remounting, every name, size and byte is the same",
             same,
         )?;
-        self.outside_reader()?;
+        self.list_with_unsquashfs()?;
 
-        self.title("4. Throw changes away, and go back")?;
+        self.title("4. Discard changes and roll back")?;
         out.line("$ rm -rf new-package")?;
         fs::remove_dir_all(&package)
             .map_err(|e| CommandError::io("cannot delete in the mount", &e))?;
@@ -146,7 +149,10 @@ impl Stage<'_> {
             package.join("module_499.py").exists(),
         )?;
         self.envfs(["rollback", "demo"])?;
-        self.verdict("after the rollback it was never there", !package.exists())?;
+        self.verdict(
+            "after the rollback, new-package does not exist",
+            !package.exists(),
+        )?;
         self.envfs(["verify", "demo"])?;
         self.envfs(["unmount", "demo"])?;
         out.line("")?;
@@ -202,47 +208,47 @@ impl Stage<'_> {
         ))
     }
 
-    fn quietly<S: AsRef<OsStr>, const N: usize>(&self, words: [S; N]) -> bool {
+    fn run_silently<S: AsRef<OsStr>, const N: usize>(&self, words: [S; N]) -> bool {
         let mut command = self.command(&words);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     }
 
-    fn answer(&self, words: &[&str]) -> Result<serde_json::Value> {
+    fn envfs_json(&self, words: &[&str]) -> Result<serde_json::Value> {
         let output = self.command(words).stderr(Stdio::inherit()).output();
         let output = output.map_err(|e| CommandError::io("cannot run envfs", &e))?;
         serde_json::from_slice(&output.stdout).map_err(|e| {
             CommandError::new(
                 Kind::Internal,
-                format!("envfs {} said no JSON: {e}", words.join(" ")),
+                format!("envfs {} did not print JSON: {e}", words.join(" ")),
             )
         })
     }
 
-    fn place(&self, which: &str) -> Result<PathBuf> {
-        let places = self.answer(&["paths", "demo", "--json"])?;
-        let path = places.get(which).and_then(|value| value.as_str());
+    fn path(&self, which: &str) -> Result<PathBuf> {
+        let paths = self.envfs_json(&["paths", "demo", "--json"])?;
+        let path = paths.get(which).and_then(|value| value.as_str());
         path.map(PathBuf::from).ok_or_else(|| {
             CommandError::new(
                 Kind::Internal,
-                format!("envfs paths does not name the {which}"),
+                format!("envfs paths does not print the {which}"),
             )
         })
     }
 
     fn prefix(&self) -> Result<PathBuf> {
-        self.place("prefix")
+        self.path("prefix")
     }
 
-    /// Lists the image with a tool that is not ours.
-    fn outside_reader(&self) -> Result<()> {
+    /// Lists the image with an independent tool.
+    fn list_with_unsquashfs(&self) -> Result<()> {
         let out = &self.context.output;
-        let image = self.place("image")?;
+        let image = self.path("image")?;
         if process::find_program("unsquashfs").is_none() {
-            return out.line("(unsquashfs is not installed; squashfs-tools has it)");
+            return out.line("(unsquashfs is not installed; it is part of squashfs-tools)");
         }
         out.line(out.tone(
-            "$ unsquashfs -l IMAGE | grep -c new-package    # a tool that is not ours",
+            "$ unsquashfs -l IMAGE | grep -c new-package    # an independent tool",
             Tone::Dim,
         ))?;
         let listing = Command::new("unsquashfs").arg("-l").arg(&image).output();
@@ -254,15 +260,15 @@ impl Stage<'_> {
             .count();
         out.line(lines.to_string())?;
         self.verdict(
-            "the image is plain SquashFS, and has the new package",
+            "the image is plain SquashFS and contains the new package",
             listing.status.success() && lines == 501,
         )
     }
 }
 
-/// Returns a large tree that most machines have.
+/// Returns a large directory tree that exists on most machines.
 fn find_source() -> Result<PathBuf> {
-    let ask = |program: &str, args: &[&str]| {
+    let query = |program: &str, args: &[&str]| {
         let output = Command::new(program)
             .args(args)
             .stderr(Stdio::null())
@@ -272,8 +278,8 @@ fn find_source() -> Result<PathBuf> {
         (output.status.success() && path.is_dir()).then_some(path)
     };
     let python = "import sysconfig; print(sysconfig.get_paths()['stdlib'])";
-    ask("python3", &["-c", python])
-        .or_else(|| ask("rustc", &["--print", "sysroot"]).map(|root| root.join("lib")))
+    query("python3", &["-c", python])
+        .or_else(|| query("rustc", &["--print", "sysroot"]).map(|root| root.join("lib")))
         .or_else(|| Some(PathBuf::from("/usr/share")).filter(|path| path.is_dir()))
         .ok_or_else(|| {
             CommandError::new(Kind::NotFound, "found no library tree to import")
@@ -318,11 +324,11 @@ fn subdirectory(path: &Path) -> Option<PathBuf> {
 fn append(path: &Path) -> Result<()> {
     use std::io::Write;
     let file = fs::OpenOptions::new().append(true).open(path);
-    file.and_then(|mut file| file.write_all(b"one line more\n"))
-        .map_err(|e| CommandError::io(format!("cannot write to {}", quoted(path)), &e))
+    file.and_then(|mut file| file.write_all(b"one more line\n"))
+        .map_err(|e| CommandError::io(format!("cannot append to {}", quoted(path)), &e))
 }
 
-/// Returns one digest of the names, kinds, sizes, link targets and contents of a tree.
+/// Returns a digest of the names, kinds, link targets and contents of a tree.
 fn tree_digest(root: &Path) -> Result<blake3::Hash> {
     use std::os::unix::ffi::OsStrExt;
     let mut hasher = blake3::Hasher::new();

@@ -15,15 +15,15 @@ use crate::object::Kind;
 use crate::sys::text::quoted;
 use crate::union::{Change, ChangeKind};
 
-/// Files larger than this are not compared line by line.
+/// The size above which files are not compared line by line.
 const MAX_TEXT: u64 = 4 << 20;
 
 /// Show what changed since the current revision.
 ///
-/// Prints one line per path: A added, M modified, D removed, R renamed. Paths are compared, so a file
-/// that was replaced by an equal one is no change. Files of which only the modification time changed
-/// are listed with --times, as t. With --content, also shows the changed lines of text files. Paths can
-/// be absolute or relative to the prefix. Unusual names are quoted as git quotes them.
+/// Prints one line per path: A added, M modified, D removed, R renamed. Paths are compared, so
+/// replacing a file by an equal one is not a change. With --times, also lists files of which only
+/// the modification time changed, as t. With --content, also shows the changed lines of text files.
+/// Paths can be absolute or relative to the prefix. Unusual names are quoted as in git.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --content etc"
@@ -35,7 +35,7 @@ pub struct Args {
     /// Show the changed lines of text files.
     #[arg(short, long, conflicts_with = "json")]
     content: bool,
-    /// Print letters and paths exactly, each ended by NUL, and both paths of a rename.
+    /// Print letters and paths exactly, each terminated by NUL, with both paths of a rename.
     #[arg(short = 'z', long, conflicts_with_all = ["content", "json"])]
     null: bool,
     /// Also list files of which only the modification time changed.
@@ -51,7 +51,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let (env, selection) = context.environment_and_paths(&self.words)?;
         if self.content {
-            // What the files hold now is read through the mount.
+            // The current content is read through the mount.
             env.ensure_mounted()?;
         }
         let changes = env.service()?.changes(&selection)?;
@@ -133,7 +133,7 @@ fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
     let path = OsStr::from_bytes(&change.path);
     let new = match change.what {
         ChangeKind::Removed => Vec::new(),
-        // A file that goes away meanwhile is a removed file.
+        // A file that was removed in the meantime counts as removed.
         _ => std::fs::read(env.target.prefix.join(path)).unwrap_or_default(),
     };
     if old == new {

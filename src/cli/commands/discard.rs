@@ -15,9 +15,9 @@ use crate::union::Summary;
 
 /// Discard uncommitted changes, all or those below some paths.
 ///
-/// Restores the committed state, even while the environment is mounted. No command undoes this, so it
-/// asks first. The changed files are kept until envfs gc: in layers/ if everything is discarded, in
-/// strays/ for single paths (envfs paths shows both).
+/// Restores the committed state, even while the environment is mounted. Asks for confirmation, as
+/// no command undoes this. The changed files are kept until envfs gc: in layers/ if everything is
+/// discarded, in strays/ for single paths (envfs paths shows both).
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs discard\n  envfs discard -y science lib/python3.12/site-packages/numpy"
@@ -75,7 +75,7 @@ impl Args {
             && has_files(&kept)
         {
             context.output.note(format!(
-                "The files are kept in {} until envfs gc",
+                "Their files are kept in {} until envfs gc",
                 quoted(&kept)
             ));
         }
@@ -83,7 +83,7 @@ impl Args {
     }
 }
 
-/// Returns whether there is any file; removals and changes of attributes leave none.
+/// Returns whether the directory contains any file. Removals and changes of attributes leave none.
 fn has_files(dir: &Path) -> bool {
     let mut found = false;
     walk::for_each_file(dir, &mut |meta| {

@@ -17,15 +17,15 @@ use crate::sys::mountinfo::{Health, MountEntry};
 use crate::sys::text::quoted;
 use crate::sys::{mountinfo, process};
 
-/// Less free space than this is worth a warning.
+/// The free space below which a warning is printed.
 const LITTLE_SPACE: u64 = 1 << 30;
-/// Fewer free inodes than this are worth a warning.
+/// The number of free inodes below which a warning is printed.
 const FEW_INODES: u64 = 10_000;
 
-/// Look whether everything is there that envfs needs, and say what to do where it is not.
+/// Check that this system can run envfs.
 ///
-/// Ends with status 1 if something does not work. Changes nothing, but for a trial mount in a
-/// temporary directory.
+/// Prints what to do about each problem. Exits with status 1 if there is one. Changes nothing,
+/// except for a trial mount in a temporary directory.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Print the findings as JSON.
@@ -33,16 +33,16 @@ pub struct Args {
     json: bool,
 }
 
-/// How a finding is to be taken.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
     Ok,
-    /// Works, but may not for long or not everywhere.
+    /// Works now, but may fail later or in some cases.
     Warning,
     /// Does not work.
     Problem,
-    /// Good to know.
+    /// For information.
     Info,
 }
 
@@ -78,14 +78,14 @@ impl Finding {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let mut findings = vec![device(), helper(), trial(), namespaces()];
         findings.push(runtime());
         match context.store() {
             Ok(store) => {
                 let root = store.layout().root().to_path_buf();
-                findings.extend(place(&root));
+                findings.extend(store_location(&root));
                 findings.push(apparmor(&store.layout().prefixes()));
                 match store.garbage() {
                     Ok(garbage) if garbage.is_empty() => {}
@@ -93,7 +93,10 @@ impl Args {
                         Finding::new(
                             "remains",
                             Level::Warning,
-                            format!("{} remains of interrupted work in the store", garbage.len()),
+                            format!(
+                                "remains of interrupted commands in the store: {}",
+                                garbage.len()
+                            ),
                         )
                         .hint("envfs gc removes them"),
                     ),
@@ -183,7 +186,7 @@ fn helper() -> Finding {
     }
 }
 
-/// Mounts for real, in a temporary directory, and takes it away again.
+/// Mounts and unmounts a file system in a temporary directory.
 fn trial() -> Finding {
     match mount::test_mount() {
         Ok(()) => Finding::new("trial mount", Level::Ok, "mounting works"),
@@ -200,7 +203,7 @@ fn namespaces() -> Finding {
     } else if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
         Some("AppArmor restricts them (kernel.apparmor_restrict_unprivileged_userns)")
     } else if !Path::new("/proc/self/ns/user").exists() {
-        Some("this kernel has none")
+        Some("this kernel does not support them")
     } else {
         None
     };
@@ -208,17 +211,19 @@ fn namespaces() -> Finding {
         None if !mount::namespaces_work() => Finding::new(
             "user namespaces",
             Level::Info,
-            "refused by the system or a container; envfs needs them only without fusermount3",
+            "denied by the system or a container; envfs needs them only without fusermount3",
         ),
         None => Finding::new(
             "user namespaces",
             Level::Ok,
-            "can be made; envfs needs them only without fusermount3",
+            "can be created; envfs needs them only without fusermount3",
         ),
         Some(why) => Finding::new(
             "user namespaces",
             Level::Info,
-            format!("not for ordinary users: {why}; envfs needs them only without fusermount3"),
+            format!(
+                "unavailable to ordinary users: {why}; envfs needs them only without fusermount3"
+            ),
         ),
     }
 }
@@ -256,7 +261,7 @@ fn runtime() -> Finding {
     Finding::new("sockets", Level::Ok, format!("in {dir}"))
 }
 
-/// Returns the nearest directory above a path that exists.
+/// Returns the path itself or the nearest directory above it that exists.
 fn existing(path: &Path) -> PathBuf {
     path.ancestors()
         .find(|path| path.is_dir())
@@ -264,8 +269,8 @@ fn existing(path: &Path) -> PathBuf {
         .to_path_buf()
 }
 
-/// Looks at the file system of the store.
-fn place(root: &Path) -> Vec<Finding> {
+/// Checks the file system of the store.
+fn store_location(root: &Path) -> Vec<Finding> {
     let dir = existing(root);
     let shown = quoted(root);
     let mut findings = Vec::new();
@@ -277,7 +282,7 @@ fn place(root: &Path) -> Vec<Finding> {
                 Level::Problem,
                 format!("{shown}: {}", error.desc()),
             )
-            .hint("set ENVFS_HOME to a directory of yours"),
+            .hint("set ENVFS_HOME to a directory that you can write to"),
         ),
     }
     match nix::sys::statvfs::statvfs(&dir) {
@@ -286,11 +291,11 @@ fn place(root: &Path) -> Vec<Finding> {
             let message = format!("{} free for {shown}", size(free));
             findings.push(if free < LITTLE_SPACE {
                 Finding::new("disk", Level::Warning, message)
-                    .hint("envfs gc drops old images; a commit needs room for a whole image")
+                    .hint("envfs gc removes old images; a commit needs space for a whole image")
             } else {
                 Finding::new("disk", Level::Ok, message)
             });
-            // File systems without a fixed number of inodes say 0.
+            // File systems without a fixed number of inodes report 0.
             if stat.files() > 0 {
                 let free = stat.files_available();
                 let message = format!("{free} inodes free for {shown}");
@@ -305,21 +310,25 @@ fn place(root: &Path) -> Vec<Finding> {
         Err(error) => findings.push(Finding::new(
             "disk",
             Level::Warning,
-            format!("cannot ask about {}: {}", quoted(&dir), error.desc()),
+            format!(
+                "cannot determine the free space of {}: {}",
+                quoted(&dir),
+                error.desc()
+            ),
         )),
     }
     if let Ok(Some(kind)) = network_file_system(&dir) {
         findings.push(Finding::new(
             "network",
             Level::Info,
-            format!("the store is on {kind}: safe, with one host at a time for each environment"),
+            format!("the store is on {kind}: safe; one host at a time can use an environment"),
         ));
     }
     findings
 }
 
-/// Says what to do about a mount whose daemon does not answer.
-fn silent(mount: &MountEntry) -> Finding {
+/// Returns the finding for a mount whose daemon does not respond.
+fn unresponsive(mount: &MountEntry) -> Finding {
     let path = quoted(&mount.mount_point);
     let pid = mount.environment_id().and_then(|id| {
         let socket = RuntimeDir::open().socket(id)?;
@@ -332,7 +341,7 @@ fn silent(mount: &MountEntry) -> Finding {
         format!("{path}: {}", failure.message),
     );
     finding.hints = failure.hints;
-    finding.hint(format!("or take the mount away: fusermount3 -uz {path}"))
+    finding.hint(format!("or detach the mount: fusermount3 -uz {path}"))
 }
 
 fn stale_mounts() -> Vec<Finding> {
@@ -346,7 +355,7 @@ fn stale_mounts() -> Vec<Finding> {
             )];
         }
     };
-    // Others' mounts are none of our business, and may not let us in.
+    // Mounts of other users are not accessible.
     let user = process::user_id();
     let ours: Vec<_> = mounts
         .iter()
@@ -364,10 +373,10 @@ fn stale_mounts() -> Vec<Finding> {
                         Level::Warning,
                         format!("the daemon of {path} was killed"),
                     )
-                    .hint("the next activate, mount or run of it repairs it; nothing is lost")
-                    .hint(format!("or take it away: fusermount3 -uz {path}")),
+                    .hint("the next activate, mount or run repairs it; no data is lost")
+                    .hint(format!("or detach it: fusermount3 -uz {path}")),
                 ),
-                Health::Unresponsive => Some(silent(mount)),
+                Health::Unresponsive => Some(unresponsive(mount)),
             }
         })
         .collect();
@@ -375,7 +384,7 @@ fn stale_mounts() -> Vec<Finding> {
         findings.push(Finding::new(
             "mounts",
             Level::Ok,
-            format!("{} mounted, none dead", ours.len()),
+            format!("{} mounted, all working", ours.len()),
         ));
     }
     findings

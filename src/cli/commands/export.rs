@@ -17,8 +17,8 @@ use crate::sys::{reflink, regular};
 
 /// Copy the image of a revision to a file.
 ///
-/// The file is plain SquashFS 4.0, which mount, unsquashfs, squashfuse and Apptainer read. Uncommitted
-/// changes are not included.
+/// The file is plain SquashFS 4.0, which mount, unsquashfs, squashfuse and Apptainer read.
+/// Uncommitted changes are not included.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs export science science.sqfs\n  envfs export science old.sqfs --rev 3\n  unsquashfs -l science.sqfs"
@@ -68,7 +68,8 @@ impl Args {
     }
 }
 
-/// Copies an image to a temporary file beside the target and renames it once it is complete and synced.
+/// Copies an image to a temporary file beside the target and renames it once it is complete and
+/// synced.
 fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progress) -> Result<u64> {
     let failed = |path: &Path| {
         let doing = format!("cannot write {}", quoted(path));
@@ -86,8 +87,8 @@ fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progre
             let mut done = 0u64;
             loop {
                 if progress.is_cancelled() {
-                    let what = "interrupted; nothing was written";
-                    return Err(CommandError::new(Kind::Cancelled, what));
+                    let message = "interrupted; nothing was written";
+                    return Err(CommandError::new(Kind::Cancelled, message));
                 }
                 let count = input.read(&mut buffer).map_err(failed(source))?;
                 if count == 0 {

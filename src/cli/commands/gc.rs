@@ -12,37 +12,41 @@ use crate::environment::Store;
 use crate::object::Timestamp;
 use crate::sys::text::quoted;
 
-/// Forget old revisions and remove images that nothing needs any more.
+/// Remove old revisions and data that is no longer needed.
 ///
-/// The newest revisions stay, and the current one, and tagged ones. Also removes what crashes
-/// have left in the store. Without a NAME all environments are looked at.
+/// Keeps the newest revisions, the current one and tagged ones. Also removes discarded changes and,
+/// if no NAME is given, remains of crashes in the store.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs gc -n                what would go?\n  envfs gc science --keep 3\n  envfs gc --older-than 30"
+    after_help = "Examples:\n  envfs gc -n                shows what would be removed\n  envfs gc science --keep 3\n  envfs gc --older-than 30"
 )]
 pub struct Args {
     /// Environment [default: all].
     name: Option<String>,
-    /// How many revisions stay [default: as configured, else 10].
+    /// Number of revisions to keep [default: gc.keep of the configuration, else 10].
     #[arg(long, value_name = "COUNT")]
     keep: Option<u32>,
-    /// Forget only revisions older than so many days.
+    /// Remove only revisions older than this number of days.
     #[arg(long, value_name = "DAYS")]
     older_than: Option<u32>,
-    /// Only say what would go.
+    /// Only show what would be removed.
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Print it as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let store = context.store()?;
         let keep = match self.keep {
-            Some(0) => return Err(CommandError::usage("at least one revision stays: --keep 1")),
+            Some(0) => {
+                return Err(CommandError::usage(
+                    "invalid --keep 0: must be at least 1, as the current revision is always kept",
+                ));
+            }
             Some(keep) => keep,
             None => store.config()?.gc.keep,
         };
@@ -59,7 +63,7 @@ impl Args {
             before,
             dry_run: self.dry_run,
         };
-        // First what needs no room to be removed.
+        // First the garbage, whose removal needs no free space.
         let mut failed = match self.name {
             None => self.remove_garbage(context, &store)?,
             Some(_) => None,
@@ -68,12 +72,12 @@ impl Args {
             let collected = context
                 .environment(Some(name.as_str()))
                 .and_then(|env| env.gc(options))
-                .map_err(room_elsewhere);
+                .map_err(hint_at_space);
             let collected = match collected {
                 Ok(collected) => collected,
-                // Removed by somebody since the store was listed.
+                // Removed by another command since the store was listed.
                 Err(_) if self.name.is_none() && !store.exists(name) => continue,
-                // One that is in use or damaged does not keep the others from being collected.
+                // An environment that is in use or damaged must not stop the others.
                 Err(error) => {
                     if let Some(earlier) = failed.replace(error) {
                         context.output.error(&earlier);
@@ -82,7 +86,7 @@ impl Args {
                 }
             };
             if !self.json {
-                self.tell(context, name.as_str(), &collected);
+                self.print(context, name.as_str(), &collected);
             }
             let value = serde_json::to_value(&collected)
                 .map_err(|error| CommandError::new(Kind::Internal, error.to_string()))?;
@@ -94,7 +98,7 @@ impl Args {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Removes what it can, reports what it cannot, and returns the last failure.
+    /// Removes remains of crashes. Reports all failures but the last, which it returns.
     fn remove_garbage(&self, context: &Context, store: &Store) -> Result<Option<CommandError>> {
         let mut failed: Option<CommandError> = None;
         for garbage in backend::garbage(store)? {
@@ -107,33 +111,33 @@ impl Args {
                 continue;
             }
             if !self.json {
-                let would = if self.dry_run {
+                let verb = if self.dry_run {
                     "would remove"
                 } else {
                     "removed"
                 };
                 context
                     .output
-                    .note(format!("{would} {}", quoted(&garbage.path)));
+                    .note(format!("{verb} {}", quoted(&garbage.path)));
             }
         }
         Ok(failed)
     }
 
-    fn tell(&self, context: &Context, name: &str, collected: &Collected) {
+    fn print(&self, context: &Context, name: &str, collected: &Collected) {
         if *collected == Collected::default() {
             if self.name.is_some() {
                 context.output.note(format!("{name}: nothing to remove"));
             }
             return;
         }
-        let would = if self.dry_run {
-            "would forget"
+        let verb = if self.dry_run {
+            "would remove"
         } else {
-            "forgot"
+            "removed"
         };
         context.output.note(format!(
-            "{name}: {would} {}, {} and {}, {}",
+            "{name}: {verb} {}, {} and {}, {}",
             count(collected.revisions.len() as u64, "revision"),
             count(collected.images, "image"),
             count(collected.uppers, "discarded change"),
@@ -142,12 +146,12 @@ impl Args {
     }
 }
 
-/// The database has to be written to before images can go, so on a disk that is wholly full `gc`
-/// is no way to make room.
-fn room_elsewhere(mut error: CommandError) -> CommandError {
+/// Replaces the hints about a full disk: images can be removed only after a write to the database,
+/// so `gc` itself needs some free space.
+fn hint_at_space(mut error: CommandError) -> CommandError {
     if error.kind == Kind::NoSpace {
         error.hints = vec![String::from(
-            "gc needs a little room itself: free 1 MiB of this disk outside of envfs, then try again",
+            "gc itself needs some free space: free 1 MiB of this disk, then run it again",
         )];
     }
     error

@@ -7,10 +7,10 @@ use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::shell::Shell;
 
-/// Print the shell hook, which activate needs.
+/// Print the shell hook, which activate requires.
 ///
 /// Add the line for your shell to its start file. The hook defines one function, envfs, and in an
-/// interactive shell its completion. It mounts and activates nothing.
+/// interactive shell its completion. It does not mount or activate anything.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  echo 'eval \"$(envfs hook bash)\"' >> ~/.bashrc\n  echo 'eval \"$(envfs hook zsh)\"' >> ~/.zshrc"

@@ -1,4 +1,4 @@
-//! `envfs image`: makes SquashFS files, and looks into any.
+//! `envfs image`: creates and inspects SquashFS files.
 
 mod pack;
 
@@ -21,7 +21,7 @@ use crate::squashfs::reader::{VerifyProgress, verify};
 use crate::squashfs::{self, Image, ReaderOptions};
 use crate::sys::text::quoted;
 
-/// Make a SquashFS file, or look into any, made by envfs or by anybody.
+/// Create or inspect SquashFS files, of envfs or any other program.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs image pack ~/tree tree.sqfs\n  envfs image info science.sqfs\n  envfs image ls science.sqfs lib/python3.12\n  envfs image cat science.sqfs etc/config.toml\n  envfs image verify science.sqfs"
@@ -31,55 +31,55 @@ pub struct Args {
     action: Action,
 }
 
-/// What to do with the file.
+/// The action to perform.
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Pack a directory into an image, without making an environment of it.
+    /// Pack a directory into an image without creating an environment.
     Pack(pack::Args),
-    /// Show what the superblock says.
+    /// Show the superblock.
     Info {
         #[command(flatten)]
         image: ImageFile,
-        /// Print it as JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// List a directory in it.
+    /// List a directory in the image.
     Ls {
         #[command(flatten)]
         image: ImageFile,
         /// Path in the image [default: its root].
         path: Option<PathBuf>,
-        /// And all directories below it; with whole paths.
+        /// List all directories below it too, with full paths.
         #[arg(short = 'R', long)]
         recursive: bool,
-        /// Print only the paths, exactly, each ended by NUL.
+        /// Print only the paths, exactly, each terminated by NUL.
         #[arg(short = 'z', long)]
         null: bool,
     },
-    /// Write a file in it to standard output.
+    /// Write a file in the image to standard output.
     Cat {
         #[command(flatten)]
         image: ImageFile,
         /// Path in the image.
         path: PathBuf,
     },
-    /// Walk the whole tree and decompress every block.
+    /// Read the whole tree and decompress every block.
     Verify {
         #[command(flatten)]
         image: ImageFile,
-        /// Print what was found as JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
 }
 
-/// The file to look into.
+/// The image file and the position of the image in it.
 #[derive(Debug, ClapArgs)]
 struct ImageFile {
-    /// The image file; also an AppImage or a SIF container with an image in it.
+    /// The image file, or an AppImage or SIF container that contains an image.
     file: PathBuf,
-    /// Byte of the file at which the image begins, if it is inside another file and not found.
+    /// Offset of the image in the file. Detected for AppImages and SIF containers.
     #[arg(long, value_name = "BYTES")]
     offset: Option<u64>,
 }
@@ -96,20 +96,20 @@ struct Info {
     has_export_table: bool,
     has_xattrs: bool,
     owners: u16,
-    /// What is stored as it is: any of `inodes`, `data`, `fragments`, `xattrs`, `ids`.
+    /// Parts that are stored uncompressed: any of `inodes`, `data`, `fragments`, `xattrs`, `ids`.
     uncompressed: Vec<&'static str>,
-    /// The compressor's options as stored, in hexadecimal.
+    /// The stored options of the compressor, in hexadecimal.
     compressor_options: Option<String>,
-    /// Bytes of each table.
+    /// Sizes of the tables in bytes.
     inode_table_bytes: u64,
     directory_table_bytes: u64,
-    /// Length of the file; beyond `bytes` it is padding, or something else.
+    /// Size of the file. Bytes beyond `bytes` are padding or other data.
     file_bytes: u64,
-    /// Where the image begins in the file.
+    /// Offset of the image in the file.
     offset: u64,
 }
 
-/// What a check found, as JSON.
+/// The result of `verify`, as JSON.
 #[derive(Debug, Serialize)]
 struct Verified {
     inodes: u64,
@@ -125,7 +125,7 @@ struct Verified {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         match &self.action {
             Action::Pack(args) => args.run(context),
@@ -203,7 +203,10 @@ fn info(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
             .map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
         inode_table_bytes: superblock.directory_table - superblock.inode_table,
         directory_table_bytes: superblock.directory_end() - superblock.directory_table,
-        file_bytes: file_bytes.map_err(|error| CommandError::io("cannot measure it", &error))?,
+        file_bytes: file_bytes.map_err(|error| {
+            let doing = format!("cannot determine the size of {}", quoted(&file.file));
+            CommandError::io(doing, &error)
+        })?,
         offset: image.offset(),
     };
     if json {
@@ -211,32 +214,32 @@ fn info(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
     }
     let out = &context.output;
     if info.offset > 0 {
-        out.line(format!("begins at    byte {} of the file", info.offset))?;
+        out.line(format!("offset       {}", info.offset))?;
     }
     out.line(format!("compression  {}", info.compression))?;
     out.line(format!("block size   {}", size(u64::from(info.block_size))))?;
     out.line(format!("inodes       {}", info.inodes))?;
     out.line(format!("fragments    {}", info.fragments))?;
     out.line(format!(
-        "size         {} ({} of it data)",
+        "size         {} (data {})",
         size(info.bytes),
         size(info.data_bytes)
     ))?;
     out.line(format!(
-        "made         {}",
+        "created      {}",
         crate::cli::output::time(i64::from(info.created))
     ))?;
     let yes_or_no = |is: bool| if is { "yes" } else { "no" };
     out.line(format!("owners       {}", info.owners))?;
     out.line(format!("attributes   {}", yes_or_no(info.has_xattrs)))?;
     if !info.uncompressed.is_empty() {
-        out.line(format!("stored as is {}", info.uncompressed.join(", ")))?;
+        out.line(format!("uncompressed {}", info.uncompressed.join(", ")))?;
     }
     if let Some(options) = &info.compressor_options {
         out.line(format!("options      {options}"))?;
     }
     out.line(format!(
-        "tables       {} of inodes, {} of names",
+        "tables       inodes {}, directories {}",
         size(info.inode_table_bytes),
         size(info.directory_table_bytes)
     ))?;
@@ -248,7 +251,7 @@ fn find(image: &Image, file: &Path, path: &Path) -> Result<Inode> {
     let path = path.strip_prefix("/").unwrap_or(path);
     for name in path.components() {
         let missing = || {
-            let message = format!("{}: there is no {} in it", quoted(file), quoted(path));
+            let message = format!("{} does not contain {}", quoted(file), quoted(path));
             CommandError::new(Kind::NotFound, message)
         };
         if inode.kind() != InodeKind::Directory {
@@ -280,7 +283,7 @@ fn list(
             false => context.output.line(quoted(path)),
         };
     }
-    // Each directory once, whatever an image says: its inode number is its mark.
+    // A damaged image may contain a directory twice, even in itself: visit each inode number once.
     let mut seen = HashSet::from([dir.number]);
     let mut pending = vec![(Vec::new(), dir)];
     while let Some((above, dir)) = pending.pop() {
@@ -289,7 +292,7 @@ fn list(
             for (path, dir) in below.into_iter().rev() {
                 if !seen.insert(dir.number) {
                     let message = format!(
-                        "{}: damaged image: directory {} is in it twice",
+                        "{}: damaged image: directory {} occurs twice",
                         quoted(file),
                         quoted(OsStr::from_bytes(&path))
                     );
@@ -302,7 +305,7 @@ fn list(
     Ok(())
 }
 
-/// Lists one directory, with `above` before each name; returns the directories in it.
+/// Lists one directory, with `above` before each name. Returns its subdirectories.
 fn list_one(
     context: &Context,
     image: &Image,
@@ -355,7 +358,9 @@ fn cat(context: &Context, file: &ImageFile, path: &Path) -> Result<()> {
     let inode = find(&image, file, path)?;
     if inode.kind() != InodeKind::File {
         let shown = quoted(path);
-        return Err(CommandError::usage(format!("{shown} is no regular file")));
+        return Err(CommandError::usage(format!(
+            "{shown} is not a regular file"
+        )));
     }
     let layout = image.file_layout(&inode).map_err(failed(file))?;
     for index in 0..layout.block_count() {
@@ -397,7 +402,7 @@ fn verify_image(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
         });
     }
     context.output.note(format!(
-        "{}: {} inodes, {} in files, {} blocks: all can be read",
+        "{}: verified {} inodes, {} of file content and {} blocks",
         quoted(file),
         report.inodes,
         size(report.bytes),

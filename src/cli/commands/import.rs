@@ -23,12 +23,12 @@ use crate::sys::text::quoted;
 
 /// Pack a directory, an archive or an image into a new environment.
 ///
-/// A directory is packed into one compressed image, which is then compared with the directory
-/// before anything is said to be done; the directory stays as it is. A .tar archive (plain, .gz,
-/// .xz, .zst; as conda-pack makes) is unpacked into an image. A SquashFS image (of mksquashfs,
-/// conda-pack or envfs) is taken as it is, also out of an AppImage or a SIF container.
+/// A directory is packed into one compressed image, which is then compared with the directory. The
+/// directory is not changed. A .tar archive (plain, .gz, .xz or .zst, as from conda-pack) is
+/// converted to an image. A SquashFS image (of mksquashfs, conda-pack or envfs) is copied
+/// unchanged, also from inside an AppImage or a SIF container.
 ///
-/// Conda's and Python's environments have their own path in their files. To go on with one at its
+/// Conda and Python environments contain their own path in their files. To keep using one at its
 /// path, move it away and import it with --prefix for that path.
 #[derive(Debug, ClapArgs)]
 #[command(
@@ -43,35 +43,35 @@ pub struct Args {
     options: ImportOptions,
     #[command(flatten)]
     exclude: Exclude,
-    /// Byte of the source at which its SquashFS image begins, if it is inside another file and not found.
+    /// Offset of the SquashFS image in the source. Detected for AppImages and SIF containers.
     #[arg(long, value_name = "BYTES")]
     offset: Option<u64>,
-    /// Print the result as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// How a new environment is made; shared with `create`.
+/// The options of a new environment; shared with `create`.
 #[derive(Debug, ClapArgs)]
 pub struct ImportOptions {
-    /// Where to mount it, always [default: ~/.local/share/envfs/envs/NAME].
+    /// Path where the environment will be mounted [default: ~/.local/share/envfs/envs/NAME].
     #[arg(long, value_name = "PATH")]
     pub prefix: Option<PathBuf>,
-    /// How its image is written.
+    /// The options of its image.
     #[command(flatten)]
     pub pack: PackOptions,
-    /// What to say about it in the history.
+    /// Message to record in the history.
     #[arg(short, long, default_value = "")]
     pub message: String,
 }
 
-/// How an image is written; shared with `image pack`.
+/// The options of an image; shared with `image pack`.
 #[derive(Debug, ClapArgs)]
 pub struct PackOptions {
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none [default: zstd].
     #[arg(long, value_name = "CODEC[:LEVEL]")]
     pub compression: Option<Compression>,
-    /// Level of compression as conda-pack counts: 0 stores, 1 to 8 are zstd, 9 is xz.
+    /// Compression level as in conda-pack: 0 stores, 1 to 8 use zstd, 9 uses xz.
     #[arg(
         long,
         value_name = "0-9",
@@ -82,16 +82,16 @@ pub struct PackOptions {
     /// Block size of the image in bytes, a power of two from 4096 to 1048576 [default: 131072].
     #[arg(long, value_name = "BYTES", value_parser = block_size)]
     pub block_size: Option<u32>,
-    /// Threads that compress [default: one for each processor].
+    /// Number of compressor threads [default: one per processor].
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 }
 
-/// What of a source does not go into an image; shared with `image pack`.
+/// The patterns to exclude; shared with `image pack`.
 #[derive(Debug, ClapArgs)]
 pub struct Exclude {
-    /// Leave out what this matches: *.pyc or __pycache__ anywhere, pkgs/cache below the source; may
-    /// be repeated.
+    /// Exclude matching paths: *.pyc or __pycache__ anywhere, pkgs/cache below the source. Can be
+    /// repeated.
     #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<PathBuf>,
 }
@@ -112,7 +112,7 @@ pub fn block_size(text: &str) -> Result<u32, String> {
 }
 
 impl ImportOptions {
-    /// Returns them for the rooms below.
+    /// Converts the options for [`backend`].
     pub fn to_new_options(&self) -> NewOptions {
         NewOptions {
             prefix: self.prefix.clone(),
@@ -134,14 +134,14 @@ impl From<&PackOptions> for NewOptions {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let name = EnvName::new(&self.name)?;
         if let Err(error) = std::fs::symlink_metadata(&self.source) {
             let doing = format!("cannot import {}", quoted(&self.source));
             let mut failed = CommandError::of_named(doing, &error);
             if failed.kind == Kind::NotFound {
-                failed = failed.hint("a directory, a .tar archive or a SquashFS image is wanted");
+                failed = failed.hint("give a directory, a .tar archive or a SquashFS image");
             }
             return Err(failed);
         }
@@ -163,7 +163,7 @@ impl Args {
             return context.output.json(&imported);
         }
         context.output.note(format!(
-            "{name}: {} files, {} packed into one image of {}, verified",
+            "{name}: packed {} files, {} into an image of {}, verified",
             imported.files,
             size(imported.content_bytes),
             size(imported.image_bytes),
@@ -173,8 +173,7 @@ impl Args {
         {
             let is_there = fs::canonicalize(&self.source).is_ok_and(|source| source == path);
             context.output.warn(format!(
-                "{} in its bin name {}, where it was made: these use what is there, \
-                 not this environment",
+                "{} in bin will run programs in {}, not in this environment",
                 output::count(count as u64, "script"),
                 quoted(&path)
             ));
@@ -196,8 +195,8 @@ impl Args {
     }
 }
 
-/// Looks into the bin of a directory for scripts whose interpreter is in a bin of somewhere else than
-/// the system's; returns how many there are and the prefix that most of them name.
+/// Finds scripts in the `bin` of a directory whose interpreter is in the `bin` of a prefix other
+/// than the system's. Returns their number and the most frequent prefix.
 fn foreign_scripts(source: &Path) -> Option<(usize, PathBuf)> {
     let mut named: HashMap<PathBuf, usize> = HashMap::new();
     for entry in fs::read_dir(source.join("bin")).ok()?.flatten() {
@@ -216,7 +215,7 @@ fn foreign_scripts(source: &Path) -> Option<(usize, PathBuf)> {
     Some((count, path))
 }
 
-/// Returns `/p` for a script that begins with `#!/p/bin/…`, unless that is the system's.
+/// Returns `/p` for a script that starts with `#!/p/bin/…`, unless that is a prefix of the system.
 fn interpreter_prefix(head: &[u8]) -> Option<PathBuf> {
     let line = head
         .strip_prefix(b"#!")?
@@ -238,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scripts_that_name_another_place_are_found() {
+    fn scripts_with_an_interpreter_in_another_prefix_are_found() {
         let prefix = |head: &[u8]| interpreter_prefix(head);
         let made = Some(PathBuf::from("/home/u/envs/x"));
         assert_eq!(prefix(b"#!/home/u/envs/x/bin/python3 -s\nimport x\n"), made);

@@ -13,7 +13,7 @@ use crate::sys::text::{Text, quoted};
 /// List environments with their state, revision and sizes.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// Print only the names, each ended by NUL.
+    /// Print only the names, each terminated by NUL.
     #[arg(short = 'z', long, conflicts_with = "json")]
     null: bool,
     /// Print JSON.
@@ -25,8 +25,9 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// `mounted`, `unmounted`, `dead` (its daemon was killed), `deaf`, `elsewhere`, `copy` (of one
-    /// that is mounted from another store) or `damaged`.
+    /// `mounted`, `unmounted`, `dead` (its daemon was killed), `unreachable` (its daemon does not
+    /// respond or its socket no longer exists), `elsewhere`, `copy` (of one that is mounted from
+    /// another store) or `damaged`.
     state: &'static str,
     active: bool,
     revision: Option<i64>,
@@ -114,7 +115,7 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
         Ok(state) => describe(&state),
         Err(error) => {
             row.problem = Some(error.message);
-            "deaf"
+            "unreachable"
         }
     };
     row.revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
@@ -136,7 +137,7 @@ pub fn describe(state: &State) -> &'static str {
     match state {
         State::Unmounted => "unmounted",
         State::Mounted(_) => "mounted",
-        State::Deaf => "deaf",
+        State::Unreachable => "unreachable",
         State::Dead(_) => "dead",
         State::Elsewhere(_) => "elsewhere",
         State::Copy(_) => "copy",

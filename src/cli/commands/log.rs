@@ -27,10 +27,9 @@ struct Entry {
     current: bool,
     parent: Option<i64>,
     kind: &'static str,
-    /// Of a rollback: the revision that was brought back.
+    /// For a rollback, the revision that was restored.
     of: Option<i64>,
     message: String,
-    /// Its names.
     tags: Vec<String>,
     /// Seconds since 1970.
     time: i64,

@@ -15,7 +15,7 @@ use crate::sys::text::{Text, quoted};
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
-    /// Print NAME=PATH, exactly, each ended by NUL.
+    /// Print NAME=PATH, exactly, each terminated by NUL.
     #[arg(short = 'z', long, conflicts_with = "json")]
     null: bool,
     /// Print JSON.
@@ -24,7 +24,7 @@ pub struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Places {
+struct Paths {
     prefix: Text,
     home: Text,
     database: Text,
@@ -42,7 +42,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
         let layout = env.environment.layout();
-        let places = Places {
+        let paths = Paths {
             prefix: env.target.prefix.as_path().into(),
             home: layout.home().into(),
             database: layout.state_db().into(),
@@ -61,7 +61,7 @@ impl Args {
             config: env.store.layout().config().into(),
         };
         if self.json {
-            return context.output.json(&places);
+            return context.output.json(&paths);
         }
         let or_none = |path: &Option<Text>| {
             path.clone().unwrap_or_else(|| match self.null {
@@ -69,18 +69,18 @@ impl Args {
                 false => Text::from("-"),
             })
         };
-        let (image, socket) = (or_none(&places.image), or_none(&places.socket));
+        let (image, socket) = (or_none(&paths.image), or_none(&paths.socket));
         for (word, path) in [
-            ("prefix", &places.prefix),
-            ("home", &places.home),
-            ("database", &places.database),
+            ("prefix", &paths.prefix),
+            ("home", &paths.home),
+            ("database", &paths.database),
             ("image", &image),
-            ("images", &places.images),
-            ("layers", &places.layers),
-            ("strays", &places.strays),
-            ("log", &places.log),
+            ("images", &paths.images),
+            ("layers", &paths.layers),
+            ("strays", &paths.strays),
+            ("log", &paths.log),
             ("socket", &socket),
-            ("config", &places.config),
+            ("config", &paths.config),
         ] {
             if self.null {
                 let value = [word.as_bytes(), b"=", path.as_bytes()].concat();

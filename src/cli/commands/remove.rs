@@ -16,7 +16,7 @@ use crate::environment::EnvLock;
 
 /// Remove an environment with its images, its changes and its whole history.
 ///
-/// This cannot be undone, so it asks first. Exported images are copies and are kept.
+/// Asks for confirmation, as this cannot be undone. Exported images are copies and are kept.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Environment.
@@ -55,14 +55,14 @@ pub fn remove_environment(env: Env) -> Result<()> {
     Ok(())
 }
 
-/// Removes the empty directory at which an environment was mounted.
+/// Removes the empty directory where an environment was mounted.
 pub fn remove_prefix(prefix: &Path) {
     match fs::remove_dir(prefix) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // It may not be empty, or not ours to remove.
+        // It may not be empty, or its parent may not be writable.
         Err(error) => {
-            tracing::info!(%error, path = %prefix.display(), "the prefix was not removed")
+            tracing::info!(%error, path = %prefix.display(), "cannot remove the prefix")
         }
     }
 }

@@ -11,14 +11,15 @@ use crate::union::Summary;
 
 /// Restore an earlier revision exactly.
 ///
-/// Adds a revision to the history; the current one stays in it and can be restored as well. If there
-/// are uncommitted changes, asks before dropping them.
+/// Adds a revision to the history; the current one stays in it and can be restored as well. If
+/// there are uncommitted changes, asks before dropping them.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs rollback            to the revision before\n  envfs rollback 3\n  envfs rollback science 3\n  envfs rollback science before-upgrade    a name that envfs tag gave"
+    after_help = "Examples:\n  envfs rollback            to the previous revision\n  envfs rollback 3\n  envfs rollback science 3\n  envfs rollback science before-upgrade    to a tagged revision"
 )]
 pub struct Args {
-    /// Environment [default: the active one], and revision by number or name [default: the one before].
+    /// Environment [default: the active one], and revision by number or name [default: the one
+    /// before].
     #[arg(value_name = "[NAME] [REV]", num_args = 0..=2)]
     words: Vec<String>,
     /// Drop uncommitted changes without asking.
@@ -63,8 +64,8 @@ impl Args {
         Ok(())
     }
 
-    /// A single word is a revision of the active environment, by number or name, unless an
-    /// environment is called so or none is active.
+    /// A single word is a revision of the active environment, by number or tag, unless an
+    /// environment has that name or none is active.
     fn target(&self, context: &Context) -> Result<(Env, Option<i64>)> {
         let of = |env: Env, revision: &str| {
             let revision = backend::revision(&env.environment, revision)?;

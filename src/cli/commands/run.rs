@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use clap::Args as ClapArgs;
 
-use super::activate::{prepare, variables};
+use super::activate::{PromptChange, prepare, variables};
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::program;
@@ -19,10 +19,10 @@ use crate::sys::text::quoted;
 
 /// Run a command in an environment.
 ///
-/// Mounts the environment unless it is mounted, and sets the variables of an activated shell. The command
-/// then replaces the envfs process, so input, output, signals, process id and exit status are the
-/// command's own. It is looked up in PATH as a shell does. If the environment's program cannot be
-/// executed, no other program of that name is run instead.
+/// Mounts the environment unless it is mounted, and sets the variables of an activated shell. The
+/// command then replaces the envfs process, so input, output, signals, process id and exit status
+/// are the command's own. It is looked up in PATH as a shell does. If the environment's program
+/// cannot be executed, no other program of that name is run instead.
 ///
 /// Exit status 125: envfs failed, or the environment cannot be entered; 126: the command cannot be
 /// executed; 127: the command was not found.
@@ -76,7 +76,7 @@ impl Args {
         if let Some(dir) = &self.cwd {
             std::env::set_current_dir(dir).map_err(|error| {
                 failed(CommandError::io(
-                    format!("cannot go to {}", quoted(dir)),
+                    format!("cannot change to {}", quoted(dir)),
                     &error,
                 ))
             })?;
@@ -102,12 +102,18 @@ impl Args {
             variables.retain(|name, _| CLEAN.iter().any(|known| name == known));
             variables.remove(OsStr::new("PATH"));
         }
-        // The environment's scripts need it, too.
+        // The environment's scripts need it as well.
         variables
             .entry("PATH".into())
             .or_insert_with(|| SYSTEM_PATH.into());
         let name = Some(self.name.as_str());
-        let mut script = prepare(context, name, Nesting::Replace, &variables, false)?;
+        let mut script = prepare(
+            context,
+            name,
+            Nesting::Replace,
+            &variables,
+            PromptChange::None,
+        )?;
         if self.no_scripts {
             script.before.clear();
             script.after.clear();
@@ -153,7 +159,7 @@ fn through_shell(script: &Script, variables: &Variables) -> Result<Variables> {
         .arg(OsString::from_vec(text))
         .env_clear()
         .envs(variables)
-        // Startup files named by variables are for shells, not for us.
+        // This bash must not read the user's startup file.
         .env_remove("BASH_ENV")
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -180,7 +186,7 @@ fn through_shell(script: &Script, variables: &Variables) -> Result<Variables> {
         .split(|&byte| byte == 0)
         .filter_map(|entry| split(&OsString::from_vec(entry.to_vec())))
         .collect();
-    // Bash's own: they are those of our child, not of the command.
+    // Variables that bash sets itself.
     for name in ["_", "SHLVL", "PWD", "OLDPWD"] {
         match variables.get(OsStr::new(name)) {
             Some(value) => {

@@ -5,15 +5,16 @@ use clap::Args as ClapArgs;
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::direct;
 
-/// Serve an image (started by envfs itself).
+/// Serve an image (for internal use).
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// What to mount where, as JSON.
+    /// The description of the mount, as JSON.
     what: String,
 }
 
 impl Args {
-    /// Does it. Its failure was told on the pipe; the log has it as well.
+    /// Runs the daemon. Failures are sent through the pipe to the process that started it, and
+    /// logged.
     pub fn run(&self) -> Result<()> {
         let what = serde_json::from_str(&self.what)
             .map_err(|error| CommandError::usage(error.to_string()))?;

@@ -26,11 +26,11 @@ pub struct Args {
 impl Args {
     /// Runs the command. Prints nothing on standard output unless it succeeded.
     pub fn run(&self, context: &Context) -> Result<()> {
-        tracing::debug!(pid = self.pid, "asked by a shell");
+        tracing::debug!(pid = self.pid, "called by the hook of a shell");
         let shell = Shell::from(self.shell);
         let line = std::iter::once(OsString::from("envfs")).chain(self.words.iter().cloned());
         let cli = Cli::try_parse_from(line).map_err(|error| {
-            // Also what clap would print on standard output goes to standard error here.
+            // Standard output is evaluated by the shell, so even help goes to standard error.
             let text = without_controls(error).to_string();
             let mut lines = text.lines();
             let first = lines.next().unwrap_or_default();
@@ -47,7 +47,7 @@ impl Args {
             Command::Reactivate(args) => args.script(context, shell)?,
             _ => {
                 return Err(CommandError::usage(
-                    "only activate, deactivate and reactivate",
+                    "the hook evaluates only activate, deactivate and reactivate",
                 ));
             }
         };

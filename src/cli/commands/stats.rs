@@ -10,10 +10,10 @@ use crate::daemon::stats::{Cache, Stats};
 
 /// Show the requests that a mount has served, and how long they took.
 ///
-/// For each kind of request: the count, the total time, the median and 99th percentile (within a factor
-/// of two), and the maximum. Then bytes read and written, objects that the kernel holds, and data read
-/// and decompressed from the images. Requests that the kernel answers from its caches are not
-/// counted.
+/// For each kind of request: the count, the total time, the median and 99th percentile (within a
+/// factor of two), and the maximum. Then bytes read and written, objects that the kernel holds, and
+/// data read and decompressed from the images. Requests that the kernel answers from its caches are
+/// not counted.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs stats science\n  envfs stats --json | jq .requests.read.p99_us"
@@ -50,14 +50,7 @@ impl Args {
 }
 
 fn lines(stats: &Stats) -> Vec<String> {
-    let heading = [
-        "request",
-        "number",
-        "all",
-        "half within",
-        "99 % within",
-        "longest",
-    ];
+    let heading = ["request", "count", "total", "median", "99 %", "maximum"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for (kind, requests) in &stats.requests {
         rows.push(vec![
@@ -121,7 +114,7 @@ mod tests {
     use super::time;
 
     #[test]
-    fn times_are_told_in_a_unit_that_suits_them() {
+    fn times_are_formatted_in_a_suitable_unit() {
         for (micros, told) in [
             (0.0, "0.0 µs"),
             (12.34, "12.3 µs"),

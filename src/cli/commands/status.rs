@@ -107,7 +107,7 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
     ))?;
     if status.changes.is_empty() && status.upper_files > 0 {
         out.line(format!(
-            "  changes   none; {} in {} files on disk equal what was committed",
+            "  changes   none; {} in {} files on disk equal the committed content",
             size(status.upper_bytes),
             status.upper_files
         ))?;

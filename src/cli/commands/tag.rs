@@ -13,8 +13,8 @@ use crate::sys::text::quoted;
 
 /// Tag a revision, or list tags.
 ///
-/// Rollback and export accept a tag instead of a revision number, and gc keeps tagged revisions. Setting
-/// an existing tag moves it.
+/// Rollback and export accept a tag instead of a revision number, and gc keeps tagged revisions.
+/// Setting an existing tag moves it.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs tag                          lists the tags\n  envfs tag science before-upgrade   tags the current revision\n  envfs tag science paper --rev 3\n  envfs tag science -d paper\n  envfs rollback science before-upgrade"
@@ -29,7 +29,7 @@ pub struct Args {
     /// Delete the tag; the revision is kept.
     #[arg(short, long, conflicts_with = "rev")]
     delete: bool,
-    /// Print only the tags, each ended by NUL.
+    /// Print only the tags, each terminated by NUL.
     #[arg(short = 'z', long, conflicts_with_all = ["json", "delete", "rev"])]
     null: bool,
     /// Print JSON.

@@ -7,10 +7,10 @@ use crate::cli::error::{CommandError, Result};
 use crate::daemon::lifecycle;
 use crate::daemon::protocol::Unmounted;
 
-/// Unmount an environment. Changes stay, committed or not.
+/// Unmount an environment and keep its changes, committed or not.
 ///
-/// Refuses while programs use it, and says which. With --lazy it is detached at once, and its
-/// daemon ends when the last of them does.
+/// Fails while programs use it, and lists them. With --lazy, the environment is detached at once,
+/// and its daemon ends when the last program does.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  envfs unmount science\n  envfs unmount --all")]
 pub struct Args {
@@ -20,13 +20,13 @@ pub struct Args {
     /// Unmount all environments of the store.
     #[arg(short, long)]
     all: bool,
-    /// Detach it also while it is used.
+    /// Detach it even if it is in use.
     #[arg(short, long)]
     lazy: bool,
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         if !self.all {
             return self.one(context, &context.environment(self.name.as_deref())?);
@@ -52,22 +52,22 @@ impl Args {
             return Ok(());
         }
         let slow = || {
-            context.output.note(
-                "waiting until the daemon has done what it was asked before (a commit, as a rule)",
-            );
+            context
+                .output
+                .note("waiting for the daemon to finish an earlier operation (usually a commit)");
         };
         match lifecycle::ensure_unmounted(&env.target, &env.runtime, self.lazy, &slow)? {
             None if self.all => {}
             None => context
                 .output
                 .note(format!("{} is not mounted", env.name())),
-            Some(unmounted) => tell(context, env.name(), &unmounted),
+            Some(unmounted) => print_result(context, env.name(), &unmounted),
         }
         Ok(())
     }
 }
 
-fn tell(context: &Context, name: &str, unmounted: &Unmounted) {
+fn print_result(context: &Context, name: &str, unmounted: &Unmounted) {
     let note = |text: String| context.output.note(text);
     if let Some(trouble) = &unmounted.trouble {
         let mut text = format!("{name} is detached, but its daemon still runs: {trouble}");
@@ -79,7 +79,7 @@ fn tell(context: &Context, name: &str, unmounted: &Unmounted) {
         note(format!("{name} is unmounted"));
     } else {
         note(format!(
-            "{name} is detached; its daemon ends when these do:"
+            "{name} is detached; its daemon ends when these processes do:"
         ));
     }
     for holder in &unmounted.holders {
@@ -87,7 +87,7 @@ fn tell(context: &Context, name: &str, unmounted: &Unmounted) {
     }
     if !unmounted.copies.is_empty() {
         note(String::from(
-            "other mount namespaces had copies of the mount, which have ended with it:",
+            "copies of the mount in other mount namespaces have ended with it:",
         ));
         for copy in &unmounted.copies {
             note(format!("  {copy}"));

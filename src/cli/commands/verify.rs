@@ -8,13 +8,13 @@ use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::output::{Tone, count, size};
 use crate::commit::VerifyOutcome;
 
-/// Read through the database and all images of an environment, compare its changes with its files, and say
-/// what is wrong.
+/// Check the database, the images and the changes of an environment.
 ///
-/// Ends with status 1 if something is. Changes nothing without --repair, but for what every command does
-/// after an unclean end. With --repair it first lists what is wrong, and asks: content that is not there is given
-/// up, so that what was committed shows again, and what lies in the place of a file of the store is moved aside.
-/// Images cannot be repaired.
+/// Reads all images and compares the recorded changes with the files on disk. Exits with status 1
+/// if there are problems. Without --repair, changes nothing, except that an environment is
+/// reconciled after an unclean shutdown. With --repair, asks for confirmation, then drops changes
+/// whose content is missing, so that the committed files are visible again, and moves unexpected
+/// files in the store aside. Images cannot be repaired.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Environment [default: the active one].
@@ -22,10 +22,10 @@ pub struct Args {
     /// Repair what can be repaired.
     #[arg(long)]
     repair: bool,
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(short, long, requires = "repair")]
     yes: bool,
-    /// Print the result as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -39,12 +39,13 @@ impl Args {
             let progress = context.output.progress();
             let verified = backend::verify(&environment, &progress)?;
             progress.finish();
-            self.tell(context, name, &verified)?;
+            self.print(context, name, &verified)?;
             Ok(verified)
         };
         let mut verified = verify()?;
         if self.repair && !verified.problems.is_empty() {
-            let question = format!("{name}: repair this, and give up what is lost?");
+            let question =
+                format!("{name}: repair this and drop changes whose content is missing?");
             context.output.confirm(&question, self.yes)?;
             for line in backend::repair(&environment)? {
                 context.output.note(line);
@@ -60,13 +61,13 @@ impl Args {
         }
     }
 
-    fn tell(&self, context: &Context, name: &str, verified: &VerifyOutcome) -> Result<()> {
+    fn print(&self, context: &Context, name: &str, verified: &VerifyOutcome) -> Result<()> {
         if self.json {
             return Ok(());
         }
         if verified.problems.is_empty() {
             context.output.note(format!(
-                "{name}: {}, {} on the disk: all as it should be",
+                "{name}: {}, {} on disk, no problems",
                 count(verified.images, "image"),
                 size(verified.bytes)
             ));

@@ -159,7 +159,7 @@ fn commands_take_the_active_environment() {
         .ok();
         assert!(
             done.out
-                .starts_with("A new\nbin\nlib\nM lib/c.txt\ngamma\nenvfs: no environment is named"),
+                .starts_with("A new\nbin\nlib\nM lib/c.txt\ngamma\nenvfs: no environment given"),
             "{shell}: {done}"
         );
         assert!(done.out.ends_with("2\n"), "{shell}: {done}");

@@ -31,7 +31,10 @@ fn a_directory_that_is_replaced_by_a_copy_is_no_change() {
         assert_eq!(counts(&env), [0; 5], "{}", diff(&["--times"]));
         assert_eq!(diff(&["--times"]), "");
         let status = env.envfs(&["status", "e"]).ok();
-        assert!(status.out.contains("equal what was committed"), "{status}");
+        assert!(
+            status.out.contains("equal the committed content"),
+            "{status}"
+        );
         let committed = env.envfs(&["commit", "e"]).ok();
         assert!(committed.err.contains("nothing changed"), "{committed}");
         // Nothing is refused for what is equal, and all is as it was.

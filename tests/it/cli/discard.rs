@@ -15,7 +15,7 @@ fn discarded_files_are_kept_and_only_then_it_says_so() {
     };
     let nothing = env.envfs(&["discard", "--json", "e"]).ok().json();
     assert_eq!(nothing["changes"]["added"]["entries"], 0, "{nothing}");
-    let stay = "The files are kept in";
+    let stay = "Their files are kept in";
     env.sh(&format!("rm '{at}/lib/c.txt'; chmod 700 '{at}/bin/tool'"))
         .ok();
     assert!(!discard(&[]).contains(stay), "there are none");

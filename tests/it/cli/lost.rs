@@ -33,7 +33,10 @@ fn content_that_is_lost_is_told() {
     lose("e");
     let told = env.envfs(&["verify", "e"]).fails(1, &[]);
     assert!(told.out.contains("made/lost: its content"), "{told}");
-    assert!(told.out.contains("set aside in"), "{told}");
+    assert!(
+        told.out.contains("unreferenced files were moved to"),
+        "{told}"
+    );
     env.verify("e");
 
     lose("f");

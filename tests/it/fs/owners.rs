@@ -167,7 +167,7 @@ fn an_image_by_itself_can_be_mounted_with_fakeroot() {
             "at",
         ])
     };
-    with("fakeroot,allow_other").fails(2, &["exclude each other"]);
+    with("fakeroot,allow_other").fails(2, &["cannot be combined"]);
     with("fakeroot").ok();
     let done = env.sh("cd at; chown 3:4 own; stat -c %u:%g own plain; cat secret");
     assert_eq!(done.ok().out, "3:4\n0:0\nsecret\n");
@@ -187,5 +187,5 @@ fn root_is_told_that_it_needs_no_fakeroot() {
     }
     env.import_sample("e");
     env.envfs(&["mount", "--fakeroot", "e"])
-        .fails(2, &["root needs no"]);
+        .fails(2, &["--fakeroot is not for root"]);
 }

@@ -14,7 +14,7 @@ use crate::cli::output::size;
 use crate::squashfs::writer::DataStats;
 use crate::sys::text::quoted;
 
-/// What to pack, and how.
+/// The arguments of `envfs image pack`.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Directory to pack.
@@ -28,12 +28,12 @@ pub(super) struct Args {
     /// Replace the file if it exists.
     #[arg(short, long)]
     force: bool,
-    /// Print what was done as JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What was done, as JSON.
+/// The result, as JSON.
 #[derive(Debug, Serialize)]
 struct Packed {
     entries: u64,
@@ -46,7 +46,7 @@ struct Packed {
 }
 
 impl Args {
-    /// Does it.
+    /// Runs the command.
     pub(super) fn run(&self, context: &Context) -> Result<()> {
         new_file::refuse_existing(&self.file, self.force)?;
         let options = NewOptions {
@@ -87,10 +87,10 @@ impl Args {
             });
         }
         context.output.note(format!(
-            "{} files, {} packed into {} of {}",
+            "{}: packed {} files, {} into {}",
+            quoted(&self.file),
             done.entries,
             size(done.content_bytes),
-            quoted(&self.file),
             size(done.stats.image_size)
         ));
         Ok(())
