@@ -50,8 +50,8 @@ pub struct Local {
     /// What was found and done when it was opened.
     reconciled: Reconciled,
     mounted: OnceLock<Front>,
-    /// Operations on the whole environment wait for each other.
-    turn: Mutex<()>,
+    /// Serializes operations on the whole environment.
+    operation_lock: Mutex<()>,
     /// Held as long as the environment is open.
     lock: Mutex<Option<EnvLock>>,
 }
@@ -81,7 +81,7 @@ impl Local {
             workspace,
             reconciled,
             mounted: OnceLock::new(),
-            turn: Mutex::new(()),
+            operation_lock: Mutex::new(()),
             lock: Mutex::new(Some(lock)),
         })
     }
@@ -96,11 +96,14 @@ impl Local {
         &self.reconciled
     }
 
-    /// Waits until no other operation on the whole environment is under way. Whoever has gone away
-    /// meanwhile does not want it any more.
-    fn turn(&self, progress: &dyn Progress) -> Result<MutexGuard<'_, ()>, Failure> {
-        // Guards no data of its own.
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Waits until no other operation on the whole environment is in progress. Fails if the client
+    /// has disconnected meanwhile.
+    fn lock_operations(&self, progress: &dyn Progress) -> Result<MutexGuard<'_, ()>, Failure> {
+        // The mutex guards no data.
+        let guard = self
+            .operation_lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if self.is_lost() {
             return Err(Failure::new(
                 Kind::Conflict,
@@ -110,7 +113,7 @@ impl Local {
             .hint("unmount it here; what was changed here since may be lost"));
         }
         unless_cancelled(progress)?;
-        Ok(turn)
+        Ok(guard)
     }
 
     /// Does something with the view. Where that fails because files of the upper directory are not there, or
@@ -134,7 +137,7 @@ impl Local {
             }
         };
         note(&repaired);
-        self.forget(&repaired.stale);
+        self.invalidate(&repaired.stale);
         if may_go || repaired.lost.is_empty() {
             return doing();
         }
@@ -169,8 +172,8 @@ impl Local {
         lock.as_ref().is_some_and(EnvLock::is_lost)
     }
 
-    /// Brings what programs wrote through mappings from the kernel's cache to the upper directory.
-    fn settle(&self, progress: &dyn Progress) -> Result<(), Failure> {
+    /// Makes the kernel write back its dirty pages, so that the upper directory has them.
+    fn flush_mount(&self, progress: &dyn Progress) -> Result<(), Failure> {
         if let Some(front) = self.mounted.get() {
             mount::sync(&front.mount_point).map_err(|error| {
                 Failure::io("cannot flush the kernel's cache of the mount", &error)
@@ -179,7 +182,7 @@ impl Local {
         unless_cancelled(progress)
     }
 
-    fn forget(&self, stale: &[union::Invalidation]) {
+    fn invalidate(&self, stale: &[union::Invalidation]) {
         if let Some(front) = self.mounted.get() {
             invalidate(&front.invalidator, stale);
         }
@@ -305,13 +308,13 @@ impl Service for Local {
         options: &CommitOptions,
         progress: &dyn Progress,
     ) -> Result<Option<Committed>, Failure> {
-        let _turn = self.turn(progress)?;
-        self.settle(progress)?;
+        let _operation = self.lock_operations(progress)?;
+        self.flush_mount(progress)?;
         let committed = self.repairing(false, || {
             Ok(commit::commit(&self.workspace, options, progress)?)
         })?;
         if let Some(committed) = &committed {
-            self.forget(&committed.stale);
+            self.invalidate(&committed.stale);
         }
         Ok(committed)
     }
@@ -321,12 +324,12 @@ impl Service for Local {
         selection: &Selection,
         progress: &dyn Progress,
     ) -> Result<Discarded, Failure> {
-        let _turn = self.turn(progress)?;
-        self.settle(progress)?;
+        let _operation = self.lock_operations(progress)?;
+        self.flush_mount(progress)?;
         let (changes, stale) = self.repairing(true, || {
             Ok(commit::discard(&self.workspace, &paths_of(selection))?)
         })?;
-        self.forget(&stale);
+        self.invalidate(&stale);
         Ok(Discarded {
             changes: Summary::of(&changes),
         })
@@ -337,8 +340,8 @@ impl Service for Local {
         options: &RollbackOptions,
         progress: &dyn Progress,
     ) -> Result<RolledBack, Failure> {
-        let _turn = self.turn(progress)?;
-        self.settle(progress)?;
+        let _operation = self.lock_operations(progress)?;
+        self.flush_mount(progress)?;
         let target = options.revision.map(RevisionId);
         let done = self.repairing(options.discard_changes, || {
             Ok(commit::rollback(
@@ -348,12 +351,12 @@ impl Service for Local {
                 &options.command,
             )?)
         })?;
-        self.forget(&done.stale);
+        self.invalidate(&done.stale);
         Ok(done)
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {
-        let _turn = self.turn(progress)?;
+        let _operation = self.lock_operations(progress)?;
         tag(self.workspace.db(), options)
     }
 
@@ -362,7 +365,7 @@ impl Service for Local {
         options: commit::GcOptions,
         progress: &dyn Progress,
     ) -> Result<commit::Collected, Failure> {
-        let _turn = self.turn(progress)?;
+        let _operation = self.lock_operations(progress)?;
         let layout = self.workspace.env().layout();
         let collected = commit::gc(self.workspace.db(), layout, options)?;
         if !options.dry_run {

@@ -1,34 +1,35 @@
-//! The union: an ordinary writable directory tree made of one writable upper over read-only layers.
+//! The union: a writable directory tree that merges one writable upper with read-only layers.
 //!
-//! Merging is by identity, not by path: a directory's content is looked up under its [`Ino`] in each
-//! layer. A new directory has a new identity, of which the layers below know nothing, so nothing
-//! needs to be marked opaque; a renamed lower directory is one whiteout and one link to the same
-//! identity, whatever it contains; two names of one identity are a hard link.
+//! Layers are merged by identity, not by path: a directory's entries are looked up under its
+//! [`Ino`] in each layer. A new directory has a new identity, under which lower layers have no
+//! entries, so it needs no opaque mark. A renamed lower directory is one whiteout and one link to
+//! the same identity, whatever it contains. Two names of one identity are a hard link.
 //!
-//! # Never lose: the order of every change
+//! # Order of the steps of a change
 //!
-//! 1. physical files are made, where the merged view does not show them yet, and moved where that destroys
-//!    nothing: this may fail, and is taken back then;
-//! 2. one SQLite transaction changes the rows: this is the moment the change happens;
-//! 3. physical files are removed, or replaced by others: this cannot be taken back.
+//! 1. Create physical files where the merged view does not show them yet, and move files where that
+//!    destroys nothing. This may fail, and is undone then.
+//! 2. Change the rows in one SQLite transaction, which makes the change visible.
+//! 3. Remove or replace physical files, which cannot be undone.
 //!
-//! A crash between 1 and 2 leaves content without rows or at another place than they say, one between
-//! 2 and 3 leaves content that no row knows. Both are found and mended by [`reconcile`](Union::open)
-//! when a layer was not closed cleanly: rows decide what exists, host inode numbers tell which file is
-//! whose.
+//! A crash between 1 and 2 leaves files without rows, or at another path than their rows say; one
+//! between 2 and 3 leaves files to which no row refers. [`reconcile`](Union::open) repairs both
+//! when a layer was not closed cleanly: rows decide which objects exist, and host inode numbers
+//! identify their files.
 //!
 //! # Lock order
 //!
-//! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), each optional;
-//! and `syncing_dirs` → `state`.
+//! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), each
+//! optional; and `syncing_dirs` → `state`. `docs/architecture.md` has the locks of the whole
+//! daemon.
 //!
-//! - `gate`, shared: content of the upper is being changed; exclusive: the stack is being changed.
-//! - `copy_ups[ino]`: content of this object is on its way up; held while copying.
-//! - `state`, shared: rows are read; exclusive: rows change, in memory and in the database alike.
-//!   Never held while data is synced, nor while an image is read for the first time: what a change of
-//!   rows asks of the layers below is looked at before (`look_ahead`), and is in their caches when it
-//!   is asked again under the lock. Not so where the whole environment is at stake: discarding,
-//!   changing the stack, listing the changes; and where a listing goes on that began in another stack.
+//! - `gate`: shared while content of the upper changes, exclusive while the stack changes.
+//! - `copy_ups[ino]`: held while the content of the object is copied up.
+//! - `state`: shared while rows are read, exclusive while they change, in memory and in the
+//!   database. Not held while data is synced or an image is read for the first time: a change of
+//!   rows first reads what it needs from lower layers (`look_ahead`), and finds it in their caches
+//!   under the lock. Exceptions are operations on the whole environment (discarding, changing the
+//!   stack, listing changes), and listings that began in an earlier stack.
 
 mod attributes;
 mod content;
@@ -115,8 +116,8 @@ pub struct Union {
     lower_names: handles::LowerNames,
     /// Whether rows and files are known to differ, so that the next to open them has to mend that.
     needs_mending: AtomicBool,
-    /// Whether changes have been thrown away, so that the kernel may take files for longer or shorter
-    /// than they are. Changes under the exclusive gate.
+    /// Whether changes have been thrown away, so that the kernel may take files for longer or
+    /// shorter than they are. Changes under the exclusive gate.
     went_back: AtomicBool,
 }
 
@@ -174,7 +175,8 @@ impl Union {
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(|poisoned| {
-            // Should that be wrong all the same, the next open finds out: it compares rows and files.
+            // Should that be wrong all the same, the next open finds out: it compares rows and
+            // files.
             self.needs_mending.store(true, Ordering::Relaxed);
             poisoned.into_inner()
         })
