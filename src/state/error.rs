@@ -1,4 +1,4 @@
-//! What can go wrong with the database of an environment.
+//! The errors of the database of an environment.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub enum StateError {
         /// Where the database should have been created.
         path: PathBuf,
     },
-    /// The file is no SQLite database at all, or an empty one.
+    /// The file is not a SQLite database, or an empty one.
     #[error("{path}: not a state database of envfs ({detail})")]
     NotADatabase {
         /// The file.
@@ -55,17 +55,17 @@ pub enum StateError {
         /// What SQLite said.
         detail: String,
     },
-    /// A row holds a value that cannot be.
+    /// A row holds an invalid value.
     #[error("{path}: table {table} holds an impossible {what}")]
     BadRow {
         /// The database.
         path: PathBuf,
         /// The table.
         table: &'static str,
-        /// The value, in words.
+        /// Describes the value.
         what: String,
     },
-    /// Another process holds the database for longer than we wait.
+    /// Another process kept the database locked for too long.
     #[error("{path}: the state database is busy in another process ({doing})")]
     Busy {
         /// The database.
@@ -73,24 +73,24 @@ pub enum StateError {
         /// What was to be done.
         doing: &'static str,
     },
-    /// The change does not fit the state as it is now: somebody else was quicker, or it names
-    /// something that is not there. Nothing was changed.
+    /// The change does not fit the current state, because of another change or because it names something
+    /// that does not exist. Nothing was changed.
     #[error("{path}: cannot {doing}: {detail}")]
     Conflict {
         /// The database.
         path: PathBuf,
         /// What was to be done.
         doing: &'static str,
-        /// What stands against it.
+        /// Why it does not fit.
         detail: String,
     },
-    /// An earlier sync failed, so nothing since can be promised to be durable.
+    /// An earlier sync failed, so no later one can guarantee durability.
     #[error("{path}: an earlier sync of the state database failed; reopen the environment")]
     SyncFailed {
         /// The database.
         path: PathBuf,
     },
-    /// It is not known whether a change has happened, so that nothing may come after it.
+    /// It is unknown whether a transaction was committed, so that no other may follow.
     #[error(
         "{path}: it is not known whether a change of the state database has happened; \
          reopen the environment, which then knows"
@@ -154,7 +154,7 @@ impl StateError {
     }
 }
 
-/// Returns true if SQLite could not make or lengthen its journal, for which it has no word that says why.
+/// Returns true if SQLite could not create or extend its journal, an error whose cause it does not report.
 fn is_about_own_files(error: &rusqlite::Error) -> bool {
     let rusqlite::Error::SqliteFailure(error, _) = error else {
         return false;

@@ -8,13 +8,13 @@ use super::error::Result;
 use super::id_map::IdMap;
 use super::{StateDb, now, valid};
 
-/// One image of the environment. Never given twice.
+/// The id of an image of the environment. Never reused.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 pub struct ImageId(pub i64);
 
-/// One revision of the environment. Never given twice.
+/// The id of a revision of the environment. Never reused.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -56,18 +56,18 @@ pub struct NewImage {
     pub compression: String,
     /// Inode number of the root directory.
     pub root_number: u32,
-    /// Which object each inode number is.
+    /// The map from inode numbers to objects.
     pub id_map: IdMap,
     /// BLAKE3 of each MiB of the file, one after another, where known.
     pub digests: Option<Vec<u8>>,
     /// Bytes of the data area that no inode refers to; an upper bound in an amended image.
     pub dead_bytes: u64,
-    /// Stored bytes of inodes and listings behind those of older images that were amended; `None`
-    /// where it is not known whether they may be.
+    /// Stored bytes of inodes and listings that amendments appended to those of older images; `None` if
+    /// the image must not be amended.
     pub tables_appended: Option<u64>,
 }
 
-/// What is known of an image, without its large parts.
+/// An image of the history, without its large columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageRow {
     /// The image.
@@ -86,14 +86,14 @@ pub struct ImageRow {
     pub root_number: u32,
     /// Bytes of the data area that no inode refers to; an upper bound in an amended image.
     pub dead_bytes: u64,
-    /// Stored bytes of inodes and listings behind those of older images that were amended; `None`
-    /// where it is not known whether they may be.
+    /// Stored bytes of inodes and listings that amendments appended to those of older images; `None` if
+    /// the image must not be amended.
     pub tables_appended: Option<u64>,
     /// Where it begins in its file, if it lies inside another and the reader cannot find it there.
     pub offset: Option<u64>,
 }
 
-/// How a revision came to be.
+/// The operation that created a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RevisionKind {
@@ -103,7 +103,7 @@ pub enum RevisionKind {
     Create,
     /// Changes were committed.
     Commit,
-    /// An earlier revision was brought back.
+    /// An earlier revision was restored.
     Rollback,
 }
 
@@ -129,7 +129,7 @@ impl RevisionKind {
     }
 }
 
-/// Who makes a revision and why.
+/// The author and message of a new revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewRevision {
     /// Message, possibly empty.
@@ -147,13 +147,13 @@ pub struct NewRevision {
 pub struct Revision {
     /// The revision.
     pub id: RevisionId,
-    /// The one before it in time, which gc may have forgotten; None for the first.
+    /// The revision before it, which gc may have removed; None for the first.
     pub parent: Option<RevisionId>,
     /// Its image.
     pub image: ImageId,
-    /// How it came to be.
+    /// The operation that created it.
     pub kind: RevisionKind,
-    /// For a rollback, the revision that was brought back.
+    /// For a rollback, the revision that was restored.
     pub source: Option<RevisionId>,
     /// Message, possibly empty.
     pub message: String,
@@ -167,7 +167,7 @@ pub struct Revision {
     pub command: String,
 }
 
-/// A name for a revision, which gc then keeps.
+/// A name for a revision, which gc keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tag {
     /// Name.
@@ -194,7 +194,7 @@ impl StateDb {
         .collect()
     }
 
-    /// Returns what is known of an image.
+    /// Returns an image, None if there is no such image.
     pub fn image(&self, id: ImageId) -> Result<Option<ImageRow>> {
         const DOING: &str = "read an image";
         self.read(DOING, |conn| {
@@ -206,7 +206,7 @@ impl StateDb {
         })
     }
 
-    /// Returns the map of an image's inode numbers, None when there is no such image.
+    /// Returns the map of an image's inode numbers, None if there is no such image.
     pub fn id_map(&self, id: ImageId) -> Result<Option<IdMap>> {
         let bytes = self.image_blob("SELECT id_map FROM image WHERE id = ?1", id)?;
         bytes
@@ -217,7 +217,7 @@ impl StateDb {
             .transpose()
     }
 
-    /// Returns the content hashes kept with an image, if there are any.
+    /// Returns the content hashes of an image, if it has any.
     pub fn image_digests(&self, id: ImageId) -> Result<Option<Vec<u8>>> {
         self.image_blob("SELECT digests FROM image WHERE id = ?1", id)
     }
@@ -254,8 +254,8 @@ impl StateDb {
         })
     }
 
-    /// Forgets an image that no revision and no layer of the stack uses. Its file is removed
-    /// after this, by the caller.
+    /// Deletes an image that no revision and no layer of the stack uses. The caller removes its file
+    /// after this.
     pub fn forget_image(&self, id: ImageId) -> Result<()> {
         const DOING: &str = "forget an image";
         self.write_without_room(DOING, |conn| {
@@ -329,7 +329,7 @@ impl StateDb {
             .map_err(|e| self.sql(doing, e))
     }
 
-    /// Forgets a revision that is neither current nor tagged.
+    /// Deletes a revision that is neither current nor tagged.
     pub fn forget_revision(&self, id: RevisionId) -> Result<()> {
         const DOING: &str = "forget a revision";
         self.write_without_room(DOING, |conn| {
@@ -351,7 +351,7 @@ impl StateDb {
         })
     }
 
-    /// Names a revision, moving the name if it is taken.
+    /// Tags a revision, moving the tag if it exists.
     pub fn set_tag(&self, name: &str, revision: RevisionId) -> Result<()> {
         const DOING: &str = "tag a revision";
         self.write(DOING, |conn| {
@@ -367,7 +367,7 @@ impl StateDb {
         })
     }
 
-    /// Removes a name; returns whether it was there.
+    /// Removes a tag; returns false if there was none.
     pub fn remove_tag(&self, name: &str) -> Result<bool> {
         const DOING: &str = "remove a tag";
         self.write(DOING, |conn| {
@@ -398,7 +398,7 @@ impl StateDb {
         doing: &'static str,
     ) -> Result<()> {
         let (known, inodes) = (image.id_map.len(), u64::from(image.inodes));
-        // Inodes that an amended image has left over are nobody.
+        // The unreferenced inodes of an amended image are not objects.
         let is_amended = image.tables_appended.is_some_and(|bytes| bytes > 0);
         if known > inodes || known < inodes && !is_amended {
             let detail = format!(
@@ -515,13 +515,13 @@ fn image_of(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
     })
 }
 
-/// Reads a number of bytes, which is never negative.
+/// Reads a column that is never negative.
 fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }
 
-/// Reads a row of [`REVISION_COLUMNS`]; the inner error is in words.
+/// Reads a row of [`REVISION_COLUMNS`]; the inner error describes a bad value.
 fn revision_of(row: &Row<'_>) -> rusqlite::Result<Result<Revision, String>> {
     let kind: String = row.get(3)?;
     let Some(kind) = RevisionKind::from_name(&kind) else {

@@ -1,13 +1,14 @@
 //! The state of an environment: one SQLite database, and the only code that names rusqlite.
 //!
-//! What the rows mean, and what is durable when, is told in `docs/state.md`. In short:
+//! `docs/state.md` explains the rows, and what is durable when. In short:
 //!
-//! - [`StateDb::apply`] is the hot path: one record of the redo log for each operation of a
-//!   program, which SQLite gets later with many others. It survives the death of this process at once, and power loss after [`StateDb::sync`].
-//! - Everything else is one transaction, and durable when it returns: also what *publishes*
+//! - [`StateDb::apply`] is the hot path: one record of the redo log for each operation of a program. A
+//!   checkpoint applies many records to SQLite at once. A record survives the death of this process at
+//!   once, and a power failure after [`StateDb::sync`].
+//! - Everything else is one transaction and durable when it returns, including those that *publish*
 //!   ([`rotate`](StateDb::rotate), [`publish_commit`](StateDb::publish_commit),
-//!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to)). An error means that it
-//!   has not happened (`doubt`).
+//!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to)). An error means that
+//!   the transaction was rolled back (`doubt`).
 //!
 //! Lock order: a [`StateDb`] has one lock around its connection and, taken after it or alone, one
 //! around its redo log; both are taken last and held only for one transaction or one record. No
@@ -57,21 +58,21 @@ pub use stack::{
     StackPart,
 };
 
-/// The page size of new databases, in bytes: what disks write whole.
+/// The page size of new databases, in bytes: a unit that disks write atomically.
 pub const PAGE_SIZE: u32 = 4096;
 
-/// How long we wait for another process that is in the middle of a transaction.
+/// How long to wait for a transaction of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Room that the journal keeps on disk also when it is empty, in bytes: enough for the transactions that
-/// discard changes and collect garbage, so that these need no room on a full disk.
+/// Space that the journal keeps on disk even when it is empty, in bytes: enough for the transactions that
+/// discard changes and collect garbage, so that these work on a full disk.
 const JOURNAL_ROOM: u64 = 256 << 10;
 
-/// How SQLite keeps its journal.
+/// The journal mode of SQLite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum JournalMode {
-    /// A rollback journal beside the database. No memory is shared between processes, which works on
-    /// network file systems too, and cannot end in SIGBUS where the disk is full.
+    /// A rollback journal beside the database. Processes share no memory, so this works on network file
+    /// systems and cannot cause SIGBUS on a full disk.
     Rollback,
     /// None: a database in memory.
     Memory,
@@ -83,17 +84,17 @@ pub struct StateDb {
     path: PathBuf,
     conn: Mutex<Connection>,
     mode: JournalMode,
-    /// How long a read waits for a journal to go, where nothing may be written.
+    /// With read-only access, how long a read waits for a journal to disappear.
     journal_patience: Option<Duration>,
     /// Whether the redo log could not be synced.
     sync_failed: AtomicBool,
-    /// Whether it is not known if a transaction has happened, so that nothing may come after it.
+    /// Whether it is unknown if a transaction was committed, so that no other may follow.
     in_doubt: AtomicBool,
     #[cfg(test)]
     failing: Mutex<std::collections::VecDeque<doubt::CommitFault>>,
-    /// Changes of rows go through it, once it is kept.
+    /// The redo log that changes of rows go to, once it is open.
     redo: OnceLock<checkpoint::Log>,
-    /// Whether an earlier process left a redo log, which a clean end removes.
+    /// Whether an earlier process left a redo log, which a clean close removes.
     has_leftover: AtomicBool,
 }
 
@@ -101,7 +102,7 @@ impl StateDb {
     /// Creates the database at `path`, which must not exist, with an empty schema.
     ///
     /// The directory entry is not made durable here: an environment is built in a temporary
-    /// directory that is synced as a whole before it gets its name.
+    /// directory that is synced as a whole before it is renamed into place.
     pub fn create(path: &Path) -> Result<StateDb> {
         OpenOptions::new()
             .write(true)
@@ -134,32 +135,32 @@ impl StateDb {
         let conn = Self::connect(path)?;
         let fail = |e| sql_error(path, "open the state database", e);
         conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
-        // An older envfs kept a write-ahead log. With the database for itself, SQLite reads it without
-        // memory that is shared through a file.
+        // The database may have a write-ahead log. In exclusive mode SQLite reads it without shared
+        // memory in a file.
         conn.pragma_update(None, "locking_mode", "exclusive")
             .map_err(fail)?;
-        // Before anything is written to it: it may not be ours, or newer than we are.
+        // Before anything is written: it may be another application's database, or a newer schema.
         migrations::upgrade(&conn, path, migrations)?;
         let had: String = conn
             .pragma_query_value(None, "journal_mode", |row| row.get(0))
             .map_err(fail)?;
         let db = Self::configure(conn, path, JournalMode::Rollback, false)?;
         if had == "wal" {
-            // What an earlier process left of it means nothing any more.
+            // The shared memory of an earlier process is obsolete.
             std::fs::remove_file(beside(path, "-shm")).unwrap_or_default();
         }
         {
             let conn = db.lock();
             conn.pragma_update(None, "locking_mode", "normal")
                 .map_err(fail)?;
-            // The lock goes with the next read.
+            // SQLite releases the exclusive lock at the next read.
             conn.query_row("PRAGMA schema_version", [], |_| Ok(()))
                 .map_err(fail)?;
         }
         Ok(db)
     }
 
-    /// Makes a database in memory, for tests and for a union that is never to be kept.
+    /// Creates a database in memory, for tests and for a union that is never stored.
     pub fn in_memory() -> Result<StateDb> {
         let path = Path::new(":memory:");
         let conn = Connection::open_in_memory()
@@ -174,15 +175,15 @@ impl StateDb {
         &self.path
     }
 
-    /// Makes all that was applied so far durable: it survives power loss when this returns.
+    /// Makes all changes that were applied so far durable: they survive a power failure.
     ///
-    /// Free when nothing was applied since the last time.
+    /// Costs nothing if nothing was applied since the last call.
     pub fn sync(&self) -> Result<()> {
         self.unless_failed(|| self.sync_log())
     }
 
-    /// Syncs, unless that has failed before. A failure is final: the kernel forgets what it could
-    /// not write, so a later success would prove nothing.
+    /// Syncs, unless a sync has failed before. A failure is final: the kernel drops the pages that it
+    /// could not write, so a later success would prove nothing.
     fn unless_failed(&self, sync: impl FnOnce() -> Result<()>) -> Result<()> {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(StateError::SyncFailed {
@@ -196,7 +197,7 @@ impl StateDb {
         outcome
     }
 
-    /// Closes the database, reporting what `drop` would swallow.
+    /// Closes the database and returns the errors that `drop` would ignore.
     pub fn close(self) -> Result<()> {
         self.checkpoint()?;
         let conn = self
@@ -208,7 +209,7 @@ impl StateDb {
     }
 
     fn connect(path: &Path) -> Result<Connection> {
-        // The mutex of StateDb serialises all use, so SQLite need not.
+        // The mutex of StateDb serializes all use of the connection.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(path, flags)
             .map_err(|e| sql_error(path, "open the state database", e))?;
@@ -216,7 +217,7 @@ impl StateDb {
         Ok(conn)
     }
 
-    /// Lets nothing that a schema says be run as code: somebody else may have written it.
+    /// Prevents SQLite from running code from the schema, which may not be written by envfs.
     fn distrust(conn: &Connection, path: &Path) -> Result<()> {
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
             .and_then(|_| conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true))
@@ -225,7 +226,7 @@ impl StateDb {
             .map_err(|e| sql_error(path, "configure the state database", e))
     }
 
-    /// Sets everything that belongs to the connection rather than to the database.
+    /// Sets the options of the connection.
     fn configure(conn: Connection, path: &Path, mode: JournalMode, new: bool) -> Result<StateDb> {
         let fail = |e| sql_error(path, "configure the state database", e);
         conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
@@ -235,7 +236,7 @@ impl StateDb {
                 .map_err(fail)?;
         }
         let (journal, synchronous) = match mode {
-            // The journal stays, with an empty header, and so does its room on disk.
+            // The journal file stays, with an empty header and its space on disk.
             JournalMode::Rollback => ("persist", "FULL"),
             JournalMode::Memory => ("memory", "OFF"),
         };
@@ -246,7 +247,7 @@ impl StateDb {
             return Err(StateError::Conflict {
                 path: path.to_owned(),
                 doing: "configure the state database",
-                detail: format!("SQLite keeps journal mode {got} where {journal} is needed"),
+                detail: format!("SQLite uses journal mode {got} instead of {journal}"),
             });
         }
         let synchronous = if durable::is_disabled() {
@@ -258,10 +259,10 @@ impl StateDb {
             .map_err(fail)?;
         conn.pragma_update(None, "foreign_keys", true)
             .map_err(fail)?;
-        // A journal that once grew large is cut back.
+        // A journal that grew larger is truncated.
         conn.pragma_update(None, "journal_size_limit", JOURNAL_ROOM as i64)
             .map_err(fail)?;
-        // What a statement sets aside needs no room on a disk.
+        // Temporary tables need no disk space.
         conn.pragma_update(None, "temp_store", "memory")
             .map_err(fail)?;
         Ok(StateDb::of(conn, path, mode))
@@ -283,13 +284,12 @@ impl StateDb {
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
-        // A panic inside a transaction has rolled it back on the way (see `Rollback`), so the
-        // connection is sound.
+        // A panic inside a transaction has rolled it back (see `Rollback`), so the connection is usable.
         self.conn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `change` as one transaction that happens whole or not at all, and survives power loss when
-    /// this returns. It is certain whether it has happened, unless the error is [`StateError::InDoubt`].
+    /// Runs `change` as one transaction, which survives a power failure when this returns. After an error
+    /// it is rolled back, unless the error is [`StateError::InDoubt`].
     fn write<T>(
         &self,
         doing: &'static str,
@@ -301,9 +301,9 @@ impl StateDb {
         self.verified_transaction(&conn, doing, change)
     }
 
-    /// Does the same for what makes room, or is wanted most where there is none: with records of the redo
-    /// log that the database has no room for, and with the room that is kept for it. The change must not
-    /// depend on rows that these records may change.
+    /// Runs a transaction that must succeed on a full disk, for example because it frees space. It runs even
+    /// if the redo log cannot be applied for lack of space, and uses the reserved space if needed. The
+    /// change must not depend on rows that the redo log may change.
     fn write_without_room<T>(
         &self,
         doing: &'static str,
@@ -337,7 +337,7 @@ impl StateDb {
         Ok(value)
     }
 
-    /// Runs `read` on one unchanging view of the rows of layers, with what the redo log says of them.
+    /// Runs `read` in a read transaction on the rows of layers, after a checkpoint.
     fn read_rows<T>(
         &self,
         doing: &'static str,
@@ -349,7 +349,7 @@ impl StateDb {
         read(&conn)
     }
 
-    /// Runs `read` on one unchanging view of the other tables, which no record of the redo log changes.
+    /// Runs `read` in a read transaction on the other tables, which the redo log never changes.
     fn read<T>(
         &self,
         doing: &'static str,
@@ -381,34 +381,34 @@ impl StateDb {
     }
 }
 
-/// The path of a file beside the database.
+/// Returns the path of a file beside the database.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push(suffix);
     PathBuf::from(path)
 }
 
-/// Ends a transaction that was not committed, on every way out.
+/// Rolls back a transaction that was not committed, also on a panic.
 struct Rollback<'a>(&'a Connection);
 
 impl Drop for Rollback<'_> {
     fn drop(&mut self) {
-        // SQLite has rolled back by itself after some errors; then it is in autocommit again.
+        // After some errors SQLite has already rolled back and is in autocommit mode.
         if !self.0.is_autocommit()
             && let Err(e) = self.0.execute_batch("ROLLBACK")
         {
-            tracing::error!(error = %e, "a transaction could not be rolled back");
+            tracing::error!(error = %e, "cannot roll back a transaction");
         }
     }
 }
 
-/// Sorts an error of SQLite into ours.
+/// Converts an error of SQLite.
 fn sql_error(path: &Path, doing: &'static str, source: rusqlite::Error) -> StateError {
     let path = path.to_owned();
     match source.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => StateError::NotADatabase {
             path,
-            detail: "the file is no SQLite database".to_owned(),
+            detail: "the file is not a SQLite database".to_owned(),
         },
         Some(ErrorCode::DatabaseCorrupt) => StateError::Corrupt {
             path,
@@ -429,7 +429,7 @@ fn sql_error(path: &Path, doing: &'static str, source: rusqlite::Error) -> State
     }
 }
 
-/// Returns true if a row holds a value that its column cannot have.
+/// Returns true if a row holds a value of the wrong type or range for its column.
 fn is_of_value(error: &rusqlite::Error) -> bool {
     use rusqlite::Error::{
         FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error,
@@ -443,7 +443,7 @@ fn is_of_value(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Seconds since 1970 by the system clock.
+/// Returns the seconds since 1970 by the system clock.
 fn now() -> i64 {
     crate::object::Timestamp::now().secs
 }

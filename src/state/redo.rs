@@ -1,14 +1,14 @@
-//! The redo log: what makes a change of rows safe before SQLite has it.
+//! The redo log, which makes a change of rows safe before it is in SQLite.
 //!
 //! A transaction of SQLite costs tens of microseconds, most of them for locks and for whole pages
 //! in its log; a program that unpacks or removes a tree waits for one with every call. So a change
-//! is first one record appended to a file of its own, and SQLite gets many at once, later, from
-//! another thread. The database says up to which record it has them, in the same transaction; what
-//! comes after it in the file is applied when the environment is opened again.
+//! is first one record appended to a separate file, and another thread applies many at once to SQLite
+//! later. The same transaction stores the number of the last record; records after it are applied when
+//! the environment is opened again.
 //!
-//! What must hold:
+//! Invariants:
 //! - A record is in the file before [`Redo::append`] returns: the death of this process loses none.
-//! - Whatever `append` takes a reader takes: a change of any length, up to what the length can say.
+//! - A reader accepts every record that `append` accepts, up to the limit of the length field.
 //! - Records are numbered without gaps. A reader stops at the first that is torn, or not the next:
 //!   so after power loss there are all records up to some point, in the order they were made.
 //! - The file begins anew only when the database has all of them and is durable with them.
@@ -29,15 +29,15 @@ const MAGIC: &[u8; 8] = b"envredo1";
 /// A record is its length (4 bytes, little-endian), a hash of the rest, and the rest.
 const HEADER: usize = 4 + HASH;
 const HASH: usize = 8;
-/// No log has had so many records: the numbers cannot run out.
+/// A limit that no log reaches, so that numbers cannot overflow.
 const MAX_NUMBER: u64 = 1 << 62;
-/// Bytes that are hashed at once.
+/// Bytes that are hashed in one step.
 const CHUNK: u64 = 1 << 20;
-/// Space that the file has at least, in bytes, empty or not: on a full disk something can still be
-/// removed.
+/// Space that is allocated to the file even when it is empty, in bytes, so that files can be removed on a
+/// full disk.
 const RESERVE: u64 = 128 << 10;
 
-/// What one record says.
+/// One record: its number, the layer, and the changes.
 pub(super) type Record<'a> = (u64, i64, Vec<RowChange<'a>>);
 
 /// Records, oldest first, and the number of the last.
@@ -51,19 +51,19 @@ pub(super) struct Batch {
 #[derive(Debug)]
 pub(super) struct Redo {
     file: Arc<File>,
-    /// Where the next record goes.
+    /// The offset of the next record.
     end: u64,
-    /// Its number.
+    /// The number of the next record.
     next: u64,
-    /// Records that the database does not have.
+    /// Records that were not applied to the database.
     pending: Vec<u8>,
     scratch: Vec<u8>,
-    /// Whether the file is gone, so that nothing may be appended.
+    /// Whether the file was removed, so that nothing can be appended.
     is_removed: bool,
 }
 
 impl Redo {
-    /// Opens or makes the file, and returns the records in it that come after number `applied`.
+    /// Opens or creates the file, and returns its records after number `applied`.
     pub(super) fn open(path: &Path, applied: u64) -> io::Result<(Redo, Batch)> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).mode(0o600);
@@ -74,11 +74,11 @@ impl Redo {
         if size >= MAGIC.len() as u64 {
             file.read_exact_at(&mut magic, 0)?;
             if magic != *MAGIC {
-                let what = "it is no redo log of this version of envfs";
+                let what = "it is not a redo log of this version of envfs";
                 return Err(invalid(what.to_owned()));
             }
         } else {
-            // Durable before the first record is: who finds other bytes here must not guess.
+            // Durable before the first record, so that other bytes here are always an error.
             file.write_all_at(MAGIC, 0)?;
             sync_file(&file)?;
             sync_name(path)?;
@@ -100,7 +100,7 @@ impl Redo {
             expected = Some(number.checked_add(1));
             at += record.len() as u64;
             if number > applied {
-                // A gap would mean that records were lost: what follows cannot be applied.
+                // After a gap the records cannot be applied: some were lost.
                 if left.last.checked_add(1) != Some(number) {
                     return Err(invalid(format!(
                         "record {} is missing",
@@ -127,24 +127,23 @@ impl Redo {
         Ok((redo, left))
     }
 
-    /// Removes the file: the database has all its records, durably, and there will be no more.
+    /// Removes the file. All its records must be applied durably, and no more can be appended.
     pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
         self.is_removed = true;
         std::fs::remove_file(path)
     }
 
-    /// Empties the file. The database has all its records, durably.
+    /// Empties the file. All its records must be applied durably.
     pub(super) fn reset(&mut self) -> io::Result<()> {
-        // Records that are left behind the new end have lower numbers, and are known by them.
-        // They go all the same: the file may have grown large, and an older database that is put back
-        // would take them for its own.
+        // Records after the new end would be recognized by their lower numbers, but the file may have
+        // grown large, and a database restored from an older copy would accept them.
         self.file.set_len(MAGIC.len() as u64)?;
         reserve(&self.file);
         self.end = MAGIC.len() as u64;
         Ok(())
     }
 
-    /// Appends a record. After an error it is not in the file.
+    /// Appends a record. After an error the file does not contain it.
     pub(super) fn append(&mut self, layer: LayerId, changes: &[RowChange<'_>]) -> io::Result<()> {
         if self.is_removed {
             return Err(io::Error::other("the environment has been closed"));
@@ -162,7 +161,7 @@ impl Redo {
         let (length, hash) = header.split_at_mut(4);
         length.copy_from_slice(&len.to_le_bytes());
         hash.copy_from_slice(&hash_of(body));
-        // What a failure leaves behind the end is torn, and overwritten by the next.
+        // A failure leaves a torn record after the end, which the next one overwrites.
         self.file.write_all_at(&buffer, self.end)?;
         self.end += buffer.len() as u64;
         self.next += 1;
@@ -171,27 +170,27 @@ impl Redo {
         Ok(())
     }
 
-    /// Bytes in the file.
+    /// Returns the number of bytes in the file.
     pub(super) fn len(&self) -> u64 {
         self.end
     }
 
-    /// Bytes of records that the database does not have.
+    /// Returns the bytes of records that were not applied to the database.
     pub(super) fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Number of the last record.
+    /// Returns the number of the last record.
     pub(super) fn last(&self) -> u64 {
         self.next - 1
     }
 
-    /// The file, to sync it without holding up who appends.
+    /// Returns the file, to sync it without blocking appends.
     pub(super) fn file(&self) -> Arc<File> {
         self.file.clone()
     }
 
-    /// Takes the records that the database does not have, to give them to it.
+    /// Takes the records that were not applied to the database.
     pub(super) fn take(&mut self) -> Batch {
         Batch {
             bytes: std::mem::take(&mut self.pending),
@@ -199,7 +198,7 @@ impl Redo {
         }
     }
 
-    /// Puts records back that the database could not take.
+    /// Puts back records that could not be applied.
     pub(super) fn put_back(&mut self, mut batch: Batch) {
         batch.bytes.append(&mut self.pending);
         self.pending = batch.bytes;
@@ -212,18 +211,18 @@ impl Batch {
         self.bytes.is_empty()
     }
 
-    /// Number of the last record.
+    /// Returns the number of the last record.
     pub(super) fn last(&self) -> u64 {
         self.last
     }
 
-    /// The records, oldest first.
+    /// Returns the records, oldest first.
     pub(super) fn records(&self) -> impl Iterator<Item = Result<Record<'_>, postcard::Error>> {
         Records(&self.bytes).map(|(_, record)| postcard::from_bytes(&record[HEADER..]))
     }
 }
 
-/// The whole records at the start of some bytes, with their numbers.
+/// Iterates over the complete records at the start of a buffer, with their numbers.
 struct Records<'a>(&'a [u8]);
 
 impl<'a> Iterator for Records<'a> {
@@ -244,8 +243,8 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// Reads the whole record at an offset; `None` where it is torn. Its hash is compared before room is made
-/// for it, since its length alone may say anything.
+/// Reads the record at an offset; `None` if it is torn. The hash is checked before memory is allocated for
+/// the record, since its length cannot be trusted.
 fn read_record(file: &File, at: u64, size: u64) -> io::Result<Option<Vec<u8>>> {
     let mut header = [0; HEADER];
     if size.saturating_sub(at) < HEADER as u64 {
@@ -276,7 +275,7 @@ fn read_record(file: &File, at: u64, size: u64) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(record))
 }
 
-/// Checks what a record says: it may be of somebody else's making.
+/// Validates a record, which may not be written by envfs.
 fn check(record: &[u8]) -> Result<(), String> {
     let body = record.get(HEADER..).unwrap_or_default();
     let (_, layer, changes) =
@@ -288,7 +287,7 @@ fn check(record: &[u8]) -> Result<(), String> {
 
 fn reserve(file: &File) {
     use nix::fcntl::{FallocateFlags, fallocate};
-    // As much as there is will have to do.
+    // The log works without the reserve.
     if let Err(e) = fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, RESERVE as i64) {
         tracing::debug!("reserving space for the redo log: {e}");
     }

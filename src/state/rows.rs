@@ -20,7 +20,7 @@ pub enum DataPlace {
     Upper = 1,
 }
 
-/// What a layer says of one object. It hides what lower layers say of the same object.
+/// The row of an object in a layer. It hides the rows of lower layers for the same object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InodeRow {
     /// Type of the object.
@@ -35,9 +35,9 @@ pub struct InodeRow {
     pub rdev: u64,
     /// Number of names in the merged view.
     pub nlink: u32,
-    /// Time of last access; of a file whose data is upper, the backing file knows better.
+    /// Time of last access. For a file whose data is upper, that of the backing file counts.
     pub atime: Timestamp,
-    /// Time of last change of content; likewise.
+    /// Time of last change of content. For a file whose data is upper, that of the backing file counts.
     pub mtime: Timestamp,
     /// Time of last change of content or attributes.
     pub ctime: Timestamp,
@@ -47,16 +47,16 @@ pub struct InodeRow {
     pub target: Option<Box<[u8]>>,
     /// The directory and name under which the backing file lies in the upper directory.
     pub place: Option<(Ino, Box<[u8]>)>,
-    /// Which file on the host the backing file is, by its inode number and when it was made; 0 when there
-    /// is none.
+    /// Identifies the backing file on the host by its inode number and time of birth; 0 when there is
+    /// none.
     pub backing_ino: u64,
-    /// True when the xattr rows of this layer are all the extended attributes of the object;
-    /// false when they are those of the layers below.
+    /// True if the xattr rows of this layer are all extended attributes of the object; false if the
+    /// object has those of the layers below.
     pub owns_xattrs: bool,
 }
 
 impl InodeRow {
-    /// Returns true if the backing file lies under this name, or would.
+    /// Returns true if the place of the backing file is this name.
     pub fn is_placed_at(&self, dir: Ino, name: &[u8]) -> bool {
         self.place
             .as_ref()
@@ -76,14 +76,14 @@ impl<'a> From<&'a InodeRow> for Cow<'a, InodeRow> {
     }
 }
 
-/// One change of one row. Borrows or owns, as the caller has it.
+/// One change of one row. Borrows or owns its values.
 ///
-/// Records of the redo log hold these: a change of their shape is a new version of that format.
+/// Records of the redo log contain these: a change of their shape needs a new version of its format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowChange<'a> {
-    /// Inserts or replaces what the layer says of an object.
+    /// Inserts or replaces the row of an object.
     PutInode(Ino, Cow<'a, InodeRow>),
-    /// The layer says nothing more of the object itself (names and xattrs have their own rows).
+    /// Removes the row of an object, but not those of its names and xattrs.
     DropInode(Ino),
     /// Inserts or replaces a name in a directory.
     PutEntry {
@@ -94,14 +94,14 @@ pub enum RowChange<'a> {
         /// The object it leads to, or None for a whiteout.
         target: Option<Ino>,
     },
-    /// The layer says nothing more of the name.
+    /// Removes the row of a name.
     DropEntry {
         /// The directory.
         dir: Ino,
         /// The name.
         name: Cow<'a, [u8]>,
     },
-    /// The layer says nothing more of any name in the directory.
+    /// Removes the rows of all names in a directory.
     DropEntriesOf(Ino),
     /// Inserts or replaces an extended attribute.
     PutXattr {
@@ -124,7 +124,7 @@ pub enum RowChange<'a> {
 }
 
 impl<'a> RowChange<'a> {
-    /// Inserts or replaces what the layer says of `ino`.
+    /// Inserts or replaces the row of `ino`.
     pub fn put_inode(ino: Ino, row: impl Into<Cow<'a, InodeRow>>) -> Self {
         RowChange::PutInode(ino, row.into())
     }
@@ -171,7 +171,7 @@ impl<'a> RowChange<'a> {
 /// All rows of one layer, in the order of their keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerRows {
-    /// What the layer says of objects.
+    /// Object and row.
     pub inodes: Vec<(Ino, InodeRow)>,
     /// Directory, name, object or None for a whiteout.
     pub entries: Vec<(Ino, Box<[u8]>, Option<Ino>)>,
@@ -181,7 +181,7 @@ pub struct LayerRows {
 }
 
 impl LayerRows {
-    /// Returns true when the layer says nothing: it changes nothing of what is below.
+    /// Returns true if there are no rows: the layer changes nothing.
     pub fn is_empty(&self) -> bool {
         self.inodes.is_empty() && self.entries.is_empty() && self.xattrs.is_empty()
     }
@@ -199,13 +199,13 @@ const DROP_CHUNK: i64 = 2000;
 impl StateDb {
     /// Applies `changes` to the rows of `layer`, all or none.
     ///
-    /// When this returns they survive the death of this process; after [`sync`](Self::sync) also
-    /// power loss, and never in part: a crash leaves the transactions up to some point in the
-    /// order in which they were applied. The caller sees to it that the layer is the writable
-    /// one (or one under repair): rows of a layer that has left the stack are soon dropped.
+    /// When this returns, they survive the death of this process, and after [`sync`](Self::sync) also a
+    /// power failure, but never in part: a crash leaves the changes up to some point in the order in
+    /// which they were applied. The caller ensures that the layer is the writable one, or one under
+    /// repair: rows of a layer that has left the stack are soon deleted.
     ///
-    /// With a redo log (see [`keep_redo_log`](Self::keep_redo_log)) this is one record appended to
-    /// it; without, one transaction.
+    /// With a redo log (see [`keep_redo_log`](Self::keep_redo_log)) this appends one record to it;
+    /// otherwise it is one transaction.
     pub fn apply(&self, layer: LayerId, changes: &[RowChange<'_>]) -> Result<()> {
         const DOING: &str = "write rows of a layer";
         if changes.is_empty() || self.log(layer, changes)? {
@@ -286,7 +286,7 @@ impl StateDb {
         })
     }
 
-    /// Returns true when the layer has no rows at all: nothing was changed in it.
+    /// Returns true if the layer has no rows.
     pub(super) fn layer_is_empty_in(
         &self,
         conn: &Connection,
@@ -302,8 +302,8 @@ impl StateDb {
         .map_err(|e| self.sql(doing, e))
     }
 
-    /// Deletes all rows of a layer that has left the stack, in short transactions so that a
-    /// mount in use is not held up. May be repeated after an interruption.
+    /// Deletes all rows of a layer that has left the stack, in short transactions that do not block a
+    /// mount in use. Can be repeated after an interruption.
     pub fn drop_layer_rows(&self, layer: LayerId) -> Result<()> {
         const DOING: &str = "delete the rows of a layer";
         let mut chunk = DROP_CHUNK;
@@ -325,14 +325,14 @@ impl StateDb {
             match deleted {
                 Ok(deleted) if deleted < chunk => return Ok(()),
                 Ok(_) => {}
-                // The journal keeps the pages of what is deleted: of less it may have room.
+                // The journal stores the deleted pages: it may have space for fewer.
                 Err(e) if e.is_no_space() && chunk > 1 => chunk = (chunk / 8).max(1),
                 Err(e) => return Err(e),
             }
         }
     }
 
-    /// Deletes at most `limit` rows of a layer, and returns how many there were.
+    /// Deletes at most `limit` rows of a layer, and returns how many were deleted.
     pub(super) fn drop_rows_in(
         &self,
         conn: &Connection,
@@ -444,7 +444,7 @@ fn optional_bytes_at(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Bo
     })
 }
 
-/// Reads a row of [`SELECT_INODES`]; the inner error is in words.
+/// Reads a row of [`SELECT_INODES`]; the inner error describes a bad value.
 fn inode_of(row: &Row<'_>) -> rusqlite::Result<(Ino, Result<InodeRow, String>)> {
     let ino = ino_at(row, 0)?;
     let time = |column: usize| -> rusqlite::Result<Timestamp> {
@@ -474,7 +474,7 @@ fn inode_of(row: &Row<'_>) -> rusqlite::Result<(Ino, Result<InodeRow, String>)> 
     let place = match (place_dir, place_name) {
         (Some(dir), Some(name)) => Some((Ino(dir as u64), name)),
         (None, None) => None,
-        _ => return Ok((ino, Err("half a place".to_owned()))),
+        _ => return Ok((ino, Err("place without a name or a directory".to_owned()))),
     };
     let inode = InodeRow {
         kind,

@@ -1,7 +1,7 @@
-//! The layers of the environment, and the transactions that change which of them count.
+//! The layers of the environment, and the transactions that change the stack.
 //!
-//! Each function here that changes something is one transaction and durable when it returns: a
-//! crash leaves the stack before it or after it.
+//! Each function that changes something is one transaction and durable when it returns: a crash leaves
+//! the stack before it or after it.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::error::Result;
 use super::history::{ImageId, NewImage, NewRevision, RevisionId, RevisionKind};
 use super::{StateDb, valid};
 
-/// One layer of the environment. Never given twice.
+/// The id of a layer of the environment. Never reused.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -25,16 +25,16 @@ impl fmt::Display for LayerId {
     }
 }
 
-/// What a layer is in the stack, or after it has left the stack.
+/// The role of a layer in the stack, or after it has left the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerRole {
     /// Takes all changes; exactly one, on top.
     Writable,
-    /// Is read only.
+    /// Is read-only.
     Frozen,
-    /// Its content is in an image now: directory and rows may go at any time.
+    /// Its content is in an image: its directory and rows can be removed at any time.
     Retired,
-    /// It was discarded: kept for an undo until gc.
+    /// It was discarded, and is kept until gc.
     Trash,
 }
 
@@ -64,7 +64,7 @@ impl LayerRole {
 pub enum StackPart {
     /// The upper that takes all changes.
     Writable,
-    /// An upper that is read only, on its way into an image.
+    /// A read-only upper that is being written to an image.
     Frozen,
     /// An image.
     Image(ImageId),
@@ -86,66 +86,66 @@ pub struct Layer {
     pub id: LayerId,
     /// Its image; None for an upper.
     pub image: Option<ImageId>,
-    /// What it is now.
+    /// Its current role.
     pub role: LayerRole,
-    /// Its place in the stack, 0 on top.
+    /// Its position in the stack, 0 on top.
     pub position: Option<u32>,
 }
 
-/// How a new environment begins.
+/// The initial state of a new environment.
 #[derive(Clone, Debug)]
 pub struct InitEnvironment {
     /// Its identity, which a rename does not change.
     pub uuid: String,
     /// Where it is mounted.
     pub prefix: PathBuf,
-    /// Its images, at least one, top first: the first is that of the history.
+    /// Its images, at least one, top first. The first becomes the image of the first revision.
     pub images: Vec<NewImage>,
     /// Import or create.
     pub kind: RevisionKind,
-    /// Who and why.
+    /// The author and message.
     pub revision: NewRevision,
 }
 
-/// What a new environment has.
+/// The ids of a new environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Initialised {
-    /// The writable layer; its directory is to be made before the environment is used.
+    /// The writable layer. The caller creates its directory before the environment is used.
     pub writable: LayerId,
     /// The first revision.
     pub revision: RevisionId,
 }
 
-/// The flip of a commit.
+/// The publishing transaction of a commit.
 #[derive(Clone, Debug)]
 pub struct PublishCommit {
-    /// The revision on which the new image builds: must still be the current one.
+    /// The revision that the new image is based on. It must still be current.
     pub parent: RevisionId,
-    /// The new image. Its file is complete, checked and durable, and so is its name.
+    /// The new image. Its file and the name of the file are complete, checked and durable.
     pub image: NewImage,
-    /// The layers whose content the image holds, all read only and side by side in the stack:
-    /// frozen uppers, and the image below them.
+    /// The layers whose content the image holds, all read-only and adjacent in the stack: frozen uppers
+    /// and the image below them.
     pub replaces: Vec<LayerId>,
-    /// Who and why.
+    /// The author and message.
     pub revision: NewRevision,
 }
 
-/// What a rollback made.
+/// The result of a rollback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RolledBack {
     /// The new revision, with the image of the old one.
     pub revision: RevisionId,
-    /// The uppers that were discarded with it.
+    /// The uppers that were discarded.
     pub trashed: Vec<LayerId>,
 }
 
 impl StateDb {
-    /// Gives a new database its first revision and its stack.
+    /// Creates the first revision and the stack of a new database.
     pub fn init_environment(&self, init: &InitEnvironment) -> Result<Initialised> {
         const DOING: &str = "initialise the environment";
         self.write(DOING, |conn| {
             if self.head_in(conn, DOING)?.is_some() {
-                return Err(self.conflict(DOING, "it is initialised already"));
+                return Err(self.conflict(DOING, "it is already initialised"));
             }
             let Some(first) = init.images.first() else {
                 return Err(self.conflict(DOING, "it has no image"));
@@ -201,10 +201,10 @@ impl StateDb {
         })
     }
 
-    /// Takes a rotation back: `fresh`, which nothing was written to, leaves the stack and is forgotten,
-    /// and the frozen layer below it is the writable one again.
+    /// Reverts a rotation: `fresh`, which has no changes, leaves the stack, and the frozen layer below it
+    /// becomes writable again.
     pub fn unrotate(&self, fresh: LayerId) -> Result<LayerId> {
-        const DOING: &str = "take a rotation back";
+        const DOING: &str = "revert a rotation";
         self.write(DOING, |conn| {
             let stack = self.stack_in(conn, DOING)?;
             let (top, below) = match (stack.first(), stack.get(1)) {
@@ -229,9 +229,9 @@ impl StateDb {
         })
     }
 
-    /// Makes a new image and a new revision current, in the place of the layers it replaces.
+    /// Replaces layers of the stack with a new image, and makes a new revision current.
     ///
-    /// Replaced uppers become retired; their directories and rows are to be removed after this.
+    /// Replaced uppers become retired. The caller removes their directories and rows after this.
     pub fn publish_commit(&self, publish: &PublishCommit) -> Result<RevisionId> {
         const DOING: &str = "publish the commit";
         self.write(DOING, |conn| {
@@ -257,10 +257,11 @@ impl StateDb {
             wanted.sort_unstable();
             wanted.dedup();
             if found.len() != wanted.len() || first == 0 {
-                let detail = "the layers it replaces are not side by side, read only, in the stack";
+                let detail = "the layers it replaces are not adjacent and read-only in the stack";
                 return Err(self.conflict(DOING, detail));
             }
-            // The current image must be among them: else two images of the history would count.
+            // The current image must be among them: otherwise the stack would hold two images of the
+            // history.
             let current = self.revision_in(conn, publish.parent, DOING)?;
             let replaces_it = |current: ImageId| {
                 let mut parts = found.iter().map(|layer| layer.part);
@@ -294,10 +295,10 @@ impl StateDb {
         })
     }
 
-    /// Throws away all that was changed since the current revision: every upper goes to the
-    /// trash, and `fresh` (see [`rotate`](Self::rotate)) becomes the writable layer.
+    /// Discards all changes since the current revision: every upper goes to the trash, and `fresh` (see
+    /// [`rotate`](Self::rotate)) becomes the writable layer.
     ///
-    /// Returns the uppers that are in the trash now.
+    /// Returns the uppers that were moved to the trash.
     pub fn discard_all(&self, fresh: LayerId) -> Result<Vec<LayerId>> {
         const DOING: &str = "discard the changes";
         self.write_without_room(DOING, |conn| {
@@ -311,7 +312,7 @@ impl StateDb {
         })
     }
 
-    /// Brings an earlier revision back, as a new revision with the same image. All uppers go to
+    /// Restores an earlier revision, as a new revision with the same image. All uppers go to
     /// the trash, and `fresh` (see [`rotate`](Self::rotate)) becomes the writable layer.
     pub fn rollback_to(
         &self,
@@ -359,7 +360,8 @@ impl StateDb {
         })
     }
 
-    /// Forgets a layer that has left the stack, after its directory is gone: its rows, then the layer.
+    /// Deletes the rows of a layer that has left the stack, and then the layer. The caller has removed its
+    /// directory.
     pub fn forget_layer(&self, layer: LayerId) -> Result<()> {
         const DOING: &str = "forget a layer";
         const CHUNK: i64 = 1000;
@@ -443,7 +445,7 @@ impl StateDb {
         Ok(stack)
     }
 
-    /// Sends every upper of the stack to the trash; returns them, and the images that remain.
+    /// Moves every upper of the stack to the trash; returns them, and the images that remain.
     fn trash_uppers(
         &self,
         conn: &Connection,
@@ -478,7 +480,7 @@ impl StateDb {
             )
             .map_err(|e| self.sql(doing, e))?;
         if known {
-            return Err(self.conflict(doing, format!("layer {fresh} is in use already")));
+            return Err(self.conflict(doing, format!("layer {fresh} is already in use")));
         }
         self.insert_upper(conn, fresh, UNPLACED, doing)?;
         order.insert(0, fresh);
@@ -511,7 +513,7 @@ impl StateDb {
         conn.execute(
             "INSERT INTO layer (id, kind, role, position, image) \
              VALUES (?1, 'image', 'frozen', ?2, ?3)",
-            // Two layers may be without a place for a moment, so each has its own.
+            // Positions are unique, also while two layers have none yet.
             params![
                 id.0,
                 if position == UNPLACED {
@@ -526,7 +528,7 @@ impl StateDb {
         Ok(())
     }
 
-    /// Takes a layer out of the stack. An image leaves no trace: its row in `image` is its own.
+    /// Removes a layer from the stack. The layer of an image is deleted; the image itself stays.
     fn leave_stack(
         &self,
         conn: &Connection,
@@ -563,7 +565,7 @@ impl StateDb {
     /// Writes the order of the stack, top first.
     fn set_order(&self, conn: &Connection, order: &[LayerId], doing: &'static str) -> Result<()> {
         let fail = |e| self.sql(doing, e);
-        // Positions are unique at every moment, so all step aside before any takes its new place.
+        // Positions are unique at every step, so all get temporary ones before any gets its new one.
         conn.execute(
             "UPDATE layer SET position = -1000000000 - id WHERE position IS NOT NULL",
             [],
@@ -581,5 +583,5 @@ impl StateDb {
     }
 }
 
-/// The position of a layer that gets its place later in the same transaction.
+/// The position of a layer whose position is set later in the same transaction.
 const UNPLACED: i64 = -1;

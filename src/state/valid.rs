@@ -1,8 +1,8 @@
-//! What rows may hold, wherever they were read from.
+//! Validates rows, whether they come from the database or the redo log.
 //!
-//! The database and the redo log are data that somebody else may have written. Names in them become
-//! names of files, ids become names of directories, and directories are walked. So everything that is
-//! read is checked here, once, before anything else sees it; the errors are in words.
+//! Both are untrusted data. Names in them become names of files, ids become names of directories, and
+//! directories are walked. So every row is checked once, when it is read. The errors describe the bad
+//! value.
 
 use std::path::{Component, Path};
 
@@ -17,10 +17,10 @@ const MAX_NAME: usize = 256;
 const MAX_XATTR_NAME: usize = 255;
 /// The longest path that the kernel takes, in bytes.
 const MAX_PATH: usize = 4096;
-/// The longest identity of an environment: a UUID in text. Sockets are named by it.
+/// The longest identity of an environment: a UUID as text. It is part of socket names.
 const MAX_UUID: usize = 36;
 
-/// Checks a name of one entry in a directory.
+/// Checks the name of an entry in a directory.
 pub(super) fn name(name: &[u8]) -> Result<(), String> {
     let wrong = |why: &str| {
         let start = name.get(..64).unwrap_or(name);
@@ -36,7 +36,7 @@ pub(super) fn name(name: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Checks the id of an object: positive as SQLite stores it, and with a next one.
+/// Checks the id of an object: positive as SQLite stores it, and not the largest.
 pub(super) fn object(ino: Ino) -> Result<(), String> {
     if (1..i64::MAX as u64).contains(&ino.0) {
         Ok(())
@@ -45,7 +45,7 @@ pub(super) fn object(ino: Ino) -> Result<(), String> {
     }
 }
 
-/// Checks what a layer says of an object.
+/// Checks the row of an object.
 pub(super) fn inode(ino: Ino, row: &InodeRow) -> Result<(), String> {
     object(ino)?;
     if row.mode > 0o7777 {
@@ -68,7 +68,7 @@ pub(super) fn inode(ino: Ino, row: &InodeRow) -> Result<(), String> {
         return Err(format!("place of the data of a {:?}", row.kind));
     }
     if ino == Ino::ROOT && (row.kind != Kind::Directory || row.place.is_some()) {
-        return Err("root that is no directory, or lies in one".to_owned());
+        return Err("root that is not a directory, or has a place".to_owned());
     }
     if let Some((dir, at)) = &row.place {
         object(*dir)?;
@@ -106,7 +106,7 @@ pub(super) fn change(change: &RowChange<'_>) -> Result<(), String> {
     }
 }
 
-/// Checks a name in a directory and what it leads to. The root has no name.
+/// Checks a name in a directory and its target. The root has no name.
 pub(super) fn entry(dir: Ino, at: &[u8], target: Option<Ino>) -> Result<(), String> {
     object(dir)?;
     name(at)?;
