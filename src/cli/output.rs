@@ -1,6 +1,6 @@
 //! The output of commands: results on standard output, everything else on standard error.
 //!
-//! Text for people cannot control their terminal or forge a line: it all passes through [`shown`],
+//! Text for people cannot control their terminal or forge a line: it all passes through `shown`,
 //! which escapes control characters, including newlines. Names in a text are quoted with
 //! [`quoted`](crate::sys::text::quoted). Output for programs ([`Output::raw`], [`Output::exact`],
 //! [`Output::fields`], [`Output::json`]) is exact.
