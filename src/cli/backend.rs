@@ -13,9 +13,9 @@ use super::output::{ColorChoice, Output};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
-use crate::daemon::lifecycle::Served;
+use crate::daemon::lifecycle::StartReport;
 use crate::daemon::protocol::{Service, TagOptions};
-use crate::daemon::service::{self, BRIEF, LOST, Local, mount_environment};
+use crate::daemon::service::{self, LOCK_TIMEOUT, LOST, Local, mount_environment};
 use crate::daemon::{lifecycle, log};
 use crate::environment::{
     Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, Store,
@@ -130,9 +130,9 @@ fn warn_of_lost(name: &str, count: usize, log: &Path) {
 }
 
 /// Prints the warnings that a daemon reported when it was started.
-pub fn warn_of_served(name: &str, served: &Served, log: &Path) {
-    warn_of_lost(name, served.lost, log);
-    for warning in &served.warnings {
+pub fn print_start_warnings(name: &str, report: &StartReport, log: &Path) {
+    warn_of_lost(name, report.lost, log);
+    for warning in &report.warnings {
         warn(warning.clone());
     }
 }
@@ -428,7 +428,7 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
         return Ok(outcome);
     }
     if db.was_clean()? {
-        let _lock = match EnvLock::lock(layout, "verify", BRIEF) {
+        let _lock = match EnvLock::lock(layout, "verify", LOCK_TIMEOUT) {
             // The holder wrote no note, because the disk is full.
             Err(EnvironmentError::Held { .. }) => return Ok(outcome),
             locked => locked?,
@@ -438,7 +438,7 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
         return Ok(outcome);
     }
     drop(db);
-    match Local::open(environment.clone(), &config, "verify", BRIEF) {
+    match Local::open(environment.clone(), &config, "verify", LOCK_TIMEOUT) {
         Err(failure) if failure.kind == Kind::Busy => {}
         Err(failure) if failure.kind == Kind::Damaged => outcome.problems.push(failure.message),
         opened => outcome
@@ -458,11 +458,11 @@ pub fn repair(environment: &Environment) -> Result<Vec<String>> {
         done.extend(commit::set_unexpected_aside(layout).map_err(Failure::from)?);
     }
     {
-        let _lock = EnvLock::lock(layout, "repair", BRIEF)?;
+        let _lock = EnvLock::lock(layout, "repair", LOCK_TIMEOUT)?;
         let db = StateDb::open(&layout.state_db())?;
         done.extend(commit::recreate_missing_uppers(&db, layout).map_err(Failure::from)?);
     }
-    let local = Local::open(environment.clone(), &config, "repair", BRIEF)?;
+    let local = Local::open(environment.clone(), &config, "repair", LOCK_TIMEOUT)?;
     report_lost(environment, &local.reconciled().lost);
     done.extend(describe_reconciled(environment, local.reconciled()));
     Ok(done)

@@ -14,7 +14,7 @@ use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::{self, State, Target};
 use crate::daemon::protocol::{Selection, Service, TagOptions};
 use crate::daemon::runtime::RuntimeDir;
-use crate::daemon::service::BRIEF;
+use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::{EnvName, Environment, Store, refuse_replaceable};
 use crate::progress::NoProgress;
 use crate::sys::text::{Text, quoted};
@@ -177,7 +177,7 @@ impl Env {
             lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot, &backend::slow_start)?;
         if let Some(client) = &client {
             let log = self.environment.layout().daemon_log();
-            backend::warn_of_served(self.name(), client.served(), &log);
+            backend::print_start_warnings(self.name(), client.start_report(), &log);
         }
         Ok(client)
     }
@@ -219,7 +219,7 @@ impl Env {
         locally: impl Fn() -> Result<T>,
         by_daemon: impl FnOnce(Client) -> Result<T>,
     ) -> Result<T> {
-        let deadline = Instant::now() + BRIEF;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match self.state()? {
                 State::Unmounted | State::Dead(_) => match locally() {

@@ -73,7 +73,7 @@ pub(super) fn mount(env: &Env) -> Result<()> {
         fakeroot: false,
     };
     let served = direct::start(&what, &backend::slow_start)?;
-    backend::warn_of_served(env.name(), &served, Path::new(""));
+    backend::print_start_warnings(env.name(), &served, Path::new(""));
     backend::warn(format!(
         "the store is read-only, so {} is mounted read-only",
         env.name()

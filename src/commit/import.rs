@@ -368,7 +368,7 @@ fn recognise(source: &Path, offset: Option<u64>) -> Result<SourceKind> {
         None if head.is_empty() => Err(refuse("an empty file")),
         None => Err(refuse(
             "neither a SquashFS image nor a tar archive (plain, gzip, zstd or xz); \
-             where an image begins inside another file, --offset tells",
+             if the image is inside another file, use envfs import --offset",
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! The command's end of the control socket.
+//! The client of the control socket, used by commands.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -9,48 +9,50 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, Kind};
-use super::lifecycle::Served;
+use super::lifecycle::StartReport;
 use super::protocol::{
     Answer, Discarded, Hello, Request, RollbackOptions, Selection, Service, Status, TagOptions,
     Unmounted, VERSION,
 };
 use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
 use crate::progress::{NoProgress, Progress};
+use crate::sys::mount::UnmountMode;
 use crate::sys::process;
 use crate::union::Change;
 
-/// How long a living daemon may take to greet: its accepting thread does nothing else.
-const GREETING_PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked meanwhile whether the daemon is stopped.
-const GREETING_LOOK: Duration = Duration::from_millis(500);
-/// How long a daemon may do nothing at all before what it was asked counts as lost. It may be asked for
-/// what takes hours, but not without any work.
-const IDLE_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a daemon may be stopped: a debugger or a snapshot may stop it for a moment.
-const STOP_PATIENCE: Duration = Duration::from_secs(3);
-/// How often a waiting client looks whether its user wants to stop.
-const LOOK: Duration = Duration::from_millis(100);
+/// The time limit for the greeting of a daemon. Its accepting thread does nothing else.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The interval at which a client that waits for the greeting checks whether the daemon is stopped.
+const GREETING_POLL: Duration = Duration::from_millis(500);
+/// The time that a daemon with a request may be idle. A request may take hours, but not without
+/// using processor time or moving bytes.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The time that a daemon may be stopped: a debugger or a snapshot may stop it for a moment.
+const STOPPED_TIMEOUT: Duration = Duration::from_secs(3);
+/// The interval at which a waiting client checks for cancellation by the user.
+const CANCEL_POLL: Duration = Duration::from_millis(100);
 
-/// How long the end of a daemon may take before its user hears that it does.
+/// The interval at which a daemon's progress is checked, and the time after which the user is told
+/// of the wait for its end.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// A daemon that can be spoken with.
+/// A client of a running daemon.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
     hello: Hello,
-    /// The environment's name, for what to type next.
+    /// The environment's name, for hints.
     name: Option<String>,
-    served: Served,
+    report: StartReport,
 }
 
-/// How long a daemon that takes connections but does not greet is given to end.
-const ENDING_PATIENCE: Duration = Duration::from_secs(2);
+/// The time that a daemon that accepts connections but does not greet is given to end.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Client {
-    /// Returns the client of a daemon that lives and greets, or `None` where nobody listens.
+    /// Connects to a daemon and receives its greeting. Returns `None` if no process listens.
     pub fn connect(socket: &Path) -> Result<Option<Client>, Failure> {
-        let deadline = Instant::now() + ENDING_PATIENCE;
+        let deadline = Instant::now() + ENDING_TIMEOUT;
         loop {
             let Some(mut connection) = Connection::open(socket)? else {
                 return Ok(None);
@@ -61,11 +63,11 @@ impl Client {
                         socket: socket.to_path_buf(),
                         hello,
                         name: None,
-                        served: Served::default(),
+                        report: StartReport::default(),
                     }));
                 }
-                // A daemon that is about to end takes the connection and says nothing; soon
-                // nobody listens any more.
+                // A daemon that is about to end accepts the connection but sends nothing. Soon its
+                // socket will be closed.
                 Err(_)
                     if Instant::now() < deadline
                         && !connection.pid.is_some_and(process::is_stopped) =>
@@ -77,47 +79,47 @@ impl Client {
         }
     }
 
-    /// Tells it the name of the environment.
+    /// Sets the name of the environment.
     #[must_use]
     pub fn named(mut self, name: &str) -> Client {
         self.name = Some(name.to_owned());
         self
     }
 
-    /// Notes what it told when we started it.
+    /// Sets the report of the daemon's start.
     #[must_use]
-    pub(super) fn started(mut self, served: Served) -> Client {
-        self.served = served;
+    pub(super) fn started(mut self, report: StartReport) -> Client {
+        self.report = report;
         self
     }
 
-    /// Returns what the daemon told about its mount when it began to serve. Nothing if it was not we who
-    /// started it: who did was told.
-    pub fn served(&self) -> &Served {
-        &self.served
+    /// Returns the report of the daemon's start. It is empty if another command started the daemon.
+    pub fn start_report(&self) -> &StartReport {
+        &self.report
     }
 
-    /// Returns where the daemon listens.
+    /// Returns the path of the daemon's socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Returns what the daemon said of itself.
+    /// Returns the daemon's greeting.
     pub fn hello(&self) -> &Hello {
         &self.hello
     }
 
-    /// Asks, shows progress, and returns the answer. The daemon stops when `progress` says so.
+    /// Sends a request, reports progress, and returns the result. Cancels the request if `progress`
+    /// is cancelled.
     pub fn call<T: DeserializeOwned>(
         &self,
         request: &Request,
         progress: &dyn Progress,
     ) -> Result<T, Failure> {
-        let (answer, _) = self.ask(request, progress)?;
-        Ok(answer)
+        let (result, _) = self.request(request, progress)?;
+        Ok(result)
     }
 
-    fn ask<T: DeserializeOwned>(
+    fn request<T: DeserializeOwned>(
         &self,
         request: &Request,
         progress: &dyn Progress,
@@ -146,7 +148,10 @@ impl Client {
                 Answer::Error(failure) => return Err(failure),
                 Answer::Ok(value) => {
                     let answer = serde_json::from_value(value).map_err(|error| {
-                        Failure::new(Kind::Daemon, format!("the daemon's answer is odd: {error}"))
+                        Failure::new(
+                            Kind::Daemon,
+                            format!("malformed answer from the daemon: {error}"),
+                        )
                     })?;
                     return Ok((answer, connection));
                 }
@@ -154,21 +159,22 @@ impl Client {
         }
     }
 
-    /// Without an answer a revision may have been made, or not.
+    /// Adds a hint to a failure: without an answer, it is unknown whether a revision was created.
     fn in_doubt(&self, failure: Failure, request: &Request) -> Failure {
         match (&self.name, request) {
             (Some(name), Request::Commit(_) | Request::Rollback(_)) => {
-                failure.hint(format!("envfs log {name} tells whether it was done"))
+                failure.hint(format!("envfs log {name} shows whether it was done"))
             }
             _ => failure,
         }
     }
 
-    /// Asks the daemon to unmount. Unless it was a lazy unmount, the daemon has ended and has
-    /// let go of everything when this returns.
-    /// If that takes long (a commit must end first), `slow` is called once.
-    pub fn unmount(&self, lazy: bool, slow: &dyn Fn()) -> Result<Unmounted, Failure> {
-        let (answer, connection) = self.ask(&Request::Unmount { lazy }, &NoProgress)?;
+    /// Unmounts the environment through the daemon. Unless the unmount is lazy, waits until the
+    /// daemon has ended and thus released everything. Calls `slow` once if that takes long, as when
+    /// a commit must end first.
+    pub fn unmount(&self, mode: UnmountMode, slow: &dyn Fn()) -> Result<Unmounted, Failure> {
+        let lazy = mode == UnmountMode::Lazy;
+        let (answer, connection) = self.request(&Request::Unmount { lazy }, &NoProgress)?;
         if !lazy {
             connection.wait_for_end(slow)?;
         }
@@ -222,42 +228,42 @@ impl Service for Client {
     }
 }
 
-/// One connection: lines out, lines in.
+/// A connection, on which lines are sent and received.
 #[derive(Debug)]
 struct Connection {
     reader: BufReader<UnixStream>,
-    /// What came of a line so far; reads are cut short to look whether the user wants to stop.
+    /// The part of a line received so far: reads time out to check for cancellation.
     partial: Vec<u8>,
-    /// The daemon's process, where it can be seen from here.
+    /// The daemon's process, if it is visible in this process namespace.
     pid: Option<u32>,
 }
 
-/// Returns the process that listens at a socket, also if it does not answer.
+/// Returns the process that listens at a socket, even if it does not respond.
 pub fn process_at(socket: &Path) -> Option<u32> {
-    process::peer_process(connect_within(socket, ENDING_PATIENCE).ok()?)
+    process::peer_process(connect_within(socket, ENDING_TIMEOUT).ok()?)
 }
 
-/// Says that a daemon does not answer, and what to do about it.
-pub fn silent(pid: Option<u32>, how: &str) -> Failure {
+/// Returns the failure for a daemon that does not respond, with the next steps.
+pub fn unresponsive(pid: Option<u32>, how: &str) -> Failure {
     let Some(pid) = pid else {
         return Failure::new(Kind::Daemon, format!("the daemon {how}"))
-            .hint("its log may tell why (envfs paths names it)");
+            .hint("its log may show why (envfs paths prints its path)");
     };
-    let end = format!("kill -9 {pid} ends it; what programs have completed is kept");
+    let end = format!("kill -9 {pid} ends it; completed writes are kept");
     if process::is_stopped(pid) {
         return Failure::new(Kind::Daemon, format!("the daemon (pid {pid}) is stopped"))
-            .hint(format!("kill -CONT {pid} lets it go on"))
+            .hint(format!("kill -CONT {pid} resumes it"))
             .hint(format!("or {end}"));
     }
     Failure::new(Kind::Daemon, format!("the daemon (pid {pid}) {how}"))
-        .hint("its log may tell why (envfs paths names it)")
+        .hint("its log may show why (envfs paths prints its path)")
         .hint(end)
 }
 
-/// Watches whether a daemon that was asked something still works.
+/// Checks whether a daemon with a request makes progress.
 #[derive(Debug)]
 pub(super) struct Watch {
-    /// As this process sees it; none if it is in a process namespace that is not ours.
+    /// The daemon's process; `None` if it is not visible in this process namespace.
     pub(super) pid: Option<u32>,
     work: Option<u64>,
     since: Instant,
@@ -277,8 +283,8 @@ impl Watch {
         }
     }
 
-    /// Fails where the daemon has been stopped or idle for too long. Asks the system once a second.
-    pub(super) fn look(&mut self) -> Result<(), Failure> {
+    /// Fails if the daemon has been stopped or idle for too long. Queries the system once a second.
+    pub(super) fn check(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
         let Some(pid) = self.pid.filter(|_| now >= self.next) else {
             return Ok(());
@@ -286,8 +292,8 @@ impl Watch {
         self.next = now + SLOW;
         if process::is_stopped(pid) {
             let since = *self.stopped.get_or_insert(now);
-            if now.duration_since(since) >= STOP_PATIENCE {
-                return Err(silent(self.pid, "is stopped"));
+            if now.duration_since(since) >= STOPPED_TIMEOUT {
+                return Err(unresponsive(self.pid, "is stopped"));
             }
         } else {
             self.stopped = None;
@@ -296,17 +302,17 @@ impl Watch {
         if work != self.work {
             (self.work, self.since) = (work, now);
         }
-        if now.duration_since(self.since) >= IDLE_PATIENCE {
-            let how = format!("has done nothing for {} s", IDLE_PATIENCE.as_secs());
-            return Err(silent(self.pid, &how));
+        if now.duration_since(self.since) >= IDLE_TIMEOUT {
+            let how = format!("has been idle for {} s", IDLE_TIMEOUT.as_secs());
+            return Err(unresponsive(self.pid, &how));
         }
         Ok(())
     }
 }
 
-/// Connects to a Unix socket. A daemon that is stopped takes no connections, and once those that wait are
-/// too many `connect` waits, too.
-fn connect_within(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+/// Connects to a Unix socket. A stopped daemon accepts no connections, and once its backlog is
+/// full, `connect` blocks, so it has a time limit.
+fn connect_within(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
     let stream = nix::sys::socket::socket(
         AddressFamily::Unix,
@@ -314,25 +320,25 @@ fn connect_within(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
         SockFlag::SOCK_CLOEXEC,
         None,
     )?;
-    let limit = nix::sys::time::TimeVal::new(patience.as_secs().cast_signed(), 0);
+    let limit = nix::sys::time::TimeVal::new(timeout.as_secs().cast_signed(), 0);
     nix::sys::socket::setsockopt(&stream, sockopt::SendTimeout, &limit)?;
     nix::sys::socket::connect(stream.as_raw_fd(), &UnixAddr::new(socket)?)?;
     Ok(UnixStream::from(stream))
 }
 
-fn trouble(error: &io::Error) -> Failure {
+fn connection_error(error: &io::Error) -> Failure {
     Failure {
         kind: Kind::Daemon,
-        ..Failure::io("cannot speak with the daemon", error)
+        ..Failure::io("cannot communicate with the daemon", error)
     }
 }
 
 impl Connection {
     fn open(socket: &Path) -> Result<Option<Connection>, Failure> {
-        let stream = match connect_within(socket, GREETING_PATIENCE) {
+        let stream = match connect_within(socket, GREETING_TIMEOUT) {
             Ok(stream) => stream,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(silent(None, "takes no connections"));
+                return Err(unresponsive(None, "accepts no connections"));
             }
             Err(error)
                 if matches!(
@@ -342,15 +348,15 @@ impl Connection {
             {
                 return Ok(None);
             }
-            Err(error) => return Err(trouble(&error)),
+            Err(error) => return Err(connection_error(&error)),
         };
-        let peer = process::peer_user(&stream).map_err(|error| trouble(&error))?;
+        let peer = process::peer_user(&stream).map_err(|error| connection_error(&error))?;
         let me = process::user_id();
         if peer != me && peer != 0 && me != 0 {
             return Err(Failure::new(
                 Kind::Daemon,
                 format!(
-                    "the daemon's socket is held by {}",
+                    "the daemon's socket belongs to {}",
                     process::user_name(peer)
                 ),
             ));
@@ -365,17 +371,17 @@ impl Connection {
     fn hello(&mut self) -> Result<Hello, Failure> {
         let stream = self.reader.get_ref();
         stream
-            .set_read_timeout(Some(GREETING_LOOK))
-            .map_err(|error| trouble(&error))?;
-        let deadline = Instant::now() + GREETING_PATIENCE;
+            .set_read_timeout(Some(GREETING_POLL))
+            .map_err(|error| connection_error(&error))?;
+        let deadline = Instant::now() + GREETING_TIMEOUT;
         loop {
             if let Some(line) = self.line()? {
                 return parse(&line);
             }
             let is_stopped = self.pid.is_some_and(process::is_stopped);
             if is_stopped || Instant::now() > deadline {
-                let how = format!("does not answer within {} s", GREETING_PATIENCE.as_secs());
-                return Err(silent(self.pid, &how));
+                let how = format!("did not respond within {} s", GREETING_TIMEOUT.as_secs());
+                return Err(unresponsive(self.pid, &how));
             }
         }
     }
@@ -387,40 +393,40 @@ impl Connection {
         self.reader
             .get_mut()
             .write_all(&line)
-            .map_err(|error| trouble(&error))
+            .map_err(|error| connection_error(&error))
     }
 
-    /// Waits for the next message; hangs up when the user wants to stop.
+    /// Waits for the next message. Shuts down the sending half when the user cancels.
     fn receive(&mut self, progress: &dyn Progress) -> Result<Answer, Failure> {
         self.reader
             .get_ref()
-            .set_read_timeout(Some(LOOK))
-            .map_err(|error| trouble(&error))?;
+            .set_read_timeout(Some(CANCEL_POLL))
+            .map_err(|error| connection_error(&error))?;
         let mut watch = Watch::new(self.pid);
         let mut is_cancelled = false;
         loop {
             if let Some(line) = self.line()? {
                 return parse(&line);
             }
-            watch.look()?;
+            watch.check()?;
             if progress.is_cancelled() && !is_cancelled {
                 is_cancelled = true;
                 self.reader
                     .get_ref()
                     .shutdown(std::net::Shutdown::Write)
-                    .map_err(|error| trouble(&error))?;
-                // The daemon's last word tells whether it stopped or was done already.
+                    .map_err(|error| connection_error(&error))?;
+                // The daemon's last message tells whether it stopped or had finished already.
             }
         }
     }
 
-    /// Returns the next line, or `None` when it did not come in time.
+    /// Returns the next line, or `None` if the read timed out.
     fn line(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         match self.reader.read_until(b'\n', &mut self.partial) {
             Ok(_) if self.partial.ends_with(b"\n") => Ok(Some(std::mem::take(&mut self.partial))),
             Ok(_) => Err(
                 Failure::new(Kind::Daemon, "the daemon ended without an answer")
-                    .hint("its log may tell why (envfs paths names it)"),
+                    .hint("its log may show why (envfs paths prints its path)"),
             ),
             Err(error)
                 if matches!(
@@ -432,16 +438,16 @@ impl Connection {
             {
                 Ok(None)
             }
-            Err(error) => Err(trouble(&error)),
+            Err(error) => Err(connection_error(&error)),
         }
     }
 
-    /// Waits until the daemon is no more.
+    /// Waits until the daemon has ended.
     fn wait_for_end(mut self, slow: &dyn Fn()) -> Result<(), Failure> {
         let stream = self.reader.get_ref().try_clone();
-        let stream = stream.map_err(|error| trouble(&error))?;
+        let stream = stream.map_err(|error| connection_error(&error))?;
         let limited = stream.set_read_timeout(Some(SLOW));
-        limited.map_err(|error| trouble(&error))?;
+        limited.map_err(|error| connection_error(&error))?;
         let mut watch = Watch::new(self.pid);
         let mut is_told = false;
         let mut rest = [0; 64];
@@ -449,21 +455,25 @@ impl Connection {
             match self.reader.read(&mut rest).map_err(|error| error.kind()) {
                 Ok(0) => return Ok(()),
                 Ok(_) | Err(io::ErrorKind::Interrupted) => {}
-                // It ended with something of ours unread: it has ended all the same.
+                // It ended with unread data of ours, but it ended.
                 Err(io::ErrorKind::ConnectionReset) => return Ok(()),
                 Err(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                     if !std::mem::replace(&mut is_told, true) {
                         slow();
                     }
-                    watch.look()?;
+                    watch.check()?;
                 }
-                Err(kind) => return Err(trouble(&kind.into())),
+                Err(kind) => return Err(connection_error(&kind.into())),
             }
         }
     }
 }
 
 fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(line)
-        .map_err(|error| Failure::new(Kind::Daemon, format!("the daemon's words are odd: {error}")))
+    serde_json::from_slice(line).map_err(|error| {
+        Failure::new(
+            Kind::Daemon,
+            format!("malformed message from the daemon: {error}"),
+        )
+    })
 }

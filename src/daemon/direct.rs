@@ -1,9 +1,8 @@
-//! A mount without a store: an image, or several one over another, and a directory that takes the
-//! changes.
+//! Mounts without a store: one or more stacked images, and a directory for changes.
 //!
-//! For programs that mount file systems by themselves (`mount(8)`, fstab, test suites). The
-//! directory has the shape of an environment's home; images stay where they are, behind symbolic
-//! links there. Commits and history are for environments.
+//! They are meant for programs that mount file systems themselves (`mount(8)`, fstab, test suites).
+//! The directory has the layout of an environment's home, with symbolic links to the images. There
+//! are no commits and no history.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -18,11 +17,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Kind};
-use super::host::{Begun, begin, end_on_signal, tell};
-use super::lifecycle::{Launched, Served, launch};
+use super::host::{Startup, end_on_signal, report_start, start_up};
+use super::lifecycle::{Launched, StartReport, launch};
 use super::log;
 use super::protocol::Started;
-use super::service::note;
+use super::service::log_reconciled;
 use crate::commit;
 use crate::environment::{EnvLock, Layout};
 use crate::fuse::session::Session;
@@ -34,56 +33,57 @@ use crate::sys::process::{self, new_uuid};
 use crate::sys::{mountinfo, private, regular, text::Text};
 use crate::union::{self, OpenOptions, Paths, Union, identify};
 
-/// How long the end of the daemon before is waited for: a mount is gone before its daemon is.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit for the end of the previous daemon, which outlives its mount for a moment.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What to mount where. All paths are absolute.
+/// The description of a mount without a store. All paths are absolute.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DirectMount {
     /// The SquashFS images, top first; at least one.
     pub images: Vec<Text>,
-    /// Where the image begins in its file, where it cannot be found; for one image.
+    /// The offset of the image in its file, unless it is detected; for a single image.
     #[serde(default)]
     pub offset: Option<u64>,
-    /// Takes the changes; made if it is missing. None only where nothing can be changed.
+    /// The directory for changes, created if it does not exist; `None` for a read-only mount.
     pub upper: Option<Text>,
-    /// The database, if not in the directory of the changes.
+    /// The database, if not in the directory for changes.
     pub state: Option<Text>,
     /// An existing directory.
     pub mount_point: Text,
     /// The source in the mount table.
     pub source: String,
-    /// What stands behind `fuse.` as the type.
+    /// The part of the file system type after `fuse.`.
     pub subtype: String,
-    /// What the kernel is to refuse or to do.
+    /// The flags for the kernel.
     pub flags: MountFlags,
-    /// Whether other users may enter.
+    /// Whether other users may access the mount.
     pub allow_other: bool,
-    /// Whether whoever mounts is root there; excludes `allow_other`.
+    /// Whether the user who mounts has root's rights there; excludes `allow_other`.
     pub fakeroot: bool,
 }
 
-/// Starts the daemon of a mount; returns when the mount can be used, and what is to be said about it.
-pub fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<Served, Failure> {
+/// Starts the daemon of a mount and waits until the mount can be used.
+pub fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<StartReport, Failure> {
     detach_dead(what.mount_point.as_path(), &what.source)?;
     let mut output = Stdio::null();
-    let (mut log_path, mut no_log) = (None, None);
+    let (mut log_path, mut log_warning) = (None, None);
     if let Some(upper) = &what.upper {
-        let place = upper.as_path();
-        make_private(place)?;
-        refuse_shared(place)?;
+        let dir = upper.as_path();
+        create_private_dir(dir)?;
+        refuse_shared(dir)?;
         let layout = Layout::new(upper.as_path());
         let path = layout.daemon_log();
-        let (file, why) = log::open_or_discard(&layout).map_err(doing("write the log", &path))?;
-        (output, no_log) = (file.into(), why);
+        let (file, warning) =
+            log::open_or_discard(&layout).map_err(doing("write the log", &path))?;
+        (output, log_warning) = (file.into(), warning);
         log_path = Some(path);
     }
     let spec = serde_json::to_string(what).map_err(|e| Failure::of(Kind::Internal, &e))?;
     let words = [OsStr::new("__serve"), OsStr::new(&spec)];
     let status = match launch(&words, output, slow)? {
-        Launched::Ready(mut served) => {
-            served.warnings.extend(no_log);
-            return Ok(served);
+        Launched::Ready(mut report) => {
+            report.warnings.extend(log_warning);
+            return Ok(report);
         }
         Launched::Ended(status) => status,
     };
@@ -92,20 +92,20 @@ pub fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<Served, Failure> {
         format!("the daemon ended before it was ready ({status})"),
     );
     Err(match log_path {
-        Some(path) => failure.hint(format!("its log: {}", path.display())),
+        Some(path) => failure.hint(format!("see its log: {}", path.display())),
         None => failure,
     })
 }
 
 /// Returns the flags of the mount at a path.
 pub fn flags_at(mount_point: &Path) -> Result<MountFlags, Failure> {
-    let there = mountinfo::at(mount_point)
+    let found = mountinfo::at(mount_point)
         .map_err(|e| Failure::io("cannot read the mount table", &e))?
         .filter(|mount| mount.fs_type.starts_with("fuse"));
-    let there = there.ok_or_else(|| {
+    let found = found.ok_or_else(|| {
         Failure::new(
             Kind::Usage,
-            format!("{} is no mount of envfs", mount_point.display()),
+            format!("{} is not a mount of envfs", mount_point.display()),
         )
     })?;
     let mut flags = MountFlags {
@@ -113,37 +113,35 @@ pub fn flags_at(mount_point: &Path) -> Result<MountFlags, Failure> {
         dev: true,
         ..MountFlags::default()
     };
-    for word in &there.options {
+    for word in &found.options {
         flags.apply(word.as_bytes());
     }
     Ok(flags)
 }
 
-/// Changes the flags of the mount at a path from those that it has. Root only.
+/// Changes the flags of the mount at a path. Only root can do this.
 pub fn remount(mount_point: &Path, before: MountFlags, after: MountFlags) -> Result<(), Failure> {
     let shown = mount_point.display();
     if before.synchronous != after.synchronous {
         return Err(Failure::new(
             Kind::Usage,
-            format!(
-                "{shown} is mounted already: sync and dirsync can be chosen when mounting only"
-            ),
+            format!("cannot change sync or dirsync of {shown}: they can be set only when mounting"),
         )
         .hint("unmount it, and mount it with the option"));
     }
-    if before.read_only && !after.read_only && takes_no_changes(mount_point) {
+    if before.read_only && !after.read_only && has_no_upper(mount_point) {
         return Err(Failure::new(
             Kind::Usage,
-            format!("{shown} was mounted without a directory that takes the changes"),
+            format!("cannot make {shown} writable: it was mounted without a directory for changes"),
         )
         .hint("unmount it, and mount it with -o upper=DIR"));
     }
     Ok(mount::remount(mount_point, after)?)
 }
 
-/// Returns true if the mount at a path is that of an image alone: by the command line of its daemon, which
-/// has no other way to be asked.
-fn takes_no_changes(mount_point: &Path) -> bool {
+/// Returns whether the mount at a path has no directory for changes. Its daemon has no control
+/// socket, so this is read from its command line.
+fn has_no_upper(mount_point: &Path) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut specs = pids.filter_map(|pid| {
@@ -154,13 +152,13 @@ fn takes_no_changes(mount_point: &Path) -> bool {
     specs.any(|what| what.mount_point.as_path() == mount_point && what.upper.is_none())
 }
 
-/// Is the daemon: serves until it is unmounted. To be called as [`super::host::run`] is.
+/// Runs the daemon until it is unmounted. The requirements are those of [`super::host::run`].
 pub fn run(what: &DirectMount) -> Result<(), Failure> {
-    let Begun {
+    let Startup {
         signals,
         warnings,
         opened: (session, open),
-    } = begin(|| {
+    } = start_up(|| {
         let open = Open::new(what)?;
         Ok((open.mount(what)?, open))
     })?;
@@ -175,7 +173,7 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
         .spawn(move || end_on_signal(signals, &at, &source, &stop_handle))
         .map_err(|e| Failure::io("cannot start a thread", &e))
         .and_then(|_| {
-            tell(&Started::Ready {
+            report_start(&Started::Ready {
                 pid: std::process::id(),
                 mount_point: mount_point.clone().into(),
                 lost: open.lost,
@@ -184,7 +182,7 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
         });
     if let Err(failure) = served {
         if let Err(error) = mount::unmount(&mount_point, UnmountMode::Lazy) {
-            tracing::warn!(%error, "could not undo the mount");
+            tracing::warn!(%error, "cannot undo the mount");
         }
         return Err(failure);
     }
@@ -192,15 +190,15 @@ pub fn run(what: &DirectMount) -> Result<(), Failure> {
     open.close()?;
     result
         .map(drop)
-        .map_err(|e| Failure::io("the event loops ended badly", &e))
+        .map_err(|e| Failure::io("the event loops failed", &e))
 }
 
-/// An image with its changes, open under the lock of their directory.
+/// Open images with their changes, under the lock of the directory for changes.
 struct Open {
     id: String,
     union: Arc<Union>,
     owners: Owners,
-    /// Changed files that were found to have lost their content when it was opened.
+    /// The number of changed files whose content was found to be lost on opening.
     lost: usize,
     _lock: Option<EnvLock>,
 }
@@ -208,16 +206,16 @@ struct Open {
 impl Open {
     fn new(what: &DirectMount) -> Result<Open, Failure> {
         let Some(upper) = &what.upper else {
-            // Nothing will be written: names are needed only until everything is open.
+            // Nothing will be written. The directory is needed only until all files are open.
             let scratch = tempfile::Builder::new()
                 .prefix("envfs-ro-")
                 .tempdir()
-                .map_err(|e| Failure::io("cannot make a temporary directory", &e))?;
+                .map_err(|e| Failure::io("cannot create a temporary directory", &e))?;
             let db = StateDb::in_memory()?;
             return Open::with(what, &Layout::new(scratch.path()), db, None);
         };
         let layout = Layout::new(upper.as_path());
-        let lock = EnvLock::lock(&layout, "mounted", PATIENCE)?;
+        let lock = EnvLock::lock(&layout, "mounted", LOCK_TIMEOUT)?;
         let path = match &what.state {
             Some(path) => path.as_path().to_path_buf(),
             None => layout.state_db(),
@@ -251,41 +249,39 @@ impl Open {
             images.push(image);
         }
         if images.is_empty() {
-            return Err(Failure::new(Kind::Usage, "there is no image to mount"));
+            return Err(Failure::new(Kind::Usage, "no image to mount"));
         }
         pair(layout, &db)?;
         if db.stack()?.is_empty() {
             db.set_image_fingerprint(&fingerprint)?;
-            initialise(what, layout, &db, &images)?;
+            initialize(what, layout, &db, &images)?;
         } else if db.image_fingerprint()?.as_deref() != Some(&fingerprint[..]) {
             return Err(Failure::new(
                 Kind::Conflict,
                 format!(
-                    "the changes in {} were made on another image than {}",
+                    "the changes in {} belong to another image than {}",
                     layout.home().display(),
                     list(&what.images)
                 ),
             )
-            .hint(
-                "name what they were made on, several images in their order, or another directory",
-            ));
+            .hint("give the same images in the same order, or another directory for changes"));
         }
         for dir in [layout.images(), layout.layers()] {
-            private::create_dir(&dir).map_err(doing("make", &dir))?;
+            private::create_dir(&dir).map_err(doing("create", &dir))?;
         }
         let parts = db.stack()?.into_iter().map(|layer| layer.part);
         let parts = parts.filter(|part| matches!(part, StackPart::Image(_)));
         for (part, path) in parts.zip(&what.images) {
             if let StackPart::Image(id) = part {
                 let name = layout.image(&Layout::image_file_name(id));
-                place_image(path.as_path(), &name)?;
+                link_image(path.as_path(), &name)?;
                 union::set_offset(&db, id, what.offset)
                     .map_err(|e| Failure::from(commit::CommitError::from(e)))?;
             }
         }
         let id = db
             .uuid()?
-            .ok_or_else(|| Failure::new(Kind::Damaged, "the database does not say who it is"))?;
+            .ok_or_else(|| Failure::new(Kind::Damaged, "the database lacks its identity"))?;
         let owners = match what.fakeroot {
             true => Owners::default(),
             false => {
@@ -299,13 +295,14 @@ impl Open {
             ..commit::paths(layout)
         };
         let opened = Union::open(Arc::new(db), paths, &options);
-        let (union, mended) = opened.map_err(|e| Failure::from(commit::CommitError::from(e)))?;
-        note(&mended);
+        let (union, reconciled) =
+            opened.map_err(|e| Failure::from(commit::CommitError::from(e)))?;
+        log_reconciled(&reconciled);
         Ok(Open {
             id,
             union: Arc::new(union),
             owners,
-            lost: mended.lost.len(),
+            lost: reconciled.lost.len(),
             _lock: lock,
         })
     }
@@ -338,14 +335,14 @@ impl Open {
     }
 }
 
-/// User and group that own the root of an image.
+/// Returns the user and the group that own the root of an image.
 fn owner_of(image: &Image) -> Result<(u32, u32), crate::squashfs::Error> {
     let root = image.inode(image.root())?;
     Ok((image.uid(&root)?, image.gid(&root)?))
 }
 
-/// Makes sure that a database and a directory of changes belong together: each is worthless, and
-/// harmful, with another.
+/// Fails unless the database and the directory for changes belong together. Using one with another
+/// would destroy both.
 fn pair(layout: &Layout, db: &StateDb) -> Result<(), Failure> {
     let known = match regular::read(&layout.id(), 4096) {
         Ok(id) => Some(String::from_utf8_lossy(&id).into_owned()),
@@ -355,7 +352,7 @@ fn pair(layout: &Layout, db: &StateDb) -> Result<(), Failure> {
     if db.uuid()?.as_deref() == known.as_deref() {
         return Ok(());
     }
-    // A first mount that was interrupted has named the directory, and nothing more.
+    // An interrupted first mount may have written the identity to the directory, and nothing else.
     if db.uuid()?.is_none() && !layout.layers().exists() {
         return Ok(());
     }
@@ -371,16 +368,17 @@ fn unpaired(layout: &Layout, state: &Path) -> Failure {
             state.display()
         ),
     )
-    .hint("name the state that was used with this directory, or a new directory")
+    .hint("give the state that was used with this directory, or a new directory")
 }
 
-fn initialise(
+/// Initializes the database of a new directory for changes.
+fn initialize(
     what: &DirectMount,
     layout: &Layout,
     db: &StateDb,
     images: &[Image],
 ) -> Result<(), Failure> {
-    let uuid = new_uuid().map_err(|e| Failure::io("cannot make an id", &e))?;
+    let uuid = new_uuid().map_err(|e| Failure::io("cannot create an identity", &e))?;
     let id_file = layout.id();
     let options = File::options()
         .create(true)
@@ -405,7 +403,7 @@ fn initialise(
         );
         match error {
             union::Error::Redirected(_) => failure
-                .hint("make the image of what overlayfs shows, or of an upper directory without redirect_dir"),
+                .hint("create the image from the mounted overlayfs, or from an upper directory without redirect_dir"),
             _ => failure,
         }
     })?;
@@ -424,8 +422,8 @@ fn initialise(
     Ok(())
 }
 
-/// Lets the name of an image in the directory lead to where the image is now.
-fn place_image(image: &Path, name: &Path) -> Result<(), Failure> {
+/// Creates or updates the symbolic link to an image in the directory.
+fn link_image(image: &Path, name: &Path) -> Result<(), Failure> {
     if fs::read_link(name).is_ok_and(|target| target == image) {
         return Ok(());
     }
@@ -435,10 +433,10 @@ fn place_image(image: &Path, name: &Path) -> Result<(), Failure> {
         }
         _ => {}
     }
-    symlink(image, name).map_err(doing("make", name))
+    symlink(image, name).map_err(doing("create", name))
 }
 
-/// The paths of images, for messages.
+/// Formats the paths of images for messages.
 fn list(images: &[Text]) -> String {
     let paths = images
         .iter()
@@ -446,14 +444,15 @@ fn list(images: &[Text]) -> String {
     paths.collect::<Vec<_>>().join(" over ")
 }
 
-/// What tells one image from another: its superblock (time, counts, places of all tables).
+/// Returns the superblock of an image, which identifies it: it has the time of creation, counts,
+/// and the positions of all tables.
 fn superblock_of(image: &Image, path: &Path) -> Result<Vec<u8>, Failure> {
     let mut superblock = [0; 96];
     image.read_raw(0, &mut superblock).map_err(damaged(path))?;
     Ok(superblock.to_vec())
 }
 
-/// Takes away what a killed daemon of ours left at the mount point.
+/// Detaches a dead mount with this source at the mount point.
 fn detach_dead(mount_point: &Path, source: &str) -> Result<(), Failure> {
     let at = mountinfo::at(mount_point)
         .map_err(|e| Failure::io("cannot read the mount table", &e))?
@@ -466,27 +465,28 @@ fn detach_dead(mount_point: &Path, source: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn make_private(path: &Path) -> Result<(), Failure> {
+fn create_private_dir(path: &Path) -> Result<(), Failure> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(doing("make", path))
+        .map_err(doing("create", path))
 }
 
-/// Refuses a directory that others could write to: what they put there would be in the mount.
+/// Fails if other users can write to the directory: their files would appear in the mount.
 fn refuse_shared(path: &Path) -> Result<(), Failure> {
-    let meta = fs::metadata(path).map_err(doing("look at", path))?;
+    let meta = fs::metadata(path).map_err(doing("stat", path))?;
     let shown = path.display();
     let refused = |why: String| Failure::new(Kind::Conflict, format!("{shown} {why}"));
     if meta.uid() != process::user_id() {
         let owner = process::user_name(meta.uid());
         return Err(refused(format!("belongs to {owner}"))
-            .hint("changes are kept in a directory of your own: name another, or chown it"));
+            .hint("give a directory of your own for changes, or chown it"));
     }
     if meta.mode() & 0o022 != 0 {
-        return Err(refused(String::from("can be written to by others"))
-            .hint(format!("chmod go-w {shown}")));
+        return Err(
+            refused(String::from("is writable for others")).hint(format!("chmod go-w {shown}"))
+        );
     }
     Ok(())
 }
@@ -514,15 +514,15 @@ fn damaged(path: &Path) -> impl Fn(crate::squashfs::Error) -> Failure {
 }
 
 impl DirectMount {
-    /// The source that a mount gets if none is chosen: the image, where the mount table can say it.
-    pub fn usual_source(image: &Path) -> String {
+    /// Returns the default source of a mount: the image, if the mount table can represent its path.
+    pub fn default_source(image: &Path) -> String {
         match image.to_str() {
             Some(text) if !text.contains([',', '\\']) => text.to_owned(),
             _ => String::from("envfs"),
         }
     }
 
-    /// Returns whether the mount point is a directory, also where a dead mount covers it.
+    /// Returns whether the mount point is a directory, even if a dead mount covers it.
     pub fn has_mount_point(&self) -> bool {
         let path = self.mount_point.as_path();
         path.as_os_str().as_bytes().starts_with(b"/") && (path.is_dir() || mountinfo::is_dead(path))

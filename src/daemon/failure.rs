@@ -1,4 +1,4 @@
-//! An error in the form in which it reaches the user, also from another process.
+//! Errors as they are shown to the user and sent between processes.
 
 use std::io;
 
@@ -11,53 +11,53 @@ use crate::sys::mount::MountError;
 use crate::sys::process::error_text;
 use crate::sys::regular;
 
-/// What kind of trouble it is. Decides the exit status of a command.
+/// The kind of a failure. Determines the exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// The system refused something: input and output, permissions.
+    /// An operation of the system failed: I/O, permissions.
     System,
-    /// The command was not given what it needs.
+    /// The command line or the configuration is invalid.
     Usage,
-    /// No such environment, revision, file or source.
+    /// The environment, revision, file or source does not exist.
     NotFound,
-    /// It exists already, or what is there stands in the way.
+    /// The target exists already, or conflicts with something else.
     Conflict,
-    /// Somebody uses it or holds its lock.
+    /// The environment is in use or locked.
     Busy,
-    /// An image or database is damaged, no image at all, or newer than this program.
+    /// An image or database is damaged, is not an image at all, or has a newer format.
     Damaged,
-    /// FUSE cannot be used here.
+    /// FUSE cannot be used.
     Fuse,
-    /// No space or quota left.
+    /// The disk or the quota is full.
     NoSpace,
-    /// The daemon ended or does not answer.
+    /// The daemon ended or does not respond.
     Daemon,
-    /// The user asked to stop; everything is as it was.
+    /// The user cancelled the operation; nothing was changed.
     Cancelled,
-    /// A fault of this program.
+    /// An internal error of envfs.
     Internal,
 }
 
-/// What failed, and what to do about it.
+/// A failure: a message and the next steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What kind of trouble it is.
+    /// The kind of the failure.
     pub kind: Kind,
-    /// What failed, with its causes, in one line as a rule.
+    /// The message with its causes, usually one line.
     pub message: String,
-    /// What belongs to the message and has lines of its own, for example who uses a mount. Neither a
-    /// message nor a line here holds a newline that is meant to be one.
+    /// Further lines of the message, such as the processes that use a mount. Newlines inside the
+    /// message and inside these lines are escaped when they are printed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
-    /// What to type or do next, one hint a line.
+    /// The next steps, one per line.
     #[serde(default)]
     pub hints: Vec<String>,
 }
 
 impl Failure {
-    /// Makes a failure without hints.
+    /// Creates a failure without hints.
     pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
         Failure {
             kind,
@@ -74,15 +74,14 @@ impl Failure {
         self
     }
 
-    /// Adds what to do about it.
+    /// Adds a hint about the next step.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hints.push(hint.into());
         self
     }
 
-    /// Makes one of an error of the system, met while doing what `doing` says
-    /// ("cannot read /x").
+    /// Creates a failure from a system error; `doing` says what failed, as in "cannot read /x".
     pub fn io(doing: impl std::fmt::Display, error: &io::Error) -> Failure {
         let failure = Failure::new(kind_of_io(error), format!("{doing}: {}", error_text(error)));
         match failure.kind {
@@ -91,7 +90,8 @@ impl Failure {
         }
     }
 
-    /// The same for what the user has named: where it does not exist, it is not found.
+    /// Like [`Failure::io`], for a path given by the user: if it does not exist, the kind is
+    /// `NotFound`.
     pub fn of_named(doing: impl std::fmt::Display, error: &io::Error) -> Failure {
         let mut failure = Failure::io(doing, error);
         if error.kind() == io::ErrorKind::NotFound {
@@ -100,21 +100,21 @@ impl Failure {
         failure
     }
 
-    /// Makes one of any error, with all its causes in the message.
+    /// Creates a failure from any error, with all its causes in the message.
     pub fn of(kind: Kind, error: &dyn std::error::Error) -> Failure {
         Failure::new(kind, with_causes(error))
     }
 }
 
-/// What to do where there is no room.
-pub const MAKE_ROOM: &str = "make room (envfs gc drops old images), then try again";
+/// The hint for a full disk.
+pub const MAKE_ROOM: &str = "free some space (envfs gc removes old images), then try again";
 
-/// What to do where something else lies in the place of a file of a store.
+/// The hint for a damaged store.
 const REPAIR: &str =
-    "envfs verify names what is wrong, and envfs verify --repair repairs what it can";
+    "envfs verify lists the problems, and envfs verify --repair repairs what it can";
 
-/// Returns the kind of trouble that an error of the system means. A file of ours that is missing is
-/// not what the user has named and what does not exist.
+/// Returns the kind of a system error. A missing file is `System`, not `NotFound`, because the user
+/// did not name it.
 pub fn kind_of_io(error: &io::Error) -> Kind {
     if regular::as_not_regular(error).is_some() {
         return Kind::Damaged;
@@ -127,7 +127,7 @@ pub fn kind_of_io(error: &io::Error) -> Kind {
     }
 }
 
-/// Joins an error and its causes; a cause that the text before it tells already is left out.
+/// Joins the messages of an error and its causes. Omits a cause whose text is already included.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -166,14 +166,14 @@ impl From<SessionError> for Failure {
     }
 }
 
-/// Says that a store cannot be written to.
+/// Adds to a failure that the store is not writable.
 fn read_only(failure: Failure) -> Failure {
     Failure {
         message: format!("{}: the store is read-only for you", failure.message),
         ..failure
     }
-    .hint("copy it to where you can write (cp -a)")
-    .hint("or mount an image of it alone: envfs mount --image FILE -o ro DIR")
+    .hint("copy it to a writable file system (cp -a)")
+    .hint("or mount one of its images: envfs mount --image FILE -o ro DIR")
 }
 
 impl From<EnvironmentError> for Failure {
@@ -184,26 +184,26 @@ impl From<EnvironmentError> for Failure {
                 failure(Kind::Usage)
             }
             EnvironmentError::Unknown { .. } => {
-                failure(Kind::NotFound).hint("envfs list shows what there is")
+                failure(Kind::NotFound).hint("envfs list shows all environments")
             }
             EnvironmentError::Exists { name } => failure(Kind::Conflict).hint(format!(
                 "choose another name, or remove it: envfs remove {name}"
             )),
             EnvironmentError::Held { holder: None, .. } => failure(Kind::Busy).hint(
-                "wait until it is done; on a file system that hosts share, a lock that names nobody is \
+                "wait until it has finished; on a shared file system, a lock of an unknown process is \
                  free 5 minutes after it was last renewed",
             ),
             EnvironmentError::Held { .. } => {
-                failure(Kind::Busy).hint("wait until it is done, or end it")
+                failure(Kind::Busy).hint("wait until it has finished, or end it")
             }
             EnvironmentError::Replaceable { path, dir, .. } => failure(Kind::Conflict)
                 .hint(format!(
-                    "take the permission away: chmod go-w {}",
+                    "remove the permission: chmod go-w {}",
                     dir.display()
                 ))
-                .hint("or choose another place for it")
+                .hint("or choose another directory")
                 .hint(format!(
-                    "or, where you trust everybody who may change it: export {TRUST}={}",
+                    "or, if you trust all users who can change it: export {TRUST}={}",
                     path.display()
                 )),
             EnvironmentError::Config { .. } => failure(Kind::Usage),

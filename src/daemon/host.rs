@@ -1,4 +1,4 @@
-//! The life of a daemon: open, mount, say so, serve, unmount, end.
+//! Startup and shutdown of a daemon: open, mount, report, serve, unmount, end.
 
 use std::fs::File;
 use std::io::Write;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::failure::{Failure, Kind};
-use super::protocol::{Served, Service, Started, Unmounted};
-use super::runtime::{Listening, RuntimeDir};
+use super::protocol::{ServedHome, Service, Started, Unmounted};
+use super::runtime::{RuntimeDir, SocketDir};
 use super::server::{Control, Server};
 use crate::fuse::session::{End, Session, StopHandle};
 use crate::sys::daemonize;
@@ -17,15 +17,15 @@ use crate::sys::mount::{self, MountError, UnmountMode};
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::signals::TerminationSignals;
 
-/// A mounted environment: its running session and what answers for it.
+/// A mounted environment with its running session and its service.
 pub struct Mounted {
-    /// The mount, with its loops running.
+    /// The mount, with its event loops running.
     pub session: Session,
-    /// What commands may ask of it.
+    /// The operations available to commands.
     pub service: Arc<dyn Service>,
-    /// Whose files it shows.
-    pub home: Served,
-    /// Changed files that were found to have lost their content when it was opened.
+    /// The home of the environment.
+    pub home: ServedHome,
+    /// The number of changed files whose content was found to be lost on opening.
     pub lost: usize,
 }
 
@@ -37,27 +37,26 @@ impl std::fmt::Debug for Mounted {
     }
 }
 
-/// Is a daemon: runs until the environment is unmounted. To be called first thing in a fresh
-/// process, before any other thread runs, with a pipe as standard output and the log as standard
-/// error.
+/// Runs a daemon until the environment is unmounted. Must be called first in a new process, before
+/// any other thread runs, with a pipe as standard output and the log as standard error.
 ///
-/// `mount` opens the environment and mounts it; it runs after the process left its terminal. Its
-/// failure reaches the command that started us and is returned as well.
+/// `mount` opens and mounts the environment. It runs after the process has left its terminal. Its
+/// failure is sent to the command that started the daemon and is returned as well.
 pub fn run(
     id: &str,
     runtime: &RuntimeDir,
     mount: impl FnOnce() -> Result<Mounted, Failure>,
 ) -> Result<(), Failure> {
-    let Begun {
+    let Startup {
         signals,
         warnings,
         opened: mounted,
-    } = begin(mount)?;
+    } = start_up(mount)?;
     let mount_point = mounted.session.mount_point().to_path_buf();
 
     let served = serve(id, runtime, &mounted, signals).and_then(|running| {
-        // If the command that asked for the mount is gone, nobody wants it.
-        tell(&Started::Ready {
+        // If the command that started the daemon has ended, this fails and the mount is undone.
+        report_start(&Started::Ready {
             pid: std::process::id(),
             mount_point: mount_point.clone().into(),
             lost: mounted.lost,
@@ -69,11 +68,11 @@ pub fn run(
         Ok(running) => running,
         Err(failure) => {
             if let Err(error) = mount::unmount(&mount_point, UnmountMode::Lazy) {
-                tracing::warn!(%error, "could not undo the mount");
+                tracing::warn!(%error, "cannot undo the mount");
             }
-            // Nobody may be listening; the log has it in any case.
-            if let Err(error) = tell(&Started::Error(failure.clone())) {
-                tracing::debug!(%error, "could not tell of the failure");
+            // The command may have ended; the failure is logged in any case.
+            if let Err(error) = report_start(&Started::Error(failure.clone())) {
+                tracing::debug!(%error, "cannot report the failure");
             }
             return Err(failure);
         }
@@ -85,51 +84,53 @@ pub fn run(
     } = mounted;
     let result = session.wait();
     drop(running);
-    service.end();
+    service.close();
     match &result {
         Ok(End::Unmounted) => tracing::info!(path = %mount_point.display(), "unmounted"),
         Ok(End::Abandoned) => tracing::warn!(
             path = %mount_point.display(),
-            "unmounted; copies of the mount that are left get no answers any more"
+            "unmounted; requests to remaining copies of the mount are refused"
         ),
         Err(_) => {}
     }
     result
         .map(drop)
-        .map_err(|error| Failure::io("the event loops ended badly", &error))
+        .map_err(|error| Failure::io("the event loops failed", &error))
 }
 
-/// A daemon that has opened what it is to serve.
-pub(super) struct Begun<T> {
-    /// What asks it to end.
+/// The state of a daemon after its startup.
+pub(super) struct Startup<T> {
+    /// The signals that end the daemon.
     pub(super) signals: TerminationSignals,
-    /// What the user should know.
+    /// Warnings for the user.
     pub(super) warnings: Vec<String>,
-    /// What it serves.
+    /// The opened environment or images.
     pub(super) opened: T,
 }
 
-/// Becomes a daemon, then opens what it is to serve. A failure is told to the command that waits.
-pub(super) fn begin<T>(open: impl FnOnce() -> Result<T, Failure>) -> Result<Begun<T>, Failure> {
+/// Becomes a daemon, then calls `open`. Sends a failure to the command that waits.
+pub(super) fn start_up<T>(
+    open: impl FnOnce() -> Result<T, Failure>,
+) -> Result<Startup<T>, Failure> {
     daemonize::limit_allocator();
-    // Blocked before any thread exists, so that only the one that waits for them gets them.
-    let began = TerminationSignals::block()
+    // Blocked before any thread exists, so that only the thread that waits for them receives them.
+    let started = TerminationSignals::block()
         .and_then(|signals| Ok((signals, daemonize::become_daemon()?)))
         .map_err(|error| Failure::io("cannot become a daemon", &error))
         .and_then(|(signals, warnings)| {
             for warning in &warnings {
                 tracing::warn!("{warning}");
             }
-            Ok(Begun {
+            Ok(Startup {
                 signals,
                 warnings,
                 opened: open()?,
             })
         });
-    if let Err(failure) = &began {
-        tell(&Started::Error(failure.clone()))?;
+    if let Err(failure) = &started {
+        report_start(&Started::Error(failure.clone()))?;
     }
-    began
+    started
 }
 
 fn serve(
@@ -137,14 +138,14 @@ fn serve(
     runtime: &RuntimeDir,
     mounted: &Mounted,
     signals: TerminationSignals,
-) -> Result<(super::server::Running, Listening), Failure> {
+) -> Result<(super::server::Running, SocketDir), Failure> {
     let control = Arc::new(MountControl::new(&mounted.session, id));
-    let listening = runtime.make()?;
-    let socket = listening.socket(id);
+    let dir = runtime.create()?;
+    let socket = dir.socket(id);
     let running = Server::bind(&socket, id, Some(mounted.home.clone()))
         .and_then(|server| server.start(mounted.service.clone(), control.clone()))
         .map_err(|error| Failure::io(format!("cannot listen at {}", socket.display()), &error))?;
-    mounted.service.listens_at(&socket)?;
+    mounted.service.set_socket(&socket)?;
     std::thread::Builder::new()
         .name(String::from("signals"))
         .spawn(move || {
@@ -156,11 +157,11 @@ fn serve(
             );
         })
         .map_err(|error| Failure::io("cannot start a thread", &error))?;
-    // In this order: the socket goes before its directory.
-    Ok((running, listening))
+    // Dropped in this order: the socket is removed before its directory.
+    Ok((running, dir))
 }
 
-/// Unmounts when asked by a signal. Whoever still uses the mount may finish, until a further signal comes.
+/// Unmounts on a signal. Programs that use the mount may finish, unless a second signal arrives.
 pub(super) fn end_on_signal(
     signals: TerminationSignals,
     mount_point: &Path,
@@ -169,7 +170,7 @@ pub(super) fn end_on_signal(
 ) {
     loop {
         match signals.wait() {
-            Ok(signal) => tracing::info!(signal, "asked to end"),
+            Ok(signal) => tracing::info!(signal, "received a signal to end"),
             Err(error) => {
                 tracing::error!(%error, "cannot wait for signals");
                 return;
@@ -177,7 +178,7 @@ pub(super) fn end_on_signal(
         }
         match mountinfo::own(mount_point, source) {
             Ok(None) => {
-                tracing::warn!("the mount is gone here already: ends, whoever still uses it");
+                tracing::warn!("the mount was removed already: ending although it may be in use");
                 stop_handle.abandon();
                 continue;
             }
@@ -185,13 +186,13 @@ pub(super) fn end_on_signal(
             _ => {}
         }
         if let Err(failure) = refuse_covered(mount_point, source) {
-            tracing::error!("{failure}; to be asked again when it is gone");
+            tracing::error!("{failure}; send the signal again after that");
             continue;
         }
         match mount::unmount(mount_point, UnmountMode::Plain) {
             Ok(()) => stop_handle.unmounted(),
             Err(MountError::Busy { .. }) => {
-                tracing::warn!("in use: detached, to end when the last user does");
+                tracing::warn!("in use: detached; ends when the last program that uses it does");
                 if let Err(error) = mount::unmount(mount_point, UnmountMode::Lazy) {
                     tracing::error!(%error, "cannot detach");
                 }
@@ -201,18 +202,18 @@ pub(super) fn end_on_signal(
     }
 }
 
-/// How long what was written through mappings may take to come to the daemon before a mount is taken away.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
+/// The time limit for flushing the kernel's cache before a mount is removed.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Brings what was written through mappings to the daemon, where there are copies of the mount: the kernel
-/// does it only when the last one goes.
+/// Flushes data written through mappings to the daemon. Needed if the mount has copies, as the
+/// kernel does it by itself only when the last copy is removed.
 fn flush(mount_point: &Path) {
-    if let Err(error) = mount::sync_with_timeout(mount_point, FLUSH_PATIENCE) {
+    if let Err(error) = mount::sync_with_timeout(mount_point, FLUSH_TIMEOUT) {
         tracing::warn!(%error, "cannot flush the kernel's cache of the mount");
     }
 }
 
-/// Refuses to unmount where something else lies on top: that is what would go.
+/// Fails if another file system is mounted on top, which an unmount would remove instead.
 fn refuse_covered(mount_point: &Path, source: &str) -> Result<(), Failure> {
     let covering = mountinfo::covering(mount_point, source)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
@@ -222,19 +223,22 @@ fn refuse_covered(mount_point: &Path, source: &str) -> Result<(), Failure> {
     }
 }
 
-/// Says what lies on top of a mount of ours.
+/// Returns the failure for a mount with another file system on top.
 pub(super) fn covered(top: &MountEntry) -> Failure {
-    let (what, at) = (top.source.to_string_lossy(), top.mount_point.display());
+    let (source, at) = (top.source.to_string_lossy(), top.mount_point.display());
     Failure::new(
         Kind::Conflict,
-        format!("{what} ({}) lies on top of the mount at {at}", top.fs_type),
+        format!(
+            "another file system is mounted on top of {at}: {source} ({})",
+            top.fs_type
+        ),
     )
     .hint(format!("unmount it (umount {at}), then try again"))
 }
 
-/// Says on standard output how the start went, then makes the log the standard output, which
-/// tells the other side that nothing more is to come.
-pub(super) fn tell(started: &Started) -> Result<(), Failure> {
+/// Writes the outcome of the start to standard output, then replaces standard output by the log.
+/// That closes the pipe to the command.
+pub(super) fn report_start(started: &Started) -> Result<(), Failure> {
     let io = |error| Failure::io("cannot answer the command that started the daemon", &error);
     let mut line =
         serde_json::to_vec(started).map_err(|error| Failure::of(Kind::Internal, &error))?;
@@ -252,12 +256,12 @@ pub(super) fn tell(started: &Started) -> Result<(), Failure> {
     daemonize::replace_stdout(&log).map_err(io)
 }
 
-/// The mount as the daemon controls it.
+/// Controls the mount of the daemon.
 #[derive(Debug)]
 struct MountControl {
     mount_point: PathBuf,
     id: String,
-    /// What it is called in the mount table.
+    /// The source in the mount table.
     source: String,
     stop_handle: StopHandle,
 }
@@ -274,7 +278,8 @@ impl MountControl {
 }
 
 impl Control for MountControl {
-    fn unmount(&self, lazy: bool) -> Result<Unmounted, Failure> {
+    fn unmount(&self, mode: UnmountMode) -> Result<Unmounted, Failure> {
+        let lazy = mode == UnmountMode::Lazy;
         refuse_covered(&self.mount_point, &self.source)?;
         let own = mountinfo::own(&self.mount_point, &self.source)
             .map_err(|error| Failure::io("cannot read the mount table", &error))?;
@@ -282,7 +287,7 @@ impl Control for MountControl {
             Some(own) => holders::in_other_namespaces(own),
             None => Default::default(),
         };
-        // The kernel refuses only for those of our own namespace.
+        // The kernel checks only users in this mount namespace.
         if !lazy && !users.is_empty() {
             return Err(busy(&self.mount_point, &users));
         }
@@ -319,7 +324,7 @@ impl Control for MountControl {
     }
 }
 
-/// Returns who uses an environment's mount, as far as we may see.
+/// Returns the processes that use an environment's mount, as far as they are visible.
 pub fn holders(id: &str) -> Vec<holders::Holder> {
     match mountinfo::of_environment(id) {
         Ok(mounts) => mounts.iter().flat_map(holders::of_mount).collect(),
@@ -330,7 +335,7 @@ pub fn holders(id: &str) -> Vec<holders::Holder> {
     }
 }
 
-/// Says who keeps a mount from being unmounted.
+/// Returns the failure for a mount that is in use, with the processes that use it.
 pub fn busy(mount_point: &Path, holders: &[holders::Holder]) -> Failure {
     let mut message = format!("{} is in use", mount_point.display());
     if holders.is_empty() {
@@ -345,5 +350,5 @@ pub fn busy(mount_point: &Path, holders: &[holders::Holder]) -> Failure {
     }
     failure
         .hint("end these processes or leave the directory, then try again")
-        .hint("or: envfs unmount --lazy (detaches now, ends when they do)")
+        .hint("or: envfs unmount --lazy (detaches it now; the daemon ends when they do)")
 }

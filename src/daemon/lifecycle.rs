@@ -1,4 +1,4 @@
-//! Makes sure that an environment is mounted, or no longer is.
+//! Mounts and unmounts environments from commands, and determines the state of a mount.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,25 +19,25 @@ use crate::sys::mount::{self, MountError, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
 use crate::sys::{process, regular};
 
-/// How long a daemon that has lost its mount may take to end.
-const ENDING_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the start of a daemon may take before its user hears that it does.
+/// The time limit for the end of a daemon that has lost its mount.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time after which the user is told that the daemon is still starting.
 const SLOW_START: Duration = Duration::from_secs(3);
-/// How much of a log is searched for last words.
+/// The number of bytes at the end of a log that are searched for messages.
 const LOG_TAIL: u64 = 4096;
 
-/// The environment that is meant, as far as its mount is concerned.
+/// An environment to mount or unmount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Id of the environment, unique for ever.
+    /// Globally unique id of the environment.
     pub id: String,
     /// Name of the environment, for the daemon's command line and for messages.
     pub name: String,
-    /// Where it is to be mounted, absolute.
+    /// The path where it is mounted, absolute.
     pub prefix: PathBuf,
-    /// Its files: the daemon's log, and who holds the lock.
+    /// Its files, such as the daemon's log and the lock.
     pub layout: Layout,
-    /// The root of the store, which the daemon is told.
+    /// The root of the store, for the daemon's command line.
     pub home: PathBuf,
 }
 
@@ -51,19 +51,19 @@ impl Target {
 /// The state of an environment's mount.
 #[derive(Debug)]
 pub enum State {
-    /// It is not mounted here and has no daemon.
+    /// It is not mounted and has no daemon.
     Unmounted,
-    /// It is mounted and its daemon answers.
+    /// It is mounted and its daemon responds.
     Mounted(Client),
-    /// It is mounted and works, but its daemon cannot be spoken with (its socket was removed).
+    /// It is mounted and works, but its daemon cannot be reached because its socket was removed.
     Unreachable,
-    /// Mounts without a daemon are in the way.
+    /// It is mounted, but its daemon has ended.
     Dead(Vec<MountEntry>),
-    /// Its daemon lives but has no mount here: it ends, or serves another mount namespace.
+    /// Its daemon runs but has no mount here: it is ending, or serves another mount namespace.
     Elsewhere(Client),
-    /// It is not mounted, but an environment with the same id is, of which this is a copy, or the
-    /// other way round: both have the same prefix, the same source and the same socket. The home of
-    /// the other one, where its daemon says it.
+    /// It is not mounted, but another environment with the same id is: one is a copy of the other,
+    /// so both have the same prefix, source and socket. Contains the home of the other one if its
+    /// daemon reports it.
     Copy(Option<PathBuf>),
 }
 
@@ -74,7 +74,7 @@ impl State {
     }
 }
 
-/// Looks, and changes nothing.
+/// Determines the state of an environment's mount. Changes nothing.
 pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
     let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
@@ -89,12 +89,12 @@ pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
         (None, None) => State::Unmounted,
         (Some(client), None) => State::Elsewhere(client),
         (Some(client), Some(_)) => State::Mounted(client),
-        // Nobody listens at the socket: the mount itself has to be asked.
+        // No process listens at the socket, so the mount itself is probed.
         (None, Some(top)) => match top.health() {
             Health::Dead => State::Dead(mounts),
-            Health::Unresponsive => return Err(silent(target)),
-            // Whoever serves a mount has the lock.
-            Health::Healthy if EnvLock::try_lock(&target.layout, "look").is_ok() => {
+            Health::Unresponsive => return Err(unresponsive(target)),
+            // The daemon of a mount holds the lock of its environment.
+            Health::Healthy if EnvLock::try_lock(&target.layout, "probe").is_ok() => {
                 State::Copy(None)
             }
             Health::Healthy => State::Unreachable,
@@ -102,32 +102,33 @@ pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
     })
 }
 
-/// Says that the daemon behind a mount does not answer, by whatever way it is asked.
-fn silent(target: &Target) -> Failure {
+/// Returns the failure for a mount whose daemon responds neither at the socket nor to file
+/// operations.
+fn unresponsive(target: &Target) -> Failure {
     let holder = EnvLock::current_holder(&target.layout).filter(Holder::is_local);
-    let failure = client::silent(holder.map(|holder| holder.pid), "does not answer");
+    let failure = client::unresponsive(holder.map(|holder| holder.pid), "does not respond");
     Failure {
         message: format!("{}: {}", target.prefix.display(), failure.message),
         ..failure
     }
     .hint(format!(
-        "or envfs unmount --lazy {} takes the mount away meanwhile",
+        "or envfs unmount --lazy {} detaches the mount for now",
         target.name
     ))
 }
 
-/// Whether a daemon serves the environment itself, and not one of which it is a copy.
+/// Returns whether a daemon serves this environment, and not a copy of it.
 fn serves(client: &Client, target: &Target) -> bool {
     let hello = client.hello();
-    let place = target.layout.home_id().ok();
+    let home_id = target.layout.home_id().ok();
     hello.environment == target.id
         && hello
             .home
             .as_ref()
-            .is_none_or(|home| Some(home.place) == place)
+            .is_none_or(|home| Some(home.place) == home_id)
 }
 
-/// Says that an environment cannot be mounted, or worked on, beside the one it is a copy of.
+/// Returns the failure for an environment of which a copy is mounted.
 pub fn copied(target: &Target, from: Option<&Path>) -> Failure {
     let from = match from {
         Some(home) => format!("from {}", home.display()),
@@ -136,46 +137,46 @@ pub fn copied(target: &Target, from: Option<&Path>) -> Failure {
     Failure::new(
         Kind::Conflict,
         format!(
-            "a copy of this environment is mounted {from}; the two have one id and one prefix, so \
-             only one can be in use"
+            "a copy of this environment is mounted {from}; both have the same id and prefix, so only \
+             one can be in use"
         ),
     )
-    .hint("unmount that one first (envfs --home ITS-STORE unmount NAME), then try again")
+    .hint("unmount it first (envfs --home ITS-STORE unmount NAME), then try again")
     .hint(format!(
-        "or make another environment of this one: envfs export {} FILE, then envfs import FILE",
+        "or create a new environment from this one: envfs export {} FILE, then envfs import FILE",
         target.name
     ))
 }
 
-/// Finds the daemon at the socket where this process would have put it; else where the holder of
-/// the environment's lock says that it listens, which is another place if it was started with
-/// another runtime directory (from cron, or by `sudo`).
+/// Connects to the daemon at the default socket of this process, else at the socket in the note of
+/// the environment's lock. They differ if the daemon was started with another runtime directory
+/// (from cron or by `sudo`).
 fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Failure> {
-    let usual = runtime.socket(&target.id);
-    if let Some(usual) = &usual
-        && let Some(client) = Client::connect(usual)?
+    let default = runtime.socket(&target.id);
+    if let Some(default) = &default
+        && let Some(client) = Client::connect(default)?
     {
         return Ok(Some(client));
     }
-    // A note that was copied with the home is not found here.
+    // Ignores a note that was copied along with the home.
     let noted = EnvLock::current_holder(&target.layout)
         .filter(Holder::is_local)
         .and_then(|holder| holder.socket)
-        .filter(|socket| Some(socket.as_path()) != usual.as_deref());
+        .filter(|socket| Some(socket.as_path()) != default.as_deref());
     let Some(socket) = noted else { return Ok(None) };
     let client = Client::connect(socket.as_path())?;
-    // A note is only as true as the file system it lies on.
+    // The note may be wrong.
     Ok(client.filter(|client| client.hello().environment == target.id))
 }
 
-/// Makes sure that the environment is mounted: uses a healthy mount, replaces a dead one, starts
-/// a daemon where there is none. Commands that do this at the same time wait for each other.
+/// Ensures that the environment is mounted: uses a healthy mount, replaces a dead one, else starts
+/// a daemon. Commands that do this concurrently wait for each other.
 ///
-/// Returns the daemon's client, or `None` where the mount works but its daemon is deaf.
+/// Returns a client of the daemon, or `None` if the mount works but its daemon is unreachable.
 ///
-/// Calls `slow` once if a daemon that is started takes long.
+/// Calls `slow` once if the start of the daemon takes long.
 ///
-/// With `fakeroot` whoever mounts may do there what root may; a mount without it is not replaced.
+/// With `fakeroot`, the user has root's rights in the mount. A mount without it is not replaced.
 pub fn ensure_mounted(
     target: &Target,
     runtime: &RuntimeDir,
@@ -184,14 +185,14 @@ pub fn ensure_mounted(
 ) -> Result<Option<Client>, Failure> {
     let found = mounted(target, runtime, fakeroot, slow)?;
     if fakeroot && is_checked(target)? {
-        let message = format!("{} is mounted already, without --fakeroot", target.name);
+        let message = format!("{} is already mounted, without --fakeroot", target.name);
         return Err(Failure::new(Kind::Busy, message)
             .hint(format!("envfs unmount {}, then try again", target.name)));
     }
     Ok(found)
 }
 
-/// Whether the kernel checks permissions in the mount of an environment.
+/// Returns whether the kernel checks permissions in the mount of an environment.
 fn is_checked(target: &Target) -> Result<bool, Failure> {
     let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
@@ -205,12 +206,12 @@ fn mounted(
     slow: &dyn Fn(),
 ) -> Result<Option<Client>, Failure> {
     let _lock = runtime.lock(&target.id, target.layout.home())?;
-    let deadline = Instant::now() + ENDING_PATIENCE;
+    let deadline = Instant::now() + ENDING_TIMEOUT;
     loop {
         match state(runtime, target)? {
-            // One that greets may hang nevertheless, and with it whoever goes there.
+            // A daemon that greets may still hang on file operations.
             State::Mounted(_) if mountinfo::health(&target.prefix) == Health::Unresponsive => {
-                return Err(silent(target));
+                return Err(unresponsive(target));
             }
             State::Mounted(client) => return Ok(Some(client)),
             State::Unreachable => return Ok(None),
@@ -218,8 +219,8 @@ fn mounted(
             State::Unmounted => {
                 return match start(target, runtime, fakeroot, slow) {
                     Ok(client) => Ok(Some(client)),
-                    // A command with another runtime directory may have been quicker: the start
-                    // lock lies there, too.
+                    // A command with another runtime directory, and thus another start lock, may
+                    // have been faster.
                     Err(failure) => match state(runtime, target) {
                         Ok(State::Mounted(client)) => Ok(Some(client)),
                         Ok(State::Copy(from)) => Err(copied(target, from.as_deref())),
@@ -252,10 +253,11 @@ fn elsewhere(target: &Target, client: &Client) -> Failure {
     ))
 }
 
-/// Takes mounts away whose daemon is gone, the top one first.
+/// Detaches mounts whose daemon has ended, the topmost first.
 fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
     for mount in mounts.iter().rev() {
-        // Another file system may lie on top by now; what is at the path must be what we mean.
+        // Another file system may be mounted on top by now: check that this is the mount at the
+        // path.
         let top = mountinfo::at(&mount.mount_point)
             .map_err(|error| Failure::io("cannot read the mount table", &error))?;
         match top {
@@ -270,9 +272,9 @@ fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Looks whether an environment can be mounted at this place; creates the directory.
+/// Checks that an environment can be mounted at a prefix, and creates the directory.
 ///
-/// An occupied directory is refused: what is in it would be hidden.
+/// Fails if the directory is not empty, as the mount would hide its contents.
 pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
     let shown = prefix.display();
     if !prefix.is_absolute() {
@@ -281,14 +283,14 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
             format!("the prefix {shown} is not absolute"),
         ));
     }
-    // Before anything goes there: what is mounted there may not answer.
+    // Check this before any access to the directory: a file system mounted there may not respond.
     let at = mountinfo::at(prefix)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
     if let Some(mount) = at {
         return Err(Failure::new(
             Kind::Conflict,
             format!(
-                "something else is mounted at {shown}: {} ({})",
+                "another file system is mounted at {shown}: {} ({})",
                 mount.source.to_string_lossy(),
                 mount.fs_type
             ),
@@ -302,7 +304,7 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(Failure::new(
                 Kind::Conflict,
-                format!("{shown} is where the environment is to be mounted, but is no directory"),
+                format!("cannot mount the environment: {shown} is not a directory"),
             )
             .hint("move it away, then try again"));
         }
@@ -318,18 +320,18 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
     if entries.next().is_some() {
         return Err(Failure::new(
             Kind::Conflict,
-            format!("{shown} is where the environment is to be mounted, but is not empty"),
+            format!("cannot mount the environment: {shown} is not empty"),
         )
-        .hint("move what is in it away, then try again"));
+        .hint("move its contents away, then try again"));
     }
     Ok(())
 }
 
-/// Looks whether an environment could be mounted at this place, by mounting something there: only
-/// that knows all that may be in the way. Nothing of it stays.
+/// Checks that an environment can be mounted at a prefix by a trial mount, the only check that
+/// covers all causes of failure. Removes everything that it creates.
 ///
-/// Where nothing can be mounted anywhere, nothing is said against the place: an image may be made
-/// on one machine for another.
+/// If nothing can be mounted anywhere, the check succeeds: an environment may be created on one
+/// machine for use on another.
 pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
     let is_missing = |dir: &&Path| {
         fs::symlink_metadata(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
@@ -341,12 +343,12 @@ pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
         }
         _ => Ok(()),
     });
-    let tried = tried.map_err(|failure| failure.hint("choose another place with --prefix"));
+    let tried = tried.map_err(|failure| failure.hint("choose another path with --prefix"));
     for dir in missing {
         if let Err(error) = fs::remove_dir(dir)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::info!(%error, path = %dir.display(), "a tried prefix stays");
+            tracing::info!(%error, path = %dir.display(), "cannot remove a prefix after a trial mount");
             break;
         }
     }
@@ -361,7 +363,7 @@ fn start(
     slow: &dyn Fn(),
 ) -> Result<Client, Failure> {
     prepare_prefix(&target.prefix)?;
-    let (log, no_log) = log::open_or_discard(&target.layout)
+    let (log, log_warning) = log::open_or_discard(&target.layout)
         .map_err(|error| Failure::io("cannot open /dev/null", &error))?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());
     let mut words = vec![
@@ -373,47 +375,47 @@ fn start(
         words.push(OsStr::new("--fakeroot"));
     }
     words.extend([OsStr::new("--"), OsStr::new(&target.name)]);
-    let mut served = match launch(&words, Stdio::from(log), slow)? {
-        Launched::Ready(served) => served,
+    let mut report = match launch(&words, Stdio::from(log), slow)? {
+        Launched::Ready(report) => report,
         Launched::Ended(status) => return Err(ended_early(target, status, log_start)),
     };
-    served.warnings.extend(no_log);
+    report.warnings.extend(log_warning);
     let client = connect(runtime, target)?;
     client
-        .map(|client| client.named(&target.name).started(served))
+        .map(|client| client.named(&target.name).started(report))
         .ok_or_else(|| {
             Failure::new(
                 Kind::Daemon,
-                "the daemon said it was ready, but does not listen",
+                "the daemon reported that it was ready, but does not listen at its socket",
             )
-            .hint(format!("its log: {}", target.log().display()))
+            .hint(format!("see its log: {}", target.log().display()))
         })
 }
 
-/// What a daemon that has just begun to serve tells about its mount.
+/// The report of a daemon after its start.
 #[derive(Debug, Clone, Default)]
-pub struct Served {
-    /// Changed files that it found to have lost their content; its log names them.
+pub struct StartReport {
+    /// The number of changed files whose content was lost; the log has their names.
     pub lost: usize,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// What became of a daemon that was started.
+/// The outcome of starting a daemon.
 #[derive(Debug)]
 pub(super) enum Launched {
-    /// It serves.
-    Ready(Served),
-    /// It ended without a word.
+    /// It is ready.
+    Ready(StartReport),
+    /// It ended without reporting a failure.
     Ended(ExitStatus),
 }
 
-/// Runs this program again as a daemon, and waits until it says that it serves, or why not.
+/// Executes this program as a daemon, and waits until it reports that it is ready or has failed.
 /// Calls `slow` once if that takes long.
 pub(super) fn launch(words: &[&OsStr], log: Stdio, slow: &dyn Fn()) -> Result<Launched, Failure> {
     let mut child = Command::new(process::own_program())
         .args(words)
-        // Libraries of an environment must not be loaded by what serves it.
+        // The daemon must not load libraries of an environment.
         .env_remove("LD_LIBRARY_PATH")
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null())
@@ -422,52 +424,57 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio, slow: &dyn Fn()) -> Result<La
         .spawn()
         .map_err(|error| Failure::io("cannot start the daemon", &error))?;
     let line = match child.stdout.take() {
-        Some(stdout) => hear(stdout, child.id(), slow)?,
+        Some(stdout) => read_report(stdout, child.id(), slow)?,
         None => String::new(),
     };
-    let told = serde_json::from_str(&line);
-    let is_ready = matches!(told, Ok(Started::Ready { .. }));
-    // Our child only waits for the daemon, which is not ours: what we may become by exec would
-    // wait for it. If the daemon fails, it ends by itself now, and our child after it; waiting for
-    // that frees the daemon's locks before we return.
+    let report = serde_json::from_str(&line);
+    let is_ready = matches!(report, Ok(Started::Ready { .. }));
+    // The child only waits for the daemon, which is its own child. It is killed now: a program that
+    // this process executes later must not have children that it does not know. If the daemon has
+    // failed, it is about to end, and the child after it; waiting for the child ensures that the
+    // daemon's locks are released.
     if is_ready && let Err(error) = child.kill() {
-        tracing::debug!(%error, "cannot end what waits for the daemon");
+        tracing::debug!(%error, "cannot end the parent of the daemon");
     }
     let status = child
         .wait()
         .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
-    match told {
-        Ok(Started::Ready { lost, warnings, .. }) => Ok(Launched::Ready(Served { lost, warnings })),
+    match report {
+        Ok(Started::Ready { lost, warnings, .. }) => {
+            Ok(Launched::Ready(StartReport { lost, warnings }))
+        }
         Ok(Started::Error(failure)) => Err(failure),
         Err(_) => Ok(Launched::Ended(status)),
     }
 }
 
-/// Waits for the line that a daemon says when it is ready. The child `id` has the daemon as its own child.
-fn hear(stdout: ChildStdout, id: u32, slow: &dyn Fn()) -> Result<String, Failure> {
-    let (sender, heard) = mpsc::channel();
+/// Waits for the line that a daemon writes after its start. The child `id` is the parent of the
+/// daemon.
+fn read_report(stdout: ChildStdout, id: u32, slow: &dyn Fn()) -> Result<String, Failure> {
+    let (sender, received) = mpsc::channel();
     std::thread::Builder::new()
-        .name(String::from("hear"))
+        .name(String::from("report"))
         .spawn(move || {
             let mut line = String::new();
             let read = BufReader::new(stdout).read_line(&mut line);
-            // Nobody listens where the daemon was given up.
+            // Fails if the caller has given up.
             drop(sender.send(read.map(|_| line)));
         })
         .map_err(|error| Failure::io("cannot start a thread", &error))?;
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut watch = Watch::new(None);
-    let mut is_told = false;
+    let mut was_slow = false;
     loop {
-        match heard.recv_timeout(Duration::from_secs(1)) {
+        match received.recv_timeout(Duration::from_secs(1)) {
             Ok(line) => {
-                return line.map_err(|error| Failure::io("cannot hear the daemon", &error));
+                return line
+                    .map_err(|error| Failure::io("cannot read the daemon's report", &error));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(String::new()),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 watch.pid = watch.pid.or_else(|| process::first_child(id));
-                watch.look()?;
-                if begun.elapsed() > SLOW_START && !std::mem::replace(&mut is_told, true) {
+                watch.check()?;
+                if started.elapsed() > SLOW_START && !std::mem::replace(&mut was_slow, true) {
                     slow();
                 }
             }
@@ -481,14 +488,14 @@ fn ended_early(target: &Target, status: ExitStatus, log_start: u64) -> Failure {
         target.name
     );
     let mut failure = Failure::new(Kind::Daemon, message);
-    for line in last_words(&target.log(), log_start) {
+    for line in last_lines(&target.log(), log_start) {
         failure = failure.detail(line);
     }
-    failure.hint(format!("its log: {}", target.log().display()))
+    failure.hint(format!("see its log: {}", target.log().display()))
 }
 
-/// Returns the last lines which a daemon wrote to its log after `start`.
-fn last_words(path: &Path, start: u64) -> Vec<String> {
+/// Returns the last lines that a daemon wrote to its log after position `start`.
+fn last_lines(path: &Path, start: u64) -> Vec<String> {
     let read = || -> std::io::Result<String> {
         let mut file = regular::open(path)?;
         let length = file.metadata()?.len();
@@ -506,38 +513,39 @@ fn last_words(path: &Path, start: u64) -> Vec<String> {
         .collect()
 }
 
-/// Makes sure that the environment is not mounted and has no daemon, dead mounts included.
-/// Returns whether there was anything to do. Calls `slow` if the daemon takes long to end.
+/// Ensures that the environment is not mounted and has no daemon. Also detaches dead mounts.
+/// Returns `None` if there was nothing to do. Calls `slow` if the daemon takes long to end.
 pub fn ensure_unmounted(
     target: &Target,
     runtime: &RuntimeDir,
-    lazy: bool,
+    mode: UnmountMode,
     slow: &dyn Fn(),
 ) -> Result<Option<Unmounted>, Failure> {
     let _lock = runtime.lock(&target.id, target.layout.home())?;
+    let lazy = mode == UnmountMode::Lazy;
     let state = match state(runtime, target) {
-        // Whether its daemon answers or not, a mount can be detached.
+        // A mount can be detached even if its daemon does not respond.
         Err(failure) if lazy && failure.kind == Kind::Daemon => {
-            return detach_silent(target, failure).map(Some);
+            return detach_unresponsive(target, failure).map(Some);
         }
         state => state?,
     };
     match state {
         State::Unmounted => Ok(None),
         State::Copy(from) => Err(copied(target, from.as_deref())),
-        State::Mounted(client) => client.unmount(lazy, slow).map(Some),
+        State::Mounted(client) => client.unmount(mode, slow).map(Some),
         State::Dead(mounts) => {
             detach(&mounts)?;
             Ok(Some(Unmounted::default()))
         }
-        State::Unreachable => unmount_unreachable(target, lazy).map(Some),
+        State::Unreachable => unmount_unreachable(target, mode).map(Some),
         State::Elsewhere(_) if lazy => Ok(None),
         State::Elsewhere(client) => Err(elsewhere(target, &client)),
     }
 }
 
-/// Detaches a mount whose daemon does not answer, for the reason that is given.
-fn detach_silent(target: &Target, failure: Failure) -> Result<Unmounted, Failure> {
+/// Detaches a mount whose daemon does not respond, as `failure` describes.
+fn detach_unresponsive(target: &Target, failure: Failure) -> Result<Unmounted, Failure> {
     let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
     if mounts.is_empty() {
@@ -552,8 +560,8 @@ fn detach_silent(target: &Target, failure: Failure) -> Result<Unmounted, Failure
     })
 }
 
-/// Unmounts without the daemon's help; it ends when its mount does.
-fn unmount_unreachable(target: &Target, lazy: bool) -> Result<Unmounted, Failure> {
+/// Unmounts an environment without a request to its daemon, which ends when its mount does.
+fn unmount_unreachable(target: &Target, mode: UnmountMode) -> Result<Unmounted, Failure> {
     let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
     let Some(top) = mounts.last() else {
@@ -569,7 +577,7 @@ fn unmount_unreachable(target: &Target, lazy: bool) -> Result<Unmounted, Failure
         Ok(()) => Ok(Unmounted::default()),
         Err(MountError::Busy { .. }) => {
             let holders = holders(&target.id);
-            if !lazy {
+            if mode != UnmountMode::Lazy {
                 return Err(busy(&top.mount_point, &holders));
             }
             mount::unmount(&top.mount_point, UnmountMode::Lazy)?;

@@ -1,5 +1,4 @@
-//! The log of a daemon, which does not grow without end: past [`LIMIT`] a new one is begun, and
-//! the one before is kept until then.
+//! The log of a daemon. It is rotated when it exceeds [`LIMIT`]; the previous one is kept.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,13 +9,13 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use crate::environment::Layout;
 use crate::sys::{daemonize, process, regular};
 
-/// Size in bytes from which on a log is not continued.
+/// The size in bytes above which a log is rotated.
 pub const LIMIT: u64 = 1 << 20;
 
-/// Whose log the standard error of this process is, if it is a daemon's.
+/// The environment whose log is the standard error of this process, if it is a daemon.
 static OWN: OnceLock<Layout> = OnceLock::new();
 
-/// Opens the log of an environment to continue it, or a new one where it is longer than `limit`.
+/// Opens the log of an environment for appending. Rotates it first if it is longer than `limit`.
 pub fn open(layout: &Layout, limit: u64) -> io::Result<File> {
     let path = layout.daemon_log();
     let append = || {
@@ -34,44 +33,44 @@ pub fn open(layout: &Layout, limit: u64) -> io::Result<File> {
     }
 }
 
-/// Opens the log of a daemon that is about to start, or `/dev/null` where that fails: a mount is worth
-/// more than its log. Returns why with it.
+/// Opens the log of a daemon to be started, or `/dev/null` if that fails, as a mount must not fail
+/// for its log. Returns a warning in that case.
 pub fn open_or_discard(layout: &Layout) -> io::Result<(File, Option<String>)> {
     match open(layout, LIMIT) {
         Ok(file) => Ok((file, None)),
         Err(error) => {
             let path = layout.daemon_log();
-            let why = format!(
-                "the log {} cannot be written ({}): the daemon of this mount logs nothing",
+            let warning = format!(
+                "cannot write the log {} ({}): the daemon of this mount logs nothing",
                 path.display(),
                 process::error_text(&error)
             );
-            Ok((File::options().append(true).open("/dev/null")?, Some(why)))
+            let null = File::options().append(true).open("/dev/null")?;
+            Ok((null, Some(warning)))
         }
     }
 }
 
-/// From now on what this process logs goes to a new file whenever the log has become too long.
-/// Its standard error is the log of this environment.
-pub fn bound_own(layout: &Layout) {
-    // A second call would be a mistake, and changes nothing.
+/// Enables rotation of this process's log. Its standard error must be the log of this environment.
+pub fn enable_rotation(layout: &Layout) {
+    // A second call has no effect.
     drop(OWN.set(layout.clone()));
 }
 
-/// Standard error, as the place where a daemon logs.
+/// Writes to standard error, where daemons log.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Writer;
 
 impl Write for Writer {
-    /// Never fails: a full disk must end neither a daemon nor a command, and there is no other place to
-    /// tell of a log that cannot be written.
+    /// Never fails: a full disk must not end a daemon or a command, and there is nowhere else to
+    /// report that the log cannot be written.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = match io::stderr().write(bytes) {
             Ok(0) | Err(_) => bytes.len(),
             Ok(count) => count,
         };
         if let Some(layout) = OWN.get() {
-            bound(layout);
+            rotate_if_long(layout);
         }
         Ok(written)
     }
@@ -81,9 +80,9 @@ impl Write for Writer {
     }
 }
 
-/// Begins a new log if the one that is written is too long.
-fn bound(layout: &Layout) {
-    static TURN: Mutex<()> = Mutex::new(());
+/// Rotates the log if it is too long.
+fn rotate_if_long(layout: &Layout) {
+    static ROTATION: Mutex<()> = Mutex::new(());
     let is_long = || {
         nix::sys::stat::fstat(io::stderr().as_fd())
             .is_ok_and(|stat| u64::try_from(stat.st_size).is_ok_and(|size| size > LIMIT))
@@ -91,11 +90,11 @@ fn bound(layout: &Layout) {
     if !is_long() {
         return;
     }
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _rotation = ROTATION.lock().unwrap_or_else(PoisonError::into_inner);
     if is_long()
         && let Ok(file) = open(layout, LIMIT)
     {
-        // If this fails the log goes on where it is; there is no better place to say so.
+        // If this fails, logging continues in the old file. There is nowhere to report it.
         drop(daemonize::replace_stderr(&file));
     }
 }
@@ -106,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_in_the_place_of_a_log_is_neither_waited_for_nor_written() {
+    fn a_log_that_is_not_a_regular_file_is_not_opened() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let path = layout.daemon_log();
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_log_is_begun_anew_and_the_one_before_is_kept() {
+    fn a_long_log_is_rotated_and_the_previous_one_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let read = |path: std::path::PathBuf| fs::read_to_string(path).unwrap_or_default();

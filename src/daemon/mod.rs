@@ -1,20 +1,23 @@
-//! One process per mounted environment, and how commands speak with it.
+//! The daemon of a mounted environment, and its communication with commands.
 //!
-//! - [`lifecycle`]: makes sure that an environment is mounted, or no longer is; heals dead mounts
-//! - [`host`]: the life of the daemon itself
-//! - [`protocol`]: the messages, one JSON object a line
-//! - [`direct`]: a mount without a store: an image, and a directory for its changes
+//! - [`lifecycle`]: mounts and unmounts an environment, and replaces dead mounts
+//! - [`host`]: startup and shutdown of the daemon
+//! - [`protocol`]: the messages, one JSON object per line
+//! - [`direct`]: mounts without a store: images, and a directory for changes
 //! - [`server`] and [`client`]: the two ends of the control socket
-//! - `profile`: what of an image is used first, to be ahead of it the next time
-//! - [`stats`]: what a mount has done and how long that took
-//! - [`log`]: the daemon's log, kept short
-//! - [`failure`]: an error that travels from the daemon to the command's user
+//! - [`service`]: the operations on an open environment
+//! - `profile`: the blocks that are read first after a mount, to read them ahead the next time
+//! - [`runtime`]: the directory of sockets and start locks
+//! - [`stats`]: the requests that a mount has served, and their latency
+//! - [`log`]: the daemon's log and its rotation
+//! - [`failure`]: errors that are sent from the daemon to the command
 //!
-//! A daemon is started by executing the program anew (`envfs __daemon`), never by a fork of a process
-//! with threads; it forks once before it does anything, to be nobody's child. Its
-//! standard output is a pipe on which it says `{"ready":…}` or `{"error":…}` once; its standard
-//! error is the environment's log. It never outlives its mount, and its mount outlives it only
-//! if it was killed: then the next command that needs the mount detaches it and starts another.
+//! A command starts a daemon by executing the program again (`envfs __daemon`), because a process
+//! with threads cannot fork safely. The new process forks once before it does anything else, so
+//! that the daemon becomes a child of init. Its standard output is a pipe to which it writes one
+//! line, `{"ready":…}` or `{"error":…}`; its standard error is the environment's log. A daemon ends
+//! with its mount. If it is killed, its mount remains and is dead: the next command that needs the
+//! mount detaches it and starts another daemon.
 
 pub mod client;
 pub mod direct;

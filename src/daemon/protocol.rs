@@ -1,4 +1,4 @@
-//! The messages on the control socket: JSON, one object a line.
+//! The messages on the control socket: one JSON object per line.
 //!
 //! ```text
 //! server: {"protocol":1,"version":"0.1.0","pid":4711,"environment":"6f1c…","home":{…}}
@@ -7,8 +7,8 @@
 //! server: {"ok":{…}}  or  {"error":{"kind":…,"message":…,"hints":[…]}}
 //! ```
 //!
-//! One request a connection. A client that hangs up cancels what it asked for. After the answer
-//! to an unmount the server keeps the connection open until the daemon has ended.
+//! There is one request per connection. A client that disconnects cancels its request. After the
+//! answer to an unmount, the server keeps the connection open until the daemon has ended.
 
 use std::path::Path;
 
@@ -22,13 +22,13 @@ use crate::sys::holders::{Holder, NamespaceCopy};
 use crate::sys::text::Text;
 use crate::union::{Change, Summary};
 
-/// The version of these messages; a client speaks with no other.
+/// The version of the protocol. Client and server must have the same.
 pub const VERSION: u32 = 1;
 
-/// What the server says first.
+/// The greeting of the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Version of the messages.
+    /// Version of the protocol.
     pub protocol: u32,
     /// Version of the daemon's program.
     pub version: String,
@@ -36,86 +36,86 @@ pub struct Hello {
     pub pid: u32,
     /// Id of the environment it serves.
     pub environment: String,
-    /// Where that environment's files are. A copy of them has the same id.
+    /// The home of that environment, which distinguishes it from a copy with the same id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub home: Option<Served>,
+    pub home: Option<ServedHome>,
 }
 
 /// The home that a daemon serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Served {
-    /// Which directory it is.
+pub struct ServedHome {
+    /// The identity of the directory.
     pub place: HomeId,
-    /// Where it was when the daemon started.
+    /// Its path when the daemon started.
     pub path: Text,
 }
 
-impl Served {
-    /// Looks which directory a home is.
-    pub fn of(layout: &Layout) -> std::io::Result<Served> {
-        Ok(Served {
+impl ServedHome {
+    /// Determines the identity of a home.
+    pub fn of(layout: &Layout) -> std::io::Result<ServedHome> {
+        Ok(ServedHome {
             place: layout.home_id()?,
             path: Text::from(layout.home().as_os_str()),
         })
     }
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {
-    /// Says that the daemon is alive.
+    /// Checks that the daemon responds.
     Ping,
-    /// Asks for [`Status`].
+    /// Returns [`Status`].
     Status,
-    /// Asks for the list of [`Change`]s.
+    /// Returns the list of [`Change`]s.
     Changes(Selection),
-    /// Asks for a new revision.
+    /// Creates a revision.
     Commit(CommitOptions),
-    /// Asks to drop changes.
+    /// Discards changes.
     Discard(Selection),
-    /// Asks to bring back a revision.
+    /// Restores a revision.
     Rollback(RollbackOptions),
-    /// Asks to name a revision.
+    /// Sets or deletes a tag.
     Tag(TagOptions),
-    /// Asks to remove what nothing needs any more.
+    /// Removes old revisions and data that is no longer needed.
     Gc(GcOptions),
-    /// Asks for the end of the daemon.
+    /// Unmounts the environment and ends the daemon.
     Unmount {
-        /// Detach also while it is used.
+        /// Detach the mount even if it is in use.
         lazy: bool,
     },
-    /// Asks for the counters of the daemon, whatever they are.
+    /// Returns the daemon's counters.
     Stats,
 }
 
-/// What a server says to a request.
+/// A message of the server in response to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// How far it is.
+    /// Progress; more messages follow.
     Progress(Report),
     /// The result; the last message.
     Ok(serde_json::Value),
-    /// Why there is none; the last message.
+    /// The failure; the last message.
     Error(Failure),
 }
 
-/// Which part of an environment is meant.
+/// A part of an environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
-    /// Paths relative to the prefix, with all below them; none means everything.
+    /// Paths relative to the prefix, including everything below them. Empty selects everything.
     #[serde(default)]
     pub paths: Vec<Text>,
 }
 
-/// Which revision to bring back.
+/// The options of a rollback.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollbackOptions {
-    /// The revision; none means the one before the current.
+    /// The revision to restore, by default the one before the current.
     #[serde(default)]
     pub revision: Option<i64>,
-    /// Drop uncommitted changes instead of refusing.
+    /// Drop uncommitted changes instead of failing.
     #[serde(default)]
     pub discard_changes: bool,
     /// The user's command line, for the history.
@@ -123,99 +123,99 @@ pub struct RollbackOptions {
     pub command: String,
 }
 
-/// Which revision gets or loses a name.
+/// The tag to set or delete.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagOptions {
-    /// The name.
+    /// The tag.
     pub tag: String,
-    /// The revision that gets it; none takes the name away.
+    /// The revision to tag, or `None` to delete the tag.
     pub revision: Option<i64>,
 }
 
-/// What an environment's files are like now.
+/// The status of an environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The current revision; none before the first commit.
+    /// The current revision.
     pub revision: Option<i64>,
     /// Size of the current image in bytes.
     pub image_bytes: u64,
-    /// Space taken by files in the upper directories, in bytes.
+    /// Disk space used by files in the upper directories, in bytes.
     pub upper_bytes: u64,
     /// Number of files in the upper directories.
     pub upper_files: u64,
-    /// What differs from the current revision.
+    /// The differences from the current revision.
     pub changes: Summary,
 }
 
-/// What a discard did.
+/// The result of a discard.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discarded {
-    /// What was dropped.
+    /// The discarded changes.
     pub changes: Summary,
 }
 
-/// What an unmount found.
+/// The result of an unmount.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unmounted {
-    /// Who used it, where it was detached nevertheless.
+    /// Processes that still use a mount that was detached.
     #[serde(default)]
     pub holders: Vec<Holder>,
-    /// Processes in other mount namespaces that had a copy of the mount, one for each namespace. The copies
-    /// end with the daemon.
+    /// Processes in other mount namespaces that had a copy of the mount, one per namespace. The
+    /// copies end with the daemon.
     #[serde(default)]
     pub copies: Vec<NamespaceCopy>,
-    /// Why the daemon could not be asked, where the mount was detached without it.
+    /// Why the daemon could not unmount, if the mount was detached without it.
     #[serde(default)]
     pub trouble: Option<Failure>,
 }
 
-/// What can be done with an environment, here or in its daemon: the same calls with the same
-/// results. [`super::client::Client`] is one; the other works on the store.
+/// The operations on an environment. [`super::client::Client`] requests them from the daemon;
+/// [`super::service::Local`] performs them in this process.
 pub trait Service: Send + Sync {
-    /// Closes the environment and gives its lock up: whoever still has the service, such as a
-    /// thread that waits for the end of the process, must not keep others from opening it.
-    fn end(&self) {}
+    /// Closes the environment and releases its lock, even if the service itself is still
+    /// referenced, as by a thread that waits for the end of the process.
+    fn close(&self) {}
 
-    /// Notes where it can be spoken with, for those who find the environment's lock held.
-    fn listens_at(&self, _socket: &Path) -> Result<(), Failure> {
+    /// Adds the path of the control socket to the note of the environment's lock.
+    fn set_socket(&self, _socket: &Path) -> Result<(), Failure> {
         Ok(())
     }
 
     /// Returns sizes and counts.
     fn status(&self) -> Result<Status, Failure>;
 
-    /// Returns what differs from the current revision, in order of paths.
+    /// Returns the differences from the current revision, sorted by path.
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure>;
 
-    /// Makes a new revision of what there is, unless nothing changed.
+    /// Creates a revision from the current state. Returns `None` if nothing changed.
     fn commit(
         &self,
         options: &CommitOptions,
         progress: &dyn Progress,
     ) -> Result<Option<Committed>, Failure>;
 
-    /// Drops changes.
+    /// Discards changes.
     fn discard(&self, selection: &Selection, progress: &dyn Progress)
     -> Result<Discarded, Failure>;
 
-    /// Brings back a revision.
+    /// Restores a revision.
     fn rollback(
         &self,
         options: &RollbackOptions,
         progress: &dyn Progress,
     ) -> Result<RolledBack, Failure>;
 
-    /// Names a revision, or takes a name away.
+    /// Sets or deletes a tag.
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure>;
 
-    /// Forgets old revisions, and removes what nothing needs any more.
+    /// Removes old revisions and data that is no longer needed.
     fn gc(&self, options: GcOptions, progress: &dyn Progress) -> Result<Collected, Failure>;
 
-    /// Returns counters for people who look into the daemon.
+    /// Returns counters, for diagnosis.
     fn stats(&self) -> Result<serde_json::Value, Failure>;
 }
 
-/// What a daemon says on its standard output, once.
+/// The message that a daemon writes to its standard output after its start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Started {
@@ -223,12 +223,12 @@ pub enum Started {
     Ready {
         /// Process id of the daemon.
         pid: u32,
-        /// Where it is mounted.
+        /// The mount point.
         mount_point: Text,
-        /// Changed files that were found to have lost their content; the log names them.
+        /// The number of changed files whose content was lost; the log has their names.
         #[serde(default)]
         lost: usize,
-        /// What the user should know about the mount.
+        /// Warnings for the user.
         #[serde(default)]
         warnings: Vec<String>,
     },

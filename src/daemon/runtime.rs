@@ -1,5 +1,5 @@
-//! Where sockets and start locks lie: on this host, for this user alone, never in the store
-//! (which may be on a file system shared between hosts).
+//! The directory of sockets and start locks. It is local to the host and private to the user, and
+//! never in the store, which may be on a file system shared between hosts.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -10,28 +10,29 @@ use super::failure::{Failure, Kind};
 use super::start_lock;
 use crate::sys::{process, regular};
 
-/// The longest path that fits into a Unix socket's address, without the final zero.
+/// The longest path in the address of a Unix socket, without the final zero.
 const MAX_SOCKET_PATH: usize = 107;
-/// A UUID in text, the longest id, with `.sock` behind it.
+/// The length of the longest file name: a UUID as text and `.sock`.
 const NAME_LENGTH: usize = 36 + 5 + 1;
-/// Where directories are made that have no better place.
+/// The parent of the directory if there is no usable `XDG_RUNTIME_DIR`.
 const TEMPORARY: &str = "/tmp";
 
 /// The directory of this user's sockets on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuntimeDir {
-    /// One that every command of this user finds by itself. It need not exist yet.
-    Usual(PathBuf),
-    /// None: somebody else has made what would be used. Each daemon makes a directory of its own, which
-    /// the note of the environment's lock names.
+    /// The directory that all commands of this user share. It need not exist yet.
+    Shared(PathBuf),
+    /// There is none, because another user has created a file of that name. Each daemon creates a
+    /// directory of its own; the note of the environment's lock has the path of the socket.
     Private,
 }
 
 impl RuntimeDir {
-    /// Returns `$XDG_RUNTIME_DIR/envfs`, or `/tmp/envfs-UID` where that is not set, too long or not ours.
-    /// Creates nothing.
+    /// Returns `$XDG_RUNTIME_DIR/envfs`, or `/tmp/envfs-UID` if that variable is unset, too long or
+    /// names a directory of another user. Creates nothing.
     ///
-    /// In a user namespace the number is that of the user outside: both find the same daemons.
+    /// In a user namespace, UID is the user's number outside, so that both sides find the same
+    /// daemons.
     pub fn open() -> RuntimeDir {
         let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let of_session = base
@@ -43,59 +44,59 @@ impl RuntimeDir {
             .map(|base| base.join("envfs"));
         let number = process::outer_user_id();
         let of_host = Path::new(TEMPORARY).join(format!("envfs-{number}"));
-        let mut places = of_session.into_iter().chain([of_host]);
-        places
+        let mut candidates = of_session.into_iter().chain([of_host]);
+        candidates
             .find(|path| check(path).is_ok())
-            .map_or(RuntimeDir::Private, RuntimeDir::Usual)
+            .map_or(RuntimeDir::Private, RuntimeDir::Shared)
     }
 
-    /// Takes a directory for this purpose, and makes it.
+    /// Uses the given directory, which is created if it does not exist.
+    #[cfg(test)]
     pub fn at(path: &Path) -> Result<RuntimeDir, Failure> {
-        make(path)?;
-        Ok(RuntimeDir::Usual(path.to_path_buf()))
+        create(path)?;
+        Ok(RuntimeDir::Shared(path.to_path_buf()))
     }
 
-    /// Makes the directory in which a daemon is to listen.
-    pub fn make(&self) -> Result<Listening, Failure> {
-        if let RuntimeDir::Usual(path) = self
-            && make(path).is_ok()
+    /// Creates the directory for the socket of a daemon.
+    pub fn create(&self) -> Result<SocketDir, Failure> {
+        if let RuntimeDir::Shared(path) = self
+            && create(path).is_ok()
         {
-            return Ok(Listening {
+            return Ok(SocketDir {
                 path: path.clone(),
                 is_private: false,
             });
         }
         let prefix = format!("envfs-{}-", process::outer_user_id());
-        let made = tempfile::Builder::new()
+        let created = tempfile::Builder::new()
             .prefix(&prefix)
             // A daemon has no umask.
             .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(TEMPORARY)
             .map_err(|error| {
-                Failure::io(format!("cannot make a directory in {TEMPORARY}"), &error)
-                    .hint("set XDG_RUNTIME_DIR to a directory of yours with mode 0700")
+                Failure::io(format!("cannot create a directory in {TEMPORARY}"), &error)
+                    .hint("set XDG_RUNTIME_DIR to a directory of your own with mode 0700")
             })?;
-        Ok(Listening {
-            path: made.keep(),
+        Ok(SocketDir {
+            path: created.keep(),
             is_private: true,
         })
     }
 
-    /// Returns where the daemon of an environment listens, if that is where everybody looks.
+    /// Returns the path of the socket of an environment's daemon in the shared directory.
     pub fn socket(&self, id: &str) -> Option<PathBuf> {
         match self {
-            RuntimeDir::Usual(path) => Some(socket(path, id)),
+            RuntimeDir::Shared(path) => Some(socket(path, id)),
             RuntimeDir::Private => None,
         }
     }
 
-    /// Waits until no other command starts or stops the daemon of this environment, and keeps
-    /// others waiting until the lock is dropped. Where there is no directory for locks, the `home` of
-    /// the environment itself is locked.
+    /// Takes the lock under which commands start or stop the daemon of this environment, waiting
+    /// for other commands. If there is no shared directory, locks the `home` of the environment.
     pub fn lock(&self, id: &str, home: &Path) -> Result<StartLock, Failure> {
         let (path, file) = match self {
-            RuntimeDir::Usual(dir) => {
-                make(dir)?;
+            RuntimeDir::Shared(dir) => {
+                create(dir)?;
                 let path = dir.join(format!("{id}.lock"));
                 let options = File::options()
                     .create(true)
@@ -110,10 +111,10 @@ impl RuntimeDir {
         };
         let doing = || format!("cannot lock {}", path.display());
         let file = file.map_err(|error| Failure::io(doing(), &error))?;
-        match (start_lock::wait(&file, &path, start_lock::PATIENCE), self) {
+        match (start_lock::wait(&file, &path, start_lock::TIMEOUT), self) {
             (Ok(()), _) => {}
-            // Some network file systems lock no directories. Two daemons that start at once meet at the
-            // environment's lock.
+            // Some network file systems cannot lock directories. Of two daemons that start at once,
+            // only one gets the environment's lock.
             (Err(failure), RuntimeDir::Private) if failure.kind != Kind::Busy => {
                 tracing::debug!(%failure, "no start lock");
             }
@@ -126,36 +127,36 @@ impl RuntimeDir {
 impl std::fmt::Display for RuntimeDir {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            RuntimeDir::Usual(path) => path.display().fmt(f),
+            RuntimeDir::Shared(path) => path.display().fmt(f),
             RuntimeDir::Private => write!(
                 f,
-                "a directory of its own for each daemon (somebody else has made {TEMPORARY}/envfs-{})",
+                "a directory of its own for each daemon (another user has created {TEMPORARY}/envfs-{})",
                 process::outer_user_id()
             ),
         }
     }
 }
 
-/// A directory in which a daemon listens. One that no other daemon uses goes with this.
+/// The directory of a daemon's socket. Removed when dropped if no other daemon uses it.
 #[derive(Debug)]
-pub struct Listening {
+pub struct SocketDir {
     path: PathBuf,
     is_private: bool,
 }
 
-impl Listening {
-    /// Returns where the daemon of an environment is to listen.
+impl SocketDir {
+    /// Returns the path of the socket of an environment's daemon.
     pub fn socket(&self, id: &str) -> PathBuf {
         socket(&self.path, id)
     }
 }
 
-impl Drop for Listening {
+impl Drop for SocketDir {
     fn drop(&mut self) {
         if self.is_private
             && let Err(error) = fs::remove_dir(&self.path)
         {
-            tracing::debug!(%error, path = %self.path.display(), "the directory of the socket stays");
+            tracing::debug!(%error, path = %self.path.display(), "cannot remove the directory of the socket");
         }
     }
 }
@@ -164,8 +165,8 @@ fn socket(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}.sock"))
 }
 
-/// Makes a directory for sockets where there is none, and checks it.
-fn make(path: &Path) -> Result<(), Failure> {
+/// Creates a directory for sockets if it does not exist, and checks it.
+fn create(path: &Path) -> Result<(), Failure> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -179,15 +180,15 @@ fn make(path: &Path) -> Result<(), Failure> {
     check(path)
 }
 
-/// Checks that a directory is the caller's alone, or is not there.
+/// Checks that a directory is private to the caller, or does not exist.
 ///
-/// A link, or a directory that another user made first, would give that user our sockets.
+/// A symbolic link, or a directory created by another user, would expose the sockets to that user.
 fn check(path: &Path) -> Result<(), Failure> {
     let meta = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
-            let doing = format!("cannot look at {}", path.display());
+            let doing = format!("cannot stat {}", path.display());
             return Err(Failure::io(doing, &error));
         }
     };
@@ -196,12 +197,12 @@ fn check(path: &Path) -> Result<(), Failure> {
     }
     Err(Failure::new(
         Kind::Conflict,
-        format!("{} is not a directory of yours alone", path.display()),
+        format!("{} is not a private directory of this user", path.display()),
     )
-    .hint("set XDG_RUNTIME_DIR to a directory of yours with mode 0700"))
+    .hint("set XDG_RUNTIME_DIR to a directory of your own with mode 0700"))
 }
 
-/// Held while a daemon is started or stopped.
+/// The lock held while a daemon is started or stopped.
 #[derive(Debug)]
 pub struct StartLock {
     _file: File,

@@ -1,4 +1,4 @@
-//! The daemon's end of the control socket.
+//! The server of the control socket, in the daemon.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -14,23 +14,24 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::failure::{Failure, Kind};
-use super::protocol::{Answer, Hello, Request, Served, Service, Unmounted, VERSION};
+use super::protocol::{Answer, Hello, Request, ServedHome, Service, Unmounted, VERSION};
 use crate::fault;
 use crate::progress::{Progress, Report};
+use crate::sys::mount::UnmountMode;
 use crate::sys::process;
 
-/// The longest request that is read; a list of paths may be long, a mistake is longer.
+/// The size limit of a request, in bytes. It must allow for a long list of paths.
 const MAX_REQUEST: u64 = 16 << 20;
-/// Progress goes out no more often than this.
+/// The minimum interval between two progress messages.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the daemon itself answers for, besides the [`Service`].
+/// Requests that the daemon handles itself, besides those of the [`Service`].
 pub trait Control: Send + Sync {
-    /// Takes the mount away; the daemon ends after that.
-    fn unmount(&self, lazy: bool) -> Result<Unmounted, Failure>;
+    /// Unmounts the environment, after which the daemon ends.
+    fn unmount(&self, mode: UnmountMode) -> Result<Unmounted, Failure>;
 }
 
-/// The listening socket; removed from the disk when dropped.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
@@ -39,9 +40,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `path` for an environment. Takes the place of a socket that a dead daemon left;
-    /// the caller holds the start lock or the environment's lock, so there is no living one.
-    pub fn bind(path: &Path, environment: &str, home: Option<Served>) -> io::Result<Server> {
+    /// Listens at `path` for an environment. Replaces the socket of a dead daemon. There cannot be
+    /// a running one, because the caller holds the start lock or the environment's lock.
+    pub fn bind(path: &Path, environment: &str, home: Option<ServedHome>) -> io::Result<Server> {
         match fs::remove_file(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -55,7 +56,7 @@ impl Server {
             home,
         };
         let listener = UnixListener::bind(path)?;
-        // Whatever the umask is, and the directory.
+        // Regardless of the umask and the directory.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         Ok(Server {
             listener,
@@ -64,7 +65,7 @@ impl Server {
         })
     }
 
-    /// Answers in the background, each connection in a thread of its own, until the handle is
+    /// Serves connections in the background, each in a thread of its own, until the handle is
     /// dropped.
     pub fn start(
         self,
@@ -89,8 +90,8 @@ impl Server {
                         Ok(stream) => stream,
                         Err(error) => {
                             tracing::warn!(%error, "cannot accept a connection");
-                            // Out of descriptors: those kept for this are given up. If that does not
-                            // suffice, others must finish first.
+                            // Out of descriptors: release the reserve. If that is not enough, wait
+                            // until others are closed.
                             if reserve.is_empty() {
                                 std::thread::sleep(Duration::from_millis(100));
                             }
@@ -110,10 +111,9 @@ impl Server {
                     let spawned = std::thread::Builder::new()
                         .name(String::from("request"))
                         .spawn(move || {
-                            if let Err(error) =
-                                converse(stream, &hello, &*service, &*control, &work)
+                            if let Err(error) = handle(stream, &hello, &*service, &*control, &work)
                             {
-                                tracing::debug!(%error, "a control connection broke");
+                                tracing::debug!(%error, "a control connection failed");
                             }
                         });
                     if let Err(error) = spawned {
@@ -130,14 +130,14 @@ impl Server {
     }
 }
 
-/// Descriptors kept for the control socket, for when users of the mount have taken all others: the daemon
-/// must be heard then, too. One connection needs three, and what it asks some more.
+/// Opens descriptors as a reserve for the control socket, which must work even if users of the
+/// mount have exhausted the limit. A connection needs three, and its request some more.
 fn reserve() -> Vec<fs::File> {
     let open = |_| fs::File::open("/dev/null").ok();
     (0..12).map_while(open).collect()
 }
 
-/// How many requests are being answered, and whether one more may be.
+/// Counts the requests in progress, and prevents new ones after the end.
 #[derive(Debug, Default)]
 struct Work {
     state: Mutex<WorkState>,
@@ -155,7 +155,8 @@ impl Work {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// None at the end: whoever was greeted before it may ask only now.
+    /// Registers a request. Returns `None` after the end: a client that was greeted before may send
+    /// its request only then.
     fn begin(&self) -> Option<Working<'_>> {
         let mut state = self.lock();
         if state.is_closed {
@@ -165,7 +166,7 @@ impl Work {
         Some(Working(self))
     }
 
-    /// Waits until no request is being answered. None will be any more.
+    /// Waits until no request is in progress, and prevents new ones.
     fn close(&self) {
         let mut state = self.lock();
         while state.count > 0 {
@@ -178,7 +179,7 @@ impl Work {
     }
 }
 
-/// Held from a request to its answer.
+/// Held while a request is in progress.
 struct Working<'a>(&'a Work);
 
 impl Drop for Working<'_> {
@@ -188,8 +189,8 @@ impl Drop for Working<'_> {
     }
 }
 
-/// A server that answers. When dropped it stops accepting, waits until the requests that it is
-/// answering have their answers, and removes its socket.
+/// A running server. When dropped, it stops accepting connections, removes its socket, and waits
+/// for the requests in progress.
 #[derive(Debug)]
 pub struct Running {
     path: PathBuf,
@@ -201,7 +202,8 @@ pub struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread so that it sees the flag; if that fails it is gone already.
+        // Wakes the accepting thread, so that it sees the flag. Fails if that thread has ended
+        // already.
         drop(UnixStream::connect(&self.path));
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%error, path = %self.path.display(), "cannot remove the socket");
@@ -210,8 +212,8 @@ impl Drop for Running {
     }
 }
 
-/// Greets, reads one request, answers it.
-fn converse(
+/// Sends the greeting, reads one request, and answers it.
+fn handle(
     stream: UnixStream,
     hello: &Hello,
     service: &dyn Service,
@@ -224,8 +226,8 @@ fn converse(
     }
     let peer = Arc::new(Peer {
         stream: Mutex::new(stream.try_clone()?),
-        gone: AtomicBool::new(false),
-        last: Mutex::new(None),
+        is_disconnected: AtomicBool::new(false),
+        last_progress: Mutex::new(None),
     });
     peer.send(hello)?;
 
@@ -236,7 +238,7 @@ fn converse(
         .take(MAX_REQUEST)
         .read_until(b'\n', &mut line)?;
     if line.is_empty() {
-        // Only wanted to know whether we live.
+        // The client only checked that the daemon is running.
         return Ok(());
     }
     let Some(working) = work.begin() else {
@@ -248,15 +250,16 @@ fn converse(
         Err(error) => {
             let failure = Failure::new(
                 Kind::Usage,
-                format!("the daemon does not know this: {error}"),
+                format!("unknown or malformed request: {error}"),
             );
             return peer.send(&Answer::Error(failure));
         }
     };
-    tracing::info!(request = brief(&request), "asked");
+    tracing::info!(request = describe(&request), "request");
 
     let watch = match request {
-        // What waits for its turn and changes something is not done for who has gone away.
+        // A request that changes something is cancelled if its client disconnects, even while it
+        // waits for another operation.
         Request::Commit(_)
         | Request::Discard(_)
         | Request::Rollback(_)
@@ -268,9 +271,9 @@ fn converse(
                     .name(String::from("watch"))
                     .spawn(move || {
                         let mut byte = [0u8];
-                        // Nothing more is to come but the end; what ends the wait means "gone".
+                        // The client sends nothing more, so the read ends when it disconnects.
                         match reader.read(&mut byte) {
-                            Ok(_) | Err(_) => peer.gone.store(true, Ordering::SeqCst),
+                            Ok(_) | Err(_) => peer.is_disconnected.store(true, Ordering::SeqCst),
                         }
                     })?,
             )
@@ -286,12 +289,12 @@ fn converse(
     let result = answered.unwrap_or_else(|_| {
         Err(Failure::new(
             Kind::Internal,
-            "a fault of envfs ended this request in the daemon",
+            "internal error of envfs: the request panicked in the daemon",
         )
-        .hint("the daemon goes on; its log says where it was (envfs paths names it): report it"))
+        .hint("the daemon still runs; please report the error with its log (envfs paths prints its path)"))
     });
     if let Err(failure) = &result {
-        tracing::warn!(kind = ?failure.kind, %failure, "refused");
+        tracing::warn!(kind = ?failure.kind, %failure, "request failed");
     }
     let unmounted = is_unmount && result.is_ok();
     let sent = peer.send(&match result {
@@ -300,8 +303,8 @@ fn converse(
     });
     drop(working);
     if unmounted {
-        // The end of the process closes the connection and so tells the client; it must not
-        // happen before. The thread waits for an end that is not its own.
+        // The client waits until the connection is closed by the end of the process, so it must
+        // stay open until then.
         loop {
             std::thread::park();
         }
@@ -310,13 +313,13 @@ fn converse(
     if let Some(watch) = watch
         && watch.join().is_err()
     {
-        tracing::error!("the watch over a connection panicked");
+        tracing::error!("the thread that watches a connection panicked");
     }
     sent
 }
 
-/// A request in words for the log; a list of paths may be very long.
-fn brief(request: &Request) -> String {
+/// Describes a request for the log. Truncates it, as a list of paths may be very long.
+fn describe(request: &Request) -> String {
     let mut text = format!("{request:?}");
     if let Some((end, _)) = text.char_indices().nth(300) {
         text.truncate(end);
@@ -340,7 +343,13 @@ fn answer(
         Request::Rollback(options) => value(&service.rollback(options, progress)?),
         Request::Tag(options) => value(&service.tag(options, progress)?),
         Request::Gc(options) => value(&service.gc(*options, progress)?),
-        Request::Unmount { lazy } => value(&control.unmount(*lazy)?),
+        Request::Unmount { lazy } => {
+            let mode = match lazy {
+                true => UnmountMode::Lazy,
+                false => UnmountMode::Plain,
+            };
+            value(&control.unmount(mode)?)
+        }
         Request::Stats => service.stats(),
     }
 }
@@ -349,19 +358,19 @@ fn value<T: Serialize>(result: &T) -> Result<serde_json::Value, Failure> {
     serde_json::to_value(result).map_err(|error| Failure::of(Kind::Internal, &error))
 }
 
-/// The client as the one who hears of progress, and whose going away is a cancellation.
+/// The client of a connection. It receives progress, and cancels the request by disconnecting.
 struct Peer {
     stream: Mutex<UnixStream>,
-    gone: AtomicBool,
-    /// When progress was sent last, and of what phase.
-    last: Mutex<Option<(Instant, String)>>,
+    is_disconnected: AtomicBool,
+    /// The time and the phase of the last progress message.
+    last_progress: Mutex<Option<(Instant, String)>>,
 }
 
 impl Peer {
     fn send<T: Serialize>(&self, message: &T) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        // A panic while sending leaves at worst half a line to a client that is lost anyway.
+        // If another thread panicked while sending, the client gets an incomplete line at worst.
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         stream.write_all(&line)
     }
@@ -370,7 +379,10 @@ impl Peer {
 impl Progress for Peer {
     fn report(&self, report: &Report) {
         {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = self
+                .last_progress
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             if let Some((time, phase)) = &*last
                 && *phase == report.phase
@@ -381,11 +393,11 @@ impl Progress for Peer {
             *last = Some((now, report.phase.clone()));
         }
         if self.send(&Answer::Progress(report.clone())).is_err() {
-            self.gone.store(true, Ordering::SeqCst);
+            self.is_disconnected.store(true, Ordering::SeqCst);
         }
     }
 
     fn is_cancelled(&self) -> bool {
-        self.gone.load(Ordering::SeqCst)
+        self.is_disconnected.load(Ordering::SeqCst)
     }
 }

@@ -1,4 +1,4 @@
-//! What can be done with an open environment: the same in its daemon and without one.
+//! The operations on an open environment, in its daemon or in a command.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::failure::{Failure, Kind, MAKE_ROOM, kind_of_io, with_causes};
 use super::host::Mounted;
 use super::profile::Profile;
-use super::protocol::{Discarded, RollbackOptions, Selection, Served, Service, Status, TagOptions};
+use super::protocol::{
+    Discarded, RollbackOptions, Selection, ServedHome, Service, Status, TagOptions,
+};
 use crate::commit::{self, CommitError, CommitOptions, Committed, RolledBack, Workspace};
 use crate::environment::{Config, EnvLock, Environment, Layout, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
@@ -21,21 +23,22 @@ use crate::sys::text::Text;
 use crate::sys::walk;
 use crate::union::{self, Change, Reconciled, Summary};
 
-/// How long an environment is waited for that another command looks at, or whose daemon ends.
-pub const BRIEF: Duration = Duration::from_secs(3);
+/// The time limit for the lock of an environment that another command reads, or whose daemon is
+/// ending.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is said of a file in [`Reconciled::lost`].
-pub const LOST: &str = "its content was not there, and what was committed shows again";
+/// The description of a file in [`Reconciled::lost`].
+pub const LOST: &str = "its content was missing; the committed version is visible again";
 
-/// Notes in the log what an unclean end had left.
-pub(super) fn note(reconciled: &Reconciled) {
+/// Logs the differences between rows and files that were repaired.
+pub(super) fn log_reconciled(reconciled: &Reconciled) {
     if !reconciled.is_nothing() {
         tracing::warn!(
             moved = reconciled.moved,
             set_aside = reconciled.set_aside,
             renumbered = reconciled.renumbered,
             lost = reconciled.lost.len(),
-            "rows and files differed, and agree again"
+            "repaired differences between rows and files"
         );
     }
     for path in &reconciled.lost {
@@ -43,63 +46,72 @@ pub(super) fn note(reconciled: &Reconciled) {
     }
 }
 
-/// An environment, open under its lock, with or without a mount in front.
+/// An environment that is open under its lock, and possibly mounted.
 #[derive(Debug)]
 pub struct Local {
     workspace: Workspace,
-    /// What was found and done when it was opened.
+    /// The differences that were repaired on opening.
     reconciled: Reconciled,
-    mounted: OnceLock<Front>,
+    mount: OnceLock<ActiveMount>,
     /// Serializes operations on the whole environment.
     operation_lock: Mutex<()>,
-    /// Held as long as the environment is open.
+    /// Held while the environment is open.
     lock: Mutex<Option<EnvLock>>,
 }
 
-/// The mount in front of an open environment.
+/// The mount of an open environment.
 #[derive(Debug)]
-struct Front {
+struct ActiveMount {
     invalidator: Invalidator,
     mount_point: PathBuf,
     counters: Arc<Counters>,
-    /// What is used of the image, if that is to be known.
+    /// The access profile, if it is enabled.
     profile: Option<Profile>,
 }
 
+/// What to do if changes are lost while a view is repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnLoss {
+    /// Fail and name the lost files.
+    Fail,
+    /// Continue: the operation drops the changes anyway.
+    Continue,
+}
+
 impl Local {
-    /// Opens an environment that nobody else has open, or will have when `patience` ends.
+    /// Opens an environment, waiting up to `timeout` for its lock.
     pub fn open(
         environment: Environment,
         config: &Config,
         purpose: &str,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Local, Failure> {
-        let lock = EnvLock::lock(environment.layout(), purpose, patience)?;
+        let lock = EnvLock::lock(environment.layout(), purpose, timeout)?;
         let (workspace, reconciled) = Workspace::open(environment, config)?;
-        note(&reconciled);
+        log_reconciled(&reconciled);
         Ok(Local {
             workspace,
             reconciled,
-            mounted: OnceLock::new(),
+            mount: OnceLock::new(),
             operation_lock: Mutex::new(()),
             lock: Mutex::new(Some(lock)),
         })
     }
 
-    /// The environment, open.
+    /// Returns the open environment.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
     }
 
-    /// What an unclean end had left when it was opened.
+    /// Returns the differences that were repaired on opening.
     pub fn reconciled(&self) -> &Reconciled {
         &self.reconciled
     }
 
-    /// Waits until no other operation on the whole environment is in progress. Fails if the client
-    /// has disconnected meanwhile.
+    /// Waits for other operations on the whole environment. Fails if the request was cancelled in
+    /// the meantime.
     fn lock_operations(&self, progress: &dyn Progress) -> Result<MutexGuard<'_, ()>, Failure> {
-        // The mutex guards no data.
+        // The lock guards no data, so a panic under it does no harm.
         let guard = self
             .operation_lock
             .lock()
@@ -107,24 +119,24 @@ impl Local {
         if self.is_lost() {
             return Err(Failure::new(
                 Kind::Conflict,
-                "another host took over the lock of this environment, which was not renewed for \
-                 too long: nothing more is changed here",
+                "another host has taken over the lock of this environment, which was not renewed in \
+                 time: it is not changed here any more",
             )
-            .hint("unmount it here; what was changed here since may be lost"));
+            .hint("unmount it here; changes made here since then may be lost"));
         }
         unless_cancelled(progress)?;
         Ok(guard)
     }
 
-    /// Does something with the view. Where that fails because files of the upper directory are not there, or
-    /// something else is in their place, the view is repaired: the failure names what was lost, unless it
-    /// `may_go` anyway, and the next attempt goes on.
-    fn repairing<T>(
+    /// Calls `operation`. If it fails because files of the upper directory are missing or replaced,
+    /// repairs the view. Then fails with the names of the lost files or calls `operation` again, as
+    /// `on_loss` specifies.
+    fn with_repair<T>(
         &self,
-        may_go: bool,
-        doing: impl Fn() -> Result<T, Failure>,
+        on_loss: OnLoss,
+        operation: impl Fn() -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let failure = match doing() {
+        let failure = match operation() {
             Err(failure) if matches!(failure.kind, Kind::System | Kind::Damaged) => failure,
             done => return done,
         };
@@ -132,18 +144,18 @@ impl Local {
             Ok(repaired) if !repaired.is_nothing() => repaired,
             Ok(_) => return Err(failure),
             Err(error) => {
-                tracing::error!("the view cannot be repaired: {error}");
+                tracing::error!("cannot repair the view: {error}");
                 return Err(failure);
             }
         };
-        note(&repaired);
+        log_reconciled(&repaired);
         self.invalidate(&repaired.stale);
-        if may_go || repaired.lost.is_empty() {
-            return doing();
+        if on_loss == OnLoss::Continue || repaired.lost.is_empty() {
+            return operation();
         }
         let shown = repaired.lost.iter().take(10);
         let mut message = String::from(
-            "the content of changed files was not there, and what was committed shows again:",
+            "the content of changed files was missing; the committed versions are visible again:",
         );
         for path in shown {
             message.push_str(&format!("\n  {}", path.display()));
@@ -151,7 +163,7 @@ impl Local {
         if repaired.lost.len() > 10 {
             message.push_str(&format!("\n  and {} more", repaired.lost.len() - 10));
         }
-        Err(Failure::new(Kind::Damaged, message).hint("try again: the rest is as it was"))
+        Err(Failure::new(Kind::Damaged, message).hint("try again: all other changes are intact"))
     }
 
     fn list_changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
@@ -172,49 +184,47 @@ impl Local {
         lock.as_ref().is_some_and(EnvLock::is_lost)
     }
 
-    /// Makes the kernel write back its dirty pages, so that the upper directory has them.
+    /// Flushes data written through mappings from the kernel's cache to the upper directory.
     fn flush_mount(&self, progress: &dyn Progress) -> Result<(), Failure> {
-        if let Some(front) = self.mounted.get() {
-            mount::sync(&front.mount_point).map_err(|error| {
+        if let Some(active) = self.mount.get() {
+            mount::sync(&active.mount_point).map_err(|error| {
                 Failure::io("cannot flush the kernel's cache of the mount", &error)
             })?;
         }
         unless_cancelled(progress)
     }
 
+    /// Invalidates stale entries of the kernel's caches.
     fn invalidate(&self, stale: &[union::Invalidation]) {
-        if let Some(front) = self.mounted.get() {
-            invalidate(&front.invalidator, stale);
+        if let Some(active) = self.mount.get() {
+            invalidate(&active.invalidator, stale);
         }
     }
 }
 
 impl Drop for Local {
     fn drop(&mut self) {
-        self.end();
+        self.close();
     }
 }
 
 /// Opens an environment and mounts it at its prefix.
 ///
-/// With `fakeroot` whoever does it may do there what root may, and sees who owns what as it is kept.
+/// With `fakeroot`, the user has root's rights in the mount, and owners are shown as recorded.
 pub fn mount_environment(
     environment: Environment,
     config: &Config,
     fakeroot: bool,
 ) -> Result<Mounted, Failure> {
-    let home = Served::of(environment.layout())
-        .map_err(|error| Failure::io("cannot look at the environment's home", &error))?;
-    let local = Arc::new(Local::open(environment, config, "mounted", BRIEF)?);
+    let home = ServedHome::of(environment.layout())
+        .map_err(|error| Failure::io("cannot stat the environment's home", &error))?;
+    let local = Arc::new(Local::open(environment, config, "mounted", LOCK_TIMEOUT)?);
     let db = local.workspace.db();
-    let missing =
-        |what: &str| Failure::new(Kind::Damaged, format!("the database does not say {what}"));
+    let missing = |what: &str| Failure::new(Kind::Damaged, format!("the database lacks {what}"));
     let request = MountRequest {
-        mount_point: db.prefix()?.ok_or_else(|| missing("where to mount"))?,
-        id: db
-            .uuid()?
-            .ok_or_else(|| missing("who the environment is"))?,
-        // What root mounts is as visible as a plain directory; permissions decide, as there.
+        mount_point: db.prefix()?.ok_or_else(|| missing("the prefix"))?,
+        id: db.uuid()?.ok_or_else(|| missing("its identity"))?,
+        // Mounts by root are accessible to all users, subject to permissions, as directories are.
         allow_other: nix::unistd::geteuid().is_root(),
         fakeroot,
         options: Default::default(),
@@ -230,14 +240,14 @@ pub fn mount_environment(
     notices.connect(session.invalidator());
     let workspace = local.workspace();
     let profile = (config.profile == ProfileUse::On)
-        .then(|| Profile::begin(workspace.env().layout().profile(), workspace.union()));
-    let front = Front {
+        .then(|| Profile::start(workspace.env().layout().profile(), workspace.union()));
+    let active = ActiveMount {
         invalidator: session.invalidator(),
         mount_point: request.mount_point,
         counters,
         profile,
     };
-    if local.mounted.set(front).is_err() {
+    if local.mount.set(active).is_err() {
         return Err(Failure::new(
             Kind::Internal,
             "an environment was mounted twice",
@@ -252,7 +262,7 @@ pub fn mount_environment(
 }
 
 impl Service for Local {
-    fn end(&self) {
+    fn close(&self) {
         let lock = self
             .lock
             .lock()
@@ -260,20 +270,20 @@ impl Service for Local {
             .take();
         let Some(lock) = lock else { return };
         if lock.is_lost() {
-            tracing::error!("the lock is another's: the environment is left as it is");
+            tracing::error!("another process has taken over the lock: closing without any change");
             return;
         }
-        if let Some(profile) = self.mounted.get().and_then(|front| front.profile.as_ref()) {
-            profile.end(self.workspace.union());
+        if let Some(profile) = self.mount.get().and_then(|active| active.profile.as_ref()) {
+            profile.finish(self.workspace.union());
         }
         if let Err(error) = self.workspace.close() {
             tracing::error!(
-                "closing the environment: {error}; it will be checked when it is opened next"
+                "cannot close the environment: {error}; it will be reconciled on the next open"
             );
         }
     }
 
-    fn listens_at(&self, socket: &Path) -> Result<(), Failure> {
+    fn set_socket(&self, socket: &Path) -> Result<(), Failure> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         match lock.as_mut() {
             Some(lock) => Ok(lock.set_socket(socket)?),
@@ -300,7 +310,7 @@ impl Service for Local {
     }
 
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
-        self.repairing(false, || self.list_changes(selection))
+        self.with_repair(OnLoss::Fail, || self.list_changes(selection))
     }
 
     fn commit(
@@ -308,9 +318,9 @@ impl Service for Local {
         options: &CommitOptions,
         progress: &dyn Progress,
     ) -> Result<Option<Committed>, Failure> {
-        let _operation = self.lock_operations(progress)?;
+        let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
-        let committed = self.repairing(false, || {
+        let committed = self.with_repair(OnLoss::Fail, || {
             Ok(commit::commit(&self.workspace, options, progress)?)
         })?;
         if let Some(committed) = &committed {
@@ -324,9 +334,9 @@ impl Service for Local {
         selection: &Selection,
         progress: &dyn Progress,
     ) -> Result<Discarded, Failure> {
-        let _operation = self.lock_operations(progress)?;
+        let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
-        let (changes, stale) = self.repairing(true, || {
+        let (changes, stale) = self.with_repair(OnLoss::Continue, || {
             Ok(commit::discard(&self.workspace, &paths_of(selection))?)
         })?;
         self.invalidate(&stale);
@@ -340,10 +350,14 @@ impl Service for Local {
         options: &RollbackOptions,
         progress: &dyn Progress,
     ) -> Result<RolledBack, Failure> {
-        let _operation = self.lock_operations(progress)?;
+        let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
         let target = options.revision.map(RevisionId);
-        let done = self.repairing(options.discard_changes, || {
+        let on_loss = match options.discard_changes {
+            true => OnLoss::Continue,
+            false => OnLoss::Fail,
+        };
+        let done = self.with_repair(on_loss, || {
             Ok(commit::rollback(
                 &self.workspace,
                 target,
@@ -356,7 +370,7 @@ impl Service for Local {
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {
-        let _operation = self.lock_operations(progress)?;
+        let _guard = self.lock_operations(progress)?;
         tag(self.workspace.db(), options)
     }
 
@@ -365,7 +379,7 @@ impl Service for Local {
         options: commit::GcOptions,
         progress: &dyn Progress,
     ) -> Result<commit::Collected, Failure> {
-        let _operation = self.lock_operations(progress)?;
+        let _guard = self.lock_operations(progress)?;
         let layout = self.workspace.env().layout();
         let collected = commit::gc(self.workspace.db(), layout, options)?;
         if !options.dry_run {
@@ -375,10 +389,10 @@ impl Service for Local {
     }
 
     fn stats(&self) -> Result<serde_json::Value, Failure> {
-        let Some(front) = self.mounted.get() else {
+        let Some(active) = self.mount.get() else {
             return Ok(serde_json::Map::new().into());
         };
-        let stats = super::stats::of(&front.counters, self.workspace.union());
+        let stats = super::stats::of(&active.counters, self.workspace.union());
         serde_json::to_value(stats).map_err(|error| Failure::of(Kind::Internal, &error))
     }
 }
@@ -390,14 +404,14 @@ fn unless_cancelled(progress: &dyn Progress) -> Result<(), Failure> {
     }
 }
 
-/// Names a revision, or takes a name away. The caller holds the environment's lock.
+/// Sets or deletes a tag. The caller must hold the environment's lock.
 pub fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
     let Some(revision) = options.revision.map(RevisionId) else {
         if db.remove_tag(&options.tag)? {
             return Ok(());
         }
-        let message = format!("no revision is called {}", options.tag);
-        return Err(Failure::new(Kind::NotFound, message).hint("envfs tag lists the names"));
+        let message = format!("there is no tag {}", options.tag);
+        return Err(Failure::new(Kind::NotFound, message).hint("envfs tag lists all tags"));
     };
     if db.revision(revision)?.is_none() {
         return Err(CommitError::NoRevision(revision.0).into());
@@ -405,8 +419,8 @@ pub fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
     Ok(db.set_tag(&options.tag, revision)?)
 }
 
-/// Files and bytes in the upper directories of the stack: not what was discarded, nor what an image
-/// has meanwhile.
+/// Returns the number and the size of files in the upper directories of the stack. Discarded and
+/// retired uppers do not count.
 pub fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), StateError> {
     let is_upper = |layer: &StackLayer| !matches!(layer.part, StackPart::Image(_));
     let uppers = db.stack()?.into_iter().filter(is_upper);
@@ -440,7 +454,7 @@ impl From<CommitError> for Failure {
         if error.is_no_space() {
             return Failure::new(
                 Kind::NoSpace,
-                format!("{}; everything is as it was", with_causes(&error)),
+                format!("{}; nothing was changed", with_causes(&error)),
             )
             .hint(MAKE_ROOM);
         }
@@ -454,7 +468,7 @@ impl From<CommitError> for Failure {
                 .hint("commit them first (envfs commit), or drop them with -y"),
             CommitError::NoRevision(_) | CommitError::NoEarlier => {
                 Failure::new(Kind::NotFound, error.to_string())
-                    .hint("envfs log shows the revisions there are")
+                    .hint("envfs log shows all revisions")
             }
             CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
             CommitError::Source { .. } => Failure::new(Kind::Damaged, error.to_string()),
@@ -472,7 +486,7 @@ impl From<CommitError> for Failure {
             }
             CommitError::Image(ref image) | CommitError::Union(union::Error::Image(ref image)) => {
                 let kind = match image {
-                    // An image that should be there and is not is as bad as a damaged one.
+                    // A missing image counts as damaged.
                     squashfs::Error::Io { source, .. }
                         if source.kind() != std::io::ErrorKind::NotFound =>
                     {

@@ -1,5 +1,5 @@
-//! Waiting for another command that starts or stops the same daemon, but not for ever: one that is stopped
-//! keeps its lock.
+//! The lock under which a command starts or stops a daemon. Waiting for it has a time limit,
+//! because a command that was stopped keeps its lock.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,13 +11,14 @@ use fs2::FileExt;
 use super::failure::{Failure, Kind};
 use crate::sys::process;
 
-/// How long another command may take. The opening of a large environment after an unclean end takes a while.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit for another command. Opening a large environment after an unclean shutdown takes
+/// long.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Locks a file, and notes in it who has the lock. `path` names it in messages.
-pub(super) fn wait(file: &File, path: &Path, patience: Duration) -> Result<(), Failure> {
+/// Locks a file and writes the process id to it. `path` is for messages.
+pub(super) fn wait(file: &File, path: &Path, timeout: Duration) -> Result<(), Failure> {
     let failed = |error| Failure::io(format!("cannot lock {}", path.display()), &error);
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     let mut pause = Duration::from_millis(1);
     loop {
         match file.try_lock_exclusive() {
@@ -26,7 +27,7 @@ pub(super) fn wait(file: &File, path: &Path, patience: Duration) -> Result<(), F
             Err(error) => return Err(failed(error)),
         }
         if Instant::now() > deadline {
-            return Err(held(path, patience));
+            return Err(held(path, timeout));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
@@ -35,29 +36,29 @@ pub(super) fn wait(file: &File, path: &Path, patience: Duration) -> Result<(), F
         .set_len(0)
         .and_then(|()| (&mut &*file).write_all(format!("{}\n", std::process::id()).as_bytes()));
     if let Err(error) = noted {
-        tracing::debug!(%error, "the holder of a start lock is not noted");
+        tracing::debug!(%error, "cannot write the process id to the start lock");
     }
     Ok(())
 }
 
-fn held(path: &Path, patience: Duration) -> Failure {
+fn held(path: &Path, timeout: Duration) -> Failure {
     let holder = fs::read_to_string(path).ok();
     let pid: Option<u32> = holder.and_then(|text| text.trim().parse().ok());
-    let who = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    let shown = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
     let failure = Failure::new(
         Kind::Busy,
         format!(
-            "another command{who} has been starting or stopping the daemon of this environment for more \
-             than {} s",
-            patience.as_secs()
+            "another command{shown} has been starting or stopping the daemon of this environment for \
+             more than {} s",
+            timeout.as_secs()
         ),
     );
     match pid {
         Some(pid) if process::is_stopped(pid) => failure.hint(format!(
-            "it is stopped: kill -CONT {pid} lets it go on, kill -9 {pid} ends it"
+            "it is stopped: kill -CONT {pid} resumes it, kill -9 {pid} ends it"
         )),
-        Some(pid) => failure.hint(format!("wait until it is done, or end it: kill {pid}")),
-        None => failure.hint("wait until it is done, or end it"),
+        Some(pid) => failure.hint(format!("wait until it has finished, or end it: kill {pid}")),
+        None => failure.hint("wait until it has finished, or end it"),
     }
 }
 
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_command_is_waited_for_with_an_end_and_named() {
+    fn waiting_for_another_command_has_a_time_limit_and_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let open = || {

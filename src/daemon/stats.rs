@@ -1,4 +1,4 @@
-//! What a mount has done since it was mounted, and how long that took.
+//! Statistics of a mount: requests and their latency, bytes, and cache hits.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -10,64 +10,64 @@ use crate::fuse::{Counters, Latency, Op};
 use crate::squashfs::reader::Hits;
 use crate::union::Union;
 
-/// What a mount has done.
+/// Statistics since the mount.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
-    /// Requests of the kernel, by kind; kinds of which there were none are absent.
+    /// Requests of the kernel by kind. Kinds without requests are absent.
     pub requests: BTreeMap<String, Requests>,
     /// Bytes read by the kernel.
     pub read_bytes: u64,
     /// Bytes written by the kernel.
     pub written_bytes: u64,
-    /// Objects the kernel holds.
+    /// Objects that the kernel references.
     pub held_objects: u64,
-    /// What was done with the images that are mounted now.
+    /// Reads from the images that are mounted now.
     pub images: Images,
 }
 
-/// Requests of one kind. Times are in microseconds, each from the arrival of the request until its
-/// answer was with the kernel.
+/// Requests of one kind. Times are in microseconds, from the arrival of a request until its reply
+/// was written to the kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Requests {
-    /// How many there were.
+    /// The number of requests.
     pub count: u64,
-    /// All of them together; those answered at the same time count each.
+    /// The total time. Concurrent requests count separately.
     pub total_us: f64,
-    /// Half of them took at most so long, within a factor of two.
+    /// The median, within a factor of two.
     pub p50_us: f64,
-    /// 99 of 100 took at most so long, within a factor of two.
+    /// The 99th percentile, within a factor of two.
     pub p99_us: f64,
-    /// The longest.
+    /// The maximum.
     pub max_us: f64,
 }
 
-/// What was read from images, and what their caches spared.
+/// Reads from images, and hits of their caches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Images {
     /// Reads from image files.
     pub reads: u64,
-    /// Bytes of them, compressed as they are stored.
+    /// Bytes read, before decompression.
     pub bytes_read: u64,
-    /// Data and fragment blocks expanded.
+    /// Data and fragment blocks decompressed.
     pub data_blocks: u64,
-    /// Metadata blocks expanded.
+    /// Metadata blocks decompressed.
     pub metadata_blocks: u64,
-    /// How often the cache of expanded data had what was asked for.
+    /// The cache of decompressed data.
     pub data_cache: Cache,
-    /// The cache of expanded metadata, the same.
+    /// The cache of decompressed metadata.
     pub metadata_cache: Cache,
-    /// Parsed directories, the same.
+    /// The cache of parsed directories.
     pub directory_cache: Cache,
-    /// Where the data of files lies, the same.
+    /// The cache of the block lists of files.
     pub layout_cache: Cache,
 }
 
-/// How often a cache had what was asked for.
+/// Hits and misses of a cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cache {
-    /// It had it, or it was just being loaded.
+    /// Lookups of an entry that was present or being loaded.
     pub hits: u64,
-    /// It did not.
+    /// Other lookups.
     pub misses: u64,
 }
 
@@ -80,7 +80,7 @@ impl Cache {
 
 impl From<Latency> for Requests {
     fn from(latency: Latency) -> Requests {
-        // To a tenth: a nanosecond says nothing here.
+        // Rounded to a tenth of a microsecond.
         let micros = |time: Duration| (time.as_secs_f64() * 1e7).round() / 10.0;
         Requests {
             count: latency.count,
@@ -92,7 +92,7 @@ impl From<Latency> for Requests {
     }
 }
 
-/// Says what a mount has done so far.
+/// Collects the statistics of a mount.
 pub fn of(counters: &Counters, union: &Union) -> Stats {
     let mut images = Images::default();
     for layer in union.lower().images() {

@@ -29,14 +29,14 @@ use crate::sys::mount::{self, MountRequest};
 use crate::sys::process;
 use crate::union::{Change, ChangeKind, Creator, Summary};
 
-/// A service that does what the request's words say.
+/// A service whose behaviour depends on the request.
 #[derive(Default)]
 struct Fake {
     was_cancelled: AtomicBool,
 }
 
 impl Fake {
-    /// Waits for whoever asks to go away.
+    /// Waits for the client to disconnect.
     fn wait_if(&self, waits: bool, progress: &dyn Progress) -> Result<(), Failure> {
         let end = Instant::now() + Duration::from_secs(20);
         while waits && Instant::now() < end {
@@ -128,25 +128,25 @@ impl Service for Fake {
 struct NoMount;
 
 impl Control for NoMount {
-    fn unmount(&self, _: bool) -> Result<Unmounted, Failure> {
+    fn unmount(&self, _: mount::UnmountMode) -> Result<Unmounted, Failure> {
         Err(Failure::new(Kind::Busy, "in use"))
     }
 }
 
-/// Hears progress, and wants to stop when told.
+/// Records progress, and may cancel at once.
 #[derive(Default)]
-struct Heard {
+struct Recorder {
     phases: Mutex<Vec<String>>,
-    stop_at_once: bool,
+    is_cancelled: bool,
 }
 
-impl Progress for Heard {
+impl Progress for Recorder {
     fn report(&self, report: &Report) {
         self.phases.lock().unwrap().push(report.phase.clone());
     }
 
     fn is_cancelled(&self) -> bool {
-        self.stop_at_once
+        self.is_cancelled
     }
 }
 
@@ -174,32 +174,38 @@ fn requests_are_answered_with_progress_results_and_failures() {
     assert_eq!(client.hello().pid, std::process::id());
     client.call::<()>(&Request::Ping, &NoProgress).unwrap();
     assert_eq!(client.status().unwrap().revision, Some(7));
-    let odd = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"a\n\xff");
+    let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"a\n\xff");
     let selection = Selection {
-        paths: vec![crate::sys::text::Text::from(odd)],
+        paths: vec![crate::sys::text::Text::from(name)],
     };
     assert_eq!(
         client.changes(&selection).unwrap()[0].path,
         selection.paths[0].as_bytes()
     );
-    let heard = Heard::default();
+    let recorder = Recorder::default();
     assert_eq!(
         client
-            .commit(&CommitOptions::default(), &heard)
+            .commit(&CommitOptions::default(), &recorder)
             .unwrap()
             .unwrap()
             .revision,
         RevisionId(8)
     );
     assert_eq!(
-        *heard.phases.lock().unwrap(),
+        *recorder.phases.lock().unwrap(),
         ["phase 1", "phase 2", "phase 3"]
     );
     let failure = client
         .discard(&Selection::default(), &NoProgress)
         .unwrap_err();
     assert_eq!((failure.kind, failure.hints.len()), (Kind::NoSpace, 1));
-    assert_eq!(client.unmount(false, &|| {}).unwrap_err().kind, Kind::Busy);
+    assert_eq!(
+        client
+            .unmount(mount::UnmountMode::Plain, &|| {})
+            .unwrap_err()
+            .kind,
+        Kind::Busy
+    );
     assert_eq!(client.stats().unwrap()["reads"], 1);
     drop(running);
     assert!(Client::connect(&socket).unwrap().is_none());
@@ -207,43 +213,43 @@ fn requests_are_answered_with_progress_results_and_failures() {
 }
 
 #[test]
-fn who_hangs_up_cancels() {
+fn disconnecting_cancels_a_commit() {
     let (_dir, socket, fake, running) = serving();
     let client = Client::connect(&socket).unwrap().unwrap();
     let options = CommitOptions {
         message: String::from("wait"),
         ..CommitOptions::default()
     };
-    let heard = Heard {
-        stop_at_once: true,
-        ..Heard::default()
+    let recorder = Recorder {
+        is_cancelled: true,
+        ..Recorder::default()
     };
-    let failure = client.commit(&options, &heard).unwrap_err();
+    let failure = client.commit(&options, &recorder).unwrap_err();
     assert_eq!(failure.kind, Kind::Cancelled);
     drop(running);
     assert!(fake.was_cancelled.load(Ordering::SeqCst));
 }
 
 #[test]
-fn who_hangs_up_cancels_also_what_tells_no_progress() {
+fn disconnecting_cancels_requests_without_progress() {
     let (_dir, socket, fake, running) = serving();
     let client = Client::connect(&socket).unwrap().unwrap();
     let options = TagOptions {
         tag: String::from("wait"),
         revision: None,
     };
-    let heard = Heard {
-        stop_at_once: true,
-        ..Heard::default()
+    let recorder = Recorder {
+        is_cancelled: true,
+        ..Recorder::default()
     };
-    let failure = client.tag(&options, &heard).unwrap_err();
+    let failure = client.tag(&options, &recorder).unwrap_err();
     assert_eq!(failure.kind, Kind::Cancelled);
     drop(running);
     assert!(fake.was_cancelled.load(Ordering::SeqCst));
 }
 
 #[test]
-fn who_asks_after_the_end_gets_nothing_done() {
+fn requests_after_the_end_are_refused() {
     use std::io::Write;
     let (_dir, socket, _, running) = serving();
     let mut stream = UnixStream::connect(&socket).unwrap();
@@ -255,7 +261,7 @@ fn who_asks_after_the_end_gets_nothing_done() {
     assert!(answer.contains("about to end"), "{answer}");
 }
 
-/// An environment of its own, open without a mount, with one change.
+/// Returns a new environment, open without a mount, with one change.
 fn local() -> (tempfile::TempDir, Local) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(dir.path().join("store"));
@@ -287,11 +293,11 @@ fn local() -> (tempfile::TempDir, Local) {
 }
 
 #[test]
-fn who_has_gone_away_while_others_had_their_turn_gets_nothing_done() {
+fn requests_cancelled_while_waiting_for_others_change_nothing() {
     let (_dir, local) = local();
-    let gone = Heard {
-        stop_at_once: true,
-        ..Heard::default()
+    let cancelled = Recorder {
+        is_cancelled: true,
+        ..Recorder::default()
     };
     let tag = TagOptions {
         tag: String::from("name"),
@@ -309,12 +315,12 @@ fn who_has_gone_away_while_others_had_their_turn_gets_nothing_done() {
         ..RollbackOptions::default()
     };
     let kinds = [
-        local.discard(&all, &gone).unwrap_err().kind,
-        local.rollback(&back, &gone).unwrap_err().kind,
-        local.tag(&tag, &gone).unwrap_err().kind,
-        local.gc(keep, &gone).unwrap_err().kind,
+        local.discard(&all, &cancelled).unwrap_err().kind,
+        local.rollback(&back, &cancelled).unwrap_err().kind,
+        local.tag(&tag, &cancelled).unwrap_err().kind,
+        local.gc(keep, &cancelled).unwrap_err().kind,
         local
-            .commit(&CommitOptions::default(), &gone)
+            .commit(&CommitOptions::default(), &cancelled)
             .unwrap_err()
             .kind,
     ];
@@ -327,7 +333,7 @@ fn who_has_gone_away_while_others_had_their_turn_gets_nothing_done() {
 }
 
 #[test]
-fn nonsense_and_silence_do_no_harm() {
+fn malformed_and_missing_requests_do_no_harm() {
     use std::io::Write;
     let (_dir, socket, _, _running) = serving();
     drop(UnixStream::connect(&socket).unwrap());
@@ -340,7 +346,7 @@ fn nonsense_and_silence_do_no_harm() {
 }
 
 #[test]
-fn a_directory_of_somebody_else_is_not_used_for_sockets() {
+fn only_a_private_directory_is_used_for_sockets() {
     let dir = tempfile::tempdir().unwrap();
     let open = dir.path().join("open");
     std::fs::create_dir(&open).unwrap();
@@ -360,7 +366,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one, or returns `None` where this machine cannot.
+    /// Starts a daemon, or returns `None` if this machine cannot mount.
     fn start(id: &str) -> Option<Daemon> {
         if process::user_id() != 0 || mount::device_is_usable().is_err() {
             eprintln!("skipped: needs root and /dev/fuse");
@@ -384,7 +390,7 @@ impl Daemon {
             .stderr(std::fs::File::create(dir.path().join("daemon.log")).unwrap())
             .spawn()
             .unwrap();
-        // The test runner talks before the daemon does.
+        // The test runner prints before the daemon does.
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = lines
             .find_map(|line| line.ok().filter(|line| line.contains('{')))
@@ -451,7 +457,7 @@ fn be_a_daemon() {
         Ok(Mounted {
             session: Session::start(Hello, &request)?,
             service: Arc::new(Fake::default()),
-            home: Served::of(&Layout::new(&dir)).unwrap(),
+            home: ServedHome::of(&Layout::new(&dir)).unwrap(),
             lost: 0,
         })
     })
@@ -459,7 +465,7 @@ fn be_a_daemon() {
 }
 
 #[test]
-fn a_mount_that_is_used_stays_and_its_users_are_named() {
+fn a_mount_in_use_is_not_unmounted_and_its_users_are_listed() {
     let Some(mut daemon) = Daemon::start("busy") else {
         return;
     };
@@ -472,7 +478,13 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
         .stdin(std::fs::File::open(daemon.file()).unwrap())
         .spawn()
         .unwrap();
-    let failure = ensure_unmounted(&daemon.target, &daemon.runtime, false, &|| {}).unwrap_err();
+    let failure = ensure_unmounted(
+        &daemon.target,
+        &daemon.runtime,
+        mount::UnmountMode::Plain,
+        &|| {},
+    )
+    .unwrap_err();
     assert_eq!(failure.kind, Kind::Busy);
     assert!(
         failure
@@ -483,30 +495,45 @@ fn a_mount_that_is_used_stays_and_its_users_are_named() {
     );
     user.kill().unwrap();
     user.wait().unwrap();
-    ensure_unmounted(&daemon.target, &daemon.runtime, false, &|| {})
-        .unwrap()
-        .unwrap();
+    ensure_unmounted(
+        &daemon.target,
+        &daemon.runtime,
+        mount::UnmountMode::Plain,
+        &|| {},
+    )
+    .unwrap()
+    .unwrap();
     assert!(matches!(
         state(&daemon.runtime, &daemon.target).unwrap(),
         State::Unmounted
     ));
     daemon.wait_for_end();
     assert!(
-        ensure_unmounted(&daemon.target, &daemon.runtime, false, &|| {})
-            .unwrap()
-            .is_none()
+        ensure_unmounted(
+            &daemon.target,
+            &daemon.runtime,
+            mount::UnmountMode::Plain,
+            &|| {}
+        )
+        .unwrap()
+        .is_none()
     );
 }
 
 #[test]
-fn a_lazy_unmount_lets_users_finish() {
+fn a_lazy_unmount_lets_programs_finish() {
     let Some(mut daemon) = Daemon::start("lazy") else {
         return;
     };
     let held = std::fs::File::open(daemon.file()).unwrap();
-    ensure_unmounted(&daemon.target, &daemon.runtime, true, &|| {})
-        .unwrap()
-        .unwrap();
+    ensure_unmounted(
+        &daemon.target,
+        &daemon.runtime,
+        mount::UnmountMode::Lazy,
+        &|| {},
+    )
+    .unwrap()
+    .unwrap();
     assert!(!daemon.file().exists());
     let mut text = String::new();
     std::io::Read::read_to_string(&mut &held, &mut text).unwrap();
@@ -530,9 +557,14 @@ fn a_killed_daemon_leaves_a_dead_mount_that_is_detached() {
         state(&daemon.runtime, &daemon.target).unwrap(),
         State::Dead(_)
     ));
-    ensure_unmounted(&daemon.target, &daemon.runtime, false, &|| {})
-        .unwrap()
-        .unwrap();
+    ensure_unmounted(
+        &daemon.target,
+        &daemon.runtime,
+        mount::UnmountMode::Plain,
+        &|| {},
+    )
+    .unwrap()
+    .unwrap();
     assert!(matches!(
         state(&daemon.runtime, &daemon.target).unwrap(),
         State::Unmounted
@@ -541,7 +573,7 @@ fn a_killed_daemon_leaves_a_dead_mount_that_is_detached() {
 }
 
 #[test]
-fn an_occupied_prefix_is_refused() {
+fn a_prefix_that_is_not_empty_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let prefix = dir.path().join("p");
     super::lifecycle::prepare_prefix(&prefix).unwrap();

@@ -18,9 +18,10 @@ use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle;
 use crate::daemon::protocol::Service;
-use crate::daemon::service::BRIEF;
+use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::EnvName;
 use crate::shell::plan::SYSTEM_PATH;
+use crate::sys::mount::UnmountMode;
 use crate::sys::signals;
 use crate::sys::text::quoted;
 
@@ -164,8 +165,9 @@ fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<
 /// Unmounts the environment, waiting for processes that the command started and that outlive it.
 /// Gives up after a time limit; removing the environment then fails and names the cause.
 fn unmount_with_retries(env: &Env) {
-    let deadline = Instant::now() + BRIEF;
-    while let Err(failure) = lifecycle::ensure_unmounted(&env.target, &env.runtime, false, &|| {})
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    while let Err(failure) =
+        lifecycle::ensure_unmounted(&env.target, &env.runtime, UnmountMode::Plain, &|| {})
         && failure.kind == Kind::Busy
         && Instant::now() < deadline
     {

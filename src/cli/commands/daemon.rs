@@ -25,7 +25,7 @@ impl Args {
         let found = context.environment(Some(&self.name));
         let (id, runtime) = match &found {
             Ok(env) => {
-                crate::daemon::log::bound_own(&env.target.layout);
+                crate::daemon::log::enable_rotation(&env.target.layout);
                 (env.target.id.clone(), env.runtime.clone())
             }
             Err(_) => (String::new(), crate::daemon::runtime::RuntimeDir::open()),

@@ -334,7 +334,7 @@ fn unresponsive(mount: &MountEntry) -> Finding {
         let socket = RuntimeDir::open().socket(id)?;
         client::process_at(&socket)
     });
-    let failure = client::silent(pid, "does not answer");
+    let failure = client::unresponsive(pid, "does not respond");
     let mut finding = Finding::new(
         "mounts",
         Level::Problem,

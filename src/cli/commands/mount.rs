@@ -167,7 +167,7 @@ impl Args {
         }
         let source = match (&options.source, images.first()) {
             (Some(source), _) => source.clone(),
-            (None, Some(top)) => DirectMount::usual_source(top),
+            (None, Some(top)) => DirectMount::default_source(top),
             (None, None) => return Err(CommandError::usage("no image given")),
         };
         let what = DirectMount {
@@ -195,7 +195,7 @@ impl Args {
             Some(upper) => Layout::new(upper.as_path()).daemon_log(),
             None => PathBuf::new(),
         };
-        backend::warn_of_served(&quoted(mount_point), &served, &log);
+        backend::print_start_warnings(&quoted(mount_point), &served, &log);
         Ok(())
     }
 }

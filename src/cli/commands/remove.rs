@@ -11,8 +11,9 @@ use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::output::size;
 use crate::daemon::lifecycle;
-use crate::daemon::service::BRIEF;
+use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::EnvLock;
+use crate::sys::mount::UnmountMode;
 
 /// Remove an environment with its images, its changes and its whole history.
 ///
@@ -48,8 +49,8 @@ impl Args {
 
 /// Unmounts an environment and removes it with all its files and its mount point.
 pub fn remove_environment(env: Env) -> Result<()> {
-    lifecycle::ensure_unmounted(&env.target, &env.runtime, false, &|| {})?;
-    let lock = EnvLock::lock(env.environment.layout(), "remove", BRIEF)?;
+    lifecycle::ensure_unmounted(&env.target, &env.runtime, UnmountMode::Plain, &|| {})?;
+    let lock = EnvLock::lock(env.environment.layout(), "remove", LOCK_TIMEOUT)?;
     env.environment.remove_files(lock)?;
     remove_prefix(&env.target.prefix);
     Ok(())

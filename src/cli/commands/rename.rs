@@ -6,7 +6,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::State;
-use crate::daemon::service::BRIEF;
+use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::{EnvLock, EnvName};
 use crate::sys::text::quoted;
 
@@ -36,7 +36,7 @@ impl Args {
                     .hint(format!("envfs unmount {}", env.name())),
             );
         }
-        let lock = EnvLock::lock(env.environment.layout(), "rename", BRIEF)?;
+        let lock = EnvLock::lock(env.environment.layout(), "rename", LOCK_TIMEOUT)?;
         env.environment.rename(&new, &lock)?;
         context.output.note(format!(
             "{} is now {new}; its prefix is still {}",

@@ -6,6 +6,7 @@ use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::lifecycle;
 use crate::daemon::protocol::Unmounted;
+use crate::sys::mount::UnmountMode;
 
 /// Unmount an environment and keep its changes, committed or not.
 ///
@@ -56,7 +57,11 @@ impl Args {
                 .output
                 .note("waiting for the daemon to finish an earlier operation (usually a commit)");
         };
-        match lifecycle::ensure_unmounted(&env.target, &env.runtime, self.lazy, &slow)? {
+        let mode = match self.lazy {
+            true => UnmountMode::Lazy,
+            false => UnmountMode::Plain,
+        };
+        match lifecycle::ensure_unmounted(&env.target, &env.runtime, mode, &slow)? {
             None if self.all => {}
             None => context
                 .output

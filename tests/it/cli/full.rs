@@ -85,7 +85,7 @@ fn a_full_disk_stops_an_import_and_nothing_is_left_of_it() {
     assert_eq!(env.store_listing(), before);
     small.fill(0);
     env.envfs(&["create", "second"])
-        .fails(8, &["full", "make room"]);
+        .fails(8, &["full", "free some space"]);
     small.free();
     assert_eq!(env.store_listing(), before);
     env.envfs(&["create", "second"]).ok();
@@ -147,7 +147,7 @@ fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
     env.envfs(&["unmount", "e"]).ok();
     // It may be the image or the database that has no room: each says so in its own words.
     env.envfs(&["commit", "e"])
-        .fails(8, &["everything is as it was"]);
+        .fails(8, &["nothing was changed"]);
     small.fill(0);
     let _may_fail = env.envfs(&["commit", "e"]);
     let mounted = env.envfs(&["mount", "e"]);

@@ -104,7 +104,7 @@ sys.exit(7)'"
         // What answers a command.
         (
             "panic.control",
-            String::from("! envfs diff e 2>err && grep -q 'fault of envfs' err && rm err"),
+            String::from("! envfs diff e 2>err && grep -q 'internal error of envfs' err && rm err"),
         ),
     ];
     let Some(env) = TestEnv::new() else { return };

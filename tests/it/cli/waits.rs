@@ -255,7 +255,7 @@ fn a_daemon_that_is_stopped_while_a_command_waits_for_it_is_told() {
     env.mount("e");
     let daemon = env.daemon("e");
     let socket = env.envfs(&["paths", "--json", "e"]).ok().json()["socket"].clone();
-    // Deaf and stopped: only the mount itself can be asked.
+    // Unreachable and stopped: only the mount itself can be probed.
     let stopped = Stopped::new(daemon);
     fs::remove_file(socket.as_str().unwrap()).unwrap();
     let pid = format!("pid {daemon}");

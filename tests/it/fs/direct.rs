@@ -295,7 +295,7 @@ fn what_is_wrong_with_a_mount_is_said_by_the_command() {
             "not a SquashFS image",
         ),
         (vec!["--image", image, at], 2, "--upper"),
-        (vec!["--image", image, "-o", "ro"], 2, "where"),
+        (vec!["--image", image, "-o", "ro"], 2, "no mount point"),
         (
             vec!["--image", image, "-o", "ro", "/nowhere"],
             2,
@@ -441,7 +441,7 @@ fn a_directory_of_changes_that_others_can_write_to_is_refused() {
         let set = |mode| fs::set_permissions(&upper, PermissionsExt::from_mode(mode)).unwrap();
         for mode in [0o777, 0o775] {
             set(mode);
-            mount().fails(4, &["written to by others", "chmod go-w"]);
+            mount().fails(4, &["writable for others", "chmod go-w"]);
             assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
         }
         set(0o755);
@@ -567,17 +567,17 @@ fn a_mount_is_changed_by_remounting() {
         write(true);
         assert!(options_of(&at).contains(",nosuid,nodev,relatime,"));
         for (options, said) in [
-            ("remount,sync", "when mounting only"),
+            ("remount,sync", "only when mounting"),
             ("remount,frozen", "unknown mount option frozen"),
         ] {
             helper(&direct, options).fails(2, &[said]);
         }
         env.envfs(&["mount", "-o", "remount,ro", "/proc"])
-            .fails(2, &["/proc is no mount of envfs"]);
+            .fails(2, &["/proc is not a mount of envfs"]);
         // An image alone has no place for changes.
         direct.unmount();
         helper(&direct, "ro").ok();
-        helper(&direct, "remount,rw").fails(2, &["without a directory that takes the changes"]);
+        helper(&direct, "remount,rw").fails(2, &["without a directory for changes"]);
         assert!(fs::write(at.join("late"), "late").is_err());
         helper(&direct, "remount,noexec").ok();
     }
