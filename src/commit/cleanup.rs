@@ -1,6 +1,6 @@
-//! What comes after a flip, and after a crash: removing what nothing refers to. Repeatable.
+//! Removes unreferenced files after a flip and after a crash. Can be repeated.
 //!
-//! What cannot be removed is told and stays: it must not keep the environment from being opened.
+//! Files that cannot be removed are reported and kept: they must not prevent opening the environment.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,16 +13,16 @@ use crate::environment::Layout;
 use crate::state::{FileIds, ImageRow, LayerId, LayerRole, StackPart, StateDb};
 use crate::sys::walk;
 
-/// Removes retired layers, unfinished and unknown images, and layer directories of rotations that did not
-/// happen. Never touches the stack, the trash, an image of the history, or what has no name of ours.
+/// Removes retired layers, unfinished and unknown images, and layer directories of rotations that were not
+/// committed. Never touches the stack, the trash, an image of the history, or other file names.
 ///
-/// Removes nothing while an image of the stack is not there: what is left over may then be all there is.
-/// Nor when the database is older than the files: it knows less than what is there.
+/// Removes nothing while an image of the stack is missing, because the leftovers may be the only copy, and
+/// nothing if the database is older than the files, because it does not know all of them.
 pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
     let found = Found::list(db, layout)?;
     found.warn_of_newer();
     if let Some(beyond) = found.beyond {
-        // What is made from now on must not take their names.
+        // New files must not get their names.
         db.skip_ids(beyond)?;
         return Ok(());
     }
@@ -48,22 +48,22 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// What has names of ours and is in no row.
+/// Files and directories with names that envfs uses, but without a row.
 struct Found {
     /// Images, finished or not.
     images: Vec<PathBuf>,
     /// Directories of layers.
     layers: Vec<PathBuf>,
-    /// Those of both that are newer than the database. An id is taken durably before anything has its
-    /// name, so what has one that was never taken is of a later state than the database.
+    /// Those of both that are newer than the database. An id is reserved durably before it becomes a name,
+    /// so a file with an id that was never reserved belongs to a later state.
     newer: Vec<PathBuf>,
-    /// The ids above all that is there, if the database would give lower ones.
+    /// The ids above all existing ones, if the database would assign lower ones.
     beyond: Option<FileIds>,
 }
 
 impl Found {
     fn list(db: &StateDb, layout: &Layout) -> Result<Found> {
-        // First what is there, then what is known: others may be adding to both.
+        // First the files, then the rows: other processes may be adding both.
         let images = entries(&layout.images(), image_id);
         let layers = entries(&layout.layers(), layer_id);
         let (given, skipped) = (db.next_ids()?, db.skipped_ids()?);
@@ -112,8 +112,8 @@ impl Found {
     }
 }
 
-/// Returns images and layer directories that are newer than the database, which must have been put back
-/// from an older copy.
+/// Returns images and layer directories that are newer than the database, which was then restored from an
+/// older copy.
 pub(super) fn newer_than(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
     Ok(Found::list(db, layout)?.newer)
 }
@@ -124,7 +124,7 @@ fn entries(dir: &Path, id_of: impl Fn(&str) -> Option<i64>) -> Vec<(i64, PathBuf
     let listing = match fs::read_dir(dir) {
         Ok(listing) => listing,
         Err(e) => {
-            // Who opens the view says what is wrong with it.
+            // Opening the view reports what is wrong with it.
             tracing::warn!(directory = %dir.display(), "cannot be read: {e}");
             return Vec::new();
         }
@@ -136,7 +136,7 @@ fn entries(dir: &Path, id_of: impl Fn(&str) -> Option<i64>) -> Vec<(i64, PathBuf
     found.collect()
 }
 
-/// The image that a file is, finished or not.
+/// Returns the id of the image with this file name, finished or not.
 fn image_id(name: &str) -> Option<i64> {
     let number = match name.strip_prefix('.') {
         Some(rest) => rest.strip_suffix(".sqfs.part")?,
@@ -167,7 +167,7 @@ fn remove_empty(path: &Path) -> io::Result<bool> {
     Ok(is_empty)
 }
 
-/// Returns the first image of the stack that is not there, or is shorter than its row says.
+/// Returns the first image of the stack that is missing or shorter than its row says.
 pub(super) fn missing_image(db: &StateDb, layout: &Layout) -> Result<Option<PathBuf>> {
     for part in db.stack()? {
         let StackPart::Image(id) = part.part else {
@@ -187,10 +187,10 @@ pub(super) fn missing_image(db: &StateDb, layout: &Layout) -> Result<Option<Path
     Ok(None)
 }
 
-/// Removes the layers whose content went into an image. Returns false if nothing may be removed.
+/// Removes the layers whose content is in an image. Returns false if nothing can be removed safely.
 pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
     if let Some(image) = missing_image(db, layout)? {
-        // Who opens the view says what is wrong with it.
+        // Opening the view reports what is wrong with it.
         tracing::warn!(
             image = %image.display(),
             "an image of the stack is not there, or not whole: nothing is removed"

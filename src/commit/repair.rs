@@ -1,4 +1,4 @@
-//! What is missing or odd among the files of an environment, and its repair.
+//! Finds and repairs missing and unexpected files of an environment.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use crate::sys::{private, regular};
 use crate::union::{self, OpenOptions};
 use crate::upper::UpperDir;
 
-/// Names every file of a home that is something else than it should be, and directories that are missing.
+/// Describes every file of a home that has an unexpected type, and missing directories.
 pub fn unexpected_files(layout: &Layout) -> Vec<String> {
     let mut problems: Vec<String> = files(layout)
         .iter()
@@ -35,19 +35,20 @@ pub fn unexpected_files(layout: &Layout) -> Vec<String> {
     problems
 }
 
-/// Says what differs between the rows of an environment and the files of its uppers, and changes nothing.
-/// Nobody else has it open, and its last end was clean.
+/// Describes the differences between the rows of an environment and the files of its uppers, and changes
+/// nothing. No other process has the environment open, and its last close was clean.
 pub fn examine(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
     Ok(union::examine(db, &paths(layout), &OpenOptions::default())?)
 }
 
-/// Returns the files that are newer than the database, which must have been put back from an older copy.
+/// Returns the files that are newer than the database, which was then restored from an older copy.
 pub fn newer_files(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
     cleanup::newer_than(db, layout)
 }
 
-/// Moves what lies in the place of a file or directory of ours aside, where it can be made anew. Returns
-/// what was done, in words. The caller holds the environment's lock, unless that is what is odd.
+/// Moves unexpected objects aside from the places of files and directories that can be recreated. Returns a
+/// description of each step. The caller holds the environment's lock, unless the lock itself is
+/// unexpected.
 pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let strays = layout.strays();
@@ -73,8 +74,8 @@ pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// Makes the directories of uppers whose content is gone, so that the environment can be opened without
-/// it. Returns what was done, in words. The caller holds the environment's lock.
+/// Creates missing upper directories as empty ones, so that the environment can be opened without their
+/// content. Returns a description of each step. The caller holds the environment's lock.
 pub fn recreate_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for dir in [layout.images(), layout.layers()] {
@@ -94,7 +95,7 @@ pub fn recreate_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<Stri
     Ok(done)
 }
 
-/// The files of a home that are opened by name.
+/// Returns the files of a home that are opened by name.
 fn files(layout: &Layout) -> Vec<PathBuf> {
     let database = layout.state_db();
     let beside = |suffix: &str| {
@@ -116,7 +117,7 @@ fn files(layout: &Layout) -> Vec<PathBuf> {
     files
 }
 
-/// What a file is, if it is there and no regular file.
+/// Describes a file that exists but is not a regular file.
 fn unexpected_file(path: &Path) -> Option<String> {
     match regular::exists(path) {
         Ok(_) => None,

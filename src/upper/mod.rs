@@ -1,18 +1,18 @@
 //! The physical side of one upper layer: a directory of plain files in the shape of the merged
-//! tree, so that a person can look at it and rescue from it by hand.
+//! tree, so that a person can inspect it and rescue files by hand.
 //!
 //! ```text
 //! layers/<id>/upper/…       content of new and copied-up files, at their merged paths
-//! layers/<id>/work/<ino>    content that has no name there: being copied up, or detached because
-//!                           the name it lay under went away while others remain
+//! layers/<id>/work/<ino>    content without a name there: being copied up, or detached because its
+//!                           name was removed while other names remain
 //! ```
 //!
-//! Names and attributes are rows, not files; here is only content. Every path is resolved from a
+//! Names and attributes are rows, not files; only content is here. Every path is resolved from a
 //! directory descriptor, one component at a time and never through a symbolic link, so that depth
-//! is not limited by `PATH_MAX` and nothing below can lead outside.
+//! is not limited by `PATH_MAX` and no path leads outside.
 //!
-//! Physical directories appear when the first content needs them. Invariant: if a directory object
-//! has a physical directory, it lies at the object's path of this layer.
+//! Physical directories are created when the first content needs them. Invariant: the physical
+//! directory of a directory object, if any, is at the object's path in this layer.
 
 mod scan;
 mod unsynced;
@@ -41,13 +41,13 @@ use crate::sys::regular;
 pub use scan::{Found, FoundKind, Names};
 pub use unsynced::Unsynced;
 
-/// Open content files kept at most, and open directories as many again.
+/// The maximum number of cached open content files, and of open directories.
 const OPEN_LIMIT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
 
 /// A path from the root of the layer: each directory's identity with its name, outermost first.
 pub type Chain = [(Ino, Box<[u8]>)];
 
-/// An upper directory, opened. All methods may be called from many threads; the caller orders
+/// An open upper directory. All methods can be called from many threads; the caller serializes
 /// operations on one name.
 #[derive(Debug)]
 pub struct UpperDir {
@@ -57,7 +57,7 @@ pub struct UpperDir {
     strays: PathBuf,
     dirs: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
     files: Mutex<LruCache<Ino, Arc<File>>>,
-    /// Content that may be read after its name, or the whole layer, is gone.
+    /// Content that can be read after its name, or the whole layer, was removed.
     pinned: Mutex<HashMap<Ino, Arc<File>>>,
     unsynced: Unsynced,
 }
@@ -72,10 +72,10 @@ fn name(bytes: &[u8]) -> &std::ffi::OsStr {
 }
 
 impl UpperDir {
-    /// Makes what is missing of the layer directory `path`, durably, and opens it. The directory above
-    /// must be there.
+    /// Creates the missing parts of the layer directory `path`, durably, and opens it. The parent
+    /// directory must exist.
     ///
-    /// Only for a layer of which no row says that it has content: what is made is empty.
+    /// Only for a layer without content in its rows: the created directories are empty.
     pub fn create(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         for dir in [path, &path.join("upper"), &path.join("work")] {
             if fs::symlink_metadata(dir).is_ok_and(|meta| !meta.is_dir()) {
@@ -93,10 +93,10 @@ impl UpperDir {
         UpperDir::open(path, strays)
     }
 
-    /// Opens the layer directory `path`, which is there with `upper` inside.
-    /// Files found in the way are moved below `strays`, never deleted.
+    /// Opens the existing layer directory `path`, which must contain `upper`.
+    /// Files that are in the way are moved below `strays`, never deleted.
     ///
-    /// All of it is for its owner alone: who else could write there would write to the merged view.
+    /// Only the owner gets access: another writer could change the merged view.
     pub fn open(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         // A missing directory is not created: its content may only be elsewhere for now.
         for dir in [path, &path.join("upper")] {
@@ -105,7 +105,7 @@ impl UpperDir {
         }
         let work = path.join("work");
         if fs::symlink_metadata(&work).is_ok_and(|meta| !meta.is_dir()) {
-            // Nothing of ours; what should lie in it is missing, and told.
+            // Not created by envfs. Missing content is reported later.
             set_path_aside(&work, strays)?;
         }
         create_dir(&work)?;
@@ -116,7 +116,7 @@ impl UpperDir {
         UpperDir::open_read_only(path, strays)
     }
 
-    /// Opens the layer directory `path` as it is, and changes nothing.
+    /// Opens the layer directory `path` without changing anything.
     pub fn open_read_only(path: &Path, strays: &Path) -> io::Result<UpperDir> {
         let open = |sub: &str| -> io::Result<OwnedFd> {
             Ok(OwnedFd::from(regular::open_dir(&path.join(sub))?))
@@ -133,22 +133,22 @@ impl UpperDir {
         })
     }
 
-    /// The directory of the layer (the parent of `upper` and `work`).
+    /// Returns the directory of the layer (the parent of `upper` and `work`).
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the physical directory at the end of `chain`, or `None` where there is none.
+    /// Returns the physical directory at the end of `chain`, or `None` if there is none.
     pub fn find_dir(&self, chain: &Chain) -> io::Result<Option<Arc<OwnedFd>>> {
         match self.walk(chain, false) {
             Ok(fd) => Ok(Some(fd)),
-            // What lies in the place of a directory is none.
+            // Another object in its place is not the directory.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// Returns the physical directory at the end of `chain`, made with its parents where missing.
+    /// Returns the physical directory at the end of `chain`, after creating it and its missing parents.
     pub fn create_dir(&self, chain: &Chain) -> io::Result<Arc<OwnedFd>> {
         Ok(self.walk(chain, true)?)
     }
@@ -187,8 +187,8 @@ impl UpperDir {
         Ok(fd)
     }
 
-    /// Opens what lies in a directory. Where the process has no descriptor left, those that are kept
-    /// at hand are closed first.
+    /// Opens an entry of a directory. If the process has no descriptor left, closes the cached ones
+    /// and retries.
     fn open_at(
         &self,
         dir: BorrowedFd<'_>,
@@ -206,16 +206,16 @@ impl UpperDir {
         }
     }
 
-    /// Forgets the open directory of an object whose physical directory is gone.
+    /// Drops the cached descriptor of a physical directory that was removed.
     pub fn forget_dir(&self, dir: Ino) {
         lock(&self.dirs).pop(&dir);
     }
 
-    /// Makes an empty content file for `ino` under `component`, open for reading and writing.
-    /// Whatever lies there has no row, so it is set aside first.
+    /// Creates an empty content file for `ino` under `component`, open for reading and writing.
+    /// An existing file there has no row, so it is set aside first.
     ///
-    /// The file carries the permission bits of `mode` for people who look, and is always readable
-    /// and writable by its owner: rows hold what the merged view shows.
+    /// The file has the permission bits of `mode` for people who inspect it, and is always readable
+    /// and writable by its owner: rows hold the mode in the merged view.
     pub fn create_file(
         &self,
         dir: BorrowedFd<'_>,
@@ -239,7 +239,7 @@ impl UpperDir {
         Ok(file)
     }
 
-    /// Makes a symbolic link under `component`, as a picture of the row for people who look.
+    /// Creates a symbolic link under `component`, as a copy of the row for people who inspect it.
     pub fn create_symlink(
         &self,
         dir: BorrowedFd<'_>,
@@ -255,7 +255,7 @@ impl UpperDir {
         }
     }
 
-    /// Makes an empty file without a place, for content that is being copied up.
+    /// Creates an empty file in `work`, for content that is being copied up.
     pub fn stage(&self, ino: Ino) -> io::Result<Arc<File>> {
         let flags =
             OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -265,14 +265,14 @@ impl UpperDir {
         Ok(Arc::new(File::from(fd)))
     }
 
-    /// Makes a file with no name at all, for an object that lost its last name while open.
+    /// Creates a file without a name, for an object that lost its last name while open.
     pub fn anonymous(&self, ino: Ino) -> io::Result<Arc<File>> {
         let file = self.stage(ino)?;
         self.unstage(ino)?;
         Ok(file)
     }
 
-    /// Removes a staged or detached file; none there is fine.
+    /// Removes a staged or detached file, if it exists.
     pub fn unstage(&self, ino: Ino) -> io::Result<()> {
         match unlinkat(
             &self.work,
@@ -284,7 +284,7 @@ impl UpperDir {
         }
     }
 
-    /// Moves a staged or detached file to a name. Whatever lies there is set aside.
+    /// Moves a staged or detached file to a name. An existing file there is set aside.
     pub fn place(&self, ino: Ino, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<()> {
         let from = work_name(ino);
         match renameat2(
@@ -303,7 +303,7 @@ impl UpperDir {
         }
     }
 
-    /// Moves a placed file to `work`, where it keeps its content without a name.
+    /// Moves a placed file to `work`, where content without a name is kept.
     pub fn detach(&self, dir: BorrowedFd<'_>, component: &[u8], ino: Ino) -> io::Result<()> {
         Ok(rename(
             dir,
@@ -313,7 +313,7 @@ impl UpperDir {
         )?)
     }
 
-    /// Renames within the layer, replacing what is there. Returns false if there was nothing to move.
+    /// Renames within the layer, replacing the target. Returns false if the source does not exist.
     pub fn rename(
         &self,
         from: (BorrowedFd<'_>, &[u8]),
@@ -323,7 +323,7 @@ impl UpperDir {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
             Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EISDIR | Errno::ENOTDIR) => {
-                // What is in the way has no row any more: left by a call that did not end.
+                // The target has no row any more: an interrupted call left it.
                 self.set_aside(to.0, to.1)?;
                 rename(from.0, from.1, to.0, to.1)?;
                 Ok(true)
@@ -332,7 +332,7 @@ impl UpperDir {
         }
     }
 
-    /// Exchanges two names, either of which may be missing.
+    /// Exchanges two names, either of which may not exist.
     pub fn exchange(
         &self,
         a: (BorrowedFd<'_>, &[u8]),
@@ -347,7 +347,7 @@ impl UpperDir {
                 Ok(())
             }
             Err(Errno::EINVAL) => {
-                // File systems without RENAME_EXCHANGE; reconcile() would finish an interrupted turn.
+                // File systems without RENAME_EXCHANGE; reconcile() finishes an interrupted exchange.
                 let aside = b".envfs-exchange";
                 rename(a.0, a.1, self.work.as_fd(), aside)?;
                 rename(b.0, b.1, a.0, a.1)?;
@@ -357,7 +357,7 @@ impl UpperDir {
         }
     }
 
-    /// Removes a placed file or link; none there is fine.
+    /// Removes a placed file or link, if it exists.
     pub fn remove(&self, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<()> {
         match unlinkat(dir, name(component), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
@@ -365,7 +365,7 @@ impl UpperDir {
         }
     }
 
-    /// Removes a physical directory; none there is fine, content without rows is set aside.
+    /// Removes a physical directory, if it exists; content without rows is set aside.
     pub fn remove_dir(&self, dir: BorrowedFd<'_>, component: &[u8], ino: Ino) -> io::Result<()> {
         self.forget_dir(ino);
         match unlinkat(dir, name(component), UnlinkatFlags::RemoveDir) {
@@ -391,10 +391,10 @@ impl UpperDir {
             Some((dir, component)) => self.open_at(dir, component, flags, Mode::empty()),
             None => self.open_at(self.work(), work_name(ino).as_bytes(), flags, Mode::empty()),
         };
-        // What lies in its place may be a device, which does something when it is opened.
+        // Checked first: another object in its place may be a device, and opening it could have effects.
         self.stat(ino, place)?;
-        // O_NOATIME: what reads through us do to the backing file must not show as an access time.
-        // Only the owner may ask for it.
+        // O_NOATIME: reads through the mount must not change the access time of the backing file.
+        // Only the owner may use it.
         let fd = match open(flags | OFlag::O_NOATIME) {
             Err(Errno::EPERM) => open(flags)?,
             other => other?,
@@ -402,14 +402,14 @@ impl UpperDir {
         let file = Arc::new(File::from(fd));
         if !file.metadata()?.is_file() {
             return Err(io::Error::other(
-                "the content of the file is no regular file",
+                "the content of the file is not a regular file",
             ));
         }
         lock(&self.files).put(ino, file.clone());
         Ok(file)
     }
 
-    /// Returns the content file of `ino` if it is open already.
+    /// Returns the content file of `ino` if it is already open.
     pub fn cached_file(&self, ino: Ino) -> Option<Arc<File>> {
         if let Some(file) = lock(&self.files).get(&ino) {
             return Some(file.clone());
@@ -417,23 +417,23 @@ impl UpperDir {
         lock(&self.pinned).get(&ino).cloned()
     }
 
-    /// Keeps a content file open for as long as this layer is.
+    /// Keeps a content file open as long as this layer is open.
     pub fn pin_file(&self, ino: Ino, file: Arc<File>) {
         lock(&self.pinned).insert(ino, file);
     }
 
-    /// Keeps an open content file at hand.
+    /// Caches an open content file.
     pub fn cache_file(&self, ino: Ino, file: Arc<File>) {
         lock(&self.files).put(ino, file);
     }
 
-    /// Drops the descriptor of a content file that is gone.
+    /// Drops the descriptor of a content file that was removed.
     pub fn forget_file(&self, ino: Ino) {
         lock(&self.files).pop(&ino);
         lock(&self.pinned).remove(&ino);
     }
 
-    /// Returns the attributes of content, without opening it. What is no regular file is an error.
+    /// Returns the attributes of content without opening it, or an error if it is not a regular file.
     pub fn stat(&self, ino: Ino, place: Option<(BorrowedFd<'_>, &[u8])>) -> io::Result<FileStat> {
         if let Some(file) = self.cached_file(ino) {
             return Ok(fstat(&*file)?);
@@ -445,28 +445,28 @@ impl UpperDir {
         };
         match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
             SFlag::S_IFREG => Ok(stat),
-            _ => Err(odd(ino)),
+            _ => Err(not_regular(ino)),
         }
     }
 
-    /// Returns which file on the host lies under a name.
+    /// Returns the identity of the host file under a name.
     pub fn backing_ino(&self, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<u64> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let there = File::from(self.open_at(dir, component, flags, Mode::empty())?);
         Ok(identity(&there.metadata()?))
     }
 
-    /// Returns which file on the host an open one is.
+    /// Returns the identity of an open host file.
     pub fn backing_ino_of(&self, file: &File) -> io::Result<u64> {
         Ok(identity(&file.metadata()?))
     }
 
-    /// Returns true if there is something under a name.
+    /// Returns true if a name exists.
     pub fn has(&self, dir: BorrowedFd<'_>, component: &[u8]) -> bool {
         fstatat(dir, name(component), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// What may not be on the disk yet. The caller notes it.
+    /// Returns the directories and files that may not be on disk yet, which the caller maintains.
     pub fn unsynced(&self) -> &Unsynced {
         &self.unsynced
     }
@@ -476,28 +476,28 @@ impl UpperDir {
         sync_file(dir)
     }
 
-    /// The upper root, for `statvfs`.
+    /// Returns the upper root, for `statvfs`.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// The directory beside the upper root, for what is on its way from one place to another.
+    /// Returns the directory beside the upper root, for files that are being moved.
     pub fn work(&self) -> BorrowedFd<'_> {
         self.work.as_fd()
     }
 
-    /// Keeps content that is discarded below the strays directory, until somebody removes it there.
+    /// Moves discarded content below the strays directory, where the user can remove it.
     pub fn keep_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> io::Result<()> {
         self.move_aside(dir, component)?;
         Ok(())
     }
 
-    /// The same for content that lies under its identity.
+    /// Moves discarded content from `work` below the strays directory.
     pub fn keep_detached_aside(&self, ino: Ino) -> io::Result<()> {
         self.keep_aside(self.work(), work_name(ino).as_bytes())
     }
 
-    /// Moves something that no row knows out of the way.
+    /// Moves a file without a row out of the way.
     fn set_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<(), Errno> {
         if let Some(to) = self.move_aside(dir, component)? {
             tracing::warn!(moved_to = %to.display(), "content without a row was in the way");
@@ -505,17 +505,17 @@ impl UpperDir {
         Ok(())
     }
 
-    /// Moves something below the strays directory, under a name that tells when it was moved and what
-    /// it was. Returns that place, or `None` if there is nothing.
+    /// Moves a file below the strays directory, under a name made of the time and its old name. Returns the
+    /// new path, or `None` if the file does not exist.
     fn move_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<Option<PathBuf>, Errno> {
         create_dir(&self.strays).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
-        // With the time before it, it must not be longer than a name may be.
+        // The time is prepended, and the result must fit into a name.
         let shown: String = String::from_utf8_lossy(component)
             .chars()
             .take(50)
             .collect();
-        // By the fine clock, one that two calls hardly ever read alike: however many strays there
-        // are, one call is enough.
+        // The clock is fine enough that two calls rarely get the same time, so one attempt is usually
+        // enough, however many strays there are.
         for _ in 0..100 {
             let now = Timestamp::from(SystemTime::now());
             let to = format!("{}.{:09}-{shown}", now.secs, now.nanos);
@@ -530,7 +530,7 @@ impl UpperDir {
                 Ok(()) => return Ok(Some(to)),
                 Err(Errno::EEXIST) => {}
                 Err(Errno::ENOENT) => return Ok(None),
-                // File systems without RENAME_NOREPLACE. Nobody else makes names there.
+                // File systems without RENAME_NOREPLACE. No other process creates names there.
                 Err(Errno::EINVAL) if to.symlink_metadata().is_err() => {
                     let strays = nix::fcntl::AT_FDCWD;
                     return match nix::fcntl::renameat(dir, name(component), strays, &to) {
@@ -547,36 +547,34 @@ impl UpperDir {
     }
 }
 
-/// Keeps reads through a descriptor from changing the access time of its file, which is shown as that of
-/// the object.
+/// Prevents reads through a descriptor from changing the access time of its file, which is the access time
+/// of the object.
 ///
-/// Not by opening with `O_NOATIME`: only the owner may ask for it, and where the file server makes somebody
-/// else the owner, the file would be made and the call fail.
+/// Not by opening with `O_NOATIME`: only the owner may use it, and if the file server assigns another
+/// owner, the call would create the file and fail.
 fn keep_access_time(fd: &OwnedFd) {
     if let Err(e) = fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NOATIME)) {
         tracing::debug!("reading will change an access time: {e}");
     }
 }
 
-fn odd(ino: Ino) -> io::Error {
-    io::Error::other(format!(
-        "what lies in the place of the content of object {ino} is not a regular file"
-    ))
+fn not_regular(ino: Ino) -> io::Error {
+    io::Error::other(format!("the content of object {ino} is not a regular file"))
 }
 
-/// Moves what lies at a path below the strays directory.
+/// Moves an object below the strays directory.
 fn set_path_aside(path: &Path, strays: &Path) -> io::Result<()> {
     create_dir(strays)?;
     let now = Timestamp::from(SystemTime::now());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let to = strays.join(format!("{}.{:09}-{name}", now.secs, now.nanos));
     fs::rename(path, &to)?;
-    tracing::warn!(moved_to = %to.display(), "{} was no directory", path.display());
+    tracing::warn!(moved_to = %to.display(), "{} was not a directory", path.display());
     Ok(())
 }
 
-/// Which file it is on the host: a number that no other file has had. Inode numbers are given again, some
-/// at once, so the time when it was made counts too, where the file system keeps that.
+/// Returns a number that identifies a file on the host and that no other file had before. Inode numbers are
+/// reused, some at once, so the time of birth is included where the file system keeps it.
 fn identity(meta: &Metadata) -> u64 {
     let Ok(born) = meta.created().map(Timestamp::from) else {
         return meta.ino();
@@ -602,7 +600,7 @@ fn rename(from: BorrowedFd<'_>, old: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> R
     nix::fcntl::renameat(from, name(old), to, name(new))
 }
 
-/// The mode of a backing file: the permission bits that are wanted, and always the owner's.
+/// Returns the mode of a backing file: the given permission bits, plus access for the owner.
 pub fn backing_mode(mode: u16) -> Mode {
     Mode::from_bits_truncate(u32::from(mode) & 0o777 | 0o600)
 }
@@ -624,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_layer_has_on_disk_is_for_its_owner_alone() {
+    fn only_the_owner_can_access_the_files_of_a_layer() {
         let dir = tempfile::tempdir().unwrap();
         let (path, strays) = (dir.path().join("layers/1"), dir.path().join("strays"));
         let all = ["layers/1", "layers/1/upper", "layers/1/work", "strays"];
@@ -634,7 +632,7 @@ mod tests {
         upper.keep_aside(upper.root(), b"found").unwrap();
         for place in all.map(|place| dir.path().join(place)) {
             assert_eq!(mode_of(&place), 0o700, "{}", place.display());
-            // As an older version made them.
+            // With too many permissions.
             fs::set_permissions(&place, Permissions::from_mode(0o777)).unwrap();
         }
         UpperDir::open(&path, &strays).unwrap();
@@ -644,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_is_away_is_not_made_anew() {
+    fn a_missing_layer_is_not_created_by_open() {
         let dir = tempfile::tempdir().unwrap();
         let (path, strays) = (dir.path().join("layers/1"), dir.path().join("strays"));
         assert!(
@@ -655,7 +653,7 @@ mod tests {
         assert!(UpperDir::open(&path, &strays).is_err());
         assert!(!path.exists());
         UpperDir::create(&path, &strays).unwrap();
-        // Some who copy trees leave empty directories out.
+        // Some copying tools leave empty directories out.
         fs::remove_dir(path.join("work")).unwrap();
         UpperDir::open(&path, &strays).unwrap();
         fs::remove_dir(path.join("upper")).unwrap();
@@ -664,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_strays_of_one_name_has_room() {
+    fn many_strays_can_have_the_same_name() {
         let dir = tempfile::tempdir().unwrap();
         let strays = dir.path().join("strays");
         let upper = UpperDir::create(&dir.path().join("1"), &strays).unwrap();

@@ -1,11 +1,11 @@
-//! What of an upper directory may not be on the disk yet.
+//! The parts of an upper directory that may not be on disk yet.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::object::Ino;
 
-/// Directories and files of one upper that were changed since they were last synced. It goes with the
+/// Directories and files of one upper that were changed since they were last synced. It stays with the
 /// upper when that is frozen.
 #[derive(Debug, Default)]
 pub struct Unsynced(Mutex<Marks>);
@@ -14,9 +14,9 @@ pub struct Unsynced(Mutex<Marks>);
 struct Marks {
     dirs: HashSet<Ino>,
     files: HashSet<Ino>,
-    /// Set where nothing is known of an earlier process: any directory may be unsynced, but for these.
+    /// Set if an earlier process may have left unsynced directories: any may be unsynced except these.
     synced_dirs: Option<HashSet<Ino>>,
-    /// The same of files.
+    /// Whether an earlier process may have left unsynced files.
     is_any_file: bool,
 }
 
@@ -26,17 +26,17 @@ impl Unsynced {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that names in a directory have changed.
+    /// Records that names in a directory have changed.
     pub fn note_dir(&self, dir: Ino) {
         self.marks().dirs.insert(dir);
     }
 
-    /// Notes that the content of a file is about to change.
+    /// Records that the content of a file is about to change.
     pub fn note_file(&self, file: Ino) {
         self.marks().files.insert(file);
     }
 
-    /// Notes that anything may be unsynced, as another process may have left it.
+    /// Records that anything may be unsynced, because an earlier process may have left it.
     pub fn note_everything(&self) {
         let mut marks = self.marks();
         marks.synced_dirs = Some(HashSet::new());
@@ -49,7 +49,7 @@ impl Unsynced {
         marks.dirs.is_empty() && marks.synced_dirs.is_none()
     }
 
-    /// Returns true if a directory is to be synced, which the caller does then.
+    /// Returns true if a directory must be synced, which the caller then does.
     pub fn take_dir(&self, dir: Ino) -> bool {
         let mut marks = self.marks();
         let is_noted = marks.dirs.remove(&dir);
@@ -60,7 +60,7 @@ impl Unsynced {
         is_noted || is_unknown
     }
 
-    /// Returns which of these files are to be synced, which the caller does then.
+    /// Returns which of these files must be synced, which the caller then does.
     pub fn take_files(&self, mut files: Vec<Ino>) -> Vec<Ino> {
         let mut marks = self.marks();
         let noted = std::mem::take(&mut marks.files);

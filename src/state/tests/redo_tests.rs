@@ -117,7 +117,7 @@ fn a_flipped_bit_ends_the_log_and_a_missing_record_is_an_error() {
     assert!(refused.contains("record 1 is missing"), "{refused}");
     fs::write(kept.path().join("state.db-redo"), b"something else").unwrap();
     let refused = reopen(&path).unwrap_err().to_string();
-    assert!(refused.contains("no redo log"), "{refused}");
+    assert!(refused.contains("not a redo log"), "{refused}");
 }
 
 #[test]
