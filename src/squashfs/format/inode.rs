@@ -213,104 +213,16 @@ impl Inode {
         if uid_idx >= context.ids || gid_idx >= context.ids {
             return Err(bad(format!("ids {uid_idx}, {gid_idx} of {}", context.ids)));
         }
-        let mut nlink = 1;
-        let mut xattr = NO_XATTR;
-        let body = match kind {
-            1 => {
-                let block_start = source.u32()?;
-                nlink = source.u32()?;
-                let size = u32::from(source.u16()?);
-                let offset = source.u16()?;
-                let parent = source.u32()?;
-                let listing_size = listing_size(size).ok_or_else(|| bad(format!("size {size}")))?;
-                let index = Arc::from([]);
-                InodeBody::Directory(DirectoryBody {
-                    block_start,
-                    offset,
-                    listing_size,
-                    parent,
-                    index,
-                })
-            }
-            8 => {
-                nlink = source.u32()?;
-                let size = source.u32()?;
-                let block_start = source.u32()?;
-                let parent = source.u32()?;
-                let count = source.u16()?;
-                let offset = source.u16()?;
-                xattr = source.u32()?;
-                let listing_size = listing_size(size).ok_or_else(|| bad(format!("size {size}")))?;
-                let mut index = Vec::new();
-                for _ in 0..count {
-                    index.push(DirectoryIndexEntry::read(source, at)?);
-                }
-                let index = index.into();
-                InodeBody::Directory(DirectoryBody {
-                    block_start,
-                    offset,
-                    listing_size,
-                    parent,
-                    index,
-                })
-            }
-            2 => {
-                let start = u64::from(source.u32()?);
-                let (fragment, offset) = (source.u32()?, source.u32()?);
-                let size = u64::from(source.u32()?);
-                let fragment = fragment_ref(fragment, offset);
-                InodeBody::File(read_file(source, at, context, start, size, 0, fragment)?)
-            }
-            9 => {
-                let start = source.u64()?;
-                let size = source.u64()?;
-                let sparse = source.u64()?;
-                nlink = source.u32()?;
-                let (fragment, offset) = (source.u32()?, source.u32()?);
-                xattr = source.u32()?;
-                let fragment = fragment_ref(fragment, offset);
-                InodeBody::File(read_file(
-                    source, at, context, start, size, sparse, fragment,
-                )?)
-            }
-            3 | 10 => {
-                nlink = source.u32()?;
-                let len = source.u32()? as usize;
-                if len == 0 || len > MAX_SYMLINK {
-                    return Err(bad(format!("symlink of {len} bytes")));
-                }
-                let target = source.bytes(len)?;
-                if target.contains(&0) {
-                    return Err(bad("symlink with a NUL in its target".into()));
-                }
-                if kind == 10 {
-                    xattr = source.u32()?;
-                }
-                InodeBody::Symlink(target)
-            }
-            4 | 5 | 11 | 12 => {
-                nlink = source.u32()?;
-                let device = source.u32()?;
-                if kind >= 11 {
-                    xattr = source.u32()?;
-                }
-                if matches!(kind, 4 | 11) {
-                    InodeBody::BlockDevice(device)
-                } else {
-                    InodeBody::CharDevice(device)
-                }
-            }
-            6 | 7 | 13 | 14 => {
-                nlink = source.u32()?;
-                if kind >= 13 {
-                    xattr = source.u32()?;
-                }
-                if matches!(kind, 6 | 13) {
-                    InodeBody::Fifo
-                } else {
-                    InodeBody::Socket
-                }
-            }
+        let Rest { body, nlink, xattr } = match kind {
+            1 => Rest::directory(source, at)?,
+            8 => Rest::extended_directory(source, at)?,
+            2 => Rest::file(source, at, context)?,
+            9 => Rest::extended_file(source, at, context)?,
+            3 | 10 => Rest::symlink(source, at, kind == 10)?,
+            4 | 11 => Rest::device(source, InodeBody::BlockDevice, kind == 11)?,
+            5 | 12 => Rest::device(source, InodeBody::CharDevice, kind == 12)?,
+            6 | 13 => Rest::plain(source, InodeBody::Fifo, kind == 13)?,
+            7 | 14 => Rest::plain(source, InodeBody::Socket, kind == 14)?,
             _ => return Err(bad(format!("type {kind}"))),
         };
         if nlink == 0 {
@@ -414,18 +326,150 @@ impl Inode {
     }
 }
 
+/// The part of an inode after the header that all kinds share.
+struct Rest {
+    body: InodeBody,
+    nlink: u32,
+    xattr: u32,
+}
+
+impl Rest {
+    fn directory(source: &mut impl Source, at: u64) -> Result<Rest> {
+        let block_start = source.u32()?;
+        let nlink = source.u32()?;
+        let size = u32::from(source.u16()?);
+        let offset = source.u16()?;
+        let parent = source.u32()?;
+        let body = InodeBody::Directory(DirectoryBody {
+            block_start,
+            offset,
+            listing_size: listing_size(size, at)?,
+            parent,
+            index: Arc::from([]),
+        });
+        Ok(Rest {
+            body,
+            nlink,
+            xattr: NO_XATTR,
+        })
+    }
+
+    fn extended_directory(source: &mut impl Source, at: u64) -> Result<Rest> {
+        let nlink = source.u32()?;
+        let size = source.u32()?;
+        let block_start = source.u32()?;
+        let parent = source.u32()?;
+        let count = source.u16()?;
+        let offset = source.u16()?;
+        let xattr = source.u32()?;
+        let listing_size = listing_size(size, at)?;
+        let mut index = Vec::new();
+        for _ in 0..count {
+            index.push(DirectoryIndexEntry::read(source, at)?);
+        }
+        let body = InodeBody::Directory(DirectoryBody {
+            block_start,
+            offset,
+            listing_size,
+            parent,
+            index: index.into(),
+        });
+        Ok(Rest { body, nlink, xattr })
+    }
+
+    fn file(source: &mut impl Source, at: u64, context: &InodeContext) -> Result<Rest> {
+        let start = u64::from(source.u32()?);
+        let (fragment, offset) = (source.u32()?, source.u32()?);
+        let size = u64::from(source.u32()?);
+        let fragment = fragment_ref(fragment, offset);
+        let file = read_file(source, at, context, start, size, 0, fragment)?;
+        Ok(Rest {
+            body: InodeBody::File(file),
+            nlink: 1,
+            xattr: NO_XATTR,
+        })
+    }
+
+    fn extended_file(source: &mut impl Source, at: u64, context: &InodeContext) -> Result<Rest> {
+        let start = source.u64()?;
+        let size = source.u64()?;
+        let sparse = source.u64()?;
+        let nlink = source.u32()?;
+        let (fragment, offset) = (source.u32()?, source.u32()?);
+        let xattr = source.u32()?;
+        let fragment = fragment_ref(fragment, offset);
+        let file = read_file(source, at, context, start, size, sparse, fragment)?;
+        Ok(Rest {
+            body: InodeBody::File(file),
+            nlink,
+            xattr,
+        })
+    }
+
+    fn symlink(source: &mut impl Source, at: u64, is_extended: bool) -> Result<Rest> {
+        let bad = |detail: String| Error::corrupt("inode", at, detail);
+        let nlink = source.u32()?;
+        let len = source.u32()? as usize;
+        if len == 0 || len > MAX_SYMLINK {
+            return Err(bad(format!("symlink of {len} bytes")));
+        }
+        let target = source.bytes(len)?;
+        if target.contains(&0) {
+            return Err(bad("symlink with a NUL in its target".into()));
+        }
+        Ok(Rest {
+            body: InodeBody::Symlink(target),
+            nlink,
+            xattr: read_xattr(source, is_extended)?,
+        })
+    }
+
+    fn device(
+        source: &mut impl Source,
+        body: impl FnOnce(u32) -> InodeBody,
+        is_extended: bool,
+    ) -> Result<Rest> {
+        let nlink = source.u32()?;
+        let device = source.u32()?;
+        Ok(Rest {
+            body: body(device),
+            nlink,
+            xattr: read_xattr(source, is_extended)?,
+        })
+    }
+
+    fn plain(source: &mut impl Source, body: InodeBody, is_extended: bool) -> Result<Rest> {
+        let nlink = source.u32()?;
+        Ok(Rest {
+            body,
+            nlink,
+            xattr: read_xattr(source, is_extended)?,
+        })
+    }
+}
+
+/// Reads the xattr index that ends an extended inode.
+fn read_xattr(source: &mut impl Source, is_extended: bool) -> Result<u32> {
+    if is_extended {
+        source.u32()
+    } else {
+        Ok(NO_XATTR)
+    }
+}
+
 fn stored_size(listing_size: u32) -> u32 {
     listing_size.saturating_add(DIRECTORY_SIZE_BIAS)
 }
 
-/// The listing's bytes. Some writers store 0 for an empty directory, which the kernel accepts;
-/// 1 and 2 mean nothing.
-fn listing_size(stored: u32) -> Option<u32> {
+/// Returns the bytes of a listing. Some writers store 0 for an empty directory, which the kernel
+/// accepts; 1 and 2 are invalid.
+fn listing_size(stored: u32, at: u64) -> Result<u32> {
     if stored == 0 {
-        Some(0)
-    } else {
-        stored.checked_sub(DIRECTORY_SIZE_BIAS)
+        return Ok(0);
     }
+    stored
+        .checked_sub(DIRECTORY_SIZE_BIAS)
+        .ok_or_else(|| Error::corrupt("inode", at, format!("size {stored}")))
 }
 
 fn fragment_ref(index: u32, offset: u32) -> Option<FragmentRef> {

@@ -6,6 +6,7 @@
 //!
 //! The image's bytes are hostile: whatever they say, the answer is an error or bounded memory.
 
+mod ahead;
 mod blocks;
 mod buffers;
 mod cache;
@@ -160,7 +161,7 @@ impl Image {
     /// waiting, it does not keep the image open. [`Image::note_uses`] comes first.
     pub fn decompress_ahead(&self, order: Vec<BlockUse>) -> impl FnOnce() + Send + use<> {
         let (inner, uses) = (Arc::downgrade(&self.0), self.0.blocks.uses.clone());
-        move || uses::decompress_ahead(&inner, &uses, &order)
+        move || ahead::decompress_ahead(&inner, &uses, &order)
     }
     /// Reads stored bytes as they are. Fails beyond the image's end.
     pub fn read_raw(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

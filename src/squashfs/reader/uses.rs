@@ -5,39 +5,29 @@
 //! knows the order can be ahead of it.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde::{Deserialize, Serialize};
 
-use super::blocks::Blocks;
-use super::open::Inner;
 use crate::squashfs::format::BlockSize;
 
 /// Blocks noted at most: 1 GiB of content with blocks of 128 KiB.
 pub const MAX_USES: usize = 8192;
 /// Uses are noted for so long from the first on.
 const NOTED_FOR: Duration = Duration::from_secs(120);
-/// Bytes decompressed and not yet used at most, as a part of the budget of decompressed data: the rest is
-/// for what nobody foresaw.
-const AHEAD: usize = 3;
 /// The reader that was to be preceded does something else, or nothing.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Blocks that the kernel is asked to read before they are decompressed.
-const ADVISED: usize = 64;
-
 /// A block that was used: where it is stored, and what it decompresses to. It is a hint: what it says of a
 /// block is held against the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BlockUse {
     /// Position of the block.
-    start: u64,
+    pub(super) start: u64,
     /// Its size as the image has it.
-    size: u32,
+    pub(super) size: u32,
     /// Bytes of it when decompressed; 0 of a fragment block, which says by itself.
-    len: u32,
+    pub(super) len: u32,
 }
 
 impl BlockUse {
@@ -50,7 +40,7 @@ impl BlockUse {
         }
     }
 
-    fn stored(&self) -> u64 {
+    pub(super) fn stored(&self) -> u64 {
         u64::from(BlockSize(self.size).stored())
     }
 }
@@ -128,7 +118,7 @@ impl Uses {
     }
 
     /// Waits for the first use. Returns false if there will be none that is noted.
-    fn wait_for_first(&self) -> bool {
+    pub(super) fn wait_for_first(&self) -> bool {
         let mut state = self.lock();
         loop {
             match state.phase {
@@ -145,7 +135,12 @@ impl Uses {
 
     /// Waits until there is room for a block ahead of use, and takes it. `None` if it is used already,
     /// and an error if there is no sense in going on.
-    fn take_room(&self, block: BlockUse, bytes: usize, room: usize) -> Result<Option<()>, Over> {
+    pub(super) fn take_room(
+        &self,
+        block: BlockUse,
+        bytes: usize,
+        room: usize,
+    ) -> Result<Option<()>, Over> {
         let mut state = self.lock();
         loop {
             if !matches!(state.phase, Phase::Noting(_)) {
@@ -174,89 +169,13 @@ impl Uses {
 }
 
 /// Nobody wants more ahead of use.
-struct Over;
-
-/// Waits for the first use of a block, then decompresses the blocks of `order` ahead of their use, as far
-/// as the cache has room for what is not used yet. Returns when all are decompressed or used, when the
-/// uses are others, or when the image is closed. Blocks that cannot be read are passed over: whoever
-/// wants them gets the error.
-pub(super) fn decompress_ahead(inner: &Weak<Inner>, uses: &Arc<Uses>, order: &[BlockUse]) {
-    if !uses.wait_for_first() {
-        return;
-    }
-    // As long as this runs the image is open; it ends when it is not used.
-    let Some(inner) = inner.upgrade() else {
-        return;
-    };
-    let blocks = &inner.blocks;
-    let data = inner.data_start..inner.superblock.inode_table;
-    let is_within = |block: &BlockUse| {
-        block.start >= data.start
-            && block
-                .start
-                .checked_add(block.stored())
-                .is_some_and(|end| end <= data.end)
-            && block.len <= inner.superblock.block_size
-    };
-    let order: Vec<BlockUse> = order.iter().copied().filter(is_within).collect();
-    let room = blocks.data_budget() / AHEAD;
-    for (index, block) in order.iter().enumerate() {
-        if index % ADVISED == 0 {
-            let soon = order.iter().skip(index).take(2 * ADVISED);
-            advise(
-                blocks,
-                soon.map(|block| block.start..block.start + block.stored()),
-            );
-        }
-        let bytes = match block.len {
-            0 => inner.superblock.block_size as usize,
-            len => len as usize,
-        };
-        match uses.take_room(*block, bytes, room) {
-            Err(Over) => return,
-            Ok(None) => continue,
-            Ok(Some(())) => {}
-        }
-        let size = BlockSize(block.size);
-        let decompressed = match block.len {
-            0 => blocks.decompress_fragment(block.start, size),
-            len => blocks.decompress_data(block.start, size, len as usize),
-        };
-        if let Err(error) = decompressed {
-            tracing::debug!(%error, "a block was not decompressed ahead of use");
-        }
-    }
-}
-
-/// Asks the kernel to read ranges of the image, without waiting for it.
-fn advise(blocks: &Blocks, ranges: impl Iterator<Item = Range<u64>>) {
-    let mut ranges: Vec<Range<u64>> = ranges.collect();
-    ranges.sort_unstable_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    for range in merged {
-        let (Ok(at), Ok(len)) = (
-            i64::try_from(range.start),
-            i64::try_from(range.end - range.start),
-        ) else {
-            continue;
-        };
-        let willing = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-        if let Err(error) = posix_fadvise(&blocks.file, at, len, willing) {
-            tracing::debug!(%error, "the kernel reads nothing ahead");
-            return;
-        }
-    }
-}
+pub(super) struct Over;
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
 
     use super::*;
 
