@@ -51,7 +51,7 @@ impl Profile {
     /// last time.
     pub(super) fn start(path: PathBuf, union: &Union) -> Profile {
         with_image(union, |image| {
-            image.note_uses();
+            image.record_uses();
             match read(&path, ImageKey::of(image)) {
                 Ok(order) if !order.is_empty() => {
                     let ahead = image.decompress_ahead(order);

@@ -1,4 +1,4 @@
-//! What can go wrong with an image: which table, at which position, with which value.
+//! Errors of images: which table, at which position, with which value.
 
 use std::io;
 
@@ -9,26 +9,26 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused an operation on the image file.
+    /// An operation on the image file failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation.
         what: &'static str,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file does not begin as a SquashFS image does.
+    /// The file does not begin with a SquashFS superblock.
     #[error("not a SquashFS image: {0}")]
     NotSquashfs(&'static str),
-    /// A valid image, perhaps, but it uses something that is not supported here.
+    /// The image uses something that is not supported here.
     #[error("unsupported: {0}")]
     Unsupported(String),
     /// The image contradicts itself or the format.
     #[error("damaged image: {what} at {at:#x}: {detail}")]
     Corrupt {
-        /// Which structure.
+        /// The structure.
         what: &'static str,
-        /// Where: a byte position in the image for blocks and tables; an inode reference for
+        /// Its position: a byte position in the image for blocks and tables; an inode reference for
         /// inodes; a position in the buffer for structures parsed from memory.
         at: u64,
         /// The value found and what it should have been.
@@ -39,25 +39,25 @@ pub enum Error {
     Codec {
         /// The codec's name.
         codec: &'static str,
-        /// What it said.
+        /// The codec's message.
         detail: String,
     },
-    /// The caller asked for something the format cannot express (a name too long, too many
-    /// ids, an xattr outside the user, trusted and security namespaces...).
+    /// The request cannot be expressed in the format (a name too long, too many ids, an xattr
+    /// outside the user, trusted and security namespaces...).
     #[error("{what}: {detail}")]
     Invalid {
-        /// What was asked for.
+        /// The request.
         what: &'static str,
-        /// Why it cannot be.
+        /// The reason.
         detail: String,
     },
-    /// The caller asked to stop.
+    /// The caller cancelled the operation.
     #[error("cancelled")]
     Cancelled,
 }
 
 impl Error {
-    /// An [`Error::Corrupt`].
+    /// Returns an [`Error::Corrupt`].
     pub fn corrupt(what: &'static str, at: u64, detail: impl Into<String>) -> Self {
         Error::Corrupt {
             what,
@@ -66,7 +66,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::Invalid`].
+    /// Returns an [`Error::Invalid`].
     pub fn invalid(what: &'static str, detail: impl Into<String>) -> Self {
         Error::Invalid {
             what,
@@ -74,13 +74,13 @@ impl Error {
         }
     }
 
-    /// Turns an [`io::Error`] into an [`Error::Io`] that says what was being done:
+    /// Turns an [`io::Error`] into an [`Error::Io`] that names the operation:
     /// `.map_err(Error::io("reading a block"))`.
     pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io { what, source }
     }
 
-    /// True when the image's bytes are to blame.
+    /// Returns true if the bytes of the image are the cause.
     pub fn is_corrupt(&self) -> bool {
         matches!(
             self,

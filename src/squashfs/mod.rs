@@ -1,7 +1,8 @@
-//! SquashFS 4.0, read and written natively. This module knows nothing else of ours and
-//! could be lifted out as a crate.
+//! Reads and writes SquashFS 4.0. This module depends on no other module of envfs and could be a
+//! crate of its own.
 //!
-//! An image in file order (little endian, byte-packed, no alignment but the padding at the end):
+//! An image in file order (little endian, byte-packed, unaligned except for the padding at the
+//! end):
 //!
 //! ```text
 //!  0                superblock, 96 bytes: where every table below begins
@@ -19,15 +20,16 @@
 //! ```
 //!
 //! - A **data block** has no header: its stored size is a word in the inode's block list
-//!   ([`format::BlockSize`]: bit 24 says "stored as it is", 0 says "a hole").
+//!   ([`format::BlockSize`]: bit 24 means "uncompressed", 0 means "a hole").
 //! - A **metadata block** has a 2 byte header and decompresses to at most 8 KiB
 //!   ([`format::MetadataHeader`]).
 //! - A file is its full blocks, one after another in the data area, plus perhaps a tail inside
 //!   a **fragment** block shared with other files.
 //! - A directory listing is sorted by bytes and holds neither "." nor "..".
 //!
-//! The rooms: [`format`](mod@format) turns bytes into structs and back, without I/O; [`compress`] has one
-//! file per codec; [`reader`] serves random access to many threads; [`writer`] builds images.
+//! Modules: [`format`](mod@format) converts between bytes and structs, without I/O; [`compress`]
+//! has one file per codec; [`reader`] provides random access for many threads; [`writer`] builds
+//! images.
 
 pub mod compress;
 mod error;

@@ -6,7 +6,7 @@ use super::{Compressor, Decompressor};
 use crate::squashfs::{Error, Result};
 
 const NAME: &str = "gzip";
-/// What readers assume when there are no options.
+/// The level that readers assume without options.
 const ASSUMED_LEVEL: u32 = 9;
 const WINDOW_BITS: u16 = 15;
 
@@ -25,7 +25,7 @@ impl Gzip {
 impl Compressor for Gzip {
     fn compress(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         out.clear();
-        // A buffer one byte too small: running out of it means that it is not worth it.
+        // One byte less than the input: if that does not suffice, compression gains nothing.
         out.resize(input.len().saturating_sub(1), 0);
         match self.0.zlib_compress(input, out) {
             Ok(len) => {
@@ -56,9 +56,9 @@ impl Decompressor for Gunzip {
     }
 }
 
-/// u32 level, u16 window, u16 strategies; left out when they are what readers assume.
+/// Returns u32 level, u16 window, u16 strategies, or `None` for the values that readers assume.
 pub(super) fn options(level: u32) -> Option<Vec<u8>> {
-    // Readers refuse levels beyond zlib's 9; the number has no effect on reading.
+    // Readers reject levels above zlib's 9. The level has no effect on reading.
     let level = level.min(9);
     (level != ASSUMED_LEVEL).then(|| {
         let mut out = level.to_le_bytes().to_vec();

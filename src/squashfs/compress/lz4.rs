@@ -36,8 +36,8 @@ impl Decompressor for Unlz4 {
     }
 }
 
-/// u32 version (1), u32 flags (none: not made by the high-compression encoder). Mandatory: the
-/// kernel refuses an lz4 image without it.
+/// Returns u32 version (1) and u32 flags (none: not written by the high-compression encoder).
+/// Mandatory: the kernel rejects an lz4 image without it.
 pub(super) fn options() -> Vec<u8> {
     [1u32.to_le_bytes(), 0u32.to_le_bytes()].concat()
 }

@@ -1,13 +1,12 @@
-//! LZMA alone (`.lzma`), read only: the kernel never supported it, and it has neither a check nor a
-//! limit of its own. Each block begins with 5 bytes of properties and 8 of the decompressed length.
+//! Legacy LZMA (`.lzma`), read only: the kernel never supported it, and it has neither a checksum
+//! nor a limit. Each block begins with 5 bytes of properties and 8 of the decompressed length.
 
 use xz2::stream::Stream;
 
 use super::{Decompressor, xz};
 use crate::squashfs::{Error, Result};
 
-/// Memory a stream may ask of its decoder: mksquashfs gives every block the preset's dictionary of
-/// 8 MiB.
+/// Memory that a stream may require: mksquashfs gives every block the preset's dictionary of 8 MiB.
 const DECODER_MEMORY: u64 = 32 << 20;
 const NAME: &str = "lzma";
 /// The length field of a stream that ends with a marker instead.
@@ -31,8 +30,9 @@ impl Decompressor for Unlzma {
             UNKNOWN => None,
             bytes => Some(u64::from_le_bytes(bytes)),
         };
-        // mksquashfs writes an end marker after a known length, which liblzma refuses before 5.2.6.
-        // A stream of unknown length may have one; where there is none, the length says that it ended.
+        // mksquashfs writes an end marker after a known length, which liblzma rejects before 5.2.6.
+        // So the stream is decoded as one of unknown length, which may have an end marker. Without
+        // one, it ends at the declared length.
         let stream = Stream::new_lzma_decoder(DECODER_MEMORY);
         let stream = stream.map_err(|e| xz::failed(NAME, e))?;
         let input = [properties.as_slice(), &UNKNOWN, payload].concat();

@@ -1,5 +1,5 @@
-//! LZO1X blocks, read only: the reference library may not be linked with ours, and nothing new should
-//! be written in it.
+//! LZO1X blocks, read only: the licence of the reference library does not allow linking it, and new
+//! images should not use LZO.
 
 use super::Decompressor;
 use crate::squashfs::{Error, Result};

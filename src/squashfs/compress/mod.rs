@@ -1,5 +1,5 @@
-//! One file per codec, behind two traits. The kernel is stricter than the codecs' own tools;
-//! what each must heed stands in its file.
+//! One file per codec, behind two traits. The kernel is stricter than the codecs' own tools; each
+//! file documents what its codec must observe.
 //!
 //! To add a codec: a file here, a variant of [`CompressorId`] and [`Compression`], a line in
 //! [`compressor`] and [`decompressor`]. The round-trip tests cover it at once.
@@ -16,13 +16,13 @@ use std::{fmt, str::FromStr};
 
 use super::{Error, Result, format::METADATA_SIZE};
 
-/// The superblock's name for a codec.
+/// A codec, by its number in the superblock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum CompressorId {
-    /// zlib (RFC 1950), whatever its name says.
+    /// zlib (RFC 1950), despite the name.
     Gzip = 1,
-    /// LZMA alone. Never in the kernel; read, not written.
+    /// Legacy LZMA. The kernel never supported it; read, not written.
     Lzma = 2,
     /// LZO. Read, not written.
     Lzo = 3,
@@ -35,7 +35,7 @@ pub enum CompressorId {
 }
 
 impl CompressorId {
-    /// From the superblock's number.
+    /// Returns the codec with this number.
     pub fn from_raw(raw: u16) -> Option<Self> {
         Some(match raw {
             1 => CompressorId::Gzip,
@@ -47,7 +47,7 @@ impl CompressorId {
             _ => return None,
         })
     }
-    /// The name that mksquashfs uses.
+    /// Returns the name that mksquashfs uses.
     pub fn name(self) -> &'static str {
         match self {
             CompressorId::Gzip => "gzip",
@@ -72,7 +72,7 @@ impl fmt::Display for CompressorId {
 pub enum Compression {
     /// Store all blocks as they are.
     None,
-    /// zlib, levels 1 to 12 (libdeflate's; 10 to 12 take long).
+    /// zlib, levels 1 to 12 (of libdeflate; 10 to 12 are slow).
     Gzip {
         /// The level.
         level: u32,
@@ -91,7 +91,7 @@ pub enum Compression {
     Lz4,
 }
 
-/// zstd 3: what a commit that somebody waits for should use.
+/// zstd 3: fast enough for an interactive commit.
 impl Default for Compression {
     fn default() -> Self {
         Compression::Zstd { level: 3 }
@@ -116,7 +116,7 @@ impl Compression {
     const GZIP_DEFAULT: u32 = 9;
     const XZ_DEFAULT: u32 = 6;
 
-    /// Levels as conda-pack counts them: 0 stores, 1 to 8 are zstd from 2 to 20, 9 is xz.
+    /// Converts a level of conda-pack: 0 stores, 1 to 8 are zstd from 2 to 20, 9 is xz.
     pub fn from_conda_pack_level(level: u8) -> Option<Self> {
         Some(match level {
             0 => Compression::None,
@@ -130,8 +130,8 @@ impl Compression {
         })
     }
 
-    /// The number for the superblock. An image that stores everything still has to name a
-    /// codec; it names the one that every reader has.
+    /// Returns the codec for the superblock. An image that stores everything must still name a
+    /// codec; it names the one that every reader supports.
     pub fn id(&self) -> CompressorId {
         match self {
             Compression::None | Compression::Gzip { .. } => CompressorId::Gzip,
@@ -141,8 +141,8 @@ impl Compression {
         }
     }
 
-    /// A way to write blocks for an image that has this codec already, at the level its
-    /// readers would expect. `None` if we only know how to read it.
+    /// Returns how to write blocks for an image that already has this codec, at its default level.
+    /// `None` if the codec is only read.
     pub fn for_id(id: CompressorId) -> Option<Self> {
         Some(match id {
             CompressorId::Gzip => Compression::Gzip {
@@ -177,7 +177,7 @@ impl FromStr for Compression {
         let bad = || {
             Error::invalid(
                 "compression",
-                format!("{text:?} is none of none, lz4, zstd[:1-22], gzip[:1-12], xz[:0-9]"),
+                format!("{text:?} is not one of none, lz4, zstd[:1-22], gzip[:1-12], xz[:0-9]"),
             )
         };
         let (name, level) = match text.split_once(':') {
@@ -218,11 +218,12 @@ pub trait Compressor: Send {
 
 /// Decompresses blocks, one at a time. One per thread; contexts are kept between blocks.
 pub trait Decompressor: Send {
-    /// Decompresses `input` into `out` and returns the length; an error if it would be longer.
+    /// Decompresses `input` into `out` and returns the length. Fails if `out` is too short.
     fn decompress(&mut self, input: &[u8], out: &mut [u8]) -> Result<usize>;
 }
 
-/// A compressor, or `None` if blocks are to be stored as they are. `block_size` is the image's.
+/// Returns a compressor, or `None` if blocks are to be stored as they are. `block_size` is that of
+/// the image.
 pub fn compressor(
     compression: &Compression,
     block_size: u32,
@@ -236,7 +237,7 @@ pub fn compressor(
     })
 }
 
-/// A decompressor for an image.
+/// Returns a decompressor for an image.
 pub fn decompressor(id: CompressorId) -> Result<Box<dyn Decompressor>> {
     Ok(match id {
         CompressorId::Gzip => Box::new(gzip::Gunzip::new()),
@@ -255,11 +256,11 @@ pub fn decompressor(id: CompressorId) -> Result<Box<dyn Decompressor>> {
     })
 }
 
-/// Bytes at the beginning of a block that [`decompressed_len`] wants to see (fewer for a short block).
+/// Bytes at the beginning of a block that [`decompressed_len`] needs (fewer for a short block).
 pub const FRAME_HEADER: usize = 18;
 
-/// The decompressed length of a block, as far as its first bytes tell: only zstd's do. What they say is
-/// a claim, not a fact.
+/// Returns the decompressed length of a block if its first bytes declare it, which only zstd's do.
+/// The declared length is not trusted.
 pub fn decompressed_len(id: CompressorId, head: &[u8]) -> Option<u64> {
     match id {
         CompressorId::Zstd => ::zstd::zstd_safe::get_frame_content_size(head).ok()?,
@@ -267,9 +268,9 @@ pub fn decompressed_len(id: CompressorId, head: &[u8]) -> Option<u64> {
     }
 }
 
-/// The payload of the compressor options block that belongs after the superblock, if it must
-/// or may tell a reader something (then [`Flags::COMPRESSOR_OPTIONS`](super::format::Flags::COMPRESSOR_OPTIONS)
-/// is to be set). It is stored as one uncompressed metadata block.
+/// Returns the payload of the compressor options block after the superblock, if one is needed (then
+/// [`Flags::COMPRESSOR_OPTIONS`](super::format::Flags::COMPRESSOR_OPTIONS) must be set). It is
+/// stored as one uncompressed metadata block.
 pub fn options_block(compression: &Compression, block_size: u32) -> Option<Vec<u8>> {
     match *compression {
         Compression::None => None,
@@ -280,7 +281,7 @@ pub fn options_block(compression: &Compression, block_size: u32) -> Option<Vec<u
     }
 }
 
-/// What xz calls its dictionary: never more than readers will provide for this block size.
+/// Returns the dictionary size for xz: never more than readers allocate for this block size.
 fn dictionary_size(block_size: u32) -> u32 {
     block_size.max(METADATA_SIZE as u32)
 }

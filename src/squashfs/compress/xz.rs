@@ -1,6 +1,6 @@
-//! xz streams. The kernel's decoder knows no check but CRC32, and provides a dictionary of the
-//! block size (at least 8 KiB): a stream that asks for more gives EIO there and reads fine
-//! elsewhere. So the encoder's own defaults (CRC64, 8 MiB) must not be used.
+//! xz streams. The kernel's decoder supports no check but CRC32, and allocates a dictionary of the
+//! block size (at least 8 KiB). A stream that requires more can be read elsewhere, but gives EIO in
+//! the kernel. So the encoder's defaults (CRC64, 8 MiB) must not be used.
 
 use xz2::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
 
@@ -8,8 +8,8 @@ use super::{Compressor, Decompressor, dictionary_size};
 use crate::squashfs::{Error, Result};
 
 const NAME: &str = "xz";
-/// Memory a stream may ask of its decoder. Blocks are at most 1 MiB, and so are the dictionaries
-/// of honest writers; some use the preset's 8 MiB, which unsquashfs reads.
+/// Memory that a stream may require. Blocks are at most 1 MiB, and so are the dictionaries of most
+/// writers; some use the preset's 8 MiB, which unsquashfs reads.
 const DECODER_MEMORY: u64 = 32 << 20;
 
 pub(super) fn failed(codec: &'static str, error: xz2::stream::Error) -> Error {
@@ -19,8 +19,8 @@ pub(super) fn failed(codec: &'static str, error: xz2::stream::Error) -> Error {
     }
 }
 
-/// The filter chain holds raw pointers and may not move between threads, so it is made anew for
-/// each block; beside an xz block that costs nothing.
+/// The filter chain holds raw pointers and must not move between threads, so it is created for each
+/// block. Compared to compressing the block, that costs nothing.
 pub(super) struct Xz {
     preset: u32,
     dictionary: u32,
@@ -52,7 +52,7 @@ impl Compressor for Xz {
         let mut stream =
             Stream::new_stream_encoder(&filters, Check::Crc32).map_err(|e| failed(NAME, e))?;
         out.clear();
-        // A buffer one byte too small: running out of it means that it is not worth it.
+        // One byte less than the input: if that does not suffice, compression gains nothing.
         out.resize(input.len().saturating_sub(1), 0);
         loop {
             let (consumed, produced) = (stream.total_in() as usize, stream.total_out() as usize);
@@ -84,8 +84,8 @@ impl Decompressor for Unxz {
     }
 }
 
-/// Decompresses one whole stream and returns its length. A stream without an end marker ends where
-/// its input does, if it has the given length then.
+/// Decompresses one whole stream and returns its length. A stream without an end marker may end
+/// with its input if it then has the given length.
 pub(super) fn decompress(
     codec: &'static str,
     mut stream: Stream,
@@ -114,8 +114,8 @@ pub(super) fn decompress(
     }
 }
 
-/// u32 dictionary size, u32 filters; left out because they are what readers assume: a
-/// dictionary of the block size, and no filters.
+/// Returns u32 dictionary size and u32 filters. Always `None`, since the values are those that
+/// readers assume: a dictionary of the block size, and no filters.
 pub(super) fn options(_block_size: u32) -> Option<Vec<u8>> {
     None
 }

@@ -1,7 +1,6 @@
-//! Zstandard. The kernel sizes its workspace to the block size, so a frame must not ask for a
-//! larger window: frames made by a streaming encoder (content size unknown, window by level)
-//! read fine elsewhere and give EIO there. The bulk API knows the size and shrinks the window
-//! to it.
+//! Zstandard. The kernel sizes its workspace to the block size, so a frame must not require a
+//! larger window. Frames of a streaming encoder (content size unknown, window by level) can be read
+//! elsewhere, but give EIO in the kernel. The bulk API knows the size and limits the window to it.
 
 use zstd::{bulk, zstd_safe::CParameter};
 
@@ -9,7 +8,7 @@ use super::{Compressor, Decompressor};
 use crate::squashfs::{Error, Result};
 
 const NAME: &str = "zstd";
-/// What readers assume when there are no options.
+/// The level that readers assume without options.
 const ASSUMED_LEVEL: i32 = 15;
 
 fn failed(error: std::io::Error) -> Error {
@@ -36,8 +35,8 @@ impl Zstd {
 
 impl Compressor for Zstd {
     fn compress(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        // The full bound, not one byte less than the input: a failed call leaves the context in
-        // need of a reset, and too small a buffer sends zstd down its slower path.
+        // The full bound, not one byte less than the input: after a failed call the context needs a
+        // reset, and too small a buffer makes zstd use a slower path.
         out.clear();
         out.reserve(zstd::zstd_safe::compress_bound(input.len()));
         let len = self.0.compress_to_buffer(input, out).map_err(failed)?;

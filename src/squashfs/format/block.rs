@@ -3,34 +3,34 @@
 use super::{Source, source::SliceSource};
 use crate::squashfs::{Error, Result};
 
-/// A word in a file's block list: 24 bits of stored size, and bit 24 for "stored as it is".
-/// Zero is a hole.
+/// A word in a file's block list: 24 bits of stored size, and bit 24 for "uncompressed". Zero is a
+/// hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct BlockSize(pub u32);
 
 impl BlockSize {
     const UNCOMPRESSED: u32 = 1 << 24;
-    /// A block of zeros that takes no room.
+    /// A block of zeros that is not stored.
     pub const HOLE: BlockSize = BlockSize(0);
 
-    /// `stored` bytes lie in the file (at most 1 MiB).
+    /// Returns the word for `stored` bytes in the file (at most 1 MiB).
     pub fn new(stored: u32, compressed: bool) -> Self {
         BlockSize(stored | if compressed { 0 } else { Self::UNCOMPRESSED })
     }
-    /// Bytes in the file.
+    /// Returns the number of bytes in the file.
     pub fn stored(self) -> u32 {
         self.0 & (Self::UNCOMPRESSED - 1)
     }
-    /// Whether those bytes are compressed.
+    /// Returns true if those bytes are compressed.
     pub fn is_compressed(self) -> bool {
         self.0 & Self::UNCOMPRESSED == 0
     }
-    /// Whether nothing is stored.
+    /// Returns true if nothing is stored.
     pub fn is_hole(self) -> bool {
         self.stored() == 0
     }
-    /// Whether the word makes sense in an image of this block size. Stored bytes never exceed
-    /// the block: the kernel refuses them, and so do we.
+    /// Returns true if the word is valid in an image of this block size. Stored bytes must not
+    /// exceed the block: the kernel rejects them.
     pub fn is_valid(self, block_size: u32) -> bool {
         self.0 >> 25 == 0 && self.stored() <= block_size
     }
@@ -39,7 +39,7 @@ impl BlockSize {
 /// Bytes of a [`FragmentEntry`].
 pub const FRAGMENT_ENTRY_SIZE: usize = 16;
 
-/// Where a fragment block lies.
+/// The position of a fragment block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FragmentEntry {
     /// Position in the image.
@@ -63,7 +63,7 @@ impl FragmentEntry {
         }
         Ok(FragmentEntry { start, size })
     }
-    /// The bytes of the entry.
+    /// Encodes the entry.
     pub fn to_bytes(self) -> [u8; FRAGMENT_ENTRY_SIZE] {
         let mut out = [0; FRAGMENT_ENTRY_SIZE];
         out[..8].copy_from_slice(&self.start.to_le_bytes());
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn block_sizes_round_trip() {
         let block = BlockSize::new(4096, false);
         assert_eq!(
             (block.stored(), block.is_compressed(), block.is_hole()),

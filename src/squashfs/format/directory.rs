@@ -10,10 +10,10 @@ pub const DIRECTORY_ENTRY_SIZE: usize = 8;
 /// Most entries after one header.
 pub const MAX_ENTRIES_PER_HEADER: u32 = 256;
 
-/// What a run of entries has in common.
+/// The fields that a run of entries shares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectoryHeader {
-    /// Entries in the run, 1..=256 (stored less one).
+    /// Entries in the run, 1..=256 (stored minus one).
     pub count: u32,
     /// Metadata block of their inodes, relative to the inode table.
     pub inode_block: u32,
@@ -53,13 +53,13 @@ impl DirectoryHeader {
 /// One entry. Its name follows it in a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectoryEntry {
-    /// Offset of the inode in its metadata block, decompressed.
+    /// Offset of the inode in its decompressed metadata block.
     pub offset: u16,
     /// Inode number, relative to the header's.
     pub delta: i16,
-    /// What the inode is.
+    /// Kind of the inode.
     pub kind: InodeKind,
-    /// Bytes of the name, 1..=255 (stored less one).
+    /// Bytes of the name, 1..=255 (stored minus one).
     pub name_len: u16,
 }
 
@@ -91,7 +91,7 @@ impl DirectoryEntry {
             name_len: len as u16,
         })
     }
-    /// Appends an entry and its name (1..=255 bytes; `name_len` is not looked at).
+    /// Appends an entry and its name (1..=255 bytes; `name_len` is ignored).
     pub fn encode(&self, name: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(&self.offset.to_le_bytes());
         out.extend_from_slice(&self.delta.to_le_bytes());
@@ -101,8 +101,8 @@ impl DirectoryEntry {
     }
 }
 
-/// Whether a name may stand in a directory; why not otherwise. A name with a slash or ".."
-/// is how a hostile image writes outside the place it is unpacked to.
+/// Checks that a name is valid in a directory, and returns the reason if not. With a slash or ".."
+/// in a name, a hostile image could write outside the directory that it is unpacked to.
 pub fn check_name(name: &[u8]) -> Result<(), &'static str> {
     if name.is_empty() {
         Err("an empty name")
@@ -119,13 +119,13 @@ pub fn check_name(name: &[u8]) -> Result<(), &'static str> {
     }
 }
 
-/// One entry of the index in an extended directory inode: the header that lies `position`
-/// bytes into the listing is followed by `name`.
+/// An entry of the index in an extended directory inode: the header at `position` bytes in the
+/// listing is followed by `name`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryIndexEntry {
     /// Bytes of listing before the header.
     pub position: u32,
-    /// Metadata block the header lies in, relative to the directory table.
+    /// Metadata block of the header, relative to the directory table.
     pub block: u32,
     /// First name after the header.
     pub name: Vec<u8>,
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_cannot_be() {
+    fn invalid_entries_are_refused() {
         let mut raw = Vec::new();
         DirectoryHeader {
             count: 257,

@@ -8,10 +8,10 @@ use super::{
 };
 use crate::squashfs::{Error, Result};
 
-/// Bytes that every inode begins with.
+/// Bytes of the header that all inodes share.
 pub const INODE_HEADER_SIZE: usize = 16;
-/// Most blocks we take in one file: 2 TiB of 128 KiB blocks, 64 MiB of block list. The format
-/// allows more; a limit keeps a small hostile image from asking for any amount of memory.
+/// Most supported blocks in one file: 2 TiB of 128 KiB blocks, 64 MiB of block list. The format
+/// allows more; the limit keeps a small hostile image from requiring any amount of memory.
 pub const MAX_BLOCKS_PER_FILE: u64 = 1 << 24;
 /// Directory indexes have one entry for 8 KiB of listing, of which there are at most 4 GiB.
 const MAX_INDEX: u16 = u16::MAX;
@@ -37,7 +37,7 @@ pub enum InodeKind {
 }
 
 impl InodeKind {
-    /// From the number of a basic form, the only numbers that directory entries use.
+    /// Returns the kind with this number of a basic form. Directory entries use only these.
     pub fn from_basic(raw: u16) -> Option<Self> {
         Some(match raw {
             1 => InodeKind::Directory,
@@ -50,7 +50,7 @@ impl InodeKind {
             _ => return None,
         })
     }
-    /// The file type bits of `st_mode`.
+    /// Returns the file type bits of `st_mode`.
     pub fn mode_bits(self) -> u32 {
         match self {
             InodeKind::Directory => 0o040_000,
@@ -64,7 +64,7 @@ impl InodeKind {
     }
 }
 
-/// What the superblock says that an inode must agree with.
+/// Values of the superblock that an inode must agree with.
 #[derive(Debug, Clone, Copy)]
 pub struct InodeContext {
     /// Bytes in a full data block.
@@ -96,11 +96,11 @@ pub struct Inode {
     pub nlink: u32,
     /// An index into the xattr id table.
     pub xattr: Option<u32>,
-    /// What only this kind has.
+    /// The fields of this kind.
     pub body: InodeBody,
 }
 
-/// What only this kind of inode has.
+/// The fields of one kind of inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InodeBody {
     /// A directory.
@@ -119,14 +119,14 @@ pub enum InodeBody {
     Socket,
 }
 
-/// A directory: where its listing lies.
+/// The position of a directory's listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryBody {
     /// Metadata block in which the listing begins, relative to the directory table.
     pub block_start: u32,
-    /// Offset in that block, decompressed.
+    /// Offset in that decompressed block.
     pub offset: u16,
-    /// Bytes of listing, without the 3 that the stored `file_size` counts more.
+    /// Bytes of listing, without the 3 that the stored `file_size` adds.
     pub listing_size: u32,
     /// The parent's inode number (for the root: one more than the highest number).
     pub parent: u32,
@@ -143,23 +143,23 @@ pub struct FragmentRef {
     pub offset: u32,
 }
 
-/// A regular file: where its data lies.
+/// The position of a regular file's data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileBody {
     /// Position of the first data block in the image.
     pub start: u64,
     /// Bytes in the file.
     pub size: u64,
-    /// Bytes of it that holes stand for.
+    /// Bytes of it that are holes.
     pub sparse: u64,
-    /// Where the tail is, if it is in a fragment.
+    /// The position of the tail, if it is in a fragment.
     pub fragment: Option<FragmentRef>,
     /// Stored sizes of its blocks, in order; they lie one after another from `start`.
     pub blocks: Arc<[BlockSize]>,
 }
 
 impl FileBody {
-    /// How many words the block list has: a tail in a fragment has none.
+    /// Returns the number of words in the block list. A tail in a fragment has none.
     pub fn block_count(size: u64, block_size: u32, has_fragment: bool) -> u64 {
         let block_size = u64::from(block_size);
         if has_fragment {
@@ -171,7 +171,7 @@ impl FileBody {
 }
 
 impl Inode {
-    /// What kind of object it is.
+    /// Returns the kind of the inode.
     pub fn kind(&self) -> InodeKind {
         match self.body {
             InodeBody::Directory(_) => InodeKind::Directory,
@@ -184,7 +184,7 @@ impl Inode {
         }
     }
 
-    /// The bytes `st_size` should say.
+    /// Returns the value for `st_size`.
     pub fn size(&self) -> u64 {
         match &self.body {
             InodeBody::Directory(d) => u64::from(d.listing_size) + u64::from(DIRECTORY_SIZE_BIAS),
@@ -240,7 +240,7 @@ impl Inode {
         })
     }
 
-    /// Appends the inode, in its basic form where that can say all there is to say.
+    /// Appends the inode, in its basic form if that can hold all fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let xattr = self.xattr.unwrap_or(NO_XATTR);
         let extended = self.xattr.is_some()
@@ -508,7 +508,7 @@ fn read_file(
     if count > MAX_BLOCKS_PER_FILE {
         return Err(Error::Unsupported(format!("a file of {count} blocks")));
     }
-    // Read in steps: memory follows the bytes that are really there, not the size claimed.
+    // Read in steps: memory grows with the bytes that are really there, not with the declared size.
     const STEP: u64 = 256;
     let mut blocks = Vec::new();
     let mut stored: u64 = 0;

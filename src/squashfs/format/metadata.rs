@@ -2,17 +2,17 @@
 
 use std::fmt;
 
-/// What every metadata block but the last of its table decompresses to.
+/// Decompressed size of a metadata block, except the last of its table.
 pub const METADATA_SIZE: usize = 8192;
 /// Bytes of header before a metadata block.
 pub const METADATA_HEADER_SIZE: usize = 2;
 
-/// The u16 before each metadata block: 15 bits of stored size, and bit 15 for "stored as it is".
+/// The u16 before each metadata block: 15 bits of stored size, and bit 15 for "uncompressed".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetadataHeader {
     /// Bytes that follow in the file.
     pub stored: u16,
-    /// Whether they are compressed.
+    /// True if they are compressed.
     pub compressed: bool,
 }
 
@@ -32,7 +32,7 @@ impl MetadataHeader {
             })
     }
 
-    /// The bytes of the header.
+    /// Encodes the header.
     pub fn to_bytes(self) -> [u8; 2] {
         let flag = if self.compressed {
             0
@@ -43,9 +43,9 @@ impl MetadataHeader {
     }
 }
 
-/// Names a place in a table of metadata blocks: the block's position relative to the start of
-/// the table (in stored bytes) in the upper 48 bits, an offset in the decompressed block in the
-/// lower 16. For inodes, also their name.
+/// A position in a table of metadata blocks: the block's position relative to the start of the
+/// table (in stored bytes) in the upper 48 bits, and an offset in the decompressed block in the
+/// lower 16. Inodes are identified by it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct InodeRef(pub u64);
 
@@ -54,11 +54,11 @@ impl InodeRef {
     pub fn new(block: u64, offset: u16) -> Self {
         InodeRef(block << 16 | u64::from(offset))
     }
-    /// The block's position, relative to the table.
+    /// Returns the block's position, relative to the table.
     pub fn block(self) -> u64 {
         self.0 >> 16
     }
-    /// The offset in the decompressed block.
+    /// Returns the offset in the decompressed block.
     pub fn offset(self) -> u16 {
         (self.0 & 0xffff) as u16
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn header_round_trips_and_rejects_nonsense() {
+    fn headers_round_trip_and_invalid_ones_are_rejected() {
         for (stored, compressed) in [(1, true), (8192, false), (8192, true), (77, false)] {
             let header = MetadataHeader { stored, compressed };
             assert_eq!(MetadataHeader::parse(header.to_bytes()), Some(header));

@@ -34,20 +34,20 @@ pub const MAGIC: u32 = 0x7371_7368;
 pub const MIN_BLOCK_SIZE: u32 = 4 << 10;
 /// Largest block the format allows.
 pub const MAX_BLOCK_SIZE: u32 = 1 << 20;
-/// What mksquashfs uses by default, and what fits the kernel's readahead.
+/// The default of mksquashfs, which fits the kernel's readahead.
 pub const DEFAULT_BLOCK_SIZE: u32 = 128 << 10;
-/// A table position that says "there is no such table".
+/// Position of a table that does not exist.
 pub const ABSENT: u64 = u64::MAX;
-/// A fragment index that says "no fragment".
+/// Fragment index of a file without a fragment.
 pub const NO_FRAGMENT: u32 = u32::MAX;
-/// An xattr index that says "no xattrs".
+/// Xattr index of an inode without xattrs.
 pub const NO_XATTR: u32 = u32::MAX;
-/// A directory's `file_size` is its listing plus this: the "." and ".." that are not stored
-/// once had to be counted. An empty directory has exactly this size; unsquashfs insists.
+/// A directory's `file_size` is the size of its listing plus this, for the "." and ".." that are
+/// not stored. An empty directory has exactly this size; unsquashfs requires it.
 pub const DIRECTORY_SIZE_BIAS: u32 = 3;
 /// Longest name: the kernel's limit, not the format's (256).
 pub const MAX_NAME: usize = 255;
-/// Longest symlink target: the kernel refuses a page or more.
+/// Longest symlink target: the kernel rejects a page or more.
 pub const MAX_SYMLINK: usize = 4095;
 /// Most ids an image can name: inodes index them by u16.
 pub const MAX_IDS: usize = 65_535;

@@ -1,43 +1,44 @@
-//! Where bytes come from: a slice, or (in the reader) a run of metadata blocks.
+//! Sources of bytes: a slice, or (in the reader) a run of metadata blocks.
 
 use crate::squashfs::{Error, Result};
 
-/// A forward-only supply of little-endian values.
+/// A forward-only source of little-endian values.
 pub trait Source {
-    /// Fills `buffer`, or fails if the supply ends before.
+    /// Fills `buffer`, or fails if the source ends first.
     fn read_exact(&mut self, buffer: &mut [u8]) -> Result<()>;
 
-    /// A byte.
+    /// Reads a byte.
     fn u8(&mut self) -> Result<u8> {
         let mut b = [0; 1];
         self.read_exact(&mut b)?;
         Ok(b[0])
     }
-    /// A little-endian u16.
+    /// Reads a little-endian u16.
     fn u16(&mut self) -> Result<u16> {
         let mut b = [0; 2];
         self.read_exact(&mut b)?;
         Ok(u16::from_le_bytes(b))
     }
-    /// A little-endian i16.
+    /// Reads a little-endian i16.
     fn i16(&mut self) -> Result<i16> {
         let mut b = [0; 2];
         self.read_exact(&mut b)?;
         Ok(i16::from_le_bytes(b))
     }
-    /// A little-endian u32.
+    /// Reads a little-endian u32.
     fn u32(&mut self) -> Result<u32> {
         let mut b = [0; 4];
         self.read_exact(&mut b)?;
         Ok(u32::from_le_bytes(b))
     }
-    /// A little-endian u64.
+    /// Reads a little-endian u64.
     fn u64(&mut self) -> Result<u64> {
         let mut b = [0; 8];
         self.read_exact(&mut b)?;
         Ok(u64::from_le_bytes(b))
     }
-    /// The next `len` bytes. Memory grows with the bytes that really come, not with `len`.
+    /// Reads the next `len` bytes. Memory grows with the bytes that are really there, not with
+    /// `len`.
     fn bytes(&mut self, len: usize) -> Result<Vec<u8>> {
         const STEP: usize = 16 << 10;
         let mut out = Vec::new();
@@ -67,11 +68,11 @@ impl<'a> SliceSource<'a> {
             what,
         }
     }
-    /// Bytes consumed so far.
+    /// Returns the number of bytes consumed.
     pub fn position(&self) -> usize {
         self.position
     }
-    /// Bytes left.
+    /// Returns the number of bytes left.
     pub fn remaining(&self) -> usize {
         self.bytes.len() - self.position
     }
@@ -87,7 +88,7 @@ impl Source for SliceSource<'_> {
             return Err(Error::corrupt(
                 self.what,
                 self.position as u64,
-                format!("{} bytes wanted, {} left", buffer.len(), self.remaining()),
+                format!("{} bytes needed, {} left", buffer.len(), self.remaining()),
             ));
         };
         buffer.copy_from_slice(found);

@@ -1,4 +1,4 @@
-//! The first 96 bytes.
+//! The superblock: the first 96 bytes of an image.
 
 use super::{
     ABSENT, FRAGMENT_ENTRY_SIZE, LookupTable, MAGIC, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, SliceSource,
@@ -9,8 +9,8 @@ use crate::squashfs::{CompressorId, Error, Result};
 /// Bytes of a superblock.
 pub const SUPERBLOCK_SIZE: usize = 96;
 
-/// Superblock flags. The kernel acts on [`Flags::COMPRESSOR_OPTIONS`] alone; the others say how
-/// the image was made.
+/// Superblock flags. The kernel acts only on [`Flags::COMPRESSOR_OPTIONS`]; the others record how
+/// the image was built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flags(pub u16);
 
@@ -38,7 +38,7 @@ impl Flags {
     /// Ids are stored uncompressed.
     pub const UNCOMPRESSED_IDS: u16 = 0x800;
 
-    /// Whether all of `bits` are set.
+    /// Returns true if all of `bits` are set.
     pub fn has(self, bits: u16) -> bool {
         self.0 & bits == bits
     }
@@ -49,7 +49,7 @@ impl Flags {
 pub struct Superblock {
     /// Inodes in the image; they are numbered 1..=inodes.
     pub inodes: u32,
-    /// When the image was made, seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub mkfs_time: u32,
     /// Bytes in a full data block: a power of two, 4 KiB to 1 MiB.
     pub block_size: u32,
@@ -57,7 +57,7 @@ pub struct Superblock {
     pub fragments: u32,
     /// The one codec of all blocks.
     pub compressor: CompressorId,
-    /// How the image was made.
+    /// How the image was built.
     pub flags: Flags,
     /// Entries in the id table.
     pub ids: u16,
@@ -80,7 +80,7 @@ pub struct Superblock {
 }
 
 impl Superblock {
-    /// Reads a superblock and checks each field alone.
+    /// Reads a superblock and checks each field by itself.
     pub fn parse(raw: &[u8; SUPERBLOCK_SIZE]) -> Result<Self> {
         let mut source = SliceSource::new(raw, "superblock");
         if source.u32()? != MAGIC {
@@ -214,26 +214,26 @@ impl Superblock {
         Ok(())
     }
 
-    /// Position of the fragment table's index, if there are fragments.
+    /// Returns the position of the fragment table's index, if there are fragments.
     pub fn fragments_at(&self) -> Option<u64> {
         (self.fragments > 0 && self.fragment_table != ABSENT).then_some(self.fragment_table)
     }
-    /// Position of the export table's index, if there is one.
+    /// Returns the position of the export table's index, if there is one.
     pub fn export_at(&self) -> Option<u64> {
         (self.export_table != ABSENT).then_some(self.export_table)
     }
-    /// Position of the xattr table's header, if there is one.
+    /// Returns the position of the xattr table's header, if there is one.
     pub fn xattrs_at(&self) -> Option<u64> {
         (self.xattr_table != ABSENT).then_some(self.xattr_table)
     }
-    /// Where the directory table ends at the latest: where the next table begins.
+    /// Returns an upper bound of the directory table's end: the start of the next table.
     pub fn directory_end(&self) -> u64 {
         self.fragments_at()
             .or(self.export_at())
             .unwrap_or(self.id_table)
     }
 
-    /// The bytes of the superblock.
+    /// Encodes the superblock.
     pub fn to_bytes(&self) -> [u8; SUPERBLOCK_SIZE] {
         let mut out = Vec::with_capacity(SUPERBLOCK_SIZE);
         for word in [

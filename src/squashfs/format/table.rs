@@ -13,15 +13,15 @@ pub struct LookupTable {
 }
 
 impl LookupTable {
-    /// How many blocks a table takes: the index has 8 bytes for each.
+    /// Returns the number of blocks of a table. The index has 8 bytes for each.
     pub fn block_count(count: u64, entry_size: usize) -> u64 {
         count
             .saturating_mul(entry_size as u64)
             .div_ceil(METADATA_SIZE as u64)
     }
 
-    /// Reads an index. Its entries must rise, from `from` on, by no more than a block takes, and the
-    /// last block must end at `end` (the position of the index itself).
+    /// Reads an index. Its entries must ascend, starting at `from` or later, by no more than the
+    /// size of a block, and the last block must end at `end` (the position of the index itself).
     pub fn parse(
         what: &'static str,
         index: &[u8],
@@ -59,15 +59,15 @@ impl LookupTable {
         })
     }
 
-    /// Entries in the table.
+    /// Returns the number of entries.
     pub fn count(&self) -> u64 {
         self.count
     }
-    /// Positions of the metadata blocks in the image.
+    /// Returns the positions of the metadata blocks in the image.
     pub fn blocks(&self) -> &[u64] {
         &self.blocks
     }
-    /// The metadata block and the offset in it at which an entry lies. `None` past the end.
+    /// Returns the metadata block of an entry and the offset in it. `None` past the end.
     pub fn locate(&self, entry: u64) -> Option<(u64, usize)> {
         if entry >= self.count {
             return None;
@@ -82,7 +82,7 @@ impl LookupTable {
     }
 }
 
-/// The bytes of an index.
+/// Appends the bytes of an index.
 pub fn encode_index(blocks: &[u64], out: &mut Vec<u8>) {
     for block in blocks {
         out.extend_from_slice(&block.to_le_bytes());
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn locates() {
+    fn entries_are_located() {
         let table = parse(&[100, 8000], 2049).unwrap();
         assert_eq!(table.locate(0), Some((100, 0)));
         assert_eq!(table.locate(2047), Some((100, 8188)));
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_bad_indexes() {
+    fn invalid_indexes_are_refused() {
         assert!(parse(&[100], 2049).is_err(), "too short");
         assert!(parse(&[8000, 8000], 2049).is_err(), "not rising");
         assert!(parse(&[99, 8000], 2049).is_err(), "before its region");

@@ -1,5 +1,5 @@
-//! Extended attributes. An inode has an index into a table of [`XattrId`]s; each says where a
-//! list of (key, value) pairs begins.
+//! Extended attributes. An inode has an index into a table of [`XattrId`]s; each has the position
+//! of a list of (key, value) pairs.
 
 use super::{SliceSource, Source, metadata::InodeRef};
 use crate::squashfs::{Error, Result};
@@ -10,7 +10,7 @@ pub const XATTR_ID_SIZE: usize = 16;
 pub const XATTR_TABLE_HEADER_SIZE: usize = 16;
 const OUT_OF_LINE: u16 = 0x100;
 
-/// The namespaces the format knows. Any other (`system.posix_acl_*`) cannot be stored.
+/// The namespaces of the format. Any other (`system.posix_acl_*`) cannot be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u16)]
 pub enum XattrPrefix {
@@ -29,7 +29,7 @@ impl XattrPrefix {
         XattrPrefix::Security,
     ];
 
-    /// The prefix with its dot.
+    /// Returns the prefix with its dot.
     pub fn as_bytes(self) -> &'static [u8] {
         match self {
             XattrPrefix::User => b"user.",
@@ -48,7 +48,7 @@ impl XattrPrefix {
     }
 }
 
-/// What the superblock's xattr position points at; the index of the id table follows.
+/// The header that the superblock's xattr position points at. The index of the id table follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct XattrTableHeader {
     /// Position of the metadata blocks with the lists.
@@ -66,7 +66,7 @@ impl XattrTableHeader {
             count: source.u32()?,
         })
     }
-    /// The bytes of the header.
+    /// Encodes the header.
     pub fn to_bytes(self) -> [u8; XATTR_TABLE_HEADER_SIZE] {
         let mut out = [0; XATTR_TABLE_HEADER_SIZE];
         out[..8].copy_from_slice(&self.lists.to_le_bytes());
@@ -75,15 +75,15 @@ impl XattrTableHeader {
     }
 }
 
-/// Where a list of xattrs begins.
+/// The position and size of a list of xattrs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct XattrId {
-    /// The list's place among the metadata blocks of lists.
+    /// Position of the list in the metadata blocks of lists.
     pub list: InodeRef,
     /// Pairs in the list.
     pub count: u32,
-    /// Bytes that listxattr and getxattr would give for the list: full names with their NULs,
-    /// and values.
+    /// Bytes that listxattr and getxattr return for the list: full names with their NULs, and
+    /// values.
     pub size: u32,
 }
 
@@ -97,7 +97,7 @@ impl XattrId {
             size: source.u32()?,
         })
     }
-    /// The bytes of the entry.
+    /// Encodes the entry.
     pub fn to_bytes(self) -> [u8; XATTR_ID_SIZE] {
         let mut out = [0; XATTR_ID_SIZE];
         out[..8].copy_from_slice(&self.list.0.to_le_bytes());
@@ -107,12 +107,12 @@ impl XattrId {
     }
 }
 
-/// A key, and whether the value lies elsewhere (then 8 bytes of reference take its place).
+/// A key of a list. If the value is out of line, an 8 byte reference takes its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XattrKey {
     /// The namespace.
     pub prefix: XattrPrefix,
-    /// Whether the value is a reference to where an equal value was stored before.
+    /// True if the value is a reference to an equal value that was stored before.
     pub out_of_line: bool,
     /// The name without its prefix.
     pub name: Vec<u8>,
@@ -139,7 +139,7 @@ impl XattrKey {
             name,
         })
     }
-    /// The name with its prefix.
+    /// Returns the name with its prefix.
     pub fn full_name(&self) -> Vec<u8> {
         [self.prefix.as_bytes(), &self.name].concat()
     }

@@ -1,4 +1,8 @@
-//! Decompresses the blocks that were used first the last time, ahead of their use.
+//! Decompresses the blocks that were used at the last mount ahead of their use.
+//!
+//! At each start, a program reads the same blocks in the same order, one after the other. Each time
+//! it waits for the disk and for decompression while other processors are idle. A reader that knows
+//! the order can decompress the blocks in advance.
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -10,21 +14,21 @@ use super::open::Inner;
 use super::uses::{BlockUse, Over, Uses};
 use crate::squashfs::format::BlockSize;
 
-/// Bytes decompressed and not yet used at most, as a part of the budget of decompressed data: the rest is
-/// for what nobody foresaw.
+/// Most bytes that are decompressed and not yet used: this part of the budget of the data cache.
+/// The rest is for blocks that are not in the recorded order.
 const AHEAD: usize = 3;
-/// Blocks that the kernel is asked to read before they are decompressed.
+/// Blocks that the kernel is advised to read before they are decompressed.
 const ADVISED: usize = 64;
 
-/// Waits for the first use of a block, then decompresses the blocks of `order` ahead of their use, as far
-/// as the cache has room for what is not used yet. Returns when all are decompressed or used, when the
-/// uses are others, or when the image is closed. Blocks that cannot be read are passed over: whoever
-/// wants them gets the error.
+/// Waits for the first use of a block, then decompresses the blocks of `order` ahead of their use,
+/// as far as the cache has room for unused blocks. Returns when all blocks are decompressed or
+/// used, when other blocks are used instead, or when the image is closed. Blocks that cannot be
+/// read are skipped: the thread that uses them gets the error.
 pub(super) fn decompress_ahead(inner: &Weak<Inner>, uses: &Arc<Uses>, order: &[BlockUse]) {
     if !uses.wait_for_first() {
         return;
     }
-    // As long as this runs the image is open; it ends when it is not used.
+    // This keeps the image open, but ends if the image is not used.
     let Some(inner) = inner.upgrade() else {
         return;
     };
@@ -68,7 +72,7 @@ pub(super) fn decompress_ahead(inner: &Weak<Inner>, uses: &Arc<Uses>, order: &[B
     }
 }
 
-/// Asks the kernel to read ranges of the image, without waiting for it.
+/// Advises the kernel to read ranges of the image, without waiting for it.
 fn advise(blocks: &Blocks, ranges: impl Iterator<Item = Range<u64>>) {
     let mut ranges: Vec<Range<u64>> = ranges.collect();
     ranges.sort_unstable_by_key(|range| range.start);
@@ -88,7 +92,7 @@ fn advise(blocks: &Blocks, ranges: impl Iterator<Item = Range<u64>>) {
         };
         let willing = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
         if let Err(error) = posix_fadvise(&blocks.file, at, len, willing) {
-            tracing::debug!(%error, "the kernel reads nothing ahead");
+            tracing::debug!(%error, "the kernel does not read ahead");
             return;
         }
     }

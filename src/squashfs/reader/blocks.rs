@@ -1,4 +1,5 @@
-//! From stored bytes to decompressed ones: positional reads, pooled codec contexts, three caches.
+//! Reads and decompresses blocks: positional reads, pooled codec contexts, and the caches of
+//! blocks.
 
 use std::{
     fs::File,
@@ -19,7 +20,7 @@ use crate::squashfs::{
     format::{BlockSize, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader},
 };
 
-/// An decompressed metadata block, and where the next one begins.
+/// A decompressed metadata block, and the position of the next one.
 #[derive(Debug)]
 pub(super) struct MetadataBlock {
     pub(super) bytes: Vec<u8>,
@@ -28,16 +29,16 @@ pub(super) struct MetadataBlock {
 
 type Key = (u64, u32);
 
-/// What a reader has done so far. Blocks that a cache had do not count.
+/// Counts of what a reader has read. Blocks from a cache do not count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReadCounts {
     /// Reads from the image file.
     pub reads: u64,
-    /// Bytes of them.
+    /// Bytes of those reads.
     pub bytes_read: u64,
-    /// Metadata blocks read, and decompressed where they were compressed.
+    /// Metadata blocks read, and decompressed if they were compressed.
     pub metadata_blocks: u64,
-    /// Data and fragment blocks, the same.
+    /// Data and fragment blocks read, and decompressed if they were compressed.
     pub data_blocks: u64,
 }
 
@@ -49,7 +50,7 @@ struct Counters {
     data_blocks: AtomicU64,
 }
 
-/// Everything that reads the file.
+/// The file of an image, and the caches of its blocks.
 pub(super) struct Blocks {
     pub(super) file: File,
     /// Where the image begins in the file.
@@ -58,7 +59,7 @@ pub(super) struct Blocks {
     block_size: u32,
     workers: Idle<Worker>,
     metadata: Cache<u64, Arc<MetadataBlock>>,
-    /// Data and fragment blocks in one budget: which of them a user needs again, only use can tell.
+    /// Data and fragment blocks share one budget, since it depends on use which are needed again.
     data_cache: Cache<Key, Block>,
     zeros: Block,
     buffers: Arc<Buffers>,
@@ -82,7 +83,7 @@ impl Worker {
     }
 }
 
-/// More idle contexts than threads that will ever serve an image.
+/// More idle contexts than threads that serve an image.
 const MAX_IDLE: usize = 32;
 
 impl Blocks {
@@ -94,7 +95,7 @@ impl Blocks {
         data_bytes: usize,
     ) -> Result<Self> {
         let workers = Idle::new(MAX_IDLE);
-        workers.give_back(Worker::new(compressor)?);
+        workers.put_back(Worker::new(compressor)?);
         Ok(Blocks {
             file,
             base,
@@ -121,12 +122,12 @@ impl Blocks {
         }
     }
 
-    /// How often the caches of metadata and of data had what was asked for.
+    /// Returns the hits of the caches of metadata and of data.
     pub(super) fn hits(&self) -> (Hits, Hits) {
         (self.metadata.hits(), self.data_cache.hits())
     }
 
-    /// Bytes that the cache of decompressed data may take.
+    /// Returns the budget of the cache of decompressed data.
     pub(super) fn data_budget(&self) -> usize {
         self.data_budget
     }
@@ -146,12 +147,12 @@ impl Blocks {
             None => Worker::new(self.compressor)?,
         };
         let result = work(&mut worker);
-        self.workers.give_back(worker);
+        self.workers.put_back(worker);
         result
     }
 
-    /// Reads and decompresses a block, past all caches. `expected` is what it must decompress to; `None`
-    /// if anything up to the block size will do.
+    /// Reads and decompresses a block without the cache. `expected` is its exact decompressed
+    /// length; with `None`, any length up to the block size is accepted.
     pub(super) fn load(
         &self,
         what: &'static str,
@@ -184,7 +185,7 @@ impl Blocks {
             Some(expected) if expected != len => Err(Error::corrupt(
                 what,
                 start,
-                format!("{len} bytes where {expected} belong"),
+                format!("{len} bytes instead of {expected}"),
             )),
             _ => Ok(buffer.into_block(len)),
         }
@@ -195,16 +196,16 @@ impl Blocks {
         size.is_hole() || self.data_cache.peek((start, size.0)).is_some()
     }
 
-    /// A data block, from the cache if it is there.
+    /// Returns a data block through the cache, and records the use.
     pub(super) fn data(&self, start: u64, size: BlockSize, expected: usize) -> Result<Block> {
         if size.is_hole() {
             return Ok(self.zeros.slice(0..expected));
         }
-        self.uses.note(BlockUse::new(start, size, expected));
+        self.uses.record(BlockUse::new(start, size, expected));
         self.decompress_data(start, size, expected)
     }
 
-    /// A data block that is no hole, without this being a use of it.
+    /// Returns a data block that is not a hole through the cache, without recording a use.
     pub(super) fn decompress_data(
         &self,
         start: u64,
@@ -213,26 +214,26 @@ impl Blocks {
     ) -> Result<Block> {
         let what = "data block";
         let block = self.decompress(what, start, size, Some(expected))?;
-        // In a damaged image two files may claim one block with different lengths.
+        // In a damaged image, two files may have the same block with different lengths.
         if block.len() != expected {
-            let detail = format!("{} bytes where {expected} belong", block.len());
+            let detail = format!("{} bytes instead of {expected}", block.len());
             return Err(Error::corrupt(what, start, detail));
         }
         Ok(block)
     }
 
-    /// A fragment block, from the cache if it is there.
+    /// Returns a fragment block through the cache, and records the use.
     pub(super) fn fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
-        self.uses.note(BlockUse::new(start, size, 0));
+        self.uses.record(BlockUse::new(start, size, 0));
         self.decompress_fragment(start, size)
     }
 
-    /// A fragment block, without this being a use of it.
+    /// Returns a fragment block through the cache, without recording a use.
     pub(super) fn decompress_fragment(&self, start: u64, size: BlockSize) -> Result<Block> {
         self.decompress("fragment block", start, size, None)
     }
 
-    /// As [`Blocks::load`], from the cache if it is there.
+    /// Like [`Blocks::load`], through the cache.
     fn decompress(
         &self,
         what: &'static str,
@@ -247,7 +248,7 @@ impl Blocks {
         })
     }
 
-    /// A metadata block that must lie before `end`, from the cache if it is there.
+    /// Returns a metadata block through the cache. It must end at or before `end`.
     pub(super) fn metadata(
         &self,
         what: &'static str,
@@ -269,7 +270,7 @@ impl Blocks {
         Ok(block)
     }
 
-    /// Reads and decompresses a metadata block, past the cache.
+    /// Reads and decompresses a metadata block without the cache.
     pub(super) fn load_metadata(
         &self,
         what: &'static str,

@@ -1,8 +1,8 @@
-//! Decompressed bytes, and the buffers they are in.
+//! Decompressed blocks and their buffers.
 //!
-//! A cache of blocks that come and go all the time is the worst customer of an allocator: blocks of
-//! every length, taken by one thread and given back by another. It held twice what the cache did.
-//! So blocks of the usual length live in buffers that are used again.
+//! A cache whose blocks are replaced all the time fragments the heap: blocks of every length are
+//! allocated by one thread and freed by another. The allocator then held twice the size of the
+//! cache. So blocks of the usual length use buffers from a pool.
 
 use std::{
     fmt, mem,
@@ -14,10 +14,10 @@ use super::idle::Idle;
 
 /// Bytes of idle buffers that are kept.
 const IDLE_BYTES: usize = 1 << 20;
-/// But at least so many, and not more than threads that may decompress at once and then some.
+/// Limits of the number of idle buffers. More than a few threads rarely decompress at once.
 const IDLE: std::ops::RangeInclusive<usize> = 2..=8;
 
-/// Where buffers of one length come from and go back to.
+/// A pool of buffers of one length.
 pub(super) struct Buffers {
     len: usize,
     idle: Idle<Vec<u8>>,
@@ -31,7 +31,7 @@ impl Buffers {
         })
     }
 
-    /// A buffer with anything in it.
+    /// Takes a buffer with arbitrary content.
     pub(super) fn take(self: &Arc<Self>) -> Buffer {
         Buffer {
             bytes: self.idle.take().unwrap_or_else(|| vec![0; self.len]),
@@ -40,7 +40,7 @@ impl Buffers {
     }
 }
 
-/// Bytes that go back to where they came from.
+/// Bytes that return to their pool when dropped.
 pub(super) struct Buffer {
     bytes: Vec<u8>,
     home: Option<Arc<Buffers>>,
@@ -51,8 +51,8 @@ impl Buffer {
         &mut self.bytes
     }
 
-    /// The first `len` bytes of it, as a block. What leaves more than half of the buffer empty is
-    /// copied to its own place instead.
+    /// Returns the first `len` bytes as a block. They are copied if they fill at most half of the
+    /// buffer, which then returns to the pool.
     pub(super) fn into_block(self, len: usize) -> Block {
         let buffer = if len > self.bytes.len() / 2 {
             self
@@ -72,12 +72,12 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(home) = &self.home {
-            home.idle.give_back(mem::take(&mut self.bytes));
+            home.idle.put_back(mem::take(&mut self.bytes));
         }
     }
 }
 
-/// Decompressed bytes, shared with the cache: cloning and slicing copy nothing.
+/// Decompressed bytes, shared with the cache. Cloning and slicing do not copy them.
 #[derive(Clone)]
 pub struct Block {
     buffer: Arc<Buffer>,
@@ -85,7 +85,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// A block of zeros.
+    /// Returns a block of zeros.
     pub(super) fn zeros(len: usize) -> Block {
         Block {
             buffer: Arc::new(Buffer {
@@ -96,7 +96,7 @@ impl Block {
         }
     }
 
-    /// A part of it; as much of `range` as there is.
+    /// Returns a part of the block, limited to its length.
     pub fn slice(&self, range: Range<usize>) -> Block {
         let len = self.range.len();
         let (from, to) = (range.start.min(len), range.end.min(len));
@@ -107,7 +107,7 @@ impl Block {
         }
     }
 
-    /// Bytes that are held for it.
+    /// Returns the bytes of memory that the block holds.
     pub(super) fn held(&self) -> usize {
         self.buffer.bytes.len()
     }
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_are_used_again_but_not_while_anybody_has_them() {
+    fn buffers_are_reused_once_all_their_blocks_are_dropped() {
         let buffers = Buffers::new(1000);
         let mut buffer = buffers.take();
         buffer.as_mut_slice().fill(1);

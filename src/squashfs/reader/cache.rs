@@ -1,6 +1,6 @@
-//! A cache shared by many threads: sharded, bounded in bytes, and single-flight. However many
-//! ask for a block at once, one loads it and the others wait for that one; nobody waits for
-//! another block's load.
+//! A cache shared by many threads: sharded, bounded in bytes, and single-flight. If several threads
+//! request a value at once, one loads it and the others wait for it. Loading one value does not
+//! delay requests for another.
 
 use std::{
     collections::HashMap,
@@ -13,12 +13,14 @@ use lru::LruCache;
 
 use crate::squashfs::Result;
 
-/// Enough for the few threads that serve a mount; more would leave each too small a budget.
+/// Enough for the few threads that serve a mount. With more shards, each would have too small a
+/// budget.
 const SHARDS: usize = 8;
 
 pub(super) struct Cache<K, V> {
     shards: Box<[Mutex<Shard<K, V>>]>,
-    /// Picks shards. Seeded at random: an image cannot choose which of its blocks collide.
+    /// Selects shards. Seeded at random, so that an image cannot choose which of its blocks
+    /// collide.
     hasher: RandomState,
     budget: usize,
 }
@@ -31,16 +33,16 @@ struct Shard<K, V> {
     misses: u64,
 }
 
-/// How often what was asked for was in a cache, or just being loaded for somebody else.
+/// Counts of requests to a cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Hits {
-    /// It was.
+    /// Requests for a value that was in the cache, or that another thread was loading.
     pub hits: u64,
-    /// It had to be loaded.
+    /// Requests that had to load the value.
     pub misses: u64,
 }
 
-/// A load under way.
+/// A load in progress.
 struct Flight<V> {
     state: Mutex<State<V>>,
     landed: Condvar,
@@ -49,18 +51,18 @@ struct Flight<V> {
 enum State<V> {
     Loading,
     Loaded(V),
-    /// The loader failed (or panicked). Whoever waited tries by itself, and gets its own error.
+    /// The load failed (or panicked). Each waiting thread loads by itself and gets its own error.
     Failed,
 }
 
-/// A panic while a lock was held cannot leave these structures half-changed in a way that
-/// matters (at worst the byte count is off by one value), so a poisoned lock is just a lock.
+/// Locks a mutex, even a poisoned one: a panic while it was held cannot have corrupted the state
+/// (at worst, the byte count is off by one value).
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
-    /// Keeps about `budget` bytes of values; each shard keeps at least one value.
+    /// Creates a cache of about `budget` bytes of values. Each shard keeps at least one value.
     pub(super) fn new(budget: usize) -> Self {
         let shard = || Shard {
             kept: LruCache::unbounded(),
@@ -80,7 +82,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
-    /// How often values were here so far. Those that were only peeked at do not count.
+    /// Returns the counts so far, without calls of [`Cache::peek`].
     pub(super) fn hits(&self) -> Hits {
         let mut all = Hits::default();
         for shard in &self.shards {
@@ -91,7 +93,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         all
     }
 
-    /// The value, if it is here.
+    /// Returns the value if it is in the cache.
     pub(super) fn peek(&self, key: K) -> Option<V> {
         lock(self.shard(&key))
             .kept
@@ -99,7 +101,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
             .map(|(value, _)| value.clone())
     }
 
-    /// The value, loaded by `load` if need be, which also says how many bytes it takes.
+    /// Returns the value. If it is not in the cache, `load` returns it with its size in bytes.
     pub(super) fn get(&self, key: K, load: impl FnOnce() -> Result<(V, usize)>) -> Result<V> {
         let shard = self.shard(&key);
         let flight = loop {
@@ -166,7 +168,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
     }
 }
 
-/// Ends a flight however the load ends, so that nobody waits for ever.
+/// Ends a flight however the load ends, so that no thread waits for it indefinitely.
 struct Landing<'a, K: Hash + Eq + Copy, V: Clone> {
     cache: &'a Cache<K, V>,
     key: K,
@@ -215,7 +217,7 @@ mod tests {
     use crate::squashfs::Error;
 
     #[test]
-    fn one_load_however_many_ask() {
+    fn concurrent_requests_share_one_load() {
         let cache: Cache<u64, Arc<u64>> = Cache::new(1 << 20);
         let loads = AtomicUsize::new(0);
         let barrier = Barrier::new(8);
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_load_that_is_not_theirs() {
+    fn a_load_delays_no_other_key() {
         let cache: Cache<u64, u64> = Cache::new(1 << 20);
         let (begun, go_on) = (Barrier::new(2), Barrier::new(2));
         thread::scope(|scope| {
@@ -252,7 +254,7 @@ mod tests {
                 })
             });
             begun.wait();
-            // More keys than shards: some are in the shard of the one that loads.
+            // More keys than shards: some are in the shard of the key that is loading.
             for key in 1..100 {
                 assert_eq!(cache.get(key, || Ok((key, 8))).unwrap(), key);
                 assert_eq!(cache.peek(key), Some(key));
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_strands_nobody() {
+    fn a_panic_while_loading_ends_the_load() {
         let cache: Cache<u64, u64> = Cache::new(1000);
         thread::scope(|scope| {
             let first = scope.spawn(|| cache.get(1, || panic!("on purpose")));

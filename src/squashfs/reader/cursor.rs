@@ -1,4 +1,4 @@
-//! Reading on through a table's metadata blocks as though they were one stretch of bytes.
+//! Reads the metadata blocks of a table as a continuous stream of bytes.
 
 use std::{ops::Range, sync::Arc};
 
@@ -20,7 +20,7 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// Begins at a place in a table.
+    /// Starts at a position in a table.
     pub(super) fn new(
         blocks: &'a Blocks,
         what: &'static str,
@@ -30,7 +30,8 @@ impl<'a> Cursor<'a> {
         Self::open(blocks, what, table, place, true)
     }
 
-    /// The same, without leaving anything in the cache: for one pass over a whole table.
+    /// Starts at the beginning of a table and bypasses the cache, for one pass over the whole
+    /// table.
     pub(super) fn scan(blocks: &'a Blocks, what: &'static str, table: Range<u64>) -> Result<Self> {
         Self::open(blocks, what, table, InodeRef::default(), false)
     }
@@ -49,7 +50,7 @@ impl<'a> Cursor<'a> {
             .ok_or_else(|| Error::corrupt(what, place.0, "a reference beyond its table"))?;
         let block = fetch(blocks, what, position, table.end, cached)?;
         let offset = usize::from(place.offset());
-        // An offset past the block must never be subtracted from its length.
+        // An offset past the block must not be subtracted from its length.
         if offset >= block.bytes.len() {
             return Err(Error::corrupt(
                 what,
@@ -71,8 +72,9 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Moves to the next block if this one is used up. False at the end of the table.
-    pub(super) fn settle(&mut self) -> Result<bool> {
+    /// Moves to the next block at the end of the current one. Returns false at the end of the
+    /// table.
+    pub(super) fn advance(&mut self) -> Result<bool> {
         while self.offset >= self.block.bytes.len() {
             if self.block.next >= self.table.end {
                 return Ok(false);
@@ -95,7 +97,7 @@ impl<'a> Cursor<'a> {
         Ok(true)
     }
 
-    /// The place of the next byte (after [`Cursor::settle`]).
+    /// Returns the position of the next byte (after [`Cursor::advance`]).
     pub(super) fn place(&self) -> InodeRef {
         InodeRef::new(self.position - self.table.start, self.offset as u16)
     }
@@ -126,7 +128,7 @@ fn fetch(
 impl Source for Cursor<'_> {
     fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<()> {
         while !buffer.is_empty() {
-            if !self.settle()? {
+            if !self.advance()? {
                 return Err(self.ended());
             }
             let here = &self.block.bytes[self.offset..];
@@ -140,7 +142,7 @@ impl Source for Cursor<'_> {
     }
 }
 
-/// A source that ends after so many bytes: a listing within its table.
+/// A source that ends after `left` bytes: a listing within its table.
 pub(super) struct Limited<S> {
     source: S,
     pub(super) left: u64,

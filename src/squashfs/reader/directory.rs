@@ -15,24 +15,24 @@ use crate::squashfs::{
 };
 
 const WHAT: &str = "directory";
-/// Longest listing we take: tens of millions of entries.
+/// Longest supported listing: tens of millions of entries.
 const MAX_LISTING: u32 = 1 << 30;
-/// From this size on, a lookup in a listing that is not in the cache goes by the directory's
-/// index and parses a few KiB, instead of all.
+/// From this size on, a lookup in a listing that is not cached uses the directory's index and
+/// parses a few KiB instead of the whole listing.
 const INDEX_FROM: u32 = 256 << 10;
 
-/// What a directory says of a name.
+/// An entry of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirEntry {
-    /// Where the inode is.
+    /// Reference of the inode.
     pub inode: InodeRef,
-    /// Its number.
+    /// Inode number.
     pub number: u32,
-    /// What it is.
+    /// Kind of the inode.
     pub kind: InodeKind,
 }
 
-/// A whole listing, sorted by the bytes of the names. Neither "." nor ".." is in it.
+/// A whole listing, sorted by the bytes of the names, without "." and "..".
 #[derive(Debug, Default)]
 pub struct Directory {
     /// All names, one after another.
@@ -44,22 +44,22 @@ pub struct Directory {
 struct Slot {
     inode: InodeRef,
     number: u32,
-    /// Where the name begins in `names`; the next entry's beginning ends it. Listings are
-    /// smaller than 1 GiB, and names are part of them.
+    /// Where the name begins in `names`; it ends where the next one begins. Listings are smaller
+    /// than 1 GiB, and names are part of them.
     name: u32,
     kind: InodeKind,
 }
 
 impl Directory {
-    /// How many names there are.
+    /// Returns the number of names.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
-    /// Whether there are none.
+    /// Returns true if there are no names.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
-    /// The name and entry at a place in the order.
+    /// Returns the name and entry at a position in the order.
     pub fn get(&self, index: usize) -> Option<(&[u8], DirEntry)> {
         let slot = self.entries.get(index)?;
         let entry = DirEntry {
@@ -69,11 +69,11 @@ impl Directory {
         };
         Some((self.name(index)?, entry))
     }
-    /// All names and entries, in order.
+    /// Returns all names and entries in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], DirEntry)> {
         (0..self.len()).filter_map(|index| self.get(index))
     }
-    /// What a name stands for.
+    /// Finds the entry with a name.
     pub fn find(&self, name: &[u8]) -> Option<DirEntry> {
         let mut left = 0..self.len();
         while !left.is_empty() {
@@ -103,12 +103,12 @@ impl Directory {
     }
 }
 
-/// One run of entries at a time, from some place in a listing on.
+/// Reads one run of entries at a time, starting at a position in a listing.
 struct Runs<'a> {
     image: &'a Image,
     source: Limited<Cursor<'a>>,
     at: u64,
-    /// Names read so far, and where the last one begins.
+    /// Names read so far, and the start of the last one.
     names: Vec<u8>,
     last: Option<usize>,
 }
@@ -126,8 +126,8 @@ impl<'a> Runs<'a> {
         })
     }
 
-    /// Reads the next run and shows its entries to `each` (with the place of the name) until
-    /// that says stop (false). False at the end.
+    /// Reads the next run and calls `each` with its entries (and the position of the name) until it
+    /// returns false. Returns false at the end.
     fn next(&mut self, mut each: impl FnMut(&[u8], usize, DirEntry) -> bool) -> Result<bool> {
         if self.source.left == 0 {
             return Ok(false);
@@ -176,12 +176,12 @@ fn body(directory: &Inode) -> Result<&DirectoryBody> {
         InodeBody::Directory(body) => Ok(body),
         _ => Err(Error::invalid(
             "reading a directory",
-            format!("inode {} is none", directory.number),
+            format!("inode {} is not one", directory.number),
         )),
     }
 }
 
-/// Where an index entry's run begins.
+/// Returns where the run of an index entry begins.
 fn indexed_place(body: &DirectoryBody, entry: &DirectoryIndexEntry) -> InodeRef {
     let offset = (u64::from(body.offset) + u64::from(entry.position)) % METADATA_SIZE as u64;
     InodeRef::new(u64::from(entry.block), offset as u16)
@@ -195,7 +195,7 @@ fn key(body: &DirectoryBody) -> (InodeRef, Key) {
 }
 
 impl Image {
-    /// A directory's whole listing, from the cache if it is there.
+    /// Returns the whole listing of a directory through the cache.
     pub fn read_dir(&self, directory: &Inode) -> Result<Arc<Directory>> {
         let body = body(directory)?;
         if body.listing_size == 0 {
@@ -209,7 +209,7 @@ impl Image {
         })
     }
 
-    /// A directory's whole listing, past the cache.
+    /// Parses the whole listing of a directory without the cache.
     pub(super) fn parse_dir(&self, body: &DirectoryBody) -> Result<Directory> {
         if body.listing_size == 0 {
             return Ok(Directory::default());
@@ -224,7 +224,7 @@ impl Image {
         let mut runs = Runs::new(self, place, u64::from(body.listing_size))?;
         let mut entries = Vec::new();
         while runs.next(|_, name, entry| {
-            // The listing is at most 1 GiB, so a place in it fits.
+            // The listing is at most 1 GiB, so a position in it fits.
             let name = name as u32;
             entries.push(Slot {
                 inode: entry.inode,
@@ -240,7 +240,7 @@ impl Image {
         Ok(Directory { names, entries })
     }
 
-    /// What a name in a directory stands for.
+    /// Looks up a name in a directory.
     pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Option<DirEntry>> {
         let body = body(directory)?;
         if body.listing_size >= INDEX_FROM && !body.index.is_empty() {
@@ -253,8 +253,8 @@ impl Image {
         Ok(self.read_dir(directory)?.find(name))
     }
 
-    /// Checks that every entry of a directory's index leads to the run it names: a reader that
-    /// goes by the index would otherwise miss names that are there.
+    /// Checks that every entry of a directory's index leads to the run that it names. Otherwise a
+    /// reader that uses the index would miss names.
     pub(super) fn check_index(&self, body: &DirectoryBody) -> Result<()> {
         let bad = |detail: String| Error::corrupt("directory index", key(body).1.0, detail);
         let mut last: Option<&DirectoryIndexEntry> = None;
@@ -272,7 +272,7 @@ impl Image {
                 false
             })?;
             if !led_to_it {
-                return Err(bad(format!("{name:?} is not where it says")));
+                return Err(bad(format!("{name:?} is not at its position")));
             }
         }
         Ok(())

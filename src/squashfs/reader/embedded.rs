@@ -1,4 +1,5 @@
-//! Images inside other files: behind a program (AppImage, type 2) or in a SIF container (Apptainer).
+//! Images inside other files: behind a program (AppImage, type 2) or in a SIF container
+//! (Apptainer).
 
 use std::fs::File;
 use std::io;
@@ -9,8 +10,9 @@ use crate::squashfs::{Error, Result};
 /// First bytes of a SquashFS image.
 const MAGIC: &[u8] = b"hsqs";
 
-/// Finds where the image in a file begins: at its start, behind the program of an AppImage, or where the
-/// descriptors of a SIF container say. Returns 0 where none is found, so that the error is about the file.
+/// Finds where the image in a file begins: at its start, behind the program of an AppImage, or at
+/// an offset in the descriptors of a SIF container. Returns 0 if no image is found, so that the
+/// error is about the file itself.
 pub(super) fn find(file: &File) -> Result<u64> {
     let mut head = [0; 128];
     let read = read_up_to(file, &mut head, 0).map_err(Error::io("reading the superblock"))?;
@@ -40,7 +42,8 @@ fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// The end of a program: that of its section headers, which come last. (What AppImage's own tools do.)
+/// Returns the end of a program: the end of its section headers, which come last. AppImage's own
+/// tools rely on it too.
 fn after_elf(head: &[u8]) -> Option<u64> {
     let is_64 = match head.get(4)? {
         1 => false,
@@ -67,11 +70,11 @@ fn after_elf(head: &[u8]) -> Option<u64> {
     offset.checked_add(size.checked_mul(count)?)
 }
 
-/// Bytes of a SIF descriptor, and how many of them are looked at.
+/// Bytes of a SIF descriptor, and the number of descriptors that are read.
 const DESCRIPTOR: u64 = 585;
 const MAX_DESCRIPTORS: u64 = 4096;
 
-/// The primary system partition of a container, else its first partition that is SquashFS.
+/// Finds the primary system partition of a container, or else its first SquashFS partition.
 fn in_sif(file: &File, head: &[u8]) -> Result<Option<u64>> {
     let number = |bytes: &[u8], at: usize| -> Option<u64> {
         let bytes = bytes.get(at..)?.first_chunk::<8>()?;

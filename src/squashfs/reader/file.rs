@@ -1,4 +1,4 @@
-//! File contents: where each block lies, and reading them.
+//! The contents of files: the position of each block, and reading.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use crate::squashfs::{
     format::{BlockSize, FragmentEntry, FragmentRef, Inode, InodeBody, InodeRef},
 };
 
-/// One position is kept for so many blocks; those between are summed when asked for.
+/// Positions are stored for every 32nd block; those between are computed on request.
 const STRIDE: usize = 32;
 
-/// Everything about where a file's data lies: enough to read it, and to carry it over to
-/// another image without decompressing it.
+/// The positions of a file's data: enough to read it, and to carry it over to another image without
+/// decompressing it.
 #[derive(Debug)]
 pub struct FileLayout {
     start: u64,
@@ -28,41 +28,42 @@ pub struct FileLayout {
 }
 
 impl FileLayout {
-    /// Position of the first data block in the image; the others follow it without gaps.
+    /// Returns the position of the first data block in the image. The others follow without gaps.
     pub fn start(&self) -> u64 {
         self.start
     }
-    /// Bytes in the file.
+    /// Returns the size of the file.
     pub fn size(&self) -> u64 {
         self.size
     }
-    /// Bytes of it that holes stand for, as the inode says.
+    /// Returns the bytes of holes that the inode declares.
     pub fn sparse(&self) -> u64 {
         self.sparse
     }
-    /// Stored sizes of the data blocks.
+    /// Returns the stored sizes of the data blocks.
     pub fn blocks(&self) -> &Arc<[BlockSize]> {
         &self.blocks
     }
-    /// Where the tail is, if it is in a fragment.
+    /// Returns the position of the tail, if it is in a fragment.
     pub fn fragment(&self) -> Option<FragmentRef> {
         self.fragment
     }
-    /// Bytes that the data blocks take in the image.
+    /// Returns the stored bytes of all data blocks.
     pub fn stored(&self) -> u64 {
         self.stored
     }
-    /// Blocks to ask [`Image::block`] for: the data blocks, and one for a tail in a fragment.
+    /// Returns the number of blocks for [`Image::block`]: the data blocks, and one for a tail in a
+    /// fragment.
     pub fn block_count(&self) -> u64 {
         self.blocks.len() as u64 + u64::from(self.fragment.is_some())
     }
-    /// Bytes in a block, decompressed.
+    /// Returns the decompressed length of a block.
     pub fn block_len(&self, index: u64) -> usize {
         let block_size = u64::from(self.block_size);
         let before = index.saturating_mul(block_size);
         self.size.saturating_sub(before).min(block_size) as usize
     }
-    /// Where a data block is stored. `None` past the last.
+    /// Returns the position and stored size of a data block. `None` past the last.
     pub fn position(&self, index: u64) -> Option<(u64, BlockSize)> {
         let index = usize::try_from(index).ok()?;
         let size = *self.blocks.get(index)?;
@@ -77,12 +78,12 @@ impl FileLayout {
         Some((known + between, size))
     }
 
-    /// The first byte at or after `offset` that is not in a hole; `None` if there is none.
+    /// Returns the first byte at or after `offset` that is not in a hole, or `None`.
     pub fn next_data(&self, offset: u64) -> Option<u64> {
         self.next(offset, false).filter(|found| *found < self.size)
     }
-    /// The first byte at or after `offset` that is in a hole; the end of the file counts as one.
-    /// `None` past the end.
+    /// Returns the first byte at or after `offset` that is in a hole; the end of the file counts as
+    /// one. `None` past the end.
     pub fn next_hole(&self, offset: u64) -> Option<u64> {
         if offset >= self.size {
             None
@@ -111,11 +112,11 @@ impl FileLayout {
 }
 
 impl Image {
-    /// Where a file's data lies. Costs as much as the file has blocks; keep it while reading, or
-    /// use [`Image::file`].
+    /// Returns the layout of a file. The cost grows with the number of blocks: keep it while
+    /// reading, or use [`Image::file`].
     pub fn file_layout(&self, file: &Inode) -> Result<FileLayout> {
         let InodeBody::File(body) = &file.body else {
-            let detail = format!("inode {} is none", file.number);
+            let detail = format!("inode {} is not one", file.number);
             return Err(Error::invalid("reading a regular file", detail));
         };
         let mut positions = Vec::with_capacity(body.blocks.len().div_ceil(STRIDE));
@@ -127,11 +128,11 @@ impl Image {
                 Error::corrupt(
                     "inode",
                     u64::from(file.number),
-                    "blocks beyond the end of the world",
+                    "blocks beyond position 2^64",
                 )
             })?;
         }
-        // Parsing has checked the upper end. A file of nothing but holes lies nowhere.
+        // Parsing has checked the upper end. A file that is all holes has no position.
         let data = self.data_area();
         if next > body.start && (body.start < data.start || next > data.end) {
             let detail = format!("data at {:#x}..{next:#x}, outside {data:#x?}", body.start);
@@ -149,7 +150,7 @@ impl Image {
         })
     }
 
-    /// Where a file's data lies, from the cache if it is there.
+    /// Returns the layout of a file through the cache.
     pub fn file(&self, inode: InodeRef) -> Result<Arc<FileLayout>> {
         self.layouts().get(inode.0, || {
             let layout = self.file_layout(&self.inode(inode)?)?;
@@ -158,8 +159,8 @@ impl Image {
         })
     }
 
-    /// A block of a file, decompressed: shared with the cache, not copied. Blocks are numbered from
-    /// 0; the tail in a fragment is the last.
+    /// Returns a decompressed block of a file, shared with the cache. Blocks are numbered from 0;
+    /// the tail in a fragment is the last.
     pub fn block(&self, file: &FileLayout, index: u64) -> Result<Block> {
         if let Some((start, size)) = file.position(index) {
             return self.blocks().data(start, size, file.block_len(index));
@@ -175,8 +176,8 @@ impl Image {
         }
     }
 
-    /// Returns true if a block of a file need not be read and decompressed before it can be had. Past
-    /// the end of the file there is nothing to decompress.
+    /// Returns true if a block of a file can be returned without reading and decompressing it. Also
+    /// true past the end of the file.
     pub fn is_decompressed(&self, file: &FileLayout, index: u64) -> bool {
         match (file.position(index), file.fragment) {
             (Some((start, size)), _) => self.blocks().is_decompressed(start, size),
@@ -202,7 +203,7 @@ impl Image {
         }
     }
 
-    /// Reads from a file at an offset. Fewer bytes than asked for only at its end.
+    /// Reads from a file at an offset. Reads less than the length of the buffer only at the end.
     pub fn read_at(&self, file: &FileLayout, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let wanted = file.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         let block_size = u64::from(file.block_size);
@@ -220,7 +221,7 @@ impl Image {
             };
             match file.position(index) {
                 Some((_, size)) if size.is_hole() => out.fill(0),
-                // Stored as it is: no need to read, let alone keep, the whole block.
+                // Stored uncompressed: no need to read or cache the whole block.
                 Some((start, size))
                     if !size.is_compressed() && size.stored() as usize == file.block_len(index) =>
                 {
@@ -240,7 +241,7 @@ impl Image {
         Ok(done)
     }
 
-    /// An entry of the fragment table.
+    /// Reads an entry of the fragment table.
     pub fn fragment(&self, index: u32) -> Result<FragmentEntry> {
         let raw: [u8; 16] =
             self.table_entry("fragment table", self.fragment_table(), u64::from(index))?;
@@ -263,14 +264,13 @@ impl Image {
         Ok(entry)
     }
 
-    /// A whole fragment block, decompressed, by way of the cache.
+    /// Returns a whole decompressed fragment block through the cache.
     pub fn fragment_block(&self, index: u32) -> Result<Block> {
         let entry = self.fragment(index)?;
         self.blocks().fragment(entry.start, entry.size)
     }
 
-    /// Bytes in a fragment block, decompressed; found without decompressing it where its frame says so.
-    /// Otherwise `None`.
+    /// Returns the decompressed length of a fragment block if it is known without decompressing it.
     pub fn fragment_len(&self, entry: &FragmentEntry) -> Result<Option<u32>> {
         if !entry.size.is_compressed() {
             return Ok(Some(entry.size.stored()));
@@ -284,7 +284,7 @@ impl Image {
         Ok(len.filter(|len| *len <= block_size).map(|len| len as u32))
     }
 
-    /// Entries in the fragment table.
+    /// Returns the number of entries in the fragment table.
     pub fn fragment_count(&self) -> u32 {
         self.fragment_table()
             .map_or(0, |table| table.count() as u32)

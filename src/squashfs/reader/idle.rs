@@ -1,11 +1,11 @@
-//! What costs something to make, kept for the next who needs one.
+//! A pool of idle values that are expensive to create.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Idle things, no more than `most` of them.
+/// At most `most` idle values.
 pub(super) struct Idle<T> {
     most: usize,
-    /// The lock is held to take one or give it back.
+    /// Locked only to take a value or to put one back.
     kept: Mutex<Vec<T>>,
 }
 
@@ -25,10 +25,10 @@ impl<T> Idle<T> {
         self.kept().pop()
     }
 
-    pub(super) fn give_back(&self, thing: T) {
+    pub(super) fn put_back(&self, value: T) {
         let mut kept = self.kept();
         if kept.len() < self.most {
-            kept.push(thing);
+            kept.push(value);
         }
     }
 

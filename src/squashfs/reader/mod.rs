@@ -1,10 +1,11 @@
 //! Random access to an image, for many threads at once.
 //!
-//! [`Image::open`] reads the superblock and the small tables, however many files there are. An
-//! inode is parsed when asked for, a directory is parsed once and kept, a block is decompressed once
-//! however many threads want it. Reads are positional: there is no lock around I/O.
+//! [`Image::open`] reads only the superblock and the small tables, however many files there are. An
+//! inode is parsed on request, a directory is parsed once and cached, and a block that several
+//! threads request is decompressed once. Reads are positional, so no lock is held during I/O.
 //!
-//! The image's bytes are hostile: whatever they say, the answer is an error or bounded memory.
+//! The bytes of an image are not trusted: any input leads to a result or an error, in bounded
+//! memory.
 
 mod ahead;
 mod blocks;
@@ -46,7 +47,7 @@ use blocks::Blocks;
 use cache::Cache;
 use cursor::Cursor;
 
-/// How much memory a reader may keep.
+/// Sizes of a reader's caches.
 #[derive(Debug, Clone)]
 pub struct ReaderOptions {
     /// Bytes of decompressed metadata: half of it for blocks, a quarter each for parsed directories
@@ -65,7 +66,7 @@ impl Default for ReaderOptions {
     }
 }
 
-/// How often the caches of a reader had what was asked of them.
+/// Hits and misses of a reader's caches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheHits {
     /// Data and fragment blocks.
@@ -74,7 +75,7 @@ pub struct CacheHits {
     pub metadata: Hits,
     /// Parsed directories.
     pub directories: Hits,
-    /// Places of files' data.
+    /// Layouts of files.
     pub layouts: Hits,
 }
 
@@ -91,53 +92,53 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
-    /// Opens an image by path. One inside an AppImage or a SIF container is found.
+    /// Opens an image by path. Images inside an AppImage or a SIF container are found.
     pub fn open(path: impl AsRef<Path>, options: ReaderOptions) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening an image"))?;
         Self::open_file(file, options)
     }
 
-    /// Opens an image in an open file, whose own position is of no account.
+    /// Opens an image in an open file. The file's position is ignored.
     pub fn open_file(file: File, options: ReaderOptions) -> Result<Self> {
         Ok(Image(Arc::new(Inner::open(file, None, &options)?)))
     }
 
-    /// Opens an image that begins at some byte of a file.
+    /// Opens an image that begins at `offset` bytes in a file.
     pub fn open_at(path: impl AsRef<Path>, offset: u64, options: ReaderOptions) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening an image"))?;
         Ok(Image(Arc::new(Inner::open(file, Some(offset), &options)?)))
     }
 
-    /// The superblock.
+    /// Returns the superblock.
     pub fn superblock(&self) -> &Superblock {
         &self.0.superblock
     }
-    /// The root directory's inode.
+    /// Returns the reference of the root directory's inode.
     pub fn root(&self) -> InodeRef {
         self.0.superblock.root
     }
-    /// Where the image begins in its file: not at 0 only if it is inside another.
+    /// Returns where the image begins in its file: at 0, unless it is inside another file.
     pub fn offset(&self) -> u64 {
         self.0.blocks.base
     }
-    /// The file the image lies in: to copy ranges from, or to share extents with.
+    /// Returns the file of the image, to copy ranges from or to share extents with.
     pub fn as_file(&self) -> &File {
         &self.0.blocks.file
     }
-    /// The compressor options as stored (the payload of their block), if there are any.
+    /// Returns the stored compressor options (the payload of their block), if there are any.
     pub fn options_bytes(&self) -> Option<&[u8]> {
         self.0.options.as_deref()
     }
-    /// Where data and fragment blocks lie: from after the compressor options up to the inode
+    /// Returns the range of data and fragment blocks: from the compressor options to the inode
     /// table.
     pub fn data_area(&self) -> Range<u64> {
         self.0.data_start..self.0.superblock.inode_table
     }
-    /// How much has been read and decompressed so far, by all clones together.
+    /// Returns how much all clones have read and decompressed so far.
     pub fn counts(&self) -> ReadCounts {
         self.0.blocks.counts()
     }
-    /// How often the caches had what was asked for so far, for all clones together.
+    /// Returns the cache hits of all clones so far.
     pub fn cache_hits(&self) -> CacheHits {
         let (metadata, data) = self.0.blocks.hits();
         CacheHits {
@@ -147,23 +148,23 @@ impl Image {
             layouts: self.0.layouts.hits(),
         }
     }
-    /// Notes from now on which blocks are used, in order: the first [`MAX_USES`], and for two minutes
-    /// from the first on.
-    pub fn note_uses(&self) {
+    /// Starts to record which blocks are used, in order: at most [`MAX_USES`], for two minutes from
+    /// the first use on.
+    pub fn record_uses(&self) {
         self.0.blocks.uses.begin();
     }
-    /// The blocks that were used since [`Image::note_uses`], in the order of their first use.
+    /// Returns the blocks used since [`Image::record_uses`], in the order of their first use.
     pub fn uses(&self) -> Vec<BlockUse> {
         self.0.blocks.uses.order()
     }
-    /// Returns what, run on a thread of its own, waits for the first use of a block and then decompresses
-    /// the blocks of `order` ahead of their use. It ends when the image is closed, if not before;
-    /// waiting, it does not keep the image open. [`Image::note_uses`] comes first.
+    /// Returns a function for a thread that waits for the first use of a block, then decompresses
+    /// the blocks of `order` ahead of their use. It ends at the latest when the image is closed;
+    /// while it waits, it does not keep the image open. Call [`Image::record_uses`] first.
     pub fn decompress_ahead(&self, order: Vec<BlockUse>) -> impl FnOnce() + Send + use<> {
         let (inner, uses) = (Arc::downgrade(&self.0), self.0.blocks.uses.clone());
         move || ahead::decompress_ahead(&inner, &uses, &order)
     }
-    /// Reads stored bytes as they are. Fails beyond the image's end.
+    /// Reads stored bytes. Fails beyond the image's end.
     pub fn read_raw(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let end = offset.checked_add(buffer.len() as u64);
         if end.is_none_or(|end| end > self.0.superblock.bytes_used) {
@@ -173,18 +174,18 @@ impl Image {
         self.0.blocks.read(offset, buffer, "reading stored bytes")
     }
 
-    /// An inode.
+    /// Reads an inode.
     pub fn inode(&self, inode: InodeRef) -> Result<Inode> {
         let mut cursor = Cursor::new(self.blocks(), "inode", self.inode_table(), inode)?;
         Inode::read(&mut cursor, inode.0, &self.inode_context())
     }
 
-    /// The inode of a directory entry, which must be what the entry says.
+    /// Reads the inode of a directory entry, and checks that it agrees with the entry.
     pub fn entry_inode(&self, entry: &DirEntry) -> Result<Inode> {
         let inode = self.inode(entry.inode)?;
         if inode.number != entry.number || inode.kind() != entry.kind {
             let detail = format!(
-                "number {}, {:?}; its directory says number {}, {:?}",
+                "number {}, {:?}; its directory has number {}, {:?}",
                 inode.number,
                 inode.kind(),
                 entry.number,
@@ -195,8 +196,8 @@ impl Image {
         Ok(inode)
     }
 
-    /// Where the inode of a number is: by the export table, or else by an index made from one
-    /// pass over the inode table when this is first called.
+    /// Finds the inode with a number in the export table. Without an export table, the first call
+    /// builds an index in one pass over the inode table.
     pub fn inode_ref(&self, number: u32) -> Result<InodeRef> {
         let slot = number
             .checked_sub(1)
@@ -222,26 +223,26 @@ impl Image {
         }
     }
 
-    /// The inode of a number.
+    /// Reads the inode with a number.
     pub fn inode_by_number(&self, number: u32) -> Result<Inode> {
         let place = self.inode_ref(number)?;
         let inode = self.inode(place)?;
         if inode.number != number {
-            let detail = format!("number {} where {number} belongs", inode.number);
+            let detail = format!("number {} instead of {number}", inode.number);
             return Err(Error::corrupt("export table", place.0, detail));
         }
         Ok(inode)
     }
 
-    /// The owner's id.
+    /// Returns the owner's user id.
     pub fn uid(&self, inode: &Inode) -> Result<u32> {
         self.id(inode.uid_idx)
     }
-    /// The group's id.
+    /// Returns the group id.
     pub fn gid(&self, inode: &Inode) -> Result<u32> {
         self.id(inode.gid_idx)
     }
-    /// An entry of the id table.
+    /// Returns an entry of the id table.
     pub fn id(&self, index: u16) -> Result<u32> {
         self.0.ids.get(usize::from(index)).copied().ok_or_else(|| {
             let detail = format!("id {index} of {}", self.0.ids.len());
@@ -249,12 +250,12 @@ impl Image {
         })
     }
 
-    /// A symbolic link's target.
+    /// Returns the target of a symbolic link.
     pub fn read_link<'a>(&self, link: &'a Inode) -> Result<&'a [u8]> {
         match &link.body {
             InodeBody::Symlink(target) => Ok(target),
             _ => {
-                let detail = format!("inode {} is none", link.number);
+                let detail = format!("inode {} is not one", link.number);
                 Err(Error::invalid("reading a symbolic link", detail))
             }
         }
@@ -291,7 +292,7 @@ impl Image {
         }
     }
 
-    /// An entry of a lookup table, by way of the metadata cache.
+    /// Reads an entry of a lookup table through the metadata cache.
     fn table_entry<const N: usize>(
         &self,
         what: &'static str,

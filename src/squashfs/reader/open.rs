@@ -1,4 +1,4 @@
-//! Opening an image: the superblock and what is needed to find everything else.
+//! Opens an image: reads the superblock and the tables that are needed to find everything else.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use crate::squashfs::{
     },
 };
 
-/// What an open image holds.
+/// The state of an open image.
 pub(super) struct Inner {
     pub(super) superblock: Superblock,
     pub(super) blocks: Blocks,
@@ -30,8 +30,8 @@ pub(super) struct Inner {
     pub(super) xattrs: Option<XattrTable>,
     pub(super) directories: Cache<directory::Key, Arc<super::Directory>>,
     pub(super) layouts: Cache<u64, Arc<FileLayout>>,
-    /// Inode references by number - 1, for images without an export table. The lock keeps two
-    /// threads from both making it.
+    /// Inode references by number - 1, for images without an export table. The lock prevents two
+    /// threads from both building it.
     pub(super) scanned: OnceLock<Vec<u64>>,
     pub(super) scanning: Mutex<()>,
 }
@@ -43,9 +43,9 @@ pub(super) struct XattrTable {
 }
 
 impl Inner {
-    /// Opens an image that begins at `base` of a file, or where it is found if that is not known.
+    /// Opens an image that begins at `base` in a file. With `None`, the position is detected.
     pub(super) fn open(mut file: File, base: Option<u64>, options: &ReaderOptions) -> Result<Self> {
-        // Not the metadata's length, which is 0 for a block device.
+        // The length in the metadata is 0 for a block device.
         let file_len = file
             .seek(SeekFrom::End(0))
             .map_err(Error::io("measuring an image"))?;
@@ -141,7 +141,7 @@ impl Drop for Inner {
     }
 }
 
-/// The compressor options, and where data begins.
+/// Reads the compressor options, and returns them with the position where data begins.
 fn read_options(blocks: &Blocks, superblock: &Superblock) -> Result<(Option<Vec<u8>>, u64)> {
     const AT: u64 = SUPERBLOCK_SIZE as u64;
     if !superblock.flags.has(Flags::COMPRESSOR_OPTIONS) {
@@ -163,8 +163,9 @@ fn read_options(blocks: &Blocks, superblock: &Superblock) -> Result<(Option<Vec<
     Ok((Some(payload), end))
 }
 
-/// Reads a lookup table's index, `index_at`, whose blocks must end at `end` and lie after the
-/// directory table's beginning. The superblock's validation has shown that it lies in the file.
+/// Reads the index of a lookup table at `index_at`. The table's blocks must end at `end` and lie
+/// after the start of the directory table. Validation of the superblock ensures that the index is
+/// in the file.
 fn read_table(
     blocks: &Blocks,
     what: &'static str,

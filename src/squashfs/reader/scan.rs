@@ -9,7 +9,7 @@ use crate::squashfs::{
 };
 
 impl Image {
-    /// The reference of the inode numbered `slot` + 1.
+    /// Returns the reference of the inode with number `slot` + 1.
     pub(super) fn scanned_ref(&self, slot: u32) -> Result<InodeRef> {
         let refs = match self.0.scanned.get() {
             Some(refs) => refs,
@@ -37,23 +37,24 @@ impl Image {
             })
     }
 
-    /// References by number - 1. Memory follows the inodes found, not the count claimed.
+    /// Returns references by number - 1. Memory grows with the inodes found, not with the declared
+    /// count.
     fn scan_inodes(&self) -> Result<Vec<u64>> {
         let context = self.inode_context();
         let mut cursor = Cursor::scan(self.blocks(), "inode table", self.inode_table())?;
         let (mut numbers, mut refs) = (Vec::new(), Vec::new());
-        while cursor.settle()? {
+        while cursor.advance()? {
             let place = cursor.place();
             let inode = Inode::read(&mut cursor, place.0, &context)?;
             if refs.len() >= context.inodes as usize {
-                let detail = format!("more inodes than the {} claimed", context.inodes);
+                let detail = format!("more inodes than the declared {}", context.inodes);
                 return Err(Error::corrupt("inode table", place.0, detail));
             }
             numbers.push(inode.number);
             refs.push(place.0);
         }
         let highest = numbers.iter().copied().max().unwrap_or(0) as usize;
-        // Numbers are dense in what mksquashfs writes; allow for some gaps, not for any.
+        // mksquashfs writes dense numbers. Some gaps are allowed, but not any number of them.
         if highest > refs.len().saturating_mul(4) {
             let detail = format!("{} inodes numbered up to {highest}", refs.len());
             return Err(Error::corrupt("inode table", 0, detail));
@@ -68,5 +69,5 @@ impl Image {
     }
 }
 
-/// No inode has this reference: tables are shorter.
+/// Not the reference of any inode: tables are shorter.
 const NOWHERE: u64 = u64::MAX;

@@ -1,4 +1,4 @@
-//! Tables as they are stored, for a writer that takes them over without decompressing them.
+//! Stored tables, for a writer that takes them over without decompressing them.
 
 use std::ops::Range;
 
@@ -8,18 +8,18 @@ use crate::squashfs::{
     format::{InodeBody, LookupTable, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader},
 };
 
-/// A table of metadata blocks that goes on growing: all but its last block stay as they are stored.
+/// A table of metadata blocks that is continued: all blocks except the last stay as stored.
 #[derive(Debug, Clone)]
 pub struct StoredTable {
-    /// Where it begins in the image.
+    /// Position in the image.
     pub at: u64,
-    /// Stored bytes of the blocks that are full.
+    /// Stored bytes of the full blocks.
     pub full: u64,
-    /// What the last block decompresses to, if it is not full. Fewer than 8 KiB.
+    /// Decompressed content of the last block if it is not full. Fewer than 8 KiB.
     pub rest: Vec<u8>,
 }
 
-/// The xattr area: relocatable but for the positions in its header and index.
+/// The xattr area: relocatable except for the positions in its header and index.
 #[derive(Debug, Clone)]
 pub struct StoredXattrs {
     /// The blocks of lists, then those of the id table.
@@ -31,14 +31,14 @@ pub struct StoredXattrs {
 }
 
 impl Image {
-    /// The inode table.
+    /// Returns the stored inode table.
     pub fn stored_inodes(&self) -> Result<StoredTable> {
         self.stored_table("inode table", self.inode_table(), self.root().block())
     }
 
-    /// The directory table.
+    /// Returns the stored directory table.
     pub fn stored_listings(&self) -> Result<StoredTable> {
-        // Usually the last listing is the root's.
+        // The last listing is usually that of the root.
         let from = match self.inode(self.root())?.body {
             InodeBody::Directory(body) if body.listing_size > 0 => u64::from(body.block_start),
             _ => 0,
@@ -46,8 +46,7 @@ impl Image {
         self.stored_table("directory table", self.directory_table(), from)
     }
 
-    /// Finds the last block of a table by going from header to header, beginning `from` bytes after
-    /// its start.
+    /// Finds the last block of a table by walking the block headers, starting `from` bytes into it.
     fn stored_table(
         &self,
         what: &'static str,
@@ -92,29 +91,29 @@ impl Image {
         Ok(at + METADATA_HEADER_SIZE as u64 + u64::from(header.stored))
     }
 
-    /// The export table, if there is one.
+    /// Returns the export table, if there is one.
     pub fn export_table(&self) -> Option<&LookupTable> {
         self.0.export.as_ref()
     }
 
-    /// An entry of the export table as it stands there.
+    /// Returns a stored entry of the export table.
     pub fn export_entry(&self, slot: u32) -> Result<[u8; 8]> {
         self.table_entry("export table", self.export_table(), u64::from(slot))
     }
 
-    /// A metadata block with its header.
+    /// Returns a stored metadata block with its header.
     pub fn stored_block(&self, what: &'static str, at: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; (self.next_block(what, at)? - at) as usize];
         self.read_raw(at, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// The users and groups, by index.
+    /// Returns the user and group ids, by index.
     pub fn ids(&self) -> &[u32] {
         &self.0.ids
     }
 
-    /// The xattr area, if there is one.
+    /// Returns the xattr area, if there is one.
     pub fn stored_xattrs(&self) -> Option<StoredXattrs> {
         let (table, at) = (self.xattr_table()?, self.superblock().xattrs_at()?);
         Some(StoredXattrs {

@@ -1,8 +1,4 @@
-//! Which blocks are used first, in order; and decompressing them ahead of use the next time.
-//!
-//! A program starts by reading the same blocks in the same order each time, one after the other: each
-//! time it waits for a disk and a decompressor, while other processors have nothing to do. Whoever
-//! knows the order can be ahead of it.
+//! Records which blocks are used first, in order.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,21 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::squashfs::format::BlockSize;
 
-/// Blocks noted at most: 1 GiB of content with blocks of 128 KiB.
+/// Most blocks that are recorded: 1 GiB of content with blocks of 128 KiB.
 pub const MAX_USES: usize = 8192;
-/// Uses are noted for so long from the first on.
-const NOTED_FOR: Duration = Duration::from_secs(120);
-/// The reader that was to be preceded does something else, or nothing.
+/// Uses are recorded for this long, from the first on.
+const RECORDED_FOR: Duration = Duration::from_secs(120);
+/// How long to wait for a use before giving up: the program then uses other blocks, or none.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A block that was used: where it is stored, and what it decompresses to. It is a hint: what it says of a
-/// block is held against the block.
+/// A block that was used: its position and its lengths. It is only a hint, and checked against the
+/// image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BlockUse {
     /// Position of the block.
     pub(super) start: u64,
-    /// Its size as the image has it.
+    /// Its stored size, as in the image.
     pub(super) size: u32,
-    /// Bytes of it when decompressed; 0 of a fragment block, which says by itself.
+    /// Its decompressed length; 0 for a fragment block, whose length is not known.
     pub(super) len: u32,
 }
 
@@ -45,7 +41,7 @@ impl BlockUse {
     }
 }
 
-/// What is noted of an image.
+/// The recorded uses of an image.
 #[derive(Debug, Default)]
 pub(super) struct Uses {
     state: Mutex<State>,
@@ -66,27 +62,27 @@ struct State {
 enum Phase {
     #[default]
     Off,
-    /// Since the first use.
-    Noting(Option<Instant>),
+    /// Uses are recorded, since the given time of the first.
+    Recording(Option<Instant>),
     /// The image is closed.
     Closed,
 }
 
 impl Uses {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Hints: whatever a panicking thread left is as good as any.
+        // Only hints: a state left by a panicking thread does no harm.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to note uses.
+    /// Starts to record uses.
     pub(super) fn begin(&self) {
-        self.lock().phase = Phase::Noting(None);
+        self.lock().phase = Phase::Recording(None);
     }
 
-    /// Notes that a block is used. Cheap where nothing is noted, or no longer.
-    pub(super) fn note(&self, used: BlockUse) {
+    /// Records the use of a block. Cheap while uses are not recorded.
+    pub(super) fn record(&self, used: BlockUse) {
         let mut state = self.lock();
-        let Phase::Noting(since) = state.phase else {
+        let Phase::Recording(since) = state.phase else {
             return;
         };
         if !state.seen.insert(used.start) {
@@ -94,36 +90,36 @@ impl Uses {
         }
         let now = Instant::now();
         let since = since.unwrap_or(now);
-        state.phase = Phase::Noting(Some(since));
+        state.phase = Phase::Recording(Some(since));
         state.order.push(used);
         if let Some(bytes) = state.ahead.remove(&used.start) {
             state.ahead_bytes -= bytes;
         }
-        if state.order.len() >= MAX_USES || now.duration_since(since) > NOTED_FOR {
+        if state.order.len() >= MAX_USES || now.duration_since(since) > RECORDED_FOR {
             state.phase = Phase::Off;
         }
         drop(state);
         self.changed.notify_all();
     }
 
-    /// What was noted so far, in the order of use.
+    /// Returns the recorded uses in order.
     pub(super) fn order(&self) -> Vec<BlockUse> {
         self.lock().order.clone()
     }
 
-    /// Lets nobody wait any more.
+    /// Ends all waits.
     pub(super) fn close(&self) {
         self.lock().phase = Phase::Closed;
         self.changed.notify_all();
     }
 
-    /// Waits for the first use. Returns false if there will be none that is noted.
+    /// Waits for the first use. Returns false if uses are not recorded.
     pub(super) fn wait_for_first(&self) -> bool {
         let mut state = self.lock();
         loop {
             match state.phase {
-                Phase::Noting(None) => {}
-                Phase::Noting(Some(_)) => return true,
+                Phase::Recording(None) => {}
+                Phase::Recording(Some(_)) => return true,
                 Phase::Off | Phase::Closed => return false,
             }
             state = self
@@ -133,8 +129,8 @@ impl Uses {
         }
     }
 
-    /// Waits until there is room for a block ahead of use, and takes it. `None` if it is used already,
-    /// and an error if there is no sense in going on.
+    /// Waits until there is room for an unused block, and takes it. Returns `None` if the block has
+    /// been used already, and an error if no more blocks should be decompressed ahead.
     pub(super) fn take_room(
         &self,
         block: BlockUse,
@@ -143,7 +139,7 @@ impl Uses {
     ) -> Result<Option<()>, Over> {
         let mut state = self.lock();
         loop {
-            if !matches!(state.phase, Phase::Noting(_)) {
+            if !matches!(state.phase, Phase::Recording(_)) {
                 return Err(Over);
             }
             if state.seen.contains(&block.start) {
@@ -168,7 +164,7 @@ impl Uses {
     }
 }
 
-/// Nobody wants more ahead of use.
+/// No more blocks should be decompressed ahead of use.
 pub(super) struct Over;
 
 #[cfg(test)]
@@ -184,39 +180,39 @@ mod tests {
     }
 
     #[test]
-    fn uses_are_noted_once_and_in_order_and_only_when_asked() {
+    fn uses_are_recorded_once_in_order_and_only_on_request() {
         let uses = Uses::default();
-        uses.note(block(1));
+        uses.record(block(1));
         assert_eq!(uses.order(), []);
         uses.begin();
         for start in [7, 3, 7, 5] {
-            uses.note(block(start));
+            uses.record(block(start));
         }
         assert_eq!(uses.order(), [block(7), block(3), block(5)]);
         for start in 0..2 * MAX_USES as u64 {
-            uses.note(block(start));
+            uses.record(block(start));
         }
         assert_eq!(uses.order().len(), MAX_USES);
     }
 
     #[test]
-    fn room_ahead_is_given_back_by_use() {
+    fn a_use_frees_room_for_another_block() {
         let uses = Arc::new(Uses::default());
         uses.begin();
         assert!(matches!(uses.take_room(block(1), 60, 100), Ok(Some(()))));
-        // There is none for the second until the first is used.
+        // There is no room for the second until the first is used.
         let second = {
             let uses = uses.clone();
             std::thread::spawn(move || uses.take_room(block(2), 60, 100).is_ok())
         };
-        uses.note(block(1));
+        uses.record(block(1));
         assert!(second.join().unwrap());
         assert!(matches!(uses.take_room(block(1), 60, 100), Ok(None)));
         assert_eq!(uses.lock().ahead_bytes, 60);
     }
 
     #[test]
-    fn nobody_waits_for_a_closed_image() {
+    fn closing_the_image_ends_all_waits() {
         let uses = Arc::new(Uses::default());
         uses.begin();
         let waits = {

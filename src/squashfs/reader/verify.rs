@@ -1,4 +1,4 @@
-//! Checking a whole image: every inode reached, every block decompressed.
+//! Verifies a whole image: reads every inode and decompresses every block.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,23 +15,23 @@ use crate::squashfs::{
     format::{BlockSize, Inode, InodeBody, InodeKind},
 };
 
-/// How far a check has come.
+/// The progress of a verification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VerifyProgress {
-    /// Inodes looked at.
+    /// Inodes read.
     pub inodes: u64,
     /// Stored bytes decompressed.
     pub stored_bytes: u64,
-    /// Stored bytes there are, dead ones included: an upper bound.
+    /// All stored bytes, including dead ones: an upper bound.
     pub total_bytes: u64,
 }
 
-/// What a check found in an image that can be read whole.
+/// The result for an image that can be read completely.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Inodes reached from the root.
     pub inodes: u64,
-    /// Inodes that the superblock counts and no directory names.
+    /// Inodes that the superblock counts but no directory names.
     pub unreached: u64,
     /// Directories among them.
     pub directories: u64,
@@ -45,11 +45,11 @@ pub struct VerifyReport {
     pub fragments: u64,
     /// Stored bytes of those blocks.
     pub stored_bytes: u64,
-    /// How many names the objects have, by inode number, that have more or fewer than links, but for
-    /// directories. Some writers do not count links.
+    /// Objects other than directories whose link count is wrong: by inode number, the number of
+    /// their names. Some writers do not count links.
     pub wrong_links: BTreeMap<u32, u32>,
-    /// The right link counts of directories, their subdirectories + 2, where they have others. Some writers count
-    /// all entries.
+    /// Directories whose link count is wrong: by inode number, the right count, which is the number
+    /// of subdirectories + 2. Some writers count all entries.
     pub wrong_directory_links: BTreeMap<u32, u32>,
 }
 
@@ -57,17 +57,17 @@ struct Job {
     what: &'static str,
     start: u64,
     size: BlockSize,
-    /// Exact length, or the least it must have (fragments).
+    /// Exact decompressed length; `None` for fragment blocks, which have `at_least` bytes.
     expected: Option<usize>,
     at_least: usize,
 }
 
 #[derive(Default)]
 struct Walk {
-    /// Per inode number: where it is, how many links it claims, how many names it has.
+    /// By inode number: its position, its link count, and the names found so far.
     seen: HashMap<u32, Seen>,
     blocks: HashSet<(u64, u32)>,
-    /// Per fragment: the end of the last tail in it.
+    /// By fragment: the end of the last tail in it.
     fragments: HashMap<u32, usize>,
     report: VerifyReport,
 }
@@ -80,8 +80,8 @@ struct Seen {
 }
 
 /// Walks the whole tree and decompresses every block, with `threads` threads (at least one).
-/// `progress` is called now and then from this thread; it returns false to stop, and then the
-/// result is [`Error::Cancelled`].
+/// `progress` is called regularly from this thread. It returns false to stop, and the result is
+/// then [`Error::Cancelled`].
 pub fn verify(
     image: &Image,
     threads: usize,
@@ -135,7 +135,7 @@ pub fn verify(
             }
         };
         let mut submit = |job: Job| {
-            // Fails only when all threads are gone, which happens after this.
+            // Fails only if all threads have ended, which happens later.
             send.send(job).map_err(|_| Error::Cancelled)
         };
         let result = walk(image, &mut tick, &mut submit);
@@ -158,7 +158,11 @@ fn run(image: &Image, job: &Job) -> Result<()> {
         .blocks()
         .load(job.what, job.start, job.size, job.expected)?;
     if bytes.len() < job.at_least {
-        let detail = format!("{} bytes where {} are in use", bytes.len(), job.at_least);
+        let detail = format!(
+            "{} bytes, of which {} are in use",
+            bytes.len(),
+            job.at_least
+        );
         return Err(Error::corrupt(job.what, job.start, detail));
     }
     Ok(())
@@ -178,8 +182,8 @@ fn walk(
             "not a directory",
         ));
     }
-    // Directories still to be read. Each gets in once, so the walk ends.
-    walk.meet(image, &root, image.root().0, submit)?;
+    // Directories still to be read. Each is added once, so the walk ends.
+    walk.check_inode(image, &root, image.root().0, submit)?;
     let mut pending = vec![root];
     while let Some(directory) = pending.pop() {
         let InodeBody::Directory(body) = &directory.body else {
@@ -191,7 +195,7 @@ fn walk(
         for (name, entry) in listing.iter() {
             if let Some(seen) = walk.seen.get_mut(&entry.number) {
                 if seen.place != entry.inode.0 {
-                    let detail = format!("number {} is in two places", entry.number);
+                    let detail = format!("number {} is at two positions", entry.number);
                     return Err(Error::corrupt("inode", entry.inode.0, detail));
                 }
                 if seen.directory || entry.kind == InodeKind::Directory {
@@ -203,7 +207,7 @@ fn walk(
                 continue;
             }
             let inode = image.entry_inode(&entry)?;
-            walk.meet(image, &inode, entry.inode.0, submit)?;
+            walk.check_inode(image, &inode, entry.inode.0, submit)?;
             if let InodeBody::Directory(body) = &inode.body {
                 subdirectories += 1;
                 if body.parent != directory.number {
@@ -249,8 +253,8 @@ fn walk(
 }
 
 impl Walk {
-    /// Looks at an inode for the first time.
-    fn meet(
+    /// Checks an inode that was not seen before.
+    fn check_inode(
         &mut self,
         image: &Image,
         inode: &Inode,

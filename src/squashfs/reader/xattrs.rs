@@ -7,21 +7,21 @@ use crate::squashfs::{
 };
 
 const WHAT: &str = "xattr";
-/// The kernel's limits, for one value and for the names of a list.
+/// The limits of the kernel for one value and for the names of a list.
 const MAX_VALUE: u32 = 64 << 10;
 const MAX_NAMES: usize = 64 << 10;
-/// Most bytes of values in one list: values stored out of line may repeat, and a small image
-/// could ask for any amount of memory.
+/// Most bytes of values in one list. Values out of line may repeat, so a small image could
+/// otherwise require any amount of memory.
 const MAX_VALUES: usize = 8 << 20;
 
 impl Image {
-    /// An inode's extended attributes: full names (`user.comment`) and values.
+    /// Reads the extended attributes of an inode: full names (`user.comment`) and values.
     pub fn xattrs(&self, inode: &Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let Some(index) = inode.xattr else {
             return Ok(Vec::new());
         };
         let Some(table) = self.xattr_table() else {
-            // Images made with xattrs left out may keep the indexes: there is nothing then.
+            // Images built without xattrs may still have the indexes.
             return Ok(Vec::new());
         };
         let raw: [u8; 16] = self.table_entry("xattr table", Some(&table.ids), u64::from(index))?;
@@ -41,7 +41,7 @@ impl Image {
                 return Err(Error::corrupt(
                     WHAT,
                     at,
-                    "longer names than any system allows",
+                    "names longer than the kernel's limit",
                 ));
             }
             let value = if key.out_of_line {

@@ -1,5 +1,5 @@
 //! The ordered stage: takes pieces in the order in which they were pushed, finds duplicates, packs
-//! small files into fragment blocks, and is the only one to write data.
+//! small files into fragment blocks, and writes all data.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -18,7 +18,7 @@ use repack::{FragmentUse, REPACK_AHEAD, Tail};
 mod repack;
 mod write;
 
-/// Fragment of a file in the new image, before old and new fragments are numbered together.
+/// The fragment of a file in the new image, before old and new fragments are numbered together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fragment {
     None,
@@ -28,7 +28,7 @@ pub(super) enum Fragment {
     New(u32),
 }
 
-/// Where the data of a file lies.
+/// The position of a file's data.
 #[derive(Debug, Clone)]
 pub(super) struct FileData {
     pub(super) start: u64,
@@ -41,13 +41,13 @@ pub(super) struct FileData {
 }
 
 impl FileData {
-    /// The length of what it has in a fragment: less than a block.
+    /// Returns the length of the tail in a fragment: less than a block.
     fn tail_len(&self, block_size: usize) -> u32 {
         (self.size % block_size as u64) as u32
     }
 }
 
-/// The data area, once complete.
+/// The completed data area.
 pub(super) struct Assembled {
     files: Vec<FileData>,
     blocks: Vec<BlockSize>,
@@ -68,7 +68,7 @@ impl Assembled {
     pub(super) fn blocks(&self, file: &FileData) -> &[BlockSize] {
         &self.blocks[file.first_block..file.first_block + file.block_count as usize]
     }
-    /// The index of a file's fragment in the new fragment table.
+    /// Returns the index of a file's fragment in the new fragment table.
     pub(super) fn fragment(&self, file: &FileData) -> Option<u32> {
         match file.fragment {
             Fragment::None => None,
@@ -78,7 +78,7 @@ impl Assembled {
     }
 }
 
-/// What goes into the data area, in this order.
+/// A piece of the data area. Slots are written in order.
 enum Slot {
     /// A fragment block that is being compressed.
     Waiting,
@@ -137,19 +137,19 @@ pub(super) struct Assembler {
     files: Vec<FileData>,
     blocks: Vec<BlockSize>,
     small: HashMap<Digest, u32>,
-    /// Large files by their order: when they begin as pieces, and when they begin in the file.
+    /// Large files whose pieces have begun, but whose data is not written yet, in order.
     begun: VecDeque<(u32, super::pipeline::FileStart)>,
     writing: Option<Current>,
     fragment: Vec<u8>,
     fragments: Vec<FragmentEntry>,
     old_fragments: OldFragments,
-    /// Distinct runs of carried files: (old start, length) to new start. Empty runs are not here.
+    /// Distinct runs of carried files: (old start, length) to new start. Without empty runs.
     runs: HashMap<(u64, u64), u64>,
-    /// Carried files whose start becomes known with their run: (file, run).
+    /// Carried files whose start is known once their run is written: (file, run).
     moved: Vec<(u32, (u64, u64))>,
-    /// Old fragment blocks that are still to be taken apart, once all has been pushed.
+    /// Old fragment blocks that are repacked once everything has been pushed.
     repack: VecDeque<(u32, Vec<Tail>)>,
-    /// Where the tails of those that have been are now: new index and offset.
+    /// New index and offset of each repacked tail.
     repacked: HashMap<(u32, Tail), (u32, u32)>,
     stats: DataStats,
 }
@@ -330,7 +330,7 @@ impl Assembler {
         self.old.as_ref().map(|old| old.carry)
     }
 
-    /// The newest file; the pusher sends blocks only after a beginning.
+    /// Returns the newest file. The pusher sends blocks only after the beginning of a file.
     fn newest(&self) -> u32 {
         (self.files.len() as u32).saturating_sub(1)
     }
@@ -385,7 +385,7 @@ impl Assembler {
         Ok(())
     }
 
-    /// The index that the fragment block being filled will have among the new ones.
+    /// Returns the index that the current fragment block will have among the new ones.
     fn fragment_index(&self) -> u32 {
         self.fragments.len() as u32
     }
@@ -411,10 +411,10 @@ impl Assembler {
         self.slots.push_back(Slot::Waiting);
         self.work
             .send(Work::Fragment { slot, index, raw })
-            .map_err(|_| WriteError::Thread("is gone".into()))
+            .map_err(|_| WriteError::Thread("has ended".into()))
     }
 
-    /// Makes sure that a fragment block of the old image will be in the new one.
+    /// Carries a fragment block of the old image over to the new one.
     fn keep_fragment(&mut self, index: u32) -> Result<Fragment> {
         let Some(old) = &self.old else {
             return Err(WriteError::Carry("there is no old image".into()));
@@ -423,7 +423,7 @@ impl Assembler {
         Ok(Fragment::Old(index))
     }
 
-    /// Puts bytes into the fragment block that is being filled; returns the block and the offset.
+    /// Appends bytes to the current fragment block. Returns the index of the block and the offset.
     fn pack_tail(&mut self, bytes: &[u8]) -> Result<(u32, u32)> {
         if self.fragment.len() + bytes.len() > self.shared.block_size {
             self.flush_fragment()?;
@@ -467,7 +467,7 @@ impl Assembler {
         if moves {
             self.moved.push((file, run));
         }
-        // A duplicate must not undo the new place of a run that has been copied.
+        // A duplicate must not reset the new position of a run that has been copied.
         if let Entry::Vacant(entry) = self.runs.entry(run) {
             entry.insert(layout.start);
             self.stats.blocks_carried += layout
@@ -530,5 +530,5 @@ impl Assembler {
     }
 }
 
-/// Budget that a small file or a copied block takes besides its content.
+/// Budget for a small file or a copied block in addition to its content.
 pub(super) const PER_FILE: usize = 256;

@@ -1,4 +1,4 @@
-//! The fresh content of a file, block by block.
+//! Reads the fresh content of a file block by block.
 
 use super::content::{Content, Source};
 use super::error::{Result, WriteError};
@@ -7,7 +7,7 @@ use super::pipeline::{Shared, check_end, is_zero, read_up_to};
 /// A fresh block.
 pub(super) enum Fresh {
     Bytes(Vec<u8>),
-    /// So many zeros.
+    /// This many zeros.
     Hole(usize),
 }
 
@@ -29,8 +29,8 @@ pub(super) struct Blocks<'s> {
     block_size: usize,
     /// Bytes from `at` on that are known to be a hole.
     hole: u64,
-    /// Whether it is worth asking for a hole: at the beginning, and after zeros.
-    ask: bool,
+    /// True to look for a hole next: at the beginning, and after zeros.
+    probe_hole: bool,
 }
 
 impl<'s> Blocks<'s> {
@@ -46,11 +46,11 @@ impl<'s> Blocks<'s> {
             at: 0,
             block_size,
             hole: 0,
-            ask: true,
+            probe_hole: true,
         })
     }
 
-    /// The length of the next block, 0 at the end.
+    /// Returns the length of the next block, or 0 at the end.
     pub(super) fn next_len(&self) -> usize {
         (self.size - self.at).min(self.block_size as u64) as usize
     }
@@ -65,12 +65,12 @@ impl<'s> Blocks<'s> {
 
     pub(super) fn next(&mut self, shared: &Shared) -> Result<Fresh> {
         let len = self.next_len();
-        if self.ask && self.hole == 0 {
+        if self.probe_hole && self.hole == 0 {
             self.hole = self.content.hole_ahead().map_err(self.failed())?;
-            self.ask = false;
+            self.probe_hole = false;
         }
         if self.hole >= len as u64 {
-            self.ask = true;
+            self.probe_hole = true;
             self.skip()?;
             return Ok(Fresh::Hole(len));
         }
@@ -79,18 +79,18 @@ impl<'s> Blocks<'s> {
         self.at += bytes.len() as u64;
         self.hole = 0;
         if bytes.len() < len {
-            // Says so: it is shorter than announced.
+            // Fails, since the content is shorter than announced.
             check_end(&mut self.content, self.source, self.size, self.at)?;
         }
         if is_zero(&bytes) {
-            self.ask = true;
+            self.probe_hole = true;
             shared.recycle(bytes);
             return Ok(Fresh::Hole(len));
         }
         Ok(Fresh::Bytes(bytes))
     }
 
-    /// Passes over the next block.
+    /// Skips the next block.
     pub(super) fn skip(&mut self) -> Result<()> {
         let len = self.next_len() as u64;
         self.content.skip(len).map_err(self.failed())?;

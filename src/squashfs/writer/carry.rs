@@ -161,7 +161,8 @@ impl OldFragments {
         }
     }
 
-    /// Returns the live entries, the new index of each old one, and the stored bytes of the live ones.
+    /// Returns the live entries, the new index of each old one, and the stored bytes of the live
+    /// ones.
     pub(super) fn into_table(self) -> (Vec<FragmentEntry>, Vec<Option<u32>>, u64) {
         let mut table = Vec::new();
         let mut bytes = 0;

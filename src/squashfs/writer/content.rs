@@ -1,4 +1,4 @@
-//! Where the content of files comes from.
+//! Sources of the content of files.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,9 +8,8 @@ use nix::unistd::{Whence, lseek};
 
 /// The content of one file, from its beginning on.
 pub trait Content: Read + Send {
-    /// Bytes from the current position on that are known to be a hole: they would read as zeros
-    /// and need not be read. Zero when that is not known. (Blocks of zeros that had to be read are
-    /// found out and become holes as well; this only saves reading them.)
+    /// Returns the number of bytes from the current position on that are known to be a hole, or 0.
+    /// This only saves reading them: blocks of zeros that are read become holes as well.
     fn hole_ahead(&mut self) -> io::Result<u64> {
         Ok(0)
     }
@@ -33,9 +32,9 @@ impl Content for File {
         };
         let data = match lseek(&*self, offset, Whence::SeekData) {
             Ok(data) => data.max(offset) as u64,
-            // No data until the end. The end is not a hole, so the length tells how much there is.
+            // No data until the end of the file.
             Err(nix::errno::Errno::ENXIO) => self.metadata()?.len().max(at),
-            // A file system that cannot tell.
+            // The file system does not support it.
             Err(_) => at,
         };
         self.seek(SeekFrom::Start(at))?;
@@ -68,15 +67,15 @@ impl<R: Read> Read for Stream<R> {
 
 impl<R: Read + Send> Content for Stream<R> {}
 
-/// Something whose content can be opened: when a thread of the writer gets to it, at most twice
-/// (the second time when a large file looked like a duplicate but was none).
+/// The source of a file's content. A thread of the writer opens it at most twice (the second time
+/// if a large file may be a duplicate).
 pub trait Source: Send {
     /// Opens the content at its beginning.
     fn open(&self) -> io::Result<Box<dyn Content>>;
-    /// Names the file in errors.
+    /// Returns the name of the file for errors.
     fn label(&self) -> String;
-    /// Returns false if the content can be opened only once, while the file is added. It is then not compared
-    /// with other files to find duplicates.
+    /// Returns false if the content can be opened only once, while the file is added. It is then
+    /// not compared with other files to find duplicates.
     fn can_reopen(&self) -> bool {
         true
     }
@@ -104,7 +103,7 @@ impl Source for Vec<u8> {
 
 /// A label and a function that opens the content.
 pub struct OpenWith<F> {
-    /// Names the file in errors.
+    /// The name of the file for errors.
     pub label: String,
     /// Opens the content at its beginning.
     pub open: F,

@@ -1,4 +1,4 @@
-//! What can go wrong while an image is written.
+//! Errors of writing an image.
 
 use std::io;
 
@@ -7,11 +7,11 @@ use crate::squashfs;
 /// Shorthand for results of this module.
 pub type Result<T, E = WriteError> = std::result::Result<T, E>;
 
-/// Why an image could not be written. The unfinished file is removed in every case.
+/// The reason why an image could not be written. The unfinished file is always removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// The image file could not be written, or the old image could not be read or understood.
+    /// The image file could not be written, or the old image could not be read.
     #[error(transparent)]
     Image(#[from] squashfs::Error),
     /// A file's content could not be read.
@@ -19,34 +19,34 @@ pub enum WriteError {
     Source {
         /// The source's own name for itself.
         label: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A file had another length when it was read than when it was pushed: it changed meanwhile.
+    /// A file changed: it had another length when it was read than when it was pushed.
     #[error("{label} changed while it was read: expected {expected} bytes, found {found}")]
     SourceChanged {
         /// The source's own name for itself.
         label: String,
         /// The size that was announced, in bytes.
         expected: u64,
-        /// What was there instead.
+        /// The content found instead.
         found: Found,
     },
     /// The pushed nodes do not form a tree that SquashFS can hold.
     #[error("{what}: {detail}")]
     Tree {
-        /// The rule that was broken.
+        /// The violated rule.
         what: &'static str,
-        /// By what.
+        /// The value that violates it.
         detail: String,
     },
-    /// Data was to be carried over, but there is no old image or it does not fit.
+    /// Data cannot be carried over: there is no old image, or it does not fit.
     #[error("cannot carry data over: {0}")]
     Carry(String),
-    /// The tables of the old image were to be amended, but have to be written anew.
+    /// The tables of the old image cannot be amended and have to be written anew.
     #[error("the tables of the old image cannot be amended: {0}")]
     Amend(String),
-    /// The caller asked to stop.
+    /// The caller cancelled the operation.
     #[error("cancelled")]
     Cancelled,
     /// An earlier call on this writer failed; that call returned the reason.
@@ -76,7 +76,7 @@ impl std::fmt::Display for Found {
 }
 
 impl WriteError {
-    /// A [`WriteError::Tree`].
+    /// Returns a [`WriteError::Tree`].
     pub(super) fn tree(what: &'static str, detail: impl Into<String>) -> Self {
         WriteError::Tree {
             what,
@@ -84,7 +84,8 @@ impl WriteError {
         }
     }
 
-    /// An I/O error on the image file: `.map_err(WriteError::io("writing blocks"))`.
+    /// Turns an I/O error on the image file into a [`WriteError::Image`]:
+    /// `.map_err(WriteError::io("writing blocks"))`.
     pub(super) fn io(what: &'static str) -> impl FnOnce(io::Error) -> WriteError {
         move |source| WriteError::Image(squashfs::Error::Io { what, source })
     }

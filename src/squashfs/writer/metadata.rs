@@ -1,4 +1,4 @@
-//! Tables made of metadata blocks, compressed as they fill.
+//! Writes tables of metadata blocks, which are compressed when full.
 
 use super::error::Result;
 use crate::squashfs::compress::Compressor;
@@ -6,17 +6,18 @@ use crate::squashfs::format::{
     InodeRef, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader, encode_index,
 };
 
-/// Gathers one table. Every block but the last holds exactly 8 KiB.
+/// Writes one table. Every block except the last holds exactly 8 KiB.
 ///
-/// Two tables grow side by side with one compressor, so it is lent to each call that may need it.
+/// Two tables are written at the same time with one compressor, so each call that may need it takes
+/// it as an argument.
 #[derive(Debug, Default)]
 pub(super) struct MetadataWriter {
-    /// Stored bytes of the table that are there already, before `out`.
+    /// Stored bytes of the table before `out`.
     before: u64,
     block: Vec<u8>,
     scratch: Vec<u8>,
     out: Vec<u8>,
-    /// Where each block begins in the table.
+    /// The start of each block in the table.
     starts: Vec<u64>,
 }
 
@@ -24,8 +25,8 @@ pub(super) struct MetadataWriter {
 pub(super) type Codec = Option<Box<dyn Compressor>>;
 
 impl MetadataWriter {
-    /// Goes on with a table of which so many stored bytes are there already, all of them full blocks,
-    /// and these bytes (fewer than 8 KiB) are to be in the next block.
+    /// Continues a table that already has `before` stored bytes of full blocks. The next block
+    /// begins with `block` (fewer than 8 KiB).
     pub(super) fn continuing(before: u64, block: Vec<u8>) -> Self {
         MetadataWriter {
             before,
@@ -34,13 +35,13 @@ impl MetadataWriter {
         }
     }
 
-    /// Where the next byte goes.
+    /// Returns the position of the next byte.
     pub(super) fn position(&self) -> InodeRef {
         // Blocks are flushed when full, so the offset is below 8192.
         InodeRef::new(self.before + self.out.len() as u64, self.block.len() as u16)
     }
 
-    /// Appends a full block as it is stored, with its header. The block before must be full.
+    /// Appends a stored full block with its header. The block before it must be full.
     pub(super) fn carry(&mut self, stored: &[u8]) {
         self.starts.push(self.before + self.out.len() as u64);
         self.out.extend_from_slice(stored);
@@ -73,7 +74,7 @@ impl MetadataWriter {
         } else {
             &self.block
         };
-        // At most 8192, or the block would have been stored as it is.
+        // At most 8192, or the block would have been stored uncompressed.
         let header = MetadataHeader {
             stored: stored.len() as u16,
             compressed,
@@ -91,8 +92,8 @@ impl MetadataWriter {
         Ok(self.out)
     }
 
-    /// Ends a lookup table that begins at `at` in the image: returns its bytes with `header` and the
-    /// index behind them, and the position of `header` (or of the index).
+    /// Ends a lookup table that begins at `at` in the image: returns its bytes with `header` and
+    /// the index behind them, and the position of `header` (or of the index).
     pub(super) fn finish_lookup(
         mut self,
         at: u64,

@@ -1,22 +1,22 @@
-//! Builds images: from nothing, or from an old image whose data is carried over compressed.
+//! Builds images: new ones, or from an old image whose data is carried over compressed.
 //!
 //! Nodes are pushed in any order, but content is packed in the order in which files are pushed, so
-//! files that are used together should be pushed one after another. The bytes of the image depend on
-//! what is pushed, in which order, and on the options; never on the number of threads.
+//! files that are used together should be pushed one after another. The bytes of the image depend
+//! only on the pushed nodes, their order and the options, and not on the number of threads.
 //!
 //! ```text
 //!  push ─► read, hash, compress (N threads) ─► one ordered writer ─► data area
 //!  finish ─► inode table, directory table, fragments, export, ids, xattrs ─► superblock
 //! ```
 //!
-//! `pipeline.rs` draws the threads; `feed.rs` numbers what is pushed; `assembler.rs` decides where
-//! data lies; `tables.rs` writes all the rest; `carry.rs` says what is taken from an old image.
-//! Memory: about `(threads + 2) * 4 MiB` of content in flight (or 8 blocks for each if that is
-//! more), besides some 150 bytes for each node with its name.
+//! `pipeline.rs` has the threads; `feed.rs` numbers the pushed content; `assembler.rs` places data;
+//! `tables.rs` writes everything else; `carry.rs` handles the data of an old image, and
+//! `old_tables.rs` its tables. Memory: about `(threads + 2) * 4 MiB` of content in flight (or 8
+//! blocks for each if that is more), and some 150 bytes for each node with its name.
 //!
-//! Carrying data over (see [`CarryMode`]) does not decompress it. A fragment block stays whole as long as
-//! one of its files lives, so tails of dead files ride along, and count as dead
-//! ([`DataStats::dead_in_fragments`]); compacting packs what is left of such blocks anew.
+//! Carrying data over (see [`CarryMode`]) does not decompress it. A fragment block stays whole as
+//! long as one of its files is live. Tails of dead files in it count as dead
+//! ([`DataStats::dead_in_fragments`]). Compacting repacks the live tails of such blocks.
 
 mod amend;
 mod assembler;
@@ -50,7 +50,7 @@ use std::time::Duration;
 use super::compress::Compression;
 use super::format::DEFAULT_BLOCK_SIZE;
 
-/// How to build an image from nothing.
+/// How to build a new image.
 #[derive(Debug, Clone)]
 pub struct WriterOptions {
     /// Codec and level.
@@ -59,11 +59,11 @@ pub struct WriterOptions {
     pub block_size: u32,
     /// Threads that compress.
     pub threads: NonZeroUsize,
-    /// When the image was made, as the superblock says, seconds since 1970.
+    /// Creation time in the superblock, in seconds since 1970.
     pub mkfs_time: u32,
-    /// Whether files smaller than a block are packed together.
+    /// True to pack files smaller than a block together.
     pub fragments: bool,
-    /// Hears of progress, and may cancel.
+    /// Receives progress reports and may cancel.
     pub monitor: Arc<dyn Monitor>,
 }
 
@@ -75,7 +75,7 @@ impl Default for WriterOptions {
             threads: default_threads(),
             mkfs_time: 0,
             fragments: true,
-            monitor: Arc::new(Unheard),
+            monitor: Arc::new(NoMonitor),
         }
     }
 }
@@ -83,19 +83,19 @@ impl Default for WriterOptions {
 /// How to build an image from an old one.
 #[derive(Debug, Clone)]
 pub struct AppendOptions {
-    /// What becomes of the old data area.
+    /// How the old data area is carried over.
     pub carry: CarryMode,
-    /// When compacting: fragment blocks of which so many percent belong to nothing are decompressed, and
-    /// what is left in them is packed anew.
+    /// When compacting: fragment blocks of which at least this percentage is dead are decompressed,
+    /// and their live tails are repacked.
     pub repack_percent: u8,
-    /// Level for fresh data; `None` for the codec's usual one. The codec must be that of the
-    /// old image (or none).
+    /// Level for fresh data, or `None` for the default level. The codec must be that of the old
+    /// image, or `Compression::None`.
     pub compression: Option<Compression>,
     /// Threads that compress.
     pub threads: NonZeroUsize,
-    /// When the image was made, as the superblock says, seconds since 1970.
+    /// Creation time in the superblock, in seconds since 1970.
     pub mkfs_time: u32,
-    /// Hears of progress, and may cancel.
+    /// Receives progress reports and may cancel.
     pub monitor: Arc<dyn Monitor>,
 }
 
@@ -107,7 +107,7 @@ impl Default for AppendOptions {
             compression: None,
             threads: default_threads(),
             mkfs_time: 0,
-            monitor: Arc::new(Unheard),
+            monitor: Arc::new(NoMonitor),
         }
     }
 }
@@ -132,19 +132,18 @@ impl Default for AmendOptions {
             compression: None,
             threads: default_threads(),
             mkfs_time: 0,
-            monitor: Arc::new(Unheard),
+            monitor: Arc::new(NoMonitor),
         }
     }
 }
 
-/// What becomes of the data area of the old image.
+/// How the data area of an old image is carried over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CarryMode {
-    /// It is carried over whole, at the same positions (sharing extents where the file system
-    /// can), and fresh data follows. Costs little; what is unused stays as dead space.
+    /// The whole area, at the same positions (sharing extents if the file system supports it).
+    /// Fresh data follows. Fast, but unused data stays as dead space.
     Append,
-    /// Only what is used is copied, still compressed; but fragment blocks that are used by few of
-    /// the files they were made for are packed anew.
+    /// Only live data, still compressed. Fragment blocks with much dead data are repacked.
     Compact,
 }
 
@@ -152,9 +151,9 @@ fn default_threads() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Hears of progress. Called from several threads: be quick.
+/// Receives progress reports. Called from several threads, so calls should be short.
 pub trait Monitor: Send + Sync + std::fmt::Debug {
-    /// So many more files and bytes of content have been packed.
+    /// Reports that more files and bytes of content have been packed.
     fn advance(&self, files: u64, bytes: u64);
 
     /// Returns true when writing should stop with [`WriteError::Cancelled`].
@@ -163,60 +162,60 @@ pub trait Monitor: Send + Sync + std::fmt::Debug {
     }
 }
 
-/// A monitor that does not listen.
+/// A monitor that ignores all reports.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Unheard;
+pub struct NoMonitor;
 
-impl Monitor for Unheard {
+impl Monitor for NoMonitor {
     fn advance(&self, _files: u64, _bytes: u64) {}
 }
 
-/// What has been done to the data area.
+/// Counts of the data area of a written image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct DataStats {
-    /// Data and fragment blocks that were compressed now and stored compressed.
+    /// Data and fragment blocks that were compressed.
     pub blocks_compressed: u64,
-    /// Data and fragment blocks stored as they were, since compression gained nothing.
+    /// Data and fragment blocks stored uncompressed, since compression gained nothing.
     pub blocks_stored_raw: u64,
-    /// Data blocks taken from the old image still compressed. When tables are amended: those of
-    /// files that were pushed; nobody looks at the others.
+    /// Data blocks carried over from the old image still compressed. When amending: only those of
+    /// pushed files.
     pub blocks_carried: u64,
-    /// Fragment blocks taken from the old image still compressed.
+    /// Fragment blocks carried over from the old image still compressed.
     pub fragments_carried: u64,
-    /// Stored bytes of both (when tables are amended, of all that is not dead).
+    /// Stored bytes of both (when amending, of all data that is not dead).
     pub bytes_carried: u64,
-    /// Content that was read and stored, in bytes before compression; without duplicates.
+    /// Content that was read and stored, in bytes before compression, without duplicates.
     pub fresh_bytes: u64,
-    /// Stored bytes of the data area that belong to nothing; of a fragment block that is partly
-    /// used, the part in proportion. When tables are amended: what has been
-    /// [marked dead](ImageAmender::mark_dead), which may be too much where files share data.
+    /// Stored bytes of the data area that are unreferenced. Of a fragment block that is partly
+    /// used, the part in proportion. When amending: the data that was [marked
+    /// dead](ImageAmender::mark_dead), which is an upper bound if files share data.
     pub dead_bytes: u64,
-    /// What of them is in fragment blocks that are partly used.
+    /// The part of those bytes in fragment blocks that are partly used.
     pub dead_in_fragments: u64,
-    /// Fragment blocks of the old image that were decompressed and packed anew.
+    /// Fragment blocks of the old image that were decompressed and repacked.
     pub fragments_repacked: u64,
-    /// What was left in them, in bytes before compression.
+    /// Their live tails, in bytes before compression.
     pub repacked_bytes: u64,
     /// Files that share the data of an equal file.
     pub duplicates: u64,
     /// Fragment blocks in the image.
     pub fragments: u64,
-    /// Stored bytes that were written or copied behind what was carried over in place.
+    /// Stored bytes that were written or copied, behind any data carried over in place.
     pub data_written: u64,
 }
 
-/// What an image writer has done.
+/// Counts and times of a written image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct WriteStats {
-    /// What became of the data.
+    /// Counts of the data area.
     pub data: DataStats,
-    /// Bytes written to the file, besides those carried over.
+    /// Bytes written to the file, without those carried over.
     pub bytes_written: u64,
-    /// Stored bytes of tables that were taken over as they are.
+    /// Stored bytes of tables that were carried over unchanged.
     pub tables_carried: u64,
-    /// When tables were amended: stored bytes of inodes and listings that follow the old ones.
+    /// When amending: stored bytes of inodes and listings that follow the old ones.
     pub tables_appended: u64,
     /// Size of the file, with padding.
     pub image_size: u64,

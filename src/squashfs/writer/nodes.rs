@@ -8,12 +8,12 @@ use super::error::{Result, WriteError};
 use super::xattrs::XattrLists;
 use crate::squashfs::format::{InodeKind, InodeRef, MAX_IDS, MAX_SYMLINK, NO_XATTR, check_name};
 
-/// What every node has besides its content.
+/// The attributes of a node, without its content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meta {
-    /// The inode number, 1..=n over all nodes of the image, or 0: numbers are then given in the
-    /// order of the inode table. Either all nodes have a number or none has. When the tables of an
-    /// old image are amended: the number that the node has there, or one after the highest.
+    /// The inode number, 1..=n over all nodes of the image, or 0 to number nodes in the order of
+    /// the inode table. Either all nodes have a number or none has. When amending: the number in
+    /// the old image, or one above the highest there.
     pub number: u32,
     /// Permission bits, with set-id and sticky bits (the low 12 bits of `st_mode`).
     pub mode: u16,
@@ -31,7 +31,7 @@ pub struct Meta {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub(super) u32);
 
-/// What the inode of a node will say, but for its content.
+/// The fields of a node's inode, without its content.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) kind: InodeKind,
@@ -39,7 +39,7 @@ pub(super) struct Node {
     pub(super) uid: u16,
     pub(super) gid: u16,
     pub(super) mtime: u32,
-    /// 0 until numbers are given.
+    /// 0 until nodes are numbered.
     pub(super) number: u32,
     /// Names that lead here.
     pub(super) links: u32,
@@ -65,20 +65,20 @@ pub(super) struct Tree {
     nodes: Vec<Node>,
     entries: Vec<Entry>,
     names: Vec<u8>,
-    /// Where each target ends in `targets`.
+    /// The end of each target in `targets`.
     target_ends: Vec<u32>,
     targets: Vec<u8>,
     ids: Vec<u32>,
     id_of: HashMap<u32, u16>,
     pub(super) xattrs: XattrLists,
-    /// Inodes of the old image when its tables are amended: numbers up to this are taken there.
+    /// The number of inodes in the old image when its tables are amended: new numbers are higher.
     old_inodes: Option<u32>,
-    /// Nodes that stay as the old image has them: where.
+    /// The positions of nodes that are unchanged in the amended tables.
     kept: HashMap<u32, InodeRef>,
 }
 
 impl Tree {
-    /// A tree that amends one with these users and groups and so many inodes.
+    /// Creates a tree that amends one with these user and group ids and number of inodes.
     pub(super) fn amending(ids: &[u32], inodes: u32) -> Tree {
         let index = |at: usize| at.min(MAX_IDS) as u16;
         Tree {
@@ -94,7 +94,7 @@ impl Tree {
         }
     }
 
-    /// Adds an inode of the old image that stays as it is.
+    /// Adds an unchanged inode of the old image.
     pub(super) fn keep(&mut self, kind: InodeKind, number: u32, at: InodeRef) -> Result<NodeId> {
         let meta = Meta {
             number,
@@ -105,12 +105,12 @@ impl Tree {
         Ok(id)
     }
 
-    /// Nodes that stay as the old image has them, and where they are.
+    /// Returns the unchanged nodes of the old image with their positions.
     pub(super) fn kept(&self) -> impl Iterator<Item = (u32, InodeRef)> {
         self.kept.iter().map(|(id, at)| (*id, *at))
     }
 
-    /// The highest inode number, once the tree is sealed.
+    /// Returns the highest inode number of the sealed tree.
     pub(super) fn inodes(&self) -> u32 {
         let highest = || self.nodes.iter().map(|node| node.number).max();
         match self.old_inodes {
@@ -119,6 +119,7 @@ impl Tree {
             None => self.nodes.len() as u32,
         }
     }
+
     /// Adds a node of any kind.
     pub(super) fn add(&mut self, kind: InodeKind, meta: &Meta, payload: u32) -> Result<NodeId> {
         let xattr = self.xattrs.add(&meta.xattrs)?;
@@ -174,7 +175,10 @@ impl Tree {
         let shown = || String::from_utf8_lossy(name).into_owned();
         check_name(name).map_err(|why| WriteError::tree(why, shown()))?;
         if self.node(dir)?.kind != InodeKind::Directory {
-            return Err(WriteError::tree("a name in what is no directory", shown()));
+            return Err(WriteError::tree(
+                "a name in a node that is not a directory",
+                shown(),
+            ));
         }
         let node = self
             .nodes
@@ -202,9 +206,9 @@ impl Tree {
             return Ok(*index);
         }
         if self.ids.len() >= MAX_IDS {
-            // The old table has owners of what is gone, too.
+            // The old table may have ids that are no longer used.
             if self.old_inodes.is_some() {
-                return Err(WriteError::Amend("its table of owners is full".into()));
+                return Err(WriteError::Amend("its id table is full".into()));
             }
             return Err(WriteError::tree(
                 "too many owners",
@@ -223,12 +227,12 @@ impl Tree {
             .ok_or_else(|| WriteError::tree("unknown node", format!("{id:?}")))
     }
 
-    /// All nodes, in the order in which they were added.
+    /// Returns all nodes in the order in which they were added.
     pub(super) fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// Users and groups, by index.
+    /// Returns the user and group ids, by index.
     pub(super) fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -246,7 +250,7 @@ impl Tree {
         &self.targets[from..self.target_ends[index] as usize]
     }
 
-    /// The entries of a directory in their order, once the tree is sorted.
+    /// Returns the entries of a directory in order. The tree must be sealed.
     pub(super) fn entries(&self, range: Range<usize>) -> &[Entry] {
         &self.entries[range]
     }
@@ -276,8 +280,8 @@ impl Tree {
             let shown = String::from_utf8_lossy(name(&twice[0])).into_owned();
             return Err(WriteError::tree("a name twice in a directory", shown));
         }
-        // Each directory remembers its first entry; `u32::MAX` entries cannot be reached before
-        // names run out of their 4 GiB.
+        // Each directory has the index of its first entry. There cannot be `u32::MAX` entries,
+        // since names are limited to 4 GiB.
         for (at, entry) in self.entries.iter().enumerate().rev() {
             self.nodes[entry.dir as usize].payload = at as u32;
         }
@@ -331,7 +335,7 @@ impl Tree {
         Ok(order)
     }
 
-    /// Gives numbers in the order of the inode table, or checks those that the caller gave.
+    /// Numbers the nodes in the order of the inode table, or checks the numbers of the caller.
     fn number(&mut self, root: NodeId, order: &[(u32, Range<usize>)]) -> Result<()> {
         if let Some(old) = self.old_inodes {
             return self.check_amended(old);
@@ -369,7 +373,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The numbers of new nodes must go on where those of the old image end.
+    /// Checks that the numbers of new nodes follow those of the old image.
     fn check_amended(&self, old: u32) -> Result<()> {
         let mut numbers: Vec<u32> = self.nodes.iter().map(|node| node.number).collect();
         numbers.sort_unstable();
@@ -378,7 +382,7 @@ impl Tree {
         let gap = new as u64 != u64::from(self.inodes() - old);
         if numbers.first() == Some(&0) || twice.is_some() || gap {
             return Err(WriteError::tree(
-                "inode numbers must go on after those of the old image, each once",
+                "inode numbers must follow those of the old image, each once",
                 format!("{new} nodes above {old}"),
             ));
         }

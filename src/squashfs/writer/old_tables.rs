@@ -1,6 +1,6 @@
 //! The tables of an old image that are amended. Its inodes and listings stay where they are, still
-//! compressed. New ones follow them, and so do new versions of all directories on the way to the root.
-//! What they replace stays in the tables, unreferenced.
+//! compressed. New ones follow them, and so do new versions of all directories on the way to the
+//! root. What they replace stays in the tables, unreferenced.
 //!
 //! The format allows inodes that no directory names. Readers start at the root, which is the last
 //! inode here as everywhere.
@@ -191,8 +191,8 @@ impl OldTables {
     }
 }
 
-/// The dead part of the old data area, each piece counted once. Other files that share a piece are not
-/// searched for, so this is an upper bound.
+/// The dead part of the old data area, each piece counted once. Other files that share a piece are
+/// not searched for, so this is an upper bound.
 #[derive(Debug, Default)]
 struct DeadData {
     /// Blocks: position and length.

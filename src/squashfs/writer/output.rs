@@ -1,4 +1,4 @@
-//! The image file as the ordered stage writes it: sequentially, in large pieces.
+//! Writes the image file sequentially, in large pieces.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use super::error::{Result, WriteError};
 use crate::squashfs::reader::Image;
 
-/// Bytes gathered before they are written.
+/// Bytes that are buffered before they are written.
 const BUFFER: usize = 1 << 20;
 /// Ranges up to this long are copied through the buffer, longer ones by the kernel.
 const COPY_THROUGH_BUFFER: u64 = 256 << 10;
-/// Most that one copy call moves, so that cancellation is noticed.
+/// Most bytes of one copy call, so that cancellation takes effect.
 const COPY_STEP: u64 = 64 << 20;
 
 /// A cursor over the file being written.
@@ -39,7 +39,7 @@ impl Output {
         }
     }
 
-    /// Where the next byte goes.
+    /// Returns the position of the next byte.
     pub(super) fn position(&self) -> u64 {
         self.start + self.buffer.len() as u64 + self.copy.map_or(0, |(_, len)| len)
     }
@@ -114,7 +114,7 @@ impl Output {
         Ok(())
     }
 
-    /// Writes everything out and returns the final position.
+    /// Writes all buffered data and returns the final position.
     pub(super) fn flush(&mut self) -> Result<u64> {
         self.flush_copy()?;
         self.flush_buffer()?;
@@ -122,8 +122,8 @@ impl Output {
     }
 }
 
-/// Copies a range between files: by the kernel where it can (which shares the extents of aligned
-/// ranges on XFS and btrfs), else by hand. `check` is asked between steps.
+/// Copies a range between files, in the kernel if possible (which shares the extents of aligned
+/// ranges on XFS and Btrfs). `check` is called between steps.
 pub(super) fn copy_range(
     from: &File,
     mut from_at: u64,
@@ -163,8 +163,8 @@ pub(super) fn copy_range(
     Ok(())
 }
 
-/// Both files opened once more, since positions belong to an open file and other threads use
-/// these. `None` where there is no `/proc`.
+/// Opens both files again, since other threads may use the positions of the given ones. Returns
+/// `None` without `/proc`.
 fn own_positions(from: &File, to: &File) -> Option<(File, File)> {
     let path = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
     let source = File::open(path(from)).ok()?;

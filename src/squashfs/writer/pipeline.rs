@@ -8,13 +8,13 @@
 //!
 //! The pusher numbers its pieces: batches of small files, which a worker opens, reads and hashes;
 //! blocks of large files, which the pusher has read and a worker compresses; and pieces that need
-//! no work. The assembler takes results in the order of their numbers, so neither the number of
-//! workers nor their speed has a say in the bytes of the image.
+//! no work. The assembler takes results in the order of their numbers, so the bytes of the image do
+//! not depend on the number of workers or their speed.
 //!
-//! Memory is bounded by a budget in bytes of content, taken by the pusher in order and given back
-//! by the assembler. Workers and assembler never wait for budget, so the oldest piece always
-//! arrives; what can stay behind without further pushes is one unfinished fragment block, less
-//! than the budget by far. All channels are unbounded, held by the budget.
+//! Memory is bounded by a budget in bytes of content, which the pusher acquires in order and the
+//! assembler releases. Workers and the assembler never wait for budget, so the oldest piece always
+//! arrives. Without further pushes, only one unfinished fragment block can hold budget, which is
+//! much less than the limit. All channels are unbounded, but limited by the budget.
 //!
 //! Locks: each is taken alone, never one inside another.
 
@@ -31,7 +31,7 @@ use super::error::{Found, Result, WriteError};
 use crate::squashfs::compress::Compressor;
 use crate::squashfs::format::BlockSize;
 
-/// What identifies content: the first 24 bytes of its BLAKE3 hash.
+/// Identifies content: the first 24 bytes of its BLAKE3 hash.
 pub(super) type Digest = [u8; 24];
 
 /// Content of a small file to be read.
@@ -40,11 +40,11 @@ pub(super) struct SmallFile {
     pub(super) source: Box<dyn Source>,
 }
 
-/// What a worker has to do.
+/// A task for a worker.
 pub(super) enum Work {
     /// Read and hash small files.
     Read { seq: u64, files: Vec<SmallFile> },
-    /// Compress a block of a large file, and hash it unless that is done.
+    /// Compress a block of a large file, and hash it unless `hash` is given.
     Block {
         seq: u64,
         last: bool,
@@ -63,7 +63,7 @@ pub(super) struct Stored {
     pub(super) raw_len: u32,
 }
 
-/// What comes to the assembler in the order of the sequence numbers.
+/// A piece of content. The assembler takes pieces in the order of their sequence numbers.
 pub(super) enum Piece {
     /// Small files: their contents one after another, and (length, digest) of each.
     Small {
@@ -87,25 +87,25 @@ pub(super) enum Piece {
     },
     /// A file with the content of an earlier file, by index.
     Duplicate { of: u32 },
-    /// A file that keeps its place in the old image.
+    /// A file whose data is carried over from the old image.
     Carried {
         layout: crate::squashfs::format::FileBody,
         cost: usize,
     },
-    /// All has been pushed.
+    /// Everything has been pushed.
     End,
 }
 
-/// What is known of a file before its blocks.
+/// The properties of a file that precede its blocks.
 pub(super) struct FileStart {
     pub(super) size: u64,
     /// Tail in a fragment of the old image: (index, offset).
     pub(super) old_fragment: Option<(u32, u32)>,
-    /// Whether all its blocks are fresh, so that it can be found as a duplicate.
+    /// True if all its blocks are fresh, so that later files can be duplicates of it.
     pub(super) whole: bool,
 }
 
-/// What comes to the assembler.
+/// A message to the assembler.
 pub(super) enum Done {
     Piece {
         seq: u64,
@@ -116,19 +116,19 @@ pub(super) enum Done {
         index: u32,
         stored: Stored,
     },
-    /// Something failed: look at [`Shared::failed`].
+    /// Something failed: check [`Shared::failed`].
     Wake,
 }
 
-/// Files of more than a block, by content, as far as they are complete.
+/// Complete files of more than a block, by content.
 #[derive(Default)]
 pub(super) struct LargeFiles {
     pub(super) by_digest: HashMap<Digest, u32>,
-    /// How many are complete; they complete in order.
+    /// The number of complete files. They complete in order.
     pub(super) complete: u64,
 }
 
-/// What all threads of a writer share.
+/// State shared by all threads of a writer.
 pub(super) struct Shared {
     pub(super) block_size: usize,
     pub(super) monitor: Arc<dyn Monitor>,
@@ -142,8 +142,8 @@ pub(super) struct Shared {
     spare: Mutex<Vec<Vec<u8>>>,
 }
 
-/// A poisoned lock means that a thread panicked; the panic itself has been recorded as a failure by
-/// then (see [`Sentinel`]) and the plain data inside is whole.
+/// Locks a mutex, even a poisoned one: the panic is recorded as a failure (see [`Sentinel`]), and
+/// the plain data inside is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -164,11 +164,11 @@ impl Shared {
         }
     }
 
-    /// Records the first failure and lets nobody wait any more.
+    /// Records the first failure and ends all waits.
     pub(super) fn fail(&self, error: WriteError) {
         lock(&self.failure).get_or_insert(error);
         self.failed.store(true, Ordering::Release);
-        // Taken so that no waiter can be between its check and its wait.
+        // Locked so that no waiter can be between its check and its wait.
         drop(lock(&self.used));
         self.freed.notify_all();
         drop(lock(&self.large));
@@ -179,7 +179,7 @@ impl Shared {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Fails if anything has failed: with the reason the first time.
+    /// Returns an error if anything has failed: the reason on the first call.
     pub(super) fn check(&self) -> Result<()> {
         if self.is_failed() {
             return Err(lock(&self.failure).take().unwrap_or(WriteError::Failed));
@@ -191,7 +191,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes budget if there is some now.
+    /// Acquires budget if it is available.
     pub(super) fn try_acquire(&self, bytes: usize) -> bool {
         let mut used = lock(&self.used);
         let fits = *used + bytes <= self.limit;
@@ -201,7 +201,7 @@ impl Shared {
         fits
     }
 
-    /// Takes budget, waiting for it.
+    /// Waits for budget and acquires it.
     pub(super) fn acquire(&self, bytes: usize) -> Result<()> {
         let mut used = lock(&self.used);
         while *used + bytes > self.limit && !self.is_failed() {
@@ -222,7 +222,7 @@ impl Shared {
         self.freed.notify_one();
     }
 
-    /// Waits until `count` large files are complete, then looks for one with this content.
+    /// Waits until `count` large files are complete, then searches one with this content.
     pub(super) fn find_large(&self, count: u64, digest: &Digest) -> Result<Option<u32>> {
         let mut large = lock(&self.large);
         while large.complete < count && !self.is_failed() {
@@ -237,7 +237,7 @@ impl Shared {
         Ok(found)
     }
 
-    /// Notes a complete large file.
+    /// Records a complete large file.
     pub(super) fn complete_large(&self, file: u32, digest: Digest) {
         let mut large = lock(&self.large);
         large.complete += 1;
@@ -246,14 +246,14 @@ impl Shared {
         self.large_complete.notify_all();
     }
 
-    /// An empty buffer with room for a block.
+    /// Returns an empty buffer with room for a block.
     pub(super) fn buffer(&self) -> Vec<u8> {
         lock(&self.spare)
             .pop()
             .unwrap_or_else(|| Vec::with_capacity(self.block_size))
     }
 
-    /// Takes a buffer back.
+    /// Puts a buffer back.
     pub(super) fn recycle(&self, mut buffer: Vec<u8>) {
         if buffer.capacity() >= self.block_size {
             buffer.clear();
@@ -265,12 +265,12 @@ impl Shared {
     }
 }
 
-/// Bytes of content in flight: room for each worker to have a few blocks before and behind it.
+/// Returns the limit of content in flight: a few blocks before and after each worker.
 fn budget(block_size: usize, threads: usize) -> usize {
     (threads + 2) * (4 << 20).max(8 * block_size)
 }
 
-/// Tells everybody when its thread panics, so that nobody waits for it.
+/// Records a failure when its thread panics, so that no thread waits for it.
 pub(super) struct Sentinel<'a>(pub(super) &'a Shared, pub(super) &'a Sender<Done>);
 
 impl Drop for Sentinel<'_> {
@@ -284,11 +284,11 @@ impl Drop for Sentinel<'_> {
 
 /// Wakes the assembler.
 pub(super) fn wake(done: &Sender<Done>) {
-    // The assembler may be gone already; then nobody needs waking.
+    // If the assembler has ended, this is not needed.
     drop(done.send(Done::Wake));
 }
 
-/// The digest of a file's blocks, from their hashes.
+/// Computes the digest of a file from the hashes of its blocks.
 pub(super) struct FileHasher(blake3::Hasher);
 
 impl FileHasher {
@@ -311,7 +311,7 @@ fn truncate(hash: &blake3::Hash) -> Digest {
     digest
 }
 
-/// One worker: fragment and file blocks first, then small files.
+/// A worker. It prefers fragment and file blocks to small files.
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) reads: Receiver<Work>,
@@ -338,7 +338,7 @@ impl Worker {
     fn next(&mut self) -> Option<Work> {
         match self.blocks.try_recv() {
             Ok(work) => return Some(work),
-            // The assembler is the last to hold on to it.
+            // The assembler is the last to hold a sender.
             Err(TryRecvError::Disconnected) => return None,
             Err(TryRecvError::Empty) => {}
         }
@@ -380,7 +380,7 @@ impl Worker {
                 stored: self.store(raw, false)?,
             },
         };
-        // Without an assembler something has failed already.
+        // If the assembler has ended, a failure has been recorded.
         drop(self.done.send(done));
         Ok(())
     }
@@ -450,7 +450,7 @@ fn read_small(shared: &Shared, files: Vec<SmallFile>) -> Result<Piece> {
     })
 }
 
-/// Appends up to `wanted` bytes; fewer only at the end.
+/// Appends up to `wanted` bytes, and fewer only at the end.
 pub(super) fn read_up_to(
     reader: &mut (impl Read + ?Sized),
     buffer: &mut Vec<u8>,
@@ -474,7 +474,7 @@ pub(super) fn read_up_to(
     Ok(())
 }
 
-/// Makes sure that a source had as many bytes as it was said to have, and ends there.
+/// Checks that a source ends after the announced number of bytes.
 pub(super) fn check_end(
     reader: &mut (impl Read + ?Sized),
     source: &dyn Source,

@@ -14,8 +14,8 @@ use crate::squashfs::format::{
 };
 use crate::squashfs::reader::{FileLayout, Image};
 
-/// Builds one image: add nodes, link them, then call [`finish`](ImageWriter::finish). A writer that is
-/// dropped before that, or after an error, removes its file.
+/// Builds one image: add nodes, link them, then call [`finish`](ImageWriter::finish). A writer that
+/// is dropped before that, or after an error, removes its file.
 #[derive(Debug)]
 pub struct ImageWriter {
     pub(super) feed: Box<Feed>,
@@ -139,8 +139,8 @@ impl ImageWriter {
         Ok(node)
     }
 
-    /// Adds a file whose data stays at its position in the old image (or is copied still compressed,
-    /// when compacting). `layout` comes from an inode of the old image.
+    /// Adds a file whose data stays at its position in the old image (or is copied still
+    /// compressed, when compacting). `layout` comes from an inode of the old image.
     pub fn add_carried(&mut self, meta: &Meta, layout: &FileLayout) -> Result<NodeId> {
         let layout = self.feed.checked(layout)?;
         let node = self.feed.add_file_node(meta, layout.size)?;

@@ -1,11 +1,11 @@
-//! Inodes, directories and all other tables: one sequential pass, compressed as it goes.
+//! Writes inodes, directories and all other tables in one sequential pass.
 //!
-//! A directory entry names its child's compressed inode block, and a directory inode its
-//! compressed listing, so children come before parents. Directories are taken depth first; the
-//! inodes of all children of one directory stand together, in name order, and its listing
-//! follows in the other table: a listing or an `ls -l` touches as few metadata blocks as possible.
-//! The root inode is the last one and the root listing the last listing, which is where mksquashfs
-//! looks for them when it appends.
+//! A directory entry names its child's compressed inode block, and a directory inode its compressed
+//! listing, so children come before parents. Directories are written depth first. The inodes of all
+//! children of one directory are adjacent, in name order, and its listing follows in the other
+//! table, so that a listing or `ls -l` reads as few metadata blocks as possible. The root inode is
+//! the last one and the root listing the last listing, where mksquashfs expects them when it
+//! appends.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -30,12 +30,12 @@ pub(super) struct Tables {
     pub(super) parts: Vec<Part>,
     /// The superblock that names them.
     pub(super) superblock: Superblock,
-    /// Stored bytes of inodes and listings behind those of the old image, when these are amended.
+    /// When amending: stored bytes of inodes and listings that follow those of the old image.
     pub(super) appended: u64,
 }
 
 impl Tables {
-    /// Where the next piece goes.
+    /// Returns the position of the next piece.
     fn end(&self) -> u64 {
         self.superblock.bytes_used
     }
@@ -52,8 +52,8 @@ impl Tables {
     }
 }
 
-/// Builds all tables for the position behind the data. `superblock` has the fields that do not depend
-/// on them. With `old`, the tables of the old image are continued.
+/// Builds all tables for the position behind the data. `superblock` has the fields that do not
+/// depend on them. With `old`, the tables of the old image are continued.
 pub(super) fn build(
     tree: &Tree,
     root: NodeId,
@@ -87,7 +87,8 @@ pub(super) fn build(
 
     tables.superblock.fragments = u32::try_from(data.fragments.len())
         .map_err(|_| WriteError::tree("fragments", "more than 2^32 fragment blocks"))?;
-    // Where it would begin, if there is none: unsquashfs before 4.5 wants it so.
+    // Without fragments, the position where the table would begin: unsquashfs before 4.5 requires
+    // it.
     tables.superblock.fragment_table = tables.end();
     if !data.fragments.is_empty() {
         let mut table = MetadataWriter::default();
@@ -135,11 +136,11 @@ pub(super) fn build(
     Ok(tables)
 }
 
-/// Where each node's inode is.
+/// The position of each node's inode.
 struct Places(Vec<InodeRef>);
 
 impl Places {
-    /// By inode number, from 1: for numbers that are 1..=n, each once.
+    /// Returns the positions by inode number, for numbers that are 1..=n, each once.
     fn in_order(&self, tree: &Tree) -> Vec<InodeRef> {
         let mut table = vec![NOWHERE; self.0.len()];
         for (node, place) in tree.nodes().iter().zip(&self.0) {
@@ -154,7 +155,7 @@ impl Places {
         table
     }
 
-    /// By inode number: those that were written.
+    /// Returns the positions of written inodes by number.
     fn by_number(&self, tree: &Tree) -> HashMap<u32, InodeRef> {
         let all = tree.nodes().iter().zip(&self.0);
         let mut written: HashMap<u32, InodeRef> =
@@ -168,7 +169,7 @@ impl Places {
     }
 }
 
-/// Where the listing of a directory lies; kept until its inode is written.
+/// The position of a directory's listing, kept until its inode is written.
 #[derive(Clone)]
 struct Listing {
     at: InodeRef,
@@ -181,7 +182,7 @@ struct Nodes<'t> {
     tree: &'t Tree,
     data: &'t Assembled,
     places: Places,
-    /// Listings that wait for their inode: of the finished directories on the way to the root.
+    /// Listings whose inode is not written yet.
     listings: HashMap<u32, Listing>,
     bytes: Vec<u8>,
     no_index: Arc<[DirectoryIndexEntry]>,
@@ -254,8 +255,8 @@ impl<'t> Nodes<'t> {
         let body = match node.kind {
             InodeKind::Directory => {
                 let listing = self.listings.remove(&id).ok_or(WriteError::Failed)?;
-                // As mksquashfs counts, and as programs that rely on it expect: the entry of
-                // the parent, ".", and ".." of every subdirectory.
+                // Counted as in mksquashfs, and as some programs expect: the entry in the parent,
+                // ".", and ".." of every subdirectory.
                 nlink = listing.subdirectories.saturating_add(2);
                 InodeBody::Directory(DirectoryBody {
                     block_start: block(listing.at)?,
@@ -391,7 +392,7 @@ fn block(at: InodeRef) -> Result<u32> {
         .map_err(|_| WriteError::tree("tables", "more than 4 GiB of compressed inodes or listings"))
 }
 
-/// A size or position in a listing; with 3 more it still has to fit.
+/// Converts a size or position in a listing. Its sum with `DIRECTORY_SIZE_BIAS` must fit too.
 fn size(bytes: usize) -> Result<u32> {
     u32::try_from(bytes)
         .ok()

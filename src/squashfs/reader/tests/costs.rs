@@ -75,7 +75,8 @@ fn a_name_in_a_huge_directory_costs_a_few_blocks() {
         let entry = image.lookup(&big, name(i).as_bytes()).unwrap().unwrap();
         assert_eq!(entry.kind, InodeKind::File);
         let after = image.counts();
-        // A run between two entries of the index lies in two blocks at most, and may go on in the next.
+        // A run between two entries of the index lies in two blocks at most, and may go on in the
+        // next.
         let blocks = after.metadata_blocks - before.metadata_blocks;
         assert!(blocks <= 3, "{blocks} blocks for one name");
     }
@@ -190,7 +191,7 @@ fn what_was_used_before_is_decompressed_before_it_is_used_again() {
     let first = open(&path);
     let last = file(&first).block_count() - 1;
     read(&first, 5);
-    first.note_uses();
+    first.record_uses();
     for index in (0..=last).rev().chain(0..=last) {
         read(&first, index);
     }
@@ -199,7 +200,7 @@ fn what_was_used_before_is_decompressed_before_it_is_used_again() {
 
     let decompressed = |image: &Image| image.counts().data_blocks;
     let second = open(&path);
-    second.note_uses();
+    second.record_uses();
     let ahead = thread::spawn(second.decompress_ahead(order.clone()));
     assert_eq!(decompressed(&second), 0, "nothing is used yet");
     read(&second, last);
@@ -213,7 +214,7 @@ fn what_was_used_before_is_decompressed_before_it_is_used_again() {
 
     // Whatever a profile says, what is read is what is in the image.
     let third = open(&path);
-    third.note_uses();
+    third.record_uses();
     let wrong = [
         BlockUse::new(u64::MAX - 5, BlockSize(100), 131_072),
         BlockUse::new(0, BlockSize(0), 131_072),
@@ -230,7 +231,7 @@ fn what_was_used_before_is_decompressed_before_it_is_used_again() {
 
     // An image that nobody uses is closed all the same.
     let fourth = open(&path);
-    fourth.note_uses();
+    fourth.record_uses();
     let ahead = thread::spawn(fourth.decompress_ahead(order));
     drop(fourth);
     ahead.join().unwrap();

@@ -226,7 +226,8 @@ fn data_blocks_that_decompress_beyond_their_size() {
         let layout = image.file_layout(&inode).unwrap();
         let (at, size) = layout.position(0).unwrap();
         assert!(size.is_compressed());
-        // The same codec's bomb in its place, cut to its length: an error, or what fits; never more.
+        // The same codec's bomb in its place, cut to its length: an error, or what fits; never
+        // more.
         for len in [4097, 1 << 20] {
             let codec = compression.parse().unwrap();
             let mut codec = compressor(&codec, 1 << 20).unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! The seeds of the fuzz targets, made by our own writer and by mksquashfs; and every input that ever
-//! made a target fail.
+//! The seeds of the fuzz targets, made by our own writer and by mksquashfs; and every input that
+//! ever made a target fail.
 //!
 //! `ENVFS_FUZZ_SEEDS=fuzz/corpus/open_walk_read cargo test seeds` leaves the seeds there.
 

@@ -1,12 +1,12 @@
-//! Fragment blocks of the old image: how much of each is still used, and packing anew those that are
-//! hardly used when compacting.
+//! Fragment blocks of the old image: finds how much of each is still used, and repacks those with
+//! much dead data when compacting.
 
 use super::{Assembler, Fragment, Slot};
 use crate::squashfs::format::FragmentEntry;
 use crate::squashfs::writer::carry::OldData;
 use crate::squashfs::writer::error::{Result, WriteError};
 
-/// Blocks that are being compressed at a time while old fragment blocks are packed anew.
+/// Blocks that are compressed at a time while old fragment blocks are repacked.
 pub(super) const REPACK_AHEAD: usize = 16;
 
 /// A tail in a fragment block of the old image: (offset, length).
@@ -18,20 +18,19 @@ pub(super) struct FragmentUse {
     pub(super) index: u32,
     /// Distinct tails, in order.
     pub(super) tails: Vec<Tail>,
-    /// Bytes of the block when decompressed.
+    /// Decompressed length of the block.
     pub(super) len: u32,
-    /// Bytes of it that belong to some tail.
+    /// Bytes of it that belong to a tail.
     pub(super) used: u32,
-    /// Bytes of it as stored.
+    /// Stored length of the block.
     pub(super) stored: u32,
 }
 
 impl FragmentUse {
-    /// Finds out how much of a block is used. `tails` are sorted and distinct.
+    /// Computes how much of a block is used. `tails` are sorted and distinct.
     ///
-    /// Its decompressed length stands in its frame, or nowhere. Then a block that seems to be used by
-    /// less than half is decompressed to know, and one that is used by more counts as though it ended
-    /// with its last tail.
+    /// If the frame of the block does not have its decompressed length, a block of which less than
+    /// half seems to be used is decompressed. Any other block is assumed to end with its last tail.
     pub(super) fn of(
         old: &OldData,
         index: u32,
@@ -59,14 +58,14 @@ impl FragmentUse {
         })
     }
 
-    /// The part of the stored bytes that is used by nobody.
+    /// Returns the unused part of the stored bytes.
     pub(super) fn dead(&self) -> u64 {
         let unused = u64::from(self.len.saturating_sub(self.used));
         u64::from(self.stored) * unused / u64::from(self.len.max(1))
     }
 
-    /// Whether so many percent of it, or more, are used by nobody. A block whose tails overlap is
-    /// never worth it: taken apart it might grow.
+    /// Returns true if at least this percentage of the block is unused. A block whose tails overlap
+    /// is never repacked, since it might grow.
     pub(super) fn is_worth_repacking(&self, percent: u8) -> bool {
         let unused = u64::from(self.len.saturating_sub(self.used));
         let taken_apart: u64 = self.tails.iter().map(|(_, len)| u64::from(*len)).sum();
@@ -77,7 +76,7 @@ impl FragmentUse {
 }
 
 impl Assembler {
-    /// How much of each live fragment block of the old image is used.
+    /// Computes how much of each live fragment block of the old image is used.
     pub(super) fn old_fragment_use(&self) -> Result<Vec<FragmentUse>> {
         let Some(old) = &self.old else {
             return Ok(Vec::new());
@@ -106,8 +105,8 @@ impl Assembler {
         Ok(all)
     }
 
-    /// When compacting, after the last file: copies the fragment blocks that are well used, and
-    /// notes the others for [`Assembler::repack_next`].
+    /// When compacting, after the last file: copies the fragment blocks with little dead data, and
+    /// queues the others for [`Assembler::repack_next`].
     pub(super) fn sort_old_fragments(&mut self, percent: u8) -> Result<()> {
         for fragment in self.old_fragment_use()? {
             let index = fragment.index;
@@ -122,7 +121,7 @@ impl Assembler {
         Ok(())
     }
 
-    /// Takes one old fragment block apart and packs what is left of it anew.
+    /// Repacks the live tails of one old fragment block.
     pub(super) fn repack_next(&mut self) -> Result<()> {
         let (Some((index, tails)), Some(old)) = (self.repack.pop_front(), self.old.clone()) else {
             return Ok(());
@@ -136,7 +135,7 @@ impl Assembler {
                 .and_then(|to| block.get(from..to));
             let tail = tail.ok_or_else(|| {
                 WriteError::Carry(format!(
-                    "{len} bytes at {offset} of fragment block {index}, which has {}",
+                    "a tail of {len} bytes at {offset} of fragment block {index}, which has {} bytes",
                     block.len()
                 ))
             })?;
@@ -150,7 +149,7 @@ impl Assembler {
         Ok(())
     }
 
-    /// Tells the files where their repacked tails are.
+    /// Sets the fragments of files whose tails were repacked.
     pub(super) fn place_repacked(&mut self) {
         let block_size = self.shared.block_size;
         for data in &mut self.files {

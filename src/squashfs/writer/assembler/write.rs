@@ -1,5 +1,5 @@
-//! Writing slots, in their order: the data area grows by what they hold, and large files learn where
-//! their blocks are.
+//! Writes the slots in order: appends their data to the data area, and sets the positions of large
+//! files.
 
 use super::{Assembler, Current, PER_FILE, Slot};
 use crate::squashfs::format::{BlockSize, FragmentEntry};
@@ -7,7 +7,7 @@ use crate::squashfs::writer::error::{Result, WriteError};
 use crate::squashfs::writer::pipeline::{FileHasher, Stored};
 
 impl Current {
-    /// Notes its next block.
+    /// Adds the next block.
     fn block(&mut self, word: BlockSize, raw_len: u32) {
         self.blocks.push(word);
         if word.is_hole() {
@@ -17,7 +17,7 @@ impl Current {
 }
 
 impl Assembler {
-    /// Writes what is ready, in order.
+    /// Writes all slots up to the first that is not ready.
     pub(super) fn write_ready(&mut self) -> Result<()> {
         while let Some(slot) = self.slots.pop_front() {
             if matches!(slot, Slot::Waiting) {
@@ -107,7 +107,7 @@ impl Assembler {
         Ok(())
     }
 
-    /// Begins to write the next large file, unless that was done.
+    /// Begins the next large file, unless one is being written.
     fn begin(&mut self, at: u64) -> Result<&mut Current> {
         if self.writing.is_none() {
             let (_, start) = self.begun.pop_front().ok_or(WriteError::Failed)?;
@@ -132,7 +132,7 @@ impl Assembler {
         let all_holes = current.blocks.iter().all(|block| block.is_hole());
         data.start = if all_holes { 0 } else { current.start };
         // The kernel computes the allocated size as `size - sparse + 511`, unsigned: a file
-        // that is all hole must not bring it to less than one byte.
+        // that is all holes must not bring it to less than one byte.
         data.sparse = current.sparse.min(current.size.saturating_sub(1));
         data.first_block = self.blocks.len();
         data.block_count = current.blocks.len() as u32;

@@ -143,7 +143,8 @@ fn amended_tables_are_read_by_everybody() {
             assert_eq!(image_now.data_area().start, old.data_area().start);
             let data = &stats.data;
             assert_eq!(data.fresh_bytes, (3 * BLOCK + 2 * BLOCK + 9) as u64);
-            // Three blocks of noise, two of text, and its tail of nine bytes, too short to compress.
+            // Three blocks of noise, two of text, and its tail of nine bytes, too short to
+            // compress.
             assert_eq!(
                 (data.blocks_compressed, data.blocks_stored_raw),
                 // Images that store everything name a codec too, and what is new gets it.

@@ -135,8 +135,8 @@ fn an_unchanged_tree_is_carried_without_compressing_anything() {
                 (0, 0, 0)
             );
             assert_eq!(data.dead_bytes, 0);
-            // Nothing is decompressed; but the last fragment block is hardly used, and only a frame of
-            // zstd says how long it is.
+            // Nothing is decompressed; but the last fragment block is hardly used, and only a frame
+            // of zstd says how long it is.
             let tells = matches!(compression, Compression::Zstd { .. } | Compression::None);
             let decompressed = old.counts().data_blocks;
             assert!(

@@ -1,4 +1,4 @@
-//! The writer against our own reader, and against everybody else's.
+//! Tests of the writer with our own reader and with other readers.
 
 #![allow(
     clippy::unwrap_used,
