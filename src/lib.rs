@@ -23,7 +23,7 @@
 
 pub mod cli;
 pub mod commit;
-pub mod daemon;
+pub(crate) mod daemon;
 pub mod environment;
 pub mod fault;
 pub mod fuse;

@@ -50,7 +50,7 @@ fn open_read_only(environment: &Environment) -> Result<StateDb> {
 }
 
 /// Reads the database of an environment.
-pub fn facts(environment: &Environment) -> Result<Facts> {
+pub(super) fn facts(environment: &Environment) -> Result<Facts> {
     let db = open_read_only(environment)?;
     let missing = |what: &str| {
         CommandError::new(
@@ -74,7 +74,7 @@ pub fn facts(environment: &Environment) -> Result<Facts> {
 }
 
 /// Warns if files of an environment are newer than its database.
-pub fn warn_of_newer(environment: &Environment, facts: &Facts) {
+pub(super) fn warn_of_newer(environment: &Environment, facts: &Facts) {
     if let Some(newer) = &facts.newer {
         warn(format!(
             "{}: files are newer than the state database, which may be an older copy ({}); envfs verify \
@@ -86,7 +86,7 @@ pub fn warn_of_newer(environment: &Environment, facts: &Facts) {
 }
 
 /// Opens an environment that is not mounted, as a service in this process.
-pub fn local(environment: &Environment) -> Result<Box<dyn Service>> {
+pub(super) fn local(environment: &Environment) -> Result<Box<dyn Service>> {
     let config = environment.store().config()?;
     let local = Local::open(environment.clone(), &config, "command", Duration::ZERO)?;
     report_lost(environment, &local.reconciled().lost);
@@ -130,7 +130,7 @@ fn warn_of_lost(name: &str, count: usize, log: &Path) {
 }
 
 /// Prints the warnings that a daemon reported when it was started.
-pub fn print_start_warnings(name: &str, report: &StartReport, log: &Path) {
+pub(super) fn print_start_warnings(name: &str, report: &StartReport, log: &Path) {
     warn_of_lost(name, report.lost, log);
     for warning in &report.warnings {
         warn(warning.clone());
@@ -138,7 +138,7 @@ pub fn print_start_warnings(name: &str, report: &StartReport, log: &Path) {
 }
 
 /// Explains why mounting takes long.
-pub fn slow_start() {
+pub(super) fn slow_start() {
     Output::new(ColorChoice::Auto, false).note(
         "waiting for the daemon to open the environment (after an unclean shutdown it repairs it)",
     );
@@ -149,14 +149,14 @@ pub(super) fn warn(text: String) {
 }
 
 /// Opens and mounts an environment. Called in its daemon.
-pub fn mount(environment: &Environment, fakeroot: bool) -> Result<Mounted, Failure> {
+pub(super) fn mount(environment: &Environment, fakeroot: bool) -> Result<Mounted, Failure> {
     let config = environment.store().config()?;
     mount_environment(environment.clone(), &config, fakeroot)
 }
 
 /// The options of a new environment.
 #[derive(Debug, Clone, Default)]
-pub struct NewOptions {
+pub(super) struct NewOptions {
     /// The prefix, if not the default one.
     pub prefix: Option<PathBuf>,
     /// Codec and level (`zstd:3`), if not the configured one.
@@ -175,7 +175,7 @@ pub struct NewOptions {
 
 /// The result of an import.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Imported {
+pub(super) struct Imported {
     /// Name of the environment.
     pub name: String,
     /// The path where it will be mounted.
@@ -191,7 +191,7 @@ pub struct Imported {
 }
 
 /// Packs a directory, an archive or an image into a new environment.
-pub fn import(
+pub(super) fn import(
     store: &Store,
     name: &EnvName,
     source: &Path,
@@ -217,7 +217,7 @@ pub fn import(
 }
 
 /// Creates an empty environment.
-pub fn create(
+pub(super) fn create(
     store: &Store,
     name: &EnvName,
     options: &NewOptions,
@@ -267,7 +267,7 @@ fn import_options(
 }
 
 /// Packs a directory into an image file without creating an environment.
-pub fn pack(
+pub(super) fn pack(
     config: &Config,
     source: &Path,
     options: &NewOptions,
@@ -291,7 +291,11 @@ fn settings(config: &Config, options: &NewOptions) -> commit::Settings {
 }
 
 /// Checks the prefix of a new environment. It must not overlap the prefix of another one.
-pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Result<Prefix> {
+pub(super) fn choose_prefix(
+    store: &Store,
+    name: &EnvName,
+    wanted: Option<&Path>,
+) -> Result<Prefix> {
     let prefix = Prefix::choose(store.layout(), name, wanted)?;
     for other in store.list()? {
         // A damaged environment must not prevent creating others.
@@ -325,31 +329,31 @@ pub fn choose_prefix(store: &Store, name: &EnvName, wanted: Option<&Path>) -> Re
 }
 
 /// Returns the history of an environment, oldest first.
-pub fn history(environment: &Environment) -> Result<(Vec<Revision>, Vec<ImageRow>)> {
+pub(super) fn history(environment: &Environment) -> Result<(Vec<Revision>, Vec<ImageRow>)> {
     let db = open_read_only(environment)?;
     Ok((db.revisions()?, db.images()?))
 }
 
 /// Returns the tags of an environment.
-pub fn tags(environment: &Environment) -> Result<Vec<Tag>> {
+pub(super) fn tags(environment: &Environment) -> Result<Vec<Tag>> {
     let db = open_read_only(environment)?;
     Ok(db.tags()?)
 }
 
 /// Sets or deletes a tag of an environment without a daemon.
-pub fn tag(environment: &Environment, options: &TagOptions) -> Result<()> {
+pub(super) fn tag(environment: &Environment, options: &TagOptions) -> Result<()> {
     let _lock = EnvLock::try_lock(environment.layout(), "tag")?;
     let db = StateDb::open(&environment.layout().state_db())?;
     Ok(service::tag(&db, options)?)
 }
 
 /// Parses the number of a revision, `3` or `@3`.
-pub fn number(text: &str) -> Option<i64> {
+pub(super) fn number(text: &str) -> Option<i64> {
     text.strip_prefix('@').unwrap_or(text).parse().ok()
 }
 
 /// Returns the revision given by number (`3` or `@3`) or by tag.
-pub fn revision(environment: &Environment, text: &str) -> Result<i64> {
+pub(super) fn revision(environment: &Environment, text: &str) -> Result<i64> {
     if let Some(number) = number(text) {
         return Ok(number);
     }
@@ -364,7 +368,7 @@ pub fn revision(environment: &Environment, text: &str) -> Result<i64> {
 }
 
 /// Copies an image, except the paths that match the patterns.
-pub fn export_without(
+pub(super) fn export_without(
     source: &Path,
     exclude: &[PathBuf],
     to: &Path,
@@ -376,7 +380,7 @@ pub fn export_without(
 }
 
 /// Returns the image file of a revision, by default the current one.
-pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<PathBuf> {
+pub(super) fn image_file(environment: &Environment, revision: Option<i64>) -> Result<PathBuf> {
     let db = open_read_only(environment)?;
     let found = match revision {
         Some(number) => db.revision(RevisionId(number))?.ok_or_else(|| {
@@ -405,7 +409,10 @@ pub fn image_file(environment: &Environment, revision: Option<i64>) -> Result<Pa
 /// Verifies the database and all images of an environment, and compares rows and files unless
 /// another process has it open. Changes nothing, except that opening an environment after an
 /// unclean shutdown reconciles it.
-pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<commit::VerifyOutcome> {
+pub(super) fn verify(
+    environment: &Environment,
+    progress: &dyn Progress,
+) -> Result<commit::VerifyOutcome> {
     let layout = environment.layout();
     let config = environment.store().config()?;
     let settings = commit::Settings::from_config(&config);
@@ -450,7 +457,7 @@ pub fn verify(environment: &Environment, progress: &dyn Progress) -> Result<comm
 
 /// Repairs an environment that no process has open, as far as possible: moves unexpected files in
 /// its home aside, and drops changes whose content is missing. Returns a description of each step.
-pub fn repair(environment: &Environment) -> Result<Vec<String>> {
+pub(super) fn repair(environment: &Environment) -> Result<Vec<String>> {
     let layout = environment.layout();
     let config = environment.store().config()?;
     let mut done = Vec::new();
@@ -486,7 +493,10 @@ fn describe_reconciled(environment: &Environment, found: &Reconciled) -> Vec<Str
 
 /// Removes old revisions, and images and discarded changes that are no longer needed, of an
 /// environment without a daemon.
-pub fn gc(environment: &Environment, options: commit::GcOptions) -> Result<commit::Collected> {
+pub(super) fn gc(
+    environment: &Environment,
+    options: commit::GcOptions,
+) -> Result<commit::Collected> {
     let layout = environment.layout();
     if options.dry_run {
         let db = open_read_only(environment)?;
@@ -498,20 +508,20 @@ pub fn gc(environment: &Environment, options: commit::GcOptions) -> Result<commi
 }
 
 /// Returns remains of interrupted commands in the store.
-pub fn garbage(store: &Store) -> Result<Vec<Garbage>> {
+pub(super) fn garbage(store: &Store) -> Result<Vec<Garbage>> {
     Ok(store.garbage()?)
 }
 
 /// Returns the content of a file in the current revision, or `None` if it is not a regular file
 /// there.
-pub fn committed_content(environment: &Environment, path: &Path) -> Result<Option<Vec<u8>>> {
+pub(super) fn committed_content(environment: &Environment, path: &Path) -> Result<Option<Vec<u8>>> {
     let db = open_read_only(environment)?;
     Ok(commit::committed_content(&db, environment.layout(), path).map_err(Failure::from)?)
 }
 
 /// Returns whether an environment that is not open has uncommitted changes. After an unclean
 /// shutdown it may have some, so the result is true.
-pub fn has_changes(environment: &Environment) -> Result<bool> {
+pub(super) fn has_changes(environment: &Environment) -> Result<bool> {
     let db = open_read_only(environment)?;
     if !db.was_clean()? {
         return Ok(true);
@@ -526,7 +536,7 @@ pub fn has_changes(environment: &Environment) -> Result<bool> {
 }
 
 /// Returns the files and the bytes on disk that the changes of an environment use.
-pub fn upper_use(environment: &Environment) -> Result<(u64, u64)> {
+pub(super) fn upper_use(environment: &Environment) -> Result<(u64, u64)> {
     let db = open_read_only(environment)?;
     Ok(service::upper_use(&db, environment.layout())?)
 }

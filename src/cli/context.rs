@@ -91,7 +91,7 @@ impl Context {
 }
 
 /// Returns the name of the environment that is active in the calling shell.
-pub fn active_name() -> Option<String> {
+pub(super) fn active_name() -> Option<String> {
     std::env::var("ENVFS_ENV")
         .ok()
         .filter(|name| !name.is_empty())

@@ -81,7 +81,7 @@ pub struct CommandError {
 }
 
 /// The result of a command.
-pub type Result<T, E = CommandError> = std::result::Result<T, E>;
+pub(super) type Result<T, E = CommandError> = std::result::Result<T, E>;
 
 impl CommandError {
     /// Creates an error without hints.

@@ -4,13 +4,13 @@
 //! [`context`] finds environments. [`backend`] has the calls that several commands share.
 
 mod access;
-pub mod backend;
-pub mod commands;
-pub mod context;
-pub mod error;
-pub mod mount_options;
+mod backend;
+mod commands;
+mod context;
+mod error;
+mod mount_options;
 mod new_file;
-pub mod output;
+mod output;
 mod program;
 mod read_only;
 

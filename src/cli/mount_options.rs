@@ -58,7 +58,7 @@ const OF_A_MOUNT: &[&str] = &[
 
 /// The parsed options.
 #[derive(Debug)]
-pub struct Options {
+pub(super) struct Options {
     /// The images, top first.
     pub images: Vec<PathBuf>,
     /// Where the one image begins in its file, if it is inside another and not found.
@@ -96,20 +96,20 @@ impl Default for Options {
 }
 
 /// Splits lists of options at commas.
-pub fn words(lists: &[OsString]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn words(lists: &[OsString]) -> impl Iterator<Item = &[u8]> {
     lists
         .iter()
         .flat_map(|list| list.as_bytes().split(|byte| *byte == b','))
 }
 
 /// Returns whether the options change an existing mount.
-pub fn is_remount(lists: &[OsString]) -> bool {
+pub(super) fn is_remount(lists: &[OsString]) -> bool {
     words(lists).any(|word| word == b"remount")
 }
 
 impl Options {
     /// Applies lists of options in order.
-    pub fn apply_all(&mut self, lists: &[OsString]) -> Result<()> {
+    pub(super) fn apply_all(&mut self, lists: &[OsString]) -> Result<()> {
         let is_remount = is_remount(lists);
         words(lists).try_for_each(|word| self.apply(word, is_remount))
     }
@@ -174,7 +174,7 @@ fn split_list(list: &[u8]) -> Vec<Vec<u8>> {
 
 /// Translates a call as `mount.envfs SOURCE DIR [-sfnv] [-t TYPE] [-o OPTIONS]`, which is how
 /// mount(8) calls helpers, into a call of `envfs mount`. Returns other calls unchanged.
-pub fn translate_helper(words: Vec<OsString>) -> Vec<OsString> {
+pub(super) fn translate_helper(words: Vec<OsString>) -> Vec<OsString> {
     let called = words.first().map(|word| Path::new(word).to_path_buf());
     let called = called.as_deref().and_then(Path::file_name);
     if !called.is_some_and(|name| name == "mount.envfs" || name == "mount.fuse.envfs") {

@@ -364,7 +364,7 @@ impl Progress for Bar {
 }
 
 /// Formats a number of bytes with three significant digits and binary units.
-pub fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -389,13 +389,13 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// Formats a count with its noun in the singular or plural.
-pub fn count(number: u64, thing: &str) -> String {
+pub(super) fn count(number: u64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }
 
 /// Summarizes changes. Omits kinds without changes.
-pub fn changes(summary: &Summary) -> String {
+pub(super) fn changes(summary: &Summary) -> String {
     let words: Vec<String> = [
         (summary.added, "added"),
         (summary.modified, "modified"),
@@ -414,7 +414,7 @@ pub fn changes(summary: &Summary) -> String {
 }
 
 /// Formats a time (in seconds since 1970) in UTC, so that it sorts.
-pub fn time(seconds: i64) -> String {
+pub(super) fn time(seconds: i64) -> String {
     // Howard Hinnant's "chrono-compatible low-level date algorithms": days since 1970 to a date.
     let days = seconds.div_euclid(86_400);
     let rest = seconds.rem_euclid(86_400);
@@ -441,7 +441,7 @@ pub fn time(seconds: i64) -> String {
 }
 
 /// Aligns rows in columns. Cells must not contain colours.
-pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+pub(super) fn table(rows: &[Vec<String>]) -> Vec<String> {
     let escape = |row: &Vec<String>| row.iter().map(printable).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(escape).collect();
     let mut widths: Vec<usize> = Vec::new();

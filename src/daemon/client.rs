@@ -239,12 +239,12 @@ struct Connection {
 }
 
 /// Returns the process that listens at a socket, even if it does not respond.
-pub fn process_at(socket: &Path) -> Option<u32> {
+pub(crate) fn process_at(socket: &Path) -> Option<u32> {
     process::peer_process(connect_within(socket, ENDING_TIMEOUT).ok()?)
 }
 
 /// Returns the failure for a daemon that does not respond, with the next steps.
-pub fn unresponsive(pid: Option<u32>, how: &str) -> Failure {
+pub(crate) fn unresponsive(pid: Option<u32>, how: &str) -> Failure {
     let Some(pid) = pid else {
         return Failure::new(Kind::Daemon, format!("the daemon {how}"))
             .hint("its log may show why (envfs paths prints its path)");

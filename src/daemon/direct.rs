@@ -38,7 +38,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The description of a mount without a store. All paths are absolute.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DirectMount {
+pub(crate) struct DirectMount {
     /// The SquashFS images, top first; at least one.
     pub images: Vec<Text>,
     /// The offset of the image in its file, unless it is detected; for a single image.
@@ -63,7 +63,7 @@ pub struct DirectMount {
 }
 
 /// Starts the daemon of a mount and waits until the mount can be used.
-pub fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<StartReport, Failure> {
+pub(crate) fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<StartReport, Failure> {
     detach_dead(what.mount_point.as_path(), &what.source)?;
     let mut output = Stdio::null();
     let (mut log_path, mut log_warning) = (None, None);
@@ -98,7 +98,7 @@ pub fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<StartReport, Failure
 }
 
 /// Returns the flags of the mount at a path.
-pub fn flags_at(mount_point: &Path) -> Result<MountFlags, Failure> {
+pub(crate) fn flags_at(mount_point: &Path) -> Result<MountFlags, Failure> {
     let found = mountinfo::at(mount_point)
         .map_err(|e| Failure::io("cannot read the mount table", &e))?
         .filter(|mount| mount.fs_type.starts_with("fuse"));
@@ -120,7 +120,11 @@ pub fn flags_at(mount_point: &Path) -> Result<MountFlags, Failure> {
 }
 
 /// Changes the flags of the mount at a path. Only root can do this.
-pub fn remount(mount_point: &Path, before: MountFlags, after: MountFlags) -> Result<(), Failure> {
+pub(crate) fn remount(
+    mount_point: &Path,
+    before: MountFlags,
+    after: MountFlags,
+) -> Result<(), Failure> {
     let shown = mount_point.display();
     if before.synchronous != after.synchronous {
         return Err(Failure::new(
@@ -153,7 +157,7 @@ fn has_no_upper(mount_point: &Path) -> bool {
 }
 
 /// Runs the daemon until it is unmounted. The requirements are those of [`super::host::run`].
-pub fn run(what: &DirectMount) -> Result<(), Failure> {
+pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
     let Startup {
         signals,
         warnings,
@@ -515,7 +519,7 @@ fn damaged(path: &Path) -> impl Fn(crate::squashfs::Error) -> Failure {
 
 impl DirectMount {
     /// Returns the default source of a mount: the image, if the mount table can represent its path.
-    pub fn default_source(image: &Path) -> String {
+    pub(crate) fn default_source(image: &Path) -> String {
         match image.to_str() {
             Some(text) if !text.contains([',', '\\']) => text.to_owned(),
             _ => String::from("envfs"),
@@ -523,7 +527,7 @@ impl DirectMount {
     }
 
     /// Returns whether the mount point is a directory, even if a dead mount covers it.
-    pub fn has_mount_point(&self) -> bool {
+    pub(crate) fn has_mount_point(&self) -> bool {
         let path = self.mount_point.as_path();
         path.as_os_str().as_bytes().starts_with(b"/") && (path.is_dir() || mountinfo::is_dead(path))
     }

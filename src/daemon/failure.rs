@@ -107,7 +107,7 @@ impl Failure {
 }
 
 /// The hint for a full disk.
-pub const MAKE_ROOM: &str = "free some space (envfs gc removes old images), then try again";
+pub(crate) const MAKE_ROOM: &str = "free some space (envfs gc removes old images), then try again";
 
 /// The hint for a damaged store.
 const REPAIR: &str =
@@ -115,7 +115,7 @@ const REPAIR: &str =
 
 /// Returns the kind of a system error. A missing file is `System`, not `NotFound`, because the user
 /// did not name it.
-pub fn kind_of_io(error: &io::Error) -> Kind {
+pub(crate) fn kind_of_io(error: &io::Error) -> Kind {
     if regular::as_not_regular(error).is_some() {
         return Kind::Damaged;
     }
@@ -128,7 +128,7 @@ pub fn kind_of_io(error: &io::Error) -> Kind {
 }
 
 /// Joins the messages of an error and its causes. Omits a cause whose text is already included.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -18,7 +18,7 @@ use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::signals::TerminationSignals;
 
 /// A mounted environment with its running session and its service.
-pub struct Mounted {
+pub(crate) struct Mounted {
     /// The mount, with its event loops running.
     pub session: Session,
     /// The operations available to commands.
@@ -42,7 +42,7 @@ impl std::fmt::Debug for Mounted {
 ///
 /// `mount` opens and mounts the environment. It runs after the process has left its terminal. Its
 /// failure is sent to the command that started the daemon and is returned as well.
-pub fn run(
+pub(crate) fn run(
     id: &str,
     runtime: &RuntimeDir,
     mount: impl FnOnce() -> Result<Mounted, Failure>,
@@ -325,7 +325,7 @@ impl Control for MountControl {
 }
 
 /// Returns the processes that use an environment's mount, as far as they are visible.
-pub fn holders(id: &str) -> Vec<holders::Holder> {
+pub(crate) fn holders(id: &str) -> Vec<holders::Holder> {
     match mountinfo::of_environment(id) {
         Ok(mounts) => mounts.iter().flat_map(holders::of_mount).collect(),
         Err(error) => {
@@ -336,7 +336,7 @@ pub fn holders(id: &str) -> Vec<holders::Holder> {
 }
 
 /// Returns the failure for a mount that is in use, with the processes that use it.
-pub fn busy(mount_point: &Path, holders: &[holders::Holder]) -> Failure {
+pub(crate) fn busy(mount_point: &Path, holders: &[holders::Holder]) -> Failure {
     let mut message = format!("{} is in use", mount_point.display());
     if holders.is_empty() {
         message.push_str(" (by a process of another user, or by a mount inside it)");

@@ -75,7 +75,7 @@ impl State {
 }
 
 /// Determines the state of an environment's mount. Changes nothing.
-pub fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
+pub(crate) fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Failure> {
     let mounts = mountinfo::of_environment(&target.id)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
     let client = connect(runtime, target)?.map(|client| client.named(&target.name));
@@ -129,7 +129,7 @@ fn serves(client: &Client, target: &Target) -> bool {
 }
 
 /// Returns the failure for an environment of which a copy is mounted.
-pub fn copied(target: &Target, from: Option<&Path>) -> Failure {
+pub(crate) fn copied(target: &Target, from: Option<&Path>) -> Failure {
     let from = match from {
         Some(home) => format!("from {}", home.display()),
         None => format!("at {}", target.prefix.display()),
@@ -177,7 +177,7 @@ fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Fail
 /// Calls `slow` once if the start of the daemon takes long.
 ///
 /// With `fakeroot`, the user has root's rights in the mount. A mount without it is not replaced.
-pub fn ensure_mounted(
+pub(crate) fn ensure_mounted(
     target: &Target,
     runtime: &RuntimeDir,
     fakeroot: bool,
@@ -275,7 +275,7 @@ fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
 /// Checks that an environment can be mounted at a prefix, and creates the directory.
 ///
 /// Fails if the directory is not empty, as the mount would hide its contents.
-pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
+pub(crate) fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
     let shown = prefix.display();
     if !prefix.is_absolute() {
         return Err(Failure::new(
@@ -332,7 +332,7 @@ pub fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
 ///
 /// If nothing can be mounted anywhere, the check succeeds: an environment may be created on one
 /// machine for use on another.
-pub fn try_prefix(prefix: &Path) -> Result<(), Failure> {
+pub(crate) fn try_prefix(prefix: &Path) -> Result<(), Failure> {
     let is_missing = |dir: &&Path| {
         fs::symlink_metadata(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     };
@@ -515,7 +515,7 @@ fn last_lines(path: &Path, start: u64) -> Vec<String> {
 
 /// Ensures that the environment is not mounted and has no daemon. Also detaches dead mounts.
 /// Returns `None` if there was nothing to do. Calls `slow` if the daemon takes long to end.
-pub fn ensure_unmounted(
+pub(crate) fn ensure_unmounted(
     target: &Target,
     runtime: &RuntimeDir,
     mode: UnmountMode,

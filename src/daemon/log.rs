@@ -10,13 +10,13 @@ use crate::environment::Layout;
 use crate::sys::{daemonize, process, regular};
 
 /// The size in bytes above which a log is rotated.
-pub const LIMIT: u64 = 1 << 20;
+pub(crate) const LIMIT: u64 = 1 << 20;
 
 /// The environment whose log is the standard error of this process, if it is a daemon.
 static OWN: OnceLock<Layout> = OnceLock::new();
 
 /// Opens the log of an environment for appending. Rotates it first if it is longer than `limit`.
-pub fn open(layout: &Layout, limit: u64) -> io::Result<File> {
+pub(crate) fn open(layout: &Layout, limit: u64) -> io::Result<File> {
     let path = layout.daemon_log();
     let append = || {
         let mut options = File::options();
@@ -35,7 +35,7 @@ pub fn open(layout: &Layout, limit: u64) -> io::Result<File> {
 
 /// Opens the log of a daemon to be started, or `/dev/null` if that fails, as a mount must not fail
 /// for its log. Returns a warning in that case.
-pub fn open_or_discard(layout: &Layout) -> io::Result<(File, Option<String>)> {
+pub(crate) fn open_or_discard(layout: &Layout) -> io::Result<(File, Option<String>)> {
     match open(layout, LIMIT) {
         Ok(file) => Ok((file, None)),
         Err(error) => {
@@ -52,14 +52,14 @@ pub fn open_or_discard(layout: &Layout) -> io::Result<(File, Option<String>)> {
 }
 
 /// Enables rotation of this process's log. Its standard error must be the log of this environment.
-pub fn enable_rotation(layout: &Layout) {
+pub(crate) fn enable_rotation(layout: &Layout) {
     // A second call has no effect.
     drop(OWN.set(layout.clone()));
 }
 
 /// Writes to standard error, where daemons log.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Writer;
+pub(crate) struct Writer;
 
 impl Write for Writer {
     /// Never fails: a full disk must not end a daemon or a command, and there is nowhere else to

@@ -19,19 +19,19 @@
 //! with its mount. If it is killed, its mount remains and is dead: the next command that needs the
 //! mount detaches it and starts another daemon.
 
-pub mod client;
-pub mod direct;
-pub mod failure;
-pub mod host;
-pub mod lifecycle;
-pub mod log;
+pub(crate) mod client;
+pub(crate) mod direct;
+pub(crate) mod failure;
+pub(crate) mod host;
+pub(crate) mod lifecycle;
+pub(crate) mod log;
 mod profile;
-pub mod protocol;
-pub mod runtime;
-pub mod server;
-pub mod service;
+pub(crate) mod protocol;
+pub(crate) mod runtime;
+pub(crate) mod server;
+pub(crate) mod service;
 mod start_lock;
-pub mod stats;
+pub(crate) mod stats;
 
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ use crate::sys::text::Text;
 use crate::union::{Change, Summary};
 
 /// The version of the protocol. Client and server must have the same.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// The greeting of the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ pub enum Request {
 /// A message of the server in response to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Progress; more messages follow.
     Progress(Report),
     /// The result; the last message.
@@ -218,7 +218,7 @@ pub trait Service: Send + Sync {
 /// The message that a daemon writes to its standard output after its start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Started {
+pub(crate) enum Started {
     /// The mount can be used.
     Ready {
         /// Process id of the daemon.

@@ -26,14 +26,14 @@ const MAX_REQUEST: u64 = 16 << 20;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Requests that the daemon handles itself, besides those of the [`Service`].
-pub trait Control: Send + Sync {
+pub(crate) trait Control: Send + Sync {
     /// Unmounts the environment, after which the daemon ends.
     fn unmount(&self, mode: UnmountMode) -> Result<Unmounted, Failure>;
 }
 
 /// A listening socket.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     listener: UnixListener,
     path: PathBuf,
     hello: Hello,
@@ -42,7 +42,11 @@ pub struct Server {
 impl Server {
     /// Listens at `path` for an environment. Replaces the socket of a dead daemon. There cannot be
     /// a running one, because the caller holds the start lock or the environment's lock.
-    pub fn bind(path: &Path, environment: &str, home: Option<ServedHome>) -> io::Result<Server> {
+    pub(crate) fn bind(
+        path: &Path,
+        environment: &str,
+        home: Option<ServedHome>,
+    ) -> io::Result<Server> {
         match fs::remove_file(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -67,7 +71,7 @@ impl Server {
 
     /// Serves connections in the background, each in a thread of its own, until the handle is
     /// dropped.
-    pub fn start(
+    pub(crate) fn start(
         self,
         service: Arc<dyn Service>,
         control: Arc<dyn Control>,
@@ -192,7 +196,7 @@ impl Drop for Working<'_> {
 /// A running server. When dropped, it stops accepting connections, removes its socket, and waits
 /// for the requests in progress.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     path: PathBuf,
     stop: Arc<AtomicBool>,
     work: Arc<Work>,

@@ -25,10 +25,10 @@ use crate::union::{self, Change, Reconciled, Summary};
 
 /// The time limit for the lock of an environment that another command reads, or whose daemon is
 /// ending.
-pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The description of a file in [`Reconciled::lost`].
-pub const LOST: &str = "its content was missing; the committed version is visible again";
+pub(crate) const LOST: &str = "its content was missing; the committed version is visible again";
 
 /// Logs the differences between rows and files that were repaired.
 pub(super) fn log_reconciled(reconciled: &Reconciled) {
@@ -48,7 +48,7 @@ pub(super) fn log_reconciled(reconciled: &Reconciled) {
 
 /// An environment that is open under its lock, and possibly mounted.
 #[derive(Debug)]
-pub struct Local {
+pub(crate) struct Local {
     workspace: Workspace,
     /// The differences that were repaired on opening.
     reconciled: Reconciled,
@@ -80,7 +80,7 @@ enum OnLoss {
 
 impl Local {
     /// Opens an environment, waiting up to `timeout` for its lock.
-    pub fn open(
+    pub(crate) fn open(
         environment: Environment,
         config: &Config,
         purpose: &str,
@@ -99,12 +99,12 @@ impl Local {
     }
 
     /// Returns the open environment.
-    pub fn workspace(&self) -> &Workspace {
+    pub(crate) fn workspace(&self) -> &Workspace {
         &self.workspace
     }
 
     /// Returns the differences that were repaired on opening.
-    pub fn reconciled(&self) -> &Reconciled {
+    pub(crate) fn reconciled(&self) -> &Reconciled {
         &self.reconciled
     }
 
@@ -211,7 +211,7 @@ impl Drop for Local {
 /// Opens an environment and mounts it at its prefix.
 ///
 /// With `fakeroot`, the user has root's rights in the mount, and owners are shown as recorded.
-pub fn mount_environment(
+pub(crate) fn mount_environment(
     environment: Environment,
     config: &Config,
     fakeroot: bool,
@@ -405,7 +405,7 @@ fn unless_cancelled(progress: &dyn Progress) -> Result<(), Failure> {
 }
 
 /// Sets or deletes a tag. The caller must hold the environment's lock.
-pub fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
+pub(crate) fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
     let Some(revision) = options.revision.map(RevisionId) else {
         if db.remove_tag(&options.tag)? {
             return Ok(());
@@ -421,7 +421,7 @@ pub fn tag(db: &StateDb, options: &TagOptions) -> Result<(), Failure> {
 
 /// Returns the number and the size of files in the upper directories of the stack. Discarded and
 /// retired uppers do not count.
-pub fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), StateError> {
+pub(crate) fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), StateError> {
     let is_upper = |layer: &StackLayer| !matches!(layer.part, StackPart::Image(_));
     let uppers = db.stack()?.into_iter().filter(is_upper);
     let (mut files, mut bytes) = (0, 0);

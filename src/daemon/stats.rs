@@ -12,7 +12,7 @@ use crate::union::Union;
 
 /// Statistics since the mount.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Stats {
+pub(crate) struct Stats {
     /// Requests of the kernel by kind. Kinds without requests are absent.
     pub requests: BTreeMap<String, Requests>,
     /// Bytes read by the kernel.
@@ -28,7 +28,7 @@ pub struct Stats {
 /// Requests of one kind. Times are in microseconds, from the arrival of a request until its reply
 /// was written to the kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Requests {
+pub(crate) struct Requests {
     /// The number of requests.
     pub count: u64,
     /// The total time. Concurrent requests count separately.
@@ -43,7 +43,7 @@ pub struct Requests {
 
 /// Reads from images, and hits of their caches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Images {
+pub(crate) struct Images {
     /// Reads from image files.
     pub reads: u64,
     /// Bytes read, before decompression.
@@ -64,7 +64,7 @@ pub struct Images {
 
 /// Hits and misses of a cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cache {
+pub(crate) struct Cache {
     /// Lookups of an entry that was present or being loaded.
     pub hits: u64,
     /// Other lookups.
@@ -93,7 +93,7 @@ impl From<Latency> for Requests {
 }
 
 /// Collects the statistics of a mount.
-pub fn of(counters: &Counters, union: &Union) -> Stats {
+pub(crate) fn of(counters: &Counters, union: &Union) -> Stats {
     let mut images = Images::default();
     for layer in union.lower().images() {
         let (counts, hits) = (layer.image().counts(), layer.image().cache_hits());

@@ -159,7 +159,7 @@ impl ReactivateArgs {
 
 /// Whether activation changes the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PromptChange {
+pub(crate) enum PromptChange {
     /// As configured.
     Configured,
     /// No: there is no interactive shell.
@@ -167,7 +167,7 @@ pub enum PromptChange {
 }
 
 /// Mounts an environment and plans its activation.
-pub fn prepare(
+pub(crate) fn prepare(
     context: &Context,
     name: Option<&str>,
     nesting: Nesting,
@@ -214,7 +214,7 @@ fn enter(prefix: &Path) -> Result<()> {
 }
 
 /// Returns the variables of this process, which are those exported by the shell.
-pub fn variables() -> Variables {
+pub(crate) fn variables() -> Variables {
     std::env::vars_os().collect()
 }
 

@@ -131,7 +131,7 @@ fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
 }
 
 /// Prints the result of a commit.
-pub fn print_result(context: &Context, name: &str, committed: Option<&Committed>) {
+pub(crate) fn print_result(context: &Context, name: &str, committed: Option<&Committed>) {
     let Some(committed) = committed else {
         context.output.note(format!("{name}: nothing changed"));
         return;

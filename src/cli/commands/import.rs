@@ -53,7 +53,7 @@ pub struct Args {
 
 /// The options of a new environment; shared with `create`.
 #[derive(Debug, ClapArgs)]
-pub struct ImportOptions {
+pub(crate) struct ImportOptions {
     /// Path where the environment will be mounted [default: ~/.local/share/envfs/envs/NAME].
     #[arg(long, value_name = "PATH")]
     pub prefix: Option<PathBuf>,
@@ -67,7 +67,7 @@ pub struct ImportOptions {
 
 /// The options of an image; shared with `image pack`.
 #[derive(Debug, ClapArgs)]
-pub struct PackOptions {
+pub(crate) struct PackOptions {
     /// Codec and level of the image: zstd:3, xz, gzip, lz4, none [default: zstd].
     #[arg(long, value_name = "CODEC[:LEVEL]")]
     pub compression: Option<Compression>,
@@ -89,7 +89,7 @@ pub struct PackOptions {
 
 /// The patterns to exclude; shared with `image pack`.
 #[derive(Debug, ClapArgs)]
-pub struct Exclude {
+pub(crate) struct Exclude {
     /// Exclude matching paths: *.pyc or __pycache__ anywhere, pkgs/cache below the source. Can be
     /// repeated.
     #[arg(long, value_name = "PATTERN")]
@@ -97,12 +97,12 @@ pub struct Exclude {
 }
 
 /// Returns the codec and level, given by name or as conda-pack's level.
-pub fn compression(named: Option<Compression>, level: Option<u8>) -> Option<Compression> {
+pub(crate) fn compression(named: Option<Compression>, level: Option<u8>) -> Option<Compression> {
     named.or_else(|| level.and_then(Compression::from_conda_pack_level))
 }
 
 /// Parses a block size in bytes.
-pub fn block_size(text: &str) -> Result<u32, String> {
+pub(crate) fn block_size(text: &str) -> Result<u32, String> {
     let size = text
         .parse()
         .ok()
@@ -113,7 +113,7 @@ pub fn block_size(text: &str) -> Result<u32, String> {
 
 impl ImportOptions {
     /// Converts the options for [`backend`].
-    pub fn to_new_options(&self) -> NewOptions {
+    pub(crate) fn to_new_options(&self) -> NewOptions {
         NewOptions {
             prefix: self.prefix.clone(),
             message: self.message.clone(),

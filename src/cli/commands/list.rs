@@ -133,7 +133,7 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
 }
 
 /// Returns the state of a mount in one word.
-pub fn describe(state: &State) -> &'static str {
+pub(crate) fn describe(state: &State) -> &'static str {
     match state {
         State::Unmounted => "unmounted",
         State::Mounted(_) => "mounted",

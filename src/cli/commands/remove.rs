@@ -48,7 +48,7 @@ impl Args {
 }
 
 /// Unmounts an environment and removes it with all its files and its mount point.
-pub fn remove_environment(env: Env) -> Result<()> {
+pub(crate) fn remove_environment(env: Env) -> Result<()> {
     lifecycle::ensure_unmounted(&env.target, &env.runtime, UnmountMode::Plain, &|| {})?;
     let lock = EnvLock::lock(env.environment.layout(), "remove", LOCK_TIMEOUT)?;
     env.environment.remove_files(lock)?;
@@ -57,7 +57,7 @@ pub fn remove_environment(env: Env) -> Result<()> {
 }
 
 /// Removes the empty directory where an environment was mounted.
-pub fn remove_prefix(prefix: &Path) {
+pub(crate) fn remove_prefix(prefix: &Path) {
     match fs::remove_dir(prefix) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
