@@ -29,6 +29,7 @@ mod outlives;
 mod paths;
 mod read_only;
 mod run;
+mod snapshots;
 mod stats;
 mod status;
 mod tag;
