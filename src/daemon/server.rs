@@ -85,7 +85,7 @@ impl Server {
         std::thread::Builder::new()
             .name(String::from("control"))
             .spawn(move || {
-                let mut reserve = reserve();
+                let reserve = Arc::new(Reserve::new());
                 for stream in self.listener.incoming() {
                     if stopped.load(Ordering::SeqCst) {
                         break;
@@ -96,25 +96,23 @@ impl Server {
                             tracing::warn!(%error, "cannot accept a connection");
                             // Out of descriptors: release the reserve. If that is not enough, wait
                             // until others are closed.
-                            if reserve.is_empty() {
+                            if !reserve.release() {
                                 std::thread::sleep(Duration::from_millis(100));
                             }
-                            reserve.clear();
                             continue;
                         }
                     };
-                    if reserve.is_empty() {
-                        reserve = self::reserve();
-                    }
                     let (hello, service, control, work) = (
                         self.hello.clone(),
                         service.clone(),
                         control.clone(),
                         work.clone(),
                     );
+                    let released = Released::new(reserve.clone());
                     let spawned = std::thread::Builder::new()
                         .name(String::from("request"))
                         .spawn(move || {
+                            let _released = released;
                             if let Err(error) = handle(stream, &hello, &*service, &*control, &work)
                             {
                                 tracing::debug!(%error, "a control connection failed");
@@ -134,11 +132,62 @@ impl Server {
     }
 }
 
-/// Opens descriptors as a reserve for the control socket, which must work even if users of the
-/// mount have exhausted the limit. A connection needs three, and its request some more.
-fn reserve() -> Vec<fs::File> {
-    let open = |_| fs::File::open("/dev/null").ok();
-    (0..12).map_while(open).collect()
+/// Descriptors held in reserve for the control socket, which must work even if users of the mount
+/// have exhausted the limit. A connection needs three, and its request some more.
+#[derive(Debug)]
+struct Reserve(Mutex<ReserveState>);
+
+#[derive(Debug)]
+struct ReserveState {
+    files: Vec<fs::File>,
+    /// Connections being served; the reserve is theirs meanwhile.
+    connections: usize,
+}
+
+impl Reserve {
+    fn new() -> Reserve {
+        Reserve(Mutex::new(ReserveState {
+            files: Reserve::open(),
+            connections: 0,
+        }))
+    }
+
+    fn open() -> Vec<fs::File> {
+        let open = |_| fs::File::open("/dev/null").ok();
+        (0..12).map_while(open).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ReserveState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the reserve. Returns whether there was one.
+    fn release(&self) -> bool {
+        !std::mem::take(&mut self.lock().files).is_empty()
+    }
+}
+
+/// Keeps the reserve released while a connection is served, and refills it after the last one.
+struct Released(Arc<Reserve>);
+
+impl Released {
+    fn new(reserve: Arc<Reserve>) -> Released {
+        let mut state = reserve.lock();
+        state.connections += 1;
+        state.files.clear();
+        drop(state);
+        Released(reserve)
+    }
+}
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.connections -= 1;
+        if state.connections == 0 {
+            state.files = Reserve::open();
+        }
+    }
 }
 
 /// Counts the requests in progress, and prevents new ones after the end.
