@@ -232,6 +232,10 @@ sys.stdin.read()";
         }
         drop(child.stdin.take());
         finish(child, String::from("hold")).ok();
+        // The daemon closes removed files a moment after the kernel forgets them.
+        wait_for("free descriptors", || {
+            env.sh(&format!("echo probe >'{at}/probe'")).code == 0
+        });
         work(&env, "e");
         env.envfs(&["unmount", "e"]).ok();
         env.verify("e");

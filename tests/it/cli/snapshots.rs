@@ -21,7 +21,7 @@ fn settings(env: &TestEnv) -> insta::Settings {
             r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?( ?(UTC|Z|[+-]\d{4}))?",
             "TIME",
         ),
-        (r"\b(pid|process) \d+", "$1 PID"),
+        (r"\b(pid|process|daemon) \d+", "$1 PID"),
         (r"\d+(\.\d+)? (B|KiB|MiB|GiB|bytes)\b", "SIZE"),
         (r"\b[a-z_][a-z0-9_-]*@[\w.-]+", "USER@HOST"),
     ] {
