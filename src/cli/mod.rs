@@ -1,7 +1,7 @@
 //! The command line: parses arguments, calls the modules below, and prints results.
 //!
-//! Each file in [`commands`] is one command: `Args`, whose doc comment is the help text, and `run`.
-//! [`context`] finds environments. [`backend`] has the calls that several commands share.
+//! Each file in `commands` is one command: `Args`, whose doc comment is the help text, and `run`.
+//! `context` finds environments. `backend` has the calls that several commands share.
 
 mod access;
 mod backend;
