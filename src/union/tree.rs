@@ -31,12 +31,22 @@ pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
         }
     }
     let mut climbed = HashSet::new();
-    for (&ino, row) in &delta.inodes {
-        if row.kind != Kind::Directory {
-            continue;
-        }
+    let rows = delta.inodes.iter();
+    let mut directories: Vec<_> = rows
+        .filter(|(_, row)| row.kind == Kind::Directory)
+        .collect();
+    // Images number neighbours one after another, and looking up one parent finds its neighbours'.
+    directories.sort_unstable_by_key(|(ino, _)| **ino);
+    for (&ino, row) in directories {
         climb(delta, lower, ino, &mut climbed)?;
         let Some(now) = &row.place else { continue };
+        // Most directories are where the layers below have them. Asking by name is cheap; asking for
+        // the parent may read a whole listing.
+        if delta.lookup(now.0, &now.1) == Lookup::Unknown
+            && lower.lookup(now.0, &now.1)? == Some(ino)
+        {
+            continue;
+        }
         // Where it lay before, its name must be hidden.
         if let Some((dir, name)) = lower.parent(ino)?
             && (dir, &name) != (now.0, &now.1)
