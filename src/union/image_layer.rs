@@ -30,8 +30,9 @@ pub struct ImageLayer {
     is_stacked: bool,
     /// Objects that have more or fewer names than the image says.
     links: Arc<Links>,
-    /// Whether link counts of directories have to be found: some writers count all entries.
-    counts_subdirectories: bool,
+    /// The link counts of directories, by inode number, where they have to be counted: some writers
+    /// count all entries. A count takes a whole listing, and attributes are asked for all the time.
+    counted_links: Option<Mutex<LruCache<u32, u32>>>,
     /// Where directories are. An image knows the parent of a directory, but finds its name only by
     /// going through all of the parent's names; and climbing to the root is part of many operations.
     places: Mutex<LruCache<Ino, Place>>,
@@ -53,7 +54,7 @@ impl ImageLayer {
             ids,
             is_stacked: false,
             links: Arc::default(),
-            counts_subdirectories: false,
+            counted_links: None,
             places: Mutex::new(LruCache::new(PLACES_KEPT)),
         }
     }
@@ -74,7 +75,7 @@ impl ImageLayer {
     /// Makes it count subdirectories rather than believe the image.
     pub(super) fn counting_subdirectories(self) -> ImageLayer {
         ImageLayer {
-            counts_subdirectories: true,
+            counted_links: Some(Mutex::new(LruCache::new(PLACES_KEPT))),
             ..self
         }
     }
@@ -82,15 +83,22 @@ impl ImageLayer {
     /// The link count of a directory, which is that of its subdirectories and 2. An image that says 2 is
     /// believed, so that looking at directories without others in them does not read them.
     fn directory_links(&self, inode: &Inode) -> Result<u32> {
-        if !self.counts_subdirectories || inode.nlink == 2 {
+        let Some(counted) = self.counted_links.as_ref().filter(|_| inode.nlink != 2) else {
             return Ok(inode.nlink);
+        };
+        // A cache: an entry is complete or absent, even after a panic.
+        let counted = || counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(links) = counted().get(&inode.number) {
+            return Ok(*links);
         }
         let listing = self.image.read_dir(inode)?;
         let directories = listing
             .iter()
             .filter(|(_, entry)| entry.kind == InodeKind::Directory);
         let count = u32::try_from(directories.count()).unwrap_or(u32::MAX);
-        Ok(count.saturating_add(2))
+        let links = count.saturating_add(2);
+        counted().put(inode.number, links);
+        Ok(links)
     }
 
     /// Returns true for an entry which says that there is nothing.
