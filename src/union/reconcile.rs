@@ -251,10 +251,13 @@ pub(super) fn differences(
     let (mut names, mut work) = upper.names()?;
     let mut dirs: HashMap<Ino, Option<PathBuf>> = HashMap::new();
     let mut wrong = Differences::default();
-    for (&ino, row) in &delta.inodes {
-        if row.data != DataPlace::Upper {
-            continue;
-        }
+    let rows = delta.inodes.iter();
+    let mut rows: Vec<_> = rows
+        .filter(|(_, row)| row.data == DataPlace::Upper)
+        .collect();
+    // Images number neighbours one after another, and looking up one parent finds its neighbours'.
+    rows.sort_unstable_by_key(|(ino, row)| (row.place.as_ref().map(|(dir, _)| *dir), **ino));
+    for (&ino, row) in rows {
         let way = match &row.place {
             None => None,
             Some((dir, name)) => {
