@@ -207,7 +207,7 @@ fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Res
             if e.kind() == std::io::ErrorKind::NotFound
                 || regular::as_not_regular(&e).is_some() =>
         {
-            // Whatever is there at the next open, rows and files must be compared.
+            // The next open must compare rows and files, whatever it finds.
             db.mark_unclean()?;
             let upper = path.join("upper");
             let what = match regular::as_not_regular(&e) {

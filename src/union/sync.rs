@@ -203,7 +203,7 @@ impl Union {
     fn sync_uppers(&self) -> Result<()> {
         let mut all = Vec::new();
         {
-            // Whatever is being written is noted, and written before it counts as synced.
+            // Content being written is noted first, and is written before it counts as synced.
             let _gate = self.gate_exclusive();
             let state = self.read();
             for upper in state.uppers() {

@@ -24,7 +24,7 @@ fn in_the_middle(path: &Path) -> tempfile::TempDir {
     elsewhere
 }
 
-/// A database that nobody has open.
+/// A database that no process has open.
 fn closed() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
