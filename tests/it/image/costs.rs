@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use envfs::squashfs::format::InodeBody;
 use envfs::squashfs::reader::{Image, ReaderOptions};
@@ -46,6 +47,12 @@ impl Scene {
             let path = source.join(format!("pkg/sub{}/f{i:02}.py", i % 2));
             env.write(&path, text(1_000_000 + i * 1000, 500));
         }
+        // An image keeps whole seconds: a file written again within the same second with the same
+        // content would be no change.
+        let mut old = Command::new("find");
+        old.arg(&source);
+        old.args(["-exec", "touch", "-d", "@1000000000", "{}", "+"]);
+        run(old).ok();
         let options = ["--block-size", "4096", "--compression", "zstd:1"];
         let args = [&["import", "-q", word(&source), "e"][..], &options].concat();
         env.envfs(&args).ok();
