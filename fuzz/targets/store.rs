@@ -14,7 +14,7 @@ use envfs::{
     object::{Ino, Kind},
     progress::NoProgress,
     state::StateDb,
-    union::{Creator, RenameMode, SetIdBits, Union, XattrMode},
+    union::{Creator, NewObject, RenameMode, SetIdBits, Union, XattrMode},
 };
 
 /// Files that are read when an environment is opened, below its home.
@@ -254,7 +254,8 @@ fn use_view(union: &Union) {
                 _ => {}
             }
         }
-        drop(union.make(dir, b"new", Kind::File, 0o644, 0, None, creator));
+        let new = NewObject::new(Kind::File, 0o644, creator);
+        drop(union.create(dir, b"new", &new));
         drop(union.unlink(dir, b"other"));
     }
     drop(union.sync_all());
@@ -265,8 +266,11 @@ fn change(union: &Union) {
     let find = |dir, name: &[u8]| union.lookup(dir, name).unwrap().unwrap().0;
     let creator = Creator { uid: 1, gid: 1 };
     let make = |name: &[u8], kind, target| {
-        let made = union.make(Ino::ROOT, name, kind, 0o644, 0, target, creator);
-        let (ino, _) = made.unwrap();
+        let new = NewObject {
+            target,
+            ..NewObject::new(kind, 0o644, creator)
+        };
+        let (ino, _) = union.create(Ino::ROOT, name, &new).unwrap();
         union.nodes().remember(ino, Ino::ROOT);
         ino
     };

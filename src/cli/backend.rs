@@ -440,7 +440,7 @@ pub(super) fn verify(
             Err(EnvironmentError::Held { .. }) => return Ok(outcome),
             locked => locked?,
         };
-        let found = commit::examine(&db, layout).map_err(Failure::from)?;
+        let found = commit::verify_uppers(&db, layout).map_err(Failure::from)?;
         outcome.problems.extend(found);
         return Ok(outcome);
     }

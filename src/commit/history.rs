@@ -23,7 +23,7 @@ use crate::squashfs::reader::{VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
 use crate::sys::{regular, walk};
-use crate::union::{Change, Invalidation, LowerStack, SharedListing, open_image};
+use crate::union::{Change, DiscardMode, Invalidation, LowerStack, SharedListing, open_image};
 
 /// Throws away changes: all, or those at and below some paths (relative to the prefix). Returns what
 /// they were and what the kernel must forget.
@@ -40,11 +40,12 @@ pub fn discard(
     let changes = union.changes()?;
     let db = workspace.db();
     fault::point("discard.begun");
-    let dropped = union.drop_uppers(union.lower().committed(), true, |fresh| {
-        db.discard_all(fresh)?;
-        fault::point("discard.flipped");
-        Ok(())
-    })?;
+    let dropped =
+        union.discard_uppers(union.lower().committed(), DiscardMode::Always, |fresh| {
+            db.discard_all(fresh)?;
+            fault::point("discard.flipped");
+            Ok(())
+        })?;
     Ok((
         changes,
         dropped.map(|((), stale)| stale).unwrap_or_default(),
@@ -89,8 +90,12 @@ pub fn rollback(
     let after = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(layer)]));
     fault::point("rollback.begun");
     let note = new_revision(&format!("roll back to revision {}", target.id), command);
-    // It looks again: there may be changes since the first look.
-    let dropped = union.drop_uppers(after.clone(), discard_changes, |fresh| {
+    let mode = match discard_changes {
+        true => DiscardMode::Always,
+        // Checked again under the lock: something may have been written since the check above.
+        false => DiscardMode::IfUnchanged,
+    };
+    let dropped = union.discard_uppers(after.clone(), mode, |fresh| {
         let revision = db.rollback_to(target.id, fresh, &note)?.revision;
         fault::point("rollback.flipped");
         Ok(revision)

@@ -57,7 +57,7 @@ pub use history::{
 };
 pub use import::{ImportOptions, Imported, Packed, adopted, create_empty, import, pack_directory};
 pub use repair::{
-    examine, newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files,
+    newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
 pub use workspace::{Settings, Workspace, command_line, new_revision, paths};
 

@@ -37,8 +37,12 @@ pub fn unexpected_files(layout: &Layout) -> Vec<String> {
 
 /// Describes the differences between the rows of an environment and the files of its uppers, and changes
 /// nothing. No other process has the environment open, and its last close was clean.
-pub fn examine(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
-    Ok(union::examine(db, &paths(layout), &OpenOptions::default())?)
+pub fn verify_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
+    Ok(union::verify_uppers(
+        db,
+        &paths(layout),
+        &OpenOptions::default(),
+    )?)
 }
 
 /// Returns the files that are newer than the database, which was then restored from an older copy.

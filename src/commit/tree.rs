@@ -230,7 +230,7 @@ impl<'a> Tree<'a> {
             return Ok(None);
         };
         Ok(match old.lookup(parent, name)? {
-            crate::union::Lookup::Is(same) => old
+            crate::union::Lookup::Found(same) => old
                 .inode(same)?
                 .filter(|found| found.attr.kind == Kind::Directory)
                 .map(|_| same),
@@ -324,7 +324,7 @@ impl<'a> Tree<'a> {
         let before = match (old.inode_ref(ino)?, twin) {
             (Some(_), _) => Some(ino),
             (None, Some(twin)) => match old.lookup(twin, name)? {
-                crate::union::Lookup::Is(same_name) => Some(same_name),
+                crate::union::Lookup::Found(same_name) => Some(same_name),
                 _ => None,
             },
             (None, None) => None,

@@ -32,7 +32,7 @@ pub(crate) const LOST: &str = "its content was missing; the committed version is
 
 /// Logs the differences between rows and files that were repaired.
 pub(super) fn log_reconciled(reconciled: &Reconciled) {
-    if !reconciled.is_nothing() {
+    if !reconciled.is_empty() {
         tracing::warn!(
             moved = reconciled.moved,
             set_aside = reconciled.set_aside,
@@ -141,7 +141,7 @@ impl Local {
             done => return done,
         };
         let repaired = match self.workspace.union().repair() {
-            Ok(repaired) if !repaired.is_nothing() => repaired,
+            Ok(repaired) if !repaired.is_empty() => repaired,
             Ok(_) => return Err(failure),
             Err(error) => {
                 tracing::error!("cannot repair the view: {error}");

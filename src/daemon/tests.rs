@@ -27,7 +27,7 @@ use crate::squashfs::writer::WriteStats;
 use crate::state::RevisionId;
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::process;
-use crate::union::{Change, ChangeKind, Creator, Summary};
+use crate::union::{Change, ChangeKind, Creator, NewObject, Summary};
 
 /// A service whose behaviour depends on the request.
 #[derive(Default)]
@@ -279,14 +279,10 @@ fn local() -> (tempfile::TempDir, Local) {
     let creator = Creator { uid: 0, gid: 0 };
     let union = local.workspace().union();
     union
-        .make(
+        .create(
             Ino::ROOT,
             b"new",
-            ObjectKind::Directory,
-            0o755,
-            0,
-            None,
-            creator,
+            &NewObject::new(ObjectKind::Directory, 0o755, creator),
         )
         .unwrap();
     (dir, local)

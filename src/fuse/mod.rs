@@ -30,7 +30,7 @@ use fuser::{FileAttr, Generation, INodeNo, ReplyEntry, Request};
 
 use crate::object::{Attr, Ino, Kind};
 use crate::sys::process;
-use crate::union::{self, Creator, Invalidation, SyncMode, Union};
+use crate::union::{self, Creator, FoundObject, Invalidation, NewObject, SyncMode, Union};
 use attr::file_attr;
 use counters::Timed;
 pub use counters::{Counters, Latency, Op};
@@ -183,7 +183,7 @@ impl EnvFs {
                 HandleTarget::Parent => union.find_parent(ino),
             };
             match found {
-                Ok((ino, parent, attr)) => {
+                Ok(FoundObject { ino, parent, attr }) => {
                     union.nodes().remember(ino, parent);
                     let generation = match attr.kind {
                         Kind::Directory => Generation(union.nodes().generation(ino)),
@@ -221,15 +221,14 @@ impl EnvFs {
         let dir = Ino(parent.0);
         let (uid, gid) = self.owners.stored((req.uid(), req.gid()));
         let creator = Creator { uid, gid };
-        let created = self.union.make(
-            dir,
-            name.as_bytes(),
+        let new = NewObject {
             kind,
-            (mode & 0o7777) as u16,
+            mode: (mode & 0o7777) as u16,
             rdev,
             target,
             creator,
-        );
+        };
+        let created = self.union.create(dir, name.as_bytes(), &new);
         match self.synced(created, &[dir]) {
             Ok((ino, attr)) => self.entry(dir, ino, &attr, reply),
             Err(e) => reply.error(errno("create", parent.0, &e)),

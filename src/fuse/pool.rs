@@ -16,7 +16,7 @@ use crossbeam_channel::{Sender, unbounded};
 
 use super::guard::{Gate, contain};
 use crate::fault;
-use crate::union::Remainder;
+use crate::union::Released;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -29,7 +29,7 @@ const CLOSE_DELAY: Duration = Duration::from_millis(2);
 /// They end when the pool is dropped and all jobs are done.
 pub(super) struct Pool {
     jobs: Sender<Job>,
-    remainders: Sender<Remainder>,
+    releaseds: Sender<Released>,
     gate: Arc<Gate>,
 }
 
@@ -50,7 +50,7 @@ impl Pool {
                     }
                 })?;
         }
-        let (remainders, batch) = unbounded();
+        let (releaseds, batch) = unbounded();
         thread::Builder::new()
             .name(String::from("closer"))
             .spawn(move || {
@@ -64,16 +64,16 @@ impl Pool {
             })?;
         Ok(Pool {
             jobs: sender,
-            remainders,
+            releaseds,
             gate,
         })
     }
 
     /// Drops what is left of a removed object on another thread, soon: closing its file frees its
     /// space.
-    pub(super) fn close_later(&self, remainder: Remainder) {
+    pub(super) fn close_later(&self, released: Released) {
         // If it cannot be sent, it is dropped here.
-        drop(self.remainders.send(remainder));
+        drop(self.releaseds.send(released));
     }
 
     /// Runs `job` on one of the threads, or on this one if they have ended.

@@ -74,9 +74,9 @@ impl Filesystem for EnvFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        if let Some(remainder) = self.union.forget(Ino(ino.0), nlookup) {
+        if let Some(released) = self.union.forget(Ino(ino.0), nlookup) {
             // Freeing the space of a removed file need not delay further requests.
-            self.pool.close_later(remainder);
+            self.pool.close_later(released);
         }
     }
 
@@ -142,7 +142,7 @@ impl Filesystem for EnvFs {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
-            kill_privileges: size.is_some() && set_id_bits(req) == SetIdBits::Clear,
+            set_id: set_id_bits(req),
         };
         let timed = self.timed_elsewhere(Op::SetAttr);
         let is_slow =
@@ -464,7 +464,7 @@ impl Filesystem for EnvFs {
                 self.generation(item.ino, &attr),
             ) {
                 if !is_dot {
-                    // The object still has a name, so dropping the remainder is not slow.
+                    // The object still has a name, so dropping the released is not slow.
                     drop(self.union.forget(item.ino, 1));
                 }
                 break;

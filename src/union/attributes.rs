@@ -6,7 +6,7 @@ use nix::sys::time::TimeSpec;
 
 use super::content::{has_file, time_spec, without_privileges};
 use super::delta::Xattrs;
-use super::{Result, SetIdBits, Standing, State, Union, Xattr};
+use super::{Presence, Result, SetIdBits, State, Union, Xattr};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{InodeRow, RowChange};
 
@@ -41,8 +41,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Time of last change of content.
     pub mtime: Option<SetTime>,
-    /// Whether a change of size takes set-id bits away (the caller has no `CAP_FSETID`).
-    pub kill_privileges: bool,
+    /// What a change of size does to set-id bits.
+    pub set_id: SetIdBits,
 }
 
 /// How `setxattr` treats an attribute that exists, or does not.
@@ -61,7 +61,7 @@ impl Union {
     pub fn set_attr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         let _gate = self.gate_shared();
         if let Some(size) = set.size {
-            self.truncate(ino, size, SetIdBits::clear_if(set.kill_privileges))?;
+            self.truncate(ino, size, set.set_id)?;
         }
         let other = set.mode.is_some()
             || set.uid.is_some()
@@ -72,7 +72,7 @@ impl Union {
             drop(_gate);
             return self.attr(ino);
         }
-        self.look_ahead_object(ino)?;
+        self.preload_object(ino)?;
         let owner_changes = set.uid.is_some() || set.gid.is_some();
         let below = if owner_changes {
             self.xattrs_below(ino)?
@@ -115,15 +115,15 @@ impl Union {
 
     fn with_xattrs<T>(&self, ino: Ino, f: impl FnOnce(&Xattrs) -> Result<T>) -> Result<T> {
         let state = self.read();
-        let lower = match state.standing(ino) {
-            Standing::Row(row) if row.owns_xattrs => {
+        let lower = match state.presence(ino) {
+            Presence::Row(row) if row.owns_xattrs => {
                 return match state.delta.xattrs.get(&ino) {
                     Some(own) => f(own),
                     None => f(&Xattrs::new()),
                 };
             }
-            Standing::Orphan(orphan) => return f(&orphan.xattrs),
-            Standing::Row(_) | Standing::Lower => state.lower.clone(),
+            Presence::Orphan(orphan) => return f(&orphan.xattrs),
+            Presence::Row(_) | Presence::Lower => state.lower.clone(),
         };
         drop(state);
         f(&lower.xattrs(ino)?.into_iter().collect())
@@ -171,10 +171,10 @@ impl Union {
     pub(super) fn xattrs_below(&self, ino: Ino) -> Result<Option<Vec<Xattr>>> {
         let lower = {
             let state = self.read();
-            match state.standing(ino) {
-                Standing::Row(row) if row.owns_xattrs => return Ok(None),
-                Standing::Orphan(_) => return Ok(None),
-                Standing::Row(_) | Standing::Lower => state.lower.clone(),
+            match state.presence(ino) {
+                Presence::Row(row) if row.owns_xattrs => return Ok(None),
+                Presence::Orphan(_) => return Ok(None),
+                Presence::Row(_) | Presence::Lower => state.lower.clone(),
             }
         };
         Ok(Some(lower.xattrs(ino)?))
@@ -191,7 +191,7 @@ impl Union {
     ) -> Result<()> {
         check_namespace(name)?;
         let _gate = self.gate_shared();
-        self.look_ahead_object(ino)?;
+        self.preload_object(ino)?;
         let below = self.xattrs_below(ino)?;
         let mut state = self.write();
         let state = &mut *state;

@@ -13,7 +13,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::attributes::CAPABILITY;
 use super::namespace::S_ISGID;
-use super::{Bytes, Error, Result, SeekTarget, SetAttr, Standing, Union, Xattr};
+use super::{Bytes, Error, Presence, Result, SeekTarget, SetAttr, Union, Xattr};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 use crate::sys::durable;
@@ -27,9 +27,10 @@ const MUCH: u64 = 1 << 20;
 const S_ISUID: u16 = 0o4000;
 
 /// What a change of content does to the set-id bits of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SetIdBits {
     /// They stay: the caller has `CAP_FSETID`.
+    #[default]
     Keep,
     /// They are cleared.
     Clear,
@@ -121,18 +122,18 @@ impl Reader {
 impl Union {
     fn content(&self, ino: Ino) -> Result<Content> {
         let state = self.read();
-        let (row, lower) = match state.standing(ino) {
-            Standing::Orphan(orphan) => match &orphan.file {
+        let (row, lower) = match state.presence(ino) {
+            Presence::Orphan(orphan) => match &orphan.file {
                 Some(file) => return Ok(Content::File(file.clone())),
                 None => (Some(&orphan.row), orphan.lower.clone()),
             },
-            Standing::Row(row) => {
+            Presence::Row(row) => {
                 if row.data == DataPlace::Upper && row.kind == Kind::File {
                     return Ok(Content::File(state.file(ino, row)?));
                 }
                 (Some(row), state.lower.clone())
             }
-            Standing::Lower => (None, state.lower.clone()),
+            Presence::Lower => (None, state.lower.clone()),
         };
         match row.map(|row| row.kind) {
             Some(Kind::File) | None => Ok(Content::Lower(lower)),
@@ -159,10 +160,10 @@ impl Union {
     pub fn needs_large_copy_up(&self, ino: Ino) -> bool {
         let is_below = {
             let state = self.read();
-            match state.standing(ino) {
-                Standing::Row(row) => row.kind == Kind::File && row.data == DataPlace::Lower,
-                Standing::Orphan(orphan) => orphan.file.is_none(),
-                Standing::Lower => true,
+            match state.presence(ino) {
+                Presence::Row(row) => row.kind == Kind::File && row.data == DataPlace::Lower,
+                Presence::Orphan(orphan) => orphan.file.is_none(),
+                Presence::Lower => true,
             }
         };
         is_below
@@ -191,7 +192,7 @@ impl Union {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
         self.kill_privileges(ino, set_id)?;
-        let end = match self.went_back.load(Ordering::Relaxed) {
+        let end = match self.was_discarded.load(Ordering::Relaxed) {
             true => file.metadata()?.len(),
             false => end,
         };
@@ -322,7 +323,7 @@ impl Union {
             let state = self.read();
             (
                 state.upper.clone(),
-                matches!(state.standing(ino), Standing::Orphan(_)),
+                matches!(state.presence(ino), Presence::Orphan(_)),
             )
         };
         if nameless {
@@ -336,7 +337,7 @@ impl Union {
             }
             return Ok(file);
         }
-        self.look_ahead_object(ino)?;
+        self.preload_object(ino)?;
         let below = self.xattrs_below(ino)?;
         let file = upper.stage(ino)?;
         let published = copy_content(&lower, ino, &file, keep.unwrap_or(attr.size).min(attr.size))
@@ -379,7 +380,7 @@ impl Union {
     ) -> Result<bool> {
         let mut state = self.write();
         let state = &mut *state;
-        if matches!(state.standing(ino), Standing::Orphan(_)) {
+        if matches!(state.presence(ino), Presence::Orphan(_)) {
             return Ok(false);
         }
         let mut row = self.row_to_change(state, ino)?;
@@ -414,12 +415,12 @@ impl Union {
     pub fn drop_set_id(&self, ino: Ino, is_member: impl FnOnce(u32) -> bool) -> Result<bool> {
         let attr = {
             let state = self.read();
-            match state.standing(ino) {
-                Standing::Row(row) => Some((row.kind, row.mode, row.gid)),
-                Standing::Orphan(orphan) => {
+            match state.presence(ino) {
+                Presence::Row(row) => Some((row.kind, row.mode, row.gid)),
+                Presence::Orphan(orphan) => {
                     Some((orphan.row.kind, orphan.row.mode, orphan.row.gid))
                 }
-                Standing::Lower => None,
+                Presence::Lower => None,
             }
         };
         let (kind, mode, gid) = match attr {
@@ -457,10 +458,10 @@ impl Union {
         };
         {
             let state = self.read();
-            let (row, xattrs) = match state.standing(ino) {
-                Standing::Row(row) => (row, state.delta.xattrs.get(&ino)),
-                Standing::Orphan(orphan) => (&orphan.row, Some(&orphan.xattrs)),
-                Standing::Lower => return Ok(()),
+            let (row, xattrs) = match state.presence(ino) {
+                Presence::Row(row) => (row, state.delta.xattrs.get(&ino)),
+                Presence::Orphan(orphan) => (&orphan.row, Some(&orphan.xattrs)),
+                Presence::Lower => return Ok(()),
             };
             let has_capability = xattrs.is_some_and(|all| all.contains_key(CAPABILITY));
             if mode_after(row.mode) == row.mode && !has_capability {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::layer::{LayerInode, LayerListing, Lookup, Source};
+use super::layer::{HeldIn, LayerInode, LayerListing, Lookup};
 use super::readdir::Bounds;
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerRows, RowChange};
@@ -165,7 +165,7 @@ impl Delta {
         match self.dirs.get(&dir).and_then(|d| d.get(name)) {
             None => Lookup::Unknown,
             Some(None) => Lookup::Whiteout,
-            Some(Some(ino)) => Lookup::Is(ino),
+            Some(Some(ino)) => Lookup::Found(ino),
         }
     }
 
@@ -208,14 +208,14 @@ pub(super) fn row_inode(row: &InodeRow) -> LayerInode {
     LayerInode {
         attr: row_attr(row),
         content: match row.data {
-            DataPlace::Upper => Source::Here,
-            DataPlace::Lower if row.kind == Kind::File => Source::Below,
-            DataPlace::Lower => Source::Here,
+            DataPlace::Upper => HeldIn::ThisLayer,
+            DataPlace::Lower if row.kind == Kind::File => HeldIn::LowerLayer,
+            DataPlace::Lower => HeldIn::ThisLayer,
         },
         xattrs: if row.owns_xattrs {
-            Source::Here
+            HeldIn::ThisLayer
         } else {
-            Source::Below
+            HeldIn::LowerLayer
         },
     }
 }

@@ -51,10 +51,10 @@ impl Union {
             .collect();
         stale.extend(touched.into_iter().map(Invalidation::Object));
         self.change(state, &changes)?;
-        self.went_back.store(true, Ordering::Relaxed);
+        self.was_discarded.store(true, Ordering::Relaxed);
         // The rows have changed: what cannot be moved now is mended when they are opened next.
         physical.carry_out(state, |e| {
-            self.mend_later("a file of discarded changes is not where it belongs", &e);
+            self.repair_later("a file of discarded changes is not where it belongs", &e);
         });
         // Who held these without a name has them with one again.
         for ino in plan.regained.keys() {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
 
-use super::{LowerStack, Result, Standing, Union};
+use super::{LowerStack, Presence, Result, Union};
 use crate::object::{Attr, Ino, Kind};
 
 /// Which directories of a lower stack have names of which files, in the order of the files.
@@ -46,10 +46,20 @@ impl LowerNames {
     }
 }
 
+/// An object that was found by its identity.
+#[derive(Debug)]
+pub struct FoundObject {
+    /// The object.
+    pub ino: Ino,
+    /// A directory in which it has a name, if one is known.
+    pub parent: Option<Ino>,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
 impl Union {
-    /// Finds an object that has a name, by its identity. Returns it with a directory in which it has a
-    /// name, where that is known, and its attributes; `ESTALE` if there is no such object any more.
-    pub fn find(&self, ino: Ino) -> Result<(Ino, Option<Ino>, Attr)> {
+    /// Finds an object by its identity alone. `ESTALE` if it does not exist or has lost its last name.
+    pub fn find(&self, ino: Ino) -> Result<FoundObject> {
         let attr = self.attr(ino)?;
         if attr.kind == Kind::Directory {
             let lower = self.lower();
@@ -61,35 +71,39 @@ impl Union {
             let is_there = state.orphans.contains_key(&ino) || state.is_reachable(ino)?;
             let parent = state.parent(ino)?.map(|(parent, _)| parent);
             return match is_there {
-                true => Ok((ino, parent, attr)),
+                true => Ok(FoundObject { ino, parent, attr }),
                 false => Err(Errno::ESTALE.into()),
             };
         }
         let lower = {
             let state = self.read();
-            match state.standing(ino) {
-                Standing::Row(row) => {
-                    let dir = row.place.as_ref().map(|(dir, _)| *dir);
-                    return Ok((ino, dir, attr));
+            match state.presence(ino) {
+                Presence::Row(row) => {
+                    let parent = row.place.as_ref().map(|(dir, _)| *dir);
+                    return Ok(FoundObject { ino, parent, attr });
                 }
-                Standing::Orphan(_) => return Ok((ino, None, attr)),
-                Standing::Lower => state.lower.clone(),
+                Presence::Orphan(_) => {
+                    let parent = None;
+                    return Ok(FoundObject { ino, parent, attr });
+                }
+                Presence::Lower => state.lower.clone(),
             }
         };
         let names = self.lower_names.of(&lower)?;
         let first = names.partition_point(|(of, _)| *of < ino);
         let of_it = names.get(first..).unwrap_or_default();
         for (_, dir) in of_it.iter().take_while(|(of, _)| *of == ino) {
-            self.look_ahead_into(*dir)?;
+            self.preload_listing(*dir)?;
             if self.read().name_in(*dir, ino)?.is_some() {
-                return Ok((ino, Some(*dir), attr));
+                let parent = Some(*dir);
+                return Ok(FoundObject { ino, parent, attr });
             }
         }
         Err(Errno::ESTALE.into())
     }
 
-    /// Finds the directory above another, as [`find`](Self::find) does.
-    pub fn find_parent(&self, dir: Ino) -> Result<(Ino, Option<Ino>, Attr)> {
+    /// Finds the parent of a directory, with the errors of [`find`](Self::find).
+    pub fn find_parent(&self, dir: Ino) -> Result<FoundObject> {
         self.lower().parent(dir)?;
         let parent = match dir {
             Ino::ROOT => Ino::ROOT,

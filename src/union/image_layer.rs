@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
-use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, SeekTarget, Source};
+use super::layer::{Bytes, HeldIn, Layer, LayerInode, LayerListing, Lookup, SeekTarget};
 use super::overlay::{self, Links};
 use super::{Error, Result};
 use crate::object::{Attr, Ino, Kind, Timestamp};
@@ -245,7 +245,7 @@ impl Layer for ImageLayer {
         };
         Ok(match self.image.lookup(&inode, name)? {
             Some(entry) if self.is_whiteout(&entry)? => Lookup::Whiteout,
-            Some(entry) => Lookup::Is(self.ino_of(entry.number)?),
+            Some(entry) => Lookup::Found(self.ino_of(entry.number)?),
             None => Lookup::Unknown,
         })
     }
@@ -278,8 +278,8 @@ impl Layer for ImageLayer {
         }
         Ok(Some(LayerInode {
             attr,
-            content: Source::Here,
-            xattrs: Source::Here,
+            content: HeldIn::ThisLayer,
+            xattrs: HeldIn::ThisLayer,
         }))
     }
 

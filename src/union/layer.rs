@@ -1,4 +1,4 @@
-//! The trait that both kinds of read-only layers implement, and the listing of a directory.
+//! The trait of the two kinds of read-only layers, and the merged listing of a directory.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -7,38 +7,39 @@ use std::sync::Arc;
 use super::Result;
 use crate::object::{Attr, Ino, Kind};
 
-/// What a layer says of one name in one directory.
+/// What a layer contains under a name of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Nothing: ask the layer below.
+    /// Nothing; the layers below decide.
     Unknown,
-    /// The name is hidden: it does not exist, whatever lies below.
+    /// A whiteout: the name does not exist, whatever the layers below contain.
     Whiteout,
-    /// The name is a link to this object.
-    Is(Ino),
+    /// A link to this object.
+    Found(Ino),
 }
 
-/// Where a layer has the rest of an object that it has attributes for.
+/// Which layer has the content or the extended attributes of an object whose attributes are in this
+/// layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// In this layer.
-    Here,
-    /// In the nearest layer below that knows the object.
-    Below,
+pub enum HeldIn {
+    /// This layer.
+    ThisLayer,
+    /// The next layer below that has the object.
+    LowerLayer,
 }
 
-/// What a layer knows of an object.
+/// An object in a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerInode {
-    /// Attributes. Where `content` is [`Source::Below`], size and blocks are not meant.
+    /// Attributes. Size and blocks are valid only if `content` is [`HeldIn::ThisLayer`].
     pub attr: Attr,
     /// Where the content (of a regular file) is.
-    pub content: Source,
+    pub content: HeldIn,
     /// Where the extended attributes are.
-    pub xattrs: Source,
+    pub xattrs: HeldIn,
 }
 
-/// Bytes of a file, without a copy where they lie in a cache.
+/// Bytes of a file; they are not copied if they are in a cache.
 pub trait Bytes: AsRef<[u8]> + Send {}
 impl<T: AsRef<[u8]> + Send> Bytes for T {}
 
@@ -51,46 +52,45 @@ pub enum SeekTarget {
     Hole,
 }
 
-/// A read-only layer of a stack. Directories and objects are asked for by identity, so a layer
-/// need not know where in the merged tree they are, and a rename above it changes nothing in it.
+/// A read-only layer of a stack. Objects are addressed by identity, so a layer does not depend on
+/// their paths in the merged tree, and a rename in a layer above does not affect it.
 pub trait Layer: Send + Sync + Debug {
     /// Looks a name up in a directory.
     fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup>;
 
-    /// Returns this layer's own listing of a directory, or `None` if it has nothing to say.
+    /// Returns this layer's own listing of a directory, or `None` if it has none.
     fn list(&self, dir: Ino) -> Result<Option<LayerListing>>;
 
-    /// Returns what the layer knows of an object.
+    /// Returns an object, or `None` if the layer does not have it.
     fn inode(&self, ino: Ino) -> Result<Option<LayerInode>>;
 
-    /// Returns the parent of a directory and its name there, if this layer knows.
+    /// Returns the parent of a directory and its name there, if this layer has them.
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>>;
 
-    /// Reads content at `offset`: at most `len` bytes, possibly fewer before the end of the file
-    /// (ask again), none at the end.
+    /// Reads at most `len` bytes at `offset`. A short read does not mean the end of the file, an empty
+    /// one does.
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>>;
 
-    /// Returns true if a read of `len` bytes at `offset` is answered from memory, or as fast as from a
-    /// plain file; false if a block must be expanded first.
+    /// Returns false if a read of `len` bytes at `offset` has to decompress a block.
     fn is_ready(&self, ino: Ino, offset: u64, len: usize) -> bool;
 
-    /// Returns the start of the first data or hole at or after `offset`; `None` past the end.
+    /// Returns the start of the first data or hole at or after `offset`, or `None` past the end.
     fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<Option<u64>>;
 
     /// Returns the target of a symbolic link.
     fn read_link(&self, ino: Ino) -> Result<Box<[u8]>>;
 
-    /// Returns all extended attributes: full names and values.
+    /// Returns all extended attributes.
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>>;
 }
 
-/// An extended attribute: full name and value.
+/// An extended attribute: its full name and its value.
 pub type Xattr = (Box<[u8]>, Box<[u8]>);
 
 /// A layer's listing: names in byte order, each a link or a whiteout.
 pub type LayerListing = Vec<(Box<[u8]>, Option<(Ino, Kind)>)>;
 
-/// The merged listing of a directory over all read-only layers: compact, in byte order of names.
+/// The merged listing of a directory over all read-only layers, in byte order of names.
 #[derive(Debug, Default)]
 pub struct Listing {
     names: Vec<u8>,
@@ -105,7 +105,7 @@ struct ListingEntry {
 }
 
 impl Listing {
-    /// Appends an entry; names must come in ascending order.
+    /// Appends an entry. Names must be pushed in ascending order.
     pub fn push(&mut self, name: &[u8], ino: Ino, kind: Kind) {
         let start = self.names.len() as u32;
         self.names.extend_from_slice(name);
@@ -116,7 +116,7 @@ impl Listing {
         });
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -154,7 +154,7 @@ impl Listing {
             .map(|e| (self.name_of(e), e.ino, e.kind))
     }
 
-    /// Memory taken, in bytes.
+    /// Returns the memory that the listing takes, in bytes.
     pub fn weight(&self) -> usize {
         self.names.capacity() + self.entries.capacity() * size_of::<ListingEntry>() + 64
     }

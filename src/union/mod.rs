@@ -27,7 +27,7 @@
 //! - `copy_ups[ino]`: held while the content of the object is copied up.
 //! - `state`: shared while rows are read, exclusive while they change, in memory and in the
 //!   database. Not held while data is synced or an image is read for the first time: a change of
-//!   rows first reads what it needs from lower layers (`look_ahead`), and finds it in their caches
+//!   rows first reads what it needs from lower layers (`preload_name`), and finds it in their caches
 //!   under the lock. Exceptions are operations on the whole environment (discarding, changing the
 //!   stack, listing changes), and listings that began in an earlier stack.
 
@@ -35,6 +35,7 @@ mod attributes;
 mod content;
 mod delta;
 mod difference;
+mod dir_check;
 mod discard;
 mod error;
 mod frozen;
@@ -54,7 +55,6 @@ mod swap;
 mod sync;
 #[cfg(test)]
 mod tests;
-mod tree;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -79,20 +79,21 @@ pub use difference::{
 };
 pub use error::{Error, Result};
 pub use frozen::FrozenLayer;
+pub use handles::FoundObject;
 pub use image_layer::ImageLayer;
 pub use layer::{
-    Bytes, Layer, LayerInode, LayerListing, Listing, Lookup, SeekTarget, SharedListing, Source,
+    Bytes, HeldIn, Layer, LayerInode, LayerListing, Listing, Lookup, SeekTarget, SharedListing,
     Xattr,
 };
-pub use namespace::Creator;
+pub use namespace::{Creator, NewObject};
 pub use node::Nodes;
-pub use open::{OpenOptions, Paths, examine, open_image, set_offset};
+pub use open::{OpenOptions, Paths, open_image, set_offset, verify_uppers};
 pub use overlay::{Links, count_links, identify};
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
 pub use rename::RenameMode;
 pub use stack::{ContentLayer, LowerStack};
-pub use swap::Invalidation;
+pub use swap::{DiscardMode, Invalidation};
 pub use sync::SyncMode;
 
 /// Identities taken from the database's counter at once.
@@ -115,10 +116,10 @@ pub struct Union {
     /// Where the files of the layers below have their names, if that was asked for.
     lower_names: handles::LowerNames,
     /// Whether rows and files are known to differ, so that the next to open them has to mend that.
-    needs_mending: AtomicBool,
+    needs_repair: AtomicBool,
     /// Whether changes have been thrown away, so that the kernel may take files for longer or
     /// shorter than they are. Changes under the exclusive gate.
-    went_back: AtomicBool,
+    was_discarded: AtomicBool,
 }
 
 /// What changes under the `state` lock.
@@ -147,10 +148,10 @@ struct Orphan {
 
 /// What is left of an object that nobody has any more.
 #[derive(Debug)]
-pub struct Remainder(#[expect(dead_code, reason = "held to be dropped")] Orphan);
+pub struct Released(#[expect(dead_code, reason = "held to be dropped")] Orphan);
 
 /// Where an object's row is, if it has one.
-enum Standing<'a> {
+enum Presence<'a> {
     Row(&'a InodeRow),
     Orphan(&'a Orphan),
     Lower,
@@ -177,7 +178,7 @@ impl Union {
         self.state.write().unwrap_or_else(|poisoned| {
             // Should that be wrong all the same, the next open finds out: it compares rows and
             // files.
-            self.needs_mending.store(true, Ordering::Relaxed);
+            self.needs_repair.store(true, Ordering::Relaxed);
             poisoned.into_inner()
         })
     }
@@ -218,7 +219,7 @@ impl Union {
             (state.lower.clone(), state.delta.lookup(dir, name))
         };
         let ino = match said {
-            Lookup::Is(ino) => Some(ino),
+            Lookup::Found(ino) => Some(ino),
             Lookup::Whiteout => None,
             Lookup::Unknown => lower.lookup(dir, name)?,
         };
@@ -235,17 +236,17 @@ impl Union {
     pub fn attr(&self, ino: Ino) -> Result<Attr> {
         let (own, lower) = {
             let state = self.read();
-            match state.standing(ino) {
-                Standing::Lower => (None, state.lower.clone()),
-                Standing::Row(row) if row.kind == Kind::File && row.data == DataPlace::Lower => {
+            match state.presence(ino) {
+                Presence::Lower => (None, state.lower.clone()),
+                Presence::Row(row) if row.kind == Kind::File && row.data == DataPlace::Lower => {
                     (Some(row_attr(row)), state.lower.clone())
                 }
-                Standing::Row(row) => return state.row_attr(ino, row),
-                Standing::Orphan(orphan) if orphan.row.kind == Kind::File => match &orphan.file {
+                Presence::Row(row) => return state.row_attr(ino, row),
+                Presence::Orphan(orphan) if orphan.row.kind == Kind::File => match &orphan.file {
                     Some(_) => return orphan.attr(ino),
                     None => (Some(row_attr(&orphan.row)), orphan.lower.clone()),
                 },
-                Standing::Orphan(orphan) => return orphan.attr(ino),
+                Presence::Orphan(orphan) => return orphan.attr(ino),
             }
         };
         let below = lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
@@ -258,10 +259,10 @@ impl Union {
     /// Returns the target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
         let state = self.read();
-        let row = match state.standing(ino) {
-            Standing::Row(row) => Some(row),
-            Standing::Orphan(orphan) => Some(&orphan.row),
-            Standing::Lower => None,
+        let row = match state.presence(ino) {
+            Presence::Row(row) => Some(row),
+            Presence::Orphan(orphan) => Some(&orphan.row),
+            Presence::Lower => None,
         };
         match row {
             Some(row) => row.target.clone().ok_or(Error::Posix(Errno::EINVAL)),
@@ -277,9 +278,9 @@ impl Union {
     ///
     /// What is left of it is returned, for the caller to drop: closing the last descriptor of a
     /// removed file is what frees its space, and takes longer than all the rest.
-    pub fn forget(&self, ino: Ino, count: u64) -> Option<Remainder> {
+    pub fn forget(&self, ino: Ino, count: u64) -> Option<Released> {
         if self.nodes.forget(ino, count) && self.read().orphans.contains_key(&ino) {
-            return self.write().orphans.remove(&ino).map(Remainder);
+            return self.write().orphans.remove(&ino).map(Released);
         }
         None
     }
@@ -300,20 +301,20 @@ impl Union {
 
     /// Notes that a file is not where the rows say, and that it has to be brought there when the
     /// environment is opened next.
-    fn mend_later(&self, what: &str, error: &dyn std::fmt::Display) {
+    fn repair_later(&self, what: &str, error: &dyn std::fmt::Display) {
         tracing::warn!("{what}, which is mended at the next mount: {error}");
-        self.needs_mending.store(true, Ordering::Relaxed);
+        self.needs_repair.store(true, Ordering::Relaxed);
     }
 }
 
 impl State {
-    fn standing(&self, ino: Ino) -> Standing<'_> {
+    fn presence(&self, ino: Ino) -> Presence<'_> {
         if let Some(row) = self.delta.inodes.get(&ino) {
-            return Standing::Row(row);
+            return Presence::Row(row);
         }
         match self.orphans.get(&ino) {
-            Some(orphan) => Standing::Orphan(orphan),
-            None => Standing::Lower,
+            Some(orphan) => Presence::Orphan(orphan),
+            None => Presence::Lower,
         }
     }
 
@@ -345,18 +346,18 @@ impl State {
 
     /// The attributes of an object with a row or in the layers below.
     fn attr(&self, ino: Ino) -> Result<Attr> {
-        match self.standing(ino) {
-            Standing::Row(row) => self.row_attr(ino, row),
-            Standing::Orphan(orphan) => orphan.attr(ino),
-            Standing::Lower => self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE)),
+        match self.presence(ino) {
+            Presence::Row(row) => self.row_attr(ino, row),
+            Presence::Orphan(orphan) => orphan.attr(ino),
+            Presence::Lower => self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE)),
         }
     }
 
     fn kind(&self, ino: Ino) -> Result<Kind> {
-        match self.standing(ino) {
-            Standing::Row(row) => Ok(row.kind),
-            Standing::Orphan(orphan) => Ok(orphan.row.kind),
-            Standing::Lower => Ok(self
+        match self.presence(ino) {
+            Presence::Row(row) => Ok(row.kind),
+            Presence::Orphan(orphan) => Ok(orphan.row.kind),
+            Presence::Lower => Ok(self
                 .lower
                 .attr(ino)?
                 .ok_or(Error::Posix(Errno::ESTALE))?
@@ -371,7 +372,7 @@ impl State {
             return Ok(None);
         }
         match self.delta.lookup(dir, name) {
-            Lookup::Is(ino) => Ok(Some(ino)),
+            Lookup::Found(ino) => Ok(Some(ino)),
             Lookup::Whiteout => Ok(None),
             Lookup::Unknown => self.lower.lookup(dir, name),
         }
@@ -379,10 +380,10 @@ impl State {
 
     /// Returns a row for an object: its own, or one made of what the layers below say.
     fn row(&self, ino: Ino, place: impl FnOnce() -> Option<(Ino, Box<[u8]>)>) -> Result<InodeRow> {
-        match self.standing(ino) {
-            Standing::Row(row) => Ok(row.clone()),
-            Standing::Orphan(orphan) => Ok(orphan.row.clone()),
-            Standing::Lower => {
+        match self.presence(ino) {
+            Presence::Row(row) => Ok(row.clone()),
+            Presence::Orphan(orphan) => Ok(orphan.row.clone()),
+            Presence::Lower => {
                 let attr = self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
                 let target = match attr.kind {
                     Kind::Symlink => Some(self.lower.read_link(ino)?),

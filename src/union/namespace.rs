@@ -1,44 +1,66 @@
-//! Names: making objects and linking them.
+//! Creating objects, and adding names to them.
 
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
 use super::delta::row_attr;
-use super::{Error, Lookup, Result, Standing, State, Union, stat_into};
+use super::{Error, Lookup, Presence, Result, State, Union, stat_into};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 
 pub(super) const S_ISGID: u16 = 0o2000;
 
-/// Who makes an object.
+/// The credentials of the process that creates an object.
 #[derive(Debug, Clone, Copy)]
 pub struct Creator {
-    /// User that will own it.
+    /// The owner of the object.
     pub uid: u32,
-    /// Group that will own it, unless the directory passes on its own.
+    /// Its group, unless the directory has the set-group-id bit.
     pub gid: u32,
 }
 
+/// What to create, as in `mknod(2)`, `mkdir(2)` and `symlink(2)`.
+#[derive(Debug, Clone, Copy)]
+pub struct NewObject<'a> {
+    /// The kind of the object.
+    pub kind: Kind,
+    /// Permission, set-id and sticky bits.
+    pub mode: u16,
+    /// The number of a device, else 0.
+    pub rdev: u64,
+    /// The target of a symbolic link, else `None`.
+    pub target: Option<&'a [u8]>,
+    /// Who will own it.
+    pub creator: Creator,
+}
+
+impl NewObject<'_> {
+    /// Returns an object that is neither a device nor a symbolic link.
+    pub fn new(kind: Kind, mode: u16, creator: Creator) -> NewObject<'static> {
+        NewObject {
+            kind,
+            mode,
+            rdev: 0,
+            target: None,
+            creator,
+        }
+    }
+}
+
 impl Union {
-    /// Makes a file, directory or special file, and returns its identity and attributes.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the arguments of mknod(2) and its caller"
-    )]
-    pub fn make(
-        &self,
-        dir: Ino,
-        name: &[u8],
-        kind: Kind,
-        mode: u16,
-        rdev: u64,
-        target: Option<&[u8]>,
-        creator: Creator,
-    ) -> Result<(Ino, Attr)> {
+    /// Creates an object and returns its identity and attributes. `EEXIST` if the name exists.
+    pub fn create(&self, dir: Ino, name: &[u8], new: &NewObject<'_>) -> Result<(Ino, Attr)> {
+        let NewObject {
+            kind,
+            mode,
+            rdev,
+            target,
+            creator,
+        } = *new;
         check_name(name)?;
         let _gate = self.gate_shared();
-        self.look_ahead(dir, name)?;
+        self.preload_name(dir, name)?;
         let ino = self.new_ino()?;
         let mut state = self.write();
         let state = &mut *state;
@@ -124,13 +146,13 @@ impl Union {
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
         let _gate = self.gate_shared();
-        self.look_ahead(dir, name)?;
-        self.look_ahead_object(ino)?;
+        self.preload_name(dir, name)?;
+        self.preload_object(ino)?;
         let mut state = self.write();
         let state = &mut *state;
         state.must_be_missing(dir, name)?;
         let mut parent = state.live_dir_row(dir)?;
-        if matches!(state.standing(ino), Standing::Orphan(_)) {
+        if matches!(state.presence(ino), Presence::Orphan(_)) {
             // linkat(AT_EMPTY_PATH) of a file that was unlinked: Linux says it is not there.
             return Err(Errno::ENOENT.into());
         }
@@ -158,7 +180,7 @@ impl Union {
     /// Reads what the layers below say of a name, and of what has it, before the lock of the rows is
     /// taken: what is asked again under it is in memory then. The caller holds the gate, so the layers
     /// below stay the same.
-    pub(super) fn look_ahead(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+    pub(super) fn preload_name(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let (lower, said) = {
             let state = self.read();
             (state.lower.clone(), state.delta.lookup(dir, name))
@@ -171,7 +193,7 @@ impl Union {
         }
         let below = lower.lookup(dir, name)?;
         let found = match said {
-            Lookup::Is(ino) => Some(ino),
+            Lookup::Found(ino) => Some(ino),
             Lookup::Whiteout => None,
             Lookup::Unknown => below,
         };
@@ -189,14 +211,14 @@ impl Union {
     }
 
     /// The same for an object that is changed itself.
-    pub(super) fn look_ahead_object(&self, ino: Ino) -> Result<()> {
+    pub(super) fn preload_object(&self, ino: Ino) -> Result<()> {
         let (lower, has_row) = {
             let state = self.read();
-            match state.standing(ino) {
-                Standing::Lower => (state.lower.clone(), false),
+            match state.presence(ino) {
+                Presence::Lower => (state.lower.clone(), false),
                 // The size is still below.
-                Standing::Row(row) if row.data == DataPlace::Lower => (state.lower.clone(), true),
-                Standing::Row(_) | Standing::Orphan(_) => return Ok(()),
+                Presence::Row(row) if row.data == DataPlace::Lower => (state.lower.clone(), true),
+                Presence::Row(_) | Presence::Orphan(_) => return Ok(()),
             }
         };
         let attr = lower.attr(ino)?;
@@ -216,14 +238,14 @@ impl Union {
                     lower.lookup(above, &name)?;
                     above = ino;
                 }
-                self.look_ahead_into(dir)
+                self.preload_listing(dir)
             }
             _ => Ok(()),
         }
     }
 
     /// The same for what is in a directory.
-    pub(super) fn look_ahead_into(&self, dir: Ino) -> Result<()> {
+    pub(super) fn preload_listing(&self, dir: Ino) -> Result<()> {
         let lower = self.lower();
         let attr = lower.attr(dir)?;
         if attr.is_some_and(|attr| attr.kind == Kind::Directory) {
@@ -234,9 +256,9 @@ impl Union {
 
     /// The row of an object that is about to be changed, with its place if it had none yet.
     pub(super) fn row_to_change(&self, state: &State, ino: Ino) -> Result<InodeRow> {
-        let place = match state.standing(ino) {
-            Standing::Lower if state.kind(ino)? == Kind::Directory => state.parent(ino)?,
-            Standing::Lower => self.known_name(state, ino),
+        let place = match state.presence(ino) {
+            Presence::Lower if state.kind(ino)? == Kind::Directory => state.parent(ino)?,
+            Presence::Lower => self.known_name(state, ino),
             _ => None,
         };
         state.row(ino, || place)

@@ -10,7 +10,7 @@ use std::time::UNIX_EPOCH;
 use super::delta::Delta;
 use super::overlay;
 use super::reconcile::{Reconciled, differences, reconcile};
-use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union, tree};
+use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union, dir_check};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{DataPlace, HomeId, ImageId, LayerId, StackPart, StateDb};
 use crate::sys::medium::network_file_system;
@@ -110,7 +110,7 @@ impl Union {
                     }
                     let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
-                    tree::check(&delta, &below)?;
+                    dir_check::check(&delta, &below)?;
                     let upper = open_upper(&db, &paths, part.id, &delta)?;
                     // However clean the end was: somebody may have removed files since, or put some there.
                     if to_reconcile || !differences(&delta, &upper, &below)?.is_none() {
@@ -162,8 +162,8 @@ impl Union {
             syncing_dirs: Mutex::new(()),
             syncs_singly,
             lower_names: Default::default(),
-            needs_mending: AtomicBool::new(false),
-            went_back: AtomicBool::new(false),
+            needs_repair: AtomicBool::new(false),
+            was_discarded: AtomicBool::new(false),
         };
         union.keep_spare();
         // A commit that was interrupted before anything else was changed never began.
@@ -178,7 +178,7 @@ impl Union {
         self.keep_spare();
         self.db.restore_reserve();
         self.sync_all()?;
-        match self.needs_mending.load(Ordering::Relaxed) {
+        match self.needs_repair.load(Ordering::Relaxed) {
             false => self.db.end_clean()?,
             true => self.db.end_unclean()?,
         }
@@ -230,7 +230,7 @@ fn has_content(delta: &Delta) -> bool {
 
 /// Says what differs between the rows of an environment and the files of its uppers, in words, and changes
 /// nothing. The environment is not in use.
-pub fn examine(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Result<Vec<String>> {
+pub fn verify_uppers(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Result<Vec<String>> {
     let (mut frozen, mut base) = (Vec::new(), Vec::new());
     let mut problems = Vec::new();
     for part in db.stack()?.into_iter().rev() {
@@ -240,7 +240,7 @@ pub fn examine(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Result<Vec
         }
         let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
         let delta = Delta::from_rows(db.load_layer(part.id)?);
-        tree::check(&delta, &below)?;
+        dir_check::check(&delta, &below)?;
         let path = paths.layer(part.id);
         let upper = match UpperDir::open_read_only(&path, &paths.strays) {
             Ok(upper) => upper,

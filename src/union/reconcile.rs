@@ -47,7 +47,7 @@ impl Reconciled {
     }
 
     /// Returns true if rows and files agreed.
-    pub fn is_nothing(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         *self == Reconciled::default()
     }
 }
@@ -344,7 +344,7 @@ fn cut_short(
     };
     let below = lower.lookup(*old_dir, old_name)?;
     let is = |said, below, ino| match said {
-        Lookup::Is(named) => named == ino,
+        Lookup::Found(named) => named == ino,
         Lookup::Unknown => below == Some(ino),
         Lookup::Whiteout => false,
     };

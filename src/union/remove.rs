@@ -6,12 +6,12 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::namespace::touch;
-use super::{ContentLayer, Orphan, Result, Standing, State, Union};
+use super::{ContentLayer, Orphan, Presence, Result, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, RowChange};
 
 /// What a name that goes away leaves to be done to physical files, after the rows have changed.
-pub(super) enum Remains {
+pub(super) enum Cleanup {
     Nothing,
     /// The content lies under the name and has no other: remove it.
     Remove,
@@ -36,10 +36,10 @@ impl Union {
 
     fn remove(&self, dir: Ino, name: &[u8], want_dir: bool) -> Result<()> {
         let _gate = self.gate_shared();
-        if let Some(ino) = self.look_ahead(dir, name)?
+        if let Some(ino) = self.preload_name(dir, name)?
             && want_dir
         {
-            self.look_ahead_into(ino)?;
+            self.preload_listing(ino)?;
         }
         let mut state = self.write();
         let state = &mut *state;
@@ -62,7 +62,7 @@ impl Union {
         changes.push(RowChange::put_inode(dir, parent));
         let detached = state.detach(ino, dir, name, &remains)?;
         if let Err(e) = self.change(state, &changes) {
-            self.put_back(state, detached);
+            self.undo_detach(state, detached);
             return Err(e);
         }
         if let Some(orphan) = orphan {
@@ -81,7 +81,7 @@ impl Union {
         name: &[u8],
         now: Timestamp,
         changes: &mut Vec<RowChange<'_>>,
-    ) -> Result<(Remains, Option<Orphan>)> {
+    ) -> Result<(Cleanup, Option<Orphan>)> {
         let mut row = state.row(ino, || None)?;
         let is_placed_here = row.is_placed_at(dir, name);
         let lies_here = is_placed_here && row.data == DataPlace::Upper;
@@ -89,9 +89,9 @@ impl Union {
         if row.kind != Kind::Directory && row.nlink > 1 {
             row.nlink -= 1;
             let remains = if lies_here {
-                Remains::Detach
+                Cleanup::Detach
             } else {
-                Remains::Nothing
+                Cleanup::Nothing
             };
             if is_placed_here {
                 row.place = None;
@@ -100,7 +100,7 @@ impl Union {
             return Ok((remains, None));
         }
         row.nlink = 0;
-        let had_row = matches!(state.standing(ino), Standing::Row(_));
+        let had_row = matches!(state.presence(ino), Presence::Row(_));
         let orphan = if self.nodes.is_held(ino) {
             let file = match row.data {
                 // Opened while it still has its name.
@@ -139,23 +139,23 @@ impl Union {
                 // Whiteouts in it hide nothing any more: nobody reaches this identity again.
                 changes.push(RowChange::DropEntriesOf(ino));
             }
-            return Ok((Remains::RemoveDir, orphan));
+            return Ok((Cleanup::RemoveDir, orphan));
         }
         let remains = match (row.data, row.place.is_some()) {
-            (DataPlace::Upper, true) if lies_here => Remains::Remove,
+            (DataPlace::Upper, true) if lies_here => Cleanup::Remove,
             // Of a hard link whose other names went before.
-            (DataPlace::Upper, false) => Remains::RemoveDetached,
-            _ => Remains::Nothing,
+            (DataPlace::Upper, false) => Cleanup::RemoveDetached,
+            _ => Cleanup::Nothing,
         };
         Ok((remains, orphan))
     }
 
     /// Takes back a [`State::detach`], since the rows did not change.
-    pub(super) fn put_back(&self, state: &State, detached: Option<Detached<'_>>) {
+    pub(super) fn undo_detach(&self, state: &State, detached: Option<Detached<'_>>) {
         if let Some(Detached { ino, dir, name }) = detached
             && let Err(e) = state.upper.place(ino, dir.as_fd(), name)
         {
-            self.mend_later("content did not go back to its name", &e);
+            self.repair_later("content did not go back to its name", &e);
         }
     }
 
@@ -167,10 +167,10 @@ impl Union {
         ino: Ino,
         dir: Ino,
         name: &[u8],
-        remains: Remains,
+        remains: Cleanup,
     ) {
         if let Err(e) = state.remove_physical(ino, dir, name, remains) {
-            self.mend_later("content of a removed name is left", &e);
+            self.repair_later("content of a removed name is left", &e);
         }
     }
 
@@ -203,9 +203,9 @@ impl State {
         ino: Ino,
         dir: Ino,
         name: &'a [u8],
-        remains: &Remains,
+        remains: &Cleanup,
     ) -> Result<Option<Detached<'a>>> {
-        if !matches!(remains, Remains::Detach) {
+        if !matches!(remains, Cleanup::Detach) {
             return Ok(None);
         }
         let Some(physical) = self.find_dir(dir)? else {
@@ -223,21 +223,21 @@ impl State {
         }
     }
 
-    fn remove_physical(&mut self, ino: Ino, dir: Ino, name: &[u8], remains: Remains) -> Result<()> {
+    fn remove_physical(&mut self, ino: Ino, dir: Ino, name: &[u8], remains: Cleanup) -> Result<()> {
         match remains {
             // Detached before the rows were changed.
-            Remains::Nothing | Remains::Detach => {}
-            Remains::RemoveDetached => {
+            Cleanup::Nothing | Cleanup::Detach => {}
+            Cleanup::RemoveDetached => {
                 self.upper.unstage(ino)?;
                 self.upper.forget_file(ino);
             }
-            Remains::Remove => {
+            Cleanup::Remove => {
                 if let Some(physical) = self.find_dir(dir)? {
                     self.upper.remove(physical.as_fd(), name)?;
                 }
                 self.upper.forget_file(ino);
             }
-            Remains::RemoveDir => {
+            Cleanup::RemoveDir => {
                 if let Some(physical) = self.find_dir(dir)? {
                     self.upper.remove_dir(physical.as_fd(), name, ino)?;
                 }

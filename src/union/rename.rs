@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::namespace::{check_name, touch};
-use super::remove::Remains;
+use super::remove::Cleanup;
 use super::{Result, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, RowChange};
@@ -34,11 +34,11 @@ impl Union {
     ) -> Result<()> {
         check_name(new_name)?;
         let _gate = self.gate_shared();
-        self.look_ahead(dir, name)?;
-        if let Some(other) = self.look_ahead(new_dir, new_name)?
+        self.preload_name(dir, name)?;
+        if let Some(other) = self.preload_name(new_dir, new_name)?
             && mode == RenameMode::Replace
         {
-            self.look_ahead_into(other)?;
+            self.preload_listing(other)?;
         }
         let mut state = self.write();
         let state = &mut *state;
@@ -140,7 +140,7 @@ impl Union {
         let (detached, destroys) = match &remains {
             Some((other, (what, _))) => (
                 state.detach(*other, new_dir, new_name, what)?,
-                matches!(what, Remains::Remove | Remains::RemoveDir),
+                matches!(what, Cleanup::Remove | Cleanup::RemoveDir),
             ),
             None => (None, false),
         };
@@ -148,7 +148,7 @@ impl Union {
         if let Some((from, to)) = early
             && let Err(e) = state.upper.rename(from, to)
         {
-            self.put_back(state, detached);
+            self.undo_detach(state, detached);
             return Err(e.into());
         }
         // Step 2.
@@ -156,9 +156,9 @@ impl Union {
             if let Some((from, to)) = early
                 && let Err(e) = state.upper.rename(to, from)
             {
-                self.mend_later("content did not go back to its name", &e);
+                self.repair_later("content did not go back to its name", &e);
             }
-            self.put_back(state, detached);
+            self.undo_detach(state, detached);
             return Err(e);
         }
         self.nodes.moved(ino, new_dir);
@@ -170,7 +170,7 @@ impl Union {
                 state.orphans.insert(other, orphan);
             }
             match what {
-                Remains::Remove if late.is_some() => state.upper.forget_file(other),
+                Cleanup::Remove if late.is_some() => state.upper.forget_file(other),
                 what => self.finish_removal(state, other, new_dir, new_name, what),
             }
         }
@@ -178,9 +178,9 @@ impl Union {
             match state.upper.rename(from, to) {
                 Ok(true) => {}
                 Ok(false) => {
-                    self.mend_later("content of a renamed file is missing", &Errno::ENOENT)
+                    self.repair_later("content of a renamed file is missing", &Errno::ENOENT)
                 }
-                Err(e) => self.mend_later("content is under its old name", &e),
+                Err(e) => self.repair_later("content is under its old name", &e),
             }
         }
         if replaced.is_some()
@@ -271,7 +271,7 @@ impl Union {
         swap(state, false)?;
         if let Err(e) = self.change(state, &changes) {
             if let Err(e) = swap(state, true) {
-                self.mend_later("content did not go back to its name", &e);
+                self.repair_later("content did not go back to its name", &e);
             }
             return Err(e);
         }

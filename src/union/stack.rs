@@ -8,7 +8,7 @@ use lru::LruCache;
 use nix::errno::Errno;
 
 use super::layer::{
-    Bytes, Layer, LayerListing, Listing, Lookup, SeekTarget, SharedListing, Source, Xattr,
+    Bytes, HeldIn, Layer, LayerListing, Listing, Lookup, SeekTarget, SharedListing, Xattr,
 };
 use super::{Error, FrozenLayer, ImageLayer, Result};
 use crate::object::{Attr, Ino};
@@ -95,7 +95,7 @@ impl LowerStack {
             match layer.lookup(dir, name)? {
                 Lookup::Unknown => {}
                 Lookup::Whiteout => return Ok(None),
-                Lookup::Is(ino) => return Ok(Some(ino)),
+                Lookup::Found(ino) => return Ok(Some(ino)),
             }
         }
         Ok(None)
@@ -112,7 +112,7 @@ impl LowerStack {
                 None => inode.attr,
                 Some(above) => above.with_content_of(&inode.attr),
             };
-            if inode.content == Source::Here {
+            if inode.content == HeldIn::ThisLayer {
                 return Ok(Some(attr));
             }
             found = Some(attr);
@@ -175,7 +175,7 @@ impl LowerStack {
     pub fn content(&self, ino: Ino) -> Result<ContentLayer> {
         let holds = |layer: &dyn Layer| -> Result<bool> {
             let inode = layer.inode(ino)?;
-            Ok(inode.is_some_and(|inode| inode.content == Source::Here))
+            Ok(inode.is_some_and(|inode| inode.content == HeldIn::ThisLayer))
         };
         for layer in &self.frozen {
             if holds(&**layer)? {
@@ -214,7 +214,7 @@ impl LowerStack {
     pub fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
         for layer in self.layers() {
             if let Some(inode) = layer.inode(ino)?
-                && inode.xattrs == Source::Here
+                && inode.xattrs == HeldIn::ThisLayer
             {
                 return layer.xattrs(ino);
             }

@@ -12,7 +12,16 @@ use crate::object::Ino;
 use crate::state::LayerId;
 use crate::upper::UpperDir;
 
-/// Something the kernel must forget, because it changed without its doing.
+/// What [`Union::discard_uppers`] does if there are changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiscardMode {
+    /// Discard them.
+    Always,
+    /// Do nothing.
+    IfUnchanged,
+}
+
+/// Something that the kernel may have cached and that changed without a request of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Invalidation {
     /// What it knows of a name, present or absent.
@@ -143,22 +152,22 @@ impl Union {
         Ok((published, stale))
     }
 
-    /// Throws all changes away: the writable layer and frozen ones. `publish` does it in the database,
-    /// with the fresh writable layer that it is given. Returns what that returned, and what the kernel must
-    /// forget.
+    /// Discards all changes: the writable upper and the frozen ones. `publish` does the same in the
+    /// database and receives the new writable layer. Returns what `publish` returned and what the
+    /// kernel must forget.
     ///
-    /// Unless changes `may_go`, does nothing and returns `None` where there are any: whoever looked
-    /// before did not see what was written since.
-    pub fn drop_uppers<T>(
+    /// Returns `None` if there are changes and the mode is [`DiscardMode::IfUnchanged`]. This check
+    /// includes changes that were made after an earlier check by the caller.
+    pub fn discard_uppers<T>(
         &self,
         lower: Arc<LowerStack>,
-        may_go: bool,
+        mode: DiscardMode,
         publish: impl FnOnce(LayerId) -> Result<T>,
     ) -> Result<Option<(T, Vec<Invalidation>)>> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
-        if !may_go {
+        if mode == DiscardMode::IfUnchanged {
             let base = state.lower.committed();
             if Draft::of(&*state, &base)?.has_any(&*state, &base)? {
                 return Ok(None);
@@ -169,7 +178,7 @@ impl Union {
         state.end_epoch(frozen)?;
         let published = publish(fresh)?;
         // It has happened: what fails from here on must not look as if it had not.
-        self.went_back.store(true, Ordering::Relaxed);
+        self.was_discarded.store(true, Ordering::Relaxed);
         let mut stale = delta_invalidations(&state.delta);
         for frozen in state.lower.frozen() {
             stale.extend(delta_invalidations(frozen.delta()));

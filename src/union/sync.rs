@@ -14,7 +14,7 @@ use nix::errno::Errno;
 
 use super::content::has_file;
 use super::delta::Delta;
-use super::{Error, FrozenLayer, Result, Standing, State, Union};
+use super::{Error, FrozenLayer, Presence, Result, State, Union};
 use crate::object::{Ino, Kind};
 use crate::state::{InodeRow, LayerId};
 use crate::sys::durable;
@@ -101,7 +101,7 @@ impl State {
 
     /// What has to be synced of an object.
     fn parts(&self, ino: Ino) -> Result<Vec<Part>> {
-        if let Standing::Orphan(orphan) = self.standing(ino) {
+        if let Presence::Orphan(orphan) = self.presence(ino) {
             return Ok(vec![Part {
                 layer: self.layer,
                 file: orphan.file.clone(),

@@ -75,15 +75,15 @@ fn empty() -> (tempfile::TempDir, Union) {
         strays,
     };
     let (union, mended) = Union::open(Arc::new(db), paths, &OpenOptions::default()).unwrap();
-    assert!(mended.is_nothing());
+    assert!(mended.is_empty());
     (dir, union)
 }
 
 #[test]
 fn names_that_are_frozen_while_they_are_synced_are_synced_where_they_lie() {
     let (_dir, union) = empty();
-    let creator = Creator { uid: 1, gid: 1 };
-    let made = union.make(Ino::ROOT, b"new", Kind::File, 0o644, 0, None, creator);
+    let new_file = NewObject::new(Kind::File, 0o644, Creator { uid: 1, gid: 1 });
+    let made = union.create(Ino::ROOT, b"new", &new_file);
     let (file, _) = made.unwrap();
     // A commit begins after `sync` has looked, before it comes to the directories.
     let layer = union.read().layer;
@@ -95,7 +95,7 @@ fn names_that_are_frozen_while_they_are_synced_are_synced_where_they_lie() {
     assert!(!has_unsynced());
     // What was noted goes with the layer when the commit fails.
     union.unrotate().unwrap();
-    let made = union.make(Ino::ROOT, b"other", Kind::File, 0o644, 0, None, creator);
+    let made = union.create(Ino::ROOT, b"other", &new_file);
     made.unwrap();
     union.rotate().unwrap();
     union.unrotate().unwrap();
@@ -107,15 +107,15 @@ fn names_that_are_frozen_while_they_are_synced_are_synced_where_they_lie() {
 #[test]
 fn what_has_been_dropped_is_told_though_the_layers_below_cannot_be_read() {
     let (dir, union) = empty();
-    let creator = Creator { uid: 1, gid: 1 };
-    let made = union.make(Ino::ROOT, b"held", Kind::File, 0o644, 0, None, creator);
+    let new_file = NewObject::new(Kind::File, 0o644, Creator { uid: 1, gid: 1 });
+    let made = union.create(Ino::ROOT, b"held", &new_file);
     let (held, _) = made.unwrap();
     union.nodes().remember(held, Ino::ROOT);
     union
         .write_at(held, 0, b"content", SetIdBits::Keep)
         .unwrap();
     union.unlink(Ino::ROOT, b"held").unwrap();
-    let made = union.make(Ino::ROOT, b"new", Kind::File, 0o644, 0, None, creator);
+    let made = union.create(Ino::ROOT, b"new", &new_file);
     let (new, _) = made.unwrap();
     // An image that has the file by its identity, and cannot be read any more.
     let file = dir.path().join("damaged");
@@ -128,7 +128,10 @@ fn what_has_been_dropped_is_told_though_the_layers_below_cannot_be_read() {
         .unwrap();
     let below = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(damaged)]));
     let publish = |fresh| Ok(union.db().discard_all(fresh)?);
-    let (trashed, stale) = union.drop_uppers(below, true, publish).unwrap().unwrap();
+    let (trashed, stale) = union
+        .discard_uppers(below, DiscardMode::Always, publish)
+        .unwrap()
+        .unwrap();
     assert_eq!(trashed.len(), 1);
     assert!(stale.contains(&Invalidation::Object(new)));
     // Whether it is there again is not known: who holds it goes on with what he has.

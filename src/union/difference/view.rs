@@ -9,7 +9,7 @@ use crate::object::{Attr, Ino};
 use crate::state::{DataPlace, InodeRow};
 use crate::union::content::seek_file;
 use crate::union::delta::Delta;
-use crate::union::{Bytes, Error, LowerStack, Result, SeekTarget, Standing, State, Union, Xattr};
+use crate::union::{Bytes, Error, LowerStack, Presence, Result, SeekTarget, State, Union, Xattr};
 
 /// Where the content of files can be read.
 pub trait Content {
@@ -54,8 +54,8 @@ impl<'a> dyn View + 'a {
 
 impl Content for State {
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
-        match self.standing(ino) {
-            Standing::Row(row) if row.data == DataPlace::Upper => {
+        match self.presence(ino) {
+            Presence::Row(row) if row.data == DataPlace::Upper => {
                 let mut buffer = vec![0; len];
                 let got = self.file(ino, row)?.read_at(&mut buffer, offset)?;
                 buffer.truncate(got);
@@ -66,8 +66,8 @@ impl Content for State {
     }
 
     fn next_data(&self, ino: Ino, offset: u64) -> Result<Option<u64>> {
-        match self.standing(ino) {
-            Standing::Row(row) if row.data == DataPlace::Upper => {
+        match self.presence(ino) {
+            Presence::Row(row) if row.data == DataPlace::Upper => {
                 seek_file(&*self.file(ino, row)?, offset, SeekTarget::Data)
             }
             _ => self.lower.seek(ino, offset, SeekTarget::Data),
@@ -98,15 +98,15 @@ impl View for State {
     }
 
     fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
-        match self.standing(ino) {
-            Standing::Row(row) => row.target.clone().ok_or(Error::Posix(Errno::EINVAL)),
+        match self.presence(ino) {
+            Presence::Row(row) => row.target.clone().ok_or(Error::Posix(Errno::EINVAL)),
             _ => self.lower.read_link(ino),
         }
     }
 
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
-        match self.standing(ino) {
-            Standing::Row(row) if row.owns_xattrs => {
+        match self.presence(ino) {
+            Presence::Row(row) if row.owns_xattrs => {
                 let own = self.delta.xattrs.get(&ino).into_iter().flatten();
                 Ok(own
                     .map(|(name, value)| (name.clone(), value.clone()))

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use envfs::object::{Ino, Kind, Timestamp};
-use envfs::union::{AllocateMode, Creator, RenameMode, SetAttr, SetIdBits, SetTime, XattrMode};
+use envfs::union::{
+    AllocateMode, Creator, NewObject, RenameMode, SetAttr, SetIdBits, SetTime, XattrMode,
+};
 use nix::errno::Errno;
 
 use super::numbers::{self, Allocate, CopyRange};
@@ -16,9 +18,15 @@ impl Machine {
         let mode = numbers::mode(mode);
         let (kind, rdev) = make.node();
         let target = (kind == Kind::Symlink).then_some(numbers::TARGET.as_bytes());
-        let creator = Creator { uid: 7, gid: 8 };
+        let new = NewObject {
+            kind,
+            mode,
+            rdev,
+            target,
+            creator: Creator { uid: 7, gid: 8 },
+        };
         let done = self.holding(&[(dir, dir)], |union| {
-            outcome(union.make(dir, &name, kind, mode, rdev, target, creator))
+            outcome(union.create(dir, &name, &new))
         });
         self.done = done.as_ref().map(|_| ()).map_err(|e| *e);
         if !self.is_named(dir) {
@@ -323,7 +331,7 @@ impl Machine {
             size: (mask.size && is_file).then_some(size as u64),
             atime: mask.atime.then_some(set_time),
             mtime: mask.mtime.then_some(set_time),
-            kill_privileges: mask.kill,
+            set_id: SetIdBits::clear_if(mask.kill),
         };
         let attr = self
             .holding(&[object], |union| union.set_attr(object.0, &set))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use envfs::object::{Ino, Kind, Timestamp};
-use envfs::union::{Creator, SetAttr, SetIdBits, SetTime, XattrMode};
+use envfs::union::{Creator, NewObject, SetAttr, SetIdBits, SetTime, XattrMode};
 
 use super::ops::Machine;
 use super::tree::{Body, Node, Tree};
@@ -126,9 +126,14 @@ impl Machine {
             uid: node.owner.0,
             gid: node.owner.1,
         };
-        let kind = node.kind();
-        let made = union.make(dir, name, kind, node.mode, rdev, target, creator);
-        let (ino, _) = made.unwrap();
+        let new = NewObject {
+            kind: node.kind(),
+            mode: node.mode,
+            rdev,
+            target,
+            creator,
+        };
+        let (ino, _) = union.create(dir, name, &new).unwrap();
         if let Body::File(content) = &node.body {
             assert_eq!(
                 union.write_at(ino, 0, content, SetIdBits::Keep).unwrap(),
@@ -147,7 +152,7 @@ impl Machine {
                 .unwrap();
         }
         let set = SetAttr {
-            mode: (kind != Kind::Symlink).then_some(node.mode),
+            mode: (node.kind() != Kind::Symlink).then_some(node.mode),
             mtime: node.mtime.map(SetTime::To),
             ..SetAttr::default()
         };

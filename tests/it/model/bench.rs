@@ -288,7 +288,7 @@ impl Bench {
             dir,
             workspace: None,
         };
-        assert!(bench.open().is_nothing());
+        assert!(bench.open().is_empty());
         bench
     }
 
@@ -301,7 +301,7 @@ impl Bench {
             dir,
             workspace: None,
         };
-        assert!(bench.open().is_nothing());
+        assert!(bench.open().is_empty());
         assert_eq!(bench.union().lower().images().len(), 2);
         bench
     }
@@ -317,7 +317,7 @@ impl Bench {
             dir,
             workspace: None,
         };
-        assert!(bench.open().is_nothing());
+        assert!(bench.open().is_empty());
         bench
     }
 
@@ -365,7 +365,7 @@ impl Bench {
     /// Closes and opens again.
     pub(super) fn remount(&mut self) {
         self.close();
-        assert!(self.open().is_nothing());
+        assert!(self.open().is_empty());
     }
 
     /// The process dies.

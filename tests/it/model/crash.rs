@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use envfs::object::{Ino, Kind};
-use envfs::union::{Creator, RenameMode, SetAttr, SetIdBits, Union};
+use envfs::union::{Creator, NewObject, RenameMode, SetAttr, SetIdBits, Union};
 
 use super::bench::{BLOCK, Bench, copy_tree, noise};
 use super::tree::{Body, Tree};
@@ -77,9 +77,8 @@ pub(super) fn find(union: &Union, path: &str) -> Ino {
 
 pub(super) fn make(union: &Union, dir: &str, name: &str, content: &[u8]) -> Ino {
     let dir = find(union, dir);
-    let (ino, _) = union
-        .make(dir, name.as_bytes(), Kind::File, 0o644, 0, None, CREATOR)
-        .unwrap();
+    let new = NewObject::new(Kind::File, 0o644, CREATOR);
+    let (ino, _) = union.create(dir, name.as_bytes(), &new).unwrap();
     union.nodes().remember(ino, dir);
     union.write_at(ino, 0, content, SetIdBits::Keep).unwrap();
     ino
@@ -87,17 +86,8 @@ pub(super) fn make(union: &Union, dir: &str, name: &str, content: &[u8]) -> Ino 
 
 pub(super) fn make_dir(union: &Union, dir: &str, name: &str) {
     let dir = find(union, dir);
-    union
-        .make(
-            dir,
-            name.as_bytes(),
-            Kind::Directory,
-            0o755,
-            0,
-            None,
-            CREATOR,
-        )
-        .unwrap();
+    let new = NewObject::new(Kind::Directory, 0o755, CREATOR);
+    union.create(dir, name.as_bytes(), &new).unwrap();
 }
 
 pub(super) fn write(union: &Union, path: &str, content: &[u8]) {
@@ -150,7 +140,7 @@ fn crash_both(
         let mut bench = Bench::imported();
         prepare(bench.union());
         let before = Moment::after_death(&mut bench);
-        assert!(bench.open().is_nothing());
+        assert!(bench.open().is_empty());
         op(bench.union());
         let after = Moment::after_death(&mut bench);
 
@@ -180,7 +170,7 @@ fn crash_both(
         assert_eq!(bench.union().verify_upper().unwrap(), Vec::<String>::new());
         bench.kill();
         let again = bench.open();
-        assert!(again.is_nothing(), "after {mended:?} once more: {again:?}");
+        assert!(again.is_empty(), "after {mended:?} once more: {again:?}");
         found.assert_is(&Tree::read(bench.union()));
         // And life goes on.
         make(bench.union(), "", "afterwards", b"x");
@@ -203,11 +193,13 @@ fn creating_a_symlink() {
         |_| {},
         |union| {
             let dir = find(union, "b/c");
-            union
-                .make(dir, b"s", Kind::Symlink, 0o777, 0, Some(b"target"), CREATOR)
-                .unwrap();
+            let new = NewObject {
+                target: Some(b"target"),
+                ..NewObject::new(Kind::Symlink, 0o777, CREATOR)
+            };
+            union.create(dir, b"s", &new).unwrap();
         },
-        // A symbolic link is a row; the file is a picture of it.
+        // A symbolic link is a row; the link in the upper is a copy of it.
         Expect::After,
     );
 }
@@ -513,7 +505,7 @@ fn in_a_copied_store_places_count_and_numbers_do_not() {
         before.assert_is(&Tree::read(bench.union()));
         // The copy is what it is about from now on, also after an end that is not clean.
         bench.kill();
-        assert!(bench.open().is_nothing());
+        assert!(bench.open().is_empty());
         before.assert_is(&Tree::read(bench.union()));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use envfs::commit::{self, CommitError, CommitOptions};
 use envfs::object::{Ino, Kind};
-use envfs::union::{Creator, RenameMode, SetIdBits, SyncMode};
+use envfs::union::{Creator, DiscardMode, NewObject, RenameMode, SetIdBits, SyncMode};
 
 use super::bench::{Bench, noise};
 use super::crash::{find, make, rename};
@@ -35,7 +35,7 @@ fn a_file_that_moved_out_of_a_directory_that_is_gone() {
         let before = Tree::read(bench.union());
         assert_eq!(&content(bench.union(), "a/deep")[..7], b"changed");
         bench.kill();
-        assert!(bench.open().is_nothing());
+        assert!(bench.open().is_empty());
         before.assert_is(&Tree::read(bench.union()));
         bench.commit(&Default::default()).unwrap();
         bench.remount();
@@ -80,10 +80,9 @@ fn a_rollback_takes_nothing_that_was_written_after_it_had_looked() {
     let (mut done, mut refused) = (0, 0);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
+            let new = NewObject::new(Kind::File, 0o644, CREATOR);
             while !over.load(Ordering::Relaxed) {
-                union
-                    .make(Ino::ROOT, b"made", Kind::File, 0o644, 0, None, CREATOR)
-                    .unwrap();
+                union.create(Ino::ROOT, b"made", &new).unwrap();
                 let found = union.lookup(Ino::ROOT, b"made").unwrap();
                 assert!(found.is_some(), "it was acknowledged");
                 union.unlink(Ino::ROOT, b"made").unwrap();
@@ -107,9 +106,16 @@ fn a_rollback_takes_nothing_that_was_written_after_it_had_looked() {
     // Without the race: what is there is not dropped, what is gone again does not count.
     make(union, "a", "late", b"late");
     let publish = |fresh| Ok(bench.workspace().db().discard_all(fresh).map(drop)?);
-    let dropped = union.drop_uppers(union.lower(), false, publish).unwrap();
+    let dropped = union
+        .discard_uppers(union.lower(), DiscardMode::IfUnchanged, publish)
+        .unwrap();
     assert!(dropped.is_none());
     union.unlink(find(union, "a"), b"late").unwrap();
     let below = union.lower();
-    assert!(union.drop_uppers(below, false, publish).unwrap().is_some());
+    assert!(
+        union
+            .discard_uppers(below, DiscardMode::IfUnchanged, publish)
+            .unwrap()
+            .is_some()
+    );
 }

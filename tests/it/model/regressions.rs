@@ -5,8 +5,8 @@ use std::process::Command;
 use envfs::commit::{self, CommitOptions};
 use envfs::object::{Ino, Kind};
 use envfs::union::{
-    AllocateMode, Aspect, ChangeKind, Creator, Error, RenameMode, SetAttr, SetIdBits, Union,
-    XattrMode,
+    AllocateMode, Aspect, ChangeKind, Creator, Error, NewObject, RenameMode, SetAttr, SetIdBits,
+    Union, XattrMode,
 };
 use nix::errno::Errno;
 
@@ -38,7 +38,7 @@ fn discarding_one_name_of_a_new_file_keeps_the_other() {
     assert_eq!(content(bench.union(), "b/new2"), b"new");
     Tree::read(bench.union());
     bench.kill();
-    assert!(bench.open().is_nothing());
+    assert!(bench.open().is_empty());
     assert_eq!(content(bench.union(), "b/new2"), b"new");
 }
 
@@ -552,7 +552,7 @@ fn a_directory_of_two_images_is_one_object() {
         bench.union().unlink(dir, name).unwrap();
     }
     bench.kill();
-    assert!(bench.open().is_nothing());
+    assert!(bench.open().is_empty());
     commit::discard(bench.workspace(), &[]).unwrap();
     assert_eq!(Tree::read(bench.union()).paths(), before.paths());
     assert_ne!(now.paths(), before.paths());
@@ -612,7 +612,7 @@ fn nothing_is_found_in_a_removed_directory_that_is_held() {
         let creator = Creator { uid: 1, gid: 1 };
         let answers = [
             union
-                .make(dir, b"m1", Kind::File, 0o644, 0, None, creator)
+                .create(dir, b"m1", &NewObject::new(Kind::File, 0o644, creator))
                 .map(drop),
             union.unlink(dir, b"m1"),
             union.link(find(union, "big"), dir, b"m1").map(drop),
@@ -640,7 +640,8 @@ fn a_removed_directory_that_is_held_has_no_place_after_a_commit() {
     union.rmdir(Ino::ROOT, b"d").unwrap();
     bench.commit(&CommitOptions::default()).unwrap();
     let creator = Creator { uid: 1, gid: 1 };
-    let made = union.make(dir, b"new", Kind::File, 0o644, 0, None, creator);
+    let new = NewObject::new(Kind::File, 0o644, creator);
+    let made = union.create(dir, b"new", &new);
     assert!(matches!(made, Err(Error::Posix(Errno::ENOENT))), "{made:?}");
     assert_eq!(union.attr(dir).unwrap().nlink, 0);
     assert!(union.lookup(dir, b"new").unwrap().is_none());

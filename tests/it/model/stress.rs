@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use envfs::commit::{self, CommitError, CommitOptions};
 use envfs::object::{Ino, Kind};
-use envfs::union::{Creator, Error, RenameMode, SetAttr, SetIdBits, Union, XattrMode};
+use envfs::union::{Creator, Error, NewObject, RenameMode, SetAttr, SetIdBits, Union, XattrMode};
 use nix::errno::Errno;
 
 use super::bench::{BLOCK, Bench, noise};
@@ -39,7 +39,7 @@ fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
         match (random.below(6), known) {
             (0 | 1, None) => {
                 let (ino, _) = union
-                    .make(dir, &name, Kind::File, 0o644, 0, None, creator)
+                    .create(dir, &name, &NewObject::new(Kind::File, 0o644, creator))
                     .unwrap();
                 union.nodes().remember(ino, dir);
                 names.insert(name, ino);
@@ -111,7 +111,11 @@ fn threads_work_while_another_commits() {
     for n in 0..4 {
         let name = format!("thread{n}").into_bytes();
         let (ino, _) = union
-            .make(Ino::ROOT, &name, Kind::Directory, 0o755, 0, None, creator)
+            .create(
+                Ino::ROOT,
+                &name,
+                &NewObject::new(Kind::Directory, 0o755, creator),
+            )
             .unwrap();
         union.nodes().remember(ino, Ino::ROOT);
         dirs.push((name, ino));
@@ -197,10 +201,10 @@ fn compete(union: &Union, seed: u64, answers: &Mutex<BTreeSet<i32>>) {
         ][random.below(3)];
         let done = match (random.below(12), file) {
             (0 | 1, _) => union
-                .make(dir, &from, Kind::File, 0o644, 0, None, creator)
+                .create(dir, &from, &NewObject::new(Kind::File, 0o644, creator))
                 .map(drop),
             (2 | 3, _) => union
-                .make(dir, &from, Kind::Directory, 0o755, 0, None, creator)
+                .create(dir, &from, &NewObject::new(Kind::Directory, 0o755, creator))
                 .map(drop),
             (4, _) => union.unlink(dir, &from),
             (5, _) => union.rmdir(dir, &from),

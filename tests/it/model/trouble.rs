@@ -113,7 +113,7 @@ fn a_layer_whose_directory_is_away_is_not_taken_for_empty() {
         );
         assert!(!path.exists());
         fs::rename(&away, &path).unwrap();
-        assert!(bench.open().is_nothing());
+        assert!(bench.open().is_empty());
         before.assert_is(&Tree::read(bench.union()));
 
         // Given up.
@@ -144,7 +144,7 @@ fn a_layer_whose_directory_nothing_needs_is_opened_without_it() {
     let path = layer(&bench);
     bench.close();
     fs::remove_dir_all(&path).unwrap();
-    assert!(bench.open().is_nothing());
+    assert!(bench.open().is_empty());
     before.assert_is(&Tree::read(bench.union()));
     write(bench.union(), "big", b"changed");
     bench.remount();

@@ -104,7 +104,7 @@ fn is_removed(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<bool> {
     let mut above = Ino::ROOT;
     for (ino, name) in chain {
         let found = match delta.lookup(above, &name) {
-            Lookup::Is(found) => Some(found),
+            Lookup::Found(found) => Some(found),
             Lookup::Whiteout => None,
             Lookup::Unknown => lower.lookup(above, &name)?,
         };
