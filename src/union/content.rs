@@ -392,7 +392,7 @@ impl Union {
             tracing::debug!(%ino, "mode of a backing file: {e}");
         }
         if let Some((dir, name)) = row.place.clone() {
-            let physical = state.make_dir(dir)?;
+            let physical = state.create_dir(dir)?;
             state.upper.place(ino, physical.as_fd(), &name)?;
             state.note_unsynced(dir);
             changes.push(RowChange::put_inode(ino, row));

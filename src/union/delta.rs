@@ -1,4 +1,4 @@
-//! The rows of one upper layer in memory: what differs from the layers below it.
+//! The rows of one upper layer in memory: the differences to the layers below it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,38 +7,37 @@ use super::readdir::Bounds;
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerRows, RowChange};
 
-/// One directory's differences.
+/// The names of one directory that differ.
 #[derive(Debug, Default)]
 pub struct DirDelta {
-    /// Name to object, or `None` for a whiteout. The number orders links by when they were made:
-    /// it is the readdir position of names that no lower layer has.
+    /// Object by name, or `None` for a whiteout. The age numbers links in the order in which they were
+    /// created. It is the readdir position of names that no lower layer has.
     entries: BTreeMap<Box<[u8]>, (Option<Ino>, u64)>,
     by_age: BTreeMap<u64, Box<[u8]>>,
     next_age: u64,
-    /// Where listings that are under way end.
+    /// The ends of listings in progress.
     pub(super) bounds: Bounds,
 }
 
 impl DirDelta {
-    /// Begins a listing, which does not meet names that are made from now on. Returns the number of its
-    /// bound.
+    /// Begins a listing that excludes names created from now on. Returns the number of its bound.
     pub(super) fn begin_listing(&self) -> u64 {
         self.bounds.begin(self.next_age)
     }
 
-    /// Returns what is said of a name: `None` for nothing.
+    /// Returns the link (`Some`) or whiteout (`None`) under a name, or `None` if there is neither.
     pub fn get(&self, name: &[u8]) -> Option<Option<Ino>> {
         self.entries.get(name).map(|(target, _)| *target)
     }
 
-    /// Iterates in byte order of names.
+    /// Iterates over links and whiteouts in byte order of names.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<Ino>)> {
         self.entries
             .iter()
             .map(|(name, (target, _))| (&**name, *target))
     }
 
-    /// Iterates over links, oldest first, from age `from` on.
+    /// Iterates over links from age `from` on, oldest first.
     pub fn links_from(&self, from: u64) -> impl Iterator<Item = (u64, &[u8], Ino)> {
         self.by_age.range(from..).filter_map(|(age, name)| {
             let (target, _) = self.entries.get(name)?;
@@ -47,7 +46,7 @@ impl DirDelta {
     }
 
     fn put(&mut self, name: Box<[u8]>, target: Option<Ino>) {
-        // A name that is replaced keeps its position: an iteration under way meets it once.
+        // A replaced link keeps its position, so that a listing in progress returns the name once.
         let age = match self.entries.get(&name) {
             Some((Some(_), age)) if target.is_some() => *age,
             other => {
@@ -72,22 +71,22 @@ impl DirDelta {
     }
 }
 
-/// Extended attributes by their full names.
+/// Extended attributes by full name.
 pub(super) type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
-/// Everything one upper layer says.
+/// The rows of one upper layer.
 #[derive(Debug, Default)]
 pub struct Delta {
     /// Objects with a row.
     pub inodes: HashMap<Ino, InodeRow>,
-    /// Directories with differing names.
+    /// Directories with names that differ.
     pub dirs: HashMap<Ino, DirDelta>,
-    /// Extended attributes of objects whose row owns them.
+    /// Extended attributes of the objects whose row has `owns_xattrs`.
     pub xattrs: HashMap<Ino, Xattrs>,
 }
 
 impl Delta {
-    /// Takes over rows as loaded from the database.
+    /// Builds the delta from rows that were loaded from the database.
     pub fn from_rows(rows: LayerRows) -> Delta {
         let mut delta = Delta {
             inodes: rows.inodes.into_iter().collect(),
@@ -107,7 +106,7 @@ impl Delta {
         self.inodes.is_empty() && self.dirs.values().all(|d| d.entries.is_empty())
     }
 
-    /// How many rows there are, but for those of extended attributes.
+    /// Returns the number of rows, without those of extended attributes.
     pub fn rows(&self) -> usize {
         self.inodes.len()
             + self
@@ -117,7 +116,7 @@ impl Delta {
                 .sum::<usize>()
     }
 
-    /// Applies a change that the database has taken.
+    /// Applies a change that the database contains already.
     pub fn apply(&mut self, change: &RowChange<'_>) {
         match change {
             RowChange::PutInode(ino, row) => {
@@ -155,12 +154,12 @@ impl Delta {
         }
     }
 
-    /// Where this layer says that an object is.
+    /// Returns the place of an object in this layer: the directory and the name of its content.
     pub fn place(&self, ino: Ino) -> Option<(Ino, Box<[u8]>)> {
         self.inodes.get(&ino)?.place.clone()
     }
 
-    /// What this layer says of a name.
+    /// Looks up a name in this layer.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Lookup {
         match self.dirs.get(&dir).and_then(|d| d.get(name)) {
             None => Lookup::Unknown,
@@ -169,7 +168,7 @@ impl Delta {
         }
     }
 
-    /// The differences of a directory, with kinds where the layer itself knows them.
+    /// Returns the links and whiteouts of a directory. The kind is [`Kind::File`] if the object has no row.
     pub fn list(&self, dir: Ino) -> Option<LayerListing> {
         let entries = self.dirs.get(&dir)?;
         let kind_of = |ino: Ino| self.inodes.get(&ino).map_or(Kind::File, |row| row.kind);
@@ -182,7 +181,7 @@ impl Delta {
     }
 }
 
-/// Returns the attributes that a row holds by itself.
+/// Returns the attributes that a row holds. Those of content are in the backing file or a lower layer.
 pub(super) fn row_attr(row: &InodeRow) -> Attr {
     Attr {
         kind: row.kind,
@@ -203,7 +202,7 @@ pub(super) fn row_attr(row: &InodeRow) -> Attr {
     }
 }
 
-/// Returns what a row says of its object, before the backing file is asked.
+/// Returns an object by its row, without the attributes of its content.
 pub(super) fn row_inode(row: &InodeRow) -> LayerInode {
     LayerInode {
         attr: row_attr(row),
@@ -220,7 +219,7 @@ pub(super) fn row_inode(row: &InodeRow) -> LayerInode {
     }
 }
 
-/// Makes a row from attributes, with content left where it is.
+/// Returns a row with these attributes, for content that stays in a lower layer.
 pub(super) fn row_from(
     attr: &Attr,
     target: Option<Box<[u8]>>,

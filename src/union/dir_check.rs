@@ -1,8 +1,7 @@
-//! Are the directories of an upper layer a tree? Asked when its rows are read.
+//! Checks that the directories of an upper layer form a tree, when its rows are loaded.
 //!
-//! A directory has one name. Rows that give one two names, or put one below itself, would make walks of
-//! the merged view endless. The engine never writes such rows; a store that somebody else made may have
-//! them.
+//! A directory has one name. If rows gave it two names, or placed it below itself, a walk of the merged
+//! view would not end. envfs never writes such rows, but a damaged or forged store may contain them.
 
 use std::collections::HashSet;
 
@@ -13,10 +12,10 @@ use super::stack::{LowerStack, chain};
 use super::{Error, Lookup, Result};
 use crate::object::{Ino, Kind};
 
-/// Checks the rows of one layer over what lies below it.
+/// Checks the rows of one layer over the layers below it.
 ///
-/// What holds afterwards: every name in the merged view that leads to a directory is the place of that
-/// directory, and places lead to the root. So a walk from the root meets each directory once.
+/// If this succeeds, each name of a directory in the merged view is the place of that directory, and
+/// all places lead to the root. So a walk from the root visits each directory once.
 pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
     for (&dir, entries) in &delta.dirs {
         for (name, target) in entries.iter() {
@@ -35,19 +34,20 @@ pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
     let mut directories: Vec<_> = rows
         .filter(|(_, row)| row.kind == Kind::Directory)
         .collect();
-    // Images number neighbours one after another, and looking up one parent finds its neighbours'.
+    // Neighbours have consecutive identities, and looking up the parent of one caches those of the
+    // others.
     directories.sort_unstable_by_key(|(ino, _)| **ino);
     for (&ino, row) in directories {
         climb(delta, lower, ino, &mut climbed)?;
         let Some(now) = &row.place else { continue };
-        // Most directories are where the layers below have them. Asking by name is cheap; asking for
-        // the parent may read a whole listing.
+        // Most directories are at their place in the layers below. Looking up the name is cheap; finding
+        // the parent may read a whole directory.
         if delta.lookup(now.0, &now.1) == Lookup::Unknown
             && lower.lookup(now.0, &now.1)? == Some(ino)
         {
             continue;
         }
-        // Where it lay before, its name must be hidden.
+        // Its name in the layers below must be hidden.
         if let Some((dir, name)) = lower.parent(ino)?
             && (dir, &name) != (now.0, &now.1)
             && delta.lookup(dir, &name) == Lookup::Unknown
@@ -59,8 +59,8 @@ pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
     Ok(())
 }
 
-/// Climbs from a directory to the root, or to one that has been climbed from before, or to one without a
-/// place (it was removed). Every directory is passed once, however deep the tree is.
+/// Follows the parents of a directory to the root, to a directory in `climbed`, or to a removed one. Adds
+/// the visited directories to `climbed`, so that each is visited once, whatever the depth of the tree.
 fn climb(delta: &Delta, lower: &LowerStack, from: Ino, climbed: &mut HashSet<Ino>) -> Result<()> {
     let mut way = HashSet::new();
     let mut at = from;
@@ -95,7 +95,7 @@ fn is_directory(delta: &Delta, lower: &LowerStack, ino: Ino) -> Result<bool> {
     }
 }
 
-/// Returns true if no name leads from the root to a directory: names in it are not seen.
+/// Returns true if a directory cannot be reached from the root by names.
 fn is_removed(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<bool> {
     let chain = match chain(dir, |ino| place(delta, lower, ino)) {
         Err(Error::Posix(Errno::ESTALE)) => return Ok(true),

@@ -1,4 +1,4 @@
-//! A frozen upper: rows and content that nobody changes any more, read as a layer.
+//! A frozen upper as a read-only layer.
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -15,10 +15,10 @@ use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerId};
 use crate::upper::UpperDir;
 
-/// A frozen upper and what it was laid over, which names its physical directories.
+/// A frozen upper, and the layers below it, which determine the paths of its physical directories.
 #[derive(Debug)]
 pub struct FrozenLayer {
-    /// Which layer it is.
+    /// The number of the layer.
     pub id: LayerId,
     delta: Delta,
     upper: Arc<UpperDir>,
@@ -26,7 +26,7 @@ pub struct FrozenLayer {
 }
 
 impl FrozenLayer {
-    /// Freezes an upper layer that lay over `below`.
+    /// Returns an upper over `below` as a frozen layer.
     pub fn new(
         id: LayerId,
         delta: Delta,
@@ -41,17 +41,17 @@ impl FrozenLayer {
         }
     }
 
-    /// The rows of the layer.
+    /// Returns the rows of the layer.
     pub fn delta(&self) -> &Delta {
         &self.delta
     }
 
-    /// The directory with its content.
+    /// Returns the directory with its content.
     pub(super) fn upper(&self) -> &Arc<UpperDir> {
         &self.upper
     }
 
-    /// What it was laid over.
+    /// Returns the layers below it.
     pub(super) fn below(&self) -> &Arc<LowerStack> {
         &self.below
     }
@@ -70,13 +70,13 @@ impl FrozenLayer {
         }
     }
 
-    /// The path of a directory from the root in the view of this layer, outermost first.
+    /// Returns the path of a directory in the view of this layer from the root, outermost first.
     pub(super) fn chain(&self, dir: Ino) -> Result<Vec<(Ino, Box<[u8]>)>> {
         chain(dir, |ino| self.parent_of(ino))
     }
 
-    /// Keeps the content of a file readable after the layer's files have been removed, for an
-    /// object that somebody holds without a name.
+    /// Keeps the content of a file readable after the files of the layer are removed. Called for an object
+    /// without a name that is still open.
     pub fn pin(&self, ino: Ino) -> Result<()> {
         self.upper.pin_file(ino, self.file(ino)?);
         Ok(())
@@ -97,7 +97,8 @@ impl FrozenLayer {
     }
 }
 
-/// Resolves the physical place of a row and hands it to `f`.
+/// Calls `f` with the physical directory and the name of an object's content, or with `None` if the
+/// content is in `work`.
 pub(super) fn with_place<T>(
     upper: &UpperDir,
     row: &InodeRow,

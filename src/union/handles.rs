@@ -1,8 +1,9 @@
-//! Finding objects by their identity alone, as file handles name them.
+//! Finding objects by identity, for file handles (`name_to_handle_at(2)`).
 //!
-//! Identities are for life, so a handle (`name_to_handle_at`) is good across remounts and commits, until
-//! the object's last name is removed. The layers below keep what a whiteout hides, and their files do not
-//! know their names: these are looked for once, when the first such handle is used.
+//! Identities never change, so a handle is valid across remounts and commits until the last name of its
+//! object is removed. Lower layers still contain objects that are hidden by whiteouts, and images do not
+//! store the names of files. So for an unchanged file its names are searched for. All names of the lower
+//! layers are collected when the first such handle is used.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -12,16 +13,16 @@ use nix::errno::Errno;
 use super::{LowerStack, Presence, Result, Union};
 use crate::object::{Attr, Ino, Kind};
 
-/// Which directories of a lower stack have names of which files, in the order of the files.
+/// Pairs of a file and a directory in which it has a name, in ascending order.
 type Names = Arc<[(Ino, Ino)]>;
 
-/// The names of the files of one lower stack, the last that was asked for.
+/// A cache of the names of one lower stack.
 #[derive(Debug, Default)]
 pub(super) struct LowerNames(Mutex<Option<(Weak<LowerStack>, Names)>>);
 
 impl LowerNames {
     fn of(&self, lower: &Arc<LowerStack>) -> Result<Names> {
-        // Held while they are collected: others would only do the same.
+        // Held while they are collected, so that concurrent callers do not collect them too.
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, names)) = &*kept
             && std::ptr::eq(of.as_ptr(), Arc::as_ptr(lower))

@@ -1,4 +1,4 @@
-//! A SquashFS image as a layer: inode numbers become identities.
+//! A SquashFS image as a read-only layer: translates inode numbers to identities.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -16,25 +16,26 @@ use crate::squashfs::reader::{Block, DirEntry, FileLayout};
 use crate::state::IdMap;
 use nix::errno::Errno;
 
-/// Places of directories kept at most: about 1 MiB.
-const PLACES_KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
+/// The maximum number of cached places of directories: about 1 MiB.
+const PLACES_LIMIT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
 
-/// The directory something is in, and its name there.
+/// The parent of a directory, and the name of the directory there.
 type Place = (Ino, Box<[u8]>);
 
 /// An image with the identities of its inodes.
 pub struct ImageLayer {
     image: Image,
     ids: IdMap,
-    /// Whether several images are one over another: what overlayfs reserves has its meaning there.
+    /// Whether the image is one of several in a stack. Only then do the devices and attributes that
+    /// overlayfs reserves have a meaning.
     is_stacked: bool,
-    /// Objects that have more or fewer names than the image says.
+    /// Link counts of objects for which the image has another.
     links: Arc<Links>,
-    /// The link counts of directories, by inode number, where they have to be counted: some writers
-    /// count all entries. A count takes a whole listing, and attributes are asked for all the time.
+    /// The link counts of directories by inode number, if the image may have wrong ones: some writers
+    /// count all entries. Cached, because counting reads the whole directory.
     counted_links: Option<Mutex<LruCache<u32, u32>>>,
-    /// Where directories are. An image knows the parent of a directory, but finds its name only by
-    /// going through all of the parent's names; and climbing to the root is part of many operations.
+    /// The places of directories. An image stores the parent of a directory, but its name must be
+    /// searched for in the parent. Cached, because many operations need the path of a directory.
     places: Mutex<LruCache<Ino, Place>>,
 }
 
@@ -47,7 +48,7 @@ impl fmt::Debug for ImageLayer {
 }
 
 impl ImageLayer {
-    /// Lays an image under a view.
+    /// Returns an image as a layer.
     pub fn new(image: Image, ids: IdMap) -> ImageLayer {
         ImageLayer {
             image,
@@ -55,11 +56,11 @@ impl ImageLayer {
             is_stacked: false,
             links: Arc::default(),
             counted_links: None,
-            places: Mutex::new(LruCache::new(PLACES_KEPT)),
+            places: Mutex::new(LruCache::new(PLACES_LIMIT)),
         }
     }
 
-    /// Makes it one of several images in a stack.
+    /// Makes the layer one of several images in a stack.
     pub(super) fn in_stack(self, links: Arc<Links>) -> ImageLayer {
         ImageLayer {
             is_stacked: true,
@@ -67,26 +68,26 @@ impl ImageLayer {
         }
     }
 
-    /// Says how many names these objects have.
+    /// Overrides the link counts of these objects.
     pub(super) fn with_links(self, links: Arc<Links>) -> ImageLayer {
         ImageLayer { links, ..self }
     }
 
-    /// Makes it count subdirectories rather than believe the image.
+    /// Makes the layer count subdirectories instead of using the link counts of directories in the image.
     pub(super) fn counting_subdirectories(self) -> ImageLayer {
         ImageLayer {
-            counted_links: Some(Mutex::new(LruCache::new(PLACES_KEPT))),
+            counted_links: Some(Mutex::new(LruCache::new(PLACES_LIMIT))),
             ..self
         }
     }
 
-    /// The link count of a directory, which is that of its subdirectories and 2. An image that says 2 is
-    /// believed, so that looking at directories without others in them does not read them.
+    /// Returns the link count of a directory: 2 and the number of its subdirectories. A count of 2 in the
+    /// image is used as it is, so that directories without subdirectories need not be read.
     fn directory_links(&self, inode: &Inode) -> Result<u32> {
         let Some(counted) = self.counted_links.as_ref().filter(|_| inode.nlink != 2) else {
             return Ok(inode.nlink);
         };
-        // A cache: an entry is complete or absent, even after a panic.
+        // A cache: after a panic its entries are still complete.
         let counted = || counted.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(links) = counted().get(&inode.number) {
             return Ok(*links);
@@ -101,29 +102,29 @@ impl ImageLayer {
         Ok(links)
     }
 
-    /// Returns true for an entry which says that there is nothing.
+    /// Returns true if the entry is a whiteout of overlayfs.
     fn is_whiteout(&self, entry: &DirEntry) -> Result<bool> {
         Ok(self.is_stacked
             && entry.kind == InodeKind::CharDevice
             && overlay::is_whiteout(&self.image.entry_inode(entry)?))
     }
 
-    /// The image itself.
+    /// Returns the image.
     pub fn image(&self) -> &Image {
         &self.image
     }
 
-    /// The identities of the image's inodes.
+    /// Returns the identities of the image's inodes.
     pub fn ids(&self) -> &IdMap {
         &self.ids
     }
 
-    /// Returns the index of an object's xattrs in the image, if it has any there.
+    /// Returns the index of an object's extended attributes in the image, or `None` if it has none.
     pub fn xattr_index(&self, ino: Ino) -> Result<Option<u32>> {
         Ok(self.find(ino)?.and_then(|inode| inode.xattr))
     }
 
-    /// Returns the place of an object in the image, or `None` if it is not in it.
+    /// Returns the inode of an object in the image, or `None` if the image does not have it.
     pub fn inode_ref(&self, ino: Ino) -> Result<Option<InodeRef>> {
         match self.ids.number_of(ino) {
             Some(number) => Ok(Some(self.image.inode_ref(number)?)),
@@ -131,7 +132,7 @@ impl ImageLayer {
         }
     }
 
-    /// Makes sure that each entry of a directory leads to the inode that it names.
+    /// Checks that each entry of a directory refers to the inode with its number.
     pub fn check_entries(&self, dir: Ino) -> Result<()> {
         for (_, entry) in self.image.read_dir(&self.get(dir)?)?.iter() {
             self.image.entry_inode(&entry)?;
@@ -150,7 +151,7 @@ impl ImageLayer {
         self.find(ino)?.ok_or(Error::Posix(Errno::ESTALE))
     }
 
-    /// Returns where a regular file's data lies, for reading it or carrying it into another image.
+    /// Returns the location of a regular file's data, for reading it or carrying it into another image.
     pub fn layout(&self, ino: Ino) -> Result<std::sync::Arc<FileLayout>> {
         let place = self.inode_ref(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
         Ok(self.image.file(place)?)
@@ -287,7 +288,7 @@ impl Layer for ImageLayer {
         if dir == Ino::ROOT {
             return Ok(None);
         }
-        // A cache: whatever a panicking thread left in it is true.
+        // A cache: after a panic its entries are still complete.
         let places = || self.places.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = places().get(&dir) {
             return Ok(Some(known.clone()));
@@ -302,7 +303,7 @@ impl Layer for ImageLayer {
         let parent = self.ino_of(body.parent)?;
         let listing = self.image.read_dir(&above)?;
         let mut found = None;
-        // Those that follow it while at it: whoever lists one lists its neighbours.
+        // Also cache the directories after it: they are usually needed next.
         let mut followed = 0;
         for (name, entry) in listing.iter() {
             if entry.kind != InodeKind::Directory {
@@ -314,7 +315,7 @@ impl Layer for ImageLayer {
             } else if found.is_some() {
                 places().put(self.ino_of(entry.number)?, place);
                 followed += 1;
-                if followed == PLACES_KEPT.get() / 2 {
+                if followed == PLACES_LIMIT.get() / 2 {
                     break;
                 }
             }
@@ -332,7 +333,7 @@ impl Layer for ImageLayer {
 
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
         if self.is_stacked && overlay::mark(&self.image, &self.get(ino)?, b"metacopy")?.is_some() {
-            // Its content is elsewhere; what would be read here are zeros.
+            // The content is in another layer; here are only zeros.
             return Err(Errno::EPERM.into());
         }
         let layout = self.layout(ino)?;
@@ -348,7 +349,7 @@ impl Layer for ImageLayer {
 
     fn is_ready(&self, ino: Ino, offset: u64, len: usize) -> bool {
         let Ok(layout) = self.layout(ino) else {
-            // The read will tell what is wrong.
+            // The read returns the error.
             return true;
         };
         let block_size = u64::from(self.image.superblock().block_size);

@@ -5,31 +5,39 @@
 //! entries, so it needs no opaque mark. A renamed lower directory is one whiteout and one link to
 //! the same identity, whatever it contains. Two names of one identity are a hard link.
 //!
+//! # Invariants
+//!
+//! - Rows decide which objects exist, and hold their names and attributes. The upper directory holds
+//!   only content.
+//! - Rows are in memory ([`Delta`]) and in the database, and change in both under the exclusive `state`
+//!   lock.
+//! - A directory has one name, and every place leads to the root.
+//! - An object without a name exists only in memory, and only while the kernel holds it.
+//!
 //! # Order of the steps of a change
 //!
-//! 1. Create physical files where the merged view does not show them yet, and move files where that
-//!    destroys nothing. This may fail, and is undone then.
+//! 1. Create files that the merged view does not show yet, and move files if that destroys nothing. If
+//!    this or the next step fails, it is undone.
 //! 2. Change the rows in one SQLite transaction, which makes the change visible.
-//! 3. Remove or replace physical files, which cannot be undone.
+//! 3. Remove or replace files, which cannot be undone. A failure here is repaired by the next open.
 //!
-//! A crash between 1 and 2 leaves files without rows, or at another path than their rows say; one
-//! between 2 and 3 leaves files to which no row refers. [`reconcile`](Union::open) repairs both
-//! when a layer was not closed cleanly: rows decide which objects exist, and host inode numbers
-//! identify their files.
+//! A crash between 1 and 2 leaves files without rows, or at another path than their rows; a crash
+//! between 2 and 3 leaves files to which no row refers. [`Union::open`] repairs both: rows decide which
+//! objects exist, and host inode numbers identify their files.
 //!
 //! # Lock order
 //!
-//! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), each
-//! optional; and `syncing_dirs` → `state`. `docs/architecture.md` has the locks of the whole
+//! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), and
+//! `syncing_dirs` → `state`. Each may be skipped. `docs/architecture.md` lists the locks of the whole
 //! daemon.
 //!
 //! - `gate`: shared while content of the upper changes, exclusive while the stack changes.
 //! - `copy_ups[ino]`: held while the content of the object is copied up.
 //! - `state`: shared while rows are read, exclusive while they change, in memory and in the
-//!   database. Not held while data is synced or an image is read for the first time: a change of
-//!   rows first reads what it needs from lower layers (`preload_name`), and finds it in their caches
-//!   under the lock. Exceptions are operations on the whole environment (discarding, changing the
-//!   stack, listing changes), and listings that began in an earlier stack.
+//!   database. Not held while data is synced or an image is read for the first time: a change first
+//!   reads what it needs from the lower layers without the lock (`preload_name` and similar), and
+//!   then finds it in their caches. Exceptions are operations on the whole environment (discarding,
+//!   changing the stack, listing changes) and listings that began before the stack changed.
 
 mod attributes;
 mod content;
@@ -96,10 +104,10 @@ pub use stack::{ContentLayer, LowerStack};
 pub use swap::{DiscardMode, Invalidation};
 pub use sync::SyncMode;
 
-/// Identities taken from the database's counter at once.
+/// The number of identities that are reserved in the database at once.
 const INO_BATCH: u64 = 4096;
 
-/// A writable merged view. Usable from many threads, with or without a kernel in front of it.
+/// A writable merged view. It can be used from many threads, and without a FUSE mount.
 #[derive(Debug)]
 pub struct Union {
     db: Arc<StateDb>,
@@ -111,18 +119,19 @@ pub struct Union {
     inos: Mutex<Range<u64>>,
     /// Held while directories are synced.
     syncing_dirs: Mutex<()>,
-    /// Whether the store lies where `syncfs` may not reach the disk (FUSE, network file systems).
+    /// Whether files are synced one by one, because `syncfs` may not reach the disk (FUSE, network
+    /// file systems).
     syncs_singly: bool,
-    /// Where the files of the layers below have their names, if that was asked for.
+    /// The directories in which files of the lower layers have names, once a file handle needed them.
     lower_names: handles::LowerNames,
-    /// Whether rows and files are known to differ, so that the next to open them has to mend that.
+    /// Whether rows and files are known to differ, so that the next open must repair them.
     needs_repair: AtomicBool,
-    /// Whether changes have been thrown away, so that the kernel may take files for longer or
-    /// shorter than they are. Changes under the exclusive gate.
+    /// Whether changes were discarded, so that file sizes in the kernel may be stale. Set under the
+    /// exclusive gate.
     was_discarded: AtomicBool,
 }
 
-/// What changes under the `state` lock.
+/// Everything that the `state` lock protects.
 #[derive(Debug)]
 struct State {
     layer: LayerId,
@@ -131,13 +140,13 @@ struct State {
     lower: Arc<LowerStack>,
     /// Objects without a name that the kernel still holds.
     orphans: HashMap<Ino, Orphan>,
-    /// Counts changes of the stack; part of directory positions.
+    /// The number of changes of the stack; part of directory positions.
     epoch: u64,
-    /// Directories in the order they had in earlier epochs.
+    /// The order of directories in earlier epochs, for listings in progress.
     old_orders: readdir::OldOrders,
 }
 
-/// An object that lost its last name while somebody had it open. It exists in memory only.
+/// An object that lost its last name while it was open. It exists only in memory.
 #[derive(Debug)]
 struct Orphan {
     row: InodeRow,
@@ -146,38 +155,40 @@ struct Orphan {
     xattrs: std::collections::BTreeMap<Box<[u8]>, Box<[u8]>>,
 }
 
-/// What is left of an object that nobody has any more.
+/// An object without a name that the kernel has released. Dropping it closes its file.
 #[derive(Debug)]
 pub struct Released(#[expect(dead_code, reason = "held to be dropped")] Orphan);
 
-/// Where an object's row is, if it has one.
+/// Where the attributes of an object are.
 enum Presence<'a> {
+    /// In a row of the writable layer.
     Row(&'a InodeRow),
+    /// In memory: it has lost its last name.
     Orphan(&'a Orphan),
+    /// In a layer below, if the object exists.
     Lower,
 }
 
 impl Union {
-    /// The database that holds the rows.
+    /// Returns the database that holds the rows.
     pub fn db(&self) -> &Arc<StateDb> {
         &self.db
     }
 
-    /// What the kernel holds.
+    /// Returns the objects that the kernel holds.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        // Every change of State is made after the database took it and cannot panic half-way;
-        // a poisoned lock therefore still guards a true state.
+        // State changes only after the database, in steps that do not panic. So it is consistent even
+        // if the lock is poisoned.
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(|poisoned| {
-            // Should that be wrong all the same, the next open finds out: it compares rows and
-            // files.
+            // To be safe, the next open compares rows and files.
             self.needs_repair.store(true, Ordering::Relaxed);
             poisoned.into_inner()
         })
@@ -206,19 +217,19 @@ impl Union {
         inos.next().map(Ino).ok_or_else(|| Errno::ENOSPC.into())
     }
 
-    /// Looks a name up and returns the object with its attributes.
+    /// Looks up a name and returns the object with its attributes, or `None` if it does not exist.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<(Ino, Attr)>> {
         if name.len() > 255 {
             return Err(Errno::ENAMETOOLONG.into());
         }
-        let (lower, said) = {
+        let (lower, found) = {
             let state = self.read();
             if state.orphans.contains_key(&dir) {
                 return Ok(None);
             }
             (state.lower.clone(), state.delta.lookup(dir, name))
         };
-        let ino = match said {
+        let ino = match found {
             Lookup::Found(ino) => Some(ino),
             Lookup::Whiteout => None,
             Lookup::Unknown => lower.lookup(dir, name)?,
@@ -226,7 +237,7 @@ impl Union {
         let Some(ino) = ino else { return Ok(None) };
         match self.attr(ino) {
             Ok(attr) => Ok(Some((ino, attr))),
-            // Unlinked between the two looks.
+            // Unlinked after the lookup above.
             Err(Error::Posix(Errno::ESTALE)) => Ok(None),
             Err(e) => Err(e),
         }
@@ -274,10 +285,11 @@ impl Union {
         }
     }
 
-    /// Takes back `count` answers given to the kernel; an orphan dies with its last.
+    /// Subtracts `count` from the lookup count of an object, as FUSE's `FORGET`. An orphan ends when
+    /// its count becomes 0.
     ///
-    /// What is left of it is returned, for the caller to drop: closing the last descriptor of a
-    /// removed file is what frees its space, and takes longer than all the rest.
+    /// The orphan is returned for the caller to drop: closing the last descriptor of a removed file
+    /// frees its space, which may take long.
     pub fn forget(&self, ino: Ino, count: u64) -> Option<Released> {
         if self.nodes.forget(ino, count) && self.read().orphans.contains_key(&ino) {
             return self.write().orphans.remove(&ino).map(Released);
@@ -285,7 +297,7 @@ impl Union {
         None
     }
 
-    /// Applies changes to the database and then to memory, as one.
+    /// Applies changes to the database, and then to memory if that succeeded.
     fn change(&self, state: &mut State, changes: &[RowChange<'_>]) -> Result<()> {
         self.db.apply(state.layer, changes)?;
         for change in changes {
@@ -294,15 +306,14 @@ impl Union {
         Ok(())
     }
 
-    /// What `statvfs` says of the file system that takes the changes.
+    /// Returns the `statvfs` of the file system that stores the changes.
     pub fn statvfs(&self) -> Result<nix::sys::statvfs::Statvfs> {
         Ok(nix::sys::statvfs::fstatvfs(self.read().upper.root())?)
     }
 
-    /// Notes that a file is not where the rows say, and that it has to be brought there when the
-    /// environment is opened next.
+    /// Records that a file is not where its row says, so that the next open repairs it.
     fn repair_later(&self, what: &str, error: &dyn std::fmt::Display) {
-        tracing::warn!("{what}, which is mended at the next mount: {error}");
+        tracing::warn!("{what}; the next mount repairs this: {error}");
         self.needs_repair.store(true, Ordering::Relaxed);
     }
 }
@@ -344,7 +355,7 @@ impl State {
         Ok(attr)
     }
 
-    /// The attributes of an object with a row or in the layers below.
+    /// Returns the attributes of an object.
     fn attr(&self, ino: Ino) -> Result<Attr> {
         match self.presence(ino) {
             Presence::Row(row) => self.row_attr(ino, row),
@@ -365,9 +376,9 @@ impl State {
         }
     }
 
-    /// Looks a name up through the writable layer and all below.
+    /// Looks up a name in the writable layer and those below.
     fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
-        // What hid the names below went with the directory.
+        // The whiteouts in it were removed together with the directory.
         if self.orphans.contains_key(&dir) {
             return Ok(None);
         }
@@ -378,7 +389,7 @@ impl State {
         }
     }
 
-    /// Returns a row for an object: its own, or one made of what the layers below say.
+    /// Returns the row of an object, or a new one with its attributes in the layers below.
     fn row(&self, ino: Ino, place: impl FnOnce() -> Option<(Ino, Box<[u8]>)>) -> Result<InodeRow> {
         match self.presence(ino) {
             Presence::Row(row) => Ok(row.clone()),
@@ -394,7 +405,7 @@ impl State {
         }
     }
 
-    /// Returns a row for a directory, with its place.
+    /// Returns the row of a directory, or a new one with its attributes and place in the layers below.
     fn dir_row(&self, dir: Ino) -> Result<InodeRow> {
         let place = if dir == Ino::ROOT {
             None
@@ -415,12 +426,12 @@ impl State {
         }
     }
 
-    /// The path of a directory from the root, outermost first.
+    /// Returns the path of a directory from the root, outermost first.
     fn chain(&self, dir: Ino) -> Result<Vec<(Ino, Box<[u8]>)>> {
         stack::chain(dir, |ino| self.parent(ino))
     }
 
-    /// Returns true if names lead from the root to a directory.
+    /// Returns true if a directory can be reached from the root by names.
     fn is_reachable(&self, dir: Ino) -> Result<bool> {
         let chain = match self.chain(dir) {
             Err(Error::Posix(Errno::ESTALE)) => return Ok(false),
@@ -436,7 +447,8 @@ impl State {
         Ok(true)
     }
 
-    fn make_dir(&self, dir: Ino) -> Result<Arc<OwnedFd>> {
+    /// Returns the physical directory of a directory, after creating it if it does not exist.
+    fn create_dir(&self, dir: Ino) -> Result<Arc<OwnedFd>> {
         let chain = self.chain(dir)?;
         if let Some(fd) = self.upper.find_dir(&chain)? {
             return Ok(fd);
@@ -452,17 +464,17 @@ impl State {
         self.upper.unsynced().note_dir(dir);
     }
 
-    /// Returns true while changes lie below the writable layer: during a commit, and after one that
-    /// failed.
+    /// Returns true if there are frozen uppers: during a commit, and after a failed one.
     fn has_frozen(&self) -> bool {
         !self.lower.frozen().is_empty()
     }
 
+    /// Returns the physical directory of a directory, if it exists.
     fn find_dir(&self, dir: Ino) -> Result<Option<Arc<OwnedFd>>> {
         Ok(self.upper.find_dir(&self.chain(dir)?)?)
     }
 
-    /// Opens the content of a row whose data is in the writable layer.
+    /// Opens the content of a file whose row says that it is in the writable layer.
     fn file(&self, ino: Ino, row: &InodeRow) -> Result<Arc<File>> {
         if let Some(file) = self.upper.cached_file(ino) {
             return Ok(file);
@@ -492,8 +504,8 @@ impl Orphan {
     }
 }
 
-/// Lets the backing file of content tell size, space and times. The change time is the later of
-/// the row's (attributes changed) and the file's (content changed).
+/// Takes size, blocks and times from the backing file. The change time is the later one of the row
+/// (attributes changed) and the file (content changed).
 pub(crate) fn stat_into(attr: &mut Attr, stat: &FileStat) {
     let time = |secs: i64, nanos: i64| Timestamp {
         secs,

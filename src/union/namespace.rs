@@ -94,7 +94,7 @@ impl Union {
         };
         let mut backing = None;
         if matches!(kind, Kind::File | Kind::Symlink) {
-            let physical = state.make_dir(dir)?;
+            let physical = state.create_dir(dir)?;
             row.data = DataPlace::Upper;
             if let Some(target) = target {
                 match state.upper.create_symlink(physical.as_fd(), name, target) {

@@ -1,4 +1,4 @@
-//! What the kernel holds: how often it was told of each object, and under which directory.
+//! The objects that the kernel holds: their lookup counts, and the directory of the last lookup.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,14 +8,16 @@ use crate::object::Ino;
 
 const SHARDS: usize = 16;
 
-/// Objects the kernel knows, with their lookup counts. About 32 bytes each.
+/// The objects that the kernel holds. An object takes about 32 bytes.
 ///
-/// The parent is a hint for finding a name of a lower file when its content is copied up: lower
-/// files do not know where they are.
+/// The parent is a hint for finding the name of a lower file when it is copied up, since images do not
+/// store the parents of files.
+///
+/// The locks of this table are taken last.
 #[derive(Debug, Default)]
 pub struct Nodes {
     shards: [Mutex<HashMap<Ino, Node>>; SHARDS],
-    /// How often an object had lost its last name and got one back, for those that did.
+    /// How often an object was restored after it had lost its last name, if it ever was.
     revived: RwLock<HashMap<Ino, u64>>,
 }
 
@@ -28,14 +30,14 @@ struct Node {
 impl Nodes {
     fn shard(&self, ino: Ino) -> MutexGuard<'_, HashMap<Ino, Node>> {
         let shard = (ino.0 as usize) % SHARDS;
-        // Counts are changed in one step each: a panic elsewhere leaves them true.
+        // Each change is one step, so the table is consistent even if the lock is poisoned.
         self.shards[shard]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts one more answer that told the kernel of the object. No `parent` is known where it was found
-    /// by its identity alone.
+    /// Adds 1 to the lookup count of an object. `parent` is `None` if the object was looked up by its
+    /// identity.
     pub fn remember(&self, ino: Ino, parent: impl Into<Option<Ino>>) {
         let parent = parent.into();
         let mut shard = self.shard(ino);
@@ -44,7 +46,7 @@ impl Nodes {
         node.parent = parent.or(node.parent);
     }
 
-    /// Takes back `count` answers; returns true if the kernel holds the object no longer.
+    /// Subtracts `count` from the lookup count. Returns true if the kernel no longer holds the object.
     pub fn forget(&self, ino: Ino, count: u64) -> bool {
         let mut shard = self.shard(ino);
         match shard.entry(ino) {
@@ -60,37 +62,38 @@ impl Nodes {
         }
     }
 
-    /// Returns true while the kernel holds the object.
+    /// Returns true if the kernel holds the object.
     pub fn is_held(&self, ino: Ino) -> bool {
         self.shard(ino).contains_key(&ino)
     }
 
-    /// The directory through which the object was last looked up.
+    /// Returns the directory in which the object was last looked up.
     pub fn parent(&self, ino: Ino) -> Option<Ino> {
         self.shard(ino).get(&ino)?.parent
     }
 
-    /// The object, if it is held, has a name in another directory now.
+    /// Records that a name of the object was moved to another directory.
     pub fn moved(&self, ino: Ino, parent: Ino) {
         if let Some(node) = self.shard(ino).get_mut(&ino) {
             node.parent = Some(parent);
         }
     }
 
-    /// The object had lost its last name, and a discard gives it one back. To the kernel, a directory
-    /// that was removed stays dead, for everybody, while somebody is in it: so it is to be a new one there.
+    /// Records that a discard restored an object that had lost its last name. The kernel never uses a
+    /// removed directory again while a process is in it, so the directory gets a new generation.
     pub fn revive(&self, ino: Ino) {
         let mut revived = self.revived.write().unwrap_or_else(PoisonError::into_inner);
         *revived.entry(ino).or_default() += 1;
     }
 
-    /// The generation of a directory (of others nobody asks): the kernel takes one number with two generations for two inodes.
+    /// Returns the generation of a directory. The kernel regards two generations of one inode number as
+    /// two inodes.
     pub fn generation(&self, ino: Ino) -> u64 {
         let revived = self.revived.read().unwrap_or_else(PoisonError::into_inner);
         revived.get(&ino).copied().unwrap_or(0)
     }
 
-    /// Every object the kernel holds, in no order.
+    /// Returns all objects that the kernel holds, in no particular order.
     pub fn held(&self) -> Vec<Ino> {
         let mut all = Vec::new();
         for shard in &self.shards {

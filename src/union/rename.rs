@@ -130,7 +130,7 @@ impl Union {
             None
         };
         let to = if has_physical {
-            Some(state.make_dir(new_dir)?)
+            Some(state.create_dir(new_dir)?)
         } else {
             state.find_dir(new_dir)?
         };
@@ -249,7 +249,7 @@ impl Union {
         }
         changes.push(RowChange::put_inode(a.2, parent_a));
         let dirs = if physical_a || physical_b {
-            Some((state.make_dir(a.2)?, state.make_dir(b.2)?))
+            Some((state.create_dir(a.2)?, state.create_dir(b.2)?))
         } else {
             None
         };

@@ -1,4 +1,7 @@
-//! Several read-only layers seen as one: the merged view of everything below the writable upper.
+//! The merged view of the layers below the writable upper.
+//!
+//! A stack never changes: an operation that changes the layers replaces it. So merged listings are
+//! cached without invalidation. The lock of this cache is taken last and not held while layers are read.
 
 use std::num::NonZeroUsize;
 use std::ops::Deref;
@@ -13,12 +16,11 @@ use super::layer::{
 use super::{Error, FrozenLayer, ImageLayer, Result};
 use crate::object::{Attr, Ino};
 
-/// Merged listings kept at most, by number and by weight.
+/// Limits of the cache of merged listings: their number, and their size in bytes.
 const LISTINGS_KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 const LISTINGS_WEIGHT: usize = 8 << 20;
 
-/// An immutable stack of read-only layers: frozen uppers over at least one image. Each list is
-/// ordered from the top.
+/// An immutable stack of read-only layers: frozen uppers over at least one image.
 #[derive(Debug)]
 pub struct LowerStack {
     frozen: Vec<Arc<FrozenLayer>>,
@@ -53,7 +55,7 @@ struct Listings {
 }
 
 impl LowerStack {
-    /// Returns a stack of these layers, each list ordered from the top.
+    /// Returns a stack of these layers. Both lists are ordered from the top.
     pub fn new(frozen: Vec<Arc<FrozenLayer>>, images: Vec<Arc<ImageLayer>>) -> LowerStack {
         LowerStack {
             frozen,
@@ -65,17 +67,17 @@ impl LowerStack {
         }
     }
 
-    /// The frozen uppers, top first: changes that are not in an image yet.
+    /// Returns the frozen uppers, top first. They hold changes that are not in an image yet.
     pub fn frozen(&self) -> &[Arc<FrozenLayer>] {
         &self.frozen
     }
 
-    /// The images, top first: what was committed.
+    /// Returns the images, top first. They are the committed view.
     pub fn images(&self) -> &[Arc<ImageLayer>] {
         &self.images
     }
 
-    /// Returns the images alone, without the frozen uppers: the committed view.
+    /// Returns the stack without the frozen uppers: the committed view.
     pub fn committed(self: &Arc<Self>) -> Arc<LowerStack> {
         match self.frozen.last() {
             Some(lowest) => lowest.below().clone(),
@@ -83,13 +85,13 @@ impl LowerStack {
         }
     }
 
-    /// All layers, top first.
+    /// Iterates over all layers, top first.
     fn layers(&self) -> impl Iterator<Item = &dyn Layer> {
         let frozen = self.frozen.iter().map(|layer| &**layer as &dyn Layer);
         frozen.chain(self.images.iter().map(|layer| &**layer as &dyn Layer))
     }
 
-    /// Looks a name up in a directory, through all layers.
+    /// Looks up a name of a directory.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         for layer in self.layers() {
             match layer.lookup(dir, name)? {
@@ -101,7 +103,7 @@ impl LowerStack {
         Ok(None)
     }
 
-    /// Returns the attributes of an object.
+    /// Returns the attributes of an object, or `None` if no layer has it.
     pub fn attr(&self, ino: Ino) -> Result<Option<Attr>> {
         let mut found: Option<Attr> = None;
         for layer in self.layers() {
@@ -125,7 +127,7 @@ impl LowerStack {
         Ok(None)
     }
 
-    /// Returns the merged listing of a directory; empty where no layer knows it.
+    /// Returns the merged listing of a directory, which is empty if no layer has the directory.
     pub fn list(&self, dir: Ino) -> Result<SharedListing> {
         if let Some(known) = self.listings().known.get(&dir) {
             return Ok(known.clone());
@@ -152,7 +154,7 @@ impl LowerStack {
     }
 
     fn listings(&self) -> std::sync::MutexGuard<'_, Listings> {
-        // A cache: whatever a panicking thread left is still a set of true listings.
+        // A cache: after a panic its entries are still complete.
         self.listings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -195,7 +197,7 @@ impl LowerStack {
         self.content(ino)?.read(ino, offset, len)
     }
 
-    /// Finds data or a hole; see [`Layer::seek`].
+    /// Finds the next data or hole; see [`Layer::seek`].
     pub fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
         self.content(ino)?.seek(ino, offset, target)
     }
@@ -223,12 +225,14 @@ impl LowerStack {
     }
 }
 
-/// Climbs from a directory to the root.
+/// Returns the path of a directory from the root, outermost first: each directory with its name.
+///
+/// `ESTALE` if the directory, or one above it, has no parent.
 pub(super) fn chain(
     dir: Ino,
     parent: impl Fn(Ino) -> Result<Option<(Ino, Box<[u8]>)>>,
 ) -> Result<Vec<(Ino, Box<[u8]>)>> {
-    /// Deeper than any file system allows a path walk; a longer climb is a loop in damaged rows.
+    /// Deeper than any path that a file system can resolve: the rows are damaged and form a loop.
     const DEPTH_LIMIT: usize = 1 << 16;
     let mut chain = Vec::new();
     let mut at = dir;
@@ -248,7 +252,7 @@ pub(super) fn chain(
     Ok(chain)
 }
 
-/// Merges listings, top first, each in byte order: the topmost word on a name counts.
+/// Merges the listings of layers, top first. For each name the topmost layer that has it decides.
 fn merge(mut parts: Vec<LayerListing>) -> Listing {
     let mut listing = Listing::default();
     if parts.len() == 1 {

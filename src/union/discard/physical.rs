@@ -108,7 +108,7 @@ impl Physical {
         // Outermost first, so that each finds the directory it goes into.
         moved.sort();
         for (_, aside, (dir, name)) in moved {
-            let done = state.make_dir(dir).and_then(|above| {
+            let done = state.create_dir(dir).and_then(|above| {
                 upper.rename((upper.work(), &aside), (above.as_fd(), &name))?;
                 Ok(())
             });
