@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Side by side: envfs and what one would use instead, on one tree, in one run.
+"""Compares envfs with its alternatives on one tree, in one run.
 
     benches/compare.py --env DIR [--rounds 5] [--quick] [--user NAME] [--json FILE] [--chart FILE]
     benches/compare.py --image FILE --only import,find
@@ -13,7 +13,8 @@ Competitors, as far as the host allows:
 
 All read the same image, made by mksquashfs (zstd, 128 KiB blocks). Every workload runs on every
 competitor in turn, round after round, each round beginning with another. "Cold" means: unmounted, page
-cache dropped, mounted anew. Figures are medians over the rounds; ratios are medians of the ratios
+cache dropped, mounted again. As root, each competitor and round of a workload that changes files has a new
+ext4 file system for the changes (for envfs, the whole store); rows named tmpfs have them in memory. Figures are medians over the rounds; ratios are medians of the ratios
 within a round, with the least and the greatest, so a machine that gets slower for a while slows both
 sides. Processor time is that of the daemons alone. Run it on a quiet machine.
 
@@ -104,6 +105,8 @@ class Bench:
         """(figure, processor seconds of the daemons or None)"""
         if callable(workload.what):
             return workload.what(competitor), None
+        if workload.fresh:
+            competitor.fresh(workload.disk, workload.anywhere)
         if workload.prepare:
             competitor.shell(workload.prepare)
         if workload.cold:

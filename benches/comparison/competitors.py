@@ -8,7 +8,7 @@ from . import host
 
 
 class Competitor:
-    """One way. `shell` runs a command in it, as whoever it is meant for."""
+    """One way. `shell` runs a command in it, as the account it is mounted for."""
 
     name = title = ""
     #: Whether it has daemons that use time and memory of their own.
@@ -18,22 +18,33 @@ class Competitor:
         self.dir = account.directory(scratch / self.name)
         self.image, self.account = image, account
         self.root = account.directory(self.dir / "merged")
-        #: Where the image itself is mounted, by those who lay it under something.
+        #: Where the image itself is mounted, for kernel SquashFS and squashfuse.
         self.lower = account.directory(self.dir / "lower")
+        #: The file system of its own on which a workload makes its changes, if it has one now.
+        self.disk = host.Disk(scratch / f"disk-{self.name}", account)
+        #: Where a workload runs: `root`, but for a plain directory that needs no tree.
+        self.place = self.root
 
     def shell(self, command, **options):
-        return self.account.shell(self.root, command, **options)
+        return self.account.shell(self.place, command, **options)
 
-    def fresh(self):
-        """Mounts without changes."""
+    def storage(self):
+        """The directory that holds the changes."""
+        return self.disk.directory if self.disk.is_mounted else self.dir
+
+    def fresh(self, disk=None, anywhere=False):
+        """Mounts without changes; with `disk` ("ext4" or "tmpfs") they go to a new file system."""
         self.unmount()
+        self.disk.unmount()
+        if disk:
+            self.disk.make(disk)
         for part in ("upper", "work"):
-            shutil.rmtree(self.dir / part, ignore_errors=True)
-            self.account.directory(self.dir / part)
+            shutil.rmtree(self.storage() / part, ignore_errors=True)
+            self.account.directory(self.storage() / part)
         self.mount()
 
     def repair(self, _made, _spoilt):
-        """Takes back what a workload did."""
+        """Undoes what a workload did."""
         self.fresh()
 
     def remount_cold(self):
@@ -73,14 +84,19 @@ class Plain(Competitor):
     def unmount(self):
         pass
 
-    def fresh(self):
+    def fresh(self, disk=None, anywhere=False):
         if not self.is_there:
             self.root.rmdir()
             self.copy(".")
             self.is_there = True
+        if disk and anywhere:
+            self.disk.make(disk)
+            self.place = self.account.directory(self.disk.directory / "work")
 
     def repair(self, made, spoilt):
-        # A copy of everything for each round would take longer than all that is measured.
+        self.place = self.root
+        self.disk.unmount()
+        # Copying the whole tree for each round would take longer than everything that is measured.
         for path in (*made, *spoilt):
             host.Account().run("rm", "-rf", self.root / path)
         for path in spoilt:
@@ -104,7 +120,7 @@ class Kernel(Competitor):
         return host.Account()
 
     def mount_command(self):
-        options = f"lowerdir={self.lower},upperdir={self.dir}/upper,workdir={self.dir}/work"
+        options = f"lowerdir={self.lower},upperdir={self.storage()}/upper,workdir={self.storage()}/work"
         return f"mount -o loop,ro -t squashfs {self.image} {self.lower} && mount -t overlay overlay -o {options} {self.root}"
 
     def unmount(self):
@@ -123,7 +139,7 @@ class Fuse(Competitor):
         return next((tool for tool in ("squashfuse_ll", "fuse-overlayfs") if not shutil.which(tool)), None)
 
     def mount_command(self):
-        options = f"lowerdir={self.lower},upperdir={self.dir}/upper,workdir={self.dir}/work"
+        options = f"lowerdir={self.lower},upperdir={self.storage()}/upper,workdir={self.storage()}/work"
         return f"squashfuse_ll {self.image} {self.lower} && fuse-overlayfs -o {options} {self.root}"
 
     def unmount(self):
@@ -143,8 +159,15 @@ class Envfs(Competitor):
     def __init__(self, scratch, image, account, program, name="bench"):
         self.name = self.name if name == "bench" else name
         super().__init__(scratch, image, account)
-        self.program, self.environment, self.home = program, name, self.dir / "home"
-        self.call("import", image, name, "--prefix", self.root)
+        self.program, self.environment = program, name
+        self.make()
+
+    @property
+    def home(self):
+        return self.storage() / "home"
+
+    def make(self):
+        self.call("import", self.image, self.environment, "--prefix", self.root)
 
     def words(self, *words):
         return [self.program, "--home", self.home, *words]
@@ -158,10 +181,15 @@ class Envfs(Competitor):
     def unmount(self):
         self.call("unmount", self.environment, check=False)
 
-    def fresh(self):
+    def fresh(self, disk=None, anywhere=False):
         self.unmount()
-        self.call("discard", self.environment, "-y")
-        self.call("gc", self.environment, "--keep", "1")
+        self.disk.unmount()
+        if disk:
+            self.disk.make(disk)
+            self.make()
+        else:
+            self.call("discard", self.environment, "-y")
+            self.call("gc", self.environment, "--keep", "1")
         self.mount()
 
     def daemons(self):
@@ -169,8 +197,7 @@ class Envfs(Competitor):
 
 
 def make_image(tree, image, account):
-    """An image as one would make it; for an ordinary user everything in it is his, as it would be if he
-    had made it."""
+    """Makes the image with mksquashfs; for an ordinary user, that user owns everything in it."""
     owner = [] if account.uid == 0 else ["-force-uid", account.uid, "-force-gid", account.gid]
     words = ["mksquashfs", tree, image, "-comp", "zstd", "-b", "128K", "-no-progress", "-quiet", *owner]
     host.Account().run(*words)

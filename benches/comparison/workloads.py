@@ -1,4 +1,4 @@
-"""What is measured, and what it is held against."""
+"""The workloads, and the goals their figures are compared with."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ PYTHON = sys.executable
 
 @dataclass(frozen=True)
 class Workload:
-    """One thing to do, in the directory of each competitor in turn."""
+    """A command that runs in the directory of each competitor in turn."""
 
     key: str
     title: str
@@ -29,7 +29,11 @@ class Workload:
     cold: bool = False
     #: Changes the tree: needs one without changes.
     fresh: bool = False
-    #: Paths it makes and paths it spoils, to be put right in a plain directory.
+    #: The file system made for each round on which it makes its changes: "ext4", "tmpfs" or none.
+    disk: str = "ext4"
+    #: Does not need the tree: a plain directory on the same file system is empty.
+    anywhere: bool = False
+    #: Paths it makes and paths it spoils, which are repaired in a plain directory.
     makes: tuple = ()
     spoils: tuple = ()
     #: Only for these competitors.
@@ -62,6 +66,7 @@ BARS = [
 ]  # fmt: skip
 
 STAT_ALL = "find . -printf '%s' > /dev/null"
+TAR_ALL = "tar cf - . | cat > /dev/null"
 READ_ALL = "find . -type f -print0 | xargs -0 -P{} -n64 cat > /dev/null"
 CREATE = (
     "import os,sys\nd=sys.argv[1]\nos.makedirs(d)\n"
@@ -180,7 +185,8 @@ def reading(m):
                    for how, prepare in (("cold", ""), ("warm", "find . -name nowhere"))]
     everything += [Workload(f"stat-{how}", f"stat of everything, {how}", STAT_ALL, prepare, how == "cold")
                    for how, prepare in (("cold", ""), ("warm", STAT_ALL))]
-    everything.append(Workload("tar-cold", "tar of everything, cold", "tar cf - . | cat > /dev/null", cold=True, long=True))
+    everything += [Workload(f"tar-{how}", f"tar of everything, {how}", TAR_ALL, prepare, how == "cold", long=True)
+                   for how, prepare in (("cold", ""), ("warm", TAR_ALL))]
     everything += [Workload(f"read-{n}-cold", f"read everything, {n} reader{'s'[:n > 1]}, cold", READ_ALL.format(n), cold=True, long=n == 8)
                    for n in (1, 2, 8)]
     everything.append(Workload("read-1-warm", "read everything, 1 reader, warm", READ_ALL.format(1), READ_ALL.format(1)))
@@ -201,12 +207,16 @@ def changing(m):
         "&& git add . && git commit -qm all && git status -s"
     )
     tar = make_tar(m.scratch / "files.tar", m.files)
-    new = {"fresh": True, "makes": ("made",)}
-    yield Workload("git-warm", "git status in a checkout, warm", "cd checkout && git status -s", checkout, fresh=True, makes=("checkout",))
-    yield Workload("git-cold", "git status in a checkout, cold", "cd checkout && git status -s", checkout, cold=True, fresh=True, makes=("checkout",), long=True)
+    new = {"fresh": True, "makes": ("made",), "anywhere": True}
+    # Without a disk: latency alone.
+    few, memory = python(CREATE, "made", m.files // 4, 2048), new | {"disk": "tmpfs"}
+    yield Workload("git-warm", "git status in a checkout, warm", "cd checkout && git status -s", checkout, fresh=True, makes=("checkout",), anywhere=True)
+    yield Workload("git-cold", "git status in a checkout, cold", "cd checkout && git status -s", checkout, cold=True, fresh=True, makes=("checkout",), anywhere=True, long=True)
     yield Workload("create", f"create {m.files} files", create, **new)
     yield Workload("delete", f"delete {m.files} new files", "rm -rf made", create, **new)
-    yield Workload("untar", f"untar {m.files} files", f"tar xf {tar}", fresh=True, makes=("untarred",))
+    yield Workload("create-tmpfs", f"create {m.files // 4} files, tmpfs", few, **memory)
+    yield Workload("delete-tmpfs", f"delete {m.files // 4} new files, tmpfs", "rm -rf made", few, **memory)
+    yield Workload("untar", f"untar {m.files} files", f"tar xf {tar}", fresh=True, makes=("untarred",), anywhere=True)
     yield Workload("delete-package", "delete a lower package", f"rm -rf '{p}'", fresh=True, spoils=(p,))
     yield Workload("touch-package", "touch a lower package", f"find '{p}' -exec touch {{}} +", fresh=True, spoils=(p,))
     yield Workload("rename-directory", "rename a lower directory", f"mv '{p}' '{p}-moved'", fresh=True, makes=(f"{p}-moved",), spoils=(p,))
@@ -221,7 +231,7 @@ def changing(m):
             "makes": tuple(f"{site.relative_to(m.tree)}/envfs_bench{end}" for end in ("", "-1.0.dist-info"))}
         yield Workload("pip", "pip install of a wheel", command, "LD_LIBRARY_PATH=lib bin/python3 -m pip --version", fresh=True, **how)
     yield Workload("write", f"write {m.megabytes} MB and fsync", f"dd if=/dev/zero of=made bs=1M count={m.megabytes} conv=fsync", **new)
-    yield Workload("sqlite", "sqlite, 200 transactions", python(SQLITE, "made.db"), fresh=True, makes=("made.db",))
+    yield Workload("sqlite", "sqlite, 200 transactions", python(SQLITE, "made.db"), fresh=True, makes=("made.db",), anywhere=True)
 
 
 def commanding(m, commits):
