@@ -17,7 +17,7 @@ use super::protocol::{
 use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
 use crate::progress::{NoProgress, Progress};
 use crate::sys::mount::UnmountMode;
-use crate::sys::process;
+use crate::sys::process::{self, ProcessHandle};
 use crate::union::Change;
 
 /// The time limit for the greeting of a daemon. Its accepting thread does nothing else.
@@ -35,6 +35,8 @@ const CANCEL_POLL: Duration = Duration::from_millis(100);
 /// The interval at which a daemon's progress is checked, and the time after which the user is told
 /// of the wait for its end.
 const SLOW: Duration = Duration::from_secs(1);
+/// How long a daemon that has closed the connection may take to close its other files.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client of a running daemon.
 #[derive(Debug, Clone)]
@@ -442,8 +444,36 @@ impl Connection {
         }
     }
 
-    /// Waits until the daemon has ended.
-    fn wait_for_end(mut self, slow: &dyn Fn()) -> Result<(), Failure> {
+    /// Waits until the daemon has ended and has closed all its files.
+    fn wait_for_end(self, slow: &dyn Fn()) -> Result<(), Failure> {
+        let process = self.pid.and_then(|pid| ProcessHandle::open(pid).ok());
+        let pid = self.pid;
+        self.wait_for_close(slow)?;
+        // The kernel closes the files of a process one by one, and the connection is not the last.
+        // A file system that holds the store could not be unmounted in between.
+        let Some(process) = process else {
+            return Ok(());
+        };
+        let wait = |timeout| {
+            let ended = process.wait(timeout);
+            ended.map_err(|error| Failure::io("cannot wait for the end of the daemon", &error))
+        };
+        if wait(SLOW)? {
+            return Ok(());
+        }
+        slow();
+        if wait(CLOSE_TIMEOUT)? {
+            return Ok(());
+        }
+        let after = format!(
+            "has unmounted, but not ended after {} s",
+            CLOSE_TIMEOUT.as_secs()
+        );
+        Err(unresponsive(pid, &after))
+    }
+
+    /// Waits until the daemon has closed the connection.
+    fn wait_for_close(mut self, slow: &dyn Fn()) -> Result<(), Failure> {
         let stream = self.reader.get_ref().try_clone();
         let stream = stream.map_err(|error| connection_error(&error))?;
         let limited = stream.set_read_timeout(Some(SLOW));

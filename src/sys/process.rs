@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Returns the effective user id.
@@ -82,6 +85,36 @@ fn parse_start_time(stat: &[u8]) -> Option<u64> {
 /// Returns whether the process with this id and start time is still running.
 pub fn is_running(pid: u32, started: u64) -> bool {
     start_time(pid) == Some(started)
+}
+
+/// A process that stays the same one even if its number is used again.
+#[derive(Debug)]
+pub struct ProcessHandle(OwnedFd);
+
+impl ProcessHandle {
+    /// Fails if there is no such process, or if it is not visible in this process namespace.
+    pub fn open(pid: u32) -> io::Result<ProcessHandle> {
+        let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+        // SAFETY: the call takes two numbers and returns a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd = Errno::result(fd)?;
+        // SAFETY: the descriptor is new, so nothing else owns it.
+        Ok(ProcessHandle(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Waits until the process has ended and all its files are closed; false after `timeout`.
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let end = Instant::now() + timeout;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], left) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
 /// Returns the command name of a process.

@@ -35,6 +35,7 @@ mod status;
 mod tag;
 mod trouble;
 mod trust;
+mod unmount;
 mod venv;
 mod verify;
 mod waits;

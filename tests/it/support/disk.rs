@@ -57,7 +57,8 @@ impl Disk {
         Some(disk)
     }
 
-    fn attach(&self) -> Run {
+    /// Mounts it again.
+    pub(crate) fn attach(&self) -> Run {
         let mut mount = Command::new("mount");
         mount.args(["-o", "loop"]).args(&self.options);
         mount.arg(&self.file).arg(&self.mounted);
