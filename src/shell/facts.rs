@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::Shell;
+
 /// Variables reserved by conda; a state file must not set them.
 const RESERVED: [&str; 5] = [
     "PATH",
@@ -15,7 +17,7 @@ const RESERVED: [&str; 5] = [
     "CONDA_PROMPT_MODIFIER",
 ];
 /// The value with which conda marks a variable to unset.
-const UNSET: &str = "***unset***";
+pub(super) const UNSET: &str = "***unset***";
 
 /// The facts about an environment that activation depends on, besides the shell's variables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,9 +36,10 @@ pub struct PrefixFacts {
     pub path: Vec<PathBuf>,
     /// Variables that the environment sets, or unsets (`None`).
     pub variables: Vec<(OsString, Option<OsString>)>,
-    /// Scripts to source after activation, in order.
+    /// Scripts to source after activation, in order, of all shells; a shell sources those with its
+    /// extension.
     pub activate_scripts: Vec<PathBuf>,
-    /// Scripts to source before deactivation, in order.
+    /// Scripts to source before deactivation, likewise.
     pub deactivate_scripts: Vec<PathBuf>,
 }
 
@@ -97,7 +100,12 @@ pub fn scripts(prefix: &Path, dir: &str, is_conda: bool) -> Vec<PathBuf> {
     };
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sh"))
+        .filter(|path| {
+            let extension = path.extension().unwrap_or_default();
+            Shell::ALL
+                .iter()
+                .any(|shell| extension == shell.script_extension())
+        })
         .collect();
     found.sort();
     found

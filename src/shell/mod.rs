@@ -21,13 +21,15 @@ pub enum Shell {
     Bash,
     /// zsh, 5 or later.
     Zsh,
+    /// fish, 3.1 or later.
+    Fish,
     /// Any other shell of the POSIX family (dash, ksh), for scripts.
     Posix,
 }
 
 impl Shell {
     /// All supported shells.
-    pub const ALL: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Posix];
+    pub const ALL: [Shell; 4] = [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::Posix];
 
     /// Returns the shell with this name or path, if envfs supports it.
     pub fn from_name(name: &str) -> Option<Shell> {
@@ -36,6 +38,7 @@ impl Shell {
         match base.trim_start_matches('-') {
             "bash" => Some(Shell::Bash),
             "zsh" => Some(Shell::Zsh),
+            "fish" => Some(Shell::Fish),
             "posix" | "sh" | "dash" | "ash" | "ksh" | "mksh" | "busybox" => Some(Shell::Posix),
             _ => None,
         }
@@ -46,7 +49,36 @@ impl Shell {
         match self {
             Shell::Bash => "bash",
             Shell::Zsh => "zsh",
+            Shell::Fish => "fish",
             Shell::Posix => "posix",
+        }
+    }
+
+    /// Returns the extension of the activation scripts that this shell can source. As conda does,
+    /// fish sources only scripts that were written for it.
+    pub fn script_extension(self) -> &'static str {
+        match self {
+            Shell::Bash | Shell::Zsh | Shell::Posix => "sh",
+            Shell::Fish => "fish",
+        }
+    }
+
+    /// Returns the file that an interactive shell reads when it starts; none for
+    /// [`Shell::Posix`], which stands for several shells.
+    pub fn start_file(self) -> Option<&'static str> {
+        match self {
+            Shell::Bash => Some("~/.bashrc"),
+            Shell::Zsh => Some("~/.zshrc"),
+            Shell::Fish => Some("~/.config/fish/config.fish"),
+            Shell::Posix => None,
+        }
+    }
+
+    /// Returns the line with which the shell evaluates the output of a command.
+    pub fn evaluating(self, command: &str) -> String {
+        match self {
+            Shell::Fish => format!("{command} | source"),
+            _ => format!("eval \"$({command})\""),
         }
     }
 
@@ -56,6 +88,7 @@ impl Shell {
         match self {
             Shell::Bash => Some(include_str!("../../shell/envfs.bash")),
             Shell::Zsh => Some(include_str!("../../shell/envfs.zsh")),
+            Shell::Fish => Some(include_str!("../../shell/envfs.fish")),
             Shell::Posix => None,
         }
     }

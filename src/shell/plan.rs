@@ -10,7 +10,9 @@
 //! ```
 //!
 //! A variable is restored only if it still has the value that activation set: later changes by the
-//! user (or by `conda deactivate`) are kept.
+//! user are kept. [`conda`] has the rules for conda's variables, which conda also changes.
+
+mod conda;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use self::conda::Position;
 use super::facts::{PrefixFacts, is_variable_name};
 use crate::sys::text::Text;
 
@@ -78,8 +81,17 @@ struct State {
     path_after: Text,
     /// The text that was put before the prompt.
     prompt: String,
-    /// The text at the start of the prompt that it replaced.
+    /// The text in the prompt that it replaced.
     prompt_before: String,
+    /// The whole prompt before and after, if it was changed.
+    #[serde(default)]
+    whole_prompt: Option<(Text, Text)>,
+    /// The value of `CONDA_SHLVL` that activation set, if it is a conda environment.
+    #[serde(default)]
+    conda_level: Option<u32>,
+    /// The numbered variables of conda that existed before.
+    #[serde(default)]
+    conda_names: Vec<String>,
     /// Scripts to source first when the activation is undone.
     deactivate: Vec<Text>,
     /// Scripts to source last when the activation is undone: those of the conda environment that it
@@ -221,24 +233,20 @@ impl Planner {
         self.set(&key, None);
         let mut place = None;
         if let Some(state) = &state {
-            self.before
-                .extend(state.deactivate.iter().map(|path| PathBuf::from(&path.0)));
-            self.returning = state
-                .reactivate
-                .as_ref()
-                .map(|scripts| scripts.iter().map(|path| PathBuf::from(&path.0)).collect());
-            for (name, (before, given)) in &state.variables {
-                let unchanged = self.get(name) == given.as_ref().map(|text| text.0.as_os_str());
-                if unchanged && is_variable_name(name) {
-                    self.set(name, before.clone().map(|text| text.0));
-                }
+            let position = self.position(state);
+            if position.is_running() {
+                self.before
+                    .extend(state.deactivate.iter().map(|path| PathBuf::from(&path.0)));
+                self.returning = state
+                    .reactivate
+                    .as_ref()
+                    .map(|scripts| scripts.iter().map(|path| PathBuf::from(&path.0)).collect());
             }
+            self.restore_prompt(state, position);
+            self.restore_variables(state, position);
             place = self.restore_path(state);
-            self.restore_prompt(state);
         }
         self.forget_names();
-        // The user may have run `conda deactivate`, which removes some of our entries but not
-        // these.
         let below = level.saturating_sub(1);
         if below > 0 {
             self.set(LEVEL, Some(below.to_string().into()));
@@ -286,27 +294,49 @@ impl Planner {
             self.set("PATH", state.path_before.clone().map(|text| text.0));
             return first;
         }
-        // PATH was changed since: remove our entries and restore those that they replaced.
+        // PATH was changed since: remove our entries. Those that they replaced return only if conda
+        // has not put another environment in our place.
         if let Some(first) = first {
+            let bin = state.prefix.as_path().join("bin");
+            let is_in_place = entries.iter().any(|entry| Path::new(entry) == bin);
             entries.retain(|entry| !state.path.iter().any(|ours| ours.0 == *entry));
-            let at = first.min(entries.len());
-            entries.splice(at..at, state.replaced.iter().map(|text| text.0.clone()));
+            if is_in_place {
+                let at = first.min(entries.len());
+                entries.splice(at..at, state.replaced.iter().map(|text| text.0.clone()));
+            }
             self.set("PATH", Some(join_path(&entries)));
         }
         first
     }
 
-    fn restore_prompt(&mut self, state: &State) {
-        let Some(prompt) = self.get("PS1") else {
+    fn restore_prompt(&mut self, state: &State, position: Position) {
+        let Some(prompt) = self.get("PS1").map(OsStr::to_owned) else {
             return;
         };
-        if state.prompt.is_empty() {
+        if let Some((before, after)) = &state.whole_prompt
+            && after.0 == prompt
+        {
+            self.set("PS1", Some(before.0.clone()));
             return;
         }
-        if let Some(rest) = prompt.as_bytes().strip_prefix(state.prompt.as_bytes()) {
-            let mut text = state.prompt_before.clone().into_bytes();
-            text.extend_from_slice(rest);
-            self.set("PS1", Some(OsString::from_vec(text)));
+        let modifier = self.get("CONDA_PROMPT_MODIFIER").unwrap_or_default();
+        let ours = OsStr::new(&state.prompt);
+        // Conda replaces our text with its own, and writes its own when it returns to us.
+        let texts = match position {
+            Position::NotConda => vec![ours],
+            Position::Top => vec![modifier, ours],
+            Position::Covered { .. } | Position::Gone if modifier == ours => vec![],
+            Position::Covered { .. } | Position::Gone => vec![ours],
+        };
+        let with = match position {
+            Position::NotConda | Position::Top => state.prompt_before.as_str(),
+            Position::Covered { .. } | Position::Gone => "",
+        };
+        let replaced = texts
+            .into_iter()
+            .find_map(|text| replace_first(&prompt, text, OsStr::new(with)));
+        if let Some(replaced) = replaced {
+            self.set("PS1", Some(replaced));
         }
     }
 
@@ -343,7 +373,10 @@ impl Planner {
             }
         }
         if facts.is_conda {
-            for (name, value) in self.conda(facts, &settings.nesting) {
+            state.conda_names = self.conda_names();
+            let level = self.conda_level() + 1;
+            state.conda_level = Some(level);
+            for (name, value) in self.conda(facts, settings, level) {
                 assign(&name, Some(value));
             }
         }
@@ -399,41 +432,6 @@ impl Planner {
         }
     }
 
-    /// Returns conda's own variables, with the values that its activator sets.
-    fn conda(&self, facts: &PrefixFacts, nesting: &Nesting) -> Vec<(String, OsString)> {
-        let old: u32 = self
-            .get("CONDA_SHLVL")
-            .and_then(OsStr::to_str)
-            .and_then(|text| text.parse().ok())
-            .filter(|&level| level < MAX_LEVEL)
-            .unwrap_or(0);
-        let new = old + 1;
-        let mut set = vec![
-            (
-                String::from("CONDA_PREFIX"),
-                facts.prefix.clone().into_os_string(),
-            ),
-            (String::from("CONDA_SHLVL"), OsString::from(new.to_string())),
-            (
-                String::from("CONDA_DEFAULT_ENV"),
-                OsString::from(&facts.name),
-            ),
-            (
-                String::from("CONDA_PROMPT_MODIFIER"),
-                OsString::from(format!("({}) ", facts.name)),
-            ),
-        ];
-        if old > 0 {
-            if let Some(prefix) = self.get("CONDA_PREFIX") {
-                set.push((format!("CONDA_PREFIX_{old}"), prefix.to_owned()));
-            }
-            if *nesting == Nesting::Stack {
-                set.push((format!("CONDA_STACKED_{new}"), OsString::from("true")));
-            }
-        }
-        set
-    }
-
     fn push_path(&mut self, state: &mut State, conda_below: Option<&Path>, place: Option<usize>) {
         let before = self.get("PATH").map(OsStr::to_owned);
         let mut entries = split_path(before.as_deref());
@@ -474,21 +472,23 @@ impl Planner {
         if is_powerline {
             return;
         }
-        // Replace the prompt modifier of the conda environment that was active.
-        if facts.is_conda
-            && settings.nesting == Nesting::Replace
-            && let Some(modifier) = self.get("CONDA_PROMPT_MODIFIER").and_then(OsStr::to_str)
-            && prompt.as_bytes().starts_with(modifier.as_bytes())
-        {
-            state.prompt_before = modifier.to_owned();
-        }
-        let rest = prompt
-            .as_bytes()
-            .get(state.prompt_before.len()..)
-            .unwrap_or_default();
-        let mut text = state.prompt.clone().into_bytes();
-        text.extend_from_slice(rest);
-        self.set("PS1", Some(OsString::from_vec(text)));
+        let before = prompt.to_owned();
+        // As conda does, replace the text of the conda environment that was active.
+        let modifier = self.get("CONDA_PROMPT_MODIFIER").and_then(OsStr::to_str);
+        let rest = match modifier {
+            Some(modifier) if facts.is_conda => {
+                let rest = replace_first(&before, OsStr::new(modifier), OsStr::new(""));
+                if rest.is_some() {
+                    state.prompt_before = modifier.to_owned();
+                }
+                rest
+            }
+            _ => None,
+        };
+        let mut text = OsString::from(&state.prompt);
+        text.push(rest.as_ref().unwrap_or(&before));
+        state.whole_prompt = Some((Text::from(before), Text::from(text.clone())));
+        self.set("PS1", Some(text));
     }
 
     /// Returns the changes since `before`.
@@ -521,6 +521,22 @@ fn texts(paths: &[PathBuf]) -> Vec<Text> {
         .iter()
         .map(|path| Text::from(path.as_path()))
         .collect()
+}
+
+/// Replaces the first occurrence of a text; none if there is none.
+fn replace_first(whole: &OsStr, text: &OsStr, with: &OsStr) -> Option<OsString> {
+    let (whole, text) = (whole.as_bytes(), text.as_bytes());
+    if text.is_empty() {
+        return None;
+    }
+    let at = whole
+        .windows(text.len())
+        .position(|window| window == text)?;
+    let (before, rest) = whole.split_at(at);
+    let after = rest.get(text.len()..).unwrap_or_default();
+    Some(OsString::from_vec(
+        [before, with.as_bytes(), after].concat(),
+    ))
 }
 
 /// Splits a search path. Keeps empty entries, which stand for the working directory.

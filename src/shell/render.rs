@@ -1,11 +1,15 @@
 //! Writes a [`Script`] as text for a shell to evaluate.
 //!
 //! Commands are written with a backslash so that aliases do not apply. All values are
-//! single-quoted.
+//! single-quoted. [`fish`] writes the text for fish, whose syntax differs.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+
+mod fish;
+
+pub use fish::quote as quote_for_fish;
 
 use super::Shell;
 use super::facts::is_variable_name;
@@ -63,9 +67,24 @@ pub fn word(value: impl AsRef<OsStr>) -> String {
 /// shell are reported and skipped. (Assigning to a read-only variable may end the evaluation in
 /// bash and POSIX shells, and always does in zsh.)
 pub fn render(script: &Script, shell: Shell) -> Vec<u8> {
+    let sourced = |scripts: &[PathBuf]| -> Vec<PathBuf> {
+        let extension = OsStr::new(shell.script_extension());
+        let own = scripts
+            .iter()
+            .filter(|path| path.extension() == Some(extension));
+        own.cloned().collect()
+    };
+    let script = &Script {
+        before: sourced(&script.before),
+        after: sourced(&script.after),
+        ..script.clone()
+    };
     let mut out = Vec::new();
     if script.is_empty() {
         return out;
+    }
+    if shell == Shell::Fish {
+        return fish::render(script);
     }
     source(&mut out, &script.before, shell);
     let mut changes: Vec<(&str, Vec<u8>)> = Vec::new();
@@ -86,8 +105,8 @@ pub fn render(script: &Script, shell: Shell) -> Vec<u8> {
     source(&mut out, &script.after, shell);
     // The shell's table of command locations is out of date.
     match shell {
-        Shell::Bash | Shell::Posix => line(&mut out, &[b"\\hash -r 2>/dev/null || :"]),
         Shell::Zsh => line(&mut out, &[b"\\rehash || :"]),
+        _ => line(&mut out, &[b"\\hash -r 2>/dev/null || :"]),
     }
     out
 }
@@ -121,13 +140,13 @@ fn change(out: &mut Vec<u8>, changes: &[(&str, Vec<u8>)], shell: Shell) {
         let name = name.as_bytes();
         // zsh also has arrays, and variables whose assignment changes the user of the shell.
         let (is_fixed, pattern) = match shell {
-            Shell::Bash | Shell::Posix => (
-                b"$__envfs_fixed".to_vec(),
-                [b"*\" ", name, b" \"*"].concat(),
-            ),
             Shell::Zsh => (
                 [b"${(t)", name, b"-}/", name].concat(),
                 b"*readonly*|array*|association*|*/UID|*/EUID|*/GID|*/EGID|*/USERNAME".to_vec(),
+            ),
+            _ => (
+                b"$__envfs_fixed".to_vec(),
+                [b"*\" ", name, b" \"*"].concat(),
             ),
         };
         line(
@@ -174,8 +193,8 @@ fn source(out: &mut Vec<u8>, scripts: &[PathBuf], shell: Shell) {
     for script in scripts {
         let quoted = quote(script.as_os_str());
         let parts: [&[u8]; 2] = match shell {
-            Shell::Bash | Shell::Posix => [b"\\command \\. ", b""],
             Shell::Zsh => [b"{ \\. ", b" } always { TRY_BLOCK_ERROR=0 }"],
+            _ => [b"\\command \\. ", b""],
         };
         let [before, after] = parts;
         line(

@@ -350,7 +350,11 @@ fn facts_are_read_from_the_files_of_a_prefix() {
     let base = prefix.join("etc/conda");
     assert_eq!(
         facts.activate_scripts,
-        [base.join("activate.d/10.sh"), base.join("activate.d/20.sh")]
+        [
+            base.join("activate.d/10.fish"),
+            base.join("activate.d/10.sh"),
+            base.join("activate.d/20.sh")
+        ]
     );
     assert_eq!(
         facts.deactivate_scripts,

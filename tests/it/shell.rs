@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod advice;
+mod conda;
+mod fish;
+mod terminal;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -330,7 +335,7 @@ fn what_a_shell_refuses_to_change_stops_neither_activation_nor_deactivation() {
         let relaxed: &[&str] = match kind {
             Shell::Bash => &["--noprofile", "--norc"],
             Shell::Zsh => &["-f"],
-            Shell::Posix => &[],
+            Shell::Posix | Shell::Fish => &[],
         };
         let mut modes = vec![strict, relaxed];
         if kind == Shell::Bash {

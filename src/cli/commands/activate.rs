@@ -18,7 +18,7 @@ use crate::environment::Prompt;
 use crate::shell::Shell;
 use crate::shell::facts::PrefixFacts;
 use crate::shell::plan::{self, Nesting, Settings, Variables};
-use crate::shell::render::render;
+use crate::shell::render::{render, word};
 use crate::sys::process;
 use crate::sys::text::quoted;
 
@@ -29,6 +29,8 @@ pub enum ShellName {
     Bash,
     /// zsh.
     Zsh,
+    /// fish.
+    Fish,
     /// dash, ksh and other POSIX shells.
     Posix,
 }
@@ -38,6 +40,7 @@ impl From<ShellName> for Shell {
         match name {
             ShellName::Bash => Shell::Bash,
             ShellName::Zsh => Shell::Zsh,
+            ShellName::Fish => Shell::Fish,
             ShellName::Posix => Shell::Posix,
         }
     }
@@ -218,46 +221,117 @@ pub(crate) fn variables() -> Variables {
     std::env::vars_os().collect()
 }
 
-/// Returns the shell to print for. Fails on a terminal without the hook, where nothing would
-/// evaluate the text.
+/// Returns the shell to print for. Fails for shells that envfs does not support, and on a terminal
+/// without the hook, where nothing would evaluate the text.
 fn choose(wanted: Option<ShellName>, verb: &str, name: Option<&str>) -> Result<Shell> {
     if let Some(name) = wanted {
         return Ok(name.into());
     }
-    let shell = detect();
-    if !std::io::stdout().is_terminal() {
-        return Ok(shell.unwrap_or(Shell::Posix));
+    let is_terminal = std::io::stdout().is_terminal();
+    let shell = match detect() {
+        Detected::Supported(shell) => shell,
+        // A script that evaluates the output without saying for which shell.
+        Detected::Nothing if !is_terminal => Shell::Posix,
+        detected => {
+            let unknown = match detected {
+                Detected::Unsupported(name) => {
+                    format!("envfs does not support the shell {}", quoted(name))
+                }
+                _ => String::from("envfs cannot tell which shell this is"),
+            };
+            return Err(CommandError::usage(unknown)
+                .hint("supported shells: bash, zsh, fish, and POSIX shells (dash, ksh)")
+                .hint(format!(
+                    "run one command in it: envfs run {} CMD",
+                    name.unwrap_or("NAME")
+                ))
+                .hint(format!(
+                    "print the text for a shell: envfs {verb} --shell posix"
+                )));
+        }
+    };
+    if !is_terminal {
+        return Ok(shell);
     }
-    let shell = shell.unwrap_or(Shell::Bash);
     let words = match name {
-        Some(name) => format!("{verb} {name}"),
+        Some(name) => format!("{verb} {}", word(name)),
         None => verb.to_owned(),
     };
     let error = CommandError::usage(format!(
         "'envfs {verb}' needs the shell hook: a program cannot change its parent shell"
     ));
-    Err(match shell {
-        Shell::Posix => error.hint(format!("eval \"$(envfs {words} --shell posix)\"")),
-        shell => {
-            let shell = shell.name();
-            error
-                .hint(format!(
-                    "now:        eval \"$(envfs hook {shell})\" && envfs {words}"
-                ))
-                .hint(format!(
-                    "permanently: echo 'eval \"$(envfs hook {shell})\"' >> ~/.{shell}rc"
-                ))
-                .hint(format!(
-                    "in scripts: eval \"$(envfs {words} --shell {shell})\""
-                ))
-        }
-    })
+    let Some(file) = shell.start_file() else {
+        return Err(error.hint(shell.evaluating(&format!("envfs {words} --shell posix"))));
+    };
+    let hook = shell.evaluating(&format!("envfs hook {}", shell.name()));
+    let script = shell.evaluating(&format!("envfs {words} --shell {}", shell.name()));
+    Err(error
+        .hint(format!("now:         {hook} && envfs {words}"))
+        .hint(format!("permanently: echo '{hook}' >> {file}"))
+        .hint(format!("in scripts:  {script}")))
 }
 
-/// Returns the shell that started envfs, or the user's login shell.
-fn detect() -> Option<Shell> {
-    process::parent_id()
-        .and_then(process::command_name)
-        .and_then(|name| Shell::from_name(&name))
-        .or_else(|| Shell::from_name(&std::env::var("SHELL").ok()?))
+/// The shell that started envfs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Detected {
+    /// One that envfs supports.
+    Supported(Shell),
+    /// Another one.
+    Unsupported(String),
+    /// There is no sign of a shell.
+    Nothing,
+}
+
+/// Shells that cannot evaluate text for another one.
+const UNSUPPORTED: [&str; 9] = [
+    "csh", "tcsh", "nu", "xonsh", "elvish", "pwsh", "ion", "rc", "es",
+];
+
+/// Returns the shell that started envfs. If the parent is no shell, the user's login shell counts.
+fn detect() -> Detected {
+    let parent = process::parent_id().and_then(process::command_name);
+    let login = std::env::var("SHELL").ok().filter(|name| !name.is_empty());
+    recognize(parent.as_deref(), login.as_deref())
+}
+
+fn recognize(parent: Option<&str>, login: Option<&str>) -> Detected {
+    let base = |name: &str| {
+        let base = name.rsplit('/').next().unwrap_or(name);
+        base.trim_start_matches('-').to_owned()
+    };
+    let parent = parent.map(base).unwrap_or_default();
+    match (Shell::from_name(&parent), login) {
+        (Some(shell), _) => Detected::Supported(shell),
+        (None, _) if UNSUPPORTED.contains(&parent.as_str()) => Detected::Unsupported(parent),
+        (None, Some(login)) => match Shell::from_name(login) {
+            Some(shell) => Detected::Supported(shell),
+            None => Detected::Unsupported(base(login)),
+        },
+        (None, None) => Detected::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_is_recognized_by_the_parent_or_the_login_shell() {
+        let supported = |parent, login, shell| {
+            assert_eq!(recognize(parent, login), Detected::Supported(shell));
+        };
+        supported(Some("fish"), Some("/bin/bash"), Shell::Fish);
+        supported(Some("-zsh"), Some("/bin/bash"), Shell::Zsh);
+        supported(Some("make"), Some("/usr/bin/fish"), Shell::Fish);
+        supported(Some("mksh"), None, Shell::Posix);
+        for (parent, login, name) in [
+            (Some("tcsh"), Some("/bin/bash"), "tcsh"),
+            (Some("make"), Some("/opt/murex"), "murex"),
+            (None, Some("/usr/bin/nu"), "nu"),
+        ] {
+            let unsupported = Detected::Unsupported(name.to_owned());
+            assert_eq!(recognize(parent, login), unsupported);
+        }
+        assert_eq!(recognize(Some("make"), None), Detected::Nothing);
+    }
 }

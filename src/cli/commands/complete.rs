@@ -81,7 +81,7 @@ fn candidates(index: usize, words: &[String], names: impl Fn() -> Vec<String>) -
     }
     let count = given.iter().filter(|word| !word.starts_with('-')).count();
     match (command.get_name(), count) {
-        ("hook", 0) => starts(vec![String::from("bash"), String::from("zsh")]),
+        ("hook", 0) => starts(["bash", "fish", "zsh"].map(String::from).to_vec()),
         ("completions", 0) => {
             let shells = ["bash", "elvish", "fish", "powershell", "zsh"];
             starts(shells.map(String::from).to_vec())

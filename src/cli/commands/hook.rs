@@ -13,7 +13,7 @@ use crate::shell::Shell;
 /// interactive shell its completion. It does not mount or activate anything.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  echo 'eval \"$(envfs hook bash)\"' >> ~/.bashrc\n  echo 'eval \"$(envfs hook zsh)\"' >> ~/.zshrc"
+    after_help = "Examples:\n  echo 'eval \"$(envfs hook bash)\"' >> ~/.bashrc\n  echo 'eval \"$(envfs hook zsh)\"' >> ~/.zshrc\n  echo 'envfs hook fish | source' >> ~/.config/fish/config.fish"
 )]
 pub struct Args {
     /// The shell.
@@ -28,6 +28,8 @@ pub enum HookShell {
     Bash,
     /// zsh.
     Zsh,
+    /// fish.
+    Fish,
 }
 
 impl From<HookShell> for Shell {
@@ -35,6 +37,7 @@ impl From<HookShell> for Shell {
         match shell {
             HookShell::Bash => Shell::Bash,
             HookShell::Zsh => Shell::Zsh,
+            HookShell::Fish => Shell::Fish,
         }
     }
 }
