@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use crate::support::{TestEnv, has, run};
+use crate::support::{TestEnv, has, run_for};
 
 /// What a step types, by its name: `E`, `F` and `P` are environments of envfs (`P` is no conda
 /// environment), `X` and `Y` are conda's.
@@ -35,7 +35,7 @@ fn make_conda(env: &TestEnv, path: &str, name: &str) {
         ("conda-meta/history".to_owned(), String::new()),
         (
             "etc/conda/env_vars.d/v.json".to_owned(),
-            format!(r#"{{"BOTH":"{name}","ONLY_{name}":"'1' $HOME","FRESH":"{name}"}}"#),
+            format!(r#"{{"BOTH":"{name}","ONLY_{name}":"1 2","FRESH":"{name}"}}"#),
         ),
         (
             "etc/conda/activate.d/s.sh".to_owned(),
@@ -141,7 +141,9 @@ fn states(
     for script in scripts {
         let mut command = env.command(shell);
         command.args(options).arg(script).env("COUNT", "0");
-        let done = run(command).ok();
+        command.env("CONDA_AUTO_ACTIVATE", "false");
+        // A real conda takes a fifth of a second for each step.
+        let done = run_for(command, 900).ok();
         let noise = done.err.lines().filter(|line| {
             !line.contains("overwriting") && !line.contains("no environment is active")
         });
@@ -243,7 +245,7 @@ fn conda_and_envfs_in_any_order_leave_nothing_behind() {
         }
         let mut sequences = vec![vec![]];
         let mut orders_of = orders(2);
-        if shell == "bash" || std::env::var_os("ENVFS_TEST_CONDA").is_some() {
+        if shell == "bash" && std::env::var_os("ENVFS_TEST_CONDA").is_none() {
             orders_of.extend(orders(3));
         }
         for order in orders_of {
