@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::error::{CommitError, Result};
 use crate::object::{Ino, Kind};
 use crate::state::{IdMap, IdRun, InodeRow};
-use crate::union::{self, Delta, Edits, ImageLayer, Layer, LowerStack};
+use crate::union::{self, Edits, ImageLayer, Layer, LowerStack};
 
 /// At most this part of the inodes may have rows: with more, tables written whole are better.
 const PART: u64 = 4;
@@ -38,7 +38,10 @@ impl Amendment {
         if view.images().len() != 1 {
             return Ok(None);
         }
-        let rows: usize = view.frozen().iter().map(|layer| layer.delta().rows()).sum();
+        let mut rows = 0;
+        for layer in view.frozen() {
+            rows += layer.delta().rows()?;
+        }
         if rows as u64 > (old.ids().len() / PART).max(FEW) {
             return Ok(None);
         }
@@ -91,8 +94,11 @@ impl Search<'_> {
         for dir in moved {
             self.write_to(dir)?;
         }
-        let listed: HashSet<Ino> = self.deltas(|delta| delta.dirs.keys().copied().collect());
-        let objects: HashSet<Ino> = self.deltas(|delta| delta.inodes.keys().copied().collect());
+        let (mut listed, mut objects) = (HashSet::new(), HashSet::new());
+        for layer in self.view.frozen() {
+            listed.extend(layer.delta().dirs()?.map(|(dir, _)| dir));
+            objects.extend(layer.delta().inodes()?.map(|(ino, _)| ino));
+        }
         let Some(lost) = self.lost()? else {
             return Ok(None);
         };
@@ -111,7 +117,7 @@ impl Search<'_> {
                 continue;
             };
             let is_dir = before.attr.kind == Kind::Directory;
-            let links = self.rows(ino).next().map_or(0, |row| row.nlink);
+            let links = self.rows(ino)?.first().map_or(0, |row| row.nlink);
             if !is_dir && before.attr.nlink.max(links) > 1 {
                 // Its other names could be anywhere.
                 return Ok(None);
@@ -149,11 +155,6 @@ impl Search<'_> {
         }))
     }
 
-    fn deltas(&self, inos: impl Fn(&Delta) -> Vec<Ino>) -> HashSet<Ino> {
-        let frozen = self.view.frozen().iter();
-        frozen.flat_map(|layer| inos(layer.delta())).collect()
-    }
-
     fn kind(&self, ino: Ino) -> Result<Option<Kind>> {
         Ok(self.view.attr(ino)?.map(|attr| attr.kind))
     }
@@ -172,7 +173,7 @@ impl Search<'_> {
 
     /// Finds the directory of an object that is where its row says.
     fn place_of(&self, ino: Ino) -> Result<Option<Ino>> {
-        let Some((dir, name)) = self.rows(ino).find_map(|row| row.place.clone()) else {
+        let Some((dir, name)) = self.rows(ino)?.iter().find_map(|row| row.place.clone()) else {
             return Ok(None);
         };
         // Names lead to its directory if the name in it counts: the view is built from the root.
@@ -196,9 +197,15 @@ impl Search<'_> {
     }
 
     /// The rows of an object, the topmost first.
-    fn rows(&self, ino: Ino) -> impl Iterator<Item = &InodeRow> {
-        let frozen = self.view.frozen().iter();
-        frozen.filter_map(move |layer| layer.delta().inodes.get(&ino))
+    fn rows(&self, ino: Ino) -> Result<Vec<&InodeRow>> {
+        let rows = self
+            .view
+            .frozen()
+            .iter()
+            .map(|layer| layer.delta().inode(ino));
+        Ok(rows
+            .filter_map(union::Result::transpose)
+            .collect::<union::Result<_>>()?)
     }
 
     /// Finds what had a name in the old image, and has none now. `None` if that is not certain.

@@ -15,6 +15,7 @@
 //! callback runs under them.
 
 mod check;
+mod checked;
 mod checkpoint;
 mod counters;
 mod doubt;
@@ -37,7 +38,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -96,6 +97,8 @@ pub struct StateDb {
     redo: OnceLock<checkpoint::Log>,
     /// Whether an earlier process left a redo log, which a clean close removes.
     has_leftover: AtomicBool,
+    /// Rows of layers that have been read.
+    rows_read: AtomicU64,
 }
 
 impl StateDb {
@@ -280,6 +283,7 @@ impl StateDb {
             failing: Mutex::default(),
             redo: OnceLock::new(),
             has_leftover: AtomicBool::new(false),
+            rows_read: AtomicU64::new(0),
         }
     }
 

@@ -96,7 +96,7 @@ impl Union {
         set_row(&mut row, set, now);
         let mut changes = Vec::new();
         if owner_changes && row.kind != Kind::Directory {
-            state.drop_capability(ino, &mut row, below, &mut changes);
+            state.drop_capability(ino, &mut row, below, &mut changes)?;
         }
         if has_file(&row) {
             let file = state.file(ino, &row)?;
@@ -115,9 +115,9 @@ impl Union {
 
     fn with_xattrs<T>(&self, ino: Ino, f: impl FnOnce(&Xattrs) -> Result<T>) -> Result<T> {
         let state = self.read();
-        let lower = match state.presence(ino) {
+        let lower = match state.presence(ino)? {
             Presence::Row(row) if row.owns_xattrs => {
-                return match state.delta.xattrs.get(&ino) {
+                return match state.delta.xattrs(ino)? {
                     Some(own) => f(own),
                     None => f(&Xattrs::new()),
                 };
@@ -171,7 +171,7 @@ impl Union {
     pub(super) fn xattrs_below(&self, ino: Ino) -> Result<Option<Vec<Xattr>>> {
         let lower = {
             let state = self.read();
-            match state.presence(ino) {
+            match state.presence(ino)? {
                 Presence::Row(row) if row.owns_xattrs => return Ok(None),
                 Presence::Orphan(_) => return Ok(None),
                 Presence::Row(_) | Presence::Lower => state.lower.clone(),
@@ -206,8 +206,8 @@ impl Union {
             return Ok(());
         }
         let mut row = self.row_to_change(state, ino)?;
-        let own = row.owns_xattrs.then(|| state.delta.xattrs.get(&ino));
-        if let Some(own) = own {
+        if row.owns_xattrs {
+            let own = state.delta.xattrs(ino)?;
             may(own.is_some_and(|all| all.contains_key(name)))?;
             check_size(own.into_iter().flatten(), name, value)?;
         } else {
@@ -236,9 +236,9 @@ impl State {
         row: &mut InodeRow,
         below: Option<Vec<Xattr>>,
         changes: &mut Vec<RowChange<'_>>,
-    ) {
+    ) -> Result<()> {
         let has = if row.owns_xattrs {
-            let own = self.delta.xattrs.get(&ino);
+            let own = self.delta.xattrs(ino)?;
             own.is_some_and(|all| all.contains_key(CAPABILITY))
         } else {
             let mut below = below.iter().flatten();
@@ -248,6 +248,7 @@ impl State {
             take_xattrs(ino, row, below, changes);
             changes.push(RowChange::drop_xattr(ino, CAPABILITY));
         }
+        Ok(())
     }
 }
 

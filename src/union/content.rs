@@ -122,7 +122,7 @@ impl Reader {
 impl Union {
     fn content(&self, ino: Ino) -> Result<Content> {
         let state = self.read();
-        let (row, lower) = match state.presence(ino) {
+        let (row, lower) = match state.presence(ino)? {
             Presence::Orphan(orphan) => match &orphan.file {
                 Some(file) => return Ok(Content::File(file.clone())),
                 None => (Some(&orphan.row), orphan.lower.clone()),
@@ -161,9 +161,11 @@ impl Union {
         let is_below = {
             let state = self.read();
             match state.presence(ino) {
-                Presence::Row(row) => row.kind == Kind::File && row.data == DataPlace::Lower,
-                Presence::Orphan(orphan) => orphan.file.is_none(),
-                Presence::Lower => true,
+                Ok(Presence::Row(row)) => row.kind == Kind::File && row.data == DataPlace::Lower,
+                Ok(Presence::Orphan(orphan)) => orphan.file.is_none(),
+                Ok(Presence::Lower) => true,
+                // The change itself reports it.
+                Err(_) => false,
             }
         };
         is_below
@@ -323,7 +325,7 @@ impl Union {
             let state = self.read();
             (
                 state.upper.clone(),
-                matches!(state.presence(ino), Presence::Orphan(_)),
+                matches!(state.presence(ino)?, Presence::Orphan(_)),
             )
         };
         if nameless {
@@ -380,12 +382,12 @@ impl Union {
     ) -> Result<bool> {
         let mut state = self.write();
         let state = &mut *state;
-        if matches!(state.presence(ino), Presence::Orphan(_)) {
+        if matches!(state.presence(ino)?, Presence::Orphan(_)) {
             return Ok(false);
         }
         let mut row = self.row_to_change(state, ino)?;
         let mut changes = Vec::new();
-        state.drop_capability(ino, &mut row, below, &mut changes);
+        state.drop_capability(ino, &mut row, below, &mut changes)?;
         row.data = DataPlace::Upper;
         row.backing_ino = state.upper.backing_ino_of(file)?;
         if let Err(e) = nix::sys::stat::fchmod(&**file, crate::upper::backing_mode(row.mode)) {
@@ -415,7 +417,7 @@ impl Union {
     pub fn drop_set_id(&self, ino: Ino, is_member: impl FnOnce(u32) -> bool) -> Result<bool> {
         let attr = {
             let state = self.read();
-            match state.presence(ino) {
+            match state.presence(ino)? {
                 Presence::Row(row) => Some((row.kind, row.mode, row.gid)),
                 Presence::Orphan(orphan) => {
                     Some((orphan.row.kind, orphan.row.mode, orphan.row.gid))
@@ -458,8 +460,8 @@ impl Union {
         };
         {
             let state = self.read();
-            let (row, xattrs) = match state.presence(ino) {
-                Presence::Row(row) => (row, state.delta.xattrs.get(&ino)),
+            let (row, xattrs) = match state.presence(ino)? {
+                Presence::Row(row) => (row, state.delta.xattrs(ino)?),
                 Presence::Orphan(orphan) => (&orphan.row, Some(&orphan.xattrs)),
                 Presence::Lower => return Ok(()),
             };
@@ -477,7 +479,7 @@ impl Union {
         }
         let mut row = state.row(ino, || None)?;
         let mut changes = Vec::new();
-        state.drop_capability(ino, &mut row, None, &mut changes);
+        state.drop_capability(ino, &mut row, None, &mut changes)?;
         row.mode = mode_after(row.mode);
         row.ctime = Timestamp::now();
         changes.push(RowChange::put_inode(ino, row));

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::Result;
+use super::dir_check::check as dir_check;
 use super::layer::{HeldIn, LayerInode, LayerListing, Lookup};
 use super::readdir::Bounds;
+use super::stored::Stored;
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerRows, RowChange};
 
@@ -74,110 +77,253 @@ impl DirDelta {
 /// Extended attributes by full name.
 pub(super) type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
-/// The rows of one upper layer.
+/// Objects with rows, and the extended attributes of those whose rows own them.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    pub(super) inodes: HashMap<Ino, InodeRow>,
+    pub(super) xattrs: HashMap<Ino, Xattrs>,
+}
+
+impl Objects {
+    pub(super) fn of(rows: LayerRows) -> Objects {
+        let mut objects = Objects {
+            inodes: rows.inodes.into_iter().collect(),
+            xattrs: HashMap::new(),
+        };
+        for (ino, name, value) in rows.xattrs {
+            let own = objects.xattrs.entry(ino).or_default();
+            own.insert(name, value);
+        }
+        objects
+    }
+}
+
+/// Directories with differing names.
+pub(super) type Dirs = HashMap<Ino, DirDelta>;
+
+pub(super) fn dirs_of(entries: Vec<(Ino, Box<[u8]>, Option<Ino>)>) -> Dirs {
+    let mut dirs = Dirs::new();
+    for (dir, name, target) in entries {
+        dirs.entry(dir).or_default().put(name, target);
+    }
+    dirs
+}
+
+/// Everything one upper layer says.
+///
+/// Rows of a layer with many may still be in the database only ([`Stored`]); they are read when they are
+/// asked for, which may fail.
 #[derive(Debug, Default)]
 pub struct Delta {
-    /// Objects with a row.
-    pub inodes: HashMap<Ino, InodeRow>,
-    /// Directories with names that differ.
-    pub dirs: HashMap<Ino, DirDelta>,
-    /// Extended attributes of the objects whose row has `owns_xattrs`.
-    pub xattrs: HashMap<Ino, Xattrs>,
+    objects: Objects,
+    dirs: Dirs,
+    stored: Option<Stored>,
 }
 
 impl Delta {
-    /// Builds the delta from rows that were loaded from the database.
-    pub fn from_rows(rows: LayerRows) -> Delta {
-        let mut delta = Delta {
-            inodes: rows.inodes.into_iter().collect(),
+    /// Takes over rows as loaded from the database.
+    pub fn from_rows(mut rows: LayerRows) -> Delta {
+        let entries = std::mem::take(&mut rows.entries);
+        Delta {
+            objects: Objects::of(rows),
+            dirs: dirs_of(entries),
+            stored: None,
+        }
+    }
+
+    /// Leaves the rows in the database until they are asked for.
+    pub(super) fn from_stored(stored: Stored) -> Delta {
+        Delta {
+            stored: Some(stored),
             ..Delta::default()
+        }
+    }
+
+    /// Reads all rows that are still in the database only.
+    pub fn load(&self) -> Result<()> {
+        match &self.stored {
+            Some(stored) => stored.load_all(|below| dir_check(self, below)),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns true if all rows have been read.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.stored.as_ref().is_none_or(Stored::is_complete)
+    }
+
+    fn objects(&self, ino: Ino) -> Result<&Objects> {
+        match &self.stored {
+            Some(stored) => Ok(stored.objects(ino)?.unwrap_or(&self.objects)),
+            None => Ok(&self.objects),
+        }
+    }
+
+    /// Returns the row of an object.
+    pub fn inode(&self, ino: Ino) -> Result<Option<&InodeRow>> {
+        Ok(self.objects(ino)?.inodes.get(&ino))
+    }
+
+    /// Returns the extended attributes of an object whose row owns them.
+    pub(super) fn xattrs(&self, ino: Ino) -> Result<Option<&Xattrs>> {
+        Ok(self.objects(ino)?.xattrs.get(&ino))
+    }
+
+    /// Returns the differing names of a directory.
+    pub fn dir(&self, dir: Ino) -> Result<Option<&DirDelta>> {
+        let dirs = match &self.stored {
+            Some(stored) => stored.dirs(dir)?.unwrap_or(&self.dirs),
+            None => &self.dirs,
         };
-        for (dir, name, target) in rows.entries {
-            delta.dirs.entry(dir).or_default().put(name, target);
-        }
-        for (ino, name, value) in rows.xattrs {
-            delta.xattrs.entry(ino).or_default().insert(name, value);
-        }
-        delta
+        Ok(dirs.get(&dir))
     }
 
-    /// Returns true if the layer changes nothing.
+    /// Returns all objects with rows.
+    pub fn inodes(&self) -> Result<impl Iterator<Item = (Ino, &InodeRow)>> {
+        self.load()?;
+        Ok(self.loaded_inodes())
+    }
+
+    /// Returns all directories with differing names.
+    pub fn dirs(&self) -> Result<impl Iterator<Item = (Ino, &DirDelta)>> {
+        self.load()?;
+        Ok(self.loaded_dirs())
+    }
+
+    /// Returns the objects whose rows have been read, which includes all that were changed since the layer
+    /// was opened.
+    pub(super) fn loaded_inodes(&self) -> impl Iterator<Item = (Ino, &InodeRow)> {
+        let stored = self.stored.iter().flat_map(Stored::loaded_objects);
+        std::iter::once(&self.objects)
+            .chain(stored)
+            .flat_map(|objects| objects.inodes.iter().map(|(ino, row)| (*ino, row)))
+    }
+
+    /// The same of directories.
+    pub(super) fn loaded_dirs(&self) -> impl Iterator<Item = (Ino, &DirDelta)> {
+        let stored = self.stored.iter().flat_map(Stored::loaded_dirs);
+        std::iter::once(&self.dirs)
+            .chain(stored)
+            .flat_map(|dirs| dirs.iter().map(|(dir, delta)| (*dir, delta)))
+    }
+
+    /// Returns true if the layer certainly changes nothing: not while it has rows that were not read.
     pub fn is_empty(&self) -> bool {
-        self.inodes.is_empty() && self.dirs.values().all(|d| d.entries.is_empty())
+        self.is_loaded()
+            && self.loaded_inodes().next().is_none()
+            && self.loaded_dirs().all(|(_, dir)| dir.entries.is_empty())
     }
 
-    /// Returns the number of rows, without those of extended attributes.
-    pub fn rows(&self) -> usize {
-        self.inodes.len()
-            + self
-                .dirs
-                .values()
-                .map(|dir| dir.entries.len())
-                .sum::<usize>()
+    /// Counts the rows, without those of extended attributes.
+    pub fn rows(&self) -> Result<usize> {
+        let names: usize = self.dirs()?.map(|(_, dir)| dir.entries.len()).sum();
+        Ok(self.loaded_inodes().count() + names)
     }
 
-    /// Applies a change that the database contains already.
-    pub fn apply(&mut self, change: &RowChange<'_>) {
+    /// Makes changes that `store` writes to the database. After an error nothing has changed.
+    pub(super) fn change(
+        &mut self,
+        changes: &[RowChange<'_>],
+        store: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        // Rows that are read later must be those that the database had.
+        for change in changes {
+            match change {
+                RowChange::PutInode(ino, _)
+                | RowChange::DropInode(ino)
+                | RowChange::PutXattr { ino, .. }
+                | RowChange::DropXattr { ino, .. }
+                | RowChange::DropXattrs(ino) => drop(self.inode(*ino)?),
+                RowChange::PutEntry { dir, .. }
+                | RowChange::DropEntry { dir, .. }
+                | RowChange::DropEntriesOf(dir) => drop(self.dir(*dir)?),
+            }
+        }
+        store()?;
+        for change in changes {
+            self.apply(change);
+        }
+        Ok(())
+    }
+
+    fn objects_mut(&mut self, ino: Ino) -> &mut Objects {
+        let stored = self.stored.as_mut();
+        let block = stored.and_then(|stored| stored.objects_mut(ino));
+        block.unwrap_or(&mut self.objects)
+    }
+
+    fn dirs_mut(&mut self, dir: Ino) -> &mut Dirs {
+        let stored = self.stored.as_mut();
+        let block = stored.and_then(|stored| stored.dirs_mut(dir));
+        block.unwrap_or(&mut self.dirs)
+    }
+
+    /// Applies a change that the database has taken.
+    fn apply(&mut self, change: &RowChange<'_>) {
         match change {
             RowChange::PutInode(ino, row) => {
-                self.inodes.insert(*ino, row.as_ref().clone());
+                let row = row.as_ref().clone();
+                self.objects_mut(*ino).inodes.insert(*ino, row);
             }
             RowChange::DropInode(ino) => {
-                self.inodes.remove(ino);
+                self.objects_mut(*ino).inodes.remove(ino);
             }
             RowChange::PutEntry { dir, name, target } => {
-                self.dirs
-                    .entry(*dir)
-                    .or_default()
-                    .put(Box::from(&**name), *target);
+                let dirs = self.dirs_mut(*dir);
+                let entries = dirs.entry(*dir).or_default();
+                entries.put(Box::from(&**name), *target);
             }
             RowChange::DropEntry { dir, name } => {
-                if let Some(entries) = self.dirs.get_mut(dir) {
+                if let Some(entries) = self.dirs_mut(*dir).get_mut(dir) {
                     entries.drop_name(name);
                 }
             }
             RowChange::DropEntriesOf(dir) => {
-                self.dirs.remove(dir);
+                self.dirs_mut(*dir).remove(dir);
             }
             RowChange::PutXattr { ino, name, value } => {
-                let own = self.xattrs.entry(*ino).or_default();
+                let own = self.objects_mut(*ino).xattrs.entry(*ino).or_default();
                 own.insert(Box::from(&**name), Box::from(&**value));
             }
             RowChange::DropXattr { ino, name } => {
-                if let Some(own) = self.xattrs.get_mut(ino) {
+                if let Some(own) = self.objects_mut(*ino).xattrs.get_mut(ino) {
                     own.remove(&**name);
                 }
             }
             RowChange::DropXattrs(ino) => {
-                self.xattrs.remove(ino);
+                self.objects_mut(*ino).xattrs.remove(ino);
             }
         }
     }
 
-    /// Returns the place of an object in this layer: the directory and the name of its content.
-    pub fn place(&self, ino: Ino) -> Option<(Ino, Box<[u8]>)> {
-        self.inodes.get(&ino)?.place.clone()
+    /// Where this layer says that an object is.
+    pub fn place(&self, ino: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+        Ok(self.inode(ino)?.and_then(|row| row.place.clone()))
     }
 
-    /// Looks up a name in this layer.
-    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Lookup {
-        match self.dirs.get(&dir).and_then(|d| d.get(name)) {
+    /// What this layer says of a name.
+    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup> {
+        Ok(match self.dir(dir)?.and_then(|d| d.get(name)) {
             None => Lookup::Unknown,
             Some(None) => Lookup::Whiteout,
             Some(Some(ino)) => Lookup::Found(ino),
-        }
+        })
     }
 
-    /// Returns the links and whiteouts of a directory. The kind is [`Kind::File`] if the object has no row.
-    pub fn list(&self, dir: Ino) -> Option<LayerListing> {
-        let entries = self.dirs.get(&dir)?;
-        let kind_of = |ino: Ino| self.inodes.get(&ino).map_or(Kind::File, |row| row.kind);
-        Some(
-            entries
-                .iter()
-                .map(|(name, target)| (Box::from(name), target.map(|ino| (ino, kind_of(ino)))))
-                .collect(),
-        )
+    /// The differences of a directory, with kinds where the layer itself knows them.
+    pub fn list(&self, dir: Ino) -> Result<Option<LayerListing>> {
+        let Some(entries) = self.dir(dir)? else {
+            return Ok(None);
+        };
+        let mut listing = LayerListing::new();
+        for (name, target) in entries.iter() {
+            let target = match target {
+                Some(ino) => Some((ino, self.inode(ino)?.map_or(Kind::File, |row| row.kind))),
+                None => None,
+            };
+            listing.push((Box::from(name), target));
+        }
+        Ok(Some(listing))
     }
 }
 

@@ -12,12 +12,12 @@ use super::stack::{LowerStack, chain};
 use super::{Error, Lookup, Result};
 use crate::object::{Ino, Kind};
 
-/// Checks the rows of one layer over the layers below it.
+/// Checks the rows of one layer, all of which have been read, over the layers below it.
 ///
 /// If this succeeds, each name of a directory in the merged view is the place of that directory, and
 /// all places lead to the root. So a walk from the root visits each directory once.
 pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
-    for (&dir, entries) in &delta.dirs {
+    for (dir, entries) in delta.loaded_dirs() {
         for (name, target) in entries.iter() {
             let Some(ino) = target else { continue };
             if is_directory(delta, lower, ino)? {
@@ -30,19 +30,19 @@ pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
         }
     }
     let mut climbed = HashSet::new();
-    let rows = delta.inodes.iter();
+    let rows = delta.loaded_inodes();
     let mut directories: Vec<_> = rows
         .filter(|(_, row)| row.kind == Kind::Directory)
         .collect();
     // Neighbours have consecutive identities, and looking up the parent of one caches those of the
     // others.
-    directories.sort_unstable_by_key(|(ino, _)| **ino);
-    for (&ino, row) in directories {
+    directories.sort_unstable_by_key(|(ino, _)| *ino);
+    for (ino, row) in directories {
         climb(delta, lower, ino, &mut climbed)?;
         let Some(now) = &row.place else { continue };
         // Most directories are at their place in the layers below. Looking up the name is cheap; finding
         // the parent may read a whole directory.
-        if delta.lookup(now.0, &now.1) == Lookup::Unknown
+        if delta.lookup(now.0, &now.1)? == Lookup::Unknown
             && lower.lookup(now.0, &now.1)? == Some(ino)
         {
             continue;
@@ -50,7 +50,7 @@ pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
         // Its name in the layers below must be hidden.
         if let Some((dir, name)) = lower.parent(ino)?
             && (dir, &name) != (now.0, &now.1)
-            && delta.lookup(dir, &name) == Lookup::Unknown
+            && delta.lookup(dir, &name)? == Lookup::Unknown
             && !is_removed(delta, lower, dir)?
         {
             return Err(two_names(ino, dir, &name));
@@ -80,14 +80,14 @@ fn climb(delta: &Delta, lower: &LowerStack, from: Ino, climbed: &mut HashSet<Ino
 }
 
 fn place(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-    match delta.place(dir) {
+    match delta.place(dir)? {
         Some(place) => Ok(Some(place)),
         None => lower.parent(dir),
     }
 }
 
 fn is_directory(delta: &Delta, lower: &LowerStack, ino: Ino) -> Result<bool> {
-    match delta.inodes.get(&ino) {
+    match delta.inode(ino)? {
         Some(row) => Ok(row.kind == Kind::Directory),
         None => Ok(lower
             .attr(ino)?
@@ -103,7 +103,7 @@ fn is_removed(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<bool> {
     };
     let mut above = Ino::ROOT;
     for (ino, name) in chain {
-        let found = match delta.lookup(above, &name) {
+        let found = match delta.lookup(above, &name)? {
             Lookup::Found(found) => Some(found),
             Lookup::Whiteout => None,
             Lookup::Unknown => lower.lookup(above, &name)?,

@@ -57,14 +57,11 @@ impl FrozenLayer {
     }
 
     fn row(&self, ino: Ino) -> Result<&InodeRow> {
-        self.delta
-            .inodes
-            .get(&ino)
-            .ok_or(Error::Posix(Errno::ESTALE))
+        self.delta.inode(ino)?.ok_or(Error::Posix(Errno::ESTALE))
     }
 
     fn parent_of(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        match self.delta.place(dir) {
+        match self.delta.place(dir)? {
             Some(place) => Ok(Some(place)),
             None => self.below.parent(dir),
         }
@@ -118,15 +115,15 @@ pub(super) fn with_place<T>(
 
 impl Layer for FrozenLayer {
     fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup> {
-        Ok(self.delta.lookup(dir, name))
+        self.delta.lookup(dir, name)
     }
 
     fn list(&self, dir: Ino) -> Result<Option<LayerListing>> {
-        Ok(self.delta.list(dir))
+        self.delta.list(dir)
     }
 
     fn inode(&self, ino: Ino) -> Result<Option<LayerInode>> {
-        let Some(row) = self.delta.inodes.get(&ino) else {
+        let Some(row) = self.delta.inode(ino)? else {
             return Ok(None);
         };
         let mut inode = row_inode(row);
@@ -146,7 +143,7 @@ impl Layer for FrozenLayer {
     }
 
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        Ok(self.delta.place(dir))
+        self.delta.place(dir)
     }
 
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
@@ -173,7 +170,7 @@ impl Layer for FrozenLayer {
     }
 
     fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
-        let all = self.delta.xattrs.get(&ino);
+        let all = self.delta.xattrs(ino)?;
         Ok(all
             .into_iter()
             .flatten()

@@ -78,7 +78,7 @@ impl Union {
         }
         let lower = {
             let state = self.read();
-            match state.presence(ino) {
+            match state.presence(ino)? {
                 Presence::Row(row) => {
                     let parent = row.place.as_ref().map(|(dir, _)| *dir);
                     return Ok(FoundObject { ino, parent, attr });

@@ -40,6 +40,7 @@
 //!   changing the stack, listing changes) and listings that began before the stack changed.
 
 mod attributes;
+mod checked;
 mod content;
 mod delta;
 mod difference;
@@ -59,6 +60,7 @@ mod reconcile;
 mod remove;
 mod rename;
 mod stack;
+mod stored;
 mod swap;
 mod sync;
 #[cfg(test)]
@@ -227,7 +229,7 @@ impl Union {
             if state.orphans.contains_key(&dir) {
                 return Ok(None);
             }
-            (state.lower.clone(), state.delta.lookup(dir, name))
+            (state.lower.clone(), state.delta.lookup(dir, name)?)
         };
         let ino = match found {
             Lookup::Found(ino) => Some(ino),
@@ -247,7 +249,7 @@ impl Union {
     pub fn attr(&self, ino: Ino) -> Result<Attr> {
         let (own, lower) = {
             let state = self.read();
-            match state.presence(ino) {
+            match state.presence(ino)? {
                 Presence::Lower => (None, state.lower.clone()),
                 Presence::Row(row) if row.kind == Kind::File && row.data == DataPlace::Lower => {
                     (Some(row_attr(row)), state.lower.clone())
@@ -270,7 +272,7 @@ impl Union {
     /// Returns the target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
         let state = self.read();
-        let row = match state.presence(ino) {
+        let row = match state.presence(ino)? {
             Presence::Row(row) => Some(row),
             Presence::Orphan(orphan) => Some(&orphan.row),
             Presence::Lower => None,
@@ -299,11 +301,9 @@ impl Union {
 
     /// Applies changes to the database, and then to memory if that succeeded.
     fn change(&self, state: &mut State, changes: &[RowChange<'_>]) -> Result<()> {
-        self.db.apply(state.layer, changes)?;
-        for change in changes {
-            state.delta.apply(change);
-        }
-        Ok(())
+        let layer = state.layer;
+        let store = || Ok(self.db.apply(layer, changes)?);
+        state.delta.change(changes, store)
     }
 
     /// Returns the `statvfs` of the file system that stores the changes.
@@ -319,14 +319,14 @@ impl Union {
 }
 
 impl State {
-    fn presence(&self, ino: Ino) -> Presence<'_> {
-        if let Some(row) = self.delta.inodes.get(&ino) {
-            return Presence::Row(row);
+    fn presence(&self, ino: Ino) -> Result<Presence<'_>> {
+        if let Some(row) = self.delta.inode(ino)? {
+            return Ok(Presence::Row(row));
         }
-        match self.orphans.get(&ino) {
+        Ok(match self.orphans.get(&ino) {
             Some(orphan) => Presence::Orphan(orphan),
             None => Presence::Lower,
-        }
+        })
     }
 
     fn row_attr(&self, ino: Ino, row: &InodeRow) -> Result<Attr> {
@@ -357,7 +357,7 @@ impl State {
 
     /// Returns the attributes of an object.
     fn attr(&self, ino: Ino) -> Result<Attr> {
-        match self.presence(ino) {
+        match self.presence(ino)? {
             Presence::Row(row) => self.row_attr(ino, row),
             Presence::Orphan(orphan) => orphan.attr(ino),
             Presence::Lower => self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE)),
@@ -365,7 +365,7 @@ impl State {
     }
 
     fn kind(&self, ino: Ino) -> Result<Kind> {
-        match self.presence(ino) {
+        match self.presence(ino)? {
             Presence::Row(row) => Ok(row.kind),
             Presence::Orphan(orphan) => Ok(orphan.row.kind),
             Presence::Lower => Ok(self
@@ -382,7 +382,7 @@ impl State {
         if self.orphans.contains_key(&dir) {
             return Ok(None);
         }
-        match self.delta.lookup(dir, name) {
+        match self.delta.lookup(dir, name)? {
             Lookup::Found(ino) => Ok(Some(ino)),
             Lookup::Whiteout => Ok(None),
             Lookup::Unknown => self.lower.lookup(dir, name),
@@ -391,7 +391,7 @@ impl State {
 
     /// Returns the row of an object, or a new one with its attributes in the layers below.
     fn row(&self, ino: Ino, place: impl FnOnce() -> Option<(Ino, Box<[u8]>)>) -> Result<InodeRow> {
-        match self.presence(ino) {
+        match self.presence(ino)? {
             Presence::Row(row) => Ok(row.clone()),
             Presence::Orphan(orphan) => Ok(orphan.row.clone()),
             Presence::Lower => {
@@ -420,7 +420,7 @@ impl State {
     }
 
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        match self.delta.place(dir) {
+        match self.delta.place(dir)? {
             Some(place) => Ok(Some(place)),
             None => self.lower.parent(dir),
         }

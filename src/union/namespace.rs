@@ -152,7 +152,7 @@ impl Union {
         let state = &mut *state;
         state.must_be_missing(dir, name)?;
         let mut parent = state.live_dir_row(dir)?;
-        if matches!(state.presence(ino), Presence::Orphan(_)) {
+        if matches!(state.presence(ino)?, Presence::Orphan(_)) {
             // linkat(AT_EMPTY_PATH) of a file that was unlinked: Linux says it is not there.
             return Err(Errno::ENOENT.into());
         }
@@ -183,7 +183,7 @@ impl Union {
     pub(super) fn preload_name(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let (lower, said) = {
             let state = self.read();
-            (state.lower.clone(), state.delta.lookup(dir, name))
+            (state.lower.clone(), state.delta.lookup(dir, name)?)
         };
         if lower.attr(dir)?.is_some() {
             match lower.chain(dir) {
@@ -214,7 +214,7 @@ impl Union {
     pub(super) fn preload_object(&self, ino: Ino) -> Result<()> {
         let (lower, has_row) = {
             let state = self.read();
-            match state.presence(ino) {
+            match state.presence(ino)? {
                 Presence::Lower => (state.lower.clone(), false),
                 // The size is still below.
                 Presence::Row(row) if row.data == DataPlace::Lower => (state.lower.clone(), true),
@@ -256,7 +256,7 @@ impl Union {
 
     /// The row of an object that is about to be changed, with its place if it had none yet.
     pub(super) fn row_to_change(&self, state: &State, ino: Ino) -> Result<InodeRow> {
-        let place = match state.presence(ino) {
+        let place = match state.presence(ino)? {
             Presence::Lower if state.kind(ino)? == Kind::Directory => state.parent(ino)?,
             Presence::Lower => self.known_name(state, ino),
             _ => None,
@@ -286,7 +286,7 @@ impl State {
         if !self.is_reachable(dir)? {
             return Ok(None);
         }
-        let edits = self.delta.dirs.get(&dir);
+        let edits = self.delta.dir(dir)?;
         let own = edits.and_then(|edits| edits.iter().find(|(_, target)| *target == Some(ino)));
         if let Some((name, _)) = own {
             return Ok(Some((dir, Box::from(name))));

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::UNIX_EPOCH;
 
+use super::checked;
 use super::delta::Delta;
 use super::overlay;
 use super::reconcile::{Reconciled, differences, reconcile};
@@ -67,7 +68,7 @@ pub struct OpenOptions {
 impl Union {
     /// Opens the writable view of an environment. If it was not closed cleanly, or has been copied since,
     /// rows and files are reconciled first; what was found is returned. Cost follows the changes, not the
-    /// image.
+    /// image; where a large layer is as it was left, it follows the number of its directories.
     ///
     /// The caller holds the environment's lock: there is one view at a time.
     pub fn open(
@@ -109,6 +110,14 @@ impl Union {
                         return Err(Error::Inconsistent("the stack has no image".to_owned()));
                     }
                     let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
+                    if part.part == StackPart::Writable
+                        && frozen.is_empty()
+                        && !to_reconcile
+                        && let Some((delta, upper)) = checked::open(&db, &paths, part.id, &below)?
+                    {
+                        top = Some((part.id, delta, Arc::new(upper), below));
+                        continue;
+                    }
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
                     dir_check::check(&delta, &below)?;
                     let upper = open_upper(&db, &paths, part.id, &delta)?;
@@ -179,7 +188,10 @@ impl Union {
         self.db.restore_reserve();
         self.sync_all()?;
         match self.needs_repair.load(Ordering::Relaxed) {
-            false => self.db.end_clean()?,
+            false => {
+                self.note_checked();
+                self.db.end_clean()?;
+            }
             true => self.db.end_unclean()?,
         }
         Ok(())
@@ -224,8 +236,8 @@ fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Res
 }
 
 fn has_content(delta: &Delta) -> bool {
-    let mut rows = delta.inodes.values();
-    rows.any(|row| row.data == DataPlace::Upper)
+    let mut rows = delta.loaded_inodes();
+    rows.any(|(_, row)| row.data == DataPlace::Upper)
 }
 
 /// Says what differs between the rows of an environment and the files of its uppers, in words, and changes

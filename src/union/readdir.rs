@@ -115,8 +115,9 @@ impl State {
     /// another one then. Those are the ones in which this layer has names, and `others`.
     pub(super) fn end_epoch(&mut self, others: Vec<Ino>) -> Result<()> {
         let mut orders = HashMap::new();
-        for dir in self.delta.dirs.keys().copied().chain(others) {
-            let made = self.delta.dirs.get(&dir).map_or_else(Vec::new, |edits| {
+        let own = self.delta.dirs()?.map(|(dir, _)| dir);
+        for dir in own.chain(others) {
+            let made = self.delta.dir(dir)?.map_or_else(Vec::new, |edits| {
                 let links = edits.links_from(0);
                 links.map(|(age, name, _)| (age, Box::from(name))).collect()
             });
@@ -200,7 +201,7 @@ impl Union {
         }
         let (lower, bound) = {
             let state = self.read();
-            let edits = state.delta.dirs.get(&dir);
+            let edits = state.delta.dir(dir)?;
             let bound = if from < FIRST || given_in != state.epoch % EPOCHS {
                 edits.map_or(0, DirDelta::begin_listing)
             } else {
@@ -245,9 +246,10 @@ impl Union {
             return self.read_dir(dir, position, limit);
         }
         let mark = mark(state.epoch, bound);
-        let edits = state.delta.dirs.get(&dir);
-        let kind_of =
-            |ino: Ino, below: Kind| state.delta.inodes.get(&ino).map_or(below, |row| row.kind);
+        let edits = state.delta.dir(dir)?;
+        let kind_of = |ino: Ino, below: Kind| -> Result<Kind> {
+            Ok(state.delta.inode(ino)?.map_or(below, |row| row.kind))
+        };
         if from < MADE {
             let start = usize::try_from(from.saturating_sub(FIRST)).unwrap_or(usize::MAX);
             for position in start..listing.len() {
@@ -264,7 +266,7 @@ impl Union {
                 };
                 items.push(DirItem {
                     ino,
-                    kind: kind_of(ino, kind),
+                    kind: kind_of(ino, kind)?,
                     name: Box::from(name),
                     next: (FIRST + position as u64 + 1) | mark,
                 });
@@ -279,7 +281,7 @@ impl Union {
             if listing.find(name).is_none() {
                 items.push(DirItem {
                     ino,
-                    kind: kind_of(ino, Kind::File),
+                    kind: kind_of(ino, Kind::File)?,
                     name: Box::from(name),
                     next: (MADE + age + 1) | mark,
                 });

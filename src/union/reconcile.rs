@@ -77,7 +77,7 @@ pub(super) fn reconcile(
 
     // First what lies where it belongs, so that nobody else takes it.
     let mut searched = Vec::new();
-    for (&ino, row) in &delta.inodes {
+    for (ino, row) in delta.inodes()? {
         if row.data != DataPlace::Upper {
             continue;
         }
@@ -147,14 +147,14 @@ pub(super) fn reconcile(
                 changes.push(RowChange::put_inode(ino, row));
                 continue;
             }
-            for (dir, entries) in &delta.dirs {
+            for (dir, entries) in delta.dirs()? {
                 for (name, target) in entries.iter() {
                     if target == Some(ino) {
-                        let uncovered = uncovers(delta, lower, *dir, name)?;
+                        let uncovered = uncovers(delta, lower, dir, name)?;
                         changes.push(if uncovered {
-                            RowChange::drop_entry(*dir, name.to_vec())
+                            RowChange::drop_entry(dir, name.to_vec())
                         } else {
-                            RowChange::put_entry(*dir, name.to_vec(), None)
+                            RowChange::put_entry(dir, name.to_vec(), None)
                         });
                     }
                 }
@@ -195,10 +195,7 @@ pub(super) fn reconcile(
         changes.push(RowChange::put_inode(ino, row));
     }
     if !changes.is_empty() {
-        db.apply(layer, &changes).map_err(Error::from)?;
-        for change in &changes {
-            delta.apply(change);
-        }
+        delta.change(&changes, || Ok(db.apply(layer, &changes)?))?;
     }
     done.stale = changes.iter().filter_map(invalidation).collect();
     done.lost.sort_unstable();
@@ -251,13 +248,13 @@ pub(super) fn differences(
     let (mut names, mut work) = upper.names()?;
     let mut dirs: HashMap<Ino, Option<PathBuf>> = HashMap::new();
     let mut wrong = Differences::default();
-    let rows = delta.inodes.iter();
+    let rows = delta.inodes()?;
     let mut rows: Vec<_> = rows
         .filter(|(_, row)| row.data == DataPlace::Upper)
         .collect();
     // Images number neighbours one after another, and looking up one parent finds its neighbours'.
-    rows.sort_unstable_by_key(|(ino, row)| (row.place.as_ref().map(|(dir, _)| *dir), **ino));
-    for (&ino, row) in rows {
+    rows.sort_unstable_by_key(|(ino, row)| (row.place.as_ref().map(|(dir, _)| *dir), *ino));
+    for (ino, row) in rows {
         let way = match &row.place {
             None => None,
             Some((dir, name)) => {
@@ -292,7 +289,7 @@ pub(super) fn differences(
 }
 
 fn parent_of(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-    match delta.place(dir) {
+    match delta.place(dir)? {
         Some(place) => Ok(Some(place)),
         None => lower.parent(dir),
     }
@@ -304,9 +301,9 @@ fn path_of(delta: &Delta, lower: &LowerStack, ino: Ino, expected: &Place) -> Pat
     let mut way = way.clone();
     if *is_in_work {
         // Without a place, but perhaps not without a name.
-        let mut names = delta.dirs.iter().flat_map(|(dir, entries)| {
+        let mut names = delta.loaded_dirs().flat_map(|(dir, entries)| {
             let named = entries.iter().filter(|(_, target)| *target == Some(ino));
-            named.map(|(name, _)| (*dir, Box::from(name)))
+            named.map(move |(name, _)| (dir, Box::from(name)))
         });
         way = names
             .find_map(|(dir, name)| {
@@ -348,8 +345,8 @@ fn cut_short(
         Lookup::Unknown => below == Some(ino),
         Lookup::Whiteout => false,
     };
-    if !is(delta.lookup(*dir, name), lower.lookup(*dir, name)?, ino)
-        || !is(delta.lookup(*old_dir, old_name), below, there.ino)
+    if !is(delta.lookup(*dir, name)?, lower.lookup(*dir, name)?, ino)
+        || !is(delta.lookup(*old_dir, old_name)?, below, there.ino)
     {
         return Ok(None);
     }
@@ -376,7 +373,7 @@ fn uncovers(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<
     let is_file = lower
         .attr(below)?
         .is_some_and(|attr| attr.kind != Kind::Directory);
-    Ok(is_file && !delta.inodes.contains_key(&below))
+    Ok(is_file && !delta.inode(below)?.is_some())
 }
 
 impl Union {

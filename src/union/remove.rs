@@ -100,7 +100,7 @@ impl Union {
             return Ok((remains, None));
         }
         row.nlink = 0;
-        let had_row = matches!(state.presence(ino), Presence::Row(_));
+        let had_row = matches!(state.presence(ino)?, Presence::Row(_));
         let orphan = if self.nodes.is_held(ino) {
             let file = match row.data {
                 // Opened while it still has its name.
@@ -115,7 +115,7 @@ impl Union {
                 _ => None,
             };
             let xattrs = if row.owns_xattrs {
-                state.delta.xattrs.get(&ino).cloned().unwrap_or_default()
+                state.delta.xattrs(ino)?.cloned().unwrap_or_default()
             } else {
                 state.lower.xattrs(ino)?.into_iter().collect()
             };
@@ -130,12 +130,12 @@ impl Union {
         };
         if had_row {
             changes.push(RowChange::DropInode(ino));
-            if row.owns_xattrs && state.delta.xattrs.contains_key(&ino) {
+            if row.owns_xattrs && state.delta.xattrs(ino)?.is_some() {
                 changes.push(RowChange::DropXattrs(ino));
             }
         }
         if row.kind == Kind::Directory {
-            if state.delta.dirs.contains_key(&ino) {
+            if state.delta.dir(ino)?.is_some() {
                 // Whiteouts in it hide nothing any more: nobody reaches this identity again.
                 changes.push(RowChange::DropEntriesOf(ino));
             }
@@ -175,7 +175,7 @@ impl Union {
     }
 
     pub(super) fn must_be_empty(&self, state: &State, dir: Ino) -> Result<()> {
-        let edits = state.delta.dirs.get(&dir);
+        let edits = state.delta.dir(dir)?;
         if edits.is_some_and(|edits| edits.iter().any(|(_, target)| target.is_some())) {
             return Err(Errno::ENOTEMPTY.into());
         }

@@ -48,6 +48,9 @@ impl Union {
     ///
     /// Waits for content being written; nobody waits for the disk but on the one transaction.
     pub fn rotate(&self) -> Result<Vec<LayerId>> {
+        // The rows of a frozen layer may leave the database while the layer is still in use. Read before
+        // the locks, which only what has changed since waits for.
+        self.read().delta.load()?;
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
@@ -144,8 +147,8 @@ impl Union {
         let published = publish()?;
         let mut stale = Vec::new();
         for frozen in state.lower.frozen() {
-            let inos = frozen.delta().inodes.keys();
-            stale.extend(inos.map(|ino| Invalidation::Attributes(*ino)));
+            let objects = frozen.delta().inodes()?;
+            stale.extend(objects.map(|(ino, _)| Invalidation::Attributes(ino)));
         }
         // The same names in the same order, so positions stay as they are.
         state.lower = lower;
@@ -176,13 +179,13 @@ impl Union {
         let (fresh, upper) = self.fresh_upper()?;
         let frozen = state.frozen_dirs();
         state.end_epoch(frozen)?;
+        let mut stale = delta_invalidations(&state.delta)?;
+        for frozen in state.lower.frozen() {
+            stale.extend(delta_invalidations(frozen.delta())?);
+        }
         let published = publish(fresh)?;
         // It has happened: what fails from here on must not look as if it had not.
         self.was_discarded.store(true, Ordering::Relaxed);
-        let mut stale = delta_invalidations(&state.delta);
-        for frozen in state.lower.frozen() {
-            stale.extend(delta_invalidations(frozen.delta()));
-        }
         state.delta = Delta::default();
         state.upper = upper;
         state.layer = fresh;
@@ -210,7 +213,7 @@ impl State {
     fn frozen_dirs(&self) -> Vec<Ino> {
         let frozen = self.lower.frozen().iter();
         frozen
-            .flat_map(|layer| layer.delta().dirs.keys().copied())
+            .flat_map(|layer| layer.delta().loaded_dirs().map(|(dir, _)| dir))
             .collect()
     }
 }
@@ -223,17 +226,17 @@ fn is_no_room(error: &std::io::Error) -> bool {
 }
 
 /// Everything that a layer's rows make different: without the layer, it is different again.
-fn delta_invalidations(delta: &Delta) -> Vec<Invalidation> {
+fn delta_invalidations(delta: &Delta) -> Result<Vec<Invalidation>> {
     let mut stale = Vec::new();
-    for (dir, entries) in &delta.dirs {
+    for (dir, entries) in delta.dirs()? {
         for (name, _) in entries.iter() {
             stale.push(Invalidation::Entry {
-                dir: *dir,
+                dir,
                 name: Box::from(name),
             });
         }
-        stale.push(Invalidation::Object(*dir));
+        stale.push(Invalidation::Object(dir));
     }
-    stale.extend(delta.inodes.keys().map(|ino| Invalidation::Object(*ino)));
-    stale
+    stale.extend(delta.inodes()?.map(|(ino, _)| Invalidation::Object(ino)));
+    Ok(stale)
 }

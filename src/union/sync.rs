@@ -101,7 +101,7 @@ impl State {
 
     /// What has to be synced of an object.
     fn parts(&self, ino: Ino) -> Result<Vec<Part>> {
-        if let Presence::Orphan(orphan) = self.presence(ino) {
+        if let Presence::Orphan(orphan) = self.presence(ino)? {
             return Ok(vec![Part {
                 layer: self.layer,
                 file: orphan.file.clone(),
@@ -111,7 +111,7 @@ impl State {
         }
         let mut parts = Vec::new();
         for upper in self.uppers() {
-            if let Some(row) = upper.delta().inodes.get(&ino) {
+            if let Some(row) = upper.delta().inode(ino)? {
                 parts.push(upper.part(ino, row)?);
                 if has_file(row) {
                     // What is below was content once, and is none any more.
@@ -208,12 +208,13 @@ impl Union {
             let state = self.read();
             for upper in state.uppers() {
                 let (mut files, mut dirs) = (Vec::new(), HashSet::from([Ino::ROOT]));
-                for (ino, row) in upper.delta().inodes.iter() {
+                // What was not read was not changed either.
+                for (ino, row) in upper.delta().loaded_inodes() {
                     if has_file(row) {
-                        files.push(*ino);
+                        files.push(ino);
                     }
                     match (&row.place, row.kind) {
-                        (_, Kind::Directory) => dirs.insert(*ino),
+                        (_, Kind::Directory) => dirs.insert(ino),
                         (Some((dir, _)), _) => dirs.insert(*dir),
                         (None, _) => false,
                     };
@@ -227,11 +228,13 @@ impl Union {
                 let file = {
                     let state = self.read();
                     let there = state.uppers().find(|upper| upper.id() == layer);
-                    let row = there.and_then(|upper| {
-                        let row = upper.delta().inodes.get(&ino).filter(|row| has_file(row))?;
-                        Some(upper.file(ino, row))
-                    });
-                    row.transpose()?
+                    match there {
+                        Some(upper) => {
+                            let row = upper.delta().inode(ino)?.filter(|row| has_file(row));
+                            row.map(|row| upper.file(ino, row)).transpose()?
+                        }
+                        None => None,
+                    }
                 };
                 // Removed meanwhile, if it is not there.
                 if let Some(file) = file {

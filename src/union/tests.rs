@@ -53,7 +53,7 @@ fn new_image(id: ImageId, file: String, layer: &ImageLayer) -> NewImage {
 fn empty() -> (tempfile::TempDir, Union) {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let (images, layers, strays) = (at("images"), at("layers"), at("strays"));
+    let (images, layers) = (at("images"), at("layers"));
     fs::create_dir(&layers).unwrap();
     fs::create_dir(&images).unwrap();
     let db = StateDb::create(&at("state.db")).unwrap();
@@ -68,15 +68,144 @@ fn empty() -> (tempfile::TempDir, Union) {
         revision: NewRevision::default(),
     })
     .unwrap();
-    let paths = Paths {
-        images_are_links: false,
-        images,
-        layers,
-        strays,
-    };
-    let (union, mended) = Union::open(Arc::new(db), paths, &OpenOptions::default()).unwrap();
-    assert!(mended.is_empty());
+    drop(db);
+    let union = reopen(&dir);
     (dir, union)
+}
+
+/// Opens the environment of [`empty`], which was closed.
+fn reopen(dir: &tempfile::TempDir) -> Union {
+    let at = |name: &str| dir.path().join(name);
+    let db = StateDb::open(&at("state.db")).unwrap();
+    let opened = Union::open(Arc::new(db), paths(dir), &OpenOptions::default());
+    let (union, repaired) = opened.unwrap();
+    assert!(repaired.is_empty());
+    union
+}
+
+fn paths(dir: &tempfile::TempDir) -> Paths {
+    let at = |name: &str| dir.path().join(name);
+    Paths {
+        images_are_links: false,
+        images: at("images"),
+        layers: at("layers"),
+        strays: at("strays"),
+    }
+}
+
+/// Creates 3,000 files in 30 directories and closes the environment.
+fn fill(union: Union) {
+    let creator = Creator { uid: 1, gid: 1 };
+    for dir in 0..30 {
+        let new_dir = NewObject::new(Kind::Directory, 0o755, creator);
+        let name = format!("d{dir}");
+        let (ino, _) = union.create(Ino::ROOT, name.as_bytes(), &new_dir).unwrap();
+        for file in 0..100 {
+            let new_file = NewObject::new(Kind::File, 0o644, creator);
+            let name = format!("f{file}");
+            union.create(ino, name.as_bytes(), &new_file).unwrap();
+        }
+    }
+    union.close().unwrap();
+}
+
+fn find(union: &Union, path: &str) -> Option<Ino> {
+    let mut at = Ino::ROOT;
+    for name in path.split('/') {
+        at = union.lookup(at, name.as_bytes()).unwrap()?.0;
+    }
+    Some(at)
+}
+
+#[test]
+fn of_a_large_layer_only_what_is_used_is_read() {
+    let (dir, union) = empty();
+    fill(union);
+
+    let union = reopen(&dir);
+    assert_eq!(union.db().rows_read(), 0);
+    find(&union, "d7/f70").unwrap();
+    // The names of some directories, and some hundred objects.
+    let used = union.db().rows_read();
+    assert!((1..2500).contains(&used), "{used} rows");
+    // A change is in memory and in the database, and everything else as it was.
+    let d7 = find(&union, "d7").unwrap();
+    union.unlink(d7, b"f70").unwrap();
+    union
+        .rename(d7, b"f71", Ino::ROOT, b"moved", RenameMode::Replace)
+        .unwrap();
+    assert!(union.db().rows_read() < 6000);
+    assert_eq!(union.changes().unwrap().len(), 30 + 3000 - 1);
+    assert_eq!(find(&union, "d7/f70"), None);
+    let moved = find(&union, "moved");
+    union.close().unwrap();
+
+    let union = reopen(&dir);
+    assert_eq!(union.db().rows_read(), 0);
+    assert_eq!(find(&union, "d7/f70"), None);
+    assert_eq!(find(&union, "moved"), moved);
+    // Without a change of names there is nothing to compare at the end either.
+    union.close().unwrap();
+    assert!(union.db().rows_read() < 2500);
+    drop(union);
+
+    // A commit reads all.
+    let union = reopen(&dir);
+    union.rotate().unwrap();
+    assert_eq!(
+        union.lower().frozen()[0].delta().rows().unwrap(),
+        3029 + 1 + 3029
+    );
+}
+
+#[test]
+fn files_of_a_large_layer_that_were_changed_by_hand_are_noticed() {
+    let (dir, union) = empty();
+    let layer = union.read().upper.path().join("upper");
+    fill(union);
+    for (change, is_there) in [
+        (
+            &(|| fs::remove_file(layer.join("d3/f3"))) as &dyn Fn() -> std::io::Result<()>,
+            false,
+        ),
+        (&(|| fs::write(layer.join("d4/stranger"), "")), true),
+    ] {
+        change().unwrap();
+        let db = Arc::new(StateDb::open(&dir.path().join("state.db")).unwrap());
+        let (union, repaired) = Union::open(db, paths(&dir), &OpenOptions::default()).unwrap();
+        assert_eq!(repaired.lost.is_empty(), is_there);
+        assert_eq!(repaired.set_aside, usize::from(is_there));
+        assert_eq!(find(&union, "d3/f3"), None);
+        assert_eq!(find(&union, "d4/stranger"), None);
+        union.close().unwrap();
+    }
+    // What was repaired is as it should be.
+    assert_eq!(reopen(&dir).db().rows_read(), 0);
+
+    // While it is open, too.
+    let union = reopen(&dir);
+    let root = NewObject::new(Kind::File, 0o644, Creator { uid: 1, gid: 1 });
+    union.create(Ino::ROOT, b"new", &root).unwrap();
+    fs::remove_file(layer.join("d5/f5")).unwrap();
+    union.close().unwrap();
+    drop(union);
+    let db = Arc::new(StateDb::open(&dir.path().join("state.db")).unwrap());
+    let (_, repaired) = Union::open(db, paths(&dir), &OpenOptions::default()).unwrap();
+    assert_eq!(repaired.lost, [PathBuf::from("d5/f5")]);
+}
+
+#[test]
+fn an_unclean_end_of_a_large_layer_is_reconciled() {
+    let (dir, union) = empty();
+    fill(union);
+    let union = reopen(&dir);
+    let new_file = NewObject::new(Kind::File, 0o644, Creator { uid: 1, gid: 1 });
+    union.create(Ino::ROOT, b"new", &new_file).unwrap();
+    // Killed: not closed.
+    drop(union);
+    let union = reopen(&dir);
+    assert!(union.db().rows_read() > 6000);
+    assert!(find(&union, "new").is_some());
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! Physical directories are created when the first content needs them. Invariant: the physical
 //! directory of a directory object, if any, is at the object's path in this layer.
 
+mod marks;
 mod scan;
 mod unsynced;
 
@@ -38,6 +39,7 @@ use crate::object::{Ino, Timestamp};
 use crate::sys::durable::{sync_dir, sync_file, sync_name};
 use crate::sys::private::create_dir;
 use crate::sys::regular;
+pub use marks::Marks;
 pub use scan::{Found, FoundKind, Names};
 pub use unsynced::Unsynced;
 

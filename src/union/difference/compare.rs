@@ -315,7 +315,7 @@ impl Comparison<'_> {
     fn objects(&mut self) -> Result<()> {
         let mut objects = BTreeSet::new();
         for delta in self.view.deltas() {
-            objects.extend(delta.inodes.keys().copied());
+            objects.extend(delta.inodes()?.map(|(ino, _)| ino));
         }
         let mut stayed: HashMap<Ino, Vec<&Entry>> = HashMap::new();
         for (entry, row) in self.edits.rows() {
@@ -350,7 +350,8 @@ impl Comparison<'_> {
             }
             let links = self.edits.links_of(ino);
             let mut names: Vec<Entry> = Vec::new();
-            names.extend(self.view.rows_of(ino).find_map(|row| row.place.clone()));
+            let rows = self.view.rows_of(ino)?;
+            names.extend(rows.into_iter().find_map(|row| row.place.clone()));
             names.extend(stayed.get(&ino).into_iter().flatten().copied().cloned());
             names.extend_from_slice(links);
             let (mut path, mut committed) = (None, None);

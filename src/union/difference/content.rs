@@ -32,7 +32,7 @@ pub(super) fn compare(
     let content = match now.kind {
         Kind::File if now.size != before.size => true,
         Kind::File => {
-            is_open = now.size > 0 && (is_other || view.rows_of(ino).any(has_file));
+            is_open = now.size > 0 && (is_other || view.rows_of(ino)?.into_iter().any(has_file));
             false
         }
         Kind::Symlink => is_other && view.read_link(ino)? != base.read_link(committed)?,
@@ -45,7 +45,7 @@ pub(super) fn compare(
             is_open: false,
         });
     }
-    let owns_xattrs = is_other || view.rows_of(ino).any(|row| row.owns_xattrs);
+    let owns_xattrs = is_other || view.rows_of(ino)?.iter().any(|row| row.owns_xattrs);
     let attributes = (now.mode, now.uid, now.gid) != (before.mode, before.uid, before.gid)
         || owns_xattrs && sorted(view.xattrs(ino)?) != sorted(base.xattrs(committed)?);
     let times = now.kind != Kind::Directory && kept(now.mtime) != kept(before.mtime);

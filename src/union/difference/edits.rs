@@ -54,13 +54,13 @@ impl Edits {
         };
         let mut names: BTreeMap<Ino, BTreeSet<Box<[u8]>>> = BTreeMap::new();
         for delta in view.deltas() {
-            for (dir, entries) in &delta.dirs {
-                let names = names.entry(*dir).or_default();
+            for (dir, entries) in delta.dirs()? {
+                let names = names.entry(dir).or_default();
                 names.extend(entries.iter().map(|(name, _)| Box::from(name)));
             }
-            for (ino, row) in &delta.inodes {
+            for (ino, row) in delta.inodes()? {
                 if row.kind == Kind::Directory {
-                    names.entry(*ino).or_default();
+                    names.entry(ino).or_default();
                 }
             }
         }

@@ -46,15 +46,15 @@ pub trait View: Content {
 
 impl<'a> dyn View + 'a {
     /// The rows of an object, the topmost first.
-    pub(in crate::union) fn rows_of(&self, ino: Ino) -> impl Iterator<Item = &InodeRow> {
-        let deltas = self.deltas().into_iter();
-        deltas.filter_map(move |delta| delta.inodes.get(&ino))
+    pub(in crate::union) fn rows_of(&self, ino: Ino) -> Result<Vec<&InodeRow>> {
+        let rows = self.deltas().into_iter().map(|delta| delta.inode(ino));
+        rows.filter_map(Result::transpose).collect()
     }
 }
 
 impl Content for State {
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
-        match self.presence(ino) {
+        match self.presence(ino)? {
             Presence::Row(row) if row.data == DataPlace::Upper => {
                 let mut buffer = vec![0; len];
                 let got = self.file(ino, row)?.read_at(&mut buffer, offset)?;
@@ -66,7 +66,7 @@ impl Content for State {
     }
 
     fn next_data(&self, ino: Ino, offset: u64) -> Result<Option<u64>> {
-        match self.presence(ino) {
+        match self.presence(ino)? {
             Presence::Row(row) if row.data == DataPlace::Upper => {
                 seek_file(&*self.file(ino, row)?, offset, SeekTarget::Data)
             }
@@ -98,16 +98,16 @@ impl View for State {
     }
 
     fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
-        match self.presence(ino) {
+        match self.presence(ino)? {
             Presence::Row(row) => row.target.clone().ok_or(Error::Posix(Errno::EINVAL)),
             _ => self.lower.read_link(ino),
         }
     }
 
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
-        match self.presence(ino) {
+        match self.presence(ino)? {
             Presence::Row(row) if row.owns_xattrs => {
-                let own = self.delta.xattrs.get(&ino).into_iter().flatten();
+                let own = self.delta.xattrs(ino)?.into_iter().flatten();
                 Ok(own
                     .map(|(name, value)| (name.clone(), value.clone()))
                     .collect())

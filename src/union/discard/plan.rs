@@ -215,7 +215,7 @@ impl Planner<'_> {
             self.pending.extend(all);
             return Ok(());
         };
-        let names = self.state.delta.inodes.get(&ino).map_or(0, |row| row.nlink);
+        let names = self.state.delta.inode(ino)?.map_or(0, |row| row.nlink);
         if before.kind != Kind::Directory && names as usize > links.len() {
             return Ok(());
         }
@@ -326,40 +326,40 @@ impl Planner<'_> {
         let mut reset = BTreeSet::new();
         // Files of which not all names are known.
         let mut unknown = HashSet::new();
-        for (ino, row) in &self.state.delta.inodes {
-            let Some(before) = self.base.attr(*ino)? else {
+        for (ino, row) in self.state.delta.inodes()? {
+            let Some(before) = self.base.attr(ino)? else {
                 continue;
             };
             let mut is_held = false;
             let holds = |path: Vec<u8>| is_among(&path, self.paths);
             if before.kind == Kind::Directory {
-                is_held = self.live.path(*ino)?.is_some_and(holds)
-                    || self.was.path(*ino)?.is_some_and(holds)
-                    || after.path(*ino)?.is_some_and(holds);
+                is_held = self.live.path(ino)?.is_some_and(holds)
+                    || self.was.path(ino)?.is_some_and(holds)
+                    || after.path(ino)?.is_some_and(holds);
             } else {
                 let mut names: BTreeSet<Entry> =
-                    self.edits.missing_of(*ino).iter().cloned().collect();
+                    self.edits.missing_of(ino).iter().cloned().collect();
                 if let Some(place) = &row.place
-                    && self.was.lookup(place)? == Some(*ino)
+                    && self.was.lookup(place)? == Some(ino)
                 {
                     names.insert(place.clone());
                 }
                 for name in &names {
                     is_held = is_held
-                        || self.live.leads(name, *ino)?.is_some_and(holds)
-                        || self.was.leads(name, *ino)?.is_some_and(holds)
-                        || after.leads(name, *ino)?.is_some_and(holds);
+                        || self.live.leads(name, ino)?.is_some_and(holds)
+                        || self.was.leads(name, ino)?.is_some_and(holds)
+                        || after.leads(name, ino)?.is_some_and(holds);
                 }
                 // A name that was merely added is thrown away without the object.
-                is_held |= self.edits.links_of(*ino).iter().any(|entry| {
+                is_held |= self.edits.links_of(ino).iter().any(|entry| {
                     self.chosen.contains(entry) && self.edits.renamed_from(entry).is_some()
                 });
                 if !is_held && names.len() < before.nlink as usize {
-                    unknown.insert(*ino);
+                    unknown.insert(ino);
                 }
             }
             if is_held {
-                reset.insert(*ino);
+                reset.insert(ino);
             }
         }
         if !unknown.is_empty() {

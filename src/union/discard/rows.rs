@@ -18,7 +18,8 @@ pub(super) fn after(
     base: &LowerStack,
 ) -> Result<(Vec<RowChange<'static>>, Physical)> {
     let is_written = |(dir, name): &Entry| {
-        let entries = state.delta.dirs.get(dir);
+        // All rows have been read to make the plan.
+        let entries = state.delta.dir(*dir).ok().flatten();
         entries.is_some_and(|entries| entries.get(name).is_some())
     };
     let kept = plan
@@ -50,7 +51,7 @@ pub(super) fn after(
         }
     }
     for ino in plan.touched() {
-        let row = state.delta.inodes.get(&ino);
+        let row = state.delta.inode(ino)?;
         if plan.dead.contains(&ino) {
             if let Some(row) = row {
                 changes.dead(ino, row)?;
