@@ -9,8 +9,8 @@
 //!
 //! - Rows decide which objects exist, and hold their names and attributes. The upper directory holds
 //!   only content.
-//! - Rows are in memory ([`Delta`]) and in the database, and change in both under the exclusive `state`
-//!   lock.
+//! - Rows are in memory ([`Delta`]), as far as they were asked for, and in the database, and change in both
+//!   under the exclusive `state` lock.
 //! - A directory has one name, and every place leads to the root.
 //! - An object without a name exists only in memory, and only while the kernel holds it.
 //!
@@ -36,7 +36,8 @@
 //! - `state`: shared while rows are read, exclusive while they change, in memory and in the
 //!   database. Not held while data is synced or an image is read for the first time: a change first
 //!   reads what it needs from the lower layers without the lock (`preload_name` and similar), and
-//!   then finds it in their caches. Exceptions are operations on the whole environment (discarding,
+//!   then finds it in their caches. Rows of a large layer may be read from the database under it
+//!   ([`stored`]). Exceptions are operations on the whole environment (discarding,
 //!   changing the stack, listing changes) and listings that began before the stack changed.
 
 mod attributes;

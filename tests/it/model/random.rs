@@ -154,6 +154,20 @@ fn random_operations_on_two_images_one_over_another() {
     run(Bench::stacked, 24);
 }
 
+/// A fault, which is read from the environment of the process, makes every layer a large one.
+#[test]
+fn random_operations_while_rows_are_read_on_demand() {
+    let test = "model::random::random_operations_on_an_imported_environment";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env("ENVFS_FAULT", "rows.stored")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let has_passed = output.status.success() && text.contains("1 passed");
+    assert!(has_passed, "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn random_operations_on_overlayfs_too() {
     let refused = AtomicUsize::new(0);
