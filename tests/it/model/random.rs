@@ -165,7 +165,11 @@ fn random_operations_while_rows_are_read_on_demand() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let has_passed = output.status.success() && text.contains("1 passed");
-    assert!(has_passed, "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        has_passed,
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
