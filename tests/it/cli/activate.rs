@@ -4,7 +4,7 @@
 
 use crate::support::{Run, TestEnv, find, run, skip};
 
-/// The shells that have a hook, each plain and strict.
+/// The shells that have a hook, each with default and with strict options.
 const SHELLS: [(&str, &[&str]); 4] = [
     ("bash", &["--noprofile", "--norc", "-c"]),
     ("bash", &["--noprofile", "--norc", "-euo", "pipefail", "-c"]),
@@ -36,7 +36,7 @@ fn each_shell(test: impl Fn(&TestEnv, &str, &dyn Fn(&str) -> Run)) {
 }
 
 #[test]
-fn a_shell_is_after_deactivation_what_it_was_before_activation() {
+fn deactivation_restores_the_shell() {
     each_shell(|env, shell, hooked| {
         let prefix = env.prefix("one");
         let done = hooked(
@@ -56,7 +56,7 @@ fn a_shell_is_after_deactivation_what_it_was_before_activation() {
 }
 
 #[test]
-fn variables_that_a_shell_protects_stop_neither_activation_nor_deactivation() {
+fn readonly_variables_do_not_stop_activation() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("conda");
     for (path, text) in [
@@ -120,7 +120,7 @@ fn environments_can_be_switched_and_stacked() {
 }
 
 #[test]
-fn a_nested_shell_inherits_the_environment_and_leaves_its_parent_alone() {
+fn nested_shell_inherits_without_affecting_its_parent() {
     each_shell(|_, shell, hooked| {
         let done = hooked(&format!(
             "envfs activate one
@@ -133,7 +133,7 @@ fn a_nested_shell_inherits_the_environment_and_leaves_its_parent_alone() {
 }
 
 #[test]
-fn a_failed_activation_changes_nothing_and_is_told() {
+fn failed_activation_leaves_the_shell_unchanged() {
     each_shell(|_, shell, hooked| {
         let done = hooked(
             "old=\"$PATH\"; code=0
@@ -147,7 +147,7 @@ fn a_failed_activation_changes_nothing_and_is_told() {
 }
 
 #[test]
-fn commands_take_the_active_environment() {
+fn commands_default_to_the_active_environment() {
     each_shell(|_, shell, hooked| {
         let done = hooked(
             "envfs activate one; echo x >\"$ENVFS_PREFIX/new\"
@@ -167,7 +167,7 @@ fn commands_take_the_active_environment() {
 }
 
 #[test]
-fn a_script_needs_no_hook() {
+fn scripts_can_activate_without_the_hook() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("one");
     for (shell, kind) in [("bash", "bash"), ("zsh", "zsh"), ("dash", "posix")] {
@@ -188,7 +188,7 @@ fn a_script_needs_no_hook() {
 }
 
 #[test]
-fn the_sourced_files_are_the_hooks() {
+fn shell_files_can_be_sourced_as_hooks() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("one");
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shell");

@@ -1,7 +1,7 @@
 """Makes tar archives as programs other than GNU tar make them, byte by byte or with tarfile.
 
-Usage: archives.py GOOD BAD. In GOOD are archives that GNU tar unpacks without an error, in BAD such as it
-does not unpack, or not whole.
+Usage: archives.py GOOD BAD. GNU tar extracts the archives in GOOD without an error; those in BAD it refuses or
+extracts partially.
 """
 
 import io
@@ -19,7 +19,7 @@ def octal(number, size):
 
 
 def binary(number, size):
-    """A number in base 256, as GNU tar and Go write what is too large or negative."""
+    """A number in base 256, as GNU tar and Go write numbers that are negative or too large for octal."""
     return (((1 << (8 * size - 1)) | (number & ((1 << (8 * size - 2)) - 1)) |
              ((1 << (8 * size - 2)) if number < 0 else 0))).to_bytes(size, "big")
 

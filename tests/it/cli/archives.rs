@@ -1,4 +1,4 @@
-//! Archives as they are found in the world. GNU tar is the measure.
+//! Archives made by various programs; the reference is what GNU tar extracts.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ fn word(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Makes all archives: those that GNU tar unpacks, and the others.
+/// Makes the archives. Returns the directory of those that GNU tar extracts, and that of the others.
 fn make_archives(env: &TestEnv) -> Option<(PathBuf, PathBuf)> {
     if !has("python3") {
         return None;
@@ -70,7 +70,7 @@ fn gnu_tar(env: &TestEnv, archive: &Path, to: &Path) -> Run {
     run(command)
 }
 
-/// Unpacks the image of an environment.
+/// Extracts the image of an environment.
 fn unpack(env: &TestEnv, name: &str, to: &Path) {
     let mut command = env.command("unsquashfs");
     command.args(["-quiet", "-no-progress", "-no-xattrs", "-d", word(to)]);
@@ -81,9 +81,9 @@ fn unpack(env: &TestEnv, name: &str, to: &Path) {
     .ok();
 }
 
-/// Makes two trees equal where they may differ: an image has times between 1970 and 2106, and directories that
-/// no entry describes, or that got entries through a link after theirs, were changed now.
-fn level(theirs: &mut Tree, ours: &mut Tree, begun: i64) {
+/// Removes permitted differences: an image stores times between 1970 and 2106, and the time of a directory
+/// without an entry of its own, or with entries added later through a link, is the time of extraction.
+fn normalize_times(theirs: &mut Tree, ours: &mut Tree, begun: i64) {
     for (path, their) in theirs {
         their.mtime = their.mtime.clamp(0, i64::from(u32::MAX));
         let is_new = their.mtime >= begun && their.mode & 0o170_000 == 0o040_000;
@@ -94,7 +94,7 @@ fn level(theirs: &mut Tree, ours: &mut Tree, begun: i64) {
 }
 
 #[test]
-fn archives_of_all_programs_are_imported_as_gnu_tar_unpacks_them() {
+fn archives_are_imported_as_gnu_tar_extracts_them() {
     if !has("unsquashfs") {
         return;
     }
@@ -126,7 +126,7 @@ fn archives_of_all_programs_are_imported_as_gnu_tar_unpacks_them() {
             let ours = env.work().join(format!("{name}.envfs"));
             unpack(&env, &name, &ours);
             let (mut theirs, mut ours) = (tree::read(&theirs), tree::read(&ours));
-            level(&mut theirs, &mut ours, begun);
+            normalize_times(&mut theirs, &mut ours, begun);
             tree::assert_same(&theirs, &ours, look, &name);
         });
         if result.is_err() {
@@ -138,7 +138,7 @@ fn archives_of_all_programs_are_imported_as_gnu_tar_unpacks_them() {
         let theirs = env.work().join(format!("{name}.tar-x"));
         let unpacked = gnu_tar(&env, &archive, &theirs);
         let refused = env.envfs(&["import", word(&archive), &name]);
-        // A header cut short is no error for tar.
+        // GNU tar accepts a truncated header.
         let is_no_error = name.starts_with("cut-in-header");
         let is_told = refused.err.contains(word(&archive)) && !refused.err.contains("node");
         if (unpacked.code == 0) != is_no_error || refused.code == 0 || !is_told {
@@ -150,7 +150,7 @@ fn archives_of_all_programs_are_imported_as_gnu_tar_unpacks_them() {
     assert_eq!(env.store_listing(), before);
 }
 
-/// An archive of one file of 2 TiB with some bytes in it.
+/// Makes an archive of one sparse file of 2 TiB.
 fn huge(env: &TestEnv, name: &str, format: &str) -> PathBuf {
     let script = format!(
         "test -e huge || {{ truncate -s 2T huge; printf begin | dd of=huge conv=notrunc status=none
@@ -162,13 +162,13 @@ fn huge(env: &TestEnv, name: &str, format: &str) -> PathBuf {
 }
 
 #[test]
-fn the_holes_of_a_huge_file_cost_no_room() {
+fn holes_of_a_huge_sparse_file_take_no_space() {
     let Some(env) = TestEnv::new() else { return };
     for (name, format) in [("gnu", "--format=gnu"), ("pax", "--format=posix")] {
         let archive = huge(&env, name, format);
         assert!(fs::metadata(&archive).unwrap().len() <= 20480);
         for archive in [archive.clone(), archive.with_extension("tar.gz")] {
-            // A copy of what is not there would be cut off.
+            // Writing the holes would exceed the file size limit.
             let script = format!(
                 "ulimit -f 100000; envfs import -q --block-size 1048576 '{}' e",
                 archive.display()

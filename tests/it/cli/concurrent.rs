@@ -1,11 +1,11 @@
-//! Commands that run at the same time.
+//! Commands that run concurrently.
 
 #![allow(clippy::unwrap_used)]
 
 use super::changed;
 
 #[test]
-fn commands_at_the_same_time_do_not_get_in_each_others_way() {
+fn concurrent_commands_do_not_interfere() {
     let Some(env) = changed() else { return };
     env.envfs(&["unmount", "e"]).ok();
     let all = |words: &[&str]| {

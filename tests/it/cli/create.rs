@@ -1,4 +1,4 @@
-//! `envfs create NAME -- CMD` where something goes wrong.
+//! Failures of `envfs create NAME -- CMD`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::support::{Run, TestEnv, finish, mounts_below, wait_for};
 
 #[test]
-fn what_create_cannot_do_is_refused() {
+fn create_rejects_exclude_with_a_command() {
     let Some(env) = TestEnv::new() else { return };
     let words = ["create", "e", "--exclude", "*.pyc", "--", "true"];
     env.envfs(&words).fails(2, &["--exclude"]);
@@ -20,7 +20,7 @@ fn what_create_cannot_do_is_refused() {
 }
 
 #[test]
-fn what_may_be_wrong_with_a_prefix_is_said() {
+fn create_and_import_warn_about_spaces_in_the_prefix() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.import_sample("first");
     let prefix = env.work().join("a prefix");
@@ -34,7 +34,7 @@ fn what_may_be_wrong_with_a_prefix_is_said() {
 }
 
 #[test]
-fn what_a_command_made_stays_if_only_the_commit_fails() {
+fn failed_commit_after_create_keeps_the_installed_files() {
     let Some(env) = TestEnv::new() else { return };
     let words = ["create", "e", "--", "sh", "-c", "echo x >{prefix}/x"];
     env.envfs_with("ENVFS_FAULT", "commit.written", &words)
@@ -44,10 +44,10 @@ fn what_a_command_made_stays_if_only_the_commit_fails() {
     assert_eq!(env.count(&["log", "e"]), 2);
 }
 
-/// Creates an environment with a script that touches `began`, and presses Ctrl-C then.
+/// Creates an environment with a script and sends Ctrl-C once the script has created `began`.
 fn interrupted(env: &TestEnv, script: &str) -> Run {
     let create = env.envfs_command(&["create", "e", "--", "sh", "-c", script]);
-    // Whoever started the tests may have Ctrl-C ignored, as shells do for what is in the background.
+    // A shell that runs the tests in the background may have set SIGINT to be ignored.
     let mut command = env.command("env");
     command
         .arg("--default-signal=INT")
@@ -65,16 +65,16 @@ fn interrupted(env: &TestEnv, script: &str) -> Run {
 }
 
 #[test]
-fn ctrl_c_during_the_command_ends_it_and_the_environment_is_removed() {
+fn ctrl_c_during_create_removes_the_environment() {
     for (script, code) in [
-        // As most end.
+        // Killed by the signal, as most programs.
         ("touch {prefix}/began; exec sleep 60", 130),
-        // In its own way, as installers do.
+        // Handles the signal and fails, as installers do.
         (
             "trap 'exit 7' INT; touch {prefix}/began; while :; do sleep 0.1; done",
             1,
         ),
-        // What it had started ends later than it does.
+        // Leaves a child that holds a file of the mount a little longer.
         (
             "sleep 1 >{prefix}/held & touch {prefix}/began; exec sleep 60",
             130,
@@ -90,9 +90,10 @@ fn ctrl_c_during_the_command_ends_it_and_the_environment_is_removed() {
 }
 
 #[test]
-fn a_command_that_outlives_ctrl_c_is_committed() {
+fn create_commits_if_the_command_handles_ctrl_c() {
     let Some(env) = TestEnv::new() else { return };
-    let script = "trap : INT; touch {prefix}/began; sleep 1; echo x >{prefix}/x";
+    let script = "trap 'touch {prefix}/interrupted' INT; touch {prefix}/began
+                  while [ ! -e {prefix}/interrupted ]; do sleep 0.1; done; echo x >{prefix}/x";
     interrupted(&env, script).ok();
     assert_eq!(env.count(&["log", "e"]), 2);
 }

@@ -1,4 +1,4 @@
-//! The daemon: dead, unreachable, ended by a signal, asked to unmount while it is used.
+//! The daemon: killed, unreachable, ended by a signal, asked to unmount while its mount is in use.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,12 +9,13 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::getsid;
 
 use crate::support::tree::{self, Look};
 use crate::support::{TestEnv, finish, has, is_alive, mounts_below, run, skip_allowed, wait_for};
 
 #[test]
-fn every_command_heals_the_mount_of_a_killed_daemon_and_nothing_is_lost() {
+fn every_command_recovers_the_mount_of_a_killed_daemon() {
     for env in TestEnv::of_all_users() {
         let source = env.import_sample("e");
         let first = tree::read(&source);
@@ -47,7 +48,7 @@ fn every_command_heals_the_mount_of_a_killed_daemon_and_nothing_is_lost() {
             assert_eq!(
                 mounts.len(),
                 1,
-                "{words:?}: mounts do not pile up: {mounts:?}"
+                "{words:?}: the dead mount was not detached: {mounts:?}"
             );
             if words[0] == "rollback" {
                 env.sh(&format!("test ! -e '{at}/file'")).ok();
@@ -68,7 +69,7 @@ fn every_command_heals_the_mount_of_a_killed_daemon_and_nothing_is_lost() {
 }
 
 #[test]
-fn discarding_everything_works_on_a_dead_mount() {
+fn discard_works_on_a_dead_mount() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.import_sample("e");
     let prefix = env.mount("e");
@@ -80,7 +81,7 @@ fn discarding_everything_works_on_a_dead_mount() {
 }
 
 #[test]
-fn a_daemon_that_is_told_to_end_unmounts_cleanly() {
+fn sigterm_unmounts_cleanly() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let prefix = env.mount("e");
@@ -101,10 +102,10 @@ fn a_daemon_that_is_told_to_end_unmounts_cleanly() {
 }
 
 #[test]
-fn what_lies_on_top_of_a_mount_is_not_taken_away() {
+fn unmount_refuses_while_another_mount_covers_the_prefix() {
     let Some(env) = TestEnv::new() else { return };
     if !env.user().is_root() {
-        return skip_allowed("something else is mounted by root");
+        return skip_allowed("mounting a tmpfs needs root");
     }
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -133,18 +134,18 @@ fn what_lies_on_top_of_a_mount_is_not_taken_away() {
 }
 
 #[test]
-fn ctrl_c_in_the_terminal_that_started_it_does_not_reach_the_daemon() {
+fn ctrl_c_in_the_mounting_terminal_does_not_reach_the_daemon() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let mut command = env.command("/bin/sh");
-    command.args([
-        "-c",
-        "envfs mount e; trap : INT; kill -INT 0; sleep 0.3; echo after",
-    ]);
+    command.args(["-c", "envfs mount e; trap : INT; kill -INT 0; echo after"]);
     command.process_group(0);
     let done = run(command);
     assert!(done.out.ends_with("after\n"), "{done}");
-    assert!(is_alive(env.daemon("e")));
+    let daemon = env.daemon("e");
+    // A terminal signals process groups of its own session only.
+    assert_ne!(getsid(Some(daemon)).unwrap(), getsid(None).unwrap());
+    assert!(is_alive(daemon));
     assert_eq!(
         fs::read(env.prefix("e").join("lib/c.txt")).unwrap(),
         b"gamma\n"
@@ -152,7 +153,7 @@ fn ctrl_c_in_the_terminal_that_started_it_does_not_reach_the_daemon() {
 }
 
 #[test]
-fn a_busy_mount_is_not_taken_away_and_its_users_are_named() {
+fn unmount_of_a_busy_mount_names_its_processes() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let prefix = env.mount("e");
@@ -183,12 +184,12 @@ fn a_busy_mount_is_not_taken_away_and_its_users_are_named() {
 }
 
 #[test]
-fn a_socket_that_nobody_listens_at_and_one_that_is_gone_do_no_harm() {
+fn stale_and_missing_sockets_are_tolerated() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let paths = env.envfs(&["paths", "--json", "e"]).ok().json();
     let socket = std::path::PathBuf::from(paths["socket"].as_str().unwrap());
-    // Looking makes no directory.
+    // Commands that only read have not created the directory.
     let dir = socket.parent().unwrap();
     fs::create_dir(dir).unwrap();
     fs::set_permissions(dir, PermissionsExt::from_mode(0o700)).unwrap();
@@ -213,7 +214,7 @@ fn a_socket_that_nobody_listens_at_and_one_that_is_gone_do_no_harm() {
 }
 
 #[test]
-fn a_daemon_is_found_with_another_runtime_directory_or_none() {
+fn daemon_is_found_with_a_different_runtime_directory() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let prefix = env.mount("e");
@@ -251,7 +252,7 @@ fn a_daemon_is_found_with_another_runtime_directory_or_none() {
 }
 
 #[test]
-fn garbage_is_collected_by_the_daemon_and_never_what_a_rollback_needs() {
+fn gc_during_a_rollback_keeps_the_image_it_needs() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -265,7 +266,7 @@ fn garbage_is_collected_by_the_daemon_and_never_what_a_rollback_needs() {
         let rollback = command.spawn().unwrap();
         env.envfs(&["gc", "--keep", "1", "e"]).ok();
         let done = finish(rollback, "rollback".to_owned());
-        // Whoever came first: either it went back, or there is nothing to go back to.
+        // Either the rollback came first, or gc had already removed the older revision.
         let expected = match done.code {
             0 => format!("{round} 1"),
             3 => format!("{round} 2"),
@@ -283,35 +284,35 @@ fn garbage_is_collected_by_the_daemon_and_never_what_a_rollback_needs() {
 }
 
 #[test]
-fn the_log_of_a_daemon_does_not_grow_without_end() {
+fn daemon_log_is_rotated() {
     const MOST: u64 = 1 << 20;
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let log = env.home_of("e").join("daemon.log");
     let old = env.home_of("e").join("daemon.log.old");
     let size = |path: &std::path::Path| fs::metadata(path).map_or(0, |meta| meta.len());
-    // At a start.
+    // When the daemon starts.
     fs::write(&log, vec![b'x'; MOST as usize + 1]).unwrap();
     env.mount("e");
     assert_eq!(size(&old), MOST + 1);
     wait_for("the log", || {
         fs::read_to_string(&log).unwrap().contains("mounted")
     });
-    // While it runs: whatever its log gets, as after an error that comes again and again.
+    // While it runs, for example after an error that repeats.
     let mut writer = fs::File::options().append(true).open(&log).unwrap();
     std::io::Write::write_all(&mut writer, &vec![b'y'; MOST as usize]).unwrap();
     env.envfs(&["diff", "e"]).ok();
     env.envfs(&["diff", "e"]).ok();
     assert!(size(&log) < MOST && size(&old) > MOST);
     assert!(fs::read_to_string(&log).unwrap().contains("request="));
-    // One request does not fill it either.
+    // A long request is abbreviated.
     let path = "p".repeat(100_000);
     env.envfs(&["diff", "e", &path]).ok();
     assert!(size(&log) < 10_000);
 }
 
 #[test]
-fn who_gets_no_answer_is_told_how_to_know() {
+fn commit_without_an_answer_says_how_to_check_the_result() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let words = ["mount", "e"];
@@ -323,7 +324,7 @@ fn who_gets_no_answer_is_told_how_to_know() {
 }
 
 #[test]
-fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
+fn ctrl_c_during_a_commit_changes_nothing() {
     for is_mounted in [true, false] {
         let Some(env) = TestEnv::new() else { return };
         fs::create_dir_all(env.store()).unwrap();
@@ -340,7 +341,7 @@ fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
         }
         let images = env.home_of("e").join("images");
         let count = || fs::read_dir(&images).unwrap().count();
-        // That of the empty environment.
+        // The image of the empty environment.
         let had = count();
         let mut command = env.envfs_command(&["commit", "e"]);
         command
@@ -352,7 +353,7 @@ fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
         wait_for("the image", || count() > had);
         kill(pid, Signal::SIGINT).unwrap();
         finish(child, "commit".to_owned()).fails(130, &["as it was"]);
-        assert_eq!(count(), had, "nothing is left of the image");
+        assert_eq!(count(), had, "the partial image was not removed");
         env.mount("e");
         tree::assert_same(&before, &tree::read(&prefix), Look::ALL, "after Ctrl-C");
         assert_eq!(env.count(&["log", "e"]), 1);
@@ -366,48 +367,48 @@ fn ctrl_c_during_a_commit_leaves_all_as_it_was() {
 }
 
 #[test]
-fn a_mount_learns_what_is_used_first_and_a_damaged_profile_does_no_harm() {
+fn profile_is_recorded_and_a_damaged_one_replaced() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let profile = env.home_of("e").join("profile");
         let prefix = env.prefix("e");
-        let use_it = || {
+        let mount_and_read = || {
             env.mount("e");
             env.sh(&format!("cat '{}/lib/c.txt'", prefix.display()))
                 .ok();
             env.envfs(&["unmount", "e"]).ok();
         };
         assert!(!profile.exists());
-        use_it();
-        let learnt = fs::read(&profile).unwrap();
-        assert!(learnt.starts_with(b"envprof1"), "{learnt:?}");
-        use_it();
-        assert_eq!(fs::read(&profile).unwrap(), learnt);
-        // Of no version, cut short, and with numbers that mean nothing.
+        mount_and_read();
+        let recorded = fs::read(&profile).unwrap();
+        assert!(recorded.starts_with(b"envprof1"), "{recorded:?}");
+        mount_and_read();
+        assert_eq!(fs::read(&profile).unwrap(), recorded);
+        // Unknown format, truncated, and with invalid numbers.
         for bytes in [
             b"something else".to_vec(),
-            learnt[..learnt.len() - 1].to_vec(),
-            [&learnt[..8], &[0xff; 64]].concat(),
+            recorded[..recorded.len() - 1].to_vec(),
+            [&recorded[..8], &[0xff; 64]].concat(),
         ] {
             fs::write(&profile, bytes).unwrap();
-            use_it();
-            assert_eq!(fs::read(&profile).unwrap(), learnt);
+            mount_and_read();
+            assert_eq!(fs::read(&profile).unwrap(), recorded);
         }
         fs::remove_file(&profile).unwrap();
         fs::write(env.store().join("config.toml"), "profile = \"off\"\n").unwrap();
-        use_it();
+        mount_and_read();
         assert!(!profile.exists());
     }
 }
 
 #[test]
-fn a_daemon_is_no_child_of_what_is_run() {
+fn daemon_is_not_a_child_of_the_command() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     if !has("python3") {
         return;
     }
-    // The same command starts the daemon.
+    // `run` also starts the daemon.
     let waits = "import os\ntry: os.wait()\nexcept ChildProcessError: print('alone')";
     let said = env.envfs(&["run", "e", "python3", "-c", waits]).ok();
     assert_eq!(said.out, "alone\n");
@@ -415,10 +416,10 @@ fn a_daemon_is_no_child_of_what_is_run() {
 }
 
 #[test]
-fn what_is_run_has_the_limits_and_signals_of_its_user() {
+fn run_keeps_limits_and_signal_dispositions() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
-    // The same command starts the daemon.
+    // `run` also starts the daemon.
     let said =
         env.sh("ulimit -S -n 90; envfs run e sh -c 'ulimit -S -n; grep SigIgn /proc/self/status'");
     let ignored = |text: &str| {
@@ -429,5 +430,5 @@ fn what_is_run_has_the_limits_and_signals_of_its_user() {
     assert!(said.starts_with("90\n"), "{said}");
     assert!(!ignored(&said), "{said}");
     let daemon = fs::read_to_string(format!("/proc/{}/status", env.daemon("e"))).unwrap();
-    assert!(ignored(&daemon), "a file that is too large does not end it");
+    assert!(ignored(&daemon), "the daemon must ignore SIGXFSZ");
 }

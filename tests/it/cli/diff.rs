@@ -7,7 +7,7 @@ use std::fs;
 use super::changed;
 
 #[test]
-fn diff_shows_the_lines_of_text_files_only() {
+fn diff_content_shows_text_files_only() {
     let Some(env) = changed() else { return };
     fs::write(env.prefix("e").join("binary"), b"\0\x01\xff\n\0").unwrap();
     let shown = env.envfs(&["diff", "--content", "e"]).ok();

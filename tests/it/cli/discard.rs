@@ -5,7 +5,7 @@
 use crate::support::TestEnv;
 
 #[test]
-fn discarded_files_are_kept_and_only_then_it_says_so() {
+fn discard_reports_where_files_are_kept() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let at = env.mount("e").display().to_string();
@@ -18,7 +18,7 @@ fn discarded_files_are_kept_and_only_then_it_says_so() {
     let stay = "Their files are kept in";
     env.sh(&format!("rm '{at}/lib/c.txt'; chmod 700 '{at}/bin/tool'"))
         .ok();
-    assert!(!discard(&[]).contains(stay), "there are none");
+    assert!(!discard(&[]).contains(stay), "no file was kept");
     env.sh(&format!(
         "echo changed >'{at}/lib/c.txt'; rm '{at}/bin/tool'"
     ))
@@ -40,7 +40,7 @@ fn discarded_files_are_kept_and_only_then_it_says_so() {
     let layers = env.home_of("e").join("layers");
     let said = discard(&[]);
     let list = env.envfs(&["list", "--json"]).ok().json();
-    assert_eq!(list[0]["upper_files"], 0, "they are no changes any more");
+    assert_eq!(list[0]["upper_files"], 0, "kept files are no changes");
     let status = env.envfs(&["status", "--json", "e"]).ok().json();
     assert_eq!(status["upper_files"], 0, "{status}");
     env.envfs(&["unmount", "e"]).ok();

@@ -1,5 +1,5 @@
-//! `envfs list`, and every other command that goes through all environments: an odd one is
-//! reported, and the others are done.
+//! `envfs list` and other commands over all environments: they report damaged ones and process the
+//! others.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,10 +11,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use crate::support::TestEnv;
 
 #[test]
-fn an_odd_environment_is_reported_and_the_others_are_done() {
+fn damaged_environments_do_not_stop_commands_over_all() {
     for env in TestEnv::of_all_users() {
-        let odd = ["b-closed", "b-dir", "b-gone", "b-link", "b-newer", "b-text"];
-        for name in ["a", "z"].iter().chain(&odd) {
+        let damaged = ["b-closed", "b-dir", "b-gone", "b-link", "b-newer", "b-text"];
+        for name in ["a", "z"].iter().chain(&damaged) {
             env.envfs(&["create", name]).ok();
         }
         let db = |name: &str| env.home_of(name).join("state.db");
@@ -28,7 +28,7 @@ fn an_odd_environment_is_reported_and_the_others_are_done() {
         drop(newer);
         fs::remove_dir_all(env.home_of("b-gone").join("layers")).unwrap();
         fs::set_permissions(env.home_of("b-closed"), PermissionsExt::from_mode(0o0)).unwrap();
-        // What is no environment at all.
+        // Entries that are no environments.
         let homes = env.store().join("store");
         fs::write(homes.join("file"), "").unwrap();
         fs::create_dir(homes.join(OsStr::from_bytes(b"\xff\n"))).unwrap();
@@ -43,16 +43,16 @@ fn an_odd_environment_is_reported_and_the_others_are_done() {
             .iter()
             .map(|row| row["name"].as_str().unwrap())
             .collect();
-        assert_eq!(names.len(), odd.len() + 2, "{list}");
+        assert_eq!(names.len(), damaged.len() + 2, "{list}");
         assert_eq!(shown.out.lines().count(), names.len() + 1, "{shown}");
         for row in rows {
             let name = row["name"].as_str().unwrap();
             // Root may look into a closed directory.
-            let is_odd = odd.contains(&name)
+            let is_damaged = damaged.contains(&name)
                 && name != "b-gone"
                 && !(name == "b-closed" && env.user().is_root());
-            assert_eq!(row["state"] == "damaged", is_odd, "{row}");
-            assert_eq!(row["problem"].is_string(), is_odd, "{row}");
+            assert_eq!(row["state"] == "damaged", is_damaged, "{row}");
+            assert_eq!(row["problem"].is_string(), is_damaged, "{row}");
             assert_eq!(
                 row["state"] == "mounted",
                 ["a", "z"].contains(&name),
@@ -70,7 +70,7 @@ fn an_odd_environment_is_reported_and_the_others_are_done() {
         let doctor = env.envfs(&["doctor", "--json"]).json();
         assert!(doctor.as_array().unwrap().len() > 8, "{doctor}");
 
-        let tell = |words: &[&str]| {
+        let reports_damage = |words: &[&str]| {
             let done = env.envfs(words);
             assert_ne!(done.code, 0, "{done}");
             for name in ["b-dir", "b-link", "b-newer", "b-text"] {
@@ -78,8 +78,8 @@ fn an_odd_environment_is_reported_and_the_others_are_done() {
             }
             done
         };
-        tell(&["gc"]);
-        let done = tell(&["unmount", "--all"]);
+        reports_damage(&["gc"]);
+        let done = reports_damage(&["unmount", "--all"]);
         assert!(done.err.contains("a is unmounted"), "{done}");
         assert!(done.err.contains("z is unmounted"), "{done}");
         assert!(crate::support::mounts_below(env.root()).is_empty());

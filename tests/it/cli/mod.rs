@@ -1,50 +1,50 @@
-//! The commands, through the real program.
+//! The commands, run as real processes.
 
 #![allow(clippy::unwrap_used)]
 
 mod activate;
-mod active;
-mod again;
 mod archives;
 mod concurrent;
-mod copies;
+mod copied_store;
 mod create;
 mod daemon;
-mod deep;
+mod daemon_survival;
+mod damaged_store;
+mod deep_trees;
+mod default_name;
 mod diff;
 mod discard;
+mod disk_full;
+mod disk_full_recovery;
+mod documented_options;
+mod errors;
 mod export;
-mod full;
 mod gc;
-mod held;
-mod hints;
-mod hostile;
+mod hostile_store;
 mod import;
 mod list;
-mod lost;
-mod missing;
-mod names;
-mod no_room;
-mod outlives;
+mod lost_content;
+mod open_files;
+mod other_users;
 mod paths;
-mod read_only;
+mod quoting;
+mod read_only_store;
+mod reinstall;
 mod run;
 mod snapshots;
 mod stats;
 mod status;
 mod tag;
-mod trouble;
-mod trust;
 mod unmount;
+mod unresponsive;
 mod venv;
 mod verify;
-mod waits;
 
 use std::fs;
 
 use crate::support::TestEnv;
 
-/// Makes a mounted environment with one change of each kind.
+/// Creates a mounted environment with one change of each kind.
 fn changed() -> Option<TestEnv> {
     let env = TestEnv::new()?;
     env.import_sample("e");

@@ -1,4 +1,4 @@
-//! `envfs paths`, `list` and `log` agree with what is there.
+//! `envfs paths`, `list` and `log` agree with the store.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use std::path::Path;
 use super::changed;
 
 #[test]
-fn list_paths_and_log_name_what_is_there() {
+fn list_paths_and_log_agree_with_the_store() {
     let Some(env) = changed() else { return };
     env.envfs(&["create", "other"]).ok();
     let list = env.envfs(&["list", "--json"]).ok().json();

@@ -1,4 +1,4 @@
-//! `envfs run`: the command is the one that a shell would run, or none.
+//! `envfs run`: it runs the program that a shell would run, or fails.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,14 +9,16 @@ use std::path::Path;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{PATH, Run, TestEnv, finish, run, run_with_input, wait_for};
+use crate::support::{
+    PATH, Run, TestEnv, User, finish, run, run_with_input, skip_allowed, wait_for,
+};
 
 fn script(env: &TestEnv, path: &Path, text: &str, mode: u32) {
     env.write(path, text);
     fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// An environment, mounted, and beside it a directory in PATH which has programs of the same names.
+/// Mounts an environment. Returns a PATH with a directory of programs of the same names, and the prefix.
 fn with_rivals(env: &TestEnv) -> (String, std::path::PathBuf) {
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -30,7 +32,7 @@ fn with_rivals(env: &TestEnv) -> (String, std::path::PathBuf) {
 }
 
 #[test]
-fn a_program_of_the_environment_is_never_replaced_by_another_of_its_name() {
+fn run_does_not_fall_back_to_another_program_of_the_same_name() {
     for env in TestEnv::of_all_users() {
         let (path, prefix) = with_rivals(&env);
         let bin = prefix.join("bin");
@@ -56,13 +58,13 @@ fn a_program_of_the_environment_is_never_replaced_by_another_of_its_name() {
         assert_eq!(run(&["ours"]).ok().out, "ours\n");
         run(&["missing"]).fails(126, &["missing", "bad interpreter /no/such/interpreter"]);
         run(&["gone"]).fails(126, &["bin/gone", "/no/such/target"]);
-        // As a shell does.
+        // Directories and files that are not executable are passed over, as in a shell.
         assert_eq!(run(&["folder"]).ok().out, "rival\n");
         assert_eq!(run(&["plain"]).ok().out, "rival\n");
         let shown = format!("{} x\n", bin.join("bare").display());
         assert_eq!(run(&["bare", "x"]).ok().out, shown);
         run(&["binary"]).fails(126, &["bin/binary", "xec format"]);
-        // With a slash: a path, from the directory that the command begins in.
+        // A name with a slash is a path relative to the working directory.
         run(&[bin.join("folder").to_str().unwrap()]).fails(126, &["directory"]);
         run(&["./no-such"]).fails(127, &["./no-such"]);
         let cwd = ["run", "--cwd", bin.to_str().unwrap(), "e", "./ours"];
@@ -73,7 +75,7 @@ fn a_program_of_the_environment_is_never_replaced_by_another_of_its_name() {
 }
 
 #[test]
-fn relative_and_empty_entries_of_path_are_from_the_working_directory() {
+fn relative_and_empty_path_entries_start_at_the_working_directory() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let dir = env.work().join("dir");
@@ -93,7 +95,7 @@ fn relative_and_empty_entries_of_path_are_from_the_working_directory() {
     assert_eq!(done.ok().out, "below\n");
     env.envfs_with("PATH", "/usr/bin:/bin", &["run", "--cwd", cwd, "e", "here"])
         .fails(127, &["here", "not found"]);
-    // Without PATH the system's programs are behind the environment's.
+    // Without PATH, a default path follows the environment's.
     for with_path in [None, Some("")] {
         let mut command = env.envfs_command(&["run", "e", "sh", "-c", "tool; ls -d /; echo $PATH"]);
         match with_path {
@@ -111,8 +113,8 @@ fn relative_and_empty_entries_of_path_are_from_the_working_directory() {
 }
 
 #[test]
-fn an_environment_that_cannot_be_entered_runs_nothing_of_the_system() {
-    let Some(env) = TestEnv::as_tester() else {
+fn inaccessible_environment_runs_no_system_program() {
+    let Some(env) = TestEnv::ordinary() else {
         return;
     };
     let (path, prefix) = with_rivals(&env);
@@ -137,7 +139,10 @@ fn an_environment_that_cannot_be_entered_runs_nothing_of_the_system() {
     change("755", &prefix);
     assert_eq!(env.envfs(&["run", "e", "tool"]).ok().out, "tool\n");
 
-    // Root on a user's mount: the kernel lets nobody else in.
+    // Root on a user's mount, which the kernel closes to all other users.
+    if !User::current().is_root() {
+        return skip_allowed("acting as root needs root");
+    }
     let mut command = env.envfs_command(&["run", "e", "ours"]);
     command.env("PATH", &path);
     std::os::unix::process::CommandExt::uid(&mut command, 0);
@@ -148,7 +153,7 @@ fn an_environment_that_cannot_be_entered_runs_nothing_of_the_system() {
 }
 
 #[test]
-fn an_installer_that_cannot_run_is_not_replaced_either() {
+fn create_does_not_fall_back_to_another_installer() {
     let Some(env) = TestEnv::new() else { return };
     let first = env.work().join("first");
     let second = env.work().join("second");
@@ -168,7 +173,7 @@ fn an_installer_that_cannot_run_is_not_replaced_either() {
 }
 
 #[test]
-fn run_gives_the_commands_own_status_input_and_signals() {
+fn run_passes_on_status_input_and_signals() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("one");
     let status = |args: &[&str]| env.envfs(&[&["run", "one", "--"], args].concat());
@@ -206,7 +211,7 @@ fn run_gives_the_commands_own_status_input_and_signals() {
     assert_eq!(env.envfs(&args).ok().out, "b c one\n");
     let args = ["run", "--cwd", "/", "one", "pwd"];
     assert_eq!(env.envfs(&args).ok().out, "/\n");
-    // Everything behind the command is the command's.
+    // Options after the command belong to the command.
     let done = env
         .envfs(&["run", "one", "echo", "--help", "-e", "--"])
         .ok();
@@ -224,7 +229,7 @@ fn run_gives_the_commands_own_status_input_and_signals() {
 }
 
 #[test]
-fn a_signal_to_run_reaches_the_command_itself() {
+fn run_is_replaced_by_the_command() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("one");
     let note = env.work().join("note");
@@ -241,15 +246,15 @@ fn a_signal_to_run_reaches_the_command_itself() {
         fs::read_to_string(&note).is_ok_and(|text| text.ends_with('\n'))
     });
     let pid: u32 = fs::read_to_string(&note).unwrap().trim().parse().unwrap();
-    assert_eq!(child.id(), pid, "the command takes the place of envfs");
+    assert_eq!(child.id(), pid, "envfs must replace itself by the command");
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
     let done = finish(child, "run".to_owned());
     assert_eq!((done.code, done.out.as_str()), (7, "got it\n"), "{done}");
 }
 
 #[test]
-fn a_command_that_is_not_there_is_not_found_whatever_the_path_holds() {
-    let Some(env) = TestEnv::as_tester() else {
+fn missing_command_is_not_found_despite_unreadable_path_entries() {
+    let Some(env) = TestEnv::ordinary() else {
         return;
     };
     env.import_sample("e");

@@ -1,4 +1,4 @@
-//! What the program prints, off a terminal and on one, so that a change of wording is seen in review.
+//! Snapshots of the output, on a terminal and not, so that reviews see changes of wording.
 //!
 //! After an intended change: `INSTA_UPDATE=always tests/run snapshots`, then read the difference.
 
@@ -7,7 +7,7 @@ use std::fs;
 
 use crate::support::{TestEnv, has, run};
 
-/// Replaces what differs from run to run.
+/// Replaces everything that differs between runs.
 fn settings(env: &TestEnv) -> insta::Settings {
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path("snapshots");
@@ -30,7 +30,7 @@ fn settings(env: &TestEnv) -> insta::Settings {
     settings
 }
 
-/// Runs commands and writes down what each prints: errors are marked, and a status other than 0 is shown.
+/// Runs commands and records what each prints; error lines are marked, and a status other than 0 is shown.
 fn transcript(env: &TestEnv, commands: &[&[&str]]) -> String {
     let mut text = String::new();
     for args in commands {
@@ -48,7 +48,7 @@ fn transcript(env: &TestEnv, commands: &[&[&str]]) -> String {
     text
 }
 
-/// The same on a terminal of 100 columns, with colours; escape characters are shown as `ESC`.
+/// Like [`transcript`], on a terminal of 100 columns with colours; escape characters are shown as `ESC`.
 fn on_a_terminal(env: &TestEnv, commands: &[&[&str]]) -> String {
     let mut text = String::new();
     for args in commands {
@@ -59,7 +59,7 @@ fn on_a_terminal(env: &TestEnv, commands: &[&[&str]]) -> String {
             .env("TERM", "xterm-256color");
         let done = run(command);
         let shown = done.out.replace('\x1b', "ESC").replace("\r\n", "\n");
-        // A progress bar draws over itself as time permits: only what stays counts.
+        // Progress bars overwrite lines at unpredictable times; only the final lines count.
         let shown: Vec<&str> = shown.lines().filter(|line| !line.contains('\r')).collect();
         writeln!(text, "$ envfs {line}\n{}\n", shown.join("\n")).unwrap();
     }
@@ -67,7 +67,7 @@ fn on_a_terminal(env: &TestEnv, commands: &[&[&str]]) -> String {
 }
 
 #[test]
-fn everyday_commands_and_errors_print_this() {
+fn output_of_commands_and_errors() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("tree");
     env.write(&source.join("bin/tool"), "#!/bin/sh\necho tool\n");
@@ -140,7 +140,7 @@ fn everyday_commands_and_errors_print_this() {
 }
 
 #[test]
-fn on_a_terminal_commands_print_this() {
+fn output_on_a_terminal() {
     let Some(env) = TestEnv::new() else { return };
     if !has("script") {
         return;

@@ -7,7 +7,7 @@ use std::fs;
 use crate::support::TestEnv;
 
 #[test]
-fn stats_tell_what_was_asked_and_how_long_it_took() {
+fn stats_count_requests_bytes_and_latencies() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -17,7 +17,7 @@ fn stats_tell_what_was_asked_and_how_long_it_took() {
     let stats = env.envfs(&["stats", "--json", "e"]).ok().json();
     assert_eq!(stats["read_bytes"], content.len(), "{stats}");
     assert_eq!(stats["written_bytes"], 5000, "{stats}");
-    // The directory, the file in it, and two that are not there.
+    // `lib`, `c.txt` and two names that do not exist.
     assert!(
         stats["requests"]["lookup"]["count"].as_u64().unwrap() >= 4,
         "{stats}"

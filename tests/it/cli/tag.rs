@@ -7,7 +7,7 @@ use std::fs;
 use crate::support::TestEnv;
 
 #[test]
-fn a_revision_with_a_name_is_kept_by_gc_and_found_by_it() {
+fn tags_name_revisions_and_protect_them_from_gc() {
     for is_mounted in [true, false] {
         let Some(env) = TestEnv::new() else { return };
         env.import_sample("e");
@@ -59,7 +59,7 @@ fn a_revision_with_a_name_is_kept_by_gc_and_found_by_it() {
         assert_eq!(tags.as_array().unwrap().len(), 1, "{tags}");
         assert_eq!(
             tags[0]["revision"], 5,
-            "the name went to the current revision"
+            "the tag was not moved to the current revision"
         );
     }
 }

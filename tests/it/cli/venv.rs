@@ -1,4 +1,4 @@
-//! The main job on a Python environment: install, commit, discard, roll back.
+//! The main workflow with a Python environment: install, commit, discard, roll back.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use crate::support::{PATH, TestEnv, has, run, skip};
 
 const WHEELS: [(&str, &str); 3] = [("six", "1.16.0"), ("idna", "3.7"), ("packaging", "24.0")];
 
-/// Returns a directory with a few wheels; they are fetched once for all runs.
+/// Returns a directory with a few wheels, which are downloaded once.
 fn wheels() -> Option<PathBuf> {
     static FETCHING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = FETCHING.lock().unwrap_or_else(|e| e.into_inner());
@@ -48,7 +48,7 @@ fn wheels() -> Option<PathBuf> {
     Some(cache)
 }
 
-/// The tree as its user sees it, in words: types, modes, sizes, links, times and content.
+/// Describes the tree as its user sees it: types, modes, sizes, links, times and content.
 fn digest(env: &TestEnv, prefix: &Path) -> String {
     let script = format!(
         "cd '{}'; find . ! -type d -printf '%p %y %m %U %G %n %s %Ts %l\\n' | sort; \
@@ -60,7 +60,7 @@ fn digest(env: &TestEnv, prefix: &Path) -> String {
 }
 
 #[test]
-fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
+fn venv_is_changed_discarded_committed_and_rolled_back() {
     if !has("python3") {
         return;
     }
@@ -89,7 +89,7 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
         let first = digest(&env, &prefix);
         assert!(first.contains("six.py"));
 
-        // Discarding gives the first tree back, with the mount in place.
+        // Discard restores the first tree while mounted.
         pip("install --no-index --find-links wheels idna packaging");
         pip("uninstall -y six");
         let shown = python("import idna, packaging.version, sys; print(sys.prefix)").ok();
@@ -105,21 +105,17 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
             "{status}"
         );
         env.envfs(&["discard", "-y", "v"]).ok();
-        assert_eq!(
-            digest(&env, &prefix),
-            first,
-            "discard gives back the first tree"
-        );
+        assert_eq!(digest(&env, &prefix), first, "after the discard");
         python("import six").ok();
         python("import idna").fails(1, &["ModuleNotFoundError"]);
 
-        // A package that is installed again is the same package.
+        // Reinstalling a package is no change.
         pip("install --force-reinstall --no-index --find-links wheels six");
         let status = env.envfs(&["status", "--json", "v"]).ok().json();
         let count = |what: &str| status["changes"][what]["entries"].as_u64();
         assert_eq!((count("added"), count("removed")), (Some(0), Some(0)));
         assert!(count("touched") >= Some(4), "{status}");
-        // Bytecode has the time of its source in it.
+        // Bytecode contains the time of its source.
         let diff = env.envfs(&["diff", "v"]).ok();
         assert!(
             diff.out.lines().all(|line| line.ends_with(".pyc")),
@@ -128,7 +124,7 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
         env.envfs(&["discard", "-y", "v"]).ok();
         assert_eq!(digest(&env, &prefix), first);
 
-        // A commit keeps the tree, over a remount, too.
+        // A commit does not change the tree, nor does a remount.
         pip("install --no-index --find-links wheels idna packaging");
         pip("uninstall -y six");
         let second = digest(&env, &prefix);
@@ -142,13 +138,9 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
         python("import idna, packaging").ok();
         python("import six").fails(1, &["ModuleNotFoundError"]);
 
-        // Rolling back gives the first tree back; and forth.
+        // Rollback restores the first tree, and then the second.
         env.envfs(&["rollback", "-y", "v"]).ok();
-        assert_eq!(
-            digest(&env, &prefix),
-            first,
-            "rollback gives back the first tree"
-        );
+        assert_eq!(digest(&env, &prefix), first, "after the rollback");
         python("import six").ok();
         env.envfs(&["unmount", "v"]).ok();
         env.envfs(&["rollback", "-y", "v", "3"]).ok();
@@ -156,14 +148,14 @@ fn a_virtual_environment_is_changed_committed_discarded_and_rolled_back() {
         assert_eq!(
             digest(&env, &prefix),
             second,
-            "and back to what was committed"
+            "after the rollback to revision 3"
         );
         env.verify("v");
     }
 }
 
 #[test]
-fn an_imported_tree_is_the_first_one_again_after_discard_and_rollback() {
+fn discard_and_rollback_restore_the_imported_tree() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.import_sample("e");
     let first: Tree = tree::read(&source);

@@ -7,7 +7,7 @@ use std::fs;
 use crate::support::TestEnv;
 
 #[test]
-fn verify_tells_what_the_images_take_on_the_disk() {
+fn verify_reports_the_disk_usage_of_images() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("source");
     env.write(&source.join("zeroes"), vec![0; 8 << 20]);

@@ -1,4 +1,4 @@
-//! A file system of its own, in a file.
+//! A file system in a file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{Run, has, run, skip_allowed, unmount};
 
-/// A file system in a file, unmounted when it is dropped.
+/// A file system in a file, unmounted when dropped.
 pub(crate) struct Disk {
     file: PathBuf,
     mounted: PathBuf,
@@ -14,12 +14,12 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Makes one with a program of the `mkfs` kind. None, and said so, where nothing can be mounted.
+    /// Creates one with an `mkfs` program. Skips the test and returns None if it cannot be mounted.
     pub(crate) fn new(dir: &Path, maker: &str, arguments: &[&str], mib: u64) -> Option<Disk> {
         Disk::with_options(dir, maker, arguments, &[], mib)
     }
 
-    /// The same, with options for mount(8).
+    /// Like [`Disk::new`], with options for mount(8).
     pub(crate) fn with_options(
         dir: &Path,
         maker: &str,
@@ -65,25 +65,25 @@ impl Disk {
         run(mount)
     }
 
-    /// Writes everything to the disk.
+    /// Flushes everything to the disk.
     pub(crate) fn sync(&self) {
         let dir = fs::File::open(&self.mounted).unwrap();
         nix::unistd::syncfs(dir).unwrap();
     }
 
-    /// Loses the power: nothing that is not on the disk yet gets there any more.
+    /// Simulates a power failure: nothing reaches the disk from now on.
     pub(crate) fn shut_down(&self) {
         let mut command = Command::new("xfs_io");
-        // Knows ext4 as well; without -f it does not write the journal first.
+        // -x: works on ext4, too. Without -f the journal is not flushed.
         command.args(["-x", "-c", "shutdown"]).arg(&self.mounted);
         run(command).ok();
     }
 
-    /// Mounts what is on the disk now, which replays its journal.
+    /// Remounts after [`Disk::shut_down`], which replays the journal.
     ///
-    /// A copy of it: the mount that was shut down may live on in the mount namespace of another process, and
-    /// then the same file would be the same file system, shut down.
-    pub(crate) fn start_again(&self) {
+    /// Mounts a copy of the file: the mount may still exist in the mount namespace of another process, and
+    /// mounting the same file would yield the file system that was shut down.
+    pub(crate) fn restart(&self) {
         let file = self.copy("again");
         unmount(&self.mounted).ok();
         fs::rename(&file, &self.file).unwrap();
@@ -98,12 +98,12 @@ impl Disk {
         file
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub(crate) fn at(&self) -> &Path {
         &self.mounted
     }
 
-    /// What is on the disk now, without what the kernel has yet to write.
+    /// Mounts a copy of the disk, without data that the kernel has not written yet.
     pub(crate) fn after_power_cut(&self) -> Option<Disk> {
         let file = self.copy("cut");
         Disk::mount(file, self.mounted.with_extension("cut"), &[])
@@ -112,7 +112,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // The daemon of a store on it may still be on its way out.
+        // A daemon of a store on it may still be exiting.
         if unmount(&self.mounted).code != 0 {
             let mut umount = Command::new("umount");
             drop(umount.arg("-l").arg(&self.mounted).status());

@@ -1,4 +1,4 @@
-//! Other people's tools on our images.
+//! Reading images with other programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ pub(crate) fn current(env: &TestEnv, name: &str) -> PathBuf {
     PathBuf::from(paths["image"].as_str().unwrap())
 }
 
-/// Reads an image with the kernel, `unsquashfs` and `squashfuse`, as far as they are here, and
-/// compares what they see.
+/// Reads an image with the kernel, `unsquashfs` and `squashfuse`, as far as they are available, and
+/// compares the results with a tree.
 #[track_caller]
 pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree) {
-    let place = env.root().join("others");
-    fs::create_dir(&place).unwrap();
+    let dir = env.root().join("others");
+    fs::create_dir(&dir).unwrap();
     let is_root = nix::unistd::geteuid().as_raw() == 0;
     if find("unsquashfs").is_some() {
-        let to = place.join("unsquashed");
+        let to = dir.join("unsquashed");
         let mut command = Command::new("unsquashfs");
         command
             .args(["-no-progress", "-quiet", "-d"])
             .arg(&to)
             .arg(image);
-        // It ends with 2 where it could not do everything, such as device nodes without root.
+        // Status 2: something was not created, such as device nodes without root.
         let done = run(command);
         assert!(done.code == 0 || (done.code == 2 && !is_root), "{done}");
         assert_same(expected, &read(&to), of_unsquashfs(), "unsquashfs");
@@ -35,14 +35,14 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
         skip("no unsquashfs");
     }
     if find("squashfuse").is_some() {
-        let to = place.join("squashfuse");
+        let to = dir.join("squashfuse");
         fs::create_dir(&to).unwrap();
         let mut command = Command::new("squashfuse");
         command.arg(image).arg(&to);
         run(command).ok();
         let seen = std::panic::catch_unwind(|| read(&to));
         unmount(&to).ok();
-        // It gives each name of a hard link another number.
+        // squashfuse reports a different inode number for each name of a hard link.
         let (mut seen, mut expected) = (seen.unwrap(), expected.clone());
         for tree in [&mut seen, &mut expected] {
             tree.values_mut()
@@ -53,10 +53,10 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
         skip("no squashfuse");
     }
     if !is_root {
-        skip_allowed("the kernel's own mount needs root");
+        skip_allowed("a kernel mount needs root");
         return;
     }
-    let to = place.join("kernel");
+    let to = dir.join("kernel");
     fs::create_dir(&to).unwrap();
     let mut command = Command::new("mount");
     command
@@ -65,7 +65,10 @@ pub(crate) fn assert_read_by_others(env: &TestEnv, image: &Path, expected: &Tree
         .arg(&to);
     let mounted = run(command);
     if mounted.code != 0 && !mounted.err.contains("uperblock") {
-        skip_allowed(&format!("no loop mount here: {}", mounted.err.trim()));
+        skip_allowed(&format!(
+            "cannot mount a loop device: {}",
+            mounted.err.trim()
+        ));
         return;
     }
     mounted.ok();

@@ -1,5 +1,4 @@
-//! What the tests through the real program share: a store of their own, commands in it, and trees
-//! to compare.
+//! Shared by all tests that run the program: private stores, commands, sample trees and comparisons.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -27,53 +26,54 @@ use serde_json::Value;
 pub(crate) use disk::Disk;
 pub(crate) use user::User;
 
-/// No command of a test takes this long; whoever does hangs.
+/// A command that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// Says that a test does not run, even where the output of tests is captured. A continuous
-/// integration has all the programs, so there it is a failure.
+/// Reports that a test is skipped for want of a program, even if the output of tests is captured. In
+/// CI, which has all programs, this fails the test.
 #[track_caller]
 pub(crate) fn skip(reason: &str) {
-    say_skipped(reason);
+    report_skip(reason);
     assert!(
         std::env::var_os("CI").is_none(),
-        "this must be there in CI: {reason}"
+        "a CI run must not skip this: {reason}"
     );
 }
 
-/// Says that a test does not run for want of something that a CI may rightly lack: root, a kernel
-/// feature, a second user.
+/// Reports that a test is skipped for want of something that CI may lack: root, a kernel feature, a
+/// second user.
 pub(crate) fn skip_allowed(reason: &str) {
-    say_skipped(reason);
+    report_skip(reason);
 }
 
-fn say_skipped(reason: &str) {
+fn report_skip(reason: &str) {
     let thread = std::thread::current();
     let line = format!("SKIP {}: {reason}\n", thread.name().unwrap_or("a test"));
-    // Not eprintln!, which the harness swallows.
+    // Not eprintln!, which the test harness captures.
     drop(std::io::stderr().write_all(line.as_bytes()));
 }
 
-/// Returns whether a program is in the PATH; says that the test is skipped where it is not.
+/// Returns whether a program is in [`PATH`]; reports a skip if it is not.
 pub(crate) fn has(program: &str) -> bool {
-    let is_here = find(program).is_some();
-    if !is_here {
+    let is_found = find(program).is_some();
+    if !is_found {
         skip(&format!("no {program}"));
     }
-    is_here
+    is_found
 }
 
-/// Finds a program in the PATH of the tests.
+/// Finds a program in [`PATH`].
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(PATH)
         .map(|dir| dir.join(program))
         .find(|path| path.is_file())
 }
 
-/// Where programs of the system are.
+/// The directories of system programs, for all commands of tests.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A store of its own, with everything that goes with it; nothing of it is left when it is dropped.
+/// A temporary home directory with a store, used by one user. Dropping it unmounts and removes
+/// everything.
 #[derive(Debug)]
 pub(crate) struct TestEnv {
     dir: tempfile::TempDir,
@@ -82,12 +82,12 @@ pub(crate) struct TestEnv {
     store: PathBuf,
 }
 
-/// What a command said and how it ended.
+/// The output and exit status of a command.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     /// The command, for messages.
     pub(crate) line: String,
-    /// Its exit status; 128 and the signal where it was killed.
+    /// Its exit status; 128 plus the signal if it was killed.
     pub(crate) code: i32,
     pub(crate) out: String,
     pub(crate) err: String,
@@ -113,7 +113,7 @@ impl Run {
         self
     }
 
-    /// Fails the test unless the command failed with this status and said this.
+    /// Fails the test unless the command failed with this status and printed these words as errors.
     #[track_caller]
     pub(crate) fn fails(self, code: i32, words: &[&str]) -> Run {
         assert_eq!(self.code, code, "{self}");
@@ -150,22 +150,38 @@ impl std::fmt::Display for Run {
 }
 
 impl TestEnv {
-    /// Makes one for the user that runs the tests. None, and said so, where FUSE cannot be used.
+    /// Creates one for the user that runs the tests. Skips the test and returns None without FUSE.
     pub(crate) fn new() -> Option<TestEnv> {
         TestEnv::of(User::current())
     }
 
-    /// Makes one for every user that the tests can be: who runs them and, if that is root, the
-    /// user `tester`.
+    /// Creates one for each user that the tests can act as: the one that runs them and, if that is
+    /// root, `tester`.
     pub(crate) fn of_all_users() -> Vec<TestEnv> {
         let mut all: Vec<TestEnv> = TestEnv::new().into_iter().collect();
-        all.extend(TestEnv::as_tester());
+        if User::current().is_root() {
+            all.extend(TestEnv::as_tester());
+        }
         all
     }
 
-    /// Makes one for an ordinary user.
+    /// Creates one for the user `tester`, for tests that also act as root. Skips the test and returns
+    /// None if the tests do not run as root.
     pub(crate) fn as_tester() -> Option<TestEnv> {
-        TestEnv::of(User::ordinary()?)
+        if !User::current().is_root() {
+            skip_allowed("acting as two users needs root");
+            return None;
+        }
+        TestEnv::of(User::tester()?)
+    }
+
+    /// Creates one for an ordinary user: `tester` if the tests run as root, otherwise the user that
+    /// runs them.
+    pub(crate) fn ordinary() -> Option<TestEnv> {
+        if User::current().is_root() {
+            return TestEnv::as_tester();
+        }
+        TestEnv::new()
     }
 
     fn of(user: User) -> Option<TestEnv> {
@@ -177,11 +193,11 @@ impl TestEnv {
             .prefix("envfs-it-")
             .tempdir_in("/tmp")
             .unwrap();
-        // Where a test runs itself as another user, it says where that user finds the program.
+        // A test that runs itself as another user sets this to a program which that user can run.
         let mut program = std::env::var_os("ENVFS_TEST_PROGRAM")
             .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_envfs")), PathBuf::from);
         if !user.is_current() {
-            // The build directory need not be open to others.
+            // Other users may have no access to the build directory.
             let bin = dir.path().join("program");
             fs::create_dir(&bin).unwrap();
             program = bin.join("envfs");
@@ -203,17 +219,17 @@ impl TestEnv {
         })
     }
 
-    /// Puts the store elsewhere.
+    /// Moves the store to another directory.
     pub(crate) fn with_store(mut self, store: &Path) -> TestEnv {
         self.store = store.to_owned();
         self
     }
 
-    /// Returns a command that runs one ignored test of this very program as this user.
+    /// Returns a command that runs one ignored test of this test program as this user.
     pub(crate) fn test_command(&self, test: &str) -> Command {
         let mut own = std::env::current_exe().unwrap();
         if !self.user.is_current() {
-            // The build directory need not be open to others.
+            // Other users may have no access to the build directory.
             let copy = self.dir.path().join("tests");
             if !copy.exists() {
                 fs::copy(&own, &copy).unwrap();
@@ -227,17 +243,17 @@ impl TestEnv {
         command
     }
 
-    /// Returns who uses it.
+    /// Returns the user of the commands.
     pub(crate) fn user(&self) -> &User {
         &self.user
     }
 
-    /// Returns a directory for whatever a test needs.
+    /// Returns the working directory of the commands.
     pub(crate) fn work(&self) -> PathBuf {
         self.dir.path().join("work")
     }
 
-    /// Returns the whole directory.
+    /// Returns the directory that contains everything.
     pub(crate) fn root(&self) -> &Path {
         self.dir.path()
     }
@@ -257,7 +273,7 @@ impl TestEnv {
         self.store.join("envs").join(name)
     }
 
-    /// Returns a command of this user with nothing else in its environment.
+    /// Returns a command as this user, with a clean environment.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.command_of_runner(program);
         if !self.user.is_current() {
@@ -266,7 +282,7 @@ impl TestEnv {
         command
     }
 
-    /// Returns a command with the environment of this user, which the user that runs the tests runs.
+    /// Returns a command as the user that runs the tests, with the environment of this user.
     fn command_of_runner(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let own = self.program.parent().unwrap();
@@ -284,7 +300,8 @@ impl TestEnv {
         command
     }
 
-    /// Returns a command of envfs as `sudo` would run it that keeps the environment of this user.
+    /// Returns a command of envfs as the user that runs the tests, with the environment of this user, as
+    /// `sudo -E` runs it.
     pub(crate) fn envfs_of_runner<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = self.command_of_runner(&self.program);
         command.args(args);
@@ -304,14 +321,14 @@ impl TestEnv {
         run(self.envfs_command(args))
     }
 
-    /// Returns how many rows a command has that lists something.
+    /// Returns the number of rows that a listing command prints.
     #[track_caller]
     pub(crate) fn count(&self, args: &[&str]) -> usize {
         let rows = self.envfs(&[args, &["--json"]].concat()).ok().json();
         rows.as_array().unwrap().len()
     }
 
-    /// Runs envfs with one more variable.
+    /// Runs envfs with a variable in its environment.
     #[track_caller]
     pub(crate) fn envfs_with<S: AsRef<OsStr>>(&self, name: &str, value: &str, args: &[S]) -> Run {
         let mut command = self.envfs_command(args);
@@ -319,7 +336,7 @@ impl TestEnv {
         run(command)
     }
 
-    /// Unmounts, as this user may.
+    /// Unmounts with the system's program for this user.
     pub(crate) fn unmount(&self, at: &Path) -> Run {
         unmount_by(self.user.is_root(), |program| self.command(program), at)
     }
@@ -346,7 +363,7 @@ impl TestEnv {
         self.user.give(path);
     }
 
-    /// Makes a small tree, imports it, and returns the tree's path.
+    /// Creates a small tree, imports it, and returns the tree's path.
     #[track_caller]
     pub(crate) fn import_sample(&self, name: &str) -> PathBuf {
         let source = self.work().join(format!("{name}-source"));
@@ -356,7 +373,7 @@ impl TestEnv {
         source
     }
 
-    /// Mounts an environment and returns where.
+    /// Mounts an environment and returns its prefix.
     #[track_caller]
     pub(crate) fn mount(&self, name: &str) -> PathBuf {
         PathBuf::from(self.envfs(&["mount", name]).ok().line())
@@ -374,7 +391,7 @@ impl TestEnv {
         )
     }
 
-    /// Returns the same without asking the daemon: who holds the lock of the environment.
+    /// Returns the daemon's process from the lock of the environment, without a request to the daemon.
     #[track_caller]
     pub(crate) fn daemon_by_lock(&self, name: &str) -> Pid {
         let note = fs::read(self.home_of(name).join("lock.holder")).unwrap();
@@ -390,27 +407,27 @@ impl TestEnv {
         wait_for("the end of the daemon", || !is_alive(pid));
     }
 
-    /// Fails the test unless an environment is well.
+    /// Fails the test unless `envfs verify` succeeds.
     #[track_caller]
     pub(crate) fn verify(&self, name: &str) {
         self.envfs(&["verify", name]).ok();
     }
 
-    /// Lists what is in the store, for "all is as it was".
+    /// Lists the files of the store except mounted content, to find leftovers.
     pub(crate) fn store_listing(&self) -> Vec<String> {
         let mut names: Vec<String> = walkdir::WalkDir::new(&self.store)
             .into_iter()
             .flatten()
             .filter(|entry| !entry.path().starts_with(self.store.join("envs")))
             .map(|entry| entry.path().display().to_string())
-            // The database's helpers come and go with those who look at it.
+            // Any reader of the database creates and removes these.
             .filter(|name| !name.ends_with("-wal") && !name.ends_with("-shm"))
             .collect();
         names.sort();
         names
     }
 
-    /// Returns the daemons of this store: of this test and of no other.
+    /// Returns the daemons of this store.
     pub(crate) fn daemons(&self) -> Vec<Pid> {
         let store = self.store.as_os_str().as_encoded_bytes();
         let is_ours = |entry: &fs::DirEntry| {
@@ -464,13 +481,13 @@ fn glob_logs(store: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Unmounts, as who runs the tests may.
+/// Unmounts with the system's program for the user that runs the tests.
 pub(crate) fn unmount(at: &Path) -> Run {
     unmount_by(nix::unistd::geteuid().is_root(), Command::new, at)
 }
 
-/// Whoever starts a program elsewhere in this process has all our files open for a moment, in the
-/// child that is not that program yet: what is busy is asked again.
+/// Retries while the mount is busy: other threads fork children, which have all open files of this
+/// process until they execute their program.
 fn unmount_by(is_root: bool, command: impl Fn(&'static str) -> Command, at: &Path) -> Run {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -490,9 +507,9 @@ fn unmount_by(is_root: bool, command: impl Fn(&'static str) -> Command, at: &Pat
     }
 }
 
-/// Returns the mounts at and below a directory, the last first.
+/// Returns the mounts at and below a directory, the newest first.
 pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    // Others may have mounts at paths that are not UTF-8.
+    // Paths of other mounts need not be UTF-8.
     let table = fs::read("/proc/self/mountinfo").unwrap();
     let table = String::from_utf8_lossy(&table);
     let mut found: Vec<PathBuf> = table
@@ -505,13 +522,13 @@ pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Runs a command to its end.
+/// Runs a command and waits for it.
 #[track_caller]
 pub(crate) fn run(command: Command) -> Run {
     run_with_input(command, b"")
 }
 
-/// Runs a command to its end that may take longer than others, in seconds.
+/// Like [`run`], with a limit in seconds for commands that take long.
 #[track_caller]
 pub(crate) fn run_for(mut command: Command, seconds: u64) -> Run {
     let line = format!("{command:?}");
@@ -522,7 +539,7 @@ pub(crate) fn run_for(mut command: Command, seconds: u64) -> Run {
     finish_within(child, line, Duration::from_secs(seconds))
 }
 
-/// Runs a command to its end, with something to read.
+/// Like [`run`], with standard input.
 #[track_caller]
 pub(crate) fn run_with_input(mut command: Command, input: &[u8]) -> Run {
     let line = format!("{command:?}");
@@ -539,7 +556,7 @@ pub(crate) fn run_with_input(mut command: Command, input: &[u8]) -> Run {
     finish(child, line)
 }
 
-/// Waits for a command's end; one that hangs is killed and fails the test.
+/// Waits for a command. One that hangs is killed and fails the test.
 #[track_caller]
 pub(crate) fn finish(child: Child, line: String) -> Run {
     finish_within(child, line, PATIENCE)
@@ -559,17 +576,17 @@ fn finish_within(child: Child, line: String, patience: Duration) -> Run {
     }
 }
 
-/// Waits until something is so.
+/// Waits until a condition is true, for at most 30 s.
 #[track_caller]
-pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Returns whether a process runs; one that ended and was not waited for does not.
+/// Returns whether a process is running; a zombie is not.
 pub(crate) fn is_alive(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         stat.rsplit_once(") ")

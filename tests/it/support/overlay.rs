@@ -1,4 +1,4 @@
-//! The kernel's own union, to compare with.
+//! Kernel overlayfs, as a reference.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{TestEnv, User, run, skip_allowed, unmount};
 
-/// An overlayfs of images and a directory of changes, mounted until it is dropped.
+/// An overlayfs over images, unmounted when dropped.
 pub(crate) struct Overlay {
     at: PathBuf,
     lower: Vec<PathBuf>,
@@ -15,8 +15,8 @@ pub(crate) struct Overlay {
 }
 
 impl Overlay {
-    /// Mounts images, top first, with changes in a directory on a file system that can take them.
-    /// None, and said so, where that cannot be done.
+    /// Mounts images, top first, with changes in a directory whose file system supports it. Skips the
+    /// test and returns None if that is impossible.
     pub(crate) fn mount(
         env: &TestEnv,
         images: &[PathBuf],
@@ -45,14 +45,14 @@ impl Overlay {
             command.arg(image).arg(&lower);
             let mounted = run(command);
             if mounted.code != 0 {
-                skip_allowed(&format!("no squashfs here: {}", mounted.err.trim()));
+                skip_allowed(&format!("cannot mount squashfs: {}", mounted.err.trim()));
                 return None;
             }
             overlay.lower.push(lower);
         }
         let mounted = overlay.mount_again();
         if mounted.code != 0 {
-            skip_allowed(&format!("no overlayfs here: {}", mounted.err.trim()));
+            skip_allowed(&format!("cannot mount overlayfs: {}", mounted.err.trim()));
             return None;
         }
         Some(overlay)
@@ -79,7 +79,7 @@ impl Overlay {
         run(command)
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub(crate) fn at(&self) -> &Path {
         &self.at
     }
@@ -93,7 +93,7 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        // What is not mounted needs no unmounting.
+        // Fails if it is not mounted.
         unmount(&self.at);
         for lower in &self.lower {
             unmount(lower);

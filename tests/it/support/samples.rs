@@ -1,4 +1,4 @@
-//! Trees to import.
+//! Sample trees and data.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -24,7 +24,7 @@ pub(crate) fn small(env: &TestEnv, root: &Path) {
     env.user().give(&root.join("lib/link"));
 }
 
-/// A tree with everything that an image can hold and this user can make.
+/// A tree with everything that an image can store and this user can create.
 pub(crate) fn rich(env: &TestEnv, root: &Path) {
     small(env, root);
     let odd = root.join("odd");
@@ -65,7 +65,7 @@ pub(crate) fn rich(env: &TestEnv, root: &Path) {
         fs::set_permissions(odd.join("closed"), PermissionsExt::from_mode(0o0)).unwrap();
     }
     env.user().give_tree(root);
-    // Last: the change of an owner takes these bits.
+    // Last: changing the owner clears these bits.
     let modes = [("odd/empty", 0o4751), ("odd", 0o2775), ("many", 0o1777)];
     for (path, mode) in modes {
         fs::set_permissions(root.join(path), PermissionsExt::from_mode(mode)).unwrap();
@@ -82,7 +82,7 @@ pub(crate) fn rich(env: &TestEnv, root: &Path) {
     }
 }
 
-/// Bytes that do not compress, always the same for one seed.
+/// Returns incompressible bytes that depend only on the seed.
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut step = || {

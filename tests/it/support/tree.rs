@@ -1,4 +1,4 @@
-//! Trees of files, read whole and compared.
+//! Reading and comparing trees of files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,30 +8,30 @@ use std::path::{Path, PathBuf};
 
 use super::User;
 
-/// All that is seen of one entry.
+/// Everything visible of one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// Type and permissions.
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Whole seconds: an image keeps no more.
+    /// Whole seconds, as images store them.
     pub(crate) mtime: i64,
     pub(crate) nlink: u64,
-    /// The first path, in order, of the same object.
+    /// The first path in order that names the same object.
     pub(crate) same_as: PathBuf,
     pub(crate) rdev: u64,
     pub(crate) size: u64,
-    /// Hash of the content, or the target of a link.
+    /// Hash of the content, or the target of a symbolic link.
     pub(crate) content: String,
-    /// Values as text, of long ones the hash.
+    /// Values as text, or their hash if they are long.
     pub(crate) xattrs: BTreeMap<String, String>,
 }
 
 /// A tree, by path relative to its root, which is "".
 pub(crate) type Tree = BTreeMap<PathBuf, Entry>;
 
-/// Which parts of entries count.
+/// Which parts of entries a comparison includes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Look {
     pub(crate) owners: bool,
@@ -42,7 +42,7 @@ pub(crate) struct Look {
 }
 
 impl Look {
-    /// Everything counts.
+    /// Compares everything.
     pub(crate) const ALL: Look = Look {
         owners: true,
         set_ids: true,
@@ -51,15 +51,15 @@ impl Look {
     };
 }
 
-/// The value of an attribute, short enough to be read.
-fn shown(value: &[u8]) -> String {
+/// Returns the value of an attribute in readable form.
+fn abbreviated(value: &[u8]) -> String {
     match value.len() {
         0..=64 => value.escape_ascii().to_string(),
         len => format!("{len} bytes, {}", blake3::hash(value).to_hex()),
     }
 }
 
-/// Reads a tree whole.
+/// Reads a whole tree.
 #[track_caller]
 pub(crate) fn read(root: &Path) -> Tree {
     let mut tree = Tree::new();
@@ -83,14 +83,14 @@ pub(crate) fn read(root: &Path) -> Tree {
         };
         let mut xattrs = BTreeMap::new();
         if is_plain {
-            // Some say so where an image has none at all.
+            // Some readers return this error for an image without any.
             let names = match xattr::list(path) {
                 Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => None,
                 names => Some(names.unwrap()),
             };
             for name in names.into_iter().flatten() {
                 let value = xattr::get(path, &name).unwrap().unwrap_or_default();
-                xattrs.insert(name.to_string_lossy().into_owned(), shown(&value));
+                xattrs.insert(name.to_string_lossy().into_owned(), abbreviated(&value));
             }
         }
         let same_as = first.entry(meta.ino()).or_insert_with(|| relative.clone());
@@ -112,7 +112,7 @@ pub(crate) fn read(root: &Path) -> Tree {
     tree
 }
 
-/// Fails the test where two trees differ, and says in what.
+/// Fails the test with the differences unless two trees are equal.
 #[track_caller]
 pub(crate) fn assert_same(left: &Tree, right: &Tree, look: Look, what: &str) {
     let mut differences = Vec::new();
@@ -152,7 +152,7 @@ pub(crate) fn assert_same(left: &Tree, right: &Tree, look: Look, what: &str) {
     );
 }
 
-/// What counts of a tree that `unsquashfs` made: for an ordinary user it leaves out whose files they were.
+/// Returns what to compare of a tree extracted by `unsquashfs`, which as an ordinary user does not restore owners.
 pub(crate) fn of_unsquashfs() -> Look {
     if User::current().is_root() {
         return Look::ALL;

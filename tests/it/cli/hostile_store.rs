@@ -1,4 +1,4 @@
-//! Stores that somebody else has made: rows, files and notes that no envfs writes.
+//! Stores from an untrusted source: rows, files and notes that envfs never writes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ use crate::support::{Run, TestEnv, has, mounts_below};
 const SECRET: &str = "nothing in a store leads here\n";
 
 /// A store with one environment that has an image and changes: a new file, a new directory and a
-/// directory that was moved.
+/// moved directory.
 struct Original {
     env: TestEnv,
     secret: PathBuf,
@@ -40,7 +40,7 @@ impl Original {
         })
     }
 
-    /// Returns a copy of the store, to be spoiled.
+    /// Returns a copy of the store to be damaged.
     fn copy(&self) -> PathBuf {
         self.copies.set(self.copies.get() + 1);
         let to = self.env.work().join(format!("copy-{}", self.copies.get()));
@@ -56,8 +56,8 @@ impl Original {
         self.env.envfs(&[&store, words].concat())
     }
 
-    /// Every command ends, without a panic, and the file outside is as it was. Returns what `verify`
-    /// said.
+    /// Runs every command: each must end without a panic and leave the file outside unchanged and
+    /// uncopied. Returns the result of `verify`.
     #[track_caller]
     fn check(&self, store: &Path, what: &str) -> Run {
         let out = self.env.work().join("out.sqfs");
@@ -96,7 +96,7 @@ impl Original {
 }
 
 #[test]
-fn rows_are_checked_when_they_are_read() {
+fn rows_are_validated_when_read() {
     if !has("sqlite3") {
         return;
     }
@@ -141,7 +141,7 @@ fn rows_are_checked_when_they_are_read() {
         ("UPDATE image SET size = -1".into(), "range"),
         ("UPDATE image SET id_map = x'ff'".into(), "id_map"),
         ("UPDATE layer SET id = -1 WHERE role = 'writable'".into(), "layer"),
-        // Identity and place of the whole.
+        // Id and prefix of the environment.
         (format!("UPDATE environment SET uuid = '{up}'"), "uuid"),
         ("UPDATE environment SET prefix = CAST('relative' AS BLOB)".into(), "prefix"),
         ("UPDATE environment SET prefix = CAST('/' AS BLOB)".into(), "prefix"),
@@ -152,7 +152,7 @@ fn rows_are_checked_when_they_are_read() {
         ("DELETE FROM environment".into(), "environment"),
         ("INSERT INTO link_count VALUES (1, -1, 2)".into(), "object id"),
         ("INSERT INTO link_count VALUES (1, 2, -1)".into(), "range"),
-        // Directories that are no tree.
+        // Directories that do not form a tree.
         (format!("INSERT INTO dentry SELECT layer, {inner}, CAST('loop' AS BLOB), {made} FROM dentry LIMIT 1"), "second name"),
         (format!("INSERT INTO dentry SELECT layer, {inner}, CAST('up' AS BLOB), 1 FROM dentry LIMIT 1"), "root"),
         (format!("UPDATE inode SET place_dir = {inner}, place_name = CAST('loop' AS BLOB) WHERE ino = {made}"), "second name"),
@@ -160,7 +160,7 @@ fn rows_are_checked_when_they_are_read() {
             INSERT INTO dentry SELECT layer, {inner}, CAST('loop' AS BLOB), {made} FROM dentry LIMIT 1;
             UPDATE dentry SET ino = NULL WHERE name = CAST('made' AS BLOB)"), "own ancestor"),
         (format!("DELETE FROM dentry WHERE ino IS NULL AND name = CAST('deep' AS BLOB) AND {deep} > 0"), "second name"),
-        // A schema that is not ours.
+        // An unexpected schema.
         ("CREATE TRIGGER t AFTER INSERT ON dentry BEGIN DELETE FROM inode; END".into(), "trigger t"),
     ];
     for (sql, words) in cases {
@@ -180,7 +180,7 @@ fn rows_are_checked_when_they_are_read() {
 }
 
 #[test]
-fn files_of_a_store_are_opened_only_if_they_are_regular() {
+fn store_files_must_be_regular() {
     let Some(original) = Original::new() else {
         return;
     };
@@ -215,7 +215,7 @@ fn files_of_a_store_are_opened_only_if_they_are_regular() {
 }
 
 #[test]
-fn directories_of_a_store_do_not_lead_out_of_it() {
+fn store_directories_must_not_be_symlinks() {
     let Some(original) = Original::new() else {
         return;
     };
@@ -252,7 +252,7 @@ fn directories_of_a_store_do_not_lead_out_of_it() {
         let verified = original.check(&store, &format!("{name} is a link"));
         let said = format!("{}{}", verified.out, verified.err);
         if name.ends_with("/work") {
-            // It holds nothing that a row needs: the first open moves the link to `strays/`.
+            // No row refers to it, so the first open moves the link to `strays/`.
             assert!(verified.code == 0 && !path.is_symlink(), "{verified}");
         } else {
             assert!(

@@ -1,4 +1,4 @@
-//! A store that can only be read: everything committed can be looked at and used.
+//! A store on a read-only file system: committed content can be inspected and mounted.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,13 +7,13 @@ use std::fs;
 use crate::support::run;
 
 #[test]
-fn a_store_that_can_only_be_read_can_be_looked_at_and_used() {
-    let Some((env, small)) = super::full::store_of("28m") else {
+fn read_only_store_can_be_inspected_and_mounted() {
+    let Some((env, small)) = super::disk_full::store_of("28m") else {
         return;
     };
     for name in ["clean", "changed"] {
         env.import_sample(name);
-        // Makes the prefix.
+        // Creates the prefix.
         env.mount(name);
     }
     fs::remove_file(env.prefix("changed").join("lib/c.txt")).unwrap();
@@ -42,12 +42,12 @@ fn a_store_that_can_only_be_read_can_be_looked_at_and_used() {
         let mut all = words.to_vec();
         all.push("clean");
         if words[0] == "export" {
-            all.push("/dev/shm/envfs-test-read-only.sqfs");
+            all.push("out.sqfs");
         }
         env.envfs(&all).ok();
     }
-    fs::remove_file("/dev/shm/envfs-test-read-only.sqfs").unwrap();
-    // Used, and more than once, with one mount.
+    assert!(env.work().join("out.sqfs").exists());
+    // Repeated runs share one mount.
     for _ in 0..2 {
         let done = env.envfs(&["run", "clean", "tool"]).ok();
         assert_eq!(done.out, "tool\n");
@@ -58,7 +58,7 @@ fn a_store_that_can_only_be_read_can_be_looked_at_and_used() {
     assert_eq!(refused.raw_os_error(), Some(nix::libc::EROFS));
     let script = "eval \"$(envfs activate --shell posix clean)\"; tool";
     assert_eq!(env.sh(script).ok().out, "tool\n");
-    // What writes is refused, and says why.
+    // Commands that write are refused with the reason.
     for words in [
         &["commit", "clean"][..],
         &["discard", "-y", "clean"],
@@ -75,7 +75,7 @@ fn a_store_that_can_only_be_read_can_be_looked_at_and_used() {
     assert!(!prefix.join("lib").exists());
     env.mount("clean");
     env.envfs(&["unmount", "--all"]).ok();
-    // Changes that nobody may look at are not passed over.
+    // An environment with changes needs the store writable: showing only its image would hide them.
     for words in [
         &["run", "changed", "tool"][..],
         &["mount", "changed"],

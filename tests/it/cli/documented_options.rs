@@ -1,4 +1,4 @@
-//! What messages and documents tell the user to type exists.
+//! Commands and options that messages and documents name must exist.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use clap::CommandFactory;
 
 use crate::support::TestEnv;
 
-/// Files whose texts name an option without a command, and the commands that print them.
+/// Source files whose texts name an option without a command, and the commands that have it.
 const BARE: &[(&str, &str, &[&str])] = &[
     (
         "src/environment/prefix.rs",
@@ -44,7 +44,7 @@ fn texts(file: &Path) -> Vec<String> {
         let quoted = text.split('`').skip(1).step_by(2);
         return quoted.flat_map(str::lines).map(str::to_owned).collect();
     }
-    // A literal that goes on in the next line begins there with its first word.
+    // Joins literals that continue on the next line.
     let text = text.split("#[cfg(test)]").next().unwrap();
     let mut joined = String::new();
     let mut lines = text.lines();
@@ -75,13 +75,17 @@ fn texts(file: &Path) -> Vec<String> {
 }
 
 fn sources() -> Vec<PathBuf> {
-    let files = walkdir::WalkDir::new(root().join("src"))
-        .into_iter()
-        .flatten();
+    let src = root().join("src");
+    // The name of the checkout's directory does not matter.
+    let is_test = |path: &Path| {
+        let below = path.strip_prefix(&src).unwrap();
+        below.to_string_lossy().contains("tests")
+    };
+    let files = walkdir::WalkDir::new(&src).into_iter().flatten();
     let mut found: Vec<PathBuf> = files
         .map(walkdir::DirEntry::into_path)
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
-        .filter(|path| !path.to_string_lossy().contains("tests"))
+        .filter(|path| !is_test(path))
         .collect();
     found.sort();
     found
@@ -121,7 +125,7 @@ fn check(words: &str, place: &str) -> usize {
             );
         } else if let Some(below) = current.find_subcommand(word) {
             current = below;
-            // What comes after NAME is a command line of its own.
+            // After NAME follows the command line of another program.
             if word == "run" {
                 break;
             }
@@ -134,14 +138,14 @@ fn check(words: &str, place: &str) -> usize {
 }
 
 #[test]
-fn every_option_that_a_text_names_exists() {
+fn options_named_in_messages_and_documents_exist() {
     let mut files = sources();
     files.push(root().join("README.md"));
     files.extend(
         fs::read_dir(root().join("docs"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            // Commands that were renamed stay in the list of changes.
+            // The changelog may name commands that were renamed since.
             .filter(|path| !path.ends_with("changelog.md")),
     );
     let (mut seen, mut bare) = (0, 0);
@@ -164,14 +168,14 @@ fn every_option_that_a_text_names_exists() {
             if !place.starts_with("src/") || before.trim_start().starts_with("--") {
                 continue;
             }
-            // Options that stand before any command.
+            // Options before any command.
             for word in before.split([' ', '(', ')', ',', ';', ':']) {
                 let is_option = word.starts_with("--")
                     && word.len() > 3
                     && word[2..]
                         .chars()
                         .all(|c| c.is_ascii_lowercase() || c == '-');
-                // Every command takes the global ones.
+                // Every command has the global options.
                 if !is_option || FOREIGN.contains(&word) || has_option(&command, word) {
                     continue;
                 }
@@ -202,12 +206,12 @@ fn every_option_that_a_text_names_exists() {
     }
     assert!(
         seen > 60 && bare > 10,
-        "{seen} and {bare} were found: is it looked right?"
+        "only {seen} options with and {bare} without a command were found: is the search broken?"
     );
 }
 
 #[test]
-fn what_stands_at_the_prefix_of_a_mount_is_not_answered_with_options_of_import() {
+fn mount_on_an_occupied_prefix_suggests_no_import_options() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     env.write(&env.prefix("e").join("file"), "x");

@@ -1,4 +1,4 @@
-//! Trees deeper than `PATH_MAX`, the stack of a thread and the limit of open files.
+//! Trees deeper than `PATH_MAX`, thread stacks and the limit of open files allow naive code to go.
 
 #![allow(clippy::unwrap_used)]
 
@@ -42,11 +42,11 @@ fn root_fd(root: &Path) -> OwnedFd {
 }
 
 #[test]
-fn a_deep_tree_goes_through_every_command() {
+fn deep_trees_work_with_every_command() {
     const DEPTH: usize = 1100;
     const NAME: &str = "directory";
     let Some(env) = TestEnv::new() else { return };
-    // Few descriptors, so that one for each level would not do.
+    // Too few descriptors for one per level.
     let envfs = |args: &str| env.sh(&format!("ulimit -n 512; envfs {args}"));
     fs::create_dir(env.work().join("source")).unwrap();
     make_chain(&env.work().join("source"), NAME, DEPTH);
@@ -65,7 +65,7 @@ fn a_deep_tree_goes_through_every_command() {
     assert_chain(&prefix, "renamed", NAME, DEPTH);
     envfs("verify e").ok();
 
-    // Removed, brought back, thrown away; then opened as after a crash.
+    // Removed, restored and discarded; then opened after a crash.
     env.sh(&format!("rm -rf '{}/n'", prefix.display())).ok();
     assert!(!prefix.join("n").exists());
     envfs("discard -q -y e n").ok();
@@ -106,7 +106,7 @@ fn header(name: &[u8], kind: u8, size: usize) -> [u8; 512] {
 }
 
 #[test]
-fn an_archive_with_one_very_deep_path_is_imported() {
+fn archive_with_a_very_deep_path_is_imported() {
     const DEPTH: usize = 30_000;
     let Some(env) = TestEnv::new() else { return };
     let path = format!("{}end\0", "d/".repeat(DEPTH));

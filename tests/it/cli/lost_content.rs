@@ -1,4 +1,4 @@
-//! What an unclean end has cost is told to whoever comes next.
+//! Content lost in a crash is reported by the next command.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ use crate::fs::direct::Direct;
 use crate::support::{Run, TestEnv, wait_for};
 
 #[test]
-fn content_that_is_lost_is_told() {
+fn lost_content_is_reported_once() {
     let Some(env) = TestEnv::new() else { return };
     let lose = |name: &str| {
         env.import_sample(name);
@@ -21,12 +21,12 @@ fn content_that_is_lost_is_told() {
         fs::write(prefix.join("kept"), "x").unwrap();
         env.kill_daemon(name);
         let layout = Layout::new(env.home_of(name));
-        wait_for("its parent to take note", || {
+        wait_for("the release of the lock", || {
             EnvLock::current_holder(&layout).is_none()
         });
         let mut layers = fs::read_dir(env.home_of(name).join("layers")).unwrap();
         let upper = layers.next().unwrap().unwrap().path().join("upper");
-        // As a power cut leaves it; in this order, so that neither has the inode number of the other.
+        // As after a power failure; in this order, so that the files have different inode numbers.
         fs::write(upper.join("unknown"), "x").unwrap();
         fs::remove_file(upper.join("made/lost")).unwrap();
     };
@@ -41,21 +41,21 @@ fn content_that_is_lost_is_told() {
 
     lose("f");
     let told = env.envfs(&["diff", "f"]).ok();
-    assert_told_once(&told, &env.home_of("f").join("daemon.log"));
+    assert_reported_once(&told, &env.home_of("f").join("daemon.log"));
     assert!(told.out.contains("kept"), "{told}");
     let told = env.envfs(&["diff", "f"]).ok();
     assert!(!told.err.contains("lost"), "{told}");
 
-    // Where a daemon finds it, by the command that started the daemon.
+    // If the daemon finds it, the command that started the daemon reports it.
     lose("g");
     let told = env.envfs(&["mount", "g"]).ok();
-    assert_told_once(&told, &env.home_of("g").join("daemon.log"));
+    assert_reported_once(&told, &env.home_of("g").join("daemon.log"));
     let told = env.envfs(&["mount", "g"]).ok();
     assert!(!told.err.contains("lost"), "{told}");
 }
 
 #[track_caller]
-fn assert_told_once(told: &Run, log: &Path) {
+fn assert_reported_once(told: &Run, log: &Path) {
     assert!(
         told.err
             .contains("changed files have lost their content: 1"),
@@ -67,7 +67,7 @@ fn assert_told_once(told: &Run, log: &Path) {
 }
 
 #[test]
-fn content_that_a_mount_without_a_store_has_lost_is_told() {
+fn lost_content_of_a_mount_without_a_store_is_reported() {
     let Some(env) = TestEnv::new() else { return };
     let Some(direct) = Direct::empty(env, "") else {
         return;
@@ -80,5 +80,5 @@ fn content_that_a_mount_without_a_store_has_lost_is_told() {
     fs::write(upper.join("unknown"), "x").unwrap();
     fs::remove_file(upper.join("made/lost")).unwrap();
     let told = direct.mount();
-    assert_told_once(&told, &direct.upper().join("daemon.log"));
+    assert_reported_once(&told, &direct.upper().join("daemon.log"));
 }

@@ -1,4 +1,4 @@
-//! A store and its copy, which have the same ids and prefixes; and a store that is moved.
+//! A copy of a store, which has the ids and prefixes of the original; and a moved store.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ fn in_store(env: &TestEnv, store: &Path, words: &[&str]) -> Run {
 }
 
 #[test]
-fn commands_on_a_copy_of_a_store_leave_the_original_alone() {
+fn commands_on_a_copied_store_do_not_affect_the_original() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -49,7 +49,7 @@ fn commands_on_a_copy_of_a_store_leave_the_original_alone() {
     assert_eq!(fs::read(prefix.join("new")).unwrap(), b"new");
     assert_eq!(env.count(&["log", "e"]), 1);
 
-    // Nor where it is only the note of the lock, or the mount itself, that could be taken for ours.
+    // Nor with another runtime directory, where only the lock and the mount itself reveal the original.
     let other = env.root().join("other-run");
     fs::create_dir(&other).unwrap();
     for words in [&["mount", "e"], &["status", "e"]] {
@@ -71,7 +71,7 @@ fn commands_on_a_copy_of_a_store_leave_the_original_alone() {
 }
 
 #[test]
-fn a_store_that_is_moved_while_it_is_mounted_is_the_same() {
+fn store_can_be_moved_while_mounted() {
     let Some(env) = TestEnv::new() else { return };
     let prefix = env.work().join("prefix");
     env.envfs(&["create", "e", "--prefix", prefix.to_str().unwrap()])

@@ -1,4 +1,4 @@
-//! A full disk.
+//! Operations on a full file system: they fail cleanly or work, and lose nothing.
 
 use std::fs;
 use std::io::Write;
@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 
 use envfs::environment::{EnvLock, Layout};
 
-use super::trouble::word;
+use super::errors::word;
 use crate::support::tree::{self, Look};
 use crate::support::{TestEnv, run, samples, skip_allowed};
 
-/// A small file system of its own for the store, unmounted again at the end.
+/// A small tmpfs for a store, unmounted when dropped.
 pub(super) struct Small(pub(super) PathBuf);
 
 impl Small {
     pub(super) fn new(env: &TestEnv, size: &str) -> Option<Small> {
         if !env.user().is_root() {
-            skip_allowed("a file system of its own needs root");
+            skip_allowed("mounting a tmpfs needs root");
             return None;
         }
         let path = env.root().join("small");
@@ -39,7 +39,7 @@ impl Small {
         Some(Small(path))
     }
 
-    /// Takes all space but some.
+    /// Fills the file system except for `leave` bytes.
     fn fill(&self, leave: usize) {
         let file = self.0.join("filler");
         let mut content = Vec::new();
@@ -59,7 +59,7 @@ impl Small {
     }
 }
 
-/// A user whose store is on a file system of this size.
+/// Returns an environment for tests whose store is on a tmpfs of this size.
 pub(super) fn store_of(size: &str) -> Option<(TestEnv, Small)> {
     let env = TestEnv::new()?;
     let small = Small::new(&env, size)?;
@@ -68,7 +68,7 @@ pub(super) fn store_of(size: &str) -> Option<(TestEnv, Small)> {
 }
 
 #[test]
-fn a_full_disk_stops_an_import_and_nothing_is_left_of_it() {
+fn import_on_a_full_disk_leaves_nothing_behind() {
     let Some((env, small)) = store_of("4m") else {
         return;
     };
@@ -92,7 +92,7 @@ fn a_full_disk_stops_an_import_and_nothing_is_left_of_it() {
 }
 
 #[test]
-fn on_a_full_disk_files_can_be_removed() {
+fn files_can_be_removed_on_a_full_disk() {
     let Some((env, small)) = store_of("8m") else {
         return;
     };
@@ -110,7 +110,7 @@ fn on_a_full_disk_files_can_be_removed() {
 }
 
 #[test]
-fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
+fn copy_up_and_commit_on_a_full_disk_lose_nothing() {
     let Some((env, small)) = store_of("28m") else {
         return;
     };
@@ -145,12 +145,14 @@ fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
         "after a failed commit",
     );
     env.envfs(&["unmount", "e"]).ok();
-    // It may be the image or the database that has no room: each says so in its own words.
+    // The image or the database may run out of space; both report it.
     env.envfs(&["commit", "e"])
         .fails(8, &["nothing was changed"]);
     small.fill(0);
     let _may_fail = env.envfs(&["commit", "e"]);
+    eprintln!("PROBE {_may_fail}");
     let mounted = env.envfs(&["mount", "e"]);
+    eprintln!("PROBE {mounted}");
     if mounted.code == 0 {
         tree::assert_same(&before, &tree::read(&prefix), Look::ALL, "on a full disk");
     }
@@ -161,7 +163,7 @@ fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
         &before,
         &tree::read(&prefix),
         Look::ALL,
-        "when there is room again",
+        "after space was freed",
     );
     append().unwrap();
     let after = tree::read(&prefix);
@@ -173,7 +175,7 @@ fn a_full_disk_stops_a_copy_up_and_a_commit_and_nothing_is_lost() {
 }
 
 #[test]
-fn paths_can_be_discarded_after_a_commit_that_failed() {
+fn paths_can_be_discarded_after_a_failed_commit() {
     let Some((env, small)) = store_of("28m") else {
         return;
     };
@@ -188,7 +190,7 @@ fn paths_can_be_discarded_after_a_commit_that_failed() {
 }
 
 #[test]
-fn on_a_full_disk_the_lock_can_be_had_and_garbage_collected() {
+fn locking_and_gc_work_on_a_full_disk() {
     let Some((env, small)) = store_of("28m") else {
         return;
     };
@@ -203,7 +205,7 @@ fn on_a_full_disk_the_lock_can_be_had_and_garbage_collected() {
     let home = Layout::new(env.home_of("e"));
     let before = env.store_listing();
     drop(EnvLock::try_lock(&home, "testing").unwrap());
-    assert_eq!(env.store_listing(), before, "no half of a note is left");
+    assert_eq!(env.store_listing(), before, "a partial lock note was left");
     let gone = env.store().join("store/.gone-old-0123456789ab");
     fs::create_dir(&gone).unwrap();
     env.envfs(&["gc", "--keep", "1"]).ok();

@@ -1,4 +1,4 @@
-//! Other users: whose store it is, who could replace it, and what is believed of others.
+//! Other users: stores of other users, paths they could replace, and their mounts and sockets.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::{Run, TestEnv, User, has, mounts_below, run, skip_allowed};
 
-/// Everything below a directory: owner and time of change of each.
+/// Returns the owner and change time of everything below a directory.
 fn state_of(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, i64)> {
     walkdir::WalkDir::new(dir)
         .into_iter()
@@ -25,7 +25,7 @@ fn state_of(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, i64)> {
 }
 
 #[track_caller]
-fn all_belong_to(dir: &Path, owner: u32) {
+fn assert_all_owned_by(dir: &Path, owner: u32) {
     for (path, (uid, ..)) in state_of(dir) {
         assert_eq!(uid, owner, "{}", path.display());
     }
@@ -43,7 +43,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-const LOOKS: [&str; 8] = [
+const READING: [&str; 8] = [
     "list",
     "status e",
     "diff e",
@@ -53,7 +53,7 @@ const LOOKS: [&str; 8] = [
     "export -f e out.sqfs",
     "doctor",
 ];
-const CHANGES: [&str; 14] = [
+const CHANGING: [&str; 14] = [
     "commit e",
     "discard -y e",
     "rollback -y e",
@@ -71,7 +71,7 @@ const CHANGES: [&str; 14] = [
 ];
 
 #[test]
-fn root_looks_at_a_store_of_a_user_as_that_user_and_changes_nothing() {
+fn root_reads_a_users_store_as_that_user_and_changes_nothing() {
     let Some(env) = TestEnv::as_tester() else {
         return;
     };
@@ -82,21 +82,21 @@ fn root_looks_at_a_store_of_a_user_as_that_user_and_changes_nothing() {
         .ok();
     let as_root = |line: &str| run(env.envfs_of_runner(&words(line)));
     let home = env.home_of("e");
-    // Mounted, unmounted, and after a kill, which leaves everything to the next that opens it.
+    // Mounted, after a kill, which leaves recovery to the next open, and unmounted.
     for state in ["mounted", "killed", "unmounted"] {
         match state {
             "killed" => env.kill_daemon("e"),
-            "unmounted" => drop(env.envfs(&["unmount", "e"])),
+            "unmounted" => drop(env.envfs(&["unmount", "e"]).ok()),
             _ => {}
         }
-        for line in LOOKS {
+        for line in READING {
             let done = as_root(line);
             assert!(done.code <= 1, "{state}: {done}");
-            all_belong_to(env.root().join("home").as_path(), owner);
-            all_belong_to(env.root().join("run").as_path(), owner);
+            assert_all_owned_by(env.root().join("home").as_path(), owner);
+            assert_all_owned_by(env.root().join("run").as_path(), owner);
         }
         let before = (state_of(&home), state_of(&env.work()));
-        for line in CHANGES {
+        for line in CHANGING {
             let code = if line.starts_with("run") { 125 } else { 4 };
             let owner = ["belongs to tester", &format!("sudo -u tester envfs {line}")];
             as_root(line).fails(code, &owner);
@@ -108,7 +108,7 @@ fn root_looks_at_a_store_of_a_user_as_that_user_and_changes_nothing() {
 }
 
 #[test]
-fn root_makes_no_store_in_a_home_that_sudo_kept_and_follows_no_link_there() {
+fn root_creates_no_store_in_a_users_home_and_follows_no_links() {
     let Some(env) = TestEnv::as_tester() else {
         return;
     };
@@ -143,13 +143,13 @@ fn root_makes_no_store_in_a_home_that_sudo_kept_and_follows_no_link_there() {
         }
         assert_eq!(fs::read_to_string(&precious).unwrap(), "of root", "{name}");
         assert_eq!(precious.metadata().unwrap().uid(), 0);
-        // One that is written anew has taken the place of the link.
+        // A file that is replaced as a whole has replaced the link.
         fs::remove_file(&link).ok();
     }
 }
 
 #[test]
-fn what_others_could_replace_is_not_used() {
+fn paths_that_other_users_can_replace_are_refused() {
     let Some(env) = TestEnv::new() else { return };
     let open = env.work().join("open");
     let store = open.join("store");
@@ -170,10 +170,10 @@ fn what_others_could_replace_is_not_used() {
     refused(in_store("run e true"), 125);
     in_store("list").ok();
     in_store("status e").ok();
-    // The sticky bit keeps others from renaming what is not theirs.
+    // The sticky bit keeps others from renaming the store.
     chmod(&open, 0o1777);
     in_store("mount e").ok();
-    // What is mounted can be unmounted, whatever has become of its place.
+    // Unmounting works whatever has become of the directory.
     chmod(&open, 0o777);
     in_store("unmount e").ok();
     let mut trusting = env.envfs_command(&["--home", store.to_str().unwrap(), "mount", "e"]);
@@ -181,7 +181,7 @@ fn what_others_could_replace_is_not_used() {
     run(trusting).ok();
     in_store("unmount e").ok();
 
-    // The same of a prefix, when it is chosen and when it is used.
+    // A prefix is checked when it is chosen and when it is used.
     chmod(&open, 0o755);
     let prefix = open.join("prefix");
     let create = ["create", "g", "--prefix", prefix.to_str().unwrap()];
@@ -194,9 +194,9 @@ fn what_others_could_replace_is_not_used() {
     refused(env.envfs(&create), 4);
     assert!(mounts_below(env.root()).is_empty());
     if !User::current().is_root() {
-        return skip_allowed("groups and owners of directories are changed by root alone");
+        return skip_allowed("changing owners and groups needs root");
     }
-    // A group with other members, and another owner.
+    // A group with other members, and a foreign owner.
     lchown(&open, None, Some(100)).unwrap();
     chmod(&open, 0o775);
     env.envfs(&create)
@@ -212,7 +212,7 @@ fn what_others_could_replace_is_not_used() {
 }
 
 #[test]
-fn a_mount_of_another_user_with_the_same_source_is_not_believed() {
+fn mount_of_another_user_with_the_same_source_is_ignored() {
     let (Some(env), Some(other)) = (TestEnv::new(), TestEnv::as_tester()) else {
         return;
     };
@@ -249,7 +249,7 @@ fn a_mount_of_another_user_with_the_same_source_is_not_believed() {
 }
 
 #[test]
-fn a_directory_for_sockets_that_somebody_else_made_is_done_without() {
+fn socket_directory_of_another_user_is_avoided() {
     let Some(env) = TestEnv::as_tester() else {
         return;
     };
@@ -259,7 +259,7 @@ fn a_directory_for_sockets_that_somebody_else_made_is_done_without() {
     env.import_sample("e");
     let (uid, gid) = (env.user().uid(), env.user().gid());
     let root = env.root().display();
-    // A /tmp of its own, in which the directory of this test is where it was.
+    // A private /tmp that contains the directory of this test at the same path.
     let script = format!(
         "mount --bind '{root}' /mnt
          mount -t tmpfs -o mode=1777 tmpfs /tmp
@@ -294,11 +294,8 @@ fn a_directory_for_sockets_that_somebody_else_made_is_done_without() {
 }
 
 #[test]
-fn new_files_have_the_modes_that_the_user_wants_and_ours_are_private() {
+fn exports_respect_umask_and_store_files_are_private() {
     let Some(env) = TestEnv::new() else { return };
-    if !has("sh") {
-        return;
-    }
     let source = env.import_sample("e");
     for (umask, expected) in [
         ("022", 0o644),
@@ -317,10 +314,13 @@ fn new_files_have_the_modes_that_the_user_wants_and_ours_are_private() {
     }
     env.sh("umask 0; envfs mount e; cat \"$(envfs paths e | sed -n 's/^prefix *//p')/lib/a.txt\"")
         .ok();
-    let socket = env.root().join("run/envfs");
-    for entry in walkdir::WalkDir::new(&socket).min_depth(1) {
-        assert_eq!(mode(entry.unwrap().path()), 0o600);
-    }
+    let sockets = walkdir::WalkDir::new(env.root().join("run/envfs")).min_depth(1);
+    let modes: Vec<u32> = sockets
+        .into_iter()
+        .map(|entry| mode(entry.unwrap().path()))
+        .collect();
+    // The socket and its lock.
+    assert_eq!(modes, [0o600; 2]);
     env.sh("umask 0; envfs unmount e").ok();
     for entry in fs::read_dir(env.home_of("e")).unwrap().flatten() {
         assert_eq!(mode(&entry.path()) & 0o077, 0, "{}", entry.path().display());

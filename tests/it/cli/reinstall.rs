@@ -1,4 +1,4 @@
-//! What is removed and made again is compared with what was committed at its path.
+//! Files and directories that are removed and created again are compared with the committed path.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ fn counts(env: &TestEnv) -> [u64; 5] {
 }
 
 #[test]
-fn a_directory_that_is_replaced_by_a_copy_is_no_change() {
+fn replacing_a_directory_by_an_equal_copy_is_no_change() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let prefix = env.mount("e");
@@ -37,16 +37,16 @@ fn a_directory_that_is_replaced_by_a_copy_is_no_change() {
         );
         let committed = env.envfs(&["commit", "e"]).ok();
         assert!(committed.err.contains("nothing changed"), "{committed}");
-        // Nothing is refused for what is equal, and all is as it was.
+        // Equal content is no uncommitted change, so rollback does not need -y.
         env.envfs(&["rollback", "e", "1"]).ok();
 
-        // A discard gives the space back.
+        // Discard frees the space of the copies.
         shell(&copy);
         env.envfs(&["discard", "-y", "e"]).ok();
         let status = env.envfs(&["status", "--json", "e"]).ok().json();
         assert_eq!(status["upper_files"], 0, "{status}");
 
-        // Times alone are told apart.
+        // Changed times alone count as "touched".
         shell(&copy.replace("; cp -rp", "; cp -r"));
         shell("touch -d @1000000000 lib/*.txt");
         let [added, modified, touched, removed, renamed] = counts(&env);
@@ -57,7 +57,7 @@ fn a_directory_that_is_replaced_by_a_copy_is_no_change() {
         let status = env.envfs(&["status", "e"]).ok();
         assert!(status.out.contains("touched"), "{status}");
 
-        // What differs is modified, added or removed, and the rest is not.
+        // Only entries that differ are listed.
         shell("echo more >>lib/c.txt; rm lib/link; echo new >lib/new; chmod 700 lib/deep");
         assert_eq!(
             diff(&[]),
@@ -68,7 +68,7 @@ fn a_directory_that_is_replaced_by_a_copy_is_no_change() {
             shown.contains("\n+more\n") && shown.contains("\n gamma\n"),
             "{shown}"
         );
-        // One path goes back to what was committed, in the directory that was made again.
+        // Single paths can be discarded in the directory that was created again.
         env.envfs(&["discard", "-y", "e", "lib/c.txt", "lib/link"])
             .ok();
         shell("test \"$(cat lib/c.txt)\" = gamma && test \"$(readlink lib/link)\" = a.txt");
@@ -78,7 +78,7 @@ fn a_directory_that_is_replaced_by_a_copy_is_no_change() {
         assert_eq!(diff(&[]), "M lib/deep/\nA lib/new\n");
         env.verify("e");
 
-        // The commit says what was frozen, and takes over what is equal.
+        // The commit reports the difference and carries over equal content.
         let committed = env.envfs(&["commit", "--json", "e"]).ok().json();
         assert_eq!(committed["changes"]["added"]["entries"], 1, "{committed}");
         assert_eq!(
@@ -96,7 +96,7 @@ fn a_directory_that_is_replaced_by_a_copy_is_no_change() {
 }
 
 #[test]
-fn a_change_below_a_renamed_directory_is_compared_with_its_committed_path() {
+fn diff_below_a_renamed_directory_uses_the_committed_path() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");

@@ -1,4 +1,4 @@
-//! Files of a store that are missing, or something else than they should be: each is named, and the rest goes on.
+//! Files of a store that are missing or of the wrong type: they are named, and the rest keeps working.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,8 +10,8 @@ use nix::sys::stat::Mode;
 
 use crate::support::TestEnv;
 
-/// What may lie in the place of a file.
-const ODD: &[&str] = &["nothing", "a directory", "a link", "a FIFO"];
+/// What replaces a file.
+const REPLACEMENTS: &[&str] = &["nothing", "a directory", "a link", "a FIFO"];
 
 fn replace(path: &Path, by: &str) {
     match fs::symlink_metadata(path) {
@@ -44,9 +44,9 @@ fn upper(env: &TestEnv, name: &str) -> PathBuf {
 }
 
 #[test]
-fn content_that_goes_after_a_clean_end_is_named_and_the_rest_goes_on() {
+fn content_missing_after_a_clean_unmount_is_reported() {
     let Some(env) = TestEnv::new() else { return };
-    for (number, odd) in ODD.iter().enumerate() {
+    for (number, odd) in REPLACEMENTS.iter().enumerate() {
         let name = format!("e{number}");
         let name = name.as_str();
         env.import_sample(name);
@@ -77,7 +77,7 @@ fn content_that_goes_after_a_clean_end_is_named_and_the_rest_goes_on() {
 }
 
 #[test]
-fn content_that_goes_while_it_is_mounted_is_named_by_the_next_command() {
+fn content_missing_while_mounted_fails_the_next_command() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -86,12 +86,12 @@ fn content_that_goes_while_it_is_mounted_is_named_by_the_next_command() {
         for file in ["new", "kept"] {
             fs::write(prefix.join(file), odd).unwrap();
         }
-        // Without the descriptors that a daemon keeps.
+        // A new daemon has no open descriptors of the files.
         env.envfs(&["unmount", "e"]).ok();
         env.mount("e");
         replace(&upper(&env, "e").join("new"), odd);
     };
-    for odd in ODD {
+    for odd in REPLACEMENTS {
         gone(odd);
         let told = env.envfs(&["status", "e"]).fails(6, &["new", "try again"]);
         assert!(!told.err.contains("kept"), "{told}");
@@ -102,7 +102,7 @@ fn content_that_goes_while_it_is_mounted_is_named_by_the_next_command() {
         env.envfs(&["discard", "-y", "e"]).ok();
         assert!(!prefix.join("kept").exists());
     }
-    for odd in ODD {
+    for odd in REPLACEMENTS {
         gone(odd);
         env.envfs(&["commit", "e"]).fails(6, &["new", "try again"]);
         env.envfs(&["commit", "e"]).ok();
@@ -116,7 +116,7 @@ fn content_that_goes_while_it_is_mounted_is_named_by_the_next_command() {
 }
 
 #[test]
-fn what_is_odd_in_a_store_is_named_and_repaired() {
+fn verify_reports_and_repairs_files_of_the_wrong_type() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let home = env.home_of("e");
@@ -133,7 +133,7 @@ fn what_is_odd_in_a_store_is_named_and_repaired() {
         "strays",
     ];
     for file in files {
-        for odd in ODD.iter().skip(1) {
+        for odd in REPLACEMENTS.iter().skip(1) {
             if (file, *odd) == ("strays", "a directory") {
                 continue;
             }
@@ -151,7 +151,7 @@ fn what_is_odd_in_a_store_is_named_and_repaired() {
             env.envfs(&["unmount", "e"]).ok();
         }
     }
-    // The directory of the changes: its content is given up only if that is asked for.
+    // The upper directory: its loss is accepted only with --repair.
     let layer = upper(&env, "e").parent().unwrap().to_path_buf();
     for (place, odd) in [
         ("work", "a FIFO"),
@@ -176,7 +176,7 @@ fn what_is_odd_in_a_store_is_named_and_repaired() {
 }
 
 #[test]
-fn a_clean_end_leaves_the_database_alone_and_whole() {
+fn clean_unmount_leaves_a_self_contained_database() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let home = env.home_of("e");
@@ -197,7 +197,7 @@ fn a_clean_end_leaves_the_database_alone_and_whole() {
             assert!(!beside.exists(), "{} after {look}", beside.display());
         }
     }
-    // It says everything by itself.
+    // The database file is complete without the files beside it.
     let alone = env.work().join("alone.db");
     fs::copy(home.join("state.db"), &alone).unwrap();
     fs::remove_file(home.join("state.db-journal")).unwrap();
@@ -209,7 +209,7 @@ fn a_clean_end_leaves_the_database_alone_and_whole() {
 }
 
 #[test]
-fn files_that_are_newer_than_the_database_are_told() {
+fn files_newer_than_the_database_are_reported() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let home = env.home_of("e");

@@ -1,5 +1,5 @@
-//! What a daemon outlives: a log that cannot be written, panics, the limits and descriptors of the shell
-//! that mounted.
+//! Conditions that a daemon survives: a log that cannot be written, panics, and the limits and descriptors of
+//! the shell that mounted.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,8 +12,8 @@ fn log_of(env: &TestEnv, name: &str) -> String {
     fs::read_to_string(env.home_of(name).join("daemon.log")).unwrap_or_default()
 }
 
-/// Changes, commits and reads: what a mount is for.
-fn work(env: &TestEnv, name: &str) {
+/// Changes, commits and reads an environment.
+fn change_and_commit(env: &TestEnv, name: &str) {
     let at = env.prefix(name);
     env.sh(&format!("echo new >'{}/new'", at.display())).ok();
     env.envfs(&["status", name]).ok();
@@ -23,7 +23,7 @@ fn work(env: &TestEnv, name: &str) {
 }
 
 #[test]
-fn whatever_lies_in_the_place_of_the_log_does_not_keep_it_from_being_mounted() {
+fn unwritable_log_does_not_prevent_mounting() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let log = env.home_of("e").join("daemon.log");
@@ -38,11 +38,11 @@ fn whatever_lies_in_the_place_of_the_log_does_not_keep_it_from_being_mounted() {
         for place in places {
             env.sh(&format!("rm -rf '{path}'; {place}")).ok();
             let mounted = env.envfs(&["mount", "e"]).ok();
-            // Root writes to a file of any mode.
+            // Root can write to a file of any mode.
             if !(place.contains("chmod") && env.user().is_root()) {
                 assert!(mounted.err.contains("daemon.log"), "{place}: {mounted}");
             }
-            work(&env, "e");
+            change_and_commit(&env, "e");
             env.envfs(&["unmount", "e"]).ok();
         }
         env.sh(&format!("rm -rf '{path}'")).ok();
@@ -51,16 +51,15 @@ fn whatever_lies_in_the_place_of_the_log_does_not_keep_it_from_being_mounted() {
 }
 
 #[test]
-fn a_log_that_takes_no_more_does_not_end_the_daemon() {
+fn log_at_the_file_size_limit_does_not_end_the_daemon() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
-        // As on a full disk, but for the log alone: it is longer than a file may become, in units of 512
-        // bytes, and shorter than where a new one is begun.
+        // The log is larger than the file size limit (in units of 512 bytes) and too small to be rotated.
         let log = env.home_of("e").join("daemon.log");
         env.write(&log, vec![b'x'; 1_040_000]);
         env.sh("ulimit -f 2000; envfs mount e").ok();
         let daemon = env.daemon("e");
-        work(&env, "e");
+        change_and_commit(&env, "e");
         assert_eq!(env.daemon("e"), daemon);
         assert_eq!(fs::metadata(&log).unwrap().len(), 1_040_000);
         env.envfs(&["unmount", "e"]).ok();
@@ -69,7 +68,7 @@ fn a_log_that_takes_no_more_does_not_end_the_daemon() {
 }
 
 #[test]
-fn a_panic_ends_one_request_and_not_the_mount() {
+fn panic_fails_one_request_and_not_the_mount() {
     if !has("python3") {
         return;
     }
@@ -83,7 +82,7 @@ sys.exit(7)'"
     };
     let sync = "f = os.open(\"d/sync\", os.O_CREAT | os.O_WRONLY); os.fsync(f)";
     let cases: [(&str, String); 6] = [
-        // On the event loop, with an answer and without one.
+        // On the event loop: requests with and without an answer.
         (
             "panic.request",
             fails("os.getxattr(\"lib/c.txt\", \"user.x\")"),
@@ -92,16 +91,16 @@ sys.exit(7)'"
             "panic.forget",
             String::from("echo 2 >/proc/sys/vm/drop_caches; stat d >/dev/null"),
         ),
-        // A worker.
+        // In a worker.
         ("panic.pool", fails(sync)),
-        // The thread that tells the kernel what to forget.
+        // In the thread that sends invalidations.
         ("panic.notices", fails("os.rename(\"d/sub\", \"sub\")")),
-        // The thread that brings rows to the database: records of 1 MiB wake it.
+        // In the checkpoint thread: 1 MiB of records wakes it.
         (
             "panic.settle",
             String::from("p=$(printf %0230d 0); for n in $(seq 5000); do : >d/$p$n; done"),
         ),
-        // What answers a command.
+        // In a thread that serves a command.
         (
             "panic.control",
             String::from("! envfs diff e 2>err && grep -q 'internal error of envfs' err && rm err"),
@@ -109,7 +108,7 @@ sys.exit(7)'"
     ];
     let Some(env) = TestEnv::new() else { return };
     if !env.user().is_root() {
-        return crate::support::skip_allowed("only root makes the kernel forget");
+        return crate::support::skip_allowed("dropping the kernel's caches needs root");
     }
     env.import_sample("e");
     for (fault, script) in cases {
@@ -119,10 +118,10 @@ sys.exit(7)'"
         env.sh(&format!("cd '{at}'; mkdir -p d/sub; {script}")).ok();
         wait_for("the panic", || log_of(&env, "e").contains(fault));
         assert!(is_alive(daemon), "{fault}");
-        // Again, without the panic.
+        // The next request works.
         env.sh(&format!("cd '{at}'; rm -rf sub; mkdir -p d/more"))
             .ok();
-        work(&env, "e");
+        change_and_commit(&env, "e");
         assert_eq!(env.daemon("e"), daemon, "{fault}");
         env.envfs(&["unmount", "e"]).ok();
         env.verify("e");
@@ -147,7 +146,7 @@ fn limits_of(pid: nix::unistd::Pid) -> impl Fn(&str) -> Vec<String> {
 }
 
 #[test]
-fn limits_that_would_end_a_mount_are_lifted_or_told() {
+fn limits_that_would_end_a_mount_are_lifted_or_reported() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         for (set, what) in [
@@ -174,18 +173,18 @@ fn limits_that_would_end_a_mount_are_lifted_or_told() {
             let [_, hard] = &limits_of(env.daemon("e"))(what)[..] else {
                 panic!("{what}");
             };
-            // Root in a container may lack the power as well.
+            // Root in a container may lack the capability.
             let is_lifted = hard == "unlimited";
             assert!(!is_lifted || env.user().is_root(), "{what}");
             assert_eq!(mounted.err.contains(option), !is_lifted, "{mounted}");
-            work(&env, "e");
+            change_and_commit(&env, "e");
             env.envfs(&["unmount", "e"]).ok();
         }
     }
 }
 
 #[test]
-fn a_mount_with_few_open_files_is_heard_or_refused() {
+fn mount_with_a_low_descriptor_limit_works_or_is_refused() {
     if !has("python3") {
         return;
     }
@@ -203,7 +202,7 @@ fn a_mount_with_few_open_files_is_heard_or_refused() {
         }
         let at = env.sh("ulimit -n 64; envfs mount e").ok();
         let at = at.line().to_owned();
-        // Removed files that are open keep descriptors of the daemon, until there are none left.
+        // Removed files that are open keep descriptors of the daemon until it has none left.
         let hold = "import os, sys
 held = []
 try:
@@ -236,14 +235,14 @@ sys.stdin.read()";
         wait_for("free descriptors", || {
             env.sh(&format!("echo probe >'{at}/probe'")).code == 0
         });
-        work(&env, "e");
+        change_and_commit(&env, "e");
         env.envfs(&["unmount", "e"]).ok();
         env.verify("e");
     }
 }
 
 #[test]
-fn a_daemon_keeps_no_descriptor_of_its_caller() {
+fn daemon_closes_inherited_descriptors() {
     for env in TestEnv::of_all_users() {
         let source = env.import_sample("e");
         env.sh("exec 9>mine; flock 9; envfs run e true; exec 9>&-; flock -n mine true")
@@ -254,16 +253,18 @@ fn a_daemon_keeps_no_descriptor_of_its_caller() {
             let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
             links.map(|link| link.display().to_string()).collect()
         };
-        assert!(opened(&fds).iter().all(|link| !link.ends_with("/mine")));
+        let links = opened(&fds);
+        assert!(links.iter().any(|link| link.ends_with("/state.db")));
+        assert!(links.iter().all(|link| !link.ends_with("/mine")));
         env.envfs(&["unmount", "e"]).ok();
-        // The reader of a pipe sees its end, however the descriptor is numbered.
+        // The reader of a pipe sees its end, whatever the number of the inherited descriptor.
         for number in [3, 7] {
             env.sh(&format!(
                 "timeout 60 sh -c '(envfs run e true) 2>&1 {number}>&1 | cat'; envfs unmount e"
             ))
             .ok();
         }
-        // The same of a mount without a store.
+        // A mount without a store.
         if !has("mksquashfs") {
             return;
         }

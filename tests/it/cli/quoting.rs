@@ -1,4 +1,4 @@
-//! Names that would control a terminal, forge a line, or are not UTF-8.
+//! Names with terminal control sequences or line breaks, and names that are not UTF-8.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::{Run, TestEnv, run, wait_for};
 
-/// A name that clears the screen, sets a title, and would forge a line; and how it is shown.
+/// A name that clears the screen, sets the title and forges a line; and its escaped form.
 const EVIL: &[u8] = b"a\x1b[2J\x1b]0;t\x07\nenvfs: all is well\r\xff";
 const SHOWN: &str = r"a\033[2J\033]0;t\a\nenvfs: all is well\r\377";
 
@@ -21,9 +21,9 @@ fn evil(dir: &Path) -> PathBuf {
     dir.join(OsStr::from_bytes(EVIL))
 }
 
-/// Fails unless a text has the name in its harmless form and nothing that a terminal obeys.
+/// Fails unless a text contains the name in escaped form and no control characters.
 #[track_caller]
-fn assert_harmless(done: &Run, text: &str) {
+fn assert_escaped(done: &Run, text: &str) {
     let is_control = |c: char| c.is_control() && c != '\n' && c != '\t';
     assert!(!text.contains(is_control), "{text:?} of {done}");
     assert!(
@@ -48,7 +48,7 @@ fn bytes(value: &Value) -> Vec<u8> {
 }
 
 #[test]
-fn names_are_quoted_for_people_and_exact_for_programs() {
+fn paths_are_escaped_in_text_and_exact_in_json_and_nul_output() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -57,7 +57,7 @@ fn names_are_quoted_for_people_and_exact_for_programs() {
     fs::rename(prefix.join("lib/c.txt"), prefix.join("lib/ü -> x")).unwrap();
 
     let done = env.envfs(&["diff", "e"]).ok();
-    assert_harmless(&done, &done.out);
+    assert_escaped(&done, &done.out);
     let lines = [
         "A \"a\\033[2J",
         "A \"say \\\"x\\\"/\"\n",
@@ -67,11 +67,11 @@ fn names_are_quoted_for_people_and_exact_for_programs() {
         assert!(done.out.contains(line), "{line}: {done}");
     }
     let content = env.envfs(&["diff", "-c", "e"]).ok();
-    assert_harmless(&content, &content.out);
+    assert_escaped(&content, &content.out);
     let colored = env.envfs(&["--color", "always", "diff", "e"]).ok();
     let green = "\x1b[32mA\x1b[0m \"a\\033[2J";
     assert!(colored.out.contains(green), "{colored}");
-    // What programs read is exact.
+    // Output for programs is exact.
     let mut command = env.envfs_command(&["diff", "-z", "e"]);
     let output = command.output().unwrap().stdout;
     let fields: Vec<&[u8]> = output.split(|&byte| byte == 0).collect();
@@ -91,13 +91,13 @@ fn names_are_quoted_for_people_and_exact_for_programs() {
         .map(|one| bytes(&one["path"]));
     assert!(paths.into_iter().any(|path| path == EVIL), "{json}");
 
-    // Errors, of this process and of the daemon.
+    // Errors of this process and of the daemon.
     for words in [&["diff", "e"][..], &["discard", "-y", "e"]] {
         let mut command = env.envfs_command(words);
         command.arg(evil(Path::new("/outside")));
         let done = run(command);
         assert_eq!(done.code, 2, "{done}");
-        assert_harmless(&done, &done.err);
+        assert_escaped(&done, &done.err);
     }
     let commands: [(&[&str], &[&str]); 7] = [
         (&["import"], &["x"]),
@@ -110,16 +110,16 @@ fn names_are_quoted_for_people_and_exact_for_programs() {
     ];
     for (before, after) in commands {
         let mut command = env.envfs_command(before);
-        command.arg(evil(Path::new("/nowhere"))).args(after);
+        command.arg(evil(&env.work().join("missing"))).args(after);
         let done = run(command);
         assert_ne!(done.code, 0, "{done}");
         if before.contains(&"-e") || before.contains(&"create") {
             assert!(!done.err.contains('\x1b'), "{done}");
         } else {
-            assert_harmless(&done, &done.err);
+            assert_escaped(&done, &done.err);
         }
     }
-    // Also what the parser of the command line complains about.
+    // Errors of the command line parser.
     for words in [
         &["status", "--no-\x1b[2J"][..],
         &["--color=\x1b[2J", "list"],
@@ -145,7 +145,7 @@ fn names_are_quoted_for_people_and_exact_for_programs() {
 }
 
 #[test]
-fn images_are_listed_harmlessly() {
+fn image_listings_escape_control_characters() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("source");
     env.write(&source.join("plain"), "x");
@@ -155,7 +155,7 @@ fn images_are_listed_harmlessly() {
     env.user().give_tree(&source);
     env.envfs(&["image", "pack", "source", "image"]).ok();
     let done = env.envfs(&["image", "ls", "-R", "image"]).ok();
-    assert_harmless(&done, &done.out);
+    assert_escaped(&done, &done.out);
     assert!(done.out.contains("link -> \"a\\033"), "{done}");
     assert_eq!(done.out.lines().count(), 4, "{done}");
     let output = env
@@ -174,24 +174,24 @@ fn images_are_listed_harmlessly() {
         let mut command = env.envfs_command(&["image", action, "image"]);
         command.arg(evil(Path::new("none")));
         let done = run(command);
-        assert_harmless(&done, &done.err);
+        assert_escaped(&done, &done.err);
     }
 }
 
 #[test]
-fn who_uses_a_mount_is_told_harmlessly() {
+fn names_of_processes_using_a_mount_are_escaped() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");
     fs::write(evil(&prefix), "x").unwrap();
-    // The name of a process is what its program is called.
+    // The kernel takes the name of a process from its program.
     let program = env.work().join(OsStr::from_bytes(b"p\x1b[2J\nenvfs: q"));
     fs::copy("/bin/sleep", &program).unwrap();
     env.user().give(&program);
     let mut command = env.command(&program);
     let file = File::open(evil(&prefix)).unwrap();
     let mut user = command.arg("60").stdin(Stdio::from(file)).spawn().unwrap();
-    // It has the file, too.
+    // `command` has the file open, too.
     drop(command);
     let comm = format!("/proc/{}/comm", user.id());
     wait_for("the program", || {
@@ -212,15 +212,15 @@ fn who_uses_a_mount_is_told_harmlessly() {
     env.envfs(&["unmount", "e"]).ok();
 }
 
-/// A path in which no name is UTF-8.
-fn odd(dir: &Path) -> PathBuf {
+/// Returns a path in a directory whose last component is not UTF-8.
+fn not_utf8(dir: &Path) -> PathBuf {
     dir.join(OsString::from_vec(b"odd \xff'".to_vec()))
 }
 
 #[test]
-fn a_store_and_a_prefix_of_any_bytes_work_everywhere() {
+fn store_and_prefix_need_not_be_utf8() {
     let Some(env) = TestEnv::new() else { return };
-    let home = odd(&env.root().join("home"));
+    let home = not_utf8(&env.root().join("home"));
     fs::create_dir(&home).unwrap();
     env.user().give(&home);
     let env = env.with_store(&home.join("store"));
@@ -229,8 +229,8 @@ fn a_store_and_a_prefix_of_any_bytes_work_everywhere() {
     let mut command = env.envfs_command(&["create", "x", "--prefix"]);
     command.arg(evil(&env.work()));
     let done = run(command).fails(2, &["control character"]);
-    assert_harmless(&done, &done.err);
-    let prefix = odd(&env.work()).join("prefix");
+    assert_escaped(&done, &done.err);
+    let prefix = not_utf8(&env.work()).join("prefix");
     for (name, at) in [("a", None), ("b", Some(&prefix))] {
         let mut command = env.envfs_command(&["import", "--json", "source", name]);
         if let Some(at) = at {
@@ -240,7 +240,7 @@ fn a_store_and_a_prefix_of_any_bytes_work_everywhere() {
         let at = at.map_or_else(|| env.prefix(name), Clone::clone);
         assert_eq!(bytes(&done.json()["prefix"]), at.as_os_str().as_bytes());
 
-        // The path goes through a command substitution, byte for byte.
+        // The path is printed byte for byte, as a command substitution needs it.
         let mut command = env.envfs_command(&["mount", name]);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -272,6 +272,7 @@ fn a_store_and_a_prefix_of_any_bytes_work_everywhere() {
         env.envfs(&["run", name, "tool"]).ok();
         for (shell, hook) in [("bash", "bash"), ("zsh", "zsh"), ("dash", "posix")] {
             if crate::support::find(shell).is_none() {
+                crate::support::skip(&format!("no {shell}"));
                 continue;
             }
             let script = format!(
@@ -293,7 +294,11 @@ fn a_store_and_a_prefix_of_any_bytes_work_everywhere() {
     assert!(shown.out.contains("odd \\377'"), "{shown}");
     assert_eq!(env.envfs(&["list", "-z"]).ok().out, "a\0b\0");
     env.envfs(&["doctor", "--json"]).json();
-    env.envfs(&["doctor"]);
+    let doctor = env.envfs(&["doctor"]);
+    assert!(
+        doctor.code <= 1 && !doctor.out.contains(['\x1b', '\u{fffd}']),
+        "{doctor}"
+    );
     env.envfs(&["gc"]).ok();
     env.mount("a");
     env.envfs(&["unmount", "--all"]).ok();

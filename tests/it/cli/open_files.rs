@@ -1,4 +1,4 @@
-//! What programs hold while changes are thrown away.
+//! Files and directories that programs hold open during a discard or rollback.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +19,7 @@ fn mounted() -> Option<(TestEnv, PathBuf)> {
     Some((env, prefix))
 }
 
-/// A program that does nothing but be in a directory.
+/// A process whose working directory is in the mount.
 struct Sleeper(Child);
 
 impl Sleeper {
@@ -38,7 +38,7 @@ impl Drop for Sleeper {
 }
 
 #[test]
-fn a_changed_file_that_was_removed_shows_what_was_committed() {
+fn discard_restores_a_changed_file_removed_while_open() {
     for words in [&["discard", "-y", "e"][..], &["discard", "-y", "e", "file"]] {
         let Some((env, prefix)) = mounted() else {
             return;
@@ -58,7 +58,7 @@ fn a_changed_file_that_was_removed_shows_what_was_committed() {
 }
 
 #[test]
-fn a_removed_directory_that_somebody_is_in_comes_back_alive() {
+fn discard_and_rollback_revive_a_removed_working_directory() {
     for words in [
         &["discard", "-y", "e"][..],
         &["discard", "-y", "e", "dir"],
@@ -81,7 +81,7 @@ fn a_removed_directory_that_somebody_is_in_comes_back_alive() {
 }
 
 #[test]
-fn who_appends_goes_on_where_the_end_is_after_changes_are_thrown_away() {
+fn appends_continue_at_the_restored_end_of_file() {
     for words in [
         &["discard", "-y", "e"][..],
         &["discard", "-y", "e", "file"],
@@ -91,7 +91,7 @@ fn who_appends_goes_on_where_the_end_is_after_changes_are_thrown_away() {
             return;
         };
         let path = prefix.join("file");
-        // Once from behind the end that is back, once from before it.
+        // From a file longer, and from one shorter than the restored one.
         for (change, size) in [("longer and longer", 17), ("", 0)] {
             let mut log = fs::File::options().append(true).open(&path).unwrap();
             fs::write(&path, change).unwrap();
