@@ -1,4 +1,4 @@
-//! An image mounted by itself, and a plain directory of ext4 to compare it with.
+//! Images mounted without a store, and a plain directory on ext4 as a reference.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,15 +10,15 @@ use nix::unistd::Pid;
 
 use crate::support::{Run, TestEnv, User, find, has, is_alive, run, skip_allowed, wait_for};
 
-/// An image, mounted writable by `envfs mount --image`.
+/// Images mounted writable by `envfs mount --image`.
 pub(crate) struct Direct {
     pub(crate) env: TestEnv,
     options: String,
-    /// Images below the first.
+    /// The images below the top one.
     below: Vec<PathBuf>,
 }
 
-/// Packs a directory with the usual tool.
+/// Packs a directory with `mksquashfs`.
 fn pack(source: &Path, image: &Path, user: &User) {
     let mut pack = Command::new("mksquashfs");
     pack.arg(source)
@@ -30,12 +30,12 @@ fn pack(source: &Path, image: &Path, user: &User) {
 }
 
 impl Direct {
-    /// Packs a directory and mounts it; the mount can be used.
+    /// Packs a directory and mounts the image.
     pub(crate) fn of(env: TestEnv, source: &Path, options: &str) -> Option<Direct> {
         Direct::of_several(env, &[source], options)
     }
 
-    /// The same of several directories, one over another, the first on top.
+    /// Packs several directories and mounts the images as a stack, the first on top.
     pub(crate) fn of_several(env: TestEnv, sources: &[&Path], options: &str) -> Option<Direct> {
         if !has("mksquashfs") {
             return None;
@@ -52,14 +52,14 @@ impl Direct {
         fs::create_dir_all(direct.at()).unwrap();
         direct.env.user().give(&direct.at());
         if direct.env.user().is_root() {
-            // Others must get there.
+            // Other users need access to the mount point.
             fs::set_permissions(direct.env.work(), PermissionsExt::from_mode(0o755)).unwrap();
         }
         direct.mount();
         Some(direct)
     }
 
-    /// An empty directory as an image, mounted.
+    /// Mounts an image of an empty directory.
     pub(crate) fn empty(env: TestEnv, options: &str) -> Option<Direct> {
         let source = env.work().join("nothing");
         fs::create_dir(&source).unwrap();
@@ -71,19 +71,19 @@ impl Direct {
         self.env.work().join("image.sqfs")
     }
 
-    /// All images, top first.
+    /// Returns all images, top first.
     pub(crate) fn images(&self) -> Vec<PathBuf> {
         let mut all = vec![self.image()];
         all.extend(self.below.iter().cloned());
         all
     }
 
-    /// Where changes are kept.
+    /// Returns the directory of the changes.
     pub(crate) fn upper(&self) -> PathBuf {
         self.env.work().join("changes")
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub(crate) fn at(&self) -> PathBuf {
         self.env.work().join("at")
     }
@@ -124,7 +124,7 @@ impl Direct {
 impl Drop for Direct {
     fn drop(&mut self) {
         let daemon = daemon_of(&self.at());
-        // It may have been unmounted.
+        // Fails if the test has unmounted it.
         self.env.unmount(&self.at());
         if let Some(pid) = daemon {
             let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
@@ -153,7 +153,7 @@ fn daemon_of(at: &Path) -> Option<Pid> {
         .map(Pid::from_raw)
 }
 
-/// A directory on ext4 of its own: the reference. None, and said so, where there is no ext4.
+/// Creates a directory on a new ext4 file system. Skips the test and returns None if that is impossible.
 pub(crate) fn plain_directory(env: &TestEnv) -> Option<PathBuf> {
     let at = env.root().join("plain");
     fs::create_dir(&at).unwrap();
@@ -170,12 +170,12 @@ pub(crate) fn plain_directory(env: &TestEnv) -> Option<PathBuf> {
             .args(["-o", "loop,nosuid,nodev,noatime"])
             .arg(&file)
             .arg(&at);
-        // Where loop devices are missing, the file system that is there may do.
+        // Without loop devices this fails, and /tmp may be on ext4.
         run(mount);
     }
     let kind = nix::sys::statfs::statfs(&at).unwrap().filesystem_type();
     if kind != nix::sys::statfs::EXT4_SUPER_MAGIC {
-        skip_allowed("no ext4 to compare with");
+        skip_allowed("no ext4 as a reference");
         return None;
     }
     let dir = at.join("dir");
@@ -194,12 +194,13 @@ fn write_some(dir: &Path) {
 fn source(env: &TestEnv) -> PathBuf {
     let source = env.work().join("source");
     for name in ["lower", "gone"] {
-        env.write(&source.join(name), "as it was");
+        env.write(&source.join(name), "original");
     }
     source
 }
 
-fn look(env: &TestEnv, at: &Path) -> String {
+/// Returns names and content of the files in a directory.
+fn contents(env: &TestEnv, at: &Path) -> String {
     let script = format!(
         "cd '{}'; for f in *; do echo $f $(cat $f); done",
         at.display()
@@ -208,7 +209,7 @@ fn look(env: &TestEnv, at: &Path) -> String {
 }
 
 #[test]
-fn an_image_is_mounted_without_a_store_and_its_changes_are_kept() {
+fn mount_without_a_store_keeps_changes() {
     for env in TestEnv::of_all_users() {
         let source = source(&env);
         let Some(direct) = Direct::of(env, &source, "fsname=some name,subtype=other") else {
@@ -227,25 +228,25 @@ fn an_image_is_mounted_without_a_store_and_its_changes_are_kept() {
         );
         env.sh(&change).ok();
         let expected = "lower changed\nnew new\n";
-        assert_eq!(look(env, &at), expected);
+        assert_eq!(contents(env, &at), expected);
         direct.remount();
-        assert_eq!(look(env, &at), expected);
-        // Killed, and mounted anew over what it left.
+        assert_eq!(contents(env, &at), expected);
+        // Mounted again after a kill.
         env.sh(&format!("echo late >'{}/late'", at.display())).ok();
         direct.kill();
         direct.mount();
-        assert_eq!(look(env, &at), format!("late late\n{expected}"));
+        assert_eq!(contents(env, &at), format!("late late\n{expected}"));
         assert_eq!(
             crate::support::mounts_below(&at).len(),
             1,
-            "no mount on a mount"
+            "the dead mount was not detached"
         );
-        assert!(!env.store().exists(), "nobody needs a store");
+        assert!(!env.store().exists(), "a store was created");
     }
 }
 
 #[test]
-fn a_read_only_mount_needs_nothing_but_the_image() {
+fn read_only_mount_needs_only_the_image() {
     for env in TestEnv::of_all_users() {
         let source = source(&env);
         let Some(direct) = Direct::of(env, &source, "") else {
@@ -264,13 +265,13 @@ fn a_read_only_mount_needs_nothing_but_the_image() {
         let refused = env.sh(&format!(
             "cat '{a}/lower'; ! rm '{a}/lower' && ! touch '{a}/x'"
         ));
-        assert_eq!(refused.clone().ok().out, "as it was");
+        assert_eq!(refused.clone().ok().out, "original");
         assert_eq!(refused.err.matches(words).count(), 2, "{refused}");
     }
 }
 
 #[test]
-fn what_is_wrong_with_a_mount_is_said_by_the_command() {
+fn invalid_mounts_are_refused_with_the_reason() {
     let Some(env) = TestEnv::new() else { return };
     let source = source(&env);
     let Some(direct) = Direct::of(env, &source, "") else {
@@ -297,9 +298,9 @@ fn what_is_wrong_with_a_mount_is_said_by_the_command() {
         (vec!["--image", image, at], 2, "--upper"),
         (vec!["--image", image, "-o", "ro"], 2, "no mount point"),
         (
-            vec!["--image", image, "-o", "ro", "/nowhere"],
+            vec!["--image", image, "-o", "ro", "no/mount/point"],
             2,
-            "/nowhere",
+            "no/mount/point",
         ),
         (
             vec!["--image", image, "-o", "ro,frozen", at],
@@ -319,9 +320,9 @@ fn what_is_wrong_with_a_mount_is_said_by_the_command() {
     }
     assert!(
         !env.work().join("other").exists(),
-        "a refusal leaves nothing"
+        "a refused mount created its state"
     );
-    // Another image under the same changes would be nonsense.
+    // The changes belong to the original image.
     let other = env.work().join("other-source");
     env.write(&other.join("x"), "x");
     let mut pack = Command::new("mksquashfs");
@@ -334,7 +335,7 @@ fn what_is_wrong_with_a_mount_is_said_by_the_command() {
 }
 
 #[test]
-fn it_is_a_helper_of_mount() {
+fn works_as_a_helper_of_mount() {
     let Some(env) = TestEnv::new() else { return };
     let source = source(&env);
     let Some(direct) = Direct::of(env, &source, "") else {
@@ -345,7 +346,7 @@ fn it_is_a_helper_of_mount() {
     direct.unmount();
     let helper = env.work().join("mount.fuse.envfs");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_envfs"), &helper).unwrap();
-    // As mount(8) calls it, for: mount -t fuse.envfs -o upper=…,rw IMAGE DIR
+    // As mount(8) calls it for `mount -t fuse.envfs -o upper=…,rw IMAGE DIR`.
     let mut command = env.command(&helper);
     let upper = format!(
         "rw,noatime,upper={0},state={0}/state.db",
@@ -356,10 +357,10 @@ fn it_is_a_helper_of_mount() {
         .arg(&at)
         .args(["-n", "-o", &upper, "-t", "fuse.envfs"]);
     run(command).ok();
-    assert_eq!(look(env, &at), "lower changed\nnew new\n");
+    assert_eq!(contents(env, &at), "lower changed\nnew new\n");
 }
 
-/// Mounts by a shell that has limits.
+/// Mounts from a shell with resource limits.
 fn mount_under(direct: &Direct, limits: &str) {
     direct.unmount();
     let mount = format!(
@@ -372,7 +373,7 @@ fn mount_under(direct: &Direct, limits: &str) {
 }
 
 #[test]
-fn the_limits_of_a_shell_are_not_those_of_a_mount() {
+fn limits_of_the_shell_do_not_break_a_mount() {
     for env in TestEnv::of_all_users() {
         let Some(direct) = Direct::empty(env, "") else {
             return;
@@ -389,12 +390,12 @@ fn the_limits_of_a_shell_are_not_those_of_a_mount() {
         };
         assert_eq!(of("Max open files"), ["100", "100"]);
         assert_eq!(of("Max file size"), ["2048000", "2048000"]);
-        // More files than may be open at once, each wanted twice.
+        // Uses more files than can be open at once, each of them twice.
         let (env, at) = (&direct.env, direct.at());
         let many = "for d in a b c; do mkdir $d; for n in $(seq 60); do mkdir $d/$n; echo $d$n >$d/$n/f; done; done
              for d in a b c; do for n in $(seq 60); do test $(cat $d/$n/f) = $d$n; echo x >>$d/$n/f; done; done";
         env.sh(&format!("cd '{}'; {many}", at.display())).ok();
-        // What fits is written, and counted; what does not is an error and nobody's death.
+        // Writes up to the file size limit succeed; beyond it they fail with EFBIG and kill nothing.
         if !has("python3") {
             return;
         }
@@ -422,7 +423,7 @@ assert os.pread(other, 1, 1_600_000) == b'x'
 }
 
 #[test]
-fn a_directory_of_changes_that_others_can_write_to_is_refused() {
+fn upper_writable_by_others_is_refused() {
     for env in TestEnv::of_all_users() {
         let Some(direct) = Direct::empty(env, "") else {
             return;
@@ -454,7 +455,7 @@ fn a_directory_of_changes_that_others_can_write_to_is_refused() {
         for entry in walkdir::WalkDir::new(&upper).min_depth(1) {
             let entry = entry.unwrap();
             let (meta, name) = (entry.metadata().unwrap(), entry.file_name());
-            // Links have no permissions, the file of the mount its own, in a directory of its owner.
+            // Symbolic links have no permissions, and files of the mount have their own.
             let is_ours = !meta.is_symlink() && name != "f";
             let mode = meta.permissions().mode() & 0o077;
             assert!(!is_ours || mode == 0, "{}", entry.path().display());
@@ -467,7 +468,7 @@ fn a_directory_of_changes_that_others_can_write_to_is_refused() {
     }
 }
 
-/// The options of a mount and of its file system, as the mount table has them.
+/// Returns the options of a mount and of its file system from the mount table.
 fn options_of(at: &Path) -> String {
     let table = fs::read("/proc/self/mountinfo").unwrap();
     let table = String::from_utf8_lossy(&table).into_owned();
@@ -477,7 +478,7 @@ fn options_of(at: &Path) -> String {
     format!(",{},{},", fields[5], fields.last().unwrap())
 }
 
-/// Calls the program as mount(8) calls a helper.
+/// Runs envfs as mount(8) runs a helper.
 fn helper(direct: &Direct, options: &str) -> Run {
     let helper = direct.env.work().join("mount.fuse.envfs");
     if !helper.exists() {
@@ -490,7 +491,7 @@ fn helper(direct: &Direct, options: &str) -> Run {
 }
 
 #[test]
-fn what_mount_and_fstab_pass_is_done_or_is_advice() {
+fn mount_and_fstab_options_are_applied_or_ignored() {
     for env in TestEnv::of_all_users() {
         let source = source(&env);
         let Some(direct) = Direct::of(env, &source, "") else {
@@ -517,7 +518,7 @@ fn what_mount_and_fstab_pass_is_done_or_is_advice() {
         assert!(options.contains(",noexec,"), "{options}");
         assert!(options.contains(",sync,"), "{options}");
         env.sh(&format!(
-            "cd '{}'; cp /bin/true .; mkdir d; mv true d; chmod 700 d; ! d/true; rm -r d",
+            "cd '{}'; cp /bin/true .; mkdir d; mv true d; chmod 700 d; ! d/true || exit 1; rm -r d",
             at.display()
         ))
         .ok();
@@ -537,14 +538,14 @@ fn what_mount_and_fstab_pass_is_done_or_is_advice() {
 }
 
 #[test]
-fn a_mount_is_changed_by_remounting() {
+fn remount_changes_options() {
     for env in TestEnv::of_all_users() {
         let source = source(&env);
         let Some(direct) = Direct::of(env, &source, "") else {
             return;
         };
         let (env, at) = (&direct.env, direct.at());
-        // mount(8) puts what the mount table has before what the user asks for.
+        // mount(8) passes the options in the mount table before those of the user.
         let table = "rw,nosuid,nodev,relatime,user_id=0,group_id=0,default_permissions,allow_other";
         if !env.user().is_root() {
             helper(&direct, &format!("{table},remount,ro")).fails(1, &["Operation not permitted"]);
@@ -561,7 +562,7 @@ fn a_mount_is_changed_by_remounting() {
         helper(&direct, &format!("{table},remount,ro,noexec")).ok();
         write(false);
         assert!(options_of(&at).contains(",nosuid,nodev,noexec,"));
-        assert_eq!(fs::read_to_string(at.join("lower")).unwrap(), "as it was");
+        assert_eq!(fs::read_to_string(at.join("lower")).unwrap(), "original");
         let words = ["mount", "-o", "remount,rw,exec", at.to_str().unwrap()];
         env.envfs(&words).ok();
         write(true);
@@ -574,7 +575,7 @@ fn a_mount_is_changed_by_remounting() {
         }
         env.envfs(&["mount", "-o", "remount,ro", "/proc"])
             .fails(2, &["/proc is not a mount of envfs"]);
-        // An image alone has no place for changes.
+        // A mount without an upper cannot become writable.
         direct.unmount();
         helper(&direct, "ro").ok();
         helper(&direct, "remount,rw").fails(2, &["without a directory for changes"]);
@@ -583,7 +584,7 @@ fn a_mount_is_changed_by_remounting() {
     }
 }
 
-/// Runs a shell command as somebody else.
+/// Runs a shell command as the user nobody.
 fn as_nobody(script: &str) -> Run {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new("/bin/sh");
@@ -592,10 +593,10 @@ fn as_nobody(script: &str) -> Run {
 }
 
 #[test]
-fn what_root_mounts_is_as_visible_as_a_plain_directory() {
+fn mounts_of_root_are_visible_to_other_users() {
     let Some(env) = TestEnv::new() else { return };
     if !env.user().is_root() {
-        return crate::support::skip("needs root");
+        return skip_allowed("needs root");
     }
     let source = source(&env);
     let Some(direct) = Direct::of(env, &source, "") else {
@@ -607,28 +608,28 @@ fn what_root_mounts_is_as_visible_as_a_plain_directory() {
 }
 
 #[test]
-fn rights_that_a_write_takes_away_are_not_given_any_more() {
+fn writes_drop_set_user_id_at_once() {
     let Some(env) = TestEnv::new() else { return };
     if !env.user().is_root() {
-        return crate::support::skip("needs root");
+        return skip_allowed("needs root");
     }
     let source = env.work().join("source");
     for name in ["written", "allocated", "copied", "cut"] {
         fs::create_dir_all(&source).unwrap();
         fs::copy("/bin/sh", source.join(name)).unwrap();
-        // Set for everybody to write: the bits that count are those of the owner.
+        // Writable for all users, so that nobody can write it.
         fs::set_permissions(source.join(name), PermissionsExt::from_mode(0o4777)).unwrap();
     }
     let Some(direct) = Direct::of(env, &source, "suid") else {
         return;
     };
     let at = direct.at();
-    let who = |name: &str| {
+    let runs_as = |name: &str| {
         let run = as_nobody(&format!("'{}/{name}' -pc 'id -u'", at.display()));
         run.ok().out
     };
     for name in ["written", "allocated", "copied", "cut"] {
-        assert_eq!(who(name), "0\n", "{name}: set-user-id counts here");
+        assert_eq!(runs_as(name), "0\n", "{name}: before the write");
         let path = at.join(name);
         let change = match name {
             "written" => "dd if=/bin/sh of=\"$F\" bs=64 count=1 conv=notrunc",
@@ -637,6 +638,6 @@ fn rights_that_a_write_takes_away_are_not_given_any_more() {
             _ => "truncate -s +1 \"$F\"",
         };
         as_nobody(&format!("F='{}'; {change}", path.display())).ok();
-        assert_eq!(who(name), "65534\n", "{name}");
+        assert_eq!(runs_as(name), "65534\n", "{name}");
     }
 }

@@ -1,10 +1,10 @@
-//! The examples of `docs/semantics.md`, replayed.
+//! Runs the examples in `docs/semantics.md`.
 
 use super::direct::Direct;
 use crate::support::{TestEnv, samples};
 
 #[test]
-fn the_examples_of_the_documented_semantics_are_true() {
+fn examples_in_semantics_md_pass() {
     let text = include_str!("../../../docs/semantics.md");
     let examples: Vec<&str> = text
         .split("```sh\n")

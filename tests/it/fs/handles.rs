@@ -1,11 +1,11 @@
-//! File handles, which name objects by their identity.
+//! File handles (`name_to_handle_at`).
 
 use std::path::Path;
 
-use crate::support::{Run, TestEnv, has, run, skip};
+use crate::support::{Run, TestEnv, has, run, skip_allowed};
 
-/// `name PATH…` prints a handle a line; `open DIR HANDLE…` opens each and prints what it is; `write DIR
-/// HANDLE TEXT` writes to the beginning of one.
+/// `name PATH…` prints the handles; `open DIR HANDLE…` opens them and describes the objects; `write DIR
+/// HANDLE TEXT` writes to the start of a file.
 const SCRIPT: &str = r#"
 import ctypes, errno, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -53,13 +53,13 @@ fn word(path: &Path) -> &str {
 }
 
 #[test]
-fn handles_of_objects_are_good_as_long_as_they_have_names() {
+fn file_handles_are_valid_while_an_object_has_a_name() {
     if !has("python3") {
         return;
     }
     let Some(env) = TestEnv::new() else { return };
     if !env.user().is_root() {
-        return skip("opening by handle needs root");
+        return skip_allowed("opening by handle needs root");
     }
     env.import_sample("e");
     let at = env.mount("e");
@@ -68,7 +68,7 @@ fn handles_of_objects_are_good_as_long_as_they_have_names() {
         at.display()
     ))
     .ok();
-    // Each with what its handle leads to after the changes below.
+    // Paths, and what their handles refer to after the changes below.
     let expected = [
         ("lib/c.txt", "file gamma"),
         ("lib/a.txt", "file alpha"),
@@ -102,8 +102,8 @@ fn handles_of_objects_are_good_as_long_as_they_have_names() {
         }
         assert_eq!(said.lines().count(), expected.len());
     };
-    check("while the kernel knows them");
-    // The kernel knows nothing of a mount anew.
+    check("with the kernel's caches");
+    // After a remount, the kernel's caches are empty.
     let remount = || {
         env.envfs(&["unmount", "e"]).ok();
         env.mount("e");
@@ -114,14 +114,14 @@ fn handles_of_objects_are_good_as_long_as_they_have_names() {
     check("after a commit");
     remount();
     check("after a commit and a remount");
-    // What is copied up without a look at its name gets it all the same.
+    // A file that is copied up without a lookup of its name is found by its name.
     remount();
     python(&env, &["write", word(&at), handles[0], "GAMMA"]);
     python(&env, &["write", word(&at), handles[2], "X"]);
-    let look = format!("cd '{}'; cat lib/c.txt moved/x", at.display());
-    assert_eq!(env.sh(&look).ok().out, "GAMMA\nX");
+    let content = format!("cd '{}'; cat lib/c.txt moved/x", at.display());
+    assert_eq!(env.sh(&content).ok().out, "GAMMA\nX");
     remount();
-    assert_eq!(env.sh(&look).ok().out, "GAMMA\nX");
+    assert_eq!(env.sh(&content).ok().out, "GAMMA\nX");
     env.envfs(&["commit", "-q", "e"]).ok();
-    assert_eq!(env.sh(&look).ok().out, "GAMMA\nX");
+    assert_eq!(env.sh(&content).ok().out, "GAMMA\nX");
 }

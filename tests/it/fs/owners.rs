@@ -1,12 +1,12 @@
-//! Who owns what: images of others, and `fakeroot`.
+//! Owners of files: images of other users, and `fakeroot`.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::support::{TestEnv, has, images, run};
 
-/// An ordinary user with `root.sqfs`, an image of root's in which `own` is the user's and `other` a third
-/// one's.
+/// An ordinary user with `root.sqfs`, an image whose files belong to root, except `own`, which belongs to the
+/// user, and `other`, which belongs to a third user.
 fn with_image_of_root() -> Option<TestEnv> {
     let env = TestEnv::as_tester()?;
     if !has("mksquashfs") || !has("unsquashfs") {
@@ -27,7 +27,7 @@ fn with_image_of_root() -> Option<TestEnv> {
     Some(env)
 }
 
-/// `path uid/gid` of everything in an image, as others read it.
+/// Lists `path uid/gid` of everything in an image with `unsquashfs`.
 fn owners_in(env: &TestEnv, image: &Path) -> Vec<String> {
     let mut list = env.command("unsquashfs");
     list.arg("-lln").arg(image);
@@ -46,18 +46,18 @@ fn owners_in(env: &TestEnv, image: &Path) -> Vec<String> {
 }
 
 #[test]
-fn owners_in_an_image_of_others_stay_whatever_is_written_anew() {
+fn commit_keeps_owners_of_an_image_of_another_user() {
     let Some(env) = with_image_of_root() else {
         return;
     };
     let (uid, gid) = (env.user().uid(), env.user().gid());
     env.envfs(&["import", "-q", "root.sqfs", "e"]).ok();
     let at = env.mount("e").display().to_string();
-    let look = format!("cd '{at}'; stat -c '%n %u/%g' . *");
+    let owners = format!("cd '{at}'; stat -c '%n %u/%g' . *");
     let seen = format!(
         ". {uid}/{gid}\nother 4242/4242\nown {uid}/{gid}\nplain {uid}/{gid}\nsecret {uid}/{gid}\n"
     );
-    assert_eq!(env.sh(&look).ok().out, seen);
+    assert_eq!(env.sh(&owners).ok().out, seen);
     let expected = |more: &[&str]| {
         let mut all: Vec<String> = ["0/0", "other 4242/4242", "plain 0/0", "secret 0/0"]
             .map(String::from)
@@ -68,7 +68,7 @@ fn owners_in_an_image_of_others_stay_whatever_is_written_anew() {
         all.sort();
         all
     };
-    // Content, mode, and a new name for each; then everything.
+    // Changes of content, mode and names; the second commit rewrites the whole image.
     env.sh(&format!(
         "cd '{at}'; echo more >>own; chmod 640 plain; echo new >new; mkdir dir; : >dir/file"
     ))
@@ -86,11 +86,10 @@ fn owners_in_an_image_of_others_stay_whatever_is_written_anew() {
         let all = env
             .sh(&format!("cd '{at}'; find . -user {uid} | wc -l"))
             .ok();
-        assert_eq!(all.line(), "7", "all but what is somebody else's");
+        assert_eq!(all.line(), "7", "all but `other` belong to the user");
         env.sh(&format!("touch '{at}/plain'")).ok();
     }
-    // The number of the image's owner cannot be told from the user's: it is nobody's to have. The user
-    // may say again who they are.
+    // Changing the owner of own files to oneself is allowed.
     env.sh(&format!(
         "cd '{at}'; chown {uid}:{gid} plain own; chgrp {gid} new"
     ))
@@ -100,7 +99,7 @@ fn owners_in_an_image_of_others_stay_whatever_is_written_anew() {
 }
 
 #[test]
-fn a_user_with_fakeroot_gives_files_away_and_reads_what_is_not_theirs() {
+fn fakeroot_allows_chown_and_reading_foreign_files() {
     let Some(env) = with_image_of_root() else {
         return;
     };
@@ -114,10 +113,10 @@ fn a_user_with_fakeroot_gives_files_away_and_reads_what_is_not_theirs() {
     env.envfs(&["unmount", "e"]).ok();
 
     env.envfs(&["mount", "--fakeroot", "e"]).ok();
-    // Again it is what it is already; and who asks for less gets it, too.
+    // Repeating the mount succeeds, also without the option.
     env.envfs(&["mount", "--fakeroot", "e"]).ok();
     env.envfs(&["mount", "e"]).ok();
-    let look = format!("cd '{at}'; stat -c '%n %u/%g %a' . *");
+    let owners = format!("cd '{at}'; stat -c '%n %u/%g %a' . *");
     env.sh(&format!(
         "cd '{at}'; test $(stat -c %u secret) = 0; cat secret; : >new; echo more >>other
          chown 0:0 new; chown 7:8 plain; chmod 0 new; echo written >>new; chown -h 9:9 . ; chgrp 5 own
@@ -127,14 +126,14 @@ fn a_user_with_fakeroot_gives_files_away_and_reads_what_is_not_theirs() {
     let seen = format!(
         ". 9/9 755\nnew 0/0 0\nother 4242/4242 711\nown {uid}/5 644\nplain 7/8 644\nsecret 0/0 600\n"
     );
-    assert_eq!(env.sh(&look).ok().out, seen);
+    assert_eq!(env.sh(&owners).ok().out, seen);
     env.envfs(&["commit", "-q", "e"]).ok();
-    assert_eq!(env.sh(&look).ok().out, seen, "a commit changes nothing");
+    assert_eq!(env.sh(&owners).ok().out, seen, "after the commit");
     let kept = owners_in(&env, &images::current(&env, "e"));
     assert!(kept.contains(&String::from("plain 7/8")), "{kept:?}");
     assert!(kept.contains(&String::from(" 9/9")), "{kept:?}");
 
-    // Without it the user is again who owns what the image's owner owns, and no more.
+    // Without fakeroot, files of the image's owner appear as the user's, and no others.
     env.sh(&format!("chown 0:0 '{at}/own'; chown 12 '{at}/plain'"))
         .ok();
     env.envfs(&["unmount", "e"]).ok();
@@ -142,7 +141,7 @@ fn a_user_with_fakeroot_gives_files_away_and_reads_what_is_not_theirs() {
     let seen = format!(
         ". 9/9 755\nnew {uid}/{gid} 0\nother 4242/4242 711\nown {uid}/{gid} 644\nplain 12/8 644\nsecret {uid}/{gid} 600\n"
     );
-    assert_eq!(env.sh(&look).ok().out, seen);
+    assert_eq!(env.sh(&owners).ok().out, seen);
     let refused = env.sh(&format!("echo x >>'{at}/plain'"));
     assert!(refused.err.contains("ermission denied"), "{refused}");
     env.sh(&format!("echo x >>'{at}/own'")).ok();
@@ -150,7 +149,7 @@ fn a_user_with_fakeroot_gives_files_away_and_reads_what_is_not_theirs() {
 }
 
 #[test]
-fn an_image_by_itself_can_be_mounted_with_fakeroot() {
+fn fakeroot_works_without_a_store() {
     let Some(env) = with_image_of_root() else {
         return;
     };
@@ -180,10 +179,10 @@ fn an_image_by_itself_can_be_mounted_with_fakeroot() {
 }
 
 #[test]
-fn root_is_told_that_it_needs_no_fakeroot() {
+fn fakeroot_is_refused_for_root() {
     let Some(env) = TestEnv::new() else { return };
     if env.user().uid() != 0 {
-        return crate::support::skip_allowed("not root");
+        return crate::support::skip_allowed("needs root");
     }
     env.import_sample("e");
     env.envfs(&["mount", "--fakeroot", "e"])

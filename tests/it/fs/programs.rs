@@ -1,7 +1,7 @@
-//! Package managers and other large programs in a mount, for each user: what they leave is the same
-//! after a commit and a remount.
+//! Package managers and other large programs in a mount, for each user. A commit and a remount must not change
+//! the resulting tree.
 //!
-//! What comes from a registry needs the network, and says that it is skipped without.
+//! Tests that need a package registry are skipped without network access.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use std::process::Stdio;
 use super::{in_a_mount, in_the_mount_of};
 use crate::support::{TestEnv, find, has, skip_allowed};
 
-/// Settings of the machine by which registries are reached.
+/// Environment variables that configure the access to registries.
 const SETTINGS: [&str; 14] = [
     "PIP_CERT",
     "PIP_FIND_LINKS",
@@ -27,7 +27,7 @@ const SETTINGS: [&str; 14] = [
     "NO_PROXY",
 ];
 
-/// The settings, as the beginning of a script.
+/// Returns a script that sets these variables.
 fn settings() -> String {
     let mut script = String::from(
         "export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_DEFAULT_TIMEOUT=60; ",
@@ -40,7 +40,7 @@ fn settings() -> String {
     script
 }
 
-/// Returns whether packages can be had from PyPI; says so where not.
+/// Returns whether packages can be downloaded from PyPI; reports a skip if not.
 fn has_pypi() -> bool {
     if !has("python3") {
         return false;
@@ -70,7 +70,7 @@ fn pip_installs_upgrades_and_removes() {
         "{}python3 -m venv v; v/bin/pip install -q six==1.16.0 packaging==23.0
          v/bin/python -c 'import six; assert six.__version__ == \"1.16.0\"'
          v/bin/pip install -q --upgrade six==1.17.0 packaging; v/bin/python -c 'import six; assert six.__version__ == \"1.17.0\"'
-         v/bin/pip install -q --force-reinstall six==1.16.0; v/bin/pip uninstall -q -y packaging; ! v/bin/python -c 'import packaging' 2>/dev/null
+         v/bin/pip install -q --force-reinstall six==1.16.0; v/bin/pip uninstall -q -y packaging; ! v/bin/python -c 'import packaging' 2>/dev/null || exit 1
          v/bin/pip install -q packaging==23.0; v/bin/pip check; v/bin/python -m compileall -q v/lib
          test -z \"$(find v -name '~*')\"; python3 -m venv --upgrade v; v/bin/pip list -q",
         settings()
@@ -79,14 +79,14 @@ fn pip_installs_upgrades_and_removes() {
 }
 
 #[test]
-fn pip_changes_what_lies_in_the_image() {
+fn pip_changes_packages_of_the_image() {
     if !has_pypi() {
         return;
     }
     let prepare = "python3 -m venv v; v/bin/pip install -q six==1.16.0 packaging==23.0; envfs commit -q e; envfs commit -q --rebuild e";
     let script = format!(
         "{}{prepare}; v/bin/pip install -q --upgrade six==1.17.0; v/bin/pip uninstall -q -y packaging
-         v/bin/python -c 'import six; assert six.__version__ == \"1.17.0\"'; ! ls -d v/lib/python*/site-packages/packaging* 2>/dev/null
+         v/bin/python -c 'import six; assert six.__version__ == \"1.17.0\"'; ! ls -d v/lib/python*/site-packages/packaging* 2>/dev/null || exit 1
          v/bin/pip install -q --force-reinstall --no-deps six==1.16.0 packaging==23.0; v/bin/pip check; test -z \"$(find v -name '~*')\"
          mv v/lib w; mv w v/lib; v/bin/python -c 'import six, packaging'",
         settings()
@@ -95,7 +95,7 @@ fn pip_changes_what_lies_in_the_image() {
 }
 
 #[test]
-fn uv_makes_an_environment_and_installs_into_it() {
+fn uv_creates_an_environment_and_installs() {
     if !has_pypi() {
         return;
     }
@@ -134,12 +134,11 @@ fn npm_installs_a_large_tree() {
     in_a_mount(&["npm"], &script);
 }
 
-/// Only where somebody asks for it: it installs about 40 packages. The kernel starts from changes, and
-/// from an image.
+/// Only on request, because it installs about 40 packages. The kernel is started from changes and from an image.
 #[test]
 fn a_jupyter_kernel_starts_and_saves() {
     if std::env::var_os("ENVFS_TEST_JUPYTER").is_none() {
-        return skip_allowed("Jupyter only with ENVFS_TEST_JUPYTER=1");
+        return skip_allowed("ENVFS_TEST_JUPYTER=1 is not set");
     }
     if !has_pypi() {
         return;
@@ -167,7 +166,7 @@ END_OF_BOOK
 }
 
 #[test]
-fn rsync_goes_both_ways_with_everything() {
+fn rsync_preserves_everything_both_ways() {
     let script = "S=\"$TMPDIR/outside\"; mkdir \"$S\"; cp -a lib \"$S/\"; setfattr -n user.k -v v \"$S/lib/c.txt\"; truncate -s 1M \"$S/lib/sparse\"
          rsync -aHX \"$S/lib/\" copy/; test -z \"$(rsync -aHXni --delete \"$S/lib/\" copy/)\"
          echo x >>copy/a.txt; rm copy/c.txt; mv copy/deep copy/moved; rsync -aHX --delete copy/ \"$S/back/\"; test -z \"$(rsync -aHXni --delete copy/ \"$S/back/\")\"
@@ -177,7 +176,7 @@ fn rsync_goes_both_ways_with_everything() {
 }
 
 #[test]
-fn tar_packs_and_unpacks_all_there_is() {
+fn tar_preserves_all_file_types() {
     let script = "mkfifo lib/fifo; setfattr -n user.k -v v lib/c.txt; truncate -s 2M lib/sparse; echo end >>lib/sparse
          tar --xattrs --sparse -cpf all.tar lib; mkdir out; tar --xattrs -xpf all.tar -C out; tar --xattrs -df all.tar -C out
          test -p out/lib/fifo; getfattr -n user.k out/lib/c.txt >/dev/null; test $(stat -c %h out/lib/a.txt) = 2; test $(stat -c %b out/lib/sparse) -lt 1000
@@ -186,11 +185,11 @@ fn tar_packs_and_unpacks_all_there_is() {
 }
 
 #[test]
-fn cargo_builds_and_builds_again() {
+fn cargo_builds_and_rebuilds() {
     if !has("gcc") {
         return;
     }
-    // Beside the shim of rustup, which is for one user: the toolchain that this was built with.
+    // The toolchain that built the tests, not the shim of rustup, which works for one user only.
     let cargo = Path::new(env!("CARGO"));
     for env in TestEnv::of_all_users() {
         let mut probe = env.command(cargo);
@@ -220,8 +219,8 @@ fn cargo_builds_and_builds_again() {
 }
 
 #[test]
-fn git_works_on_a_repository_of_the_image() {
-    // Every command of git names its repository: none may find one further up.
+fn git_works_on_a_repository_in_the_image() {
+    // Every git command names its repository, so that git does not find one in a parent directory.
     let script = "export GIT_CEILING_DIRECTORIES=\"$P\"; mkdir r; git -C r init -q -b main
          for n in 1 2 3 4 5 6 7 8; do mkdir r/d$n; echo $n >r/d$n/f; git -C r add .; git -C r commit -qm $n; done
          envfs commit -q e; envfs commit -q --rebuild e; test -z \"$(git -C r status --porcelain)\"; git -C r fsck --strict 2>/dev/null
@@ -232,7 +231,7 @@ fn git_works_on_a_repository_of_the_image() {
 }
 
 #[test]
-fn sqlite_survives_the_death_of_the_daemon() {
+fn sqlite_survives_a_kill_of_the_daemon() {
     let Some(env) = TestEnv::new() else {
         return;
     };

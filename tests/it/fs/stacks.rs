@@ -1,4 +1,4 @@
-//! Several images one over another, as overlayfs lays them.
+//! Stacks of several images, compared with overlayfs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use crate::support::overlay::Overlay;
 use crate::support::tree::{Look, Tree, assert_same, read};
 use crate::support::{TestEnv, has, run};
 
-/// The directories of which the images are made, top first. Times are long ago, so that what was changed
-/// since is known by its time.
-fn lay(env: &TestEnv) -> [PathBuf; 3] {
+/// Creates the directories that the images are made from, top first. Their times are old, so that changes are
+/// recognized by their times.
+fn make_trees(env: &TestEnv) -> [PathBuf; 3] {
     let sources = ["top", "middle", "base"].map(|name| env.work().join(name));
-    // Whiteouts and user. attributes need no privileges; the trusted. ones only root has.
+    // Whiteouts and user.* attributes need no privileges; trusted.* ones need root.
     let space = if env.user().is_root() {
         "trusted"
     } else {
@@ -43,7 +43,7 @@ const EXPECTED: &str = "both both/base both/changed both/large both/linked both/
     both/sub/deeper both/top dir-over-file dir-over-file/in fifo file-over-dir link link-over-file only only/x \
     opaque opaque/new opaque/shown twice twice/1 twice/2 twice/3 twice/back";
 
-/// Whatever can be done to objects of each image, and to directories of several.
+/// Changes of objects of each image, and of directories merged from several.
 const CHANGES: &str = "
     echo more >>both/plain; echo more >>both/top; echo more >>both/middle; chmod 600 both/sub/deep; chown 12 both/changed
     mv both/sub/deeper both/deeper; mv both/sub/deep twice/deep; ln only/x only/linked; rm both/changed
@@ -59,8 +59,7 @@ fn change(dir: &Path) {
     run(command).ok();
 }
 
-/// What both sides must have in common. Each knows hard links by numbers of its own kind, and the time of
-/// a change is another on each.
+/// Reads a tree without what differs between two file systems: inode numbers and times of changes.
 fn comparable(dir: &Path) -> Tree {
     let mut tree = read(dir);
     for entry in tree.values_mut() {
@@ -72,8 +71,8 @@ fn comparable(dir: &Path) -> Tree {
     tree
 }
 
-/// All that a user sees, a line each: path, identity, kind, mode, links, time and target; and content.
-fn look(env: &TestEnv, at: &Path) -> String {
+/// Lists path, inode number, type, mode, links, time and target of everything, and checksums of the content.
+fn listing(env: &TestEnv, at: &Path) -> String {
     let script = format!(
         "cd '{}'; find . -mindepth 1 -printf '%P %i %y %m %n %T@ %l\\n' | sort
          find . -type f -print0 | sort -z | xargs -0 sha256sum",
@@ -82,7 +81,7 @@ fn look(env: &TestEnv, at: &Path) -> String {
     env.sh(&script).ok().out
 }
 
-/// The names that are seen, with their identities.
+/// Returns all paths with their inode numbers.
 fn names(env: &TestEnv, at: &Path) -> Vec<(String, u64)> {
     let script = format!(
         "cd '{}'; find . -mindepth 1 -printf '%P %i\\n' | sort",
@@ -99,12 +98,12 @@ fn stacked(env: TestEnv) -> Option<Direct> {
     if !has("setfattr") {
         return None;
     }
-    let sources = lay(&env);
+    let sources = make_trees(&env);
     Direct::of_several(env, &[&sources[0], &sources[1], &sources[2]], "")
 }
 
 #[test]
-fn several_images_are_seen_as_overlayfs_shows_them() {
+fn stacked_images_match_overlayfs() {
     let Some(env) = TestEnv::new() else { return };
     let Some(plain) = plain_directory(&env) else {
         return;
@@ -116,8 +115,7 @@ fn several_images_are_seen_as_overlayfs_shows_them() {
     };
     let same = |what: &str| {
         let (ours, mut theirs) = (comparable(&direct.at()), comparable(overlay.at()));
-        // Two of three names are left; overlayfs goes on counting the one that is hidden, until it has
-        // copied them.
+        // Two of three names are visible; overlayfs counts the hidden one until it copies the file up.
         for path in ["both/base", "both/linked"] {
             if let Some(ours) = ours.get(Path::new(path))
                 && let Some(theirs) = theirs.get_mut(Path::new(path))
@@ -126,7 +124,7 @@ fn several_images_are_seen_as_overlayfs_shows_them() {
                 theirs.nlink = ours.nlink;
             }
         }
-        // Its root is that of the upper directory.
+        // The root of overlayfs has the attributes of its upper directory.
         let look = Look {
             root: false,
             ..Look::ALL
@@ -139,14 +137,14 @@ fn several_images_are_seen_as_overlayfs_shows_them() {
     same("changed");
     direct.remount();
     overlay.remount();
-    same("mounted anew");
+    same("after a remount");
     direct.kill();
     direct.mount();
     same("after a kill");
 }
 
 #[test]
-fn several_images_keep_their_changes() {
+fn stacked_images_keep_changes() {
     for env in TestEnv::of_all_users() {
         let Some(direct) = stacked(env) else { return };
         let (env, at) = (&direct.env, direct.at());
@@ -164,11 +162,11 @@ fn several_images_keep_their_changes() {
             "top\ndeep\nagain\nshown\n755 3\n700 2\n755 3\n755 7\n644 2\n\
              # file: both\nuser.k=\"top\"\n\n"
         );
-        // An ordinary user gives nothing away.
+        // An ordinary user cannot change owners.
         let changes = CHANGES.replace("chown 12 both/changed", "true");
         let script = format!("cd '{}'; {changes}", at.display());
         env.sh(&script).ok();
-        let seen = look(env, &at);
+        let seen = listing(env, &at);
         let after: BTreeMap<String, u64> = names(env, &at).into_iter().collect();
         let moved = "both renamed both/base renamed/base both/middle renamed/middle both/top renamed/top \
                      twice/1 moved/1 both/sub/deep moved/deep both/plain renamed/plain";
@@ -181,11 +179,11 @@ fn several_images_keep_their_changes() {
             );
         }
         direct.remount();
-        assert_eq!(look(env, &at), seen, "mounted anew");
+        assert_eq!(listing(env, &at), seen, "after a remount");
         direct.kill();
         direct.mount();
-        assert_eq!(look(env, &at), seen, "after a kill");
-        // What is removed comes from three images and the upper.
+        assert_eq!(listing(env, &at), seen, "after a kill");
+        // Removes entries of all three images and of the upper.
         env.sh(&format!(
             "cd '{}'; rm -rf -- *; test -z \"$(ls -A)\"; mkdir both; test -z \"$(ls -A both)\"",
             at.display()
@@ -197,7 +195,7 @@ fn several_images_keep_their_changes() {
 }
 
 #[test]
-fn images_in_another_order_are_refused() {
+fn stacked_images_in_another_order_are_refused() {
     let Some(env) = TestEnv::new() else { return };
     let Some(direct) = stacked(env) else { return };
     direct.unmount();
@@ -215,7 +213,7 @@ fn images_in_another_order_are_refused() {
     };
     mount(&[&images[0], &images[2], &images[1]], "").fails(4, &["another image", " over "]);
     mount(&[&images[0]], "").fails(4, &["another image"]);
-    // In the words of overlayfs, which mount(8) passes on.
+    // The order is given by overlayfs's option lowerdir, too.
     let list: Vec<String> = images
         .iter()
         .map(|image| image.display().to_string())
@@ -226,7 +224,7 @@ fn images_in_another_order_are_refused() {
         EXPECTED.split_whitespace().count()
     );
     direct.unmount();
-    // Read only, nothing is kept between two mounts.
+    // A read-only mount keeps no state.
     let mut command = env.envfs_command(&["mount", "-o", "ro"]);
     for image in &images {
         command.arg("--image").arg(image);
@@ -240,7 +238,7 @@ fn images_in_another_order_are_refused() {
 }
 
 #[test]
-fn what_overlayfs_keeps_elsewhere_is_refused() {
+fn metacopy_and_redirect_are_refused() {
     let Some(env) = TestEnv::new() else { return };
     if !has("setfattr") {
         return;
@@ -256,7 +254,7 @@ fn what_overlayfs_keeps_elsewhere_is_refused() {
         return;
     };
     let (env, at) = (&direct.env, direct.at());
-    // Not zeros.
+    // The content is not read as zeros.
     env.sh(&format!("cat '{}/copied'", at.display()))
         .fails(1, &["Operation not permitted"]);
     env.sh(&format!(
@@ -283,7 +281,7 @@ fn what_overlayfs_keeps_elsewhere_is_refused() {
 }
 
 #[test]
-fn each_image_has_an_owner_who_is_the_user_here() {
+fn owner_of_each_image_maps_to_the_user() {
     let Some(env) = TestEnv::as_tester() else {
         return;
     };

@@ -1,4 +1,4 @@
-//! What `fsync` makes durable: traced in the daemon, and in that of the file system below.
+//! What `fsync` makes durable, traced in the daemon and in the daemon of the file system below it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::direct::Direct;
-use super::points::lay;
+use super::posix::make_tree;
 use crate::support::{TestEnv, User, has, samples, wait_for};
 
-/// The syncs of a process from now on.
+/// Traces the sync calls of a process.
 struct Trace {
     file: PathBuf,
     watcher: Child,
@@ -48,9 +48,9 @@ impl Trace {
         }
     }
 
-    /// Fails unless there was a sync of each of these since this was asked last. Returns the calls.
+    /// Fails unless each of these files was synced since the previous call. Returns the calls.
     #[track_caller]
-    fn has(&mut self, what: &str, wanted: &[&str]) -> String {
+    fn assert_synced(&mut self, what: &str, wanted: &[&str]) -> String {
         let text = fs::read_to_string(&self.file).unwrap();
         let new = text.get(self.seen..).unwrap().to_owned();
         self.seen = text.len();
@@ -65,7 +65,7 @@ impl Trace {
 impl Drop for Trace {
     fn drop(&mut self) {
         let pid = Pid::from_raw(self.watcher.id().try_into().unwrap());
-        // It may have ended with what it watched.
+        // It may have ended with the traced process.
         kill(pid, Signal::SIGINT).ok();
         self.watcher.wait().ok();
     }
@@ -81,52 +81,52 @@ fn traced(options: &str) -> Option<(Direct, Trace)> {
     }
     let env = TestEnv::new()?;
     let source = env.work().join("source");
-    lay(&env, &source);
+    make_tree(&env, &source);
     let direct = Direct::of(env, &source, options)?;
     let trace = Trace::of(direct.daemon(), direct.env.work().join("trace"));
     Some((direct, trace))
 }
 
 #[test]
-fn what_was_synced_is_durable_content_and_rows() {
+fn fsync_makes_content_and_rows_durable() {
     let Some((direct, mut trace)) = traced("") else {
         return;
     };
     let at = direct.at();
     fs::write(at.join("fresh"), "new").unwrap();
     sync(&at.join("fresh"));
-    trace.has("a new file", &["upper/fresh", "state.db-redo"]);
+    trace.assert_synced("a new file", &["upper/fresh", "state.db-redo"]);
     fs::write(at.join("small"), "changed").unwrap();
     sync(&at.join("small"));
-    trace.has("a copied-up file", &["upper/small", "state.db-redo"]);
+    trace.assert_synced("a copied-up file", &["upper/small", "state.db-redo"]);
     fs::rename(at.join("dir/x"), at.join("empty/x")).unwrap();
     sync(&at.join("empty"));
-    trace.has("a rename", &["state.db-redo"]);
+    trace.assert_synced("a rename", &["state.db-redo"]);
     fs::remove_file(at.join("dir/y")).unwrap();
     sync(&at.join("dir"));
-    trace.has("a removal", &["state.db-redo"]);
+    trace.assert_synced("a removal", &["state.db-redo"]);
 }
 
 #[test]
-fn where_a_mount_is_synchronous_each_change_is_durable() {
+fn synchronous_mount_makes_each_change_durable() {
     let Some((direct, mut trace)) = traced("sync") else {
         return;
     };
     let at = direct.at();
     fs::write(at.join("fresh"), "new").unwrap();
-    trace.has("a new file", &["upper/fresh", "upper>", "state.db-redo"]);
+    trace.assert_synced("a new file", &["upper/fresh", "upper>", "state.db-redo"]);
     fs::create_dir(at.join("made")).unwrap();
-    trace.has("a new directory", &["state.db-redo"]);
+    trace.assert_synced("a new directory", &["state.db-redo"]);
     fs::rename(at.join("made"), at.join("moved")).unwrap();
-    trace.has("a rename", &["state.db-redo"]);
+    trace.assert_synced("a rename", &["state.db-redo"]);
     xattr::set(at.join("fresh"), "user.a", b"b").unwrap();
-    trace.has("an attribute", &["state.db-redo"]);
+    trace.assert_synced("an attribute", &["state.db-redo"]);
     fs::remove_dir(at.join("moved")).unwrap();
-    trace.has("a removal", &["state.db-redo"]);
+    trace.assert_synced("a removal", &["state.db-redo"]);
 }
 
 #[test]
-fn what_was_synced_after_a_daemon_died_is_durable_with_its_name() {
+fn fsync_after_a_kill_makes_content_and_name_durable() {
     let Some((direct, trace)) = traced("") else {
         return;
     };
@@ -138,14 +138,14 @@ fn what_was_synced_after_a_daemon_died_is_durable_with_its_name() {
     direct.mount();
     let mut trace = Trace::of(direct.daemon(), direct.env.work().join("trace-2"));
     sync(&at.join("made/fresh"));
-    // The rows were made durable when it was opened.
+    // The rows became durable when the upper was opened.
     let wanted = ["upper/made/fresh", "upper/made>", "upper>"];
-    trace.has("an older file", &wanted);
+    trace.assert_synced("an older file", &wanted);
 }
 
-/// A store on a file system that does not pass `syncfs` on: another mount of ours.
+/// The store is on a file system that does not forward `syncfs`: another mount of envfs.
 #[test]
-fn on_fuse_what_is_synced_beside_a_commit_is_synced_below() {
+fn fsync_of_frozen_files_reaches_a_fuse_store() {
     if !has("strace") {
         return;
     }
@@ -161,7 +161,7 @@ fn on_fuse_what_is_synced_beside_a_commit_is_synced_below() {
     let word = |path: &Path| path.to_str().unwrap().to_owned();
     env.envfs(&["import", &word(&source), "e", "--prefix", &word(&prefix)])
         .ok();
-    // A commit that fails while something is written leaves the stack one layer taller.
+    // A commit that is interrupted during writes leaves an additional frozen layer.
     let envfs = |fault: &str, words: &[&str]| env.envfs_with("ENVFS_FAULT", fault, words);
     let at = PathBuf::from(envfs("commit.written", &["mount", "e"]).ok().line());
     fs::write(at.join("before"), samples::noise(3 << 20, 5)).unwrap();
@@ -187,7 +187,7 @@ fn on_fuse_what_is_synced_beside_a_commit_is_synced_below() {
     let mut numbers: Vec<u32> = entries.map(|entry| number(entry.unwrap())).collect();
     numbers.sort_unstable();
     let [old, new] = numbers[..] else {
-        panic!("the stack is not taller: {numbers:?}");
+        panic!("there is no additional layer: {numbers:?}");
     };
 
     let mut own = Trace::of(env.daemon("e"), env.work().join("trace"));
@@ -198,13 +198,13 @@ fn on_fuse_what_is_synced_beside_a_commit_is_synced_below() {
         let mut words: Vec<String> = places.collect();
         words.push(String::from("state.db"));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let calls = own.has(what, &words);
+        let calls = own.assert_synced(what, &words);
         let mut whole = calls.lines().filter(|call| call.contains("syncfs"));
         assert!(
             whole.all(|call| !call.contains("layers")),
             "{what}:\n{calls}"
         );
-        other.has(what, &words);
+        other.assert_synced(what, &words);
     };
     fs::write(at.join("fresh"), "new").unwrap();
     sync(&at.join("fresh"));
@@ -224,11 +224,11 @@ fn on_fuse_what_is_synced_beside_a_commit_is_synced_below() {
         "a changed frozen file",
         &[(new, "upper/dir/before"), (new, "upper/dir>")],
     );
-    // What nobody synced is durable when the mount ends in good order.
+    // A clean unmount makes everything durable.
     fs::write(at.join("last"), "last").unwrap();
     if User::current().is_root() {
         env.envfs(&["unmount", "e"]).ok();
-        check("the end", &[(new, "upper/last"), (new, "upper>")]);
+        check("an unmount", &[(new, "upper/last"), (new, "upper>")]);
     } else {
         // A traced process runs fusermount3 without its privileges.
         drop((own, other));

@@ -1,15 +1,15 @@
-"""Locks among processes."""
+"""Locks."""
 
 import errno
 import fcntl
 import os
 import struct
 
-from support import fails, in_child, point, write
+from support import check, fails, in_child, write
 
 
-@point
-def flocks_exclude_other_processes():
+@check
+def flock_excludes_other_processes():
     fd = os.open("small", os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
 
@@ -23,13 +23,13 @@ def flocks_exclude_other_processes():
 
     assert in_child(other) == 7
     write("small", b"copied up", os.O_WRONLY)
-    assert in_child(other) == 7, "a copy-up keeps locks"
+    assert in_child(other) == 7, "the copy-up lost the lock"
     fcntl.flock(fd, fcntl.LOCK_UN)
     assert in_child(other) == 0
 
 
-@point
-def posix_locks_exclude_other_processes_byte_by_byte():
+@check
+def posix_locks_exclude_byte_ranges():
     fd = os.open("big", os.O_RDWR)
     fcntl.lockf(fd, fcntl.LOCK_EX, 100, 50)
 
@@ -47,8 +47,8 @@ def posix_locks_exclude_other_processes_byte_by_byte():
     assert in_child(lambda: other(60)) == 0
 
 
-@point
-def locks_of_open_files_exclude_each_other():
+@check
+def open_file_description_locks_exclude_each_other():
     set_lock = 37  # F_OFD_SETLK
     lock = lambda kind: struct.pack("hhqqi4x", kind, 0, 0, 10, 0)
     one, two = os.open("small", os.O_RDWR), os.open("small", os.O_RDWR)

@@ -1,15 +1,15 @@
-"""What an object is known by: its number."""
+"""Inode numbers."""
 
 import ctypes
 import os
 import stat
 import struct
 
-from support import EXCHANGE, LIBC, point, rename, write
+from support import EXCHANGE, LIBC, check, rename, write
 
 
-@point
-def numbers_are_kept_by_copy_up_and_rename():
+@check
+def inode_numbers_survive_copy_up_and_rename():
     for path in ["big", "dir", "dir/x", "link", "fifo"]:
         before = os.lstat(path)
         os.utime(path, follow_symlinks=False)
@@ -24,18 +24,18 @@ def numbers_are_kept_by_copy_up_and_rename():
     assert len({os.lstat(path).st_dev for path in ["big", "dir", "small", "link", "."]}) == 1
 
 
-@point
-def numbers_in_listings_are_those_of_the_objects():
+@check
+def d_ino_equals_st_ino():
     write("dir/new", b"")
     write("dir/x", b"changed")
     for place in [".", "dir"]:
         for entry in os.scandir(place):
             assert entry.inode() == entry.stat(follow_symlinks=False).st_ino, entry.path
-    # Through getdents itself, dot and dot-dot too.
+    # getdents also lists "." and "..".
     assert listing("dir")[b"."] == os.stat("dir").st_ino
     assert listing("dir")[b".."] == os.stat(".").st_ino
     assert listing("dir/sub")[b".."] == os.stat("dir").st_ino
-    # Listed twice, so that it may be kept; then elsewhere.
+    # Listed twice, so that the kernel may cache the listing; then moved.
     assert listing("dir/sub") == listing("dir/sub")
     os.rename("dir/sub", "many/sub")
     assert listing("many/sub")[b".."] == os.stat("many").st_ino
@@ -61,8 +61,8 @@ def listing(path):
             at += length
 
 
-@point
-def a_number_is_not_given_to_two_objects():
+@check
+def inode_numbers_are_unique():
     numbers = set()
     held = []
     for count in range(300):

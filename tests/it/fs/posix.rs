@@ -1,5 +1,5 @@
-//! Exact points of what a file system must do: the functions of the Python program in `points/`, each on
-//! ext4 (so that what they say is true) and on a mount of each user.
+//! Checks of single file system properties: the functions of the Python program in `posix/`, each run on
+//! ext4, which proves the check itself, and on a mount, for each user.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -16,11 +16,11 @@ use crate::support::{TestEnv, has, run, run_for, samples};
 
 macro_rules! script {
     ($($file:literal)*) => {
-        &[$(($file, include_str!(concat!("points/", $file)))),*]
+        &[$(($file, include_str!(concat!("posix/", $file)))),*]
     };
 }
 
-/// The program's files, by name.
+/// The files of the program, by name.
 const SCRIPT: &[(&str, &str)] = script! {
     "__main__.py"
     "attributes.py"
@@ -37,8 +37,8 @@ const SCRIPT: &[(&str, &str)] = script! {
     "watching.py"
 };
 
-/// Makes the tree that the points expect.
-pub(super) fn lay(env: &TestEnv, root: &Path) {
+/// Creates the tree that the checks expect.
+pub(super) fn make_tree(env: &TestEnv, root: &Path) {
     env.write(&root.join("small"), "alpha\n");
     env.write(&root.join("big"), samples::noise(400_000, 3));
     env.write(&root.join("hard-a"), "one\n");
@@ -71,15 +71,15 @@ pub(super) fn lay(env: &TestEnv, root: &Path) {
     }
 }
 
-fn command(env: &TestEnv, script: &Path, point: &str, dir: &Path, upper: Option<&Path>) -> Command {
+fn command(env: &TestEnv, script: &Path, check: &str, dir: &Path, upper: Option<&Path>) -> Command {
     let mut command = env.command("python3");
-    command.arg(script).arg(point).arg(dir);
+    command.arg(script).arg(check).arg(dir);
     command.args(upper);
     command
 }
 
-fn place_script(env: &TestEnv) -> PathBuf {
-    let script = env.root().join("points");
+fn install_script(env: &TestEnv) -> PathBuf {
+    let script = env.root().join("posix");
     fs::create_dir_all(&script).unwrap();
     for (name, text) in SCRIPT {
         fs::write(script.join(name), text).unwrap();
@@ -87,15 +87,15 @@ fn place_script(env: &TestEnv) -> PathBuf {
     script
 }
 
-/// Runs one point on ext4, unless it tells of a difference, and on a mount, for every user.
-pub(super) fn check(point: &str, is_mount_only: bool, users: Vec<TestEnv>) {
+/// Runs one check for every user, on a mount and, unless it describes a difference, on ext4.
+fn check(name: &str, is_mount_only: bool, users: Vec<TestEnv>) {
     if !has("python3") {
         return;
     }
     for env in users {
-        let script = place_script(&env);
+        let script = install_script(&env);
         let source = env.work().join("source");
-        lay(&env, &source);
+        make_tree(&env, &source);
         let plain = if is_mount_only {
             None
         } else {
@@ -106,20 +106,16 @@ pub(super) fn check(point: &str, is_mount_only: bool, users: Vec<TestEnv>) {
         };
         let env = &direct.env;
         if let Some(plain) = plain {
-            lay(env, &plain.join("tree"));
-            run_for(command(env, &script, point, &plain.join("tree"), None), 300).ok();
+            make_tree(env, &plain.join("tree"));
+            run_for(command(env, &script, name, &plain.join("tree"), None), 300).ok();
         }
         let upper = direct.upper().join("layers");
-        run_for(
-            command(env, &script, point, &direct.at(), Some(&upper)),
-            300,
-        )
-        .ok();
+        run_for(command(env, &script, name, &direct.at(), Some(&upper)), 300).ok();
         direct.remount();
     }
 }
 
-macro_rules! points {
+macro_rules! checks {
     ($how:ident: $($name:ident)*) => {
         $(#[test]
         fn $name() {
@@ -131,100 +127,100 @@ macro_rules! points {
     };
 }
 
-points! { everywhere:
-    numbers_are_kept_by_copy_up_and_rename
-    numbers_in_listings_are_those_of_the_objects
-    a_number_is_not_given_to_two_objects
+checks! { everywhere:
+    inode_numbers_survive_copy_up_and_rename
+    d_ino_equals_st_ino
+    inode_numbers_are_unique
     hard_links_are_one_object
-    links_to_links_and_special_files
-    directories_count_their_subdirectories
-    directories_held_open_know_that_they_are_gone
-    an_old_descriptor_sees_what_is_written_later
-    an_old_mapping_sees_what_is_written_later
-    shared_mappings_are_coherent_among_processes
-    an_unlinked_file_lives_while_it_is_open
-    a_replaced_file_lives_while_it_is_open
-    copying_up_keeps_mode_owner_times_and_attributes
-    copying_up_leaves_the_times_of_the_directories_above
-    copying_up_keeps_holes
-    a_name_may_become_another_type
-    entries_that_stay_are_listed_once_whatever_else_happens
-    a_listing_may_be_emptied_while_it_is_read
-    places_in_a_listing_can_be_come_back_to
-    a_listing_ends_though_names_are_made_meanwhile
-    listings_of_one_directory_do_not_disturb_each_other
-    appends_of_several_processes_do_not_mix
-    first_writers_at_once_lose_nothing
-    direct_reads_and_writes
-    space_is_allocated_punched_and_zeroed
-    holes_and_data_are_found
-    what_is_written_through_a_mapping_is_data
-    ranges_are_copied_between_files
-    reads_and_writes_of_all_shapes
-    flocks_exclude_other_processes
-    posix_locks_exclude_other_processes_byte_by_byte
-    locks_of_open_files_exclude_each_other
-    writing_takes_the_set_user_id_bits
-    bits_that_are_gone_are_gone_for_everybody_at_once
-    giving_a_file_away_takes_the_set_user_id_bits
-    naming_no_owner_takes_the_set_user_id_bits
-    what_is_made_in_a_set_group_id_directory_is_of_its_group
-    the_sticky_bit_protects_the_files_of_others
-    the_umask_is_applied_once
-    permissions_are_those_of_the_modes
-    attributes_are_made_replaced_and_removed
-    trusted_attributes_are_shown_to_root_alone
-    what_is_made_later_is_not_older
-    times_are_set_in_every_combination
-    changes_of_names_are_seen_in_the_times_of_their_directories
-    names_of_255_bytes_of_any_kind
-    links_of_4095_bytes
+    hard_links_to_symlinks_and_fifos
+    directory_link_counts
+    removed_open_directory_has_no_links
+    open_descriptor_sees_later_writes
+    mapping_sees_later_writes
+    shared_mappings_are_coherent
+    unlinked_open_file_stays_usable
+    replaced_open_file_stays_usable
+    copy_up_keeps_metadata
+    copy_up_keeps_times_of_parents
+    copy_up_keeps_holes
+    names_can_change_their_type
+    unchanged_entries_are_listed_exactly_once
+    directory_can_be_emptied_while_listed
+    seekdir_returns_to_entries
+    listing_ends_while_names_are_created
+    concurrent_listings_are_independent
+    concurrent_appends_do_not_mix
+    concurrent_first_writes_lose_nothing
+    direct_io
+    fallocate_modes
+    seek_hole_and_seek_data
+    mapped_writes_are_data
+    copy_file_range_and_sendfile
+    vectored_and_boundary_io
+    flock_excludes_other_processes
+    posix_locks_exclude_byte_ranges
+    open_file_description_locks_exclude_each_other
+    writes_clear_set_user_id
+    cleared_mode_bits_are_visible_at_once
+    chown_clears_set_user_id
+    chown_without_owner_clears_set_user_id
+    set_group_id_directories_pass_on_their_group
+    sticky_bit_protects_files_of_others
+    umask_is_applied_once
+    modes_are_enforced
+    xattrs_are_created_replaced_and_removed
+    trusted_xattrs_are_visible_to_root_only
+    creation_times_are_monotonic
+    utimensat_sets_every_combination
+    directory_times_change_with_their_entries
+    names_of_255_arbitrary_bytes
+    symlinks_of_4095_bytes
     paths_deeper_than_path_max
-    renames_with_and_without_flags
-    the_file_system_tells_of_its_space
+    rename_flags
+    statvfs_reports_the_underlying_file_system
     special_files_work
-    changes_are_told_to_who_watches
-    syncing_succeeds_on_all_that_can_be_opened
+    inotify_reports_changes
+    sync_calls_succeed
 }
 
-points! { mount_only:
-    reading_and_failing_copy_nothing_up
-    opening_for_writing_copies_nothing_up
-    temporary_files_without_a_name_are_refused
-    ranges_cannot_be_collapsed_or_inserted
-    access_control_lists_are_refused
-    attributes_of_all_sizes
-    reading_does_not_change_access_times
-    reading_what_was_made_or_copied_up_does_not_change_access_times
-    whiteouts_cannot_be_asked_for
-    links_from_outside_are_refused
-    writing_through_a_fifo_leaves_its_time
-    extents_and_flags_cannot_be_asked_for
+checks! { mount_only:
+    reads_and_failures_copy_nothing_up
+    open_for_writing_copies_nothing_up
+    o_tmpfile_is_refused
+    collapse_and_insert_range_are_refused
+    posix_acls_are_refused
+    xattrs_of_all_sizes
+    reads_do_not_change_access_times
+    reads_of_upper_files_do_not_change_access_times
+    rename_whiteout_is_refused
+    links_across_the_mount_are_refused
+    fifo_writes_do_not_change_times
+    fiemap_and_getflags_are_refused
 }
 
-/// One user is enough for so many.
+/// For one user, because it takes long.
 #[test]
-fn a_hundred_thousand_entries() {
+fn directory_with_100_000_entries() {
     check(
-        "a_hundred_thousand_entries",
+        "directory_with_100_000_entries",
         false,
         TestEnv::new().into_iter().collect(),
     );
 }
 
 #[test]
-fn every_point_of_the_script_is_a_test() {
+fn every_check_of_the_script_is_a_test() {
     if !has("python3") {
         return;
     }
     let Some(env) = TestEnv::new() else { return };
     let mut list = env.command("python3");
-    list.arg(place_script(&env)).arg("--list");
+    list.arg(install_script(&env)).arg("--list");
     let said = run(list).ok().out;
     let mut listed: Vec<&str> = said.lines().collect();
     let mut expected: Vec<String> = everywhere()
         .iter()
-        .chain(&["a_hundred_thousand_entries"])
+        .chain(&["directory_with_100_000_entries"])
         .map(|name| format!("{name} everywhere"))
         .chain(mount_only().iter().map(|name| format!("{name} mount_only")))
         .collect();
@@ -233,22 +229,22 @@ fn every_point_of_the_script_is_a_test() {
     assert_eq!(listed, expected);
 }
 
-/// What an `ls` in a mount shows that a rename, a commit and a remount may not change.
-fn numbers(env: &TestEnv, at: &Path) -> String {
+/// Returns all paths with their inode numbers and devices.
+fn inode_numbers(env: &TestEnv, at: &Path) -> String {
     let script = format!("cd '{}'; find . -printf '%p %i %D\\n' | sort", at.display());
     env.sh(&script).ok().out
 }
 
 #[test]
-fn numbers_are_kept_by_remounts_and_commits() {
+fn inode_numbers_survive_remounts_and_commits() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let at = env.mount("e");
         let change =
             "echo x >>lib/a.txt; mv lib/deep moved; mkdir new; echo n >new/f; chmod 700 bin";
-        let before = numbers(&env, &at);
+        let before = inode_numbers(&env, &at);
         env.sh(&format!("cd '{}'; {change}", at.display())).ok();
-        let seen = numbers(&env, &at);
+        let seen = inode_numbers(&env, &at);
         let number_of = |text: &str, path: &str| -> String {
             let line = text
                 .lines()
@@ -263,8 +259,8 @@ fn numbers_are_kept_by_remounts_and_commits() {
             assert_eq!(number_of(&before, old), number_of(&seen, new));
         }
         env.envfs(&["commit", "-q", "e"]).ok();
-        assert_eq!(numbers(&env, &at), seen, "a commit");
-        // Another mount is another device; the numbers stay.
+        assert_eq!(inode_numbers(&env, &at), seen, "after a commit");
+        // Another mount has another device number, and the same inode numbers.
         let without_device = |text: &str| -> Vec<String> {
             let of = |line: &str| line.rsplit_once(' ').unwrap().0.to_owned();
             text.lines().map(of).collect()
@@ -272,25 +268,25 @@ fn numbers_are_kept_by_remounts_and_commits() {
         env.envfs(&["unmount", "e"]).ok();
         env.mount("e");
         assert_eq!(
-            without_device(&numbers(&env, &at)),
+            without_device(&inode_numbers(&env, &at)),
             without_device(&seen),
-            "a remount"
+            "after a remount"
         );
         env.envfs(&["commit", "-q", "--rebuild", "e"]).ok();
         assert_eq!(
-            without_device(&numbers(&env, &at)),
+            without_device(&inode_numbers(&env, &at)),
             without_device(&seen),
-            "a rebuild"
+            "after a rebuild"
         );
     }
 }
 
 #[test]
-fn what_is_open_and_unlinked_lives_through_a_commit() {
+fn unlinked_open_files_survive_a_commit() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
         let at = env.mount("e");
-        // As one script, so that the descriptors stay open.
+        // One script, so that the descriptors stay open.
         let script = format!(
             "cd '{}'; exec 3<lib/c.txt 4<>lib/deep/er/file 5<>new; echo five >&5
              rm lib/c.txt lib/deep/er/file new; printf XX >&4
@@ -305,7 +301,7 @@ fn what_is_open_and_unlinked_lives_through_a_commit() {
 }
 
 #[test]
-fn times_set_by_hand_keep_their_nanoseconds_until_a_commit() {
+fn explicit_times_keep_nanoseconds_until_a_commit() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let at = env.mount("e");
@@ -315,7 +311,7 @@ fn times_set_by_hand_keep_their_nanoseconds_until_a_commit() {
     let path = at.join("lib/c.txt");
     set(&path);
     assert_eq!(get(&path), time);
-    // Content that comes up later keeps them.
+    // Changes of names and attributes keep them.
     fs::rename(&path, at.join("lib/d.txt")).unwrap();
     fs::set_permissions(at.join("lib/d.txt"), PermissionsExt::from_mode(0o600)).unwrap();
     env.envfs(&["unmount", "e"]).ok();
@@ -327,10 +323,10 @@ fn times_set_by_hand_keep_their_nanoseconds_until_a_commit() {
 }
 
 #[test]
-fn what_was_synced_is_in_a_copy_of_the_store_taken_at_once() {
+fn synced_changes_are_in_a_copy_of_the_upper() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("source");
-    lay(&env, &source);
+    make_tree(&env, &source);
     let Some(direct) = Direct::of(env, &source, "") else {
         return;
     };
@@ -343,7 +339,7 @@ fn what_was_synced_is_in_a_copy_of_the_store_taken_at_once() {
         File::open(at.join(name)).unwrap().sync_all().unwrap();
     }
     direct.kill();
-    // Inode numbers of the copy are others, as after a restore from a backup.
+    // The copy has other inode numbers, as after a restore from a backup.
     let copy = direct.env.work().join("copy");
     let mut command = Command::new("cp");
     command.arg("-a").arg(direct.upper()).arg(&copy);

@@ -1,4 +1,4 @@
-"""What was open before something changed."""
+"""Descriptors and mappings that were opened before a change."""
 
 import ctypes
 import errno
@@ -6,11 +6,11 @@ import mmap
 import os
 import stat
 
-from support import LIBC, in_child, point, read, write
+from support import LIBC, check, in_child, read, write
 
 
-@point
-def an_old_descriptor_sees_what_is_written_later():
+@check
+def open_descriptor_sees_later_writes():
     old = os.open("big", os.O_RDONLY)
     assert os.pread(old, 10, 0) == read("big")[:10]
     write("big", b"CHANGED", os.O_WRONLY)
@@ -22,8 +22,8 @@ def an_old_descriptor_sees_what_is_written_later():
     assert os.pread(old, 10, 0) == b"CHAmore"
 
 
-@point
-def an_old_mapping_sees_what_is_written_later():
+@check
+def mapping_sees_later_writes():
     fd = os.open("big", os.O_RDONLY)
     size = os.fstat(fd).st_size
     with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as old:
@@ -38,8 +38,8 @@ def an_old_mapping_sees_what_is_written_later():
         assert read("big")[0:7] == b"CHANGED"
 
 
-@point
-def shared_mappings_are_coherent_among_processes():
+@check
+def shared_mappings_are_coherent():
     fd = os.open("big", os.O_RDWR)
     size = os.fstat(fd).st_size
     with mmap.mmap(fd, size) as ours:
@@ -60,8 +60,8 @@ def shared_mappings_are_coherent_among_processes():
     assert read("big")[150_000:150_006] == b"parent"
 
 
-@point
-def an_unlinked_file_lives_while_it_is_open():
+@check
+def unlinked_open_file_stays_usable():
     for path in ["small", "big"]:
         fd = os.open(path, os.O_RDWR)
         expected = os.pread(fd, 100, 0)
@@ -82,8 +82,8 @@ def an_unlinked_file_lives_while_it_is_open():
     assert not [name for name in os.listdir(".") if name.startswith((".fuse", ".nfs"))]
 
 
-@point
-def a_replaced_file_lives_while_it_is_open():
+@check
+def replaced_open_file_stays_usable():
     fd = os.open("small", os.O_RDWR)
     write("fresh", b"fresh")
     os.rename("fresh", "small")

@@ -1,15 +1,15 @@
-"""What is copied into the upper directory, and how."""
+"""What copies a file up, and what a copy-up preserves."""
 
 import errno
 import os
 import shutil
 import subprocess
 
-from support import NOREPLACE, copied_up, fails, mount_only, point, read, rename, write
+from support import NOREPLACE, check, copied_up, fails, mount_only, read, rename, write
 
 
-@point
-def copying_up_keeps_mode_owner_times_and_attributes():
+@check
+def copy_up_keeps_metadata():
     before = os.stat("rich")
     names = {name: os.getxattr("rich", name) for name in os.listxattr("rich")}
     assert b"value" in names.values()
@@ -19,7 +19,7 @@ def copying_up_keeps_mode_owner_times_and_attributes():
         assert getattr(before, field) == getattr(after, field), field
     assert {name: os.getxattr("rich", name) for name in os.listxattr("rich")} == names
     assert after.st_mtime_ns > before.st_mtime_ns
-    # A change of attributes leaves the time of the content.
+    # Changes of attributes keep the modification time.
     before = os.stat("dir/x")
     os.chmod("dir/x", 0o640)
     os.setxattr("dir/x", "user.new", b"1")
@@ -28,8 +28,8 @@ def copying_up_keeps_mode_owner_times_and_attributes():
     assert after.st_ctime_ns > before.st_ctime_ns
 
 
-@point
-def copying_up_leaves_the_times_of_the_directories_above():
+@check
+def copy_up_keeps_times_of_parents():
     before = [os.stat(path).st_mtime_ns for path in [".", "dir", "dir/sub"]]
     write("dir/sub/z", b"changed", os.O_WRONLY)
     os.chmod("dir/x", 0o600)
@@ -37,8 +37,8 @@ def copying_up_leaves_the_times_of_the_directories_above():
     assert [os.stat(path).st_mtime_ns for path in [".", "dir", "dir/sub"]] == before
 
 
-@point
-def copying_up_keeps_holes():
+@check
+def copy_up_keeps_holes():
     before = os.stat("sparse")
     assert before.st_blocks * 512 < before.st_size / 2
     write("sparse", b"x", os.O_WRONLY)
@@ -50,7 +50,7 @@ def copying_up_keeps_holes():
 
 
 @mount_only
-def reading_and_failing_copy_nothing_up():
+def reads_and_failures_copy_nothing_up():
     read("big")
     list(os.walk("."))
     os.stat("small")
@@ -73,14 +73,14 @@ def reading_and_failing_copy_nothing_up():
 
 
 @mount_only
-def opening_for_writing_copies_nothing_up():
+def open_for_writing_copies_nothing_up():
     for flags in [os.O_RDWR, os.O_WRONLY, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_CREAT]:
         os.close(os.open("big", flags))
     fd = os.open("big", os.O_RDWR)
     os.pread(fd, 10, 0)
     os.write(fd, b"")
     assert copied_up() == set()
-    # Nor do attributes, names and links.
+    # Changes of attributes, names and links do not either.
     os.chmod("big", 0o600)
     os.utime("big")
     os.link("big", "big2")
@@ -91,8 +91,8 @@ def opening_for_writing_copies_nothing_up():
     assert len(copied_up()) == 1, copied_up()
 
 
-@point
-def a_name_may_become_another_type():
+@check
+def names_can_change_their_type():
     for name in ["small", "dir", "link", "fifo", "empty"]:
         makers = [
             lambda: write(name, b"new"),

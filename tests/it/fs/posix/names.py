@@ -1,4 +1,4 @@
-"""Names, paths, links and special files."""
+"""Names, paths, symbolic links and special files."""
 
 import errno
 import fcntl
@@ -13,17 +13,17 @@ from support import (
     ROOT,
     UPPER,
     WHITEOUT,
+    check,
     fails,
     mount_only,
-    point,
     read,
     rename,
     write,
 )
 
 
-@point
-def names_of_255_bytes_of_any_kind():
+@check
+def names_of_255_arbitrary_bytes():
     names = [
         b"n" * 255,
         b"\xff" * 255,
@@ -50,8 +50,8 @@ def names_of_255_bytes_of_any_kind():
     assert os.statvfs(".").f_namemax == 255
 
 
-@point
-def links_of_4095_bytes():
+@check
+def symlinks_of_4095_bytes():
     for length in [1, 59, 60, 61, 255, 256, 4000, 4095]:
         target = ("t" * 254 + "/") * 17
         target = target[:length]
@@ -64,7 +64,7 @@ def links_of_4095_bytes():
     fails(errno.ELOOP, os.stat, "loop")
 
 
-@point
+@check
 def paths_deeper_than_path_max():
     fd = os.open(".", os.O_RDONLY)
     for depth in range(30):
@@ -83,8 +83,8 @@ def paths_deeper_than_path_max():
     shutil.rmtree("dir/moved")
 
 
-@point
-def renames_with_and_without_flags():
+@check
+def rename_flags():
     fails(errno.EEXIST, rename, "small", "big", NOREPLACE)
     rename("small", "fresh", NOREPLACE)
     fails(errno.ENOENT, rename, "small", "big", EXCHANGE)
@@ -101,33 +101,33 @@ def renames_with_and_without_flags():
 
 
 @mount_only
-def whiteouts_cannot_be_asked_for():
+def rename_whiteout_is_refused():
     fails(errno.EINVAL, rename, "small", "fresh", WHITEOUT)
 
 
 @mount_only
-def links_from_outside_are_refused():
+def links_across_the_mount_are_refused():
     with open(os.path.join(UPPER, "..", "outside"), "w"):
         pass
     fails(errno.EXDEV, os.link, os.path.join(UPPER, "..", "outside"), "inside")
     fails(errno.EXDEV, os.rename, "small", os.path.join(UPPER, "..", "outside"))
 
 
-@point
-def the_file_system_tells_of_its_space():
+@check
+def statvfs_reports_the_underlying_file_system():
     seen = os.statvfs(".")
     assert seen.f_bsize >= 512 and seen.f_blocks >= seen.f_bfree >= seen.f_bavail > 0
     assert seen.f_files >= seen.f_ffree > 0
-    # Others use the disk, too: at some moment nothing changed between the three questions.
+    # Other programs use the disk, too: retry until nothing changed between the calls.
     for _ in range(1000):
         before, seen, after = os.statvfs(UPPER or "."), os.statvfs("."), os.statvfs(UPPER or ".")
         if before == after:
             assert (seen.f_frsize, seen.f_blocks, seen.f_bfree) == (before.f_frsize, before.f_blocks, before.f_bfree)
             return
-    assert False, "never the same"
+    assert False, "the underlying file system changed between all calls"
 
 
-@point
+@check
 def special_files_work():
     opened = os.open("fifo", os.O_RDWR)
     os.write(opened, b"through the fifo")
@@ -149,7 +149,7 @@ def special_files_work():
 
 
 @mount_only
-def writing_through_a_fifo_leaves_its_time():
+def fifo_writes_do_not_change_times():
     os.utime("fifo", (1000, 1000))
     opened = os.open("fifo", os.O_RDWR)
     os.write(opened, b"x")
@@ -157,7 +157,7 @@ def writing_through_a_fifo_leaves_its_time():
 
 
 @mount_only
-def extents_and_flags_cannot_be_asked_for():
+def fiemap_and_getflags_are_refused():
     fd = os.open("big", os.O_RDONLY)
     fails(errno.EOPNOTSUPP, fcntl.ioctl, fd, 0xC020660B, bytearray(32))  # FS_IOC_FIEMAP
     fails(errno.ENOTTY, fcntl.ioctl, fd, 0x80086601, bytearray(8))  # FS_IOC_GETFLAGS

@@ -1,11 +1,11 @@
-"""What a directory lists while it changes."""
+"""Listings of directories that change meanwhile."""
 
 import ctypes
 import os
 import stat
 import threading
 
-from support import LIBC, UPPER, point, write
+from support import LIBC, UPPER, check, write
 
 LIBC.opendir.restype = LIBC.readdir.restype = ctypes.c_void_p
 LIBC.opendir.argtypes = [ctypes.c_char_p]
@@ -27,8 +27,8 @@ def rest_of(directory):
     return names
 
 
-@point
-def entries_that_stay_are_listed_once_whatever_else_happens():
+@check
+def unchanged_entries_are_listed_exactly_once():
     stay = {f"entry-{number:04}" for number in range(0, 3000, 2)}
     stop = threading.Event()
 
@@ -38,9 +38,9 @@ def entries_that_stay_are_listed_once_whatever_else_happens():
             write(f"many/passing-{number % 50}", b"")
             os.rename(f"many/passing-{number % 50}", f"many/renamed-{number % 50}")
             os.unlink(f"many/renamed-{number % 50}")
-            odd = f"many/entry-{(number * 2 + 1) % 3000:04}"
-            if os.path.exists(odd):
-                os.unlink(odd)
+            removed = f"many/entry-{(number * 2 + 1) % 3000:04}"
+            if os.path.exists(removed):
+                os.unlink(removed)
             number += 1
 
     thread = threading.Thread(target=churn)
@@ -56,8 +56,8 @@ def entries_that_stay_are_listed_once_whatever_else_happens():
         thread.join()
 
 
-@point
-def a_listing_may_be_emptied_while_it_is_read():
+@check
+def directory_can_be_emptied_while_listed():
     with os.scandir("many") as entries:
         count = 0
         for entry in entries:
@@ -67,49 +67,49 @@ def a_listing_may_be_emptied_while_it_is_read():
     os.rmdir("many")
 
 
-@point
-def places_in_a_listing_can_be_come_back_to():
+@check
+def seekdir_returns_to_entries():
     directory = LIBC.opendir(b"many")
-    places = []
+    positions = []
     while True:
-        place, name = LIBC.telldir(directory), next_name(directory)
+        position, name = LIBC.telldir(directory), next_name(directory)
         if name is None:
             break
-        places.append((place, name))
-    assert len({place for place, _ in places}) == len(places) == 3002
-    for place, name in places[::97] + places[::-211]:
-        LIBC.seekdir(directory, place)
+        positions.append((position, name))
+    assert len({position for position, _ in positions}) == len(positions) == 3002
+    for position, name in positions[::97] + positions[::-211]:
+        LIBC.seekdir(directory, position)
         assert next_name(directory) == name
-    # Also after others were removed.
-    for _, name in places[1::2]:
+    # Also after other entries were removed.
+    for _, name in positions[1::2]:
         if name not in (b".", b".."):
             os.unlink(b"many/" + name)
-    for place, name in places[::100]:
+    for position, name in positions[::100]:
         if name not in (b".", b".."):
-            LIBC.seekdir(directory, place)
+            LIBC.seekdir(directory, position)
             assert next_name(directory) == name
     LIBC.rewinddir(directory)
     assert next_name(directory) is not None
     LIBC.closedir(directory)
 
 
-@point
-def a_listing_ends_though_names_are_made_meanwhile():
+@check
+def listing_ends_while_names_are_created():
     def each(path, there, change):
         count = 0
         with os.scandir(path) as entries:
             for entry in entries:
                 change(entry.path)
                 count += 1
-                assert count < 10 * there, "this listing does not end"
-        # ext4 may show what a name became, too.
+                assert count < 10 * there, "the listing does not end"
+        # ext4 may list new names, too.
         assert count == there or not UPPER, count
 
     def move_away_and_back(name):
         os.rename(name, "aside")
         os.rename("aside", name)
 
-    # More than are listed at once.
+    # More than fit in one call of getdents.
     os.mkdir("made")
     for number in range(1500):
         write(f"made/entry-{number:04}", b"")
@@ -121,13 +121,13 @@ def a_listing_ends_though_names_are_made_meanwhile():
     assert len(os.listdir("made")) >= 3000
 
 
-@point
-def listings_of_one_directory_do_not_disturb_each_other():
+@check
+def concurrent_listings_are_independent():
     os.mkdir("made")
     begun = {f"entry-{number:04}" for number in range(1500)}
     for name in begun:
         write(f"made/{name}", b"")
-    # Each knows what was there when it began, however many there are.
+    # Each lists the entries that existed when it started, however many listings there are.
     listings = []
     for number in range(20):
         directory = LIBC.opendir(b"made")
@@ -142,8 +142,8 @@ def listings_of_one_directory_do_not_disturb_each_other():
         LIBC.closedir(directory)
 
 
-@point
-def a_hundred_thousand_entries():
+@check
+def directory_with_100_000_entries():
     os.mkdir("huge")
     fd = os.open("huge", os.O_RDONLY)
     count = 100_000

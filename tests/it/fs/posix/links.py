@@ -1,13 +1,13 @@
-"""How many names an object has."""
+"""Link counts."""
 
 import errno
 import os
 import stat
 
-from support import EXCHANGE, fails, point, read, rename, write
+from support import EXCHANGE, check, fails, read, rename, write
 
 
-@point
+@check
 def hard_links_are_one_object():
     one, two = os.stat("hard-a"), os.stat("hard-b")
     assert one.st_ino == two.st_ino and one.st_nlink == 2
@@ -19,14 +19,14 @@ def hard_links_are_one_object():
     assert os.stat("hard-a").st_nlink == 3
     os.unlink("hard-a")
     assert os.stat("hard-b").st_nlink == 2 and read("dir/hard-c") == b"through a"
-    os.rename("hard-b", "dir/hard-c")  # two names of one object: nothing is done
+    os.rename("hard-b", "dir/hard-c")  # no effect: two names of one object
     assert os.path.exists("hard-b") and os.stat("hard-b").st_nlink == 2
     os.unlink("hard-b")
     assert os.stat("dir/hard-c").st_nlink == 1
 
 
-@point
-def links_to_links_and_special_files():
+@check
+def hard_links_to_symlinks_and_fifos():
     os.link("link", "link2", follow_symlinks=False)
     assert os.lstat("link2").st_ino == os.lstat("link").st_ino and os.lstat("link").st_nlink == 2
     assert os.readlink("link2") == "small"
@@ -36,8 +36,8 @@ def links_to_links_and_special_files():
     fails(errno.EEXIST, os.link, "small", "big")
 
 
-@point
-def directories_count_their_subdirectories():
+@check
+def directory_link_counts():
     assert os.stat("dir").st_nlink == 3
     os.mkdir("dir/more")
     assert os.stat("dir").st_nlink == 4
@@ -55,8 +55,8 @@ def directories_count_their_subdirectories():
     assert stat.S_ISDIR(os.stat("small").st_mode)
 
 
-@point
-def directories_held_open_know_that_they_are_gone():
+@check
+def removed_open_directory_has_no_links():
     fd = os.open("empty", os.O_RDONLY)
     os.rmdir("empty")
     assert os.fstat(fd).st_nlink == 0

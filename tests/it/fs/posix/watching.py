@@ -1,15 +1,15 @@
-"""Telling who watches, and making durable."""
+"""inotify and sync calls."""
 
 import ctypes
 import os
 import select
 import struct
 
-from support import LIBC, point, write
+from support import LIBC, check, write
 
 
-@point
-def changes_are_told_to_who_watches():
+@check
+def inotify_reports_changes():
     watcher = LIBC.inotify_init1(os.O_NONBLOCK)
     everything = 0xFFF
     assert LIBC.inotify_add_watch(watcher, b"dir", everything) >= 0
@@ -36,8 +36,8 @@ def changes_are_told_to_who_watches():
         assert wanted in events, (wanted, events)
 
 
-@point
-def syncing_succeeds_on_all_that_can_be_opened():
+@check
+def sync_calls_succeed():
     for path in ["small", "big", "dir", "."]:
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)

@@ -1,4 +1,4 @@
-"""What the points share."""
+"""Shared by all checks."""
 
 import ctypes
 import errno
@@ -6,21 +6,21 @@ import os
 import sys
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-POINTS = {}
+CHECKS = {}
 MOUNT_ONLY = set()
 ROOT = os.geteuid() == 0
 UPPER = os.path.abspath(sys.argv[3]) if len(sys.argv) > 3 else None
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO_RANGE, INSERT = 1, 2, 8, 16, 32
 
 
-def point(function):
-    POINTS[function.__name__] = function
+def check(function):
+    CHECKS[function.__name__] = function
     return function
 
 
 def mount_only(function):
     MOUNT_ONLY.add(function.__name__)
-    return point(function)
+    return check(function)
 
 
 def fails(number, call, *args, **named):
@@ -58,7 +58,7 @@ NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 
 
 def other_user(function, groups=()):
-    """Calls a function as somebody else and returns what it returns, a small number."""
+    """Calls a function as the user 65534. Returns its result, or the number of the error that it raised."""
     child = os.fork()
     if child == 0:
         status = 255
@@ -75,7 +75,7 @@ def other_user(function, groups=()):
 
 
 def in_child(function):
-    """Calls a function in another process and returns what it returns, a small number."""
+    """Calls a function in another process and returns its result, a small number."""
     child = os.fork()
     if child == 0:
         status = 255
@@ -87,7 +87,7 @@ def in_child(function):
 
 
 def copied_up():
-    """Content that the upper directory holds, by path."""
+    """Returns the paths of the files in the upper directory."""
     found = set()
     for root, _, names in os.walk(UPPER):
         if "/upper" in root:

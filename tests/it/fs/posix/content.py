@@ -15,26 +15,26 @@ from support import (
     KEEP_SIZE,
     PUNCH_HOLE,
     ZERO_RANGE,
+    check,
     fails,
     fallocate,
     mount_only,
-    point,
     read,
 )
 
 
 @mount_only
-def temporary_files_without_a_name_are_refused():
+def o_tmpfile_is_refused():
     fails(errno.EOPNOTSUPP, os.open, ".", os.O_TMPFILE | os.O_RDWR)
     import tempfile
 
-    with tempfile.TemporaryFile(dir=".") as file:  # falls back to a name that it removes
+    with tempfile.TemporaryFile(dir=".") as file:  # falls back to a named file
         file.write(b"x")
     assert not any(name.startswith("tmp") for name in os.listdir("."))
 
 
-@point
-def appends_of_several_processes_do_not_mix():
+@check
+def concurrent_appends_do_not_mix():
     lines, workers = 300, 6
     children = []
     for worker in range(workers):
@@ -52,8 +52,8 @@ def appends_of_several_processes_do_not_mix():
     assert len(found) == lines * workers and set(found) == expected
 
 
-@point
-def first_writers_at_once_lose_nothing():
+@check
+def concurrent_first_writes_lose_nothing():
     size = os.stat("big").st_size
     start = threading.Barrier(16)
 
@@ -76,8 +76,8 @@ def first_writers_at_once_lose_nothing():
     assert read("big") == bytes(expected)
 
 
-@point
-def direct_reads_and_writes():
+@check
+def direct_io():
     buffer = mmap.mmap(-1, 8192)
     original = read("big")
     fd = os.open("big", os.O_RDWR | os.O_DIRECT)
@@ -87,7 +87,7 @@ def direct_reads_and_writes():
     assert os.pwritev(fd, [buffer], 4096) == 8192
     os.close(fd)
     assert read("big") == original[:4096] + b"D" * 8192 + original[12_288:]
-    # What is cached and what goes past the cache are the same.
+    # Cached and direct I/O see each other's writes.
     cached = os.open("big", os.O_RDWR)
     os.pread(cached, 100, 0)
     fd = os.open("big", os.O_RDWR | os.O_DIRECT)
@@ -99,8 +99,8 @@ def direct_reads_and_writes():
     assert buffer[:6] == b"cached"
 
 
-@point
-def space_is_allocated_punched_and_zeroed():
+@check
+def fallocate_modes():
     for path in ["big", "fresh"]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         good = bytearray(os.pread(fd, 1 << 20, 0))
@@ -123,7 +123,7 @@ def space_is_allocated_punched_and_zeroed():
 
 
 @mount_only
-def ranges_cannot_be_collapsed_or_inserted():
+def collapse_and_insert_range_are_refused():
     fd = os.open("big", os.O_RDWR)
     fails(errno.EOPNOTSUPP, fallocate, fd, COLLAPSE, 4096, 4096)
     fails(errno.EOPNOTSUPP, fallocate, fd, INSERT, 4096, 4096)
@@ -131,8 +131,8 @@ def ranges_cannot_be_collapsed_or_inserted():
     fails(errno.EOPNOTSUPP, fcntl.ioctl, other, 0x40049409, fd)
 
 
-@point
-def holes_and_data_are_found():
+@check
+def seek_hole_and_seek_data():
     for path in ["sparse", "made"]:
         if path == "made":
             fd = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -156,8 +156,8 @@ def holes_and_data_are_found():
     assert os.lseek(fd, 0, os.SEEK_DATA) == 0 and os.lseek(fd, 0, os.SEEK_HOLE) == size
 
 
-@point
-def what_is_written_through_a_mapping_is_data():
+@check
+def mapped_writes_are_data():
     for path in ["sparse", "made"]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         os.ftruncate(fd, 3 << 20)
@@ -173,8 +173,8 @@ def what_is_written_through_a_mapping_is_data():
         assert os.pread(fd, 6, 0) == b"\x01\0\0\0\0\x02"
 
 
-@point
-def ranges_are_copied_between_files():
+@check
+def copy_file_range_and_sendfile():
     original = read("big")
     source, target = os.open("big", os.O_RDONLY), os.open("copy", os.O_RDWR | os.O_CREAT)
     done = 0
@@ -194,8 +194,8 @@ def ranges_are_copied_between_files():
     assert read("sent") == original[:100_000]
 
 
-@point
-def reads_and_writes_of_all_shapes():
+@check
+def vectored_and_boundary_io():
     original = read("big")
     fd = os.open("big", os.O_RDWR)
     parts = [bytearray(7), bytearray(4096), bytearray(100)]
@@ -214,7 +214,7 @@ def reads_and_writes_of_all_shapes():
 def write_while_running():
     running = subprocess.Popen(["./sleep", "60"])
     try:
-        # Once the new program runs, its file is busy.
+        # The file is busy once it is being executed.
         while os.readlink(f"/proc/{running.pid}/exe") != os.path.realpath("sleep"):
             time.sleep(0.001)
         os.open("sleep", os.O_WRONLY)
