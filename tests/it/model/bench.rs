@@ -1,4 +1,4 @@
-//! An environment in a directory of its own, opened and closed at will.
+//! A test environment in a temporary directory, which a test can open, close and kill.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -14,10 +14,10 @@ use envfs::squashfs::{Image, ReaderOptions};
 use envfs::state::{InitEnvironment, RevisionKind, StateDb};
 use envfs::union::{Reconciled, Union, identify};
 
-/// Block size of the images: small, so that files of several blocks are small too.
+/// The block size of the images; small, so that small files have several blocks.
 pub(super) const BLOCK: usize = 4096;
 
-/// An environment, open.
+/// An open environment.
 pub(super) struct Bench {
     dir: tempfile::TempDir,
     workspace: Option<Arc<Workspace>>,
@@ -48,7 +48,7 @@ fn import_options() -> ImportOptions {
     }
 }
 
-/// Bytes that are neither all alike nor easily compressed.
+/// Returns incompressible bytes that depend only on the seed.
 pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len);
@@ -61,7 +61,7 @@ pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// The directory that environments are made of.
+/// Creates the directory that environments are imported from.
 fn seed(root: &Path) {
     let file = |path: &str, content: &[u8], mode: u32| {
         let path = root.join(path);
@@ -99,9 +99,9 @@ fn seed(root: &Path) {
         ("a", "user.dir", "yes"),
         ("big", "user.x", ""),
     ] {
-        // Not every file system has them; then the environment has none.
+        // Without support by the file system, the environment has no attributes.
         if let Err(e) = xattr::set(root.join(path), attribute, value.as_bytes()) {
-            eprintln!("no extended attributes here: {e}");
+            crate::support::skip_allowed(&format!("extended attributes are not tested: {e}"));
         }
     }
     let mut pending = vec![root.to_owned()];
@@ -116,21 +116,21 @@ fn seed(root: &Path) {
     }
 }
 
-/// What an image has that lies over the one of [`seed`]: it adds to directories, replaces, and hides.
+/// Creates the directory of an image above the one of [`seed`]: it adds, replaces and hides entries.
 fn seed_above(root: &Path) {
     let file = |path: &str, content: &[u8]| {
         let path = root.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
     };
-    // Of three names of one file below, two are left.
+    // Two of three names of a lower file remain.
     file("a/one", b"another one");
     file("a/above", &noise(4, 2 * BLOCK + 7));
     fs::hard_link(root.join("a/above"), root.join("beside")).unwrap();
     file("b/c/more", b"more");
     file("b/c/d/e/deepest", b"deepest");
-    file("big/in", b"in what is a file below");
-    file("empty", b"no directory any more");
+    file("big/in", b"in a directory over a file");
+    file("empty", b"a file over a directory");
     file("many/m7", b"7");
     file("many/sub/new", b"new");
     symlink("b/text", root.join("link")).unwrap();
@@ -138,9 +138,8 @@ fn seed_above(root: &Path) {
         let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
         nix::sys::stat::mknod(&root.join(gone), nix::sys::stat::SFlag::S_IFCHR, mode, 0).unwrap();
     }
-    // Opaque, where there are attributes.
-    if xattr::set(root.join("b/c/d"), "user.overlay.opaque", b"y").is_err() {
-        eprintln!("no extended attributes here");
+    if let Err(e) = xattr::set(root.join("b/c/d"), "user.overlay.opaque", b"y") {
+        crate::support::skip_allowed(&format!("opaque directories are not tested: {e}"));
     }
     for dir in ["a", "b/c", "many", ""] {
         set_mtime(&root.join(dir));
@@ -155,7 +154,7 @@ fn set_mtime(path: &Path) {
     utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, flags).unwrap();
 }
 
-/// A store with one environment, made once for all tests of the process.
+/// Returns a store with one environment, created once for all tests.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<tempfile::TempDir> = OnceLock::new();
     TEMPLATE
@@ -172,7 +171,7 @@ fn template() -> &'static Path {
         .path()
 }
 
-/// A store with one environment of two images, made once.
+/// Returns a store with one environment of two images, created once for all tests.
 fn stacked_template() -> &'static Path {
     static TEMPLATE: OnceLock<tempfile::TempDir> = OnceLock::new();
     TEMPLATE
@@ -221,7 +220,7 @@ fn stacked_template() -> &'static Path {
         .path()
 }
 
-/// Copies a tree; with `hard_links`, files are not copied but linked, so that they keep their numbers.
+/// Copies a tree. With `hard_links`, files are linked instead, so that they keep their inode numbers.
 pub(super) fn copy_tree(from: &Path, to: &Path, hard_links: bool) {
     fs::create_dir_all(to).unwrap();
     fs::set_permissions(to, from.metadata().unwrap().permissions()).unwrap();
@@ -241,14 +240,14 @@ pub(super) fn copy_tree(from: &Path, to: &Path, hard_links: bool) {
     }
 }
 
-/// Does something in the middle of a commit.
+/// Runs an action during a commit.
 pub(super) struct During<F> {
     action: Mutex<Option<F>>,
     thread: ThreadId,
 }
 
 impl<F: FnOnce()> During<F> {
-    /// To be used in the thread that makes it, which does nothing else meanwhile.
+    /// The commit must run in the calling thread.
     pub(super) fn new(action: F) -> During<F> {
         During {
             action: Mutex::new(Some(action)),
@@ -256,8 +255,8 @@ impl<F: FnOnce()> During<F> {
         }
     }
 
-    /// What was not done, since nothing was to be committed.
-    pub(super) fn rest(self) -> Option<F> {
+    /// Returns the action if it has not run because there was nothing to commit.
+    pub(super) fn pending(self) -> Option<F> {
         self.action.into_inner().unwrap()
     }
 }
@@ -275,12 +274,12 @@ impl<F: FnOnce() + Send> Progress for During<F> {
 }
 
 impl Bench {
-    /// An environment imported from the directory that [`seed`] makes.
+    /// Returns an environment imported from the directory of [`seed`].
     pub(super) fn imported() -> Bench {
         Bench::imported_in(&std::env::temp_dir())
     }
 
-    /// The same, somewhere below `above`.
+    /// Like [`Bench::imported`], in a directory below `above`.
     pub(super) fn imported_in(above: &Path) -> Bench {
         let dir = tempfile::tempdir_in(above).unwrap();
         copy_tree(&template().join("store"), &dir.path().join("store"), false);
@@ -292,7 +291,7 @@ impl Bench {
         bench
     }
 
-    /// An environment of two images, one over another. It is never committed: as a mount without a store.
+    /// Returns an environment of two stacked images. Like a mount without a store, it cannot be committed.
     pub(super) fn stacked() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let store = stacked_template().join("store");
@@ -306,7 +305,7 @@ impl Bench {
         bench
     }
 
-    /// An environment with nothing in it.
+    /// Returns an empty environment.
     pub(super) fn empty() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let new = Store::new(dir.path().join("store"))
@@ -321,7 +320,7 @@ impl Bench {
         bench
     }
 
-    /// What is below `above` where another has it below `other_above`.
+    /// Returns the environment below `above` that is a copy of this one below `other_above`.
     pub(super) fn copied(&self, other_above: &Path, above: &Path) -> Bench {
         let dir = self.dir.path().strip_prefix(other_above).unwrap();
         let to = tempfile::tempdir_in(above).unwrap();
@@ -362,23 +361,22 @@ impl Bench {
         self.workspace = None;
     }
 
-    /// Closes and opens again.
+    /// Closes and reopens the environment.
     pub(super) fn remount(&mut self) {
         self.close();
         assert!(self.open().is_empty());
     }
 
-    /// The process dies.
+    /// Simulates the death of the process.
     pub(super) fn kill(&mut self) {
         self.workspace = None;
     }
 
-    /// Commits, and does something in the middle of it: after the changes were frozen, before the new
-    /// image is there.
+    /// Commits and runs an action meanwhile: after the changes were frozen, before the new image is complete.
     pub(super) fn commit_during(&self, action: impl FnOnce() + Send) -> Committed {
         let during = During::new(action);
         let done = commit::commit(self.workspace(), &CommitOptions::default(), &during);
-        assert!(during.rest().is_none(), "nothing happened");
+        assert!(during.pending().is_none(), "the action did not run");
         done.unwrap().unwrap()
     }
 

@@ -1,7 +1,7 @@
-//! Whether the list of changes is right, by comparing whole trees.
+//! Checks the list of changes by comparing whole trees.
 //!
-//! The oracle knows nothing of rows or layers. Each path of the view has at most one counterpart among
-//! the committed paths: by name below the counterpart of its directory, or what it was renamed from.
+//! The oracle uses no rows or layers. Each path of the view has at most one counterpart among the committed
+//! paths: the one it was renamed from, or its name below the counterpart of its directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ fn join(above: &[u8], name: &[u8]) -> Path {
     [above, b"/", name].concat()
 }
 
-/// In what two objects differ.
+/// Returns the most important difference of two objects.
 fn difference(then: &Node, now: &Node) -> Option<Aspect> {
     let is_dir = now.kind() == Kind::Directory;
     if then.kind() != now.kind() || !is_dir && then.body != now.body {
@@ -50,7 +50,7 @@ struct Oracle<'a> {
     counterparts: BTreeMap<Path, Path>,
 }
 
-/// Every difference must be reported, and every report must be a difference.
+/// Checks that every difference is reported and every report is a difference.
 pub(super) fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
     let mut oracle = Oracle {
         base,
@@ -77,7 +77,7 @@ pub(super) fn check_changes(base: &Tree, now: &Tree, changes: &[Change]) {
 }
 
 impl Oracle<'_> {
-    /// Finds the counterparts, directories before what is in them.
+    /// Finds the counterparts, directories before their entries.
     fn pair(&mut self) {
         for path in self.now_paths.keys().skip(1) {
             let (above, name) = split(path);
@@ -105,10 +105,10 @@ impl Oracle<'_> {
         match self.reported.get(&path[..]) {
             None => {
                 let committed = committed.unwrap_or_else(|| panic!("unreported: {}", text()));
-                // A file that has several names is reported by one of them.
-                let is_told = committed == ino && self.changes.iter().any(|c| c.ino == ino);
+                // A file with several names is reported by one of them.
+                let is_reported = committed == ino && self.changes.iter().any(|c| c.ino == ino);
                 assert!(
-                    found.is_none() || is_told,
+                    found.is_none() || is_reported,
                     "unreported {found:?}: {}",
                     text()
                 );
@@ -143,7 +143,7 @@ impl Oracle<'_> {
                 assert_eq!(stays.count(), 0, "{}", text());
             }
             Some(ChangeKind::Added) => {
-                // Only a directory that is elsewhere now leaves its path to something new.
+                // Only the path of a directory that was moved can be added again.
                 let above = self.counterparts.get(above);
                 let committed = above.and_then(|above| self.base_paths.get(&join(above, name)));
                 if let Some(committed) = committed {
@@ -152,14 +152,14 @@ impl Oracle<'_> {
                     assert!(is_dir && is_elsewhere, "not new: {}", text());
                 }
             }
-            Some(ChangeKind::Removed) => panic!("it is there: {}", text()),
+            Some(ChangeKind::Removed) => panic!("not removed: {}", text()),
         }
     }
 
-    /// Each committed path is the counterpart of one of the view, or was renamed, or is reported.
+    /// Checks that each committed path is a counterpart, was renamed, or is reported as removed.
     fn check_deleted(&self) {
         let met: BTreeSet<&Path> = self.counterparts.values().collect();
-        // Where a committed directory is now; a directory counts before a file that took its place.
+        // The current paths of committed directories; a directory takes precedence over a file that replaced it.
         let is_dir = |path: &Path| self.now.node(self.now_paths[path]).kind() == Kind::Directory;
         let mut here: BTreeMap<Path, Path> = BTreeMap::new();
         for (path, then) in &self.counterparts {
@@ -181,10 +181,10 @@ impl Oracle<'_> {
                     assert_eq!(change.unwrap().ino, *ino, "{}", show(&path));
                     deleted += 1;
                 }
-                // Something else has the name, and is reported.
+                // Another object has the name, and is reported.
                 Some(_) => {}
                 None => panic!(
-                    "{} ({ino}, was {}) is gone, unreported: {:#?}",
+                    "{} ({ino}, was {}) was removed, unreported: {:#?}",
                     show(&path),
                     show(then),
                     self.changes

@@ -1,4 +1,5 @@
-//! A crash between the steps of an operation: files and rows of different moments are put together.
+//! Crashes between the steps of an operation, simulated by combining the files of one moment with the rows of
+//! another.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,18 +13,18 @@ use super::tree::{Body, Tree};
 
 const CREATOR: Creator = Creator { uid: 1, gid: 1 };
 
-/// What an environment has on disk at a moment, with the same host inode numbers.
+/// The files and rows of an environment at one moment, with the original inode numbers.
 struct Moment {
     dir: tempfile::TempDir,
     tree: Tree,
 }
 
 impl Moment {
-    /// Takes what is there after the process has died.
-    fn after_death(bench: &mut Bench) -> Moment {
+    /// Kills the process and saves the state.
+    fn after_kill(bench: &mut Bench) -> Moment {
         let tree = Tree::read(bench.union());
         bench.kill();
-        // Beside the environment: hard links need one file system.
+        // On the file system of the environment, for hard links.
         let dir = tempfile::tempdir_in(bench.home().parent().unwrap()).unwrap();
         copy_tree(
             &bench.home().join("layers"),
@@ -114,18 +115,18 @@ fn without_times(mut tree: Tree) -> Tree {
 enum Expect {
     Before,
     After,
-    /// Files that rows know never reached the disk: only a power cut can do that.
+    /// Files that rows refer to did not reach the disk, which takes a power failure.
     Anything,
 }
 
-/// Runs `op`, and puts together what was there before and after it: files without rows (a crash after
-/// step 1, or rows that a power cut took back), and rows without files moved (a crash after step 2).
+/// Runs `op` and combines the states before and after it: new files with old rows (a crash after step 1, or rows
+/// lost in a power failure), and new rows with old files (a crash after step 2).
 fn crash(prepare: impl Fn(&Union), op: impl Fn(&Union), rows_first: Expect) {
     crash_both(prepare, op, Expect::Before, rows_first);
 }
 
-/// A crash in an operation that removes content. It changes rows first, so only a power cut can leave
-/// the rows as they were.
+/// Like [`crash`], for an operation that removes content. It changes rows first, so only a power failure can leave
+/// the old rows.
 fn crash_removing(prepare: impl Fn(&Union), op: impl Fn(&Union)) {
     crash_both(prepare, op, Expect::Anything, Expect::After);
 }
@@ -139,10 +140,10 @@ fn crash_both(
     for (new_rows, expect) in [(false, files_first), (true, rows_first)] {
         let mut bench = Bench::imported();
         prepare(bench.union());
-        let before = Moment::after_death(&mut bench);
+        let before = Moment::after_kill(&mut bench);
         assert!(bench.open().is_empty());
         op(bench.union());
-        let after = Moment::after_death(&mut bench);
+        let after = Moment::after_kill(&mut bench);
 
         let (rows, files) = if new_rows {
             (&after, &before)
@@ -151,7 +152,7 @@ fn crash_both(
         };
         rows.restore_rows(&bench.home());
         files.restore_files(&bench.home());
-        let mended = bench.open();
+        let reconciled = bench.open();
         let found = Tree::read(bench.union());
         match expect {
             Expect::Before => without_times(before.tree.clone()).assert_is(&found),
@@ -160,19 +161,19 @@ fn crash_both(
                 for (ino, node) in &before.tree.nodes {
                     let is_kept =
                         found.nodes.contains_key(ino) || !after.tree.nodes.contains_key(ino);
-                    assert!(is_kept, "{ino} is lost: {:?}", node.body);
+                    assert!(is_kept, "{ino} was lost: {:?}", node.body);
                 }
             }
         }
         if expect != Expect::Anything {
-            assert!(mended.lost.is_empty(), "{mended:?} with {expect:?}");
+            assert!(reconciled.lost.is_empty(), "{reconciled:?} with {expect:?}");
         }
         assert_eq!(bench.union().verify_upper().unwrap(), Vec::<String>::new());
         bench.kill();
         let again = bench.open();
-        assert!(again.is_empty(), "after {mended:?} once more: {again:?}");
+        assert!(again.is_empty(), "{again:?} after {reconciled:?}");
         found.assert_is(&Tree::read(bench.union()));
-        // And life goes on.
+        // Further changes and commits work.
         make(bench.union(), "", "afterwards", b"x");
         bench.commit(&Default::default()).unwrap();
         bench.remount();
@@ -180,7 +181,7 @@ fn crash_both(
 }
 
 #[test]
-fn creating_a_file() {
+fn crash_creating_a_file() {
     let op = |union: &Union| {
         make(union, "b/c", "new", b"content");
     };
@@ -188,7 +189,7 @@ fn creating_a_file() {
 }
 
 #[test]
-fn creating_a_symlink() {
+fn crash_creating_a_symlink() {
     crash(
         |_| {},
         |union| {
@@ -199,13 +200,13 @@ fn creating_a_symlink() {
             };
             union.create(dir, b"s", &new).unwrap();
         },
-        // A symbolic link is a row; the link in the upper is a copy of it.
+        // The row of a symbolic link is authoritative; the link in the upper is a copy.
         Expect::After,
     );
 }
 
 #[test]
-fn copying_up() {
+fn crash_copying_up() {
     crash(
         |_| {},
         |union| write(union, "big", b"changed"),
@@ -214,7 +215,7 @@ fn copying_up() {
 }
 
 #[test]
-fn truncating_what_is_below() {
+fn crash_truncating_an_image_file() {
     let empty = SetAttr {
         size: Some(0),
         ..SetAttr::default()
@@ -229,7 +230,7 @@ fn truncating_what_is_below() {
 }
 
 #[test]
-fn renaming_a_changed_file() {
+fn crash_renaming_a_changed_file() {
     crash(
         |union| write(union, "b/c/deep", b"changed"),
         |union| {
@@ -245,8 +246,8 @@ fn renaming_a_changed_file() {
 }
 
 #[test]
-fn renaming_over_a_changed_file() {
-    // As on any file system, the name is never lost: programs replace their files in this way.
+fn crash_renaming_over_a_changed_file() {
+    // The name must never be lost, because programs replace files in this way.
     for (dir, name) in [("b/c", "deep"), ("many", "m0")] {
         crash_both(
             |union| {
@@ -261,8 +262,8 @@ fn renaming_over_a_changed_file() {
 }
 
 #[test]
-fn renaming_a_new_file_over_another() {
-    // Of what lies below nothing is destroyed, so that all can be taken back.
+fn crash_renaming_a_new_file_over_another() {
+    // Replacing a lower file destroys nothing, so the rename can be undone.
     for (replaced, files_first) in [("many/m1", Expect::Before), ("made", Expect::After)] {
         crash_both(
             |union| {
@@ -280,7 +281,7 @@ fn renaming_a_new_file_over_another() {
 }
 
 #[test]
-fn renaming_a_directory_with_changes() {
+fn crash_renaming_a_directory_with_changes() {
     crash(
         |union| {
             write(union, "b/c/d/e/deeper", b"changed");
@@ -292,7 +293,7 @@ fn renaming_a_directory_with_changes() {
 }
 
 #[test]
-fn renaming_nested_directories() {
+fn crash_renaming_nested_directories() {
     crash(
         |union| {
             write(union, "b/c/d/e/deeper", b"changed");
@@ -309,7 +310,7 @@ fn renaming_nested_directories() {
 }
 
 #[test]
-fn exchanging_files() {
+fn crash_exchanging_files() {
     crash(
         |union| {
             write(union, "big", b"one");
@@ -321,7 +322,7 @@ fn exchanging_files() {
 }
 
 #[test]
-fn exchanging_a_file_with_a_directory() {
+fn crash_exchanging_a_file_with_a_directory() {
     crash(
         |union| {
             write(union, "big", b"one");
@@ -333,7 +334,7 @@ fn exchanging_a_file_with_a_directory() {
 }
 
 #[test]
-fn exchanging_directories() {
+fn crash_exchanging_directories() {
     crash(
         |union| {
             make(union, "b/c", "same", b"one");
@@ -345,7 +346,7 @@ fn exchanging_directories() {
 }
 
 #[test]
-fn removing_a_changed_file() {
+fn crash_removing_a_changed_file() {
     crash_removing(
         |union| write(union, "b/c/deep", b"changed"),
         |union| union.unlink(find(union, "b/c"), b"deep").unwrap(),
@@ -353,7 +354,7 @@ fn removing_a_changed_file() {
 }
 
 #[test]
-fn removing_one_name_of_a_changed_file() {
+fn crash_removing_one_name_of_a_changed_file() {
     crash(
         |union| write(union, "a/one", b"changed"),
         |union| union.unlink(find(union, "a"), b"one").unwrap(),
@@ -362,7 +363,7 @@ fn removing_one_name_of_a_changed_file() {
 }
 
 #[test]
-fn removing_all_names_but_one_of_a_new_file() {
+fn crash_removing_a_name_of_a_new_file() {
     crash(
         |union| {
             let ino = make(union, "a", "new", b"new");
@@ -374,7 +375,7 @@ fn removing_all_names_but_one_of_a_new_file() {
 }
 
 #[test]
-fn removing_a_directory() {
+fn crash_removing_a_directory() {
     crash_removing(
         |union| {
             make(union, "empty", "new", b"new");
@@ -391,8 +392,8 @@ fn discard(union: &Union, path: &str) {
 }
 
 #[test]
-fn discarding_what_makes_others_go_back() {
-    // What is discarded is `m2`; `b` goes back with what was changed in it, which stays.
+fn crash_discarding_a_rename_that_moves_others_back() {
+    // Discarding `m2` also moves `b` back, with the changes in it.
     crash(
         |union| {
             rename(union, ("", "many"), ("", "m2"), RenameMode::Replace);
@@ -409,7 +410,7 @@ fn discarding_what_makes_others_go_back() {
 }
 
 #[test]
-fn discarding_what_is_new_and_changed() {
+fn crash_discarding_new_and_changed_files() {
     crash_removing(
         |union| {
             make_dir(union, "b", "new");
@@ -428,9 +429,9 @@ fn discarding_what_is_new_and_changed() {
 }
 
 #[test]
-fn strays_keep_their_content() {
+fn unreferenced_files_are_set_aside_with_their_content() {
     let mut bench = Bench::imported();
-    let before = Moment::after_death(&mut bench);
+    let before = Moment::after_kill(&mut bench);
     bench.open();
     make(bench.union(), "b/c", "new", b"precious");
     bench.kill();
@@ -445,8 +446,8 @@ fn strays_keep_their_content() {
 }
 
 #[test]
-fn a_copied_store_is_known_again() {
-    // Host inode numbers are others, places are the same.
+fn copied_store_is_recognized() {
+    // The copy has other inode numbers and the same paths.
     let mut bench = Bench::imported();
     write(bench.union(), "a/one", b"changed");
     make(bench.union(), "b/c", "new", b"new");
@@ -456,8 +457,12 @@ fn a_copied_store_is_known_again() {
     copy_tree(&bench.home().join("layers"), &aside, false);
     fs::remove_dir_all(bench.home().join("layers")).unwrap();
     fs::rename(aside, bench.home().join("layers")).unwrap();
-    let mended = bench.open();
-    assert_eq!((mended.lost.len(), mended.set_aside), (0, 0), "{mended:?}");
+    let reconciled = bench.open();
+    assert_eq!(
+        (reconciled.lost.len(), reconciled.set_aside),
+        (0, 0),
+        "{reconciled:?}"
+    );
     without_times(before).assert_is(&Tree::read(bench.union()));
     assert!(
         Tree::read(bench.union())
@@ -467,7 +472,7 @@ fn a_copied_store_is_known_again() {
     );
 }
 
-/// Makes of the home a copy in which `x` and `y` have each the host inode number that the other had.
+/// Replaces the environment by a copy in which `x` and `y` have exchanged inode numbers.
 fn copy_with_exchanged_numbers(bench: &Bench) {
     let layer = fs::read_dir(bench.home().join("layers")).unwrap().next();
     let upper = layer.unwrap().unwrap().path().join("upper");
@@ -488,7 +493,7 @@ fn copy_with_exchanged_numbers(bench: &Bench) {
 }
 
 #[test]
-fn in_a_copied_store_places_count_and_numbers_do_not() {
+fn copied_store_is_matched_by_paths_not_inode_numbers() {
     for is_clean in [false, true] {
         let mut bench = Bench::imported();
         make(bench.union(), "", "x", b"of x");
@@ -500,10 +505,14 @@ fn in_a_copied_store_places_count_and_numbers_do_not() {
             bench.kill();
         }
         copy_with_exchanged_numbers(&bench);
-        let mended = bench.open();
-        assert_eq!((mended.renumbered, mended.moved), (2, 0), "{mended:?}");
+        let reconciled = bench.open();
+        assert_eq!(
+            (reconciled.renumbered, reconciled.moved),
+            (2, 0),
+            "{reconciled:?}"
+        );
         before.assert_is(&Tree::read(bench.union()));
-        // The copy is what it is about from now on, also after an end that is not clean.
+        // From now on the inode numbers of the copy are known, also after a kill.
         bench.kill();
         assert!(bench.open().is_empty());
         before.assert_is(&Tree::read(bench.union()));
@@ -511,11 +520,11 @@ fn in_a_copied_store_places_count_and_numbers_do_not() {
 }
 
 #[test]
-fn a_file_that_got_the_inode_number_of_another_is_not_that_one() {
+fn reused_inode_number_is_not_mistaken_for_the_lost_file() {
     let mut bench = Bench::imported();
     make(bench.union(), "", "x", b"of x");
     bench.kill();
-    // A power cut has taken back the rows of what came after.
+    // A power failure has lost the rows of later files.
     let layer = fs::read_dir(bench.home().join("layers")).unwrap().next();
     let upper = layer.unwrap().unwrap().path().join("upper");
     let number = fs::metadata(upper.join("x")).unwrap().ino();
@@ -526,11 +535,15 @@ fn a_file_that_got_the_inode_number_of_another_is_not_that_one() {
         fs::metadata(path).unwrap().ino()
     });
     if !others.any(|other| other == number) {
-        return crate::support::skip_allowed("this file system gives no inode number again");
+        return crate::support::skip_allowed("this file system does not reuse inode numbers");
     }
-    let mended = bench.open();
-    assert_eq!((mended.lost.len(), mended.moved), (1, 0), "{mended:?}");
-    assert!(mended.set_aside > 0, "{mended:?}");
+    let reconciled = bench.open();
+    assert_eq!(
+        (reconciled.lost.len(), reconciled.moved),
+        (1, 0),
+        "{reconciled:?}"
+    );
+    assert!(reconciled.set_aside > 0, "{reconciled:?}");
     let tree = Tree::read(bench.union());
     let is_it = |body: &Body| *body == Body::File(b"of another".to_vec());
     assert!(!tree.nodes.values().any(|node| is_it(&node.body)));

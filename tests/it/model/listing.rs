@@ -1,5 +1,5 @@
-//! A listing that is under way when the stack changes is finished in the order in which it began: what
-//! is there all the time is met exactly once.
+//! A directory listing continues in its original order when the stack changes: entries that exist all the time are
+//! returned exactly once.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use envfs::union::Union;
 use super::bench::Bench;
 use super::crash::{find, make};
 
-/// Made in another order than that of their names, and mixed with those of the image (`m0`…`m6`).
+/// New names, not in alphabetical order, and mixed with those of the image (`m0`…`m6`).
 const MADE: [&str; 7] = ["zz", "m33", "aa", "mm", "b", "m00", "y"];
 
-/// What a listing met before the stack changed, and after it.
+/// The names that a listing returned before and after the change of the stack.
 type Listing = (Vec<Vec<u8>>, Vec<Vec<u8>>);
 
-/// Lists at most `limit` entries from a position on; returns names and the next position.
+/// Lists at most `limit` entries from a position. Returns names and the next position.
 fn list(union: &Union, dir: Ino, mut at: u64, limit: usize) -> (Vec<Vec<u8>>, u64) {
     let mut names = Vec::new();
     while names.len() < limit {
@@ -32,8 +32,7 @@ fn list(union: &Union, dir: Ino, mut at: u64, limit: usize) -> (Vec<Vec<u8>>, u6
     (names, at)
 }
 
-/// Begins listings of `many`, one for each number of names read, changes the stack, and ends them.
-/// Returns what each met before and after.
+/// Starts listings of `many`, one for each number of names read, changes the stack, and finishes them.
 fn listings(prepare: impl Fn(&Bench), change: impl Fn(&Bench)) -> Vec<Listing> {
     let bench = Bench::imported();
     let union = bench.union();
@@ -61,8 +60,8 @@ fn commit(bench: &Bench) {
     bench.commit(&CommitOptions::default()).unwrap();
 }
 
-/// Every name that is there before and after must be met once, in all the listings.
-fn assert_whole(listings: Vec<Listing>) {
+/// Checks that every listing returned every name exactly once.
+fn assert_complete(listings: Vec<Listing>) {
     let whole = listings.last().unwrap().0.clone();
     assert_eq!(whole.len(), 2 + 7 + MADE.len());
     for (before, after) in listings {
@@ -70,7 +69,7 @@ fn assert_whole(listings: Vec<Listing>) {
         let mut met = [before, after].concat();
         let mut expected = whole.clone();
         if count < 2 {
-            // No name was read, so it may be in any order.
+            // No name was read yet, so the order may change.
             met.sort_unstable();
             expected.sort_unstable();
         }
@@ -79,20 +78,20 @@ fn assert_whole(listings: Vec<Listing>) {
 }
 
 #[test]
-fn a_listing_goes_on_over_a_rotation() {
-    assert_whole(listings(make_all, |bench| {
+fn listing_continues_across_a_rotation() {
+    assert_complete(listings(make_all, |bench| {
         bench.union().rotate().unwrap();
     }));
 }
 
 #[test]
-fn a_listing_goes_on_over_a_commit() {
-    assert_whole(listings(make_all, commit));
+fn listing_continues_across_a_commit() {
+    assert_complete(listings(make_all, commit));
 }
 
 #[test]
-fn a_listing_goes_on_over_two_commits() {
-    assert_whole(listings(make_all, |bench| {
+fn listing_continues_across_two_commits() {
+    assert_complete(listings(make_all, |bench| {
         commit(bench);
         make(bench.union(), "", "elsewhere", b"x");
         commit(bench);
@@ -100,13 +99,13 @@ fn a_listing_goes_on_over_two_commits() {
 }
 
 #[test]
-fn a_listing_goes_on_over_a_commit_that_failed() {
-    assert_whole(listings(make_all, |bench| {
+fn listing_continues_across_a_failed_commit() {
+    assert_complete(listings(make_all, |bench| {
         bench.union().rotate().unwrap();
         bench.union().unrotate().unwrap();
     }));
-    // It began in between.
-    assert_whole(listings(
+    // Started on the rotated stack.
+    assert_complete(listings(
         |bench| {
             make_all(bench);
             bench.union().rotate().unwrap();
@@ -116,7 +115,7 @@ fn a_listing_goes_on_over_a_commit_that_failed() {
 }
 
 #[test]
-fn a_listing_over_a_discard_meets_what_stays_once() {
+fn listing_across_a_discard_returns_remaining_entries_once() {
     for (before, after) in listings(make_all, |bench| {
         commit::discard(bench.workspace(), &[]).unwrap();
     }) {
@@ -127,13 +126,16 @@ fn a_listing_over_a_discard_meets_what_stays_once() {
             assert_eq!(times, 1, "m{n} after {} names", before.len());
         }
         for name in MADE {
-            assert!(!after.contains(&name.as_bytes().to_vec()), "{name} is gone");
+            assert!(
+                !after.contains(&name.as_bytes().to_vec()),
+                "{name} was discarded"
+            );
         }
     }
 }
 
 #[test]
-fn changes_after_a_commit_do_not_disturb_a_listing() {
+fn listing_is_not_disturbed_by_changes_after_a_commit() {
     let changed = listings(make_all, |bench| {
         commit(bench);
         let union = bench.union();

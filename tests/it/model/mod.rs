@@ -1,21 +1,21 @@
-//! The union, with commits, remounts and crashes, against a model in memory.
+//! The union with commits, remounts and crashes, compared with a model in memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod acts;
-mod again;
 mod bench;
 mod check;
+mod concurrent_commit;
 mod crash;
+mod environment_ops;
+mod file_ops;
+mod io_failures;
 mod listing;
-mod midway;
 mod numbers;
 mod ops;
-mod overlaid;
+mod overlayfs;
 mod publishing;
 mod random;
+mod recreated;
 mod regressions;
 mod stress;
 mod tree;
-mod trouble;
-mod whole;

@@ -1,4 +1,4 @@
-//! What the numbers of an operation stand for: the same on every side.
+//! The meaning of the numbers in operations, shared by all implementations.
 
 use envfs::object::Kind;
 use envfs::union::{AllocateMode, RenameMode, XattrMode};
@@ -6,11 +6,11 @@ use envfs::union::{AllocateMode, RenameMode, XattrMode};
 use super::bench::{BLOCK, noise};
 use super::ops::{CAPABILITY, Make};
 
-/// Where a symbolic link that is made leads.
+/// The target of new symbolic links.
 pub(super) const TARGET: &str = "some/where";
 
 impl Make {
-    /// The kind, and the number of a device.
+    /// Returns the kind and, for devices, the number.
     pub(super) fn node(self) -> (Kind, u64) {
         match self {
             Make::File => (Kind::File, 0),
@@ -28,17 +28,17 @@ pub(super) fn mode(mode: u16) -> u16 {
     mode & 0o7777
 }
 
-/// What is written.
+/// Returns the data of a write.
 pub(super) fn data(len: u16, seed: u8) -> Vec<u8> {
     noise(seed.into(), usize::from(len) % 6000)
 }
 
-/// Where a write begins, and how long a file becomes.
+/// Returns the offset of a write, or the size of a file.
 pub(super) fn offset(offset: u16) -> usize {
     usize::from(offset) % (5 * BLOCK)
 }
 
-/// How long a file becomes that is cut: often it is emptied, as `O_TRUNC` does.
+/// Returns the size of a truncated file, often 0 as with `O_TRUNC`.
 pub(super) fn cut(size: u16) -> usize {
     offset(size) * usize::from(!size.is_multiple_of(4))
 }
@@ -115,7 +115,7 @@ impl CopyRange {
         self.len & 0x8000 != 0
     }
 
-    /// Ranges of one file may not overlap.
+    /// Returns whether the ranges overlap if both files are the same.
     pub(super) fn overlaps(self) -> bool {
         self.source_offset().abs_diff(self.target_offset()) < self.len()
     }
@@ -129,7 +129,7 @@ pub(super) fn rename_mode(mode: u8) -> RenameMode {
     }
 }
 
-/// An attribute that is set: its name, its value, and how.
+/// Returns name, value and mode of an attribute to set.
 pub(super) fn attribute(name: u8, len: u16) -> (Vec<u8>, Vec<u8>, XattrMode) {
     let name = match name % 4 {
         3 => CAPABILITY.to_vec(),
@@ -140,7 +140,7 @@ pub(super) fn attribute(name: u8, len: u16) -> (Vec<u8>, Vec<u8>, XattrMode) {
     (name, value, mode)
 }
 
-/// An attribute that is removed, one of those that are there.
+/// Returns the name of an attribute to remove, one of the existing ones if possible.
 pub(super) fn removed<'a>(
     name: u8,
     mut there: impl ExactSizeIterator<Item = &'a Vec<u8>>,

@@ -1,4 +1,4 @@
-//! Operations, each on a view and on the model, compared after every one.
+//! Operations on a view and on the model, which are compared after each operation.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use envfs::state::RevisionId;
 use envfs::union::{Error, SetAttr, SetTime, SyncMode, Union};
 use nix::errno::Errno;
 
-use super::again::Twist;
 use super::bench::Bench;
 use super::check::check_changes;
 use super::numbers::{self, Allocate, CopyRange};
+use super::recreated::Variation;
 use super::tree::{Body, Entry, Node, Tree, assert_same, read_node};
 
-/// Where a name is made: a name of few, or with `over` the place of something that is there.
+/// A name to create: one of few, or an existing one with `over`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub(super) dir: u16,
@@ -33,7 +33,7 @@ pub(super) enum Make {
     BlockDevice,
 }
 
-/// One step. Numbers choose among what is there, modulo.
+/// One step. Numbers select among the existing objects, modulo their count.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Op {
     Make(Place, Make, u16),
@@ -64,13 +64,13 @@ pub(super) enum Op {
         entry: u16,
         as_dir: bool,
     },
-    RemoveProperly {
+    RemoveAny {
         entry: u16,
     },
-    /// Removes a tree and makes it again, with or without a difference.
-    MakeAgain {
+    /// Removes a tree and creates it again, with or without a difference.
+    Recreate {
         entry: u16,
-        twist: Twist,
+        variation: Variation,
         which: u8,
     },
     Rename {
@@ -127,13 +127,13 @@ pub(super) enum Op {
         rebuild: bool,
         compact: bool,
     },
-    /// As many of the next operations as can be happen while it runs.
+    /// Commits, and runs up to that many of the following operations meanwhile.
     CommitDuring {
         next: u8,
     },
-    /// What a commit does first; it fails after that, and something may be changed until the next.
+    /// The first step of a commit, which then fails; changes follow before the next commit.
     Rotate,
-    /// What a commit that fails does last.
+    /// The last step of a failed commit.
     Unrotate,
     Remount,
     Kill,
@@ -148,8 +148,8 @@ pub(super) enum Op {
 }
 
 impl Op {
-    /// Returns false for what is done to an environment, not in it.
-    fn is_of_a_program(self) -> bool {
+    /// Returns whether programs perform the operation, in contrast to operations on the environment.
+    fn is_by_a_program(self) -> bool {
         match self {
             Op::Make(..)
             | Op::Write { .. }
@@ -158,8 +158,8 @@ impl Op {
             | Op::Allocate { .. }
             | Op::CopyRange(..)
             | Op::Remove { .. }
-            | Op::RemoveProperly { .. }
-            | Op::MakeAgain { .. }
+            | Op::RemoveAny { .. }
+            | Op::Recreate { .. }
             | Op::Rename { .. }
             | Op::Link { .. }
             | Op::Chmod { .. }
@@ -184,7 +184,7 @@ impl Op {
     }
 }
 
-/// Goes with any change of content or owner.
+/// Dropped by any change of content or owner.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 /// Which attributes are set together.
@@ -207,12 +207,12 @@ pub(super) struct Machine {
     pub(super) tree: Tree,
     pub(super) held: Vec<Ino>,
     pub(super) revisions: Vec<(RevisionId, Tree)>,
-    /// The view as it was when it was committed last, as read.
+    /// The view at the last commit.
     pub(super) base: Tree,
     pub(super) seen: BTreeSet<Ino>,
-    /// Whether there is one image, so that there can be commits.
+    /// Whether there is a single image, which commits need.
     pub(super) commits: bool,
-    /// How the last operation ended, where it may fail.
+    /// The result of the last operation.
     pub(super) done: Outcome,
 }
 
@@ -274,7 +274,7 @@ impl Machine {
             match op {
                 Op::CommitDuring { next } if machine.commits => {
                     let mut next: Vec<Op> = ops.by_ref().take(usize::from(next % 8)).collect();
-                    next.retain(|op| op.is_of_a_program());
+                    next.retain(|op| op.is_by_a_program());
                     machine.commit_during(&next);
                 }
                 op => machine.step(op),
@@ -315,13 +315,13 @@ impl Machine {
             }
             assert_same(&node, &found, &format!("held object {ino}"));
         }
-        self.check_ways_up(&actual);
+        self.check_parents(&actual);
         assert_eq!(union.verify_upper().unwrap(), Vec::<String>::new());
         check_changes(&self.base, &actual, &union.changes().unwrap());
     }
 
-    /// What is below knows where its directories are: a copy-up needs the way from the root.
-    fn check_ways_up(&self, actual: &Tree) {
+    /// Checks that the lower layers know the parents of their directories, which a copy-up needs.
+    fn check_parents(&self, actual: &Tree) {
         let lower = self.union().lower();
         for (ino, node) in &actual.nodes {
             if node.kind() != Kind::Directory || *ino == Ino::ROOT {
@@ -336,7 +336,7 @@ impl Machine {
         }
     }
 
-    /// Everything that can be named: entries, and the root.
+    /// Selects an entry.
     pub(super) fn entry(&self, n: u16) -> Entry {
         let entries = self.tree.entries();
         if entries.is_empty() {
@@ -345,12 +345,12 @@ impl Machine {
         entries[usize::from(n) % entries.len()].clone()
     }
 
-    /// An object: one with a name, or one that is held without.
+    /// Selects an object with a name, or an open one without.
     pub(super) fn object(&self, n: u16, wanted: impl Fn(&Node) -> bool) -> Option<(Ino, Ino)> {
         let mut all: Vec<(Ino, Ino)> = self.tree.entries().iter().map(|e| (e.2, e.0)).collect();
         let named: BTreeSet<Ino> = all.iter().map(|object| object.0).collect();
         all.push((Ino::ROOT, Ino::ROOT));
-        // Often, as they are few.
+        // Repeated, because they are few.
         for _ in 0..3 {
             let nameless = self
                 .held
@@ -375,7 +375,7 @@ impl Machine {
         }
         let mut dirs: Vec<Ino> = self.tree.named().nodes.keys().copied().collect();
         dirs.retain(|ino| self.tree.node(*ino).kind() == Kind::Directory);
-        // Held directories that were removed: nothing can be made in them.
+        // Open removed directories, in which nothing can be created.
         let named: BTreeSet<Ino> = dirs.iter().copied().collect();
         dirs.extend(
             self.held.iter().filter(|ino| {
@@ -387,7 +387,7 @@ impl Machine {
         (dirs[usize::from(place.dir) % dirs.len()], name)
     }
 
-    /// Does something while the kernel knows the objects, as it does during every request.
+    /// Runs a function while the kernel knows the objects, as it does during every request.
     pub(super) fn holding<T>(&self, objects: &[(Ino, Ino)], f: impl FnOnce(&Union) -> T) -> T {
         let union = self.union();
         for (ino, parent) in objects {
@@ -404,8 +404,8 @@ impl Machine {
         ino == Ino::ROOT || self.tree.entries().iter().any(|entry| entry.2 == ino)
     }
 
-    /// Forgets what has lost its last name, unless it is held.
-    pub(super) fn bury(&mut self) {
+    /// Removes objects without a name from the model, unless they are open.
+    pub(super) fn remove_unreachable(&mut self) {
         let named = self.tree.named();
         let held = &self.held;
         self.tree
@@ -464,15 +464,15 @@ impl Machine {
             }
             Op::CopyRange(range) => self.copy_range(range),
             Op::Remove { entry, as_dir } => self.remove(entry, as_dir),
-            Op::RemoveProperly { entry } => {
+            Op::RemoveAny { entry } => {
                 let (_, _, ino) = self.entry(entry);
                 self.remove(entry, self.tree.node(ino).kind() == Kind::Directory);
             }
-            Op::MakeAgain {
+            Op::Recreate {
                 entry,
-                twist,
+                variation,
                 which,
-            } => self.make_again(entry, twist, which),
+            } => self.recreate(entry, variation, which),
             Op::Rename { entry, to, mode } => self.rename(entry, to, mode),
             Op::Link { entry, to } => self.link(entry, to),
             Op::Chmod { entry, mode } => {
@@ -552,7 +552,7 @@ impl Machine {
                 if !self.held.is_empty() {
                     let ino = self.held.remove(usize::from(held) % self.held.len());
                     self.union().forget(ino, 1);
-                    self.bury();
+                    self.remove_unreachable();
                 }
             }
             Op::Sync { entry } => {
@@ -569,7 +569,7 @@ impl Machine {
                 size,
                 secs,
             } => self.set_attr(entry, mask, mode, owner, size, secs),
-            // A stack of several images grows instead, upper by upper.
+            // A stack of several images gets another upper instead.
             Op::Commit { .. } | Op::CommitDuring { .. } if !self.commits => {
                 drop(self.union().rotate().unwrap())
             }
@@ -581,7 +581,7 @@ impl Machine {
                 let before = Tree::read(self.union());
                 self.bench.remount();
                 self.held.clear();
-                self.bury();
+                self.remove_unreachable();
                 before.assert_is(&Tree::read(self.union()));
             }
             Op::Kill => {
@@ -593,7 +593,7 @@ impl Machine {
                     "{reconciled:?}"
                 );
                 self.held.clear();
-                self.bury();
+                self.remove_unreachable();
                 before.assert_is(&Tree::read(self.union()));
             }
             Op::DiscardAll => {

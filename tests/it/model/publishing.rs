@@ -1,4 +1,4 @@
-//! The transaction that publishes a commit: when it fails, and when what it names is not there.
+//! Failures of the transaction that publishes a commit, and missing or unexpected files of a store.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +26,7 @@ fn names(dir: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn an_image_goes_when_it_is_certain_that_it_was_not_published() {
+fn image_is_removed_only_once_it_is_known_to_be_unpublished() {
     let mut bench = Bench::imported();
     make(bench.union(), "a", "new", b"new");
     let expected = Tree::read(bench.union());
@@ -40,7 +40,7 @@ fn an_image_goes_when_it_is_certain_that_it_was_not_published() {
         refused.to_string()
     };
 
-    // What fails is the COMMIT, not one of the changes.
+    // The COMMIT of the transaction fails, not one of its statements.
     db.execute_batch(
         "CREATE TABLE others (key REFERENCES tag (name) DEFERRABLE INITIALLY DEFERRED); \
          CREATE TRIGGER no_commit BEFORE INSERT ON revision \
@@ -48,13 +48,17 @@ fn an_image_goes_when_it_is_certain_that_it_was_not_published() {
     )
     .unwrap();
     assert!(fail(&bench).contains("publish"));
-    assert_eq!(names(&images), before, "it has been found out");
+    assert_eq!(
+        names(&images),
+        before,
+        "the unpublished image was not removed"
+    );
 
-    // Nor does the database say whether it has happened: who knows what it has after a crash.
+    // The database cannot tell whether the transaction was committed.
     let last: i64 = db
         .query_row("SELECT serial FROM environment", [], |row| row.get(0))
         .unwrap();
-    // A commit takes a layer, rotates, takes an image, and publishes.
+    // A commit reserves a layer, rotates, reserves an image and publishes.
     db.execute_batch(&format!(
         "CREATE TRIGGER no_serial BEFORE UPDATE OF serial ON environment \
          WHEN new.serial > {last} + 4 \
@@ -72,7 +76,11 @@ fn an_image_goes_when_it_is_certain_that_it_was_not_published() {
     drop(db);
     bench.kill();
     bench.open();
-    assert_eq!(names(&images), before, "the next open knows");
+    assert_eq!(
+        names(&images),
+        before,
+        "the next open did not remove the image"
+    );
     expected.assert_is(&Tree::read(bench.union()));
     bench.commit(&CommitOptions::default()).unwrap();
     find(bench.union(), "a/new");
@@ -80,7 +88,7 @@ fn an_image_goes_when_it_is_certain_that_it_was_not_published() {
 }
 
 #[test]
-fn a_rollback_from_a_damaged_image_happens_and_is_told() {
+fn rollback_from_a_damaged_image_succeeds() {
     let mut bench = Bench::imported();
     let first = bench.workspace().db().current_revision().unwrap().unwrap();
     let before = Tree::read(bench.union());
@@ -104,7 +112,7 @@ fn a_rollback_from_a_damaged_image_happens_and_is_told() {
     assert!(union.lower().list(Ino::ROOT).is_err());
     let done = commit::rollback(bench.workspace(), Some(first.id), false, "test").unwrap();
     assert_eq!(done.of, first.id);
-    // Any name may be another now, for all that is known.
+    // Every name is invalidated, because the damaged image cannot be compared.
     let name = Box::from(b"many".as_slice());
     let dir = Ino::ROOT;
     assert!(done.stale.contains(&Invalidation::Entry { dir, name }));
@@ -112,12 +120,12 @@ fn a_rollback_from_a_damaged_image_happens_and_is_told() {
 }
 
 #[test]
-fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
+fn gc_refuses_to_sweep_while_an_image_is_missing_or_damaged() {
     let mut bench = Bench::imported();
     let union = bench.union();
     make(union, "a", "new", b"new");
     union.rotate().unwrap();
-    // Who still reads the frozen layers keeps them from being removed after the commit.
+    // A reader of the frozen layers prevents their removal after the commit.
     let held = union.lower();
     bench.commit(&CommitOptions::default()).unwrap();
     drop(held);
@@ -132,7 +140,7 @@ fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
     bench.kill();
 
     let left = names(&layers);
-    assert_eq!(left.len(), 2, "the changes are in their layer still");
+    assert_eq!(left.len(), 2, "the frozen layer was removed");
     fs::rename(&file, &away).unwrap();
     for content in [None, Some(b"not whole")] {
         if let Some(content) = content {
@@ -156,7 +164,7 @@ fn nothing_is_swept_while_an_image_of_the_stack_is_not_whole() {
     assert!(!names(&images).contains(&unknown));
 }
 
-/// Collects all garbage of an environment that is not open.
+/// Collects the garbage of a closed environment.
 fn gc(bench: &Bench) -> commit::Result<Collected> {
     let layout = Layout::new(bench.home());
     let db = StateDb::open(&layout.state_db()).unwrap();
@@ -169,7 +177,7 @@ fn gc(bench: &Bench) -> commit::Result<Collected> {
 }
 
 #[test]
-fn an_image_that_is_gone_already_does_not_keep_garbage_from_being_collected() {
+fn gc_accepts_missing_images_of_old_revisions() {
     let mut bench = Bench::imported();
     let images = bench.home().join("images");
     let first = names(&images);
@@ -185,7 +193,7 @@ fn an_image_that_is_gone_already_does_not_keep_garbage_from_being_collected() {
 }
 
 #[test]
-fn an_older_database_removes_and_overwrites_nothing() {
+fn older_database_removes_and_overwrites_nothing() {
     let mut bench = Bench::imported();
     bench.close();
     let layout = Layout::new(bench.home());
@@ -224,11 +232,11 @@ fn an_older_database_removes_and_overwrites_nothing() {
         assert!(names(&images).is_superset(&all_images));
         assert!(names(&layers).is_superset(&all_layers));
     }
-    assert_eq!(problems(), told, "as long as they are there");
+    assert_eq!(problems(), told, "the problems remain reported");
     let now: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
     assert!(now == content);
 
-    // And back: now the others are newer.
+    // With the newer database again, the other files are newer.
     bench.close();
     let all_images = names(&images);
     fs::write(layout.state_db(), newer).unwrap();
@@ -239,7 +247,7 @@ fn an_older_database_removes_and_overwrites_nothing() {
 }
 
 #[test]
-fn odd_entries_are_left_alone_and_nothing_waits_for_them() {
+fn unknown_entries_of_a_store_are_left_alone() {
     let mut bench = Bench::imported();
     let db = bench.workspace().db().clone();
     let (image, layer) = (db.reserve_image().unwrap(), db.reserve_layer().unwrap());

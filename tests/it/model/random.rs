@@ -1,15 +1,15 @@
-//! Sequences of random operations, shrunk to the shortest that fails.
+//! Random sequences of operations; a failing one is shrunk to a short one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use super::again::Twist;
 use super::bench::Bench;
 use super::numbers::CopyRange;
 use super::ops::{Machine, Make, Op, Place, SetMask};
-use super::overlaid::Overlaid;
+use super::overlayfs::WithOverlayfs;
+use super::recreated::Variation;
 
 fn place() -> impl Strategy<Value = Place> {
     (any::<u16>(), any::<u8>(), prop::bool::weighted(0.3)).prop_map(|(dir, name, over)| Place {
@@ -46,13 +46,13 @@ fn mask() -> impl Strategy<Value = SetMask> {
     )
 }
 
-fn twist() -> impl Strategy<Value = Twist> {
+fn variation() -> impl Strategy<Value = Variation> {
     prop_oneof![
-        3 => Just(Twist::Nothing),
-        1 => Just(Twist::OneIsMissing),
-        1 => Just(Twist::Content),
-        1 => Just(Twist::Mode),
-        1 => Just(Twist::Time),
+        3 => Just(Variation::Nothing),
+        1 => Just(Variation::OneIsMissing),
+        1 => Just(Variation::Content),
+        1 => Just(Variation::Mode),
+        1 => Just(Variation::Time),
     ]
 }
 
@@ -70,9 +70,9 @@ fn op() -> impl Strategy<Value = Op> {
             Op::CopyRange(CopyRange::new((from, from_offset), (to, to_offset), len))
         }),
         2 => (n(), any::<bool>()).prop_map(|(entry, as_dir)| Op::Remove { entry, as_dir }),
-        8 => n().prop_map(|entry| Op::RemoveProperly { entry }),
-        8 => (n(), twist(), any::<u8>())
-            .prop_map(|(entry, twist, which)| Op::MakeAgain { entry, twist, which }),
+        8 => n().prop_map(|entry| Op::RemoveAny { entry }),
+        8 => (n(), variation(), any::<u8>())
+            .prop_map(|(entry, variation, which)| Op::Recreate { entry, variation, which }),
         16 => (n(), place(), any::<u8>()).prop_map(|(entry, to, mode)| Op::Rename { entry, to, mode }),
         6 => (n(), place()).prop_map(|(entry, to)| Op::Link { entry, to }),
         4 => (n(), n()).prop_map(|(entry, mode)| Op::Chmod { entry, mode }),
@@ -120,7 +120,7 @@ fn run_each(cases: u32, case: impl Fn(&[Op])) {
         max_shrink_time: 30_000,
         ..Config::default()
     };
-    // The same sequences every time, unless others are asked for: what fails here fails everywhere.
+    // The sequences are the same in every run unless ENVFS_MODEL_SEED is set.
     let seed = number("ENVFS_MODEL_SEED", 1);
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&seed.to_le_bytes());
@@ -145,12 +145,12 @@ fn random_operations_on_an_imported_environment() {
 }
 
 #[test]
-fn random_operations_on_an_environment_that_began_empty() {
+fn random_operations_on_an_empty_environment() {
     run(Bench::empty, 16);
 }
 
 #[test]
-fn random_operations_on_two_images_one_over_another() {
+fn random_operations_on_stacked_images() {
     run(Bench::stacked, 24);
 }
 
@@ -173,10 +173,10 @@ fn random_operations_while_rows_are_read_on_demand() {
 }
 
 #[test]
-fn random_operations_on_overlayfs_too() {
+fn random_operations_match_overlayfs() {
     let refused = AtomicUsize::new(0);
     run_each(16, |ops| {
-        if let Some(mut both) = Overlaid::new(Bench::imported()) {
+        if let Some(mut both) = WithOverlayfs::new(Bench::imported()) {
             both.run(ops);
             refused.fetch_add(both.refused, Ordering::Relaxed);
         }

@@ -1,4 +1,4 @@
-//! What went wrong once.
+//! Regression tests.
 
 use std::process::Command;
 
@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use super::bench::{BLOCK, Bench, noise};
 use super::crash::{find, make, make_dir, rename, write};
 use super::tree::Tree;
+use crate::support::has;
 
 pub(super) fn content(union: &Union, path: &str) -> Vec<u8> {
     let ino = find(union, path);
@@ -27,7 +28,7 @@ fn discard(bench: &Bench, path: &str) {
 }
 
 #[test]
-fn discarding_one_name_of_a_new_file_keeps_the_other() {
+fn discard_of_one_name_keeps_the_other() {
     let mut bench = Bench::imported();
     let ino = make(bench.union(), "a", "new", b"new");
     bench
@@ -43,7 +44,7 @@ fn discarding_one_name_of_a_new_file_keeps_the_other() {
 }
 
 #[test]
-fn discarding_a_new_link_keeps_changed_content() {
+fn discard_of_a_new_link_keeps_changed_content() {
     let bench = Bench::imported();
     write(bench.union(), "big", b"changed");
     let big = find(bench.union(), "big");
@@ -57,7 +58,7 @@ fn discarding_a_new_link_keeps_changed_content() {
 }
 
 #[test]
-fn discarding_by_another_name_than_the_changed_one() {
+fn discard_by_another_name_of_a_changed_file() {
     let bench = Bench::imported();
     write(bench.union(), "a/one", b"new");
     discard(&bench, "b/three");
@@ -65,7 +66,8 @@ fn discarding_by_another_name_than_the_changed_one() {
     assert_eq!(bench.union().changes().unwrap(), Vec::new());
 }
 
-/// All that was in a directory has moved out of it, and it is gone. With what was there before.
+/// Returns an environment in which all entries of a directory were moved out of it and the directory was removed,
+/// and the original tree.
 fn emptied_and_removed() -> (Bench, Tree) {
     let bench = Bench::imported();
     let before = Tree::read(bench.union());
@@ -86,7 +88,7 @@ fn emptied_and_removed() -> (Bench, Tree) {
 }
 
 #[test]
-fn discarding_a_removed_directory_brings_back_what_had_moved_out_of_it() {
+fn discard_of_a_removed_directory_restores_moved_entries() {
     let (bench, before) = emptied_and_removed();
     discard(&bench, "b/c");
     let after = Tree::read(bench.union());
@@ -94,14 +96,14 @@ fn discarding_a_removed_directory_brings_back_what_had_moved_out_of_it() {
 }
 
 #[test]
-fn discarding_a_file_that_moved_out_of_a_removed_directory() {
+fn discard_of_a_file_moved_out_of_a_removed_directory() {
     let (bench, before) = emptied_and_removed();
     discard(&bench, "deep");
     assert_eq!(Tree::read(bench.union()).paths(), before.paths());
 }
 
 #[test]
-fn discarding_does_not_tie_directories_into_a_ring() {
+fn discard_creates_no_directory_cycle() {
     let bench = Bench::imported();
     let before = Tree::read(bench.union());
     rename(bench.union(), ("b", "c"), ("", "c"), RenameMode::Replace);
@@ -117,7 +119,7 @@ fn discarding_does_not_tie_directories_into_a_ring() {
 }
 
 #[test]
-fn what_is_held_comes_back_with_discarded_changes() {
+fn discard_restores_an_open_removed_file() {
     let bench = Bench::imported();
     let ino = find(bench.union(), "b/c/deep");
     bench
@@ -132,7 +134,7 @@ fn what_is_held_comes_back_with_discarded_changes() {
 }
 
 #[test]
-fn an_empty_environment_can_be_rebuilt_with_other_settings() {
+fn empty_environment_can_be_rebuilt_with_other_settings() {
     let bench = Bench::empty();
     assert!(bench.commit(&CommitOptions::default()).is_none());
     let options = CommitOptions {
@@ -150,7 +152,7 @@ fn an_empty_environment_can_be_rebuilt_with_other_settings() {
 }
 
 #[test]
-fn a_renamed_directory_is_one_change() {
+fn renamed_directory_is_one_change() {
     let bench = Bench::imported();
     rename(
         bench.union(),
@@ -170,7 +172,7 @@ fn a_renamed_directory_is_one_change() {
 }
 
 #[test]
-fn a_change_of_mode_alone_is_committed() {
+fn change_of_mode_alone_is_committed() {
     let bench = Bench::imported();
     let set = SetAttr {
         mode: Some(0o600),
@@ -196,7 +198,7 @@ fn a_change_of_mode_alone_is_committed() {
 }
 
 #[test]
-fn an_unlinked_file_is_readable_after_commits() {
+fn unlinked_file_is_readable_after_commits() {
     let bench = Bench::imported();
     let union = bench.union();
     let data = noise(5, 2 * BLOCK + 10);
@@ -215,9 +217,8 @@ fn an_unlinked_file_is_readable_after_commits() {
 }
 
 #[test]
-fn other_readers_read_a_committed_image() {
-    if Command::new("unsquashfs").arg("-version").output().is_err() {
-        eprintln!("skipped: no unsquashfs");
+fn unsquashfs_reads_a_committed_image() {
+    if !has("unsquashfs") {
         return;
     }
     let bench = Bench::imported();
@@ -270,7 +271,7 @@ fn other_readers_read_a_committed_image() {
     }
 }
 
-/// No change is left at or below a path.
+/// Fails unless there are no changes at or below a path.
 fn assert_unchanged(union: &Union, path: &str) {
     let inside = format!("{path}/");
     for change in union.changes().unwrap() {
@@ -281,10 +282,10 @@ fn assert_unchanged(union: &Union, path: &str) {
 }
 
 #[test]
-fn discarding_what_comes_to_the_path_from_elsewhere() {
+fn discard_of_a_path_restores_a_directory_from_elsewhere() {
     let bench = Bench::imported();
     let union = bench.union();
-    // What comes back to `p/d` was neither there nor committed there.
+    // The directory that returns to `p/d` was neither there nor committed there.
     rename(union, ("b", "c"), ("", "p"), RenameMode::Replace);
     rename(union, ("p", "d"), ("", "elsewhere"), RenameMode::Replace);
     make(union, "elsewhere", "new", b"new");
@@ -297,7 +298,7 @@ fn discarding_what_comes_to_the_path_from_elsewhere() {
 }
 
 #[test]
-fn discarding_leaves_what_is_held_without_a_name() {
+fn discard_keeps_unlinked_open_files() {
     let bench = Bench::imported();
     let union = bench.union();
     let big = find(union, "big");
@@ -313,7 +314,7 @@ fn discarding_leaves_what_is_held_without_a_name() {
 }
 
 #[test]
-fn discarding_a_link_keeps_the_kind_of_a_renamed_object() {
+fn discard_of_a_link_keeps_the_type_of_a_renamed_object() {
     let bench = Bench::imported();
     let union = bench.union();
     rename(union, ("", "link"), ("", "link2"), RenameMode::Replace);
@@ -335,7 +336,7 @@ fn remove_all(union: &Union, dir: Ino) {
 }
 
 #[test]
-fn discarding_inside_a_removed_directory_brings_it_back() {
+fn discard_inside_a_removed_directory_restores_it() {
     let bench = Bench::imported();
     let union = bench.union();
     let before = Tree::read(union);
@@ -351,7 +352,7 @@ fn discarding_inside_a_removed_directory_brings_it_back() {
 }
 
 #[test]
-fn discarding_inside_a_directory_that_was_made_again() {
+fn discard_inside_a_recreated_directory() {
     let bench = Bench::imported();
     let union = bench.union();
     let before = Tree::read(union);
@@ -367,13 +368,13 @@ fn discarding_inside_a_directory_that_was_made_again() {
     assert_unchanged(union, "many/m1");
     assert_eq!(content(union, "many/m1"), m1);
     assert_eq!(find(union, "many"), new);
-    // What is removed comes back, and what is new goes.
+    // Discarding a removed entry restores it, discarding a new one removes it.
     discard(&bench, "many/m2");
     assert_unchanged(union, "many/m2");
     assert_eq!(content(union, "many/more"), b"more");
     discard(&bench, "many/more");
     assert_unchanged(union, "many/more");
-    // What came back can be changed, and discarded again.
+    // A restored entry can be changed and discarded again.
     write(union, "many/m1", b"changed");
     discard(&bench, "many/m1");
     assert_eq!(content(union, "many/m1"), m1);
@@ -383,7 +384,7 @@ fn discarding_inside_a_directory_that_was_made_again() {
 }
 
 #[test]
-fn discarding_inside_a_directory_in_whose_place_a_file_is_is_refused() {
+fn discard_inside_a_directory_replaced_by_a_file_is_refused() {
     let bench = Bench::imported();
     let union = bench.union();
     let before = Tree::read(union);
@@ -399,7 +400,7 @@ fn discarding_inside_a_directory_in_whose_place_a_file_is_is_refused() {
 }
 
 #[test]
-fn a_change_of_content_or_owner_takes_a_capability_of_the_image_away() {
+fn changes_of_content_or_owner_drop_capabilities() {
     const CAPABILITY: &[u8] = b"security.capability";
     let bench = Bench::imported();
     let union = bench.union();
@@ -438,7 +439,7 @@ fn a_change_of_content_or_owner_takes_a_capability_of_the_image_away() {
     union
         .allocate(find(union, "many/m1"), 0, 10, reserve, SetIdBits::Clear)
         .unwrap();
-    // These take none away.
+    // These keep capabilities.
     union.set_attr(find(union, "many/m2"), &mode).unwrap();
     union.read_at(find(union, "many/m3"), 0, 10).unwrap();
     for file in files {
@@ -451,7 +452,7 @@ fn a_change_of_content_or_owner_takes_a_capability_of_the_image_away() {
             "{file}"
         );
     }
-    // What has its own by now, too.
+    // Also if the attributes were copied up before.
     let m2 = find(union, "many/m2");
     union
         .set_xattr(m2, b"user.more", b"", XattrMode::Create)
@@ -461,7 +462,7 @@ fn a_change_of_content_or_owner_takes_a_capability_of_the_image_away() {
 }
 
 #[test]
-fn one_of_many_makes_an_attribute() {
+fn concurrent_xattr_creation_succeeds_once() {
     let bench = Bench::imported();
     let union = bench.union();
     let ino = find(union, "big");
@@ -481,10 +482,10 @@ fn one_of_many_makes_an_attribute() {
 }
 
 #[test]
-fn a_changed_file_is_listed_by_a_name_in_a_directory_that_moved() {
+fn changed_file_is_listed_by_a_name_in_a_renamed_directory() {
     let bench = Bench::imported();
     let union = bench.union();
-    // It is changed by a name that then goes away; nothing but the image knows its other names.
+    // The file is changed by a name that is then removed; only the image has its other names.
     write(union, "a/one", b"changed");
     union.unlink(find(union, "a"), b"one").unwrap();
     union.unlink(find(union, "a"), b"two").unwrap();
@@ -500,7 +501,7 @@ fn a_changed_file_is_listed_by_a_name_in_a_directory_that_moved() {
 }
 
 #[test]
-fn an_image_over_another_adds_replaces_and_hides() {
+fn upper_image_adds_replaces_and_hides_entries() {
     let bench = Bench::stacked();
     let union = bench.union();
     let tree = Tree::read(union);
@@ -519,7 +520,7 @@ fn an_image_over_another_adds_replaces_and_hides() {
     // Tree::read has compared all link counts with the names there are.
     assert_eq!(union.attr(find(union, "a/two")).unwrap().nlink, 2);
     assert_eq!(union.changes().unwrap(), Vec::new());
-    // Nothing is told of what marks a directory.
+    // Overlay attributes are hidden.
     assert!(union.xattr_names(find(union, "b/c/d")).unwrap().is_empty());
     assert_eq!(
         &*union.xattr(find(union, "a/two"), b"user.colour").unwrap(),
@@ -528,7 +529,7 @@ fn an_image_over_another_adds_replaces_and_hides() {
 }
 
 #[test]
-fn a_directory_of_two_images_is_one_object() {
+fn directory_merged_from_two_images_is_one_object() {
     let mut bench = Bench::stacked();
     let before = Tree::read(bench.union());
     rename(
@@ -556,7 +557,7 @@ fn a_directory_of_two_images_is_one_object() {
     commit::discard(bench.workspace(), &[]).unwrap();
     assert_eq!(Tree::read(bench.union()).paths(), before.paths());
     assert_ne!(now.paths(), before.paths());
-    // The same without a frozen layer, path by path.
+    // Without a frozen layer, path by path.
     let union = bench.union();
     rename(union, ("", "b"), ("many", "moved"), RenameMode::Replace);
     write(union, "many/moved/c/more", b"changed");
@@ -571,12 +572,12 @@ fn a_directory_of_two_images_is_one_object() {
 }
 
 #[test]
-fn discarded_content_is_kept_aside() {
+fn discarded_content_is_kept() {
     let bench = Bench::imported();
     let union = bench.union();
     write(union, "big", b"changed");
     make(union, "a", &"y".repeat(255), b"new with a long name");
-    // Under its identity alone, since the name that it came with is gone.
+    // Its original name is removed, so it is stored under its identity.
     let two = make(union, "a", "first", b"two names");
     union.link(two, find(union, "a"), b"second").unwrap();
     union.unlink(find(union, "a"), b"first").unwrap();
@@ -595,14 +596,14 @@ fn discarded_content_is_kept_aside() {
 }
 
 #[test]
-fn nothing_is_found_in_a_removed_directory_that_is_held() {
+fn removed_open_directory_is_empty() {
     let bench = Bench::imported();
     let union = bench.union();
     make_dir(union, "", "d");
     make(union, "d", "m1", b"frozen");
     union.rotate().unwrap();
     for path in ["d", "many"] {
-        // Held from here on.
+        // The kernel knows the directory from here on.
         let dir = find(union, path);
         for (name, _, _) in super::tree::list(union, dir, Ino::ROOT) {
             union.unlink(dir, &name).unwrap();
@@ -630,12 +631,12 @@ fn nothing_is_found_in_a_removed_directory_that_is_held() {
 }
 
 #[test]
-fn a_removed_directory_that_is_held_has_no_place_after_a_commit() {
+fn removed_open_directory_stays_removed_after_a_commit() {
     let bench = Bench::empty();
     let union = bench.union();
     make_dir(union, "", "d");
     bench.commit(&CommitOptions::default()).unwrap();
-    // Held from here on. The tables of the next image still have its inode.
+    // The kernel knows the directory from here on. The tables of the next image still contain its inode.
     let dir = find(union, "d");
     union.rmdir(Ino::ROOT, b"d").unwrap();
     bench.commit(&CommitOptions::default()).unwrap();
@@ -650,12 +651,12 @@ fn a_removed_directory_that_is_held_has_no_place_after_a_commit() {
 }
 
 #[test]
-fn a_removed_file_that_is_held_has_no_names_after_a_commit_and_a_discard() {
+fn removed_open_file_stays_removed_after_commit_and_discard() {
     let bench = Bench::empty();
     let union = bench.union();
     make(union, "", "f", b"content");
     bench.commit(&CommitOptions::default()).unwrap();
-    // Held from here on.
+    // The kernel knows the file from here on.
     let file = find(union, "f");
     union.unlink(Ino::ROOT, b"f").unwrap();
     bench.commit(&CommitOptions::default()).unwrap();
@@ -667,7 +668,7 @@ fn a_removed_file_that_is_held_has_no_names_after_a_commit_and_a_discard() {
 }
 
 #[test]
-fn privileges_go_before_the_content_that_is_written_with_none() {
+fn privileges_are_dropped_before_the_write() {
     let bench = Bench::imported();
     let union = bench.union();
     for path in ["big", "new"] {
@@ -680,7 +681,7 @@ fn privileges_go_before_the_content_that_is_written_with_none() {
             ..SetAttr::default()
         };
         union.set_attr(ino, &set).unwrap();
-        // No file is so large.
+        // Beyond the maximum file size.
         union
             .write_at(ino, 1 << 62, b"x", SetIdBits::Clear)
             .unwrap_err();

@@ -1,4 +1,4 @@
-//! Several threads at work while another commits.
+//! Several threads change files while another one commits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -25,12 +25,12 @@ impl Random {
     }
 }
 
-/// What one thread has in its directory: names, and content by object.
-type Mine = (BTreeMap<Vec<u8>, Ino>, BTreeMap<Ino, Vec<u8>>);
+/// The names in the directory of one thread, and the content of the objects.
+type Contents = (BTreeMap<Vec<u8>, Ino>, BTreeMap<Ino, Vec<u8>>);
 
-fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
+fn work(union: &Union, dir: Ino, seed: u64) -> Contents {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let (mut names, mut contents): Mine = Default::default();
+    let (mut names, mut contents): Contents = Default::default();
     let creator = Creator { uid: 1, gid: 1 };
     for round in 0..ROUNDS {
         let name = format!("f{}", random.below(8)).into_bytes();
@@ -83,7 +83,7 @@ fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
             (5, Some(ino)) => {
                 union.unlink(dir, &name).unwrap();
                 names.remove(&name);
-                // Still there for who holds it.
+                // Still readable, because the kernel knows it.
                 let left = union.read_at(ino, 0, 3 * BLOCK).unwrap();
                 assert_eq!((*left).as_ref(), contents.remove(&ino).unwrap());
                 union.forget(ino, 1);
@@ -103,7 +103,7 @@ fn work(union: &Union, dir: Ino, seed: u64) -> Mine {
 }
 
 #[test]
-fn threads_work_while_another_commits() {
+fn threads_change_files_during_commits() {
     let bench = Bench::imported();
     let union = bench.union();
     let creator = Creator { uid: 1, gid: 1 };
@@ -121,7 +121,7 @@ fn threads_work_while_another_commits() {
         dirs.push((name, ino));
     }
     let over = AtomicBool::new(false);
-    let mine: Vec<Mine> = std::thread::scope(|scope| {
+    let mine: Vec<Contents> = std::thread::scope(|scope| {
         let threads: Vec<_> = dirs
             .iter()
             .enumerate()
@@ -129,7 +129,8 @@ fn threads_work_while_another_commits() {
             .collect();
         let committer = scope.spawn(|| {
             let mut done = 0;
-            while !over.load(Ordering::Relaxed) {
+            // At least once, however the threads are scheduled.
+            loop {
                 let options = CommitOptions {
                     compact: done % 3 == 2,
                     ..CommitOptions::default()
@@ -137,11 +138,13 @@ fn threads_work_while_another_commits() {
                 done += u32::from(bench.commit(&options).is_some());
                 let root = union.read_dir(Ino::ROOT, 0, 100).unwrap();
                 assert_eq!(root.len(), 2 + 7 + 4);
+                if over.load(Ordering::Relaxed) {
+                    return done;
+                }
             }
-            done
         });
         let ended: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
-        // Also where one has failed: else the committer never ends.
+        // Also after a failed thread, or the committer would never end.
         over.store(true, Ordering::Relaxed);
         assert!(committer.join().unwrap() > 0);
         ended.into_iter().map(|mine| mine.unwrap()).collect()
@@ -164,14 +167,14 @@ fn threads_work_while_another_commits() {
     check(bench.union());
 }
 
-/// Does whatever comes to directories that other threads change too; anything may be refused, as long as
-/// it is refused with an answer that POSIX knows.
+/// Runs random operations on directories that other threads change, too. They may fail with the errors that POSIX
+/// specifies.
 fn compete(union: &Union, seed: u64, answers: &Mutex<BTreeSet<i32>>) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let creator = Creator { uid: 1, gid: 1 };
     let name = |random: &mut Random| format!("n{}", random.below(5)).into_bytes();
     for _ in 0..ROUNDS {
-        // A walk to some directory, as the kernel does it.
+        // Walks to some directory like the kernel.
         let mut held = Vec::new();
         let mut walk = |random: &mut Random| {
             let mut at = Ino::ROOT;
@@ -228,7 +231,7 @@ fn compete(union: &Union, seed: u64, answers: &Mutex<BTreeSet<i32>>) {
 }
 
 #[test]
-fn threads_compete_for_the_same_names_while_another_commits_and_discards() {
+fn threads_race_for_names_during_commits_and_discards() {
     let mut bench = Bench::imported();
     let answers = Mutex::new(BTreeSet::new());
     let over = AtomicBool::new(false);
@@ -241,7 +244,7 @@ fn threads_compete_for_the_same_names_while_another_commits_and_discards() {
             let whole = scope.spawn(move || {
                 let mut random = Random(99);
                 let mut done = 0;
-                while !over.load(Ordering::Relaxed) {
+                while done < 4 || !over.load(Ordering::Relaxed) {
                     let name = format!("n{}", random.below(5)).into_bytes();
                     match done % 4 {
                         0 | 1 => drop(bench.commit(&CommitOptions::default())),
@@ -265,7 +268,7 @@ fn threads_compete_for_the_same_names_while_another_commits_and_discards() {
             ended.into_iter().for_each(|thread| thread.unwrap());
         });
     }
-    // ESTALE is for what a discard took from under somebody.
+    // ESTALE: a discard removed the object meanwhile.
     let known = [
         Errno::ENOENT,
         Errno::EEXIST,
@@ -285,8 +288,8 @@ fn threads_compete_for_the_same_names_while_another_commits_and_discards() {
     assert_eq!(bench.union().verify_upper().unwrap(), Vec::<String>::new());
     let tree = Tree::read(bench.union());
     bench.kill();
-    let mended = bench.open();
-    assert!(mended.lost.is_empty(), "{mended:?}");
+    let reconciled = bench.open();
+    assert!(reconciled.lost.is_empty(), "{reconciled:?}");
     tree.assert_is(&Tree::read(bench.union()));
     bench.commit(&CommitOptions::default());
     bench.remount();

@@ -1,4 +1,4 @@
-//! The model: a tree in memory, and how a view is read into one.
+//! The model: a tree in memory, which can be read from a view.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use envfs::object::{Attr, Ino, Kind, Timestamp};
 use envfs::union::{Error, SeekTarget, Union};
 use nix::errno::Errno;
 
-/// What an object has besides attributes.
+/// The content of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Body {
     Directory(BTreeMap<Vec<u8>, Ino>),
@@ -20,7 +20,7 @@ pub(super) struct Node {
     pub(super) body: Body,
     pub(super) mode: u16,
     pub(super) owner: (u32, u32),
-    /// `None` where nobody set it.
+    /// `None` if it was not set explicitly.
     pub(super) mtime: Option<Timestamp>,
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
@@ -36,7 +36,7 @@ impl Node {
     }
 }
 
-/// All objects that have a name, and held ones without.
+/// All objects with a name, and open ones without.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tree {
     pub(super) nodes: BTreeMap<Ino, Node>,
@@ -61,7 +61,7 @@ impl Tree {
     pub(super) fn dir(&self, ino: Ino) -> &BTreeMap<Vec<u8>, Ino> {
         match &self.node(ino).body {
             Body::Directory(entries) => entries,
-            other => panic!("{ino} is no directory but {other:?}"),
+            other => panic!("{ino} is not a directory but {other:?}"),
         }
     }
 
@@ -70,7 +70,7 @@ impl Tree {
         node.mtime = None;
         match &mut node.body {
             Body::Directory(entries) => entries,
-            other => panic!("{ino} is no directory but {other:?}"),
+            other => panic!("{ino} is not a directory but {other:?}"),
         }
     }
 
@@ -79,11 +79,11 @@ impl Tree {
         node.mtime = None;
         match &mut node.body {
             Body::File(content) => content,
-            other => panic!("{ino} is no file but {other:?}"),
+            other => panic!("{ino} is not a file but {other:?}"),
         }
     }
 
-    /// All names, in the order of a walk.
+    /// Returns all entries, in the order of a walk.
     pub(super) fn entries(&self) -> Vec<Entry> {
         let mut all = Vec::new();
         let mut pending = vec![Ino::ROOT];
@@ -109,7 +109,7 @@ impl Tree {
         self.entries().iter().filter(|entry| entry.2 == ino).count() as u32
     }
 
-    /// True if `dir` is `above` or below it.
+    /// Returns whether `dir` is `above` or below it.
     pub(super) fn is_within(&self, dir: Ino, above: Ino) -> bool {
         let parents: BTreeMap<Ino, Ino> = self
             .entries()
@@ -128,7 +128,7 @@ impl Tree {
         }
     }
 
-    /// The path of every name.
+    /// Returns all paths.
     pub(super) fn paths(&self) -> BTreeMap<Vec<u8>, Ino> {
         let mut paths = BTreeMap::new();
         let mut pending = vec![(Ino::ROOT, Vec::new())];
@@ -148,7 +148,7 @@ impl Tree {
         paths
     }
 
-    /// The same without objects that have no name.
+    /// Returns the tree without objects that have no name.
     pub(super) fn named(&self) -> Tree {
         let mut named: BTreeSet<Ino> = self.entries().into_iter().map(|entry| entry.2).collect();
         named.insert(Ino::ROOT);
@@ -158,7 +158,7 @@ impl Tree {
         }
     }
 
-    /// As an image keeps it.
+    /// Returns the tree with the times that an image stores.
     pub(super) fn in_whole_seconds(mut self) -> Tree {
         for node in self.nodes.values_mut() {
             node.mtime = node.mtime.map(in_whole_seconds);
@@ -166,7 +166,7 @@ impl Tree {
         self
     }
 
-    /// Reads a view by listing it, and checks that it agrees with itself.
+    /// Reads a view by listing it, and checks its consistency.
     pub(super) fn read(union: &Union) -> Tree {
         let mut tree = Tree {
             nodes: BTreeMap::new(),
@@ -221,7 +221,7 @@ impl Tree {
         tree
     }
 
-    /// Panics where a view, as read, is not what the model says.
+    /// Panics unless a view, as read, equals the model.
     pub(super) fn assert_is(&self, actual: &Tree) {
         let name_of: BTreeMap<Ino, Vec<u8>> = self
             .paths()
@@ -238,11 +238,11 @@ impl Tree {
             assert_same(node, found, &format!("{path} ({ino})"));
         }
         for ino in actual.nodes.keys() {
-            assert!(self.nodes.contains_key(ino), "{ino} should not be there");
+            assert!(self.nodes.contains_key(ino), "{ino} should not exist");
         }
     }
 
-    /// Checks by lookups alone, and that names which are not there are not found.
+    /// Checks with lookups that all entries are found, and other names are not.
     pub(super) fn assert_found(&self, union: &Union, names: &[Vec<u8>]) {
         for (ino, node) in &self.nodes {
             let Body::Directory(entries) = &node.body else {
@@ -295,7 +295,7 @@ pub(super) fn show(bytes: &[u8]) -> String {
     }
 }
 
-/// Lists a directory in small parts.
+/// Lists a directory in small steps.
 pub(super) fn list(union: &Union, dir: Ino, parent: Ino) -> Vec<(Vec<u8>, Ino, Kind)> {
     let mut all = Vec::new();
     let mut at = 0;
@@ -306,7 +306,7 @@ pub(super) fn list(union: &Union, dir: Ino, parent: Ino) -> Vec<(Vec<u8>, Ino, K
             at = item.next;
             match &*item.name {
                 b"." => assert_eq!((item.ino, at), (dir, 1)),
-                // Above these bits is the order that the rest is in.
+                // The bits above these encode the order of the listing.
                 b".." => assert_eq!((item.ino, at & 0xffff_ffff), (parent, 2)),
                 name => all.push((name.to_vec(), item.ino, item.kind)),
             }
@@ -349,7 +349,7 @@ fn read_file(union: &Union, ino: Ino, size: u64) -> Vec<u8> {
     let whole = union.read_at(ino, 0, size as usize + 10).unwrap();
     let whole = (*whole).as_ref().to_vec();
     assert_eq!(whole.len() as u64, size, "size of {ino}");
-    // A part that begins and ends within blocks.
+    // A range that starts and ends within blocks.
     let (from, len) = (whole.len() / 3, whole.len() / 2);
     let part = union.read_at(ino, from as u64, len).unwrap();
     assert_eq!((*part).as_ref(), &whole[from..from + len], "part of {ino}");

@@ -1,4 +1,4 @@
-//! What is done with an environment as a whole, on a view and on the model.
+//! Operations on a whole environment, on a view and on the model.
 
 use std::collections::BTreeSet;
 
@@ -22,11 +22,11 @@ impl Machine {
             ..CommitOptions::default()
         };
         let Some(done) = self.bench.commit(&options) else {
-            // There are no changes, as the list of them says; it is checked at each step.
+            // There was nothing to commit.
             assert_eq!(self.union().changes().unwrap(), Vec::new());
             return;
         };
-        // Images keep whole seconds.
+        // Images store whole seconds.
         let named = self.tree.named().in_whole_seconds();
         before = before.in_whole_seconds();
         self.tree.nodes.extend(named.nodes);
@@ -39,22 +39,25 @@ impl Machine {
         self.revisions.push((done.revision, self.tree.named()));
     }
 
-    /// Commits, and does other things meanwhile.
+    /// Commits, and runs other operations meanwhile.
     pub(super) fn commit_during(&mut self, ops: &[Op]) {
         let committed = Tree::read(self.union()).in_whole_seconds();
         let named = self.tree.named().in_whole_seconds();
         let workspace = self.bench.workspace().clone();
         let during = During::new(|| ops.iter().for_each(|op| self.step(*op)));
         let done = commit::commit(&workspace, &CommitOptions::default(), &during).unwrap();
-        let rest = during.rest();
+        let pending = during.pending();
         let Some(done) = done else {
-            rest.into_iter().for_each(|rest| rest());
+            pending.into_iter().for_each(|action| action());
             return;
         };
-        assert!(rest.is_none(), "the commit did not ask whether to go on");
+        assert!(
+            pending.is_none(),
+            "the commit did not check for cancellation"
+        );
         self.base = committed;
         self.revisions.push((done.revision, named));
-        // What was not changed meanwhile is as the image has it.
+        // Objects that were not changed meanwhile have the times of the image.
         let actual = Tree::read(self.union());
         for (ino, node) in &mut self.tree.nodes {
             let kept = node.mtime.map(in_whole_seconds);
@@ -67,7 +70,7 @@ impl Machine {
         self.check();
     }
 
-    /// The view is again what it was: objects without a name stay with those who hold them.
+    /// Resets the model to an earlier tree; open objects without a name are kept.
     pub(super) fn back_to(&mut self, tree: Tree) {
         let before = std::mem::replace(&mut self.tree, tree);
         let named = before.named();
@@ -111,7 +114,7 @@ impl Machine {
                 before.assert_is(&Tree::read(self.union()));
                 return;
             }
-            Ok(_) => panic!("a part of what is spread over several layers was discarded"),
+            Ok(_) => panic!("a path was discarded although changes are in several layers"),
             Err(CommitError::Union(Error::Replaced(_))) => {
                 self.assert_replaced(&path, &before);
                 return;
@@ -136,7 +139,7 @@ impl Machine {
             );
         }
         assert!(gone.len() <= changed.len());
-        // What is at the path, and has not moved with a directory above it, is what was committed.
+        // Unless a parent was moved, the object at the path is the committed one.
         let mut same_way = true;
         let mut at = (Ino::ROOT, Ino::ROOT);
         let mut components = path.split(|byte| *byte == b'/').peekable();
@@ -168,7 +171,7 @@ impl Machine {
             }
             assert_same(&node, self.base.node(*then), &show(&path));
         }
-        // What is elsewhere and nothing of what was discarded is as it was.
+        // Other objects are unchanged.
         let after_paths = after.paths();
         let touched: BTreeSet<Ino> = gone.iter().map(|change| change.ino).collect();
         for (ino, node) in &before.nodes {
@@ -184,23 +187,22 @@ impl Machine {
                 assert_same(node, now, &format!("bystander {ino}"));
             }
         }
-        // What is new and went was told of.
+        // Every object that was removed is reported.
         for (path, ino) in &now_paths {
-            let is_told = gone.iter().any(|change| change.ino == *ino)
+            let is_reported = gone.iter().any(|change| change.ino == *ino)
                 || left.iter().any(|change| change.path == *path)
-                // It was equal to what was committed there.
+                // It was equal to the committed object.
                 || changed.iter().all(|change| change.path != *path);
             assert!(
-                is_told || after.nodes.contains_key(ino) || self.base.nodes.contains_key(ino),
-                "{} went silently",
+                is_reported || after.nodes.contains_key(ino) || self.base.nodes.contains_key(ino),
+                "{} was removed without a report",
                 show(path)
             );
         }
         self.back_to(after);
     }
 
-    /// Nothing was discarded, since what was at the path lies in a directory that is gone, and
-    /// something else has the place of one above it.
+    /// Checks a refusal: nothing was discarded, because a parent of the path was removed and replaced.
     pub(super) fn assert_replaced(&self, path: &[u8], before: &Tree) {
         before.assert_is(&Tree::read(self.union()));
         let mut at = Ino::ROOT;
@@ -214,6 +216,6 @@ impl Machine {
                 _ => true,
             }
         });
-        assert!(is_gone, "{} is not gone with a directory", show(path));
+        assert!(is_gone, "no parent of {} was removed", show(path));
     }
 }

@@ -1,4 +1,4 @@
-//! Physical steps that fail: the call fails and nothing has changed, or it is mended at the next opening.
+//! Failures of operations on files of the upper: the call fails without a change, or the next open repairs it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::crash::{find, make, make_dir, write};
 use super::regressions::content;
 use super::tree::Tree;
 
-/// The only layer.
+/// Returns the directory of the only layer.
 fn layer(bench: &Bench) -> PathBuf {
     let layers = fs::read_dir(bench.home().join("layers")).unwrap();
     let mut all: Vec<PathBuf> = layers.map(|entry| entry.unwrap().path()).collect();
@@ -27,7 +27,7 @@ fn replace(bench: &Bench, from: (&str, &str), to: (&str, &str)) -> bool {
 }
 
 #[test]
-fn content_that_cannot_be_detached_is_not_overwritten() {
+fn failed_detach_does_not_overwrite_content() {
     let mut bench = Bench::imported();
     let kept = make(bench.union(), "", "y", b"kept");
     bench
@@ -36,13 +36,13 @@ fn content_that_cannot_be_detached_is_not_overwritten() {
         .unwrap();
     make(bench.union(), "", "x", b"x");
     let before = Tree::read(bench.union());
-    let in_the_way = layer(&bench).join("work").join(kept.to_string());
-    fs::create_dir(&in_the_way).unwrap();
+    let obstacle = layer(&bench).join("work").join(kept.to_string());
+    fs::create_dir(&obstacle).unwrap();
     assert!(!replace(&bench, ("", "x"), ("", "y")));
     assert!(bench.union().unlink(find(bench.union(), ""), b"y").is_err());
     before.assert_is(&Tree::read(bench.union()));
     assert_eq!(content(bench.union(), "a/z"), b"kept");
-    fs::remove_dir(in_the_way).unwrap();
+    fs::remove_dir(obstacle).unwrap();
     assert!(replace(&bench, ("", "x"), ("", "y")));
     assert_eq!(content(bench.union(), "a/z"), b"kept");
     assert_eq!(content(bench.union(), "y"), b"x");
@@ -51,15 +51,15 @@ fn content_that_cannot_be_detached_is_not_overwritten() {
 }
 
 #[test]
-fn content_that_cannot_be_moved_stays_where_it_is() {
+fn failed_move_leaves_content_in_place() {
     let mut bench = Bench::imported();
     make(bench.union(), "", "x", b"x");
     make(bench.union(), "b", "other", b"other");
     let before = Tree::read(bench.union());
-    // What lies in the way has no row, and cannot be set aside.
-    let in_the_way = layer(&bench).join("upper/b/y");
-    fs::create_dir(&in_the_way).unwrap();
-    fs::write(in_the_way.join("full"), "").unwrap();
+    // The obstacle has no row, and cannot be set aside.
+    let obstacle = layer(&bench).join("upper/b/y");
+    fs::create_dir(&obstacle).unwrap();
+    fs::write(obstacle.join("full"), "").unwrap();
     let strays = bench.home().join("strays");
     fs::remove_dir_all(&strays).unwrap_or_default();
     fs::write(&strays, "").unwrap();
@@ -73,7 +73,7 @@ fn content_that_cannot_be_moved_stays_where_it_is() {
 }
 
 #[test]
-fn what_is_left_over_is_mended_when_it_is_opened_next() {
+fn reopening_sets_aside_leftover_files() {
     let mut bench = Bench::imported();
     make(bench.union(), "", "x", b"x");
     write(bench.union(), "big", b"changed");
@@ -85,14 +85,18 @@ fn what_is_left_over_is_mended_when_it_is_opened_next() {
     bench.union().unlink(find(bench.union(), ""), b"x").unwrap();
     let before = Tree::read(bench.union());
     bench.close();
-    let mended = bench.open();
-    assert_eq!((mended.set_aside, mended.lost.len()), (1, 0), "{mended:?}");
+    let reconciled = bench.open();
+    assert_eq!(
+        (reconciled.set_aside, reconciled.lost.len()),
+        (1, 0),
+        "{reconciled:?}"
+    );
     before.assert_is(&Tree::read(bench.union()));
     bench.remount();
 }
 
 #[test]
-fn a_layer_whose_directory_is_away_is_not_taken_for_empty() {
+fn missing_layer_directory_is_not_taken_for_empty() {
     for is_clean in [false, true] {
         let mut bench = Bench::imported();
         write(bench.union(), "b/c/deep", b"changed");
@@ -116,7 +120,7 @@ fn a_layer_whose_directory_is_away_is_not_taken_for_empty() {
         assert!(bench.open().is_empty());
         before.assert_is(&Tree::read(bench.union()));
 
-        // Given up.
+        // The loss is accepted by creating an empty directory.
         bench.close();
         fs::rename(&path, &away).unwrap();
         bench.try_open().unwrap_err();
@@ -129,7 +133,7 @@ fn a_layer_whose_directory_is_away_is_not_taken_for_empty() {
 }
 
 #[test]
-fn a_layer_whose_directory_nothing_needs_is_opened_without_it() {
+fn unneeded_layer_directory_may_be_missing() {
     let mut bench = Bench::imported();
     let mode = SetAttr {
         mode: Some(0o600),

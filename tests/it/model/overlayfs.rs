@@ -1,7 +1,7 @@
-//! The same sequence on the kernel's overlayfs too: where both do the same, the model is no opinion.
+//! Runs a sequence on kernel overlayfs, too, which confirms the model.
 //!
-//! What overlayfs knows nothing of is done on our side alone (commits, frozen uppers, kills). What
-//! takes a union's own interface, or takes back what was done, is left out of the sequence.
+//! Operations without a counterpart in overlayfs (commits, frozen uppers, kills) run on the union only. Operations
+//! that need the interface of the union, or undo others, are skipped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -27,44 +27,44 @@ use super::tree::{Body, Node, Tree, show};
 use crate::support::TestEnv;
 use crate::support::overlay::Overlay;
 
-/// With these it comes nearest to a plain directory.
+/// With these options, overlayfs is closest to a plain directory.
 const OPTIONS: &str = "index=on,redirect_dir=on,xino=on";
 
 type Run = Box<dyn FnOnce(&Path) -> Outcome>;
 
-/// What an operation is to a directory.
-enum Deed {
-    /// Nothing: it is done on our side alone.
-    Ours,
-    /// It is not done at all.
-    Nowhere,
-    /// A call, and the path whose owner and mode are then what the model says.
+/// The calls on a directory that correspond to an operation.
+enum Call {
+    /// The operation runs on the union only.
+    OursOnly,
+    /// The operation is skipped on both sides.
+    Skipped,
+    /// The calls, and a path whose owner and mode are then copied from the model.
     Both(Run, Option<PathBuf>),
 }
 
-impl Deed {
-    fn call(run: impl FnOnce(&Path) -> Outcome + 'static) -> Deed {
-        Deed::Both(Box::new(run), None)
+impl Call {
+    fn on_both(run: impl FnOnce(&Path) -> Outcome + 'static) -> Call {
+        Call::Both(Box::new(run), None)
     }
 }
 
-/// Our union, the model, and an overlayfs of the same image.
-pub(super) struct Overlaid {
+/// The union, the model, and an overlayfs of the same image.
+pub(super) struct WithOverlayfs {
     machine: Machine,
     overlay: Overlay,
-    /// How often overlayfs could not.
+    /// The number of operations that overlayfs does not support.
     pub(super) refused: usize,
     _env: TestEnv,
 }
 
-impl Overlaid {
-    /// None, and said so, where there can be no overlayfs.
-    pub(super) fn new(bench: Bench) -> Option<Overlaid> {
+impl WithOverlayfs {
+    /// Skips the test and returns None without overlayfs.
+    pub(super) fn new(bench: Bench) -> Option<WithOverlayfs> {
         let env = TestEnv::new()?;
         let images = bench.home().join("images");
         let image = fs::read_dir(images).unwrap().next().unwrap().unwrap();
         let overlay = Overlay::mount(&env, &[image.path()], &env.root().join("changes"), OPTIONS)?;
-        Some(Overlaid {
+        Some(WithOverlayfs {
             machine: Machine::new(bench),
             overlay,
             refused: 0,
@@ -85,10 +85,10 @@ impl Overlaid {
         if matches!(op, Op::Remount) {
             self.overlay.remount();
         }
-        let (run, settled) = match deed(&self.machine, op) {
-            Deed::Nowhere => return,
-            Deed::Ours => return self.machine.step(op),
-            Deed::Both(run, settled) => (run, settled),
+        let (run, adjusted) = match call_for(&self.machine, op) {
+            Call::Skipped => return,
+            Call::OursOnly => return self.machine.step(op),
+            Call::Both(run, adjusted) => (run, adjusted),
         };
         let theirs = run(self.overlay.at());
         if let Err(Errno::EXDEV | Errno::EOPNOTSUPP) = theirs {
@@ -96,21 +96,21 @@ impl Overlaid {
             return;
         }
         self.machine.step(op);
-        // A file that is renamed to a directory above it: the kernel answers without asking us.
+        // The kernel itself refuses to rename a file to one of its parents, with another error.
         if (self.machine.done, theirs) != (Err(Errno::EISDIR), Err(Errno::ENOTEMPTY)) {
             assert_eq!(
                 self.machine.done, theirs,
                 "{op:?}: the union, then overlayfs"
             );
         }
-        if let (Ok(()), Some(path)) = (theirs, settled) {
-            self.settle(&path);
+        if let (Ok(()), Some(path)) = (theirs, adjusted) {
+            self.copy_owner_and_mode(&path);
         }
     }
 
-    /// Gives an object of overlayfs the owner and mode that ours has: what a caller's rights do to them
-    /// is the kernel's business there, and tested elsewhere.
-    fn settle(&self, path: &Path) {
+    /// Copies owner and mode of an object to overlayfs: there the kernel derives them from the caller, which other
+    /// tests cover.
+    fn copy_owner_and_mode(&self, path: &Path) {
         let paths = self.machine.tree.paths();
         let node = self.machine.tree.node(paths[path.as_os_str().as_bytes()]);
         let at = self.overlay.at().join(path);
@@ -120,7 +120,7 @@ impl Overlaid {
         }
     }
 
-    /// The whole tree: names, kinds, content, attributes, and which names are one object.
+    /// Compares the whole trees: names, types, content, attributes and hard links.
     fn compare(&self) {
         let tree = &self.machine.tree;
         let mut numbers: BTreeMap<Ino, u64> = BTreeMap::new();
@@ -136,13 +136,17 @@ impl Overlaid {
                 assert_eq!(
                     *numbers.entry(ino).or_insert(found.ino()),
                     found.ino(),
-                    "{what}: one object"
+                    "{what}: not the same object"
                 );
             }
             expected.insert(at.into_os_string());
         }
         let distinct: BTreeSet<u64> = numbers.values().copied().collect();
-        assert_eq!(distinct.len(), numbers.len(), "several objects are one");
+        assert_eq!(
+            distinct.len(),
+            numbers.len(),
+            "several objects have the same inode number"
+        );
         for entry in walkdir::WalkDir::new(self.overlay.at()).min_depth(1) {
             let path = entry.unwrap().into_path();
             assert!(
@@ -188,7 +192,7 @@ fn compare_node(tree: &Tree, ino: Ino, at: &Path, found: &fs::Metadata, what: &s
     }
     assert_eq!((found.uid(), found.gid()), node.owner, "owner of {what}");
     if let Some(mtime) = node.mtime {
-        // A commit keeps whole seconds.
+        // A commit stores whole seconds.
         let kept = mtime.nanos != 0;
         let theirs = Timestamp {
             secs: found.mtime(),
@@ -210,7 +214,7 @@ fn xattrs(at: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
-/// Where an object has a name, below the root of a view.
+/// Returns a path of an object.
 fn path_of(tree: &Tree, ino: Ino) -> PathBuf {
     if ino == Ino::ROOT {
         return PathBuf::new();
@@ -233,8 +237,8 @@ fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).open(path)
 }
 
-/// What an operation does to a directory that looks as the model says.
-fn deed(machine: &Machine, op: Op) -> Deed {
+/// Returns the calls for an operation on a directory that equals the model.
+fn call_for(machine: &Machine, op: Op) -> Call {
     let tree = &machine.tree;
     let file = |n: u16| machine.file(n).map(|object| path_of(tree, object.0));
     let object = |n: u16, wanted: &dyn Fn(&Node) -> bool| {
@@ -269,7 +273,7 @@ fn deed(machine: &Machine, op: Op) -> Deed {
         }),
         Op::Truncate { file: n, size } => file(n).map(|path| {
             let size = numbers::cut(size) as u64;
-            Deed::call(move |at| posix(open(&at.join(path)).and_then(|file| file.set_len(size))))
+            Call::on_both(move |at| posix(open(&at.join(path)).and_then(|file| file.set_len(size))))
         }),
         Op::Allocate {
             file: n,
@@ -281,28 +285,28 @@ fn deed(machine: &Machine, op: Op) -> Deed {
             .zip(file(range.to))
             .and_then(|(from, to)| copy_range(from, to, range)),
         Op::Remove { entry: n, as_dir } => entry(n).map(|path| remove(path, as_dir)),
-        Op::RemoveProperly { entry: n } => entry(n).map(|path| {
+        Op::RemoveAny { entry: n } => entry(n).map(|path| {
             let is_dir = tree.node(machine.entry(n).2).kind() == Kind::Directory;
             remove(path, is_dir)
         }),
         Op::Rename { entry: n, to, mode } => entry(n).map(|from| rename(from, place(to), mode)),
         Op::Link { entry: n, to } => object(n, &|_| true).map(|from| {
             let to = place(to);
-            Deed::call(move |at| posix(fs::hard_link(at.join(from), at.join(to))))
+            Call::on_both(move |at| posix(fs::hard_link(at.join(from), at.join(to))))
         }),
         Op::Chmod { entry: n, mode } => object(n, &has_mode).map(|path| {
             let mode = fs::Permissions::from_mode(numbers::mode(mode).into());
-            Deed::call(move |at| posix(fs::set_permissions(at.join(path), mode)))
+            Call::on_both(move |at| posix(fs::set_permissions(at.join(path), mode)))
         }),
         Op::Chown { entry: n, uid, gid } => object(n, &|_| true)
-            .map(|path| Deed::call(move |at| chown(&at.join(path), Some(uid), Some(gid)))),
+            .map(|path| Call::on_both(move |at| chown(&at.join(path), Some(uid), Some(gid)))),
         Op::Utimes {
             entry: n,
             secs,
             nanos,
         } => object(n, &|_| true).map(|path| {
             let time = TimeSpec::new(secs.into(), numbers::nanos(nanos).into());
-            Deed::call(move |at| set_times(&at.join(path), TimeSpec::UTIME_OMIT, time))
+            Call::on_both(move |at| set_times(&at.join(path), TimeSpec::UTIME_OMIT, time))
         }),
         Op::SetAttr {
             entry: n,
@@ -329,7 +333,7 @@ fn deed(machine: &Machine, op: Op) -> Deed {
             let name = numbers::removed(name, tree.node(ino).xattrs.keys());
             assert_ne!(name, CAPABILITY);
             let name = OsString::from_vec(name);
-            Deed::call(move |at| posix(xattr::remove(at.join(path), name)))
+            Call::on_both(move |at| posix(xattr::remove(at.join(path), name)))
         }),
         Op::Sync { .. }
         | Op::Commit { .. }
@@ -337,20 +341,20 @@ fn deed(machine: &Machine, op: Op) -> Deed {
         | Op::Rotate
         | Op::Unrotate
         | Op::Remount
-        | Op::Kill => Some(Deed::Ours),
+        | Op::Kill => Some(Call::OursOnly),
         Op::Hold { .. }
         | Op::Release { .. }
         | Op::DiscardAll
         | Op::DiscardPath { .. }
         | Op::Rollback { .. }
-        // Made of the operations above.
-        | Op::MakeAgain { .. } => None,
+        // Composed of the operations above.
+        | Op::Recreate { .. } => None,
     };
-    found.unwrap_or(Deed::Nowhere)
+    found.unwrap_or(Call::Skipped)
 }
 
-fn make(path: PathBuf, make: Make) -> Deed {
-    let settled = path.clone();
+fn make(path: PathBuf, make: Make) -> Call {
+    let adjusted = path.clone();
     let run = move |at: &Path| {
         let at = at.join(path);
         let (kind, device) = make.node();
@@ -365,19 +369,19 @@ fn make(path: PathBuf, make: Make) -> Deed {
             Kind::BlockDevice => node(SFlag::S_IFBLK),
         }
     };
-    Deed::Both(Box::new(run), Some(settled))
+    Call::Both(Box::new(run), Some(adjusted))
 }
 
-fn write(path: PathBuf, offset: usize, data: Vec<u8>, kill: bool) -> Deed {
-    let settled = kill.then(|| path.clone());
+fn write(path: PathBuf, offset: usize, data: Vec<u8>, kill: bool) -> Call {
+    let adjusted = kill.then(|| path.clone());
     let run = move |at: &Path| {
         posix(open(&at.join(path)).and_then(|file| file.write_all_at(&data, offset as u64)))
     };
-    Deed::Both(Box::new(run), settled)
+    Call::Both(Box::new(run), adjusted)
 }
 
-fn allocate(path: PathBuf, what: Allocate) -> Deed {
-    let settled = what.kill.then(|| path.clone());
+fn allocate(path: PathBuf, what: Allocate) -> Call {
+    let adjusted = what.kill.then(|| path.clone());
     let mut flags = match what.mode {
         AllocateMode::Reserve { .. } => FallocateFlags::empty(),
         AllocateMode::PunchHole => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
@@ -392,18 +396,18 @@ fn allocate(path: PathBuf, what: Allocate) -> Deed {
         let file = open(&at.join(path)).unwrap();
         fallocate(&file, flags, what.offset as i64, what.len as i64)
     };
-    Deed::Both(Box::new(run), settled)
+    Call::Both(Box::new(run), adjusted)
 }
 
-fn copy_range(from: PathBuf, to: PathBuf, range: CopyRange) -> Option<Deed> {
+fn copy_range(from: PathBuf, to: PathBuf, range: CopyRange) -> Option<Call> {
     if from == to && range.overlaps() {
         return None;
     }
-    let settled = range.kill().then(|| to.clone());
+    let adjusted = range.kill().then(|| to.clone());
     let run = move |at: &Path| {
         let (source, target) = (open(&at.join(from)).unwrap(), open(&at.join(to)).unwrap());
         let (mut one, mut other) = (range.source_offset() as i64, range.target_offset() as i64);
-        // What is there before: if the two are one file, copying may put more behind it.
+        // The size before the call: if both are the same file, copying may extend it.
         let there = (source.metadata().unwrap().len() as usize).saturating_sub(one as usize);
         let mut left = range.len().min(there);
         while left > 0 {
@@ -414,25 +418,25 @@ fn copy_range(from: PathBuf, to: PathBuf, range: CopyRange) -> Option<Deed> {
         }
         Ok(())
     };
-    Some(Deed::Both(Box::new(run), settled))
+    Some(Call::Both(Box::new(run), adjusted))
 }
 
-fn remove(path: PathBuf, as_dir: bool) -> Deed {
+fn remove(path: PathBuf, as_dir: bool) -> Call {
     let flag = if as_dir {
         UnlinkatFlags::RemoveDir
     } else {
         UnlinkatFlags::NoRemoveDir
     };
-    Deed::call(move |at| nix::unistd::unlinkat(AT_FDCWD, &at.join(path), flag))
+    Call::on_both(move |at| nix::unistd::unlinkat(AT_FDCWD, &at.join(path), flag))
 }
 
-fn rename(from: PathBuf, to: PathBuf, mode: u8) -> Deed {
+fn rename(from: PathBuf, to: PathBuf, mode: u8) -> Call {
     let flags = match numbers::rename_mode(mode) {
         RenameMode::Replace => RenameFlags::empty(),
         RenameMode::NoReplace => RenameFlags::RENAME_NOREPLACE,
         RenameMode::Exchange => RenameFlags::RENAME_EXCHANGE,
     };
-    Deed::call(move |at| renameat2(AT_FDCWD, &at.join(from), AT_FDCWD, &at.join(to), flags))
+    Call::on_both(move |at| renameat2(AT_FDCWD, &at.join(from), AT_FDCWD, &at.join(to), flags))
 }
 
 fn chown(path: &Path, uid: Option<u8>, gid: Option<u8>) -> Outcome {
@@ -457,8 +461,8 @@ fn set_attr(
     owner: (u8, u8),
     size: Option<u64>,
     secs: u32,
-) -> Deed {
-    let settled = (mask.kill && size.is_some()).then(|| path.clone());
+) -> Call {
+    let adjusted = (mask.kill && size.is_some()).then(|| path.clone());
     let run = move |at: &Path| {
         let at = at.join(path);
         if let Some(size) = size {
@@ -483,20 +487,20 @@ fn set_attr(
         let time_if = |wanted: bool| if wanted { time } else { TimeSpec::UTIME_OMIT };
         set_times(&at, time_if(mask.atime), time_if(mask.mtime))
     };
-    Deed::Both(Box::new(run), settled)
+    Call::Both(Box::new(run), adjusted)
 }
 
-fn set_xattr(path: PathBuf, name: u8, len: u16) -> Option<Deed> {
+fn set_xattr(path: PathBuf, name: u8, len: u16) -> Option<Call> {
     let (name, value, mode) = numbers::attribute(name, len);
     if name == CAPABILITY {
-        return None; // The kernel takes none that are not what they say.
+        return None; // The kernel refuses invalid capabilities.
     }
     let flags = match mode {
         XattrMode::Either => XattrFlags::empty(),
         XattrMode::Create => XattrFlags::CREATE,
         XattrMode::Replace => XattrFlags::REPLACE,
     };
-    Some(Deed::call(move |at| {
+    Some(Call::on_both(move |at| {
         let set = rustix::fs::lsetxattr(at.join(path), name, &value, flags);
         set.map_err(|e| Errno::from_raw(e.raw_os_error()))
     }))

@@ -1,4 +1,4 @@
-//! Trees that are removed and made again, as package managers do.
+//! Trees that are removed and created again, as package managers do.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,9 @@ use envfs::union::{Creator, NewObject, SetAttr, SetIdBits, SetTime, XattrMode};
 use super::ops::Machine;
 use super::tree::{Body, Node, Tree};
 
-/// In what the second tree is not like the first.
+/// The difference between the second tree and the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Twist {
+pub(super) enum Variation {
     Nothing,
     OneIsMissing,
     Content,
@@ -18,21 +18,21 @@ pub(super) enum Twist {
     Time,
 }
 
-/// Trees of more objects are left alone.
+/// The largest number of objects in a tree that is recreated.
 const LARGE: usize = 40;
 
-/// A tree that was removed, and how it is made again.
+/// A removed tree, and how it is created again.
 struct Copy<'a> {
     old: &'a Tree,
-    twist: Twist,
-    /// How many objects are made before the one with the twist.
+    variation: Variation,
+    /// The number of objects before the one with the variation.
     left: usize,
     /// New identities by old ones, for hard links within the tree.
     made: BTreeMap<Ino, Ino>,
 }
 
 impl Machine {
-    pub(super) fn make_again(&mut self, entry: u16, twist: Twist, which: u8) {
+    pub(super) fn recreate(&mut self, entry: u16, variation: Variation, which: u8) {
         let (dir, name, ino) = self.entry(entry);
         if name.is_empty() {
             return;
@@ -50,10 +50,10 @@ impl Machine {
             return;
         }
         self.remove_tree(dir, &name, ino);
-        self.bury();
+        self.remove_unreachable();
         let mut copy = Copy {
             old: &old,
-            twist,
+            variation,
             left: usize::from(which) % objects,
             made: BTreeMap::new(),
         };
@@ -77,14 +77,14 @@ impl Machine {
     }
 
     fn copy_tree(&mut self, dir: Ino, name: &[u8], old: Ino, copy: &mut Copy<'_>) {
-        let is_twisted = copy.left == 0;
+        let is_varied = copy.left == 0;
         copy.left = copy.left.wrapping_sub(1);
-        let twist = if is_twisted {
-            copy.twist
+        let variation = if is_varied {
+            copy.variation
         } else {
-            Twist::Nothing
+            Variation::Nothing
         };
-        if twist == Twist::OneIsMissing {
+        if variation == Variation::OneIsMissing {
             return;
         }
         if let Some(made) = copy.made.get(&old) {
@@ -93,14 +93,14 @@ impl Machine {
             return;
         }
         let mut node = copy.old.node(old).clone();
-        match (twist, &mut node.body) {
-            (Twist::Content, Body::File(content)) => match content.last_mut() {
+        match (variation, &mut node.body) {
+            (Variation::Content, Body::File(content)) => match content.last_mut() {
                 Some(last) => *last ^= 1,
                 None => content.push(b'x'),
             },
-            (Twist::Content, Body::Symlink(target)) => target.push(b'x'),
-            (Twist::Mode, _) => node.mode ^= 0o004,
-            (Twist::Time, _) => node.mtime = Some(Timestamp { secs: 77, nanos: 0 }),
+            (Variation::Content, Body::Symlink(target)) => target.push(b'x'),
+            (Variation::Mode, _) => node.mode ^= 0o004,
+            (Variation::Time, _) => node.mtime = Some(Timestamp { secs: 77, nanos: 0 }),
             _ => {}
         }
         let ino = self.make_like(dir, name, &node);
@@ -114,7 +114,7 @@ impl Machine {
         }
     }
 
-    /// Makes an object with the content and attributes of a node; what is in a directory is not made.
+    /// Creates an object with the content and attributes of a node, without the entries of a directory.
     fn make_like(&mut self, dir: Ino, name: &[u8], node: &Node) -> Ino {
         let union = self.union();
         let (rdev, target) = match &node.body {
@@ -157,7 +157,7 @@ impl Machine {
             ..SetAttr::default()
         };
         let attr = union.set_attr(ino, &set).unwrap();
-        assert!(self.seen.insert(ino), "identity {ino} is used again");
+        assert!(self.seen.insert(ino), "identity {ino} was reused");
         let mut node = Node {
             mode: attr.mode,
             ..node.clone()

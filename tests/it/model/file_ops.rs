@@ -1,4 +1,4 @@
-//! What a program does with one or two objects, on a view and on the model.
+//! Operations of programs on one or two objects, on a view and on the model.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ impl Machine {
             return;
         }
         let (ino, attr) = done.unwrap();
-        assert!(self.seen.insert(ino), "identity {ino} is used again");
+        assert!(self.seen.insert(ino), "identity {ino} was reused");
         assert_eq!(self.union().attr(ino).unwrap(), attr);
         let above = self.tree.node(dir);
         let passes_group = above.mode & 0o2000 != 0;
@@ -103,7 +103,7 @@ impl Machine {
             ))
         });
         if done == Err(Errno::EOPNOTSUPP) {
-            // Not every file system can; a copy-up may have happened, which only takes a capability.
+            // The file system does not support it. A copy-up may have happened, which drops a capability.
             if self.union().xattr(file.0, CAPABILITY).is_err() {
                 self.tree.node_mut(file.0).xattrs.remove(CAPABILITY);
             }
@@ -194,7 +194,7 @@ impl Machine {
         assert_eq!(done, expected, "removing {}", show(&name));
         if done.is_ok() {
             self.tree.dir_mut(dir).remove(&name);
-            self.bury();
+            self.remove_unreachable();
         }
     }
 
@@ -250,7 +250,7 @@ impl Machine {
             self.tree.dir_mut(dir).remove(&name);
         }
         self.tree.dir_mut(new_dir).insert(new_name, ino);
-        self.bury();
+        self.remove_unreachable();
     }
 
     pub(super) fn link(&mut self, entry: u16, to: Place) {
