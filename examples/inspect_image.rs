@@ -1,4 +1,4 @@
-//! Prints an image's tree, or checks it whole: `inspect_image IMAGE [--verify]`.
+//! Prints the tree of an image, or verifies the image: `inspect_image IMAGE [--verify]`.
 
 use std::io::{self, Write};
 

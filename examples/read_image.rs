@@ -1,6 +1,5 @@
-//! Reads content without a mount, with so many threads, and says how much it was:
-//! `read_image IMAGE all THREADS`, or `read_image IMAGE random THREADS PATH READS` for reads of 4 KiB
-//! at random places of one file.
+//! Reads an image without a mount and prints the number of bytes: `read_image IMAGE all THREADS` reads all files,
+//! `read_image IMAGE random THREADS PATH READS` makes reads of 4 KiB at random offsets of one file.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -10,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use envfs::squashfs::format::{Inode, InodeBody, InodeRef};
 use envfs::squashfs::reader::{Image, ReaderOptions};
 
-/// Files that a thread takes at a time: neighbours share fragment blocks.
+/// The number of files that a thread takes at a time: consecutive files share fragment blocks.
 const BATCH: usize = 64;
 const READ: usize = 4096;
 
@@ -32,7 +31,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// All regular files, in the order of directories.
+/// Returns all regular files.
 fn files(image: &Image) -> Result<Vec<InodeRef>> {
     let mut files = Vec::new();
     let mut pending = vec![image.inode(image.root())?];
@@ -81,7 +80,7 @@ fn find(image: &Image, path: &Path) -> Result<Inode> {
 
 fn read_randomly(image: &Image, threads: usize, path: &Path, reads: u64) -> Result<u64> {
     let layout = image.file_layout(&find(image, path)?)?;
-    let places = (layout.size() / READ as u64).max(1);
+    let blocks = (layout.size() / READ as u64).max(1);
     let bytes = AtomicU64::new(0);
     in_threads(threads, |thread| {
         let mut buffer = [0; READ];
@@ -90,7 +89,7 @@ fn read_randomly(image: &Image, threads: usize, path: &Path, reads: u64) -> Resu
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            let at = state % places * READ as u64;
+            let at = state % blocks * READ as u64;
             let got = image.read_at(&layout, at, &mut buffer)?;
             bytes.fetch_add(got as u64, Ordering::Relaxed);
         }

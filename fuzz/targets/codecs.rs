@@ -1,4 +1,4 @@
-//! A block for each decompressor.
+//! The number of a decompressor, then a compressed block.
 
 use envfs::squashfs::compress::{CompressorId, decompressor};
 

@@ -1,4 +1,4 @@
-//! One inode; what parses must survive encoding.
+//! One inode. An inode that parses must survive a round trip through the encoder.
 
 use envfs::squashfs::format::{Inode, InodeContext};
 

@@ -1,4 +1,4 @@
-//! The inode and directory tables of an otherwise sound image.
+//! The inode and directory tables of an otherwise valid image.
 
 use envfs::squashfs::{
     CompressorId,
@@ -21,8 +21,7 @@ fn table(out: &mut Vec<u8>, bytes: &[u8]) -> u64 {
     at
 }
 
-// The first two bytes say where the inode table ends and the directory table begins.
-/// Runs the target.
+/// Runs the target. The first two bytes are the size of the inode table; the directory table follows it.
 pub fn run(data: &[u8]) {
     let Some((split, rest)) = data.split_first_chunk::<2>() else {
         return;

@@ -1,5 +1,5 @@
-//! What each fuzz target does with its input: a panic or an abort is a finding. The fuzzer runs one target
-//! for hours; a test of the main build runs all of them for a moment, over seeds and regressions.
+//! The fuzz targets. A panic or an abort is a finding. The fuzzer runs one target for hours; the integration tests
+//! run all of them briefly over seeds and regressions.
 
 pub mod codecs;
 pub mod directory;
@@ -9,7 +9,7 @@ pub mod open_walk_read;
 pub mod store;
 pub mod superblock_tables;
 
-/// A target: its name and what it does.
+/// The name of a target, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.

@@ -1,4 +1,4 @@
-//! Everything that can be done to an image, within a budget.
+//! A whole image: verifies, walks and reads it within a budget.
 
 use std::{io::Write, sync::Arc};
 
@@ -7,7 +7,7 @@ use envfs::squashfs::{
     reader::{Image, ReaderOptions, verify},
 };
 
-/// Opens `bytes` as an image and does all that.
+/// Runs the target.
 pub fn run(bytes: &[u8]) {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
@@ -58,7 +58,7 @@ fn read(image: &Image, inode: &Inode, sound: bool) {
     for offset in [0, size / 2, size.saturating_sub(100), size, u64::MAX - 5] {
         match image.read_at(&layout, offset, &mut buffer) {
             Ok(len) => assert!(len as u64 <= size.saturating_sub(offset)),
-            // A check that passed must have seen every block, unless nothing leads to this file.
+            // A successful verification has read every block of the files that it reached.
             Err(error) => assert!(!sound || image.superblock().inodes > 1, "{error}"),
         }
         if let Some(found) = layout.next_data(offset) {

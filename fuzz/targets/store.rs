@@ -1,5 +1,5 @@
-//! A file of a store: the first byte says which, the rest is what it holds. Opening the environment must end
-//! in an error or in an environment that can be used, and touch nothing outside of its home.
+//! The index of a file of a store, then its content. Opening the environment must fail cleanly or yield a usable
+//! environment, and must not touch anything outside of its directory.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use envfs::{
     union::{Creator, NewObject, RenameMode, SetIdBits, Union, XattrMode},
 };
 
-/// Files that are read when an environment is opened, below its home.
+/// Files in the directory of an environment that are read when it is opened.
 pub const FILES: &[&str] = &[
     "state.db",
     "state.db-journal",
@@ -27,10 +27,10 @@ pub const FILES: &[&str] = &[
     "id",
 ];
 
-/// What no file of a store may lead to.
+/// The content of files outside of the store, which must not be read.
 const SECRET: &[u8] = b"outside of the store";
 
-/// An environment with changes, and files around it that are not its own.
+/// An environment with changes, and files around it that do not belong to it.
 pub struct Scene {
     dir: tempfile::TempDir,
 }
@@ -64,7 +64,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Paths and contents of all that is not the home.
+/// Returns the paths and contents of everything but the environment.
 fn around(root: &Path, home: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     let mut pending = vec![root.to_owned()];
@@ -88,9 +88,9 @@ fn around(root: &Path, home: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 impl Scene {
-    /// Makes one: an image, a commit on it, changes of every sort, and records in the redo log.
+    /// Creates one with an image, a commit, changes of every kind, and records in the redo log.
     pub fn new() -> Scene {
-        // In memory where that is possible: nothing here needs to be durable.
+        // In memory if possible: nothing here needs to be durable.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let dir = dir.unwrap();
         let source = dir.path().join("source");
@@ -126,13 +126,13 @@ impl Scene {
         drop(workspace);
         let (workspace, _) = open();
         use_view(workspace.union());
-        // Not closed, so the redo log holds something.
+        // Not closed, so the redo log has records.
         copy(&scene.home(), &scene.dir.path().join("sound"));
         drop(workspace);
         scene
     }
 
-    /// Places to which a name with `..` may lead, and an absolute one.
+    /// Returns files that a name with `..` could reach, and one that an absolute path could.
     pub fn secrets(&self) -> Vec<PathBuf> {
         let root = self.dir.path();
         let places = [
@@ -153,12 +153,12 @@ impl Scene {
         self.dir.path().join("outer/place/store/env")
     }
 
-    /// What a file of the store holds where nothing is wrong; empty where it is not there.
+    /// Returns the content of a file of the undamaged store, or nothing if there is no such file.
     pub fn sound(&self, file: &str) -> Vec<u8> {
         fs::read(self.dir.path().join("sound").join(file)).unwrap_or_default()
     }
 
-    /// Makes the home anew, and opens it after `change` did something to it.
+    /// Restores the environment, applies `change` and opens it.
     pub fn with(&self, change: impl FnOnce(&Path)) {
         self.with_if(|home| {
             change(home);
@@ -166,7 +166,7 @@ impl Scene {
         });
     }
 
-    /// The same, but opens it only if `change` says so.
+    /// Like [`Scene::with`], but opens the environment only if `change` returns true.
     pub fn with_if(&self, change: impl FnOnce(&Path) -> bool) {
         let home = self.home();
         fs::remove_dir_all(&home).unwrap();
@@ -180,7 +180,7 @@ impl Scene {
         assert!(before == after, "something outside of the home has changed");
     }
 
-    /// Opens the environment in every way, and does everything to it that it lets be done.
+    /// Opens the environment in every way, and runs all operations that it permits.
     fn open(&self) {
         let layout = Layout::new(self.home());
         drop(EnvLock::current_holder(&layout));
@@ -224,7 +224,7 @@ impl Default for Scene {
     }
 }
 
-/// Reads everything, and changes something of each kind. What is refused is refused.
+/// Reads everything and changes something of each kind. Operations may fail.
 fn use_view(union: &Union) {
     let mut pending = vec![Ino::ROOT];
     let mut budget = 300;
@@ -261,7 +261,7 @@ fn use_view(union: &Union) {
     drop(union.sync_all());
 }
 
-/// Has rows of every sort.
+/// Makes changes that need rows of every table.
 fn change(union: &Union) {
     let find = |dir, name: &[u8]| union.lookup(dir, name).unwrap().unwrap().0;
     let creator = Creator { uid: 1, gid: 1 };

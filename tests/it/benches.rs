@@ -1,4 +1,4 @@
-//! The comparison with others leaves nothing behind, however it ends.
+//! The benchmark program.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::support::{TestEnv, finish, has, mounts_below, samples, skip_allowed, wait_for};
 
 #[test]
-fn an_interrupted_comparison_unmounts_and_removes_what_it_made() {
+fn interrupted_comparison_cleans_up() {
     if !has("mksquashfs") || !has("python3") {
         return;
     }

@@ -1,4 +1,4 @@
-//! The documents, kept true: what they name exists, and the command line reference is generated.
+//! Checks that the documents match the source, and generates the command line reference.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,7 +10,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// Renders a command and those below it.
+/// Renders a command and its subcommands.
 fn render(command: &clap::Command, path: &str, out: &mut String) {
     let path = format!("{path} {}", command.get_name()).trim().to_owned();
     let level = "#".repeat(path.split(' ').count());
@@ -24,7 +24,7 @@ fn render(command: &clap::Command, path: &str, out: &mut String) {
     }
     let mut shown = command.clone();
     writeln!(out, "```text\n{}\n```\n", shown.render_usage()).unwrap();
-    // What every command takes is told of once, at the top.
+    // Global options are listed once, at the top.
     let is_top = path == "envfs";
     let arguments = command
         .get_arguments()
@@ -78,7 +78,7 @@ fn render(command: &clap::Command, path: &str, out: &mut String) {
 }
 
 #[test]
-fn the_command_line_reference_is_what_the_program_says() {
+fn cli_reference_is_up_to_date() {
     let mut text = String::from(
         "<!-- Generated from the command line's definition: ENVFS_BLESS=1 tests/run docs -->\n\n",
     );
@@ -100,12 +100,12 @@ fn the_command_line_reference_is_what_the_program_says() {
     let kept = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         kept == text,
-        "docs/cli.md is not what the program says; run ENVFS_BLESS=1 tests/run docs"
+        "docs/cli.md is out of date; run ENVFS_BLESS=1 tests/run docs"
     );
 }
 
 #[test]
-fn every_file_that_the_documents_name_exists() {
+fn files_named_in_documents_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut documents = vec![root.join("README.md")];
     documents.extend(
@@ -139,7 +139,7 @@ fn every_file_that_the_documents_name_exists() {
                 named += 1;
                 assert!(
                     root.join(word).exists(),
-                    "{} names {word}, which is not there",
+                    "{} names {word}, which does not exist",
                     document.display()
                 );
             } else if word.ends_with(".md") && !word.contains([' ', '/', ':']) {
@@ -147,7 +147,7 @@ fn every_file_that_the_documents_name_exists() {
                 let beside = document.parent().unwrap().join(word);
                 assert!(
                     beside.exists(),
-                    "{} links to {word}, which is not there",
+                    "{} links to {word}, which does not exist",
                     document.display()
                 );
             }
@@ -155,23 +155,23 @@ fn every_file_that_the_documents_name_exists() {
     }
     assert!(
         named > 40,
-        "only {named} files are named: are they looked for as they should be?"
+        "only {named} names of files were found: is the search broken?"
     );
 }
 
 #[test]
-fn every_fault_point_is_in_the_crash_table() {
+fn every_fault_point_is_documented() {
     let text = read("docs/commit.md");
     for point in envfs::fault::POINTS {
         assert!(
             text.contains(&format!("`{point}`")),
-            "docs/commit.md does not have {point}"
+            "docs/commit.md does not mention {point}"
         );
     }
 }
 
 #[test]
-fn every_exit_status_is_explained() {
+fn every_exit_status_is_documented() {
     let (source, text) = (read("src/cli/error.rs"), read("docs/troubleshooting.md"));
     let body = source
         .split("pub enum ExitCode {")
@@ -189,12 +189,12 @@ fn every_exit_status_is_explained() {
     for number in numbers {
         assert!(
             text.contains(&format!("\n| {number} |")),
-            "docs/troubleshooting.md does not have {number}"
+            "docs/troubleshooting.md does not explain {number}"
         );
     }
 }
 
-/// The rows of the first table after a heading, as the cells between its bars.
+/// Returns the rows of the first table after a heading.
 fn table_rows(text: &str, heading: &str) -> Vec<Vec<String>> {
     let (_, section) = text.split_once(heading).unwrap();
     section
@@ -210,7 +210,7 @@ fn table_rows(text: &str, heading: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn every_configuration_key_is_documented_with_its_default() {
+fn configuration_keys_are_documented_with_their_defaults() {
     let defaults = serde_json::to_value(envfs::environment::Config::default()).unwrap();
     let mut keys = std::collections::BTreeMap::new();
     for (key, value) in defaults.as_object().unwrap() {
@@ -244,7 +244,7 @@ fn every_configuration_key_is_documented_with_its_default() {
 }
 
 #[test]
-fn every_variable_that_users_set_is_documented() {
+fn environment_variables_are_documented() {
     let text = read("docs/configuration.md");
     let mut variables = std::collections::BTreeSet::new();
     let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -254,7 +254,7 @@ fn every_variable_that_users_set_is_documented() {
             continue;
         }
         let source = fs::read_to_string(&path).unwrap();
-        // Tests of a module have variables of their own.
+        // Unit tests have other variables.
         let source = source.split("#[cfg(test)]").next().unwrap();
         for (at, _) in source.match_indices("\"ENVFS_") {
             let rest = &source[at + 1..];
@@ -262,7 +262,7 @@ fn every_variable_that_users_set_is_documented() {
             variables.insert(rest[..end.unwrap()].to_owned());
         }
     }
-    // Faults are for tests, and absent from release builds.
+    // Faults exist in debug builds only.
     variables.retain(|name| {
         name != "ENVFS_FAULT"
             && !name.starts_with("ENVFS_TEST_")
@@ -272,7 +272,7 @@ fn every_variable_that_users_set_is_documented() {
     for name in variables {
         assert!(
             text.contains(&format!("`{name}`")),
-            "docs/configuration.md does not have {name}"
+            "docs/configuration.md does not mention {name}"
         );
     }
 }

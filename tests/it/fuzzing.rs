@@ -1,8 +1,7 @@
-//! A moment of every fuzz target, over seeds that are changed at random, and every value of a store's
-//! database replaced by hostile ones. `ENVFS_FUZZ_ROUNDS` makes it longer; `fuzz/README.md` says how to fuzz
-//! for hours.
+//! Runs every fuzz target briefly over mutated seeds, and replaces every value of a store's database by hostile
+//! ones. `ENVFS_FUZZ_ROUNDS` makes it longer; `fuzz/README.md` explains fuzzing for hours.
 
-#[allow(unreachable_pub, reason = "a crate of its own for the fuzzer")]
+#[allow(unreachable_pub, reason = "a separate crate for the fuzzer")]
 #[path = "../../fuzz/targets/mod.rs"]
 mod targets;
 
@@ -18,22 +17,22 @@ use rusqlite::types::Value;
 use crate::support::{has, run, samples};
 use targets::store::{FILES, Scene};
 
-/// No input takes this long; one that does hangs.
+/// An input that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn rounds(usual: u64) -> u64 {
     std::env::var("ENVFS_FUZZ_ROUNDS").map_or(usual, |text| text.parse().unwrap())
 }
 
-/// Ends the process, with a word about the input, when one takes too long.
-struct Watch {
+/// Aborts the process and names the input if one takes too long.
+struct Watchdog {
     beat: Arc<AtomicU64>,
     what: Arc<Mutex<String>>,
 }
 
-impl Watch {
-    fn start() -> Watch {
-        let watch = Watch {
+impl Watchdog {
+    fn start() -> Watchdog {
+        let watch = Watchdog {
             beat: Arc::default(),
             what: Arc::default(),
         };
@@ -61,7 +60,7 @@ impl Watch {
     }
 }
 
-/// Changes bytes at random, always the same for one seed.
+/// Mutates bytes at random, reproducibly for a seed.
 struct Mutator(u64);
 
 impl Mutator {
@@ -72,7 +71,7 @@ impl Mutator {
         ((self.0 >> 8) % limit.max(1) as u64) as usize
     }
 
-    fn change(&mut self, bytes: &mut Vec<u8>) {
+    fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..1 + self.below(4) {
             if bytes.is_empty() {
                 bytes.push(self.below(256) as u8);
@@ -83,7 +82,7 @@ impl Mutator {
                 1 => bytes[at] ^= 1 << self.below(8),
                 2 => bytes[at] = [0, 0xff, 0x7f, 0x80][self.below(4)],
                 3 | 4 => {
-                    // A number as it is stored, least or most significant byte first.
+                    // A number in either byte order.
                     let number = [0, 1, u64::MAX, 1 << 31, 1 << 63, 0xffff][self.below(6)];
                     let number = if self.below(2) == 0 {
                         number.to_le_bytes()
@@ -94,7 +93,7 @@ impl Mutator {
                     bytes[at..at + len].copy_from_slice(&number[..len]);
                 }
                 5 | 6 => {
-                    // A field of one place in another.
+                    // A copy of another field.
                     let from = self.below(bytes.len());
                     let len = (1 + self.below(16)).min(bytes.len() - at.max(from));
                     bytes.copy_within(from..from + len, at);
@@ -109,7 +108,7 @@ impl Mutator {
     }
 }
 
-/// Images of other people's tools, with tables as they are, so that a changed byte is a changed field.
+/// Images made by mksquashfs, some with uncompressed tables, so that a changed byte is a changed field.
 fn images(dir: &Path) -> Vec<Vec<u8>> {
     let source = dir.join("source");
     fs::create_dir_all(source.join("dir/deep")).unwrap();
@@ -134,16 +133,16 @@ fn images(dir: &Path) -> Vec<Vec<u8>> {
     images
 }
 
-/// A number of the superblock: where a table begins.
+/// Reads the start of a table from the superblock.
 fn table(image: &[u8], at: usize) -> usize {
     u64::from_le_bytes(image[at..at + 8].try_into().unwrap()) as usize
 }
 
-/// What each target begins with.
+/// Returns the seeds of a target.
 fn seeds(target: &str, images: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let stored = &images[0];
     let (inodes, listings, end) = (table(stored, 64), table(stored, 72), table(stored, 80));
-    // Each table is one block here, after the two bytes of its length.
+    // Each table is one block here, after two bytes with its length.
     let (inodes, listings) = (&stored[inodes + 2..listings], &stored[listings + 2..end]);
     match target {
         "open_walk_read" => images.to_vec(),
@@ -179,25 +178,25 @@ fn regressions(target: &str) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Runs a target; where it fails, keeps the input and says where.
+/// Runs a target. If it fails, saves the input and prints its path.
 fn attempt(target: &str, run: fn(&[u8]), input: &[u8], what: &str) {
     let done = std::panic::catch_unwind(|| run(input));
     if let Err(panic) = done {
         let kept = std::env::temp_dir().join(format!("envfs-fuzz-{target}-{}", std::process::id()));
         fs::write(&kept, input).unwrap();
-        eprintln!("{target} fails with {what}, kept as {}", kept.display());
+        eprintln!("{target} fails with {what}, saved as {}", kept.display());
         std::panic::resume_unwind(panic);
     }
 }
 
 #[test]
-fn every_target_bears_what_once_failed_and_any_change_of_its_seeds() {
+fn fuzz_targets_accept_regressions_and_mutated_seeds() {
     if !has("mksquashfs") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let images = images(dir.path());
-    let watch = Watch::start();
+    let watch = Watchdog::start();
     for (target, run) in targets::ALL {
         for path in regressions(target) {
             watch.begin(path.display().to_string());
@@ -217,7 +216,7 @@ fn every_target_bears_what_once_failed_and_any_change_of_its_seeds() {
         for round in 0..count {
             let mut input = seeds[mutator.below(seeds.len())].clone();
             if round as usize >= seeds.len() {
-                mutator.change(&mut input);
+                mutator.mutate(&mut input);
             }
             let what = format!("{target}, round {round}");
             watch.begin(what.clone());
@@ -227,29 +226,30 @@ fn every_target_bears_what_once_failed_and_any_change_of_its_seeds() {
 }
 
 #[test]
-fn a_store_opens_or_says_why_not_whatever_its_files_hold() {
+fn store_with_corrupted_files_opens_or_fails_cleanly() {
     let scene = Scene::new();
-    let watch = Watch::start();
+    let watch = Watchdog::start();
     let mut mutator = Mutator(0x5851_f42d_4c95_7f2d);
-    // As it is, it opens.
+    // The undamaged store opens.
     scene.with(|_| ());
     for (index, file) in FILES.iter().enumerate() {
         let sound = match scene.sound(file) {
-            // It is not there unless the store is on a network file system, where it has the same text.
+            // Exists only on network file systems, with this content.
             nothing if nothing.is_empty() && file.starts_with("lock") => {
                 br#"{"host":"h","boot":"b","pid":1,"start":1,"purpose":"p","since":1,"token":"t"}"#
                     .to_vec()
             }
             bytes => bytes,
         };
-        let wholly: [Vec<u8>; 4] = [Vec::new(), vec![0; 4096], vec![0xff; 100], b"{}".to_vec()];
+        let replacements: [Vec<u8>; 4] =
+            [Vec::new(), vec![0; 4096], vec![0xff; 100], b"{}".to_vec()];
         let count = rounds(if file.starts_with("state") { 120 } else { 30 });
         for round in 0..count {
-            let input = match wholly.get(round as usize) {
+            let input = match replacements.get(round as usize) {
                 Some(bytes) => bytes.clone(),
                 None => {
                     let mut bytes = sound.clone();
-                    mutator.change(&mut bytes);
+                    mutator.mutate(&mut bytes);
                     bytes
                 }
             };
@@ -261,7 +261,7 @@ fn a_store_opens_or_says_why_not_whatever_its_files_hold() {
     }
 }
 
-/// Values that no column should hold, or that lead elsewhere.
+/// Values that are invalid for most columns, or paths that lead out of the store.
 fn hostile(scene: &Scene) -> Vec<Value> {
     let secret = scene.secrets()[1].to_str().unwrap().to_owned();
     vec![
@@ -282,7 +282,7 @@ fn hostile(scene: &Scene) -> Vec<Value> {
     ]
 }
 
-/// Every column of every table.
+/// Returns every column of every table.
 fn columns(scene: &Scene) -> Vec<(String, String)> {
     let mut columns = Vec::new();
     scene.with(|home| {
@@ -298,9 +298,9 @@ fn columns(scene: &Scene) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_store_opens_or_says_why_not_whatever_its_rows_hold() {
+fn store_with_corrupted_rows_opens_or_fails_cleanly() {
     let scene = Scene::new();
-    let watch = Watch::start();
+    let watch = Watchdog::start();
     let mut done = 0;
     for (table, column) in columns(&scene) {
         for (index, value) in hostile(&scene).into_iter().enumerate() {
@@ -308,7 +308,7 @@ fn a_store_opens_or_says_why_not_whatever_its_rows_hold() {
             watch.begin(what.clone());
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 scene.with_if(|home| {
-                    // Of the schema too nothing can be relied on.
+                    // The schema of a hostile database enforces nothing.
                     let path = home.join("state.db");
                     let db = rusqlite::Connection::open(&path).unwrap();
                     let lax = "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = \
@@ -318,7 +318,7 @@ fn a_store_opens_or_says_why_not_whatever_its_rows_hold() {
                     let db = rusqlite::Connection::open(&path).unwrap();
                     let free = "PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON";
                     db.execute_batch(free).unwrap();
-                    // In some row; where that cannot be, in all, of which what is unique leaves one.
+                    // In one row or, if that fails, in all of them; unique columns then keep one row.
                     let some = format!(
                         "UPDATE {table} SET {column} = ?1 WHERE rowid = (SELECT rowid FROM {table} \
                          LIMIT 1 OFFSET (SELECT {index} % max(1, count(*)) FROM {table}))"

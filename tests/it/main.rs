@@ -1,9 +1,9 @@
-//! Integration tests: one binary, so one link.
+//! Integration tests, in one binary so that they are linked once.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that cannot go on has failed"
+    reason = "a panic fails the test"
 )]
 
 mod benches;

@@ -1,4 +1,4 @@
-//! A crash at every step of every operation that has several: the old state or the new one, whole.
+//! A kill at every fault point of every operation leaves the complete old state or the complete new one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use envfs::state::StateDb;
 use crate::support::tree::{self, Look, Tree};
 use crate::support::{TestEnv, mounts_below, samples};
 
-/// The points of one operation.
+/// Returns the fault points of one operation.
 fn points(operation: &str) -> Vec<&'static str> {
     let points = envfs::fault::POINTS.iter().copied();
     let found: Vec<_> = points
@@ -20,13 +20,13 @@ fn points(operation: &str) -> Vec<&'static str> {
     found
 }
 
-/// Whether at this point the operation has happened.
-fn has_happened(point: &str) -> bool {
+/// Returns whether the operation has taken effect at this point.
+fn has_taken_effect(point: &str) -> bool {
     point.ends_with(".flipped") || point.ends_with(".cleaned")
 }
 
 #[test]
-fn every_point_belongs_to_an_operation_that_is_tested() {
+fn every_fault_point_belongs_to_a_tested_operation() {
     for point in envfs::fault::POINTS {
         let operation = point.split('.').next().unwrap();
         assert!(
@@ -56,8 +56,14 @@ fn revisions(env: &TestEnv) -> usize {
     env.count(&["log", "e"])
 }
 
-/// Lets an operation die at a point; `words` is its command.
-fn die(words: &[&str], point: &str, is_mounted: bool, prepare: impl Fn(&TestEnv, &Path) -> Tree) {
+/// Kills the command `words` at a fault point and checks the recovery. `prepare` makes changes and returns the
+/// tree that the completed command would leave.
+fn check_kill_at(
+    words: &[&str],
+    point: &str,
+    is_mounted: bool,
+    prepare: impl Fn(&TestEnv, &Path) -> Tree,
+) {
     let Some(env) = TestEnv::new() else { return };
     let what = format!("{words:?} at {point}, mounted: {is_mounted}");
     env.import_sample("e");
@@ -71,29 +77,33 @@ fn die(words: &[&str], point: &str, is_mounted: bool, prepare: impl Fn(&TestEnv,
         env.envfs(words).fails(9, &["daemon"]);
     } else {
         let done = env.envfs_with("ENVFS_FAULT", point, words);
-        assert_eq!(done.code, 128 + 9, "{what}: the point was not met: {done}");
+        assert_eq!(
+            done.code,
+            128 + 9,
+            "{what}: the point was not reached: {done}"
+        );
     }
 
-    // The next command mends it.
+    // The next command recovers the environment.
     env.envfs(&["list"]).ok();
     env.mount("e");
     assert_eq!(mounts_below(env.root()).len(), 1, "{what}");
     let found = tree::read(&prefix);
-    let expected = if has_happened(point) { &new } else { &old };
+    let expected = if has_taken_effect(point) { &new } else { &old };
     tree::assert_same(expected, &found, Look::ALL, &what);
-    let added = usize::from(has_happened(point) && words[0] != "discard");
+    let added = usize::from(has_taken_effect(point) && words[0] != "discard");
     assert_eq!(revisions(&env), before + added, "{what}");
     env.verify("e");
     env.envfs(&["unmount", "e"]).ok();
     env.verify("e");
 
-    // Mending once more changes nothing.
+    // Further recoveries change nothing.
     env.mount("e");
     tree::assert_same(
         expected,
         &tree::read(&prefix),
         Look::ALL,
-        &format!("{what}, opened twice"),
+        &format!("{what}, mounted again"),
     );
     env.kill_daemon("e");
     env.mount("e");
@@ -101,10 +111,10 @@ fn die(words: &[&str], point: &str, is_mounted: bool, prepare: impl Fn(&TestEnv,
         expected,
         &tree::read(&prefix),
         Look::ALL,
-        &format!("{what}, opened thrice"),
+        &format!("{what}, killed and mounted again"),
     );
 
-    // And everything goes on.
+    // The environment can be changed and committed.
     fs::write(prefix.join("further"), point).unwrap();
     let further = tree::read(&prefix);
     env.envfs(&["commit", "e"]).ok();
@@ -121,7 +131,7 @@ fn die(words: &[&str], point: &str, is_mounted: bool, prepare: impl Fn(&TestEnv,
     env.envfs(&["gc", "--keep", "100", "e"]).ok();
     env.verify("e");
 
-    // Nothing is left over.
+    // No files are left over.
     let images = fs::read_dir(env.home_of("e").join("images"))
         .unwrap()
         .flatten();
@@ -135,33 +145,36 @@ fn die(words: &[&str], point: &str, is_mounted: bool, prepare: impl Fn(&TestEnv,
             .unwrap()
             .iter()
             .any(|one| one["image"] == name.as_str());
-        assert!(is_known, "{what}: {name} of {names:?} is nobody's");
+        assert!(
+            is_known,
+            "{what}: {name} of {names:?} belongs to no revision"
+        );
     }
     let layers = fs::read_dir(env.home_of("e").join("layers"))
         .unwrap()
         .count();
-    assert_eq!(layers, 1, "{what}: one upper remains");
+    assert_eq!(layers, 1, "{what}: frozen layers were left");
 }
 
-fn everywhere(words: &[&str], prepare: impl Fn(&TestEnv, &Path) -> Tree + Copy) {
+fn check_kill_everywhere(words: &[&str], prepare: impl Fn(&TestEnv, &Path) -> Tree + Copy) {
     for point in points(words[0]) {
         for is_mounted in [true, false] {
-            die(words, point, is_mounted, prepare);
+            check_kill_at(words, point, is_mounted, prepare);
         }
     }
 }
 
 #[test]
-fn a_commit_that_dies_has_happened_or_has_not() {
-    everywhere(&["commit", "e"], |_, prefix| {
+fn commit_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["commit", "e"], |_, prefix| {
         change(prefix, "one");
         tree::read(prefix)
     });
 }
 
 #[test]
-fn a_second_commit_that_dies_has_happened_or_has_not() {
-    everywhere(&["commit", "e"], |env, prefix| {
+fn second_commit_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["commit", "e"], |env, prefix| {
         change(prefix, "one");
         env.envfs(&["commit", "e"]).ok();
         change(prefix, "other");
@@ -171,8 +184,8 @@ fn a_second_commit_that_dies_has_happened_or_has_not() {
 }
 
 #[test]
-fn a_discard_that_dies_has_happened_or_has_not() {
-    everywhere(&["discard", "-y", "e"], |_, prefix| {
+fn discard_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["discard", "-y", "e"], |_, prefix| {
         let new = tree::read(prefix);
         change(prefix, "one");
         new
@@ -180,8 +193,8 @@ fn a_discard_that_dies_has_happened_or_has_not() {
 }
 
 #[test]
-fn a_rollback_that_dies_has_happened_or_has_not() {
-    everywhere(&["rollback", "-y", "e"], |env, prefix| {
+fn rollback_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["rollback", "-y", "e"], |env, prefix| {
         let new = tree::read(prefix);
         change(prefix, "one");
         env.envfs(&["commit", "e"]).ok();
@@ -191,7 +204,7 @@ fn a_rollback_that_dies_has_happened_or_has_not() {
 }
 
 #[test]
-fn an_import_that_dies_leaves_no_environment_and_can_be_done_again() {
+fn interrupted_import_leaves_no_environment_and_can_be_repeated() {
     for point in points("import") {
         let Some(env) = TestEnv::new() else { return };
         let source = env.work().join("source");
@@ -204,18 +217,18 @@ fn an_import_that_dies_leaves_no_environment_and_can_be_done_again() {
         tree::assert_same_at(&source, &env.mount("e"), Look::ALL, point);
         env.envfs(&["gc"]).ok();
         let homes = fs::read_dir(env.store().join("store")).unwrap().count();
-        assert_eq!(homes, 1, "{point}: gc removes what was left");
+        assert_eq!(homes, 1, "{point}: gc did not remove the rest");
         env.verify("e");
     }
 }
 
 #[test]
-fn an_amended_image_that_is_not_right_is_written_whole() {
+fn amended_image_that_fails_verification_is_rewritten() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     for (fault, is_amended) in [("check.amended", false), ("", true)] {
         let prefix = env.mount("e");
-        // A file without other names: hard links are reason enough to write all tables.
+        // A file without hard links, which would cause all tables to be rewritten.
         let size = fs::read(prefix.join("lib/c.txt")).unwrap().len();
         fs::write(prefix.join("lib/c.txt"), "x".repeat(size + 1)).unwrap();
         let changed = tree::read(&prefix);
@@ -231,19 +244,19 @@ fn an_amended_image_that_is_not_right_is_written_whole() {
         env.envfs(&["unmount", "e"]).ok();
         env.verify("e");
         let images = fs::read_dir(env.home_of("e").join("images")).unwrap();
-        assert_eq!(images.count(), revisions(&env), "nothing is left over");
+        assert_eq!(images.count(), revisions(&env), "an image was left over");
     }
 }
 
 #[test]
-fn what_a_completed_call_changed_survives_the_daemons_death_during_writes() {
+fn completed_calls_survive_a_kill_of_the_daemon() {
     for round in 0..8_u64 {
         let Some(env) = TestEnv::new() else { return };
         env.import_sample("e");
         let prefix = env.mount("e");
         let at = prefix.display();
         let note = env.work().join("note");
-        // Notes what is done, outside of the mount; ends when the mount dies.
+        // Records completed calls outside of the mount; ends when the mount dies.
         let script = format!(
             "n=0; while :; do n=$((n+1)); echo $n >'{at}/file-'$n && mv '{at}/file-'$n '{at}/done-'$n \
              && mkdir '{at}/dir-'$n && rm -f '{at}/done-'$((n-7)) && echo $n >>'{}' || exit 0; done",

@@ -1,48 +1,48 @@
-//! Nothing grows with how often something is done: descriptors, threads, memory, files of the store.
+//! Repeated operations leak no descriptors, threads, memory or files of the store.
 //!
-//! `ENVFS_LEAK_CYCLES` makes it longer.
+//! `ENVFS_LEAK_CYCLES` sets the number of repetitions.
 
 use std::collections::BTreeMap;
 use std::fs;
 
 use nix::unistd::Pid;
 
-use super::asked;
+use super::number_from_env;
 use crate::support::TestEnv;
 
-/// What a process uses.
+/// Resources of a process.
 #[derive(Debug, Clone, Copy)]
-struct Use {
+struct Usage {
     descriptors: usize,
     threads: usize,
     resident_kib: usize,
 }
 
-impl Use {
-    fn of(pid: Pid) -> Use {
+impl Usage {
+    fn of(pid: Pid) -> Usage {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let field = |name: &str| -> usize {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             let number = line.unwrap().split_whitespace().next();
             number.unwrap().parse().unwrap()
         };
-        Use {
+        Usage {
             descriptors: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
             threads: field("Threads:"),
             resident_kib: field("VmRSS:"),
         }
     }
 
-    /// Returns the least of several looks: a request that was just answered may not be over.
-    fn settled(pid: Pid) -> Use {
-        let looks: Vec<Use> = (0..20)
+    /// Returns the minimum of several samples, because the thread of the last request may not have ended.
+    fn minimum(pid: Pid) -> Usage {
+        let samples: Vec<Usage> = (0..20)
             .map(|_| {
                 std::thread::sleep(std::time::Duration::from_millis(20));
-                Use::of(pid)
+                Usage::of(pid)
             })
             .collect();
-        let least = |of: fn(&Use) -> usize| looks.iter().map(of).min().unwrap();
-        Use {
+        let least = |of: fn(&Usage) -> usize| samples.iter().map(of).min().unwrap();
+        Usage {
             descriptors: least(|one| one.descriptors),
             threads: least(|one| one.threads),
             resident_kib: least(|one| one.resident_kib),
@@ -50,7 +50,7 @@ impl Use {
     }
 }
 
-/// Sizes of the files of a home by name, but for logs, which have a limit of their own.
+/// Returns the sizes of the files of an environment, except logs and the profile, which have their own limits.
 fn files(env: &TestEnv) -> BTreeMap<String, u64> {
     let home = env.home_of("e");
     let all = walkdir::WalkDir::new(&home).into_iter().map(Result::unwrap);
@@ -63,7 +63,7 @@ fn files(env: &TestEnv) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// Numbers of images rise: only how many there are, and what all files take, is the same.
+/// Compares the number and the total size of files; their names contain increasing numbers.
 fn assert_flat(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) {
     let bytes = |files: &BTreeMap<String, u64>| files.values().sum::<u64>();
     assert_eq!(before.len(), after.len(), "{before:#?} {after:#?}");
@@ -74,7 +74,7 @@ fn assert_flat(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) {
 }
 
 #[test]
-fn a_store_is_as_large_after_many_mounts_and_commits_as_after_few() {
+fn store_does_not_grow_with_mounts_and_commits() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let cycle = |number: u64| {
@@ -90,18 +90,18 @@ fn a_store_is_as_large_after_many_mounts_and_commits_as_after_few() {
     };
     (1..=5).for_each(cycle);
     let (before, runtime) = (files(&env), env.sh("ls -A \"$XDG_RUNTIME_DIR\"/envfs").out);
-    // A number that ends with the collection of garbage.
-    let cycles = asked("ENVFS_LEAK_CYCLES", 15).next_multiple_of(5);
+    // The last cycle must collect garbage.
+    let cycles = number_from_env("ENVFS_LEAK_CYCLES", 15).next_multiple_of(5);
     (6..=5 + cycles).for_each(cycle);
     assert_flat(&before, &files(&env));
     let now = env.sh("ls -A \"$XDG_RUNTIME_DIR\"/envfs").out;
     assert_eq!(now, runtime, "sockets and locks");
-    assert_eq!(env.daemons(), [], "no process is left");
+    assert_eq!(env.daemons(), [], "a daemon was left");
     env.verify("e");
 }
 
 #[test]
-fn a_daemon_is_as_large_after_many_commits_and_activations_as_after_few() {
+fn daemon_does_not_grow_with_commits_and_activations() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -120,13 +120,13 @@ fn a_daemon_is_as_large_after_many_commits_and_activations_as_after_few() {
             env.envfs(&["gc", "-q", "--keep", "2", "e"]).ok();
         }
     };
-    let cycles = asked("ENVFS_LEAK_CYCLES", 30).next_multiple_of(10);
-    // Pools and caches are full after some.
+    let cycles = number_from_env("ENVFS_LEAK_CYCLES", 30).next_multiple_of(10);
+    // Some cycles fill pools and caches.
     (1..=20).for_each(cycle);
-    let (before, on_disk) = (Use::settled(pid), files(&env));
+    let (before, on_disk) = (Usage::minimum(pid), files(&env));
     (21..=20 + cycles).for_each(cycle);
     assert_eq!(env.daemon("e"), pid);
-    let after = Use::settled(pid);
+    let after = Usage::minimum(pid);
     eprintln!("after 20 cycles {before:?}, after {cycles} more {after:?}");
     assert!(
         after.descriptors <= before.descriptors,

@@ -1,18 +1,18 @@
-//! What was acknowledged stays: through power loss, kills of the daemon, and hours of use.
+//! Durability under power loss, kills of the daemon, and hours of use.
 //!
-//! Processes work in a mount while the environment is committed, discarded, rolled back and collected.
-//! A model knows what each completed call promised ([`model`]). The same machinery ([`stage`]) serves two
-//! tests: in [`power`] the machine loses its power, and what was synced or committed must be there; in
-//! [`soak`] the daemon is killed, and all that a completed call changed must be there.
+//! Processes change files in a mount while the environment is committed, discarded, rolled back and
+//! garbage-collected. A model tracks the guarantees of each completed call ([`model`]). The same machinery
+//! ([`stage`]) serves two tests: [`power`] simulates power failures, after which synced and committed data must
+//! exist; [`soak`] kills the daemon, after which the results of all completed calls must exist.
 
-mod acts;
 mod leaks;
 mod model;
 mod power;
 mod soak;
 mod stage;
+mod worker;
 
-/// Random numbers, the same for one seed.
+/// A reproducible generator of random numbers.
 #[derive(Debug, Clone)]
 struct Random(u64);
 
@@ -36,13 +36,13 @@ impl Random {
         (self.next() % limit as u64) as usize
     }
 
-    /// Returns true `percent` times of a hundred.
+    /// Returns true with a probability of `percent`.
     fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 }
 
-/// Returns a number from the environment, or the usual one.
-fn asked(variable: &str, usual: u64) -> u64 {
-    std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
+/// Returns a number from an environment variable, or the default.
+fn number_from_env(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }

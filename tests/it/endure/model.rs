@@ -1,4 +1,4 @@
-//! What may be found at each path of one process: what is promised, and what came since.
+//! The contents that are allowed at each path of one process: the last durable one, and later ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Random;
-use super::acts::{Act, Bytes, DRAFT, What};
+use super::worker::{Action, Bytes, DRAFT, FileOp};
 
-/// What is at a path.
+/// The content of a path.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Node {
     Absent,
@@ -30,26 +30,26 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// What may be at a path after an act has begun.
+/// Action may be at a path once an operation has begun.
 #[derive(Debug, Clone)]
 enum Allowed {
     Is(Node),
-    /// A file that is being written.
+    /// A file with any content, while it is being written.
     AnyFile,
-    /// A file that is being appended to: it begins so, and has no more than so many bytes.
+    /// A file with this prefix and at most this size, while it is being appended to.
     Longer(Arc<[u8]>, usize),
-    /// Nothing, because it has another name now, where something since then must be found.
+    /// Nothing, if this state or a newer one exists at another name.
     MovedTo(String),
 }
 
 #[derive(Debug, Clone)]
 struct State {
-    /// Number of the act.
-    act: u64,
+    /// The number of the operation.
+    op: u64,
     allowed: Allowed,
 }
 
-/// What one path went through. States before the promised one are over.
+/// The states of one path. States before the promised one are not allowed any more.
 #[derive(Debug, Clone)]
 struct History {
     states: Vec<State>,
@@ -60,7 +60,7 @@ impl History {
     fn of(node: Node) -> History {
         let allowed = Allowed::Is(node);
         History {
-            states: vec![State { act: 0, allowed }],
+            states: vec![State { op: 0, allowed }],
             promised: 0,
         }
     }
@@ -69,23 +69,23 @@ impl History {
         match &self.states[self.states.len() - 1].allowed {
             Allowed::Is(node) => node,
             Allowed::MovedTo(_) => &Node::Absent,
-            other => panic!("an act has no end: {other:?}"),
+            other => panic!("an operation has not ended: {other:?}"),
         }
     }
 
-    /// Returns false while the content was written and nothing has made it durable.
+    /// Returns false if the last content was written but not made durable.
     fn is_certain(&self) -> bool {
         let last = self.states.len() - 1;
         self.promised == last
-            || self.states[last].act != self.states[last - 1].act
+            || self.states[last].op != self.states[last - 1].op
             || matches!(
                 self.states[last - 1].allowed,
                 Allowed::Is(_) | Allowed::MovedTo(_)
             )
     }
 
-    /// Returns the states that may be meant by what is found.
-    fn meant<'a>(&'a self, found: &'a Node) -> impl Iterator<Item = &'a State> {
+    /// Returns the allowed states that match a found content.
+    fn matching<'a>(&'a self, found: &'a Node) -> impl Iterator<Item = &'a State> {
         let allowed = self.states.iter().skip(self.promised);
         allowed.filter(move |state| match (&state.allowed, found) {
             (Allowed::Is(node), found) => node == found,
@@ -98,29 +98,29 @@ impl History {
     }
 }
 
-/// What each process has below its directory, as read.
+/// The contents of the directory of a process, by path.
 pub(super) type Found = BTreeMap<String, Node>;
 
 /// Positions in the histories of all paths.
 pub(super) type Mark = BTreeMap<String, usize>;
 
-/// What may be found below the directory of one process.
+/// The allowed contents of the directory of one process.
 #[derive(Debug, Clone)]
 pub(super) struct Model {
     paths: BTreeMap<String, History>,
-    acts: u64,
-    /// Paths of the act under way, and how many states each had before it.
+    operations: u64,
+    /// Paths of the current operation, and the number of states each had before it.
     under_way: Vec<(String, usize)>,
 }
 
-/// Names at which files are made; directories too are renamed.
+/// Names of files; directories are renamed, too.
 const NAMES: &[&str] = &[
     "a", "b", "c", "d", "x/a", "x/b", "y/a", "y/b", "z/a", "lower/0", "lower/1", "lower/2",
     "lower/3",
 ];
 const DIRECTORIES: &[&str] = &["x", "y", "z", "lower"];
 
-/// Reads what a process has.
+/// Reads the directory of a process.
 pub(super) fn read(root: &Path) -> Found {
     let mut found = Found::new();
     for entry in walkdir::WalkDir::new(root).min_depth(1) {
@@ -142,14 +142,14 @@ pub(super) fn read(root: &Path) -> Found {
 }
 
 impl Model {
-    /// Everything is as it was found, for good.
+    /// Creates a model in which the found contents are promised.
     pub(super) fn of(found: &Found) -> Model {
         let histories = found
             .iter()
             .map(|(path, node)| (path.clone(), History::of(node.clone())));
         Model {
             paths: histories.collect(),
-            acts: 0,
+            operations: 0,
             under_way: Vec::new(),
         }
     }
@@ -166,8 +166,8 @@ impl Model {
             .collect()
     }
 
-    /// Chooses an act that is possible now.
-    pub(super) fn choose(&self, random: &mut Random, sync_percent: usize) -> Act {
+    /// Chooses an operation that is possible now.
+    pub(super) fn choose(&self, random: &mut Random, sync_percent: usize) -> FileOp {
         let path = NAMES[random.below(NAMES.len())];
         let other = NAMES[random.below(NAMES.len())];
         let len = match random.below(10) {
@@ -180,26 +180,26 @@ impl Model {
             len,
         };
         let (mut path, what) = match (self.now(path), random.below(12)) {
-            (Node::Absent, 0) => (path, What::Symlink(format!("to-{}", bytes.seed))),
-            (Node::Absent, 1..=3) => (path, What::Replace(bytes)),
-            (Node::Absent, _) => (path, What::Create(bytes)),
-            (Node::File(_), 0 | 1) => (path, What::Overwrite(bytes)),
-            (Node::File(_), 2 | 3) => (path, What::Append(bytes)),
-            (Node::File(now), 4 | 5) => (path, What::Patch(random.below(now.len() + 1), bytes)),
-            (Node::File(now), 6) => (path, What::Resize(random.below(2 * now.len() + 2))),
-            (Node::File(_), 7 | 8) => (path, What::Replace(bytes)),
-            (Node::File(_), 9) | (Node::Link(_), 0..=6) => (path, What::Unlink),
-            (Node::File(_) | Node::Link(_), _) => (path, What::Rename(other.to_owned())),
+            (Node::Absent, 0) => (path, Action::Symlink(format!("to-{}", bytes.seed))),
+            (Node::Absent, 1..=3) => (path, Action::Replace(bytes)),
+            (Node::Absent, _) => (path, Action::Create(bytes)),
+            (Node::File(_), 0 | 1) => (path, Action::Overwrite(bytes)),
+            (Node::File(_), 2 | 3) => (path, Action::Append(bytes)),
+            (Node::File(now), 4 | 5) => (path, Action::Patch(random.below(now.len() + 1), bytes)),
+            (Node::File(now), 6) => (path, Action::Resize(random.below(2 * now.len() + 2))),
+            (Node::File(_), 7 | 8) => (path, Action::Replace(bytes)),
+            (Node::File(_), 9) | (Node::Link(_), 0..=6) => (path, Action::Unlink),
+            (Node::File(_) | Node::Link(_), _) => (path, Action::Rename(other.to_owned())),
         };
         let mut what = what;
         if random.chance(6) {
             let from = DIRECTORIES[random.below(DIRECTORIES.len())];
             let to = DIRECTORIES[random.below(DIRECTORIES.len())];
             if from != to && !self.below(from).is_empty() && self.below(to).is_empty() {
-                (path, what) = (from, What::Rename(to.to_owned()));
+                (path, what) = (from, Action::Rename(to.to_owned()));
             }
         }
-        Act {
+        FileOp {
             path: path.to_owned(),
             what,
             sync: random.chance(sync_percent),
@@ -207,7 +207,7 @@ impl Model {
     }
 
     fn push(&mut self, path: &str, allowed: Allowed) {
-        let act = self.acts;
+        let op = self.operations;
         let history = self
             .paths
             .entry(path.to_owned())
@@ -215,54 +215,54 @@ impl Model {
         if !self.under_way.iter().any(|(known, _)| known == path) {
             self.under_way.push((path.to_owned(), history.states.len()));
         }
-        history.states.push(State { act, allowed });
+        history.states.push(State { op, allowed });
     }
 
-    /// An act begins: from now on its outcome may be found.
-    pub(super) fn begin(&mut self, act: &Act) {
-        self.acts += 1;
-        assert!(self.under_way.is_empty(), "one act at a time");
-        let path = act.path.as_str();
+    /// Begins an operation: from now on its result is allowed.
+    pub(super) fn begin(&mut self, op: &FileOp) {
+        self.operations += 1;
+        assert!(self.under_way.is_empty(), "another operation has not ended");
+        let path = op.path.as_str();
         let now = match self.now(path) {
             Node::File(bytes) => bytes.to_vec(),
             _ => Vec::new(),
         };
         let file = |bytes: Vec<u8>| Allowed::Is(Node::File(bytes.into()));
-        match &act.what {
-            What::Create(bytes) | What::Overwrite(bytes) => {
+        match &op.what {
+            Action::Create(bytes) | Action::Overwrite(bytes) => {
                 self.push(path, Allowed::AnyFile);
                 self.push(path, file(bytes.make()));
             }
-            What::Append(bytes) => {
+            Action::Append(bytes) => {
                 let all = [now.clone(), bytes.make()].concat();
                 self.push(path, Allowed::Longer(now.into(), all.len()));
                 self.push(path, file(all));
             }
-            What::Patch(at, bytes) => {
+            Action::Patch(at, bytes) => {
                 let (mut all, bytes) = (now, bytes.make());
                 all.resize(all.len().max(at + bytes.len()), 0);
                 all[*at..at + bytes.len()].copy_from_slice(&bytes);
                 self.push(path, Allowed::AnyFile);
                 self.push(path, file(all));
             }
-            What::Resize(len) => {
+            Action::Resize(len) => {
                 let mut all = now;
                 all.resize(*len, 0);
                 self.push(path, Allowed::AnyFile);
                 self.push(path, file(all));
             }
-            What::Replace(bytes) => self.push(path, file(bytes.make())),
-            What::Symlink(target) => self.push(path, Allowed::Is(Node::Link(target.clone()))),
-            What::Unlink => {
-                // Where the power is lost before the removal is synced, the file may be gone and its row not:
-                // then what was committed shows again (docs/commit.md), which is neither of the two.
+            Action::Replace(bytes) => self.push(path, file(bytes.make())),
+            Action::Symlink(target) => self.push(path, Allowed::Is(Node::Link(target.clone()))),
+            Action::Unlink => {
+                // A power failure before the removal is synced may remove the file but not its row. Then the
+                // committed content appears again (docs/commit.md), which is neither of the two.
                 if matches!(self.now(path), Node::File(_)) {
                     self.push(path, Allowed::AnyFile);
                 }
                 self.push(path, Allowed::Is(Node::Absent));
             }
-            What::Rename(to) if to == path => {}
-            What::Rename(to) => {
+            Action::Rename(to) if to == path => {}
+            Action::Rename(to) => {
                 let mut moved = Vec::new();
                 for (below, node) in self.below(path) {
                     let new = format!("{to}{}", &below[path.len()..]);
@@ -280,11 +280,11 @@ impl Model {
                     self.push(&new, Allowed::Is(node));
                 }
             }
-            What::CopyTo(_) => {}
+            Action::CopyTo(_) => {}
         }
     }
 
-    /// The act is done; what it did is promised if it `counts`.
+    /// Ends the operation; its result is promised if it `counts`.
     pub(super) fn end(&mut self, counts: bool) {
         for (path, _) in std::mem::take(&mut self.under_way) {
             let history = self.paths.get_mut(&path).unwrap();
@@ -294,7 +294,7 @@ impl Model {
         }
     }
 
-    /// Returns where everything is now: an act under way has not happened.
+    /// Returns the current positions in all histories, before a current operation.
     pub(super) fn mark(&self) -> Mark {
         let mut mark: Mark = self
             .paths
@@ -307,7 +307,7 @@ impl Model {
         mark
     }
 
-    /// Whatever was done before a mark is promised.
+    /// Promises everything that was done before a mark.
     pub(super) fn promise(&mut self, mark: &Mark) {
         for (path, at) in mark {
             let history = self.paths.get_mut(path).unwrap();
@@ -315,7 +315,7 @@ impl Model {
         }
     }
 
-    /// Returns what was there at some moment since a mark.
+    /// Returns a model of all states since a mark.
     pub(super) fn since(&self, mark: &Mark) -> Model {
         let mut model = self.clone();
         model.under_way.clear();
@@ -327,20 +327,20 @@ impl Model {
         model
     }
 
-    /// Says what is wrong with what was found.
+    /// Returns the violations in the found contents.
     pub(super) fn check(&self, found: &Found) -> Vec<String> {
         let mut wrong = Vec::new();
         let nothing = History::of(Node::Absent);
         for path in found.keys().filter(|path| !self.paths.contains_key(*path)) {
             wrong.push(format!(
-                "{path}: nobody made it, and it is {:?}",
+                "{path}: never created, but it is {:?}",
                 found[path]
             ));
         }
         for (path, history) in &self.paths {
             let node = found.get(path).unwrap_or(&Node::Absent);
-            let mut meant = history.meant(node).peekable();
-            if meant.peek().is_none() {
+            let mut matching = history.matching(node).peekable();
+            if matching.peek().is_none() {
                 let states = history.states.iter().skip(history.promised);
                 let states: Vec<_> = states.map(|state| format!("{state:?}")).collect();
                 wrong.push(format!(
@@ -349,17 +349,17 @@ impl Model {
                 ));
                 continue;
             }
-            // What has no name here any more must be found where it went, or something newer.
-            let is_there = meant.any(|state| match &state.allowed {
+            // A renamed object, or something newer, must exist at its new name.
+            let is_there = matching.any(|state| match &state.allowed {
                 Allowed::MovedTo(to) => {
                     let there = self.paths.get(to).unwrap_or(&nothing);
                     let node = found.get(to).unwrap_or(&Node::Absent);
-                    there.meant(node).any(|newer| newer.act >= state.act)
+                    there.matching(node).any(|newer| newer.op >= state.op)
                 }
                 _ => true,
             });
             if !is_there {
-                wrong.push(format!("{path} was lost on its way to another name"));
+                wrong.push(format!("{path} was lost in a rename"));
             }
         }
         wrong
@@ -369,8 +369,8 @@ impl Model {
 mod tests {
     use super::*;
 
-    fn act(path: &str, what: What) -> Act {
-        Act {
+    fn op(path: &str, what: Action) -> FileOp {
+        FileOp {
             path: path.to_owned(),
             what,
             sync: false,
@@ -385,11 +385,11 @@ mod tests {
     }
 
     #[test]
-    fn the_model_knows_what_is_lost() {
+    fn model_detects_losses() {
         let mut model = Model::of(&found(&[("a", b"old"), ("x/b", b"kept")]));
         let bytes = Bytes { seed: 1, len: 9 };
         let new = bytes.make();
-        model.begin(&act("a", What::Replace(bytes)));
+        model.begin(&op("a", Action::Replace(bytes)));
         let old_or_new = [b"old".to_vec(), new.clone()];
         for content in &old_or_new {
             let now = found(&[("a", content), ("x/b", b"kept")]);
@@ -398,9 +398,9 @@ mod tests {
         assert_eq!(model.check(&found(&[("x/b", b"kept")])).len(), 1);
         model.end(true);
         let old = found(&[("a", b"old"), ("x/b", b"kept")]);
-        assert_eq!(model.check(&old).len(), 1, "the new one was promised");
+        assert_eq!(model.check(&old).len(), 1, "the new content was promised");
 
-        model.begin(&act("x", What::Rename("y".to_owned())));
+        model.begin(&op("x", Action::Rename("y".to_owned())));
         model.end(false);
         for name in ["x/b", "y/b"] {
             assert_eq!(
@@ -409,11 +409,11 @@ mod tests {
             );
         }
         assert_eq!(model.check(&found(&[("a", &new)])).len(), 1, "neither name");
-        // The new content of what was written and not synced need not have gone with it.
+        // A rename need not carry content that was not synced.
         let mut other = model.clone();
-        other.begin(&act("y/b", What::Overwrite(bytes)));
+        other.begin(&op("y/b", Action::Overwrite(bytes)));
         other.end(false);
-        other.begin(&act("y/b", What::Rename("z/a".to_owned())));
+        other.begin(&op("y/b", Action::Rename("z/a".to_owned())));
         other.end(false);
         let now = found(&[("a", &new), ("z/a", b"")]);
         assert_eq!(other.check(&now), [""; 0]);

@@ -1,27 +1,27 @@
-//! Power loss: what a disk holds when nothing more is written to it, after its journal was replayed.
+//! Power loss, simulated by the shutdown ioctl of ext4 and XFS and a replay of the journal.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::stage::{Deed, Stage};
-use super::{Random, asked};
+use super::stage::{Operation, Stage};
+use super::{Random, number_from_env};
 use crate::support::{Disk, TestEnv, has};
 
-/// What is done while the power is lost; a commit most of the time.
-const DEEDS: &[Deed] = &[
-    Deed::Commit,
-    Deed::Commit,
-    Deed::Wait,
-    Deed::Discard,
-    Deed::Rollback,
-    Deed::Commit,
-    Deed::CommitUnmounted,
-    Deed::Remount,
-    Deed::Collect,
+/// Operations during which the power is lost; mostly commits.
+const OPERATIONS: &[Operation] = &[
+    Operation::Commit,
+    Operation::Commit,
+    Operation::Wait,
+    Operation::Discard,
+    Operation::Rollback,
+    Operation::Commit,
+    Operation::CommitUnmounted,
+    Operation::Remount,
+    Operation::Collect,
 ];
 
 struct Machine {
-    // The order counts: what uses the disk is dropped before it.
+    // Dropped in this order: the stage uses the disk.
     stage: Stage,
     disk: Disk,
     _dir: tempfile::TempDir,
@@ -34,7 +34,7 @@ impl Machine {
             return None;
         }
         let env = TestEnv::new()?;
-        // Nothing is written to the disk unless it is asked for, so that nothing is safe by chance.
+        // Without periodic flushes of the journal, nothing becomes durable by chance.
         let options: &[&str] = if maker == "mkfs.ext4" {
             &["-o", "commit=300"]
         } else {
@@ -44,7 +44,7 @@ impl Machine {
         let disk = Disk::with_options(dir.path(), maker, &["-q"], options, mib)?;
         let env = env.with_store(&disk.at().join("store"));
         let stage = Stage::new(env, fault, false, seed);
-        // The import is not what is to be lost where nothing is synced.
+        // The imported environment must not be lost even if the fault disables syncs.
         disk.sync();
         Some(Machine {
             stage,
@@ -54,7 +54,7 @@ impl Machine {
         })
     }
 
-    /// Works, loses the power, starts again. Returns what was lost.
+    /// Works, loses the power and recovers. Returns what was lost.
     fn lose_power(&mut self) -> Vec<String> {
         let enough = self.stage.promised.load(Ordering::SeqCst) + 3 + self.random.below(60);
         let later = Duration::from_micros(self.random.next() % 40_000);
@@ -72,13 +72,13 @@ impl Machine {
                     }
                 });
                 while !stage.has_ended() {
-                    let deed = DEEDS[random.below(DEEDS.len())];
-                    stage.perform(deed, &mut random);
+                    let operation = OPERATIONS[random.below(OPERATIONS.len())];
+                    stage.perform(operation, &mut random);
                 }
             });
         });
-        self.stage.clear_away();
-        self.disk.start_again();
+        self.stage.detach();
+        self.disk.restart();
         self.stage.recover()
     }
 }
@@ -99,36 +99,49 @@ fn lose_power_often(maker: &str, mib: u64, rounds: u64, seed: u64) {
 }
 
 #[test]
-fn what_was_synced_or_committed_survives_power_loss_on_ext4() {
-    let seed = asked("ENVFS_POWER_SEED", 1);
-    lose_power_often("mkfs.ext4", 256, asked("ENVFS_POWER_ROUNDS", 5), seed);
+fn synced_and_committed_data_survives_power_loss_on_ext4() {
+    let seed = number_from_env("ENVFS_POWER_SEED", 1);
+    lose_power_often(
+        "mkfs.ext4",
+        256,
+        number_from_env("ENVFS_POWER_ROUNDS", 5),
+        seed,
+    );
 }
 
 #[test]
-fn what_was_synced_or_committed_survives_power_loss_on_xfs() {
-    let seed = asked("ENVFS_POWER_SEED", 2);
-    lose_power_often("mkfs.xfs", 400, asked("ENVFS_POWER_ROUNDS", 3), seed);
+fn synced_and_committed_data_survives_power_loss_on_xfs() {
+    let seed = number_from_env("ENVFS_POWER_SEED", 2);
+    lose_power_often(
+        "mkfs.xfs",
+        400,
+        number_from_env("ENVFS_POWER_ROUNDS", 3),
+        seed,
+    );
 }
 
 #[test]
-fn without_any_sync_power_loss_is_noticed() {
-    let seed = asked("ENVFS_POWER_SEED", 3);
+fn power_loss_test_detects_missing_syncs() {
+    let seed = number_from_env("ENVFS_POWER_SEED", 3);
     let fault = Some(envfs::fault::NO_SYNC);
     let Some(mut machine) = Machine::new("mkfs.ext4", 256, fault, seed) else {
         return;
     };
-    // A commit that has ended before, whatever comes then.
+    // A completed commit before the power loss.
     let mut random = machine.random.clone();
     let stage = &machine.stage;
     stage.play(|stage| {
         assert!(stage.wait_for_promises(5));
-        stage.perform(Deed::Commit, &mut random);
+        stage.perform(Operation::Commit, &mut random);
     });
     let lost = machine.lose_power();
     let is_noticed = |what: &str| lost.iter().any(|line| line.contains(what));
-    assert!(is_noticed("revision 2"), "a lost commit: {lost:?}");
+    assert!(
+        is_noticed("revision 2"),
+        "the lost commit was not noticed: {lost:?}"
+    );
     assert!(
         is_noticed("promised and since then"),
-        "lost files: {lost:?}"
+        "lost files were not noticed: {lost:?}"
     );
 }

@@ -1,30 +1,30 @@
-//! A soak: processes at work while everything is done to the environment, and the daemon is killed.
+//! A soak test: processes change files while all operations run on the environment and the daemon is killed.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::stage::{Deed, Stage};
-use super::{Random, asked};
+use super::stage::{Operation, Stage};
+use super::{Random, number_from_env};
 use crate::support::TestEnv;
 
-const DEEDS: &[Deed] = &[
-    Deed::Commit,
-    Deed::Commit,
-    Deed::Commit,
-    Deed::CommitUnmounted,
-    Deed::Discard,
-    Deed::Rollback,
-    Deed::Collect,
-    Deed::Remount,
-    Deed::Look,
-    Deed::Verify,
-    Deed::Compare,
-    Deed::Wait,
+const OPERATIONS: &[Operation] = &[
+    Operation::Commit,
+    Operation::Commit,
+    Operation::Commit,
+    Operation::CommitUnmounted,
+    Operation::Discard,
+    Operation::Rollback,
+    Operation::Collect,
+    Operation::Remount,
+    Operation::Inspect,
+    Operation::Verify,
+    Operation::Compare,
+    Operation::Wait,
 ];
 
-/// Works until the daemon is killed, in the middle of whatever is done then, and starts again.
+/// Works until the daemon is killed at a random moment, and recovers. Returns what was lost.
 fn until_killed(stage: &Stage, random: &mut Random) -> Vec<String> {
-    let mut deeds = random.clone();
+    let mut operations = random.clone();
     let later = Duration::from_millis(random.next() % 2_500);
     stage.play(|stage| {
         std::thread::scope(|scope| {
@@ -33,8 +33,8 @@ fn until_killed(stage: &Stage, random: &mut Random) -> Vec<String> {
                 stage.crash(|| stage.kill_daemon());
             });
             while !stage.has_ended() {
-                let deed = DEEDS[deeds.below(DEEDS.len())];
-                stage.perform(deed, &mut deeds);
+                let operation = OPERATIONS[operations.below(OPERATIONS.len())];
+                stage.perform(operation, &mut operations);
             }
         });
     });
@@ -42,14 +42,14 @@ fn until_killed(stage: &Stage, random: &mut Random) -> Vec<String> {
 }
 
 #[test]
-fn what_was_done_survives_kills_of_the_daemon_in_the_middle_of_anything() {
-    let seed = asked("ENVFS_SOAK_SEED", 1);
-    let Some(env) = TestEnv::as_tester().or_else(TestEnv::new) else {
+fn completed_operations_survive_kills_at_random_moments() {
+    let seed = number_from_env("ENVFS_SOAK_SEED", 1);
+    let Some(env) = TestEnv::ordinary().or_else(TestEnv::new) else {
         return;
     };
     let stage = Stage::new(env, None, true, seed);
     let mut random = Random::new(seed);
-    let deadline = Instant::now() + Duration::from_secs(asked("ENVFS_SOAK_SECONDS", 30));
+    let deadline = Instant::now() + Duration::from_secs(number_from_env("ENVFS_SOAK_SECONDS", 30));
     let mut kills = 0;
     while Instant::now() < deadline || kills < 3 {
         let lost = until_killed(&stage, &mut random);
@@ -62,9 +62,14 @@ fn what_was_done_survives_kills_of_the_daemon_in_the_middle_of_anything() {
     }
     eprintln!("{kills} kills, {}", stage.summary());
 
-    // Nothing is left over.
-    for deed in [Deed::Commit, Deed::Remount, Deed::Compare, Deed::Collect] {
-        stage.perform(deed, &mut random);
+    // No files are left over.
+    for operation in [
+        Operation::Commit,
+        Operation::Remount,
+        Operation::Compare,
+        Operation::Collect,
+    ] {
+        stage.perform(operation, &mut random);
     }
     let env = &stage.env;
     env.envfs(&["unmount", "e"]).ok();

@@ -1,4 +1,4 @@
-//! An environment at work: processes that act, a conductor that commits and discards, and the crash.
+//! An environment in use: processes that change files, a conductor that commits and discards, and a crash.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,40 +9,40 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 
 use super::Random;
-use super::acts::{Act, Actor, What};
 use super::model::{self, Found, Mark, Model};
+use super::worker::{Action, FileOp, Worker};
 use crate::support::{Run, TestEnv, is_alive, mounts_below, run, wait_for};
 
-/// Environment that all is done to.
+/// The name of the environment.
 const NAME: &str = "e";
 
-/// How many processes work in the mount.
-const ACTORS: usize = 3;
+/// The number of processes in the mount.
+const WORKERS: usize = 3;
 
-/// What may be found of all processes.
+/// The models of all processes.
 type Models = Vec<Model>;
 
-/// Something done to the whole environment that has begun.
+/// An operation on the whole environment that has begun.
 #[derive(Debug)]
 enum Pending {
     Commit(Vec<Mark>),
-    /// A discard, or a rollback, which makes a revision: all of it is to be as then.
+    /// A discard, or a rollback, which adds a revision; either restores these contents.
     Back {
         to: Models,
         adds: bool,
     },
-    /// Old revisions may go.
+    /// Garbage collection, which may remove old revisions.
     Collect,
 }
 
-/// What a revision holds.
+/// A revision and its contents.
 #[derive(Debug)]
 struct Revision {
     id: i64,
     holds: Models,
 }
 
-/// What was done to the whole environment.
+/// The history of the environment.
 #[derive(Debug, Default)]
 struct Past {
     /// Oldest first; the last is the current one.
@@ -50,9 +50,9 @@ struct Past {
     pending: Option<Pending>,
 }
 
-/// What the conductor may do.
+/// Operations of the conductor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum Operation {
     Wait,
     Commit,
     Discard,
@@ -61,27 +61,28 @@ pub(super) enum Deed {
     Remount,
     /// Unmounts, commits without a daemon, mounts.
     CommitUnmounted,
-    Look,
+    /// Commands that only read.
+    Inspect,
     Verify,
     Compare,
 }
 
-/// An environment, what works in it, and what must be true of it.
+/// An environment with its processes and models.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) env: TestEnv,
-    /// Variables for commands that start a daemon.
+    /// `ENVFS_FAULT` for all commands.
     fault: Option<&'static str>,
     prefix: PathBuf,
-    actors: Vec<Mutex<(Actor, Random)>>,
+    workers: Vec<Mutex<(Worker, Random)>>,
     models: Vec<Mutex<Model>>,
     past: Mutex<Past>,
     sync_percent: usize,
-    /// Whether all that is done is promised, not only what is synced.
+    /// Whether all completed operations are promised, not only synced ones.
     all_counts: bool,
-    /// Held by each act; whoever writes has quiet.
+    /// Held shared during each operation of a process, exclusively while there must be none.
     quiet: RwLock<()>,
-    /// Nothing that fails from now on is a fault.
+    /// Set by a crash: from now on operations may fail.
     is_down: AtomicBool,
     is_over: AtomicBool,
     done: AtomicUsize,
@@ -90,7 +91,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Imports and mounts an environment; `all_counts` is for crashes of the daemon alone.
+    /// Imports and mounts an environment; `all_counts` is for tests that only kill the daemon.
     pub(super) fn new(
         env: TestEnv,
         fault: Option<&'static str>,
@@ -98,12 +99,12 @@ impl Stage {
         seed: u64,
     ) -> Stage {
         let source = env.work().join("source");
-        for actor in 0..ACTORS {
+        for worker in 0..WORKERS {
             for file in 0..4_usize {
-                let path = source.join(format!("{actor}/lower/{file}"));
+                let path = source.join(format!("{worker}/lower/{file}"));
                 let content = crate::support::samples::noise(
                     [10, 5_000, 140_000, 300_000][file],
-                    (4 * actor + file) as u64,
+                    (4 * worker + file) as u64,
                 );
                 env.write(&path, content);
             }
@@ -112,13 +113,13 @@ impl Stage {
         env.envfs(&["import", "-q", source.to_str().unwrap(), NAME])
             .ok();
         let prefix = env.prefix(NAME);
-        let actors = (0..ACTORS).map(|actor| {
-            let root = prefix.join(actor.to_string());
-            let random = Random::new(seed * 1000 + actor as u64);
-            Mutex::new((Actor::start(&env, &root), random))
+        let workers = (0..WORKERS).map(|worker| {
+            let root = prefix.join(worker.to_string());
+            let random = Random::new(seed * 1000 + worker as u64);
+            Mutex::new((Worker::start(&env, &root), random))
         });
-        let actors = actors.collect();
-        let founds = (0..ACTORS).map(|actor| model::read(&source.join(actor.to_string())));
+        let workers = workers.collect();
+        let founds = (0..WORKERS).map(|worker| model::read(&source.join(worker.to_string())));
         let models: Models = founds.map(|found| Model::of(&found)).collect();
         let first = Revision {
             id: 1,
@@ -127,7 +128,7 @@ impl Stage {
         let stage = Stage {
             fault,
             prefix,
-            actors,
+            workers,
             models: models.into_iter().map(Mutex::new).collect(),
             past: Mutex::new(Past {
                 revisions: vec![first],
@@ -156,12 +157,12 @@ impl Stage {
         self.is_down.load(Ordering::SeqCst)
     }
 
-    /// Returns whether nothing more happens: after a crash, or a failure of the test.
+    /// Returns whether the work has ended, by a crash or a failure.
     pub(super) fn has_ended(&self) -> bool {
         self.is_over.load(Ordering::SeqCst) || self.is_down()
     }
 
-    /// Ids of the revisions, oldest first, and the current one.
+    /// Returns the ids of the revisions, oldest first, and the current one.
     fn log(&self) -> Result<(Vec<i64>, i64), Run> {
         let done = self.env.envfs(&["log", "--json", NAME]);
         if done.code != 0 {
@@ -176,46 +177,46 @@ impl Stage {
         Ok((ids, current.unwrap_or(0)))
     }
 
-    /// One process, until it is over.
-    fn work(&self, actor: usize) {
+    /// Drives one process until the end.
+    fn work(&self, worker: usize) {
         loop {
             let _busy = self.quiet.read().unwrap();
-            // Not before: nothing may be mounted after a crash while all was quiet.
+            // Checked under the lock: after a crash, the environment must not be used.
             if self.has_ended() {
                 return;
             }
-            let mut guard = self.actors[actor].lock().unwrap();
+            let mut guard = self.workers[worker].lock().unwrap();
             let (process, random) = &mut *guard;
-            let act = {
-                let mut model = self.models[actor].lock().unwrap();
-                let act = model.choose(random, self.sync_percent);
-                model.begin(&act);
-                act
+            let op = {
+                let mut model = self.models[worker].lock().unwrap();
+                let op = model.choose(random, self.sync_percent);
+                model.begin(&op);
+                op
             };
-            match process.act(&act) {
+            match process.perform(&op) {
                 Ok(()) => {
-                    let counts = self.all_counts || act.sync;
-                    self.models[actor].lock().unwrap().end(counts);
+                    let counts = self.all_counts || op.sync;
+                    self.models[worker].lock().unwrap().end(counts);
                     self.done.fetch_add(1, Ordering::SeqCst);
                     self.promised
                         .fetch_add(usize::from(counts), Ordering::SeqCst);
                 }
                 Err(error) => {
-                    assert!(self.is_down(), "{act:?} of {actor} failed: {error}");
+                    assert!(self.is_down(), "{op:?} of {worker} failed: {error}");
                     return;
                 }
             }
         }
     }
 
-    /// Runs the processes, and the conductor with what is to happen meanwhile. A panic anywhere ends all.
+    /// Runs the processes and the conductor. A panic of any of them ends all.
     pub(super) fn play(&self, conduct: impl FnOnce(&Stage)) {
         self.is_over.store(false, Ordering::SeqCst);
         std::thread::scope(|scope| {
-            for actor in 0..ACTORS {
+            for worker in 0..WORKERS {
                 scope.spawn(move || {
                     let guard = EndOnPanic(self);
-                    self.work(actor);
+                    self.work(worker);
                     std::mem::forget(guard);
                 });
             }
@@ -224,26 +225,27 @@ impl Stage {
         });
     }
 
-    /// Says that what fails from now on is no fault, and has this happen.
+    /// Allows operations to fail from now on, and causes the crash.
     pub(super) fn crash(&self, how: impl FnOnce()) {
         self.is_down.store(true, Ordering::SeqCst);
         how();
     }
 
-    /// Waits until so much was promised; false if the stage is over before.
+    /// Waits until `count` operations were promised. Returns false if the work ended before.
     pub(super) fn wait_for_promises(&self, count: usize) -> bool {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.promised.load(Ordering::SeqCst) < count {
             if self.has_ended() {
                 return false;
             }
-            assert!(Instant::now() < deadline, "little is promised in a minute");
+            assert!(Instant::now() < deadline, "too few operations in a minute");
             std::thread::sleep(Duration::from_millis(2));
         }
         true
     }
 
-    fn conclude(&self, done: &Run) -> bool {
+    /// Returns whether a command succeeded. It may fail only after a crash.
+    fn has_succeeded(&self, done: &Run) -> bool {
         if done.code != 0 {
             assert!(self.is_down(), "{done}");
         }
@@ -256,25 +258,25 @@ impl Stage {
         run(command)
     }
 
-    /// Does something to the whole environment, and notes what was promised by it.
-    pub(super) fn perform(&self, deed: Deed, random: &mut Random) {
-        match deed {
-            Deed::Wait => std::thread::sleep(Duration::from_millis(random.next() % 100)),
-            Deed::Commit => self.commit(random, &[]),
-            Deed::CommitUnmounted => {
+    /// Performs an operation on the whole environment and records its guarantees.
+    pub(super) fn perform(&self, operation: Operation, random: &mut Random) {
+        match operation {
+            Operation::Wait => std::thread::sleep(Duration::from_millis(random.next() % 100)),
+            Operation::Commit => self.commit(random, &[]),
+            Operation::CommitUnmounted => {
                 let _quiet = self.quiet.write().unwrap();
-                if !self.conclude(&self.run(&["unmount", NAME])) {
+                if !self.has_succeeded(&self.run(&["unmount", NAME])) {
                     return;
                 }
                 self.commit(random, &[]);
-                self.conclude(&self.run(&["mount", NAME]));
+                self.has_succeeded(&self.run(&["mount", NAME]));
             }
-            Deed::Discard => self.go_back(None),
-            Deed::Rollback => self.go_back(Some(random)),
-            Deed::Collect => {
+            Operation::Discard => self.go_back(None),
+            Operation::Rollback => self.go_back(Some(random)),
+            Operation::Collect => {
                 self.past.lock().unwrap().pending = Some(Pending::Collect);
                 let keep = (2 + random.below(4)).to_string();
-                if self.conclude(&self.run(&["gc", "--keep", &keep, NAME]))
+                if self.has_succeeded(&self.run(&["gc", "--keep", &keep, NAME]))
                     && let Ok((ids, _)) = self.log()
                 {
                     let mut past = self.past.lock().unwrap();
@@ -282,19 +284,19 @@ impl Stage {
                     past.pending = None;
                 }
             }
-            Deed::Remount => {
+            Operation::Remount => {
                 let _quiet = self.quiet.write().unwrap();
-                if self.conclude(&self.run(&["unmount", NAME])) {
-                    self.conclude(&self.run(&["mount", NAME]));
+                if self.has_succeeded(&self.run(&["unmount", NAME])) {
+                    self.has_succeeded(&self.run(&["mount", NAME]));
                 }
             }
-            Deed::Look => {
+            Operation::Inspect => {
                 for words in [["status", NAME], ["diff", NAME], ["log", NAME]] {
-                    self.conclude(&self.run(&words));
+                    self.has_succeeded(&self.run(&words));
                 }
             }
-            Deed::Verify => drop(self.conclude(&self.run(&["verify", NAME]))),
-            Deed::Compare => {
+            Operation::Verify => drop(self.has_succeeded(&self.run(&["verify", NAME]))),
+            Operation::Compare => {
                 let _quiet = self.quiet.write().unwrap();
                 if let Ok(found) = self.read() {
                     assert_eq!(self.wrong(&self.now(), &found), [""; 0]);
@@ -316,30 +318,34 @@ impl Stage {
 
     fn wrong(&self, models: &[Model], found: &[Found]) -> Vec<String> {
         let both = models.iter().zip(found).enumerate();
-        both.flat_map(|(actor, (model, found))| {
+        both.flat_map(|(worker, (model, found))| {
             let wrong = model.check(found).into_iter();
-            wrong.map(move |line| format!("{actor}/{line}"))
+            wrong.map(move |line| format!("{worker}/{line}"))
         })
         .collect()
     }
 
-    /// Reads what there is, through the processes: others may not look.
+    /// Reads the directories through the processes, because other users have no access to the mount.
     fn read(&self) -> Result<Vec<Found>, String> {
         let mut all = Vec::new();
-        for actor in &self.actors {
+        for worker in &self.workers {
             let number = self.copies.fetch_add(1, Ordering::SeqCst);
             let to = self.env.work().join(format!("copy-{number}"));
-            let act = Act {
+            let op = FileOp {
                 path: String::new(),
-                what: What::CopyTo(to.clone()),
+                what: Action::CopyTo(to.clone()),
                 sync: false,
             };
-            let done = actor.lock().unwrap_or_else(|e| e.into_inner()).0.act(&act);
+            let done = worker
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .0
+                .perform(&op);
             if let Err(error) = done {
                 if self.is_down() {
                     return Err(error);
                 }
-                return Err(format!("cannot be read: {error}"));
+                return Err(format!("cannot read the mount: {error}"));
             }
             all.push(model::read(&to));
             std::fs::remove_dir_all(&to).unwrap();
@@ -361,14 +367,14 @@ impl Stage {
             _ => {}
         }
         words.extend(more);
-        if !self.conclude(&self.run(&words)) {
+        if !self.has_succeeded(&self.run(&words)) {
             return;
         }
         let mut past = self.past.lock().unwrap();
         let Some(Pending::Commit(marks)) = past.pending.take() else {
-            panic!("nothing else is done meanwhile");
+            panic!("another operation has replaced the pending commit");
         };
-        // What the log says was promised, whether or not the log can be asked.
+        // Promised whether or not the log can be read after a crash.
         let holds = self.hold(&marks, true);
         match self.log() {
             Ok((_, current)) if past.revisions.last().is_some_and(|last| last.id == current) => {}
@@ -381,7 +387,7 @@ impl Stage {
         self.promised.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// What a commit holds that began at a mark and has ended by now.
+    /// Returns the allowed contents of a commit that began at a mark and has ended.
     fn hold(&self, marks: &[Mark], is_promised: bool) -> Models {
         let both = self.models.iter().zip(marks);
         both.map(|(model, mark)| {
@@ -394,7 +400,7 @@ impl Stage {
         .collect()
     }
 
-    /// Discards everything, or goes back to some revision.
+    /// Discards everything, or rolls back to a random revision.
     fn go_back(&self, random: Option<&mut Random>) {
         let _quiet = self.quiet.write().unwrap();
         let (to, id) = {
@@ -415,7 +421,7 @@ impl Stage {
         } else {
             self.run(&["discard", "-y", "-q", NAME])
         };
-        if !self.conclude(&done) {
+        if !self.has_succeeded(&done) {
             return;
         }
         for (model, to) in self.models.iter().zip(&to) {
@@ -436,7 +442,7 @@ impl Stage {
         }
         self.promised.fetch_add(1, Ordering::SeqCst);
         drop(past);
-        // Which of the moments of its commit it was is known only now.
+        // The commit may contain any state from its start to its end; now it is known which.
         match self.read() {
             Ok(found) => {
                 assert_eq!(
@@ -459,15 +465,15 @@ impl Stage {
         }
     }
 
-    /// Kills the daemon and takes its mount away, so that the disk below is not busy.
-    pub(super) fn clear_away(&self) {
+    /// Kills the daemon and detaches its mount, so that the disk is not busy.
+    pub(super) fn detach(&self) {
         self.kill_daemon();
         for mount in mounts_below(&self.prefix) {
             umount2(&mount, MntFlags::MNT_DETACH).unwrap();
         }
     }
 
-    /// Starts again after a crash. Returns what was lost.
+    /// Mounts and checks the environment after a crash. Returns what was lost.
     pub(super) fn recover(&self) -> Vec<String> {
         self.is_down.store(false, Ordering::SeqCst);
         let mut past = self.past.lock().unwrap();
@@ -516,7 +522,7 @@ impl Stage {
                 let is_now = as_now.is_empty() && added.is_none();
                 if !is_then && !is_now {
                     wrong.push(format!(
-                        "neither here nor there: revision {current} after {last}"
+                        "neither the old nor the new state: revision {current} after {last}"
                     ));
                     wrong.extend(as_now);
                     wrong.extend(as_then);
@@ -528,7 +534,7 @@ impl Stage {
             Some(Pending::Collect) | None => {
                 wrong.extend(as_now);
                 if let Some(id) = added {
-                    wrong.push(format!("revision {id} is from nowhere"));
+                    wrong.push(format!("revision {id} has no origin"));
                 }
             }
         }
@@ -538,17 +544,17 @@ impl Stage {
         wrong
     }
 
-    /// What happened, for the log of the test.
+    /// Describes the amount of work, for the output of the test.
     pub(super) fn summary(&self) -> String {
         format!(
-            "{} acts and {} promises so far",
+            "{} operations, {} of them promised",
             self.done.load(Ordering::SeqCst),
             self.promised.load(Ordering::SeqCst)
         )
     }
 }
 
-/// Ends the others when a thread panics or the conductor is through.
+/// Ends all threads when one panics or the conductor has finished.
 struct EndOnPanic<'a>(&'a Stage);
 
 impl Drop for EndOnPanic<'_> {

@@ -1,5 +1,4 @@
-//! What each kind of change costs: which blocks are compressed, which are carried as they lie, and
-//! which are left. In counts, never in time.
+//! The cost of each kind of change: blocks compressed, carried over and left dead. Counts, not times.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -22,7 +21,7 @@ fn word(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Bytes that compress, no two blocks the same.
+/// Returns compressible bytes without equal blocks.
 fn text(from: usize, len: usize) -> Vec<u8> {
     let lines = (from..).flat_map(|n| format!("line {n} of {}\n", n * 7919 % 10_007).into_bytes());
     lines.take(len).collect()
@@ -47,8 +46,8 @@ impl Scene {
             let path = source.join(format!("pkg/sub{}/f{i:02}.py", i % 2));
             env.write(&path, text(1_000_000 + i * 1000, 500));
         }
-        // An image keeps whole seconds: a file written again within the same second with the same
-        // content would be no change.
+        // Images store whole seconds: rewriting a file with the same content within the same second would
+        // be no change.
         let mut old = Command::new("find");
         old.arg(&source);
         old.args(["-exec", "touch", "-d", "@1000000000", "{}", "+"]);
@@ -61,7 +60,7 @@ impl Scene {
         Some(Scene { env, prefix, first })
     }
 
-    /// Changes something, commits, and says what the commit did; then all is as before.
+    /// Makes a change, commits and rolls back. Returns what the commit did.
     #[track_caller]
     fn cost(&self, change: impl Fn(&Path)) -> Cost {
         change(&self.prefix);
@@ -82,9 +81,9 @@ impl Scene {
 
 struct Cost {
     json: Value,
-    /// Numbers of the blocks of the large file whose stored bytes are not those of the old image.
+    /// Indexes of the blocks of the large file whose stored bytes differ from the old image.
     fresh: Option<Vec<u64>>,
-    /// Whether the whole data area of the old image is in the new one, at its place.
+    /// Whether the new image begins with the data area of the old one.
     in_place: bool,
 }
 
@@ -95,8 +94,8 @@ impl Cost {
             .unwrap_or_else(|| panic!("{name}: {}", self.json))
     }
 
-    /// Asserts how many blocks were compressed (or stored), how many data blocks and fragment blocks
-    /// were carried, and which blocks of the large file are new.
+    /// Asserts the numbers of blocks compressed (or stored) and of data and fragment blocks carried over, and
+    /// which blocks of the large file are new.
     #[track_caller]
     fn is(&self, what: &str, packed: u64, data: u64, fragments: u64, fresh: &[u64]) -> &Self {
         let found = (
@@ -105,7 +104,7 @@ impl Cost {
         );
         assert_eq!(found, (packed, fragments), "{what}: {}", self.json);
         assert!(self.in_place, "{what}");
-        // Where tables are amended, nobody counts the blocks of files that were not looked at.
+        // When tables are amended, blocks of unvisited files are not counted.
         let amended = self.json["image"]["tables_appended"] != 0;
         let carried = self.count("blocks_carried");
         assert!(
@@ -171,7 +170,7 @@ fn open_large(prefix: &Path) -> fs::File {
 }
 
 #[test]
-fn each_change_costs_its_own_blocks() {
+fn commit_compresses_only_changed_blocks() {
     let Some(scene) = Scene::new() else { return };
     let whole = stored_bytes(&scene.first);
 
@@ -196,8 +195,8 @@ fn each_change_costs_its_own_blocks() {
     assert_eq!(metadata.dead(), 0);
     assert_eq!(metadata.count("fresh_bytes"), 0);
 
-    // The blocks of a file lie together, so the others are copied as they are, and the old ones are
-    // dead.
+    // The blocks of a file are contiguous, so the unchanged ones are copied verbatim, and the old ones
+    // become dead.
     let in_place = scene.cost(|prefix| {
         open_large(prefix)
             .write_all_at(b"#", 7 * BLOCK as u64 + 9)
@@ -250,16 +249,16 @@ fn each_change_costs_its_own_blocks() {
     hole.is("a hole", 0, BLOCKS - 1, FRAGMENTS, &[3]);
 
     let same = scene.cost(|prefix| fs::write(prefix.join("large"), large()).unwrap());
-    same.is("the same content again", 0, BLOCKS, FRAGMENTS, &[]);
+    same.is("equal content", 0, BLOCKS, FRAGMENTS, &[]);
     assert_eq!((same.dead(), same.count("fresh_bytes")), (0, 0));
 
     let replaced = scene.cost(|prefix| {
         fs::write(prefix.join("new"), large()).unwrap();
         fs::rename(prefix.join("new"), prefix.join("large")).unwrap();
     });
-    replaced.is("replaced by the same", 0, BLOCKS, FRAGMENTS, &[]);
+    replaced.is("replaced by equal content", 0, BLOCKS, FRAGMENTS, &[]);
 
-    // As an installer does: directories go, and come again.
+    // A reinstallation: directories are removed and created again.
     let installed = scene.cost(|prefix| {
         let files: Vec<_> = (0..40)
             .map(|i| format!("pkg/sub{}/f{i:02}.py", i % 2))
@@ -272,7 +271,7 @@ fn each_change_costs_its_own_blocks() {
             .iter()
             .for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
     });
-    installed.is("installed again", 0, BLOCKS, FRAGMENTS, &[]);
+    installed.is("reinstalled", 0, BLOCKS, FRAGMENTS, &[]);
     assert_eq!(installed.dead(), 0);
 
     let small = scene.cost(|prefix| fs::write(prefix.join("pkg/sub0/f00.py"), "new").unwrap());
@@ -304,7 +303,7 @@ fn each_change_costs_its_own_blocks() {
 }
 
 #[test]
-fn dead_space_beyond_the_threshold_is_left_behind() {
+fn commit_compacts_above_the_dead_space_threshold() {
     let Some(scene) = Scene::new() else { return };
     let env = &scene.env;
     let commit = |more: &[&str]| {
@@ -320,9 +319,10 @@ fn dead_space_beyond_the_threshold_is_left_behind() {
     let large = stored_bytes(&scene.first);
     fs::remove_file(scene.prefix.join("large")).unwrap();
     // Every second small file of each directory, so that each fragment block is half dead.
-    let (goes, stays): (Vec<usize>, Vec<usize>) = (0..40).partition(|i| i % 4 < 2);
+    let (removed_files, kept_files): (Vec<usize>, Vec<usize>) = (0..40).partition(|i| i % 4 < 2);
     let small = |i: usize| scene.prefix.join(format!("pkg/sub{}/f{i:02}.py", i % 2));
-    goes.iter()
+    removed_files
+        .iter()
         .for_each(|i| fs::remove_file(small(*i)).unwrap());
     let removed = commit(&[]);
     assert_eq!(removed["way"], "append");
@@ -337,7 +337,7 @@ fn dead_space_beyond_the_threshold_is_left_behind() {
         "{removed}"
     );
 
-    // The next commit compacts by itself, and packs the fragments anew: 20 tails, 8 in a block.
+    // The next commit compacts automatically and repacks the fragments: 20 tails, 8 per block.
     fs::write(scene.prefix.join("new"), "new").unwrap();
     let compacted = commit(&[]);
     assert_eq!(compacted["way"], "compact", "{compacted}");
@@ -347,11 +347,11 @@ fn dead_space_beyond_the_threshold_is_left_behind() {
     assert_eq!(blocks["blocks_compressed"], 3, "{compacted}");
     assert!(data_bytes() < (before - large) * 7 / 10);
     env.verify("e");
-    for i in stays {
+    for i in kept_files {
         assert_eq!(fs::read(small(i)).unwrap(), text(1_000_000 + i * 1000, 500));
     }
 
-    // On request, however little there is; and never again for nothing.
+    // On request it compacts any amount; further commits append.
     fs::write(scene.prefix.join("new"), "newer").unwrap();
     assert_eq!(commit(&[])["way"], "append");
     let asked = commit(&["--compact"]);
@@ -361,7 +361,7 @@ fn dead_space_beyond_the_threshold_is_left_behind() {
 }
 
 #[test]
-fn the_threshold_is_configured() {
+fn compaction_threshold_is_configurable() {
     let Some(scene) = Scene::new() else { return };
     let env = &scene.env;
     fs::remove_file(scene.prefix.join("pkg/sub0/f00.py")).unwrap();
@@ -375,9 +375,9 @@ fn the_threshold_is_configured() {
     assert_eq!(commit["dead_bytes"], 0, "{commit}");
 }
 
-/// A file as large as `ENVFS_TEST_MIB` says; 32 MiB without.
+/// `ENVFS_TEST_MIB` sets the size of the file; the default is 32.
 #[test]
-fn an_append_to_a_large_file_compresses_its_tail() {
+fn append_to_a_large_file_compresses_only_its_tail() {
     let Some(env) = TestEnv::new() else { return };
     let mib = std::env::var("ENVFS_TEST_MIB").map_or(32, |text| text.parse().unwrap());
     let source = env.work().join("source");
@@ -400,7 +400,7 @@ fn an_append_to_a_large_file_compresses_its_tail() {
         .unwrap();
     let commit = env.envfs(&["commit", "--json", "e"]).ok().json();
     let blocks = &commit["image"]["data"];
-    // The tail of 8 bytes is not worth compressing.
+    // The tail of 8 bytes does not compress.
     assert_eq!(
         (
             blocks["blocks_compressed"].as_u64(),
@@ -414,7 +414,7 @@ fn an_append_to_a_large_file_compresses_its_tail() {
 }
 
 #[test]
-fn what_cannot_be_carried_on_is_built_anew_in_the_same_codec() {
+fn images_that_cannot_be_carried_over_are_rebuilt() {
     if !has("mksquashfs") {
         return;
     }
@@ -454,7 +454,7 @@ fn what_cannot_be_carried_on_is_built_anew_in_the_same_codec() {
         }
         assert_eq!(fs::read(prefix.join("large")).unwrap(), large());
         env.verify(name);
-        // And from then on it is carried.
+        // Further commits carry the image over.
         fs::write(prefix.join("new"), "newer").unwrap();
         let commit = env.envfs(&["commit", "--json", name]).ok().json();
         assert_eq!(commit["way"], "append", "{name}: {commit}");
@@ -462,7 +462,7 @@ fn what_cannot_be_carried_on_is_built_anew_in_the_same_codec() {
 }
 
 #[test]
-fn a_rebuild_is_the_same_bytes_again_whatever_the_threads() {
+fn rebuild_is_reproducible_for_any_number_of_threads() {
     let Some(scene) = Scene::new() else { return };
     let env = &scene.env;
     fs::write(scene.prefix.join("new"), text(5, 50_000)).unwrap();

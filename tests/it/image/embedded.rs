@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::support::{TestEnv, has};
 
-/// A little program, as the runtime of an AppImage: a header, and section headers at its end.
+/// An ELF file like the runtime of an AppImage, with section headers at its end.
 fn elf(is_64: bool, is_big: bool) -> Vec<u8> {
     let len: usize = 5000;
     let mut bytes = vec![0x90; len];
@@ -35,7 +35,7 @@ fn elf(is_64: bool, is_big: bool) -> Vec<u8> {
     bytes
 }
 
-/// One object of a container: its type, and of a partition its file system and kind.
+/// One object of a container: its type and, for a partition, its file system and kind.
 struct Part<'a> {
     kind: u32,
     is_used: bool,
@@ -44,7 +44,7 @@ struct Part<'a> {
     data: &'a [u8],
 }
 
-/// A container as Apptainer makes them: a header of 128 bytes, descriptors of 585, then the objects.
+/// A SIF container: a header of 128 bytes, descriptors of 585 bytes, then the objects.
 fn sif(parts: &[Part<'_>]) -> Vec<u8> {
     let (table, data_at) = (4096u64, 32768u64);
     let mut bytes = b"#!/usr/bin/env run-singularity\n".to_vec();
@@ -91,7 +91,7 @@ fn sif(parts: &[Part<'_>]) -> Vec<u8> {
 }
 
 #[test]
-fn images_in_appimages_and_containers_are_found_and_used() {
+fn images_in_appimages_and_sif_containers_are_found() {
     for env in TestEnv::of_all_users() {
         if !has("mksquashfs") {
             return;
@@ -148,7 +148,7 @@ fn images_in_appimages_and_containers_are_found_and_used() {
             assert_eq!(found.json()["offset"], at.unwrap(), "{name}");
             env.sh(&format!("envfs image verify -q {offset} {name}; test \"$(envfs image cat {offset} {name} sub/file)\" = hello"))
                 .ok();
-            used(&env, name, &offset, &large);
+            check_import_and_mount(&env, name, &offset, &large);
             if !offset.is_empty() {
                 env.envfs(&["image", "ls", name])
                     .fails(6, &["not a SquashFS image"]);
@@ -156,7 +156,7 @@ fn images_in_appimages_and_containers_are_found_and_used() {
                 assert!(refused.err.contains("--offset"), "{refused}");
             }
         }
-        // None of them leads anywhere.
+        // Files without an image.
         for (name, bytes) in [
             ("no-image", elf(true, false)),
             ("no-partition", sif(&[part(true, 2, 2, &tree)])),
@@ -173,8 +173,8 @@ fn images_in_appimages_and_containers_are_found_and_used() {
     }
 }
 
-/// Imports an image, commits, and mounts it by itself with changes.
-fn used(env: &TestEnv, name: &str, offset: &str, large: &[u8]) {
+/// Imports an image and commits a change; mounts it without a store and changes it.
+fn check_import_and_mount(env: &TestEnv, name: &str, offset: &str, large: &[u8]) {
     env.sh(&format!("envfs import -q {offset} {name} e")).ok();
     let at = env.mount("e").display().to_string();
     env.sh(&format!("cmp '{at}/large' tree/large; echo new >'{at}/new'; envfs commit -q e; envfs verify -q e; envfs unmount -q e; envfs remove -q -y e"))

@@ -1,4 +1,4 @@
-//! Any SquashFS file: what the commands that look into one say; and what import leaves out.
+//! `envfs image` on any SquashFS file, exclusion of files, and reproducible images.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ fn word(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The paths that `image ls -R` shows.
+/// Returns the paths that `image ls -R` prints.
 fn paths(env: &TestEnv, image: &Path) -> BTreeSet<String> {
     let said = env.envfs(&["image", "ls", "-R", word(image)]).ok();
     // Mode, owner, group and size take 31 columns.
@@ -20,7 +20,7 @@ fn paths(env: &TestEnv, image: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn info_ls_cat_and_verify_tell_of_any_image() {
+fn info_ls_cat_and_verify_work_on_any_image() {
     if !has("mksquashfs") {
         return;
     }
@@ -62,7 +62,7 @@ fn info_ls_cat_and_verify_tell_of_any_image() {
             .json();
         assert_eq!(verified["inodes"], info["inodes"], "{verified}");
         assert_eq!(verified["unreached"], 0);
-        // Anything but the padding: its end is no image any more.
+        // More than the padding is cut off.
         let mut bytes = fs::read(&image).unwrap();
         bytes.truncate(bytes.len() / 2);
         let cut = env.work().join("cut");
@@ -75,7 +75,7 @@ fn info_ls_cat_and_verify_tell_of_any_image() {
 }
 
 #[test]
-fn import_leaves_out_what_is_to_be_left_out() {
+fn import_excludes_patterns() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("source");
     for path in [
@@ -146,7 +146,7 @@ fn import_leaves_out_what_is_to_be_left_out() {
 }
 
 #[test]
-fn export_leaves_out_what_is_to_be_left_out() {
+fn export_excludes_patterns() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("source");
     samples::rich(&env, &source);
@@ -169,7 +169,7 @@ fn export_leaves_out_what_is_to_be_left_out() {
 }
 
 #[test]
-fn two_imports_of_one_tree_are_the_same_bytes() {
+fn import_is_reproducible() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("source");
     samples::rich(&env, &source);
@@ -185,9 +185,9 @@ fn two_imports_of_one_tree_are_the_same_bytes() {
     assert_eq!(info.ok().json()["created"], 1_700_000_000);
 }
 
-/// No decoder notices a flipped bit in a block that is stored as it is.
+/// Decoders do not notice a flipped bit in an uncompressed block.
 #[test]
-fn verify_notices_a_flipped_bit_anywhere() {
+fn verify_detects_any_flipped_bit() {
     let Some(env) = TestEnv::new() else { return };
     let source = env.work().join("source");
     let mut bytes = vec![0; 5 << 20];
@@ -196,7 +196,7 @@ fn verify_notices_a_flipped_bit_anywhere() {
     env.write(&source.join("small"), "small");
     env.envfs(&["import", "-q", word(&source), "e"]).ok();
     let prefix = env.mount("e");
-    // The second image takes most of its digests over from the first.
+    // The second image inherits most of its digests from the first.
     fs::write(prefix.join("small"), "changed").unwrap();
     let commit = env.envfs(&["commit", "--json", "e"]).ok().json();
     assert_eq!(commit["way"], "append");
@@ -222,7 +222,7 @@ fn verify_notices_a_flipped_bit_anywhere() {
 }
 
 #[test]
-fn a_directory_is_packed_into_an_image_of_its_own() {
+fn directory_is_packed_into_an_image() {
     for env in TestEnv::of_all_users() {
         let source = env.work().join("source");
         samples::rich(&env, &source);
@@ -244,12 +244,12 @@ fn a_directory_is_packed_into_an_image_of_its_own() {
         let first = fs::read(&image).unwrap();
 
         pack(&[]).fails(4, &["exists", "--force"]);
-        assert_eq!(fs::read(&image).unwrap(), first, "what is there stays");
+        assert_eq!(fs::read(&image).unwrap(), first, "the file was changed");
         pack(&["--force", "--exclude", "*"]).ok();
         assert_eq!(paths(&env, &image), BTreeSet::new());
         let inside = source.join("inside.sqfs");
         let words = ["image", "pack", word(&source), word(&inside)];
         env.envfs(&words).fails(2, &["inside it"]);
-        assert_eq!(tree::read(&source).len(), expected.len(), "nothing is left");
+        assert_eq!(tree::read(&source).len(), expected.len(), "a file was left");
     }
 }

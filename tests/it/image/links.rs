@@ -1,4 +1,4 @@
-//! Images whose inodes say less links than they have names.
+//! Images with wrong link counts.
 
 use std::fs;
 use std::path::Path;
@@ -10,8 +10,8 @@ const SIZE: u64 = 12_345;
 /// Sets the link count of the one file of `SIZE` bytes in an image with uncompressed inodes.
 fn set_links(image: &Path, from: u32, to: u32) {
     let mut bytes = fs::read(image).unwrap();
-    // An extended file: type, and 24 bytes on, behind mode, owner, time, number and start, its size;
-    // then the bytes of holes, and the links.
+    // An extended file inode: the type, after 24 bytes the size, after 8 more bytes (the sparse bytes) the
+    // link count.
     let at = (0..bytes.len() - 56).find(|&at| {
         bytes[at..].starts_with(&9u16.to_le_bytes())
             && bytes[at + 24..].starts_with(&SIZE.to_le_bytes())
@@ -23,7 +23,7 @@ fn set_links(image: &Path, from: u32, to: u32) {
 }
 
 #[test]
-fn a_file_with_more_names_than_its_image_says_lives_until_the_last_is_removed() {
+fn file_with_a_wrong_link_count_lives_until_its_last_name_is_removed() {
     for env in TestEnv::of_all_users() {
         if !has("mksquashfs") {
             return;
@@ -52,7 +52,7 @@ fn a_file_with_more_names_than_its_image_says_lives_until_the_last_is_removed() 
 }
 
 #[test]
-fn directories_have_the_right_link_counts_from_the_beginning() {
+fn directory_link_counts_are_corrected() {
     for env in TestEnv::of_all_users() {
         if !has("gensquashfs") || !has("tar2sqfs") {
             return;
@@ -67,7 +67,7 @@ fn directories_have_the_right_link_counts_from_the_beginning() {
             env.sh(&script).ok().out
         };
         let wanted = counts(env.work().join("tree").to_str().unwrap());
-        // As tar2sqfs and gensquashfs count, they would be wrong.
+        // gensquashfs and tar2sqfs write wrong counts.
         let verified = env.envfs(&["image", "verify", "--json", "gen.sqfs"]).ok();
         assert_ne!(
             verified.json()["directory_link_mismatches"],

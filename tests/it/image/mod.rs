@@ -1,5 +1,5 @@
-//! Images as the commands make them: what a commit carries and what it compresses, in counts; how new
-//! images share space with old ones; what the commands say of any image.
+//! Images made by commands: the blocks that a commit carries over and compresses, space shared with older
+//! images, and commands that inspect images.
 
 mod costs;
 mod embedded;

@@ -1,4 +1,4 @@
-//! On a file system that can share extents, a commit costs the space of the change.
+//! On a file system with reflinks, a commit takes only the space of the change.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::support::{Disk, TestEnv, has, images, run};
 
-/// Bytes of a file whose extents are shared with another, by `filefrag`.
+/// Returns the number of bytes of a file in shared extents, as `filefrag` reports them.
 fn shared(path: &Path) -> u64 {
     let mut command = Command::new("filefrag");
     command.args(["-v", "-b4096"]).arg(path);
@@ -21,7 +21,7 @@ fn shared(path: &Path) -> u64 {
 }
 
 #[test]
-fn a_commit_shares_the_extents_of_the_old_image() {
+fn commit_shares_extents_with_the_old_image() {
     for (maker, arguments) in [
         ("mkfs.xfs", &["-q", "-m", "reflink=1"][..]),
         ("mkfs.btrfs", &["-q"]),
@@ -51,8 +51,7 @@ fn a_commit_shares_the_extents_of_the_old_image() {
             sync.arg("-f").arg(disk.at());
             run(sync).ok();
             let image = images::current(&env, "e");
-            // All of the data area but its last block, which is not whole, and the first, where the
-            // superblock is.
+            // The whole data area except its last, partial block and the first one, with the superblock.
             let shared = shared(&image);
             assert!(
                 shared >= (32 << 20) - (128 << 10),

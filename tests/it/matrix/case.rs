@@ -1,4 +1,4 @@
-//! All cases: each operation with each object in each state.
+//! All cases: each operation on each type of object in each state.
 
 use std::fmt;
 use std::fs;
@@ -34,11 +34,11 @@ impl Case {
         x.chain(self.t.map(|(what, state)| ("t", what, state)))
     }
 
-    pub(super) fn lay_lower(&self, dir: &Path) {
+    pub(super) fn make_lower(&self, dir: &Path) {
         fs::create_dir(dir).unwrap();
         fs::create_dir(dir.join("low")).unwrap();
         for (name, what, state) in self.objects() {
-            fixture::lay_lower(dir, name, what, state);
+            fixture::make_lower(dir, name, what, state);
         }
         age(&dir.join("low"));
         age(dir);
@@ -58,7 +58,7 @@ impl Case {
         ops::act(dir, self.op)
     }
 
-    /// Returns whether bytes go through a fifo, which changes its time on ext4 alone.
+    /// Returns whether the case writes to a FIFO, which changes its time on ext4 only.
     pub(super) fn writes_through_a_fifo(&self) -> bool {
         let is_there = !matches!(self.x.1, State::Whiteout | State::Missing);
         let writes = matches!(self.op, Op::Open(flags, Then::Write) if flags.contains(OFlag::O_RDWR)
@@ -71,7 +71,7 @@ impl Case {
     }
 }
 
-/// Every way to open that means something.
+/// Returns the meaningful combinations of open flags.
 fn opens() -> Vec<Op> {
     let mut all = Vec::new();
     let extras = [
@@ -88,7 +88,7 @@ fn opens() -> Vec<Op> {
         OFlag::O_CREAT.union(OFlag::O_NOFOLLOW),
     ];
     for extra in extras {
-        // Truncating what is open for reading only is nobody's promise, but ext4 has its answer.
+        // O_RDONLY with O_TRUNC is unspecified; the reference is ext4.
         all.push(Op::Open(OFlag::O_RDONLY | extra, Then::Nothing));
         all.push(Op::Open(OFlag::O_RDONLY | extra, Then::Read));
         all.push(Op::Open(OFlag::O_WRONLY | extra, Then::Nothing));
@@ -173,7 +173,7 @@ fn on_two() -> Vec<Op> {
     ]
 }
 
-/// Returns all of them; only root makes devices.
+/// Returns all cases; those with devices need root.
 pub(super) fn all_cases(is_root: bool) -> Vec<Case> {
     let mut objects = vec![(Type::File, State::Missing)];
     for what in TYPES {

@@ -1,4 +1,4 @@
-//! Objects of every type, and how they get into every state.
+//! Creates objects of every type in every state.
 
 use std::fs;
 use std::io::Write;
@@ -21,19 +21,19 @@ pub(super) enum Type {
     HardLink,
     Fifo,
     Socket,
-    /// Device 0:0, which other unions reserve.
+    /// Device 0:0, which overlayfs uses for whiteouts.
     Device,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// In the image, untouched.
+    /// In the image, unchanged.
     Lower,
     /// New.
     Upper,
-    /// In the image, and changed since.
+    /// In the image, and changed.
     Merged,
-    /// In the image, removed, and made anew.
+    /// In the image, removed, and created again.
     Recreated,
     /// In the image, and removed.
     Whiteout,
@@ -62,7 +62,7 @@ pub(super) const STATES: [State; 5] = [
     State::Whiteout,
 ];
 
-/// Sets all times of an entry to one long gone, so that any change of them is seen.
+/// Sets all times of an entry to an old one, so that any change of them is visible.
 pub(super) fn age(path: &Path) {
     let old = TimeSpec::new(1_000_000_000, 0);
     utimensat(AT_FDCWD, path, &old, &old, UtimensatFlags::NoFollowSymlink).unwrap();
@@ -89,7 +89,7 @@ fn directory(path: &Path) {
     fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
 }
 
-/// Makes an object with all that belongs to it.
+/// Creates an object with its contents, targets and other names.
 pub(super) fn make(base: &Path, name: &str, what: Type) {
     let path = base.join(name);
     match what {
@@ -161,15 +161,15 @@ fn change(base: &Path, name: &str, what: Type) {
     age(&path);
 }
 
-/// Lays what of an object is to be in the image.
-pub(super) fn lay_lower(base: &Path, name: &str, what: Type, state: State) {
+/// Creates the part of an object that is in the image.
+pub(super) fn make_lower(base: &Path, name: &str, what: Type, state: State) {
     match state {
         State::Upper | State::Missing => {}
         _ => make(base, name, what),
     }
 }
 
-/// Brings an object, after the image was mounted, into its state. Returns whether anything was done.
+/// Brings an object into its state, in the mount. Returns whether anything was changed.
 pub(super) fn prepare(base: &Path, name: &str, what: Type, state: State) -> bool {
     match state {
         State::Lower | State::Missing => return false,

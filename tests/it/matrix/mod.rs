@@ -1,33 +1,33 @@
-//! Every operation on every kind of object in every state of a union, on a mount and on a plain
-//! directory of ext4 in lock step: results and what is left are the same.
+//! Every operation on every type of object in every state of a union, on a mount and on a plain ext4
+//! directory in lockstep: results and resulting trees must be equal.
 //!
-//! A case is one operation in a directory of its own. All cases share a mount; between any two
-//! steps of all cases it is mounted anew, and nothing may be seen of that.
+//! A case is one operation in a directory of its own. All cases share a mount, which can be remounted
+//! between all steps; a remount must have no visible effect.
 
 mod case;
 mod fixture;
 mod ops;
+mod sequence;
 mod snapshot;
-mod stream;
 
 use crate::fs::direct::{Direct, plain_directory};
 use crate::support::{TestEnv, User, run_for};
 use case::{Case, all_cases};
 use snapshot::{Snapshot, differences};
 
-/// A mount and a plain directory that are to be the same.
+/// A mount and a plain directory that must be equal.
 struct Pair {
     direct: Direct,
     plain: std::path::PathBuf,
 }
 
 impl Pair {
-    /// Lays the lower parts of all cases, as an image and as plain files.
+    /// Creates the lower parts of all cases, as an image and as plain files.
     fn new(cases: &[Case]) -> Option<Pair> {
         let env = TestEnv::new()?;
         let plain = plain_directory(&env)?;
         for (number, case) in cases.iter().enumerate() {
-            case.lay_lower(&plain.join(name(number)));
+            case.make_lower(&plain.join(name(number)));
         }
         let direct = Direct::of(env, &plain, "")?;
         Some(Pair { direct, plain })
@@ -38,7 +38,7 @@ fn name(number: usize) -> String {
     format!("{number:05}")
 }
 
-/// What went wrong, case by case; a few are shown.
+/// The failures of all cases.
 #[derive(Default)]
 struct Failures(Vec<String>);
 
@@ -52,7 +52,7 @@ impl Failures {
 
     fn none(self) {
         let count = self.0.len();
-        // All of them where somebody looks into it.
+        // ENVFS_MATRIX_ALL=1 prints all of them.
         let shown = match std::env::var_os("ENVFS_MATRIX_ALL") {
             Some(_) => count,
             None => count.min(25),
@@ -65,7 +65,7 @@ impl Failures {
     }
 }
 
-/// Reads both directories of a case and compares them, also with what the mount showed before.
+/// Reads both directories of a case and compares them with each other, and with an earlier state of the mount.
 fn compare(
     pair: &Pair,
     number: usize,
@@ -77,13 +77,13 @@ fn compare(
     );
     let mut found = differences(&ours, &theirs);
     if let Some(before) = before {
-        found.extend(ours.differs_from_before(before));
+        found.extend(ours.changes_since(before));
     }
-    found.extend(ours.is_inconsistent());
+    found.extend(ours.inconsistencies());
     (found, ours, theirs)
 }
 
-/// Runs all cases; where `remount`, the mount is made anew between all steps.
+/// Runs all cases, with remounts between all steps if `remount` is set.
 fn run(remount: bool) {
     let cases = all_cases(User::current().is_root());
     assert!(cases.len() > 3000, "{} cases", cases.len());
@@ -93,7 +93,7 @@ fn run(remount: bool) {
     let mut failures = Failures::default();
     let (at, plain) = (pair.direct.at(), pair.plain.clone());
     let both = |number: usize| (at.join(name(number)), plain.join(name(number)));
-    let again = || {
+    let remount_if_asked = || {
         if remount {
             pair.direct.remount();
         }
@@ -110,14 +110,14 @@ fn run(remount: bool) {
         failures.add("prepared", case, found);
         seen.push(ours);
     }
-    again();
+    remount_if_asked();
     for (number, case) in cases.iter().enumerate() {
         let (ours, theirs) = both(number);
         let (old_ours, old_theirs) = (Snapshot::read(&ours), Snapshot::read(&theirs));
-        let mut found = old_ours.differs_from_before(&seen[number]);
+        let mut found = old_ours.changes_since(&seen[number]);
         let results = (case.act(&ours), case.act(&theirs));
-        // The kernel lets no FUSE file system have the time of what goes through a fifo; the content
-        // of a fifo is in no file system anyway. A test of its own holds this.
+        // The kernel does not tell FUSE file systems about writes to a FIFO, so they do not change its time
+        // (`fifo_writes_do_not_change_times`).
         if case.writes_through_a_fifo() {
             fixture::age(&ours.join("x"));
             fixture::age(&theirs.join("x"));
@@ -127,7 +127,7 @@ fn run(remount: bool) {
         }
         let (more, new_ours, new_theirs) = compare(&pair, number, None);
         found.extend(more);
-        // Which object each name leads to: the same one as which name before?
+        // Compares which names refer to the same object as which names before.
         let (a, b) = (new_ours.origins(&old_ours), new_theirs.origins(&old_theirs));
         if a != b {
             found.push(format!("identities {a:?} and {b:?}"));
@@ -135,23 +135,23 @@ fn run(remount: bool) {
         failures.add("done", case, found);
         seen[number] = new_ours;
     }
-    again();
+    remount_if_asked();
     for (number, case) in cases.iter().enumerate() {
         let (found, ours, _) = compare(&pair, number, Some(&seen[number]));
-        failures.add("mounted anew", case, found);
+        failures.add("after a remount", case, found);
         seen[number] = ours;
     }
-    // Whatever an operation left must bear all others.
+    // The results of all operations must support further operations.
     for step in 0..ops::AFTERWARDS {
         for (number, case) in cases.iter().enumerate() {
             let (ours, theirs) = both(number);
             let results = (case.afterwards(&ours, step), case.afterwards(&theirs, step));
             if results.0 != results.1 {
                 let found = format!("answers {:?} and {:?}", results.0, results.1);
-                failures.add(&format!("afterwards, {step}"), case, vec![found]);
+                failures.add(&format!("follow-up {step}"), case, vec![found]);
             }
         }
-        again();
+        remount_if_asked();
     }
     for (number, case) in cases.iter().enumerate() {
         let (found, ours, _) = compare(&pair, number, None);
@@ -161,23 +161,23 @@ fn run(remount: bool) {
     pair.direct.remount();
     for (number, case) in cases.iter().enumerate() {
         let (found, _, _) = compare(&pair, number, Some(&seen[number]));
-        failures.add("at the end, mounted anew", case, found);
+        failures.add("at the end, after a remount", case, found);
     }
     failures.none();
 }
 
 #[test]
-fn every_operation_on_every_state_is_as_on_ext4() {
+fn operations_match_ext4_in_every_state() {
     run(false);
 }
 
 #[test]
-fn every_operation_on_every_state_is_as_on_ext4_with_remounts_between() {
+fn operations_match_ext4_with_remounts_in_between() {
     run(true);
 }
 
 #[test]
-fn every_operation_on_every_state_is_as_on_ext4_for_an_ordinary_user() {
+fn operations_match_ext4_for_an_ordinary_user() {
     let Some(env) = TestEnv::as_tester() else {
         return;
     };
@@ -187,7 +187,7 @@ fn every_operation_on_every_state_is_as_on_ext4_for_an_ordinary_user() {
 }
 
 #[test]
-#[ignore = "run by every_operation_on_every_state_is_as_on_ext4_for_an_ordinary_user"]
+#[ignore = "run by operations_match_ext4_for_an_ordinary_user"]
 fn as_an_ordinary_user() {
     run(true);
 }

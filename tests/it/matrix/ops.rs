@@ -1,4 +1,4 @@
-//! The operations, each a call of the system with its answer.
+//! The operations, each a system call.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,10 +14,10 @@ use nix::unistd::{
     AccessFlags, Gid, Uid, UnlinkatFlags, access, fchownat, linkat, symlinkat, truncate, unlinkat,
 };
 
-/// What a call answered: something to compare, or why it did not.
+/// The result of a call, for comparison.
 pub(super) type Answer = Result<String, Errno>;
 
-/// What is done with what was opened.
+/// What is done with an opened file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
     Nothing,
@@ -25,7 +25,7 @@ pub(super) enum Then {
     Write,
 }
 
-/// An operation on `x` (with the other object, `t`, where there are two).
+/// An operation on `x` and, if it takes two objects, on `t`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
     Open(OFlag, Then),
@@ -57,14 +57,14 @@ pub(super) enum Op {
         follow: bool,
     },
     Rename(RenameFlags),
-    /// To a place that is free: beside, in a directory of the image, in a new directory.
+    /// Renames to a free name: in the same directory, in one of the image, in a new one, or in itself.
     Move(Target),
     MakeIn,
     UnlinkIn,
     MakeDirIn,
     RemoveDirIn,
     MoveOutOf,
-    /// The path has a slash at its end.
+    /// With a slash at the end of the path.
     WithSlash(Slash),
 }
 
@@ -107,7 +107,7 @@ fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Answer {
 }
 
 fn open_and(path: &Path, flags: OFlag, then: Then) -> Answer {
-    // Nobody is at the other end of a fifo.
+    // The other end of a FIFO is not open.
     let mode = Mode::from_bits_truncate(0o640);
     let fd = open(path, flags | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, mode)?;
     let mut file = File::from(fd);
@@ -160,7 +160,7 @@ fn link(from: &Path, to: &Path, follow: bool) -> Answer {
     done(linkat(AT_FDCWD, from, AT_FDCWD, to, flags))
 }
 
-/// Does it in the directory of a case.
+/// Performs an operation in the directory of a case.
 pub(super) fn act(base: &Path, op: Op) -> Answer {
     let (x, t) = (base.join("x"), base.join("t"));
     let mode = |bits| Mode::from_bits_truncate(bits);
@@ -238,7 +238,7 @@ pub(super) fn act(base: &Path, op: Op) -> Answer {
 }
 
 fn chown(path: &Path, flags: AtFlags) -> Answer {
-    // What an ordinary user may do: give it to oneself.
+    // An ordinary user may only name oneself.
     let (uid, gid) = match nix::unistd::geteuid() {
         uid if uid.is_root() => (Uid::from_raw(12), Gid::from_raw(34)),
         uid => (uid, nix::unistd::getegid()),
@@ -246,10 +246,10 @@ fn chown(path: &Path, flags: AtFlags) -> Answer {
     done(fchownat(AT_FDCWD, path, Some(uid), Some(gid), flags))
 }
 
-/// How many steps [`afterwards`] has.
+/// The number of steps of [`afterwards`].
 pub(super) const AFTERWARDS: usize = 9;
 
-/// What is done in the directory of every case at the end, whatever is there.
+/// Performs a follow-up operation in the directory of a case, whatever exists there.
 pub(super) fn afterwards(base: &Path, step: usize) -> Answer {
     let (x, t, y) = (base.join("x"), base.join("t"), base.join("y"));
     let none = RenameFlags::empty();

@@ -1,4 +1,4 @@
-//! All that is seen of a directory.
+//! Everything visible of a directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirEntryExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// One entry, as it must be on every file system.
+/// The attributes of one entry that are equal on every file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seen {
     mode: u32,
@@ -24,9 +24,9 @@ pub(super) struct Seen {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Snapshot {
     entries: BTreeMap<String, Seen>,
-    /// Number of the object, and of the device.
+    /// Inode numbers and device numbers.
     numbers: BTreeMap<String, (u64, u64)>,
-    odd: Vec<String>,
+    inconsistencies: Vec<String>,
 }
 
 impl Snapshot {
@@ -40,7 +40,8 @@ impl Snapshot {
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
             Err(error) => {
-                self.odd.push(format!("{name}: listed, but {error}"));
+                self.inconsistencies
+                    .push(format!("{name}: listed, but {error}"));
                 return;
             }
         };
@@ -63,7 +64,7 @@ impl Snapshot {
             }
             xattrs.sort();
         }
-        // A time that was set is compared; "now" is another on each side.
+        // Only times that were set are compared; the current time differs between both sides.
         let has_set_time = meta.mtime() < 1_600_000_000;
         let seen = Seen {
             mode: meta.mode(),
@@ -95,14 +96,15 @@ impl Snapshot {
             };
             let listed_as = entry.file_type().unwrap();
             if self.entries.contains_key(&below) {
-                self.odd.push(format!("{below} is listed twice"));
+                self.inconsistencies
+                    .push(format!("{below} is listed twice"));
                 continue;
             }
             self.visit(&entry.path(), &below);
             if let (Some(number), Some(seen)) = (self.numbers.get(&below), self.entries.get(&below))
             {
                 if number.0 != entry.ino() {
-                    self.odd.push(format!(
+                    self.inconsistencies.push(format!(
                         "{below}: d_ino {} is st_ino {}",
                         entry.ino(),
                         number.0
@@ -118,14 +120,14 @@ impl Snapshot {
                     _ => listed_as.is_char_device() || listed_as.is_block_device(),
                 };
                 if !is_same {
-                    self.odd
+                    self.inconsistencies
                         .push(format!("{below}: d_type is another type than st_mode"));
                 }
             }
         }
     }
 
-    /// The numbers of files that have several names.
+    /// Returns the inode numbers of files with several names.
     pub(super) fn linked(&self) -> BTreeSet<u64> {
         let entries = self.entries.iter();
         let several = entries.filter(|(_, seen)| {
@@ -134,14 +136,14 @@ impl Snapshot {
         several.filter_map(|(name, _)| self.number(name)).collect()
     }
 
-    /// The number of an object.
+    /// Returns the inode number of a name.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.numbers.get(name).map(|number| number.0)
     }
 
-    /// What cannot be on any file system.
-    pub(super) fn is_inconsistent(&self) -> Vec<String> {
-        let mut found = self.odd.clone();
+    /// Returns contradictions that no file system may show.
+    pub(super) fn inconsistencies(&self) -> Vec<String> {
+        let mut found = self.inconsistencies.clone();
         let mut devices: Vec<u64> = self.numbers.values().map(|number| number.1).collect();
         devices.dedup();
         if devices.len() > 1 {
@@ -150,7 +152,7 @@ impl Snapshot {
         found
     }
 
-    /// For each name, the names that led to the same object before.
+    /// Returns, for each name, the names that referred to the same object before.
     pub(super) fn origins(&self, before: &Snapshot) -> BTreeMap<String, Vec<String>> {
         let of = |number: &(u64, u64)| {
             let same = before.numbers.iter().filter(|(_, old)| *old == number);
@@ -161,8 +163,8 @@ impl Snapshot {
             .collect()
     }
 
-    /// What a remount has changed; nothing may.
-    pub(super) fn differs_from_before(&self, before: &Snapshot) -> Vec<String> {
+    /// Returns differences from an earlier snapshot, inode numbers included.
+    pub(super) fn changes_since(&self, before: &Snapshot) -> Vec<String> {
         let mut found = differences(self, before);
         for (name, number) in &self.numbers {
             if let Some(old) = before.numbers.get(name)
@@ -175,7 +177,7 @@ impl Snapshot {
     }
 }
 
-/// Says in what two directories differ.
+/// Returns the differences of two directories, entry by entry.
 pub(super) fn differences(left: &Snapshot, right: &Snapshot) -> Vec<String> {
     let mut found = Vec::new();
     for (name, ours) in &left.entries {
@@ -195,7 +197,7 @@ pub(super) fn differences(left: &Snapshot, right: &Snapshot) -> Vec<String> {
     found
 }
 
-/// The same, each difference by itself, with the name that it is about.
+/// Returns the differences of two directories, attribute by attribute, with the names of the entries.
 pub(super) fn details(left: &Snapshot, right: &Snapshot) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (name, ours) in &left.entries {

@@ -1,4 +1,4 @@
-//! fsx: random reads, writes, truncations and mappings of one file, checked at every read.
+//! fsx: random operations on one file; every read is verified.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use super::installed;
 use crate::fs::direct::Direct;
 use crate::support::{TestEnv, run_for};
 
-/// Everything that a mount can do to a file.
+/// All operations that fsx supports on a mount.
 const CONFIGURATION: &str = "\
 flen = 400000
 [weights]
@@ -25,13 +25,13 @@ punch_hole = 5
 sendfile = 5
 ";
 
-/// How many operations each seed makes.
+/// Returns the number of operations for each seed.
 pub(super) fn operations(usual: u64) -> u64 {
     std::env::var("ENVFS_FSX_OPS").map_or(usual, |text| text.parse().unwrap())
 }
 
 #[test]
-fn fsx_finds_nothing() {
+fn fsx_passes() {
     let Some(program) = installed("fsx") else {
         return;
     };

@@ -1,9 +1,9 @@
-"""Random changes of one file, which an older descriptor and an older mapping must see.
+"""Random changes of files, which an older descriptor and an older mapping must see.
 
     lower_fsx.py OPERATIONS DIRECTORY WORK
 
-Every file in DIRECTORY is changed so many times, with its name as the seed; what it must hold at
-the end is left in WORK as NAME.expected.
+Changes every file in DIRECTORY that many times, with its name as the seed. The expected final content is
+written to WORK/NAME.expected.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ def exercise(path, operations, expected_path):
     old = os.open(path, os.O_RDONLY)
     mapped = mmap.mmap(old, len(good), mmap.MAP_SHARED, mmap.PROT_READ) if good else None
     mapped_size = len(good)
-    # In the cache of the kernel, where it could get stale.
+    # Fills the kernel's cache, which could become stale.
     check("first read", os.pread(old, LARGEST, 0), bytes(good))
     fd = os.open(path, os.O_RDWR)
 
@@ -108,7 +108,7 @@ def exercise(path, operations, expected_path):
         check(where, os.pread(reader, length + 5000, max(0, offset - 2500)),
               bytes(good[max(0, offset - 2500) : max(0, offset - 2500) + length + 5000]))
         if mapped and rng.random() < 0.3:
-            # Nothing beyond the end may be touched.
+            # Pages beyond the end must not be accessed.
             end = min(mapped_size, len(good))
             check(where + ", mapping", mapped[:end], bytes(good[:end]))
         if rng.random() < 0.05:

@@ -1,4 +1,4 @@
-//! As fsx, but on files of the image, which are copied up under whoever reads them.
+//! Like fsx, on files of the image, which are copied up while other descriptors read them.
 
 use std::fs;
 
@@ -8,13 +8,13 @@ use crate::support::{TestEnv, has, run_for, samples};
 
 const SCRIPT: &str = include_str!("lower_fsx.py");
 
-/// Nothing, around a page, around a block of the image, and several blocks with a fragment.
+/// Empty, around a page, around a block of the image, and several blocks with a fragment.
 const SIZES: [usize; 9] = [
     0, 1, 4095, 4096, 131_071, 131_072, 131_073, 262_144, 400_000,
 ];
 
 #[test]
-fn random_changes_of_files_of_the_image_are_seen_by_all() {
+fn changes_of_image_files_are_visible_to_all_readers() {
     if !has("python3") {
         return;
     }
@@ -39,7 +39,7 @@ fn random_changes_of_files_of_the_image_are_seen_by_all() {
             .arg(direct.at())
             .arg(env.work());
         run_for(command, 3600).ok();
-        // What a remount shows is what was seen last.
+        // A remount shows the last content.
         direct.remount();
         let same = format!(
             "for f in *.expected; do cmp $f '{}'/${{f%.expected}}; done",

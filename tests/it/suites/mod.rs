@@ -1,6 +1,6 @@
-//! Other people's test suites, on a mount and on ext4.
+//! Third-party test suites, on a mount and on ext4.
 //!
-//! The runner (`tests/run`) installs what is not in Debian and says where with `ENVFS_SUITES`.
+//! `tests/run` installs those that Debian does not package and sets `ENVFS_SUITES` to their directory.
 
 mod fsx;
 mod lower_fsx;
@@ -9,7 +9,7 @@ mod stress;
 
 use std::path::PathBuf;
 
-/// Finds a suite that the runner has installed; says that the test is skipped where it is not.
+/// Finds a suite that `tests/run` has installed; reports a skip if there is none.
 fn installed(program: &str) -> Option<PathBuf> {
     let found = std::env::var_os("ENVFS_SUITES")
         .map(|dir| PathBuf::from(dir).join("bin").join(program))

@@ -1,4 +1,4 @@
-//! pjdfstest, the suite of POSIX calls: each of its tests ends on a mount as it ends on ext4.
+//! pjdfstest, a suite of POSIX calls: each of its tests must have the same result on a mount and on ext4.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use super::installed;
 use crate::fs::direct::{Direct, plain_directory};
 use crate::support::{Run, TestEnv, find, run, skip_allowed};
 
-/// What the file systems have (posix_fallocate and so on), users that Debian has, and no remounts.
+/// The features of the file systems, users that exist on Debian, and no remounts.
 const CONFIGURATION: &str = "\
 [features]
 posix_fallocate = {}
@@ -23,11 +23,10 @@ allow_remount = false
 entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]
 ";
 
-/// It asks the C library how many links a file may have, which knows that of ext4 by the file system's
-/// type, and nothing of any FUSE file system.
+/// This test asks the C library for the maximum link count, which it knows for ext4 but not for FUSE.
 const UNKNOWN_LIMIT: &str = "link::link_count_max";
 
-/// How each test ended, by name.
+/// Returns the result of each test by name.
 fn results(done: &Run) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for line in done.out.lines() {
@@ -44,7 +43,7 @@ fn results(done: &Run) -> BTreeMap<String, String> {
     all
 }
 
-/// Takes colours away.
+/// Removes colours.
 fn plain_text(line: &str) -> String {
     let mut parts = line.split('\u{1b}');
     let mut text = parts.next().unwrap_or("").to_owned();
@@ -54,18 +53,18 @@ fn plain_text(line: &str) -> String {
     text
 }
 
-/// Where one run is to be done, and as whom.
-struct Place<'a> {
+/// How to run the suite.
+struct Runner<'a> {
     env: &'a TestEnv,
     program: PathBuf,
     settings: PathBuf,
-    /// What stands before the command line, if anything.
+    /// A prefix of the command line.
     before: Vec<&'a str>,
 }
 
-impl Place<'_> {
+impl Runner<'_> {
     fn run(&self, dir: &Path) -> BTreeMap<String, String> {
-        // Made by the user: root need not have access to the mount of another.
+        // Created as the user, because root has no access to the mount of another user.
         let made = self
             .env
             .sh(&format!("mkdir '{0}'; chmod 755 '{0}'", dir.display()));
@@ -87,10 +86,10 @@ impl Place<'_> {
     }
 }
 
-/// Runs it on both; returns how often which end, after comparing test by test.
+/// Runs the suite on both and compares each test. Returns the number of tests by result.
 fn compare(env: TestEnv, options: &str, before: &[&str]) -> Option<BTreeMap<String, usize>> {
     let program = installed("pjdfstest")?;
-    // The place where it was installed need not be open to others.
+    // Other users may have no access to the directory of the suite.
     let copy = env.root().join("pjdfstest");
     fs::copy(program, &copy).unwrap();
     fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
@@ -98,14 +97,14 @@ fn compare(env: TestEnv, options: &str, before: &[&str]) -> Option<BTreeMap<Stri
     fs::write(&settings, CONFIGURATION).unwrap();
     let plain = plain_directory(&env)?;
     let direct = Direct::empty(env, options)?;
-    let place = Place {
+    let runner = Runner {
         env: &direct.env,
         program: copy,
         settings,
         before: before.to_vec(),
     };
-    let ours = place.run(&direct.at().join("suite"));
-    let theirs = place.run(&plain.join("suite"));
+    let ours = runner.run(&direct.at().join("suite"));
+    let theirs = runner.run(&plain.join("suite"));
     let mut differences = Vec::new();
     for (name, how) in &theirs {
         let our = ours.get(name).map_or("missing", String::as_str);
@@ -123,7 +122,7 @@ fn compare(env: TestEnv, options: &str, before: &[&str]) -> Option<BTreeMap<Stri
 }
 
 #[test]
-fn pjdfstest_as_root_passes_as_on_ext4() {
+fn pjdfstest_as_root_matches_ext4() {
     let Some(env) = TestEnv::new() else { return };
     if !env.user().is_root() {
         return skip_allowed("needs root");
@@ -135,7 +134,7 @@ fn pjdfstest_as_root_passes_as_on_ext4() {
 }
 
 #[test]
-fn pjdfstest_as_an_ordinary_user_ends_as_on_ext4() {
+fn pjdfstest_as_an_ordinary_user_matches_ext4() {
     let Some(env) = TestEnv::as_tester() else {
         return;
     };
@@ -143,7 +142,7 @@ fn pjdfstest_as_an_ordinary_user_ends_as_on_ext4() {
 }
 
 #[test]
-fn pjdfstest_in_a_user_namespace_ends_as_on_ext4() {
+fn pjdfstest_in_a_user_namespace_matches_ext4() {
     let Some(env) = TestEnv::as_tester() else {
         return;
     };
@@ -153,7 +152,7 @@ fn pjdfstest_in_a_user_namespace_ends_as_on_ext4() {
     let mut probe = env.command("unshare");
     probe.args(["-Ur", "true"]);
     if run(probe).code != 0 {
-        return skip_allowed("no user namespaces here");
+        return skip_allowed("no user namespaces");
     }
     compare(env, "", &["unshare", "-Ur"]);
 }

@@ -1,6 +1,6 @@
-//! stress-ng, fio and dbench: load, with what was written checked.
+//! stress-ng, fio and dbench: load with verification of the written data.
 //!
-//! `ENVFS_STRESS_SECONDS` makes each part of stress-ng longer.
+//! `ENVFS_STRESS_SECONDS` sets the duration of each stressor of stress-ng.
 
 use crate::fs::direct::Direct;
 use crate::support::{TestEnv, has, run_for};
@@ -10,7 +10,7 @@ fn mounted() -> Option<Direct> {
 }
 
 #[test]
-fn stress_ng_verifies_its_file_systems_class() {
+fn stress_ng_filesystem_class_passes() {
     if !has("stress-ng") {
         return;
     }
@@ -19,7 +19,7 @@ fn stress_ng_verifies_its_file_systems_class() {
     let mut command = direct.env.command("stress-ng");
     command
         .args(["--class", "filesystem", "--seq", "1", "--verify"])
-        // Not there: a file system for Android, the kernel's map of extents on FUSE, fs-verity.
+        // Not supported on FUSE: binderfs, FIEMAP and fs-verity.
         .args(["--exclude", "binderfs,fiemap,verity"])
         .args(["--timeout", &seconds, "--temp-path"])
         .arg(direct.at())
@@ -28,19 +28,18 @@ fn stress_ng_verifies_its_file_systems_class() {
     let said = format!("{}{}", done.out, done.err);
     assert!(said.contains("successful run completed"), "{done}");
     assert!(!said.contains("fail:"), "{done}");
-    // The mount is whole: all that is left can be removed, and the mount made anew.
+    // The mount is consistent: leftovers can be removed, before and after a remount.
+    let at = direct.at().display().to_string();
     direct
         .env
-        .sh(&format!(
-            "rm -rf '{0}'/* && ls -A '{0}'",
-            direct.at().display()
-        ))
+        .sh(&format!("rm -rf '{at}'/*; ls -A '{at}'"))
         .ok();
     direct.remount();
+    direct.env.sh(&format!("test -z \"$(ls '{at}')\"")).ok();
 }
 
 #[test]
-fn fio_reads_back_what_it_wrote() {
+fn fio_verifies_written_data() {
     if !has("fio") {
         return;
     }
@@ -76,7 +75,7 @@ fn fio_reads_back_what_it_wrote() {
 }
 
 #[test]
-fn dbench_runs_to_its_end() {
+fn dbench_passes() {
     if !has("dbench") {
         return;
     }

@@ -1,4 +1,4 @@
-//! What a process does in the mount, and the process that does it.
+//! Operations in the mount, and the process that performs them.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
@@ -12,16 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::{TestEnv, samples};
 
-/// One act. Paths are below the directory of the process.
+/// One operation. Paths are relative to the directory of the process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Act {
+pub(super) struct FileOp {
     pub(super) path: String,
-    pub(super) what: What,
-    /// Whether it is synced before it counts as done.
+    pub(super) what: Action,
+    /// Whether the result is synced.
     pub(super) sync: bool,
 }
 
-/// Content: so many bytes, from a seed.
+/// Content generated from a seed.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Bytes {
     pub(super) seed: u64,
@@ -35,59 +35,59 @@ impl Bytes {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) enum What {
-    /// Makes a file that is not there.
+pub(super) enum Action {
+    /// Creates a new file.
     Create(Bytes),
-    /// Empties a file and writes it anew.
+    /// Truncates a file and writes it.
     Overwrite(Bytes),
     /// Writes at the end.
     Append(Bytes),
     /// Writes into the middle.
     Patch(usize, Bytes),
-    /// Writes another file, syncs it, and renames it over this one: how careful programs do it.
+    /// Writes another file, syncs it, and renames it over this one.
     Replace(Bytes),
     /// Changes the length.
     Resize(usize),
     Symlink(String),
     Unlink,
-    /// A file or a directory, also over what is there.
+    /// Renames a file or a directory, also over an existing one.
     Rename(String),
-    /// Copies all that there is to a place outside of the mount.
+    /// Copies everything to a directory outside of the mount.
     CopyTo(PathBuf),
 }
 
-impl Act {
-    /// Does it.
+impl FileOp {
+    /// Performs the operation.
     fn run(&self, root: &Path) -> io::Result<()> {
         let path = root.join(&self.path);
         let file = match &self.what {
-            What::Create(bytes) => {
+            Action::Create(bytes) => {
                 make_parent(&path)?;
                 let mut file = File::options().write(true).create_new(true).open(&path)?;
                 file.write_all(&bytes.make())?;
                 Some(file)
             }
-            What::Overwrite(bytes) => {
+            Action::Overwrite(bytes) => {
                 let mut file = File::options().write(true).truncate(true).open(&path)?;
                 file.write_all(&bytes.make())?;
                 Some(file)
             }
-            What::Append(bytes) => {
+            Action::Append(bytes) => {
                 let mut file = File::options().append(true).open(&path)?;
                 file.write_all(&bytes.make())?;
                 Some(file)
             }
-            What::Patch(at, bytes) => {
+            Action::Patch(at, bytes) => {
                 let file = File::options().write(true).open(&path)?;
                 file.write_all_at(&bytes.make(), *at as u64)?;
                 Some(file)
             }
-            What::Resize(len) => {
+            Action::Resize(len) => {
                 let file = File::options().write(true).open(&path)?;
                 file.set_len(*len as u64)?;
                 Some(file)
             }
-            What::Replace(bytes) => {
+            Action::Replace(bytes) => {
                 let draft = root.join(DRAFT);
                 let mut file = File::create(&draft)?;
                 file.write_all(&bytes.make())?;
@@ -96,16 +96,16 @@ impl Act {
                 fs::rename(&draft, &path)?;
                 None
             }
-            What::Symlink(target) => {
+            Action::Symlink(target) => {
                 make_parent(&path)?;
                 symlink(target, &path)?;
                 None
             }
-            What::Unlink => {
+            Action::Unlink => {
                 fs::remove_file(&path)?;
                 None
             }
-            What::Rename(to) => {
+            Action::Rename(to) => {
                 let to = root.join(to);
                 make_parent(&to)?;
                 fs::rename(&path, &to)?;
@@ -115,10 +115,10 @@ impl Act {
                 }
                 None
             }
-            What::CopyTo(to) => return copy_out(root, to),
+            Action::CopyTo(to) => return copy_out(root, to),
         };
         match file {
-            // Enough for a new file's name as well: the directory need not be synced.
+            // On envfs this makes the name of a new file durable, too.
             Some(file) if self.sync => file.sync_all(),
             None if self.sync => sync_dir(&path),
             _ => Ok(()),
@@ -126,7 +126,7 @@ impl Act {
     }
 }
 
-/// What a file is written as before it is renamed.
+/// The name of a file before it is renamed.
 pub(super) const DRAFT: &str = ".draft";
 
 fn make_parent(path: &Path) -> io::Result<()> {
@@ -164,8 +164,8 @@ fn copy_out(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a program that was copied a moment ago: a child of another thread may have it open for writing
-/// until that child is another program.
+/// Starts a program that was just copied. Retries while a child that another thread has forked still has it open
+/// for writing.
 fn spawn(command: &mut Command) -> Child {
     loop {
         match command.spawn() {
@@ -177,20 +177,20 @@ fn spawn(command: &mut Command) -> Child {
     }
 }
 
-/// A process that acts, one act after another.
+/// A process that performs one operation after another.
 #[derive(Debug)]
-pub(super) struct Actor {
+pub(super) struct Worker {
     child: Child,
     orders: ChildStdin,
     answers: Receiver<String>,
 }
 
-impl Actor {
-    /// Starts one that acts below `root`.
-    pub(super) fn start(env: &TestEnv, root: &Path) -> Actor {
-        let mut command = env.test_command("endure::acts::acts_as_told");
+impl Worker {
+    /// Starts one that works in `root`.
+    pub(super) fn start(env: &TestEnv, root: &Path) -> Worker {
+        let mut command = env.test_command("endure::worker::obeys_commands");
         command
-            .env("ENVFS_ACTS_IN", root)
+            .env("ENVFS_TEST_WORKER_ROOT", root)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -203,27 +203,27 @@ impl Actor {
                 .map_while(Result::ok)
                 .try_for_each(|line| sender.send(line))
         });
-        Actor {
+        Worker {
             child,
             orders,
             answers,
         }
     }
 
-    /// Has it do one act, and returns what went wrong.
-    pub(super) fn act(&mut self, act: &Act) -> Result<(), String> {
-        let mut line = serde_json::to_string(act).unwrap();
+    /// Performs an operation and returns its error.
+    pub(super) fn perform(&mut self, op: &FileOp) -> Result<(), String> {
+        let mut line = serde_json::to_string(op).unwrap();
         line.push('\n');
         self.orders.write_all(line.as_bytes()).unwrap();
         match self.answers.recv_timeout(Duration::from_secs(120)) {
             Ok(answer) if answer == "done" => Ok(()),
             Ok(answer) => Err(answer),
-            Err(error) => panic!("{act:?} has no end: {error}"),
+            Err(error) => panic!("{op:?} hangs: {error}"),
         }
     }
 }
 
-impl Drop for Actor {
+impl Drop for Worker {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
@@ -231,14 +231,14 @@ impl Drop for Actor {
 }
 
 #[test]
-#[ignore = "is a process of other tests"]
-fn acts_as_told() {
-    let Some(root) = std::env::var_os("ENVFS_ACTS_IN").map(PathBuf::from) else {
+#[ignore = "a child process of other tests"]
+fn obeys_commands() {
+    let Some(root) = std::env::var_os("ENVFS_TEST_WORKER_ROOT").map(PathBuf::from) else {
         return;
     };
     for line in io::stdin().lines() {
-        let act: Act = serde_json::from_str(&line.unwrap()).unwrap();
-        match act.run(&root) {
+        let op: FileOp = serde_json::from_str(&line.unwrap()).unwrap();
+        match op.run(&root) {
             Ok(()) => eprintln!("done"),
             Err(error) => eprintln!("{error}"),
         }

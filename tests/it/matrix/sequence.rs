@@ -1,4 +1,4 @@
-//! Long streams of operations on a mount and on ext4, which must leave the same trees.
+//! Long random sequences of operations on a mount and on ext4, which must leave equal trees.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use crate::fs::direct::{Direct, plain_directory};
 use crate::support::overlay::Overlay;
 use crate::support::{TestEnv, User, finish, samples};
 
-/// The same numbers for the same seed, everywhere.
+/// A reproducible generator of random numbers.
 #[derive(Clone)]
 struct Random(u64);
 
@@ -35,7 +35,7 @@ impl Random {
     }
 }
 
-/// A path of a few names, so that operations meet each other's results.
+/// Returns a path of few possible ones, so that operations work on the results of others.
 fn path(random: &mut Random) -> PathBuf {
     let mut path = PathBuf::new();
     let depth = 1 + random.below(3);
@@ -51,7 +51,7 @@ fn errno(error: std::io::Error) -> Errno {
 }
 
 fn write_at(path: &Path, create: bool, offset: u64, data: &[u8]) -> Result<(), Errno> {
-    // A fifo without a reader would be waited for.
+    // Opening a FIFO would block.
     let kind = fs::symlink_metadata(path).map(|meta| meta.file_type());
     if kind.is_ok_and(|kind| !kind.is_file() && !kind.is_dir()) {
         return Ok(());
@@ -66,7 +66,7 @@ fn write_at(path: &Path, create: bool, offset: u64, data: &[u8]) -> Result<(), E
         .map_err(errno)
 }
 
-/// Does one operation below `root`; the random numbers alone decide which.
+/// Performs an operation below `root` that depends on the random numbers only.
 fn step(root: &Path, random: &mut Random) -> (&'static str, Result<(), Errno>) {
     let (a, b) = (root.join(path(random)), root.join(path(random)));
     let (number, size) = (random.below(1 << 20), random.below(300_000));
@@ -182,11 +182,11 @@ fn step(root: &Path, random: &mut Random) -> (&'static str, Result<(), Errno>) {
     }
 }
 
-/// A tree to begin with: every name has something.
-fn begin(root: &Path) {
+/// Creates an initial tree.
+fn make_initial_tree(root: &Path) {
     let mut random = Random::new(99);
     for _ in 0..400 {
-        // The answer is of no interest yet.
+        // Many of these fail.
         step(root, &mut random).1.ok();
     }
 }
@@ -208,7 +208,7 @@ fn pair(workers: usize) -> Option<(Direct, PathBuf)> {
     for worker in 0..workers {
         let dir = plain.join(format!("w{worker}"));
         fs::create_dir(&dir).unwrap();
-        begin(&dir);
+        make_initial_tree(&dir);
     }
     let direct = Direct::of(env, &plain, "")?;
     Some((direct, plain))
@@ -218,7 +218,7 @@ fn pair(workers: usize) -> Option<(Direct, PathBuf)> {
 fn assert_same(direct: &Direct, plain: &Path, what: &str) {
     let (ours, theirs) = (Snapshot::read(&direct.at()), Snapshot::read(plain));
     let mut found = differences(&ours, &theirs);
-    found.extend(ours.is_inconsistent());
+    found.extend(ours.inconsistencies());
     let count = found.len();
     found.truncate(5);
     assert!(
@@ -229,7 +229,7 @@ fn assert_same(direct: &Direct, plain: &Path, what: &str) {
 }
 
 #[test]
-fn a_stream_of_operations_leaves_what_it_leaves_on_ext4() {
+fn operation_sequences_match_ext4() {
     for seed in seeds() {
         let Some((direct, plain)) = pair(1) else {
             return;
@@ -247,7 +247,7 @@ fn a_stream_of_operations_leaves_what_it_leaves_on_ext4() {
         }
         assert_same(&direct, &plain, &format!("seed {seed}"));
         direct.remount();
-        assert_same(&direct, &plain, &format!("seed {seed}, mounted anew"));
+        assert_same(&direct, &plain, &format!("seed {seed}, after a remount"));
         direct.kill();
         direct.mount();
         assert_same(&direct, &plain, &format!("seed {seed}, after a kill"));
@@ -255,7 +255,7 @@ fn a_stream_of_operations_leaves_what_it_leaves_on_ext4() {
 }
 
 #[test]
-fn streams_side_by_side_leave_what_they_leave_on_ext4() {
+fn concurrent_operation_sequences_match_ext4() {
     const WORKERS: usize = 4;
     let Some((direct, plain)) = pair(WORKERS) else {
         return;
@@ -268,7 +268,7 @@ fn streams_side_by_side_leave_what_they_leave_on_ext4() {
     let spawn = |root: &Path, worker: usize| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args(["--exact", "matrix::stream::one_of_several_processes"])
+            .args(["--exact", "matrix::sequence::sequence_process"])
             .args(["--ignored", "--nocapture"])
             .env("ENVFS_STREAM_WORKER", worker.to_string())
             .env("ENVFS_STREAM_ROOT", root)
@@ -291,30 +291,30 @@ fn streams_side_by_side_leave_what_they_leave_on_ext4() {
             .find_map(|line| line.split_once("claims: "));
         claims[side] += line.unwrap().1.parse::<usize>().unwrap();
     }
-    // Each was somebody's, and nobody else's.
+    // Exactly one process created each file.
     assert_eq!(claims, [steps() / 2, steps() / 2]);
     for root in [&at, &plain] {
         let log = root.join(SHARED).join("log");
         let text = fs::read_to_string(&log).unwrap();
         let mut lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), WORKERS * (steps() / 2), "appended lines");
-        // In which order is nobody's promise.
+        // The order is unspecified.
         lines.sort_unstable();
         fs::write(&log, lines.join("\n")).unwrap();
     }
-    assert_same(&direct, &plain, "side by side");
+    assert_same(&direct, &plain, "after concurrent sequences");
     direct.remount();
-    assert_same(&direct, &plain, "side by side, mounted anew");
+    assert_same(&direct, &plain, "after concurrent sequences and a remount");
 }
 
-/// What all processes change.
+/// The directory that all processes change.
 const SHARED: &str = "shared";
 
-/// What one process does: a stream in a directory of its own, and between its steps things in one that it
-/// shares, where the outcome does not depend on who comes first.
+/// One process: a sequence in a directory of its own, and between its steps operations in a shared directory whose
+/// combined result does not depend on their order.
 #[test]
-#[ignore = "run by streams_side_by_side_leave_what_they_leave_on_ext4"]
-fn one_of_several_processes() {
+#[ignore = "run by concurrent_operation_sequences_match_ext4"]
+fn sequence_process() {
     let Ok(worker) = std::env::var("ENVFS_STREAM_WORKER") else {
         return;
     };
@@ -335,7 +335,7 @@ fn one_of_several_processes() {
             Ok(_) => claims += 1,
             Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::AlreadyExists),
         }
-        // A directory that comes with whoever needs it first; names in it that come, move and go.
+        // The first process creates the directory; entries in it are created, renamed and removed.
         let dir = shared.join(format!("d{}", number % 9));
         match fs::create_dir(&dir) {
             Ok(()) => {}
@@ -352,7 +352,7 @@ fn one_of_several_processes() {
             )),
         }
         if number % 50 == 0 {
-            // Whatever others do meanwhile, what nobody changes is met exactly once.
+            // An entry that no process changes is listed exactly once.
             let listed = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name());
             let met = listed.filter(|n| Some(&**n) == name.file_name()).count();
             let is_there = name.symlink_metadata().is_ok();
@@ -362,8 +362,8 @@ fn one_of_several_processes() {
     println!("\nclaims: {claims}");
 }
 
-/// What the kernel's overlayfs does otherwise, and why. All words of a row are in the text of such a
-/// difference.
+/// Known differences of kernel overlayfs and their reasons. The text of such a difference contains all words of a
+/// row.
 const KNOWN: [(&[&str], &str); 6] = [
     (
         &["rename", "EXDEV"],
@@ -376,26 +376,26 @@ const KNOWN: [(&[&str], &str); 6] = [
     (&["nlink of a directory"], "a merged directory has one link"),
     (
         &["d_ino", "is st_ino"],
-        "a listing tells the number in the layer, unless xino=on",
+        "listings return the inode number of the layer, unless xino=on",
     ),
     (
         &["several devices"],
-        "files of a lower layer have a device of their own, unless xino=on",
+        "files of a lower layer have another device number, unless xino=on",
     ),
     (
         &["object", "was"],
-        "numbers are not kept over a remount by what has none in the upper directory",
+        "inode numbers of objects that are not in the upper directory do not survive a remount",
     ),
 ];
 
-/// The reason of a difference, if it is known.
+/// Returns the reason for a known difference.
 fn known(difference: &str) -> Option<&'static str> {
     let is_it = |words: &[&str]| words.iter().all(|word| difference.contains(word));
     let row = KNOWN.iter().find(|(words, _)| is_it(words));
     row.map(|(_, reason)| *reason)
 }
 
-/// Differences by reason, and those for which nobody has one.
+/// Counts of known differences by reason, and unknown differences.
 #[derive(Default)]
 struct Facts {
     known: BTreeMap<&'static str, usize>,
@@ -411,7 +411,7 @@ impl Facts {
     }
 }
 
-/// Does a stream on a mount and on overlayfs. What overlayfs cannot do is not done on the mount either.
+/// Runs a sequence on a mount and on overlayfs. Operations that overlayfs does not support are skipped on the mount.
 fn compare_with_overlayfs(seed: u64, options: &str, facts: &mut Facts) -> Option<()> {
     let (direct, plain) = pair(1)?;
     let changes = plain.parent().unwrap().join("overlay");
@@ -436,21 +436,21 @@ fn compare_with_overlayfs(seed: u64, options: &str, facts: &mut Facts) -> Option
         let of = if is_linked { "hard link " } else { "" };
         facts.note(format!("{of}{name:?}: {what}"));
     }
-    for difference in theirs.is_inconsistent() {
+    for difference in theirs.inconsistencies() {
         facts.note(difference);
     }
     direct.remount();
     overlay.remount();
     let again = Snapshot::read(&direct.at());
-    assert_eq!(again.differs_from_before(&ours), Vec::<String>::new());
-    for difference in Snapshot::read(overlay.at()).differs_from_before(&theirs) {
+    assert_eq!(again.changes_since(&ours), Vec::<String>::new());
+    for difference in Snapshot::read(overlay.at()).changes_since(&theirs) {
         facts.note(difference);
     }
     Some(())
 }
 
 #[test]
-fn a_stream_differs_from_overlayfs_in_what_is_known() {
+fn operation_sequences_differ_from_overlayfs_only_as_documented() {
     for options in [
         "index=off,redirect_dir=nofollow",
         "index=on,redirect_dir=on",
@@ -468,7 +468,7 @@ fn a_stream_differs_from_overlayfs_in_what_is_known() {
         facts.unknown.truncate(20);
         assert!(
             facts.unknown.is_empty(),
-            "{count} differences from overlayfs with {options} that nobody knows (mount first):\n{}",
+            "{count} unknown differences from overlayfs with {options} (mount first):\n{}",
             facts.unknown.join("\n")
         );
     }
