@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod concurrent_commit;
 mod crash;
+mod discard;
 mod environment_ops;
 mod file_ops;
 mod io_failures;
