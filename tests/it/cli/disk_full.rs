@@ -150,9 +150,7 @@ fn copy_up_and_commit_on_a_full_disk_lose_nothing() {
         .fails(8, &["nothing was changed"]);
     small.fill(0);
     let _may_fail = env.envfs(&["commit", "e"]);
-    eprintln!("PROBE {_may_fail}");
     let mounted = env.envfs(&["mount", "e"]);
-    eprintln!("PROBE {mounted}");
     if mounted.code == 0 {
         tree::assert_same(&before, &tree::read(&prefix), Look::ALL, "on a full disk");
     }
