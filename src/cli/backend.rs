@@ -19,6 +19,7 @@ use crate::daemon::service::{self, LOCK_TIMEOUT, LOST, Local, mount_environment}
 use crate::daemon::{lifecycle, log};
 use crate::environment::{
     Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, Store,
+    real_path,
 };
 use crate::progress::Progress;
 use crate::squashfs::Compression;
@@ -297,35 +298,54 @@ pub(super) fn choose_prefix(
     wanted: Option<&Path>,
 ) -> Result<Prefix> {
     let prefix = Prefix::choose(store.layout(), name, wanted)?;
-    for other in store.list()? {
-        // A damaged environment must not prevent creating others.
-        let Ok(facts) = store
-            .open(&other)
-            .map_err(CommandError::from)
-            .and_then(|other| facts(&other))
-        else {
-            continue;
-        };
-        let relation = if facts.prefix == prefix.path {
+    refuse_overlap(store, &prefix.path)
+        .map_err(|error| error.hint("choose another path with --prefix"))?;
+    Ok(prefix)
+}
+
+/// Fails if a path overlaps the prefix of an environment.
+pub(super) fn refuse_overlap(store: &Store, path: &Path) -> Result<()> {
+    let real = |path: &Path| real_path(path).unwrap_or_else(|_| path.to_owned());
+    let own = real(path);
+    for (other, prefix) in prefixes(store)? {
+        // A mount whose daemon has died cannot be resolved.
+        let other_parent = prefix.parent().map(real).unwrap_or_default();
+        let theirs = other_parent.join(prefix.file_name().unwrap_or_default());
+        let relation = if prefix == path || theirs == own {
             "is the prefix"
-        } else if prefix.path.starts_with(&facts.prefix) {
+        } else if path.starts_with(&prefix) || own.starts_with(&theirs) {
             "is inside the prefix"
-        } else if facts.prefix.starts_with(&prefix.path) {
+        } else if prefix.starts_with(path) || theirs.starts_with(&own) {
             "contains the prefix"
         } else {
             continue;
         };
-        return Err(CommandError::new(
-            Kind::Conflict,
-            format!(
-                "{} {relation} of {other} ({})",
-                quoted(&prefix.path),
-                quoted(&facts.prefix)
-            ),
-        )
-        .hint("choose another path with --prefix"));
+        let message = format!(
+            "{} {relation} of {other} ({})",
+            quoted(path),
+            quoted(&prefix)
+        );
+        return Err(CommandError::new(Kind::Conflict, message));
     }
-    Ok(prefix)
+    Ok(())
+}
+
+/// Returns the prefixes of all environments, without those whose database cannot be read.
+pub(super) fn prefixes(store: &Store) -> Result<Vec<(EnvName, PathBuf)>> {
+    let mut prefixes = Vec::new();
+    for name in store.list()? {
+        let opened = store.open(&name).map_err(CommandError::from);
+        let prefix = opened.and_then(|environment| prefix(&environment));
+        if let Ok(Some(prefix)) = prefix {
+            prefixes.push((name, prefix));
+        }
+    }
+    Ok(prefixes)
+}
+
+/// Returns the prefix of an environment.
+pub(super) fn prefix(environment: &Environment) -> Result<Option<PathBuf>> {
+    Ok(open_read_only(environment)?.prefix()?)
 }
 
 /// Returns the history of an environment, oldest first.

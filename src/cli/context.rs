@@ -1,13 +1,13 @@
 //! The context of a command: the store, the output, and the environments that it names.
 
 use std::ffi::OsString;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::backend::{self, Facts};
 use super::error::{CommandError, Result};
 use super::output::Output;
-use super::read_only;
+use super::{place, read_only};
 use crate::commit::{Collected, GcOptions};
 use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
@@ -46,43 +46,86 @@ impl Context {
         }
     }
 
-    /// Returns the environment with this name, or the active one.
+    /// Returns the environment that a word names, or the active one.
     pub fn environment(&self, name: Option<&str>) -> Result<Env> {
         Env::new(self.store()?, self.files_of(name)?)
     }
 
-    /// Returns the files of the environment with this name, or of the active one, without reading
-    /// its database.
+    /// Returns the files of the environment that a word names, or of the active one, without reading
+    /// its database. The word is a name, or a path that is the prefix of an environment or inside
+    /// it. A word that can be both is a name, unless it contains a slash or is `.` or `..`.
     pub fn files_of(&self, name: Option<&str>) -> Result<Environment> {
-        let name = match name {
-            Some(name) => name.to_owned(),
-            None => active_name().ok_or_else(|| {
+        let Some(word) = name else {
+            let active = active_name().ok_or_else(|| {
                 CommandError::usage("no environment given and none is active")
                     .hint("give its name (envfs list shows them), or: envfs activate NAME")
-            })?,
+            })?;
+            return Ok(self.store()?.open(&EnvName::new(&active)?)?);
         };
-        Ok(self.store()?.open(&EnvName::new(&name)?)?)
+        let store = self.store()?;
+        let path = Path::new(word);
+        let is_path = place::is_path(path);
+        let name = EnvName::new(word);
+        if !is_path
+            && let Ok(name) = &name
+            && store.exists(name)
+        {
+            return Ok(store.open(name)?);
+        }
+        if is_path || path.symlink_metadata().is_ok() {
+            return match place::find(&store, path)? {
+                Some((environment, _)) => Ok(environment),
+                None if is_path || name.is_err() => Err(place::none_at(path)),
+                None => Err(store
+                    .open(&name?)
+                    .map_or_else(CommandError::from, |_| place::none_at(path))),
+            };
+        }
+        Ok(store.open(&name?)?)
     }
 
-    /// Returns whether an environment with this name exists.
+    /// Returns whether a word names an environment that exists.
     pub fn is_name(&self, word: &str) -> bool {
-        EnvName::new(word).is_ok_and(|name| self.store().is_ok_and(|store| store.exists(&name)))
+        self.files_of(Some(word)).is_ok()
     }
 
-    /// Parses `[NAME] [PATH…]`: the first word is a name if an environment with that name exists,
-    /// or if no environment is active.
+    /// Parses `[NAME] [PATH…]`. The first word is a name if an environment with that name exists, or
+    /// if no environment is active. If it is a path in an environment other than the active one, it
+    /// names that environment, and selects what it leads to unless that is the prefix.
     pub fn environment_and_paths(&self, words: &[OsString]) -> Result<(Env, Selection)> {
         let store = self.store()?;
+        let active = active_name();
         let is_name = |word: &OsString| {
-            word.to_str()
-                .and_then(|text| EnvName::new(text).ok())
-                .is_some_and(|name| store.exists(&name))
+            !place::is_path(Path::new(word))
+                && word
+                    .to_str()
+                    .and_then(|text| EnvName::new(text).ok())
+                    .is_some_and(|name| store.exists(&name))
         };
         let (name, paths) = match words.split_first() {
-            Some((first, rest)) if is_name(first) || active_name().is_none() => {
+            None => (None, words),
+            Some((first, rest)) if is_name(first) => {
                 (Some(first.to_string_lossy().into_owned()), rest)
             }
-            _ => (None, words),
+            Some((first, rest)) => {
+                let path = Path::new(first);
+                let found = match place::is_path(path) || path.symlink_metadata().is_ok() {
+                    true => place::find(&store, path)?,
+                    false => None,
+                };
+                match found {
+                    Some((found, inner)) if active.as_deref() != Some(found.name().as_str()) => {
+                        let paths = if inner.as_os_str().is_empty() {
+                            rest
+                        } else {
+                            words
+                        };
+                        (Some(found.name().to_string()), paths)
+                    }
+                    None if active.is_none() => (Some(first.to_string_lossy().into_owned()), rest),
+                    _ => (None, words),
+                }
+            }
         };
         let environment = self.environment(name.as_deref())?;
         let selection = environment.select(paths)?;
@@ -247,35 +290,28 @@ impl Env {
         }
     }
 
-    /// Makes paths relative to the prefix. They may be absolute, relative to a working directory
-    /// inside the environment, or relative to the prefix.
+    /// Makes paths relative to the prefix. They may lead into the environment from the root or from
+    /// the working directory, or be relative to the prefix.
     pub fn select(&self, paths: &[OsString]) -> Result<Selection> {
         let prefix = &self.target.prefix;
-        let inside = std::env::current_dir()
-            .ok()
-            .and_then(|dir| dir.strip_prefix(prefix).map(Path::to_path_buf).ok());
         let mut selection = Selection::default();
         for path in paths {
             let path = Path::new(path);
-            let relative = if path.is_absolute() {
-                path.strip_prefix(prefix)
-                    .map(Path::to_path_buf)
-                    .map_err(|_| {
-                        CommandError::usage(format!(
-                            "{} is outside of {} ({})",
-                            quoted(path),
-                            self.name(),
-                            quoted(prefix)
-                        ))
-                    })?
-            } else {
-                inside.clone().unwrap_or_default().join(path)
+            let outside = || {
+                CommandError::usage(format!(
+                    "{} is outside of {} ({})",
+                    quoted(path),
+                    self.name(),
+                    quoted(prefix)
+                ))
             };
-            let Some(clean) = normalize(&relative) else {
-                return Err(CommandError::usage(format!(
-                    "{} is outside of the environment",
-                    quoted(path)
-                )));
+            let clean = match place::below(prefix, path) {
+                Some(clean) => clean,
+                // A working directory in the prefix is where the path begins, even if it leads out.
+                None if path.is_absolute() || place::below(prefix, Path::new(".")).is_some() => {
+                    return Err(outside());
+                }
+                None => place::normalize(path).ok_or_else(outside)?,
             };
             if clean.as_os_str().is_empty() {
                 // The prefix itself selects everything.
@@ -284,37 +320,5 @@ impl Env {
             selection.paths.push(Text::from(clean));
         }
         Ok(selection)
-    }
-}
-
-/// Resolves `.` and `..` lexically. Returns `None` if they lead above the start.
-fn normalize(path: &Path) -> Option<PathBuf> {
-    let mut out = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => out.push(name),
-            Component::ParentDir => {
-                if !out.pop() {
-                    return None;
-                }
-            }
-            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-        }
-    }
-    Some(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_cannot_lead_out_of_the_environment() {
-        assert_eq!(
-            normalize(Path::new("a/./b/../c")),
-            Some(PathBuf::from("a/c"))
-        );
-        assert_eq!(normalize(Path::new("./")), Some(PathBuf::new()));
-        assert_eq!(normalize(Path::new("a/../../b")), None);
     }
 }

@@ -11,6 +11,7 @@ mod error;
 mod mount_options;
 mod new_file;
 mod output;
+mod place;
 mod program;
 mod read_only;
 

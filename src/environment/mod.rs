@@ -17,6 +17,6 @@ pub use error::{EnvironmentError, Result};
 pub use layout::{HomeId, Layout, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE};
 pub use name::EnvName;
-pub use prefix::Prefix;
+pub use prefix::{Prefix, real_path};
 pub use store::{Environment, Garbage, NewEnvironment, Store};
 pub use trust::{TRUST, other_owner, refuse_replaceable};

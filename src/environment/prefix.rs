@@ -136,7 +136,7 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
 }
 
 /// Resolves symbolic links in the part of the path that exists, and keeps the rest.
-fn real_path(path: &Path) -> io::Result<PathBuf> {
+pub fn real_path(path: &Path) -> io::Result<PathBuf> {
     for ancestor in path.ancestors() {
         match fs::canonicalize(ancestor) {
             Ok(real) => {

@@ -54,7 +54,7 @@ impl Args {
             .older_than
             .map(|days| Timestamp::now().secs - i64::from(days) * 86_400);
         let names = match &self.name {
-            Some(name) => vec![crate::environment::EnvName::new(name)?],
+            Some(name) => vec![context.files_of(Some(name))?.name().clone()],
             None => store.list()?,
         };
         let mut report = serde_json::Map::new();

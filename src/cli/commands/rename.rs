@@ -37,10 +37,10 @@ impl Args {
             );
         }
         let lock = EnvLock::lock(env.environment.layout(), "rename", LOCK_TIMEOUT)?;
+        let old = env.name().to_owned();
         env.environment.rename(&new, &lock)?;
         context.output.note(format!(
-            "{} is now {new}; its prefix is still {}",
-            self.old,
+            "{old} is now {new}; its prefix is still {}",
             quoted(&env.target.prefix)
         ));
         Ok(())

@@ -4,6 +4,7 @@
 
 mod activate;
 mod archives;
+mod by_path;
 mod concurrent;
 mod copied_store;
 mod create;
