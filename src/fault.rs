@@ -3,7 +3,7 @@
 //! [`POINTS`] lists the steps of every operation with several steps. Tests crash the process at
 //! each of them and check recovery, so a new step is covered as soon as it is listed. The variable
 //! `ENVFS_FAULT` names the point at which the process kills itself, or the fault to inject. Only
-//! builds with debug assertions read it.
+//! builds with debug assertions read it. It may name several, separated by commas.
 
 /// All crash points, in the order of the steps of each operation.
 pub const POINTS: &[&str] = &[
@@ -11,6 +11,16 @@ pub const POINTS: &[&str] = &[
     "import.named",
     "import.checked",
     "import.initialised",
+    "in-place.created",
+    "in-place.placed",
+    "in-place.renamed",
+    "in-place.swapped",
+    "in-place.mounted",
+    "undo.begun",
+    "undo.swapped",
+    "undo.removed",
+    "finish.begun",
+    "finish.deleted",
     "commit.rotated",
     "commit.written",
     "commit.named",
@@ -31,7 +41,12 @@ pub const NO_SYNC: &str = "sync.none";
 #[cfg(debug_assertions)]
 pub(crate) fn is_enabled(name: &'static str) -> bool {
     debug_assert!(!POINTS.contains(&name), "{name} is a crash point");
-    std::env::var_os("ENVFS_FAULT").is_some_and(|wanted| wanted == name)
+    is_wanted(name)
+}
+
+#[cfg(debug_assertions)]
+fn is_wanted(name: &str) -> bool {
+    std::env::var("ENVFS_FAULT").is_ok_and(|wanted| wanted.split(',').any(|word| word == name))
 }
 
 /// Returns false: release builds inject no faults.
@@ -73,7 +88,7 @@ pub(crate) fn point(name: &'static str) {
         POINTS.contains(&name),
         "crash point {name} is not in POINTS"
     );
-    if std::env::var_os("ENVFS_FAULT").is_some_and(|wanted| wanted == name) {
+    if is_wanted(name) {
         tracing::warn!(name, "killing the process at a crash point");
         let own = nix::unistd::Pid::this();
         // The signal cannot be caught, so this does not return unless sending fails.

@@ -18,8 +18,7 @@ use crate::daemon::protocol::{Service, TagOptions};
 use crate::daemon::service::{self, LOCK_TIMEOUT, LOST, Local, mount_environment};
 use crate::daemon::{lifecycle, log};
 use crate::environment::{
-    Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, Store,
-    real_path,
+    Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, Store, real_path,
 };
 use crate::progress::Progress;
 use crate::squashfs::Compression;
@@ -189,6 +188,28 @@ pub(super) struct Imported {
     pub image_bytes: u64,
     /// What is not as the source says.
     pub notes: Vec<String>,
+    /// The path of the original directory, if the environment is in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Text>,
+}
+
+impl Imported {
+    /// Describes what was made.
+    pub(super) fn of(
+        name: &EnvName,
+        options: &commit::ImportOptions,
+        done: &commit::Imported,
+    ) -> Imported {
+        Imported {
+            name: name.to_string(),
+            prefix: options.prefix.as_path().into(),
+            files: done.entries,
+            content_bytes: done.content_bytes,
+            image_bytes: done.image_bytes,
+            notes: done.notes.clone(),
+            backup: None,
+        }
+    }
 }
 
 /// Packs a directory, an archive or an image into a new environment.
@@ -207,14 +228,7 @@ pub(super) fn import(
     // Fail before the long work rather than after it.
     lifecycle::try_prefix(&options.prefix)?;
     let done = commit::import(&source, new, &options, progress).map_err(Failure::from)?;
-    Ok(Imported {
-        name: name.to_string(),
-        prefix: options.prefix.into(),
-        files: done.entries,
-        content_bytes: done.content_bytes,
-        image_bytes: done.image_bytes,
-        notes: done.notes,
-    })
+    Ok(Imported::of(name, &options, &done))
 }
 
 /// Creates an empty environment.
@@ -255,6 +269,16 @@ fn import_options(
     output: &Output,
 ) -> Result<commit::ImportOptions> {
     let prefix = choose_prefix(store, name, options.prefix.as_deref())?;
+    options_at(store, prefix, options, output)
+}
+
+/// Returns the options of an import for a prefix that was checked. Prints the warnings about it.
+pub(super) fn options_at(
+    store: &Store,
+    prefix: Prefix,
+    options: &NewOptions,
+    output: &Output,
+) -> Result<commit::ImportOptions> {
     for warning in &prefix.warnings {
         output.warn(warning);
     }

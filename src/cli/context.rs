@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::backend::{self, Facts};
 use super::error::{CommandError, Result};
 use super::output::Output;
-use super::{place, read_only};
+use super::{in_place, place, read_only};
 use crate::commit::{Collected, GcOptions};
 use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
@@ -48,7 +48,12 @@ impl Context {
 
     /// Returns the environment that a word names, or the active one.
     pub fn environment(&self, name: Option<&str>) -> Result<Env> {
-        Env::new(self.store()?, self.files_of(name)?)
+        let store = self.store()?;
+        let environment = self.files_of(name)?;
+        in_place::recover(&self.output, &store, &environment);
+        // It is gone if an import was taken back.
+        let environment = store.open(environment.name())?;
+        Env::new(store, environment)
     }
 
     /// Returns the files of the environment that a word names, or of the active one, without reading

@@ -8,6 +8,7 @@ mod backend;
 mod commands;
 mod context;
 mod error;
+mod in_place;
 mod mount_options;
 mod new_file;
 mod output;

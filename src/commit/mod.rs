@@ -23,6 +23,7 @@ mod exclude;
 mod export;
 mod history;
 mod import;
+pub mod in_place;
 mod job;
 mod repair;
 mod tree;

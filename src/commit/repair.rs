@@ -116,6 +116,7 @@ fn files(layout: &Layout) -> Vec<PathBuf> {
         layout.daemon_log(),
         layout.old_daemon_log(),
         layout.profile(),
+        layout.in_place(),
     ];
     files.push(database);
     files

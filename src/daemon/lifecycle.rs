@@ -15,6 +15,7 @@ use super::log;
 use super::protocol::{Started, Unmounted};
 use super::runtime::RuntimeDir;
 use crate::environment::{EnvLock, Holder, Layout};
+use crate::fault;
 use crate::sys::mount::{self, MountError, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
 use crate::sys::{process, regular};
@@ -355,6 +356,19 @@ pub(crate) fn try_prefix(prefix: &Path) -> Result<(), Failure> {
     tried
 }
 
+/// Checks that a file system can be mounted at a path now. Nothing is at the path, before and after.
+pub(crate) fn require_mount(path: &Path) -> Result<(), Failure> {
+    fs::create_dir(path)
+        .map_err(|error| Failure::io(format!("cannot make {}", path.display()), &error))?;
+    // The path as it is in the mount table.
+    let tested = fs::canonicalize(path)
+        .map_err(|error| Failure::io(format!("cannot find {}", path.display()), &error))
+        .and_then(|real| Ok(mount::test_mount_at(&real)?));
+    fs::remove_dir(path)
+        .map_err(|error| Failure::io(format!("cannot remove {}", path.display()), &error))?;
+    tested
+}
+
 /// Starts a daemon and waits until its mount can be used.
 fn start(
     target: &Target,
@@ -363,6 +377,9 @@ fn start(
     slow: &dyn Fn(),
 ) -> Result<Client, Failure> {
     prepare_prefix(&target.prefix)?;
+    if fault::is_enabled("start.fails") {
+        return Err(Failure::new(Kind::Daemon, "injected fault: start.fails"));
+    }
     let (log, log_warning) = log::open_or_discard(&target.layout)
         .map_err(|error| Failure::io("cannot open /dev/null", &error))?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());

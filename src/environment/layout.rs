@@ -15,6 +15,7 @@
 //!     lock.holder             the holder of the lock, for messages and leases
 //!     lock.lease              the lock itself where flock does not work
 //!     daemon.log              and daemon.log.old, the previous one
+//!     in-place                where the original of an import in place is kept
 //!     profile                 the blocks read first after a mount; a hint
 //!     id                      only for a mount without a store: identity of the database
 //!   store/.new-NAME-TOKEN/    a home under construction; garbage if its lock is free
@@ -201,6 +202,11 @@ impl Layout {
     /// elsewhere.
     pub fn id(&self) -> PathBuf {
         self.home.join("id")
+    }
+
+    /// Returns the note of an import in place, which need not exist.
+    pub fn in_place(&self) -> PathBuf {
+        self.home.join("in-place")
     }
 
     /// Returns the access profile, which need not exist.

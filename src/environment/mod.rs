@@ -5,6 +5,7 @@
 
 mod config;
 mod error;
+mod in_place;
 mod layout;
 mod lock;
 mod name;
@@ -14,6 +15,7 @@ mod trust;
 
 pub use config::{CacheConfig, Config, GcConfig, ProfileUse, Prompt};
 pub use error::{EnvironmentError, Result};
+pub use in_place::{DirectoryId, InPlace, Stage};
 pub use layout::{HomeId, Layout, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE};
 pub use name::EnvName;

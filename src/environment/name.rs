@@ -1,6 +1,7 @@
 //! Names of environments.
 
 use std::fmt;
+use std::path::{Component, Path};
 use std::str::FromStr;
 
 use super::error::{EnvironmentError, Result};
@@ -48,6 +49,42 @@ impl EnvName {
             return fail("it is a reserved word");
         }
         Ok(EnvName(name.to_owned()))
+    }
+
+    /// Returns the name that people would give to the environment in a directory: its own, or that
+    /// of the project if the directory's name is the same in every project (`.venv`,
+    /// `node_modules`, `.pixi/envs/default`). Characters that names cannot contain become `-`.
+    pub fn for_directory(dir: &Path) -> Result<EnvName> {
+        const GENERIC: &[&str] = &["venv", "env", "virtualenv", "node_modules", "conda"];
+        let mut parts: Vec<String> = dir
+            .components()
+            .filter_map(|part| match part {
+                Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
+                _ => None,
+            })
+            .collect();
+        let last = parts.pop().unwrap_or_default();
+        let is = |part: Option<&String>, name: &str| part.is_some_and(|part| part == name);
+        let mut name = last.clone();
+        if is(parts.last(), "envs") && is(parts.iter().rev().nth(1), ".pixi") {
+            parts.truncate(parts.len() - 2);
+            let project = parts.pop();
+            name = match project {
+                Some(project) if last == "default" => project,
+                Some(project) => format!("{project}-{last}"),
+                None => last,
+            };
+        } else if GENERIC.contains(&last.trim_start_matches('.')) {
+            name = parts.pop().unwrap_or(last);
+        }
+        let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let name: String = name
+            .chars()
+            .map(|c| if valid(c) { c } else { '-' })
+            .collect();
+        let name = name.trim_start_matches(['.', '-']).trim_end_matches('-');
+        let end = name.len().min(MAX_LENGTH);
+        EnvName::new(name.get(..end).unwrap_or(name))
     }
 
     /// Returns the name as text.
@@ -144,6 +181,35 @@ mod tests {
             let refused = EnvName::new(name).unwrap_err().to_string();
             assert!(refused.contains("1 to 64"), "{refused}");
             assert!(!refused.contains('\n'), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_called_as_people_call_it() {
+        for (dir, name) in [
+            ("/home/u/miniforge3/envs/science", "science"),
+            ("/home/u/miniforge3", "miniforge3"),
+            ("/home/u/proj/.venv", "proj"),
+            ("/home/u/proj/venv/", "proj"),
+            ("/home/u/app/node_modules", "app"),
+            ("/home/u/proj/.pixi/envs/default", "proj"),
+            ("/home/u/proj/.pixi/envs/test", "proj-test"),
+            ("/home/u/.conda", "u"),
+            ("/home/u/my project!/.venv", "my-project"),
+            ("/home/u/.hidden", "hidden"),
+            ("/home/u/größe", "gr--e"),
+            ("/venv", "venv"),
+        ] {
+            let made = EnvName::for_directory(Path::new(dir)).unwrap();
+            assert_eq!(made.as_str(), name, "{dir}");
+        }
+        let long = format!("/home/u/{}", "x".repeat(80));
+        assert_eq!(
+            EnvName::for_directory(Path::new(&long)).unwrap().0.len(),
+            64
+        );
+        for dir in ["/", "/home/u/---", "/home/u/all"] {
+            EnvName::for_directory(Path::new(dir)).unwrap_err();
         }
     }
 

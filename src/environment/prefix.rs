@@ -46,11 +46,41 @@ impl Prefix {
         // Removes a trailing slash, "." and "//".
         let path: PathBuf = path.components().collect();
         let mounts = mountinfo::read().context(&path, "read the list of mounts")?;
-        check(store, path, &mounts)
+        check(store, path, &mounts, Existing::Empty)
+    }
+
+    /// Checks a directory that is to be replaced by an environment at the same path. Where the last
+    /// component is a symbolic link or the path contains `..`, the prefix is what it leads to.
+    /// Links above it stay, since files in the directory may contain the path as the user knows it.
+    pub fn in_place(store: &StoreLayout, dir: &Path) -> Result<Prefix> {
+        let has_parent = dir.components().any(|part| part == Component::ParentDir);
+        let is_link = fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_symlink());
+        let path = match has_parent || is_link {
+            true => fs::canonicalize(dir),
+            false => std::path::absolute(dir),
+        };
+        let path = path.context(dir, "find the directory")?;
+        let path: PathBuf = path.components().collect();
+        let mounts = mountinfo::read().context(&path, "read the list of mounts")?;
+        check(store, path, &mounts, Existing::Full)
     }
 }
 
-fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Prefix> {
+/// What may exist at a prefix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// Nothing, or an empty directory.
+    Empty,
+    /// Any directory, which must exist.
+    Full,
+}
+
+fn check(
+    store: &StoreLayout,
+    path: PathBuf,
+    mounts: &[MountEntry],
+    existing: Existing,
+) -> Result<Prefix> {
     let refuse = |why: String| {
         Err(EnvironmentError::BadPrefix {
             // Quoted, so that it stays on one line.
@@ -92,7 +122,7 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
     }
 
     match fs::symlink_metadata(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound && existing == Existing::Empty => {}
         Err(e) => return Err(e).context(&path, "stat the prefix"),
         Ok(metadata) if metadata.is_symlink() => {
             return refuse("it is a symbolic link; use its target".to_owned());
@@ -100,11 +130,13 @@ fn check(store: &StoreLayout, path: PathBuf, mounts: &[MountEntry]) -> Result<Pr
         Ok(metadata) if !metadata.is_dir() => {
             return refuse("it exists and is not a directory".to_owned());
         }
+        Ok(_) if existing == Existing::Full => {}
         Ok(_) => {
             let mut entries = fs::read_dir(&path).context(&path, "list the prefix")?;
             if entries.next().is_some() {
                 return refuse(
-                    "the directory is not empty; import it, or choose another path with --prefix"
+                    "the directory is not empty; envfs import --in-place makes it an environment at \
+                     its path, or choose another path with --prefix"
                         .to_owned(),
                 );
             }
@@ -207,6 +239,27 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_in_place_is_named_as_the_user_knows_it() {
+        let (dir, store, _) = store();
+        let real = dir.path().join("real");
+        fs::create_dir_all(real.join("env/bin")).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let in_place = |path: &Path| Prefix::in_place(&store, path).unwrap().path;
+        assert_eq!(in_place(&link.join("env/")), link.join("env"));
+        // The mount replaces a directory, not a link to it.
+        std::os::unix::fs::symlink("real/env", dir.path().join("short")).unwrap();
+        let env = fs::canonicalize(real.join("env")).unwrap();
+        assert_eq!(in_place(&dir.path().join("short")), env);
+        assert_eq!(in_place(&link.join("env/../env")), env);
+        Prefix::in_place(&store, &real.join("none")).unwrap_err();
+        let file = real.join("file");
+        fs::write(&file, "").unwrap();
+        assert!(why(Prefix::in_place(&store, &file)).contains("not a directory"));
+        assert!(why(Prefix::in_place(&store, store.root())).contains("own files"));
+    }
+
+    #[test]
     fn paths_that_scripts_and_shells_cannot_use_are_refused() {
         let (_dir, store, name) = store();
         let choose = |path: &str| Prefix::choose(&store, &name, Some(Path::new(path)));
@@ -252,7 +305,7 @@ mod tests {
         let try_with = |above: &[(&Path, &str)]| {
             let mut mounts = vec![mount(Path::new("/"), "ext4")];
             mounts.extend(above.iter().map(|(at, kind)| mount(at, kind)));
-            check(&store, at.join("env"), &mounts)
+            check(&store, at.join("env"), &mounts, Existing::Empty)
         };
         let ours = (at.as_path(), "fuse.envfs");
         let refused = why(try_with(&[ours]));

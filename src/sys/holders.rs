@@ -1,4 +1,4 @@
-//! Finds the processes that keep a mount busy.
+//! Finds the processes that keep a mount or a directory busy.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -74,6 +74,16 @@ impl std::fmt::Display for Holder {
 ///
 /// Links are read but not followed, so no request reaches the daemon, and dead mounts work too.
 pub fn of_mount(mount: &MountEntry) -> Vec<Holder> {
+    find(|pid| of_process(pid, &mount.mount_point, Some(mount.device)))
+}
+
+/// Returns the processes that use a directory or anything in it, with the same exceptions. `dir`
+/// contains no symbolic links.
+pub fn of_directory(dir: &Path) -> Vec<Holder> {
+    find(|pid| of_process(pid, dir, None))
+}
+
+fn find(of_process: impl Fn(u32) -> Option<Holder>) -> Vec<Holder> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -81,7 +91,7 @@ pub fn of_mount(mount: &MountEntry) -> Vec<Holder> {
     let mut holders: Vec<Holder> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .filter(|&pid| pid != own)
-        .filter_map(|pid| of_process(pid, mount))
+        .filter_map(of_process)
         .collect();
     holders.sort_by_key(|holder| holder.pid);
     holders
@@ -132,7 +142,10 @@ pub fn in_other_namespaces(mount: &MountEntry) -> (Vec<NamespaceCopy>, Vec<Holde
             pid,
             command: process::command_name(pid).unwrap_or_default(),
         });
-        let used = |pid: &u32| table.iter().find_map(|entry| of_process(*pid, entry));
+        let used = |pid: &u32| {
+            let of = |entry: &MountEntry| of_process(*pid, &entry.mount_point, Some(entry.device));
+            table.iter().find_map(of)
+        };
         users.extend(pids.iter().filter_map(used));
     }
     copies.sort_by_key(|copy| copy.pid);
@@ -140,7 +153,9 @@ pub fn in_other_namespaces(mount: &MountEntry) -> (Vec<NamespaceCopy>, Vec<Holde
     (copies, users)
 }
 
-fn of_process(pid: u32, mount: &MountEntry) -> Option<Holder> {
+/// Returns how a process uses a directory. A mapping is found by the device if there is one, else by
+/// its path.
+fn of_process(pid: u32, dir: &Path, device: Option<(u32, u32)>) -> Option<Holder> {
     let base = Path::new("/proc").join(pid.to_string());
     let found = |how, path: &OsStr| {
         Some(Holder {
@@ -156,7 +171,7 @@ fn of_process(pid: u32, mount: &MountEntry) -> Option<Holder> {
         ("exe", Use::Program),
     ] {
         if let Ok(target) = fs::read_link(base.join(link))
-            && is_under(target.as_os_str(), &mount.mount_point)
+            && is_under(target.as_os_str(), dir)
         {
             return found(how, target.as_os_str());
         }
@@ -164,14 +179,17 @@ fn of_process(pid: u32, mount: &MountEntry) -> Option<Holder> {
     if let Ok(entries) = fs::read_dir(base.join("fd")) {
         for entry in entries.flatten() {
             if let Ok(target) = fs::read_link(entry.path())
-                && is_under(target.as_os_str(), &mount.mount_point)
+                && is_under(target.as_os_str(), dir)
             {
                 return found(Use::OpenFile, target.as_os_str());
             }
         }
     }
     let maps = fs::read(base.join("maps")).ok()?;
-    let path = mapping_of_device(&maps, mount.device)?;
+    let path = match device {
+        Some(device) => mapping_of_device(&maps, device)?,
+        None => mapping_below(&maps, dir)?,
+    };
     found(Use::Mapping, OsStr::from_bytes(path))
 }
 
@@ -194,6 +212,16 @@ fn mapping_of_device(maps: &[u8], device: (u32, u32)) -> Option<&[u8]> {
     })
 }
 
+/// Returns the path of the first mapping of a file in a directory.
+fn mapping_below<'a>(maps: &'a [u8], dir: &Path) -> Option<&'a [u8]> {
+    maps.split(|&byte| byte == b'\n').find_map(|line| {
+        // address perms offset dev inode path
+        let path = line.splitn(6, |&byte| byte == b' ').nth(5)?;
+        let path = path.trim_ascii_start();
+        is_under(OsStr::from_bytes(path), dir).then_some(path)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -209,6 +237,9 @@ mod tests {
             b"/envs/a b/lib/y.so"
         );
         assert_eq!(mapping_of_device(maps, (1, 2)), None);
+        let below = |dir: &str| mapping_below(maps, Path::new(dir));
+        assert_eq!(below("/envs/a b").unwrap(), b"/envs/a b/lib/y.so");
+        assert_eq!((below("/envs/a"), below("/other")), (None, None));
     }
 
     #[test]
@@ -230,11 +261,13 @@ mod tests {
             options: Vec::new(),
         };
         let holders = of_mount(&mount);
+        let of_directory = of_directory(dir.path());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(
             holders.iter().any(|holder| holder.pid == child.id()),
             "{holders:?}"
         );
+        assert_eq!(of_directory, holders);
     }
 }

@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 
 use crate::cli::backend;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::host;
 
@@ -22,7 +22,10 @@ impl Args {
     /// logged.
     pub fn run(&self, context: &Context) -> Result<()> {
         // An unknown environment is reported in the same way.
-        let found = context.environment(Some(&self.name));
+        // Without recovery, which would start a daemon.
+        let found = context
+            .store()
+            .and_then(|store| Env::new(store, context.files_of(Some(&self.name))?));
         let (id, runtime) = match &found {
             Ok(env) => {
                 crate::daemon::log::enable_rotation(&env.target.layout);

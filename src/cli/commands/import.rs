@@ -10,16 +10,17 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
-use crate::cli::backend::{self, NewOptions};
+use crate::cli::backend::{self, Imported, NewOptions};
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
+use crate::cli::in_place;
 use crate::cli::output::{self, size};
 use crate::daemon::failure::Kind;
-use crate::environment::EnvName;
+use crate::environment::{EnvName, InPlace};
 use crate::shell::render::word;
 use crate::squashfs::Compression;
 use crate::squashfs::format::{MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
-use crate::sys::text::quoted;
+use crate::sys::text::{Text, quoted};
 
 /// Pack a directory, an archive or an image into a new environment.
 ///
@@ -28,17 +29,23 @@ use crate::sys::text::quoted;
 /// converted to an image. A SquashFS image (of mksquashfs, conda-pack or envfs) is copied
 /// unchanged, also from inside an AppImage or a SIF container.
 ///
-/// Conda and Python environments contain their own path in their files. To keep using one at its
-/// path, move it away and import it with --prefix for that path.
+/// Conda and Python environments contain their own path in their files. With --in-place the new
+/// environment takes the place of the directory, which is renamed to DIR.envfs-backup, so nothing
+/// in it has to be rewritten. Shells, package managers and IDEs find everything at the same path.
+/// When all works, --finish deletes the backup; --undo puts it back and removes the environment.
+/// NAME is then optional: it is the name of the directory, or of the project that a .venv, a
+/// node_modules or a pixi environment belongs to.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs import ~/tree tree\n  mv ~/envs/sci ~/sci.orig && envfs import ~/sci.orig sci --prefix ~/envs/sci\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science"
+    after_help = "Examples:\n  envfs import ~/tree tree\n  envfs import --in-place ~/miniforge3/envs/science\n  envfs import --in-place .venv && envfs import --finish .venv\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science"
 )]
 pub struct Args {
     /// Directory, archive or image.
-    source: PathBuf,
+    #[arg(required_unless_present_any = ["finish", "undo"])]
+    source: Option<PathBuf>,
     /// Name of the new environment.
-    name: String,
+    #[arg(required_unless_present_any = ["in_place", "finish", "undo"])]
+    name: Option<String>,
     #[command(flatten)]
     options: ImportOptions,
     #[command(flatten)]
@@ -46,6 +53,22 @@ pub struct Args {
     /// Offset of the SquashFS image in the source. Detected for AppImages and SIF containers.
     #[arg(long, value_name = "BYTES")]
     offset: Option<u64>,
+    /// Mount the environment in the place of the directory, which is kept as a backup.
+    #[arg(long, conflicts_with_all = ["prefix", "exclude", "offset"])]
+    in_place: bool,
+    /// Delete the backup of an environment that was imported in place.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "in_place", "undo"])]
+    finish: Option<String>,
+    /// Put the backup back and remove the environment. Fails if the environment was changed.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "in_place", "lazy"])]
+    undo: Option<String>,
+    /// With --undo, drop the changes of the environment; with --finish, those of the backup.
+    #[arg(long, conflicts_with = "source")]
+    force: bool,
+    /// With --in-place or --finish, go on although processes use the directory. They keep using it
+    /// instead of the environment.
+    #[arg(long)]
+    lazy: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -136,17 +159,46 @@ impl From<&PackOptions> for NewOptions {
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let name = EnvName::new(&self.name)?;
-        if let Err(error) = std::fs::symlink_metadata(&self.source) {
-            let doing = format!("cannot import {}", quoted(&self.source));
-            let mut failed = CommandError::of_named(doing, &error);
-            if failed.kind == Kind::NotFound {
-                failed = failed.hint("give a directory, a .tar archive or a SquashFS image");
+        if let Some(name) = &self.finish {
+            return self.finish(context, name);
+        }
+        if let Some(name) = &self.undo {
+            return self.undo(context, name);
+        }
+        let source = self.source.as_deref().unwrap_or(Path::new(""));
+        match fs::symlink_metadata(source) {
+            Err(error) => {
+                let doing = format!("cannot import {}", quoted(source));
+                let mut failed = CommandError::of_named(doing, &error);
+                if failed.kind == Kind::NotFound {
+                    failed = failed.hint("give a directory, a .tar archive or a SquashFS image");
+                }
+                Err(failed)
             }
-            return Err(failed);
+            Ok(_) if self.in_place => self.import_in_place(context, source),
+            Ok(_) if self.lazy => Err(CommandError::usage(
+                "--lazy requires --in-place or --finish",
+            )),
+            Ok(_) => self.import(context, source, self.name.as_deref().unwrap_or_default()),
+        }
+    }
+
+    fn import(&self, context: &Context, source: &Path, name: &str) -> Result<()> {
+        let name = EnvName::new(name)?;
+        if let Some(prefix) = &self.options.prefix
+            && source.is_dir()
+            && let Ok(real) = fs::canonicalize(source)
+            && fs::canonicalize(prefix).is_ok_and(|prefix| prefix == real)
+        {
+            let message = format!("{} is the source and the prefix", quoted(source));
+            return Err(CommandError::usage(message).hint(format!(
+                "to mount the environment in the place of the directory: envfs import --in-place {} \
+                 {name}",
+                word(source)
+            )));
         }
         let store = context.store()?;
-        let foreign = foreign_scripts(&self.source);
+        let foreign = foreign_scripts(source);
         let progress = context.output.progress();
         let options = NewOptions {
             exclude: self.exclude.exclude.clone(),
@@ -154,7 +206,7 @@ impl Args {
             ..self.options.to_new_options()
         };
         let output = &context.output;
-        let imported = backend::import(&store, &name, &self.source, &options, output, &progress)?;
+        let imported = backend::import(&store, &name, source, &options, output, &progress)?;
         progress.finish();
         for note in &imported.notes {
             context.output.warn(note);
@@ -162,37 +214,106 @@ impl Args {
         if self.json {
             return context.output.json(&imported);
         }
-        context.output.note(format!(
-            "{name}: packed {} files, {} into an image of {}, verified",
-            imported.files,
-            size(imported.content_bytes),
-            size(imported.image_bytes),
-        ));
+        print_packed(context, &imported);
         if let Some((count, path)) = foreign
             && path != imported.prefix.as_path()
         {
-            let is_there = fs::canonicalize(&self.source).is_ok_and(|source| source == path);
+            let is_there = fs::canonicalize(source).is_ok_and(|source| source == path);
             context.output.warn(format!(
                 "{} in bin will run programs in {}, not in this environment",
                 output::count(count as u64, "script"),
                 quoted(&path)
             ));
-            let mut moved = self.source.clone().into_os_string();
-            moved.push(".orig");
-            let (source, moved, path) = (word(&self.source), word(&moved), word(&path));
+            let (source, path) = (word(source), word(&path));
             let again = match is_there {
-                true => format!("mv {source} {moved}; envfs import {moved}"),
-                false => format!("envfs import {source}"),
+                true => format!("envfs import --in-place {source} {name}"),
+                false => format!("envfs import {source} {name} --prefix {path}"),
             };
-            context.output.note(format!(
-                "  To keep its path: envfs remove {name}; {again} {name} --prefix {path}"
-            ));
+            context
+                .output
+                .note(format!("  To keep its path: envfs remove {name}; {again}"));
         }
         context
             .output
             .note(format!("Use it: envfs activate {name}"));
         Ok(())
     }
+
+    fn import_in_place(&self, context: &Context, source: &Path) -> Result<()> {
+        if !source.is_dir() {
+            let message = format!("{} is not a directory", quoted(source));
+            return Err(CommandError::usage(message).hint("--in-place is for directories"));
+        }
+        let request = in_place::Request {
+            dir: source,
+            name: self.name.as_deref(),
+            options: self.options.to_new_options(),
+            lazy: self.lazy,
+        };
+        let progress = context.output.progress();
+        let mut imported = in_place::import(context, &request, &progress)?;
+        progress.finish();
+        let backup = InPlace::backup_of(imported.prefix.as_path());
+        imported.backup = Some(backup.as_path().into());
+        if self.json {
+            return context.output.json(&imported);
+        }
+        print_packed(context, &imported);
+        let (name, output) = (&imported.name, &context.output);
+        output.note(format!(
+            "{name}: mounted at {}; the original is kept as {}",
+            quoted(&imported.prefix.0),
+            quoted(&backup)
+        ));
+        output.note(format!(
+            "When all works, delete the original: envfs import --finish {name}"
+        ));
+        output.note(format!("To put it back: envfs import --undo {name}"));
+        Ok(())
+    }
+
+    fn finish(&self, context: &Context, name: &str) -> Result<()> {
+        let env = context.environment(Some(name))?;
+        let backup = in_place::finish(context, &env, self.force, self.lazy)?;
+        if self.json {
+            return context.output.json(&backup);
+        }
+        context.output.note(format!(
+            "{}: deleted {} ({}, {})",
+            env.name(),
+            quoted(&backup.path.0),
+            output::count(backup.files, "file"),
+            size(backup.bytes)
+        ));
+        Ok(())
+    }
+
+    fn undo(&self, context: &Context, name: &str) -> Result<()> {
+        let env = context.environment(Some(name))?;
+        let name = env.name().to_owned();
+        let dir = in_place::undo(env, self.force)?;
+        if self.json {
+            return context
+                .output
+                .json(&serde_json::json!({ "directory": Text::from(dir) }));
+        }
+        context.output.note(format!(
+            "the original is back at {}; removed {name}",
+            quoted(&dir)
+        ));
+        Ok(())
+    }
+}
+
+/// Prints what was packed.
+fn print_packed(context: &Context, imported: &Imported) {
+    context.output.note(format!(
+        "{}: packed {} files, {} into an image of {}, verified",
+        imported.name,
+        imported.files,
+        size(imported.content_bytes),
+        size(imported.image_bytes),
+    ));
 }
 
 /// Finds scripts in the `bin` of a directory whose interpreter is in the `bin` of a prefix other

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::cli::backend;
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::Result;
+use crate::cli::in_place::{self, Backup};
 use crate::cli::output::{size, table};
 use crate::daemon::lifecycle::State;
 use crate::sys::text::{Text, quoted};
@@ -36,6 +37,9 @@ struct Row {
     upper_bytes: u64,
     upper_files: u64,
     prefix: Text,
+    /// The original directory, if it was imported in place and not finished.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<Backup>,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -45,6 +49,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let store = context.store()?;
         let active = active_name();
+        in_place::recover_all(&context.output, &store)?;
         if self.null {
             let names = store.list()?;
             return context
@@ -82,13 +87,25 @@ impl Args {
                 } else {
                     size(row.upper_bytes)
                 },
-                row.problem.clone().unwrap_or_else(|| quoted(&row.prefix.0)),
+                row.problem.clone().unwrap_or_else(|| row.place()),
             ]);
         }
         for line in table(&cells) {
             context.output.line(line)?;
         }
         Ok(())
+    }
+}
+
+impl Row {
+    /// Returns the prefix, and whether its original directory is kept.
+    fn place(&self) -> String {
+        let prefix = quoted(&self.prefix.0);
+        match &self.backup {
+            Some(backup) if backup.exists => format!("{prefix} (original kept)"),
+            Some(_) => format!("{prefix} (original missing)"),
+            None => prefix,
+        }
     }
 }
 
@@ -102,6 +119,7 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
         upper_bytes: 0,
         upper_files: 0,
         prefix: Text::default(),
+        backup: None,
         problem: None,
     };
     let env = match context.environment(Some(name)) {
@@ -129,6 +147,10 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
         row.problem = Some(format!("{newer} is newer than the state database"));
     }
     row.prefix = Text::from(env.target.prefix.as_path());
+    match in_place::backup(&env) {
+        Ok(backup) => row.backup = backup,
+        Err(error) => row.problem = Some(error.message),
+    }
     row
 }
 

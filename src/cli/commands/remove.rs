@@ -9,15 +9,18 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
+use crate::cli::in_place;
 use crate::cli::output::size;
 use crate::daemon::lifecycle;
 use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::EnvLock;
+use crate::shell::render::word;
 use crate::sys::mount::UnmountMode;
 
 /// Remove an environment with its images, its changes and its whole history.
 ///
-/// Asks for confirmation, as this cannot be undone. Exported images are copies and are kept.
+/// Asks for confirmation, as this cannot be undone. Exported images are copies and are kept, and so
+/// is the original directory of an environment that was imported in place.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Environment.
@@ -40,9 +43,24 @@ impl Args {
             revisions.len(),
             size(bytes)
         );
+        let backup = in_place::backup(&env)?.filter(|backup| backup.exists);
+        if backup.is_some() && !self.yes {
+            context.output.note(format!(
+                "{0} was imported in place: envfs import --undo {0} puts the original directory back",
+                env.name()
+            ));
+        }
         context.output.confirm(&question, self.yes)?;
+        let (name, prefix) = (env.name().to_owned(), env.target.prefix.clone());
         remove_environment(env)?;
-        context.output.note(format!("removed {}", self.name));
+        context.output.note(format!("removed {name}"));
+        if let Some(backup) = backup {
+            context.output.note(format!(
+                "its original directory is still there; to put it back: mv {} {}",
+                word(backup.path.as_path()),
+                word(&prefix)
+            ));
+        }
         Ok(())
     }
 }

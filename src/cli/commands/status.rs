@@ -7,6 +7,7 @@ use super::list::describe;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
+use crate::cli::in_place::{self, Backup};
 use crate::cli::output::{Tone, size};
 use crate::daemon::host;
 use crate::daemon::lifecycle::State;
@@ -35,6 +36,9 @@ struct Facts {
     log: Text,
     home: Text,
     message: Option<String>,
+    /// The original directory, if it was imported in place and not finished.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<Backup>,
     #[serde(flatten)]
     status: Status,
     holders: Vec<Holder>,
@@ -70,6 +74,7 @@ impl Args {
                 .revision
                 .as_ref()
                 .map(|revision| revision.message.clone()),
+            backup: in_place::backup(&env)?,
             status,
             holders,
         };
@@ -141,6 +146,12 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
                 ))?;
             }
         }
+    }
+    if let Some(backup) = &facts.backup {
+        out.line(format!(
+            "  backup    {}",
+            in_place::describe(&facts.name, backup)
+        ))?;
     }
     for (place, holder) in facts.holders.iter().take(10).enumerate() {
         let head = if place == 0 { "used by" } else { "" };

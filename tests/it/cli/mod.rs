@@ -23,6 +23,7 @@ mod export;
 mod gc;
 mod hostile_store;
 mod import;
+mod in_place;
 mod list;
 mod lost_content;
 mod open_files;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod in_place;
+
 use std::fs;
 use std::path::Path;
 
@@ -29,10 +31,10 @@ fn has_taken_effect(point: &str) -> bool {
 fn every_fault_point_belongs_to_a_tested_operation() {
     for point in envfs::fault::POINTS {
         let operation = point.split('.').next().unwrap();
-        assert!(
-            ["import", "commit", "discard", "rollback"].contains(&operation),
-            "{point}"
-        );
+        let tested = [
+            "import", "in-place", "undo", "finish", "commit", "discard", "rollback",
+        ];
+        assert!(tested.contains(&operation), "{point}");
     }
 }
 

@@ -1,0 +1,402 @@
+//! Imports a directory in place, finishes or undoes such an import, and recovers from one that was
+//! interrupted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::backend::{self, Imported, NewOptions};
+use super::context::{Context, Env};
+use super::error::{CommandError, Result};
+use super::output::{Output, changes, count, size};
+use super::{place, read_only};
+use crate::commit::{self, CommitError, in_place};
+use crate::daemon::failure::{Failure, Kind};
+use crate::daemon::lifecycle;
+use crate::daemon::protocol::Selection;
+use crate::daemon::service::LOCK_TIMEOUT;
+use crate::environment::{
+    EnvLock, EnvName, Environment, EnvironmentError, InPlace, Prefix, Stage, Store,
+    refuse_replaceable,
+};
+use crate::progress::Progress;
+use crate::shell::render::word;
+use crate::sys::holders;
+use crate::sys::mount::UnmountMode;
+use crate::sys::text::{Text, quoted};
+use crate::union::Summary;
+
+/// The original directory of an environment, while it is kept.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Backup {
+    /// Where it is.
+    pub path: Text,
+    /// Number of entries in it when it was imported.
+    pub files: u64,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Whether it is still there.
+    pub exists: bool,
+}
+
+/// Returns the original directory of an environment that was imported in place.
+pub(super) fn backup(env: &Env) -> Result<Option<Backup>> {
+    let Some(note) = InPlace::read(env.environment.layout())? else {
+        return Ok(None);
+    };
+    let path = InPlace::backup_of(&env.target.prefix);
+    Ok(Some(Backup {
+        files: note.entries,
+        bytes: note.bytes,
+        exists: note.is_at(&path),
+        path: path.into(),
+    }))
+}
+
+/// What to import.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    /// The directory, as the user gave it.
+    pub dir: &'a Path,
+    /// The name, if the user gave one.
+    pub name: Option<&'a str>,
+    /// How the image is made.
+    pub options: NewOptions,
+    /// Go on although processes use the directory.
+    pub lazy: bool,
+}
+
+/// Imports a directory and mounts the environment in its place. On failure the directory is as
+/// before.
+pub(super) fn import(
+    context: &Context,
+    request: &Request<'_>,
+    progress: &dyn Progress,
+) -> Result<Imported> {
+    let (output, store) = (&context.output, context.store()?);
+    recover_all(output, &store)?;
+    refuse_known(&store, request.dir)?;
+    let prefix = Prefix::in_place(store.layout(), request.dir)?;
+    backend::refuse_overlap(&store, &prefix.path)?;
+    let dir = prefix.path.clone();
+    let name = choose_name(&store, request, &dir)?;
+    let words = format!("--in-place {}", word(request.dir));
+    let original = in_place::check_original(&dir).map_err(Failure::from)?;
+    refuse_used(&dir, request.lazy, &words)?;
+    lifecycle::require_mount(&InPlace::backup_of(&dir))?;
+
+    let options = backend::options_at(&store, prefix, &request.options, output)?;
+    let survey = in_place::survey(&dir, progress).map_err(Failure::from)?;
+    let new = store.create(&name)?;
+    let mut note = in_place::begin(&new.layout(), original, &survey).map_err(Failure::from)?;
+    let done = commit::import(&dir, new, &options, progress).map_err(Failure::from)?;
+    let environment = done.environment.clone();
+
+    let swapped = (|| {
+        let lock = EnvLock::lock(environment.layout(), "import", LOCK_TIMEOUT)?;
+        refuse_used(&dir, request.lazy, &words)?;
+        let found = in_place::survey(&dir, progress).map_err(Failure::from)?;
+        if !in_place::is_same(&note, &found) {
+            return Err(Failure::from(CommitError::SourceChanged(dir.clone())).into());
+        }
+        in_place::swap_in(&dir, &note).map_err(Failure::from)?;
+        drop(lock);
+        Env::new(store.clone(), environment.clone())?.ensure_mounted()?;
+        Ok(())
+    })();
+    if let Err(error) = swapped {
+        return Err(take_back(environment, &dir, &mut note, error));
+    }
+    if let Err(error) = in_place::complete(&environment, &mut note) {
+        output.warn(format!("the next command completes the import: {error}"));
+    }
+    Ok(Imported::of(&name, &options, &done))
+}
+
+/// Puts the original back after a failure, which it returns.
+fn take_back(
+    environment: Environment,
+    dir: &Path,
+    note: &mut InPlace,
+    error: CommandError,
+) -> CommandError {
+    let name = environment.name().to_string();
+    let undone = EnvLock::lock(environment.layout(), "import", LOCK_TIMEOUT)
+        .map_err(Failure::from)
+        .and_then(|lock| in_place::undo(environment, lock, dir, note).map_err(Failure::from));
+    match undone {
+        Ok(()) => error.hint(format!(
+            "nothing was changed: {} is at its path",
+            quoted(dir)
+        )),
+        Err(second) => error.hint(format!(
+            "the directory could not be put back ({}): envfs import --undo {name}",
+            second.message
+        )),
+    }
+}
+
+/// Fails if a path is in an environment of the store.
+fn refuse_known(store: &Store, dir: &Path) -> Result<()> {
+    let Some((known, inside)) = place::find(store, dir)? else {
+        return Ok(());
+    };
+    let name = known.name();
+    let what = match inside.as_os_str().is_empty() {
+        true => format!("{} is the environment {name} already", quoted(dir)),
+        false => format!("{} is inside the environment {name}", quoted(dir)),
+    };
+    Err(CommandError::new(Kind::Conflict, what)
+        .hint(format!("envfs status {name} shows its state")))
+}
+
+fn choose_name(store: &Store, request: &Request<'_>, dir: &Path) -> Result<EnvName> {
+    let again = format!("envfs import --in-place {} NAME", word(request.dir));
+    let name = match request.name {
+        Some(name) => EnvName::new(name)?,
+        None => EnvName::for_directory(dir).map_err(|error| {
+            CommandError::from(error).hint(format!("give the environment a name: {again}"))
+        })?,
+    };
+    if store.exists(&name) {
+        let exists = EnvironmentError::Exists {
+            name: name.to_string(),
+        };
+        let mut error = CommandError::from(exists);
+        error.hints = vec![format!("give another name: {again}")];
+        return Err(error);
+    }
+    Ok(name)
+}
+
+/// Fails if processes use a directory, unless the user wants to go on. `words` are those
+/// of the import to repeat.
+fn refuse_used(dir: &Path, lazy: bool, words: &str) -> Result<()> {
+    let Ok(real) = fs::canonicalize(dir) else {
+        return Ok(());
+    };
+    let users = holders::of_directory(&real);
+    if lazy || users.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{} is in use", quoted(dir));
+    let mut error = CommandError::new(Kind::Busy, message);
+    let shown = users.iter().take(10).map(ToString::to_string);
+    error.details.extend(shown);
+    if users.len() > 10 {
+        error.details.push(format!("and {} more", users.len() - 10));
+    }
+    Err(error
+        .hint("end these processes or leave the directory, then try again")
+        .hint(format!(
+            "or go on, and they use the original until they end: envfs import {words} --lazy"
+        )))
+}
+
+/// Returns the note of an environment, or the error for one without a backup.
+fn note_of(env: &Env) -> Result<InPlace> {
+    InPlace::read(env.environment.layout())?.ok_or_else(|| {
+        let message = format!(
+            "{} has no backup: it was not imported in place, or that import is finished",
+            env.name()
+        );
+        CommandError::new(Kind::Conflict, message)
+    })
+}
+
+/// Deletes the original directory. Without `force`, refuses if it was changed since the import.
+pub(super) fn finish(context: &Context, env: &Env, force: bool, lazy: bool) -> Result<Backup> {
+    let mut note = note_of(env)?;
+    let prefix = &env.target.prefix;
+    let path = InPlace::backup_of(prefix);
+    if let Some(parent) = prefix.parent() {
+        refuse_replaceable(parent)?;
+    }
+    // The environment can be read: it is about to be the only copy.
+    env.service()?.status()?;
+    let _lock = env
+        .runtime
+        .lock(&env.target.id, env.environment.layout().home())?;
+    refuse_used(&path, lazy, &format!("--finish {}", env.name()))?;
+    let progress = context.output.progress();
+    let is_unchanged = match force {
+        true => true,
+        false => in_place::is_unchanged(prefix, &note, &progress).map_err(Failure::from)?,
+    };
+    progress.finish();
+    if !is_unchanged {
+        return Err(changed(env.name(), &path, &note));
+    }
+    in_place::finish(&env.environment, prefix, &mut note).map_err(Failure::from)?;
+    Ok(Backup {
+        path: path.into(),
+        files: note.entries,
+        bytes: note.bytes,
+        exists: false,
+    })
+}
+
+/// Returns the error for a backup that was changed since the import.
+fn changed(name: &str, path: &Path, note: &InPlace) -> CommandError {
+    let message = format!(
+        "{} was changed since it was imported; the environment lacks these changes",
+        quoted(path)
+    );
+    let mut error = CommandError::new(Kind::Conflict, message);
+    let paths = in_place::changed_since(path, note.since, 10).unwrap_or_default();
+    error.details.extend(paths.iter().map(quoted));
+    error
+        .hint("copy what you need from it into the environment")
+        .hint(format!(
+            "then delete it: envfs import --finish {name} --force"
+        ))
+}
+
+/// Puts the original directory back and removes the environment. Without `force`, refuses if the
+/// environment was changed since the import. Returns the path of the directory.
+pub(super) fn undo(env: Env, force: bool) -> Result<PathBuf> {
+    note_of(&env)?;
+    if !force {
+        refuse_changed(&env)?;
+    }
+    lifecycle::ensure_unmounted(&env.target, &env.runtime, UnmountMode::Plain, &|| {})?;
+    if !force {
+        // It may have been changed until it was unmounted.
+        refuse_changed(&env)?;
+    }
+    let lock = EnvLock::lock(env.environment.layout(), "undo", LOCK_TIMEOUT)?;
+    let mut note = note_of(&env)?;
+    let prefix = env.target.prefix;
+    if note.stage == Stage::Finishing {
+        let message = format!("the backup of {} is being deleted", env.environment.name());
+        return Err(CommandError::new(Kind::Conflict, message));
+    }
+    in_place::undo(env.environment, lock, &prefix, &mut note).map_err(Failure::from)?;
+    Ok(prefix)
+}
+
+/// Fails if an environment has uncommitted changes other than Python's bytecode, or revisions after
+/// the first.
+fn refuse_changed(env: &Env) -> Result<()> {
+    let name = env.name();
+    let (revisions, _) = backend::history(&env.environment)?;
+    let found = env.service()?.changes(&Selection::default())?;
+    let lost = found
+        .into_iter()
+        .filter(|change| !is_bytecode(&change.path));
+    let uncommitted = Summary::of(&lost.collect::<Vec<_>>());
+    let mut what = Vec::new();
+    if revisions.len() > 1 {
+        what.push(format!(
+            "{} after the import",
+            count(revisions.len() as u64 - 1, "revision")
+        ));
+    }
+    if !uncommitted.is_empty() {
+        what.push(format!("uncommitted changes: {}", changes(&uncommitted)));
+    }
+    if what.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{name} has {}", what.join(" and "));
+    let mut error = CommandError::new(Kind::Conflict, message);
+    if !uncommitted.is_empty() {
+        error = error.hint(format!("envfs diff {name} shows the uncommitted changes"));
+    }
+    Err(error
+        .hint(format!(
+            "to keep all of it: envfs commit {name} && envfs export {name} FILE.sqfs"
+        ))
+        .hint(format!(
+            "then drop it and put the original back: envfs import --undo {name} --force"
+        )))
+}
+
+/// Returns whether a path is bytecode that Python writes again when it is needed.
+fn is_bytecode(path: &[u8]) -> bool {
+    path.split(|&byte| byte == b'/')
+        .any(|name| name == b"__pycache__")
+}
+
+/// Recovers all environments of a store from operations in place that were interrupted.
+pub(super) fn recover_all(output: &Output, store: &Store) -> Result<()> {
+    for name in store.list()? {
+        if let Ok(environment) = store.open(&name) {
+            recover(output, store, &environment);
+        }
+    }
+    Ok(())
+}
+
+/// Completes or takes back an operation in place that was interrupted, and says so. An environment
+/// whose original was moved away is mounted. A failure is a warning: the command may work anyway.
+pub(super) fn recover(output: &Output, store: &Store, environment: &Environment) {
+    let stage = match InPlace::read(environment.layout()) {
+        Ok(Some(note)) if note.stage != Stage::Kept => note.stage,
+        _ => return,
+    };
+    if read_only::is_read_only(environment.layout().home()) {
+        return;
+    }
+    let name = environment.name();
+    match recovered(store, environment) {
+        Ok(None) => {}
+        Ok(Some(done)) => output.warn(format!(
+            "{} of {name} was interrupted; {done}",
+            operation(stage)
+        )),
+        Err(error) => {
+            let mut text = format!(
+                "{} of {name} was interrupted and cannot be completed: {}",
+                operation(stage),
+                error.message
+            );
+            for hint in &error.hints {
+                text.push_str(&format!("\n  {hint}"));
+            }
+            output.warn(text);
+        }
+    }
+}
+
+fn operation(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Importing | Stage::Kept => "the import in place",
+        Stage::Undoing => "undoing the import",
+        Stage::Finishing => "deleting the backup",
+    }
+}
+
+fn recovered(store: &Store, environment: &Environment) -> Result<Option<String>> {
+    let Some(prefix) = backend::prefix(environment)? else {
+        return Ok(None);
+    };
+    let done = in_place::recover(environment, &prefix).map_err(Failure::from)?;
+    let shown = quoted(&prefix);
+    Ok(Some(match done {
+        None => return Ok(None),
+        Some(in_place::Recovered::TakenBack) => {
+            format!("the directory is at {shown}, and the environment is removed")
+        }
+        Some(in_place::Recovered::Swapped(mut note)) => {
+            Env::new(store.clone(), environment.clone())?.ensure_mounted()?;
+            in_place::complete(environment, &mut note).map_err(Failure::from)?;
+            format!("it is complete now, and the environment is mounted at {shown}")
+        }
+        Some(in_place::Recovered::Finished) => "it is complete now".to_owned(),
+    }))
+}
+
+/// Describes a backup and what can be done with it.
+pub(super) fn describe(name: &str, backup: &Backup) -> String {
+    let path = quoted(&backup.path.0);
+    match backup.exists {
+        true => format!(
+            "{path} ({}, {}); delete it: envfs import --finish {name}",
+            count(backup.files, "file"),
+            size(backup.bytes)
+        ),
+        false => format!("{path} is missing"),
+    }
+}
