@@ -21,6 +21,8 @@ pub const POINTS: &[&str] = &[
     "undo.removed",
     "finish.begun",
     "finish.deleted",
+    "clone.linked",
+    "clone.initialised",
     "commit.rotated",
     "commit.written",
     "commit.named",

@@ -30,6 +30,7 @@ impl Command {
             Command::Mount(args) if !args.uses_store() => Access::None,
             Command::Import(_)
             | Command::Create(_)
+            | Command::Clone(_)
             | Command::Activate(_)
             | Command::Reactivate(_)
             | Command::Run(_)

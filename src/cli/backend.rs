@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::context::Env;
 use super::error::{CommandError, Result};
 use super::output::{ColorChoice, Output};
 use crate::commit;
@@ -243,6 +244,48 @@ pub(super) fn create(
     let new = store.create(name)?;
     lifecycle::try_prefix(&options.prefix)?;
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
+}
+
+/// Makes an environment of a revision of another one, by default the current. Returns it with the
+/// number of the revision, the files that contain the prefix of the other, and its own prefix.
+pub(super) fn clone(
+    source: &Env,
+    name: &EnvName,
+    prefix: Option<&Path>,
+    wanted: Option<&str>,
+    message: Option<&str>,
+    output: &Output,
+) -> Result<(commit::Cloned, i64, commit::Embedded, PathBuf)> {
+    let store = &source.store;
+    refuse_existing(store, name)?;
+    let number = match wanted {
+        Some(text) => Some(revision(&source.environment, text)?),
+        None => None,
+    };
+    let file = image_file(&source.environment, number)?;
+    let db = open_read_only(&source.environment)?;
+    let found = match number {
+        Some(number) => db.revision(RevisionId(number))?,
+        None => db.current_revision()?,
+    };
+    let found = found.ok_or_else(|| {
+        CommandError::new(Kind::NotFound, format!("{} has no revision", source.name()))
+    })?;
+    let prefix = choose_prefix(store, name, prefix)?;
+    for warning in &prefix.warnings {
+        output.warn(warning);
+    }
+    let message = match message {
+        Some(message) => message.to_owned(),
+        None => format!("clone of {}, revision {}", source.name(), found.id),
+    };
+    let new = store.create(name)?;
+    lifecycle::try_prefix(&prefix.path)?;
+    let layout = source.environment.layout();
+    let cloned = commit::clone(layout, &db, &found, new, prefix.path.clone(), &message)
+        .map_err(Failure::from)?;
+    let embedded = commit::find_embedded(&file, &source.target.prefix).map_err(Failure::from)?;
+    Ok((cloned, found.id.0, embedded, prefix.path))
 }
 
 /// Resolves a path given by the user.

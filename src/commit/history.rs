@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use crate::progress::{Progress, Report};
 use crate::squashfs::format::InodeKind;
 use crate::squashfs::reader::{VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{LayerRole, RevisionId, StackPart, StateDb};
+use crate::state::{ImageRow, LayerRole, RevisionId, StackPart, StateDb};
 use crate::sys::{regular, walk};
 use crate::union::{Change, DiscardMode, Invalidation, LowerStack, SharedListing, open_image};
 
@@ -220,7 +221,13 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         .filter(|image| !kept_images.contains(&image.id))
         .collect();
     done.images = images.len() as u64;
-    done.image_bytes = images.iter().map(|image| image.size).sum();
+    // An image that a clone shares takes as much room as before.
+    let is_shared = |image: &ImageRow| {
+        let meta = fs::metadata(layout.image(&image.file));
+        meta.is_ok_and(|meta| meta.nlink() > 1)
+    };
+    let freed = images.iter().filter(|image| !is_shared(image));
+    done.image_bytes = freed.map(|image| image.size).sum();
     let trash: Vec<_> = db
         .layers()?
         .into_iter()

@@ -318,11 +318,11 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
     Ok(begun?.0)
 }
 
-fn new_uuid(layout: &Layout) -> Result<String> {
+pub(super) fn new_uuid(layout: &Layout) -> Result<String> {
     crate::sys::process::new_uuid().context("name", layout.home())
 }
 
-fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
+pub(super) fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
     let layout = new.layout();
     for layer in db.stack()? {
         if layer.part == crate::state::StackPart::Writable {

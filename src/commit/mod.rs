@@ -17,7 +17,9 @@
 mod amend;
 mod check;
 mod cleanup;
+mod clone;
 mod digests;
+mod embedded;
 mod error;
 mod exclude;
 mod export;
@@ -50,6 +52,8 @@ use error::Context;
 use import::Extent;
 use job::{Job, Made};
 
+pub use clone::{Cloned, Sharing, clone};
+pub use embedded::{Embedded, find as find_embedded};
 pub use error::{CommitError, Result};
 pub use export::export_without;
 pub use history::{

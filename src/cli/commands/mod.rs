@@ -6,6 +6,7 @@ use super::context::Context;
 use super::error::Result;
 
 pub(super) mod activate;
+pub(super) mod clone;
 pub(super) mod commit;
 pub(super) mod complete;
 pub(super) mod completions;
@@ -44,6 +45,8 @@ pub enum Command {
     Import(import::Args),
     #[allow(missing_docs)]
     Create(create::Args),
+    #[allow(missing_docs)]
+    Clone(clone::Args),
     #[allow(missing_docs)]
     Activate(activate::ActivateArgs),
     #[allow(missing_docs)]
@@ -119,6 +122,7 @@ impl Command {
         match self {
             Command::Import(args) => args.run(context),
             Command::Create(args) => args.run(context),
+            Command::Clone(args) => args.run(context),
             Command::Activate(args) => args.run(context),
             Command::Deactivate(args) => args.run(context),
             Command::Reactivate(args) => args.run(context),

@@ -5,6 +5,7 @@
 mod activate;
 mod archives;
 mod by_path;
+mod clone;
 mod concurrent;
 mod copied_store;
 mod create;

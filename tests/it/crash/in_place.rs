@@ -1,4 +1,4 @@
-//! A crash at every step of an import in place, of undoing and of finishing it.
+//! A crash at every step of an import in place, of undoing and of finishing it, and of a clone.
 
 #![allow(clippy::unwrap_used)]
 
@@ -217,5 +217,24 @@ fn finishing_that_dies_is_completed() {
             env.envfs(&["unmount", "proj"]).ok();
             env.verify("proj");
         }
+    }
+}
+
+#[test]
+fn a_clone_that_dies_leaves_no_environment_and_can_be_done_again() {
+    for point in points("clone") {
+        let Some(env) = TestEnv::new() else { return };
+        env.import_sample("e");
+        let words = ["clone", "-q", "e", "c"];
+        die(&env, point, &words);
+        assert_eq!(env.count(&["list"]), 1, "{point}");
+        env.verify("e");
+        env.envfs(&words).ok();
+        tree::assert_same_at(&env.mount("e"), &env.mount("c"), Look::ALL, point);
+        env.envfs(&["gc"]).ok();
+        let homes = fs::read_dir(env.store().join("store")).unwrap().count();
+        assert_eq!(homes, 2, "{point}: gc removes what was left");
+        env.verify("e");
+        env.verify("c");
     }
 }

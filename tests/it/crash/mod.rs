@@ -32,7 +32,7 @@ fn every_fault_point_belongs_to_a_tested_operation() {
     for point in envfs::fault::POINTS {
         let operation = point.split('.').next().unwrap();
         let tested = [
-            "import", "in-place", "undo", "finish", "commit", "discard", "rollback",
+            "import", "in-place", "undo", "finish", "clone", "commit", "discard", "rollback",
         ];
         assert!(tested.contains(&operation), "{point}");
     }

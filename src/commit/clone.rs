@@ -1,0 +1,120 @@
+//! Makes an environment of a revision of another one. Both share the image.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::error::{CommitError, Context, Result};
+use super::workspace::{command_line, new_revision};
+use super::{Unfinished, import, name};
+use crate::environment::{Environment, Layout, NewEnvironment};
+use crate::fault;
+use crate::squashfs::{Image, ReaderOptions};
+use crate::state::{InitEnvironment, LinksIn, NewImage, Revision, RevisionKind, StateDb};
+use crate::sys::{durable, reflink, regular};
+use crate::union;
+
+/// How two environments share an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharing {
+    /// One file with two names.
+    HardLink,
+    /// Two files with the same blocks.
+    Blocks,
+    /// None: the file system supports neither.
+    Copy,
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Cloned {
+    /// The new environment.
+    pub environment: Environment,
+    /// How the image is shared.
+    pub sharing: Sharing,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+}
+
+/// Makes an environment that begins with a revision of another. `db` is the database of `source`.
+pub fn clone(
+    source: &Layout,
+    db: &StateDb,
+    revision: &Revision,
+    new: NewEnvironment,
+    prefix: PathBuf,
+    message: &str,
+) -> Result<Cloned> {
+    let row = db
+        .image(revision.image)?
+        .ok_or(CommitError::NoRevision(revision.id.0))?;
+    let no_map = || CommitError::Check(format!("the map of image {} is missing", row.id));
+    let id_map = db.id_map(row.id)?.ok_or_else(no_map)?;
+    let layout = new.layout();
+    let own = StateDb::create(&layout.state_db())?;
+    let id = own.reserve_image()?;
+    let path = layout.image(&Layout::image_file_name(id));
+    let sharing = share(
+        &source.image(&row.file),
+        &layout.unfinished_image(id),
+        &path,
+    )?;
+    durable::sync_name(&path).context("sync the directory of", &path)?;
+    fault::point("clone.linked");
+    let image = Image::open(&path, ReaderOptions::default())?;
+    let size = fs::metadata(&path).context("look at", &path)?.len();
+    if image.superblock().inodes != row.inodes || size < row.size {
+        return Err(CommitError::NotWhole(source.image(&row.file)));
+    }
+    union::count_links(&own, id, db.link_counts(LinksIn::Image(row.id))?)?;
+    own.init_environment(&InitEnvironment {
+        uuid: import::new_uuid(&layout)?,
+        prefix,
+        images: vec![NewImage {
+            id,
+            file: Layout::image_file_name(id),
+            size: row.size,
+            inodes: row.inodes,
+            block_size: row.block_size,
+            compression: row.compression,
+            root_number: row.root_number,
+            id_map,
+            digests: db.image_digests(row.id)?,
+            dead_bytes: row.dead_bytes,
+            tables_appended: row.tables_appended,
+        }],
+        kind: RevisionKind::Import,
+        revision: new_revision(message, &command_line()),
+    })?;
+    if let Some((user, group)) = db.image_owner()? {
+        own.set_image_owner(user, group)?;
+    }
+    fault::point("clone.initialised");
+    Ok(Cloned {
+        environment: import::finish(new, own)?,
+        sharing,
+        image_bytes: row.size,
+    })
+}
+
+/// Gives an image another name, or else makes a copy that shares its blocks if possible. Images do
+/// not change, and each environment removes only its own name.
+fn share(from: &Path, unfinished: &Path, to: &Path) -> Result<Sharing> {
+    let file = regular::open(from).context("open", from)?;
+    match fs::hard_link(from, to) {
+        Ok(()) => return Ok(Sharing::HardLink),
+        Err(error) => tracing::debug!(%error, "an image cannot be linked"),
+    }
+    let unfinished = Unfinished(unfinished.to_owned());
+    let copy = File::create_new(&unfinished.0).context("make", &unfinished.0)?;
+    let sharing = match reflink::clone_range(&file, 0, 0, &copy, 0) {
+        Ok(()) => Sharing::Blocks,
+        Err(_) => {
+            std::io::copy(&mut &file, &mut &copy).context("copy", from)?;
+            Sharing::Copy
+        }
+    };
+    let named = name(&unfinished, to)?;
+    durable::sync_file(&named).context("sync", to)?;
+    Ok(sharing)
+}

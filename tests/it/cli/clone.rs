@@ -1,0 +1,194 @@
+//! Cloning an environment: the image is shared, changes and history are not.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use crate::support::tree::{self, Look};
+use crate::support::{Disk, TestEnv, has, images};
+
+fn image(env: &TestEnv, name: &str) -> PathBuf {
+    images::current(env, name)
+}
+
+#[test]
+fn a_clone_shares_the_image_and_nothing_else() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        let prefix = env.mount("e");
+        let done = env.envfs(&["clone", "--json", "e", "c"]).ok().json();
+        assert_eq!(done["sharing"], "hard-link", "{done}");
+        assert_eq!(done["source_revision"], 1, "{done}");
+        let (theirs, ours) = (image(&env, "e"), image(&env, "c"));
+        let meta = fs::metadata(&ours).unwrap();
+        assert_eq!(meta.ino(), fs::metadata(&theirs).unwrap().ino());
+        assert_eq!(meta.nlink(), 2);
+        let log = env.envfs(&["log", "--json", "c"]).ok().json();
+        assert_eq!(log.as_array().unwrap().len(), 1, "{log}");
+        assert_eq!(log[0]["message"], "clone of e, revision 1", "{log}");
+
+        let own = env.mount("c");
+        let digest = |dir: &std::path::Path| {
+            let script = format!(
+                "cd '{}' && find . -printf '%p %y %m %U %G %n %l %Ts\\n' | sort && find . -type f -exec sha256sum \
+                 {{}} + | sort",
+                dir.display()
+            );
+            env.sh(&script).ok().out
+        };
+        let before = digest(&prefix);
+        assert_eq!(digest(&own), before);
+        // Changes and commits of each are its own.
+        env.sh(&format!("echo ours >'{}/lib/a.txt'", own.display()))
+            .ok();
+        env.envfs(&["commit", "c"]).ok();
+        let changed = digest(&own);
+        assert_eq!(digest(&prefix), before);
+        env.sh(&format!("echo theirs >'{}/lib/c.txt'", prefix.display()))
+            .ok();
+        env.envfs(&["commit", "e"]).ok();
+        assert_eq!(digest(&own), changed);
+        // Collecting garbage in one frees nothing as long as the other has it.
+        let collected = env.envfs(&["gc", "--json", "--keep", "1", "e"]).ok().json();
+        assert_eq!(collected["e"]["images"], 1, "{collected}");
+        assert_eq!(collected["e"]["image_bytes"], 0, "{collected}");
+        env.verify("c");
+        env.envfs(&["rollback", "c", "1"]).ok();
+        assert_eq!(digest(&own), before);
+        env.envfs(&["remove", "-y", "e"]).ok();
+        env.envfs(&["unmount", "c"]).ok();
+        env.verify("c");
+        env.mount("c");
+        assert_eq!(digest(&own), before);
+    }
+}
+
+#[test]
+fn uncommitted_changes_are_left_out_with_a_warning() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    let before = tree::read(&prefix);
+    fs::write(prefix.join("new"), "new").unwrap();
+    for is_mounted in [true, false] {
+        let name = format!("c{is_mounted}");
+        let done = env.envfs(&["clone", "e", &name]).ok();
+        let warning = format!("uncommitted changes of e are not in {name}: 1 added");
+        assert!(done.err.contains(&warning), "{done}");
+        let own = env.mount(&name);
+        tree::assert_same(&before, &tree::read(&own), Look::ALL, &name);
+        env.envfs(&["unmount", "e"]).ok();
+    }
+    env.mount("e");
+    assert!(prefix.join("new").exists());
+}
+
+#[test]
+fn any_revision_is_cloned_also_one_that_a_commit_amended() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    let mut trees = vec![tree::read(&prefix)];
+    for round in 0..3 {
+        fs::write(
+            prefix.join(format!("lib/c{round}.txt")),
+            "x".repeat(round + 1),
+        )
+        .unwrap();
+        fs::remove_dir_all(prefix.join("lib/deep")).ok();
+        env.envfs(&["commit", "e"]).ok();
+        trees.push(tree::read(&prefix));
+    }
+    env.envfs(&["tag", "e", "second", "--rev", "2"]).ok();
+    for (rev, expected) in [("1", &trees[0]), ("second", &trees[1]), ("4", &trees[3])] {
+        let name = format!("c{rev}");
+        env.envfs(&["clone", "e", &name, "--rev", rev, "-m", "mine"])
+            .ok();
+        let own = env.mount(&name);
+        tree::assert_same(expected, &tree::read(&own), Look::ALL, &name);
+        let log = env.envfs(&["log", "--json", &name]).ok().json();
+        assert_eq!(log[0]["message"], "mine");
+        // It goes on from there.
+        fs::write(own.join("lib/further"), rev).unwrap();
+        env.envfs(&["commit", &name]).ok();
+        let after = tree::read(&own);
+        env.envfs(&["unmount", &name]).ok();
+        env.verify(&name);
+        env.mount(&name);
+        tree::assert_same(&after, &tree::read(&own), Look::ALL, &name);
+    }
+    env.envfs(&["clone", "e", "c9", "--rev", "9"])
+        .fails(3, &["no revision 9"]);
+    env.envfs(&["clone", "e", "c1"])
+        .fails(4, &["already exists"]);
+    env.envfs(&["clone", "other", "c9"])
+        .fails(3, &["no environment 'other'"]);
+    let taken = prefix.to_str().unwrap();
+    env.envfs(&["clone", "e", "c9", "--prefix", taken])
+        .fails(2, &["not empty"]);
+    assert_eq!(env.count(&["list"]), 4, "nothing is left of what failed");
+}
+
+#[test]
+fn files_that_contain_the_old_prefix_are_named() {
+    if !has("python3") {
+        return;
+    }
+    let Some(env) = TestEnv::new() else { return };
+    env.envfs(&["create", "v", "--", "python3", "-m", "venv", "{prefix}"])
+        .ok();
+    let done = env.envfs(&["clone", "v", "w"]).ok();
+    let prefix = env.prefix("v");
+    for word in [
+        prefix.to_str().unwrap(),
+        "scripts in bin",
+        "other text files in bin",
+        "python -m",
+    ] {
+        assert!(done.err.contains(word), "{word}: {done}");
+    }
+    // Which works, and is the clone's.
+    let words = ["run", "w", "--", "python", "-m", "pip", "--version"];
+    let done = env.envfs(&words).ok();
+    assert!(
+        done.out.contains(env.prefix("w").to_str().unwrap()),
+        "{done}"
+    );
+    // A tree without a prefix in it is cloned without a word.
+    env.import_sample("e");
+    let done = env.envfs(&["clone", "e", "c"]).ok();
+    assert!(!done.err.contains("warning"), "{done}");
+    // As conda makes them.
+    let source = env.work().join("conda");
+    env.write(&source.join("conda-meta/x-1-0.json"), "{}");
+    env.envfs(&["import", source.to_str().unwrap(), "conda"])
+        .ok();
+    let done = env.envfs(&["clone", "conda", "conda2"]).ok();
+    assert!(done.err.contains("files of 1 conda package"), "{done}");
+}
+
+#[test]
+fn where_images_cannot_be_linked_they_are_copied() {
+    let Some(env) = TestEnv::new() else { return };
+    if !has("chattr") {
+        return;
+    }
+    let Some(disk) = Disk::new(&env.work(), "mkfs.ext4", &["-q", "-F"], 64) else {
+        return;
+    };
+    let env = env.with_store(&disk.at().join("store"));
+    env.import_sample("e");
+    let file = image(&env, "e");
+    // An immutable file gets no further name.
+    env.sh(&format!("chattr +i '{}'", file.display())).ok();
+    let done = env.envfs(&["clone", "--json", "e", "c"]);
+    env.sh(&format!("chattr -i '{}'", file.display())).ok();
+    assert_eq!(done.ok().json()["sharing"], "copy");
+    assert_eq!(fs::metadata(image(&env, "c")).unwrap().nlink(), 1);
+    env.verify("c");
+    let own = env.mount("c");
+    assert!(own.join("lib/a.txt").exists());
+    env.envfs(&["unmount", "c"]).ok();
+}
