@@ -12,7 +12,7 @@ use super::protocol::{
     Discarded, RollbackOptions, Selection, ServedHome, Service, Status, TagOptions,
 };
 use crate::commit::{self, CommitError, CommitOptions, Committed, RolledBack, Workspace};
-use crate::environment::{Config, EnvLock, Environment, Layout, ProfileUse};
+use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
 use crate::progress::Progress;
@@ -65,6 +65,7 @@ struct ActiveMount {
     invalidator: Invalidator,
     mount_point: PathBuf,
     counters: Arc<Counters>,
+    poll: Poll,
     /// The access profile, if it is enabled.
     profile: Option<Profile>,
 }
@@ -233,7 +234,8 @@ pub(crate) fn mount_environment(
         Some(owner) if !fakeroot => Owners::of_images(&[owner]),
         _ => Owners::default(),
     };
-    let filesystem = EnvFs::new(local.workspace.union().clone(), owners)?;
+    let mut filesystem = EnvFs::new(local.workspace.union().clone(), owners)?;
+    filesystem.set_poll(config.daemon.poll);
     let counters = filesystem.counters();
     let notices = filesystem.notices();
     let session = Session::start(filesystem, &request)?;
@@ -245,6 +247,7 @@ pub(crate) fn mount_environment(
         invalidator: session.invalidator(),
         mount_point: request.mount_point,
         counters,
+        poll: config.daemon.poll,
         profile,
     };
     if local.mount.set(active).is_err() {
@@ -392,7 +395,7 @@ impl Service for Local {
         let Some(active) = self.mount.get() else {
             return Ok(serde_json::Map::new().into());
         };
-        let stats = super::stats::of(&active.counters, self.workspace.union());
+        let stats = super::stats::of(&active.counters, active.poll, self.workspace.union());
         serde_json::to_value(stats).map_err(|error| Failure::of(Kind::Internal, &error))
     }
 }

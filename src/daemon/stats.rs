@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::environment::Poll;
 use crate::fuse::{Counters, Latency, Op};
 use crate::squashfs::reader::Hits;
 use crate::union::Union;
@@ -21,8 +22,23 @@ pub(crate) struct Stats {
     pub written_bytes: u64,
     /// Objects that the kernel references.
     pub held_objects: u64,
+    /// Polls for requests.
+    pub polling: Polling,
     /// Reads from the images that are mounted now.
     pub images: Images,
+}
+
+/// Polls for the next request after a reply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Polling {
+    /// The setting.
+    pub poll: Poll,
+    /// The number of polls.
+    pub polls: u64,
+    /// Polls that found a request.
+    pub found: u64,
+    /// The total time, in microseconds.
+    pub total_us: f64,
 }
 
 /// Requests of one kind. Times are in microseconds, from the arrival of a request until its reply
@@ -80,8 +96,6 @@ impl Cache {
 
 impl From<Latency> for Requests {
     fn from(latency: Latency) -> Requests {
-        // Rounded to a tenth of a microsecond.
-        let micros = |time: Duration| (time.as_secs_f64() * 1e7).round() / 10.0;
         Requests {
             count: latency.count,
             total_us: micros(latency.total),
@@ -92,8 +106,13 @@ impl From<Latency> for Requests {
     }
 }
 
-/// Collects the statistics of a mount.
-pub(crate) fn of(counters: &Counters, union: &Union) -> Stats {
+/// Returns a time in microseconds, rounded to a tenth.
+fn micros(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e7).round() / 10.0
+}
+
+/// Collects the statistics of a mount with this setting.
+pub(crate) fn of(counters: &Counters, poll: Poll, union: &Union) -> Stats {
     let mut images = Images::default();
     for layer in union.lower().images() {
         let (counts, hits) = (layer.image().counts(), layer.image().cache_hits());
@@ -114,6 +133,14 @@ pub(crate) fn of(counters: &Counters, union: &Union) -> Stats {
         requests: requests.collect(),
         read_bytes: counters.read_bytes.load(Ordering::Relaxed),
         written_bytes: counters.written_bytes.load(Ordering::Relaxed),
+        polling: Polling {
+            poll,
+            polls: counters.polls.all.load(Ordering::Relaxed),
+            found: counters.polls.found.load(Ordering::Relaxed),
+            total_us: micros(Duration::from_nanos(
+                counters.polls.nanos.load(Ordering::Relaxed),
+            )),
+        },
         held_objects: union.nodes().held().len() as u64,
         images,
     }

@@ -14,6 +14,9 @@
 //!
 //! [gc]
 //! keep = 10                  # revisions that gc keeps
+//!
+//! [daemon]
+//! poll = "auto"              # or "off", or microseconds: how long to poll for the next request
 //! ```
 
 use std::io;
@@ -53,6 +56,8 @@ pub struct Config {
     pub cache: CacheConfig,
     /// Defaults of `envfs gc`.
     pub gc: GcConfig,
+    /// How a daemon serves a mount.
+    pub daemon: DaemonConfig,
 }
 
 impl Default for Config {
@@ -67,6 +72,7 @@ impl Default for Config {
             profile: ProfileUse::default(),
             cache: CacheConfig::default(),
             gc: GcConfig::default(),
+            daemon: DaemonConfig::default(),
         }
     }
 }
@@ -134,6 +140,42 @@ pub struct GcConfig {
 impl Default for GcConfig {
     fn default() -> Self {
         GcConfig { keep: 10 }
+    }
+}
+
+/// How a daemon serves a mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DaemonConfig {
+    /// How the daemon waits for the next request.
+    #[serde(deserialize_with = "poll")]
+    pub poll: Poll,
+}
+
+/// How a daemon waits for the next request of the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Poll {
+    /// Polls for a short time while requests come close together and the processor is free.
+    #[default]
+    Auto,
+    /// Sleeps at once.
+    Off,
+    /// As `Auto`, but polls for this many microseconds at most.
+    #[serde(untagged)]
+    Micros(u32),
+}
+
+/// The longest time that can be configured for polling, in microseconds.
+const MAX_POLL_MICROS: u32 = 10_000;
+
+impl std::fmt::Display for Poll {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Poll::Auto => f.write_str("auto"),
+            Poll::Off => f.write_str("off"),
+            Poll::Micros(micros) => write!(f, "{micros} µs"),
+        }
     }
 }
 
@@ -229,6 +271,15 @@ fn at_least_one<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     }
 }
 
+fn poll<'de, D: Deserializer<'de>>(input: D) -> Result<Poll, D::Error> {
+    let valid = "\"auto\", \"off\" or a number of microseconds from 1 to 10000";
+    let invalid = || de::Error::custom(format!("invalid poll: must be {valid}"));
+    match Poll::deserialize(input).map_err(|_| invalid())? {
+        Poll::Micros(micros) if !(1..=MAX_POLL_MICROS).contains(&micros) => Err(invalid()),
+        poll => Ok(poll),
+    }
+}
+
 fn percent<'de, D: Deserializer<'de>>(input: D) -> Result<u8, D::Error> {
     match u8::deserialize(input)? {
         percent @ 0..=100 => Ok(percent),
@@ -269,7 +320,7 @@ mod tests {
     fn every_key_is_read() {
         let config = Config::parse(
             "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\ncompact_percent = 40\nprompt = '[{name}] '\nprofile = 'off'\n\
-             [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3",
+             [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3\n[daemon]\npoll = 'off'",
         )
         .unwrap();
         assert_eq!(config.compression.as_deref(), Some("zstd:19"));
@@ -277,6 +328,14 @@ mod tests {
         assert_eq!((config.threads, config.gc.keep), (3, 3));
         assert_eq!(config.compact_percent, 40);
         assert_eq!(config.profile, ProfileUse::Off);
+        assert_eq!(config.daemon.poll, Poll::Off);
+        for (text, poll) in [
+            ("", Poll::Auto),
+            ("daemon.poll = 'auto'", Poll::Auto),
+            ("daemon.poll = 50", Poll::Micros(50)),
+        ] {
+            assert_eq!(Config::parse(text).unwrap().daemon.poll, poll, "{text}");
+        }
         assert_eq!((config.cache.data_mib, config.cache.metadata_mib), (1, 2));
         assert_eq!(config.prompt.render("x").as_deref(), Some("[x] "));
         assert_eq!(
@@ -307,6 +366,10 @@ mod tests {
             ("prompt = 3", "template"),
             ("profile = 'yes'", "on"),
             ("gc.keep = 0", "at least 1"),
+            ("daemon.poll = 0", "1 to 10000"),
+            ("daemon.poll = 10001", "1 to 10000"),
+            ("daemon.poll = 'on'", "auto"),
+            ("daemon.poll = -5", "off"),
             ("level = 10", "0 to 9"),
             ("level = 1\ncompression = 'xz'", "cannot be combined"),
             ("level = ", "line 1"),

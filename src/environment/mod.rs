@@ -13,7 +13,7 @@ mod prefix;
 mod store;
 mod trust;
 
-pub use config::{CacheConfig, Config, GcConfig, ProfileUse, Prompt};
+pub use config::{CacheConfig, Config, DaemonConfig, GcConfig, Poll, ProfileUse, Prompt};
 pub use error::{EnvironmentError, Result};
 pub use in_place::{DirectoryId, InPlace, Stage};
 pub use layout::{HomeId, Layout, StoreLayout};

@@ -113,6 +113,19 @@ pub struct Counters {
     pub read_bytes: AtomicU64,
     /// Bytes written.
     pub written_bytes: AtomicU64,
+    /// Polls for the next request.
+    pub polls: Polls,
+}
+
+/// Polls of the device after a reply.
+#[derive(Debug, Default)]
+pub struct Polls {
+    /// All polls.
+    pub all: AtomicU64,
+    /// Those that found a request.
+    pub found: AtomicU64,
+    /// The time that they took, in nanoseconds.
+    pub nanos: AtomicU64,
 }
 
 impl fmt::Debug for Counters {

@@ -2,6 +2,7 @@
 //! closed refuses further requests.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::polling::Polling;
 use crate::fault;
 
 /// Runs `work` and catches a panic. The request fails with `EIO`, since fuser sends that for a
@@ -45,6 +47,11 @@ impl Gate {
     pub(super) fn hand_over(self: &Arc<Gate>) -> Pass {
         self.inside.fetch_add(1, Ordering::SeqCst);
         Pass(self.clone())
+    }
+
+    /// Returns whether requests are in progress.
+    fn is_busy(&self) -> bool {
+        self.inside.load(Ordering::SeqCst) > 0
     }
 
     /// Refuses requests from now on and waits for those in progress. Returns false if that takes
@@ -78,6 +85,11 @@ pub trait Guarded: Filesystem {
     fn gate(&self) -> Arc<Gate> {
         Arc::default()
     }
+
+    /// Returns the means to poll for requests, if this pays.
+    fn polling(&self) -> Option<Polling> {
+        None
+    }
 }
 
 /// A file system behind its gate.
@@ -85,15 +97,40 @@ pub trait Guarded: Filesystem {
 pub(super) struct Guard<F> {
     inner: F,
     gate: Arc<Gate>,
+    /// With the device to poll.
+    polling: Option<(Polling, OwnedFd)>,
 }
 
 impl<F: Guarded> Guard<F> {
-    pub(super) fn new(inner: F, gate: Arc<Gate>) -> Guard<F> {
-        Guard { inner, gate }
+    /// Puts a file system that is served through `device` behind its gate.
+    pub(super) fn new(inner: F, device: &OwnedFd) -> Guard<F> {
+        let polling = inner.polling().and_then(|polling| {
+            let device = device.try_clone();
+            let warn = |e| tracing::warn!("cannot poll for requests: {e}");
+            Some((polling, device.map_err(warn).ok()?))
+        });
+        Guard {
+            gate: inner.gate(),
+            inner,
+            polling,
+        }
     }
 
-    /// Handles one request. The caller receives `EIO` if the handler does not reply.
-    fn serve(&self, what: &str, handler: impl FnOnce(&F)) {
+    /// Handles one request, then polls for the next. The caller receives `EIO` if the handler does
+    /// not reply.
+    fn serve(&self, request: &Request, what: &str, handler: impl FnOnce(&F)) {
+        let Some((polling, device)) = &self.polling else {
+            return self.handle(what, handler);
+        };
+        // Several objects that are forgotten at once are several calls for one request.
+        let is_first = polling.arrived(request.unique().0, request.pid());
+        self.handle(what, handler);
+        if is_first {
+            contain("poll", || polling.wait(device, self.gate.is_busy()));
+        }
+    }
+
+    fn handle(&self, what: &str, handler: impl FnOnce(&F)) {
         let Some(_pass) = self.gate.enter() else {
             return;
         };
@@ -113,7 +150,7 @@ impl<F: Guarded> Guard<F> {
 macro_rules! forward {
     ($($name:ident($($argument:ident: $kind:ty),*);)*) => {$(
         fn $name(&self, request: &Request, $($argument: $kind),*) {
-            self.serve(stringify!($name), |inner| inner.$name(request, $($argument),*));
+            self.serve(request, stringify!($name), |inner| inner.$name(request, $($argument),*));
         }
     )*};
 }

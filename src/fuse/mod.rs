@@ -15,6 +15,7 @@ mod errno;
 mod guard;
 mod notices;
 mod owners;
+mod polling;
 mod pool;
 mod requests;
 pub mod session;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use fuser::{FileAttr, Generation, INodeNo, ReplyEntry, Request};
 
+use crate::environment::Poll;
 use crate::object::{Attr, Ino, Kind};
 use crate::sys::process;
 use crate::union::{self, Creator, FoundObject, Invalidation, NewObject, SyncMode, Union};
@@ -38,6 +40,7 @@ use errno::errno;
 pub use guard::{Gate, Guarded};
 pub use notices::Notices;
 pub use owners::Owners;
+pub use polling::Polling;
 use pool::Pool;
 use session::{Invalidator, SessionError};
 
@@ -70,6 +73,7 @@ pub struct EnvFs {
     is_writeback_running: Arc<AtomicBool>,
     /// Whether changes of names and attributes are made durable before the reply.
     syncs_each_change: bool,
+    poll: Poll,
 }
 
 impl EnvFs {
@@ -88,6 +92,7 @@ impl EnvFs {
             gate,
             is_writeback_running: Arc::default(),
             syncs_each_change: false,
+            poll: Poll::default(),
         })
     }
 
@@ -95,6 +100,11 @@ impl EnvFs {
     /// `sync`; the kernel does so for content.
     pub fn sync_each_change(&mut self) {
         self.syncs_each_change = true;
+    }
+
+    /// Sets how the thread that receives requests waits for the next one.
+    pub fn set_poll(&mut self, poll: Poll) {
+        self.poll = poll;
     }
 
     /// Syncs the changed objects after a successful operation if the mount is synchronous.
@@ -257,5 +267,9 @@ pub fn invalidate(invalidator: &Invalidator, stale: &[Invalidation]) {
 impl Guarded for EnvFs {
     fn gate(&self) -> Arc<Gate> {
         self.gate.clone()
+    }
+
+    fn polling(&self) -> Option<Polling> {
+        Polling::new(self.poll, self.counters.clone())
     }
 }

@@ -119,7 +119,7 @@ impl Session {
         // `docs/benchmarks.md` has the figures.
         config.n_threads = Some(1);
         let gate = filesystem.gate();
-        let guard = Guard::new(filesystem, gate.clone());
+        let guard = Guard::new(filesystem, &device);
         let session =
             fuser::Session::from_fd(guard, device, SessionACL::All, config).map_err(|source| {
                 undo(SessionError::Handshake {

@@ -42,6 +42,12 @@ pub fn is_in_group(pid: u32, gid: u32) -> bool {
     groups.any(|group| group.parse() == Ok(gid))
 }
 
+/// Returns how often this thread was made to give up its processor; 0 if that is not known.
+pub fn involuntary_switches() -> i64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
+}
+
 /// Returns the name of this host, as `uname -n` prints it.
 pub fn host_name() -> String {
     nix::unistd::gethostname()

@@ -6,13 +6,13 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output;
 use crate::daemon::failure::{Failure, Kind};
-use crate::daemon::stats::{Cache, Stats};
+use crate::daemon::stats::{Cache, Polling, Stats};
 
 /// Show the requests that a mount has served, and how long they took.
 ///
 /// For each kind of request: the count, the total time, the median and 99th percentile (within a
-/// factor of two), and the maximum. Then bytes read and written, objects that the kernel holds, and
-/// data read and decompressed from the images. Requests that the kernel answers from its caches are
+/// factor of two), and the maximum. Then bytes read and written, objects that the kernel holds, polls
+/// for the next request and how long they took, and data read and decompressed from the images. Requests that the kernel answers from its caches are
 /// not counted.
 #[derive(Debug, ClapArgs)]
 #[command(
@@ -72,6 +72,7 @@ fn lines(stats: &Stats) -> Vec<String> {
             "held by the kernel",
             output::count(stats.held_objects, "object"),
         ),
+        ("polling", polling(&stats.polling)),
         (
             "read from images",
             format!(
@@ -96,6 +97,20 @@ fn lines(stats: &Stats) -> Vec<String> {
     lines.push(String::new());
     lines.extend(facts.map(|(what, value)| format!("{what:20} {value}")));
     lines
+}
+
+/// Formats the polls for requests.
+fn polling(polling: &Polling) -> String {
+    let setting = polling.poll;
+    match polling.polls {
+        0 => setting.to_string(),
+        polls => format!(
+            "{setting}: {} of {} found a request, {}",
+            polling.found,
+            output::count(polls, "poll"),
+            time(polling.total_us)
+        ),
+    }
 }
 
 /// Formats a time in a suitable unit.
