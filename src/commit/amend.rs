@@ -1,8 +1,8 @@
-//! What of a merged view is not as in the old image: a commit that knows it need not look at the rest.
+//! Finds the part of a merged view that differs from the old image, so that a commit writes only that.
 //!
-//! Every object with a row, and every directory with rows, must be accounted for: it is in the new
-//! tree, and all directories on the way to it are written anew; or it has no name any more. Where that
-//! is not certain, there is no amendment, and the whole view is gone through instead.
+//! Every object with a row and every directory with rows must be accounted for. Either it is in the
+//! new tree, and all directories on its path are written, or it no longer has a name. If that is not
+//! certain, there is no amendment, and the commit walks the whole view.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -14,26 +14,26 @@ use crate::object::{Ino, Kind};
 use crate::state::{IdMap, IdRun, InodeRow};
 use crate::union::{self, Edits, ImageLayer, Layer, LowerStack};
 
-/// At most this part of the inodes may have rows: with more, tables written whole are better.
-const PART: u64 = 4;
-/// But so many rows are always few.
-const FEW: u64 = 64;
+/// An amendment is not worthwhile if more than one inode in this many has a row,
+const ROWS_PART: u64 = 4;
+/// unless there are at most this many rows.
+const FEW_ROWS: u64 = 64;
 
 /// The part of a view that has to be written.
 #[derive(Debug)]
 pub(super) struct Amendment {
-    /// Directories with another listing or another inode, and all on the way to them.
+    /// Directories whose listing or inode differs, and all directories above them.
     dirs: HashSet<Ino>,
-    /// Other objects of the old image with another inode.
+    /// Other objects of the old image whose inode differs.
     changed: HashSet<Ino>,
-    /// Regular files of the old image that are gone.
-    pub(super) lost: Vec<Ino>,
-    /// The identities of the old image's inodes and of the new ones.
+    /// Regular files of the old image that no longer have a name.
+    pub(super) removed: Vec<Ino>,
+    /// The map of the new image: the inode numbers of the old image, and those of new objects.
     pub(super) ids: IdMap,
 }
 
 impl Amendment {
-    /// Finds out what has to be written. `None` if that is not certain, or too much.
+    /// Determines what has to be written. Returns `None` if that is not certain, or too much.
     pub(super) fn find(view: &Arc<LowerStack>, old: &ImageLayer) -> Result<Option<Amendment>> {
         if view.images().len() != 1 {
             return Ok(None);
@@ -42,7 +42,7 @@ impl Amendment {
         for layer in view.frozen() {
             rows += layer.delta().rows()?;
         }
-        if rows as u64 > (old.ids().len() / PART).max(FEW) {
+        if rows as u64 > (old.ids().len() / ROWS_PART).max(FEW_ROWS) {
             return Ok(None);
         }
         let mut search = Search {
@@ -54,12 +54,12 @@ impl Amendment {
         search.run()
     }
 
-    /// Returns true if an object of the old image stays as it is there.
-    pub(super) fn stays(&self, ino: Ino) -> bool {
+    /// Returns true if an object of the old image is unchanged.
+    pub(super) fn is_unchanged(&self, ino: Ino) -> bool {
         !self.dirs.contains(&ino) && !self.changed.contains(&ino)
     }
 
-    /// Returns the directories that are written.
+    /// Returns the directories to be written.
     pub(super) fn into_dirs(self) -> HashSet<Ino> {
         self.dirs
     }
@@ -69,14 +69,14 @@ struct Search<'a> {
     view: &'a LowerStack,
     old: &'a ImageLayer,
     edits: Edits,
-    /// Reachable directories that have to be written. With one, all above it are here.
+    /// Reachable directories that have to be written. Contains all directories above each.
     dirs: HashSet<Ino>,
 }
 
 impl Search<'_> {
     fn run(&mut self) -> Result<Option<Amendment>> {
         let mut fresh = BTreeSet::new();
-        // Names that objects of the old image have now, as far as the edits tell.
+        // The directory of each object with an edited name.
         let mut named: HashMap<Ino, Ino> = HashMap::new();
         let mut moved = Vec::new();
         for ((dir, _), row) in self.edits.rows() {
@@ -85,9 +85,9 @@ impl Search<'_> {
             if self.old.inode_ref(ino)?.is_none() {
                 fresh.insert(ino);
             }
-            // The inode of a directory names its parent, which is another one here.
-            let is_elsewhere = row.target != row.below || self.edits.past_of(*dir).is_some();
-            if is_elsewhere && self.kind(ino)? == Some(Kind::Directory) {
+            // The inode of a directory contains its parent, which has changed here.
+            let has_moved = row.target != row.below || self.edits.past_of(*dir).is_some();
+            if has_moved && self.kind(ino)? == Some(Kind::Directory) {
                 moved.push(ino);
             }
         }
@@ -99,30 +99,30 @@ impl Search<'_> {
             listed.extend(layer.delta().dirs()?.map(|(dir, _)| dir));
             objects.extend(layer.delta().inodes()?.map(|(ino, _)| ino));
         }
-        let Some(lost) = self.lost()? else {
+        let Some(removed) = self.removed()? else {
             return Ok(None);
         };
-        // A directory that is nowhere is gone with all that was in it, or the rows are damaged.
+        // A directory without a path was removed with its entries, or the rows are damaged.
         for dir in &listed {
             if self.edits.is_reachable(*dir) {
                 self.write_to(*dir)?;
-            } else if !lost.contains(dir) && self.old.inode_ref(*dir)?.is_some() {
+            } else if !removed.contains(dir) && self.old.inode_ref(*dir)?.is_some() {
                 return Ok(None);
             }
         }
         let mut changed = HashSet::new();
         for ino in objects {
             let Some(before) = self.old.inode(ino)? else {
-                // New: it has a name in a directory with rows, or none.
+                // New: it has a name in a directory with rows, or no name.
                 continue;
             };
             let is_dir = before.attr.kind == Kind::Directory;
             let links = self.rows(ino)?.first().map_or(0, |row| row.nlink);
             if !is_dir && before.attr.nlink.max(links) > 1 {
-                // Its other names could be anywhere.
+                // Its other names may be in any directory.
                 return Ok(None);
             }
-            if lost.contains(&ino) {
+            if removed.contains(&ino) {
                 continue;
             }
             let above = match named.get(&ino) {
@@ -138,11 +138,11 @@ impl Search<'_> {
                 changed.insert(ino);
             }
         }
-        let Some(ids) = self.number(&fresh, &lost)? else {
+        let Some(ids) = self.number(&fresh, &removed)? else {
             return Ok(None);
         };
         let mut files = Vec::new();
-        for ino in lost {
+        for ino in removed {
             if self.old.is_file(ino)? {
                 files.push(ino);
             }
@@ -150,7 +150,7 @@ impl Search<'_> {
         Ok(Some(Amendment {
             dirs: std::mem::take(&mut self.dirs),
             changed,
-            lost: files,
+            removed: files,
             ids,
         }))
     }
@@ -159,7 +159,7 @@ impl Search<'_> {
         Ok(self.view.attr(ino)?.map(|attr| attr.kind))
     }
 
-    /// Notes that a reachable directory is written, and all above it.
+    /// Adds a reachable directory and all directories above it to those that are written.
     fn write_to(&mut self, dir: Ino) -> Result<()> {
         let mut at = dir;
         while self.dirs.insert(at) {
@@ -171,12 +171,12 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Finds the directory of an object that is where its row says.
+    /// Returns the directory of an object if the object is at the place in its row.
     fn place_of(&self, ino: Ino) -> Result<Option<Ino>> {
         let Some((dir, name)) = self.rows(ino)?.iter().find_map(|row| row.place.clone()) else {
             return Ok(None);
         };
-        // Names lead to its directory if the name in it counts: the view is built from the root.
+        // The name must exist, and so must the path of its directory from the root.
         let is_there = self.view.lookup(dir, &name)? == Some(ino) && self.is_reachable(dir)?;
         Ok(is_there.then_some(dir))
     }
@@ -196,7 +196,7 @@ impl Search<'_> {
         Ok(true)
     }
 
-    /// The rows of an object, the topmost first.
+    /// Returns the rows of an object, topmost layer first.
     fn rows(&self, ino: Ino) -> Result<Vec<&InodeRow>> {
         let rows = self
             .view
@@ -208,9 +208,9 @@ impl Search<'_> {
             .collect::<union::Result<_>>()?)
     }
 
-    /// Finds what had a name in the old image, and has none now. `None` if that is not certain.
-    fn lost(&self) -> Result<Option<BTreeSet<Ino>>> {
-        let mut lost = BTreeSet::new();
+    /// Returns the objects of the old image that no longer have a name. `None` if that is not certain.
+    fn removed(&self) -> Result<Option<BTreeSet<Ino>>> {
+        let mut removed = BTreeSet::new();
         for ino in self.edits.lost() {
             if !self.edits.links_of(ino).is_empty() {
                 continue;
@@ -221,18 +221,18 @@ impl Search<'_> {
             let is_dir = before.attr.kind == Kind::Directory;
             let missing = self.edits.missing_of(ino).len();
             if is_dir || missing >= before.attr.nlink as usize {
-                lost.insert(ino);
+                removed.insert(ino);
             } else {
-                // It has other names, and another count of them.
+                // It keeps other names, so its link count changes.
                 return Ok(None);
             }
         }
-        Ok(Some(lost))
+        Ok(Some(removed))
     }
 
-    /// Numbers the new objects after the old ones, in the order of their identities. What is gone has
-    /// inodes in the tables still, but no identity.
-    fn number(&self, fresh: &BTreeSet<Ino>, gone: &BTreeSet<Ino>) -> Result<Option<IdMap>> {
+    /// Numbers the new objects after the old ones, in the order of their identities. The inodes of
+    /// removed objects stay in the tables, but are removed from the map.
+    fn number(&self, fresh: &BTreeSet<Ino>, removed: &BTreeSet<Ino>) -> Result<Option<IdMap>> {
         let first = self.old.image().superblock().inodes;
         let fits = u32::try_from(fresh.len())
             .ok()
@@ -246,8 +246,13 @@ impl Search<'_> {
             first_ino: ino.0,
             count: 1,
         });
-        let gone: Vec<Ino> = gone.iter().copied().collect();
-        let runs = self.old.ids().runs_without(&gone).into_iter().chain(runs);
+        let removed: Vec<Ino> = removed.iter().copied().collect();
+        let runs = self
+            .old
+            .ids()
+            .runs_without(&removed)
+            .into_iter()
+            .chain(runs);
         let ids = IdMap::from_runs(runs).map_err(|e| CommitError::Check(e.to_string()))?;
         Ok(Some(ids))
     }

@@ -1,4 +1,4 @@
-//! Is the new image what was to be kept? Asked before anything depends on it.
+//! Compares a new image with the view that it was made from, before the database refers to it.
 
 use std::collections::HashSet;
 
@@ -7,10 +7,11 @@ use crate::object::{Ino, Kind};
 use crate::progress::{Progress, Report};
 use crate::union::{ImageLayer, Layer, LowerStack, Xattr};
 
-/// Compares a view with the image made of it: every name, identity and attribute (in the `pushed`
-/// directories, where not all were), and the content of the `fresh` files. Data that was carried over
-/// was not touched and is not read. Link counts are not compared: other people's images may have them
-/// wrong, ours count names.
+/// Compares a view with the image made from it: every name, identity and attribute in the `pushed`
+/// directories (in all with `None`), and the content of the `fresh` files. Data that was carried
+/// over is not read. Link counts are not compared, since those of imported images may be wrong.
+///
+/// Fails with [`CommitError::Check`] at the first difference.
 pub(super) fn same_tree(
     view: &LowerStack,
     image: &ImageLayer,
@@ -53,7 +54,8 @@ pub(super) fn same_tree(
     Ok(())
 }
 
-/// Compares a directory's names, and the attributes of what they name. Tells which are directories.
+/// Compares the names of a directory and the attributes of their objects. Calls `below` with each
+/// subdirectory.
 fn same_directory(
     view: &LowerStack,
     image: &ImageLayer,
@@ -72,7 +74,7 @@ fn same_directory(
     for ((name, ino, kind), (their_name, target)) in ours.iter().zip(&theirs) {
         if name != &**their_name || *target != Some((ino, kind)) {
             return wrong(format!(
-                "name {:?} in directory {dir}",
+                "directory {dir} differs at the name {:?}",
                 String::from_utf8_lossy(name)
             ));
         }
@@ -86,10 +88,10 @@ fn same_directory(
 }
 
 fn same_attributes(view: &LowerStack, image: &ImageLayer, ino: Ino) -> Result<()> {
-    let missing = || CommitError::Check(format!("object {ino} is not there"));
+    let missing = || CommitError::Check(format!("object {ino} is missing"));
     let ours = view.attr(ino)?.ok_or_else(missing)?;
     let theirs = image.inode(ino)?.ok_or_else(missing)?.attr;
-    // What SquashFS keeps of a time: whole seconds from 1970 to 2106.
+    // SquashFS stores whole seconds from 1970 to 2106.
     let seconds = ours.mtime.secs.clamp(0, i64::from(u32::MAX));
     let same = (ours.kind, ours.mode, ours.uid, ours.gid, ours.rdev, seconds)
         == (
@@ -109,7 +111,7 @@ fn same_attributes(view: &LowerStack, image: &ImageLayer, ino: Ino) -> Result<()
         return Ok(());
     }
     Err(CommitError::Check(format!(
-        "attributes of object {ino}: {theirs:?} instead of {ours:?}"
+        "object {ino} has the attributes {theirs:?} instead of {ours:?}"
     )))
 }
 
@@ -127,7 +129,7 @@ fn same_content(view: &LowerStack, image: &ImageLayer, ino: Ino) -> Result<()> {
         let len = ours.len().min(theirs.len());
         if len == 0 || ours.get(..len) != theirs.get(..len) {
             return Err(CommitError::Check(format!(
-                "content of object {ino} from byte {at}"
+                "the content of object {ino} differs at or after byte {at}"
             )));
         }
         at += len as u64;

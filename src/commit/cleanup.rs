@@ -22,7 +22,7 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
     let found = Found::list(db, layout)?;
     found.warn_of_newer();
     if let Some(beyond) = found.beyond {
-        // New files must not get their names.
+        // New files must not use these ids.
         db.skip_ids(beyond)?;
         return Ok(());
     }
@@ -30,9 +30,9 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
         return Ok(());
     }
     for path in &found.images {
-        tracing::info!(file = %path.display(), "removing an image that was not finished");
+        tracing::info!(file = %path.display(), "removing an unfinished image");
         if let Err(e) = fs::remove_file(path) {
-            tracing::warn!(file = %path.display(), "cannot be removed: {e}");
+            tracing::warn!(file = %path.display(), "cannot remove an unfinished image: {e}");
         }
     }
     for path in &found.layers {
@@ -40,9 +40,11 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
             Ok(true) => {}
             Ok(false) => tracing::warn!(
                 directory = %path.display(),
-                "no row knows this layer, but files are in it: it is left alone"
+                "keeping the files of a layer without a row"
             ),
-            Err(e) => tracing::warn!(directory = %path.display(), "cannot be removed: {e}"),
+            Err(e) => {
+                tracing::warn!(directory = %path.display(), "cannot remove an unused layer: {e}");
+            }
         }
     }
     Ok(())
@@ -63,7 +65,7 @@ struct Found {
 
 impl Found {
     fn list(db: &StateDb, layout: &Layout) -> Result<Found> {
-        // First the files, then the rows: other processes may be adding both.
+        // Files before rows, since other processes may be adding both.
         let images = entries(&layout.images(), image_id);
         let layers = entries(&layout.layers(), layer_id);
         let (given, skipped) = (db.next_ids()?, db.skipped_ids()?);
@@ -107,7 +109,7 @@ impl Found {
 
     fn warn_of_newer(&self) {
         for path in &self.newer {
-            tracing::warn!(path = %path.display(), "newer than the state database: it is left alone");
+            tracing::warn!(path = %path.display(), "keeping a file that is newer than the state database");
         }
     }
 }
@@ -118,14 +120,14 @@ pub(super) fn newer_than(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> 
     Ok(Found::list(db, layout)?.newer)
 }
 
-/// The entries of a directory whose names are ours, with their ids. Others may lie beside them: what NFS
-/// keeps of a file that is removed while it is open, or what somebody put there.
+/// Returns the entries of a directory whose names envfs uses, with their ids. Other names are ignored,
+/// such as those that NFS creates when a file is removed while it is open.
 fn entries(dir: &Path, id_of: impl Fn(&str) -> Option<i64>) -> Vec<(i64, PathBuf)> {
     let listing = match fs::read_dir(dir) {
         Ok(listing) => listing,
         Err(e) => {
             // Opening the view reports what is wrong with it.
-            tracing::warn!(directory = %dir.display(), "cannot be read: {e}");
+            tracing::warn!(directory = %dir.display(), "cannot read a directory of the store: {e}");
             return Vec::new();
         }
     };
@@ -150,8 +152,8 @@ fn layer_id(name: &str) -> Option<i64> {
     (id > 0 && id < i64::MAX && id.to_string() == name).then_some(id)
 }
 
-/// Removes a directory in which there are directories alone. Returns false, and removes nothing, if there
-/// is anything else.
+/// Removes a directory tree that contains only directories. Returns false and removes nothing if it
+/// contains anything else.
 fn remove_empty(path: &Path) -> io::Result<bool> {
     if !fs::symlink_metadata(path)?.is_dir() {
         return Ok(false);
@@ -193,7 +195,7 @@ pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
         // Opening the view reports what is wrong with it.
         tracing::warn!(
             image = %image.display(),
-            "an image of the stack is not there, or not whole: nothing is removed"
+            "an image of the stack is missing or truncated: nothing is removed"
         );
         return Ok(false);
     }
@@ -201,7 +203,7 @@ pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
         if layer.role == LayerRole::Retired
             && let Err(e) = remove_layer(db, layout, layer.id)
         {
-            tracing::warn!(layer = layer.id.0, "a retired layer cannot be removed: {e}");
+            tracing::warn!(layer = layer.id.0, "cannot remove a retired layer: {e}");
         }
     }
     Ok(true)
@@ -225,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_ours_have_ids() {
+    fn only_valid_names_have_ids() {
         for (name, id) in [
             ("7.sqfs", Some(7)),
             (".12.sqfs.part", Some(12)),
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_a_file_is_not_removed_as_empty() {
+    fn a_tree_with_a_file_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let layer = dir.path().join("3");
         let deep = layer.join("upper/a/b");

@@ -1,10 +1,10 @@
 //! Digests of image files: BLAKE3 of each MiB, kept in the database.
 //!
-//! SquashFS has no checksums. A flipped bit in a block that is stored as it is, or in a name, would be
-//! read as though it were meant; and whatever is carried from image to image would be carried with it.
-//! Blocks that an append carries over at their place keep the digests that they had: they are not read
-//! again, so the cost follows the change, and damage that happened to them since, even in the copying,
-//! is found by the next verification.
+//! SquashFS has no checksums, so a flipped bit in an uncompressed block or in a name is not detected
+//! when it is read, and each commit would carry it over. When an append carries data over at the same
+//! position, its digests are copied from the old image and the data is not read again. So the cost
+//! follows the change, and the next verification detects damage that happened before or during the
+//! copy.
 
 use std::fs::File;
 use std::io;
@@ -18,30 +18,30 @@ use super::error::{CommitError, Context, Result};
 use crate::progress::{Progress, Report};
 use crate::sys::regular;
 
-/// Bytes of the file under one digest.
+/// Bytes of the file for each digest.
 const CHUNK: u64 = 1 << 20;
 const DIGEST: usize = blake3::OUT_LEN;
 
-/// What of the digests of an older image is those of a newer.
+/// Digests of the old image that apply to the new one.
 #[derive(Debug)]
 pub(super) struct Kept {
-    /// All digests of the older one.
+    /// All digests of the old image.
     pub(super) digests: Vec<u8>,
-    /// Bytes at the beginning that are the same in both files, except for the superblock.
+    /// The number of bytes at the beginning that are equal in both files, except for the superblock.
     pub(super) until: u64,
 }
 
-/// The digests of an image file, one after another.
-pub(super) fn of_file(
+/// Computes the digests of an image file. Returns them one after another.
+pub(super) fn compute(
     path: &Path,
     kept: Option<&Kept>,
     threads: NonZeroUsize,
     progress: &dyn Progress,
 ) -> Result<Vec<u8>> {
     let file = regular::open(path).context("open", path)?;
-    let size = file.metadata().context("look at", path)?.len();
+    let size = file.metadata().context("stat", path)?.len();
     let mut digests = vec![0; size.div_ceil(CHUNK) as usize * DIGEST];
-    // The first chunk has the superblock in it, so it is never the same.
+    // The first chunk contains the superblock, which always differs.
     let same = kept.map_or(1, |kept| {
         let known = (kept.digests.len() / DIGEST) as u64;
         (kept.until / CHUNK).min(known).min(size / CHUNK).max(1)
@@ -66,18 +66,18 @@ pub(super) fn of_file(
     Ok(digests)
 }
 
-/// The ranges of a file that are not what they were.
-pub(super) fn damaged(
+/// Returns the ranges of an image file whose content differs from the digests.
+pub(super) fn find_damage(
     path: &Path,
     digests: &[u8],
     threads: NonZeroUsize,
     progress: &dyn Progress,
 ) -> Result<Vec<Range<u64>>> {
     let file = regular::open(path).context("open", path)?;
-    let size = file.metadata().context("look at", path)?.len();
+    let size = file.metadata().context("stat", path)?.len();
     let chunks = size.div_ceil(CHUNK);
     if chunks * DIGEST as u64 != digests.len() as u64 {
-        return Err(CommitError::Check(format!(
+        return Err(CommitError::Changed(format!(
             "{} digests for {size} bytes",
             digests.len() / DIGEST
         )));
@@ -103,7 +103,7 @@ pub(super) fn damaged(
     Ok(bad)
 }
 
-/// Hashes some chunks of a file. What is missing in the answer was cancelled.
+/// Hashes chunks of a file. If it is cancelled, the result lacks some of them.
 fn hash(
     file: &File,
     size: u64,
@@ -146,7 +146,7 @@ fn hash(
         for other in others {
             let found = other
                 .join()
-                .unwrap_or_else(|_| Err(io::Error::other("a thread that hashes died")));
+                .unwrap_or_else(|_| Err(io::Error::other("a hashing thread panicked")));
             mine = match (mine, found) {
                 (Ok(mut mine), Ok(found)) => {
                     mine.extend(found);
@@ -176,16 +176,16 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_is_found_where_it_is() {
+    fn a_flipped_bit_is_located() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         for len in [1, CHUNK as usize, CHUNK as usize * 3 + 5] {
             let sound = bytes(len);
             std::fs::write(&path, &sound).unwrap();
-            let digests = of_file(&path, None, threads(), &NoProgress).unwrap();
+            let digests = compute(&path, None, threads(), &NoProgress).unwrap();
             assert_eq!(digests.len(), len.div_ceil(CHUNK as usize) * DIGEST);
             assert!(
-                damaged(&path, &digests, threads(), &NoProgress)
+                find_damage(&path, &digests, threads(), &NoProgress)
                     .unwrap()
                     .is_empty()
             );
@@ -193,47 +193,47 @@ mod tests {
                 let mut bad = sound.clone();
                 bad[at] ^= 0x10;
                 std::fs::write(&path, &bad).unwrap();
-                let found = damaged(&path, &digests, threads(), &NoProgress).unwrap();
+                let found = find_damage(&path, &digests, threads(), &NoProgress).unwrap();
                 assert_eq!(found.len(), 1);
                 assert!(found[0].contains(&(at as u64)), "{at}: {found:?}");
                 assert!(found[0].end <= len as u64);
             }
             std::fs::write(&path, [&sound[..], &[0; CHUNK as usize]].concat()).unwrap();
-            assert!(damaged(&path, &digests, threads(), &NoProgress).is_err());
+            assert!(find_damage(&path, &digests, threads(), &NoProgress).is_err());
         }
     }
 
     #[test]
-    fn what_is_carried_in_place_is_not_read_again() {
+    fn data_carried_over_in_place_is_not_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = (dir.path().join("old"), dir.path().join("new"));
         let chunk = CHUNK as usize;
         let mut image = bytes(4 * chunk + 100);
         std::fs::write(&old, &image).unwrap();
-        let digests = of_file(&old, None, threads(), &NoProgress).unwrap();
-        // Another superblock, and other tables from within the fourth chunk on.
+        let digests = compute(&old, None, threads(), &NoProgress).unwrap();
+        // The superblock differs, and so do the tables, which begin in the fourth chunk.
         image[5] ^= 1;
         image[3 * chunk + 7..].fill(b'n');
         image.resize(6 * chunk, b'm');
         std::fs::write(&new, &image).unwrap();
-        let true_ones = of_file(&new, None, threads(), &NoProgress).unwrap();
+        let correct = compute(&new, None, threads(), &NoProgress).unwrap();
         let kept = |digests: Vec<u8>| Kept {
             digests,
             until: 3 * CHUNK + 7,
         };
-        let carried = of_file(&new, Some(&kept(digests.clone())), threads(), &NoProgress).unwrap();
-        assert!(carried == true_ones);
-        // Wrong digests of the old image stay wrong where nothing is read: there, and only there.
+        let carried = compute(&new, Some(&kept(digests.clone())), threads(), &NoProgress).unwrap();
+        assert!(carried == correct);
+        // Wrong digests of the old image are kept exactly for the chunks that are not read.
         let wrong = vec![9; digests.len()];
-        let carried = of_file(&new, Some(&kept(wrong)), threads(), &NoProgress).unwrap();
+        let carried = compute(&new, Some(&kept(wrong)), threads(), &NoProgress).unwrap();
         let differs = |chunk: &usize| {
             let range = chunk * DIGEST..(chunk + 1) * DIGEST;
-            carried[range.clone()] != true_ones[range]
+            carried[range.clone()] != correct[range]
         };
         let read_again: Vec<usize> = (0..6).filter(|chunk| !differs(chunk)).collect();
         assert_eq!(read_again, [0, 3, 4, 5]);
-        // Fewer digests than there should be are no harm.
+        // Missing digests are computed.
         let few = kept(digests[..2 * DIGEST].to_vec());
-        assert!(of_file(&new, Some(&few), threads(), &NoProgress).unwrap() == true_ones);
+        assert!(compute(&new, Some(&few), threads(), &NoProgress).unwrap() == correct);
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong while an environment is made, committed or brought back.
+//! Errors of operations on whole environments.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use crate::state::StateError;
 use crate::sys::walk;
 use crate::union;
 
-/// Shorthand for results of this module.
+/// A result whose error is a [`CommitError`].
 pub type Result<T, E = CommitError> = std::result::Result<T, E>;
 
-/// Why an operation on a whole environment failed. Whatever it was, the environment is as it was.
+/// The reason why an operation on a whole environment failed. The environment is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {
@@ -25,36 +25,37 @@ pub enum CommitError {
     /// The merged view could not be read or changed.
     #[error(transparent)]
     Union(#[from] union::Error),
-    /// The state database refused.
+    /// The state database could not be read or changed.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The store refused.
+    /// The store could not be read or changed.
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
     /// A file operation failed.
     #[error("cannot {doing} {path}: {source}")]
     Io {
-        /// What was to be done.
+        /// The operation, as in "cannot open /x".
         doing: &'static str,
-        /// With what.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
-    /// The new image does not hold what it should; it was thrown away.
-    #[error("the new image is not what was to be kept: {0}; nothing was changed")]
+    /// The new image differs from the view or source that it was made from, and was removed.
+    #[error("verification of the new image failed: {0}; nothing was changed")]
     Check(String),
-    /// An image's file is not what was written.
-    #[error("{0} are not what was written: the disk, or somebody, has changed them")]
+    /// An image file differs from what was written, as its size or digests show.
+    #[error("{0}: the file has changed since it was written")]
     Changed(String),
-    /// An image of the stack is not there, or is shorter than it was.
+    /// An image of the stack is missing or truncated.
     #[error(
-        "{0} is not there, or not whole, and older images may be all that is left: nothing is removed"
+        "{0} is missing or truncated, and older images may be the only copy: nothing is removed"
     )]
-    NotWhole(PathBuf),
-    /// What was being imported changed meanwhile.
+    ImageLost(PathBuf),
+    /// The source changed during the import.
     #[error(
-        "{0} changed while it was imported; nothing was kept, import it again when nothing writes to it"
+        "{0} changed while it was imported; nothing was created, import it again when no program \
+         writes to it"
     )]
     SourceChanged(PathBuf),
     /// The source cannot be imported.
@@ -62,36 +63,36 @@ pub enum CommitError {
     Source {
         /// The source.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// The source is fine, but not for what was asked.
+    /// The source is valid, but not with the given options.
     #[error("{path}: {why}")]
     Unsuitable {
         /// The source.
         path: PathBuf,
-        /// What stands against it.
+        /// The conflict.
         why: String,
     },
-    /// A pattern of `--exclude` cannot be understood.
+    /// A pattern of `--exclude` is invalid.
     #[error("invalid pattern '{pattern}': {reason}")]
     InvalidPattern {
         /// The pattern as given.
         pattern: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// There are uncommitted changes, which this would throw away.
+    /// There are uncommitted changes, which the operation would discard.
     #[error("there are uncommitted changes")]
     Uncommitted,
-    /// There is no such revision.
+    /// The revision does not exist.
     #[error("there is no revision {0}")]
     NoRevision(i64),
-    /// There is no earlier revision.
-    #[error("there is no earlier revision to go back to")]
+    /// The current revision has no parent.
+    #[error("there is no earlier revision")]
     NoEarlier,
-    /// The user asked to stop.
-    #[error("cancelled; everything is as it was")]
+    /// The user cancelled the operation.
+    #[error("cancelled; nothing was changed")]
     Cancelled,
 }
 
@@ -116,7 +117,7 @@ impl From<WriteError> for CommitError {
 }
 
 impl CommitError {
-    /// Returns true when there was no room on a disk.
+    /// Returns true if a disk or quota is full.
     pub fn is_no_space(&self) -> bool {
         fn full(io: &io::Error) -> bool {
             matches!(
@@ -137,7 +138,7 @@ impl CommitError {
     }
 }
 
-/// Adds what was being done, and with what, to an I/O error.
+/// Adds the operation and the file to an I/O error.
 pub(super) trait Context<T> {
     fn context(self, doing: &'static str, path: &Path) -> Result<T>;
 }

@@ -1,14 +1,14 @@
-//! The patterns that leave entries out of an import or an export, as in `.gitignore` and `rsync`.
+//! Patterns of entries to exclude from an import or an export, as in `.gitignore` and `rsync`.
 //!
 //! | pattern | matches |
 //! |---|---|
 //! | `*.pyc`, `__pycache__` | without a slash: the name of a file or directory at any depth |
 //! | `pkgs/cache`, `/pkgs` | with a slash: the path below the source |
 //! | `share/**/*.h` | `**` matches any number of directories, including none |
-//! | `*` `?` `[a-z]` `[!a-z]` `{a,b}` | any bytes, one byte, one of a set, one outside it, either word; never a slash |
+//! | `*` `?` `[a-z]` `[!a-z]` `{a,b}` | any bytes, one byte, a byte of a set, one not in it, either word; never a slash |
 //! | `\*` | the character itself |
 //!
-//! A directory that matches is left out with everything in it.
+//! A directory that matches is excluded with all its entries.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +18,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use super::error::{CommitError, Result};
 
-/// A set of patterns; an entry that any of them matches is left out.
+/// A set of patterns. An entry that matches any of them is excluded.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Exclude {
     names: GlobSet,
@@ -26,7 +26,7 @@ pub(super) struct Exclude {
 }
 
 impl Exclude {
-    /// Compiles the patterns. Empty ones are ignored.
+    /// Compiles the patterns. Ignores empty ones, and fails at the first invalid one.
     pub(super) fn new(patterns: &[PathBuf]) -> Result<Exclude> {
         let (mut names, mut paths) = (GlobSetBuilder::new(), GlobSetBuilder::new());
         for given in patterns {
@@ -66,12 +66,13 @@ impl Exclude {
         })
     }
 
-    /// Returns whether there is no pattern.
+    /// Returns true if there are no patterns.
     pub(super) fn is_empty(&self) -> bool {
         self.names.is_empty() && self.paths.is_empty()
     }
 
-    /// Returns whether a pattern matches this entry itself. A walk that stops at matches needs no more.
+    /// Returns true if a pattern matches this entry. Sufficient for a walk that does not descend into
+    /// excluded directories.
     pub(super) fn matches(&self, path: &[&[u8]]) -> bool {
         let name = path.last().copied().unwrap_or_default();
         self.names.is_match(Path::new(OsStr::from_bytes(name)))
@@ -81,7 +82,7 @@ impl Exclude {
                     .is_match(Path::new(OsStr::from_bytes(&path.join(&b'/')))))
     }
 
-    /// Returns whether a pattern matches this entry or a directory above it.
+    /// Returns true if a pattern matches this entry or a directory above it.
     pub(super) fn covers(&self, path: &[&[u8]]) -> bool {
         (1..=path.len()).any(|depth| self.matches(path.get(..depth).unwrap_or_default()))
     }

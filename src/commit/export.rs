@@ -1,4 +1,4 @@
-//! An image of a revision without some of its files.
+//! Exports an image without the files that match patterns.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Result};
 use super::exclude::Exclude;
-use super::import::Extent;
+use super::import::TreeSize;
 use crate::progress::Progress;
 use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody};
 use crate::squashfs::writer::{AppendOptions, CarryMode, ImageWriter, Meta, NodeId};
 
-/// Writes an image to the file `to`, which is created or emptied, without what the patterns match. What
-/// stays is copied still compressed.
+/// Writes an image without the entries that match the patterns to the file `to`, which is created or
+/// truncated. Data is copied still compressed. The new image is durable.
 pub fn export_without(
     source: &Path,
     exclude: &[PathBuf],
@@ -21,9 +21,9 @@ pub fn export_without(
     threads: NonZeroUsize,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let image = super::history::open_regular(source)?;
+    let image = super::verify::open_regular(source)?;
     let exclude = Exclude::new(exclude)?;
-    let total = Extent {
+    let total = TreeSize {
         entries: u64::from(image.superblock().inodes),
         bytes: 0,
     };
@@ -42,7 +42,7 @@ pub fn export_without(
     })
 }
 
-/// A directory whose entries are still to be pushed.
+/// A directory whose entries have not been pushed yet.
 struct Pending {
     path: Vec<Vec<u8>>,
     inode: Inode,
@@ -76,7 +76,7 @@ fn push(image: &Image, exclude: &Exclude, writer: &mut ImageWriter) -> Result<No
             writer.link(dir.node, name, node)?;
             if matches!(inode.body, InodeBody::Directory(_)) {
                 if !directories.insert(inode.number) {
-                    let what = format!("directory {} is in the image twice", inode.number);
+                    let what = format!("directory {} has two names", inode.number);
                     return Err(CommitError::Check(what));
                 }
                 below.push(Pending {
@@ -85,7 +85,7 @@ fn push(image: &Image, exclude: &Exclude, writer: &mut ImageWriter) -> Result<No
                     node,
                 });
             } else {
-                // Some writers do not count links, so none is trusted.
+                // Link counts are not used, since those of some writers are wrong.
                 linked.insert(inode.number, node);
             }
         }
@@ -111,8 +111,8 @@ fn push_one(image: &Image, inode: &Inode, writer: &mut ImageWriter) -> Result<No
         InodeBody::Directory(_) => writer.add_directory(&meta)?,
         InodeBody::File(_) => writer.add_carried(&meta, &image.file_layout(inode)?)?,
         InodeBody::Symlink(target) => writer.add_symlink(&meta, target)?,
-        InodeBody::BlockDevice(raw) => writer.add_device(&meta, true, u64::from(*raw))?,
-        InodeBody::CharDevice(raw) => writer.add_device(&meta, false, u64::from(*raw))?,
+        InodeBody::BlockDevice(raw) => writer.add_block_device(&meta, u64::from(*raw))?,
+        InodeBody::CharDevice(raw) => writer.add_char_device(&meta, u64::from(*raw))?,
         InodeBody::Fifo => writer.add_fifo(&meta)?,
         InodeBody::Socket => writer.add_socket(&meta)?,
     })

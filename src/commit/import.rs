@@ -1,4 +1,7 @@
-//! Making an environment: of a directory, an archive, an image that exists, or of nothing.
+//! Creates environments from a directory, a tar archive or an image, and empty ones.
+//!
+//! The image is written in a home that has no name yet, and compared with its source. The home is
+//! renamed to the environment's name last, so an interrupted import leaves only garbage.
 
 mod archive;
 mod directory;
@@ -12,9 +15,9 @@ use nix::unistd::{getegid, geteuid};
 
 use super::error::{CommitError, Context, Result};
 use super::exclude::Exclude;
-use super::history::verify_blocks;
+use super::verify::verify_blocks;
 use super::workspace::{Settings, command_line, new_revision};
-use super::{Unfinished, digests, name, while_syncing};
+use super::{Unfinished, digests, rename_into_place, while_syncing};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::object::Ino;
@@ -22,22 +25,25 @@ use crate::progress::{NoProgress, Progress, Report};
 use crate::squashfs::format::InodeBody;
 use crate::squashfs::writer::{ImageWriter, Meta, NodeId, WriteStats, WriterOptions};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{IdMap, ImageId, InitEnvironment, NewImage, RevisionKind, StateDb};
+use crate::state::{
+    BadIdMap, IdMap, ImageId, InitEnvironment, NewImage, RevisionKind, StackPart, StateDb,
+};
 use crate::union;
+use crate::upper::UpperDir;
 
-/// How to make an environment.
+/// The options of a new environment.
 #[derive(Debug, Clone)]
 pub struct ImportOptions {
-    /// Where it will be mounted.
+    /// The path where it will be mounted.
     pub prefix: PathBuf,
-    /// What the user says about it.
+    /// The message of the first revision.
     pub message: String,
     /// How the image is written.
     pub settings: Settings,
-    /// Patterns of what to leave out (`*.pyc`, `pkgs/cache`, `share/**/*.h`): without a slash the name of
-    /// an entry wherever it is, with one its path below the source.
+    /// Patterns of entries to exclude (`*.pyc`, `pkgs/cache`, `share/**/*.h`). A pattern without a
+    /// slash matches names at any depth, one with a slash matches paths below the source.
     pub exclude: Vec<PathBuf>,
-    /// Where the image begins in the source, where it cannot be found.
+    /// The position of the image in the source, in bytes; `None` to detect it.
     pub offset: Option<u64>,
 }
 
@@ -47,100 +53,99 @@ impl ImportOptions {
     }
 }
 
-/// What was made.
+/// The result of an import.
 #[derive(Debug)]
 pub struct Imported {
-    /// The environment.
+    /// The new environment.
     pub environment: Environment,
-    /// Entries in the image, its root included.
+    /// Number of entries in the image, including its root.
     pub entries: u64,
-    /// Bytes of content.
+    /// Bytes of content in its files.
     pub content_bytes: u64,
-    /// Bytes of the image.
+    /// Bytes of the image file.
     pub image_bytes: u64,
-    /// What the image writer did; `None` where an image was adopted.
+    /// Counts of the image writer; `None` if an image was copied.
     pub stats: Option<WriteStats>,
-    /// What is not as the source says, in words.
+    /// Messages about differences between the source and the image.
     pub notes: Vec<String>,
 }
 
-/// What a source has, counted before it is packed.
+/// The size of a tree to be packed; 0 for unknown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Extent {
+pub(super) struct TreeSize {
     pub(super) entries: u64,
     pub(super) bytes: u64,
 }
 
-/// What a source is.
+/// The kind of a source.
 enum SourceKind {
     Directory,
     Image,
-    Archive(archive::Packing),
+    Archive(archive::Codec),
 }
 
-/// An image that was made of a source, with what comparing them needs.
-enum Made {
-    Directory(WriteStats, Extent),
-    Archive(archive::Packed, archive::Packing),
+/// The source that an image was written from, with what is needed to compare them.
+enum Written {
+    Directory(WriteStats, TreeSize),
+    Archive(archive::Packed, archive::Codec),
     Image,
 }
 
-/// Makes an environment of a directory, a SquashFS image or a tar archive. The image is compared with
-/// its source before the environment exists; on failure nothing is left.
+/// Creates an environment from a directory, a SquashFS image or a tar archive. The image is compared
+/// with its source before the environment exists. A failed import leaves nothing behind.
 pub fn import(
     source: &Path,
     new: NewEnvironment,
     options: &ImportOptions,
     progress: &dyn Progress,
 ) -> Result<Imported> {
-    let kind = recognise(source, options.offset)?;
+    let kind = source_kind(source, options.offset)?;
     if matches!(kind, SourceKind::Image) && !options.exclude()?.is_empty() {
         return Err(CommitError::Unsuitable {
             path: source.to_owned(),
-            why: "an image is taken as it is, so nothing of it can be left out".to_owned(),
+            why: "an image is copied as a whole, so --exclude has no effect on it".to_owned(),
         });
     }
     let layout = new.layout();
     let db = StateDb::create(&layout.state_db())?;
     let id = db.reserve_image()?;
     let unfinished = Unfinished(layout.unfinished_image(id));
-    let made = match kind {
+    let to = &unfinished.0;
+    let written = match kind {
         SourceKind::Directory => {
-            let (stats, extent) = directory::pack(source, options, &unfinished.0, progress)?;
-            Made::Directory(stats, extent)
+            let (stats, size) = directory::pack(source, options, to, progress)?;
+            Written::Directory(stats, size)
         }
-        SourceKind::Archive(packing) => {
-            let to = &unfinished.0;
-            Made::Archive(
-                archive::pack(source, packing, options, to, progress)?,
-                packing,
-            )
+        SourceKind::Archive(codec) => {
+            let packed = archive::pack(source, codec, options, to, progress)?;
+            Written::Archive(packed, codec)
         }
         SourceKind::Image => {
-            adopt(source, options.offset, &unfinished.0, progress)?;
-            Made::Image
+            copy_image(source, options.offset, to, progress)?;
+            Written::Image
         }
     };
     fault::point("import.packed");
     let (mut entries, mut content_bytes) = (0, 0);
-    let first = First {
+    let first = FirstImage {
         db,
         id,
         unfinished,
         kind: RevisionKind::Import,
     };
-    let (environment, image_bytes) = first.begin(new, options, progress, |image| {
-        (entries, content_bytes) = match &made {
-            Made::Directory(_, extent) => (extent.entries, extent.bytes),
-            Made::Archive(packed, _) => (packed.extent.entries, packed.extent.bytes),
-            Made::Image => measure(image)?,
+    let (environment, image_bytes) = first.create_environment(new, options, progress, |image| {
+        let size = match &written {
+            Written::Directory(_, size) => *size,
+            Written::Archive(packed, _) => packed.size,
+            Written::Image => measure(image)?,
         };
-        match &made {
-            Made::Directory(..) => directory::compare(source, options, image, progress)?,
-            Made::Archive(packed, packing) => {
-                archive::compare(source, *packing, packed, image, progress)?;
+        (entries, content_bytes) = (size.entries, size.bytes);
+        match &written {
+            Written::Directory(..) => directory::compare(source, options, image, progress)?,
+            Written::Archive(packed, codec) => {
+                archive::compare(source, *codec, packed, image, progress)?;
             }
-            Made::Image => {
+            Written::Image => {
                 let found = verify_blocks(image, options.settings.threads, progress)?;
                 let mut wrong_links = found.wrong_links;
                 wrong_links.extend(found.wrong_directory_links);
@@ -149,10 +154,10 @@ pub fn import(
         }
         Ok(BTreeMap::new())
     })?;
-    let (stats, notes) = match made {
-        Made::Directory(stats, _) => (Some(stats), Vec::new()),
-        Made::Archive(packed, _) => (Some(packed.stats), packed.notes),
-        Made::Image => (None, Vec::new()),
+    let (stats, notes) = match written {
+        Written::Directory(stats, _) => (Some(stats), Vec::new()),
+        Written::Archive(packed, _) => (Some(packed.stats), packed.notes),
+        Written::Image => (None, Vec::new()),
     };
     Ok(Imported {
         environment,
@@ -164,26 +169,26 @@ pub fn import(
     })
 }
 
-/// The first image of a new environment, written but without a name yet.
-struct First {
+/// The first image of a new environment, written but not renamed to its final name.
+struct FirstImage {
     db: StateDb,
     id: ImageId,
     unfinished: Unfinished,
     kind: RevisionKind,
 }
 
-impl First {
-    /// Makes the image durable, checks it with `check`, which returns the true link counts of the
-    /// inodes that have wrong ones, and makes the environment. Returns the environment and the size
-    /// of the image.
-    fn begin(
+impl FirstImage {
+    /// Makes the image durable and creates the environment. `check` verifies the image and returns
+    /// the right link count of each inode whose count is wrong, by inode number. Returns the
+    /// environment and the size of the image in bytes.
+    fn create_environment(
         self,
         new: NewEnvironment,
         options: &ImportOptions,
         progress: &dyn Progress,
         check: impl FnOnce(&Image) -> Result<BTreeMap<u32, u32>>,
     ) -> Result<(Environment, u64)> {
-        let First {
+        let FirstImage {
             db,
             id,
             unfinished,
@@ -191,29 +196,29 @@ impl First {
         } = self;
         let layout = new.layout();
         let path = layout.image(&Layout::image_file_name(id));
-        let file = name(&unfinished, &path)?;
+        let file = rename_into_place(&unfinished, &path)?;
         fault::point("import.named");
         let image = Image::open(&path, ReaderOptions::default())?;
         let superblock = image.superblock();
         let root = image.inode(image.root())?;
         let (owner, group) = (image.uid(&root)?, image.gid(&root)?);
-        let bad_ids = |e: crate::state::BadIdMap| CommitError::Check(e.to_string());
+        let bad_ids = |e: BadIdMap| CommitError::Check(e.to_string());
         let ids = IdMap::identity(superblock.inodes, root.number).map_err(bad_ids)?;
         let mut wrong_links = BTreeMap::new();
         let digests = while_syncing(&file, &path, || {
             wrong_links = check(&image)?;
-            digests::of_file(&path, None, options.settings.threads, progress)
+            digests::compute(&path, None, options.settings.threads, progress)
         })?;
         fault::point("import.checked");
-        let image_bytes = fs::metadata(&path).context("look at", &path)?.len();
+        let image_bytes = fs::metadata(&path).context("stat", &path)?.len();
         let names = wrong_links
             .iter()
             .filter_map(|(number, names)| Some((ids.ino_of(*number)?, *names)));
         union::count_links(&db, id, names.collect())?;
         let row = NewImage {
-            // An image that does not count its links cannot be amended name by name.
+            // An image with wrong link counts cannot be amended.
             tables_appended: wrong_links.is_empty().then_some(0),
-            ..adopted(id, &image, ids, image_bytes, Some(digests))
+            ..describe_image(id, &image, ids, image_bytes, Some(digests))
         };
         db.init_environment(&InitEnvironment {
             uuid: new_uuid(&layout)?,
@@ -228,8 +233,8 @@ impl First {
     }
 }
 
-/// Describes an image that is taken as it is.
-pub fn adopted(
+/// Returns the row of an image without dead data, whose tables cannot be amended.
+pub fn describe_image(
     id: ImageId,
     image: &Image,
     id_map: IdMap,
@@ -252,19 +257,19 @@ pub fn adopted(
     }
 }
 
-/// What [`pack_directory`] did.
+/// The result of [`pack_directory`].
 #[derive(Debug)]
 pub struct Packed {
-    /// Entries in the image, its root included.
+    /// Number of entries in the image, including its root.
     pub entries: u64,
-    /// Bytes of content.
+    /// Bytes of content in its files.
     pub content_bytes: u64,
-    /// What the image writer did.
+    /// Counts of the image writer.
     pub stats: WriteStats,
 }
 
-/// Packs a directory into an image file, which is replaced if it exists; it is neither synced nor
-/// compared with the source.
+/// Packs a directory into an image file, which is replaced if it exists. The image is neither synced
+/// nor compared with the source.
 pub fn pack_directory(
     source: &Path,
     settings: Settings,
@@ -279,15 +284,15 @@ pub fn pack_directory(
         exclude: exclude.to_vec(),
         offset: None,
     };
-    let (stats, extent) = directory::pack(source, &options, to, progress)?;
+    let (stats, size) = directory::pack(source, &options, to, progress)?;
     Ok(Packed {
-        entries: extent.entries,
-        content_bytes: extent.bytes,
+        entries: size.entries,
+        content_bytes: size.bytes,
         stats,
     })
 }
 
-/// Makes an environment with nothing in it: its image has an empty root directory of the caller's.
+/// Creates an empty environment. Its image has only a root directory, owned by the caller.
 pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Environment> {
     let layout = new.layout();
     let db = StateDb::create(&layout.state_db())?;
@@ -301,51 +306,52 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
         mtime: super::mkfs_time(),
         xattrs: Vec::new(),
     };
-    let extent = Extent {
+    let size = TreeSize {
         entries: 1,
         bytes: 0,
     };
-    pack(options, &unfinished.0, extent, &NoProgress, |writer| {
+    pack(options, &unfinished.0, size, &NoProgress, |writer| {
         Ok(writer.add_directory(&root)?)
     })?;
-    let first = First {
+    let first = FirstImage {
         db,
         id,
         unfinished,
         kind: RevisionKind::Create,
     };
-    let begun = first.begin(new, options, &NoProgress, |_| Ok(BTreeMap::new()));
-    Ok(begun?.0)
+    let created = first.create_environment(new, options, &NoProgress, |_| Ok(BTreeMap::new()));
+    Ok(created?.0)
 }
 
 pub(super) fn new_uuid(layout: &Layout) -> Result<String> {
-    crate::sys::process::new_uuid().context("name", layout.home())
+    crate::sys::process::new_uuid().context("create a UUID for", layout.home())
 }
 
 pub(super) fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
     let layout = new.layout();
     for layer in db.stack()? {
-        if layer.part == crate::state::StackPart::Writable {
+        if layer.part == StackPart::Writable {
             let upper = layout.layer(layer.id);
-            crate::upper::UpperDir::create(&upper, &layout.strays()).context("make", &upper)?;
+            UpperDir::create(&upper, &layout.strays()).context("create", &upper)?;
         }
     }
     db.close()?;
     Ok(new.finish()?)
 }
 
-fn recognise(source: &Path, offset: Option<u64>) -> Result<SourceKind> {
+/// Determines the kind of a source from its first bytes.
+fn source_kind(source: &Path, offset: Option<u64>) -> Result<SourceKind> {
     let refuse = |why: &str| CommitError::Source {
         path: source.to_owned(),
         why: why.to_owned(),
     };
     let meta = match fs::metadata(source) {
         Ok(meta) => meta,
-        Err(e) => return Err(e).context("look at", source),
+        Err(e) => return Err(e).context("stat", source),
     };
     if meta.is_dir() {
         return match offset {
-            Some(_) => Err(refuse("a directory, in which there is no offset")),
+            Some(_) => Err(refuse("a directory; --offset is for files")),
             None => Ok(SourceKind::Directory),
         };
     }
@@ -359,12 +365,12 @@ fn recognise(source: &Path, offset: Option<u64>) -> Result<SourceKind> {
     if head.starts_with(b"hsqs") || offset.is_some() {
         return Ok(SourceKind::Image);
     }
-    // An AppImage, or a container of Apptainer.
+    // An AppImage or a SIF container.
     if Image::open(source, ReaderOptions::default()).is_ok() {
         return Ok(SourceKind::Image);
     }
-    match archive::Packing::of(&head, meta.len()) {
-        Some(packing) => Ok(SourceKind::Archive(packing)),
+    match archive::Codec::detect(&head, meta.len()) {
+        Some(codec) => Ok(SourceKind::Archive(codec)),
         None if head.is_empty() => Err(refuse("an empty file")),
         None => Err(refuse(
             "neither a SquashFS image nor a tar archive (plain, gzip, zstd or xz); \
@@ -373,9 +379,14 @@ fn recognise(source: &Path, offset: Option<u64>) -> Result<SourceKind> {
     }
 }
 
-/// Copies an image into the store, sharing its blocks where the file system can.
-fn adopt(source: &Path, offset: Option<u64>, to: &Path, progress: &dyn Progress) -> Result<()> {
-    // Opened by our reader first: what it refuses should not be copied.
+/// Copies an image, sharing its extents if the file system can.
+fn copy_image(
+    source: &Path,
+    offset: Option<u64>,
+    to: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    // Fails before copying if the reader rejects the image.
     let image = match offset {
         Some(offset) => Image::open_at(source, offset, ReaderOptions::default())?,
         None => Image::open(source, ReaderOptions::default())?,
@@ -395,18 +406,18 @@ fn adopt(source: &Path, offset: Option<u64>, to: &Path, progress: &dyn Progress)
     let mut from = image.as_file();
     from.seek(SeekFrom::Start(image.offset()))
         .context("read", source)?;
-    let mut copy = File::create_new(to).context("make", to)?;
+    let mut copy = File::create_new(to).context("create", to)?;
     let copied = io::copy(&mut from.take(len), &mut copy).context("copy", source)?;
     if copied < len {
         return Err(CommitError::SourceChanged(source.to_owned()));
     }
-    // As a loop device needs it.
+    // A loop device can map only whole pages.
     copy.set_len(len.next_multiple_of(4096))
         .context("write", to)
 }
 
-/// Counts the entries of an image and the bytes of its files.
-fn measure(image: &Image) -> Result<(u64, u64)> {
+/// Counts the entries of an image, including its root, and the bytes of its files.
+fn measure(image: &Image) -> Result<TreeSize> {
     let (mut entries, mut bytes) = (1, 0);
     let mut pending = vec![image.inode(image.root())?];
     while let Some(dir) = pending.pop() {
@@ -420,25 +431,25 @@ fn measure(image: &Image) -> Result<(u64, u64)> {
             }
         }
     }
-    Ok((entries, bytes))
+    Ok(TreeSize { entries, bytes })
 }
 
-/// Returns true for an extended attribute that an image can hold. Labels of a security module belong to the
-/// machine, not to the environment, and POSIX ACLs have no place in SquashFS.
+/// Returns true for an extended attribute that is imported. SELinux labels belong to the machine and
+/// not to the environment, and SquashFS cannot store POSIX ACLs.
 fn is_storable(name: &[u8]) -> bool {
     let prefixes = [&b"user."[..], b"trusted.", b"security."];
     prefixes.iter().any(|prefix| name.starts_with(prefix)) && name != b"security.selinux"
 }
 
-/// Packs with a fresh writer: `push` gives it the tree and returns the root.
+/// Writes a new image. `push` adds the tree to the writer and returns the root.
 fn pack(
     options: &ImportOptions,
     to: &Path,
-    extent: Extent,
+    size: TreeSize,
     progress: &dyn Progress,
     push: impl FnOnce(&mut ImageWriter) -> Result<NodeId>,
 ) -> Result<WriteStats> {
-    super::with_monitor("packing", extent, progress, |monitor| {
+    super::with_monitor("packing", size, progress, |monitor| {
         let mut writer = ImageWriter::create(
             to,
             WriterOptions {

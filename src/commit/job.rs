@@ -1,4 +1,7 @@
-//! Making the new image of a commit: written in one of several ways, named, synced and checked.
+//! Builds the new image of a commit: chooses how, writes it, and then names, syncs and checks it.
+//!
+//! The cheapest way that is possible is tried first: amending the tables of the old image, then
+//! writing all tables on its data, then a rebuild.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
@@ -8,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use super::amend::Amendment;
 use super::error::{CommitError, Result};
-use super::import::{self, Extent};
+use super::import::{self, TreeSize};
 use super::tree::{self, Target, Tree};
 use super::workspace::Workspace;
 use super::{
-    CommitOptions, Counts, Phases, Unfinished, Way, check, digests, lap, mkfs_time, name,
-    while_syncing, with_monitor,
+    CommitOptions, Counts, Phases, Unfinished, Way, check, digests, lap, mkfs_time,
+    rename_into_place, while_syncing, with_monitor,
 };
 use crate::fault;
 use crate::object::Ino;
@@ -26,37 +29,46 @@ use crate::squashfs::{Compression, CompressorId, Image};
 use crate::state::{IdMap, ImageId, ImageRow, NewImage};
 use crate::union::{self, ImageLayer, LowerStack};
 
-/// The check of an amended image, which a test may let fail.
-const AMENDED: &str = "check.amended";
+/// The fault that fails the check of an amended image.
+const FAIL_AMENDED: &str = "check.amended";
 
-/// All that is needed to make the new image.
+/// The inputs of a new image.
 pub(super) struct Job<'a> {
     pub(super) workspace: &'a Workspace,
     pub(super) options: &'a CommitOptions,
     pub(super) view: Arc<LowerStack>,
-    /// The image that is current.
+    /// The current image.
     pub(super) old: &'a ImageLayer,
-    /// What is known of it.
+    /// The row of the current image.
     pub(super) old_row: ImageRow,
-    /// What the new one is.
+    /// The id of the new image.
     pub(super) id: ImageId,
-    /// Its file until it is whole.
+    /// The file of the new image while it is written.
     pub(super) unfinished: Unfinished,
-    /// Its file after that.
+    /// The final path of the new image.
     pub(super) path: PathBuf,
     pub(super) progress: &'a dyn Progress,
 }
 
-/// A new image: whole, durable and checked, but nobody's yet.
-pub(super) struct Made {
+/// A new image: complete, durable and checked, but not referenced by the database.
+pub(super) struct Built {
     pub(super) image: NewImage,
     pub(super) layer: ImageLayer,
-    /// Its file, which goes unless it is kept.
+    /// The file, removed unless it is kept.
     pub(super) named: Unfinished,
     pub(super) stats: WriteStats,
     pub(super) way: Way,
-    /// Why it is a rebuild, where that was not asked for.
+    /// The reason for a rebuild that was not requested.
     pub(super) because: Option<String>,
+}
+
+/// Codec and block size of a rebuilt image, where the options do not specify them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RebuildFormat {
+    /// Those of the settings.
+    Configured,
+    /// Those of the old image: its data should have been carried over, but could not.
+    OfOldImage,
 }
 
 /// A new image, complete but not yet durable.
@@ -64,17 +76,17 @@ struct Written {
     stats: WriteStats,
     ids: IdMap,
     fresh: Vec<Ino>,
-    /// Directories that were pushed, where not all were.
+    /// The directories that were written; `None` for all.
     pushed: Option<HashSet<Ino>>,
     plan: Duration,
 }
 
-/// Tables are written whole when more than this part of them was appended.
+/// All tables are written when more than one part in this many was appended by earlier commits.
 const APPENDED_PART: u64 = 4;
 
 impl Job<'_> {
-    /// Makes the image in the way that is cheapest of those that can be gone.
-    pub(super) fn run(&self, phases: &mut Phases) -> Result<Made> {
+    /// Builds the image in the cheapest possible way.
+    pub(super) fn run(&self, phases: &mut Phases) -> Result<Built> {
         let mut way = self.choose_way();
         let mut because: Option<String> = None;
         let mut amendment = self.amendment(way)?;
@@ -82,29 +94,37 @@ impl Job<'_> {
             let is_amended = amendment.is_some();
             let written = match amendment.take() {
                 Some(amendment) => self.write_amendment(amendment),
-                None => self.write(way, because.is_some()),
+                None => {
+                    let format = match because {
+                        Some(_) => RebuildFormat::OfOldImage,
+                        None => RebuildFormat::Configured,
+                    };
+                    self.write(way, format)
+                }
             };
             match written.and_then(|written| self.finish(written, way, phases)) {
                 Err(CommitError::Write(WriteError::Amend(why))) if is_amended => {
-                    tracing::info!("all tables are written: {why}");
+                    tracing::info!("writing all tables: {why}");
                 }
-                Err(e) if is_amended && may_be_of_amending(&e) => {
-                    tracing::warn!("all tables are written, since amending them went wrong: {e}");
+                Err(e) if is_amended && may_be_caused_by_amending(&e) => {
+                    tracing::warn!("writing all tables, since amending them failed: {e}");
                 }
-                // What is refused before it begins would be refused at every commit to come.
+                // Every later commit would fail in the same way.
                 Err(CommitError::Write(WriteError::Carry(why))) if way != Way::Rebuild => {
-                    tracing::info!("the old image cannot be carried on ({why}): building it anew");
+                    tracing::info!(
+                        "rebuilding the image, since its data cannot be carried over: {why}"
+                    );
                     way = Way::Rebuild;
                     because = Some(why);
                 }
                 Err(e) => return Err(e),
-                Ok(made) => return Ok(Made { because, ..made }),
+                Ok(built) => return Ok(Built { because, ..built }),
             }
         }
     }
 
-    /// Gives what was written its name, makes it durable, and compares it with the view.
-    fn finish(&self, written: Written, way: Way, phases: &mut Phases) -> Result<Made> {
+    /// Names the written image, makes it durable, and compares it with the view.
+    fn finish(&self, written: Written, way: Way, phases: &mut Phases) -> Result<Built> {
         let Written {
             stats,
             ids,
@@ -123,7 +143,7 @@ impl Job<'_> {
         fault::point("commit.written");
         let (path, progress) = (&self.path, self.progress);
         let mut began = Instant::now();
-        let file = name(&self.unfinished, path)?;
+        let file = rename_into_place(&self.unfinished, path)?;
         let named = Unfinished(path.clone());
         fault::point("commit.named");
         let kept = match way {
@@ -135,14 +155,14 @@ impl Job<'_> {
             _ => None,
         };
         let (image, layer) = while_syncing(&file, path, || {
-            let digests = digests::of_file(path, kept.as_ref(), self.threads(), progress)?;
+            let digests = digests::compute(path, kept.as_ref(), self.threads(), progress)?;
             phases.digest = lap(&mut began);
             let options = self.workspace.open_options();
             let image = Image::open(path, options.reader.clone())?;
             let new_image = NewImage {
                 dead_bytes,
                 tables_appended: Some(tables_appended),
-                ..import::adopted(
+                ..import::describe_image(
                     self.id,
                     &image,
                     ids.clone(),
@@ -154,15 +174,15 @@ impl Job<'_> {
             check::same_tree(&self.view, &layer, pushed.as_ref(), &fresh, progress)?;
             if cfg!(debug_assertions) && pushed.is_some() {
                 check::same_tree(&self.view, &layer, None, &[], progress)?;
-                if fault::is_enabled(AMENDED) {
-                    return Err(CommitError::Check("a test wants it so".to_owned()));
+                if fault::is_enabled(FAIL_AMENDED) {
+                    return Err(CommitError::Check("injected fault".to_owned()));
                 }
             }
             phases.check = lap(&mut began);
             Ok((new_image, layer))
         })?;
         phases.sync = lap(&mut began);
-        Ok(Made {
+        Ok(Built {
             image,
             layer,
             named,
@@ -172,7 +192,7 @@ impl Job<'_> {
         })
     }
 
-    /// Chooses how the old image is to be carried on.
+    /// Chooses how much of the old image is carried over.
     fn choose_way(&self) -> Way {
         let (workspace, options) = (self.workspace, self.options);
         let (row, layer) = (&self.old_row, self.old);
@@ -187,12 +207,12 @@ impl Job<'_> {
             superblock.compressor,
             CompressorId::Lzma | CompressorId::Lzo
         );
-        // An empty image has nothing to carry over, and the settings may be others by now.
+        // An empty image has nothing to carry over, and the settings may have changed.
         let is_empty = superblock.inodes == 1;
         if options.rebuild || is_empty || other_codec || other_block || unwritable {
             return Way::Rebuild;
         }
-        // In an amended image this is an upper bound. Files that share data are too few for that to matter.
+        // For an amended image this is an upper bound, since files may share data. That is rare.
         let data = layer.image().data_area();
         let percent = u64::from(workspace.settings().compact_percent);
         let is_too_much =
@@ -204,8 +224,8 @@ impl Job<'_> {
         }
     }
 
-    /// What has to be written if the tables of the old image are amended; `None` if they are to be
-    /// written whole.
+    /// Returns what to write if the tables of the old image are amended, and `None` if all tables
+    /// are written.
     fn amendment(&self, way: Way) -> Result<Option<Amendment>> {
         if way != Way::Append {
             return Ok(None);
@@ -230,15 +250,14 @@ impl Job<'_> {
         })
     }
 
-    /// Writes the new image. With `alike` a rebuild keeps the old codec and block size, as carrying on
-    /// would have done.
-    fn write(&self, way: Way, alike: bool) -> Result<Written> {
+    /// Writes the new image with all its tables. `format` applies to a rebuild.
+    fn write(&self, way: Way, format: RebuildFormat) -> Result<Written> {
         let began = Instant::now();
         let old = (way != Way::Rebuild).then_some(self.old);
         let ids = tree::number(&self.view)?;
         self.push(ids, began.elapsed(), |monitor| {
             let writer = match way {
-                Way::Rebuild => self.create(alike, monitor)?,
+                Way::Rebuild => self.create(format, monitor)?,
                 _ => self.append(way, monitor)?,
             };
             Ok(Target::Whole { writer, old })
@@ -251,7 +270,7 @@ impl Job<'_> {
         plan: Duration,
         open: impl FnOnce(Arc<Counts>) -> Result<Target<'a>>,
     ) -> Result<Written> {
-        let total = Extent {
+        let total = TreeSize {
             entries: ids.len(),
             bytes: 0,
         };
@@ -280,7 +299,7 @@ impl Job<'_> {
         };
         let options = AppendOptions {
             carry,
-            // What compaction leaves dead must not be reason enough to compact again.
+            // The dead data that compaction leaves must not suffice to trigger the next one.
             repack_percent: self.workspace.settings().compact_percent.min(25),
             compression: self.options.compression,
             threads: self.threads(),
@@ -305,10 +324,10 @@ impl Job<'_> {
         Ok(ImageAmender::create(path, old, options)?)
     }
 
-    fn create(&self, alike: bool, monitor: Arc<Counts>) -> Result<ImageWriter> {
+    fn create(&self, format: RebuildFormat, monitor: Arc<Counts>) -> Result<ImageWriter> {
         let settings = self.workspace.settings();
         let (mut compression, mut block_size) = (settings.compression, settings.block_size);
-        if alike {
+        if format == RebuildFormat::OfOldImage {
             let superblock = self.old.image().superblock();
             compression = Compression::for_id(superblock.compressor).unwrap_or(compression);
             block_size = superblock.block_size;
@@ -325,12 +344,12 @@ impl Job<'_> {
     }
 }
 
-/// Returns true if an amended image that failed in this way may be good once all its tables are written:
-/// what is wrong is the image, or what it was made of, and not the disk.
-fn may_be_of_amending(error: &CommitError) -> bool {
+/// Returns true if writing all tables may succeed after amending failed with this error: the cause is
+/// the new image or the old tables, and not the disk.
+fn may_be_caused_by_amending(error: &CommitError) -> bool {
     use crate::squashfs::Error::{Cancelled, Io};
-    // Where tests are run it is an error, so that none of them passes over it.
-    if cfg!(debug_assertions) && !fault::is_enabled(AMENDED) {
+    // In debug builds it is an error, so that tests detect it.
+    if cfg!(debug_assertions) && !fault::is_enabled(FAIL_AMENDED) {
         return false;
     }
     match error {

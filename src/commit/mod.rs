@@ -1,18 +1,26 @@
-//! Operations on whole environments: making one, committing its changes, bringing revisions back.
+//! Operations on whole environments: import, commit, discard, rollback, export, garbage collection,
+//! verification and repair.
 //!
 //! # The steps of a commit
 //!
-//! 1. **Rotate**: one transaction freezes the writable layer and puts a fresh one on top.
+//! 1. **Rotate**: one transaction freezes the writable layer and puts an empty one on top.
 //! 2. **Write** the new image from the frozen layers and the old image, under an unfinished name.
-//! 3. **Name**: the image gets its name, which no row knows yet.
-//! 4. **Sync and check**, at the same time: `fsync` of the file and the directory; and the image is
-//!    opened again by our own reader and compared with the frozen view.
-//! 5. **The flip**: one transaction makes the new image and a new revision current and retires the
-//!    layers that went into it. The view that is in use changes over in the same breath.
-//! 6. **Clean up**: retired layers go. Repeatable, and repeated at the next open.
+//! 3. **Name**: the image is renamed to its final name, which no row contains yet.
+//! 4. **Sync and check**, concurrently: `fsync` of the file and its directory, while the image is
+//!    opened with the reader and compared with the frozen view.
+//! 5. **Flip**: one transaction makes the new image and a new revision current, and retires the
+//!    layers that were committed. The view in use is switched under the same lock.
+//! 6. **Clean up**: the retired layers are removed. This can be repeated, and the next open does.
 //!
-//! A crash before 5 leaves the changes where they were, in a stack that is one layer taller and shows
-//! the same; a crash after it leaves garbage. `docs/commit.md` has the table.
+//! A crash before step 5 leaves all changes in a stack that may have one more layer and shows the
+//! same view. A crash after it leaves files to be removed. `docs/commit.md` lists every step.
+//!
+//! # Invariants
+//!
+//! - An operation becomes visible by one transaction. If it fails before, its files are removed; what
+//!   follows the transaction can be repeated.
+//! - An image is complete, read-only, durable and verified before a row refers to it.
+//! - Whoever calls an operation that changes an environment holds the environment's lock.
 
 mod amend;
 mod check;
@@ -23,19 +31,21 @@ mod embedded;
 mod error;
 mod exclude;
 mod export;
+mod gc;
 mod history;
 mod import;
 pub mod in_place;
 mod job;
 mod repair;
 mod tree;
+mod verify;
 mod workspace;
 
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -45,81 +55,82 @@ use crate::fault;
 use crate::progress::{Progress, Report};
 use crate::squashfs::Compression;
 use crate::squashfs::writer::{Monitor, WriteStats};
-use crate::state::{LayerId, PublishCommit, RevisionId, StateError};
+use crate::state::{LayerId, PublishCommit, RevisionId, StackPart, StateError};
 use crate::sys::durable::{sync_file, sync_name};
 use crate::union::{self, Invalidation, LowerStack, Summary};
 use error::Context;
-use import::Extent;
-use job::{Job, Made};
+use import::TreeSize;
+use job::{Built, Job};
 
 pub use clone::{Cloned, Sharing, clone};
 pub use embedded::{Embedded, find as find_embedded};
 pub use error::{CommitError, Result};
 pub use export::export_without;
-pub use history::{
-    Collected, GcOptions, RolledBack, VerifyOutcome, committed_content, discard, gc, rollback,
-    verify,
+pub use gc::{Collected, GcOptions, gc};
+pub use history::{RolledBack, discard, rollback};
+pub use import::{
+    ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,
 };
-pub use import::{ImportOptions, Imported, Packed, adopted, create_empty, import, pack_directory};
 pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
+pub use verify::{VerifyOutcome, committed_content, verify};
 pub use workspace::{Settings, Workspace, command_line, new_revision, paths};
 
-/// How to commit.
+/// The options of a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CommitOptions {
-    /// What the user says about the change.
+    /// The message of the revision.
     pub message: String,
-    /// The command line that asks for it, for the history.
+    /// The command line of the user, recorded in the history.
     pub command: String,
-    /// Build the image from nothing instead of on the old one.
+    /// Compress all content again instead of carrying blocks over from the old image.
     pub rebuild: bool,
-    /// Leave dead space out, however little there is.
+    /// Drop all unreferenced data of the old image.
     pub compact: bool,
-    /// Codec and level, for a rebuild; otherwise those of the old image stay.
+    /// Codec and level. Another codec than that of the old image implies a rebuild.
     pub compression: Option<Compression>,
-    /// Block size in bytes, for a rebuild.
+    /// Block size in bytes. Another one than that of the old image implies a rebuild.
     pub block_size: Option<u32>,
-    /// Threads that compress, if not the configured number.
+    /// Number of compressing threads; `None` for the configured number.
     pub threads: Option<NonZeroUsize>,
 }
 
-/// How long the parts of a commit took; as JSON, in milliseconds.
+/// Durations of the phases of a commit, in milliseconds when serialized.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Phases {
     /// Freezing the writable layer.
     #[serde(with = "millis")]
     pub rotate: Duration,
-    /// Looking over the view, and numbering what is in it.
+    /// Walking the view and assigning inode numbers.
     #[serde(with = "millis")]
     pub plan: Duration,
-    /// Reading, comparing, compressing and copying data.
+    /// Reading, comparing, compressing and copying content.
     #[serde(with = "millis")]
     pub data: Duration,
-    /// Inodes, listings and all other tables.
+    /// Writing inodes, directory listings and all other tables.
     #[serde(with = "millis")]
     pub tables: Duration,
-    /// Waiting until the image is durable, after all else was done with it.
+    /// Waiting until the image is durable, after it was checked.
     #[serde(with = "millis")]
     pub sync: Duration,
-    /// Reading what is new in the image for its digests.
+    /// Computing the digests of new parts of the image.
     #[serde(with = "millis")]
     pub digest: Duration,
-    /// Reading it back.
+    /// Comparing the image with the view.
     #[serde(with = "millis")]
     pub check: Duration,
-    /// The transaction that makes it current, and the change of the view.
+    /// The transaction that makes the image current, and switching the view.
     #[serde(with = "millis")]
     pub publish: Duration,
-    /// Removing what went into it.
+    /// Removing the retired layers.
     #[serde(with = "millis")]
     pub clean: Duration,
 }
 
-/// Durations as whole milliseconds.
+/// Serializes durations as whole milliseconds.
 mod millis {
     use std::time::Duration;
 
@@ -134,42 +145,44 @@ mod millis {
     }
 }
 
-/// What a commit did.
+/// The result of a commit.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Committed {
     /// The new revision.
     pub revision: RevisionId,
-    /// How the image was made of the old one.
+    /// How the new image was built from the old one.
     pub way: Way,
-    /// Why it is a rebuild that was not asked for.
+    /// The reason for a rebuild that was not requested.
     pub because: Option<String>,
-    /// Stored bytes of the data area that no file refers to, with those of earlier commits.
+    /// Stored bytes of the data area that no file refers to, including those of earlier commits.
     pub dead_bytes: u64,
-    /// What was written and carried over.
+    /// Counts of the image writer.
     pub image: WriteStats,
-    /// How long it took.
+    /// Durations of the phases.
     pub millis: Phases,
-    /// What the new revision changes.
+    /// Counts of the committed changes.
     pub changes: Summary,
-    /// What the kernel must forget, if the view is mounted.
+    /// Cache entries that the kernel must drop if the view is mounted.
     #[serde(skip)]
     pub stale: Vec<Invalidation>,
 }
 
-/// How a new image is made of an old one.
+/// How a new image is built from the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
-    /// Old data stays where it is, new data follows.
+    /// The data area is carried over as a whole; new data is appended.
     Append,
-    /// Old data that is still used is copied, still compressed.
+    /// Only referenced data is carried over, still compressed.
     Compact,
-    /// Everything is compressed anew.
+    /// All content is compressed again.
     Rebuild,
 }
 
-/// Commits all changes; returns `None` when there are none. Readers and writers of the view go on
-/// meanwhile. On failure the changes are all still there.
+/// Commits all changes. Returns `None` if there are none.
+///
+/// The view can be read and written meanwhile. A failed commit loses no change: the rotation is
+/// reverted, or the next commit includes the frozen layers.
 pub fn commit(
     workspace: &Workspace,
     options: &CommitOptions,
@@ -190,13 +203,14 @@ pub fn commit(
         && let Err(e) = union.unrotate()
     {
         tracing::warn!(
-            "after a commit that failed: {e}; the next one takes the frozen changes along"
+            "cannot revert the rotation after a failed commit: {e}; the next commit includes the \
+             frozen changes"
         );
     }
     done
 }
 
-/// Steps 2 to 6: everything after the rotation.
+/// Executes steps 2 to 6, which follow the rotation.
 fn commit_frozen(
     workspace: &Workspace,
     options: &CommitOptions,
@@ -207,7 +221,7 @@ fn commit_frozen(
     let (union, db) = (workspace.union(), workspace.db());
     fault::point("commit.rotated");
     let view = union.lower();
-    // What was frozen, and not what was there a moment before.
+    // The changes that were frozen: others may have happened since the caller checked.
     let changes = union::frozen_changes(&view)?;
     let parent = db.current_revision()?.ok_or(CommitError::NoEarlier)?;
     let old_layer = view.images().first().ok_or(CommitError::NoEarlier)?;
@@ -225,7 +239,7 @@ fn commit_frozen(
         path: layout.image(&Layout::image_file_name(id)),
         progress,
     };
-    let Made {
+    let Built {
         image,
         layer,
         named,
@@ -236,37 +250,37 @@ fn commit_frozen(
     let mut began = Instant::now();
 
     fault::point("commit.checked");
-    let mut replaces: Vec<_> = frozen;
+    let mut replaces = frozen;
     for part in db.stack()? {
-        if matches!(part.part, crate::state::StackPart::Image(_)) {
+        if matches!(part.part, StackPart::Image(_)) {
             replaces.push(part.id);
         }
     }
     let publish = PublishCommit {
         parent: parent.id,
         image,
-        replaces: replaces.clone(),
+        replaces,
         revision: new_revision(&options.message, &options.command),
     };
     let dead_bytes = publish.image.dead_bytes;
     let lower = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(layer)]));
-    // From here on the image may be the current one, whatever comes back.
+    // The transaction may have been committed even if it returns an error, so the file stays.
     let path = named.keep();
     let published = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?));
     let (revision, stale) = published.inspect_err(|e| match e {
-        // The next open knows whether it is needed.
+        // Only the next open can tell whether the image is referenced.
         union::Error::State(StateError::InDoubt { .. }) => {}
         _ => drop(Unfinished(path)),
     })?;
     phases.publish = lap(&mut began);
     fault::point("commit.flipped");
-    // The layers to remove are read through it.
+    // It holds a reference to the replaced stack.
     drop(job);
-    // From here on the commit has happened; what is left to do is done at the next open if not now.
-    if !is_free(view) {
-        tracing::debug!("the committed layers are still being read; they go at the next open");
+    // The commit is done. The next open removes what is not removed here.
+    if !wait_until_unused(view) {
+        tracing::debug!("the retired layers are still being read; the next open removes them");
     } else if let Err(e) = cleanup::sweep_retired(db, layout) {
-        tracing::warn!("cleaning up after the commit: {e}");
+        tracing::warn!("cannot remove the retired layers: {e}");
     }
     phases.clean = lap(&mut began);
     fault::point("commit.cleaned");
@@ -282,24 +296,25 @@ fn commit_frozen(
     }))
 }
 
-/// The time since `began`, which is set to now.
+/// Returns the time since `began`, and sets it to now.
 fn lap(began: &mut Instant) -> Duration {
     let now = Instant::now();
     now.duration_since(std::mem::replace(began, now))
 }
 
-/// Waits a moment until nobody reads the replaced stack any more: its files are about to go.
-fn is_free(view: Arc<LowerStack>) -> bool {
+/// Waits up to a second until the replaced stack has no readers, since its files are to be removed.
+/// Returns false if it still has some.
+fn wait_until_unused(view: Arc<LowerStack>) -> bool {
     for _ in 0..100 {
         if Arc::strong_count(&view) == 1 {
             return true;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     false
 }
 
-/// The time that new images carry: now, or what `SOURCE_DATE_EPOCH` says.
+/// Returns the creation time for new images, in seconds since 1970: `SOURCE_DATE_EPOCH`, or now.
 fn mkfs_time() -> u32 {
     let set = std::env::var("SOURCE_DATE_EPOCH")
         .ok()
@@ -307,12 +322,12 @@ fn mkfs_time() -> u32 {
     set.unwrap_or_else(|| u32::try_from(crate::object::Timestamp::now().secs).unwrap_or(u32::MAX))
 }
 
-/// A file that is removed again unless it is kept.
+/// A file that is removed on drop unless it is kept.
 #[derive(Debug)]
 struct Unfinished(PathBuf);
 
 impl Unfinished {
-    /// Leaves the file where it is, and returns the path.
+    /// Keeps the file and returns its path.
     fn keep(mut self) -> PathBuf {
         std::mem::take(&mut self.0)
     }
@@ -324,21 +339,22 @@ impl Drop for Unfinished {
             && let Err(e) = fs::remove_file(&self.0)
             && e.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!(file = %self.0.display(), "an unfinished image is left: {e}");
+            tracing::warn!(file = %self.0.display(), "cannot remove an unfinished image: {e}");
         }
     }
 }
 
-/// Makes a written image read-only, and gives it its name. It is not durable yet.
-fn name(unfinished: &Unfinished, path: &Path) -> Result<File> {
+/// Makes a written image read-only and renames it to its final name. It is not durable yet.
+fn rename_into_place(unfinished: &Unfinished, path: &Path) -> Result<File> {
     let file = File::open(&unfinished.0).context("open", &unfinished.0)?;
     let mode = nix::sys::stat::Mode::from_bits_truncate(0o444);
     nix::sys::stat::fchmod(&file, mode).context("make read-only", &unfinished.0)?;
-    fs::rename(&unfinished.0, path).context("name", path)?;
+    fs::rename(&unfinished.0, path).context("create", path)?;
     Ok(file)
 }
 
-/// Makes a file and its name durable while `work` is done, which may read it. Fails if either does.
+/// Makes a file and its name durable, and runs `work`, which may read it, meanwhile. Fails if either
+/// fails.
 fn while_syncing<T>(file: &File, path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::thread::scope(|scope| {
         let sync = scope.spawn(|| {
@@ -353,12 +369,12 @@ fn while_syncing<T>(file: &File, path: &Path, work: impl FnOnce() -> Result<T>) 
     })
 }
 
-/// Counts for the writer's threads; read by the one thread that reports.
+/// Counts that the writer's threads add to, and the thread that reports progress reads.
 #[derive(Debug, Default)]
 struct Counts {
     files: AtomicU64,
     bytes: AtomicU64,
-    cancelled: std::sync::atomic::AtomicBool,
+    cancelled: AtomicBool,
 }
 
 impl Monitor for Counts {
@@ -372,10 +388,11 @@ impl Monitor for Counts {
     }
 }
 
-/// Runs `work` with a monitor, while another thread reports its counts and asks about cancellation.
+/// Runs `work` with a monitor. Another thread reports its counts every 100 ms and checks for
+/// cancellation.
 fn with_monitor<T>(
     phase: &str,
-    extent: Extent,
+    total: TreeSize,
     progress: &dyn Progress,
     work: impl FnOnce(Arc<Counts>) -> Result<T>,
 ) -> Result<T> {
@@ -385,13 +402,13 @@ fn with_monitor<T>(
         let watched = counts.clone();
         scope.spawn(move || {
             loop {
-                let over = ended.recv_timeout(std::time::Duration::from_millis(100));
+                let over = ended.recv_timeout(Duration::from_millis(100));
                 progress.report(&Report {
                     phase: phase.to_owned(),
                     files_done: watched.files.load(Ordering::Relaxed),
-                    files_total: extent.entries,
+                    files_total: total.entries,
                     bytes_done: watched.bytes.load(Ordering::Relaxed),
-                    bytes_total: extent.bytes,
+                    bytes_total: total.bytes,
                 });
                 if progress.is_cancelled() {
                     watched.cancelled.store(true, Ordering::Relaxed);

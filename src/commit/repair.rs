@@ -70,7 +70,7 @@ pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
         if path == layout.state_db() || unexpected_file(&path).is_none() {
             continue;
         }
-        private::create_dir(&strays).context("make", &strays)?;
+        private::create_dir(&strays).context("create", &strays)?;
         let to = strays.join(aside_name(&path));
         fs::rename(&path, &to).context("move aside", &path)?;
         done.push(format!("{} was moved to {}", path.display(), to.display()));
@@ -83,7 +83,7 @@ pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
 pub fn recreate_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for dir in [layout.images(), layout.layers()] {
-        private::create_dir(&dir).context("make", &dir)?;
+        private::create_dir(&dir).context("create", &dir)?;
     }
     for layer in db.stack()? {
         if matches!(layer.part, StackPart::Image(_)) {
@@ -93,8 +93,8 @@ pub fn recreate_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<Stri
         if fs::symlink_metadata(&upper).is_ok_and(|meta| meta.is_dir()) {
             continue;
         }
-        UpperDir::create(&layout.layer(layer.id), &layout.strays()).context("make", &upper)?;
-        done.push(format!("{} was made, empty", upper.display()));
+        UpperDir::create(&layout.layer(layer.id), &layout.strays()).context("create", &upper)?;
+        done.push(format!("{} was recreated, empty", upper.display()));
     }
     Ok(done)
 }

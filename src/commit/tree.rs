@@ -96,7 +96,7 @@ impl Amended<'_> {
     /// Keeps an object that is unchanged in the old image. Returns `None` if it has to be pushed.
     fn keep(&mut self, ids: &IdMap, ino: Ino, kind: Kind) -> Result<Option<NodeId>> {
         let place = match self.old.inode_ref(ino)? {
-            Some(place) if self.amendment.stays(ino) => place,
+            Some(place) if self.amendment.is_unchanged(ino) => place,
             _ => return Ok(None),
         };
         let number = inode_number(ids, ino)?;
@@ -115,7 +115,7 @@ impl Amended<'_> {
 
     /// Marks the data of files as dead that the new image does not have.
     fn mark_dead(&mut self) -> Result<()> {
-        for ino in self.amendment.lost.iter().chain(&self.replaced) {
+        for ino in self.amendment.removed.iter().chain(&self.replaced) {
             if !self.reused.contains(ino) {
                 self.amender.mark_dead(&*self.old.layout(*ino)?)?;
             }
@@ -239,7 +239,7 @@ impl<'a> Tree<'a> {
     }
 
     fn attr(&self, ino: Ino) -> Result<Attr> {
-        let missing = || CommitError::Check(format!("object {ino} is listed but not there"));
+        let missing = || CommitError::Check(format!("object {ino} has a name, but does not exist"));
         self.view.attr(ino)?.ok_or_else(missing)
     }
 
@@ -249,7 +249,7 @@ impl<'a> Tree<'a> {
             mode: attr.mode,
             uid: attr.uid,
             gid: attr.gid,
-            // SquashFS keeps whole seconds from 1970 to 2106.
+            // SquashFS stores whole seconds from 1970 to 2106.
             mtime: u32::try_from(attr.mtime.secs.max(0)).unwrap_or(u32::MAX),
             xattrs: self
                 .view
@@ -276,9 +276,8 @@ impl<'a> Tree<'a> {
         let node = match attr.kind {
             Kind::Directory => writer.add_directory(&meta)?,
             Kind::Symlink => writer.add_symlink(&meta, &self.view.read_link(ino)?)?,
-            Kind::BlockDevice | Kind::CharDevice => {
-                writer.add_device(&meta, attr.kind == Kind::BlockDevice, attr.rdev)?
-            }
+            Kind::BlockDevice => writer.add_block_device(&meta, attr.rdev)?,
+            Kind::CharDevice => writer.add_char_device(&meta, attr.rdev)?,
             Kind::Fifo => writer.add_fifo(&meta)?,
             Kind::Socket => writer.add_socket(&meta)?,
             Kind::File => self.push_file(twin, name, ino, &attr, &meta)?,
@@ -457,7 +456,9 @@ impl Read for LayerContent {
             .map_err(io::Error::other)?;
         let bytes = (*bytes).as_ref();
         let Some(target) = buffer.get_mut(..bytes.len()) else {
-            return Err(io::Error::other("a layer returned more than was asked for"));
+            return Err(io::Error::other(
+                "a layer returned more bytes than requested",
+            ));
         };
         target.copy_from_slice(bytes);
         self.at += bytes.len() as u64;
@@ -473,7 +474,7 @@ impl Content for LayerContent {
             .map_err(io::Error::other)?
         {
             Some(data) => Ok(data.saturating_sub(self.at)),
-            // No data until the end; where that is, reading finds out.
+            // No data until the end of the file.
             None => Ok(0),
         }
     }

@@ -1,4 +1,4 @@
-//! An environment that is open: its database and its merged view, with or without a mount in front.
+//! An open environment: its database and its merged view, mounted or not.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::state::{NewRevision, StateDb};
 use crate::sys::process;
 use crate::union::{OpenOptions, Paths, Reconciled, Union};
 
-/// An open environment. Its holder has the environment's exclusive lock.
+/// An open environment. Its owner holds the environment's exclusive lock.
 #[derive(Debug)]
 pub struct Workspace {
     env: Environment,
@@ -28,14 +28,14 @@ pub struct Settings {
     pub compression: Compression,
     /// Block size of new images, in bytes.
     pub block_size: u32,
-    /// Threads that compress.
+    /// Number of compressing threads.
     pub threads: NonZeroUsize,
-    /// A commit compacts when more than so many percent of the old data belong to nothing.
+    /// A commit compacts the image if more than this percentage of its data area is dead.
     pub compact_percent: u8,
 }
 
 impl Settings {
-    /// Takes the settings from a configuration, with the defaults where it is silent.
+    /// Returns the settings of a configuration, with defaults for missing keys.
     pub fn from_config(config: &Config) -> Settings {
         let level = || config.level.and_then(Compression::from_conda_pack_level);
         let compression = config
@@ -56,8 +56,8 @@ impl Settings {
 }
 
 impl Workspace {
-    /// Opens an environment, mends what an unclean end left, and removes what a finished operation
-    /// did not get round to. Returns what was mended.
+    /// Opens an environment: removes the unreferenced files of interrupted operations, and
+    /// reconciles rows and files if the last close was not clean. Returns what was repaired.
     pub fn open(env: Environment, config: &Config) -> Result<(Workspace, Reconciled)> {
         let layout = env.layout();
         layout.check_directories()?;
@@ -83,43 +83,43 @@ impl Workspace {
         ))
     }
 
-    /// Makes everything durable and notes a clean end. Call when nothing uses the view any more.
+    /// Makes everything durable and records a clean close. The view must no longer be in use.
     pub fn close(&self) -> Result<()> {
         Ok(self.union.close()?)
     }
 
-    /// The environment.
+    /// Returns the environment.
     pub fn env(&self) -> &Environment {
         &self.env
     }
 
-    /// Its database.
+    /// Returns the state database.
     pub fn db(&self) -> &Arc<StateDb> {
         &self.db
     }
 
-    /// User and group whom the image that it began with belonged to.
+    /// Returns the owner and group of the root of the first image.
     pub fn image_owner(&self) -> Result<Option<(u32, u32)>> {
         Ok(self.db.image_owner()?)
     }
 
-    /// Its merged view.
+    /// Returns the merged view.
     pub fn union(&self) -> &Arc<Union> {
         &self.union
     }
 
-    /// How its images are opened.
+    /// Returns the options for opening its images.
     pub fn open_options(&self) -> &OpenOptions {
         &self.options
     }
 
-    /// How its images are written.
+    /// Returns the settings for writing its images.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 }
 
-/// Where a view has its files.
+/// Returns the paths of the files of a view.
 pub fn paths(layout: &Layout) -> Paths {
     Paths {
         images: layout.images(),
@@ -129,13 +129,13 @@ pub fn paths(layout: &Layout) -> Paths {
     }
 }
 
-/// The command line of this process, as the history keeps it.
+/// Returns the command line of this process, for the history.
 pub fn command_line() -> String {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Describes a revision that is about to be made: who, where, by which command.
+/// Returns a new revision by the current user on this host.
 pub fn new_revision(message: &str, command: &str) -> NewRevision {
     NewRevision {
         message: message.to_owned(),

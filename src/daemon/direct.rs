@@ -414,7 +414,13 @@ fn initialize(
     let mut rows = Vec::with_capacity(images.len());
     for (image, map) in images.iter().zip(maps) {
         let size = image.superblock().bytes_used;
-        rows.push(commit::adopted(db.reserve_image()?, image, map, size, None));
+        rows.push(commit::describe_image(
+            db.reserve_image()?,
+            image,
+            map,
+            size,
+            None,
+        ));
     }
     db.init_environment(&InitEnvironment {
         uuid,

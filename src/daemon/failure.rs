@@ -4,12 +4,15 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::commit::CommitError;
 use crate::environment::{EnvironmentError, TRUST};
 use crate::fuse::session::SessionError;
+use crate::squashfs;
 use crate::state::StateError;
 use crate::sys::mount::MountError;
 use crate::sys::process::error_text;
 use crate::sys::regular;
+use crate::union;
 
 /// The kind of a failure. Determines the exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -244,6 +247,64 @@ impl From<StateError> for Failure {
             Kind::NoSpace => failure.hint(MAKE_ROOM),
             Kind::Damaged => failure.hint(REPAIR),
             _ => failure,
+        }
+    }
+}
+
+impl From<CommitError> for Failure {
+    fn from(error: CommitError) -> Failure {
+        if error.is_no_space() {
+            return Failure::new(
+                Kind::NoSpace,
+                format!("{}; nothing was changed", with_causes(&error)),
+            )
+            .hint(MAKE_ROOM);
+        }
+        match error {
+            CommitError::State(error) | CommitError::Union(union::Error::State(error)) => {
+                error.into()
+            }
+            CommitError::Environment(error) => error.into(),
+            CommitError::Cancelled => Failure::new(Kind::Cancelled, error.to_string()),
+            CommitError::Uncommitted => Failure::new(Kind::Conflict, error.to_string())
+                .hint("commit them first (envfs commit), or drop them with -y"),
+            CommitError::NoRevision(_) | CommitError::NoEarlier => {
+                Failure::new(Kind::NotFound, error.to_string())
+                    .hint("envfs log shows all revisions")
+            }
+            CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
+            CommitError::Source { .. } => Failure::new(Kind::Damaged, error.to_string()),
+            CommitError::Unsuitable { .. } | CommitError::InvalidPattern { .. } => {
+                Failure::new(Kind::Usage, error.to_string())
+            }
+            CommitError::Union(union::Error::CommitUnfinished) => {
+                Failure::new(Kind::Busy, error.to_string())
+            }
+            CommitError::Union(union::Error::Replaced(_)) => {
+                Failure::new(Kind::Conflict, error.to_string())
+            }
+            CommitError::Io { ref source, .. } => {
+                Failure::new(kind_of_io(source), error.to_string())
+            }
+            CommitError::Image(ref image) | CommitError::Union(union::Error::Image(ref image)) => {
+                let kind = match image {
+                    // A missing image counts as damaged.
+                    squashfs::Error::Io { source, .. }
+                        if source.kind() != io::ErrorKind::NotFound =>
+                    {
+                        Kind::System
+                    }
+                    _ => Kind::Damaged,
+                };
+                Failure::new(kind, with_causes(&error))
+            }
+            CommitError::Union(union::Error::Inconsistent(_)) => {
+                Failure::new(Kind::Damaged, error.to_string())
+            }
+            CommitError::Check(_) | CommitError::Changed(_) | CommitError::ImageLost(_) => {
+                Failure::new(Kind::Damaged, error.to_string())
+            }
+            other => Failure::new(Kind::System, with_causes(&other)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::failure::{Failure, Kind, MAKE_ROOM, kind_of_io, with_causes};
+use super::failure::{Failure, Kind};
 use super::host::Mounted;
 use super::profile::Profile;
 use super::protocol::{
@@ -16,12 +16,11 @@ use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse}
 use crate::fuse::session::{Invalidator, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
 use crate::progress::Progress;
-use crate::squashfs;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount::{self, MountRequest};
 use crate::sys::text::Text;
 use crate::sys::walk;
-use crate::union::{self, Change, Reconciled, Summary};
+use crate::union::{self, Change, DiscardMode, Reconciled, Summary};
 
 /// The time limit for the lock of an environment that another command reads, or whose daemon is
 /// ending.
@@ -356,15 +355,15 @@ impl Service for Local {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
         let target = options.revision.map(RevisionId);
-        let on_loss = match options.discard_changes {
-            true => OnLoss::Continue,
-            false => OnLoss::Fail,
+        let (mode, on_loss) = match options.discard_changes {
+            true => (DiscardMode::Always, OnLoss::Continue),
+            false => (DiscardMode::IfUnchanged, OnLoss::Fail),
         };
         let done = self.with_repair(on_loss, || {
             Ok(commit::rollback(
                 &self.workspace,
                 target,
-                options.discard_changes,
+                mode,
                 &options.command,
             )?)
         })?;
@@ -450,62 +449,4 @@ fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {
         .map(trim)
         .map(|path| if path == b"." { Vec::new() } else { path })
         .collect()
-}
-
-impl From<CommitError> for Failure {
-    fn from(error: CommitError) -> Failure {
-        if error.is_no_space() {
-            return Failure::new(
-                Kind::NoSpace,
-                format!("{}; nothing was changed", with_causes(&error)),
-            )
-            .hint(MAKE_ROOM);
-        }
-        match error {
-            CommitError::State(error) | CommitError::Union(union::Error::State(error)) => {
-                error.into()
-            }
-            CommitError::Environment(error) => error.into(),
-            CommitError::Cancelled => Failure::new(Kind::Cancelled, error.to_string()),
-            CommitError::Uncommitted => Failure::new(Kind::Conflict, error.to_string())
-                .hint("commit them first (envfs commit), or drop them with -y"),
-            CommitError::NoRevision(_) | CommitError::NoEarlier => {
-                Failure::new(Kind::NotFound, error.to_string())
-                    .hint("envfs log shows all revisions")
-            }
-            CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
-            CommitError::Source { .. } => Failure::new(Kind::Damaged, error.to_string()),
-            CommitError::Unsuitable { .. } | CommitError::InvalidPattern { .. } => {
-                Failure::new(Kind::Usage, error.to_string())
-            }
-            CommitError::Union(union::Error::CommitUnfinished) => {
-                Failure::new(Kind::Busy, error.to_string())
-            }
-            CommitError::Union(union::Error::Replaced(_)) => {
-                Failure::new(Kind::Conflict, error.to_string())
-            }
-            CommitError::Io { ref source, .. } => {
-                Failure::new(kind_of_io(source), error.to_string())
-            }
-            CommitError::Image(ref image) | CommitError::Union(union::Error::Image(ref image)) => {
-                let kind = match image {
-                    // A missing image counts as damaged.
-                    squashfs::Error::Io { source, .. }
-                        if source.kind() != std::io::ErrorKind::NotFound =>
-                    {
-                        Kind::System
-                    }
-                    _ => Kind::Damaged,
-                };
-                Failure::new(kind, with_causes(&error))
-            }
-            CommitError::Union(union::Error::Inconsistent(_)) => {
-                Failure::new(Kind::Damaged, error.to_string())
-            }
-            CommitError::Check(_) | CommitError::Changed(_) | CommitError::NotWhole(_) => {
-                Failure::new(Kind::Damaged, error.to_string())
-            }
-            other => Failure::new(Kind::System, with_causes(&other)),
-        }
-    }
 }

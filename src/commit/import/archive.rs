@@ -1,8 +1,8 @@
-//! A tar archive as the source of an environment, such as conda-pack makes.
+//! Imports a tar archive, such as those of conda-pack. The image contains what GNU tar would unpack.
 //!
-//! `reader.rs` turns headers into entries (`header.rs`, `pax.rs` and `sparse.rs` know the formats), `tree.rs`
-//! unpacks them in memory, all but content; `content.rs` hands content to the image writer. GNU tar is the
-//! measure: what it would unpack is what the image has.
+//! `reader.rs` reads entries; `header.rs`, `pax.rs` and `sparse.rs` parse their formats. `tree.rs`
+//! unpacks entries in memory, without their content. `content.rs` provides the content to the image
+//! writer.
 
 mod content;
 mod error;
@@ -16,62 +16,66 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::{Extent, ImportOptions, is_storable};
+use super::{ImportOptions, TreeSize, is_storable};
 use crate::commit::error::{CommitError, Result};
 use crate::commit::exclude::Exclude;
 use crate::progress::{Progress, Report};
 use crate::squashfs::Image;
-use crate::squashfs::format::{Inode, InodeBody, MAX_NAME, MAX_SYMLINK};
-use crate::squashfs::writer::{Content, ImageWriter, Meta, WriteStats};
+use crate::squashfs::format::{Inode, InodeBody, InodeRef, MAX_NAME, MAX_SYMLINK};
+use crate::squashfs::writer::{Content, ImageWriter, Meta, NodeId, WriteStats};
 use error::Error;
 use header::{BLOCK, Header};
 use reader::{Entry, Kind, Reader};
 use tree::{Object, Tree, parts, shown};
 
-/// A file of zeros up to this size is an archive without entries; tar fills its last record with zeros.
+/// A file of zeros up to this size, in bytes, is an archive without entries: tar pads its last record
+/// with zeros.
 const MAX_EMPTY: u64 = 1 << 20;
 
-/// How an archive is compressed.
+/// The compression of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Packing {
+pub(super) enum Codec {
     Plain,
     Gzip,
     Zstd,
     Xz,
 }
 
-impl Packing {
-    /// Recognises an archive by its first 512 bytes and its length.
-    pub(super) fn of(head: &[u8], len: u64) -> Option<Packing> {
+impl Codec {
+    /// Detects an archive and its compression from its first 512 bytes and its length. Returns `None`
+    /// if it is not an archive.
+    pub(super) fn detect(head: &[u8], len: u64) -> Option<Codec> {
         if head.starts_with(&[0x1f, 0x8b]) {
-            Some(Packing::Gzip)
+            Some(Codec::Gzip)
         } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            Some(Packing::Zstd)
+            Some(Codec::Zstd)
         } else if head.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
-            Some(Packing::Xz)
+            Some(Codec::Xz)
         } else {
             let block: [u8; BLOCK] = head.try_into().ok()?;
             let is_empty = len <= MAX_EMPTY && block.iter().all(|byte| *byte == 0);
             let has_magic = block.get(257..262) == Some(b"ustar");
-            (is_empty || has_magic || Header::new(block).is_some()).then_some(Packing::Plain)
+            (is_empty || has_magic || Header::new(block).is_some()).then_some(Codec::Plain)
         }
     }
 }
 
-/// What an archive became.
+/// A packed archive.
 pub(super) struct Packed {
     pub(super) stats: WriteStats,
-    pub(super) extent: Extent,
-    /// What the user should know.
+    pub(super) size: TreeSize,
+    /// Messages about names that were changed.
     pub(super) notes: Vec<String>,
     tree: Tree,
 }
 
-/// Packs an archive. It is read once here and once more to compare; and once more in between if entries
-/// replace files of earlier ones, whose content must not be in the image.
+/// Packs an archive into the image file `to`.
+///
+/// If entries replace files of earlier entries, the archive is read again without these files, since
+/// their content must not be in the image.
 pub(super) fn pack(
     source: &Path,
-    packing: Packing,
+    codec: Codec,
     options: &ImportOptions,
     to: &Path,
     progress: &dyn Progress,
@@ -80,26 +84,26 @@ pub(super) fn pack(
     loop {
         let mut unpacking = Unpacking {
             source,
-            packing,
+            codec,
             exclude: options.exclude()?,
             spool: to.with_extension("spool"),
             replaced: &replaced,
             tree: Tree::new(),
             bytes: 0,
-            rooted: 0,
-            climbing: 0,
+            absolute_names: 0,
+            trimmed_links: 0,
         };
         let mut names = 0;
         let mut found: HashSet<usize> = HashSet::new();
-        let packed = super::pack(options, to, Extent::default(), progress, |writer| {
+        let packed = super::pack(options, to, TreeSize::default(), progress, |writer| {
             unpacking.run(writer)?;
             found = unpacking.tree.replaced().collect();
             found.retain(|entry| !replaced.contains(entry));
             if !found.is_empty() {
-                // Begins again without them.
+                // Removes the unfinished image, and packs again without them.
                 return Err(CommitError::Cancelled);
             }
-            let (root, count) = unpacking.tree.push(&usual_meta(), writer)?;
+            let (root, count) = unpacking.tree.push(&default_meta(), writer)?;
             names = count;
             Ok(root)
         });
@@ -110,7 +114,7 @@ pub(super) fn pack(
         let stats = packed?;
         return Ok(Packed {
             stats,
-            extent: Extent {
+            size: TreeSize {
                 entries: names + 1,
                 bytes: unpacking.bytes,
             },
@@ -123,22 +127,23 @@ pub(super) fn pack(
 /// One pass over an archive.
 struct Unpacking<'a> {
     source: &'a Path,
-    packing: Packing,
+    codec: Codec,
     exclude: Exclude,
     spool: std::path::PathBuf,
-    /// Entries whose content is not wanted: later ones replace them.
+    /// Indexes of entries whose content is not packed, because later entries replace them.
     replaced: &'a HashSet<usize>,
     tree: Tree,
     bytes: u64,
-    /// Entries with an absolute name, and links to something above their root.
-    rooted: u64,
-    climbing: u64,
+    /// Number of entries with an absolute name.
+    absolute_names: u64,
+    /// Number of hard links whose target is absolute or contains "..".
+    trimmed_links: u64,
 }
 
 impl Unpacking<'_> {
     fn run(&mut self, writer: &mut ImageWriter) -> Result<()> {
-        let of = |e: Error| e.of(self.source);
-        let mut reader = Reader::open(self.source, self.packing).map_err(of)?;
+        let in_archive = |e: Error| e.of(self.source);
+        let mut reader = Reader::open(self.source, self.codec).map_err(in_archive)?;
         while let Some(entry) = reader.next().map_err(|e| e.of(self.source))? {
             self.take(entry, &mut reader, writer)?;
         }
@@ -146,30 +151,30 @@ impl Unpacking<'_> {
     }
 
     fn take(&mut self, entry: Entry, reader: &mut Reader, writer: &mut ImageWriter) -> Result<()> {
-        let of = |e: Error| e.of(self.source);
-        let path = inside(&entry.path).map_err(of)?;
+        let in_archive = |e: Error| e.of(self.source);
+        let path = components(&entry.path).map_err(in_archive)?;
         if self.exclude.covers(&path) {
             return Ok(());
         }
-        self.rooted += u64::from(entry.path.starts_with(b"/"));
+        self.absolute_names += u64::from(entry.path.starts_with(b"/"));
         let object = match entry.kind {
             Kind::HardLink => {
-                let (target, climbs) = link_target(&entry.link);
-                self.climbing += u64::from(climbs);
-                return self.tree.link(&path, &target).map_err(of);
+                let (target, is_trimmed) = link_target(&entry.link);
+                self.trimmed_links += u64::from(is_trimmed);
+                return self.tree.link(&path, &target).map_err(in_archive);
             }
             Kind::Directory => Object::Directory(Default::default(), Some(meta_of(&entry))),
             Kind::Symlink => {
                 if entry.link.is_empty() {
-                    let why = format!("its symbolic link {} has no target", shown(&path));
-                    return Err(of(Error::Refused(why)));
+                    let why = format!("the symbolic link {} has no target", shown(&path));
+                    return Err(in_archive(Error::Refused(why)));
                 }
                 if entry.link.len() > MAX_SYMLINK {
                     let why = format!(
-                        "the target of its symbolic link {} is too long",
+                        "the target of the symbolic link {} is longer than {MAX_SYMLINK} bytes",
                         shown(&path)
                     );
-                    return Err(of(Error::Refused(why)));
+                    return Err(in_archive(Error::Refused(why)));
                 }
                 let meta = Meta {
                     mode: 0o777,
@@ -179,17 +184,20 @@ impl Unpacking<'_> {
             }
             Kind::CharDevice | Kind::BlockDevice => {
                 let number = nix::sys::stat::makedev(entry.device.0, entry.device.1);
-                Object::Device(meta_of(&entry), entry.kind == Kind::BlockDevice, number)
+                match entry.kind {
+                    Kind::BlockDevice => Object::BlockDevice(meta_of(&entry), number),
+                    _ => Object::CharDevice(meta_of(&entry), number),
+                }
             }
             Kind::Fifo => Object::Fifo(meta_of(&entry)),
-            // A file that is replaced later still replaces what was there.
+            // It still replaces what earlier entries left at its path.
             Kind::File if self.replaced.contains(&entry.index) => {
-                Object::File(entry.index, crate::squashfs::writer::NodeId::default())
+                Object::File(entry.index, NodeId::default())
             }
             Kind::File => {
                 let source = reader
                     .source(&entry, shown(&path), &self.spool)
-                    .map_err(of)?;
+                    .map_err(in_archive)?;
                 let size = entry.map.size;
                 let node = writer.add_file(&meta_of(&entry), size, Box::new(source))?;
                 self.bytes = self.bytes.saturating_add(size);
@@ -201,48 +209,49 @@ impl Unpacking<'_> {
 
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.rooted > 0 {
+        if self.absolute_names > 0 {
             notes.push(format!(
-                "names in the archive that begin with / ({}) were taken without it",
-                self.rooted
+                "removed the leading / from names in the archive ({} times)",
+                self.absolute_names
             ));
         }
-        if self.climbing > 0 {
+        if self.trimmed_links > 0 {
             notes.push(format!(
-                "hard links to absolute names or through .. ({}) were taken as links below the root",
-                self.climbing
+                "removed a leading / or everything up to .. from targets of hard links ({} times)",
+                self.trimmed_links
             ));
         }
         notes
     }
 }
 
-/// The names of a path below the root; refuses what leads outside.
-fn inside(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
+/// Returns the components of a path. Rejects a path with "..", which could lead outside the root.
+fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let path: Vec<&[u8]> = parts(path).collect();
     let refuse = |why: &str| {
         let path = shown(&path);
-        Err(Error::Refused(format!("its entry {path} {why}")))
+        Err(Error::Refused(format!("entry {path} {why}")))
     };
     if path.contains(&&b".."[..]) {
-        return refuse("leads outside");
+        return refuse("contains ..");
     }
     if path.iter().any(|name| name.len() > MAX_NAME) {
-        return refuse("has a name of more than 255 bytes");
+        return refuse("has a name longer than 255 bytes");
     }
     Ok(path)
 }
 
-/// The target of a hard link: what is left of it behind the last "..", and whether anything was cut.
+/// Returns the components of a hard link's target after the last "..", and true if any were removed.
 fn link_target(link: &[u8]) -> (Vec<&[u8]>, bool) {
     let path: Vec<&[u8]> = parts(link).collect();
     let from = path.iter().rposition(|part| *part == b"..");
     let from = from.map_or(0, |at| at + 1);
-    let climbs = from > 0 || link.starts_with(b"/");
-    (path.get(from..).unwrap_or_default().to_vec(), climbs)
+    let is_trimmed = from > 0 || link.starts_with(b"/");
+    (path.get(from..).unwrap_or_default().to_vec(), is_trimmed)
 }
 
-/// Who unpacks: an ordinary user owns what they import, as with `tar -x`.
+/// Returns the user and group of this process, which own what an ordinary user unpacks, as with
+/// `tar -x`.
 fn owner() -> (u32, u32) {
     (
         nix::unistd::geteuid().as_raw(),
@@ -250,8 +259,8 @@ fn owner() -> (u32, u32) {
     )
 }
 
-/// The attributes of directories that have no entry of their own.
-fn usual_meta() -> Meta {
+/// Returns the attributes of directories without an entry.
+fn default_meta() -> Meta {
     let (uid, gid) = owner();
     Meta {
         mode: 0o755,
@@ -274,7 +283,7 @@ fn meta_of(entry: &Entry) -> Meta {
         mode: entry.mode,
         uid,
         gid,
-        // SquashFS keeps whole seconds from 1970 to 2106.
+        // SquashFS stores whole seconds from 1970 to 2106.
         mtime: u32::try_from(entry.mtime.max(0)).unwrap_or(u32::MAX),
         xattrs: xattrs
             .filter(|(name, _)| is_storable(name))
@@ -283,16 +292,17 @@ fn meta_of(entry: &Entry) -> Meta {
     }
 }
 
-/// Compares an image with the archive it was made of: every name, and every file's content.
+/// Compares an image with the archive that it was made from: every name, and the content of every file.
+/// Fails with [`CommitError::Check`] at the first difference.
 pub(super) fn compare(
     source: &Path,
-    packing: Packing,
+    codec: Codec,
     packed: &Packed,
     image: &Image,
     progress: &dyn Progress,
 ) -> Result<()> {
     let files = same_names(&packed.tree, image)?;
-    let mut reader = Reader::open(source, packing).map_err(|e| e.of(source))?;
+    let mut reader = Reader::open(source, codec).map_err(|e| e.of(source))?;
     while let Some(entry) = reader.next().map_err(|e| e.of(source))? {
         if let Some(inode) = files.get(&entry.index) {
             let label = shown(&parts(&entry.path).collect::<Vec<_>>());
@@ -300,10 +310,14 @@ pub(super) fn compare(
             let is_cancelled = || progress.is_cancelled();
             match same_content(&mut content, image, &image.inode(*inode)?, is_cancelled) {
                 Ok(true) => {}
-                Ok(false) => return Err(CommitError::Check(format!("content of {label}"))),
-                Err(Different::Image(e)) => return Err(e.into()),
-                Err(Different::Archive(e)) => return Err(Error::Io(e).of(source)),
-                Err(Different::Cancelled) => return Err(CommitError::Cancelled),
+                Ok(false) => {
+                    return Err(CommitError::Check(format!(
+                        "the content of {label} differs"
+                    )));
+                }
+                Err(Incomparable::Image(e)) => return Err(e.into()),
+                Err(Incomparable::Archive(e)) => return Err(Error::Io(e).of(source)),
+                Err(Incomparable::Cancelled) => return Err(CommitError::Cancelled),
             }
         }
         if progress.is_cancelled() {
@@ -312,7 +326,7 @@ pub(super) fn compare(
         progress.report(&Report {
             phase: "verifying".to_owned(),
             files_done: entry.index as u64 + 1,
-            files_total: packed.extent.entries,
+            files_total: packed.size.entries,
             bytes_done: 0,
             bytes_total: 0,
         });
@@ -320,19 +334,19 @@ pub(super) fn compare(
     Ok(())
 }
 
-/// Compares the names and kinds in an image with the tree it was made of. Returns where the file of each entry
-/// is.
-fn same_names(
-    tree: &Tree,
-    image: &Image,
-) -> Result<HashMap<usize, crate::squashfs::format::InodeRef>> {
+/// Compares names and kinds in an image with the tree that it was made from. Returns the inode of each
+/// file by the index of its entry.
+fn same_names(tree: &Tree, image: &Image) -> Result<HashMap<usize, InodeRef>> {
     let mut files = HashMap::new();
     let mut pending = vec![(0, image.inode(image.root())?)];
     while let Some((index, dir)) = pending.pop() {
         let listing = image.read_dir(&dir)?;
         let mut theirs = listing.iter();
         for (name, index) in tree.entries(index) {
-            let wrong = || CommitError::Check(format!("name {:?}", String::from_utf8_lossy(name)));
+            let wrong = || {
+                let name = String::from_utf8_lossy(name);
+                CommitError::Check(format!("the entry {name:?} differs"))
+            };
             let (_, entry) = theirs
                 .next()
                 .filter(|(their, _)| *their == name)
@@ -347,21 +361,23 @@ fn same_names(
                 }
                 (Some(Object::Symlink(_, target)), InodeBody::Symlink(found))
                     if **target == **found => {}
-                (Some(Object::Device(_, true, _)), InodeBody::BlockDevice(_))
-                | (Some(Object::Device(_, false, _)), InodeBody::CharDevice(_))
+                (Some(Object::BlockDevice(..)), InodeBody::BlockDevice(_))
+                | (Some(Object::CharDevice(..)), InodeBody::CharDevice(_))
                 | (Some(Object::Fifo(_)), InodeBody::Fifo) => {}
                 _ => return Err(wrong()),
             }
         }
         if theirs.next().is_some() {
-            return Err(CommitError::Check("a name too many".to_owned()));
+            return Err(CommitError::Check(
+                "a directory has an additional name".to_owned(),
+            ));
         }
     }
     Ok(files)
 }
 
-/// Why two contents could not be compared.
-enum Different {
+/// The reason why content could not be compared.
+enum Incomparable {
     Image(crate::squashfs::Error),
     Archive(io::Error),
     Cancelled,
@@ -372,30 +388,31 @@ fn same_content(
     image: &Image,
     inode: &Inode,
     is_cancelled: impl Fn() -> bool,
-) -> Result<bool, Different> {
-    let layout = image.file_layout(inode).map_err(Different::Image)?;
+) -> Result<bool, Incomparable> {
+    let layout = image.file_layout(inode).map_err(Incomparable::Image)?;
     let mut ours = Vec::new();
     for index in 0..layout.block_count() {
         if index % 1024 == 0 && is_cancelled() {
-            return Err(Different::Cancelled);
+            return Err(Incomparable::Cancelled);
         }
         let is_hole = usize::try_from(index)
             .ok()
             .and_then(|index| layout.blocks().get(index))
             .is_some_and(|word| word.is_hole());
         let len = layout.block_len(index) as u64;
-        if is_hole && content.hole_ahead().map_err(Different::Archive)? >= len {
-            content.skip(len).map_err(Different::Archive)?;
+        if is_hole && content.hole_ahead().map_err(Incomparable::Archive)? >= len {
+            content.skip(len).map_err(Incomparable::Archive)?;
             continue;
         }
-        let block = image.block(&layout, index).map_err(Different::Image)?;
+        let block = image.block(&layout, index).map_err(Incomparable::Image)?;
         ours.resize(block.len(), 0);
-        content.read_exact(&mut ours).map_err(Different::Archive)?;
+        content
+            .read_exact(&mut ours)
+            .map_err(Incomparable::Archive)?;
         if ours[..] != block[..] {
             return Ok(false);
         }
     }
-    // There must be no more.
-    let more = content.read(&mut [0]).map_err(Different::Archive)?;
+    let more = content.read(&mut [0]).map_err(Incomparable::Archive)?;
     Ok(more == 0)
 }

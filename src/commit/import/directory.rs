@@ -1,4 +1,4 @@
-//! A directory as the source of an environment.
+//! Imports a directory: packs it, and compares the image with it.
 
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::{Extent, ImportOptions, is_storable};
+use super::{ImportOptions, TreeSize, is_storable};
 use crate::commit::error::{CommitError, Context, Result};
 use crate::commit::exclude::Exclude;
 use crate::progress::{Progress, Report};
@@ -19,12 +19,12 @@ use crate::sys::walk::{self, CurrentDir, Visitor};
 /// One entry of a source directory.
 struct Entry {
     name: Vec<u8>,
-    /// Where it can be reached while the walk is in its directory.
-    place: PathBuf,
+    /// A path that is valid while the walk is in its directory.
+    path: PathBuf,
     meta: Metadata,
 }
 
-/// A file of the source, whose path may be longer than the system takes.
+/// A file of the source. Its path may be longer than `PATH_MAX`.
 struct SourceFile(PathBuf);
 
 impl Source for SourceFile {
@@ -37,13 +37,13 @@ impl Source for SourceFile {
     }
 }
 
-/// Packs a directory.
+/// Packs a directory into the image file `to`. Returns the size of the tree.
 pub(super) fn pack(
     source: &Path,
     options: &ImportOptions,
     to: &Path,
     progress: &dyn Progress,
-) -> Result<(WriteStats, Extent)> {
+) -> Result<(WriteStats, TreeSize)> {
     if to.starts_with(fs::canonicalize(source).context("resolve", source)?) {
         let why = "the image would be written inside it".to_owned();
         return Err(CommitError::Unsuitable {
@@ -55,24 +55,24 @@ pub(super) fn pack(
     let mut count = Count {
         exclude: &exclude,
         progress,
-        extent: Extent {
+        size: TreeSize {
             entries: 1,
             bytes: 0,
         },
     };
     walk::walk(source, (), &mut count)?;
-    let extent = count.extent;
-    let stats = super::pack(options, to, extent, progress, |writer| {
+    let size = count.size;
+    let stats = super::pack(options, to, size, progress, |writer| {
         push(source, &exclude, writer)
     })?;
-    Ok((stats, extent))
+    Ok((stats, size))
 }
 
-/// Counts what will be packed.
+/// Counts the entries and bytes to be packed.
 struct Count<'a> {
     exclude: &'a Exclude,
     progress: &'a dyn Progress,
-    extent: Extent,
+    size: TreeSize,
 }
 
 impl Visitor for Count<'_> {
@@ -82,11 +82,11 @@ impl Visitor for Count<'_> {
     fn enter(&mut self, here: &CurrentDir<'_>, _: ()) -> Result<Vec<(Vec<u8>, ())>> {
         let mut below = Vec::new();
         for entry in read_dir(here, self.exclude)? {
-            self.extent.entries += 1;
+            self.size.entries += 1;
             if entry.meta.is_dir() {
                 below.push((entry.name, ()));
             } else if entry.meta.is_file() {
-                self.extent.bytes += entry.meta.len();
+                self.size.bytes += entry.meta.len();
             }
         }
         if self.progress.is_cancelled() {
@@ -94,16 +94,16 @@ impl Visitor for Count<'_> {
         }
         self.progress.report(&Report {
             phase: "counting".to_owned(),
-            files_done: self.extent.entries,
+            files_done: self.size.entries,
             files_total: 0,
-            bytes_done: self.extent.bytes,
+            bytes_done: self.size.bytes,
             bytes_total: 0,
         });
         Ok(below)
     }
 }
 
-/// Reads a directory in the order of names, without what is excluded.
+/// Reads the entries of a directory that are not excluded, in the order of names.
 fn read_dir(here: &CurrentDir<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let failed = |source| CommitError::Io {
@@ -123,8 +123,8 @@ fn read_dir(here: &CurrentDir<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
         }
         let meta = entry.metadata();
         entries.push(Entry {
-            place: entry.path(),
-            meta: meta.or_else(|e| Err(e).context("look at", &shown(here, &name)))?,
+            path: entry.path(),
+            meta: meta.or_else(|e| Err(e).context("stat", &shown(here, &name)))?,
             name,
         });
     }
@@ -132,14 +132,14 @@ fn read_dir(here: &CurrentDir<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The path of an entry in messages.
+/// Returns the path of an entry for messages.
 fn shown(here: &CurrentDir<'_>, name: &[u8]) -> PathBuf {
     here.full_path().join(std::ffi::OsStr::from_bytes(name))
 }
 
 fn push(source: &Path, exclude: &Exclude, writer: &mut ImageWriter) -> Result<NodeId> {
-    let root_meta = fs::metadata(source).context("look at", source)?;
-    let xattrs = xattrs_of(source).context("read the attributes of", source)?;
+    let root_meta = fs::metadata(source).context("stat", source)?;
+    let xattrs = xattrs_of(source).context("read the extended attributes of", source)?;
     let root = writer.add_directory(&meta_of(&root_meta, xattrs))?;
     let mut push = Push {
         exclude,
@@ -150,7 +150,7 @@ fn push(source: &Path, exclude: &Exclude, writer: &mut ImageWriter) -> Result<No
     Ok(root)
 }
 
-/// Pushes directory by directory, each with its entries in the order of names.
+/// Pushes the tree directory by directory, with the entries of each in the order of names.
 struct Push<'a> {
     exclude: &'a Exclude,
     writer: &'a mut ImageWriter,
@@ -182,9 +182,10 @@ impl Visitor for Push<'_> {
 }
 
 fn push_entry(here: &CurrentDir<'_>, entry: &Entry, writer: &mut ImageWriter) -> Result<NodeId> {
-    let xattrs = xattrs_of(&entry.place);
-    let xattrs =
-        xattrs.or_else(|e| Err(e).context("read the attributes of", &shown(here, &entry.name)))?;
+    let xattrs = xattrs_of(&entry.path);
+    let xattrs = xattrs.or_else(|e| {
+        Err(e).context("read the extended attributes of", &shown(here, &entry.name))
+    })?;
     let meta = meta_of(&entry.meta, xattrs);
     let kind = entry.meta.file_type();
     Ok(if kind.is_dir() {
@@ -194,8 +195,10 @@ fn push_entry(here: &CurrentDir<'_>, entry: &Entry, writer: &mut ImageWriter) ->
     } else if kind.is_file() {
         let path = shown(here, &entry.name);
         writer.add_file(&meta, entry.meta.len(), Box::new(SourceFile(path)))?
-    } else if kind.is_block_device() || kind.is_char_device() {
-        writer.add_device(&meta, kind.is_block_device(), entry.meta.rdev())?
+    } else if kind.is_block_device() {
+        writer.add_block_device(&meta, entry.meta.rdev())?
+    } else if kind.is_char_device() {
+        writer.add_char_device(&meta, entry.meta.rdev())?
     } else if kind.is_fifo() {
         writer.add_fifo(&meta)?
     } else {
@@ -204,9 +207,9 @@ fn push_entry(here: &CurrentDir<'_>, entry: &Entry, writer: &mut ImageWriter) ->
 }
 
 fn target_of(here: &CurrentDir<'_>, entry: &Entry) -> Result<Vec<u8>> {
-    match fs::read_link(&entry.place) {
+    match fs::read_link(&entry.path) {
         Ok(target) => Ok(target.as_os_str().as_bytes().to_vec()),
-        Err(e) => Err(e).context("read the link", &shown(here, &entry.name)),
+        Err(e) => Err(e).context("read the symbolic link", &shown(here, &entry.name)),
     }
 }
 
@@ -221,7 +224,7 @@ fn meta_of(meta: &Metadata, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Meta {
     }
 }
 
-/// The extended attributes that an image can hold.
+/// Returns the extended attributes that are imported, sorted.
 fn xattrs_of(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let names = match xattr::list(path) {
         Ok(names) => names,
@@ -240,7 +243,8 @@ fn xattrs_of(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     Ok(all)
 }
 
-/// Compares an image with the directory it was made of: every name, attribute and byte.
+/// Compares an image with the directory that it was made from: every name, attribute and byte. Fails with
+/// [`CommitError::SourceChanged`] at the first difference.
 pub(super) fn compare(
     source: &Path,
     options: &ImportOptions,
@@ -283,14 +287,15 @@ pub(super) fn compare(
         for reader in readers {
             match reader.join() {
                 Ok(result) => result?,
-                Err(_) => return Err(CommitError::Check("the comparison died".to_owned())),
+                Err(_) => return Err(CommitError::Check("a comparing thread panicked".to_owned())),
             }
         }
         walked
     })
 }
 
-/// Compares directory by directory, and hands the files to threads that compare content.
+/// Compares names and attributes directory by directory, and sends files to the threads that compare
+/// content.
 struct Compare<'a> {
     exclude: &'a Exclude,
     image: &'a Image,
@@ -320,7 +325,7 @@ impl Visitor for Compare<'_> {
                 InodeBody::Directory(_) => below.push((entry.name, inode)),
                 InodeBody::File(body) => {
                     self.done.bytes_done += body.size;
-                    // A reader that failed is gone; its error is what counts then.
+                    // Fails only if all readers have ended. Their error takes precedence.
                     if self.files.send((shown(here, &entry.name), inode)).is_err() {
                         return Err(CommitError::Cancelled);
                     }
@@ -351,9 +356,10 @@ fn same_meta(here: &CurrentDir<'_>, entry: &Entry, image: &Image, inode: &Inode)
     };
     let mut theirs = image.xattrs(inode)?;
     theirs.sort_unstable();
-    let xattrs = xattrs_of(&entry.place);
-    let xattrs =
-        xattrs.or_else(|e| Err(e).context("read the attributes of", &shown(here, &entry.name)))?;
+    let xattrs = xattrs_of(&entry.path);
+    let xattrs = xattrs.or_else(|e| {
+        Err(e).context("read the extended attributes of", &shown(here, &entry.name))
+    })?;
     Ok(body
         && u32::from(inode.mode & 0o7777) == meta.mode() & 0o7777
         && image.uid(inode)? == meta.uid()

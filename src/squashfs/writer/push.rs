@@ -177,8 +177,17 @@ impl ImageWriter {
         self.feed.tree.add_symlink(meta, target)
     }
 
-    /// Adds a block or character device node. `device` is as in `st_rdev`.
-    pub fn add_device(&mut self, meta: &Meta, block: bool, device: u64) -> Result<NodeId> {
+    /// Adds a block device node. `device` is as in `st_rdev`.
+    pub fn add_block_device(&mut self, meta: &Meta, device: u64) -> Result<NodeId> {
+        self.add_device(InodeKind::BlockDevice, meta, device)
+    }
+
+    /// Adds a character device node. `device` is as in `st_rdev`.
+    pub fn add_char_device(&mut self, meta: &Meta, device: u64) -> Result<NodeId> {
+        self.add_device(InodeKind::CharDevice, meta, device)
+    }
+
+    fn add_device(&mut self, kind: InodeKind, meta: &Meta, device: u64) -> Result<NodeId> {
         let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
         if major >= 1 << 12 || minor >= 1 << 20 {
             return Err(WriteError::tree(
@@ -188,11 +197,6 @@ impl ImageWriter {
         }
         // As the kernel encodes it in 32 bits.
         let encoded = (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12);
-        let kind = if block {
-            InodeKind::BlockDevice
-        } else {
-            InodeKind::CharDevice
-        };
         self.feed.tree.add(kind, meta, encoded as u32)
     }
 

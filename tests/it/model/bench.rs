@@ -203,7 +203,7 @@ fn stacked_template() -> &'static Path {
                 .zip(&images)
                 .zip(maps)
                 .map(|((id, image), map)| {
-                    commit::adopted(id, image, map, image.superblock().bytes_used, None)
+                    commit::describe_image(id, image, map, image.superblock().bytes_used, None)
                 });
             db.init_environment(&InitEnvironment {
                 uuid: "stacked".to_owned(),

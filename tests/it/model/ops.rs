@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use envfs::commit;
 use envfs::object::{Ino, Kind, Timestamp};
 use envfs::state::RevisionId;
-use envfs::union::{Error, SetAttr, SetTime, SyncMode, Union};
+use envfs::union::{DiscardMode, Error, SetAttr, SetTime, SyncMode, Union};
 use nix::errno::Errno;
 
 use super::bench::Bench;
@@ -608,8 +608,13 @@ impl Machine {
             Op::Rollback { revision } => {
                 let (id, tree) =
                     self.revisions[usize::from(revision) % self.revisions.len()].clone();
-                let done =
-                    commit::rollback(self.bench.workspace(), Some(id), true, "test").unwrap();
+                let done = commit::rollback(
+                    self.bench.workspace(),
+                    Some(id),
+                    DiscardMode::Always,
+                    "test",
+                )
+                .unwrap();
                 self.revisions.push((done.revision, tree.clone()));
                 self.back_to(tree);
                 self.base = Tree::read(self.union());

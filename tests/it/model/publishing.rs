@@ -12,7 +12,7 @@ use envfs::object::Ino;
 use envfs::progress::NoProgress;
 use envfs::squashfs::{Image, ReaderOptions};
 use envfs::state::StateDb;
-use envfs::union::Invalidation;
+use envfs::union::{DiscardMode, Invalidation};
 
 use super::bench::Bench;
 use super::crash::{find, make};
@@ -110,7 +110,13 @@ fn rollback_from_a_damaged_image_succeeds() {
     bench.open();
     let union = bench.union();
     assert!(union.lower().list(Ino::ROOT).is_err());
-    let done = commit::rollback(bench.workspace(), Some(first.id), false, "test").unwrap();
+    let done = commit::rollback(
+        bench.workspace(),
+        Some(first.id),
+        DiscardMode::IfUnchanged,
+        "test",
+    )
+    .unwrap();
     assert_eq!(done.of, first.id);
     // Every name is invalidated, because the damaged image cannot be compared.
     let name = Box::from(b"many".as_slice());

@@ -1,4 +1,4 @@
-//! The content of a file of an archive, holes left out.
+//! The content of the files of an archive, including holes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,13 +9,13 @@ use super::reader::Stream;
 use super::sparse::{Map, Run};
 use crate::squashfs::writer::{Content, Source};
 
-/// Where the data of an entry can be read.
+/// The source of the data of an entry.
 #[derive(Clone)]
 pub(super) enum Data {
-    /// In a file, from a position on: the archive itself, or a copy of the data.
+    /// A file (the archive or a copy of the data) and the position of the data in it.
     File(Arc<File>, u64),
     Memory(Arc<[u8]>),
-    /// Only once, in order, from an archive that is being expanded.
+    /// The archive, being decompressed. The data can be read once, in order.
     Stream(Arc<Mutex<Stream>>),
 }
 
@@ -27,13 +27,13 @@ pub(super) struct FileSource {
 }
 
 impl FileSource {
-    /// Opens the content at its beginning.
+    /// Returns the content, at its beginning.
     pub(super) fn content(&self) -> FileContent {
         FileContent {
             map: self.map.clone(),
             data: self.data.clone(),
             at: 0,
-            taken: 0,
+            consumed: 0,
         }
     }
 }
@@ -52,24 +52,24 @@ impl Source for FileSource {
     }
 }
 
-/// The content of a file, from a position on.
+/// The content of a file, and a position in it.
 pub(super) struct FileContent {
     map: Arc<Map>,
     data: Data,
     at: u64,
-    /// How much of a stream has been taken.
-    taken: u64,
+    /// The number of bytes read from a stream.
+    consumed: u64,
 }
 
 impl FileContent {
-    /// The part that has the position, or the next one after it.
+    /// Returns the run that contains the position, or the next one.
     fn run(&self) -> Option<Run> {
         let runs = &self.map.runs;
         let next = runs.partition_point(|run| run.at + run.len <= self.at);
         runs.get(next).copied()
     }
 
-    /// Reads stored data from a position on.
+    /// Reads data at a position in the stored data of the entry.
     fn read_data(&mut self, stored: u64, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.data {
             Data::File(file, base) => file.read_at(buffer, base.saturating_add(stored)),
@@ -83,12 +83,13 @@ impl FileContent {
             }
             Data::Stream(stream) => {
                 let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
-                let skipped = stored.checked_sub(self.taken);
-                let skipped = skipped.ok_or_else(|| io::Error::other("read backwards"))?;
+                let skipped = stored.checked_sub(self.consumed);
+                let skipped =
+                    skipped.ok_or_else(|| io::Error::other("a stream cannot be read backwards"))?;
                 stream.skip_data(skipped)?;
-                self.taken = stored;
+                self.consumed = stored;
                 let read = stream.read_data(buffer)?;
-                self.taken += read as u64;
+                self.consumed += read as u64;
                 Ok(read)
             }
         }

@@ -1,19 +1,21 @@
-//! What is wrong with an archive.
+//! Errors of reading an archive.
 
 use std::io;
 use std::path::Path;
 
 use crate::commit::error::CommitError;
 
+/// A result whose error is an [`Error`].
 pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The reason why an archive cannot be imported.
 #[derive(Debug)]
 pub(super) enum Error {
-    /// It could not be read or expanded.
+    /// Reading or decompressing it failed.
     Io(io::Error),
-    /// It breaks the format.
+    /// It violates the format.
     Damaged(String),
-    /// It cannot be unpacked in its place.
+    /// An entry cannot be unpacked.
     Refused(String),
 }
 
@@ -24,10 +26,10 @@ impl From<io::Error> for Error {
 }
 
 impl Error {
-    /// Names the archive.
+    /// Adds the path of the archive.
     pub(super) fn of(self, source: &Path) -> CommitError {
         let why = match self {
-            // Only the system's own errors have a number: a full disk is not the archive's fault.
+            // Errors of the system have a number; those of decoders mean a damaged archive.
             Error::Io(e) if e.raw_os_error().is_some() => {
                 return CommitError::Io {
                     doing: "unpack",
@@ -35,8 +37,8 @@ impl Error {
                     source: e,
                 };
             }
-            Error::Io(e) => format!("the archive is damaged or cut short: {e}"),
-            Error::Damaged(why) => format!("the archive is damaged or cut short: {why}"),
+            Error::Io(e) => format!("the archive is damaged or truncated: {e}"),
+            Error::Damaged(why) => format!("the archive is damaged or truncated: {why}"),
             Error::Refused(why) => why,
         };
         CommitError::Source {

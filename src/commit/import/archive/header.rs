@@ -1,11 +1,11 @@
-//! One 512-byte header of a tar archive: v7, ustar (POSIX), GNU and star.
+//! Parses the 512-byte headers of tar archives: v7, ustar (POSIX), GNU and star.
 
 use super::error::{Error, Result};
 
-/// Headers and data are padded to this.
+/// The unit of an archive, in bytes. Data is padded to a multiple of it.
 pub(super) const BLOCK: usize = 512;
 
-/// A number in a header: where it is, how long, and what messages call it.
+/// A number in a header: its offset, its length, and its name in messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Field(usize, usize, &'static str);
 
@@ -18,22 +18,22 @@ pub(super) const MAJOR: Field = Field(329, 8, "major device number");
 pub(super) const MINOR: Field = Field(337, 8, "minor device number");
 const CHECKSUM: std::ops::Range<usize> = 148..156;
 
-/// The dialect of a header, by its magic.
+/// The format of a header, by its magic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
     V7,
     Ustar,
     Gnu,
-    /// Like ustar, with other fields at the end.
+    /// Like ustar, with different fields at the end.
     Star,
 }
 
-/// A header whose checksum is right.
+/// A header with a valid checksum.
 #[derive(Clone)]
 pub(super) struct Header([u8; BLOCK]);
 
 impl Header {
-    /// Takes a block as a header; `None` if its checksum is wrong.
+    /// Parses a block. Returns `None` if the checksum is wrong.
     pub(super) fn new(block: [u8; BLOCK]) -> Option<Header> {
         let stored = block.get(CHECKSUM).and_then(number)?;
         let (mut unsigned, mut signed) = (0i64, 0i64);
@@ -43,7 +43,7 @@ impl Header {
                 false => *byte,
             };
             unsigned += i64::from(byte);
-            // Some old programs added them up as signed numbers.
+            // Some old programs computed the sum of signed bytes.
             signed += i64::from(byte as i8);
         }
         (stored == unsigned || stored == signed).then_some(Header(block))
@@ -64,7 +64,7 @@ impl Header {
         self.0.get(156).copied().unwrap_or(0)
     }
 
-    /// The name, with the prefix that ustar puts before it.
+    /// Returns the path: the name, with the prefix field before it.
     pub(super) fn path(&self) -> Vec<u8> {
         let name = until_nul(self.slice(0, 100));
         let prefix = match self.dialect() {
@@ -94,11 +94,11 @@ impl Header {
     }
 }
 
-/// Reads a number: octal digits, or a binary number marked by its first bit. An empty field is zero.
+/// Parses a number: octal digits, or a binary number marked by its first bit. An empty field is zero.
 pub(super) fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
-        // Two's complement, big-endian, the second bit is the sign.
+        // Two's complement, big-endian; the second bit is the sign.
         let sign: i64 = if first & 0x40 != 0 { -1 } else { 0 };
         let mut value = (sign << 6) | i64::from(first & 0x3f);
         for byte in field.get(1..)? {
@@ -146,7 +146,7 @@ mod tests {
         let mut minimum = [0xff; 12];
         minimum[4..].copy_from_slice(&i64::MIN.to_be_bytes());
         assert_eq!(binary(&minimum), Some(i64::MIN));
-        // Too large, and none.
+        // Too large, and not a number.
         assert_eq!(binary(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]), None);
         assert_eq!(binary(&[0xfe, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
         assert_eq!(number(b"12x4567\0"), None);

@@ -1,15 +1,15 @@
-//! Extended headers: records of a length, a key and a value.
+//! Parses pax extended headers: records of a length, a key and a value.
 
 use std::collections::BTreeMap;
 
 use super::error::{Error, Result};
 use super::sparse::MAX_RUNS;
 
-/// Keys and values; those of all following entries, or of one.
+/// The records of an extended header.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pax {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Offsets and lengths of sparse files in the first of the formats, which repeats its keys.
+    /// Offsets and lengths of the regions of a sparse file in format 0.0, which repeats its keys.
     pub(super) runs: Vec<(u64, u64)>,
     offset: Option<u64>,
 }
@@ -19,7 +19,7 @@ impl Pax {
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<()> {
         let malformed = || Error::Damaged("an extended header is malformed".to_owned());
         while !bytes.is_empty() {
-            // Padding, which some writers count.
+            // Some writers include the padding in the size.
             if bytes.iter().all(|byte| *byte == 0) {
                 break;
             }
@@ -46,12 +46,13 @@ impl Pax {
             b"GNU.sparse.offset" => self.offset = Some(number()?),
             b"GNU.sparse.numbytes" => {
                 let len = number()?;
-                let missing = || Error::Damaged("a part of a sparse file has no offset".to_owned());
+                let missing =
+                    || Error::Damaged("a region of a sparse file has no offset".to_owned());
                 self.runs
                     .push((self.offset.take().ok_or_else(missing)?, len));
                 if self.runs.len() > MAX_RUNS {
                     return Err(Error::Damaged(
-                        "a sparse file has too many parts".to_owned(),
+                        "a sparse file has too many regions".to_owned(),
                     ));
                 }
             }
@@ -62,13 +63,13 @@ impl Pax {
         Ok(())
     }
 
-    /// Returns a value. An empty one says that what the header says counts.
+    /// Returns a value. An empty one means that the field of the header applies.
     pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
         let value = self.records.get(key.as_bytes())?;
         (!value.is_empty()).then_some(value)
     }
 
-    /// Returns a number.
+    /// Returns a value as a number.
     pub(super) fn number(&self, key: &str) -> Result<Option<u64>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -79,7 +80,7 @@ impl Pax {
         })?))
     }
 
-    /// Returns the whole seconds of a time, those before a fraction.
+    /// Returns a value as a time in whole seconds, rounded down.
     pub(super) fn seconds(&self, key: &str) -> Result<Option<i64>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -91,19 +92,19 @@ impl Pax {
             return Err(wrong());
         }
         let seconds: i64 = whole.parse().map_err(|_| wrong())?;
-        // -1.5 lies in the second that begins at -2.
+        // -1.5 is rounded down to -2.
         let is_before = whole.starts_with('-') && fraction.bytes().any(|byte| byte != b'0');
         Ok(Some(seconds.saturating_sub(i64::from(is_before))))
     }
 
-    /// The extended attributes.
+    /// Returns the extended attributes, as names and values.
     pub(super) fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         const KEY: &[u8] = b"SCHILY.xattr.";
         let from = self.records.range(KEY.to_vec()..);
         from.map_while(|(key, value)| Some((key.strip_prefix(KEY)?, value.as_slice())))
     }
 
-    /// These records over those of a global header.
+    /// Returns these records with those of a global header as defaults.
     pub(super) fn over(self, global: &Pax) -> Pax {
         let mut records = global.records.clone();
         records.extend(self.records);
@@ -111,7 +112,7 @@ impl Pax {
     }
 }
 
-/// Reads a number of decimal digits.
+/// Parses decimal digits.
 pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_read_and_damage_is_found() {
+    fn valid_records_are_parsed_and_invalid_ones_rejected() {
         let mut pax = Pax::default();
         pax.read(b"12 path=a=b\n15 mtime=-1.50\n8 size=\n\0\0")
             .unwrap();

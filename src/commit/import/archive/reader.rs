@@ -1,26 +1,26 @@
-//! Reads the entries of an archive in their order.
+//! Reads the entries of an archive in order.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Packing;
+use super::Codec;
 use super::content::{Data, FileSource};
 use super::error::{Error, Result};
 use super::header::{self, BLOCK, Header};
 use super::pax::Pax;
 use super::sparse::{self, Map};
 
-/// Extended headers and long names are at most this long.
+/// Maximum size of extended headers and long names, in bytes.
 const MAX_EXTENDED: u64 = 16 << 20;
-/// Data up to this size waits in memory for its turn.
+/// Data of a compressed archive up to this size, in bytes, is read into memory.
 const IN_MEMORY: u64 = 1 << 20;
-/// Data of a compressed archive up to this size is copied to a temporary file, so that it can be read twice.
-/// Larger data is read once, and not compared with other files to find duplicates.
+/// Data of a compressed archive up to this size, in bytes, is copied to a temporary file, so that it
+/// can be read twice. Larger data is read once, and not compared with other files to find duplicates.
 const MAX_SPOOLED: u64 = 1 << 30;
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
@@ -32,10 +32,10 @@ pub(super) enum Kind {
     Fifo,
 }
 
-/// One entry, as its headers describe it.
+/// An entry, as described by its headers.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// How many entries there were before it.
+    /// The number of entries before it.
     pub(super) index: usize,
     pub(super) kind: Kind,
     pub(super) path: Vec<u8>,
@@ -46,26 +46,27 @@ pub(super) struct Entry {
     pub(super) mtime: i64,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) device: (u64, u64),
-    /// Of a file: its parts.
+    /// The regions of a file that the archive contains.
     pub(super) map: Arc<Map>,
 }
 
-/// The bytes of an archive, uncompressed.
+/// The decompressed bytes of an archive.
 pub(super) struct Stream {
     input: Input,
-    /// Data of the current entry that has not been read, and the padding after it.
+    /// Bytes of data of the current entry that have not been read.
     data: u64,
+    /// Bytes of padding after the data.
     padding: u64,
 }
 
 enum Input {
-    /// The archive itself, with the position and the length.
+    /// The archive, the position in it, and its length.
     Plain(Arc<File>, u64, u64),
-    Packed(Box<dyn Read + Send>),
+    Compressed(Box<dyn Read + Send>),
 }
 
 impl Stream {
-    /// Reads a block; `None` at the end of the archive.
+    /// Reads a block. Returns `None` at the end of the archive.
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
@@ -93,7 +94,7 @@ impl Stream {
         Ok(read)
     }
 
-    /// Passes over data of the current entry.
+    /// Skips data of the current entry.
     pub(super) fn skip_data(&mut self, bytes: u64) -> io::Result<()> {
         let bytes = bytes.min(self.data);
         self.input.skip(bytes)?;
@@ -101,14 +102,14 @@ impl Stream {
         Ok(())
     }
 
-    /// Passes over what is left of the current entry.
+    /// Skips the rest of the current entry.
     fn finish(&mut self) -> io::Result<()> {
         self.input.skip(self.data.saturating_add(self.padding))?;
         (self.data, self.padding) = (0, 0);
         Ok(())
     }
 
-    /// Begins the data of an entry.
+    /// Begins the data of an entry, `size` bytes. Fails if the archive is too short for it.
     fn begin(&mut self, size: u64) -> Result<()> {
         let rest = size % BLOCK as u64;
         self.data = size;
@@ -121,10 +122,10 @@ impl Stream {
         }
     }
 
-    /// Reads the whole data of a header that describes others.
-    fn whole(&mut self, size: u64) -> Result<Vec<u8>> {
+    /// Reads the data of an extended header or a long name.
+    fn read_extended(&mut self, size: u64) -> Result<Vec<u8>> {
         if size > MAX_EXTENDED {
-            let why = format!("an extended header has {size} bytes");
+            let why = format!("an extended header of {size} bytes, more than {MAX_EXTENDED}");
             return Err(Error::Damaged(why));
         }
         self.begin(size)?;
@@ -147,7 +148,7 @@ impl Input {
                 *at += skipped;
                 skipped
             }
-            Input::Packed(reader) => io::copy(&mut reader.take(bytes), &mut io::sink())?,
+            Input::Compressed(reader) => io::copy(&mut reader.take(bytes), &mut io::sink())?,
         };
         match skipped == bytes {
             true => Ok(()),
@@ -164,7 +165,7 @@ impl Read for Input {
                 *at += read as u64;
                 Ok(read)
             }
-            Input::Packed(reader) => loop {
+            Input::Compressed(reader) => loop {
                 match reader.read(buffer) {
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                     other => return other,
@@ -174,7 +175,7 @@ impl Read for Input {
     }
 }
 
-/// An archive that is being read.
+/// Reads an archive.
 pub(super) struct Reader {
     stream: Arc<Mutex<Stream>>,
     global: Pax,
@@ -182,25 +183,25 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn open(source: &Path, packing: Packing) -> Result<Reader> {
+    pub(super) fn open(source: &Path, codec: Codec) -> Result<Reader> {
         let file = File::open(source)?;
-        let packed = |file| BufReader::with_capacity(64 << 10, file);
-        let input = match packing {
-            Packing::Plain => {
+        let buffered = |file| BufReader::with_capacity(64 << 10, file);
+        let input = match codec {
+            Codec::Plain => {
                 let len = file.metadata()?.len();
                 Input::Plain(Arc::new(file), 0, len)
             }
-            Packing::Gzip => {
-                let decoder = flate2::read::MultiGzDecoder::new(packed(file));
-                Input::Packed(Box::new(BufReader::new(decoder)))
+            Codec::Gzip => {
+                let decoder = flate2::read::MultiGzDecoder::new(buffered(file));
+                Input::Compressed(Box::new(BufReader::new(decoder)))
             }
-            Packing::Zstd => {
-                let decoder = zstd::stream::read::Decoder::with_buffer(packed(file))?;
-                Input::Packed(Box::new(BufReader::new(decoder)))
+            Codec::Zstd => {
+                let decoder = zstd::stream::read::Decoder::with_buffer(buffered(file))?;
+                Input::Compressed(Box::new(BufReader::new(decoder)))
             }
-            Packing::Xz => {
-                let decoder = xz2::read::XzDecoder::new_multi_decoder(packed(file));
-                Input::Packed(Box::new(BufReader::new(decoder)))
+            Codec::Xz => {
+                let decoder = xz2::read::XzDecoder::new_multi_decoder(buffered(file));
+                Input::Compressed(Box::new(BufReader::new(decoder)))
             }
         };
         Ok(Reader {
@@ -215,11 +216,11 @@ impl Reader {
     }
 
     fn stream(&self) -> MutexGuard<'_, Stream> {
-        // A position in a file; a thread that died reading it has failed the import.
+        // Consistent even if poisoned: a panic has failed the import.
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on to the next entry; `None` after the last.
+    /// Reads the next entry. Returns `None` after the last.
     pub(super) fn next(&mut self) -> Result<Option<Entry>> {
         let (mut pax, mut path, mut link) = (Pax::default(), None, None);
         let shared = self.stream.clone();
@@ -227,9 +228,9 @@ impl Reader {
         loop {
             stream.finish()?;
             let Some(block) = stream.block()? else {
-                // Old writers do not mark the end.
+                // Some writers omit the two blocks of zeros at the end.
                 return match self.entries {
-                    0 => Err(Error::Damaged("there is no archive in it".to_owned())),
+                    0 => Err(Error::Damaged("it is empty after decompression".to_owned())),
                     _ => Ok(None),
                 };
             };
@@ -237,27 +238,27 @@ impl Reader {
                 return Ok(None);
             }
             let header = Header::new(block).ok_or_else(|| {
-                Error::Damaged(format!("no header follows entry {}", self.entries))
+                Error::Damaged(format!("no valid header after entry {}", self.entries))
             })?;
             let size = header.number(header::SIZE)?;
             let size = u64::try_from(size)
                 .map_err(|_| Error::Damaged("an entry has a negative size".to_owned()))?;
             match header.type_flag() {
-                b'x' | b'X' => pax.read(&stream.whole(size)?)?,
+                b'x' | b'X' => pax.read(&stream.read_extended(size)?)?,
                 b'g' => {
-                    let records = stream.whole(size)?;
+                    let records = stream.read_extended(size)?;
                     self.global.read(&records)?;
                 }
-                b'L' => path = Some(header::until_nul(&stream.whole(size)?).to_vec()),
-                b'K' => link = Some(header::until_nul(&stream.whole(size)?).to_vec()),
-                // The name of the volume.
+                b'L' => path = Some(header::until_nul(&stream.read_extended(size)?).to_vec()),
+                b'K' => link = Some(header::until_nul(&stream.read_extended(size)?).to_vec()),
+                // A volume label.
                 b'V' => {
                     stream.begin(size)?;
                     self.entries += 1;
                     (pax, path, link) = (Pax::default(), None, None);
                 }
                 b'M' => {
-                    let why = "it continues another volume; join the volumes first";
+                    let why = "it continues another volume; concatenate the volumes first";
                     return Err(Error::Refused(why.to_owned()));
                 }
                 _ => {
@@ -274,8 +275,9 @@ impl Reader {
         }
     }
 
-    /// Returns the content of the current entry, to be opened now and, if it can be, later. Data of a compressed
-    /// archive may be copied to a file that is made at `spool` and loses its name at once.
+    /// Returns the content of the current entry, which can be opened now, and later if
+    /// [`can_reopen`](crate::squashfs::writer::Source::can_reopen). Data of a compressed archive may be
+    /// copied to a temporary file, which is created at the path `spool` and unlinked at once.
     pub(super) fn source(
         &mut self,
         entry: &Entry,
@@ -285,7 +287,7 @@ impl Reader {
         let mut stream = self.stream();
         let data = match &stream.input {
             Input::Plain(file, at, _) => Data::File(file.clone(), *at),
-            Input::Packed(_) if stream.data <= IN_MEMORY => {
+            Input::Compressed(_) if stream.data <= IN_MEMORY => {
                 let mut bytes = vec![0; usize::try_from(stream.data).unwrap_or(0)];
                 let mut filled = 0;
                 while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -293,10 +295,10 @@ impl Reader {
                 }
                 Data::Memory(bytes.into())
             }
-            Input::Packed(_) if stream.data <= MAX_SPOOLED => {
-                Data::File(Arc::new(copy(&mut stream, spool)?), 0)
+            Input::Compressed(_) if stream.data <= MAX_SPOOLED => {
+                Data::File(Arc::new(spool_data(&mut stream, spool)?), 0)
             }
-            Input::Packed(_) => Data::Stream(self.stream.clone()),
+            Input::Compressed(_) => Data::Stream(self.stream.clone()),
         };
         Ok(FileSource {
             label,
@@ -305,7 +307,7 @@ impl Reader {
         })
     }
 
-    /// Returns the content of the current entry, to be read once before going on.
+    /// Returns the content of the current entry, to be read once, before the next entry is read.
     pub(super) fn once(&self, entry: &Entry, label: String) -> FileSource {
         FileSource {
             label,
@@ -315,8 +317,8 @@ impl Reader {
     }
 }
 
-/// Copies the data of the current entry to a file without a name. Zeros become holes.
-fn copy(stream: &mut Stream, path: &Path) -> Result<File> {
+/// Copies the data of the current entry to an unlinked file. Zeros become holes.
+fn spool_data(stream: &mut Stream, path: &Path) -> Result<File> {
     let mut file = File::options()
         .read(true)
         .write(true)
@@ -362,13 +364,13 @@ fn entry(
         b'4' => Kind::BlockDevice,
         b'5' | b'D' => Kind::Directory,
         b'6' => Kind::Fifo,
-        // As v7 writes a directory. What is not known is a file, as POSIX wants it.
+        // v7 marks directories by a trailing slash. POSIX: an unknown type is a regular file.
         b'S' => Kind::File,
         _ if path.ends_with(b"/") => Kind::Directory,
         _ => Kind::File,
     };
-    // A list of names follows a directory of an incremental backup. Other entries have no data, whatever
-    // their size says.
+    // A directory of an incremental backup is followed by a list of names. Other entries that are not
+    // files have no data, even if their size is not 0.
     let has_data = kind == Kind::File || header.type_flag() == b'D';
     let mut stored = match has_data {
         true => pax.number("size")?.unwrap_or(size),

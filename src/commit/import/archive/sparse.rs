@@ -1,23 +1,23 @@
-//! Which parts of a sparse file an archive holds, in each of the formats.
+//! Parses the maps of sparse files in all formats of GNU tar and star.
 
 use super::error::{Error, Result};
 use super::header::{BLOCK, Dialect, Header, number};
 use super::pax::{Pax, decimal};
 
-/// Parts of a file at most: 24 MiB of them in memory.
+/// Maximum number of regions of a file, which take 24 MiB of memory.
 pub(super) const MAX_RUNS: usize = 1 << 20;
 
-/// A part of a file that is in the archive.
+/// A region of a file that the archive contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Run {
-    /// Where it lies in the file.
+    /// Position in the file.
     pub(super) at: u64,
     pub(super) len: u64,
-    /// Where it lies in the data of the entry.
+    /// Position in the data of the entry.
     pub(super) stored: u64,
 }
 
-/// The parts of a file, in order.
+/// The regions of a file, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Map {
     pub(super) size: u64,
@@ -25,7 +25,7 @@ pub(super) struct Map {
 }
 
 impl Map {
-    /// A file without holes.
+    /// Returns the map of a file without holes.
     pub(super) fn dense(size: u64) -> Map {
         let run = Run {
             at: 0,
@@ -38,23 +38,23 @@ impl Map {
         }
     }
 
-    /// Checks what an archive says: parts in order, within the file, and as much data as there is.
+    /// Creates a map. Checks that regions are in order, inside the file, and as long as the data.
     fn new(size: u64, parts: Vec<(u64, u64)>, stored: u64) -> Result<Map> {
         let wrong = |why: &str| Error::Damaged(format!("a sparse file {why}"));
         let (mut end, mut at_data) = (0u64, 0u64);
         let mut runs = Vec::with_capacity(parts.len());
         for (at, len) in parts {
-            // An empty part says how long the file is.
+            // An empty region marks the end of the file.
             if len == 0 {
                 continue;
             }
             if at < end {
-                return Err(wrong("has parts over others"));
+                return Err(wrong("has overlapping regions"));
             }
             end = at
                 .checked_add(len)
                 .filter(|end| *end <= size)
-                .ok_or_else(|| wrong("has a part beyond its end"))?;
+                .ok_or_else(|| wrong("has a region beyond its end"))?;
             runs.push(Run {
                 at,
                 len,
@@ -64,7 +64,7 @@ impl Map {
             at_data += len;
         }
         if at_data != stored {
-            return Err(wrong("has more or less data than its parts need"));
+            return Err(wrong("has regions that do not match its data"));
         }
         Ok(Map { size, runs })
     }
@@ -73,7 +73,7 @@ impl Map {
 /// Reads blocks of an entry's data.
 pub(super) type NextBlock<'a> = &'a mut dyn FnMut() -> Result<[u8; BLOCK]>;
 
-/// Reads the map in and behind a header of type S. `stored` is the size that the header says.
+/// Reads the map in a header of type S and the blocks after it. `stored` is the size in the header.
 pub(super) fn of_header(header: &Header, stored: u64, next: NextBlock<'_>) -> Result<Map> {
     let (at, extended, size) = match header.dialect() {
         Dialect::Star => (356, 355, 452),
@@ -94,7 +94,7 @@ pub(super) fn of_header(header: &Header, stored: u64, next: NextBlock<'_>) -> Re
     Map::new(size, parts, stored)
 }
 
-/// Adds the parts of a table. Returns false if an empty slot ends it.
+/// Adds the regions of a table. Returns false if it ends with an empty slot.
 fn take_parts(table: &[u8], parts: &mut Vec<(u64, u64)>) -> Result<bool> {
     for slot in table.chunks_exact(24) {
         let (at, len) = slot.split_at(12);
@@ -104,7 +104,7 @@ fn take_parts(table: &[u8], parts: &mut Vec<(u64, u64)>) -> Result<bool> {
         parts.push((positive(at)?, positive(len)?));
         if parts.len() > MAX_RUNS {
             return Err(Error::Damaged(
-                "a sparse file has too many parts".to_owned(),
+                "a sparse file has too many regions".to_owned(),
             ));
         }
     }
@@ -128,8 +128,7 @@ pub(super) fn of_pax(pax: &Pax, stored: &mut u64, next: NextBlock<'_>) -> Result
             return Map::new(size, parts, *stored).map(Some);
         }
         if major != 0 {
-            let why =
-                format!("its sparse files are of version {major}.{minor}, which is not known");
+            let why = format!("version {major}.{minor} of sparse files is not supported");
             return Err(Error::Refused(why));
         }
     }
@@ -140,7 +139,7 @@ pub(super) fn of_pax(pax: &Pax, stored: &mut u64, next: NextBlock<'_>) -> Result
         Some(map) => {
             let numbers: Option<Vec<u64>> = map.split(|byte| *byte == b',').map(decimal).collect();
             let numbers = numbers.filter(|all| all.len() % 2 == 0 && all.len() <= 2 * MAX_RUNS);
-            let numbers = numbers.ok_or_else(|| missing("a whole GNU.sparse.map"))?;
+            let numbers = numbers.ok_or_else(|| missing("valid GNU.sparse.map"))?;
             let pairs = numbers.as_chunks::<2>().0.iter();
             pairs.map(|[at, len]| (*at, *len)).collect()
         }
@@ -150,10 +149,10 @@ pub(super) fn of_pax(pax: &Pax, stored: &mut u64, next: NextBlock<'_>) -> Result
 }
 
 fn missing(what: &str) -> Error {
-    Error::Damaged(format!("a sparse file has not {what}"))
+    Error::Damaged(format!("a sparse file has no {what}"))
 }
 
-/// Reads the lines of numbers before the data.
+/// Reads the map before the data, one number a line.
 fn parts_before_data(stored: &mut u64, next: NextBlock<'_>) -> Result<Vec<(u64, u64)>> {
     let malformed = || Error::Damaged("the map of a sparse file is malformed".to_owned());
     let mut block = [0; BLOCK];
@@ -180,7 +179,7 @@ fn parts_before_data(stored: &mut u64, next: NextBlock<'_>) -> Result<Vec<(u64, 
     let count = line()?;
     if count > MAX_RUNS as u64 {
         return Err(Error::Damaged(
-            "a sparse file has too many parts".to_owned(),
+            "a sparse file has too many regions".to_owned(),
         ));
     }
     let mut parts = Vec::new();
@@ -196,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn maps_that_would_be_read_wrongly_are_refused() {
+    fn invalid_maps_are_rejected() {
         let map = |size, parts: &[(u64, u64)], stored| Map::new(size, parts.to_vec(), stored);
         let good = map(100, &[(10, 5), (20, 5), (100, 0)], 10).unwrap();
         assert_eq!(good.runs.len(), 2);
@@ -214,7 +213,7 @@ mod tests {
             Ok(block)
         };
         assert!(parts_before_data(&mut stored, &mut next).is_err());
-        // A number without an end.
+        // A number without a line end.
         let mut next = || Ok([b'1'; BLOCK]);
         assert!(parts_before_data(&mut 1024, &mut next).is_err());
     }

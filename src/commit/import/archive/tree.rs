@@ -1,7 +1,8 @@
-//! What an archive leaves when its entries are unpacked in their order, as GNU tar would unpack them.
+//! The tree that results from unpacking the entries of an archive in order, as GNU tar does.
 //!
-//! Later entries replace earlier ones. A path may lead through a symbolic link of the archive to one of its
-//! directories, unless the link names an absolute path or "..": what would be written there might be outside.
+//! Later entries replace earlier ones. A path may lead through a symbolic link to a directory of the
+//! archive, unless the target of the link is absolute or contains "..", since it could then lead
+//! outside.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -16,32 +17,42 @@ type Place = (Index, Box<[u8]>);
 
 const ROOT: Index = 0;
 
-/// A path has at most so many names: as deep as a view can be.
+/// Maximum number of components of a path: the maximum depth of a view.
 const MAX_DEPTH: usize = 1 << 16;
 
-/// Symbolic links that one path may lead through.
+/// Maximum number of symbolic links in the resolution of a path.
 const MAX_LINKS: usize = 40;
 
-/// An object, without its names.
+/// An object without its names.
 #[derive(Debug)]
 pub(super) enum Object {
-    /// The entries in it, and its attributes where an entry of its own has told them.
+    /// Its entries, and its attributes if the archive has an entry for it.
     Directory(BTreeMap<Box<[u8]>, Index>, Option<Meta>),
-    /// A file: the entry with its content, and its node in the image.
+    /// The index of the entry with the content, and the node in the image.
     File(usize, NodeId),
     Symlink(Meta, Box<[u8]>),
-    Device(Meta, bool, u64),
+    BlockDevice(Meta, u64),
+    CharDevice(Meta, u64),
     Fifo(Meta),
 }
 
 #[derive(Debug)]
 struct Node {
     object: Object,
-    /// Names that lead to it.
+    /// The number of names.
     names: u32,
 }
 
-/// The tree so far.
+/// What to do about a missing directory in a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// Create it.
+    Create,
+    /// Nothing exists at the path.
+    Ignore,
+}
+
+/// The unpacked tree.
 #[derive(Debug)]
 pub(super) struct Tree {
     nodes: Vec<Node>,
@@ -56,50 +67,50 @@ impl Tree {
         Tree { nodes: vec![root] }
     }
 
-    /// Unpacks an object.
+    /// Adds an object, as unpacking its entry would.
     pub(super) fn add(&mut self, path: &[&[u8]], object: Object) -> Result<()> {
         let Some(place) = self.place(path)? else {
-            return self.describe_directory(ROOT, object, path);
+            return self.set_attributes(ROOT, object, path);
         };
         let there = self.lookup(&place);
         if matches!(object, Object::Directory(..))
             && let Some(there) = there
             && self.is_directory(there)
         {
-            return self.describe_directory(there, object, path);
+            return self.set_attributes(there, object, path);
         }
-        self.make_room(&place, path)?;
+        self.remove(&place, path)?;
         let index = self.nodes.len();
         self.nodes.push(Node { object, names: 1 });
         self.insert(place, index);
         Ok(())
     }
 
-    /// Unpacks a hard link.
+    /// Adds a hard link.
     pub(super) fn link(&mut self, path: &[&[u8]], target: &[&[u8]]) -> Result<()> {
         let refuse = |why: &str| {
             let (path, target) = (shown(path), shown(target));
             Err(Error::Refused(format!(
-                "its entry {path} is a link to {target}, which {why}"
+                "entry {path} is a hard link to {target}, which {why}"
             )))
         };
-        let found = match self.resolve(target, false)? {
+        let found = match self.resolve(target, Missing::Ignore)? {
             Some(place) => self.lookup(&place),
             None => return refuse("is a directory"),
         };
         let Some(found) = found else {
-            return refuse("is not there");
+            return refuse("does not exist");
         };
         if self.is_directory(found) {
             return refuse("is a directory");
         }
         let Some(place) = self.place(path)? else {
-            return refuse("cannot replace the root");
+            return refuse("would replace the root");
         };
         if self.lookup(&place) == Some(found) {
             return Ok(());
         }
-        self.make_room(&place, path)?;
+        self.remove(&place, path)?;
         if let Some(node) = self.nodes.get_mut(found) {
             node.names += 1;
         }
@@ -107,22 +118,22 @@ impl Tree {
         Ok(())
     }
 
-    /// A directory that is there gets other attributes.
-    fn describe_directory(&mut self, at: Index, object: Object, path: &[&[u8]]) -> Result<()> {
+    /// Sets the attributes of an existing directory.
+    fn set_attributes(&mut self, at: Index, object: Object, path: &[&[u8]]) -> Result<()> {
         match (self.nodes.get_mut(at).map(|node| &mut node.object), object) {
             (Some(Object::Directory(_, meta)), Object::Directory(_, new)) => {
                 *meta = new.or(meta.take());
                 Ok(())
             }
             _ => Err(Error::Refused(format!(
-                "its entry {} would replace the root",
+                "entry {} would replace the root",
                 shown(path)
             ))),
         }
     }
 
-    /// Removes what a name leads to, so that it can lead to something else.
-    fn make_room(&mut self, place: &Place, path: &[&[u8]]) -> Result<()> {
+    /// Removes a name. Fails if it is that of a directory with entries.
+    fn remove(&mut self, place: &Place, path: &[&[u8]]) -> Result<()> {
         let Some(there) = self.lookup(place) else {
             return Ok(());
         };
@@ -130,7 +141,7 @@ impl Tree {
             && !entries.is_empty()
         {
             let why = format!(
-                "its entry {} would replace a directory with entries",
+                "entry {} would replace a directory that is not empty",
                 shown(path)
             );
             return Err(Error::Refused(why));
@@ -164,36 +175,36 @@ impl Tree {
         }
     }
 
-    /// Where an entry goes; directories on the way are made. `None` for the root.
+    /// Returns the place of an entry, and creates missing directories above it. `None` for the root.
     fn place(&mut self, path: &[&[u8]]) -> Result<Option<Place>> {
-        self.resolve(path, true)
+        self.resolve(path, Missing::Create)
     }
 
-    fn resolve(&mut self, path: &[&[u8]], make: bool) -> Result<Option<Place>> {
+    fn resolve(&mut self, path: &[&[u8]], missing: Missing) -> Result<Option<Place>> {
         let refuse = |why: String| {
             let path = shown(path);
-            Err(Error::Refused(format!("its entry {path} {why}")))
+            Err(Error::Refused(format!("entry {path} {why}")))
         };
         if path.len() > MAX_DEPTH {
-            return refuse(format!("lies in more than {MAX_DEPTH} directories"));
+            return refuse(format!("has more than {MAX_DEPTH} components"));
         }
         let Some((last, above)) = path.split_last() else {
             return Ok(None);
         };
         let mut at = ROOT;
         let mut links = 0;
-        // Names that are still to be followed, and whether a symbolic link has them.
+        // Components to be followed, and whether they come from a symbolic link.
         let mut ahead: VecDeque<(Box<[u8]>, bool)> =
             above.iter().map(|name| (Box::from(*name), false)).collect();
         while let Some((name, of_link)) = ahead.pop_front() {
             let place = (at, name);
             let Some(next) = self.lookup(&place) else {
-                if !make {
-                    // What is not there has no entries either.
+                if missing == Missing::Ignore {
+                    // No entry has an empty name.
                     return Ok(Some((at, Box::from(&b""[..]))));
                 }
                 if of_link {
-                    return refuse("leads through a symbolic link to nothing".to_owned());
+                    return refuse("leads through a dangling symbolic link".to_owned());
                 }
                 let index = self.nodes.len();
                 self.nodes.push(Node {
@@ -210,7 +221,7 @@ impl Tree {
                     let parts: Vec<&[u8]> = parts(target).collect();
                     if target.starts_with(b"/") || parts.contains(&&b".."[..]) {
                         return refuse(format!(
-                            "leads through the symbolic link {}, which may lead outside",
+                            "leads through the symbolic link {}, which could lead outside",
                             String::from_utf8_lossy(&place.1)
                         ));
                     }
@@ -224,7 +235,7 @@ impl Tree {
                 }
                 _ => {
                     return refuse(format!(
-                        "lies below {}, which is not a directory",
+                        "is below {}, which is not a directory",
                         String::from_utf8_lossy(&place.1)
                     ));
                 }
@@ -233,7 +244,7 @@ impl Tree {
         Ok(Some((at, Box::from(*last))))
     }
 
-    /// The entries whose content no name leads to any more.
+    /// Returns the indexes of the entries whose file no longer has a name.
     pub(super) fn replaced(&self) -> impl Iterator<Item = usize> {
         self.nodes.iter().filter_map(|node| match node.object {
             Object::File(entry, _) if node.names == 0 => Some(entry),
@@ -241,16 +252,17 @@ impl Tree {
         })
     }
 
-    /// Gives everything its names in the image, directory by directory in the order of names. Directories
-    /// without an entry of their own get the usual attributes. Returns the root, and the number of names.
+    /// Pushes all directories, names and objects other than files, directory by directory in the order
+    /// of names. `default` has the attributes of directories without an entry. Returns the root and the
+    /// number of names.
     pub(super) fn push(
         &self,
-        usual: &Meta,
+        default: &Meta,
         writer: &mut ImageWriter,
     ) -> Result<(NodeId, u64), crate::commit::error::CommitError> {
         let meta = |object: Option<&Object>| match object {
             Some(Object::Directory(_, Some(meta))) => meta.clone(),
-            _ => usual.clone(),
+            _ => default.clone(),
         };
         let root = writer.add_directory(&meta(self.object(ROOT)))?;
         let mut pushed: HashMap<Index, NodeId> = HashMap::new();
@@ -269,8 +281,11 @@ impl Tree {
                     (None, Some(Object::Symlink(meta, target))) => {
                         writer.add_symlink(meta, target)?
                     }
-                    (None, Some(Object::Device(meta, is_block, number))) => {
-                        writer.add_device(meta, *is_block, *number)?
+                    (None, Some(Object::BlockDevice(meta, number))) => {
+                        writer.add_block_device(meta, *number)?
+                    }
+                    (None, Some(Object::CharDevice(meta, number))) => {
+                        writer.add_char_device(meta, *number)?
                     }
                     (None, Some(Object::Fifo(meta))) => writer.add_fifo(meta)?,
                     (None, object) => {
@@ -289,7 +304,7 @@ impl Tree {
         Ok((root, names))
     }
 
-    /// The names in a directory.
+    /// Returns the entries of a directory in the order of names.
     pub(super) fn entries(&self, index: Index) -> impl Iterator<Item = (&[u8], Index)> {
         let entries = match self.object(index) {
             Some(Object::Directory(entries, _)) => Some(entries),
@@ -300,13 +315,13 @@ impl Tree {
     }
 }
 
-/// The names of a path.
+/// Returns the components of a path, without "." and empty ones.
 pub(super) fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let parts = path.split(|byte| *byte == b'/');
     parts.filter(|part| !part.is_empty() && *part != b".")
 }
 
-/// A path in messages, cut where it is very long.
+/// Returns a path for messages, shortened if it is longer than 4096 bytes.
 pub(super) fn shown(path: &[&[u8]]) -> String {
     let mut all = String::new();
     for part in path {

@@ -51,7 +51,7 @@ fn ours(dir: &Path) -> Vec<PathBuf> {
             let holes = file(&mut writer, &plain, &[0; 9000]);
             let link = writer.add_symlink(&plain, b"below/small").unwrap();
             let device = nix::sys::stat::makedev(1, 3);
-            let device = writer.add_device(&plain, false, device).unwrap();
+            let device = writer.add_char_device(&plain, device).unwrap();
             let fifo = writer.add_fifo(&marked).unwrap();
             let socket = writer.add_socket(&plain).unwrap();
             for (dir, name, node) in [

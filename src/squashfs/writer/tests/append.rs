@@ -70,8 +70,8 @@ fn push_old_node(
             None => writer.add_carried(&meta, &old.file_layout(inode).unwrap()),
         },
         InodeBody::Symlink(target) => writer.add_symlink(&meta, target),
-        InodeBody::BlockDevice(number) => writer.add_device(&meta, true, device(number)),
-        InodeBody::CharDevice(number) => writer.add_device(&meta, false, device(number)),
+        InodeBody::BlockDevice(number) => writer.add_block_device(&meta, device(number)),
+        InodeBody::CharDevice(number) => writer.add_char_device(&meta, device(number)),
         InodeBody::Fifo => writer.add_fifo(&meta),
         InodeBody::Socket => writer.add_socket(&meta),
     };

@@ -139,8 +139,10 @@ fn push_host_dir(
                 writer.add_fifo(&meta)
             } else if kind.is_socket() {
                 writer.add_socket(&meta)
+            } else if kind.is_block_device() {
+                writer.add_block_device(&meta, stat.rdev())
             } else {
-                writer.add_device(&meta, kind.is_block_device(), stat.rdev())
+                writer.add_char_device(&meta, stat.rdev())
             };
             node.unwrap()
         };

@@ -1,0 +1,158 @@
+//! Garbage collection: removes old revisions, discarded changes, and unreferenced files.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::cleanup;
+use super::error::{CommitError, Context, Result};
+use crate::environment::Layout;
+use crate::state::{ImageRow, LayerId, LayerRole, RevisionId, StackPart, StateDb};
+use crate::sys::walk;
+
+/// The options of a garbage collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GcOptions {
+    /// Number of the newest revisions to keep, including the current one. 0 means 1.
+    pub keep: u32,
+    /// Removes only revisions made before this time, in seconds since 1970.
+    pub before: Option<i64>,
+    /// Reports what would be removed, and removes nothing.
+    pub dry_run: bool,
+}
+
+/// The result of a garbage collection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Collected {
+    /// The removed revisions.
+    pub revisions: Vec<i64>,
+    /// Number of removed images.
+    pub images: u64,
+    /// Bytes of those images that no clone shares.
+    pub image_bytes: u64,
+    /// Number of removed layers of discarded changes.
+    pub uppers: u64,
+    /// Bytes of the files in these layers and in `strays/`.
+    pub upper_bytes: u64,
+}
+
+/// Removes old revisions, unreferenced images, discarded changes, and strays. Keeps the current
+/// revision and those with a tag.
+///
+/// Except for a dry run the caller holds the environment's lock and the operation lock, since a
+/// rollback could make a revision current that is being removed.
+///
+/// Fails with [`CommitError::ImageLost`] while an image of the stack is missing or truncated, since an
+/// older image may be the only copy.
+pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected> {
+    layout.check_directories()?;
+    if let Some(image) = cleanup::missing_image(db, layout)? {
+        return Err(CommitError::ImageLost(image));
+    }
+    let garbage = Garbage::find(db, options)?;
+    let strays = layout.strays();
+    let done = garbage.measure(layout, &strays);
+    if options.dry_run {
+        return Ok(done);
+    }
+    // The order matters on a full disk: removing files frees the space that changing rows needs.
+    walk::remove_tree(&strays).context("remove", &strays)?;
+    for layer in &garbage.layers {
+        cleanup::remove_layer_files(layout, *layer)?;
+    }
+    for revision in garbage.revisions {
+        db.forget_revision(revision)?;
+    }
+    for image in garbage.images {
+        // The row first: a file without a row is garbage, but a row without a file is a loss.
+        db.forget_image(image.id)?;
+        let path = layout.image(&image.file);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).context("remove", &path);
+            }
+            _ => {}
+        }
+    }
+    for layer in garbage.layers {
+        cleanup::remove_layer(db, layout, layer)?;
+    }
+    db.restore_reserve();
+    Ok(done)
+}
+
+/// What a garbage collection removes, apart from strays.
+struct Garbage {
+    revisions: Vec<RevisionId>,
+    images: Vec<ImageRow>,
+    /// Layers of discarded changes.
+    layers: Vec<LayerId>,
+}
+
+impl Garbage {
+    fn find(db: &StateDb, options: GcOptions) -> Result<Garbage> {
+        let current = db.current_revision()?.map(|revision| revision.id);
+        let tagged: HashSet<RevisionId> = db.tags()?.into_iter().map(|tag| tag.revision).collect();
+        let mut newest_first = db.revisions()?;
+        newest_first.sort_unstable_by_key(|revision| std::cmp::Reverse(revision.id));
+        let mut kept_images = HashSet::new();
+        let mut revisions = Vec::new();
+        for (age, revision) in newest_first.iter().enumerate() {
+            let keep = age < options.keep.max(1) as usize
+                || options.before.is_some_and(|limit| revision.time >= limit)
+                || Some(revision.id) == current
+                || tagged.contains(&revision.id);
+            if keep {
+                kept_images.insert(revision.image);
+            } else {
+                revisions.push(revision.id);
+            }
+        }
+        for layer in db.stack()? {
+            if let StackPart::Image(image) = layer.part {
+                kept_images.insert(image);
+            }
+        }
+        let mut images = db.images()?;
+        images.retain(|image| !kept_images.contains(&image.id));
+        let layers = db.layers()?.into_iter();
+        Ok(Garbage {
+            revisions,
+            images,
+            layers: layers
+                .filter(|layer| layer.role == LayerRole::Trash)
+                .map(|layer| layer.id)
+                .collect(),
+        })
+    }
+
+    fn measure(&self, layout: &Layout, strays: &Path) -> Collected {
+        let layers = self.layers.iter().map(|layer| layout.layer(*layer));
+        let in_layers: u64 = layers.map(|path| size_of_tree(&path)).sum();
+        // Removing an image that a clone shares frees no space.
+        let is_shared = |image: &ImageRow| {
+            let meta = fs::metadata(layout.image(&image.file));
+            meta.is_ok_and(|meta| meta.nlink() > 1)
+        };
+        let freed = self.images.iter().filter(|image| !is_shared(image));
+        Collected {
+            revisions: self.revisions.iter().map(|id| id.0).collect(),
+            images: self.images.len() as u64,
+            image_bytes: freed.map(|image| image.size).sum(),
+            uppers: self.layers.len() as u64,
+            upper_bytes: in_layers + size_of_tree(strays),
+        }
+    }
+}
+
+/// Returns the bytes of the files in a directory tree, without those that cannot be read.
+fn size_of_tree(path: &Path) -> u64 {
+    let mut bytes: u64 = 0;
+    walk::for_each_file(path, &mut |meta| {
+        bytes += if meta.is_file() { meta.len() } else { 0 };
+        true
+    });
+    bytes
+}
