@@ -35,7 +35,7 @@ pub fn run(data: &[u8]) {
     let directory_table = table(&mut image, listings);
     let fragment = FragmentEntry {
         start: 96,
-        size: BlockSize::new(4096, false),
+        size: BlockSize::uncompressed(4096),
     };
     let at = table(&mut image, &fragment.to_bytes());
     let fragment_table = image.len() as u64;

@@ -13,7 +13,7 @@ use envfs::{
     environment::{Config, EnvLock, EnvName, Layout, Store},
     object::{Ino, Kind},
     progress::NoProgress,
-    state::StateDb,
+    state::{LockState, StateDb},
     union::{Creator, NewObject, RenameMode, SetIdBits, Union, XattrMode},
 };
 
@@ -184,8 +184,8 @@ impl Scene {
     fn open(&self) {
         let layout = Layout::new(self.home());
         drop(EnvLock::current_holder(&layout));
-        for is_held in [false, true] {
-            let Ok(db) = StateDb::open_read_only(&layout.state_db(), is_held) else {
+        for lock in [LockState::Free, LockState::Held] {
+            let Ok(db) = StateDb::open_read_only(&layout.state_db(), lock) else {
                 continue;
             };
             drop((

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::context::Env;
 use super::error::{CommandError, Result};
-use super::output::{ColorChoice, Output};
+use super::output::{ColorChoice, Output, Verbosity};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
@@ -23,7 +23,8 @@ use crate::environment::{
 };
 use crate::progress::Progress;
 use crate::squashfs::Compression;
-use crate::state::{ImageRow, Revision, RevisionId, StackPart, StateDb, Tag};
+use crate::state::{ImageRow, LockState, Revision, RevisionId, StackPart, StateDb, Tag};
+use crate::sys::mount::Rights;
 use crate::sys::process::error_text;
 use crate::sys::text::{Text, quoted};
 use crate::union::Reconciled;
@@ -46,8 +47,11 @@ pub struct Facts {
 /// Opens the database of an environment for reading.
 fn open_read_only(environment: &Environment) -> Result<StateDb> {
     let layout = environment.layout();
-    let is_held = EnvLock::current_holder(layout).is_some();
-    Ok(StateDb::open_read_only(&layout.state_db(), is_held)?)
+    let lock = match EnvLock::current_holder(layout) {
+        Some(_) => LockState::Held,
+        None => LockState::Free,
+    };
+    Ok(StateDb::open_read_only(&layout.state_db(), lock)?)
 }
 
 /// Reads the database of an environment.
@@ -140,19 +144,19 @@ pub(super) fn print_start_warnings(name: &str, report: &StartReport, log: &Path)
 
 /// Explains why mounting takes long.
 pub(super) fn slow_start() {
-    Output::new(ColorChoice::Auto, false).note(
+    Output::new(ColorChoice::Auto, Verbosity::Normal).note(
         "waiting for the daemon to open the environment (after an unclean shutdown it repairs it)",
     );
 }
 
 pub(super) fn warn(text: String) {
-    Output::new(ColorChoice::Auto, true).warn(text);
+    Output::new(ColorChoice::Auto, Verbosity::Quiet).warn(text);
 }
 
 /// Opens and mounts an environment. Called in its daemon.
-pub(super) fn mount(environment: &Environment, fakeroot: bool) -> Result<Mounted, Failure> {
+pub(super) fn mount(environment: &Environment, rights: Rights) -> Result<Mounted, Failure> {
     let config = environment.store().config()?;
-    mount_environment(environment.clone(), &config, fakeroot)
+    mount_environment(environment.clone(), &config, rights)
 }
 
 /// The options of a new environment.

@@ -17,6 +17,7 @@ use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::{EnvName, Environment, Store, refuse_replaceable};
 use crate::progress::NoProgress;
+use crate::sys::mount::{Rights, UnmountMode};
 use crate::sys::text::{Text, quoted};
 
 /// The context in which a command runs.
@@ -201,18 +202,18 @@ impl Env {
     }
 
     /// Unmounts it if it is mounted from a read-only store. Returns whether it was.
-    pub fn unmount_read_only(&self, lazy: bool) -> Result<bool> {
-        read_only::unmount(self, lazy)
+    pub fn unmount_read_only(&self, mode: UnmountMode) -> Result<bool> {
+        read_only::unmount(self, mode)
     }
 
     /// Mounts it unless it is mounted. Replaces a dead mount.
     pub fn ensure_mounted(&self) -> Result<Option<Client>> {
-        self.ensure_mounted_with(false)
+        self.ensure_mounted_with(Rights::Own)
     }
 
-    /// Mounts it, with `fakeroot` so that the user has root's rights in it. Fails if it is mounted
-    /// with another setting.
-    pub fn ensure_mounted_with(&self, fakeroot: bool) -> Result<Option<Client>> {
+    /// Mounts it with these rights unless it is mounted. Fails if [`Rights::Root`] is requested and it
+    /// is mounted without.
+    pub fn ensure_mounted_with(&self, rights: Rights) -> Result<Option<Client>> {
         backend::warn_of_newer(&self.environment, &self.facts);
         if let Some(parent) = self.target.prefix.parent() {
             refuse_replaceable(parent)?;
@@ -222,7 +223,7 @@ impl Env {
             return Ok(None);
         }
         let client =
-            lifecycle::ensure_mounted(&self.target, &self.runtime, fakeroot, &backend::slow_start)?;
+            lifecycle::ensure_mounted(&self.target, &self.runtime, rights, &backend::slow_start)?;
         if let Some(client) = &client {
             let log = self.environment.layout().daemon_log();
             backend::print_start_warnings(self.name(), client.start_report(), &log);

@@ -24,7 +24,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use commands::Command;
 use context::Context;
 use error::{CommandError, ExitCode};
-use output::{ColorChoice, Output};
+use output::{ColorChoice, Output, Verbosity};
 
 use crate::sys::daemonize;
 use crate::sys::text::printable;
@@ -93,7 +93,11 @@ pub fn main() -> i32 {
         Ok(cli) => cli,
         Err(error) => return clap_error(error),
     };
-    let output = Output::new(cli.color, cli.quiet);
+    let verbosity = match cli.quiet {
+        true => Verbosity::Quiet,
+        false => Verbosity::Normal,
+    };
+    let output = Output::new(cli.color, verbosity);
     let context = Context::new(output, cli.home);
     let checked = access::check(&context, &cli.command);
     finish(&output, checked.and_then(|()| cli.command.run(&context)))

@@ -12,9 +12,9 @@ use crate::daemon::failure::Kind;
 use crate::sys::durable::{sync_dir, sync_file};
 use crate::sys::text::quoted;
 
-/// Fails if the target exists, unless `force` is set.
-pub(super) fn refuse_existing(target: &Path, force: bool) -> Result<()> {
-    if force || target.symlink_metadata().is_err() {
+/// Fails if the target exists.
+pub(super) fn refuse_existing(target: &Path) -> Result<()> {
+    if target.symlink_metadata().is_err() {
         return Ok(());
     }
     Err(

@@ -31,12 +31,28 @@ pub enum ColorChoice {
     Never,
 }
 
+/// Which messages are printed besides results, warnings and errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Notes and progress.
+    Normal,
+    /// None.
+    Quiet,
+}
+
+/// Whether a stream is coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Colors {
+    On,
+    Off,
+}
+
 /// The destination and style of a command's output.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
-    color: bool,
-    color_err: bool,
-    quiet: bool,
+    colors: Colors,
+    colors_err: Colors,
+    verbosity: Verbosity,
     stdout_is_terminal: bool,
     stderr_is_terminal: bool,
 }
@@ -58,7 +74,7 @@ pub enum Tone {
 
 impl Output {
     /// Creates the output, with colours as `choice` and the terminal determine.
-    pub fn new(choice: ColorChoice, quiet: bool) -> Output {
+    pub fn new(choice: ColorChoice, verbosity: Verbosity) -> Output {
         let wanted = |is_terminal: bool| match choice {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
@@ -68,12 +84,16 @@ impl Output {
                     && std::env::var_os("TERM").is_none_or(|value| value != "dumb")
             }
         };
+        let colors = |is_terminal: bool| match wanted(is_terminal) {
+            true => Colors::On,
+            false => Colors::Off,
+        };
         let stdout_is_terminal = io::stdout().is_terminal();
         let stderr_is_terminal = io::stderr().is_terminal();
         Output {
-            color: wanted(stdout_is_terminal),
-            color_err: wanted(stderr_is_terminal),
-            quiet,
+            colors: colors(stdout_is_terminal),
+            colors_err: colors(stderr_is_terminal),
+            verbosity,
             stdout_is_terminal,
             stderr_is_terminal,
         }
@@ -81,7 +101,7 @@ impl Output {
 
     /// Prints one line of the result for people.
     pub fn line(&self, text: impl AsRef<[u8]>) -> Result<()> {
-        put(shown(text.as_ref(), self.color).as_bytes(), b"\n")
+        put(shown(text.as_ref(), self.colors).as_bytes(), b"\n")
     }
 
     /// Prints one line of a file's content: escaped on a terminal, exact elsewhere, where a program
@@ -121,7 +141,7 @@ impl Output {
 
     /// Prints a message to standard error, unless `--quiet` was given.
     pub fn note(&self, text: impl AsRef<str>) {
-        if !self.quiet {
+        if self.verbosity == Verbosity::Normal {
             self.print_err(text.as_ref());
         }
     }
@@ -155,12 +175,12 @@ impl Output {
 
     /// Colours a part of the result if colours are on.
     pub fn tone(&self, text: &str, tone: Tone) -> String {
-        paint(text, tone, self.color)
+        paint(text, tone, self.colors)
     }
 
     /// Prints a line to standard error. If that fails, there is nowhere to report it.
     fn print_err(&self, text: &str) {
-        let text = shown(text.as_bytes(), self.color_err);
+        let text = shown(text.as_bytes(), self.colors_err);
         let mut stderr = io::stderr().lock();
         drop(
             stderr
@@ -170,21 +190,18 @@ impl Output {
     }
 
     fn err_tone(&self, text: &str, tone: Tone) -> String {
-        paint(text, tone, self.color_err)
+        paint(text, tone, self.colors_err)
     }
 
-    /// Asks the user for confirmation, unless `yes` is set. Fails without a terminal.
-    pub fn confirm(&self, question: &str, yes: bool) -> Result<()> {
-        if yes {
-            return Ok(());
-        }
+    /// Asks the user for confirmation. Fails without a terminal, or if the answer is not yes.
+    pub fn confirm(&self, question: &str) -> Result<()> {
         if !(io::stdin().is_terminal() && self.stderr_is_terminal) {
             return Err(
                 CommandError::usage(format!("cannot ask \"{question}\": not a terminal"))
                     .hint("pass -y to answer yes"),
             );
         }
-        let question = shown(question.as_bytes(), self.color_err);
+        let question = shown(question.as_bytes(), self.colors_err);
         let mut stderr = io::stderr().lock();
         let asked = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());
         asked.map_err(|error| CommandError::io("cannot ask", &error))?;
@@ -208,15 +225,18 @@ impl Output {
         if let Err(error) = signals::record_interrupts() {
             tracing::debug!(%error, "cannot handle Ctrl-C; it will end the process at once");
         }
-        Bar::new(self.stderr_is_terminal && !self.quiet)
+        let is_visible = self.stderr_is_terminal && self.verbosity == Verbosity::Normal;
+        Bar::new(match is_visible {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        })
     }
 }
 
-fn paint(text: &str, tone: Tone, color: bool) -> String {
-    if color {
-        format!("{}{text}{PLAIN}", tone.code())
-    } else {
-        text.to_owned()
+fn paint(text: &str, tone: Tone, colors: Colors) -> String {
+    match colors {
+        Colors::On => format!("{}{text}{PLAIN}", tone.code()),
+        Colors::Off => text.to_owned(),
     }
 }
 
@@ -238,10 +258,12 @@ impl Tone {
 }
 
 /// Escapes control characters in a line, except our own colour codes if colours are on.
-fn shown(text: &[u8], color: bool) -> String {
+fn shown(text: &[u8], colors: Colors) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while color && let Some(at) = rest.iter().position(|&byte| byte == 0x1b) {
+    while colors == Colors::On
+        && let Some(at) = rest.iter().position(|&byte| byte == 0x1b)
+    {
         let (before, from) = rest.split_at(at);
         out.push_str(&printable(before));
         let mut own = Tone::ALL.map(Tone::code).into_iter().chain([PLAIN]);
@@ -283,12 +305,7 @@ struct Shown {
 }
 
 impl Bar {
-    fn new(visible: bool) -> Bar {
-        let target = if visible {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+    fn new(target: ProgressDrawTarget) -> Bar {
         let bar = ProgressBar::with_draw_target(Some(0), target);
         let shown = Shown {
             phase: String::new(),
@@ -305,7 +322,8 @@ impl Bar {
         self.bar.finish_and_clear();
     }
 
-    fn style(&self, report: &Report, files_only: bool) {
+    fn style(&self, report: &Report) {
+        let files_only = counts_files_only(report);
         let known = if files_only {
             report.files_total
         } else {
@@ -327,6 +345,11 @@ impl Bar {
     }
 }
 
+/// Returns whether an operation reports numbers of files, but not bytes.
+fn counts_files_only(report: &Report) -> bool {
+    report.bytes_total == 0 && report.bytes_done == 0
+}
+
 impl Drop for Bar {
     fn drop(&mut self) {
         self.finish();
@@ -336,12 +359,12 @@ impl Drop for Bar {
 impl Progress for Bar {
     fn report(&self, report: &Report) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let files_only = report.bytes_total == 0 && report.bytes_done == 0;
+        let files_only = counts_files_only(report);
         if shown.phase != report.phase || shown.files_only != files_only {
             shown.phase.clone_from(&report.phase);
             shown.files_only = files_only;
             self.bar.reset();
-            self.style(report, files_only);
+            self.style(report);
             self.bar.set_prefix(printable(&report.phase));
             self.bar.enable_steady_tick(Duration::from_millis(200));
         }
@@ -504,16 +527,16 @@ mod tests {
     fn lines_contain_no_control_characters_but_our_own_colours() {
         let forged = "a\n\x1b[31mb\x1b[0m\x1b]0;title\x07 \x1b";
         assert_eq!(
-            shown(forged.as_bytes(), false),
+            shown(forged.as_bytes(), Colors::Off),
             "a\\n\\033[31mb\\033[0m\\033]0;title\\a \\033"
         );
         assert_eq!(
-            shown(forged.as_bytes(), true),
+            shown(forged.as_bytes(), Colors::On),
             "a\\n\x1b[31mb\x1b[0m\\033]0;title\\a \\033"
         );
         for tone in Tone::ALL {
-            let painted = paint("x", tone, true);
-            assert_eq!(shown(painted.as_bytes(), true), painted);
+            let painted = paint("x", tone, Colors::On);
+            assert_eq!(shown(painted.as_bytes(), Colors::On), painted);
         }
         assert_eq!(table(&[vec!["a\nb".into(), "c".into()]]), ["a\\nb  c"]);
     }

@@ -82,17 +82,13 @@ pub(super) fn mount(env: &Env) -> Result<()> {
 }
 
 /// Removes the mount created by [`mount`]. Returns whether there was one.
-pub(super) fn unmount(env: &Env, lazy: bool) -> Result<bool> {
+pub(super) fn unmount(env: &Env, mode: UnmountMode) -> Result<bool> {
     let prefix = &env.target.prefix;
     let at = mountinfo::at(prefix)
         .map_err(|error| CommandError::io("cannot read the mount table", &error))?;
     if at.is_none_or(|mount| mount.source != *source(env)) {
         return Ok(false);
     }
-    let mode = match lazy {
-        true => UnmountMode::Lazy,
-        false => UnmountMode::Plain,
-    };
     mount::unmount(prefix, mode).map_err(Failure::from)?;
     Ok(true)
 }

@@ -126,7 +126,7 @@ fn entries(dir: &Path, id_of: impl Fn(&str) -> Option<i64>) -> Vec<(i64, PathBuf
     let listing = match fs::read_dir(dir) {
         Ok(listing) => listing,
         Err(e) => {
-            // Opening the view reports what is wrong with it.
+            // Opening the view reports the problem.
             tracing::warn!(directory = %dir.display(), "cannot read a directory of the store: {e}");
             return Vec::new();
         }
@@ -192,7 +192,7 @@ pub(super) fn missing_image(db: &StateDb, layout: &Layout) -> Result<Option<Path
 /// Removes the layers whose content is in an image. Returns false if nothing can be removed safely.
 pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
     if let Some(image) = missing_image(db, layout)? {
-        // Opening the view reports what is wrong with it.
+        // Opening the view reports the problem.
         tracing::warn!(
             image = %image.display(),
             "an image of the stack is missing or truncated: nothing is removed"

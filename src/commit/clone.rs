@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Context, Result};
 use super::workspace::{command_line, new_revision};
-use super::{Unfinished, import, name};
+use super::{Unfinished, import, rename_into_place};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::squashfs::{Image, ReaderOptions};
@@ -64,7 +64,7 @@ pub fn clone(
     let image = Image::open(&path, ReaderOptions::default())?;
     let size = fs::metadata(&path).context("look at", &path)?.len();
     if image.superblock().inodes != row.inodes || size < row.size {
-        return Err(CommitError::NotWhole(source.image(&row.file)));
+        return Err(CommitError::ImageLost(source.image(&row.file)));
     }
     union::count_links(&own, id, db.link_counts(LinksIn::Image(row.id))?)?;
     own.init_environment(&InitEnvironment {
@@ -114,7 +114,7 @@ fn share(from: &Path, unfinished: &Path, to: &Path) -> Result<Sharing> {
             Sharing::Copy
         }
     };
-    let named = name(&unfinished, to)?;
+    let named = rename_into_place(&unfinished, to)?;
     durable::sync_file(&named).context("sync", to)?;
     Ok(sharing)
 }

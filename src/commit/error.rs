@@ -17,11 +17,11 @@ pub type Result<T, E = CommitError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum CommitError {
     /// The new image could not be written.
-    #[error("writing the image: {0}")]
+    #[error("cannot write the image: {0}")]
     Write(WriteError),
     /// An image could not be read.
-    #[error("reading the image: {0}")]
-    Image(#[from] squashfs::Error),
+    #[error("cannot read the image: {0}")]
+    Image(squashfs::Error),
     /// The merged view could not be read or changed.
     #[error(transparent)]
     Union(#[from] union::Error),
@@ -32,14 +32,14 @@ pub enum CommitError {
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
     /// A file operation failed.
-    #[error("cannot {doing} {path}: {source}")]
+    #[error("cannot {doing} {path}: {error}")]
     Io {
         /// The operation, as in "cannot open /x".
         doing: &'static str,
         /// The file.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
     /// The new image differs from the view or source that it was made from, and was removed.
     #[error("verification of the new image failed: {0}; nothing was changed")]
@@ -96,12 +96,18 @@ pub enum CommitError {
     Cancelled,
 }
 
+impl From<squashfs::Error> for CommitError {
+    fn from(error: squashfs::Error) -> CommitError {
+        CommitError::Image(error)
+    }
+}
+
 impl From<walk::WalkError> for CommitError {
     fn from(failed: walk::WalkError) -> Self {
         CommitError::Io {
             doing: "read",
             path: failed.path,
-            source: failed.source,
+            error: failed.error,
         }
     }
 }
@@ -126,10 +132,10 @@ impl CommitError {
             )
         }
         match self {
-            CommitError::Write(WriteError::Image(squashfs::Error::Io { source, .. }))
-            | CommitError::Image(squashfs::Error::Io { source, .. })
-            | CommitError::Io { source, .. }
-            | CommitError::Union(union::Error::Upper(source)) => full(source),
+            CommitError::Write(WriteError::Image(squashfs::Error::Io { error, .. }))
+            | CommitError::Image(squashfs::Error::Io { error, .. })
+            | CommitError::Io { error, .. }
+            | CommitError::Union(union::Error::Upper(error)) => full(error),
             CommitError::State(state) | CommitError::Union(union::Error::State(state)) => {
                 state.is_no_space()
             }
@@ -145,10 +151,10 @@ pub(super) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, doing: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|source| CommitError::Io {
+        self.map_err(|error| CommitError::Io {
             doing,
             path: path.to_owned(),
-            source,
+            error,
         })
     }
 }

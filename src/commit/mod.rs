@@ -20,7 +20,7 @@
 //! - An operation becomes visible by one transaction. If it fails before, its files are removed; what
 //!   follows the transaction can be repeated.
 //! - An image is complete, read-only, durable and verified before a row refers to it.
-//! - Whoever calls an operation that changes an environment holds the environment's lock.
+//! - The caller of an operation that changes an environment holds the environment's lock.
 
 mod amend;
 mod check;

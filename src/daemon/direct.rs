@@ -28,7 +28,7 @@ use crate::fuse::session::Session;
 use crate::fuse::{EnvFs, Owners};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
-use crate::sys::mount::{self, MountFlags, MountOptions, MountRequest, UnmountMode};
+use crate::sys::mount::{self, MountFlags, MountOptions, MountRequest, Rights, UnmountMode};
 use crate::sys::process::{self, new_uuid};
 use crate::sys::{mountinfo, private, regular, text::Text};
 use crate::union::{self, OpenOptions, Paths, Union, identify};
@@ -286,9 +286,9 @@ impl Open {
         let id = db
             .uuid()?
             .ok_or_else(|| Failure::new(Kind::Damaged, "the database lacks its identity"))?;
-        let owners = match what.fakeroot {
-            true => Owners::default(),
-            false => {
+        let owners = match what.rights() {
+            Rights::Root => Owners::default(),
+            Rights::Own => {
                 let owners = images.iter().map(owner_of).collect::<Result<Vec<_>, _>>();
                 Owners::of_images(&owners.map_err(|e| Failure::of(Kind::Damaged, &e))?)
             }
@@ -316,7 +316,7 @@ impl Open {
             mount_point: what.mount_point.as_path().to_path_buf(),
             id: self.id.clone(),
             allow_other: what.allow_other,
-            fakeroot: what.fakeroot,
+            rights: what.rights(),
             options: MountOptions {
                 source: Some(what.source.clone()),
                 subtype: what.subtype.clone(),
@@ -399,11 +399,7 @@ fn initialize(
     let maps = identify(db, images).map_err(|error| {
         let failure = Failure::new(
             Kind::Damaged,
-            format!(
-                "{}: {}",
-                list(&what.images),
-                super::failure::with_causes(&error)
-            ),
+            format!("{}: {error}", list(&what.images)),
         );
         match error {
             union::Error::Redirected(_) => failure
@@ -509,21 +505,21 @@ fn doing(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
 fn damaged(path: &Path) -> impl Fn(crate::squashfs::Error) -> Failure {
     let path: PathBuf = path.to_path_buf();
     move |error| match &error {
-        crate::squashfs::Error::Io { source, .. } => {
-            Failure::io(format!("cannot read {}", path.display()), source)
+        crate::squashfs::Error::Io { error, .. } => {
+            Failure::io(format!("cannot read {}", path.display()), error)
         }
-        _ => Failure::new(
-            Kind::Damaged,
-            format!(
-                "{}: {}",
-                path.display(),
-                super::failure::with_causes(&error)
-            ),
-        ),
+        _ => Failure::new(Kind::Damaged, format!("{}: {error}", path.display())),
     }
 }
 
 impl DirectMount {
+    fn rights(&self) -> Rights {
+        match self.fakeroot {
+            true => Rights::Root,
+            false => Rights::Own,
+        }
+    }
+
     /// Returns the default source of a mount: the image, if the mount table can represent its path.
     pub(crate) fn default_source(image: &Path) -> String {
         match image.to_str() {

@@ -103,9 +103,9 @@ impl Failure {
         failure
     }
 
-    /// Creates a failure from any error, with all its causes in the message.
+    /// Creates a failure from an error, whose text includes its causes.
     pub fn of(kind: Kind, error: &dyn std::error::Error) -> Failure {
-        Failure::new(kind, with_causes(error))
+        Failure::new(kind, error.to_string())
     }
 }
 
@@ -130,26 +130,11 @@ pub(crate) fn kind_of_io(error: &io::Error) -> Kind {
     }
 }
 
-/// Joins the messages of an error and its causes. Omits a cause whose text is already included.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 impl From<MountError> for Failure {
     fn from(error: MountError) -> Failure {
         let kind = match &error {
             MountError::Busy { .. } => Kind::Busy,
-            MountError::System { source, .. } => kind_of_io(source),
+            MountError::System { error: cause, .. } => kind_of_io(cause),
             MountError::Refused { .. } => Kind::Fuse,
             _ => Kind::Fuse,
         };
@@ -211,15 +196,15 @@ impl From<EnvironmentError> for Failure {
                 )),
             EnvironmentError::Config { .. } => failure(Kind::Usage),
             EnvironmentError::NoHome => failure(Kind::Usage),
-            EnvironmentError::Io { source, .. }
-                if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
+            EnvironmentError::Io { error: cause, .. }
+                if cause.kind() == io::ErrorKind::ReadOnlyFilesystem =>
             {
                 read_only(failure(Kind::System))
             }
-            EnvironmentError::Io { source, .. } if regular::as_not_regular(source).is_some() => {
+            EnvironmentError::Io { error: cause, .. } if regular::as_not_regular(cause).is_some() => {
                 failure(Kind::Damaged).hint(REPAIR)
             }
-            EnvironmentError::Io { source, .. } => failure(kind_of_io(source)),
+            EnvironmentError::Io { error: cause, .. } => failure(kind_of_io(cause)),
         }
     }
 }
@@ -235,10 +220,10 @@ impl From<StateError> for Failure {
             StateError::Missing { .. } => Kind::NotFound,
             StateError::Exists { .. } | StateError::Conflict { .. } => Kind::Conflict,
             StateError::Busy { .. } => Kind::Busy,
-            StateError::Io { source, .. } if regular::as_not_regular(source).is_some() => {
+            StateError::Io { error: cause, .. } if regular::as_not_regular(cause).is_some() => {
                 Kind::Damaged
             }
-            StateError::Io { source, .. } => kind_of_io(source),
+            StateError::Io { error: cause, .. } => kind_of_io(cause),
             _ => Kind::System,
         };
         let failure = Failure::of(kind, &error);
@@ -254,57 +239,138 @@ impl From<StateError> for Failure {
 impl From<CommitError> for Failure {
     fn from(error: CommitError) -> Failure {
         if error.is_no_space() {
-            return Failure::new(
-                Kind::NoSpace,
-                format!("{}; nothing was changed", with_causes(&error)),
-            )
-            .hint(MAKE_ROOM);
+            return Failure::new(Kind::NoSpace, format!("{error}; nothing was changed"))
+                .hint(MAKE_ROOM);
         }
         match error {
             CommitError::State(error) | CommitError::Union(union::Error::State(error)) => {
                 error.into()
             }
             CommitError::Environment(error) => error.into(),
-            CommitError::Cancelled => Failure::new(Kind::Cancelled, error.to_string()),
-            CommitError::Uncommitted => Failure::new(Kind::Conflict, error.to_string())
+            CommitError::Cancelled => Failure::of(Kind::Cancelled, &error),
+            CommitError::Uncommitted => Failure::of(Kind::Conflict, &error)
                 .hint("commit them first (envfs commit), or drop them with -y"),
             CommitError::NoRevision(_) | CommitError::NoEarlier => {
-                Failure::new(Kind::NotFound, error.to_string())
-                    .hint("envfs log shows all revisions")
+                Failure::of(Kind::NotFound, &error).hint("envfs log shows all revisions")
             }
-            CommitError::SourceChanged(_) => Failure::new(Kind::Conflict, error.to_string()),
-            CommitError::Source { .. } => Failure::new(Kind::Damaged, error.to_string()),
+            CommitError::SourceChanged(_) => Failure::of(Kind::Conflict, &error),
+            CommitError::Source { .. } => Failure::of(Kind::Damaged, &error),
             CommitError::Unsuitable { .. } | CommitError::InvalidPattern { .. } => {
-                Failure::new(Kind::Usage, error.to_string())
+                Failure::of(Kind::Usage, &error)
             }
-            CommitError::Union(union::Error::CommitUnfinished) => {
-                Failure::new(Kind::Busy, error.to_string())
-            }
-            CommitError::Union(union::Error::Replaced(_)) => {
-                Failure::new(Kind::Conflict, error.to_string())
-            }
-            CommitError::Io { ref source, .. } => {
-                Failure::new(kind_of_io(source), error.to_string())
-            }
+            CommitError::Union(union::Error::CommitUnfinished) => Failure::of(Kind::Busy, &error),
+            CommitError::Union(union::Error::Replaced(_)) => Failure::of(Kind::Conflict, &error),
+            CommitError::Io {
+                error: ref cause, ..
+            } => Failure::of(kind_of_io(cause), &error),
             CommitError::Image(ref image) | CommitError::Union(union::Error::Image(ref image)) => {
                 let kind = match image {
                     // A missing image counts as damaged.
-                    squashfs::Error::Io { source, .. }
-                        if source.kind() != io::ErrorKind::NotFound =>
+                    squashfs::Error::Io { error: cause, .. }
+                        if cause.kind() != io::ErrorKind::NotFound =>
                     {
                         Kind::System
                     }
                     _ => Kind::Damaged,
                 };
-                Failure::new(kind, with_causes(&error))
+                Failure::of(kind, &error)
             }
-            CommitError::Union(union::Error::Inconsistent(_)) => {
-                Failure::new(Kind::Damaged, error.to_string())
-            }
+            CommitError::Union(union::Error::Inconsistent(_)) => Failure::of(Kind::Damaged, &error),
             CommitError::Check(_) | CommitError::Changed(_) | CommitError::ImageLost(_) => {
-                Failure::new(Kind::Damaged, error.to_string())
+                Failure::of(Kind::Damaged, &error)
             }
-            other => Failure::new(Kind::System, with_causes(&other)),
+            other => Failure::of(Kind::System, &other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::squashfs::writer::WriteError;
+    use crate::sys::walk::WalkError;
+
+    const CAUSE: &str = "the cause";
+
+    fn io_error() -> io::Error {
+        io::Error::other(CAUSE)
+    }
+
+    fn image_error() -> squashfs::Error {
+        squashfs::Error::io("reading a block")(io_error())
+    }
+
+    fn state_error() -> StateError {
+        StateError::Io {
+            path: PathBuf::new(),
+            doing: "open the state database",
+            error: io_error(),
+        }
+    }
+
+    /// One error of each kind that has a cause, and some that wrap another error.
+    fn errors_with_a_cause() -> Vec<Box<dyn Error>> {
+        let path = PathBuf::new;
+        vec![
+            Box::new(image_error()),
+            Box::new(WriteError::Image(image_error())),
+            Box::new(WriteError::Source {
+                label: String::new(),
+                error: io_error(),
+            }),
+            Box::new(state_error()),
+            Box::new(WalkError {
+                path: path(),
+                error: io_error(),
+            }),
+            Box::new(EnvironmentError::Io {
+                path: path(),
+                doing: "open the lock",
+                error: io_error(),
+            }),
+            Box::new(MountError::DeviceDenied {
+                mode: 0,
+                owner: String::new(),
+                error: io_error(),
+            }),
+            Box::new(MountError::System {
+                action: "mount",
+                path: path(),
+                error: io_error(),
+            }),
+            Box::new(SessionError::Handshake {
+                path: path(),
+                error: io_error(),
+            }),
+            Box::new(SessionError::Threads(io_error())),
+            Box::new(union::Error::Image(image_error())),
+            Box::new(union::Error::State(state_error())),
+            Box::new(union::Error::Upper(io_error())),
+            Box::new(CommitError::Image(image_error())),
+            Box::new(CommitError::Write(WriteError::Image(image_error()))),
+            Box::new(CommitError::Union(union::Error::Image(image_error()))),
+            Box::new(CommitError::State(state_error())),
+            Box::new(CommitError::Io {
+                doing: "open",
+                path: path(),
+                error: io_error(),
+            }),
+        ]
+    }
+
+    #[test]
+    fn error_texts_contain_their_cause_once() {
+        for error in errors_with_a_cause() {
+            let mut chain = error.to_string();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                chain.push_str(&error.to_string());
+                cause = error.source();
+            }
+            assert_eq!(chain.matches(CAUSE).count(), 1, "{error:?}: {chain}");
         }
     }
 }

@@ -16,7 +16,7 @@ use super::protocol::{Started, Unmounted};
 use super::runtime::RuntimeDir;
 use crate::environment::{EnvLock, Holder, Layout};
 use crate::fault;
-use crate::sys::mount::{self, MountError, UnmountMode};
+use crate::sys::mount::{self, MountError, Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
 use crate::sys::{process, regular};
 
@@ -177,15 +177,15 @@ fn connect(runtime: &RuntimeDir, target: &Target) -> Result<Option<Client>, Fail
 ///
 /// Calls `slow` once if the start of the daemon takes long.
 ///
-/// With `fakeroot`, the user has root's rights in the mount. A mount without it is not replaced.
+/// A mount with [`Rights::Own`] is not replaced by one with [`Rights::Root`].
 pub(crate) fn ensure_mounted(
     target: &Target,
     runtime: &RuntimeDir,
-    fakeroot: bool,
+    rights: Rights,
     slow: &dyn Fn(),
 ) -> Result<Option<Client>, Failure> {
-    let found = mounted(target, runtime, fakeroot, slow)?;
-    if fakeroot && is_checked(target)? {
+    let found = mounted(target, runtime, rights, slow)?;
+    if rights == Rights::Root && is_checked(target)? {
         let message = format!("{} is already mounted, without --fakeroot", target.name);
         return Err(Failure::new(Kind::Busy, message)
             .hint(format!("envfs unmount {}, then try again", target.name)));
@@ -203,7 +203,7 @@ fn is_checked(target: &Target) -> Result<bool, Failure> {
 fn mounted(
     target: &Target,
     runtime: &RuntimeDir,
-    fakeroot: bool,
+    rights: Rights,
     slow: &dyn Fn(),
 ) -> Result<Option<Client>, Failure> {
     let _lock = runtime.lock(&target.id, target.layout.home())?;
@@ -218,7 +218,7 @@ fn mounted(
             State::Unreachable => return Ok(None),
             State::Dead(mounts) => detach(&mounts)?,
             State::Unmounted => {
-                return match start(target, runtime, fakeroot, slow) {
+                return match start(target, runtime, rights, slow) {
                     Ok(client) => Ok(Some(client)),
                     // A command with another runtime directory, and thus another start lock, may
                     // have been faster.
@@ -373,7 +373,7 @@ pub(crate) fn require_mount(path: &Path) -> Result<(), Failure> {
 fn start(
     target: &Target,
     runtime: &RuntimeDir,
-    fakeroot: bool,
+    rights: Rights,
     slow: &dyn Fn(),
 ) -> Result<Client, Failure> {
     prepare_prefix(&target.prefix)?;
@@ -388,7 +388,7 @@ fn start(
         OsStr::new("--home"),
         target.home.as_os_str(),
     ];
-    if fakeroot {
+    if rights == Rights::Root {
         words.push(OsStr::new("--fakeroot"));
     }
     words.extend([OsStr::new("--"), OsStr::new(&target.name)]);

@@ -17,7 +17,7 @@ use crate::fuse::session::{Invalidator, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
 use crate::progress::Progress;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
-use crate::sys::mount::{self, MountRequest};
+use crate::sys::mount::{self, MountRequest, Rights};
 use crate::sys::text::Text;
 use crate::sys::walk;
 use crate::union::{self, Change, DiscardMode, Reconciled, Summary};
@@ -210,11 +210,11 @@ impl Drop for Local {
 
 /// Opens an environment and mounts it at its prefix.
 ///
-/// With `fakeroot`, the user has root's rights in the mount, and owners are shown as recorded.
+/// With [`Rights::Root`], owners are shown as recorded.
 pub(crate) fn mount_environment(
     environment: Environment,
     config: &Config,
-    fakeroot: bool,
+    rights: Rights,
 ) -> Result<Mounted, Failure> {
     let home = ServedHome::of(environment.layout())
         .map_err(|error| Failure::io("cannot stat the environment's home", &error))?;
@@ -226,11 +226,11 @@ pub(crate) fn mount_environment(
         id: db.uuid()?.ok_or_else(|| missing("its identity"))?,
         // Mounts by root are accessible to all users, subject to permissions, as directories are.
         allow_other: nix::unistd::geteuid().is_root(),
-        fakeroot,
+        rights,
         options: Default::default(),
     };
     let owners = match local.workspace.image_owner()? {
-        Some(owner) if !fakeroot => Owners::of_images(&[owner]),
+        Some(owner) if rights == Rights::Own => Owners::of_images(&[owner]),
         _ => Owners::default(),
     };
     let mut filesystem = EnvFs::new(local.workspace.union().clone(), owners)?;

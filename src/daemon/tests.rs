@@ -25,7 +25,7 @@ use crate::object::{Ino, Kind as ObjectKind};
 use crate::progress::{NoProgress, Progress, Report};
 use crate::squashfs::writer::WriteStats;
 use crate::state::RevisionId;
-use crate::sys::mount::{self, MountRequest};
+use crate::sys::mount::{self, MountRequest, Rights};
 use crate::sys::process;
 use crate::union::{Change, ChangeKind, Creator, NewObject, Summary};
 
@@ -446,7 +446,7 @@ fn be_a_daemon() {
         mount_point: dir.join("prefix"),
         id: id.clone(),
         allow_other: false,
-        fakeroot: false,
+        rights: Rights::Own,
         options: Default::default(),
     };
     host::run(&id, &runtime, || {
@@ -465,7 +465,7 @@ fn a_mount_in_use_is_not_unmounted_and_its_users_are_listed() {
     let Some(mut daemon) = Daemon::start("busy") else {
         return;
     };
-    let client = ensure_mounted(&daemon.target, &daemon.runtime, false, &|| {})
+    let client = ensure_mounted(&daemon.target, &daemon.runtime, Rights::Own, &|| {})
         .unwrap()
         .unwrap();
     assert_eq!(client.hello().pid, daemon.child.id());

@@ -75,14 +75,14 @@ pub enum EnvironmentError {
     #[error("cannot find your home directory: set ENVFS_HOME to the directory for environments")]
     NoHome,
     /// A file operation failed.
-    #[error("{path}: cannot {doing}: {source}")]
+    #[error("{path}: cannot {doing}: {error}")]
     Io {
         /// The file.
         path: PathBuf,
         /// The operation, as in "cannot open the lock".
         doing: &'static str,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -93,10 +93,10 @@ pub(super) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, path: &Path, doing: &'static str) -> Result<T> {
-        self.map_err(|source| EnvironmentError::Io {
+        self.map_err(|error| EnvironmentError::Io {
             path: path.to_owned(),
             doing,
-            source,
+            error,
         })
     }
 }

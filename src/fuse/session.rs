@@ -28,16 +28,16 @@ pub enum SessionError {
     #[error(transparent)]
     Mount(#[from] MountError),
     /// The kernel and the daemon could not agree on a protocol.
-    #[error("the FUSE handshake for {} failed: {source}", .path.display())]
+    #[error("the FUSE handshake for {} failed: {error}", .path.display())]
     Handshake {
         /// The mount point, unmounted again.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        error: io::Error,
     },
     /// A thread could not be started.
     #[error("cannot start a thread for the mount: {0}")]
-    Threads(#[source] io::Error),
+    Threads(io::Error),
 }
 
 /// What ends a session.
@@ -121,10 +121,10 @@ impl Session {
         let gate = filesystem.gate();
         let guard = Guard::new(filesystem, &device);
         let session =
-            fuser::Session::from_fd(guard, device, SessionACL::All, config).map_err(|source| {
+            fuser::Session::from_fd(guard, device, SessionACL::All, config).map_err(|error| {
                 undo(SessionError::Handshake {
                     path: mount_point.clone(),
-                    source,
+                    error,
                 })
             })?;
 
@@ -334,7 +334,7 @@ pub(crate) mod tests {
             mount_point: dir.to_path_buf(),
             id: id.to_owned(),
             allow_other: false,
-            fakeroot: false,
+            rights: mount::Rights::Own,
             options: Default::default(),
         }
     }

@@ -10,12 +10,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// An operation on the image file failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {error}")]
     Io {
         /// The operation.
         what: &'static str,
         /// The error of the operating system.
-        source: io::Error,
+        error: io::Error,
     },
     /// The file does not begin with a SquashFS superblock.
     #[error("not a SquashFS image: {0}")]
@@ -77,7 +77,7 @@ impl Error {
     /// Turns an [`io::Error`] into an [`Error::Io`] that names the operation:
     /// `.map_err(Error::io("reading a block"))`.
     pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> Error {
-        move |source| Error::Io { what, source }
+        move |error| Error::Io { what, error }
     }
 
     /// Returns true if the bytes of the image are the cause.

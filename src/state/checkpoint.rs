@@ -44,11 +44,7 @@ impl Log {
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(io::Error) -> StateError + use<> {
         let path = self.path.clone();
-        move |source| StateError::Io {
-            path,
-            doing,
-            source,
-        }
+        move |error| StateError::Io { path, doing, error }
     }
 }
 
@@ -66,10 +62,10 @@ impl StateDb {
         let has_leftover = path.symlink_metadata().is_ok();
         self.has_leftover.store(has_leftover, Ordering::Release);
         let applied = self.last_redo()?;
-        let failed = |source| StateError::Io {
+        let failed = |error| StateError::Io {
             path: path.clone(),
             doing: "open the redo log",
-            source,
+            error,
         };
         let (mut redo, left) = match Redo::open(&path, applied) {
             Err(e) if !has_leftover && is_out_of_space(&e) => {
@@ -118,10 +114,10 @@ impl StateDb {
                     }
                 }
             });
-        spawned.map(drop).map_err(|source| StateError::Io {
+        spawned.map(drop).map_err(|error| StateError::Io {
             path: self.path.clone(),
             doing: "start the thread that applies the redo log",
-            source,
+            error,
         })
     }
 

@@ -100,24 +100,24 @@ pub enum StateError {
         path: PathBuf,
     },
     /// A file operation failed.
-    #[error("{path}: cannot {doing}: {source}")]
+    #[error("{path}: cannot {doing}: {error}")]
     Io {
         /// The file.
         path: PathBuf,
         /// What was to be done.
         doing: &'static str,
         /// Why not.
-        source: io::Error,
+        error: io::Error,
     },
     /// SQLite refused, for any other reason.
-    #[error("{path}: cannot {doing}: {source}")]
+    #[error("{path}: cannot {doing}: {error}")]
     Sql {
         /// The database.
         path: PathBuf,
         /// What was to be done.
         doing: &'static str,
         /// Why not.
-        source: rusqlite::Error,
+        error: rusqlite::Error,
     },
 }
 
@@ -125,12 +125,12 @@ impl StateError {
     /// Returns true when there was no room: disk full or over quota.
     pub fn is_no_space(&self) -> bool {
         match self {
-            StateError::Sql { path, source, .. } => {
-                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
-                    || (is_about_own_files(source) && medium::is_full(path))
+            StateError::Sql { path, error, .. } => {
+                error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+                    || (is_about_own_files(error) && medium::is_full(path))
             }
-            StateError::Io { source, .. } => matches!(
-                source.kind(),
+            StateError::Io { error, .. } => matches!(
+                error.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
             ),
             _ => false,
@@ -140,7 +140,7 @@ impl StateError {
     /// Returns true when the database or its file system may only be read.
     pub fn is_read_only(&self) -> bool {
         match self {
-            StateError::Sql { path, source, .. } => match source.sqlite_error_code() {
+            StateError::Sql { path, error, .. } => match error.sqlite_error_code() {
                 Some(rusqlite::ErrorCode::ReadOnly) => true,
                 // SQLite keeps files beside the database also to read it.
                 Some(rusqlite::ErrorCode::CannotOpen) => path
@@ -148,7 +148,7 @@ impl StateError {
                     .is_some_and(|dir| access(dir, AccessFlags::W_OK).is_err()),
                 _ => false,
             },
-            StateError::Io { source, .. } => source.kind() == io::ErrorKind::ReadOnlyFilesystem,
+            StateError::Io { error, .. } => error.kind() == io::ErrorKind::ReadOnlyFilesystem,
             _ => false,
         }
     }

@@ -28,14 +28,14 @@ pub(super) fn check(path: &Path) -> Result<()> {
 }
 
 fn is_there(path: &Path) -> Result<bool> {
-    regular::exists(path).map_err(|source| {
-        if regular::as_not_regular(&source).is_some() {
+    regular::exists(path).map_err(|error| {
+        if regular::as_not_regular(&error).is_some() {
             StateError::NotADatabase {
                 path: path.to_owned(),
-                detail: source.to_string(),
+                detail: error.to_string(),
             }
         } else {
-            failed(path, source)
+            failed(path, error)
         }
     })
 }
@@ -68,15 +68,15 @@ fn check_journal(path: &Path) -> Result<()> {
         {
             Ok(())
         }
-        Err(source) => Err(failed(path, source)),
+        Err(error) => Err(failed(path, error)),
     }
 }
 
-fn failed(path: &Path, source: io::Error) -> StateError {
+fn failed(path: &Path, error: io::Error) -> StateError {
     StateError::Io {
         path: path.to_owned(),
         doing: "open the state database",
-        source,
+        error,
     }
 }
 

@@ -53,6 +53,7 @@ pub use history::{
     ImageId, ImageRow, NewImage, NewRevision, Revision, RevisionId, RevisionKind, Tag,
 };
 pub use id_map::{BadIdMap, IdMap, IdRun};
+pub use read_only::LockState;
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{
     InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit, RolledBack, StackLayer,
@@ -77,6 +78,15 @@ enum JournalMode {
     Rollback,
     /// None: a database in memory.
     Memory,
+}
+
+/// What a database contains when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// Nothing yet.
+    New,
+    /// The data of an environment.
+    Existing,
 }
 
 /// The database of one environment. Shared by reference between threads.
@@ -112,18 +122,18 @@ impl StateDb {
             .create_new(true)
             .mode(0o600)
             .open(path)
-            .map_err(|source| match source.kind() {
+            .map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => StateError::Exists {
                     path: path.to_owned(),
                 },
                 _ => StateError::Io {
                     path: path.to_owned(),
                     doing: "create the state database",
-                    source,
+                    error,
                 },
             })?;
         let conn = Self::connect(path)?;
-        let db = Self::configure(conn, path, JournalMode::Rollback, true)?;
+        let db = Self::configure(conn, path, JournalMode::Rollback, Content::New)?;
         migrations::create(&db.lock(), path, migrations::MIGRATIONS)?;
         Ok(db)
     }
@@ -147,7 +157,7 @@ impl StateDb {
         let had: String = conn
             .pragma_query_value(None, "journal_mode", |row| row.get(0))
             .map_err(fail)?;
-        let db = Self::configure(conn, path, JournalMode::Rollback, false)?;
+        let db = Self::configure(conn, path, JournalMode::Rollback, Content::Existing)?;
         if had == "wal" {
             // The shared memory of an earlier process is obsolete.
             std::fs::remove_file(beside(path, "-shm")).unwrap_or_default();
@@ -168,7 +178,7 @@ impl StateDb {
         let path = Path::new(":memory:");
         let conn = Connection::open_in_memory()
             .map_err(|e| sql_error(path, "open a database in memory", e))?;
-        let db = Self::configure(conn, path, JournalMode::Memory, true)?;
+        let db = Self::configure(conn, path, JournalMode::Memory, Content::New)?;
         migrations::create(&db.lock(), path, migrations::MIGRATIONS)?;
         Ok(db)
     }
@@ -230,11 +240,16 @@ impl StateDb {
     }
 
     /// Sets the options of the connection.
-    fn configure(conn: Connection, path: &Path, mode: JournalMode, new: bool) -> Result<StateDb> {
+    fn configure(
+        conn: Connection,
+        path: &Path,
+        mode: JournalMode,
+        content: Content,
+    ) -> Result<StateDb> {
         let fail = |e| sql_error(path, "configure the state database", e);
         conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
         conn.set_prepared_statement_cache_capacity(64);
-        if new {
+        if content == Content::New {
             conn.pragma_update(None, "page_size", PAGE_SIZE)
                 .map_err(fail)?;
         }
@@ -364,8 +379,8 @@ impl StateDb {
         read(&conn)
     }
 
-    fn sql(&self, doing: &'static str, source: rusqlite::Error) -> StateError {
-        sql_error(&self.path, doing, source)
+    fn sql(&self, doing: &'static str, error: rusqlite::Error) -> StateError {
+        sql_error(&self.path, doing, error)
     }
 
     fn conflict(&self, doing: &'static str, detail: impl Into<String>) -> StateError {
@@ -407,29 +422,25 @@ impl Drop for Rollback<'_> {
 }
 
 /// Converts an error of SQLite.
-fn sql_error(path: &Path, doing: &'static str, source: rusqlite::Error) -> StateError {
+fn sql_error(path: &Path, doing: &'static str, error: rusqlite::Error) -> StateError {
     let path = path.to_owned();
-    match source.sqlite_error_code() {
+    match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => StateError::NotADatabase {
             path,
             detail: "the file is not a SQLite database".to_owned(),
         },
         Some(ErrorCode::DatabaseCorrupt) => StateError::Corrupt {
             path,
-            detail: format!("{source} ({doing})"),
+            detail: format!("{error} ({doing})"),
         },
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StateError::Busy { path, doing }
         }
-        _ if is_of_value(&source) => StateError::Corrupt {
+        _ if is_of_value(&error) => StateError::Corrupt {
             path,
-            detail: format!("{source} ({doing})"),
+            detail: format!("{error} ({doing})"),
         },
-        _ => StateError::Sql {
-            path,
-            doing,
-            source,
-        },
+        _ => StateError::Sql { path, doing, error },
     }
 }
 

@@ -15,11 +15,20 @@ use super::{BUSY_TIMEOUT, JournalMode, Rollback, StateDb, files, migrations, sql
 /// How long to wait before checking for the journal again.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The state of the environment's lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockState {
+    /// A process holds it, and may have the database open.
+    Held,
+    /// No process holds it.
+    Free,
+}
+
 impl StateDb {
-    /// Opens the database for reading. `is_held` tells whether a process holds the environment's lock;
-    /// if none does, an interrupted transaction is rolled back and an older schema is upgraded first.
-    pub fn open_read_only(path: &Path, is_held: bool) -> Result<StateDb> {
-        if is_held {
+    /// Opens the database for reading. If no process holds the environment's lock, an interrupted
+    /// transaction is rolled back and an older schema is upgraded first.
+    pub fn open_read_only(path: &Path, lock: LockState) -> Result<StateDb> {
+        if lock == LockState::Held {
             return Self::open_file_read_only(path, BUSY_TIMEOUT);
         }
         match Self::open_file_read_only(path, Duration::ZERO) {

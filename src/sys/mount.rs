@@ -33,11 +33,20 @@ pub struct MountRequest {
     /// Whether other users may access the mount (needs `user_allow_other` in `/etc/fuse.conf`, or
     /// root).
     pub allow_other: bool,
-    /// Whether the kernel checks no permissions, so that the user can do everything in the mount
-    /// that root can do elsewhere. Excludes `allow_other`.
-    pub fakeroot: bool,
+    /// The rights of the user in the mount. [`Rights::Root`] excludes `allow_other`.
+    pub rights: Rights,
     /// Further options.
     pub options: MountOptions,
+}
+
+/// The rights of a user in their mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// The kernel checks permissions as in any file system.
+    Own,
+    /// The kernel checks no permissions, so that the user can do everything in the mount that root
+    /// can do elsewhere (`--fakeroot`).
+    Root,
 }
 
 /// Options that only mounts without a store change from their defaults.
@@ -138,11 +147,11 @@ impl MountRequest {
 
     /// Returns the options that control access.
     fn access_options(&self) -> &'static str {
-        match (self.fakeroot, self.allow_other) {
+        match (self.rights, self.allow_other) {
             // Without permission checks, other users must not have access.
-            (true, _) => "",
-            (false, false) => ",default_permissions",
-            (false, true) => ",default_permissions,allow_other",
+            (Rights::Root, _) => "",
+            (Rights::Own, false) => ",default_permissions",
+            (Rights::Own, true) => ",default_permissions,allow_other",
         }
     }
 }
@@ -201,7 +210,7 @@ fn device_denied(source: io::Error) -> MountError {
     MountError::DeviceDenied {
         mode,
         owner,
-        source,
+        error: source,
     }
 }
 
@@ -216,7 +225,7 @@ pub fn test_mount_at(path: &Path) -> Result<(), MountError> {
         mount_point: path.to_path_buf(),
         id: format!("test-{}", std::process::id()),
         allow_other: false,
-        fakeroot: false,
+        rights: Rights::Own,
         options: Default::default(),
     };
     let device = mount(&request)?;

@@ -23,17 +23,17 @@ const MAX_PART: usize = 3000;
 
 /// A walk could not enter a directory, or return to it.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {path}: {source}")]
+#[error("cannot read {path}: {error}")]
 pub struct WalkError {
     /// The directory.
     pub path: PathBuf,
     /// The cause.
-    pub source: io::Error,
+    pub error: io::Error,
 }
 
 impl From<WalkError> for io::Error {
     fn from(failed: WalkError) -> io::Error {
-        failed.source
+        failed.error
     }
 }
 
@@ -126,9 +126,9 @@ pub fn walk_from<V: Visitor>(
     visitor: &mut V,
 ) -> Result<(), V::Error> {
     let mut names: Vec<Vec<u8>> = Vec::new();
-    let mut fd = root_fd.try_clone().map_err(|source| WalkError {
+    let mut fd = root_fd.try_clone().map_err(|error| WalkError {
         path: root.to_owned(),
-        source,
+        error,
     })?;
     let mut next = Some(tag);
     let mut levels: Vec<Level<V::Tag>> = Vec::new();
@@ -228,7 +228,7 @@ fn open_dir(dir: impl AsFd, name: &OsStr, flags: OFlag) -> Result<OwnedFd, Errno
 fn failed(path: &Path) -> impl Fn(Errno) -> WalkError {
     move |errno| WalkError {
         path: path.to_owned(),
-        source: errno.into(),
+        error: errno.into(),
     }
 }
 
@@ -339,7 +339,7 @@ impl Visitor for Remover {
     }
 
     fn on_error(&mut self, failed: WalkError) -> io::Result<()> {
-        allow_missing(Err(failed.source))
+        allow_missing(Err(failed.error))
     }
 }
 

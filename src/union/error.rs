@@ -8,17 +8,17 @@ use crate::{squashfs, state};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An error that POSIX specifies for the call (`ENOENT`, `EEXIST`, `ENOTEMPTY`, …).
-    #[error("{0}")]
+    #[error(transparent)]
     Posix(#[from] Errno),
     /// An image could not be read or is damaged.
     #[error("image: {0}")]
-    Image(#[from] squashfs::Error),
+    Image(squashfs::Error),
     /// The state database failed.
     #[error("state: {0}")]
-    State(#[from] state::StateError),
+    State(state::StateError),
     /// The upper directory failed.
     #[error("upper directory: {0}")]
-    Upper(#[from] std::io::Error),
+    Upper(std::io::Error),
     /// A commit is running or was interrupted, so changes are in several layers.
     #[error("a commit is running or was interrupted; commit again, or discard everything")]
     CommitUnfinished,
@@ -36,3 +36,21 @@ pub enum Error {
 
 /// Result of a union operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<squashfs::Error> for Error {
+    fn from(error: squashfs::Error) -> Error {
+        Error::Image(error)
+    }
+}
+
+impl From<state::StateError> for Error {
+    fn from(error: state::StateError) -> Error {
+        Error::State(error)
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Error {
+        Error::Upper(error)
+    }
+}

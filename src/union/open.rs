@@ -311,7 +311,7 @@ pub fn open_image(
         (false, _) => {
             let file = regular::open(&path).map_err(|e| crate::squashfs::Error::Io {
                 what: "opening an image",
-                source: std::io::Error::new(e.kind(), format!("{}: {e}", path.display())),
+                error: std::io::Error::new(e.kind(), format!("{}: {e}", path.display())),
             })?;
             Image::open_file(file, options.reader.clone())?
         }

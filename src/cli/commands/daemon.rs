@@ -6,6 +6,7 @@ use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::host;
+use crate::sys::mount::Rights;
 
 /// Serve an environment (for internal use).
 #[derive(Debug, ClapArgs)]
@@ -33,8 +34,12 @@ impl Args {
             }
             Err(_) => (String::new(), crate::daemon::runtime::RuntimeDir::open()),
         };
+        let rights = match self.fakeroot {
+            true => Rights::Root,
+            false => Rights::Own,
+        };
         host::run(&id, &runtime, || match found {
-            Ok(env) => backend::mount(&env.environment, self.fakeroot),
+            Ok(env) => backend::mount(&env.environment, rights),
             Err(error) => Err(to_failure(error)),
         })
         .map_err(CommandError::from)

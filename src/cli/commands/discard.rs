@@ -51,7 +51,7 @@ impl Args {
                 return Ok(());
             }
             let question = format!("{}: discard {}?", env.name(), describe(&found));
-            context.output.confirm(&question, false)?;
+            context.output.confirm(&question)?;
         }
         let progress = context.output.progress();
         let discarded = service.discard(&selection, &progress)?;

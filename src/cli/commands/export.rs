@@ -57,7 +57,9 @@ impl Args {
             None => None,
         };
         let source = backend::image_file(&env.environment, revision)?;
-        new_file::refuse_existing(file, self.force)?;
+        if !self.force {
+            new_file::refuse_existing(file)?;
+        }
         let progress = context.output.progress();
         let bytes = copy(&source, file, &self.exclude, &progress)?;
         progress.finish();

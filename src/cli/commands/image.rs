@@ -124,12 +124,28 @@ struct Verified {
     directory_link_mismatches: u64,
 }
 
+/// How a result is printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
+}
+
+impl Format {
+    fn of(json: bool) -> Format {
+        match json {
+            true => Format::Json,
+            false => Format::Text,
+        }
+    }
+}
+
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         match &self.action {
             Action::Pack(args) => args.run(context),
-            Action::Info { image, json } => info(context, image, *json),
+            Action::Info { image, json } => info(context, image, Format::of(*json)),
             Action::Ls {
                 image,
                 path,
@@ -137,10 +153,14 @@ impl Args {
                 null,
             } => {
                 let path = path.as_deref().unwrap_or(Path::new(""));
-                list(context, image, path, *recursive, *null)
+                let options = ListOptions {
+                    recursive: *recursive,
+                    null: *null,
+                };
+                list(context, image, path, options)
             }
             Action::Cat { image, path } => cat(context, image, path),
-            Action::Verify { image, json } => verify_image(context, image, *json),
+            Action::Verify { image, json } => verify_image(context, image, Format::of(*json)),
         }
     }
 }
@@ -148,7 +168,7 @@ impl Args {
 fn failed(file: &Path) -> impl Fn(squashfs::Error) -> CommandError + '_ {
     move |error| {
         let kind = match error {
-            squashfs::Error::Io { ref source, .. } if source.kind() == ErrorKind::NotFound => {
+            squashfs::Error::Io { ref error, .. } if error.kind() == ErrorKind::NotFound => {
                 Kind::NotFound
             }
             squashfs::Error::Io { .. } => Kind::System,
@@ -170,7 +190,7 @@ fn open(file: &ImageFile) -> Result<Image> {
     opened.map_err(failed(&file.file))
 }
 
-fn info(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
+fn info(context: &Context, file: &ImageFile, format: Format) -> Result<()> {
     let image = open(file)?;
     let superblock = image.superblock();
     let data = image.data_area();
@@ -209,7 +229,7 @@ fn info(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
         })?,
         offset: image.offset(),
     };
-    if json {
+    if format == Format::Json {
         return context.output.json(&info);
     }
     let out = &context.output;
@@ -267,18 +287,21 @@ fn find(image: &Image, file: &Path, path: &Path) -> Result<Inode> {
     Ok(inode)
 }
 
-fn list(
-    context: &Context,
-    file: &ImageFile,
-    path: &Path,
+/// How a directory is listed.
+#[derive(Clone, Copy)]
+struct ListOptions {
+    /// With all directories below it.
     recursive: bool,
+    /// Only paths, each followed by a NUL byte.
     null: bool,
-) -> Result<()> {
+}
+
+fn list(context: &Context, file: &ImageFile, path: &Path, options: ListOptions) -> Result<()> {
     let image = open(file)?;
     let file = file.file.as_path();
     let dir = find(&image, file, path)?;
     if dir.kind() != InodeKind::Directory {
-        return match null {
+        return match options.null {
             true => context.output.fields([path.as_os_str().as_bytes()]),
             false => context.output.line(quoted(path)),
         };
@@ -287,8 +310,8 @@ fn list(
     let mut seen = HashSet::from([dir.number]);
     let mut pending = vec![(Vec::new(), dir)];
     while let Some((above, dir)) = pending.pop() {
-        let below = list_one(context, &image, file, &above, &dir, null)?;
-        if recursive {
+        let below = list_one(context, &image, file, &above, &dir, options)?;
+        if options.recursive {
             for (path, dir) in below.into_iter().rev() {
                 if !seen.insert(dir.number) {
                     let message = format!(
@@ -312,7 +335,7 @@ fn list_one(
     file: &Path,
     above: &[u8],
     dir: &Inode,
-    null: bool,
+    options: ListOptions,
 ) -> Result<Vec<(Vec<u8>, Inode)>> {
     let mut below = Vec::new();
     for (name, entry) in image.read_dir(dir).map_err(failed(file))?.iter() {
@@ -331,7 +354,7 @@ fn list_one(
             image.gid(&inode).map_err(failed(file))?,
         );
         let path = [above, name].concat();
-        if null {
+        if options.null {
             context.output.fields([&path])?;
         } else {
             let mut line = format!(
@@ -370,7 +393,7 @@ fn cat(context: &Context, file: &ImageFile, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn verify_image(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
+fn verify_image(context: &Context, file: &ImageFile, format: Format) -> Result<()> {
     let image = open(file)?;
     let file = file.file.as_path();
     let bar = context.output.progress();
@@ -387,7 +410,7 @@ fn verify_image(context: &Context, file: &ImageFile, json: bool) -> Result<()> {
     });
     bar.finish();
     let report = report.map_err(failed(file))?;
-    if json {
+    if format == Format::Json {
         return context.output.json(&Verified {
             inodes: report.inodes,
             unreached: report.unreached,

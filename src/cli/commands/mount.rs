@@ -12,6 +12,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::mount_options::{self, Options};
 use crate::daemon::direct::{self, DirectMount};
 use crate::environment::Layout;
+use crate::sys::mount::Rights;
 use crate::sys::process;
 use crate::sys::text::{Text, quoted};
 
@@ -106,7 +107,11 @@ impl Args {
             None => None,
         };
         let env = context.environment(name)?;
-        if env.ensure_mounted_with(self.fakeroot)?.is_none() && !env.is_read_only() {
+        let rights = match self.fakeroot {
+            true => Rights::Root,
+            false => Rights::Own,
+        };
+        if env.ensure_mounted_with(rights)?.is_none() && !env.is_read_only() {
             context.output.warn(format!(
                 "{0} is mounted, but its daemon is unreachable: its socket no longer exists; to restore \
                  it: envfs unmount {0} && envfs mount {0}",

@@ -44,13 +44,15 @@ impl Args {
             size(bytes)
         );
         let backup = in_place::backup(&env)?.filter(|backup| backup.exists);
-        if backup.is_some() && !self.yes {
-            context.output.note(format!(
-                "{0} was imported in place: envfs import --undo {0} puts the original directory back",
-                env.name()
-            ));
+        if !self.yes {
+            if backup.is_some() {
+                context.output.note(format!(
+                    "{0} was imported in place: envfs import --undo {0} puts the original directory back",
+                    env.name()
+                ));
+            }
+            context.output.confirm(&question)?;
         }
-        context.output.confirm(&question, self.yes)?;
         let (name, prefix) = (env.name().to_owned(), env.target.prefix.clone());
         remove_environment(env)?;
         context.output.note(format!("removed {name}"));

@@ -42,7 +42,9 @@ impl Args {
                 env.name(),
                 output::changes(&changes)
             );
-            context.output.confirm(&question, self.yes)?;
+            if !self.yes {
+                context.output.confirm(&question)?;
+            }
         }
         let options = RollbackOptions {
             revision,

@@ -48,7 +48,11 @@ impl Args {
     }
 
     fn one(&self, context: &Context, env: &Env) -> Result<()> {
-        if env.unmount_read_only(self.lazy)? {
+        let mode = match self.lazy {
+            true => UnmountMode::Lazy,
+            false => UnmountMode::Plain,
+        };
+        if env.unmount_read_only(mode)? {
             context.output.note(format!("{} is unmounted", env.name()));
             return Ok(());
         }
@@ -56,10 +60,6 @@ impl Args {
             context
                 .output
                 .note("waiting for the daemon to finish an earlier operation (usually a commit)");
-        };
-        let mode = match self.lazy {
-            true => UnmountMode::Lazy,
-            false => UnmountMode::Plain,
         };
         match lifecycle::ensure_unmounted(&env.target, &env.runtime, mode, &slow)? {
             None if self.all => {}

@@ -46,7 +46,9 @@ impl Args {
         if self.repair && !verified.problems.is_empty() {
             let question =
                 format!("{name}: repair this and drop changes whose content is missing?");
-            context.output.confirm(&question, self.yes)?;
+            if !self.yes {
+                context.output.confirm(&question)?;
+            }
             for line in backend::repair(&environment)? {
                 context.output.note(line);
             }

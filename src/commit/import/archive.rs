@@ -211,13 +211,13 @@ impl Unpacking<'_> {
         let mut notes = Vec::new();
         if self.absolute_names > 0 {
             notes.push(format!(
-                "removed the leading / from names in the archive ({} times)",
+                "{} names in the archive begin with /, which was removed",
                 self.absolute_names
             ));
         }
         if self.trimmed_links > 0 {
             notes.push(format!(
-                "removed a leading / or everything up to .. from targets of hard links ({} times)",
+                "{} hard links have an absolute target or one with .., which was shortened to a path in the archive",
                 self.trimmed_links
             ));
         }

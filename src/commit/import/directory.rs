@@ -106,10 +106,10 @@ impl Visitor for Count<'_> {
 /// Reads the entries of a directory that are not excluded, in the order of names.
 fn read_dir(here: &CurrentDir<'_>, exclude: &Exclude) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    let failed = |source| CommitError::Io {
+    let failed = |error| CommitError::Io {
         doing: "read",
         path: here.full_path(),
-        source,
+        error,
     };
     for entry in fs::read_dir(here.path()).map_err(failed)? {
         let entry = entry.map_err(failed)?;

@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 use std::process::Command;
 use std::sync::atomic::AtomicU32;
+use std::time::SystemTime;
 
+use super::note::*;
 use super::*;
 
 const HOLD_IN: &str = "ENVFS_TEST_HOLD_LOCK_IN";
@@ -21,7 +23,7 @@ fn unsupported_flock(_: &File) -> io::Result<()> {
 }
 
 fn leased(layout: &Layout) -> Attempt {
-    EnvLock::attempt(layout, "lease", false, unsupported_flock).unwrap()
+    EnvLock::attempt(layout, "lease", Reach::ThisHost, unsupported_flock).unwrap()
 }
 
 /// Behaves like `flock` on a shared file system where locks are local to each host.
@@ -139,7 +141,8 @@ fn a_lease_is_the_lock_where_flock_is_unsupported() {
 #[test]
 fn the_lease_decides_where_flock_is_local_to_each_host() {
     let (_dir, layout) = home();
-    let attempt = || EnvLock::attempt(&layout, "shared", true, host_local_flock).unwrap();
+    let attempt =
+        || EnvLock::attempt(&layout, "shared", Reach::OtherHosts, host_local_flock).unwrap();
     let Attempt::Acquired(first) = attempt() else {
         panic!("the lock is free");
     };

@@ -13,9 +13,13 @@ impl BlockSize {
     /// A block of zeros that is not stored.
     pub const HOLE: BlockSize = BlockSize(0);
 
-    /// Returns the word for `stored` bytes in the file (at most 1 MiB).
-    pub fn new(stored: u32, compressed: bool) -> Self {
-        BlockSize(stored | if compressed { 0 } else { Self::UNCOMPRESSED })
+    /// Returns the word for `stored` compressed bytes in the file (at most 1 MiB).
+    pub fn compressed(stored: u32) -> Self {
+        BlockSize(stored)
+    }
+    /// Returns the word for `stored` uncompressed bytes in the file (at most 1 MiB).
+    pub fn uncompressed(stored: u32) -> Self {
+        BlockSize(stored | Self::UNCOMPRESSED)
     }
     /// Returns the number of bytes in the file.
     pub fn stored(self) -> u32 {
@@ -79,12 +83,12 @@ mod tests {
 
     #[test]
     fn block_sizes_round_trip() {
-        let block = BlockSize::new(4096, false);
+        let block = BlockSize::uncompressed(4096);
         assert_eq!(
             (block.stored(), block.is_compressed(), block.is_hole()),
             (4096, false, false)
         );
-        assert!(block.is_valid(4096) && !BlockSize::new(4097, true).is_valid(4096));
+        assert!(block.is_valid(4096) && !BlockSize::compressed(4097).is_valid(4096));
         assert!(!BlockSize(1 << 25).is_valid(1 << 20) && BlockSize::HOLE.is_hole());
     }
 
@@ -92,7 +96,7 @@ mod tests {
     fn fragment_round_trips() {
         let entry = FragmentEntry {
             start: 1 << 40,
-            size: BlockSize::new(9, true),
+            size: BlockSize::compressed(9),
         };
         assert_eq!(FragmentEntry::parse(&entry.to_bytes()).unwrap(), entry);
     }

@@ -160,12 +160,11 @@ pub struct FileBody {
 
 impl FileBody {
     /// Returns the number of words in the block list. A tail in a fragment has none.
-    pub fn block_count(size: u64, block_size: u32, has_fragment: bool) -> u64 {
+    pub fn block_count(size: u64, block_size: u32, fragment: Option<FragmentRef>) -> u64 {
         let block_size = u64::from(block_size);
-        if has_fragment {
-            size / block_size
-        } else {
-            size.div_ceil(block_size)
+        match fragment {
+            Some(_) => size / block_size,
+            None => size.div_ceil(block_size),
         }
     }
 }
@@ -213,16 +212,20 @@ impl Inode {
         if uid_idx >= context.ids || gid_idx >= context.ids {
             return Err(bad(format!("ids {uid_idx}, {gid_idx} of {}", context.ids)));
         }
+        let form = match kind {
+            ..=7 => Form::Basic,
+            _ => Form::Extended,
+        };
         let Rest { body, nlink, xattr } = match kind {
             1 => Rest::directory(source, at)?,
             8 => Rest::extended_directory(source, at)?,
             2 => Rest::file(source, at, context)?,
             9 => Rest::extended_file(source, at, context)?,
-            3 | 10 => Rest::symlink(source, at, kind == 10)?,
-            4 | 11 => Rest::device(source, InodeBody::BlockDevice, kind == 11)?,
-            5 | 12 => Rest::device(source, InodeBody::CharDevice, kind == 12)?,
-            6 | 13 => Rest::plain(source, InodeBody::Fifo, kind == 13)?,
-            7 | 14 => Rest::plain(source, InodeBody::Socket, kind == 14)?,
+            3 | 10 => Rest::symlink(source, at, form)?,
+            4 | 11 => Rest::device(source, InodeBody::BlockDevice, form)?,
+            5 | 12 => Rest::device(source, InodeBody::CharDevice, form)?,
+            6 | 13 => Rest::plain(source, InodeBody::Fifo, form)?,
+            7 | 14 => Rest::plain(source, InodeBody::Socket, form)?,
             _ => return Err(bad(format!("type {kind}"))),
         };
         if nlink == 0 {
@@ -326,6 +329,13 @@ impl Inode {
     }
 }
 
+/// The form of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Basic,
+    Extended,
+}
+
 /// The part of an inode after the header that all kinds share.
 struct Rest {
     body: InodeBody,
@@ -406,7 +416,7 @@ impl Rest {
         })
     }
 
-    fn symlink(source: &mut impl Source, at: u64, is_extended: bool) -> Result<Rest> {
+    fn symlink(source: &mut impl Source, at: u64, form: Form) -> Result<Rest> {
         let bad = |detail: String| Error::corrupt("inode", at, detail);
         let nlink = source.u32()?;
         let len = source.u32()? as usize;
@@ -420,40 +430,39 @@ impl Rest {
         Ok(Rest {
             body: InodeBody::Symlink(target),
             nlink,
-            xattr: read_xattr(source, is_extended)?,
+            xattr: read_xattr(source, form)?,
         })
     }
 
     fn device(
         source: &mut impl Source,
         body: impl FnOnce(u32) -> InodeBody,
-        is_extended: bool,
+        form: Form,
     ) -> Result<Rest> {
         let nlink = source.u32()?;
         let device = source.u32()?;
         Ok(Rest {
             body: body(device),
             nlink,
-            xattr: read_xattr(source, is_extended)?,
+            xattr: read_xattr(source, form)?,
         })
     }
 
-    fn plain(source: &mut impl Source, body: InodeBody, is_extended: bool) -> Result<Rest> {
+    fn plain(source: &mut impl Source, body: InodeBody, form: Form) -> Result<Rest> {
         let nlink = source.u32()?;
         Ok(Rest {
             body,
             nlink,
-            xattr: read_xattr(source, is_extended)?,
+            xattr: read_xattr(source, form)?,
         })
     }
 }
 
 /// Reads the xattr index that ends an extended inode.
-fn read_xattr(source: &mut impl Source, is_extended: bool) -> Result<u32> {
-    if is_extended {
-        source.u32()
-    } else {
-        Ok(NO_XATTR)
+fn read_xattr(source: &mut impl Source, form: Form) -> Result<u32> {
+    match form {
+        Form::Extended => source.u32(),
+        Form::Basic => Ok(NO_XATTR),
     }
 }
 
@@ -504,7 +513,7 @@ fn read_file(
             return bad(format!("{tail} bytes at {} of a fragment", fragment.offset));
         }
     }
-    let count = FileBody::block_count(size, context.block_size, fragment.is_some());
+    let count = FileBody::block_count(size, context.block_size, fragment);
     if count > MAX_BLOCKS_PER_FILE {
         return Err(Error::Unsupported(format!("a file of {count} blocks")));
     }

@@ -16,7 +16,14 @@ pub(super) struct Cursor<'a> {
     position: u64,
     block: Arc<MetadataBlock>,
     offset: usize,
-    cached: bool,
+    caching: Caching,
+}
+
+/// How a cursor uses the cache of metadata blocks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caching {
+    Use,
+    Bypass,
 }
 
 impl<'a> Cursor<'a> {
@@ -27,13 +34,13 @@ impl<'a> Cursor<'a> {
         table: Range<u64>,
         place: InodeRef,
     ) -> Result<Self> {
-        Self::open(blocks, what, table, place, true)
+        Self::open(blocks, what, table, place, Caching::Use)
     }
 
     /// Starts at the beginning of a table and bypasses the cache, for one pass over the whole
     /// table.
     pub(super) fn scan(blocks: &'a Blocks, what: &'static str, table: Range<u64>) -> Result<Self> {
-        Self::open(blocks, what, table, InodeRef::default(), false)
+        Self::open(blocks, what, table, InodeRef::default(), Caching::Bypass)
     }
 
     fn open(
@@ -41,14 +48,14 @@ impl<'a> Cursor<'a> {
         what: &'static str,
         table: Range<u64>,
         place: InodeRef,
-        cached: bool,
+        caching: Caching,
     ) -> Result<Self> {
         let position = table
             .start
             .checked_add(place.block())
             .filter(|position| *position < table.end)
             .ok_or_else(|| Error::corrupt(what, place.0, "a reference beyond its table"))?;
-        let block = fetch(blocks, what, position, table.end, cached)?;
+        let block = fetch(blocks, what, position, table.end, caching)?;
         let offset = usize::from(place.offset());
         // An offset past the block must not be subtracted from its length.
         if offset >= block.bytes.len() {
@@ -68,7 +75,7 @@ impl<'a> Cursor<'a> {
             position,
             block,
             offset,
-            cached,
+            caching,
         })
     }
 
@@ -90,7 +97,7 @@ impl<'a> Cursor<'a> {
                 ));
             }
             let next = self.block.next;
-            self.block = fetch(self.blocks, self.what, next, self.table.end, self.cached)?;
+            self.block = fetch(self.blocks, self.what, next, self.table.end, self.caching)?;
             self.position = next;
             self.offset = 0;
         }
@@ -116,12 +123,11 @@ fn fetch(
     what: &'static str,
     at: u64,
     end: u64,
-    cached: bool,
+    caching: Caching,
 ) -> Result<Arc<MetadataBlock>> {
-    if cached {
-        blocks.metadata(what, at, end)
-    } else {
-        blocks.load_metadata(what, at, end).map(Arc::new)
+    match caching {
+        Caching::Use => blocks.metadata(what, at, end),
+        Caching::Bypass => blocks.load_metadata(what, at, end).map(Arc::new),
     }
 }
 

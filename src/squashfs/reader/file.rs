@@ -27,6 +27,13 @@ pub struct FileLayout {
     stored: u64,
 }
 
+/// A part of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Region {
+    Data,
+    Hole,
+}
+
 impl FileLayout {
     /// Returns the position of the first data block in the image. The others follow without gaps.
     pub fn start(&self) -> u64 {
@@ -80,7 +87,8 @@ impl FileLayout {
 
     /// Returns the first byte at or after `offset` that is not in a hole, or `None`.
     pub fn next_data(&self, offset: u64) -> Option<u64> {
-        self.next(offset, false).filter(|found| *found < self.size)
+        self.next(offset, Region::Data)
+            .filter(|found| *found < self.size)
     }
     /// Returns the first byte at or after `offset` that is in a hole; the end of the file counts as
     /// one. `None` past the end.
@@ -88,10 +96,10 @@ impl FileLayout {
         if offset >= self.size {
             None
         } else {
-            Some(self.next(offset, true).unwrap_or(self.size))
+            Some(self.next(offset, Region::Hole).unwrap_or(self.size))
         }
     }
-    fn next(&self, offset: u64, hole: bool) -> Option<u64> {
+    fn next(&self, offset: u64, region: Region) -> Option<u64> {
         if offset >= self.size {
             return None;
         }
@@ -102,7 +110,7 @@ impl FileLayout {
                 .ok()
                 .and_then(|index| self.blocks.get(index))
                 .is_some_and(|block| block.is_hole());
-            (is_hole == hole).then(|| (index * block_size).max(offset))
+            (is_hole == (region == Region::Hole)).then(|| (index * block_size).max(offset))
         })
     }
 

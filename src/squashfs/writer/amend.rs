@@ -27,7 +27,7 @@ impl ImageAmender {
     /// Starts a new image in a file that is created or emptied.
     ///
     /// Fails with [`WriteError::Amend`](super::WriteError::Amend) if the tables of the old image
-    /// have to be written anew.
+    /// cannot be amended.
     pub fn create(path: &Path, old: &Image, options: AmendOptions) -> Result<Self> {
         let old = OldData::new(old, Carry::Amend)?;
         let tables = OldTables::new(old.clone())?;

@@ -37,7 +37,7 @@ impl<'s> Blocks<'s> {
     pub(super) fn open(source: &'s dyn Source, size: u64, block_size: usize) -> Result<Self> {
         let content = source.open().map_err(|error| WriteError::Source {
             label: source.label(),
-            source: error,
+            error,
         })?;
         Ok(Blocks {
             source,
@@ -57,9 +57,9 @@ impl<'s> Blocks<'s> {
 
     fn failed(&self) -> impl Fn(std::io::Error) -> WriteError + use<> {
         let label = self.source.label();
-        move |source| WriteError::Source {
+        move |error| WriteError::Source {
             label: label.clone(),
-            source,
+            error,
         }
     }
 

@@ -10,7 +10,7 @@ use crate::squashfs::reader::Image;
 /// How an old image is carried over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Carry {
-    /// The whole data area stays at its positions. All tables are written anew.
+    /// The whole data area stays at its positions. All tables are written.
     Append,
     /// Only live data is copied. Fragment blocks of which at least this percentage is dead are
     /// repacked.
@@ -200,7 +200,7 @@ pub(super) fn check_range(old: &OldData, start: u64, len: u64) -> Result<()> {
 /// Returns an error for a file that cannot be carried into an image of this block size.
 pub(super) fn check_blocks(layout: &FileBody, block_size: u32, old: &OldData) -> Result<()> {
     let (size, block) = (layout.size, u64::from(block_size));
-    let wanted = FileBody::block_count(size, block_size, layout.fragment.is_some());
+    let wanted = FileBody::block_count(size, block_size, layout.fragment);
     let blocks = &layout.blocks;
     if blocks.len() as u64 != wanted || blocks.iter().any(|word| !word.is_valid(block_size)) {
         return Err(WriteError::Carry(format!(

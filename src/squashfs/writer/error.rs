@@ -15,12 +15,12 @@ pub enum WriteError {
     #[error(transparent)]
     Image(#[from] squashfs::Error),
     /// A file's content could not be read.
-    #[error("reading {label}: {source}")]
+    #[error("cannot read {label}: {error}")]
     Source {
         /// The source's own name for itself.
         label: String,
         /// The error of the operating system.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file changed: it had another length when it was read than when it was pushed.
     #[error("{label} changed while it was read: expected {expected} bytes, found {found}")]
@@ -43,7 +43,7 @@ pub enum WriteError {
     /// Data cannot be carried over: there is no old image, or it does not fit.
     #[error("cannot carry data over: {0}")]
     Carry(String),
-    /// The tables of the old image cannot be amended and have to be written anew.
+    /// The tables of the old image cannot be amended, so all tables have to be written.
     #[error("the tables of the old image cannot be amended: {0}")]
     Amend(String),
     /// The caller cancelled the operation.
@@ -87,6 +87,6 @@ impl WriteError {
     /// Turns an I/O error on the image file into a [`WriteError::Image`]:
     /// `.map_err(WriteError::io("writing blocks"))`.
     pub(super) fn io(what: &'static str) -> impl FnOnce(io::Error) -> WriteError {
-        move |source| WriteError::Image(squashfs::Error::Io { what, source })
+        move |error| WriteError::Image(squashfs::Error::Io { what, error })
     }
 }

@@ -311,6 +311,15 @@ fn truncate(hash: &blake3::Hash) -> Digest {
     digest
 }
 
+/// How a block of zeros is stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Zeros {
+    /// As a hole.
+    Hole,
+    /// As data: a fragment block cannot be a hole.
+    Data,
+}
+
 /// A worker. It prefers fragment and file blocks to small files.
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -368,7 +377,7 @@ impl Worker {
                 hash,
             } => {
                 let hash = hash.unwrap_or_else(|| blake3::hash(&raw));
-                let stored = self.store(raw, true)?;
+                let stored = self.store(raw, Zeros::Hole)?;
                 Done::Piece {
                     seq,
                     piece: Piece::Block { stored, hash, last },
@@ -377,7 +386,7 @@ impl Worker {
             Work::Fragment { slot, index, raw } => Done::Fragment {
                 slot,
                 index,
-                stored: self.store(raw, false)?,
+                stored: self.store(raw, Zeros::Data)?,
             },
         };
         // If the assembler has ended, a failure has been recorded.
@@ -385,10 +394,10 @@ impl Worker {
         Ok(())
     }
 
-    fn store(&mut self, raw: Vec<u8>, may_be_hole: bool) -> Result<Stored> {
+    fn store(&mut self, raw: Vec<u8>, zeros: Zeros) -> Result<Stored> {
         // At most a block, 1 MiB.
         let raw_len = raw.len() as u32;
-        if may_be_hole && is_zero(&raw) {
+        if zeros == Zeros::Hole && is_zero(&raw) {
             self.shared.recycle(raw);
             return Ok(Stored {
                 bytes: Vec::new(),
@@ -403,7 +412,7 @@ impl Worker {
                 .map_err(WriteError::Image)?
             {
                 self.shared.recycle(raw);
-                let word = BlockSize::new(out.len() as u32, true);
+                let word = BlockSize::compressed(out.len() as u32);
                 return Ok(Stored {
                     bytes: out,
                     word,
@@ -412,7 +421,7 @@ impl Worker {
             }
             self.shared.recycle(out);
         }
-        let word = BlockSize::new(raw_len, false);
+        let word = BlockSize::uncompressed(raw_len);
         Ok(Stored {
             bytes: raw,
             word,
@@ -432,9 +441,9 @@ fn read_small(shared: &Shared, files: Vec<SmallFile>) -> Result<Piece> {
     content.reserve(total);
     let mut found = Vec::with_capacity(files.len());
     for file in files {
-        let source_error = |source| WriteError::Source {
+        let source_error = |error| WriteError::Source {
             label: file.source.label(),
-            source,
+            error,
         };
         let mut reader = file.source.open().map_err(source_error)?;
         let from = content.len();
@@ -497,7 +506,7 @@ pub(super) fn check_end(
             Err(error) => {
                 return Err(WriteError::Source {
                     label: source.label(),
-                    source: error,
+                    error,
                 });
             }
         }

@@ -9,7 +9,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 fn in_the_middle(path: &Path) -> tempfile::TempDir {
     let elsewhere = tempfile::tempdir().unwrap();
     let conn = StateDb::connect(path).unwrap();
-    let db = StateDb::configure(conn, path, JournalMode::Rollback, false).unwrap();
+    let db = StateDb::configure(conn, path, JournalMode::Rollback, Content::Existing).unwrap();
     let conn = db.lock();
     conn.execute_batch(
         "PRAGMA cache_size = 2; BEGIN IMMEDIATE; \
@@ -91,8 +91,8 @@ fn a_look_changes_nothing_beside_a_writer_and_after_one() {
     db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])
         .unwrap();
     let before = files(dir.path());
-    for is_held in [true, false] {
-        let seen = StateDb::open_read_only(&path, is_held).unwrap();
+    for lock in [LockState::Held, LockState::Free] {
+        let seen = StateDb::open_read_only(&path, lock).unwrap();
         assert_eq!(seen.stack().unwrap().len(), 2);
         assert!(seen.set_image_fingerprint(b"b").unwrap_err().is_read_only());
         seen.close().unwrap();
@@ -101,7 +101,7 @@ fn a_look_changes_nothing_beside_a_writer_and_after_one() {
     db.end_clean().unwrap();
     drop(db);
     let before = files(dir.path());
-    StateDb::open_read_only(&path, false)
+    StateDb::open_read_only(&path, LockState::Free)
         .unwrap()
         .stack()
         .unwrap();
@@ -129,7 +129,7 @@ fn a_database_with_a_write_ahead_log_is_read_whole() {
         }
         let path = old.path().join("state.db");
         let db = match look {
-            true => StateDb::open_read_only(&path, false).unwrap(),
+            true => StateDb::open_read_only(&path, LockState::Free).unwrap(),
             false => StateDb::open(&path).unwrap(),
         };
         assert_eq!(db.load_layer(layer).unwrap().entries.len(), 1);
@@ -147,7 +147,10 @@ fn what_is_no_regular_file_is_no_database() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     let refused = |what: &str| {
-        for opened in [StateDb::open(&path), StateDb::open_read_only(&path, false)] {
+        for opened in [
+            StateDb::open(&path),
+            StateDb::open_read_only(&path, LockState::Free),
+        ] {
             let refused = opened.unwrap_err();
             assert!(matches!(refused, StateError::NotADatabase { .. }));
             assert!(refused.to_string().contains(what), "{refused}");

@@ -15,14 +15,14 @@ pub enum MountError {
     #[error("{DEVICE} does not exist: FUSE is not available on this system or in this container")]
     NoDevice,
     /// The device exists, but may not be opened.
-    #[error("cannot open {DEVICE} (mode {mode:04o}, owner {owner}): {source}")]
+    #[error("cannot open {DEVICE} (mode {mode:04o}, owner {owner}): {error}")]
     DeviceDenied {
         /// Permission bits of the device.
         mode: u32,
         /// Owner of the device.
         owner: String,
         /// The cause.
-        source: io::Error,
+        error: io::Error,
     },
     /// The caller is not root, and the helper for ordinary users does not exist.
     #[error("mounting needs root or the setuid helper fusermount3, which is not in PATH")]
@@ -52,14 +52,14 @@ pub enum MountError {
         path: PathBuf,
     },
     /// A system call failed.
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}: {error}", .path.display())]
     System {
         /// What was attempted.
         action: &'static str,
         /// The path.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -67,12 +67,12 @@ impl MountError {
     pub(super) fn system(
         action: &'static str,
         path: &Path,
-        source: impl Into<io::Error>,
+        error: impl Into<io::Error>,
     ) -> MountError {
         MountError::System {
             action,
             path: path.to_path_buf(),
-            source: source.into(),
+            error: error.into(),
         }
     }
 

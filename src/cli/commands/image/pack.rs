@@ -48,7 +48,9 @@ struct Packed {
 impl Args {
     /// Runs the command.
     pub(super) fn run(&self, context: &Context) -> Result<()> {
-        new_file::refuse_existing(&self.file, self.force)?;
+        if !self.force {
+            new_file::refuse_existing(&self.file)?;
+        }
         let options = NewOptions {
             exclude: self.exclude.exclude.clone(),
             ..NewOptions::from(&self.options)

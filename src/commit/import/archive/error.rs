@@ -34,7 +34,7 @@ impl Error {
                 return CommitError::Io {
                     doing: "unpack",
                     path: source.to_owned(),
-                    source: e,
+                    error: e,
                 };
             }
             Error::Io(e) => format!("the archive is damaged or truncated: {e}"),

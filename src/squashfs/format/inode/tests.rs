@@ -46,7 +46,7 @@ fn bodies() -> Vec<InodeBody> {
             blocks: blocks.into(),
         })
     };
-    let block = BlockSize::new(1000, true);
+    let block = BlockSize::compressed(1000);
     vec![
         directory(0, Arc::from([])),
         directory(65_532, Arc::from([])),
@@ -76,7 +76,7 @@ fn bodies() -> Vec<InodeBody> {
 }
 
 #[test]
-fn all_kinds_round_trip_and_end_where_they_should() {
+fn all_kinds_round_trip() {
     for body in bodies() {
         for (nlink, xattr) in [(1, None), (2, None), (3, Some(0)), (1, Some(17))] {
             let inode = Inode {
@@ -103,7 +103,7 @@ fn all_kinds_round_trip_and_end_where_they_should() {
 }
 
 #[test]
-fn the_basic_form_wherever_it_will_do() {
+fn the_basic_form_is_used_where_possible() {
     let kind = |inode: &Inode| {
         let mut bytes = Vec::new();
         inode.encode(&mut bytes);
@@ -135,7 +135,7 @@ fn the_basic_form_wherever_it_will_do() {
 }
 
 #[test]
-fn every_byte_may_be_anything() {
+fn any_byte_may_have_any_value() {
     for body in bodies() {
         let mut bytes = Vec::new();
         Inode {
@@ -158,7 +158,7 @@ fn every_byte_may_be_anything() {
 }
 
 #[test]
-fn memory_follows_the_bytes_not_the_size() {
+fn memory_grows_with_the_bytes_and_not_with_the_declared_size() {
     let mut bytes = Vec::new();
     let body = FileBody {
         start: 96,

@@ -1,4 +1,4 @@
-//! Images built byte by byte to do harm. None of this needs mksquashfs.
+//! Malicious images, built byte by byte without mksquashfs.
 
 use std::{fs::File, io::Write, os::unix::fs::FileExt, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::squashfs::{
     reader::{Image, ReaderOptions, verify},
 };
 
-/// An image in one metadata block per table, all stored as it is.
+/// An image with one uncompressed metadata block per table.
 struct Forge {
     /// Inodes, in order; the first is the root.
     inodes: Vec<Inode>,
@@ -155,7 +155,7 @@ fn open(bytes: &[u8]) -> Result<Image> {
     Image::open_file(file, ReaderOptions::default())
 }
 
-/// Root with one entry for the second inode, which the test supplies.
+/// A root with one entry for the second inode, which the test supplies.
 fn with(child: Inode, name: &[u8], kind: InodeKind) -> Forge {
     let listing = run(&[(name, kind, 32, child.number)]);
     Forge::new(vec![directory(1, 0, listing.len()), child], listing)
@@ -168,8 +168,8 @@ fn refused(image: &Image, what: &str) {
 }
 
 #[test]
-fn the_forge_makes_sound_images() {
-    let blocks = [BlockSize::new(4096, false)];
+fn unmodified_images_are_valid() {
+    let blocks = [BlockSize::uncompressed(4096)];
     let mut forge = with(
         file(
             2,
@@ -185,7 +185,7 @@ fn the_forge_makes_sound_images() {
     );
     forge.fragments.push(FragmentEntry {
         start: 96 + 4096,
-        size: BlockSize::new(60, false),
+        size: BlockSize::uncompressed(60),
     });
     let image = forge.open().unwrap();
     let report = verify(&image, 1, |_| true).unwrap();
@@ -202,7 +202,7 @@ fn the_forge_makes_sound_images() {
 }
 
 #[test]
-fn names_that_lead_elsewhere() {
+fn names_that_could_escape_the_directory_are_rejected() {
     for name in [b"..".as_slice(), b".", b"a/b", b"/", b"a\0b", &[b'x'; 256]] {
         let image = with(file(2, 0, None, &[]), name, InodeKind::File)
             .open()
@@ -215,7 +215,7 @@ fn names_that_lead_elsewhere() {
 }
 
 #[test]
-fn names_out_of_order() {
+fn names_out_of_order_are_rejected() {
     for names in [[b"b", b"a"], [b"a", b"a"]] {
         let listing = run(&[
             (names[0], InodeKind::File, 32, 2),
@@ -227,7 +227,7 @@ fn names_out_of_order() {
 }
 
 #[test]
-fn order_holds_across_runs() {
+fn names_out_of_order_across_runs_are_rejected() {
     let mut listing = run(&[(b"b", InodeKind::File, 32, 2)]);
     listing.extend(run(&[(b"a", InodeKind::File, 32, 2)]));
     let inodes = vec![directory(1, 0, listing.len()), file(2, 0, None, &[])];
@@ -235,7 +235,7 @@ fn order_holds_across_runs() {
 }
 
 #[test]
-fn directories_that_contain_themselves() {
+fn directory_cycles_are_rejected() {
     let listing = run(&[(b"loop", InodeKind::Directory, 0, 1)]);
     refused(
         &Forge::new(vec![directory(1, 0, listing.len())], listing)
@@ -243,7 +243,7 @@ fn directories_that_contain_themselves() {
             .unwrap(),
         "self",
     );
-    // Two directories, each in the other.
+    // Two directories that contain each other.
     let one = run(&[(b"x", InodeKind::Directory, 32, 2)]);
     let two = run(&[(b"y", InodeKind::Directory, 0, 1)]);
     let inodes = vec![
@@ -254,7 +254,7 @@ fn directories_that_contain_themselves() {
         &Forge::new(inodes, [one, two].concat()).open().unwrap(),
         "each other",
     );
-    // One directory twice.
+    // A directory with two names.
     let listing = run(&[
         (b"x", InodeKind::Directory, 32, 2),
         (b"y", InodeKind::Directory, 32, 2),
@@ -264,7 +264,7 @@ fn directories_that_contain_themselves() {
 }
 
 #[test]
-fn inode_numbers_that_cannot_be() {
+fn invalid_inode_numbers_are_rejected() {
     for number in [0, 3, u32::MAX] {
         let image = with(file(number, 0, None, &[]), b"f", InodeKind::File)
             .open()
@@ -276,13 +276,13 @@ fn inode_numbers_that_cannot_be() {
     let image = forge.open().unwrap();
     assert!(
         image.inode_ref(u32::MAX).is_err(),
-        "memory follows what is there"
+        "memory grows with the inodes found"
     );
     assert!(image.inode_ref(2).is_ok());
 }
 
 #[test]
-fn an_entry_that_lies_about_its_inode() {
+fn an_entry_that_contradicts_its_inode_is_rejected() {
     let image = with(file(2, 0, None, &[]), b"f", InodeKind::Fifo)
         .open()
         .unwrap();
@@ -293,7 +293,7 @@ fn an_entry_that_lies_about_its_inode() {
 }
 
 #[test]
-fn references_past_the_end() {
+fn references_past_the_end_of_a_table_are_rejected() {
     let bytes = with(file(2, 0, None, &[]), b"f", InodeKind::File).build();
     for root in [
         InodeRef::new(0, 5000),
@@ -313,7 +313,7 @@ fn references_past_the_end() {
         let inodes = vec![directory(1, 0, listing.len()), file(2, 0, None, &[])];
         refused(&Forge::new(inodes, listing).open().unwrap(), "entry offset");
     }
-    // A listing that says it is longer, or begins later, than there is.
+    // A listing that extends past the end of its table, or begins there.
     for (place, more) in [(0, 1), (0, 60_000), (5, 0), (9000, 0)] {
         let listing = run(&[(b"f", InodeKind::File, 32, 2)]);
         let inodes = vec![
@@ -325,8 +325,8 @@ fn references_past_the_end() {
 }
 
 #[test]
-fn sizes_that_cannot_be() {
-    let stored = BlockSize::new(4096, false);
+fn invalid_sizes_are_rejected() {
+    let stored = BlockSize::uncompressed(4096);
     for (size, blocks) in [
         (u64::MAX, [stored].as_slice()),
         (1 << 62, &[stored]),
@@ -334,9 +334,9 @@ fn sizes_that_cannot_be() {
         (4096 * 3, &[stored]),
         (100, &[stored]),
         (4096 * 2, &[stored, stored]),
-        (4096, &[BlockSize::new(4097, false)]),
+        (4096, &[BlockSize::uncompressed(4097)]),
         (4096, &[BlockSize(1 << 25)]),
-        (4096, &[BlockSize::new(4000, false)]),
+        (4096, &[BlockSize::uncompressed(4000)]),
     ] {
         let image = with(file(2, size, None, blocks), b"f", InodeKind::File)
             .open()
@@ -366,10 +366,10 @@ fn sizes_that_cannot_be() {
 }
 
 #[test]
-fn fragments_that_cannot_be() {
+fn invalid_fragments_are_rejected() {
     let fine = FragmentEntry {
         start: 96,
-        size: BlockSize::new(60, false),
+        size: BlockSize::uncompressed(60),
     };
     for (size, index, offset, entry) in [
         (50, 0, 11, fine),
@@ -411,7 +411,7 @@ fn fragments_that_cannot_be() {
             0,
             0,
             FragmentEntry {
-                size: BlockSize::new(4097, false),
+                size: BlockSize::uncompressed(4097),
                 ..fine
             },
         ),
@@ -420,7 +420,7 @@ fn fragments_that_cannot_be() {
             0,
             0,
             FragmentEntry {
-                size: BlockSize::new(60, true),
+                size: BlockSize::compressed(60),
                 ..fine
             },
         ),
@@ -443,7 +443,7 @@ fn fragments_that_cannot_be() {
 }
 
 #[test]
-fn a_huge_sparse_file_costs_nothing_to_seek() {
+fn seeking_in_a_huge_sparse_file_reads_nothing() {
     let blocks = vec![BlockSize::HOLE; 1900];
     let size = 1900 * 4096;
     let image = with(file(2, size, None, &blocks), b"f", InodeKind::File)
@@ -458,7 +458,7 @@ fn a_huge_sparse_file_costs_nothing_to_seek() {
 }
 
 #[test]
-fn not_an_image() {
+fn files_that_are_no_images_are_rejected() {
     assert!(matches!(open(b""), Err(Error::NotSquashfs(_))));
     assert!(matches!(open(&[0; 4096]), Err(Error::NotSquashfs(_))));
     let directory = tempfile::tempdir().unwrap();
@@ -477,7 +477,7 @@ fn not_an_image() {
 }
 
 #[test]
-fn the_file_position_does_not_matter() {
+fn the_position_of_the_file_descriptor_is_not_used() {
     let bytes = with(file(2, 0, None, &[]), b"f", InodeKind::File).build();
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&bytes, 0).unwrap();
