@@ -49,7 +49,7 @@ fn round_trip() {
 }
 
 #[test]
-fn noise_is_stored() {
+fn noise_is_not_compressed() {
     for name in ALL {
         let mut compressor = compressor(&name.parse().unwrap(), 131_072)
             .unwrap()
@@ -69,7 +69,7 @@ fn noise_is_stored() {
 }
 
 #[test]
-fn damage_is_an_error_or_bounded() {
+fn damaged_blocks_are_errors_or_bounded() {
     for name in ALL {
         let compression: Compression = name.parse().unwrap();
         let mut stored = Vec::new();
@@ -130,13 +130,13 @@ fn names() {
     assert_eq!(Compression::from_conda_pack_level(10), None);
 }
 
-/// "hello, lzo world!", as the reference library writes it.
+/// "hello, lzo world!", compressed by the reference library.
 const LZO: [u8; 21] = [
     34, 104, 101, 108, 108, 111, 44, 32, 108, 122, 111, 32, 119, 111, 114, 108, 100, 33, 17, 0, 0,
 ];
 
 #[test]
-fn what_is_only_read_is_read_and_bounded() {
+fn read_only_codecs_decompress_and_are_bounded() {
     let mut lzma = Vec::new();
     let text: Vec<u8> = (0..4000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
     let options = xz2::stream::LzmaOptions::new_preset(6).unwrap();

@@ -1,5 +1,4 @@
-//! Images made by mksquashfs compared with what they were made from; images made by hand to do
-//! harm.
+//! Compares images of mksquashfs with their source, and checks that malicious images are rejected.
 
 mod costs;
 mod forged;

@@ -1,4 +1,4 @@
-//! What opening, looking up and reading cost, in blocks.
+//! The costs of opening, looking up and reading, in blocks.
 
 use std::{path::Path, sync::Barrier, thread};
 
@@ -15,7 +15,7 @@ fn options() -> WriterOptions {
     }
 }
 
-/// A directory "big" with so many files of a few bytes.
+/// Writes an image with a directory "big" of many small files.
 fn image_of(path: &Path, files: u32) {
     let mut writer = ImageWriter::create(path, options()).unwrap();
     let root = writer.add_directory(&Meta::default()).unwrap();
@@ -40,14 +40,14 @@ fn open(path: &Path) -> Image {
 }
 
 #[test]
-fn opening_costs_the_same_however_many_files_there_are() {
+fn the_cost_of_opening_does_not_depend_on_the_number_of_files() {
     let dir = tempfile::tempdir().unwrap();
     let mut costs = Vec::new();
     for files in [10, 100_000] {
         let path = dir.path().join("image");
         image_of(&path, files);
         let counts = open(&path).counts();
-        // The ids; nothing of inodes, names, data.
+        // Only the id table is read.
         assert_eq!((counts.metadata_blocks, counts.data_blocks), (1, 0));
         costs.push(counts);
     }
@@ -75,8 +75,7 @@ fn a_name_in_a_huge_directory_costs_a_few_blocks() {
         let entry = image.lookup(&big, name(i).as_bytes()).unwrap().unwrap();
         assert_eq!(entry.kind, InodeKind::File);
         let after = image.counts();
-        // A run between two entries of the index lies in two blocks at most, and may go on in the
-        // next.
+        // A run between two index entries spans at most two blocks, and may continue in the next.
         let blocks = after.metadata_blocks - before.metadata_blocks;
         assert!(blocks <= 3, "{blocks} blocks for one name");
     }
@@ -84,7 +83,7 @@ fn a_name_in_a_huge_directory_costs_a_few_blocks() {
     for i in (0..files).step_by(1009) {
         assert!(image.lookup(&big, name(i).as_bytes()).unwrap().is_some());
     }
-    // Listed once, nothing more is read.
+    // After a listing nothing more is read.
     assert_eq!(image.read_dir(&big).unwrap().len(), files as usize);
     let before = image.counts();
     assert_eq!(image.read_dir(&big).unwrap().len(), files as usize);
@@ -93,7 +92,7 @@ fn a_name_in_a_huge_directory_costs_a_few_blocks() {
 }
 
 #[test]
-fn each_block_is_decompressed_once_however_many_threads_wait() {
+fn threads_that_wait_for_a_block_share_one_decompression() {
     const THREADS: usize = 8;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
@@ -157,17 +156,17 @@ fn each_block_is_decompressed_once_however_many_threads_wait() {
         after.data_blocks - before.data_blocks,
         large.block_count() + fragments
     );
-    // Their positions are in one block of the fragment table.
+    // Their positions are in one metadata block of the fragment table.
     assert!(after.metadata_blocks - before.metadata_blocks <= 1);
 }
 
 #[test]
-fn what_was_used_before_is_decompressed_before_it_is_used_again() {
+fn recorded_blocks_are_decompressed_ahead_of_use() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     let mut writer = ImageWriter::create(&path, options()).unwrap();
     let root = writer.add_directory(&Meta::default()).unwrap();
-    // No block like another, and a tail in a fragment.
+    // Distinct blocks, and a tail in a fragment.
     let bytes: Vec<u8> = (0..5 * (128 << 10) + 500u32)
         .flat_map(|i| (i / 77).to_le_bytes())
         .collect();
@@ -212,7 +211,7 @@ fn what_was_used_before_is_decompressed_before_it_is_used_again() {
     assert_eq!(decompressed(&second), last + 1);
     assert_eq!(second.uses().first(), order.first());
 
-    // Whatever a profile says, what is read is what is in the image.
+    // A wrong profile does not change the content that is read.
     let third = open(&path);
     third.record_uses();
     let wrong = [
@@ -229,7 +228,7 @@ fn what_was_used_before_is_decompressed_before_it_is_used_again() {
         read(&third, index);
     }
 
-    // An image that nobody uses is closed all the same.
+    // An unused image is closed too.
     let fourth = open(&path);
     fourth.record_uses();
     let ahead = thread::spawn(fourth.decompress_ahead(order));

@@ -1,4 +1,4 @@
-//! Images whose attributes, metadata blocks or sizes are made to do harm; see also `forged.rs`.
+//! Images with malicious xattrs, metadata blocks or sizes; see also `forged.rs`.
 
 use std::{fs::File, io::Write, path::Path};
 
@@ -35,7 +35,7 @@ fn options() -> WriterOptions {
 
 type Xattrs<'a> = &'a [(&'a str, &'a [u8])];
 
-/// A root and one file with attributes, nothing compressed.
+/// An uncompressed image with a root and one file with xattrs.
 fn with_xattrs(path: &Path, xattrs: Xattrs) -> Vec<u8> {
     let mut writer = ImageWriter::create(path, options()).unwrap();
     let root = writer.add_directory(&Meta::default()).unwrap();
@@ -52,7 +52,7 @@ fn with_xattrs(path: &Path, xattrs: Xattrs) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// Positions in such an image: of the lists, of the table of lists, of the table's header.
+/// Returns the positions of the lists, of the id table and of the table's header in such an image.
 fn places(bytes: &[u8]) -> (usize, usize, usize) {
     let header = superblock(bytes).xattr_table as usize;
     let (lists, table) = (word(bytes, header), word(bytes, header + 16));
@@ -60,7 +60,7 @@ fn places(bytes: &[u8]) -> (usize, usize, usize) {
 }
 
 #[test]
-fn xattrs_that_reach_beyond_their_table() {
+fn xattrs_that_extend_past_their_table_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     let long = [b'v'; 100];
@@ -99,7 +99,7 @@ fn xattrs_that_reach_beyond_their_table() {
         let error = result.expect_err(what);
         assert!(error.is_corrupt(), "{what}: {error}");
     }
-    // An inode that names a list there is none of. Two pipes with 16 + 4 + 4 bytes each come first.
+    // An inode with an invalid list index. Two pipes of 16 + 4 + 4 bytes precede it.
     let mut bad = sound;
     let index = superblock(&bad).inode_table as usize + 2 + 20;
     for beyond in [2u32, 1000, u32::MAX - 1] {
@@ -110,7 +110,7 @@ fn xattrs_that_reach_beyond_their_table() {
 }
 
 #[test]
-fn values_out_of_line_cannot_grow_without_bound() {
+fn the_size_of_values_out_of_line_is_limited() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     let value = [7u8; 60_000];
@@ -126,7 +126,7 @@ fn values_out_of_line_cannot_grow_without_bound() {
     assert!(matches!(error, Error::Unsupported(_)), "{error}");
 }
 
-/// An image whose inode table is this one metadata block; the directory table follows.
+/// Returns an image whose inode table is the given metadata block, followed by the directory table.
 fn with_inode_block(header: [u8; 2], payload: &[u8]) -> Vec<u8> {
     let mut out = vec![0; SUPERBLOCK_SIZE];
     let inode_table = out.len() as u64;
@@ -159,7 +159,7 @@ fn with_inode_block(header: [u8; 2], payload: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn metadata_blocks_that_cannot_be() {
+fn invalid_metadata_blocks_are_rejected() {
     let mut codec = compressor(&Compression::default(), 4096).unwrap().unwrap();
     let mut compress = |len: usize| {
         let mut out = Vec::new();
@@ -202,7 +202,7 @@ fn metadata_blocks_that_cannot_be() {
 }
 
 #[test]
-fn data_blocks_that_decompress_beyond_their_size() {
+fn data_blocks_that_exceed_their_size_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     for compression in ["zstd:3", "gzip:9", "xz:1", "lz4"] {
@@ -226,8 +226,7 @@ fn data_blocks_that_decompress_beyond_their_size() {
         let layout = image.file_layout(&inode).unwrap();
         let (at, size) = layout.position(0).unwrap();
         assert!(size.is_compressed());
-        // The same codec's bomb in its place, cut to its length: an error, or what fits; never
-        // more.
+        // A decompression bomb of the codec, cut to the stored length: an error, or at most a block.
         for len in [4097, 1 << 20] {
             let codec = compression.parse().unwrap();
             let mut codec = compressor(&codec, 1 << 20).unwrap().unwrap();
@@ -243,7 +242,7 @@ fn data_blocks_that_decompress_beyond_their_size() {
 }
 
 #[test]
-fn a_path_of_any_depth_needs_no_stack() {
+fn deep_paths_need_no_stack() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     let mut writer = ImageWriter::create(&path, options()).unwrap();

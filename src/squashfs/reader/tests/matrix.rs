@@ -1,4 +1,4 @@
-//! mksquashfs in every codec and with every option that changes the layout.
+//! Images of mksquashfs with every codec and every option that changes the layout.
 
 use std::{path::Path, thread};
 
@@ -50,7 +50,7 @@ fn xz() {
 
 #[test]
 fn xz_with_branch_filters() {
-    // Machine code, for which mksquashfs does choose the filter.
+    // Machine code, for which mksquashfs chooses the filter.
     let small = tempfile::tempdir().unwrap();
     let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     let from = program.len() / 3;
@@ -124,7 +124,7 @@ fn every_block_size_in_every_codec() {
     for codec in ["gzip", "xz", "zstd", "lz4", "lzo", "lzma"] {
         for log in 12..=20 {
             let block_size = (1 << log).to_string();
-            // All nine of one codec, and a few of each: the others differ in nothing but the codec.
+            // All nine block sizes of one codec and a few of each other.
             if codec == "lz4" || [12, 17, 20].contains(&log) {
                 check_source(small.path(), &["-comp", codec, "-b", &block_size]);
             }
@@ -132,7 +132,7 @@ fn every_block_size_in_every_codec() {
     }
 }
 
-/// As conda-pack calls mksquashfs at each of its levels.
+/// The options that conda-pack passes to mksquashfs for each level.
 #[test]
 fn the_levels_of_conda_pack() {
     let small = plain();
@@ -147,7 +147,7 @@ fn the_levels_of_conda_pack() {
     }
 }
 
-/// What `unsquashfs` makes of an image, or the kernel, is what we see in it.
+/// Compares an image as the reader sees it with what `unsquashfs` and the kernel see.
 fn check_by(path: &Path, by_kernel: bool) {
     let out = tempfile::tempdir().unwrap();
     let to = out.path().join("out");
@@ -174,7 +174,7 @@ fn check_by(path: &Path, by_kernel: bool) {
             .unwrap();
     }
     compared.unwrap();
-    // Links of directories are counted in another way.
+    // They count the links of directories differently.
     let report = verify(&image, 2, |_| true).unwrap();
     assert_eq!((report.unreached, report.wrong_links.len()), (0, 0));
 }
@@ -208,7 +208,7 @@ fn images_of_squashfs_tools_ng() {
             .arg(source())
             .args(more)
             .arg(&image));
-        // unsquashfs 4.5 does not find the ids in their lz4 images; the kernel does.
+        // unsquashfs 4.5 does not find the ids in their lz4 images, but the kernel does.
         check_by(&image, codec == "lz4");
     }
     run(std::process::Command::new("tar")
@@ -240,7 +240,7 @@ fn fragments() {
 }
 
 #[test]
-fn stored_as_it_is() {
+fn uncompressed() {
     check(&["-noI", "-noD", "-noF", "-noX", "-noId"]);
     check(&["-comp", "zstd", "-noD", "-noF", "-b", "4K"]);
     check(&["-comp", "lz4", "-noI", "-noX"]);
@@ -292,7 +292,7 @@ fn appended_images() {
 }
 
 #[test]
-fn sparse_files_can_be_sought() {
+fn holes_of_sparse_files_are_found() {
     if !have_mksquashfs("sparse") {
         return;
     }
@@ -322,7 +322,7 @@ fn sparse_files_can_be_sought() {
         (text.next_data(9), text.next_hole(9)),
         (Some(9), Some(text.size()))
     );
-    // The cache hands out what it has.
+    // Served by the cache.
     let again = image
         .file(all[b"/sparse".as_slice()].0.unwrap().inode)
         .unwrap();
@@ -330,7 +330,7 @@ fn sparse_files_can_be_sought() {
 }
 
 #[test]
-fn stored_bytes_are_where_the_layout_says() {
+fn layouts_have_the_positions_of_stored_bytes() {
     if !have_mksquashfs("layout") {
         return;
     }
@@ -338,7 +338,7 @@ fn stored_bytes_are_where_the_layout_says() {
     let all = tree(&image);
     let inode = &all[b"/large-noise".as_slice()].1;
     let layout = image.file_layout(inode).unwrap();
-    // Noise does not compress: what is stored is what it is.
+    // Noise does not compress, so it is stored uncompressed.
     let (at, size) = layout.position(100).unwrap();
     assert!(!size.is_compressed());
     let mut raw = vec![0; size.stored() as usize];
@@ -363,7 +363,7 @@ fn stored_bytes_are_where_the_layout_says() {
 }
 
 #[test]
-fn many_threads_and_hardly_any_cache() {
+fn many_threads_share_a_tiny_cache() {
     if !have_mksquashfs("threads") {
         return;
     }
@@ -394,7 +394,7 @@ fn many_threads_and_hardly_any_cache() {
 }
 
 #[test]
-fn a_check_can_be_stopped() {
+fn verification_can_be_cancelled() {
     if !have_mksquashfs("stop") {
         return;
     }

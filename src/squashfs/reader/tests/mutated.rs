@@ -1,5 +1,5 @@
-//! Damage to images that mksquashfs made: whatever a byte becomes, the answer is an error or
-//! something bounded; never a panic.
+//! Damaged images of mksquashfs: for any change of a byte, reading returns an error or a bounded
+//! result and never panics.
 
 use std::{
     fs::{self, File},
@@ -14,8 +14,7 @@ use crate::squashfs::{
     reader::{Image, ReaderOptions, verify},
 };
 
-/// Does everything that can be done to an image, and stops at the first error of each kind of
-/// thing. Returns whether all went well.
+/// Calls all functions of the reader, each until its first error. Returns whether all succeeded.
 pub(super) fn exercise(file: &File) -> bool {
     let Ok(image) = Image::open_file(file.try_clone().unwrap(), ReaderOptions::default()) else {
         return false;
@@ -129,7 +128,7 @@ fn superblock(bytes: &[u8]) -> Superblock {
 }
 
 #[test]
-fn flipped_bytes() {
+fn changed_bytes_cause_no_panic() {
     if !have_mksquashfs("flipped_bytes") {
         return;
     }
@@ -179,7 +178,7 @@ fn flipped_bytes() {
 }
 
 #[test]
-fn flipped_bytes_in_compressed_images() {
+fn changed_bytes_in_compressed_images_cause_no_panic() {
     if !have_mksquashfs("flipped_bytes_in_compressed_images") {
         return;
     }
@@ -203,7 +202,7 @@ fn flipped_bytes_in_compressed_images() {
 }
 
 #[test]
-fn cut_short() {
+fn truncated_images_are_rejected() {
     if !have_mksquashfs("cut_short") {
         return;
     }
@@ -221,7 +220,7 @@ fn cut_short() {
         file.set_len(len).unwrap();
         assert!(!exercise(&file), "cut to {len}");
     }
-    // The same, with a superblock that agrees: every table now ends too early.
+    // With an adapted superblock, every table ends too early.
     for len in (SUPERBLOCK_SIZE as u64..used).rev().step_by(11).skip(1) {
         let mut all = bytes[..len as usize].to_vec();
         all[40..48].copy_from_slice(&len.to_le_bytes());
@@ -232,7 +231,7 @@ fn cut_short() {
 }
 
 #[test]
-fn cut_short_while_open() {
+fn truncation_of_an_open_image_causes_no_panic() {
     if !have_mksquashfs("cut_short_while_open") {
         return;
     }

@@ -1,7 +1,7 @@
-//! The seeds of the fuzz targets, made by our own writer and by mksquashfs; and every input that
-//! ever made a target fail.
+//! The seeds of the fuzz targets, written by the writer and by mksquashfs, and all inputs that a
+//! target has failed on.
 //!
-//! `ENVFS_FUZZ_SEEDS=fuzz/corpus/open_walk_read cargo test seeds` leaves the seeds there.
+//! `ENVFS_FUZZ_SEEDS=fuzz/corpus/open_walk_read cargo test seeds` stores the seeds in that directory.
 
 use std::{fs, path::Path, path::PathBuf};
 
@@ -12,7 +12,7 @@ use crate::squashfs::{
     writer::{ImageWriter, Meta, WriterOptions},
 };
 
-/// Small images of ours: one of everything, in every codec.
+/// Small images of the writer with all kinds of objects, one for each codec.
 fn ours(dir: &Path) -> Vec<PathBuf> {
     let mut made = Vec::new();
     for compression in ["none", "zstd:3", "gzip:9", "xz:6", "lz4"] {
@@ -68,7 +68,7 @@ fn ours(dir: &Path) -> Vec<PathBuf> {
                 writer.link(dir, name.as_bytes(), node).unwrap();
             }
             writer.finish(root).unwrap();
-            // Padding is no use to a fuzzer.
+            // Without padding, which is useless to a fuzzer.
             let mut bytes = fs::read(&path).unwrap();
             let used = u64::from_le_bytes(*bytes[40..].first_chunk().unwrap());
             bytes.truncate(used as usize);
@@ -100,7 +100,7 @@ fn theirs(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn seeds_are_sound_and_bear_any_change() {
+fn seeds_are_valid_and_their_mutations_cause_no_panic() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = std::env::var_os("ENVFS_FUZZ_SEEDS").map_or(scratch.path().to_owned(), PathBuf::from);
     fs::create_dir_all(&dir).unwrap();
@@ -124,7 +124,7 @@ fn seeds_are_sound_and_bear_any_change() {
                     1 => bytes[at] ^= 1 << next(8),
                     2 => bytes[at] = [0, 0xff, 0x7f, 0x80][next(4)],
                     _ => {
-                        // A field of one place in another.
+                        // A field copied to another position.
                         let from = next(bytes.len());
                         let len = 8.min(bytes.len() - at.max(from));
                         bytes.copy_within(from..from + len, at);
@@ -138,7 +138,7 @@ fn seeds_are_sound_and_bear_any_change() {
 }
 
 #[test]
-fn what_once_failed_does_not_fail_again() {
+fn inputs_that_failed_before_cause_no_panic() {
     let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/regressions");
     let mut count = 0;
     for entry in walkdir::WalkDir::new(all) {

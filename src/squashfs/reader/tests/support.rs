@@ -1,4 +1,4 @@
-//! A source tree, mksquashfs, and a comparison of the two.
+//! A source tree, mksquashfs, and a comparison of images with the tree.
 
 use std::{
     collections::BTreeMap,
@@ -74,12 +74,12 @@ fn text(len: usize, seed: u64) -> Vec<u8> {
 pub(super) const SPARSE_DATA: [(u64, usize); 2] = [(1 << 20, 1 << 20), (3 << 20, 5000)];
 pub(super) const SPARSE_SIZE: u64 = (5 << 20) + 123;
 
-/// The source tree, made once; nobody writes to it. Left behind in the temporary directory's
-/// care: statics are not dropped.
+/// Returns the source tree, which is created once and never changed. It is not removed, since statics
+/// are not dropped.
 pub(super) fn source() -> &'static Path {
     static SOURCE: OnceLock<PathBuf> = OnceLock::new();
     SOURCE.get_or_init(|| {
-        // Under the build's own directory, which has user xattrs more often than /tmp has.
+        // In the build directory, which supports user xattrs more often than /tmp.
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
         let base = std::env::var_os("CARGO_TARGET_DIR").map_or(base, PathBuf::from);
         fs::create_dir_all(&base).unwrap();
@@ -90,7 +90,7 @@ pub(super) fn source() -> &'static Path {
             fs::write(fresh.path().join("complete"), b"").unwrap();
             let fresh = fresh.keep();
             if fs::rename(&fresh, &root).is_err() {
-                // Another process was faster.
+                // Another process has created it meanwhile.
                 fs::remove_dir_all(&fresh).unwrap();
             }
         }
@@ -98,7 +98,7 @@ pub(super) fn source() -> &'static Path {
     })
 }
 
-/// Change with `make_source`.
+/// Must be changed together with `make_source`.
 const SOURCE_VERSION: u32 = 1;
 
 fn make_source(root: &Path) {
@@ -175,7 +175,7 @@ fn make_source(root: &Path) {
     ] {
         fs::write(root.join("names").join(OsStr::from_bytes(name)), name).unwrap();
     }
-    // Whoever is not root could not read it back to compare.
+    // Only root could read it for the comparison.
     let none = if nix::unistd::geteuid().is_root() {
         0o000
     } else {
@@ -222,7 +222,7 @@ fn make_source(root: &Path) {
             eprintln!("no trusted xattrs in the source tree: {error}");
         }
     }
-    // A symlink and a pipe cannot have user xattrs; trusted ones they can.
+    // A symlink and a pipe can have trusted xattrs, but no user xattrs.
     for name in ["links/relative", "links/fifo"] {
         if let Err(error) = xattr::set(root.join(name), "trusted.t", b"on a special file") {
             eprintln!("no xattrs on special files in the source tree: {error}");
@@ -241,7 +241,7 @@ impl Made {
     }
 }
 
-/// Makes an image, with two device nodes besides what `source` has.
+/// Creates an image of `source` with two additional device nodes.
 pub(super) fn mksquashfs(source: &Path, options: &[&str]) -> Made {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
@@ -269,7 +269,7 @@ pub(super) fn mksquashfs(source: &Path, options: &[&str]) -> Made {
     }
 }
 
-/// Every object of an image by its path, with its inode.
+/// Returns all paths of an image with their inodes.
 pub(super) fn tree(image: &Image) -> BTreeMap<Vec<u8>, (Option<DirEntry>, Inode)> {
     let mut all = BTreeMap::new();
     let mut pending = vec![(Vec::new(), None, image.inode(image.root()).unwrap())];
@@ -317,7 +317,7 @@ pub(super) fn content(image: &Image, inode: &Inode) -> Vec<u8> {
     out
 }
 
-/// Whether an image of [`mksquashfs`] holds what the source does.
+/// Compares an image of [`mksquashfs`] with the source.
 pub(super) fn compare(image: &Image, source: &Path, xattrs: bool) {
     let mut theirs = tree(image);
     let device = |path: &[u8]| theirs.get(path).map(|(_, inode)| inode.clone()).unwrap();
@@ -335,7 +335,7 @@ pub(super) fn compare(image: &Image, source: &Path, xattrs: bool) {
     compare_tree(image, source, xattrs, theirs, 2);
 }
 
-/// Whether an image holds exactly what a directory does.
+/// Compares an image with a directory, without additional nodes.
 pub(super) fn compare_exactly(image: &Image, source: &Path) {
     compare_tree(image, source, true, tree(image), 0);
 }

@@ -1,4 +1,4 @@
-//! Amending the tables of an old image, again and again.
+//! Repeated amending of the tables of an old image.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,8 +14,8 @@ use crate::squashfs::writer::*;
 
 const BLOCK: usize = 4096;
 
-/// Amends an image so that it is as the tree on the host, of which only `changed` names differ (and
-/// the directories on the way to them).
+/// Amends an image to match the tree on the host, of which only the `changed` paths and the
+/// directories above them differ.
 struct Amending<'a> {
     old: &'a Image,
     tree: &'a Path,
@@ -94,7 +94,7 @@ impl Amending<'_> {
     }
 }
 
-/// An image of the varied tree with a directory whose listing takes several metadata blocks.
+/// Returns an image of the varied tree with a directory whose listing has several metadata blocks.
 fn old_image(dir: &Path, compression: Compression) -> (PathBuf, PathBuf) {
     let (tree, image) = (dir.join("tree"), dir.join("old"));
     fs::create_dir(&tree).unwrap();
@@ -112,7 +112,7 @@ fn old_image(dir: &Path, compression: Compression) -> (PathBuf, PathBuf) {
 }
 
 #[test]
-fn amended_tables_are_read_by_everybody() {
+fn amended_images_are_read_by_all_readers() {
     for compression in CODECS {
         let dir = tempfile::tempdir().unwrap();
         let (tree, mut image) = old_image(dir.path(), compression);
@@ -143,11 +143,10 @@ fn amended_tables_are_read_by_everybody() {
             assert_eq!(image_now.data_area().start, old.data_area().start);
             let data = &stats.data;
             assert_eq!(data.fresh_bytes, (3 * BLOCK + 2 * BLOCK + 9) as u64);
-            // Three blocks of noise, two of text, and its tail of nine bytes, too short to
-            // compress.
+            // Three blocks of noise, two of text, and an incompressible tail of nine bytes.
             assert_eq!(
                 (data.blocks_compressed, data.blocks_stored_raw),
-                // Images that store everything name a codec too, and what is new gets it.
+                // An uncompressed image has a codec in its superblock, which is used for new data.
                 (2, 4)
             );
             carried = stats.tables_carried;
@@ -161,7 +160,7 @@ fn amended_tables_are_read_by_everybody() {
                 report.inodes as usize,
                 walkdir::WalkDir::new(&tree).into_iter().count() - 2
             );
-            // Two new ones in each round, of which one is gone: it stays counted.
+            // Two new inodes in each round, one of which is removed but still counted.
             assert_eq!(report.unreached, round + 1);
             assert_eq!(
                 (report.wrong_links.len(), report.wrong_directory_links.len()),
@@ -175,7 +174,7 @@ fn amended_tables_are_read_by_everybody() {
             }
             image = new;
         }
-        // More than what was left of the last block: the tables have gone over a block's end.
+        // More than the rest of the last block, so new blocks were written.
         assert!(
             appended > METADATA_SIZE as u64 / 4,
             "{appended} after {carried}"
@@ -212,17 +211,17 @@ fn mksquashfs_appends_to_amended_images() {
     let set = |lines: Vec<String>| lines.into_iter().collect::<BTreeSet<String>>();
     let found = set(names(&describe_image(&open(&new))));
     let expected = set(names(&describe(&tree)));
-    // Times and modes of what was appended are those of the other directory.
+    // Appended entries have the times and modes of the other directory.
     let odd: Vec<_> = found.symmetric_difference(&expected).collect();
     assert!(odd.iter().all(|line| line.contains("appended")), "{odd:?}");
 }
 
 #[test]
-fn what_cannot_be_amended_is_refused() {
+fn images_and_nodes_that_cannot_be_amended_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let (tree, image) = old_image(dir.path(), Compression::default());
     let new = dir.path().join("new");
-    // Xattrs that the old table does not have.
+    // Xattrs that the old table does not contain.
     xattr::set(tree.join("pkg/mod05.py"), "user.new", b"1").unwrap();
     let refused = amend(&new, &open(&image), &tree, &["pkg/mod05.py"]);
     assert!(matches!(refused, Err(WriteError::Amend(_))), "{refused:?}");
@@ -239,7 +238,7 @@ fn what_cannot_be_amended_is_refused() {
         let refused = amend(&new, &open(&foreign), &tree, &[]);
         assert!(matches!(refused, Err(WriteError::Amend(_))), "{refused:?}");
     }
-    // Numbers that do not go on where those of the old image end.
+    // Numbers that do not continue those of the old image.
     let old = open(&image);
     for number in [0, 1, old.superblock().inodes + 2] {
         let mut amender = ImageAmender::create(&new, &old, AmendOptions::default()).unwrap();
@@ -266,7 +265,7 @@ fn what_cannot_be_amended_is_refused() {
 
 /// Images of other writers can be amended too.
 #[test]
-fn foreign_images_are_amended() {
+fn images_of_other_writers_are_amended() {
     if !have("mksquashfs") {
         return;
     }
@@ -291,14 +290,14 @@ fn foreign_images_are_amended() {
 }
 
 #[test]
-fn a_full_table_of_owners_can_be_written_anew() {
+fn a_full_id_table_is_rebuilt() {
     let owners: Vec<u32> = (0..MAX_IDS as u32).collect();
     let mut tree = Tree::amending(&owners, 1);
     let of = |uid| Meta { uid, ..meta(0o644) };
     tree.add(InodeKind::Fifo, &of(7), 0).unwrap();
     let refused = tree.add(InodeKind::Fifo, &of(MAX_IDS as u32), 0);
     assert!(matches!(refused, Err(WriteError::Amend(_))), "{refused:?}");
-    // With a table of their own there is nothing else to be done.
+    // Writing all tables succeeds.
     let mut tree = Tree::default();
     for uid in owners {
         tree.add(InodeKind::Fifo, &of(uid), 0).unwrap();

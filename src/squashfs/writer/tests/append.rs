@@ -1,4 +1,4 @@
-//! Carrying data over: in place, compacted, and block by block.
+//! Data that is carried over: in place, compacted, and block by block.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,8 +13,8 @@ use crate::squashfs::writer::*;
 
 const BLOCK: usize = 4096;
 
-/// Pushes an old tree, carrying every file but those that `changed` names: these get new content,
-/// or go (for `None`).
+/// Pushes an old tree and carries all files over except those in `changed`, which get new content or
+/// are removed (`None`).
 fn push_old(
     writer: &mut ImageWriter,
     old: &Image,
@@ -89,7 +89,7 @@ fn carry(mode: CarryMode) -> AppendOptions {
     }
 }
 
-/// Makes an old image of the varied tree, of which the result and the description are given.
+/// Writes an old image of the varied tree. Returns its statistics and its description.
 fn old_image(dir: &Path, compression: Compression) -> (PathBuf, Vec<String>) {
     let tree = dir.join("tree");
     if !tree.exists() {
@@ -111,7 +111,7 @@ fn old_image(dir: &Path, compression: Compression) -> (PathBuf, Vec<String>) {
 }
 
 #[test]
-fn an_unchanged_tree_is_carried_without_compressing_anything() {
+fn an_unchanged_tree_is_carried_over_without_compressing() {
     let dir = tempfile::tempdir().unwrap();
     for compression in CODECS {
         let (path, expected) = old_image(dir.path(), compression);
@@ -135,8 +135,8 @@ fn an_unchanged_tree_is_carried_without_compressing_anything() {
                 (0, 0, 0)
             );
             assert_eq!(data.dead_bytes, 0);
-            // Nothing is decompressed; but the last fragment block is hardly used, and only a frame
-            // of zstd says how long it is.
+            // Nothing is decompressed except the last fragment block: it is mostly unused, and only
+            // frames of zstd declare their length.
             let tells = matches!(compression, Compression::Zstd { .. } | Compression::None);
             let decompressed = old.counts().data_blocks;
             assert!(
@@ -158,7 +158,7 @@ fn an_unchanged_tree_is_carried_without_compressing_anything() {
                     "{stats:?}"
                 );
             } else {
-                // In path order the image was written, so the copy is the same again.
+                // The image was written in the order of paths, so the copy is identical.
                 assert_eq!(open(&image).superblock().inode_table, area.end);
             }
             check_everywhere(&image, &expected);
@@ -167,7 +167,7 @@ fn an_unchanged_tree_is_carried_without_compressing_anything() {
 }
 
 #[test]
-fn a_changed_file_costs_its_own_blocks() {
+fn only_the_blocks_of_a_changed_file_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let (path, expected) = old_image(dir.path(), Compression::default());
     let old = open(&path);
@@ -197,7 +197,7 @@ fn a_changed_file_costs_its_own_blocks() {
             .unwrap()
             .stored();
     assert_eq!(stats.data.dead_bytes - stats.data.dead_in_fragments, gone);
-    // Of the fragment block of pkg/mod07.py, and of the tails of the others that are gone.
+    // The tails of pkg/mod07.py and of the other removed files.
     assert!(stats.data.dead_in_fragments > 0);
     let read = open(&image);
     assert_eq!(content(&read, &inode_at(&read, "three_blocks")), new);
@@ -227,7 +227,7 @@ fn a_changed_file_costs_its_own_blocks() {
         assert_eq!(found.len(), describe_image(&read).len() + 1);
     }
 
-    // Compacting what was appended leaves the dead behind.
+    // Compacting an appended image drops the dead data.
     let compacted = dir.path().join("compacted");
     let mut writer = ImageWriter::append(&compacted, &read, carry(CarryMode::Compact)).unwrap();
     let root = push_old(&mut writer, &read, &BTreeMap::new());
@@ -238,7 +238,7 @@ fn a_changed_file_costs_its_own_blocks() {
     );
     assert_eq!(
         compact.data.dead_bytes, stats.data.dead_in_fragments,
-        "too little to pack anew"
+        "too little dead data to repack"
     );
     assert_eq!(compact.data.fragments_repacked, 0);
     let again = open(&compacted);
@@ -248,7 +248,7 @@ fn a_changed_file_costs_its_own_blocks() {
 }
 
 #[test]
-fn fragment_blocks_that_nobody_uses_leave_the_table() {
+fn unused_fragment_blocks_are_removed_from_the_table() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old");
     let files: Vec<_> = (0..6u64)
@@ -279,15 +279,15 @@ fn fragment_blocks_that_nobody_uses_leave_the_table() {
         };
         assert_eq!((fragment("b"), fragment("e")), (0, 1));
         assert_eq!(content(&read, &inode_at(&read, "b")), text(1, 3000));
-        // unsquashfs refuses more fragments than inodes.
+        // unsquashfs rejects images with more fragments than inodes.
         check_everywhere(&image, &describe_image(&read));
     }
 }
 
-/// Fragment blocks of 4 tails of 1000 bytes each: of the first three all but one tail goes, of the
-/// fourth one, of the fifth none.
+/// Fragment blocks with 4 tails of 1000 bytes each. Three tails are removed from each of the first
+/// three, one from the fourth, none from the fifth.
 #[test]
-fn fragment_blocks_that_are_mostly_dead_are_packed_anew() {
+fn mostly_dead_fragment_blocks_are_repacked() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old");
     let names: Vec<String> = (0..20).map(|i| format!("f{i:02}")).collect();
@@ -362,7 +362,7 @@ fn fragment_blocks_that_are_mostly_dead_are_packed_anew() {
 }
 
 #[test]
-fn unchanged_blocks_of_a_changed_file_stay_compressed() {
+fn unchanged_blocks_of_a_changed_file_are_carried_over() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old");
     let block = BLOCK;
@@ -456,7 +456,7 @@ fn unchanged_blocks_of_a_changed_file_stay_compressed() {
 }
 
 #[test]
-fn images_of_mksquashfs_are_carried_too() {
+fn data_of_mksquashfs_images_is_carried_over() {
     if !have("mksquashfs") {
         return;
     }
@@ -515,7 +515,7 @@ fn images_of_mksquashfs_are_carried_too() {
                 assert!(content(&read, &inode_at(&read, "zz_changed")) == bytes);
                 let mut found = describe_image(&read);
                 if more[0] == "-Xbcj" {
-                    // Not every kernel is built with these filters.
+                    // Some kernels are built without these filters.
                     check_by_unsquashfs(&image, &found);
                 } else {
                     check_everywhere(&image, &found);
@@ -528,7 +528,7 @@ fn images_of_mksquashfs_are_carried_too() {
 }
 
 #[test]
-fn an_xz_dictionary_smaller_than_a_block_is_refused() {
+fn an_xz_dictionary_smaller_than_a_block_is_rejected() {
     if !have("mksquashfs") {
         return;
     }
@@ -547,7 +547,7 @@ fn an_xz_dictionary_smaller_than_a_block_is_refused() {
         "-no-progress",
         "-quiet",
     ]));
-    // The kernel would have too small a dictionary for our blocks.
+    // The kernel would allocate too small a dictionary for new blocks.
     let refused = ImageWriter::append(
         &dir.path().join("new"),
         &open(&path),
@@ -557,7 +557,7 @@ fn an_xz_dictionary_smaller_than_a_block_is_refused() {
 }
 
 #[test]
-fn carrying_is_refused_where_it_would_damage() {
+fn data_that_would_make_a_damaged_image_is_not_carried_over() {
     let dir = tempfile::tempdir().unwrap();
     let (small, large) = (dir.path().join("small"), dir.path().join("large"));
     flat(&small, options(4096, 1), &[("f", text(1, 20_000))]);

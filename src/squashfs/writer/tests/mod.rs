@@ -1,4 +1,4 @@
-//! Tests of the writer with our own reader and with other readers.
+//! Tests of the writer with the reader of this crate and with other readers.
 
 #![allow(
     clippy::unwrap_used,

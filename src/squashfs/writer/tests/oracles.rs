@@ -1,4 +1,4 @@
-//! Whole trees, read back by everybody.
+//! Images of whole trees, compared as all readers see them.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use super::support::*;
 use crate::squashfs::Compression;
 use crate::squashfs::writer::*;
 
-/// Codec by layout by reader.
+/// All combinations of codec, layout and reader.
 #[test]
 fn every_reader_sees_the_tree_in_every_codec() {
     let dir = tempfile::tempdir().unwrap();
@@ -49,7 +49,7 @@ fn every_reader_sees_the_tree_in_every_codec() {
 }
 
 fn check_by_tools_ng(image: &Path, tree: &Path, expected: &[String]) {
-    // It unpacks each name of a hard link by itself, and leaves its target directory as it is.
+    // It unpacks hard links as separate files, and does not change its target directory.
     let without_links = |lines: &[String]| -> Vec<String> {
         let cut = |line: &String| {
             let (before, rest) = line.split_once(" links ").unwrap();
@@ -70,7 +70,7 @@ fn check_by_tools_ng(image: &Path, tree: &Path, expected: &[String]) {
             .min_depth(1)
             .into_iter()
             .map(|entry| entry.unwrap())
-            // A tar has no sockets.
+            // A tar archive cannot contain sockets.
             .filter(|entry| !std::os::unix::fs::FileTypeExt::is_socket(&entry.file_type()))
             .map(|entry| entry.path().strip_prefix(tree).unwrap().to_owned())
             .map(|path| path.into_os_string().into_encoded_bytes())
@@ -80,7 +80,7 @@ fn check_by_tools_ng(image: &Path, tree: &Path, expected: &[String]) {
     }
 }
 
-/// The commands conda-pack has levels for: what we write at each of them is read by everybody.
+/// All readers read images of each level of conda-pack.
 #[test]
 fn every_level_of_conda_pack_is_written_and_read() {
     let dir = tempfile::tempdir().unwrap();
@@ -127,7 +127,7 @@ fn bytes_do_not_depend_on_threads() {
 }
 
 #[test]
-fn mksquashfs_makes_nothing_smaller() {
+fn images_are_not_larger_than_those_of_mksquashfs() {
     if !have("mksquashfs") {
         return;
     }
@@ -197,7 +197,7 @@ fn mksquashfs_can_append_to_our_images() {
             .into_iter()
             .partition(|line| line.starts_with("\"appended\"") || line.starts_with("\"zz\""));
         assert_eq!(added.len(), 2);
-        // The root itself may have got new times.
+        // The times of the root may have changed.
         compare("mksquashfs", &kept[1..], &expected[1..]);
         if let Some(lines) = by_kernel(&image) {
             assert_eq!(lines.len(), expected.len() + 2);
@@ -242,7 +242,7 @@ fn a_huge_directory_has_an_index_that_finds_every_name() {
             .args(["-t", "squashfs", "-o", "loop,ro"])
             .arg(&image)
             .arg(mounted.path()));
-        // One by one, so that the kernel goes by the index.
+        // One by one, so that the kernel uses the index.
         let missing: Vec<_> = (0..count)
             .step_by(331)
             .filter(|i| fs::symlink_metadata(mounted.path().join(format!("big/{i:05x}"))).is_err())
@@ -265,7 +265,7 @@ fn a_huge_directory_has_an_index_that_finds_every_name() {
     }
 }
 
-/// Peak memory of this process in bytes.
+/// Returns the peak memory of this process in bytes.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
@@ -281,8 +281,8 @@ fn peak() -> u64 {
 
 const MANY: &str = "ENVFS_TEST_FILES";
 
-/// Runs in a process of its own, so that its peak is its own: 100,000 files, or as many as
-/// `ENVFS_TEST_FILES` says (1000000 is what the name promises).
+/// Runs in a separate process to measure its peak: with 100,000 files, or the number in
+/// `ENVFS_TEST_FILES` (1000000 for the name of the test).
 #[test]
 fn a_million_files_take_bounded_memory() {
     const INSIDE: &str = "ENVFS_TEST_INSIDE";
@@ -330,7 +330,7 @@ fn a_million_files_take_bounded_memory() {
     }
 }
 
-/// What `docs/image.md` promises: so much, whatever the tree; and so much for each file.
+/// The limits in `docs/image.md`: a constant, and a number of bytes for each file.
 const FIXED: u64 = 24 << 20;
 const EACH: u64 = 160;
 
@@ -359,10 +359,10 @@ fn write_many(image: &Path, count: u32) {
     println!("peak {}", peak());
 }
 
-/// Offsets beyond 32 bits, in files of ours and of mksquashfs. (Positions in the image beyond them:
-/// `traps.rs`.)
+/// Offsets beyond 32 bits in files of the writer and of mksquashfs. `traps.rs` tests such positions in
+/// the image.
 #[test]
-fn a_file_of_more_than_four_gib_is_read_by_all() {
+fn all_readers_read_a_file_of_more_than_four_gib() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
@@ -398,7 +398,7 @@ fn a_file_of_more_than_four_gib_is_read_by_all() {
                 assert_eq!(zero, [0], "{who}: {before}");
             }
         }
-        // Nearly all of it is a hole, and takes nothing.
+        // Nearly all of it is a hole.
         let blocks = layout.blocks().iter().filter(|block| !block.is_hole());
         assert!(blocks.count() <= 2 * places.len(), "{who}");
     };

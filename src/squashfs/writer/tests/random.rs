@@ -1,5 +1,4 @@
-//! Random trees and random changes, by our own reader: what was pushed is what is there, however
-//! many threads there were.
+//! Random trees and random changes with any number of threads: the reader returns what was pushed.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +8,7 @@ use crate::squashfs::writer::*;
 
 const BLOCK: usize = 4096;
 
-/// A small generator of numbers; the same for the same seed.
+/// A small deterministic random number generator.
 struct Dice(u64);
 
 impl Dice {
@@ -20,7 +19,7 @@ impl Dice {
         (self.0 >> 11) % sides
     }
 
-    /// Content around the edges of blocks, often seen before, with noise and zeros.
+    /// Content with lengths around multiples of a block, often repeated, with noise and zeros.
     fn content(&mut self) -> Vec<u8> {
         let blocks = self.below(6) as usize;
         let len = match self.below(4) {
@@ -60,7 +59,7 @@ fn check(image: &Image, files: &Files, what: &str) {
 }
 
 #[test]
-fn random_images_and_random_changes_hold_what_was_pushed() {
+fn random_images_and_changes_contain_what_was_pushed() {
     let dir = tempfile::tempdir().unwrap();
     for seed in 1..=40u64 {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -112,7 +111,7 @@ fn random_images_and_random_changes_hold_what_was_pushed() {
                         writer.add_file(&meta(0o644), bytes.len() as u64, memory(&bytes))
                     }
                     2 | 3 => {
-                        // Change some blocks, then perhaps the length; only changes are dirty.
+                        // Changes some blocks and perhaps the length. Only changed blocks are dirty.
                         let mut dirty = Vec::new();
                         for (at, block) in bytes.chunks_mut(BLOCK).enumerate() {
                             if dice.below(4) == 0 {

@@ -1,4 +1,4 @@
-//! Trees to write, and ways to look at what was written.
+//! Trees to write, and descriptions of written images by all readers.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -30,7 +30,7 @@ pub(super) fn options(block_size: u32, threads: usize) -> WriterOptions {
     }
 }
 
-/// Bytes that compress about as code does.
+/// Returns bytes that compress about as well as code.
 pub(super) fn text(seed: u64, len: usize) -> Vec<u8> {
     const WORDS: [&str; 8] = [
         "def ", "self.", "return ", "import ", "(x, y)", ":\n    ", "None", "= 0x",
@@ -48,7 +48,7 @@ pub(super) fn text(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// Bytes that do not compress.
+/// Returns bytes that do not compress.
 pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
     blake3::Hasher::new()
@@ -161,8 +161,8 @@ pub(super) fn import(image: &Path, options: WriterOptions, tree: &Path) -> Write
     writer.finish(root).unwrap()
 }
 
-/// All that can be told of a mounted or unpacked tree, a line for each name. Entries that share an
-/// inode show the first of their names.
+/// Describes a mounted or unpacked tree, one line for each name. Entries that share an inode contain
+/// the first of their names.
 pub(super) fn describe(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     let mut first_names: BTreeMap<u64, PathBuf> = BTreeMap::new();
@@ -227,7 +227,7 @@ fn describe_into(
     }
 }
 
-/// The same of an image, by our own reader.
+/// Describes an image, as the reader sees it.
 pub(super) fn describe_image(image: &Image) -> Vec<String> {
     let mut lines = Vec::new();
     let root = image.inode(image.root()).unwrap();
@@ -333,7 +333,7 @@ pub(super) fn open(path: &Path) -> Image {
     Image::open(path, ReaderOptions::default()).unwrap()
 }
 
-/// An inode by its path in an image.
+/// Returns the inode at a path in an image.
 pub(super) fn inode_at(image: &Image, path: &str) -> Inode {
     let mut inode = image.inode(image.root()).unwrap();
     for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -343,7 +343,7 @@ pub(super) fn inode_at(image: &Image, path: &str) -> Inode {
     inode
 }
 
-/// A directory with one of everything.
+/// Creates a directory with all kinds of objects.
 pub(super) fn varied_tree(root: &Path, block: usize) {
     let write = |name: &str, bytes: &[u8]| {
         let path = root.join(name);
@@ -422,7 +422,7 @@ pub(super) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Whether a program is there; says so if not.
+/// Returns whether a program exists. Prints a message if not.
 pub(super) fn have(program: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|paths| std::env::split_paths(&paths).any(|dir| dir.join(program).is_file()));
@@ -444,7 +444,7 @@ pub(super) fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
-/// What `unsquashfs` makes of an image.
+/// Describes an image as `unsquashfs` unpacks it.
 pub(super) fn by_unsquashfs(image: &Path) -> Option<Vec<String>> {
     if !have("unsquashfs") {
         return None;
@@ -460,7 +460,7 @@ pub(super) fn by_unsquashfs(image: &Path) -> Option<Vec<String>> {
     Some(describe(&target))
 }
 
-/// Unmounts, patiently: children of other tests hold our descriptors between fork and exec.
+/// Unmounts, and retries: children of other tests hold our descriptors between fork and exec.
 pub(super) fn unmount(path: &Path) {
     let mut command = if is_root() {
         Command::new("umount")
@@ -479,7 +479,7 @@ pub(super) fn unmount(path: &Path) {
     run(&mut command);
 }
 
-/// What the kernel makes of an image.
+/// Describes an image as the kernel sees it.
 pub(super) fn by_kernel(image: &Path) -> Option<Vec<String>> {
     if !is_root() {
         eprintln!("SKIP kernel: not root");
@@ -504,7 +504,7 @@ pub(super) fn by_kernel(image: &Path) -> Option<Vec<String>> {
     Some(lines.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
-/// What squashfuse makes of an image.
+/// Describes an image as squashfuse sees it.
 pub(super) fn by_squashfuse(image: &Path) -> Option<Vec<String>> {
     if !have("squashfuse") || !Path::new("/dev/fuse").exists() {
         eprintln!("SKIP squashfuse");
@@ -520,7 +520,7 @@ pub(super) fn by_squashfuse(image: &Path) -> Option<Vec<String>> {
     Some(lines.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
-/// What `rdsquashfs` of squashfs-tools-ng makes of an image.
+/// Describes an image as `rdsquashfs` of squashfs-tools-ng unpacks it.
 pub(super) fn by_rdsquashfs(image: &Path) -> Option<Vec<String>> {
     if !have("rdsquashfs") || !is_root() {
         return None;
@@ -534,7 +534,8 @@ pub(super) fn by_rdsquashfs(image: &Path) -> Option<Vec<String>> {
     Some(describe(&target))
 }
 
-/// The paths that `sqfs2tar` of squashfs-tools-ng finds in an image, sorted, and the tar's length.
+/// Returns the sorted paths that `sqfs2tar` of squashfs-tools-ng finds in an image, and the length of
+/// the archive.
 pub(super) fn by_sqfs2tar(image: &Path) -> Option<Vec<Vec<u8>>> {
     if !have("sqfs2tar") {
         return None;
@@ -553,20 +554,20 @@ pub(super) fn by_sqfs2tar(image: &Path) -> Option<Vec<Vec<u8>>> {
     Some(paths)
 }
 
-/// Checks an image by all readers at once.
+/// Compares an image with its description by all readers.
 pub(super) fn check_everywhere(image: &Path, expected: &[String]) {
     compare("our reader", &describe_image(&open(image)), expected);
     check_by_unsquashfs(image, expected);
     if let Some(lines) = by_kernel(image) {
         compare("the kernel", &lines, expected);
     }
-    // Squashfuse gives inode numbers of its own to names.
+    // Squashfuse assigns its own inode numbers to names.
     let without_groups = |lines: &[String]| -> Vec<String> {
         let cut = |line: &String| {
             let (before, rest) = line.split_once(" as ").unwrap();
             let (_, rest) = rest.split_once(" {").unwrap();
             let (xattrs, after) = rest.split_once("} ").unwrap();
-            // It takes trusted and security for each other (before 0.2).
+            // Before 0.2 it confuses trusted and security.
             let user: Vec<_> = xattrs
                 .split(", ")
                 .filter(|x| x.starts_with("\"user."))
@@ -584,7 +585,7 @@ pub(super) fn check_everywhere(image: &Path, expected: &[String]) {
     }
 }
 
-/// Checks an image by `unsquashfs`.
+/// Compares an image with its description by `unsquashfs`.
 pub(super) fn check_by_unsquashfs(image: &Path, expected: &[String]) {
     let Some(lines) = by_unsquashfs(image) else {
         return;
@@ -592,7 +593,7 @@ pub(super) fn check_by_unsquashfs(image: &Path, expected: &[String]) {
     if is_root() {
         compare("unsquashfs", &lines, expected);
     } else {
-        // It gives files to nobody else then, and takes set-id bits away.
+        // As an ordinary user it does not set owners, and clears set-id bits.
         compare(
             "unsquashfs",
             &without_owners(&lines),

@@ -1,4 +1,4 @@
-//! What some reader forgives and another does not, and what must be refused.
+//! Details that only some readers tolerate, and input that must be rejected.
 
 use std::fs;
 use std::io::{self, Read};
@@ -26,7 +26,7 @@ fn start(image: &Path) -> (ImageWriter, NodeId) {
 }
 
 #[test]
-fn an_empty_image_has_no_table_it_does_not_need() {
+fn an_empty_image_has_only_required_tables() {
     let (_dir, image) = dir_and_image();
     for compression in CODECS {
         let options = WriterOptions {
@@ -40,14 +40,14 @@ fn an_empty_image_has_no_table_it_does_not_need() {
         let read = open(&image);
         let superblock = read.superblock();
         assert_eq!(superblock.xattr_table, ABSENT);
-        // Unsquashfs before 4.5 wants an empty fragment table to begin where the next one does.
+        // unsquashfs before 4.5 requires an empty fragment table to begin at the next table.
         let bytes = fs::read(&image).unwrap();
         let next = &bytes[superblock.export_table as usize..][..8];
         assert_eq!(superblock.fragment_table.to_le_bytes(), next);
         let InodeBody::Directory(body) = inode_at(&read, "").body else {
             panic!()
         };
-        // Exactly 3 bytes as stored (unsquashfs); the parent of the root is one above all.
+        // The stored size is exactly 3 (for unsquashfs). The root's parent is the highest number plus 1.
         assert_eq!((body.listing_size, body.parent), (0, 2));
         check_everywhere(&image, &describe_image(&read));
     }
@@ -57,7 +57,7 @@ fn an_empty_image_has_no_table_it_does_not_need() {
 fn long_tables_have_exact_indexes() {
     let (_dir, image) = dir_and_image();
     let (mut writer, root) = start(&image);
-    // More than one metadata block of ids, of fragments, of xattr lists and of lists' ids.
+    // More than one metadata block of ids, fragments, xattr lists and xattr ids.
     for i in 0..2500u32 {
         let mut meta = meta(0o600);
         (meta.uid, meta.gid) = (i + 10, 70_000 + i);
@@ -80,7 +80,7 @@ fn long_tables_have_exact_indexes() {
 }
 
 #[test]
-fn given_numbers_are_kept_however_they_jump() {
+fn inode_numbers_of_the_caller_may_be_in_any_order() {
     let (_dir, image) = dir_and_image();
     let (mut writer, count) = (
         ImageWriter::create(&image, options(4096, 2)).unwrap(),
@@ -91,7 +91,7 @@ fn given_numbers_are_kept_however_they_jump() {
         ..meta(0o700)
     };
     let root = writer.add_directory(&with(1)).unwrap();
-    // Deltas from -39,998 to 39,998: beyond what 16 bits hold, and both signs.
+    // Deltas from -39,998 to 39,998, which exceed 16 bits in both directions.
     for i in 0..count {
         let number = if i % 2 == 0 { i + 2 } else { count + 2 - i };
         let fifo = writer.add_fifo(&with(number)).unwrap();
@@ -117,7 +117,7 @@ fn given_numbers_are_kept_however_they_jump() {
 }
 
 #[test]
-fn numbers_with_gaps_or_twice_are_refused() {
+fn duplicate_numbers_and_gaps_are_rejected() {
     for numbers in [[1, 3], [1, 1], [2, 0], [u32::MAX, 1]] {
         let (_dir, image) = dir_and_image();
         let mut writer = ImageWriter::create(&image, options(4096, 1)).unwrap();
@@ -190,7 +190,7 @@ fn names_sort_as_unsigned_bytes() {
 }
 
 #[test]
-fn trees_that_are_none_are_refused() {
+fn invalid_trees_are_rejected() {
     let (_dir, image) = dir_and_image();
     let (mut writer, root) = start(&image);
     let dir = writer.add_directory(&meta(0)).unwrap();
@@ -215,7 +215,7 @@ fn trees_that_are_none_are_refused() {
         };
         assert!(writer.add_fifo(&meta).is_err(), "{name}");
     }
-    // None of these has harmed the writer.
+    // The writer is still usable.
     writer.link(root, b"fifo", fifo).unwrap();
     writer.finish(root).unwrap();
 
@@ -277,7 +277,8 @@ fn positions_and_sizes_beyond_4_gib_are_extended() {
         .unwrap();
     writer.link(root, b"small", small).unwrap();
     let stats = writer.finish(root).unwrap();
-    // One of the huge file, three of the other; holes are not stored, the 9 bytes as they are.
+    // One block of the huge file and three of the other. Holes are not stored, and 9 bytes do not
+    // compress.
     assert_eq!(
         (stats.data.blocks_compressed, stats.data.blocks_stored_raw),
         (4, 1)
@@ -318,10 +319,10 @@ fn positions_and_sizes_beyond_4_gib_are_extended() {
 }
 
 #[test]
-fn duplicates_are_found_by_all_their_bytes() {
+fn only_files_with_equal_content_are_duplicates() {
     let (_dir, image) = dir_and_image();
     let one = text(1, 20_000);
-    // The same size and first block, another end; the same end, another size.
+    // Equal sizes and first blocks with different ends; equal ends with different sizes.
     let mut two = one.clone();
     two[19_999] ^= 1;
     let three = one[..19_000].to_vec();
@@ -349,7 +350,7 @@ fn duplicates_are_found_by_all_their_bytes() {
 }
 
 #[test]
-fn without_fragments_small_files_have_blocks() {
+fn without_fragments_small_files_have_their_own_blocks() {
     let (_dir, image) = dir_and_image();
     let options = WriterOptions {
         fragments: false,
@@ -367,7 +368,7 @@ fn without_fragments_small_files_have_blocks() {
 }
 
 #[test]
-fn content_of_another_length_is_an_error() {
+fn content_of_unexpected_length_is_an_error() {
     for (announced, real) in [
         (10, 9),
         (10, 11),
@@ -433,7 +434,7 @@ fn a_source_that_fails_or_panics_ends_the_writer() {
 }
 
 #[test]
-fn cancelling_stops_soon_and_leaves_nothing() {
+fn a_cancelled_writer_removes_its_file() {
     #[derive(Debug, Default)]
     struct After(AtomicU64);
     impl Monitor for After {
@@ -463,8 +464,8 @@ fn cancelling_stops_soon_and_leaves_nothing() {
 }
 
 #[test]
-fn memory_in_flight_is_bounded() {
-    // A worker that is stuck on the first file: how much more is taken before pushing waits?
+fn content_in_flight_is_bounded() {
+    // A worker is blocked by the first file, so pushing has to wait for budget.
     struct Stuck(Arc<std::sync::Barrier>);
     impl Read for Stuck {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -511,7 +512,7 @@ fn memory_in_flight_is_bounded() {
 }
 
 #[test]
-fn a_level_beyond_the_codec_is_refused_before_a_file_is_made() {
+fn an_invalid_level_is_rejected_before_the_file_is_created() {
     let (_dir, image) = dir_and_image();
     let bad = WriterOptions {
         compression: Compression::Gzip { level: 99 },
