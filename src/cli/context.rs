@@ -211,8 +211,8 @@ impl Env {
         self.ensure_mounted_with(Rights::Own)
     }
 
-    /// Mounts it with these rights unless it is mounted. Fails if [`Rights::Root`] is requested and it
-    /// is mounted without.
+    /// Mounts it with these rights unless it is mounted. Fails if [`Rights::Root`] is requested and
+    /// it is mounted without.
     pub fn ensure_mounted_with(&self, rights: Rights) -> Result<Option<Client>> {
         backend::warn_of_newer(&self.environment, &self.facts);
         if let Some(parent) = self.target.prefix.parent() {

@@ -1,8 +1,9 @@
-//! Finds the part of a merged view that differs from the old image, so that a commit writes only that.
+//! Finds the part of a merged view that differs from the old image, so that a commit writes only
+//! that.
 //!
 //! Every object with a row and every directory with rows must be accounted for. Either it is in the
-//! new tree, and all directories on its path are written, or it no longer has a name. If that is not
-//! certain, there is no amendment, and the commit walks the whole view.
+//! new tree, and all directories on its path are written, or it no longer has a name. If that is
+//! not certain, there is no amendment, and the commit walks the whole view.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -208,7 +209,8 @@ impl Search<'_> {
             .collect::<union::Result<_>>()?)
     }
 
-    /// Returns the objects of the old image that no longer have a name. `None` if that is not certain.
+    /// Returns the objects of the old image that no longer have a name. `None` if that is not
+    /// certain.
     fn removed(&self) -> Result<Option<BTreeSet<Ino>>> {
         let mut removed = BTreeSet::new();
         for ino in self.edits.lost() {

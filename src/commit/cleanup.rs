@@ -1,6 +1,7 @@
 //! Removes unreferenced files after a flip and after a crash. Can be repeated.
 //!
-//! Files that cannot be removed are reported and kept: they must not prevent opening the environment.
+//! Files that cannot be removed are reported and kept: they must not prevent opening the
+//! environment.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,11 +14,12 @@ use crate::environment::Layout;
 use crate::state::{FileIds, ImageRow, LayerId, LayerRole, StackPart, StateDb};
 use crate::sys::walk;
 
-/// Removes retired layers, unfinished and unknown images, and layer directories of rotations that were not
-/// committed. Never touches the stack, the trash, an image of the history, or other file names.
+/// Removes retired layers, unfinished and unknown images, and layer directories of rotations that
+/// were not committed. Never touches the stack, the trash, an image of the history, or other file
+/// names.
 ///
-/// Removes nothing while an image of the stack is missing, because the leftovers may be the only copy, and
-/// nothing if the database is older than the files, because it does not know all of them.
+/// Removes nothing while an image of the stack is missing, because the leftovers may be the only
+/// copy, and nothing if the database is older than the files, because it does not know all of them.
 pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
     let found = Found::list(db, layout)?;
     found.warn_of_newer();
@@ -56,8 +58,8 @@ struct Found {
     images: Vec<PathBuf>,
     /// Directories of layers.
     layers: Vec<PathBuf>,
-    /// Those of both that are newer than the database. An id is reserved durably before it becomes a name,
-    /// so a file with an id that was never reserved belongs to a later state.
+    /// Those of both that are newer than the database. An id is reserved durably before it becomes
+    /// a name, so a file with an id that was never reserved belongs to a later state.
     newer: Vec<PathBuf>,
     /// The ids above all existing ones, if the database would assign lower ones.
     beyond: Option<FileIds>,
@@ -114,14 +116,14 @@ impl Found {
     }
 }
 
-/// Returns images and layer directories that are newer than the database, which was then restored from an
-/// older copy.
+/// Returns images and layer directories that are newer than the database, which was then restored
+/// from an older copy.
 pub(super) fn newer_than(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
     Ok(Found::list(db, layout)?.newer)
 }
 
-/// Returns the entries of a directory whose names envfs uses, with their ids. Other names are ignored,
-/// such as those that NFS creates when a file is removed while it is open.
+/// Returns the entries of a directory whose names envfs uses, with their ids. Other names are
+/// ignored, such as those that NFS creates when a file is removed while it is open.
 fn entries(dir: &Path, id_of: impl Fn(&str) -> Option<i64>) -> Vec<(i64, PathBuf)> {
     let listing = match fs::read_dir(dir) {
         Ok(listing) => listing,

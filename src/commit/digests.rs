@@ -1,10 +1,10 @@
 //! Digests of image files: BLAKE3 of each MiB, kept in the database.
 //!
-//! SquashFS has no checksums, so a flipped bit in an uncompressed block or in a name is not detected
-//! when it is read, and each commit would carry it over. When an append carries data over at the same
-//! position, its digests are copied from the old image and the data is not read again. So the cost
-//! follows the change, and the next verification detects damage that happened before or during the
-//! copy.
+//! SquashFS has no checksums, so a flipped bit in an uncompressed block or in a name is not
+//! detected when it is read, and each commit would carry it over. When an append carries data over
+//! at the same position, its digests are copied from the old image and the data is not read again.
+//! So the cost follows the change, and the next verification detects damage that happened before or
+//! during the copy.
 
 use std::fs::File;
 use std::io;
@@ -27,7 +27,8 @@ const DIGEST: usize = blake3::OUT_LEN;
 pub(super) struct Kept {
     /// All digests of the old image.
     pub(super) digests: Vec<u8>,
-    /// The number of bytes at the beginning that are equal in both files, except for the superblock.
+    /// The number of bytes at the beginning that are equal in both files, except for the
+    /// superblock.
     pub(super) until: u64,
 }
 

@@ -71,8 +71,8 @@ impl Exclude {
         self.names.is_empty() && self.paths.is_empty()
     }
 
-    /// Returns true if a pattern matches this entry. Sufficient for a walk that does not descend into
-    /// excluded directories.
+    /// Returns true if a pattern matches this entry. Sufficient for a walk that does not descend
+    /// into excluded directories.
     pub(super) fn matches(&self, path: &[&[u8]]) -> bool {
         let name = path.last().copied().unwrap_or_default();
         self.names.is_match(Path::new(OsStr::from_bytes(name)))

@@ -12,8 +12,8 @@ use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeBody};
 use crate::squashfs::writer::{AppendOptions, CarryMode, ImageWriter, Meta, NodeId};
 
-/// Writes an image without the entries that match the patterns to the file `to`, which is created or
-/// truncated. Data is copied still compressed. The new image is durable.
+/// Writes an image without the entries that match the patterns to the file `to`, which is created
+/// or truncated. Data is copied still compressed. The new image is durable.
 pub fn export_without(
     source: &Path,
     exclude: &[PathBuf],

@@ -44,8 +44,8 @@ pub struct Collected {
 /// Except for a dry run the caller holds the environment's lock and the operation lock, since a
 /// rollback could make a revision current that is being removed.
 ///
-/// Fails with [`CommitError::ImageLost`] while an image of the stack is missing or truncated, since an
-/// older image may be the only copy.
+/// Fails with [`CommitError::ImageLost`] while an image of the stack is missing or truncated, since
+/// an older image may be the only copy.
 pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected> {
     layout.check_directories()?;
     if let Some(image) = cleanup::missing_image(db, layout)? {

@@ -12,11 +12,11 @@ use crate::object::{Ino, Kind};
 use crate::state::RevisionId;
 use crate::union::{Change, DiscardMode, Invalidation, LowerStack, SharedListing, open_image};
 
-/// Discards all changes, or those at and below the given paths (relative to the prefix). Returns the
-/// discarded changes and the cache entries that the kernel must drop.
+/// Discards all changes, or those at and below the given paths (relative to the prefix). Returns
+/// the discarded changes and the cache entries that the kernel must drop.
 ///
-/// Discarded content is kept until [`gc`](super::gc): in the trash if everything is discarded, and in
-/// `strays/` otherwise.
+/// Discarded content is kept until [`gc`](super::gc): in the trash if everything is discarded, and
+/// in `strays/` otherwise.
 pub fn discard(
     workspace: &Workspace,
     paths: &[Vec<u8>],
@@ -52,8 +52,8 @@ pub struct RolledBack {
     pub stale: Vec<Invalidation>,
 }
 
-/// Appends a revision to the history that has the content of `target`, or of the parent of the current
-/// revision. With [`DiscardMode::IfUnchanged`] it fails if there are uncommitted changes.
+/// Appends a revision to the history that has the content of `target`, or of the parent of the
+/// current revision. With [`DiscardMode::IfUnchanged`] it fails if there are uncommitted changes.
 pub fn rollback(
     workspace: &Workspace,
     target: Option<RevisionId>,

@@ -91,8 +91,8 @@ enum Written {
     Image,
 }
 
-/// Creates an environment from a directory, a SquashFS image or a tar archive. The image is compared
-/// with its source before the environment exists. A failed import leaves nothing behind.
+/// Creates an environment from a directory, a SquashFS image or a tar archive. The image is
+/// compared with its source before the environment exists. A failed import leaves nothing behind.
 pub fn import(
     source: &Path,
     new: NewEnvironment,
@@ -268,8 +268,8 @@ pub struct Packed {
     pub stats: WriteStats,
 }
 
-/// Packs a directory into an image file, which is replaced if it exists. The image is neither synced
-/// nor compared with the source.
+/// Packs a directory into an image file, which is replaced if it exists. The image is neither
+/// synced nor compared with the source.
 pub fn pack_directory(
     source: &Path,
     settings: Settings,
@@ -434,8 +434,8 @@ fn measure(image: &Image) -> Result<TreeSize> {
     Ok(TreeSize { entries, bytes })
 }
 
-/// Returns true for an extended attribute that is imported. SELinux labels belong to the machine and
-/// not to the environment, and SquashFS cannot store POSIX ACLs.
+/// Returns true for an extended attribute that is imported. SELinux labels belong to the machine
+/// and not to the environment, and SquashFS cannot store POSIX ACLs.
 fn is_storable(name: &[u8]) -> bool {
     let prefixes = [&b"user."[..], b"trusted.", b"security."];
     prefixes.iter().any(|prefix| name.starts_with(prefix)) && name != b"security.selinux"

@@ -344,8 +344,8 @@ impl Job<'_> {
     }
 }
 
-/// Returns true if writing all tables may succeed after amending failed with this error: the cause is
-/// the new image or the old tables, and not the disk.
+/// Returns true if writing all tables may succeed after amending failed with this error: the cause
+/// is the new image or the old tables, and not the disk.
 fn may_be_caused_by_amending(error: &CommitError) -> bool {
     use crate::squashfs::Error::{Cancelled, Io};
     // In debug builds it is an error, so that tests detect it.

@@ -17,8 +17,8 @@
 //!
 //! # Invariants
 //!
-//! - An operation becomes visible by one transaction. If it fails before, its files are removed; what
-//!   follows the transaction can be repeated.
+//! - An operation becomes visible by one transaction. If it fails before, its files are removed;
+//!   what follows the transaction can be repeated.
 //! - An image is complete, read-only, durable and verified before a row refers to it.
 //! - The caller of an operation that changes an environment holds the environment's lock.
 
@@ -353,8 +353,8 @@ fn rename_into_place(unfinished: &Unfinished, path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Makes a file and its name durable, and runs `work`, which may read it, meanwhile. Fails if either
-/// fails.
+/// Makes a file and its name durable, and runs `work`, which may read it, meanwhile. Fails if
+/// either fails.
 fn while_syncing<T>(file: &File, path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::thread::scope(|scope| {
         let sync = scope.spawn(|| {

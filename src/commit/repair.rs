@@ -35,8 +35,8 @@ pub fn unexpected_files(layout: &Layout) -> Vec<String> {
     problems
 }
 
-/// Describes the differences between the rows of an environment and the files of its uppers, and changes
-/// nothing. No other process has the environment open, and its last close was clean.
+/// Describes the differences between the rows of an environment and the files of its uppers, and
+/// changes nothing. No other process has the environment open, and its last close was clean.
 pub fn verify_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
     Ok(union::verify_uppers(
         db,
@@ -50,9 +50,9 @@ pub fn newer_files(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
     cleanup::newer_than(db, layout)
 }
 
-/// Moves unexpected objects aside from the places of files and directories that can be recreated. Returns a
-/// description of each step. The caller holds the environment's lock, unless the lock itself is
-/// unexpected.
+/// Moves unexpected objects aside from the places of files and directories that can be recreated.
+/// Returns a description of each step. The caller holds the environment's lock, unless the lock
+/// itself is unexpected.
 pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let strays = layout.strays();
@@ -78,8 +78,8 @@ pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// Creates missing upper directories as empty ones, so that the environment can be opened without their
-/// content. Returns a description of each step. The caller holds the environment's lock.
+/// Creates missing upper directories as empty ones, so that the environment can be opened without
+/// their content. Returns a description of each step. The caller holds the environment's lock.
 pub fn recreate_missing_uppers(db: &StateDb, layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for dir in [layout.images(), layout.layers()] {

@@ -202,7 +202,8 @@ impl<'a> Tree<'a> {
         Ok(root)
     }
 
-    /// Keeps an object that is unchanged in the amended image. Returns `None` if it has to be pushed.
+    /// Keeps an object that is unchanged in the amended image. Returns `None` if it has to be
+    /// pushed.
     fn keep(&mut self, ino: Ino, kind: Kind) -> Result<Option<NodeId>> {
         let Target::Amended(amended) = &mut self.target else {
             return Ok(None);
@@ -216,9 +217,9 @@ impl<'a> Tree<'a> {
         Ok(kept)
     }
 
-    /// Finds the directory of the old image that a directory corresponds to: itself, or the one that
-    /// had its path. (An installer that replaces a package removes its directories and recreates
-    /// them.)
+    /// Finds the directory of the old image that a directory corresponds to: itself, or the one
+    /// that had its path. (An installer that replaces a package removes its directories and
+    /// recreates them.)
     fn twin(&self, parent: Option<Ino>, name: &[u8], ino: Ino) -> Result<Option<Ino>> {
         let Some(old) = self.target.old() else {
             return Ok(None);

@@ -108,7 +108,8 @@ pub(super) fn open_regular(path: &Path) -> Result<Image> {
     Ok(Image::open_file(file, ReaderOptions::default())?)
 }
 
-/// Returns the content of a file in the current revision, or `None` if it is not a regular file there.
+/// Returns the content of a file in the current revision, or `None` if it is not a regular file
+/// there.
 pub fn committed_content(db: &StateDb, layout: &Layout, path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(revision) = db.current_revision()? else {
         return Ok(None);

@@ -89,8 +89,8 @@ impl Protocol {
         }
     }
 
-    /// Ignores the failure to write a note on a full disk if the note is for messages only: `gc` and
-    /// `discard` must work on a full disk. A note that is renewed is part of the lock.
+    /// Ignores the failure to write a note on a full disk if the note is for messages only: `gc`
+    /// and `discard` must work on a full disk. A note that is renewed is part of the lock.
     fn tolerate_full_disk(self, written: io::Result<()>) -> io::Result<()> {
         let is_full = |e: &io::Error| {
             matches!(

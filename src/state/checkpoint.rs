@@ -18,7 +18,8 @@ use crate::sys::durable::sync_data;
 const DOING: &str = "apply the redo log to the database";
 
 /// Bytes of records after which a thread applies them: some thousand operations, so that
-/// transactions with their syncs are rare, and a commit that needs the rows waits little for the rest.
+/// transactions with their syncs are rare, and a commit that needs the rows waits little for the
+/// rest.
 const CHECKPOINT_AT: usize = 1 << 20;
 /// Bytes of records after which an append waits for the database, which may be failing.
 const WAIT_AT: usize = 16 << 20;
@@ -50,8 +51,8 @@ impl Log {
 
 impl StateDb {
     /// Opens the redo log, so that changes of rows go there first, and applies the records that an
-    /// earlier process left in it. The caller holds the environment's lock: only one process keeps the
-    /// log.
+    /// earlier process left in it. The caller holds the environment's lock: only one process keeps
+    /// the log.
     ///
     /// Measured on two slow cores with ext4: a change costs a few microseconds instead of 26.
     pub fn keep_redo_log(self: &Arc<Self>) -> Result<()> {
@@ -101,8 +102,9 @@ impl StateDb {
             .spawn(move || {
                 while woken.recv().is_ok() {
                     let Some(db) = db.upgrade() else { return };
-                    // The records are safe in the file, and a caller that needs the rows gets the error.
-                    // After a panic the transaction is rolled back and the records are pending again.
+                    // The records are safe in the file, and a caller that needs the rows gets the
+                    // error. After a panic the transaction is rolled back and the records are
+                    // pending again.
                     match catch_unwind(AssertUnwindSafe(|| db.checkpoint())) {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
@@ -121,8 +123,8 @@ impl StateDb {
         })
     }
 
-    /// Appends a change of rows to the redo log. Returns false if no log is kept. After an error the
-    /// log does not contain the change.
+    /// Appends a change of rows to the redo log. Returns false if no log is kept. After an error
+    /// the log does not contain the change.
     pub(super) fn log(&self, layer: LayerId, changes: &[RowChange<'_>]) -> Result<bool> {
         let Some(log) = self.redo.get() else {
             return Ok(false);
@@ -147,8 +149,8 @@ impl StateDb {
         };
         let pending = pending.map_err(log.failed("write rows of a layer to the redo log"))?;
         if pending >= CHECKPOINT_AT {
-            // Full: the thread is already awake. Closed: it could not be started, and WAIT_AT bounds
-            // the log.
+            // Full: the thread is already awake. Closed: it could not be started, and WAIT_AT
+            // bounds the log.
             log.wake.try_send(()).unwrap_or_default();
         }
         Ok(true)
@@ -173,8 +175,8 @@ impl StateDb {
         self.reset(conn, log)
     }
 
-    /// Applies the redo log and removes it when the environment is closed. Nothing can be changed after
-    /// this.
+    /// Applies the redo log and removes it when the environment is closed. Nothing can be changed
+    /// after this.
     pub fn remove_redo_log(&self) -> Result<()> {
         let Some(log) = self.redo.get() else {
             return Ok(());

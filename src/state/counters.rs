@@ -13,8 +13,8 @@ const FIRST_INO: u64 = 2;
 impl StateDb {
     /// Reserves `count` object ids that were never used before.
     ///
-    /// Reserved ids that are not used are skipped. The counter is committed before any row that uses
-    /// an id, so it is durable before them.
+    /// Reserved ids that are not used are skipped. The counter is committed before any row that
+    /// uses an id, so it is durable before them.
     pub fn reserve_inos(&self, count: u64) -> Result<Range<u64>> {
         self.write("reserve object ids", |conn| {
             self.take(conn, "ino", count, "reserve object ids")
@@ -55,8 +55,8 @@ impl StateDb {
         })
     }
 
-    /// Reserves the id of an upper layer. Its directory is created next, and then the transaction that
-    /// puts it on the stack. Durable: no two directories have the same id.
+    /// Reserves the id of an upper layer. Its directory is created next, and then the transaction
+    /// that puts it on the stack. Durable: no two directories have the same id.
     pub fn reserve_layer(&self) -> Result<LayerId> {
         const DOING: &str = "reserve the id of a layer";
         self.write_without_room(DOING, |conn| self.take_layer(conn, DOING))

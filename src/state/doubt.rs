@@ -1,12 +1,13 @@
 //! Transactions whose COMMIT fails.
 //!
-//! An error of COMMIT does not mean that the transaction was rolled back: it is committed once the header
-//! of the journal is empty, even if that could not be made durable. A caller that assumed a rollback
-//! would remove files that the database refers to.
+//! An error of COMMIT does not mean that the transaction was rolled back: it is committed once the
+//! header of the journal is empty, even if that could not be made durable. A caller that assumed a
+//! rollback would remove files that the database refers to.
 //!
-//! So every transaction increments a serial number, and when its COMMIT fails, another transaction reads
-//! that number. It begins after the first has ended, so a later crash cannot contradict what it read. If
-//! it fails as well, nothing more is written until the database is reopened, which settles the question.
+//! So every transaction increments a serial number, and when its COMMIT fails, another transaction
+//! reads that number. It begins after the first has ended, so a later crash cannot contradict what
+//! it read. If it fails as well, nothing more is written until the database is reopened, which
+//! settles the question.
 
 use std::sync::atomic::Ordering;
 
@@ -40,8 +41,8 @@ impl StateDb {
         }
     }
 
-    /// Runs `change` as a transaction. It is committed if this returns a value, and rolled back if this
-    /// returns an error other than [`StateError::InDoubt`].
+    /// Runs `change` as a transaction. It is committed if this returns a value, and rolled back if
+    /// this returns an error other than [`StateError::InDoubt`].
     pub(super) fn verified_transaction<T>(
         &self,
         conn: &Connection,
@@ -113,8 +114,8 @@ impl StateDb {
     }
 }
 
-/// Returns true if a COMMIT that failed in this way is certainly rolled back: the disk was full before the
-/// last step, or the COMMIT never began to write.
+/// Returns true if a COMMIT that failed in this way is certainly rolled back: the disk was full
+/// before the last step, or the COMMIT never began to write.
 fn has_certainly_failed(error: &StateError) -> bool {
     matches!(error, StateError::Busy { .. }) || error.is_no_space() || error.is_read_only()
 }

@@ -1,5 +1,5 @@
-//! The facts of the environment as a whole: the one row of the table `environment`, and the link counts
-//! that differ from those in the images.
+//! The facts of the environment as a whole: the one row of the table `environment`, and the link
+//! counts that differ from those in the images.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -27,7 +27,8 @@ pub struct FileIds {
     pub layers: i64,
 }
 
-/// Ids that this database has not assigned, although files use them: it was restored from an older copy.
+/// Ids that this database has not assigned, although files use them: it was restored from an older
+/// copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SkippedIds {
     /// Of images.
@@ -140,8 +141,8 @@ impl StateDb {
         self.set_facts("image_fingerprint = ?1", [fingerprint])
     }
 
-    /// Marks the rows and the upper directory as possibly different; durable when this returns. Call
-    /// this before the first write after an open.
+    /// Marks the rows and the upper directory as possibly different; durable when this returns.
+    /// Call this before the first write after an open.
     ///
     /// An existing redo log has the same meaning.
     pub fn mark_unclean(&self) -> Result<()> {
@@ -151,8 +152,8 @@ impl StateDb {
         }
     }
 
-    /// Marks the rows and the upper directory as equal and durable, at the end: nothing can be changed
-    /// after this. The caller has synced the upper directory.
+    /// Marks the rows and the upper directory as equal and durable, at the end: nothing can be
+    /// changed after this. The caller has synced the upper directory.
     pub fn end_clean(&self) -> Result<()> {
         // The rows first: those that only the log has would be lost with it.
         self.checkpoint()?;
@@ -169,8 +170,8 @@ impl StateDb {
         self.remove_redo_log()
     }
 
-    /// Returns true if the last writer closed the environment in order. If not, rows and upper directory
-    /// must be reconciled.
+    /// Returns true if the last writer closed the environment in order. If not, rows and upper
+    /// directory must be reconciled.
     pub fn was_clean(&self) -> Result<bool> {
         Ok(self.fact::<bool>("clean")? && !self.has_leftover_log())
     }
@@ -192,8 +193,8 @@ impl StateDb {
         )
     }
 
-    /// Ensures that no id below `until` is assigned, and records those that were skipped: files that are
-    /// newer than this database use them. Durable when this returns.
+    /// Ensures that no id below `until` is assigned, and records those that were skipped: files
+    /// that are newer than this database use them. Durable when this returns.
     pub fn skip_ids(&self, until: FileIds) -> Result<()> {
         const DOING: &str = "skip ids that are in use";
         let before = self.skipped_ids()?;

@@ -73,8 +73,8 @@ pub enum StateError {
         /// What was to be done.
         doing: &'static str,
     },
-    /// The change does not fit the current state, because of another change or because it names something
-    /// that does not exist. Nothing was changed.
+    /// The change does not fit the current state, because of another change or because it names
+    /// something that does not exist. Nothing was changed.
     #[error("{path}: cannot {doing}: {detail}")]
     Conflict {
         /// The database.
@@ -154,7 +154,8 @@ impl StateError {
     }
 }
 
-/// Returns true if SQLite could not create or extend its journal, an error whose cause it does not report.
+/// Returns true if SQLite could not create or extend its journal, an error whose cause it does not
+/// report.
 fn is_about_own_files(error: &rusqlite::Error) -> bool {
     let rusqlite::Error::SqliteFailure(error, _) = error else {
         return false;

@@ -10,8 +10,8 @@ use crate::sys::regular;
 /// The last bytes of a journal that names a super-journal.
 const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
-/// Returns an error if the database does not exist, or if it or a file beside it is not a regular file:
-/// SQLite would follow a link, and block on a FIFO.
+/// Returns an error if the database does not exist, or if it or a file beside it is not a regular
+/// file: SQLite would follow a link, and block on a FIFO.
 pub(super) fn check(path: &Path) -> Result<()> {
     if !is_there(path)? {
         return Err(StateError::Missing {
@@ -40,8 +40,8 @@ fn is_there(path: &Path) -> Result<bool> {
     })
 }
 
-/// Returns an error for the journal of a transaction over several databases: envfs never creates one, and
-/// SQLite would remove the file that it names, wherever that is.
+/// Returns an error for the journal of a transaction over several databases: envfs never creates
+/// one, and SQLite would remove the file that it names, wherever that is.
 fn check_journal(path: &Path) -> Result<()> {
     let ends_with_magic = || -> io::Result<bool> {
         let file = regular::open(path)?;

@@ -62,8 +62,8 @@ pub struct NewImage {
     pub digests: Option<Vec<u8>>,
     /// Bytes of the data area that no inode refers to; an upper bound in an amended image.
     pub dead_bytes: u64,
-    /// Stored bytes of inodes and listings that amendments appended to those of older images; `None` if
-    /// the image must not be amended.
+    /// Stored bytes of inodes and listings that amendments appended to those of older images;
+    /// `None` if the image must not be amended.
     pub tables_appended: Option<u64>,
 }
 
@@ -86,8 +86,8 @@ pub struct ImageRow {
     pub root_number: u32,
     /// Bytes of the data area that no inode refers to; an upper bound in an amended image.
     pub dead_bytes: u64,
-    /// Stored bytes of inodes and listings that amendments appended to those of older images; `None` if
-    /// the image must not be amended.
+    /// Stored bytes of inodes and listings that amendments appended to those of older images;
+    /// `None` if the image must not be amended.
     pub tables_appended: Option<u64>,
     /// Where it begins in its file, if it lies inside another and the reader cannot find it there.
     pub offset: Option<u64>,
@@ -254,8 +254,8 @@ impl StateDb {
         })
     }
 
-    /// Deletes an image that no revision and no layer of the stack uses. The caller removes its file
-    /// after this.
+    /// Deletes an image that no revision and no layer of the stack uses. The caller removes its
+    /// file after this.
     pub fn forget_image(&self, id: ImageId) -> Result<()> {
         const DOING: &str = "forget an image";
         self.write_without_room(DOING, |conn| {

@@ -39,8 +39,9 @@ pub struct IdMap {
 }
 
 impl IdMap {
-    /// Returns the map of an image that another tool wrote, with numbers 1..=`inodes`: each number is
-    /// its own id, except that the root is object 1 and number 1 gets the root's number as its id.
+    /// Returns the map of an image that another tool wrote, with numbers 1..=`inodes`: each number
+    /// is its own id, except that the root is object 1 and number 1 gets the root's number as its
+    /// id.
     pub fn identity(inodes: u32, root_number: u32) -> Result<IdMap, BadIdMap> {
         if root_number == 0 || root_number > inodes {
             return Err(BadIdMap("the root's number is not among the numbers"));

@@ -74,8 +74,8 @@ fn version(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<u32> {
     }
 }
 
-/// Describes everything in the schema that no migration creates, such as triggers, views, or tables with
-/// other columns.
+/// Describes everything in the schema that no migration creates, such as triggers, views, or tables
+/// with other columns.
 pub(super) fn foreign(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let schema = |conn: &Connection| -> rusqlite::Result<Vec<(String, String, Option<String>)>> {
         conn.prepare("SELECT type, name, sql FROM sqlite_schema")?
@@ -100,8 +100,8 @@ pub(super) fn foreign(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         .collect())
 }
 
-/// Applies all migrations above `from` in one transaction: the database has either the old schema or
-/// the newest.
+/// Applies all migrations above `from` in one transaction: the database has either the old schema
+/// or the newest.
 fn run(conn: &Connection, path: &Path, from: u32, migrations: &[&str]) -> Result<()> {
     let doing = "upgrade the schema";
     let fail = |e| sql_error(path, doing, e);

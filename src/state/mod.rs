@@ -2,13 +2,13 @@
 //!
 //! `docs/state.md` explains the rows, and what is durable when. In short:
 //!
-//! - [`StateDb::apply`] is the hot path: one record of the redo log for each operation of a program. A
-//!   checkpoint applies many records to SQLite at once. A record survives the death of this process at
-//!   once, and a power failure after [`StateDb::sync`].
+//! - [`StateDb::apply`] is the hot path: one record of the redo log for each operation of a
+//!   program. A checkpoint applies many records to SQLite at once. A record survives the death of
+//!   this process at once, and a power failure after [`StateDb::sync`].
 //! - Everything else is one transaction and durable when it returns, including those that *publish*
 //!   ([`rotate`](StateDb::rotate), [`publish_commit`](StateDb::publish_commit),
-//!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to)). An error means that
-//!   the transaction was rolled back (`doubt`).
+//!   [`discard_all`](StateDb::discard_all), [`rollback_to`](StateDb::rollback_to)). An error means
+//!   that the transaction was rolled back (`doubt`).
 //!
 //! Lock order: a [`StateDb`] has one lock around its connection and, taken after it or alone, one
 //! around its redo log; both are taken last and held only for one transaction or one record. No
@@ -66,15 +66,15 @@ pub const PAGE_SIZE: u32 = 4096;
 /// How long to wait for a transaction of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Space that the journal keeps on disk even when it is empty, in bytes: enough for the transactions that
-/// discard changes and collect garbage, so that these work on a full disk.
+/// Space that the journal keeps on disk even when it is empty, in bytes: enough for the
+/// transactions that discard changes and collect garbage, so that these work on a full disk.
 const JOURNAL_ROOM: u64 = 256 << 10;
 
 /// The journal mode of SQLite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum JournalMode {
-    /// A rollback journal beside the database. Processes share no memory, so this works on network file
-    /// systems and cannot cause SIGBUS on a full disk.
+    /// A rollback journal beside the database. Processes share no memory, so this works on network
+    /// file systems and cannot cause SIGBUS on a full disk.
     Rollback,
     /// None: a database in memory.
     Memory,
@@ -195,8 +195,8 @@ impl StateDb {
         self.unless_failed(|| self.sync_log())
     }
 
-    /// Syncs, unless a sync has failed before. A failure is final: the kernel drops the pages that it
-    /// could not write, so a later success would prove nothing.
+    /// Syncs, unless a sync has failed before. A failure is final: the kernel drops the pages that
+    /// it could not write, so a later success would prove nothing.
     fn unless_failed(&self, sync: impl FnOnce() -> Result<()>) -> Result<()> {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(StateError::SyncFailed {
@@ -303,12 +303,13 @@ impl StateDb {
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
-        // A panic inside a transaction has rolled it back (see `Rollback`), so the connection is usable.
+        // A panic inside a transaction has rolled it back (see `Rollback`), so the connection is
+        // usable.
         self.conn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `change` as one transaction, which survives a power failure when this returns. After an error
-    /// it is rolled back, unless the error is [`StateError::InDoubt`].
+    /// Runs `change` as one transaction, which survives a power failure when this returns. After an
+    /// error it is rolled back, unless the error is [`StateError::InDoubt`].
     fn write<T>(
         &self,
         doing: &'static str,
@@ -320,9 +321,9 @@ impl StateDb {
         self.verified_transaction(&conn, doing, change)
     }
 
-    /// Runs a transaction that must succeed on a full disk, for example because it frees space. It runs even
-    /// if the redo log cannot be applied for lack of space, and uses the reserved space if needed. The
-    /// change must not depend on rows that the redo log may change.
+    /// Runs a transaction that must succeed on a full disk, for example because it frees space. It
+    /// runs even if the redo log cannot be applied for lack of space, and uses the reserved space
+    /// if needed. The change must not depend on rows that the redo log may change.
     fn write_without_room<T>(
         &self,
         doing: &'static str,

@@ -1,8 +1,9 @@
 //! Read-only access, which changes neither the database nor the files beside it.
 //!
-//! The journal of an interrupted transaction looks like that of one in progress on another host, where
-//! SQLite's locks may not reach. While a process holds the environment's lock, a reader leaves its
-//! journal alone and waits for the transaction to end. Otherwise the first reader rolls it back.
+//! The journal of an interrupted transaction looks like that of one in progress on another host,
+//! where SQLite's locks may not reach. While a process holds the environment's lock, a reader
+//! leaves its journal alone and waits for the transaction to end. Otherwise the first reader rolls
+//! it back.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

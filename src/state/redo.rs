@@ -2,9 +2,9 @@
 //!
 //! A transaction of SQLite costs tens of microseconds, most of them for locks and for whole pages
 //! in its log; a program that unpacks or removes a tree waits for one with every call. So a change
-//! is first one record appended to a separate file, and another thread applies many at once to SQLite
-//! later. The same transaction stores the number of the last record; records after it are applied when
-//! the environment is opened again.
+//! is first one record appended to a separate file, and another thread applies many at once to
+//! SQLite later. The same transaction stores the number of the last record; records after it are
+//! applied when the environment is opened again.
 //!
 //! Invariants:
 //! - A record is in the file before [`Redo::append`] returns: the death of this process loses none.
@@ -33,8 +33,8 @@ const HASH: usize = 8;
 const MAX_NUMBER: u64 = 1 << 62;
 /// Bytes that are hashed in one step.
 const CHUNK: u64 = 1 << 20;
-/// Space that is allocated to the file even when it is empty, in bytes, so that files can be removed on a
-/// full disk.
+/// Space that is allocated to the file even when it is empty, in bytes, so that files can be
+/// removed on a full disk.
 const RESERVE: u64 = 128 << 10;
 
 /// One record: its number, the layer, and the changes.
@@ -135,8 +135,8 @@ impl Redo {
 
     /// Empties the file. All its records must be applied durably.
     pub(super) fn reset(&mut self) -> io::Result<()> {
-        // Records after the new end would be recognized by their lower numbers, but the file may have
-        // grown large, and a database restored from an older copy would accept them.
+        // Records after the new end would be recognized by their lower numbers, but the file may
+        // have grown large, and a database restored from an older copy would accept them.
         self.file.set_len(MAGIC.len() as u64)?;
         reserve(&self.file);
         self.end = MAGIC.len() as u64;
@@ -243,8 +243,8 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// Reads the record at an offset; `None` if it is torn. The hash is checked before memory is allocated for
-/// the record, since its length cannot be trusted.
+/// Reads the record at an offset; `None` if it is torn. The hash is checked before memory is
+/// allocated for the record, since its length cannot be trusted.
 fn read_record(file: &File, at: u64, size: u64) -> io::Result<Option<Vec<u8>>> {
     let mut header = [0; HEADER];
     if size.saturating_sub(at) < HEADER as u64 {

@@ -1,9 +1,9 @@
-//! Space reserved for a full disk, so that changes can be discarded and garbage collected although the
-//! database cannot grow.
+//! Space reserved for a full disk, so that changes can be discarded and garbage collected although
+//! the database cannot grow.
 //!
 //! - The journal keeps [`JOURNAL_ROOM`] bytes even when it is empty.
-//! - The row of the table `reserve` occupies some pages of the database. A transaction that must not fail
-//!   on a full disk deletes it and uses these pages.
+//! - The row of the table `reserve` occupies some pages of the database. A transaction that must
+//!   not fail on a full disk deletes it and uses these pages.
 //!
 //! Both are restored when there is space again.
 

@@ -39,7 +39,8 @@ pub struct InodeRow {
     pub nlink: u32,
     /// Time of last access. For a file whose data is upper, that of the backing file counts.
     pub atime: Timestamp,
-    /// Time of last change of content. For a file whose data is upper, that of the backing file counts.
+    /// Time of last change of content. For a file whose data is upper, that of the backing file
+    /// counts.
     pub mtime: Timestamp,
     /// Time of last change of content or attributes.
     pub ctime: Timestamp,
@@ -49,8 +50,8 @@ pub struct InodeRow {
     pub target: Option<Box<[u8]>>,
     /// The directory and name under which the backing file lies in the upper directory.
     pub place: Option<(Ino, Box<[u8]>)>,
-    /// Identifies the backing file on the host by its inode number and time of birth; 0 when there is
-    /// none.
+    /// Identifies the backing file on the host by its inode number and time of birth; 0 when there
+    /// is none.
     pub backing_ino: u64,
     /// True if the xattr rows of this layer are all extended attributes of the object; false if the
     /// object has those of the layers below.
@@ -80,7 +81,8 @@ impl<'a> From<&'a InodeRow> for Cow<'a, InodeRow> {
 
 /// One change of one row. Borrows or owns its values.
 ///
-/// Records of the redo log contain these: a change of their shape needs a new version of its format.
+/// Records of the redo log contain these: a change of their shape needs a new version of its
+/// format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowChange<'a> {
     /// Inserts or replaces the row of an object.
@@ -209,10 +211,10 @@ const DROP_CHUNK: i64 = 2000;
 impl StateDb {
     /// Applies `changes` to the rows of `layer`, all or none.
     ///
-    /// When this returns, they survive the death of this process, and after [`sync`](Self::sync) also a
-    /// power failure, but never in part: a crash leaves the changes up to some point in the order in
-    /// which they were applied. The caller ensures that the layer is the writable one, or one under
-    /// repair: rows of a layer that has left the stack are soon deleted.
+    /// When this returns, they survive the death of this process, and after [`sync`](Self::sync)
+    /// also a power failure, but never in part: a crash leaves the changes up to some point in the
+    /// order in which they were applied. The caller ensures that the layer is the writable one, or
+    /// one under repair: rows of a layer that has left the stack are soon deleted.
     ///
     /// With a redo log (see [`keep_redo_log`](Self::keep_redo_log)) this appends one record to it;
     /// otherwise it is one transaction.
@@ -372,8 +374,8 @@ impl StateDb {
         .map_err(|e| self.sql(doing, e))
     }
 
-    /// Deletes all rows of a layer that has left the stack, in short transactions that do not block a
-    /// mount in use. Can be repeated after an interruption.
+    /// Deletes all rows of a layer that has left the stack, in short transactions that do not block
+    /// a mount in use. Can be repeated after an interruption.
     pub fn drop_layer_rows(&self, layer: LayerId) -> Result<()> {
         const DOING: &str = "delete the rows of a layer";
         let mut chunk = DROP_CHUNK;

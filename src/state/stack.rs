@@ -1,7 +1,7 @@
 //! The layers of the environment, and the transactions that change the stack.
 //!
-//! Each function that changes something is one transaction and durable when it returns: a crash leaves
-//! the stack before it or after it.
+//! Each function that changes something is one transaction and durable when it returns: a crash
+//! leaves the stack before it or after it.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -123,8 +123,8 @@ pub struct PublishCommit {
     pub parent: RevisionId,
     /// The new image. Its file and the name of the file are complete, checked and durable.
     pub image: NewImage,
-    /// The layers whose content the image holds, all read-only and adjacent in the stack: frozen uppers
-    /// and the image below them.
+    /// The layers whose content the image holds, all read-only and adjacent in the stack: frozen
+    /// uppers and the image below them.
     pub replaces: Vec<LayerId>,
     /// The author and message.
     pub revision: NewRevision,
@@ -201,8 +201,8 @@ impl StateDb {
         })
     }
 
-    /// Reverts a rotation: `fresh`, which has no changes, leaves the stack, and the frozen layer below it
-    /// becomes writable again.
+    /// Reverts a rotation: `fresh`, which has no changes, leaves the stack, and the frozen layer
+    /// below it becomes writable again.
     pub fn unrotate(&self, fresh: LayerId) -> Result<LayerId> {
         const DOING: &str = "revert a rotation";
         self.write(DOING, |conn| {
@@ -260,8 +260,8 @@ impl StateDb {
                 let detail = "the layers it replaces are not adjacent and read-only in the stack";
                 return Err(self.conflict(DOING, detail));
             }
-            // The current image must be among them: otherwise the stack would hold two images of the
-            // history.
+            // The current image must be among them: otherwise the stack would hold two images of
+            // the history.
             let current = self.revision_in(conn, publish.parent, DOING)?;
             let replaces_it = |current: ImageId| {
                 let mut parts = found.iter().map(|layer| layer.part);
@@ -295,8 +295,8 @@ impl StateDb {
         })
     }
 
-    /// Discards all changes since the current revision: every upper goes to the trash, and `fresh` (see
-    /// [`rotate`](Self::rotate)) becomes the writable layer.
+    /// Discards all changes since the current revision: every upper goes to the trash, and `fresh`
+    /// (see [`rotate`](Self::rotate)) becomes the writable layer.
     ///
     /// Returns the uppers that were moved to the trash.
     pub fn discard_all(&self, fresh: LayerId) -> Result<Vec<LayerId>> {
@@ -360,8 +360,8 @@ impl StateDb {
         })
     }
 
-    /// Deletes the rows of a layer that has left the stack, and then the layer. The caller has removed its
-    /// directory.
+    /// Deletes the rows of a layer that has left the stack, and then the layer. The caller has
+    /// removed its directory.
     pub fn forget_layer(&self, layer: LayerId) -> Result<()> {
         const DOING: &str = "forget a layer";
         const CHUNK: i64 = 1000;
@@ -565,7 +565,8 @@ impl StateDb {
     /// Writes the order of the stack, top first.
     fn set_order(&self, conn: &Connection, order: &[LayerId], doing: &'static str) -> Result<()> {
         let fail = |e| self.sql(doing, e);
-        // Positions are unique at every step, so all get temporary ones before any gets its new one.
+        // Positions are unique at every step, so all get temporary ones before any gets its new
+        // one.
         conn.execute(
             "UPDATE layer SET position = -1000000000 - id WHERE position IS NOT NULL",
             [],

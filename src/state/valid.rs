@@ -1,8 +1,8 @@
 //! Validates rows, whether they come from the database or the redo log.
 //!
-//! Both are untrusted data. Names in them become names of files, ids become names of directories, and
-//! directories are walked. So every row is checked once, when it is read. The errors describe the bad
-//! value.
+//! Both are untrusted data. Names in them become names of files, ids become names of directories,
+//! and directories are walked. So every row is checked once, when it is read. The errors describe
+//! the bad value.
 
 use std::path::{Component, Path};
 

@@ -1,4 +1,5 @@
-//! Imports a tar archive, such as those of conda-pack. The image contains what GNU tar would unpack.
+//! Imports a tar archive, such as those of conda-pack. The image contains what GNU tar would
+//! unpack.
 //!
 //! `reader.rs` reads entries; `header.rs`, `pax.rs` and `sparse.rs` parse their formats. `tree.rs`
 //! unpacks entries in memory, without their content. `content.rs` provides the content to the image
@@ -28,8 +29,8 @@ use header::{BLOCK, Header};
 use reader::{Entry, Kind, Reader};
 use tree::{Object, Tree, parts, shown};
 
-/// A file of zeros up to this size, in bytes, is an archive without entries: tar pads its last record
-/// with zeros.
+/// A file of zeros up to this size, in bytes, is an archive without entries: tar pads its last
+/// record with zeros.
 const MAX_EMPTY: u64 = 1 << 20;
 
 /// The compression of an archive.
@@ -42,8 +43,8 @@ pub(super) enum Codec {
 }
 
 impl Codec {
-    /// Detects an archive and its compression from its first 512 bytes and its length. Returns `None`
-    /// if it is not an archive.
+    /// Detects an archive and its compression from its first 512 bytes and its length. Returns
+    /// `None` if it is not an archive.
     pub(super) fn detect(head: &[u8], len: u64) -> Option<Codec> {
         if head.starts_with(&[0x1f, 0x8b]) {
             Some(Codec::Gzip)
@@ -71,8 +72,8 @@ pub(super) struct Packed {
 
 /// Packs an archive into the image file `to`.
 ///
-/// If entries replace files of earlier entries, the archive is read again without these files, since
-/// their content must not be in the image.
+/// If entries replace files of earlier entries, the archive is read again without these files,
+/// since their content must not be in the image.
 pub(super) fn pack(
     source: &Path,
     codec: Codec,
@@ -241,7 +242,8 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     Ok(path)
 }
 
-/// Returns the components of a hard link's target after the last "..", and true if any were removed.
+/// Returns the components of a hard link's target after the last "..", and true if any were
+/// removed.
 fn link_target(link: &[u8]) -> (Vec<&[u8]>, bool) {
     let path: Vec<&[u8]> = parts(link).collect();
     let from = path.iter().rposition(|part| *part == b"..");
@@ -292,8 +294,8 @@ fn meta_of(entry: &Entry) -> Meta {
     }
 }
 
-/// Compares an image with the archive that it was made from: every name, and the content of every file.
-/// Fails with [`CommitError::Check`] at the first difference.
+/// Compares an image with the archive that it was made from: every name, and the content of every
+/// file. Fails with [`CommitError::Check`] at the first difference.
 pub(super) fn compare(
     source: &Path,
     codec: Codec,
@@ -334,8 +336,8 @@ pub(super) fn compare(
     Ok(())
 }
 
-/// Compares names and kinds in an image with the tree that it was made from. Returns the inode of each
-/// file by the index of its entry.
+/// Compares names and kinds in an image with the tree that it was made from. Returns the inode of
+/// each file by the index of its entry.
 fn same_names(tree: &Tree, image: &Image) -> Result<HashMap<usize, InodeRef>> {
     let mut files = HashMap::new();
     let mut pending = vec![(0, image.inode(image.root())?)];

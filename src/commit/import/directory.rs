@@ -243,8 +243,8 @@ fn xattrs_of(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     Ok(all)
 }
 
-/// Compares an image with the directory that it was made from: every name, attribute and byte. Fails with
-/// [`CommitError::SourceChanged`] at the first difference.
+/// Compares an image with the directory that it was made from: every name, attribute and byte.
+/// Fails with [`CommitError::SourceChanged`] at the first difference.
 pub(super) fn compare(
     source: &Path,
     options: &ImportOptions,
@@ -294,8 +294,8 @@ pub(super) fn compare(
     })
 }
 
-/// Compares names and attributes directory by directory, and sends files to the threads that compare
-/// content.
+/// Compares names and attributes directory by directory, and sends files to the threads that
+/// compare content.
 struct Compare<'a> {
     exclude: &'a Exclude,
     image: &'a Image,

@@ -27,8 +27,8 @@ pub(super) enum Position {
     NotConda,
     /// It is the top one.
     Top,
-    /// `conda activate` has put others on top. If the first of them is not stacked, conda has sourced
-    /// our `deactivate.d` scripts already.
+    /// `conda activate` has put others on top. If the first of them is not stacked, conda has
+    /// sourced our `deactivate.d` scripts already.
     Covered { is_stacked: bool },
     /// `conda deactivate` has ended it, and sourced the scripts.
     Gone,

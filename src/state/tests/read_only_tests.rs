@@ -4,8 +4,8 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// What another host sees in the middle of a transaction, without the locks: the journal, and a database
-/// that is half changed.
+/// What another host sees in the middle of a transaction, without the locks: the journal, and a
+/// database that is half changed.
 fn in_the_middle(path: &Path) -> tempfile::TempDir {
     let elsewhere = tempfile::tempdir().unwrap();
     let conn = StateDb::connect(path).unwrap();

@@ -94,7 +94,8 @@ impl Header {
     }
 }
 
-/// Parses a number: octal digits, or a binary number marked by its first bit. An empty field is zero.
+/// Parses a number: octal digits, or a binary number marked by its first bit. An empty field is
+/// zero.
 pub(super) fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {

@@ -16,8 +16,9 @@ use super::sparse::{self, Map};
 const MAX_EXTENDED: u64 = 16 << 20;
 /// Data of a compressed archive up to this size, in bytes, is read into memory.
 const IN_MEMORY: u64 = 1 << 20;
-/// Data of a compressed archive up to this size, in bytes, is copied to a temporary file, so that it
-/// can be read twice. Larger data is read once, and not compared with other files to find duplicates.
+/// Data of a compressed archive up to this size, in bytes, is copied to a temporary file, so that
+/// it can be read twice. Larger data is read once, and not compared with other files to find
+/// duplicates.
 const MAX_SPOOLED: u64 = 1 << 30;
 
 /// The kind of an entry.
@@ -276,8 +277,9 @@ impl Reader {
     }
 
     /// Returns the content of the current entry, which can be opened now, and later if
-    /// [`can_reopen`](crate::squashfs::writer::Source::can_reopen). Data of a compressed archive may be
-    /// copied to a temporary file, which is created at the path `spool` and unlinked at once.
+    /// [`can_reopen`](crate::squashfs::writer::Source::can_reopen). Data of a compressed archive
+    /// may be copied to a temporary file, which is created at the path `spool` and unlinked at
+    /// once.
     pub(super) fn source(
         &mut self,
         entry: &Entry,
@@ -369,8 +371,8 @@ fn entry(
         _ if path.ends_with(b"/") => Kind::Directory,
         _ => Kind::File,
     };
-    // A directory of an incremental backup is followed by a list of names. Other entries that are not
-    // files have no data, even if their size is not 0.
+    // A directory of an incremental backup is followed by a list of names. Other entries that are
+    // not files have no data, even if their size is not 0.
     let has_data = kind == Kind::File || header.type_flag() == b'D';
     let mut stored = match has_data {
         true => pax.number("size")?.unwrap_or(size),

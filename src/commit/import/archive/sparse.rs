@@ -116,8 +116,8 @@ fn positive(field: &[u8]) -> Result<u64> {
     value.ok_or_else(|| Error::Damaged("the map of a sparse file is not of numbers".to_owned()))
 }
 
-/// Reads the map that extended headers describe; `None` if the file is not sparse. In the newest format the
-/// map precedes the data: `stored` is then reduced by its blocks.
+/// Reads the map that extended headers describe; `None` if the file is not sparse. In the newest
+/// format the map precedes the data: `stored` is then reduced by its blocks.
 pub(super) fn of_pax(pax: &Pax, stored: &mut u64, next: NextBlock<'_>) -> Result<Option<Map>> {
     if let Some(major) = pax.number("GNU.sparse.major")? {
         let minor = pax.number("GNU.sparse.minor")?.unwrap_or(0);

@@ -1,8 +1,8 @@
 //! The tree that results from unpacking the entries of an archive in order, as GNU tar does.
 //!
-//! Later entries replace earlier ones. A path may lead through a symbolic link to a directory of the
-//! archive, unless the target of the link is absolute or contains "..", since it could then lead
-//! outside.
+//! Later entries replace earlier ones. A path may lead through a symbolic link to a directory of
+//! the archive, unless the target of the link is absolute or contains "..", since it could then
+//! lead outside.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -175,7 +175,8 @@ impl Tree {
         }
     }
 
-    /// Returns the place of an entry, and creates missing directories above it. `None` for the root.
+    /// Returns the place of an entry, and creates missing directories above it. `None` for the
+    /// root.
     fn place(&mut self, path: &[&[u8]]) -> Result<Option<Place>> {
         self.resolve(path, Missing::Create)
     }
@@ -252,9 +253,9 @@ impl Tree {
         })
     }
 
-    /// Pushes all directories, names and objects other than files, directory by directory in the order
-    /// of names. `default` has the attributes of directories without an entry. Returns the root and the
-    /// number of names.
+    /// Pushes all directories, names and objects other than files, directory by directory in the
+    /// order of names. `default` has the attributes of directories without an entry. Returns the
+    /// root and the number of names.
     pub(super) fn push(
         &self,
         default: &Meta,

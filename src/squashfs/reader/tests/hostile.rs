@@ -226,7 +226,8 @@ fn data_blocks_that_exceed_their_size_are_rejected() {
         let layout = image.file_layout(&inode).unwrap();
         let (at, size) = layout.position(0).unwrap();
         assert!(size.is_compressed());
-        // A decompression bomb of the codec, cut to the stored length: an error, or at most a block.
+        // A decompression bomb of the codec, cut to the stored length: an error, or at most a
+        // block.
         for len in [4097, 1 << 20] {
             let codec = compression.parse().unwrap();
             let mut codec = compressor(&codec, 1 << 20).unwrap().unwrap();

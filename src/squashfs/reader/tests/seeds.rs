@@ -1,7 +1,8 @@
 //! The seeds of the fuzz targets, written by the writer and by mksquashfs, and all inputs that a
 //! target has failed on.
 //!
-//! `ENVFS_FUZZ_SEEDS=fuzz/corpus/open_walk_read cargo test seeds` stores the seeds in that directory.
+//! `ENVFS_FUZZ_SEEDS=fuzz/corpus/open_walk_read cargo test seeds` stores the seeds in that
+//! directory.
 
 use std::{fs, path::Path, path::PathBuf};
 

@@ -74,8 +74,8 @@ fn text(len: usize, seed: u64) -> Vec<u8> {
 pub(super) const SPARSE_DATA: [(u64, usize); 2] = [(1 << 20, 1 << 20), (3 << 20, 5000)];
 pub(super) const SPARSE_SIZE: u64 = (5 << 20) + 123;
 
-/// Returns the source tree, which is created once and never changed. It is not removed, since statics
-/// are not dropped.
+/// Returns the source tree, which is created once and never changed. It is not removed, since
+/// statics are not dropped.
 pub(super) fn source() -> &'static Path {
     static SOURCE: OnceLock<PathBuf> = OnceLock::new();
     SOURCE.get_or_init(|| {

@@ -13,8 +13,8 @@ use crate::squashfs::writer::*;
 
 const BLOCK: usize = 4096;
 
-/// Pushes an old tree and carries all files over except those in `changed`, which get new content or
-/// are removed (`None`).
+/// Pushes an old tree and carries all files over except those in `changed`, which get new content
+/// or are removed (`None`).
 fn push_old(
     writer: &mut ImageWriter,
     old: &Image,

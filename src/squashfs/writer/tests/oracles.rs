@@ -359,8 +359,8 @@ fn write_many(image: &Path, count: u32) {
     println!("peak {}", peak());
 }
 
-/// Offsets beyond 32 bits in files of the writer and of mksquashfs. `traps.rs` tests such positions in
-/// the image.
+/// Offsets beyond 32 bits in files of the writer and of mksquashfs. `traps.rs` tests such positions
+/// in the image.
 #[test]
 fn all_readers_read_a_file_of_more_than_four_gib() {
     use std::os::unix::fs::FileExt;

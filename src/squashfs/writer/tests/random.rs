@@ -111,7 +111,8 @@ fn random_images_and_changes_contain_what_was_pushed() {
                         writer.add_file(&meta(0o644), bytes.len() as u64, memory(&bytes))
                     }
                     2 | 3 => {
-                        // Changes some blocks and perhaps the length. Only changed blocks are dirty.
+                        // Changes some blocks and perhaps the length. Only changed blocks are
+                        // dirty.
                         let mut dirty = Vec::new();
                         for (at, block) in bytes.chunks_mut(BLOCK).enumerate() {
                             if dice.below(4) == 0 {

@@ -161,8 +161,8 @@ pub(super) fn import(image: &Path, options: WriterOptions, tree: &Path) -> Write
     writer.finish(root).unwrap()
 }
 
-/// Describes a mounted or unpacked tree, one line for each name. Entries that share an inode contain
-/// the first of their names.
+/// Describes a mounted or unpacked tree, one line for each name. Entries that share an inode
+/// contain the first of their names.
 pub(super) fn describe(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     let mut first_names: BTreeMap<u64, PathBuf> = BTreeMap::new();
@@ -534,8 +534,8 @@ pub(super) fn by_rdsquashfs(image: &Path) -> Option<Vec<String>> {
     Some(describe(&target))
 }
 
-/// Returns the sorted paths that `sqfs2tar` of squashfs-tools-ng finds in an image, and the length of
-/// the archive.
+/// Returns the sorted paths that `sqfs2tar` of squashfs-tools-ng finds in an image, and the length
+/// of the archive.
 pub(super) fn by_sqfs2tar(image: &Path) -> Option<Vec<Vec<u8>>> {
     if !have("sqfs2tar") {
         return None;

@@ -47,7 +47,8 @@ fn an_empty_image_has_only_required_tables() {
         let InodeBody::Directory(body) = inode_at(&read, "").body else {
             panic!()
         };
-        // The stored size is exactly 3 (for unsquashfs). The root's parent is the highest number plus 1.
+        // The stored size is exactly 3 (for unsquashfs). The root's parent is the highest number
+        // plus 1.
         assert_eq!((body.listing_size, body.parent), (0, 2));
         check_everywhere(&image, &describe_image(&read));
     }
