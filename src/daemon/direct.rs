@@ -5,10 +5,10 @@
 //! are no commits and no history.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -384,13 +384,7 @@ fn initialize(
 ) -> Result<(), Failure> {
     let uuid = new_uuid().map_err(|e| Failure::io("cannot create an identity", &e))?;
     let id_file = layout.id();
-    let options = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .clone();
-    regular::open_with(&id_file, &options)
+    regular::open_or_create(&id_file)
         .and_then(|mut file| {
             file.set_len(0)?;
             file.write_all(uuid.as_bytes())

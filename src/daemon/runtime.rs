@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::failure::{Failure, Kind};
@@ -98,13 +98,7 @@ impl RuntimeDir {
             RuntimeDir::Shared(dir) => {
                 create(dir)?;
                 let path = dir.join(format!("{id}.lock"));
-                let options = File::options()
-                    .create(true)
-                    .truncate(false)
-                    .write(true)
-                    .mode(0o600)
-                    .clone();
-                let file = regular::open_with(&path, &options);
+                let file = regular::open_or_create(&path);
                 (path, file)
             }
             RuntimeDir::Private => (home.to_path_buf(), File::open(home)),

@@ -25,7 +25,7 @@ use crate::object::{Ino, Kind as ObjectKind};
 use crate::progress::{NoProgress, Progress, Report};
 use crate::squashfs::writer::WriteStats;
 use crate::state::RevisionId;
-use crate::sys::mount::{self, MountRequest, Rights};
+use crate::sys::mount::{self, MountRequest, Rights, UnmountMode};
 use crate::sys::process;
 use crate::union::{Change, ChangeKind, Creator, NewObject, Summary};
 
@@ -128,7 +128,7 @@ impl Service for Fake {
 struct NoMount;
 
 impl Control for NoMount {
-    fn unmount(&self, _: mount::UnmountMode) -> Result<Unmounted, Failure> {
+    fn unmount(&self, _: UnmountMode) -> Result<Unmounted, Failure> {
         Err(Failure::new(Kind::Busy, "in use"))
     }
 }
@@ -200,10 +200,7 @@ fn requests_are_answered_with_progress_results_and_failures() {
         .unwrap_err();
     assert_eq!((failure.kind, failure.hints.len()), (Kind::NoSpace, 1));
     assert_eq!(
-        client
-            .unmount(mount::UnmountMode::Plain, &|| {})
-            .unwrap_err()
-            .kind,
+        client.unmount(UnmountMode::Plain, &|| {}).unwrap_err().kind,
         Kind::Busy
     );
     assert_eq!(client.stats().unwrap()["reads"], 1);
@@ -415,6 +412,10 @@ impl Daemon {
         self.target.prefix.join("hello")
     }
 
+    fn unmount(&self, mode: UnmountMode) -> Result<Option<Unmounted>, Failure> {
+        ensure_unmounted(&self.target, &self.runtime, mode, &|| {})
+    }
+
     fn wait_for_end(&mut self) {
         let end = Instant::now() + Duration::from_secs(20);
         while self.child.try_wait().unwrap().is_none() {
@@ -431,7 +432,7 @@ impl Drop for Daemon {
             self.child.wait().unwrap();
         }
         if crate::sys::mountinfo::of_environment(&self.target.id).is_ok_and(|m| !m.is_empty()) {
-            mount::unmount(&self.target.prefix, mount::UnmountMode::Lazy).unwrap();
+            mount::unmount(&self.target.prefix, UnmountMode::Lazy).unwrap();
         }
     }
 }
@@ -474,13 +475,7 @@ fn a_mount_in_use_is_not_unmounted_and_its_users_are_listed() {
         .stdin(std::fs::File::open(daemon.file()).unwrap())
         .spawn()
         .unwrap();
-    let failure = ensure_unmounted(
-        &daemon.target,
-        &daemon.runtime,
-        mount::UnmountMode::Plain,
-        &|| {},
-    )
-    .unwrap_err();
+    let failure = daemon.unmount(UnmountMode::Plain).unwrap_err();
     assert_eq!(failure.kind, Kind::Busy);
     assert!(
         failure
@@ -491,29 +486,13 @@ fn a_mount_in_use_is_not_unmounted_and_its_users_are_listed() {
     );
     user.kill().unwrap();
     user.wait().unwrap();
-    ensure_unmounted(
-        &daemon.target,
-        &daemon.runtime,
-        mount::UnmountMode::Plain,
-        &|| {},
-    )
-    .unwrap()
-    .unwrap();
+    daemon.unmount(UnmountMode::Plain).unwrap().unwrap();
     assert!(matches!(
         state(&daemon.runtime, &daemon.target).unwrap(),
         State::Unmounted
     ));
     daemon.wait_for_end();
-    assert!(
-        ensure_unmounted(
-            &daemon.target,
-            &daemon.runtime,
-            mount::UnmountMode::Plain,
-            &|| {}
-        )
-        .unwrap()
-        .is_none()
-    );
+    assert!(daemon.unmount(UnmountMode::Plain).unwrap().is_none());
 }
 
 #[test]
@@ -522,14 +501,7 @@ fn a_lazy_unmount_lets_programs_finish() {
         return;
     };
     let held = std::fs::File::open(daemon.file()).unwrap();
-    ensure_unmounted(
-        &daemon.target,
-        &daemon.runtime,
-        mount::UnmountMode::Lazy,
-        &|| {},
-    )
-    .unwrap()
-    .unwrap();
+    daemon.unmount(UnmountMode::Lazy).unwrap().unwrap();
     assert!(!daemon.file().exists());
     let mut text = String::new();
     std::io::Read::read_to_string(&mut &held, &mut text).unwrap();
@@ -553,14 +525,7 @@ fn a_killed_daemon_leaves_a_dead_mount_that_is_detached() {
         state(&daemon.runtime, &daemon.target).unwrap(),
         State::Dead(_)
     ));
-    ensure_unmounted(
-        &daemon.target,
-        &daemon.runtime,
-        mount::UnmountMode::Plain,
-        &|| {},
-    )
-    .unwrap()
-    .unwrap();
+    daemon.unmount(UnmountMode::Plain).unwrap().unwrap();
     assert!(matches!(
         state(&daemon.runtime, &daemon.target).unwrap(),
         State::Unmounted

@@ -15,9 +15,9 @@ mod note;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -199,13 +199,7 @@ impl EnvLock {
         let path = layout.lock();
         let me = Holder::current_process(layout, purpose)
             .context(&path, "describe the holder of the lock")?;
-        let options = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .clone();
-        let file = regular::open_with(&path, &options).context(&path, "open the lock")?;
+        let file = regular::open_or_create(&path).context(&path, "open the lock")?;
         let file = match flock(&file) {
             Ok(()) => Some(file),
             Err(e) if is_unsupported(&e) => None,

@@ -19,6 +19,7 @@ mod polling;
 mod pool;
 mod requests;
 pub mod session;
+mod xattr;
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;

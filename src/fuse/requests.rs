@@ -15,6 +15,7 @@ use fuser::{
 use super::attr::{NEGATIVE_ENTRY, file_attr, file_type, set_time};
 use super::counters::Op;
 use super::errno::errno;
+use super::xattr::{answer_sized, without_trusted};
 use super::{CACHE_TIMEOUT, EnvFs, GENERATION, HandleTarget};
 use crate::object::{Ino, Kind};
 use crate::union::{self, RenameMode, SetAttr, SetIdBits, SyncMode, XattrMode};
@@ -226,19 +227,13 @@ impl Filesystem for EnvFs {
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Remove);
         let done = self.union.unlink(Ino(parent.0), name.as_bytes());
-        match self.synced(done, &[Ino(parent.0)]) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(errno("unlink", parent.0, &e)),
-        }
+        self.answer("unlink", Ino(parent.0), done, reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Remove);
         let done = self.union.rmdir(Ino(parent.0), name.as_bytes());
-        match self.synced(done, &[Ino(parent.0)]) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(errno("rmdir", parent.0, &e)),
-        }
+        self.answer("rmdir", Ino(parent.0), done, reply);
     }
 
     fn rename(
@@ -521,10 +516,7 @@ impl Filesystem for EnvFs {
         let done = self
             .union
             .set_xattr(Ino(ino.0), name.as_bytes(), value, mode);
-        match self.synced(done, &[Ino(ino.0)]) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(errno("setxattr", ino.0, &e)),
-        }
+        self.answer("setxattr", Ino(ino.0), done, reply);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -548,10 +540,7 @@ impl Filesystem for EnvFs {
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _timed = self.timed(Op::Xattr);
         let done = self.union.remove_xattr(Ino(ino.0), name.as_bytes());
-        match self.synced(done, &[Ino(ino.0)]) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(errno("removexattr", ino.0, &e)),
-        }
+        self.answer("removexattr", Ino(ino.0), done, reply);
     }
 
     fn fallocate(
@@ -630,21 +619,13 @@ fn set_id_bits(req: &Request) -> SetIdBits {
     SetIdBits::clear_if(req.uid() != 0)
 }
 
-/// Returns the attribute names, each ended by a NUL, without those that only root may see.
-fn without_trusted(names: &[u8]) -> Vec<u8> {
-    let visible = names
-        .split_inclusive(|&byte| byte == 0)
-        .filter(|name| !name.starts_with(b"trusted."));
-    visible.flatten().copied().collect()
-}
-
-/// Replies to a request that may query only the size of the value.
-fn answer_sized(bytes: &[u8], size: u32, reply: ReplyXattr) {
-    if size == 0 {
-        reply.size(bytes.len() as u32);
-    } else if bytes.len() > size as usize {
-        reply.error(Errno::ERANGE);
-    } else {
-        reply.data(bytes);
+impl EnvFs {
+    /// Replies to a change of one object that has no result, and syncs it if the mount is
+    /// synchronous.
+    fn answer(&self, op: &'static str, ino: Ino, done: union::Result<()>, reply: ReplyEmpty) {
+        match self.synced(done, &[ino]) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno(op, ino.0, &e)),
+        }
     }
 }

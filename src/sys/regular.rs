@@ -64,6 +64,14 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {
     }
 }
 
+/// Opens a regular file for writing, and creates it with mode 0600 if it does not exist. Keeps the
+/// content.
+pub fn open_or_create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    open_with(path, &options)
+}
+
 /// Opens a directory; fails if the last component of the path is a symbolic link.
 pub fn open_dir(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_DIRECTORY | libc::O_NONBLOCK;
