@@ -104,7 +104,7 @@ fn entries(here: &CurrentDir<'_>) -> Result<Vec<(Vec<u8>, fs::Metadata)>> {
     let failed = |source| CommitError::Io {
         doing: "read",
         path: here.full_path(),
-        source,
+        error: source,
     };
     let mut entries = Vec::new();
     for entry in fs::read_dir(here.path()).map_err(failed)? {

@@ -179,7 +179,7 @@ fn a_lease_of_a_dead_process_or_an_earlier_boot_is_free() {
 }
 
 fn age(path: &Path) {
-    let file = OpenOptions::new().write(true).open(path).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
     file.set_modified(SystemTime::now() - 2 * LEASE).unwrap();
 }
 

@@ -93,7 +93,12 @@ fn rollback_without_force_drops_no_concurrent_changes() {
             if round >= 200 && done > 0 && refused > 0 {
                 break;
             }
-            match commit::rollback(bench.workspace(), Some(first.id), DiscardMode::IfUnchanged, "test") {
+            match commit::rollback(
+                bench.workspace(),
+                Some(first.id),
+                DiscardMode::IfUnchanged,
+                "test",
+            ) {
                 Ok(_) => done += 1,
                 Err(CommitError::Uncommitted) => refused += 1,
                 Err(e) => panic!("{e}"),
