@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A variable is restored only if it still has the value that activation set: later changes by the
-//! user are kept. [`conda`] has the rules for conda's variables, which conda also changes.
+//! user are kept. `conda` has the rules for conda's variables, which conda also changes.
 
 mod conda;
 

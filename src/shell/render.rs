@@ -1,7 +1,7 @@
 //! Writes a [`Script`] as text for a shell to evaluate.
 //!
 //! Commands are written with a backslash so that aliases do not apply. All values are
-//! single-quoted. [`fish`] writes the text for fish, whose syntax differs.
+//! single-quoted. `fish` writes the text for fish, whose syntax differs.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -111,7 +111,7 @@ pub(super) fn dirs_of(entries: Vec<(Ino, Box<[u8]>, Option<Ino>)>) -> Dirs {
 
 /// Everything one upper layer says.
 ///
-/// Rows of a layer with many may still be in the database only ([`Stored`]); they are read when they are
+/// Rows of a layer with many may still be in the database only (`Stored`); they are read when they are
 /// asked for, which may fail.
 #[derive(Debug, Default)]
 pub struct Delta {
