@@ -4,7 +4,7 @@ use super::terminal::type_into;
 use crate::support::{TestEnv, find, run, skip};
 
 #[test]
-fn a_shell_that_is_not_supported_is_told_so() {
+fn unsupported_shells_are_reported() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("one");
     for verb in [&["activate", "one"][..], &["deactivate"], &["reactivate"]] {
@@ -28,7 +28,7 @@ fn a_shell_that_is_not_supported_is_told_so() {
 }
 
 #[test]
-fn each_shell_is_told_how_to_load_its_own_hook() {
+fn hints_fit_the_users_shell() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("one");
     for (shell, lines) in [

@@ -1,7 +1,6 @@
 //! envfs and conda in one shell, in every order.
 //!
-//! `ENVFS_TEST_CONDA` names the program of a real conda. Without it, `conda.py` does what conda's
-//! documentation says.
+//! `ENVFS_TEST_CONDA` is the path of a real conda. Without it, `conda.py` imitates conda as documented.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,8 +8,8 @@ use std::path::PathBuf;
 
 use crate::support::{TestEnv, has, run_for};
 
-/// What a step types, by its name: `E`, `F` and `P` are environments of envfs (`P` is no conda
-/// environment), `X` and `Y` are conda's.
+/// Returns the command of a step: `E`, `F` and `P` are environments of envfs (`P` is not a conda
+/// environment), `X` and `Y` are environments of conda.
 fn command(env: &TestEnv, step: &str) -> String {
     let conda = |name: &str| env.work().join(name).display().to_string();
     match step {
@@ -66,7 +65,7 @@ fn stage() -> Option<(TestEnv, PathBuf)> {
     for (path, name) in [("E", "E"), ("F", "F"), ("envs/X", "X"), ("Y", "Y")] {
         make_conda(&env, path, name);
     }
-    // E is where conda would name it, F is not.
+    // conda would refer to E by name, and to F by path.
     env.envfs(&["import", "-q", "E", "E"]).ok();
     let elsewhere = env.work().join("elsewhere");
     env.envfs(&[
@@ -173,7 +172,7 @@ fn variables(text: &str) -> State {
         .collect()
 }
 
-/// Leaves out what conda itself leaves behind: empty variables, and values it saved.
+/// Removes variables that conda itself leaves behind: empty ones, and saved values.
 fn without_remains_of_conda(mut state: State) -> State {
     state.retain(|name, value| {
         let is_saved = name.starts_with("__CONDA_SHLVL_");
@@ -184,8 +183,7 @@ fn without_remains_of_conda(mut state: State) -> State {
     state
 }
 
-/// Fails if a deactivation script was sourced for an environment that was not active, or if one was
-/// left out.
+/// Fails if a deactivation script ran for an inactive environment, or did not run for an active one.
 fn check_scripts(state: &State, what: &str) {
     let seen = state.get("SEEN").map(String::as_str).unwrap_or_default();
     for name in ["E", "F", "X", "Y"] {
@@ -237,7 +235,7 @@ fn orders(length: usize) -> Vec<Vec<&'static str>> {
 }
 
 #[test]
-fn conda_and_envfs_in_any_order_leave_nothing_behind() {
+fn conda_and_envfs_deactivate_in_any_order() {
     let Some((env, conda)) = stage() else { return };
     for (shell, options) in SHELLS {
         if !has(shell) {
@@ -254,7 +252,7 @@ fn conda_and_envfs_in_any_order_leave_nothing_behind() {
             // Without --stack, an activation replaces what envfs had activated.
             let envfs = order.iter().filter(|step| !is_conda(step)).count();
             for ending in endings(envfs, conda) {
-                // Whatever an ending has not reached because conda ended one of ours.
+                // Deactivates what is left if conda has ended an environment of envfs.
                 sequences.push([order.clone(), ending, vec!["c", "c", "e", "e"]].concat());
             }
         }
@@ -269,7 +267,7 @@ fn conda_and_envfs_in_any_order_leave_nothing_behind() {
 }
 
 #[test]
-fn envfs_removes_what_conda_leaves_of_an_environment_of_envfs() {
+fn envfs_removes_variables_that_conda_leaves() {
     let Some((env, conda)) = stage() else { return };
     for (shell, options) in SHELLS {
         if !has(shell) {
@@ -293,7 +291,7 @@ fn envfs_removes_what_conda_leaves_of_an_environment_of_envfs() {
 }
 
 #[test]
-fn an_environment_is_taken_out_from_below_those_of_conda() {
+fn environment_below_conda_can_be_deactivated() {
     let Some((env, conda)) = stage() else { return };
     let pairs = [
         ("E X e", "X"),

@@ -35,7 +35,7 @@ fn without_own(mut variables: Variables) -> Variables {
 }
 
 #[test]
-fn activation_and_deactivation_in_fish_restore_all_variables() {
+fn deactivation_restores_all_variables_in_fish() {
     if !has("fish") {
         return;
     }
@@ -88,7 +88,7 @@ fn activation_and_deactivation_in_fish_restore_all_variables() {
 }
 
 #[test]
-fn quoted_values_survive_two_evaluations_in_fish() {
+fn quoting_survives_two_evaluations_in_fish() {
     if !has("fish") {
         return;
     }
@@ -110,7 +110,7 @@ fn quoted_values_survive_two_evaluations_in_fish() {
 }
 
 #[test]
-fn variables_that_fish_protects_stop_nothing() {
+fn readonly_variables_do_not_stop_activation_in_fish() {
     if !has("fish") {
         return;
     }
@@ -147,7 +147,7 @@ fn variables_that_fish_protects_stop_nothing() {
 }
 
 #[test]
-fn the_hook_for_fish_evaluates_only_what_succeeded_and_keeps_the_status() {
+fn hook_evaluates_only_successful_output_in_fish() {
     if !has("fish") {
         return;
     }
@@ -216,7 +216,7 @@ fn stores() -> Vec<TestEnv> {
 }
 
 #[test]
-fn environments_are_activated_switched_stacked_and_left_in_fish() {
+fn environments_can_be_switched_and_stacked_in_fish() {
     for env in stores() {
         let (one, two) = (env.prefix("one"), env.prefix("two"));
         let done = in_fish(
@@ -243,7 +243,7 @@ fn environments_are_activated_switched_stacked_and_left_in_fish() {
 }
 
 #[test]
-fn a_universal_variable_of_fish_is_emptied_and_not_erased() {
+fn universal_variables_are_emptied_not_erased() {
     for env in stores() {
         let source = env.work().join("conda");
         for (path, text) in [
@@ -266,7 +266,7 @@ fn a_universal_variable_of_fish_is_emptied_and_not_erased() {
 }
 
 #[test]
-fn a_script_in_fish_needs_no_hook() {
+fn fish_scripts_can_activate_without_the_hook() {
     for env in stores() {
         let mut command = env.command("fish");
         command.args(["--no-config", "-c"]).arg(
@@ -279,7 +279,7 @@ fn a_script_in_fish_needs_no_hook() {
 }
 
 #[test]
-fn the_prompt_of_fish_shows_the_environment_and_the_status() {
+fn fish_prompt_shows_the_environment_and_the_status() {
     for env in stores() {
         let config = env.root().join("home/.config/fish/config.fish");
         env.write(
@@ -308,7 +308,7 @@ fn the_prompt_of_fish_shows_the_environment_and_the_status() {
 }
 
 #[test]
-fn fish_completes_names_and_no_files_of_the_working_directory() {
+fn fish_completes_names_and_no_files() {
     for env in stores() {
         env.write(&env.work().join("oddfile"), "");
         let script = |line: &str| {
