@@ -94,7 +94,7 @@ fn every_command_accepts_a_path_in_an_environment() {
 }
 
 #[test]
-fn a_path_inside_selects_what_it_leads_to() {
+fn path_inside_an_environment_selects_its_changes() {
     let Some(env) = TestEnv::new() else { return };
     let prefix = project(&env);
     fs::write(prefix.join("lib/a.txt"), "changed").unwrap();
@@ -121,7 +121,7 @@ fn a_path_inside_selects_what_it_leads_to() {
 }
 
 #[test]
-fn a_name_wins_unless_the_word_can_only_be_a_path() {
+fn name_takes_precedence_over_a_path() {
     let Some(env) = TestEnv::new() else { return };
     let prefix = project(&env);
     // Another environment is called like a directory here.
@@ -141,7 +141,7 @@ fn a_name_wins_unless_the_word_can_only_be_a_path() {
 }
 
 #[test]
-fn a_path_in_no_environment_is_refused_with_the_next_step() {
+fn path_outside_of_any_environment_is_refused() {
     let Some(env) = TestEnv::new() else { return };
     project(&env);
     let at = |word: &str| env.envfs(&["status", word]);

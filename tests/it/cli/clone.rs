@@ -86,7 +86,7 @@ fn uncommitted_changes_are_left_out_with_a_warning() {
 }
 
 #[test]
-fn any_revision_is_cloned_also_one_that_a_commit_amended() {
+fn clone_supports_amended_revisions() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
     let prefix = env.mount("e");
@@ -170,7 +170,7 @@ fn files_that_contain_the_old_prefix_are_named() {
 }
 
 #[test]
-fn where_images_cannot_be_linked_they_are_copied() {
+fn images_are_copied_without_hard_links() {
     let Some(env) = TestEnv::new() else { return };
     if !has("chattr") {
         return;

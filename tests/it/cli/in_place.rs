@@ -371,7 +371,7 @@ fn a_directory_is_imported_through_symbolic_links() {
 }
 
 #[test]
-fn a_directory_in_use_is_refused_unless_the_user_goes_on() {
+fn directory_in_use_is_refused_without_lazy() {
     for env in TestEnv::of_all_users() {
         let dir = sample(&env, "tree");
         let inode = fs::metadata(&dir).unwrap().ino();
@@ -461,7 +461,7 @@ fn mount_points_and_what_contains_them_are_refused() {
 }
 
 #[test]
-fn what_cannot_be_moved_away_is_refused_with_the_reason() {
+fn immovable_directories_are_refused_with_the_reason() {
     for env in TestEnv::of_all_users() {
         let dir = sample(&env, "a/tree");
         let inode = fs::metadata(&dir).unwrap().ino();

@@ -66,7 +66,7 @@ fn die(env: &TestEnv, fault: &str, words: &[&str]) {
 }
 
 #[test]
-fn an_import_in_place_that_dies_leaves_the_original_or_the_environment_at_the_path() {
+fn interrupted_import_in_place_leaves_the_original_or_the_environment() {
     for point in [points("import"), points("in-place")].concat() {
         let Some(env) = TestEnv::new() else { return };
         let original = Original::new(&env);
@@ -150,7 +150,7 @@ fn any_command_recovers_an_import_in_place() {
 }
 
 #[test]
-fn an_import_that_still_runs_is_left_alone() {
+fn running_import_is_left_alone() {
     let Some(env) = TestEnv::new() else { return };
     let original = Original::new(&env);
     let mut command = env.envfs_command(&["import", "-q", "--in-place", original.word()]);
@@ -170,7 +170,7 @@ fn an_import_that_still_runs_is_left_alone() {
 }
 
 #[test]
-fn undoing_that_dies_is_completed() {
+fn interrupted_undo_is_completed() {
     for point in points("undo") {
         let Some(env) = TestEnv::new() else { return };
         let original = Original::new(&env);
@@ -194,7 +194,7 @@ fn undoing_that_dies_is_completed() {
 }
 
 #[test]
-fn finishing_that_dies_is_completed() {
+fn interrupted_finish_is_completed() {
     for point in points("finish") {
         for is_mounted in [true, false] {
             let Some(env) = TestEnv::new() else { return };
@@ -221,7 +221,7 @@ fn finishing_that_dies_is_completed() {
 }
 
 #[test]
-fn a_clone_that_dies_leaves_no_environment_and_can_be_done_again() {
+fn interrupted_clone_leaves_no_environment_and_can_be_repeated() {
     for point in points("clone") {
         let Some(env) = TestEnv::new() else { return };
         env.import_sample("e");
