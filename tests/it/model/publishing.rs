@@ -148,13 +148,16 @@ fn gc_refuses_to_sweep_while_an_image_is_missing_or_damaged() {
     let left = names(&layers);
     assert_eq!(left.len(), 2, "the frozen layer was removed");
     fs::rename(&file, &away).unwrap();
-    for content in [None, Some(b"not whole")] {
+    let missing = file.to_str().unwrap();
+    for (content, reason) in [
+        (None, missing),
+        (Some(b"not whole"), "not a SquashFS image"),
+    ] {
         if let Some(content) = content {
             fs::write(&file, content).unwrap();
         }
         let refused = bench.try_open().unwrap_err().to_string();
-        let said = file.to_str().unwrap();
-        assert!(refused.contains(said), "{refused}");
+        assert!(refused.contains(reason), "{refused}");
         assert_eq!(names(&layers), left);
         assert!(names(&images).contains(&unknown));
         let refused = gc(&bench).unwrap_err().to_string();
