@@ -14,6 +14,7 @@ mod endure;
 mod fs;
 mod fuzzing;
 mod image;
+mod lints;
 mod matrix;
 mod model;
 mod shell;

@@ -352,7 +352,7 @@ fn ctrl_c_during_a_commit_changes_nothing() {
         let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
         wait_for("the image", || count() > had);
         kill(pid, Signal::SIGINT).unwrap();
-        finish(child, "commit".to_owned()).fails(130, &["as it was"]);
+        finish(child, "commit".to_owned()).fails(130, &["nothing was changed"]);
         assert_eq!(count(), had, "the partial image was not removed");
         env.mount("e");
         tree::assert_same(&before, &tree::read(&prefix), Look::ALL, "after Ctrl-C");

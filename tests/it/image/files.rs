@@ -140,7 +140,7 @@ fn import_excludes_patterns() {
     }
     let image = images::current(&env, "directory");
     let args = ["import", word(&image), "image", "--exclude", "x"];
-    env.envfs(&args).fails(2, &["left out"]);
+    env.envfs(&args).fails(2, &["--exclude"]);
     let args = ["import", word(&source), "w", "--compress-level", "10"];
     env.envfs(&args).fails(2, &["10"]);
 }
