@@ -1,5 +1,6 @@
-//! Reads an image without a mount and prints the number of bytes: `read_image IMAGE all THREADS` reads all files,
-//! `read_image IMAGE random THREADS PATH READS` makes reads of 4 KiB at random offsets of one file.
+//! Reads an image without a mount and prints the number of bytes: `read_image IMAGE all THREADS`
+//! reads all files, `read_image IMAGE random THREADS PATH READS` makes reads of 4 KiB at random
+//! offsets of one file.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

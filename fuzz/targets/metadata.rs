@@ -21,7 +21,8 @@ fn table(out: &mut Vec<u8>, bytes: &[u8]) -> u64 {
     at
 }
 
-/// Runs the target. The first two bytes are the size of the inode table; the directory table follows it.
+/// Runs the target. The first two bytes are the size of the inode table; the directory table
+/// follows it.
 pub fn run(data: &[u8]) {
     let Some((split, rest)) = data.split_first_chunk::<2>() else {
         return;

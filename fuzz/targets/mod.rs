@@ -1,5 +1,5 @@
-//! The fuzz targets. A panic or an abort is a finding. The fuzzer runs one target for hours; the integration tests
-//! run all of them briefly over seeds and regressions.
+//! The fuzz targets. A panic or an abort is a finding. The fuzzer runs one target for hours; the
+//! integration tests run all of them briefly over seeds and regressions.
 
 pub mod codecs;
 pub mod directory;

@@ -1,5 +1,5 @@
-//! The index of a file of a store, then its content. Opening the environment must fail cleanly or yield a usable
-//! environment, and must not touch anything outside of its directory.
+//! The index of a file of a store, then its content. Opening the environment must fail cleanly or
+//! yield a usable environment, and must not touch anything outside of its directory.
 
 use std::{
     fs,

@@ -57,9 +57,9 @@ impl Context {
         Env::new(store, environment)
     }
 
-    /// Returns the files of the environment that a word names, or of the active one, without reading
-    /// its database. The word is a name, or a path that is the prefix of an environment or inside
-    /// it. A word that can be both is a name, unless it contains a slash or is `.` or `..`.
+    /// Returns the files of the environment that a word names, or of the active one, without
+    /// reading its database. The word is a name, or a path that is the prefix of an environment or
+    /// inside it. A word that can be both is a name, unless it contains a slash or is `.` or `..`.
     pub fn files_of(&self, name: Option<&str>) -> Result<Environment> {
         let Some(word) = name else {
             let active = active_name().ok_or_else(|| {
@@ -95,9 +95,9 @@ impl Context {
         self.files_of(Some(word)).is_ok()
     }
 
-    /// Parses `[NAME] [PATH…]`. The first word is a name if an environment with that name exists, or
-    /// if no environment is active. If it is a path in an environment other than the active one, it
-    /// names that environment, and selects what it leads to unless that is the prefix.
+    /// Parses `[NAME] [PATH…]`. The first word is a name if an environment with that name exists,
+    /// or if no environment is active. If it is a path in an environment other than the active one,
+    /// it names that environment, and selects what it leads to unless that is the prefix.
     pub fn environment_and_paths(&self, words: &[OsString]) -> Result<(Env, Selection)> {
         let store = self.store()?;
         let active = active_name();

@@ -116,8 +116,8 @@ fn entries(here: &CurrentDir<'_>) -> Result<Vec<(Vec<u8>, fs::Metadata)>> {
     Ok(entries)
 }
 
-/// Returns up to `limit` files and directories that were changed at or after a time, in seconds since
-/// 1970.
+/// Returns up to `limit` files and directories that were changed at or after a time, in seconds
+/// since 1970.
 pub fn changed_since(dir: &Path, since: i64, limit: usize) -> Result<Vec<PathBuf>> {
     let mut changed = Changed {
         since,
@@ -412,8 +412,8 @@ pub enum Recovered {
     Finished,
 }
 
-/// Completes an operation in place that was interrupted, or takes it back. Returns `None` if there is
-/// nothing to do, or if the process that began it is still at work.
+/// Completes an operation in place that was interrupted, or takes it back. Returns `None` if there
+/// is nothing to do, or if the process that began it is still at work.
 pub fn recover(environment: &Environment, prefix: &Path) -> Result<Option<Recovered>> {
     let read = || InPlace::read(environment.layout());
     match read()? {

@@ -356,7 +356,8 @@ pub(crate) fn try_prefix(prefix: &Path) -> Result<(), Failure> {
     tried
 }
 
-/// Checks that a file system can be mounted at a path now. Nothing is at the path, before and after.
+/// Checks that a file system can be mounted at a path now. Nothing is at the path, before and
+/// after.
 pub(crate) fn require_mount(path: &Path) -> Result<(), Failure> {
     fs::create_dir(path)
         .map_err(|error| Failure::io(format!("cannot make {}", path.display()), &error))?;

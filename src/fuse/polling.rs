@@ -143,8 +143,8 @@ impl Rhythm {
         distinct.count() >= self.processors
     }
 
-    /// Returns how long to poll after a reply. `is_busy` says that other threads handle requests, and
-    /// `switches` counts the involuntary context switches of the thread.
+    /// Returns how long to poll after a reply. `is_busy` says that other threads handle requests,
+    /// and `switches` counts the involuntary context switches of the thread.
     fn plan(
         &mut self,
         now: Instant,
@@ -325,8 +325,8 @@ mod tests {
             }
         }
 
-        /// A request of a thread arrives some time after the last reply and is answered. Returns how
-        /// long to poll.
+        /// A request of a thread arrives some time after the last reply and is answered. Returns
+        /// how long to poll.
         fn request(&mut self, thread: u32, gap_micros: u64) -> Option<Duration> {
             self.now += Duration::from_micros(gap_micros);
             self.rhythm.arrived(self.now, thread);

@@ -8,7 +8,8 @@ const READ: &str = "read when a layer was compared";
 const STORE: &str = "store when a layer was compared";
 
 impl StateDb {
-    /// Returns what was last stored for a layer. It holds only if the environment was closed cleanly.
+    /// Returns what was last stored for a layer. It holds only if the environment was closed
+    /// cleanly.
     pub fn checked_directories(&self, layer: LayerId) -> Result<Option<Vec<u8>>> {
         self.read(READ, |conn| {
             conn.prepare_cached("SELECT directories FROM checked WHERE layer = ?1")
@@ -17,8 +18,8 @@ impl StateDb {
         })
     }
 
-    /// Stores what the directories of a layer look like, or that this is not known; durable when this
-    /// returns.
+    /// Stores what the directories of a layer look like, or that this is not known; durable when
+    /// this returns.
     pub fn set_checked_directories(
         &self,
         layer: LayerId,

@@ -153,8 +153,8 @@ pub fn in_other_namespaces(mount: &MountEntry) -> (Vec<NamespaceCopy>, Vec<Holde
     (copies, users)
 }
 
-/// Returns how a process uses a directory. A mapping is found by the device if there is one, else by
-/// its path.
+/// Returns how a process uses a directory. A mapping is found by the device if there is one, else
+/// by its path.
 fn of_process(pid: u32, dir: &Path, device: Option<(u32, u32)>) -> Option<Holder> {
     let base = Path::new("/proc").join(pid.to_string());
     let found = |how, path: &OsStr| {

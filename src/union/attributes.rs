@@ -13,8 +13,8 @@ use crate::state::{InodeRow, RowChange};
 /// The attribute with file capabilities, which a change of content or owner takes away.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
-/// The names and values of one object together take no more bytes than this. They live in memory, and
-/// a commit writes each object's as one piece.
+/// The names and values of one object together take no more bytes than this. They live in memory,
+/// and a commit writes each object's as one piece.
 const XATTRS_LIMIT: usize = 1 << 20;
 
 /// A time to set.
@@ -137,7 +137,8 @@ impl Union {
         })
     }
 
-    /// Returns the names of all extended attributes, each ended by a NUL, as `listxattr` wants them.
+    /// Returns the names of all extended attributes, each ended by a NUL, as `listxattr` wants
+    /// them.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>> {
         self.with_xattrs(ino, |all| {
             let mut names = Vec::new();
@@ -166,8 +167,8 @@ impl Union {
         })
     }
 
-    /// The extended attributes that an object has by the layers below; `None` where it has its own. The
-    /// caller holds the gate: so long they stay the same.
+    /// The extended attributes that an object has by the layers below; `None` where it has its own.
+    /// The caller holds the gate: so long they stay the same.
     pub(super) fn xattrs_below(&self, ino: Ino) -> Result<Option<Vec<Xattr>>> {
         let lower = {
             let state = self.read();
@@ -180,8 +181,8 @@ impl Union {
         Ok(Some(lower.xattrs(ino)?))
     }
 
-    /// Sets or removes one attribute, if `may` agrees, which is told whether it exists. The object's
-    /// attributes become its own if they were a lower layer's.
+    /// Sets or removes one attribute, if `may` agrees, which is told whether it exists. The
+    /// object's attributes become its own if they were a lower layer's.
     fn change_xattr(
         &self,
         ino: Ino,

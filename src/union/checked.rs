@@ -1,9 +1,10 @@
 //! Opening a large upper layer without reading all of it.
 //!
-//! Rows and files of a layer are compared when it is opened: somebody may have changed its files. For a
-//! large layer this is done at a clean end instead, and what the directories looked like then is stored with
-//! the rows. If they look the same at the next open, no name has changed since: the layer is as it was
-//! compared, and its rows are read when they are asked for ([`stored`](super::stored)).
+//! Rows and files of a layer are compared when it is opened: somebody may have changed its files.
+//! For a large layer this is done at a clean end instead, and what the directories looked like then
+//! is stored with the rows. If they look the same at the next open, no name has changed since: the
+//! layer is as it was compared, and its rows are read when they are asked for
+//! ([`stored`](super::stored)).
 
 use std::sync::Arc;
 
@@ -74,7 +75,8 @@ impl Union {
 
     fn marks_to_note(&self) -> Result<Noted> {
         let state = self.read();
-        // Where the store is on a network file system, the times of directories may be cached or coarse.
+        // Where the store is on a network file system, the times of directories may be cached or
+        // coarse.
         if self.syncs_singly || state.has_frozen() {
             return Ok(Noted::None);
         }

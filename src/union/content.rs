@@ -74,7 +74,8 @@ enum Content {
 pub enum Reader {
     /// A file of the writable upper layer.
     Upper(Arc<File>),
-    /// An object of a read-only layer; and the stack, which keeps what the layer has on the disk there.
+    /// An object of a read-only layer; and the stack, which keeps what the layer has on the disk
+    /// there.
     Lower(Ino, super::ContentLayer, Arc<super::LowerStack>),
 }
 
@@ -174,7 +175,8 @@ impl Union {
                 .is_ok_and(|attr| attr.kind == Kind::File && attr.size > MUCH)
     }
 
-    /// Writes `data` at `offset`; returns the number of bytes written, fewer than all if no more fit.
+    /// Writes `data` at `offset`; returns the number of bytes written, fewer than all if no more
+    /// fit.
     pub fn write_at(&self, ino: Ino, offset: u64, data: &[u8], set_id: SetIdBits) -> Result<usize> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
@@ -182,8 +184,8 @@ impl Union {
         write_what_fits(&file, data, offset)
     }
 
-    /// The same at the end of the file, which who writes takes to be `end`. Returns where it is as well: after
-    /// changes were thrown away it may be elsewhere.
+    /// The same at the end of the file, which who writes takes to be `end`. Returns where it is as
+    /// well: after changes were thrown away it may be elsewhere.
     pub fn append(
         &self,
         ino: Ino,
@@ -370,10 +372,11 @@ impl Union {
         }
     }
 
-    /// Makes a copied-up file the object's content. Returns false if the object has no name any more.
+    /// Makes a copied-up file the object's content. Returns false if the object has no name any
+    /// more.
     ///
-    /// Content comes up to be changed, and a change of content takes a capability away: `below` are the
-    /// attributes that the object has by the layers below.
+    /// Content comes up to be changed, and a change of content takes a capability away: `below` are
+    /// the attributes that the object has by the layers below.
     fn publish_copy_up(
         &self,
         ino: Ino,
@@ -411,9 +414,9 @@ impl Union {
         Ok(true)
     }
 
-    /// Takes away the set-id bits that a change of content or owner by a caller without `CAP_FSETID` takes:
-    /// set-user-id, and set-group-id unless the group may not execute the file and the caller is in it,
-    /// as `is_member` says. Returns true if there were any.
+    /// Takes away the set-id bits that a change of content or owner by a caller without
+    /// `CAP_FSETID` takes: set-user-id, and set-group-id unless the group may not execute the file
+    /// and the caller is in it, as `is_member` says. Returns true if there were any.
     pub fn drop_set_id(&self, ino: Ino, is_member: impl FnOnce(u32) -> bool) -> Result<bool> {
         let attr = {
             let state = self.read();
@@ -450,9 +453,9 @@ impl Union {
         Ok(true)
     }
 
-    /// Takes away what a change of content takes away: a capability, and with `set_id` the set-id bits.
-    /// To be called before the change, so that nobody's content has privileges of another's. The file is
-    /// up by then, so a capability of the layers below is gone already.
+    /// Takes away what a change of content takes away: a capability, and with `set_id` the set-id
+    /// bits. To be called before the change, so that nobody's content has privileges of another's.
+    /// The file is up by then, so a capability of the layers below is gone already.
     pub(super) fn kill_privileges(&self, ino: Ino, set_id: SetIdBits) -> Result<()> {
         let mode_after = |mode| match set_id {
             SetIdBits::Clear => without_privileges(mode),
@@ -487,7 +490,8 @@ impl Union {
     }
 }
 
-/// The mode after set-id bits are cleared as the kernel does: set-gid only where the group may execute.
+/// The mode after set-id bits are cleared as the kernel does: set-gid only where the group may
+/// execute.
 pub(super) fn without_privileges(mode: u16) -> u16 {
     let mut mode = mode & !S_ISUID;
     if mode & 0o010 != 0 {
@@ -545,7 +549,8 @@ pub(super) fn seek_file(file: &File, offset: u64, target: SeekTarget) -> Result<
     }
 }
 
-/// Writes as much as there is room for. An error only where that is nothing: what was written is told.
+/// Writes as much as there is room for. An error only where that is nothing: what was written is
+/// told.
 fn write_what_fits(file: &File, data: &[u8], offset: u64) -> Result<usize> {
     let mut done = 0;
     while let Some(rest) = data.get(done..)

@@ -13,8 +13,8 @@ use crate::state::{DataPlace, InodeRow, LayerRows, RowChange};
 /// The names of one directory that differ.
 #[derive(Debug, Default)]
 pub struct DirDelta {
-    /// Object by name, or `None` for a whiteout. The age numbers links in the order in which they were
-    /// created. It is the readdir position of names that no lower layer has.
+    /// Object by name, or `None` for a whiteout. The age numbers links in the order in which they
+    /// were created. It is the readdir position of names that no lower layer has.
     entries: BTreeMap<Box<[u8]>, (Option<Ino>, u64)>,
     by_age: BTreeMap<u64, Box<[u8]>>,
     next_age: u64,
@@ -111,8 +111,8 @@ pub(super) fn dirs_of(entries: Vec<(Ino, Box<[u8]>, Option<Ino>)>) -> Dirs {
 
 /// Everything one upper layer says.
 ///
-/// Rows of a layer with many may still be in the database only (`Stored`); they are read when they are
-/// asked for, which may fail.
+/// Rows of a layer with many may still be in the database only (`Stored`); they are read when they
+/// are asked for, which may fail.
 #[derive(Debug, Default)]
 pub struct Delta {
     objects: Objects,
@@ -190,8 +190,8 @@ impl Delta {
         Ok(self.loaded_dirs())
     }
 
-    /// Returns the objects whose rows have been read, which includes all that were changed since the layer
-    /// was opened.
+    /// Returns the objects whose rows have been read, which includes all that were changed since
+    /// the layer was opened.
     pub(super) fn loaded_inodes(&self) -> impl Iterator<Item = (Ino, &InodeRow)> {
         let stored = self.stored.iter().flat_map(Stored::loaded_objects);
         std::iter::once(&self.objects)
@@ -207,7 +207,8 @@ impl Delta {
             .flat_map(|dirs| dirs.iter().map(|(dir, delta)| (*dir, delta)))
     }
 
-    /// Returns true if the layer certainly changes nothing: not while it has rows that were not read.
+    /// Returns true if the layer certainly changes nothing: not while it has rows that were not
+    /// read.
     pub fn is_empty(&self) -> bool {
         self.is_loaded()
             && self.loaded_inodes().next().is_none()
@@ -327,7 +328,8 @@ impl Delta {
     }
 }
 
-/// Returns the attributes that a row holds. Those of content are in the backing file or a lower layer.
+/// Returns the attributes that a row holds. Those of content are in the backing file or a lower
+/// layer.
 pub(super) fn row_attr(row: &InodeRow) -> Attr {
     Attr {
         kind: row.kind,

@@ -1,7 +1,8 @@
 //! Checks that the directories of an upper layer form a tree, when its rows are loaded.
 //!
-//! A directory has one name. If rows gave it two names, or placed it below itself, a walk of the merged
-//! view would not end. envfs never writes such rows, but a damaged or forged store may contain them.
+//! A directory has one name. If rows gave it two names, or placed it below itself, a walk of the
+//! merged view would not end. envfs never writes such rows, but a damaged or forged store may
+//! contain them.
 
 use std::collections::HashSet;
 
@@ -14,8 +15,8 @@ use crate::object::{Ino, Kind};
 
 /// Checks the rows of one layer, all of which have been read, over the layers below it.
 ///
-/// If this succeeds, each name of a directory in the merged view is the place of that directory, and
-/// all places lead to the root. So a walk from the root visits each directory once.
+/// If this succeeds, each name of a directory in the merged view is the place of that directory,
+/// and all places lead to the root. So a walk from the root visits each directory once.
 pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
     for (dir, entries) in delta.loaded_dirs() {
         for (name, target) in entries.iter() {
@@ -40,8 +41,8 @@ pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
     for (ino, row) in directories {
         climb(delta, lower, ino, &mut climbed)?;
         let Some(now) = &row.place else { continue };
-        // Most directories are at their place in the layers below. Looking up the name is cheap; finding
-        // the parent may read a whole directory.
+        // Most directories are at their place in the layers below. Looking up the name is cheap;
+        // finding the parent may read a whole directory.
         if delta.lookup(now.0, &now.1)? == Lookup::Unknown
             && lower.lookup(now.0, &now.1)? == Some(ino)
         {
@@ -59,8 +60,9 @@ pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
     Ok(())
 }
 
-/// Follows the parents of a directory to the root, to a directory in `climbed`, or to a removed one. Adds
-/// the visited directories to `climbed`, so that each is visited once, whatever the depth of the tree.
+/// Follows the parents of a directory to the root, to a directory in `climbed`, or to a removed
+/// one. Adds the visited directories to `climbed`, so that each is visited once, whatever the depth
+/// of the tree.
 fn climb(delta: &Delta, lower: &LowerStack, from: Ino, climbed: &mut HashSet<Ino>) -> Result<()> {
     let mut way = HashSet::new();
     let mut at = from;

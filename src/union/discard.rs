@@ -1,8 +1,8 @@
 //! Throwing away the changes of some paths.
 //!
-//! What goes are rows of the writable layer. [`plan`] finds which, as the smallest set that is closed
-//! under the rules there; [`rows`] says what becomes of the objects they were about; [`physical`]
-//! does to the files what the rows ask for.
+//! What goes are rows of the writable layer. [`plan`] finds which, as the smallest set that is
+//! closed under the rules there; [`rows`] says what becomes of the objects they were about;
+//! [`physical`] does to the files what the rows ask for.
 
 mod physical;
 mod plan;
@@ -22,8 +22,8 @@ impl Union {
     /// A path that was renamed goes back where it was, and what had moved into something that goes
     /// away goes back too; where it lay has to be free for it, so what took that place goes. A hard
     /// link that goes leaves the object's other names and its content alone. A path in a directory
-    /// that was removed brings the directory back. If it was made again, the path alone comes back in
-    /// the new directory; if something else has its place, nothing is done: [`Error::Replaced`].
+    /// that was removed brings the directory back. If it was made again, the path alone comes back
+    /// in the new directory; if something else has its place, nothing is done: [`Error::Replaced`].
     ///
     /// Returns what was thrown away, and what the kernel must forget.
     pub fn discard_paths(&self, paths: &[Vec<u8>]) -> Result<(Vec<Change>, Vec<Invalidation>)> {

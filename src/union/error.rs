@@ -22,8 +22,8 @@ pub enum Error {
     /// A commit is running or was interrupted, so changes are in several layers.
     #[error("a commit is running or was interrupted; commit again, or discard everything")]
     CommitUnfinished,
-    /// A path cannot be discarded alone: its directory was removed, and another object is at the path of
-    /// the directory.
+    /// A path cannot be discarded alone: its directory was removed, and another object is at the
+    /// path of the directory.
     #[error("{0:?} was in a directory that was removed and replaced; discard the directory")]
     Replaced(String),
     /// An image was made from an upper directory of overlayfs with `redirect_dir=on`.

@@ -31,8 +31,8 @@ pub struct ImageLayer {
     is_stacked: bool,
     /// Link counts of objects for which the image has another.
     links: Arc<Links>,
-    /// The link counts of directories by inode number, if the image may have wrong ones: some writers
-    /// count all entries. Cached, because counting reads the whole directory.
+    /// The link counts of directories by inode number, if the image may have wrong ones: some
+    /// writers count all entries. Cached, because counting reads the whole directory.
     counted_links: Option<Mutex<LruCache<u32, u32>>>,
     /// The places of directories. An image stores the parent of a directory, but its name must be
     /// searched for in the parent. Cached, because many operations need the path of a directory.
@@ -73,7 +73,8 @@ impl ImageLayer {
         ImageLayer { links, ..self }
     }
 
-    /// Makes the layer count subdirectories instead of using the link counts of directories in the image.
+    /// Makes the layer count subdirectories instead of using the link counts of directories in the
+    /// image.
     pub(super) fn counting_subdirectories(self) -> ImageLayer {
         ImageLayer {
             counted_links: Some(Mutex::new(LruCache::new(PLACES_LIMIT))),
@@ -81,8 +82,8 @@ impl ImageLayer {
         }
     }
 
-    /// Returns the link count of a directory: 2 and the number of its subdirectories. A count of 2 in the
-    /// image is used as it is, so that directories without subdirectories need not be read.
+    /// Returns the link count of a directory: 2 and the number of its subdirectories. A count of 2
+    /// in the image is used as it is, so that directories without subdirectories need not be read.
     fn directory_links(&self, inode: &Inode) -> Result<u32> {
         let Some(counted) = self.counted_links.as_ref().filter(|_| inode.nlink != 2) else {
             return Ok(inode.nlink);
@@ -151,7 +152,8 @@ impl ImageLayer {
         self.find(ino)?.ok_or(Error::Posix(Errno::ESTALE))
     }
 
-    /// Returns the location of a regular file's data, for reading it or carrying it into another image.
+    /// Returns the location of a regular file's data, for reading it or carrying it into another
+    /// image.
     pub fn layout(&self, ino: Ino) -> Result<std::sync::Arc<FileLayout>> {
         let place = self.inode_ref(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
         Ok(self.image.file(place)?)

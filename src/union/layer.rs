@@ -67,8 +67,8 @@ pub trait Layer: Send + Sync + Debug {
     /// Returns the parent of a directory and its name there, if this layer has them.
     fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>>;
 
-    /// Reads at most `len` bytes at `offset`. A short read does not mean the end of the file, an empty
-    /// one does.
+    /// Reads at most `len` bytes at `offset`. A short read does not mean the end of the file, an
+    /// empty one does.
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>>;
 
     /// Returns false if a read of `len` bytes at `offset` has to decompress a block.

@@ -177,9 +177,9 @@ impl Union {
         state.row_attr(ino, &row)
     }
 
-    /// Reads what the layers below say of a name, and of what has it, before the lock of the rows is
-    /// taken: what is asked again under it is in memory then. The caller holds the gate, so the layers
-    /// below stay the same.
+    /// Reads what the layers below say of a name, and of what has it, before the lock of the rows
+    /// is taken: what is asked again under it is in memory then. The caller holds the gate, so the
+    /// layers below stay the same.
     pub(super) fn preload_name(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let (lower, said) = {
             let state = self.read();

@@ -66,9 +66,10 @@ pub struct OpenOptions {
 }
 
 impl Union {
-    /// Opens the writable view of an environment. If it was not closed cleanly, or has been copied since,
-    /// rows and files are reconciled first; what was found is returned. Cost follows the changes, not the
-    /// image; where a large layer is as it was left, it follows the number of its directories.
+    /// Opens the writable view of an environment. If it was not closed cleanly, or has been copied
+    /// since, rows and files are reconciled first; what was found is returned. Cost follows the
+    /// changes, not the image; where a large layer is as it was left, it follows the number of its
+    /// directories.
     ///
     /// The caller holds the environment's lock: there is one view at a time.
     pub fn open(
@@ -81,8 +82,8 @@ impl Union {
         let home = paths.identity()?;
         let known = db.home_id()?;
         let is_copy = known.as_ref().is_some_and(|known| *known != home);
-        // However orderly the end of what was copied: its host inode numbers are other files' here, and
-        // the next end may be less orderly.
+        // However orderly the end of what was copied: its host inode numbers are other files' here,
+        // and the next end may be less orderly.
         let to_reconcile = unclean || is_copy;
         let mut done = Reconciled::default();
         let (mut frozen, mut base) = (Vec::new(), Vec::new());
@@ -121,7 +122,8 @@ impl Union {
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
                     dir_check::check(&delta, &below)?;
                     let upper = open_upper(&db, &paths, part.id, &delta)?;
-                    // However clean the end was: somebody may have removed files since, or put some there.
+                    // However clean the end was: somebody may have removed files since, or put some
+                    // there.
                     if to_reconcile || !differences(&delta, &upper, &below)?.is_none() {
                         let found = reconcile(&db, part.id, &mut delta, &upper, &below, is_copy)?;
                         done.add(found);
@@ -144,7 +146,8 @@ impl Union {
                 "the stack has no writable layer".to_owned(),
             ));
         };
-        // After the rows have the numbers of this copy: else an end between the two would leave the old.
+        // After the rows have the numbers of this copy: else an end between the two would leave the
+        // old.
         if known.as_ref() != Some(&home) {
             db.set_home_id(home)?;
         }
@@ -203,9 +206,9 @@ impl Union {
     }
 }
 
-/// Opens the directory of a layer of the stack. It is made where no row says that it has content, since
-/// nothing is missing then: the first mount comes here before there is one, and some who copy trees leave
-/// empty directories out.
+/// Opens the directory of a layer of the stack. It is made where no row says that it has content,
+/// since nothing is missing then: the first mount comes here before there is one, and some who copy
+/// trees leave empty directories out.
 fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Result<UpperDir> {
     let path = paths.layer(layer);
     if !has_content(delta) {
@@ -240,8 +243,8 @@ fn has_content(delta: &Delta) -> bool {
     rows.any(|(_, row)| row.data == DataPlace::Upper)
 }
 
-/// Says what differs between the rows of an environment and the files of its uppers, in words, and changes
-/// nothing. The environment is not in use.
+/// Says what differs between the rows of an environment and the files of its uppers, in words, and
+/// changes nothing. The environment is not in use.
 pub fn verify_uppers(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Result<Vec<String>> {
     let (mut frozen, mut base) = (Vec::new(), Vec::new());
     let mut problems = Vec::new();

@@ -1,12 +1,14 @@
 //! Several images one over another, read as overlayfs reads its lower directories.
 //!
-//! A stack merges by identity, while images made apart know nothing of each other. So before the first
-//! mount the directories of an upper image are walked along the view below it: one that is at the path of
-//! a directory there, and not opaque, *is* that directory and gets its identity. All other objects get
-//! fresh ones. From then on nothing distinguishes a merged directory from any other.
+//! A stack merges by identity, while images made apart know nothing of each other. So before the
+//! first mount the directories of an upper image are walked along the view below it: one that is at
+//! the path of a directory there, and not opaque, *is* that directory and gets its identity. All
+//! other objects get fresh ones. From then on nothing distinguishes a merged directory from any
+//! other.
 //!
-//! Each image says how many names an object has, and cannot know of names that an image above hides, or of
-//! subdirectories that it adds. Where that matters the true number is found in the same walk.
+//! Each image says how many names an object has, and cannot know of names that an image above
+//! hides, or of subdirectories that it adds. Where that matters the true number is found in the
+//! same walk.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -66,8 +68,8 @@ pub(super) fn links(db: &StateDb) -> Result<Links> {
     Ok(db.link_counts(LinksIn::Stack)?)
 }
 
-/// Stores how many names objects of an image have, of which it says another number: the last name to go
-/// takes the object along. For an image that is by itself.
+/// Stores how many names objects of an image have, of which it says another number: the last name
+/// to go takes the object along. For an image that is by itself.
 pub fn count_links(db: &StateDb, image: ImageId, links: Links) -> Result<()> {
     if links.is_empty() {
         return Ok(());
@@ -109,7 +111,8 @@ fn merge(images: &[Image]) -> Result<(Vec<IdMap>, Links)> {
     Ok((maps, links))
 }
 
-/// The map of an image in which these numbers are these objects, and all others new ones from `free` on.
+/// The map of an image in which these numbers are these objects, and all others new ones from
+/// `free` on.
 fn map_of(merged: &BTreeMap<u32, Ino>, inodes: u32, mut free: u64) -> Result<IdMap, BadIdMap> {
     let mut runs = Vec::with_capacity(merged.len() * 2 + 1);
     let mut next: u32 = 1;

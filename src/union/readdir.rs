@@ -5,14 +5,15 @@
 //! name that is there throughout a listing is met exactly once, whatever is made, removed or
 //! replaced around it.
 //!
-//! A change of the stack may change positions. A position therefore carries the epoch of the stack it
-//! was given in, and directories whose order changed are kept in their old order for a while: who
-//! was in the middle of one reads it to its end, less what is gone.
+//! A change of the stack may change positions. A position therefore carries the epoch of the stack
+//! it was given in, and directories whose order changed are kept in their old order for a while:
+//! who was in the middle of one reads it to its end, less what is gone.
 //!
-//! Names that are made while a listing is under way come after everything that was there, so a program
-//! that makes or renames a file for each entry it reads would never reach the end. A listing is therefore
-//! bounded by what was there when it began. `OPENDIR` is not asked for, so there is no handle to keep the
-//! bound in: a position carries the number of a bound ([`Bounds`]) that the directory remembers.
+//! Names that are made while a listing is under way come after everything that was there, so a
+//! program that makes or renames a file for each entry it reads would never reach the end. A
+//! listing is therefore bounded by what was there when it began. `OPENDIR` is not asked for, so
+//! there is no handle to keep the bound in: a position carries the number of a bound ([`Bounds`])
+//! that the directory remembers.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,9 +45,9 @@ fn mark(epoch: u64, bound: u64) -> u64 {
     (epoch % EPOCHS) << EPOCH_SHIFT | (bound % BOUNDS) << BOUND_SHIFT
 }
 
-/// Where the listings of one directory end that may be under way: at the first name that was made after
-/// the listing began. Numbered in the order in which they were set; number 0 excludes all made names and
-/// is that of listings that begin before the first of them.
+/// Where the listings of one directory end that may be under way: at the first name that was made
+/// after the listing began. Numbered in the order in which they were set; number 0 excludes all
+/// made names and is that of listings that begin before the first of them.
 #[derive(Debug, Default)]
 pub(super) struct Bounds(Mutex<Kept>);
 
@@ -64,7 +65,8 @@ impl Bounds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a listing; names from age `end` on are not part of it. Returns the number of its bound.
+    /// Begins a listing; names from age `end` on are not part of it. Returns the number of its
+    /// bound.
     pub(super) fn begin(&self, end: u64) -> u64 {
         let mut kept = self.kept();
         if kept.ends.back().copied().unwrap_or(0) != end {
@@ -77,8 +79,8 @@ impl Bounds {
         kept.before + kept.ends.len() as u64
     }
 
-    /// Returns the age at which a listing ends, by the number of its bound modulo [`BOUNDS`]. A listing
-    /// whose bound is kept no longer ends at the oldest that is.
+    /// Returns the age at which a listing ends, by the number of its bound modulo [`BOUNDS`]. A
+    /// listing whose bound is kept no longer ends at the oldest that is.
     fn end(&self, number: u64) -> u64 {
         let kept = self.kept();
         let newest = kept.before + kept.ends.len() as u64;
@@ -111,8 +113,8 @@ impl OldOrders {
 }
 
 impl State {
-    /// Ends an epoch, before the stack changes: keeps the order of directories that may be listed in
-    /// another one then. Those are the ones in which this layer has names, and `others`.
+    /// Ends an epoch, before the stack changes: keeps the order of directories that may be listed
+    /// in another one then. Those are the ones in which this layer has names, and `others`.
     pub(super) fn end_epoch(&mut self, others: Vec<Ino>) -> Result<()> {
         let mut orders = HashMap::new();
         let own = self.delta.dirs()?.map(|(dir, _)| dir);
@@ -189,8 +191,8 @@ pub struct DirItem {
 }
 
 impl Union {
-    /// Lists a directory from a position on (0 is the start), `.` and `..` included, at most `limit`
-    /// entries. Fewer than `limit` mean the end.
+    /// Lists a directory from a position on (0 is the start), `.` and `..` included, at most
+    /// `limit` entries. Fewer than `limit` mean the end.
     pub fn read_dir(&self, dir: Ino, position: u64, limit: usize) -> Result<Vec<DirItem>> {
         let from = position & ((1 << EPOCH_SHIFT) - 1);
         let given_in = (position >> EPOCH_SHIFT) % EPOCHS;
@@ -241,7 +243,8 @@ impl Union {
         let listing = lower.list(dir)?;
         let state = self.read();
         if !Arc::ptr_eq(&state.lower, &lower) {
-            // The stack changed meanwhile: names may have moved between the rows and the layers below.
+            // The stack changed meanwhile: names may have moved between the rows and the layers
+            // below.
             drop(state);
             return self.read_dir(dir, position, limit);
         }

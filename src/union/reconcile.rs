@@ -1,6 +1,6 @@
-//! Repairs an upper layer whose rows and files differ: it was not closed cleanly, or was copied, or somebody
-//! has changed its files. Rows decide what exists, files are brought to where the rows say, and what no row
-//! knows is set aside. Doing it twice changes nothing more.
+//! Repairs an upper layer whose rows and files differ: it was not closed cleanly, or was copied, or
+//! somebody has changed its files. Rows decide what exists, files are brought to where the rows
+//! say, and what no row knows is set aside. Doing it twice changes nothing more.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -27,8 +27,8 @@ pub struct Reconciled {
     pub moved: usize,
     /// Files no row knows, moved to the strays directory: a creation or removal was cut short.
     pub set_aside: usize,
-    /// Files whose content never reached the disk, by the paths that the rows have for them; they show
-    /// again what lies below.
+    /// Files whose content never reached the disk, by the paths that the rows have for them; they
+    /// show again what lies below.
     pub lost: Vec<PathBuf>,
     /// Rows whose file has another host inode number: the store was copied.
     pub renumbered: usize,
@@ -52,8 +52,8 @@ impl Reconciled {
     }
 }
 
-/// Compares the rows of a layer with the files of its directory and mends the difference. In a copy of
-/// the store host inode numbers say nothing: only places do.
+/// Compares the rows of a layer with the files of its directory and mends the difference. In a copy
+/// of the store host inode numbers say nothing: only places do.
 pub(super) fn reconcile(
     db: &StateDb,
     layer: LayerId,
@@ -323,9 +323,10 @@ struct Misplaced {
     found: Found,
 }
 
-/// One object took the place of another, whose content is gone, and a power cut took back the rows that
-/// said so: returns the changes that say it again. `ino` is the one that is missing, `there` what lies
-/// in its place. Otherwise the name would be lost, which a file system never loses in a rename.
+/// One object took the place of another, whose content is gone, and a power cut took back the rows
+/// that said so: returns the changes that say it again. `ino` is the one that is missing, `there`
+/// what lies in its place. Otherwise the name would be lost, which a file system never loses in a
+/// rename.
 fn cut_short(
     delta: &Delta,
     lower: &LowerStack,
@@ -387,8 +388,9 @@ impl Union {
             .collect())
     }
 
-    /// Compares rows and files while the view is in use, after something could not be read, and repairs
-    /// what differs. Returns what was found and done; nothing while changes lie in frozen layers.
+    /// Compares rows and files while the view is in use, after something could not be read, and
+    /// repairs what differs. Returns what was found and done; nothing while changes lie in frozen
+    /// layers.
     pub fn repair(&self) -> Result<Reconciled> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();

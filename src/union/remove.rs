@@ -17,8 +17,8 @@ pub(super) enum Cleanup {
     Remove,
     /// The content lies in `work` under its identity: remove it.
     RemoveDetached,
-    /// The content lies under the name, but the object lives on: it is moved to `work` before the rows
-    /// change.
+    /// The content lies under the name, but the object lives on: it is moved to `work` before the
+    /// rows change.
     Detach,
     RemoveDir,
 }
@@ -159,8 +159,8 @@ impl Union {
         }
     }
 
-    /// Step 3 of a removal. The rows are changed: failing here loses nothing, and is not the caller's
-    /// failure either.
+    /// Step 3 of a removal. The rows are changed: failing here loses nothing, and is not the
+    /// caller's failure either.
     pub(super) fn finish_removal(
         &self,
         state: &mut State,
@@ -196,8 +196,8 @@ pub(super) struct Detached<'a> {
 }
 
 impl State {
-    /// Moves content to `work` that loses the name it lies under, before the rows say so: this may fail
-    /// for want of room, and can be taken back.
+    /// Moves content to `work` that loses the name it lies under, before the rows say so: this may
+    /// fail for want of room, and can be taken back.
     pub(super) fn detach<'a>(
         &self,
         ino: Ino,

@@ -117,8 +117,8 @@ impl Union {
         }
         changes.push(RowChange::put_inode(dir, parent));
 
-        // Step 1: the directory that content will move to. Asked for by the old rows, which are still
-        // true; it stays true because neither end is inside the other.
+        // Step 1: the directory that content will move to. Asked for by the old rows, which are
+        // still true; it stays true because neither end is inside the other.
         let has_physical = if is_dir {
             state.has_physical(dir, name)?
         } else {
@@ -187,9 +187,9 @@ impl Union {
             && row.data == DataPlace::Upper
             && let Some(file) = state.upper.cached_file(ino)
         {
-            // As ext4 and others do it where one file replaces another, for programs that write a new
-            // version and rename it over the old one without a sync. Of names in layers below the host
-            // knows nothing.
+            // As ext4 and others do it where one file replaces another, for programs that write a
+            // new version and rename it over the old one without a sync. Of names in layers below
+            // the host knows nothing.
             durable::start_writeback(&file);
         }
         if content.is_some() {

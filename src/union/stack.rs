@@ -1,7 +1,8 @@
 //! The merged view of the layers below the writable upper.
 //!
 //! A stack never changes: an operation that changes the layers replaces it. So merged listings are
-//! cached without invalidation. The lock of this cache is taken last and not held while layers are read.
+//! cached without invalidation. The lock of this cache is taken last and not held while layers are
+//! read.
 
 use std::num::NonZeroUsize;
 use std::ops::Deref;

@@ -1,12 +1,13 @@
 //! Rows of an upper layer that are read from the database when they are asked for.
 //!
-//! The cost of opening a layer, and the memory for it, then follow what is used and not what was changed.
-//! Rows are read a block of ids at a time: objects that were made together are mostly used together, and an
-//! object of an image without a row costs no query of its own. A block that was read stays in memory.
+//! The cost of opening a layer, and the memory for it, then follow what is used and not what was
+//! changed. Rows are read a block of ids at a time: objects that were made together are mostly used
+//! together, and an object of an image without a row costs no query of its own. A block that was
+//! read stays in memory.
 //!
-//! What must hold: a block is read before any of its rows is changed ([`Delta::change`]). So for a block that
-//! was not read, the database still has the rows with which the layer was opened, whether or not a checkpoint
-//! has written other rows in the meantime.
+//! What must hold: a block is read before any of its rows is changed ([`Delta::change`]). So for a
+//! block that was not read, the database still has the rows with which the layer was opened,
+//! whether or not a checkpoint has written other rows in the meantime.
 //!
 //! [`Delta::change`]: super::delta::Delta::change
 
@@ -107,7 +108,8 @@ impl Stored {
         if self.is_complete() {
             return Ok(());
         }
-        // One pass is faster than a query for each block. Rows of blocks in memory may have changed since.
+        // One pass is faster than a query for each block. Rows of blocks in memory may have changed
+        // since.
         let rows = self.db.load_layer(self.layer)?;
         let mut inodes = rows.inodes.into_iter().peekable();
         let mut xattrs = rows.xattrs.into_iter().peekable();
@@ -182,8 +184,8 @@ impl<T> Blocks<T> {
             .filter_map(|block| block.get().map(|block| &**block))
     }
 
-    /// Sets the blocks that were not read. `rows` is asked for the rows of all blocks in order, by the end of
-    /// each.
+    /// Sets the blocks that were not read. `rows` is asked for the rows of all blocks in order, by
+    /// the end of each.
     fn fill(&self, mut rows: impl FnMut(u64) -> T) {
         for (number, block) in (1..).zip(&self.blocks) {
             let rows = rows(number * self.width);

@@ -48,8 +48,8 @@ impl Union {
     ///
     /// Waits for content being written; nobody waits for the disk but on the one transaction.
     pub fn rotate(&self) -> Result<Vec<LayerId>> {
-        // The rows of a frozen layer may leave the database while the layer is still in use. Read before
-        // the locks, which only what has changed since waits for.
+        // The rows of a frozen layer may leave the database while the layer is still in use. Read
+        // before the locks, which only what has changed since waits for.
         self.read().delta.load()?;
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
@@ -72,9 +72,9 @@ impl Union {
         Ok(frozen.map(|layer| layer.id).collect())
     }
 
-    /// Takes a rotation back after a commit that failed, so that the stack is as it was before. Does
-    /// nothing when something was changed since: then the stack stays one layer taller and the next
-    /// commit takes both.
+    /// Takes a rotation back after a commit that failed, so that the stack is as it was before.
+    /// Does nothing when something was changed since: then the stack stays one layer taller and the
+    /// next commit takes both.
     pub fn unrotate(&self) -> Result<()> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
@@ -121,8 +121,8 @@ impl Union {
         UpperDir::create(path, &self.paths.strays)
     }
 
-    /// Keeps the directories of a layer for a disk that has no room for more, or for no more files. Where there
-    /// is no room, there is none.
+    /// Keeps the directories of a layer for a disk that has no room for more, or for no more files.
+    /// Where there is no room, there is none.
     pub fn keep_spare(&self) {
         let spare = self.paths.spare();
         if spare.symlink_metadata().is_err()
@@ -135,8 +135,8 @@ impl Union {
     }
 
     /// Puts `lower` in the place of everything below the writable layer, in the same breath as
-    /// `publish` makes it so in the database. Returns what the kernel must forget: the attributes of
-    /// what the frozen layers held, which an image keeps less precisely.
+    /// `publish` makes it so in the database. Returns what the kernel must forget: the attributes
+    /// of what the frozen layers held, which an image keeps less precisely.
     pub fn replace_lower<T>(
         &self,
         lower: Arc<LowerStack>,

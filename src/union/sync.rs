@@ -1,9 +1,9 @@
 //! Making objects durable, wherever in the stack they are.
 //!
-//! During a commit, and after one that failed, what was changed lies in frozen uppers as well. An object
-//! is synced in each of them: its content, the directories that lead to it, and the rows. Nothing but
-//! [`sync_all`](Union::sync_all) syncs a whole file system, and only where that works: FUSE and some
-//! network file systems do not pass `syncfs` on.
+//! During a commit, and after one that failed, what was changed lies in frozen uppers as well. An
+//! object is synced in each of them: its content, the directories that lead to it, and the rows.
+//! Nothing but [`sync_all`](Union::sync_all) syncs a whole file system, and only where that works:
+//! FUSE and some network file systems do not pass `syncfs` on.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -169,9 +169,9 @@ impl Union {
         Ok(self.db.sync()?)
     }
 
-    /// Syncs the physical directories of a layer from the root to `dir` that have changed since they were
-    /// synced. Nothing is left to do of a layer that is not in the stack any more: it was committed, or
-    /// discarded.
+    /// Syncs the physical directories of a layer from the root to `dir` that have changed since
+    /// they were synced. Nothing is left to do of a layer that is not in the stack any more: it was
+    /// committed, or discarded.
     pub(super) fn sync_dirs_to(&self, layer: LayerId, dir: Ino) -> Result<()> {
         // Who finds nothing left to do must not return before another has done it.
         let _turn = self
@@ -199,7 +199,8 @@ impl Union {
         })
     }
 
-    /// Syncs all files and directories of all uppers that have changed since they were synced, one by one.
+    /// Syncs all files and directories of all uppers that have changed since they were synced, one
+    /// by one.
     fn sync_uppers(&self) -> Result<()> {
         let mut all = Vec::new();
         {

@@ -150,7 +150,8 @@ impl UpperDir {
         }
     }
 
-    /// Returns the physical directory at the end of `chain`, after creating it and its missing parents.
+    /// Returns the physical directory at the end of `chain`, after creating it and its missing
+    /// parents.
     pub fn create_dir(&self, chain: &Chain) -> io::Result<Arc<OwnedFd>> {
         Ok(self.walk(chain, true)?)
     }
@@ -349,7 +350,8 @@ impl UpperDir {
                 Ok(())
             }
             Err(Errno::EINVAL) => {
-                // File systems without RENAME_EXCHANGE; reconcile() finishes an interrupted exchange.
+                // File systems without RENAME_EXCHANGE; reconcile() finishes an interrupted
+                // exchange.
                 let aside = b".envfs-exchange";
                 rename(a.0, a.1, self.work.as_fd(), aside)?;
                 rename(b.0, b.1, a.0, a.1)?;
@@ -393,7 +395,8 @@ impl UpperDir {
             Some((dir, component)) => self.open_at(dir, component, flags, Mode::empty()),
             None => self.open_at(self.work(), work_name(ino).as_bytes(), flags, Mode::empty()),
         };
-        // Checked first: another object in its place may be a device, and opening it could have effects.
+        // Checked first: another object in its place may be a device, and opening it could have
+        // effects.
         self.stat(ino, place)?;
         // O_NOATIME: reads through the mount must not change the access time of the backing file.
         // Only the owner may use it.
@@ -435,7 +438,8 @@ impl UpperDir {
         lock(&self.pinned).remove(&ino);
     }
 
-    /// Returns the attributes of content without opening it, or an error if it is not a regular file.
+    /// Returns the attributes of content without opening it, or an error if it is not a regular
+    /// file.
     pub fn stat(&self, ino: Ino, place: Option<(BorrowedFd<'_>, &[u8])>) -> io::Result<FileStat> {
         if let Some(file) = self.cached_file(ino) {
             return Ok(fstat(&*file)?);
@@ -507,8 +511,8 @@ impl UpperDir {
         Ok(())
     }
 
-    /// Moves a file below the strays directory, under a name made of the time and its old name. Returns the
-    /// new path, or `None` if the file does not exist.
+    /// Moves a file below the strays directory, under a name made of the time and its old name.
+    /// Returns the new path, or `None` if the file does not exist.
     fn move_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<Option<PathBuf>, Errno> {
         create_dir(&self.strays).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
         // The time is prepended, and the result must fit into a name.
@@ -516,8 +520,8 @@ impl UpperDir {
             .chars()
             .take(50)
             .collect();
-        // The clock is fine enough that two calls rarely get the same time, so one attempt is usually
-        // enough, however many strays there are.
+        // The clock is fine enough that two calls rarely get the same time, so one attempt is
+        // usually enough, however many strays there are.
         for _ in 0..100 {
             let now = Timestamp::from(SystemTime::now());
             let to = format!("{}.{:09}-{shown}", now.secs, now.nanos);
@@ -549,11 +553,11 @@ impl UpperDir {
     }
 }
 
-/// Prevents reads through a descriptor from changing the access time of its file, which is the access time
-/// of the object.
+/// Prevents reads through a descriptor from changing the access time of its file, which is the
+/// access time of the object.
 ///
-/// Not by opening with `O_NOATIME`: only the owner may use it, and if the file server assigns another
-/// owner, the call would create the file and fail.
+/// Not by opening with `O_NOATIME`: only the owner may use it, and if the file server assigns
+/// another owner, the call would create the file and fail.
 fn keep_access_time(fd: &OwnedFd) {
     if let Err(e) = fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NOATIME)) {
         tracing::debug!("reading will change an access time: {e}");
@@ -575,8 +579,9 @@ fn set_path_aside(path: &Path, strays: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns a number that identifies a file on the host and that no other file had before. Inode numbers are
-/// reused, some at once, so the time of birth is included where the file system keeps it.
+/// Returns a number that identifies a file on the host and that no other file had before. Inode
+/// numbers are reused, some at once, so the time of birth is included where the file system keeps
+/// it.
 fn identity(meta: &Metadata) -> u64 {
     let Ok(born) = meta.created().map(Timestamp::from) else {
         return meta.ino();

@@ -64,8 +64,8 @@ impl UpperDir {
         Ok(scan.found)
     }
 
-    /// Returns what lies under each name: of files of the layer by their path below `upper`, and by their name
-    /// in `work`. Directories are left out. Nothing but directories is read.
+    /// Returns what lies under each name: of files of the layer by their path below `upper`, and by
+    /// their name in `work`. Directories are left out. Nothing but directories is read.
     pub fn names(&self) -> io::Result<(Names, Names)> {
         let of = |root: BorrowedFd<'_>, sub: &str| {
             let mut named = Named(Names::new());

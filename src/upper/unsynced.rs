@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::object::Ino;
 
-/// Directories and files of one upper that were changed since they were last synced. It stays with the
-/// upper when that is frozen.
+/// Directories and files of one upper that were changed since they were last synced. It stays with
+/// the upper when that is frozen.
 #[derive(Debug, Default)]
 pub struct Unsynced(Mutex<Marks>);
 
@@ -14,7 +14,8 @@ pub struct Unsynced(Mutex<Marks>);
 struct Marks {
     dirs: HashSet<Ino>,
     files: HashSet<Ino>,
-    /// Set if an earlier process may have left unsynced directories: any may be unsynced except these.
+    /// Set if an earlier process may have left unsynced directories: any may be unsynced except
+    /// these.
     synced_dirs: Option<HashSet<Ino>>,
     /// Whether an earlier process may have left unsynced files.
     is_any_file: bool,

@@ -1,5 +1,6 @@
-//! Runs every fuzz target briefly over mutated seeds, and replaces every value of a store's database by hostile
-//! ones. `ENVFS_FUZZ_ROUNDS` makes it longer; `fuzz/README.md` explains fuzzing for hours.
+//! Runs every fuzz target briefly over mutated seeds, and replaces every value of a store's
+//! database by hostile ones. `ENVFS_FUZZ_ROUNDS` makes it longer; `fuzz/README.md` explains fuzzing
+//! for hours.
 
 #[allow(unreachable_pub, reason = "a separate crate for the fuzzer")]
 #[path = "../../fuzz/targets/mod.rs"]
@@ -108,7 +109,8 @@ impl Mutator {
     }
 }
 
-/// Images made by mksquashfs, some with uncompressed tables, so that a changed byte is a changed field.
+/// Images made by mksquashfs, some with uncompressed tables, so that a changed byte is a changed
+/// field.
 fn images(dir: &Path) -> Vec<Vec<u8>> {
     let source = dir.join("source");
     fs::create_dir_all(source.join("dir/deep")).unwrap();
@@ -318,7 +320,8 @@ fn store_with_corrupted_rows_opens_or_fails_cleanly() {
                     let db = rusqlite::Connection::open(&path).unwrap();
                     let free = "PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON";
                     db.execute_batch(free).unwrap();
-                    // In one row or, if that fails, in all of them; unique columns then keep one row.
+                    // In one row or, if that fails, in all of them; unique columns then keep one
+                    // row.
                     let some = format!(
                         "UPDATE {table} SET {column} = ?1 WHERE rowid = (SELECT rowid FROM {table} \
                          LIMIT 1 OFFSET (SELECT {index} % max(1, count(*)) FROM {table}))"

@@ -11,9 +11,9 @@ use crate::daemon::stats::{Cache, Polling, Stats};
 /// Show the requests that a mount has served, and how long they took.
 ///
 /// For each kind of request: the count, the total time, the median and 99th percentile (within a
-/// factor of two), and the maximum. Then bytes read and written, objects that the kernel holds, polls
-/// for the next request and how long they took, and data read and decompressed from the images. Requests that the kernel answers from its caches are
-/// not counted.
+/// factor of two), and the maximum. Then bytes read and written, objects that the kernel holds,
+/// polls for the next request and how long they took, and data read and decompressed from the
+/// images. Requests that the kernel answers from its caches are not counted.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs stats science\n  envfs stats --json | jq .requests.read.p99_us"

@@ -235,7 +235,8 @@ impl Comparison<'_> {
         }
     }
 
-    /// Returns true if an object that is no directory has names of several committed ones of its kind.
+    /// Returns true if an object that is no directory has names of several committed ones of its
+    /// kind.
     fn is_joined(&self, ino: Ino, kind: Kind) -> Result<bool> {
         if self.base.attr(ino)?.is_some() {
             return Ok(true);

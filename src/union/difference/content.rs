@@ -67,8 +67,8 @@ fn sorted(mut all: Vec<Xattr>) -> Vec<Xattr> {
     all
 }
 
-/// Compares the content of a file with that of a committed one of `size` bytes. A file that has gone
-/// meanwhile has other content.
+/// Compares the content of a file with that of a committed one of `size` bytes. A file that has
+/// gone meanwhile has other content.
 pub(super) fn is_same(
     content: &dyn Content,
     ino: Ino,

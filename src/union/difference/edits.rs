@@ -18,9 +18,9 @@ pub struct Row {
 
 /// The names in which a view may differ from the committed one.
 ///
-/// A name is given by its directory as it is now. In a new directory that stands where a committed one
-/// was, names belong to those of the committed directory; all of its names have rows here, whether
-/// the upper layers mention them or not.
+/// A name is given by its directory as it is now. In a new directory that stands where a committed
+/// one was, names belong to those of the committed directory; all of its names have rows here,
+/// whether the upper layers mention them or not.
 #[derive(Debug)]
 pub struct Edits {
     rows: BTreeMap<Entry, Row>,
@@ -29,7 +29,8 @@ pub struct Edits {
     heirs: HashMap<Ino, Ino>,
     /// Names that objects did not have, in order.
     links: HashMap<Ino, Vec<Entry>>,
-    /// Committed names that objects have lost: in directories that are there, in order, then others.
+    /// Committed names that objects have lost: in directories that are there, in order, then
+    /// others.
     missing: HashMap<Ino, Vec<Entry>>,
     /// Committed directories that are gone and have no successor, and the names in them, each
     /// directory before what is in it.

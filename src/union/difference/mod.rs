@@ -1,7 +1,8 @@
 //! What differs between a view and the committed one.
 //!
-//! This is the only place that works it out: status, diff, discarding of paths, amending an image and
-//! the summary of a commit are made from it. The view is the current one or what a commit has frozen.
+//! This is the only place that works it out: status, diff, discarding of paths, amending an image
+//! and the summary of a commit are made from it. The view is the current one or what a commit has
+//! frozen.
 //!
 //! # What counts as a difference
 //!
@@ -14,17 +15,17 @@
 //! renamed. What lies below a renamed directory is compared with what lay below it at its committed
 //! path, so a rename is one change however large the directory is.
 //!
-//! Times of directories and access times do not count. Modification times count in whole seconds, as
-//! an image keeps them; a file that differs in nothing else is reported as [`Aspect::Times`]. Hard
-//! links that were joined are a change of attributes; links that were separated are not reported
-//! unless the files differ.
+//! Times of directories and access times do not count. Modification times count in whole seconds,
+//! as an image keeps them; a file that differs in nothing else is reported as [`Aspect::Times`].
+//! Hard links that were joined are a change of attributes; links that were separated are not
+//! reported unless the files differ.
 //!
 //! # Cost
 //!
-//! The cost follows the changes: [`Edits`] looks at names that an upper layer mentions, at what lies
-//! below removed directories, and at the committed names of directories that were made again. Content
-//! is read only where a file has new content of the same size as the one committed at its path, and
-//! only up to the first difference.
+//! The cost follows the changes: [`Edits`] looks at names that an upper layer mentions, at what
+//! lies below removed directories, and at the committed names of directories that were made again.
+//! Content is read only where a file has new content of the same size as the one committed at its
+//! path, and only up to the first difference.
 
 mod compare;
 mod content;

@@ -131,8 +131,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Follows a path as far as its last directory. Where a directory of it is missing, it goes on as
-    /// it was committed.
+    /// Follows a path as far as its last directory. Where a directory of it is missing, it goes on
+    /// as it was committed.
     pub(in crate::union) fn above(
         &self,
         path: &[u8],

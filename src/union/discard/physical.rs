@@ -16,8 +16,8 @@ type Lying = (Arc<OwnedFd>, Box<[u8]>);
 /// still say where it is.
 #[derive(Default)]
 pub(super) struct Physical {
-    /// Content that goes, with the directory in which it lies; in `work` if there is none. Of regular files
-    /// it is kept aside.
+    /// Content that goes, with the directory in which it lies; in `work` if there is none. Of
+    /// regular files it is kept aside.
     files: Vec<(Ino, Kind, Option<Lying>)>,
     /// Content that keeps no name here.
     detached: Vec<(Ino, Lying)>,

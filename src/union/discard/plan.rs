@@ -1,7 +1,7 @@
 //! Which rows go when the changes of some paths are thrown away.
 //!
-//! The rows that go are the smallest set with these properties; each is a reason for more of them, so
-//! they are applied until nothing comes of it any more.
+//! The rows that go are the smallest set with these properties; each is a reason for more of them,
+//! so they are applied until nothing comes of it any more.
 //!
 //! 1. No row is left about a name at or below the paths: neither as the tree is now, nor as it was
 //!    committed, nor as it will be. What comes back to a path by the other rules is committed too.
@@ -13,8 +13,8 @@
 //!    directories that were removed come back, with all that was in them.
 //! 5. Directories are not inside each other.
 //!
-//! Names of objects that are not among the paths, and attributes and content of all but what is among
-//! them, stay as they are.
+//! Names of objects that are not among the paths, and attributes and content of all but what is
+//! among them, stay as they are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -285,8 +285,8 @@ impl Planner<'_> {
         Ok((lost, regained))
     }
 
-    /// Rule 5: directories that go back may close a ring with committed ones that were to stay where
-    /// they are; these go back too.
+    /// Rule 5: directories that go back may close a ring with committed ones that were to stay
+    /// where they are; these go back too.
     fn untie(&mut self) -> Result<()> {
         let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
         for start in self.edits.linked() {
@@ -319,8 +319,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The committed objects whose attributes and content are among what is thrown away: those with a
-    /// name at or below the paths, as it is, as it was committed, or as it will be.
+    /// The committed objects whose attributes and content are among what is thrown away: those with
+    /// a name at or below the paths, as it is, as it was committed, or as it will be.
     fn reset(&mut self) -> Result<BTreeSet<Ino>> {
         let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
         let mut reset = BTreeSet::new();
@@ -371,7 +371,8 @@ impl Planner<'_> {
     /// Looks for names of some files at and below the paths. Cost follows what is committed there.
     fn find_below_paths(&self, wanted: &HashSet<Ino>, found: &mut BTreeSet<Ino>) -> Result<()> {
         let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
-        // As it was and as it will be all is there that was committed; as it is, what was left there.
+        // As it was and as it will be all is there that was committed; as it is, what was left
+        // there.
         let mut pending = Vec::new();
         for path in self.paths {
             for (tree, as_it_is) in [(&self.was, false), (&after, false), (&self.live, true)] {

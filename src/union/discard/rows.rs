@@ -84,8 +84,8 @@ struct Changes<'a> {
     plan: &'a Plan,
     state: &'a State,
     base: &'a LowerStack,
-    /// Objects to which names of the writable layer lead afterwards: these need a row, which says of
-    /// what kind they are.
+    /// Objects to which names of the writable layer lead afterwards: these need a row, which says
+    /// of what kind they are.
     named: HashSet<Ino>,
     /// Where committed objects are from now on in new directories.
     homes: HashMap<Ino, &'a Entry>,

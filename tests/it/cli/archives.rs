@@ -14,7 +14,8 @@ fn word(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Makes the archives. Returns the directory of those that GNU tar extracts, and that of the others.
+/// Makes the archives. Returns the directory of those that GNU tar extracts, and that of the
+/// others.
 fn make_archives(env: &TestEnv) -> Option<(PathBuf, PathBuf)> {
     if !has("python3") {
         return None;
@@ -81,8 +82,9 @@ fn unpack(env: &TestEnv, name: &str, to: &Path) {
     .ok();
 }
 
-/// Removes permitted differences: an image stores times between 1970 and 2106, and the time of a directory
-/// without an entry of its own, or with entries added later through a link, is the time of extraction.
+/// Removes permitted differences: an image stores times between 1970 and 2106, and the time of a
+/// directory without an entry of its own, or with entries added later through a link, is the time
+/// of extraction.
 fn normalize_times(theirs: &mut Tree, ours: &mut Tree, begun: i64) {
     for (path, their) in theirs {
         their.mtime = their.mtime.clamp(0, i64::from(u32::MAX));

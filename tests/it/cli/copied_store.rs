@@ -49,7 +49,8 @@ fn commands_on_a_copied_store_do_not_affect_the_original() {
     assert_eq!(fs::read(prefix.join("new")).unwrap(), b"new");
     assert_eq!(env.count(&["log", "e"]), 1);
 
-    // Nor with another runtime directory, where only the lock and the mount itself reveal the original.
+    // Nor with another runtime directory, where only the lock and the mount itself reveal the
+    // original.
     let other = env.root().join("other-run");
     fs::create_dir(&other).unwrap();
     for words in [&["mount", "e"], &["status", "e"]] {

@@ -1,5 +1,5 @@
-//! Conditions that a daemon survives: a log that cannot be written, panics, and the limits and descriptors of
-//! the shell that mounted.
+//! Conditions that a daemon survives: a log that cannot be written, panics, and the limits and
+//! descriptors of the shell that mounted.
 
 #![allow(clippy::unwrap_used)]
 
@@ -54,7 +54,8 @@ fn unwritable_log_does_not_prevent_mounting() {
 fn log_at_the_file_size_limit_does_not_end_the_daemon() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
-        // The log is larger than the file size limit (in units of 512 bytes) and too small to be rotated.
+        // The log is larger than the file size limit (in units of 512 bytes) and too small to be
+        // rotated.
         let log = env.home_of("e").join("daemon.log");
         env.write(&log, vec![b'x'; 1_040_000]);
         env.sh("ulimit -f 2000; envfs mount e").ok();

@@ -1,4 +1,5 @@
-//! Files of a store that are missing or of the wrong type: they are named, and the rest keeps working.
+//! Files of a store that are missing or of the wrong type: they are named, and the rest keeps
+//! working.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! Recovery on a full file system: reading, removing, discarding and gc work without free space or inodes.
+//! Recovery on a full file system: reading, removing, discarding and gc work without free space or
+//! inodes.
 
 #![allow(clippy::unwrap_used)]
 

@@ -295,8 +295,8 @@ fn unusable_prefix_is_refused_before_reading_the_source() {
     assert_eq!(env.mount("e"), env.work().join("some/where"));
 }
 
-/// Runs envfs as the user of `env`, in a mount namespace where root has run `before`. Skips the test
-/// and returns None if that is impossible.
+/// Runs envfs as the user of `env`, in a mount namespace where root has run `before`. Skips the
+/// test and returns None if that is impossible.
 fn in_changed_system(env: &TestEnv, before: &str, words: &str) -> Option<Run> {
     let user = (env.user().uid(), env.user().gid());
     let mut command = env.command("unshare");

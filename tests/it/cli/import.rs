@@ -184,8 +184,8 @@ fn last_of_duplicate_archive_entries_wins() {
 #[test]
 fn hard_link_in_an_archive_keeps_its_target_of_that_moment() {
     let Some(env) = TestEnv::new() else { return };
-    // In order: a, b (a link to a), c (a link to b), a second a, a second b, d (a link to that b), and
-    // e twice, each with links that are replaced.
+    // In order: a, b (a link to a), c (a link to b), a second a, a second b, d (a link to that b),
+    // and e twice, each with links that are replaced.
     env.sh(
         "mkdir t; echo first >t/a; ln t/a t/b; ln t/b t/c; echo e1 >t/e; ln t/e t/f
          tar -cf links.tar t/a t/b t/c t/e t/f

@@ -1,5 +1,5 @@
-//! Importing a directory in place: the environment takes its path, and the original is kept until the
-//! import is finished or undone.
+//! Importing a directory in place: the environment takes its path, and the original is kept until
+//! the import is finished or undone.
 
 #![allow(clippy::unwrap_used)]
 
@@ -117,7 +117,8 @@ fn a_venv_is_imported_in_place() {
     }
 }
 
-/// Installs a tool from a package index into a directory of this build, once, and returns its `bin`.
+/// Installs a tool from a package index into a directory of this build, once, and returns its
+/// `bin`.
 fn installed(package: &str) -> Option<PathBuf> {
     if !has("python3") {
         return None;

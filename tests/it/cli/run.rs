@@ -18,7 +18,8 @@ fn script(env: &TestEnv, path: &Path, text: &str, mode: u32) {
     fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// Mounts an environment. Returns a PATH with a directory of programs of the same names, and the prefix.
+/// Mounts an environment. Returns a PATH with a directory of programs of the same names, and the
+/// prefix.
 fn with_rivals(env: &TestEnv) -> (String, std::path::PathBuf) {
     env.import_sample("e");
     let prefix = env.mount("e");

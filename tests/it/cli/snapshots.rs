@@ -30,7 +30,8 @@ fn settings(env: &TestEnv) -> insta::Settings {
     settings
 }
 
-/// Runs commands and records what each prints; error lines are marked, and a status other than 0 is shown.
+/// Runs commands and records what each prints; error lines are marked, and a status other than 0 is
+/// shown.
 fn transcript(env: &TestEnv, commands: &[&[&str]]) -> String {
     let mut text = String::new();
     for args in commands {
@@ -48,7 +49,8 @@ fn transcript(env: &TestEnv, commands: &[&[&str]]) -> String {
     text
 }
 
-/// Like [`transcript`], on a terminal of 100 columns with colours; escape characters are shown as `ESC`.
+/// Like [`transcript`], on a terminal of 100 columns with colours; escape characters are shown as
+/// `ESC`.
 fn on_a_terminal(env: &TestEnv, commands: &[&[&str]]) -> String {
     let mut text = String::new();
     for args in commands {

@@ -1,5 +1,5 @@
-//! No command waits forever: for a mount copied to other namespaces, for a stopped or hung daemon, or for a
-//! FIFO in place of a file.
+//! No command waits forever: for a mount copied to other namespaces, for a stopped or hung daemon,
+//! or for a FIFO in place of a file.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,8 @@ use crate::support::{TestEnv, has, is_alive, mounts_below, run, skip_allowed, wa
 struct Namespace(Child);
 
 impl Namespace {
-    /// Starts one that runs a script and then sleeps. Skips the test and returns None if that is impossible.
+    /// Starts one that runs a script and then sleeps. Skips the test and returns None if that is
+    /// impossible.
     fn new(env: &TestEnv, script: &str) -> Option<Namespace> {
         if !has("unshare") {
             return None;
@@ -48,8 +49,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Fails the test if a command takes longer than the limits of its waits, of which flushing the kernel's cache
-/// has the longest with 30 s.
+/// Fails the test if a command takes longer than the limits of its waits, of which flushing the
+/// kernel's cache has the longest with 30 s.
 fn soon<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let done = work();
@@ -294,7 +295,8 @@ fn hung_daemon_is_reported_and_lazy_unmount_works() {
     let daemon = env.daemon("e");
     env.sh(&format!("echo new >'{}/new'", env.prefix("e").display()))
         .ok();
-    // The daemon answers its socket, but the first statfs on the mount hangs, and every later request with it.
+    // The daemon answers its socket, but the first statfs on the mount hangs, and every later
+    // request with it.
     let (pid, end) = (format!("pid {daemon}"), format!("kill -9 {daemon}"));
     soon("run", || {
         env.envfs(&["run", "e", "true"]).fails(125, &[&pid, &end])

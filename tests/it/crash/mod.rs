@@ -1,4 +1,5 @@
-//! A kill at every fault point of every operation leaves the complete old state or the complete new one.
+//! A kill at every fault point of every operation leaves the complete old state or the complete new
+//! one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -58,8 +59,8 @@ fn revisions(env: &TestEnv) -> usize {
     env.count(&["log", "e"])
 }
 
-/// Kills the command `words` at a fault point and checks the recovery. `prepare` makes changes and returns the
-/// tree that the completed command would leave.
+/// Kills the command `words` at a fault point and checks the recovery. `prepare` makes changes and
+/// returns the tree that the completed command would leave.
 fn check_kill_at(
     words: &[&str],
     point: &str,

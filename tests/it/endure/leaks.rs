@@ -33,7 +33,8 @@ impl Usage {
         }
     }
 
-    /// Returns the minimum of several samples, because the thread of the last request may not have ended.
+    /// Returns the minimum of several samples, because the thread of the last request may not have
+    /// ended.
     fn minimum(pid: Pid) -> Usage {
         let samples: Vec<Usage> = (0..20)
             .map(|_| {
@@ -50,7 +51,8 @@ impl Usage {
     }
 }
 
-/// Returns the sizes of the files of an environment, except logs and the profile, which have their own limits.
+/// Returns the sizes of the files of an environment, except logs and the profile, which have their
+/// own limits.
 fn files(env: &TestEnv) -> BTreeMap<String, u64> {
     let home = env.home_of("e");
     let all = walkdir::WalkDir::new(&home).into_iter().map(Result::unwrap);

@@ -1,9 +1,10 @@
 //! Durability under power loss, kills of the daemon, and hours of use.
 //!
 //! Processes change files in a mount while the environment is committed, discarded, rolled back and
-//! garbage-collected. A model tracks the guarantees of each completed call ([`model`]). The same machinery
-//! ([`stage`]) serves two tests: [`power`] simulates power failures, after which synced and committed data must
-//! exist; [`soak`] kills the daemon, after which the results of all completed calls must exist.
+//! garbage-collected. A model tracks the guarantees of each completed call ([`model`]). The same
+//! machinery ([`stage`]) serves two tests: [`power`] simulates power failures, after which synced
+//! and committed data must exist; [`soak`] kills the daemon, after which the results of all
+//! completed calls must exist.
 
 mod leaks;
 mod model;

@@ -1,4 +1,5 @@
-//! A soak test: processes change files while all operations run on the environment and the daemon is killed.
+//! A soak test: processes change files while all operations run on the environment and the daemon
+//! is killed.
 
 use std::fs;
 use std::time::{Duration, Instant};

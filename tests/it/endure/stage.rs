@@ -1,4 +1,5 @@
-//! An environment in use: processes that change files, a conductor that commits and discards, and a crash.
+//! An environment in use: processes that change files, a conductor that commits and discards, and a
+//! crash.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -325,7 +326,8 @@ impl Stage {
         .collect()
     }
 
-    /// Reads the directories through the processes, because other users have no access to the mount.
+    /// Reads the directories through the processes, because other users have no access to the
+    /// mount.
     fn read(&self) -> Result<Vec<Found>, String> {
         let mut all = Vec::new();
         for worker in &self.workers {

@@ -164,8 +164,8 @@ fn copy_out(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a program that was just copied. Retries while a child that another thread has forked still has it open
-/// for writing.
+/// Starts a program that was just copied. Retries while a child that another thread has forked
+/// still has it open for writing.
 fn spawn(command: &mut Command) -> Child {
     loop {
         match command.spawn() {

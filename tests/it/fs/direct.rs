@@ -153,7 +153,8 @@ fn daemon_of(at: &Path) -> Option<Pid> {
         .map(Pid::from_raw)
 }
 
-/// Creates a directory on a new ext4 file system. Skips the test and returns None if that is impossible.
+/// Creates a directory on a new ext4 file system. Skips the test and returns None if that is
+/// impossible.
 pub(crate) fn plain_directory(env: &TestEnv) -> Option<PathBuf> {
     let at = env.root().join("plain");
     fs::create_dir(&at).unwrap();

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::support::{Run, TestEnv, has, run, skip_allowed};
 
-/// `name PATH…` prints the handles; `open DIR HANDLE…` opens them and describes the objects; `write DIR
-/// HANDLE TEXT` writes to the start of a file.
+/// `name PATH…` prints the handles; `open DIR HANDLE…` opens them and describes the objects; `write
+/// DIR HANDLE TEXT` writes to the start of a file.
 const SCRIPT: &str = r#"
 import ctypes, errno, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,5 @@
-//! The behaviour of a mounted file system: single properties, known faults of other unions, and real programs.
+//! The behaviour of a mounted file system: single properties, known faults of other unions, and
+//! real programs.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +17,8 @@ mod without_store;
 use crate::support::tree::{self, Look};
 use crate::support::{TestEnv, has, images, run_for, samples};
 
-/// Runs a script in a mount, for each user, and checks that a commit and a remount do not change the result.
+/// Runs a script in a mount, for each user, and checks that a commit and a remount do not change
+/// the result.
 fn in_a_mount(programs: &[&str], script: &str) {
     if !programs.iter().all(|program| has(program)) {
         return;

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use crate::support::{TestEnv, has, images, run};
 
-/// An ordinary user with `root.sqfs`, an image whose files belong to root, except `own`, which belongs to the
-/// user, and `other`, which belongs to a third user.
+/// An ordinary user with `root.sqfs`, an image whose files belong to root, except `own`, which
+/// belongs to the user, and `other`, which belongs to a third user.
 fn with_image_of_root() -> Option<TestEnv> {
     let env = TestEnv::as_tester()?;
     if !has("mksquashfs") || !has("unsquashfs") {

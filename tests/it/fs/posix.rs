@@ -1,5 +1,5 @@
-//! Checks of single file system properties: the functions of the Python program in `posix/`, each run on
-//! ext4, which proves the check itself, and on a mount, for each user.
+//! Checks of single file system properties: the functions of the Python program in `posix/`, each
+//! run on ext4, which proves the check itself, and on a mount, for each user.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};

@@ -1,5 +1,5 @@
-//! Package managers and other large programs in a mount, for each user. A commit and a remount must not change
-//! the resulting tree.
+//! Package managers and other large programs in a mount, for each user. A commit and a remount must
+//! not change the resulting tree.
 //!
 //! Tests that need a package registry are skipped without network access.
 
@@ -134,7 +134,8 @@ fn npm_installs_a_large_tree() {
     in_a_mount(&["npm"], &script);
 }
 
-/// Only on request, because it installs about 40 packages. The kernel is started from changes and from an image.
+/// Only on request, because it installs about 40 packages. The kernel is started from changes and
+/// from an image.
 #[test]
 fn a_jupyter_kernel_starts_and_saves() {
     if std::env::var_os("ENVFS_TEST_JUPYTER").is_none() {

@@ -9,8 +9,8 @@ use crate::support::overlay::Overlay;
 use crate::support::tree::{Look, Tree, assert_same, read};
 use crate::support::{TestEnv, has, run};
 
-/// Creates the directories that the images are made from, top first. Their times are old, so that changes are
-/// recognized by their times.
+/// Creates the directories that the images are made from, top first. Their times are old, so that
+/// changes are recognized by their times.
 fn make_trees(env: &TestEnv) -> [PathBuf; 3] {
     let sources = ["top", "middle", "base"].map(|name| env.work().join(name));
     // Whiteouts and user.* attributes need no privileges; trusted.* ones need root.
@@ -71,7 +71,8 @@ fn comparable(dir: &Path) -> Tree {
     tree
 }
 
-/// Lists path, inode number, type, mode, links, time and target of everything, and checksums of the content.
+/// Lists path, inode number, type, mode, links, time and target of everything, and checksums of the
+/// content.
 fn listing(env: &TestEnv, at: &Path) -> String {
     let script = format!(
         "cd '{}'; find . -mindepth 1 -printf '%P %i %y %m %n %T@ %l\\n' | sort
@@ -115,7 +116,8 @@ fn stacked_images_match_overlayfs() {
     };
     let same = |what: &str| {
         let (ours, mut theirs) = (comparable(&direct.at()), comparable(overlay.at()));
-        // Two of three names are visible; overlayfs counts the hidden one until it copies the file up.
+        // Two of three names are visible; overlayfs counts the hidden one until it copies the file
+        // up.
         for path in ["both/base", "both/linked"] {
             if let Some(ours) = ours.get(Path::new(path))
                 && let Some(theirs) = theirs.get_mut(Path::new(path))

@@ -1,5 +1,5 @@
-//! Known faults of other union file systems. Most are covered by the checks in `posix`; these need a
-//! script, or a remount in between.
+//! Known faults of other union file systems. Most are covered by the checks in `posix`; these need
+//! a script, or a remount in between.
 
 use std::fs;
 

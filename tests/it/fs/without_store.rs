@@ -218,7 +218,8 @@ fn limits_of_the_shell_do_not_break_a_mount() {
         let many = "for d in a b c; do mkdir $d; for n in $(seq 60); do mkdir $d/$n; echo $d$n >$d/$n/f; done; done
              for d in a b c; do for n in $(seq 60); do test $(cat $d/$n/f) = $d$n; echo x >>$d/$n/f; done; done";
         env.sh(&format!("cd '{}'; {many}", at.display())).ok();
-        // Writes up to the file size limit succeed; beyond it they fail with EFBIG and kill nothing.
+        // Writes up to the file size limit succeed; beyond it they fail with EFBIG and kill
+        // nothing.
         if !has("python3") {
             return;
         }

@@ -1,4 +1,5 @@
-//! The cost of each kind of change: blocks compressed, carried over and left dead. Counts, not times.
+//! The cost of each kind of change: blocks compressed, carried over and left dead. Counts, not
+//! times.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -46,8 +47,8 @@ impl Scene {
             let path = source.join(format!("pkg/sub{}/f{i:02}.py", i % 2));
             env.write(&path, text(1_000_000 + i * 1000, 500));
         }
-        // Images store whole seconds: rewriting a file with the same content within the same second would
-        // be no change.
+        // Images store whole seconds: rewriting a file with the same content within the same second
+        // would be no change.
         let mut old = Command::new("find");
         old.arg(&source);
         old.args(["-exec", "touch", "-d", "@1000000000", "{}", "+"]);
@@ -94,8 +95,8 @@ impl Cost {
             .unwrap_or_else(|| panic!("{name}: {}", self.json))
     }
 
-    /// Asserts the numbers of blocks compressed (or stored) and of data and fragment blocks carried over, and
-    /// which blocks of the large file are new.
+    /// Asserts the numbers of blocks compressed (or stored) and of data and fragment blocks carried
+    /// over, and which blocks of the large file are new.
     #[track_caller]
     fn is(&self, what: &str, packed: u64, data: u64, fragments: u64, fresh: &[u64]) -> &Self {
         let found = (
@@ -195,8 +196,8 @@ fn commit_compresses_only_changed_blocks() {
     assert_eq!(metadata.dead(), 0);
     assert_eq!(metadata.count("fresh_bytes"), 0);
 
-    // The blocks of a file are contiguous, so the unchanged ones are copied verbatim, and the old ones
-    // become dead.
+    // The blocks of a file are contiguous, so the unchanged ones are copied verbatim, and the old
+    // ones become dead.
     let in_place = scene.cost(|prefix| {
         open_large(prefix)
             .write_all_at(b"#", 7 * BLOCK as u64 + 9)

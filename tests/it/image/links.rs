@@ -10,8 +10,8 @@ const SIZE: u64 = 12_345;
 /// Sets the link count of the one file of `SIZE` bytes in an image with uncompressed inodes.
 fn set_links(image: &Path, from: u32, to: u32) {
     let mut bytes = fs::read(image).unwrap();
-    // An extended file inode: the type, after 24 bytes the size, after 8 more bytes (the sparse bytes) the
-    // link count.
+    // An extended file inode: the type, after 24 bytes the size, after 8 more bytes (the sparse
+    // bytes) the link count.
     let at = (0..bytes.len() - 56).find(|&at| {
         bytes[at..].starts_with(&9u16.to_le_bytes())
             && bytes[at + 24..].starts_with(&SIZE.to_le_bytes())

@@ -1,5 +1,5 @@
-//! Images made by commands: the blocks that a commit carries over and compresses, space shared with older
-//! images, and commands that inspect images.
+//! Images made by commands: the blocks that a commit carries over and compresses, space shared with
+//! older images, and commands that inspect images.
 
 mod costs;
 mod embedded;

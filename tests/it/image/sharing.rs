@@ -51,7 +51,8 @@ fn commit_shares_extents_with_the_old_image() {
             sync.arg("-f").arg(disk.at());
             run(sync).ok();
             let image = images::current(&env, "e");
-            // The whole data area except its last, partial block and the first one, with the superblock.
+            // The whole data area except its last, partial block and the first one, with the
+            // superblock.
             let shared = shared(&image);
             assert!(
                 shared >= (32 << 20) - (128 << 10),

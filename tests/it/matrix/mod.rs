@@ -1,8 +1,8 @@
-//! Every operation on every type of object in every state of a union, on a mount and on a plain ext4
-//! directory in lockstep: results and resulting trees must be equal.
+//! Every operation on every type of object in every state of a union, on a mount and on a plain
+//! ext4 directory in lockstep: results and resulting trees must be equal.
 //!
-//! A case is one operation in a directory of its own. All cases share a mount, which can be remounted
-//! between all steps; a remount must have no visible effect.
+//! A case is one operation in a directory of its own. All cases share a mount, which can be
+//! remounted between all steps; a remount must have no visible effect.
 
 mod case;
 mod fixture;
@@ -65,7 +65,8 @@ impl Failures {
     }
 }
 
-/// Reads both directories of a case and compares them with each other, and with an earlier state of the mount.
+/// Reads both directories of a case and compares them with each other, and with an earlier state of
+/// the mount.
 fn compare(
     pair: &Pair,
     number: usize,
@@ -116,8 +117,8 @@ fn run(remount: bool) {
         let (old_ours, old_theirs) = (Snapshot::read(&ours), Snapshot::read(&theirs));
         let mut found = old_ours.changes_since(&seen[number]);
         let results = (case.act(&ours), case.act(&theirs));
-        // The kernel does not tell FUSE file systems about writes to a FIFO, so they do not change its time
-        // (`fifo_writes_do_not_change_times`).
+        // The kernel does not tell FUSE file systems about writes to a FIFO, so they do not change
+        // its time (`fifo_writes_do_not_change_times`).
         if case.writes_through_a_fifo() {
             fixture::age(&ours.join("x"));
             fixture::age(&theirs.join("x"));

@@ -57,7 +57,8 @@ pub(super) enum Op {
         follow: bool,
     },
     Rename(RenameFlags),
-    /// Renames to a free name: in the same directory, in one of the image, in a new one, or in itself.
+    /// Renames to a free name: in the same directory, in one of the image, in a new one, or in
+    /// itself.
     Move(Target),
     MakeIn,
     UnlinkIn,

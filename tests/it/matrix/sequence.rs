@@ -310,8 +310,8 @@ fn concurrent_operation_sequences_match_ext4() {
 /// The directory that all processes change.
 const SHARED: &str = "shared";
 
-/// One process: a sequence in a directory of its own, and between its steps operations in a shared directory whose
-/// combined result does not depend on their order.
+/// One process: a sequence in a directory of its own, and between its steps operations in a shared
+/// directory whose combined result does not depend on their order.
 #[test]
 #[ignore = "run by concurrent_operation_sequences_match_ext4"]
 fn sequence_process() {
@@ -362,8 +362,8 @@ fn sequence_process() {
     println!("\nclaims: {claims}");
 }
 
-/// Known differences of kernel overlayfs and their reasons. The text of such a difference contains all words of a
-/// row.
+/// Known differences of kernel overlayfs and their reasons. The text of such a difference contains
+/// all words of a row.
 const KNOWN: [(&[&str], &str); 6] = [
     (
         &["rename", "EXDEV"],
@@ -411,7 +411,8 @@ impl Facts {
     }
 }
 
-/// Runs a sequence on a mount and on overlayfs. Operations that overlayfs does not support are skipped on the mount.
+/// Runs a sequence on a mount and on overlayfs. Operations that overlayfs does not support are
+/// skipped on the mount.
 fn compare_with_overlayfs(seed: u64, options: &str, facts: &mut Facts) -> Option<()> {
     let (direct, plain) = pair(1)?;
     let changes = plain.parent().unwrap().join("overlay");

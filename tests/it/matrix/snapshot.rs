@@ -197,7 +197,8 @@ pub(super) fn differences(left: &Snapshot, right: &Snapshot) -> Vec<String> {
     found
 }
 
-/// Returns the differences of two directories, attribute by attribute, with the names of the entries.
+/// Returns the differences of two directories, attribute by attribute, with the names of the
+/// entries.
 pub(super) fn details(left: &Snapshot, right: &Snapshot) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (name, ours) in &left.entries {

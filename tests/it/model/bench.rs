@@ -116,7 +116,8 @@ fn seed(root: &Path) {
     }
 }
 
-/// Creates the directory of an image above the one of [`seed`]: it adds, replaces and hides entries.
+/// Creates the directory of an image above the one of [`seed`]: it adds, replaces and hides
+/// entries.
 fn seed_above(root: &Path) {
     let file = |path: &str, content: &[u8]| {
         let path = root.join(path);
@@ -220,7 +221,8 @@ fn stacked_template() -> &'static Path {
         .path()
 }
 
-/// Copies a tree. With `hard_links`, files are linked instead, so that they keep their inode numbers.
+/// Copies a tree. With `hard_links`, files are linked instead, so that they keep their inode
+/// numbers.
 pub(super) fn copy_tree(from: &Path, to: &Path, hard_links: bool) {
     fs::create_dir_all(to).unwrap();
     fs::set_permissions(to, from.metadata().unwrap().permissions()).unwrap();
@@ -291,7 +293,8 @@ impl Bench {
         bench
     }
 
-    /// Returns an environment of two stacked images. Like a mount without a store, it cannot be committed.
+    /// Returns an environment of two stacked images. Like a mount without a store, it cannot be
+    /// committed.
     pub(super) fn stacked() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let store = stacked_template().join("store");
@@ -372,7 +375,8 @@ impl Bench {
         self.workspace = None;
     }
 
-    /// Commits and runs an action meanwhile: after the changes were frozen, before the new image is complete.
+    /// Commits and runs an action meanwhile: after the changes were frozen, before the new image is
+    /// complete.
     pub(super) fn commit_during(&self, action: impl FnOnce() + Send) -> Committed {
         let during = During::new(action);
         let done = commit::commit(self.workspace(), &CommitOptions::default(), &during);

@@ -1,7 +1,8 @@
 //! Checks the list of changes by comparing whole trees.
 //!
-//! The oracle uses no rows or layers. Each path of the view has at most one counterpart among the committed
-//! paths: the one it was renamed from, or its name below the counterpart of its directory.
+//! The oracle uses no rows or layers. Each path of the view has at most one counterpart among the
+//! committed paths: the one it was renamed from, or its name below the counterpart of its
+//! directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -159,7 +160,8 @@ impl Oracle<'_> {
     /// Checks that each committed path is a counterpart, was renamed, or is reported as removed.
     fn check_deleted(&self) {
         let met: BTreeSet<&Path> = self.counterparts.values().collect();
-        // The current paths of committed directories; a directory takes precedence over a file that replaced it.
+        // The current paths of committed directories; a directory takes precedence over a file that
+        // replaced it.
         let is_dir = |path: &Path| self.now.node(self.now_paths[path]).kind() == Kind::Directory;
         let mut here: BTreeMap<Path, Path> = BTreeMap::new();
         for (path, then) in &self.counterparts {

@@ -1,5 +1,5 @@
-//! Changes during a commit, while earlier changes are frozen and the new image is incomplete; and changes during
-//! a rollback.
+//! Changes during a commit, while earlier changes are frozen and the new image is incomplete; and
+//! changes during a rollback.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,5 +1,5 @@
-//! Crashes between the steps of an operation, simulated by combining the files of one moment with the rows of
-//! another.
+//! Crashes between the steps of an operation, simulated by combining the files of one moment with
+//! the rows of another.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -119,14 +119,14 @@ enum Expect {
     Anything,
 }
 
-/// Runs `op` and combines the states before and after it: new files with old rows (a crash after step 1, or rows
-/// lost in a power failure), and new rows with old files (a crash after step 2).
+/// Runs `op` and combines the states before and after it: new files with old rows (a crash after
+/// step 1, or rows lost in a power failure), and new rows with old files (a crash after step 2).
 fn crash(prepare: impl Fn(&Union), op: impl Fn(&Union), rows_first: Expect) {
     crash_both(prepare, op, Expect::Before, rows_first);
 }
 
-/// Like [`crash`], for an operation that removes content. It changes rows first, so only a power failure can leave
-/// the old rows.
+/// Like [`crash`], for an operation that removes content. It changes rows first, so only a power
+/// failure can leave the old rows.
 fn crash_removing(prepare: impl Fn(&Union), op: impl Fn(&Union)) {
     crash_both(prepare, op, Expect::Anything, Expect::After);
 }

@@ -53,8 +53,8 @@ fn discard_by_another_name_of_a_changed_file() {
     assert_eq!(bench.union().changes().unwrap(), Vec::new());
 }
 
-/// Returns an environment in which all entries of a directory were moved out of it and the directory was removed,
-/// and the original tree.
+/// Returns an environment in which all entries of a directory were moved out of it and the
+/// directory was removed, and the original tree.
 fn emptied_and_removed() -> (Bench, Tree) {
     let bench = Bench::imported();
     let before = Tree::read(bench.union());

@@ -202,7 +202,8 @@ impl Machine {
         self.back_to(after);
     }
 
-    /// Checks a refusal: nothing was discarded, because a parent of the path was removed and replaced.
+    /// Checks a refusal: nothing was discarded, because a parent of the path was removed and
+    /// replaced.
     pub(super) fn assert_replaced(&self, path: &[u8], before: &Tree) {
         before.assert_is(&Tree::read(self.union()));
         let mut at = Ino::ROOT;

@@ -103,7 +103,8 @@ impl Machine {
             ))
         });
         if done == Err(Errno::EOPNOTSUPP) {
-            // The file system does not support it. A copy-up may have happened, which drops a capability.
+            // The file system does not support it. A copy-up may have happened, which drops a
+            // capability.
             if self.union().xattr(file.0, CAPABILITY).is_err() {
                 self.tree.node_mut(file.0).xattrs.remove(CAPABILITY);
             }

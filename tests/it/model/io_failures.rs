@@ -1,4 +1,5 @@
-//! Failures of operations on files of the upper: the call fails without a change, or the next open repairs it.
+//! Failures of operations on files of the upper: the call fails without a change, or the next open
+//! repairs it.
 
 use std::fs;
 use std::path::PathBuf;

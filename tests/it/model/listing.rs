@@ -1,5 +1,5 @@
-//! A directory listing continues in its original order when the stack changes: entries that exist all the time are
-//! returned exactly once.
+//! A directory listing continues in its original order when the stack changes: entries that exist
+//! all the time are returned exactly once.
 
 use std::collections::BTreeSet;
 
@@ -32,7 +32,8 @@ fn list(union: &Union, dir: Ino, mut at: u64, limit: usize) -> (Vec<Vec<u8>>, u6
     (names, at)
 }
 
-/// Starts listings of `many`, one for each number of names read, changes the stack, and finishes them.
+/// Starts listings of `many`, one for each number of names read, changes the stack, and finishes
+/// them.
 fn listings(prepare: impl Fn(&Bench), change: impl Fn(&Bench)) -> Vec<Listing> {
     let bench = Bench::imported();
     let union = bench.union();

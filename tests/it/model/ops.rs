@@ -148,7 +148,8 @@ pub(super) enum Op {
 }
 
 impl Op {
-    /// Returns whether programs perform the operation, in contrast to operations on the environment.
+    /// Returns whether programs perform the operation, in contrast to operations on the
+    /// environment.
     fn is_by_a_program(self) -> bool {
         match self {
             Op::Make(..)

@@ -1,7 +1,7 @@
 //! Runs a sequence on kernel overlayfs, too, which confirms the model.
 //!
-//! Operations without a counterpart in overlayfs (commits, frozen uppers, kills) run on the union only. Operations
-//! that need the interface of the union, or undo others, are skipped.
+//! Operations without a counterpart in overlayfs (commits, frozen uppers, kills) run on the union
+//! only. Operations that need the interface of the union, or undo others, are skipped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -108,8 +108,8 @@ impl WithOverlayfs {
         }
     }
 
-    /// Copies owner and mode of an object to overlayfs: there the kernel derives them from the caller, which other
-    /// tests cover.
+    /// Copies owner and mode of an object to overlayfs: there the kernel derives them from the
+    /// caller, which other tests cover.
     fn copy_owner_and_mode(&self, path: &Path) {
         let paths = self.machine.tree.paths();
         let node = self.machine.tree.node(paths[path.as_os_str().as_bytes()]);

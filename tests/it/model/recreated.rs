@@ -114,7 +114,8 @@ impl Machine {
         }
     }
 
-    /// Creates an object with the content and attributes of a node, without the entries of a directory.
+    /// Creates an object with the content and attributes of a node, without the entries of a
+    /// directory.
     fn make_like(&mut self, dir: Ino, name: &[u8], node: &Node) -> Ino {
         let union = self.union();
         let (rdev, target) = match &node.body {

@@ -374,7 +374,8 @@ fn removed_open_directory_stays_removed_after_a_commit() {
     let union = bench.union();
     make_dir(union, "", "d");
     bench.commit(&CommitOptions::default()).unwrap();
-    // The kernel knows the directory from here on. The tables of the next image still contain its inode.
+    // The kernel knows the directory from here on. The tables of the next image still contain its
+    // inode.
     let dir = find(union, "d");
     union.rmdir(Ino::ROOT, b"d").unwrap();
     bench.commit(&CommitOptions::default()).unwrap();

@@ -167,8 +167,8 @@ fn threads_change_files_during_commits() {
     check(bench.union());
 }
 
-/// Runs random operations on directories that other threads change, too. They may fail with the errors that POSIX
-/// specifies.
+/// Runs random operations on directories that other threads change, too. They may fail with the
+/// errors that POSIX specifies.
 fn compete(union: &Union, seed: u64, answers: &Mutex<BTreeSet<i32>>) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let creator = Creator { uid: 1, gid: 1 };

@@ -1,6 +1,7 @@
 //! Third-party test suites, on a mount and on ext4.
 //!
-//! `tests/run` installs those that Debian does not package and sets `ENVFS_SUITES` to their directory.
+//! `tests/run` installs those that Debian does not package and sets `ENVFS_SUITES` to their
+//! directory.
 
 mod fsx;
 mod lower_fsx;

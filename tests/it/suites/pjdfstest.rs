@@ -1,4 +1,5 @@
-//! pjdfstest, a suite of POSIX calls: each of its tests must have the same result on a mount and on ext4.
+//! pjdfstest, a suite of POSIX calls: each of its tests must have the same result on a mount and on
+//! ext4.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +24,8 @@ allow_remount = false
 entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]
 ";
 
-/// This test asks the C library for the maximum link count, which it knows for ext4 but not for FUSE.
+/// This test asks the C library for the maximum link count, which it knows for ext4 but not for
+/// FUSE.
 const UNKNOWN_LIMIT: &str = "link::link_count_max";
 
 /// Returns the result of each test by name.

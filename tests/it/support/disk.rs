@@ -81,8 +81,8 @@ impl Disk {
 
     /// Remounts after [`Disk::shut_down`], which replays the journal.
     ///
-    /// Mounts a copy of the file: the mount may still exist in the mount namespace of another process, and
-    /// mounting the same file would yield the file system that was shut down.
+    /// Mounts a copy of the file: the mount may still exist in the mount namespace of another
+    /// process, and mounting the same file would yield the file system that was shut down.
     pub(crate) fn restart(&self) {
         let file = self.copy("again");
         unmount(&self.mounted).ok();

@@ -1,4 +1,5 @@
-//! Shared by all tests that run the program: private stores, commands, sample trees and comparisons.
+//! Shared by all tests that run the program: private stores, commands, sample trees and
+//! comparisons.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -29,8 +30,8 @@ pub(crate) use user::User;
 /// A command that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// Reports that a test is skipped for want of a program, even if the output of tests is captured. In
-/// CI, which has all programs, this fails the test.
+/// Reports that a test is skipped for want of a program, even if the output of tests is captured.
+/// In CI, which has all programs, this fails the test.
 #[track_caller]
 pub(crate) fn skip(reason: &str) {
     report_skip(reason);
@@ -165,8 +166,8 @@ impl TestEnv {
         all
     }
 
-    /// Creates one for the user `tester`, for tests that also act as root. Skips the test and returns
-    /// None if the tests do not run as root.
+    /// Creates one for the user `tester`, for tests that also act as root. Skips the test and
+    /// returns None if the tests do not run as root.
     pub(crate) fn as_tester() -> Option<TestEnv> {
         if !User::current().is_root() {
             skip_allowed("acting as two users needs root");
@@ -300,8 +301,8 @@ impl TestEnv {
         command
     }
 
-    /// Returns a command of envfs as the user that runs the tests, with the environment of this user, as
-    /// `sudo -E` runs it.
+    /// Returns a command of envfs as the user that runs the tests, with the environment of this
+    /// user, as `sudo -E` runs it.
     pub(crate) fn envfs_of_runner<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = self.command_of_runner(&self.program);
         command.args(args);
@@ -391,7 +392,8 @@ impl TestEnv {
         )
     }
 
-    /// Returns the daemon's process from the lock of the environment, without a request to the daemon.
+    /// Returns the daemon's process from the lock of the environment, without a request to the
+    /// daemon.
     #[track_caller]
     pub(crate) fn daemon_by_lock(&self, name: &str) -> Pid {
         let note = fs::read(self.home_of(name).join("lock.holder")).unwrap();

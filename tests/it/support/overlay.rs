@@ -15,8 +15,8 @@ pub(crate) struct Overlay {
 }
 
 impl Overlay {
-    /// Mounts images, top first, with changes in a directory whose file system supports it. Skips the
-    /// test and returns None if that is impossible.
+    /// Mounts images, top first, with changes in a directory whose file system supports it. Skips
+    /// the test and returns None if that is impossible.
     pub(crate) fn mount(
         env: &TestEnv,
         images: &[PathBuf],

@@ -152,7 +152,8 @@ pub(crate) fn assert_same(left: &Tree, right: &Tree, look: Look, what: &str) {
     );
 }
 
-/// Returns what to compare of a tree extracted by `unsquashfs`, which as an ordinary user does not restore owners.
+/// Returns what to compare of a tree extracted by `unsquashfs`, which as an ordinary user does not
+/// restore owners.
 pub(crate) fn of_unsquashfs() -> Look {
     if User::current().is_root() {
         return Look::ALL;

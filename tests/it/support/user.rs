@@ -27,7 +27,8 @@ impl User {
         }
     }
 
-    /// Returns the user `tester`. Reports a skip and returns None if it does not exist or cannot use FUSE.
+    /// Returns the user `tester`. Reports a skip and returns None if it does not exist or cannot
+    /// use FUSE.
     pub(crate) fn tester() -> Option<User> {
         let passwd = fs::read_to_string("/etc/passwd").unwrap();
         let line = passwd.lines().find(|line| line.starts_with("tester:"));
