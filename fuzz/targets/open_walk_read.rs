@@ -14,6 +14,7 @@ pub fn run(bytes: &[u8]) {
     let options = ReaderOptions {
         metadata_cache_bytes: 1 << 20,
         data_cache_bytes: 1 << 20,
+        data_cache_limit: None,
     };
     let Ok(image) = Image::open_file(file, options) else {
         return;

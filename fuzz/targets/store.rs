@@ -45,7 +45,7 @@ fn config() -> Config {
         threads: 1,
         ..Config::default()
     };
-    (config.cache.data_mib, config.cache.metadata_mib) = (1, 1);
+    (config.cache.data_mib, config.cache.metadata_mib) = (Some(1), 1);
     config
 }
 

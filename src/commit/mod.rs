@@ -75,7 +75,7 @@ pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
 pub use verify::{VerifyOutcome, committed_content, verify};
-pub use workspace::{Settings, Workspace, command_line, new_revision, paths};
+pub use workspace::{Settings, Workspace, command_line, data_cache_limit, new_revision, paths};
 
 /// The options of a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

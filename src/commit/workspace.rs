@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::Result;
 use super::cleanup;
-use crate::environment::{Config, Environment, Layout};
+use crate::environment::{CacheConfig, Config, Environment, Layout};
 use crate::squashfs::{Compression, ReaderOptions};
 use crate::state::{NewRevision, StateDb};
+use crate::sys::memory::Memory;
 use crate::sys::process;
 use crate::union::{OpenOptions, Paths, Reconciled, Union};
 
@@ -62,10 +63,15 @@ impl Workspace {
         let layout = env.layout();
         layout.check_directories()?;
         let db = Arc::new(StateDb::open(&layout.state_db())?);
+        let data_mib = config.cache.data_mib.unwrap_or(CacheConfig::DATA_MIB);
         let options = OpenOptions {
             reader: ReaderOptions {
                 metadata_cache_bytes: (config.cache.metadata_mib as usize) << 20,
-                data_cache_bytes: (config.cache.data_mib as usize) << 20,
+                data_cache_bytes: (data_mib as usize) << 20,
+                data_cache_limit: match config.cache.data_mib {
+                    Some(_) => None,
+                    None => Some(data_cache_limit),
+                },
             },
         };
         cleanup::sweep(&db, layout)?;
@@ -116,6 +122,22 @@ impl Workspace {
     /// Returns the settings for writing its images.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+}
+
+/// A host with less memory than this, in bytes, is not used for larger caches.
+const MUCH_MEMORY: u64 = 8 << 30;
+/// The part of the available memory that the cache of data may use, and its limit in bytes.
+const PART_OF_AVAILABLE: u64 = 16;
+const DATA_CACHE_LIMIT: u64 = 1 << 30;
+
+/// Returns the bytes to which the cache of data of a mount may grow now.
+pub fn data_cache_limit() -> usize {
+    match Memory::now() {
+        Some(memory) if memory.total >= MUCH_MEMORY => {
+            (memory.available / PART_OF_AVAILABLE).min(DATA_CACHE_LIMIT) as usize
+        }
+        _ => 0,
     }
 }
 

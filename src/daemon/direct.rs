@@ -293,7 +293,12 @@ impl Open {
                 Owners::of_images(&owners.map_err(|e| Failure::of(Kind::Damaged, &e))?)
             }
         };
-        let options = OpenOptions::default();
+        let options = OpenOptions {
+            reader: ReaderOptions {
+                data_cache_limit: Some(commit::data_cache_limit),
+                ..ReaderOptions::default()
+            },
+        };
         let paths = Paths {
             images_are_links: true,
             ..commit::paths(layout)

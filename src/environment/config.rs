@@ -9,7 +9,7 @@
 //! profile = "on"             # or "off": record the blocks read first, and read them ahead
 //!
 //! [cache]
-//! data_mib = 28              # decompressed blocks in memory, per mount
+//! data_mib = 28              # decompressed blocks in memory, per mount; absent: grows with memory
 //! metadata_mib = 8           # inodes, directory listings and block lists, per mount
 //!
 //! [gc]
@@ -113,16 +113,22 @@ impl Prompt {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Decompressed data blocks, in MiB.
-    pub data_mib: u32,
+    /// Decompressed data blocks, in MiB. If absent, [`CacheConfig::DATA_MIB`], and more where there is much
+    /// memory.
+    pub data_mib: Option<u32>,
     /// Decompressed metadata, in MiB.
     pub metadata_mib: u32,
+}
+
+impl CacheConfig {
+    /// The default of `data_mib`, on a host with little memory.
+    pub const DATA_MIB: u32 = 28;
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
         CacheConfig {
-            data_mib: 28,
+            data_mib: None,
             metadata_mib: 8,
         }
     }
@@ -336,7 +342,10 @@ mod tests {
         ] {
             assert_eq!(Config::parse(text).unwrap().daemon.poll, poll, "{text}");
         }
-        assert_eq!((config.cache.data_mib, config.cache.metadata_mib), (1, 2));
+        assert_eq!(
+            (config.cache.data_mib, config.cache.metadata_mib),
+            (Some(1), 2)
+        );
         assert_eq!(config.prompt.render("x").as_deref(), Some("[x] "));
         assert_eq!(
             Config::parse("prompt = false").unwrap().prompt.render("x"),

@@ -4,6 +4,7 @@
 //! - [`durable`]: make files and names durable
 //! - [`holders`]: find the processes that use a mount
 //! - [`medium`]: detect file systems that hosts share, and full ones
+//! - [`memory`]: read how much memory is available
 //! - [`mount`]: mount and unmount FUSE, as root or through `fusermount3`
 //! - [`mountinfo`]: read the mount table, find mounts of envfs and dead ones
 //! - [`private`]: create directories that only their owner can use
@@ -19,6 +20,7 @@ pub mod daemonize;
 pub mod durable;
 pub mod holders;
 pub mod medium;
+pub mod memory;
 pub mod mount;
 pub mod mountinfo;
 pub mod private;

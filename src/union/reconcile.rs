@@ -374,7 +374,7 @@ fn uncovers(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<
     let is_file = lower
         .attr(below)?
         .is_some_and(|attr| attr.kind != Kind::Directory);
-    Ok(is_file && !delta.inode(below)?.is_some())
+    Ok(is_file && delta.inode(below)?.is_none())
 }
 
 impl Union {

@@ -12,6 +12,7 @@ use std::{
 
 use super::buffers::{Block, Buffers};
 use super::cache::{Cache, Hits};
+use super::growth;
 use super::idle::Idle;
 use super::uses::{BlockUse, Uses};
 use crate::squashfs::{
@@ -60,7 +61,7 @@ pub(super) struct Blocks {
     workers: Idle<Worker>,
     metadata: Cache<u64, Arc<MetadataBlock>>,
     /// Data and fragment blocks share one budget, since it depends on use which are needed again.
-    data_cache: Cache<Key, Block>,
+    data_cache: Arc<Cache<Key, Block>>,
     zeros: Block,
     buffers: Arc<Buffers>,
     counters: Counters,
@@ -92,7 +93,7 @@ impl Blocks {
         compressor: CompressorId,
         block_size: u32,
         metadata_bytes: usize,
-        data_bytes: usize,
+        (data_bytes, data_limit): (usize, Option<fn() -> usize>),
     ) -> Result<Self> {
         let workers = Idle::new(MAX_IDLE);
         workers.put_back(Worker::new(compressor)?);
@@ -103,7 +104,10 @@ impl Blocks {
             block_size,
             workers,
             metadata: Cache::new(metadata_bytes),
-            data_cache: Cache::new(data_bytes),
+            data_cache: Arc::new(match data_limit {
+                Some(limit) => Cache::growing(data_bytes, limit),
+                None => Cache::new(data_bytes),
+            }),
             zeros: Block::zeros(block_size as usize),
             buffers: Buffers::new(block_size as usize),
             counters: Counters::default(),
@@ -241,11 +245,13 @@ impl Blocks {
         size: BlockSize,
         expected: Option<usize>,
     ) -> Result<Block> {
-        self.data_cache.get((start, size.0), || {
+        let block = self.data_cache.get((start, size.0), || {
             let block = self.load(what, start, size, expected)?;
             let held = block.held();
             Ok((block, held))
-        })
+        })?;
+        growth::watch(&self.data_cache);
+        Ok(block)
     }
 
     /// Returns a metadata block through the cache. It must end at or before `end`.

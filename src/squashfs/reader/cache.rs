@@ -11,23 +11,33 @@ use std::{
 
 use lru::LruCache;
 
+use super::growth::Growth;
 use crate::squashfs::Result;
 
 /// Enough for the few threads that serve a mount. With more shards, each would have too small a
 /// budget.
 const SHARDS: usize = 8;
 
+/// Keys of dropped values that a shard remembers, if the cache may grow: those of 1 GiB in blocks of 128 KiB for
+/// all shards.
+const DROPPED: usize = 1024;
+
 pub(super) struct Cache<K, V> {
     shards: Box<[Mutex<Shard<K, V>>]>,
     /// Selects shards. Seeded at random, so that an image cannot choose which of its blocks
     /// collide.
     hasher: RandomState,
+    /// Bytes of each shard, unless it has grown.
     budget: usize,
+    growth: Option<Growth>,
 }
 
 struct Shard<K, V> {
     kept: LruCache<K, (V, usize)>,
     bytes: usize,
+    budget: usize,
+    /// Keys of values that were dropped last.
+    dropped: LruCache<K, ()>,
     loading: HashMap<K, Arc<Flight<V>>>,
     hits: u64,
     misses: u64,
@@ -64,9 +74,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
     /// Creates a cache of about `budget` bytes of values. Each shard keeps at least one value.
     pub(super) fn new(budget: usize) -> Self {
+        Cache::with(budget, None)
+    }
+
+    fn with(budget: usize, growth: Option<Growth>) -> Self {
         let shard = || Shard {
             kept: LruCache::unbounded(),
             bytes: 0,
+            budget: budget / SHARDS,
+            // Allocates nothing until keys are put in.
+            dropped: LruCache::unbounded(),
             loading: HashMap::new(),
             hits: 0,
             misses: 0,
@@ -75,6 +92,36 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
             hasher: RandomState::new(),
             budget: budget / SHARDS,
+            growth,
+        }
+    }
+
+    /// Creates a cache that may grow beyond `budget` to what `limit` returns, while values are needed again that
+    /// it had to drop.
+    pub(super) fn growing(budget: usize, limit: fn() -> usize) -> Self {
+        Cache::with(budget, Some(Growth::new(limit)))
+    }
+
+    pub(super) fn growth(&self) -> Option<&Growth> {
+        self.growth.as_ref()
+    }
+
+    /// Returns the bytes of all values, and the bytes that they may have.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> (usize, usize) {
+        let shards = self.shards.iter().map(|shard| {
+            let shard = lock(shard);
+            (shard.bytes, shard.budget)
+        });
+        shards.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+    }
+
+    /// Lets the shards have at most `budget` bytes together, but not less than they had at first.
+    pub(super) fn shrink(&self, budget: usize) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.budget = shard.budget.min((budget / SHARDS).max(self.budget));
+            self.evict(&mut shard);
         }
     }
 
@@ -155,15 +202,35 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
     }
 
     fn keep(&self, shard: &mut Shard<K, V>, key: K, value: V, bytes: usize) {
+        if let Some(growth) = &self.growth
+            && shard.dropped.pop(&key).is_some()
+        {
+            // With more room it would still be here.
+            let limit = growth.limit() / SHARDS;
+            if shard.budget < limit {
+                shard.budget = (shard.budget + bytes).min(limit);
+                growth.note_growth();
+            }
+        }
         shard.bytes += bytes;
         if let Some((_, (_, old))) = shard.kept.push(key, (value, bytes)) {
             shard.bytes = shard.bytes.saturating_sub(old);
         }
-        while shard.bytes > self.budget && shard.kept.len() > 1 {
-            let Some((_, (_, old))) = shard.kept.pop_lru() else {
+        self.evict(shard);
+    }
+
+    fn evict(&self, shard: &mut Shard<K, V>) {
+        while shard.bytes > shard.budget && shard.kept.len() > 1 {
+            let Some((key, (_, old))) = shard.kept.pop_lru() else {
                 break;
             };
             shard.bytes = shard.bytes.saturating_sub(old);
+            if self.growth.is_some() {
+                shard.dropped.put(key, ());
+                if shard.dropped.len() > DROPPED {
+                    shard.dropped.pop_lru();
+                }
+            }
         }
     }
 }
@@ -277,6 +344,36 @@ mod tests {
             assert_eq!(shard.bytes, shard.kept.len() * 100);
             assert!(shard.bytes <= 1000 && shard.loading.is_empty());
         }
+    }
+
+    #[test]
+    fn grows_while_dropped_values_are_needed_again_and_shrinks() {
+        let cache: Arc<Cache<u64, u64>> = Arc::new(Cache::growing(8 * 1000, || 8 * 20_000));
+        let read = |keys: std::ops::Range<u64>| {
+            for key in keys {
+                cache.get(key, || Ok((key, 100))).unwrap();
+            }
+        };
+        // Once through everything is no reason to grow.
+        read(0..10_000);
+        assert_eq!(cache.size().1, 8 * 1000);
+        // A set that is read again and again is kept in the end.
+        for _ in 0..10 {
+            read(0..1000);
+        }
+        let before = cache.hits();
+        read(0..1000);
+        assert_eq!(cache.hits().misses, before.misses);
+        let (bytes, budget) = cache.size();
+        assert!((1000 * 100..=8 * 20_000).contains(&bytes) && budget >= bytes);
+        cache.shrink(0);
+        assert!(cache.size().0 <= 8 * 1000);
+        assert_eq!(cache.size().1, 8 * 1000);
+        // Not beyond the limit.
+        for _ in 0..20 {
+            read(0..5000);
+        }
+        assert!(cache.size().0 <= 8 * 20_000);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod cursor;
 mod directory;
 mod embedded;
 mod file;
+mod growth;
 mod idle;
 mod open;
 mod scan;
@@ -55,6 +56,9 @@ pub struct ReaderOptions {
     pub metadata_cache_bytes: usize,
     /// Bytes of decompressed data and fragment blocks.
     pub data_cache_bytes: usize,
+    /// Returns the bytes to which that cache may grow now, while blocks are needed again that it had to drop.
+    /// It shrinks when it was not used for a while. `None` for a cache of fixed size.
+    pub data_cache_limit: Option<fn() -> usize>,
 }
 
 impl Default for ReaderOptions {
@@ -62,6 +66,7 @@ impl Default for ReaderOptions {
         ReaderOptions {
             metadata_cache_bytes: 8 << 20,
             data_cache_bytes: 28 << 20,
+            data_cache_limit: None,
         }
     }
 }

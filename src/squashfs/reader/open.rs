@@ -67,7 +67,7 @@ impl Inner {
             superblock.compressor,
             superblock.block_size,
             options.metadata_cache_bytes / 2,
-            options.data_cache_bytes,
+            (options.data_cache_bytes, options.data_cache_limit),
         )?;
         let (compressor_options, data_start) = read_options(&blocks, &superblock)?;
 

@@ -34,7 +34,7 @@ pub(super) fn config() -> Config {
         compression: Some("zstd:1".to_owned()),
         ..Config::default()
     };
-    (config.cache.data_mib, config.cache.metadata_mib) = (1, 1);
+    (config.cache.data_mib, config.cache.metadata_mib) = (Some(1), 1);
     config
 }
 

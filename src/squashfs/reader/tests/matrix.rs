@@ -371,6 +371,7 @@ fn many_threads_share_a_tiny_cache() {
     let options = ReaderOptions {
         metadata_cache_bytes: 100,
         data_cache_bytes: 100,
+        data_cache_limit: None,
     };
     let image = Image::open(&made.path, options).unwrap();
     let files: Vec<_> = tree(&image)
