@@ -17,7 +17,7 @@
 //!                └── sys ┴────────┘        the only unsafe code
 //! ```
 //!
-//! Only [`fuse`] uses the fuser crate, only [`state`] uses rusqlite, only [`cli`] prints, only
+//! Only `fuse` uses the fuser crate, only [`state`] uses rusqlite, only [`cli`] prints, only
 //! [`sys`] has unsafe code, only `main` exits. [`squashfs`] uses no other module of envfs.
 //! [`object`], [`progress`] and [`fault`] are used by all modules but `squashfs`.
 
@@ -26,7 +26,7 @@ pub mod commit;
 pub(crate) mod daemon;
 pub mod environment;
 pub mod fault;
-pub mod fuse;
+pub(crate) mod fuse;
 pub mod object;
 pub mod progress;
 pub mod shell;
@@ -34,4 +34,4 @@ pub mod squashfs;
 pub mod state;
 pub mod sys;
 pub mod union;
-pub mod upper;
+pub(crate) mod upper;

@@ -385,7 +385,7 @@ impl Service for Local {
         let layout = self.workspace.env().layout();
         let collected = commit::gc(self.workspace.db(), layout, options)?;
         if !options.dry_run {
-            self.workspace.union().keep_spare();
+            self.workspace.union().create_spare_upper();
         }
         Ok(collected)
     }

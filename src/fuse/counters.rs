@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// A kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Op {
+pub(crate) enum Op {
     /// Look up a name.
     Lookup,
     /// Get attributes.
@@ -45,7 +45,7 @@ pub enum Op {
 
 impl Op {
     /// All kinds, in the order in which they are reported.
-    pub const ALL: [Op; 15] = [
+    pub(crate) const ALL: [Op; 15] = [
         Op::Lookup,
         Op::GetAttr,
         Op::SetAttr,
@@ -64,7 +64,7 @@ impl Op {
     ];
 
     /// Returns the name under which it is reported.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Op::Lookup => "lookup",
             Op::GetAttr => "getattr",
@@ -107,25 +107,25 @@ impl Default for Histogram {
 
 /// Statistics of the requests answered since the mount started.
 #[derive(Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     histograms: [Histogram; Op::ALL.len()],
     /// Bytes read.
-    pub read_bytes: AtomicU64,
+    pub(crate) read_bytes: AtomicU64,
     /// Bytes written.
-    pub written_bytes: AtomicU64,
+    pub(crate) written_bytes: AtomicU64,
     /// Polls for the next request.
-    pub polls: Polls,
+    pub(crate) polls: Polls,
 }
 
 /// Polls of the device after a reply.
 #[derive(Debug, Default)]
-pub struct Polls {
+pub(crate) struct Polls {
     /// All polls.
-    pub all: AtomicU64,
+    pub(crate) all: AtomicU64,
     /// Those that found a request.
-    pub found: AtomicU64,
+    pub(crate) found: AtomicU64,
     /// The time that they took, in nanoseconds.
-    pub nanos: AtomicU64,
+    pub(crate) nanos: AtomicU64,
 }
 
 impl fmt::Debug for Counters {
@@ -136,17 +136,17 @@ impl fmt::Debug for Counters {
 
 /// A summary of the latency of one kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Latency {
+pub(crate) struct Latency {
     /// Number of requests.
-    pub count: u64,
+    pub(crate) count: u64,
     /// Sum of all latencies.
-    pub total: Duration,
+    pub(crate) total: Duration,
     /// Median, within a factor of two.
-    pub median: Duration,
+    pub(crate) median: Duration,
     /// 99th percentile, within a factor of two.
-    pub p99: Duration,
+    pub(crate) p99: Duration,
     /// Maximum.
-    pub longest: Duration,
+    pub(crate) longest: Duration,
 }
 
 impl Counters {
@@ -163,7 +163,7 @@ impl Counters {
 
     /// Returns the latency of a kind of request, measured from its arrival until the reply was
     /// written to the kernel; `None` if there was no such request.
-    pub fn latency(&self, op: Op) -> Option<Latency> {
+    pub(crate) fn latency(&self, op: Op) -> Option<Latency> {
         let histogram = &self.histograms[op as usize];
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let buckets = histogram.buckets.each_ref().map(read);

@@ -31,7 +31,7 @@ pub(super) fn contain(what: &str, work: impl FnOnce()) {
 
 /// Counts the requests in progress, and refuses further ones once it is closed.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub(crate) struct Gate {
     is_closed: AtomicBool,
     inside: AtomicUsize,
 }
@@ -56,7 +56,7 @@ impl Gate {
 
     /// Refuses requests from now on and waits for those in progress. Returns false if that takes
     /// longer than `timeout`.
-    pub fn close(&self, timeout: Duration) -> bool {
+    pub(crate) fn close(&self, timeout: Duration) -> bool {
         self.is_closed.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + timeout;
         while self.inside.load(Ordering::SeqCst) > 0 {
@@ -80,7 +80,7 @@ impl Drop for Pass {
 }
 
 /// A file system with a gate for its requests, so that its own threads can be waited for too.
-pub trait Guarded: Filesystem {
+pub(crate) trait Guarded: Filesystem {
     /// Returns the gate.
     fn gate(&self) -> Arc<Gate> {
         Arc::default()

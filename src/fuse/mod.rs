@@ -18,7 +18,7 @@ mod owners;
 mod polling;
 mod pool;
 mod requests;
-pub mod session;
+pub(crate) mod session;
 mod xattr;
 
 use std::ffi::OsStr;
@@ -36,12 +36,12 @@ use crate::sys::process;
 use crate::union::{self, Creator, FoundObject, Invalidation, NewObject, SyncMode, Union};
 use attr::file_attr;
 use counters::Timed;
-pub use counters::{Counters, Latency, Op};
+pub(crate) use counters::{Counters, Latency, Op};
 use errno::errno;
-pub use guard::{Gate, Guarded};
-pub use notices::Notices;
-pub use owners::Owners;
-pub use polling::Polling;
+pub(crate) use guard::{Gate, Guarded};
+pub(crate) use notices::Notices;
+pub(crate) use owners::Owners;
+pub(crate) use polling::Polling;
 use pool::Pool;
 use session::{Invalidator, SessionError};
 
@@ -63,7 +63,7 @@ enum HandleTarget {
 
 /// A FUSE file system that serves a union.
 #[derive(Debug)]
-pub struct EnvFs {
+pub(crate) struct EnvFs {
     union: Arc<Union>,
     owners: Arc<Owners>,
     counters: Arc<Counters>,
@@ -79,7 +79,7 @@ pub struct EnvFs {
 
 impl EnvFs {
     /// Creates the file system and starts its threads.
-    pub fn new(union: Arc<Union>, owners: Owners) -> Result<EnvFs, SessionError> {
+    pub(crate) fn new(union: Arc<Union>, owners: Owners) -> Result<EnvFs, SessionError> {
         let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let gate = Arc::new(Gate::default());
         let pool = Pool::start(processors.min(MAX_WORKERS), gate.clone());
@@ -99,12 +99,12 @@ impl EnvFs {
 
     /// Makes each change of names and attributes durable before the reply, as for a mount with
     /// `sync`; the kernel does so for content.
-    pub fn sync_each_change(&mut self) {
+    pub(crate) fn sync_each_change(&mut self) {
         self.syncs_each_change = true;
     }
 
     /// Sets how the thread that receives requests waits for the next one.
-    pub fn set_poll(&mut self, poll: Poll) {
+    pub(crate) fn set_poll(&mut self, poll: Poll) {
         self.poll = poll;
     }
 
@@ -120,12 +120,12 @@ impl EnvFs {
     }
 
     /// Returns the sender of notifications, to be connected once the file system is mounted.
-    pub fn notices(&self) -> Arc<Notices> {
+    pub(crate) fn notices(&self) -> Arc<Notices> {
         self.notices.clone()
     }
 
     /// Returns the live statistics of requests.
-    pub fn counters(&self) -> Arc<Counters> {
+    pub(crate) fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
     }
 
@@ -249,7 +249,7 @@ impl EnvFs {
 
 /// Invalidates stale entries in the kernel. Must not be called from a request handler: the kernel
 /// may hold a lock that the invalidation takes while it waits for the handler.
-pub fn invalidate(invalidator: &Invalidator, stale: &[Invalidation]) {
+pub(crate) fn invalidate(invalidator: &Invalidator, stale: &[Invalidation]) {
     for what in stale {
         let done = match what {
             Invalidation::Entry { dir, name } => invalidator.entry(*dir, OsStr::from_bytes(name)),

@@ -19,7 +19,7 @@ use crate::object::Ino;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Sends notifications for request handlers, once the file system is mounted.
-pub struct Notices {
+pub(crate) struct Notices {
     invalidator: OnceLock<Invalidator>,
     jobs: Sender<Job>,
     gate: Arc<Gate>,
@@ -47,7 +47,7 @@ impl Notices {
     }
 
     /// Enables notifications. Before the file system is mounted the kernel caches nothing.
-    pub fn connect(&self, invalidator: Invalidator) {
+    pub(crate) fn connect(&self, invalidator: Invalidator) {
         // A second invalidator would belong to the same mount.
         self.invalidator.get_or_init(|| invalidator);
     }

@@ -10,7 +10,7 @@ use crate::sys::process;
 
 /// The mapping of stored owners to visible ones. The default is the identity.
 #[derive(Debug, Clone, Default)]
-pub struct Owners {
+pub(crate) struct Owners {
     users: Alias,
     groups: Alias,
 }
@@ -19,7 +19,7 @@ impl Owners {
     /// Returns the mapping for images with these owners (user and group of each). An ordinary user
     /// sees files of these owners as their own; other owners are not mapped, and for root none is.
     /// A group that the user is a member of is not mapped either: they can use its files anyway.
-    pub fn of_images(images: &[(u32, u32)]) -> Owners {
+    pub(crate) fn of_images(images: &[(u32, u32)]) -> Owners {
         let (user, group) = (process::user_id(), process::group_id());
         if user == 0 {
             return Owners::default();

@@ -209,7 +209,7 @@ impl Rhythm {
 
 /// Polls the device of a mount for the one thread that receives its requests.
 #[derive(Debug)]
-pub struct Polling {
+pub(crate) struct Polling {
     rhythm: Mutex<Rhythm>,
     /// The number of the last request.
     last: AtomicU64,

@@ -23,7 +23,7 @@ use crate::sys::mount::{self, MountError, MountRequest, UnmountMode};
 
 /// Why a session could not start.
 #[derive(Debug, Error)]
-pub enum SessionError {
+pub(crate) enum SessionError {
     /// The file system could not be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -52,7 +52,7 @@ enum Event {
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// The file system was unmounted and is not in use any more.
     Unmounted,
     /// The mount is still in use, detached or in another mount namespace. Requests are refused; the
@@ -68,7 +68,7 @@ const LAST_REQUESTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A mounted file system whose event loop runs on a thread of its own.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     mount_point: PathBuf,
     invalidator: Invalidator,
     gate: Arc<Gate>,
@@ -79,18 +79,18 @@ pub struct Session {
 
 /// A handle that ends a session that the kernel does not end by itself.
 #[derive(Debug, Clone)]
-pub struct StopHandle(Sender<Event>);
+pub(crate) struct StopHandle(Sender<Event>);
 
 impl StopHandle {
     /// Reports that our mount was unmounted and that no process is known to use a copy: the session
     /// ends soon, even if another mount namespace has a copy.
-    pub fn unmounted(&self) {
+    pub(crate) fn unmounted(&self) {
         // Without a receiver the session has ended already.
         drop(self.0.send(Event::Unmounted));
     }
 
     /// Ends the session now; processes that use the mount get `ENOTCONN` from then on.
-    pub fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         drop(self.0.send(Event::Abandon));
     }
 }
@@ -98,7 +98,7 @@ impl StopHandle {
 impl Session {
     /// Mounts `filesystem` and starts serving it. When this returns, the handshake with the kernel
     /// is done and the mount can be used. On failure nothing stays mounted.
-    pub fn start<F: Guarded>(
+    pub(crate) fn start<F: Guarded>(
         filesystem: F,
         request: &MountRequest,
     ) -> Result<Session, SessionError> {
@@ -155,30 +155,24 @@ impl Session {
     }
 
     /// Returns the mount point.
-    pub fn mount_point(&self) -> &std::path::Path {
+    pub(crate) fn mount_point(&self) -> &std::path::Path {
         &self.mount_point
     }
 
     /// Returns the handle that invalidates what the kernel has cached.
-    pub fn invalidator(&self) -> Invalidator {
+    pub(crate) fn invalidator(&self) -> Invalidator {
         self.invalidator.clone()
     }
 
-    /// Unmounts. The session has ended only when [`Session::wait`] returns; after a lazy unmount
-    /// that may take as long as the mount is in use.
-    pub fn unmount(&self, mode: UnmountMode) -> Result<(), MountError> {
-        mount::unmount(&self.mount_point, mode)
-    }
-
     /// Returns a handle that ends the session when unmounting does not.
-    pub fn stop_handle(&self) -> StopHandle {
+    pub(crate) fn stop_handle(&self) -> StopHandle {
         self.stop_handle.clone()
     }
 
     /// Waits until the session has ended. After [`End::Unmounted`] the file system's `destroy` has
     /// run and it has been dropped; after [`End::Abandoned`] requests are refused, and the process
     /// must end soon.
-    pub fn wait(self) -> io::Result<End> {
+    pub(crate) fn wait(self) -> io::Result<End> {
         let mut deadline = None;
         loop {
             let event = match deadline {
@@ -216,24 +210,24 @@ impl Session {
 ///
 /// Request handlers must not use it: the kernel may hold the lock that an invalidation takes.
 #[derive(Debug, Clone)]
-pub struct Invalidator {
+pub(crate) struct Invalidator {
     notifier: fuser::Notifier,
 }
 
 impl Invalidator {
     /// Invalidates one name, or a negative entry.
-    pub fn entry(&self, dir: Ino, name: &OsStr) -> io::Result<()> {
+    pub(crate) fn entry(&self, dir: Ino, name: &OsStr) -> io::Result<()> {
         self.notifier.inval_entry(INodeNo(dir.0), name)
     }
 
     /// Invalidates the attributes and content of one object.
-    pub fn object(&self, ino: Ino) -> io::Result<()> {
+    pub(crate) fn object(&self, ino: Ino) -> io::Result<()> {
         self.notifier.inval_inode(INodeNo(ino.0), 0, 0)
     }
 
     /// Writes back and invalidates the kernel's pages of a range of a file; without an `end`, up to
     /// the end of the file.
-    pub fn range(&self, ino: Ino, start: u64, end: Option<u64>) -> io::Result<()> {
+    pub(crate) fn range(&self, ino: Ino, start: u64, end: Option<u64>) -> io::Result<()> {
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         // A length of zero means up to the end of the file.
         let length = end.map_or(0, |end| signed(end.saturating_sub(start).max(1)));
@@ -242,7 +236,7 @@ impl Invalidator {
     }
 
     /// Invalidates only the attributes of one object.
-    pub fn attributes(&self, ino: Ino) -> io::Result<()> {
+    pub(crate) fn attributes(&self, ino: Ino) -> io::Result<()> {
         self.notifier.inval_inode(INodeNo(ino.0), -1, 0)
     }
 }
@@ -353,10 +347,10 @@ pub(crate) mod tests {
         session.invalidator().object(Ino(2)).unwrap();
 
         let held = std::fs::File::open(dir.join("hello")).unwrap();
-        let error = session.unmount(UnmountMode::Plain).unwrap_err();
+        let error = mount::unmount(session.mount_point(), UnmountMode::Plain).unwrap_err();
         assert!(matches!(error, MountError::Busy { .. }), "{error}");
         drop(held);
-        session.unmount(UnmountMode::Plain).unwrap();
+        mount::unmount(session.mount_point(), UnmountMode::Plain).unwrap();
         assert_eq!(session.wait().unwrap(), End::Unmounted);
         assert!(mountinfo::of_environment(id).unwrap().is_empty());
     }

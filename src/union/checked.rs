@@ -9,8 +9,8 @@
 use std::sync::Arc;
 
 use super::delta::Delta;
+use super::file_check::compare_files;
 use super::open::Paths;
-use super::reconcile::differences;
 use super::stack::LowerStack;
 use super::stored::Stored;
 use super::{Result, Union};
@@ -92,7 +92,7 @@ impl Union {
         let Some(marks) = state.upper.marks()? else {
             return Ok(Noted::None);
         };
-        if !differences(&state.delta, &state.upper, &state.lower)?.is_none() {
+        if !compare_files(&state.delta, &state.upper, &state.lower)?.is_empty() {
             return Ok(Noted::None);
         }
         Ok(match postcard::to_allocvec(&marks) {

@@ -1,4 +1,4 @@
-//! Content of regular files: reading, writing, and bringing it up when it is first changed.
+//! Content of regular files: reading, writing, and copy-up before the first change.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -8,89 +8,69 @@ use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
-use nix::sys::time::TimeSpec;
-use nix::unistd::{Whence, lseek};
 
-use super::attributes::CAPABILITY;
-use super::namespace::S_ISGID;
-use super::{Bytes, Error, Presence, Result, SeekTarget, SetAttr, Union, Xattr};
-use crate::object::{Ino, Kind, Timestamp};
-use crate::state::{DataPlace, InodeRow, RowChange};
+use super::frozen::seek_file;
+use super::privileges::SetIdBits;
+use super::{Bytes, Error, Presence, Result, SeekTarget, Union, Xattr, time_spec};
+use crate::object::{Ino, Kind};
+use crate::state::{DataPlace, RowChange};
 use crate::sys::durable;
 
-/// How much content is in memory at once while it is copied up.
+/// The size of the parts, in bytes, in which content is copied up.
 const COPY_CHUNK: usize = 1 << 20;
 
-/// From this size on, in bytes, bringing a file up takes so long that nobody else should wait.
-const MUCH: u64 = 1 << 20;
+/// The size in bytes above which a copy-up is slow, so that other requests should not wait for it.
+const LARGE: u64 = 1 << 20;
 
-const S_ISUID: u16 = 0o4000;
-
-/// What a change of content does to the set-id bits of a file.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum SetIdBits {
-    /// They stay: the caller has `CAP_FSETID`.
-    #[default]
-    Keep,
-    /// They are cleared.
-    Clear,
-}
-
-impl SetIdBits {
-    /// Returns [`SetIdBits::Clear`] if they are to be cleared.
-    pub fn clear_if(is_cleared: bool) -> SetIdBits {
-        match is_cleared {
-            true => SetIdBits::Clear,
-            false => SetIdBits::Keep,
-        }
-    }
-}
-
-/// What `fallocate` is asked to do.
+/// The modes of `fallocate(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AllocateMode {
-    /// Reserve space, and grow the file over it unless `keep_size`.
+    /// Reserves space. The file grows if the range is beyond its end, unless `keep_size`.
     Reserve {
-        /// Leave the size as it is.
+        /// Do not change the size.
         keep_size: bool,
     },
-    /// Make a hole.
+    /// Makes a hole.
     PunchHole,
-    /// Turn a range into zeroes.
+    /// Replaces a range by zeros.
     ZeroRange {
-        /// Leave the size as it is.
+        /// Do not change the size.
         keep_size: bool,
     },
 }
 
-/// Where the content of an object is now.
+/// The current location of a file's content.
 enum Content {
     File(Arc<File>),
     Lower(Arc<super::LowerStack>),
 }
 
-/// The content of a file as it was found: for one read, since it may move.
+/// The content of a file, for one read. A later read must get a new reader, because a change may copy the
+/// file up.
 #[derive(Debug)]
-pub enum Reader {
-    /// A file of the writable upper layer.
+pub(crate) enum Reader {
+    /// A file of the writable layer.
     Upper(Arc<File>),
-    /// An object of a read-only layer; and the stack, which keeps what the layer has on the disk
-    /// there.
-    Lower(Ino, super::ContentLayer, Arc<super::LowerStack>),
+    /// An object of a read-only layer. The stack is held so that the files of the layer are not removed.
+    Lower {
+        ino: Ino,
+        layer: super::ContentLayer,
+        #[expect(dead_code, reason = "keeps the files of the layer on disk")]
+        stack: Arc<super::LowerStack>,
+    },
 }
 
 impl Reader {
-    /// Returns true if a read is answered from memory, or as fast as from a plain file: if it need
-    /// not wait for a block to be expanded.
-    pub fn is_ready(&self, offset: u64, len: usize) -> bool {
+    /// Returns false if a read has to decompress a block.
+    pub(crate) fn is_ready(&self, offset: u64, len: usize) -> bool {
         match self {
             Reader::Upper(_) => true,
-            Reader::Lower(ino, layer, _) => layer.is_ready(*ino, offset, len),
+            Reader::Lower { ino, layer, .. } => layer.is_ready(*ino, offset, len),
         }
     }
 
     /// Reads up to `len` bytes at `offset`; fewer only before the end of the file.
-    pub fn read(&self, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
         match self {
             Reader::Upper(file) => {
                 let mut buffer = vec![0; len];
@@ -98,13 +78,13 @@ impl Reader {
                 buffer.truncate(got);
                 Ok(Box::new(buffer))
             }
-            Reader::Lower(ino, layer, _) => {
+            Reader::Lower { ino, layer, .. } => {
                 let first = layer.read(*ino, offset, len)?;
                 let got = (*first).as_ref().len();
                 if got == 0 || got >= len {
                     return Ok(first);
                 }
-                // The answer ends with a block, not with the file: put the rest behind it.
+                // The end of a block, not of the file.
                 let mut whole = Vec::with_capacity(len);
                 whole.extend_from_slice((*first).as_ref());
                 while whole.len() < len {
@@ -143,11 +123,15 @@ impl Union {
         }
     }
 
-    /// Finds where the content of a file is now, for one read of it.
-    pub fn reader(&self, ino: Ino) -> Result<Reader> {
+    /// Returns the content of a file for one read.
+    pub(crate) fn reader(&self, ino: Ino) -> Result<Reader> {
         Ok(match self.content(ino)? {
             Content::File(file) => Reader::Upper(file),
-            Content::Lower(lower) => Reader::Lower(ino, lower.content(ino)?, lower),
+            Content::Lower(stack) => Reader::Lower {
+                ino,
+                layer: stack.content(ino)?,
+                stack,
+            },
         })
     }
 
@@ -156,9 +140,9 @@ impl Union {
         self.reader(ino)?.read(offset, len)
     }
 
-    /// Returns true if the next change of a file's content copies much of it up first, so that who
-    /// serves others should have it done elsewhere.
-    pub fn needs_large_copy_up(&self, ino: Ino) -> bool {
+    /// Returns true if the next change of a file's content has to copy up a large file, so that the caller
+    /// should run it on another thread.
+    pub(crate) fn needs_large_copy_up(&self, ino: Ino) -> bool {
         let is_below = {
             let state = self.read();
             match state.presence(ino) {
@@ -172,11 +156,11 @@ impl Union {
         is_below
             && self
                 .attr(ino)
-                .is_ok_and(|attr| attr.kind == Kind::File && attr.size > MUCH)
+                .is_ok_and(|attr| attr.kind == Kind::File && attr.size > LARGE)
     }
 
-    /// Writes `data` at `offset`; returns the number of bytes written, fewer than all if no more
-    /// fit.
+    /// Writes `data` at `offset`. Returns the number of bytes written, which is less than all if the disk
+    /// is full.
     pub fn write_at(&self, ino: Ino, offset: u64, data: &[u8], set_id: SetIdBits) -> Result<usize> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
@@ -184,8 +168,8 @@ impl Union {
         write_what_fits(&file, data, offset)
     }
 
-    /// The same at the end of the file, which who writes takes to be `end`. Returns where it is as
-    /// well: after changes were thrown away it may be elsewhere.
+    /// Writes `data` at the end of the file, which is `end` according to the kernel. Returns the offset and
+    /// the number of bytes written. The offset differs from `end` if changes were discarded since.
     pub fn append(
         &self,
         ino: Ino,
@@ -203,21 +187,21 @@ impl Union {
         Ok((end, write_what_fits(&file, data, end)?))
     }
 
-    /// Begins to write a file's content to the disk.
-    pub fn start_writeback(&self, ino: Ino) {
+    /// Starts writing the content of a file to disk, without waiting for it.
+    pub(crate) fn start_writeback(&self, ino: Ino) {
         if let Ok(Content::File(file)) = self.content(ino) {
             durable::start_writeback(&file);
         }
     }
 
-    /// Sets the size of a file; `set_id` as for [`write_at`](Self::write_at).
+    /// Sets the size of a file.
     pub(super) fn truncate(&self, ino: Ino, size: u64, set_id: SetIdBits) -> Result<()> {
         let file = self.writable(ino, Some(size))?;
         self.kill_privileges(ino, set_id)?;
         Ok(file.set_len(size)?)
     }
 
-    /// Reserves, punches or zeroes a range; `set_id` as for [`write_at`](Self::write_at).
+    /// Reserves, punches or zeroes a range.
     pub fn allocate(
         &self,
         ino: Ino,
@@ -244,7 +228,7 @@ impl Union {
         Ok(nix::fcntl::fallocate(&*file, flags, offset, len)?)
     }
 
-    /// Returns the start of the next data or hole at or after `offset`. `ENXIO` past the end.
+    /// Returns the start of the next data or hole at or after `offset`. `ENXIO` if that is past the end.
     pub fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<u64> {
         let found = match self.content(ino)? {
             Content::File(file) => seek_file(&file, offset, target)?,
@@ -253,8 +237,8 @@ impl Union {
         found.ok_or(Error::Posix(Errno::ENXIO))
     }
 
-    /// Copies a range between files; returns the bytes copied, fewer than `len` at the end of the
-    /// source or where no more fits. `set_id` as for [`write_at`](Self::write_at).
+    /// Copies a range between files. Returns the number of bytes copied, which is less than `len` at the
+    /// end of the source or if the disk is full.
     pub fn copy_range(
         &self,
         from: Ino,
@@ -265,7 +249,7 @@ impl Union {
         set_id: SetIdBits,
     ) -> Result<u64> {
         let _gate = self.gate_shared();
-        // The end of the source as it is now: within one file, copying may move it.
+        // The end of the source before the copy: within one file, the copy may move it.
         let size = self.attr(from)?.size;
         let len = len.min(size.saturating_sub(from_offset));
         if len == 0 {
@@ -296,7 +280,7 @@ impl Union {
             match copy(done) {
                 Ok(0) => break,
                 Ok(more) => done += more,
-                // Who asked comes back for the rest, and is told then.
+                // The caller copies the rest, and gets the error then.
                 Err(_) if done > 0 => break,
                 Err(e) => return Err(e),
             }
@@ -304,8 +288,8 @@ impl Union {
         Ok(done)
     }
 
-    /// Returns the content of an object for writing, copied up if it is not in the upper yet.
-    /// With `keep`, only that many leading bytes will be needed.
+    /// Returns the content of an object for writing, after copying it up if it is in a lower layer. With
+    /// `keep`, only that many leading bytes are copied.
     fn writable(&self, ino: Ino, keep: Option<u64>) -> Result<Arc<File>> {
         if self.syncs_singly {
             self.read().upper.unsynced().note_file(ino);
@@ -314,7 +298,7 @@ impl Union {
             return Ok(file);
         }
         let _copying = self.copy_up_lock(ino);
-        // Somebody else may have brought it up while we waited.
+        // Another thread may have copied it up meanwhile.
         let lower = match self.content(ino)? {
             Content::File(file) => return Ok(file),
             Content::Lower(lower) => lower,
@@ -333,7 +317,7 @@ impl Union {
         if nameless {
             let file = upper.anonymous(ino)?;
             copy_content(&lower, ino, &file, keep.unwrap_or(attr.size).min(attr.size))?;
-            // Coming up is no change by itself.
+            // A copy-up is not a modification.
             nix::sys::stat::futimens(&*file, &time_spec(attr.atime), &time_spec(attr.mtime))?;
             if let Some(orphan) = self.write().orphans.get_mut(&ino) {
                 orphan.file = Some(file.clone());
@@ -358,25 +342,25 @@ impl Union {
         match published {
             Ok(true) => Ok(file),
             Ok(false) => {
-                // Unlinked meanwhile: go the way of objects without a name.
+                // Unlinked meanwhile: copy it up as an orphan.
                 upper.unstage(ino)?;
                 drop(_copying);
                 self.writable(ino, keep)
             }
             Err(e) => {
                 if let Err(left) = upper.unstage(ino) {
-                    tracing::warn!(%ino, "a half-copied file is left in work: {left}");
+                    tracing::warn!(%ino, "cannot remove an incomplete copy from work: {left}");
                 }
                 Err(e)
             }
         }
     }
 
-    /// Makes a copied-up file the object's content. Returns false if the object has no name any
-    /// more.
+    /// Makes a copied-up file the content of the object. Returns false if the object has lost its last
+    /// name.
     ///
-    /// Content comes up to be changed, and a change of content takes a capability away: `below` are
-    /// the attributes that the object has by the layers below.
+    /// Also clears the file capability, since the content is about to change: `below` is the result of
+    /// [`Union::xattrs_below`].
     fn publish_copy_up(
         &self,
         ino: Ino,
@@ -394,7 +378,7 @@ impl Union {
         row.data = DataPlace::Upper;
         row.backing_ino = state.upper.backing_ino_of(file)?;
         if let Err(e) = nix::sys::stat::fchmod(&**file, crate::upper::backing_mode(row.mode)) {
-            tracing::debug!(%ino, "mode of a backing file: {e}");
+            tracing::debug!(%ino, "cannot set the mode of a backing file: {e}");
         }
         if let Some((dir, name)) = row.place.clone() {
             let physical = state.create_dir(dir)?;
@@ -406,101 +390,16 @@ impl Union {
                 return Err(e);
             }
         } else {
-            // No name is known (an object found by identity alone): the content stays in `work`.
+            // No name is known, since the object was found by its identity: the content stays in `work`.
             changes.push(RowChange::put_inode(ino, row));
             self.change(state, &changes)?;
         }
         state.upper.cache_file(ino, file.clone());
         Ok(true)
     }
-
-    /// Takes away the set-id bits that a change of content or owner by a caller without
-    /// `CAP_FSETID` takes: set-user-id, and set-group-id unless the group may not execute the file
-    /// and the caller is in it, as `is_member` says. Returns true if there were any.
-    pub fn drop_set_id(&self, ino: Ino, is_member: impl FnOnce(u32) -> bool) -> Result<bool> {
-        let attr = {
-            let state = self.read();
-            match state.presence(ino)? {
-                Presence::Row(row) => Some((row.kind, row.mode, row.gid)),
-                Presence::Orphan(orphan) => {
-                    Some((orphan.row.kind, orphan.row.mode, orphan.row.gid))
-                }
-                Presence::Lower => None,
-            }
-        };
-        let (kind, mode, gid) = match attr {
-            Some(attr) => attr,
-            None => {
-                let attr = self.attr(ino)?;
-                (attr.kind, attr.mode, attr.gid)
-            }
-        };
-        if kind == Kind::Directory || mode & (S_ISUID | S_ISGID) == 0 {
-            return Ok(false);
-        }
-        let mut left = without_privileges(mode);
-        if left & S_ISGID != 0 && !is_member(gid) {
-            left &= !S_ISGID;
-        }
-        if left == mode {
-            return Ok(false);
-        }
-        let set = SetAttr {
-            mode: Some(left),
-            ..SetAttr::default()
-        };
-        self.set_attr(ino, &set)?;
-        Ok(true)
-    }
-
-    /// Takes away what a change of content takes away: a capability, and with `set_id` the set-id
-    /// bits. To be called before the change, so that nobody's content has privileges of another's.
-    /// The file is up by then, so a capability of the layers below is gone already.
-    pub(super) fn kill_privileges(&self, ino: Ino, set_id: SetIdBits) -> Result<()> {
-        let mode_after = |mode| match set_id {
-            SetIdBits::Clear => without_privileges(mode),
-            SetIdBits::Keep => mode,
-        };
-        {
-            let state = self.read();
-            let (row, xattrs) = match state.presence(ino)? {
-                Presence::Row(row) => (row, state.delta.xattrs(ino)?),
-                Presence::Orphan(orphan) => (&orphan.row, Some(&orphan.xattrs)),
-                Presence::Lower => return Ok(()),
-            };
-            let has_capability = xattrs.is_some_and(|all| all.contains_key(CAPABILITY));
-            if mode_after(row.mode) == row.mode && !has_capability {
-                return Ok(());
-            }
-        }
-        let mut state = self.write();
-        let state = &mut *state;
-        if let Some(orphan) = state.orphans.get_mut(&ino) {
-            orphan.row.mode = mode_after(orphan.row.mode);
-            orphan.xattrs.remove(CAPABILITY);
-            return Ok(());
-        }
-        let mut row = state.row(ino, || None)?;
-        let mut changes = Vec::new();
-        state.drop_capability(ino, &mut row, None, &mut changes)?;
-        row.mode = mode_after(row.mode);
-        row.ctime = Timestamp::now();
-        changes.push(RowChange::put_inode(ino, row));
-        self.change(state, &changes)
-    }
 }
 
-/// The mode after set-id bits are cleared as the kernel does: set-gid only where the group may
-/// execute.
-pub(super) fn without_privileges(mode: u16) -> u16 {
-    let mut mode = mode & !S_ISUID;
-    if mode & 0o010 != 0 {
-        mode &= !S_ISGID;
-    }
-    mode
-}
-
-/// Copies the first `len` bytes of a lower file, leaving its holes as holes.
+/// Copies the first `len` bytes of a lower file, keeping holes.
 fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> Result<()> {
     let mut at = 0;
     while at < len {
@@ -536,21 +435,7 @@ fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> R
     Ok(file.set_len(len)?)
 }
 
-/// Finds data or a hole in a real file; `None` past the end.
-pub(super) fn seek_file(file: &File, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
-    let whence = match target {
-        SeekTarget::Data => Whence::SeekData,
-        SeekTarget::Hole => Whence::SeekHole,
-    };
-    match lseek(file, to_i64(offset)?, whence) {
-        Ok(at) => Ok(Some(at as u64)),
-        Err(Errno::ENXIO) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Writes as much as there is room for. An error only where that is nothing: what was written is
-/// told.
+/// Writes as much as fits on the disk. Fails only if nothing was written.
 fn write_what_fits(file: &File, data: &[u8], offset: u64) -> Result<usize> {
     let mut done = 0;
     while let Some(rest) = data.get(done..)
@@ -584,13 +469,4 @@ fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
 
 fn to_i64(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|_| Errno::EFBIG.into())
-}
-
-pub(super) fn time_spec(time: Timestamp) -> TimeSpec {
-    TimeSpec::new(time.secs, i64::from(time.nanos))
-}
-
-/// A row whose content is in the upper layer.
-pub(super) fn has_file(row: &InodeRow) -> bool {
-    row.data == DataPlace::Upper && row.kind == Kind::File
 }

@@ -3,18 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Result;
+use super::bounds::Bounds;
 use super::dir_check::check as dir_check;
 use super::layer::{HeldIn, LayerInode, LayerListing, Lookup};
-use super::readdir::Bounds;
 use super::stored::Stored;
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerRows, RowChange};
 
 /// The names of one directory that differ.
 #[derive(Debug, Default)]
-pub struct DirDelta {
-    /// Object by name, or `None` for a whiteout. The age numbers links in the order in which they
-    /// were created. It is the readdir position of names that no lower layer has.
+pub(crate) struct DirDelta {
+    /// Object by name, or `None` for a whiteout. The age numbers links in the order in which they were
+    /// created. It is the readdir position of names that no lower layer has.
     entries: BTreeMap<Box<[u8]>, (Option<Ino>, u64)>,
     by_age: BTreeMap<u64, Box<[u8]>>,
     next_age: u64,
@@ -29,19 +29,19 @@ impl DirDelta {
     }
 
     /// Returns the link (`Some`) or whiteout (`None`) under a name, or `None` if there is neither.
-    pub fn get(&self, name: &[u8]) -> Option<Option<Ino>> {
+    pub(crate) fn get(&self, name: &[u8]) -> Option<Option<Ino>> {
         self.entries.get(name).map(|(target, _)| *target)
     }
 
     /// Iterates over links and whiteouts in byte order of names.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<Ino>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], Option<Ino>)> {
         self.entries
             .iter()
             .map(|(name, (target, _))| (&**name, *target))
     }
 
     /// Iterates over links from age `from` on, oldest first.
-    pub fn links_from(&self, from: u64) -> impl Iterator<Item = (u64, &[u8], Ino)> {
+    pub(crate) fn links_from(&self, from: u64) -> impl Iterator<Item = (u64, &[u8], Ino)> {
         self.by_age.range(from..).filter_map(|(age, name)| {
             let (target, _) = self.entries.get(name)?;
             Some((*age, &**name, (*target)?))
@@ -98,7 +98,7 @@ impl Objects {
     }
 }
 
-/// Directories with differing names.
+/// Directories with names that differ.
 pub(super) type Dirs = HashMap<Ino, DirDelta>;
 
 pub(super) fn dirs_of(entries: Vec<(Ino, Box<[u8]>, Option<Ino>)>) -> Dirs {
@@ -109,20 +109,20 @@ pub(super) fn dirs_of(entries: Vec<(Ino, Box<[u8]>, Option<Ino>)>) -> Dirs {
     dirs
 }
 
-/// Everything one upper layer says.
+/// The rows of one upper layer.
 ///
-/// Rows of a layer with many may still be in the database only (`Stored`); they are read when they
-/// are asked for, which may fail.
+/// Some rows of a large layer may be in the database only (`Stored`). They are read when they are needed,
+/// which may fail.
 #[derive(Debug, Default)]
-pub struct Delta {
+pub(crate) struct Delta {
     objects: Objects,
     dirs: Dirs,
     stored: Option<Stored>,
 }
 
 impl Delta {
-    /// Takes over rows as loaded from the database.
-    pub fn from_rows(mut rows: LayerRows) -> Delta {
+    /// Builds the delta from rows that were loaded from the database.
+    pub(crate) fn from_rows(mut rows: LayerRows) -> Delta {
         let entries = std::mem::take(&mut rows.entries);
         Delta {
             objects: Objects::of(rows),
@@ -131,7 +131,7 @@ impl Delta {
         }
     }
 
-    /// Leaves the rows in the database until they are asked for.
+    /// Returns a delta whose rows are read from the database when they are needed.
     pub(super) fn from_stored(stored: Stored) -> Delta {
         Delta {
             stored: Some(stored),
@@ -139,8 +139,8 @@ impl Delta {
         }
     }
 
-    /// Reads all rows that are still in the database only.
-    pub fn load(&self) -> Result<()> {
+    /// Reads all rows that are in the database only.
+    pub(crate) fn load(&self) -> Result<()> {
         match &self.stored {
             Some(stored) => stored.load_all(|below| dir_check(self, below)),
             None => Ok(()),
@@ -160,7 +160,7 @@ impl Delta {
     }
 
     /// Returns the row of an object.
-    pub fn inode(&self, ino: Ino) -> Result<Option<&InodeRow>> {
+    pub(crate) fn inode(&self, ino: Ino) -> Result<Option<&InodeRow>> {
         Ok(self.objects(ino)?.inodes.get(&ino))
     }
 
@@ -169,8 +169,8 @@ impl Delta {
         Ok(self.objects(ino)?.xattrs.get(&ino))
     }
 
-    /// Returns the differing names of a directory.
-    pub fn dir(&self, dir: Ino) -> Result<Option<&DirDelta>> {
+    /// Returns the names of a directory that differ.
+    pub(crate) fn dir(&self, dir: Ino) -> Result<Option<&DirDelta>> {
         let dirs = match &self.stored {
             Some(stored) => stored.dirs(dir)?.unwrap_or(&self.dirs),
             None => &self.dirs,
@@ -179,19 +179,19 @@ impl Delta {
     }
 
     /// Returns all objects with rows.
-    pub fn inodes(&self) -> Result<impl Iterator<Item = (Ino, &InodeRow)>> {
+    pub(crate) fn inodes(&self) -> Result<impl Iterator<Item = (Ino, &InodeRow)>> {
         self.load()?;
         Ok(self.loaded_inodes())
     }
 
-    /// Returns all directories with differing names.
-    pub fn dirs(&self) -> Result<impl Iterator<Item = (Ino, &DirDelta)>> {
+    /// Returns all directories with names that differ.
+    pub(crate) fn dirs(&self) -> Result<impl Iterator<Item = (Ino, &DirDelta)>> {
         self.load()?;
         Ok(self.loaded_dirs())
     }
 
-    /// Returns the objects whose rows have been read, which includes all that were changed since
-    /// the layer was opened.
+    /// Returns the objects whose rows have been read, which includes all that were changed since the layer
+    /// was opened.
     pub(super) fn loaded_inodes(&self) -> impl Iterator<Item = (Ino, &InodeRow)> {
         let stored = self.stored.iter().flat_map(Stored::loaded_objects);
         std::iter::once(&self.objects)
@@ -199,7 +199,7 @@ impl Delta {
             .flat_map(|objects| objects.inodes.iter().map(|(ino, row)| (*ino, row)))
     }
 
-    /// The same of directories.
+    /// Returns the directories whose rows have been read, like [`loaded_inodes`](Self::loaded_inodes).
     pub(super) fn loaded_dirs(&self) -> impl Iterator<Item = (Ino, &DirDelta)> {
         let stored = self.stored.iter().flat_map(Stored::loaded_dirs);
         std::iter::once(&self.dirs)
@@ -207,27 +207,26 @@ impl Delta {
             .flat_map(|dirs| dirs.iter().map(|(dir, delta)| (*dir, delta)))
     }
 
-    /// Returns true if the layer certainly changes nothing: not while it has rows that were not
-    /// read.
-    pub fn is_empty(&self) -> bool {
+    /// Returns true if the layer has no changes. Returns false if it has rows that were not read.
+    pub(crate) fn is_empty(&self) -> bool {
         self.is_loaded()
             && self.loaded_inodes().next().is_none()
             && self.loaded_dirs().all(|(_, dir)| dir.entries.is_empty())
     }
 
     /// Counts the rows, without those of extended attributes.
-    pub fn rows(&self) -> Result<usize> {
+    pub(crate) fn rows(&self) -> Result<usize> {
         let names: usize = self.dirs()?.map(|(_, dir)| dir.entries.len()).sum();
         Ok(self.loaded_inodes().count() + names)
     }
 
-    /// Makes changes that `store` writes to the database. After an error nothing has changed.
+    /// Applies changes after `store` has written them to the database. After an error nothing has changed.
     pub(super) fn change(
         &mut self,
         changes: &[RowChange<'_>],
         store: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        // Rows that are read later must be those that the database had.
+        // The rows in the database are about to change, so those in memory must be read first.
         for change in changes {
             match change {
                 RowChange::PutInode(ino, _)
@@ -259,7 +258,7 @@ impl Delta {
         block.unwrap_or(&mut self.dirs)
     }
 
-    /// Applies a change that the database has taken.
+    /// Applies a change that the database contains already.
     fn apply(&mut self, change: &RowChange<'_>) {
         match change {
             RowChange::PutInode(ino, row) => {
@@ -297,13 +296,13 @@ impl Delta {
         }
     }
 
-    /// Where this layer says that an object is.
-    pub fn place(&self, ino: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+    /// Returns the place of an object in this layer: the directory and the name of its content.
+    pub(crate) fn place(&self, ino: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
         Ok(self.inode(ino)?.and_then(|row| row.place.clone()))
     }
 
-    /// What this layer says of a name.
-    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup> {
+    /// Looks up a name in this layer.
+    pub(crate) fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup> {
         Ok(match self.dir(dir)?.and_then(|d| d.get(name)) {
             None => Lookup::Unknown,
             Some(None) => Lookup::Whiteout,
@@ -311,8 +310,8 @@ impl Delta {
         })
     }
 
-    /// The differences of a directory, with kinds where the layer itself knows them.
-    pub fn list(&self, dir: Ino) -> Result<Option<LayerListing>> {
+    /// Returns the links and whiteouts of a directory. The kind is [`Kind::File`] if the object has no row.
+    pub(crate) fn list(&self, dir: Ino) -> Result<Option<LayerListing>> {
         let Some(entries) = self.dir(dir)? else {
             return Ok(None);
         };
@@ -328,8 +327,7 @@ impl Delta {
     }
 }
 
-/// Returns the attributes that a row holds. Those of content are in the backing file or a lower
-/// layer.
+/// Returns the attributes that a row holds. Those of content are in the backing file or a lower layer.
 pub(super) fn row_attr(row: &InodeRow) -> Attr {
     Attr {
         kind: row.kind,
@@ -389,4 +387,9 @@ pub(super) fn row_from(
         backing_ino: 0,
         owns_xattrs: false,
     }
+}
+
+/// Returns true if the object is a regular file with its content in the layer of the row.
+pub(super) fn has_file(row: &InodeRow) -> bool {
+    row.data == DataPlace::Upper && row.kind == Kind::File
 }

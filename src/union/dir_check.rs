@@ -13,7 +13,7 @@ use super::stack::{LowerStack, chain};
 use super::{Error, Lookup, Result};
 use crate::object::{Ino, Kind};
 
-/// Checks the rows of one layer, all of which have been read, over the layers below it.
+/// Checks the rows of one layer, all of which must be in memory, over the layers below it.
 ///
 /// If this succeeds, each name of a directory in the merged view is the place of that directory,
 /// and all places lead to the root. So a walk from the root visits each directory once.
@@ -22,7 +22,7 @@ pub(super) fn check(delta: &Delta, lower: &LowerStack) -> Result<()> {
         for (name, target) in entries.iter() {
             let Some(ino) = target else { continue };
             if is_directory(delta, lower, ino)? {
-                let is_its_place = place(delta, lower, ino)?
+                let is_its_place = parent(delta, lower, ino)?
                     .is_some_and(|(above, own)| above == dir && *own == *name);
                 if !is_its_place {
                     return Err(two_names(ino, dir, name));
@@ -72,7 +72,7 @@ fn climb(delta: &Delta, lower: &LowerStack, from: Ino, climbed: &mut HashSet<Ino
                 "directory {at} is its own ancestor"
             )));
         }
-        match place(delta, lower, at)? {
+        match parent(delta, lower, at)? {
             Some((above, _)) => at = above,
             None => break,
         }
@@ -81,7 +81,12 @@ fn climb(delta: &Delta, lower: &LowerStack, from: Ino, climbed: &mut HashSet<Ino
     Ok(())
 }
 
-fn place(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+/// Returns the parent of a directory, and its name there, in the view of an upper layer.
+pub(super) fn parent(
+    delta: &Delta,
+    lower: &LowerStack,
+    dir: Ino,
+) -> Result<Option<(Ino, Box<[u8]>)>> {
     match delta.place(dir)? {
         Some(place) => Ok(Some(place)),
         None => lower.parent(dir),
@@ -99,7 +104,7 @@ fn is_directory(delta: &Delta, lower: &LowerStack, ino: Ino) -> Result<bool> {
 
 /// Returns true if a directory cannot be reached from the root by names.
 fn is_removed(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<bool> {
-    let chain = match chain(dir, |ino| place(delta, lower, ino)) {
+    let chain = match chain(dir, |ino| parent(delta, lower, ino)) {
         Err(Error::Posix(Errno::ESTALE)) => return Ok(true),
         chain => chain?,
     };

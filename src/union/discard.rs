@@ -1,8 +1,9 @@
-//! Throwing away the changes of some paths.
+//! Discarding the changes of paths.
 //!
-//! What goes are rows of the writable layer. [`plan`] finds which, as the smallest set that is
-//! closed under the rules there; [`rows`] says what becomes of the objects they were about;
-//! [`physical`] does to the files what the rows ask for.
+//! Names of the writable layer are removed: [`plan`] selects them, as the smallest set that satisfies the
+//! rules there. [`rows`] computes the changes of rows, and [`physical`] the changes of files, which are
+//! applied after the rows have changed. All of it runs under the exclusive gate and the exclusive `state`
+//! lock.
 
 mod physical;
 mod plan;
@@ -16,16 +17,18 @@ use super::{Change, Error, Invalidation, Result, Union};
 use plan::Plan;
 
 impl Union {
-    /// Throws away the changes at and below some paths (without a leading slash), whether they are
-    /// named as they are now or as they were committed.
+    /// Discards the changes at and below paths (without a leading slash), which may be current or committed
+    /// paths. `docs/semantics.md` describes which further changes are discarded.
     ///
-    /// A path that was renamed goes back where it was, and what had moved into something that goes
-    /// away goes back too; where it lay has to be free for it, so what took that place goes. A hard
-    /// link that goes leaves the object's other names and its content alone. A path in a directory
-    /// that was removed brings the directory back. If it was made again, the path alone comes back
-    /// in the new directory; if something else has its place, nothing is done: [`Error::Replaced`].
+    /// A renamed object returns to its committed path; an object there that is in the way is discarded.
+    /// Objects that were moved into a discarded directory return too. Removing a hard link leaves the other
+    /// names and the content of the object unchanged. If a path is in a removed directory, the directory is
+    /// restored. If the directory was created again, only the path is restored in the new one.
     ///
-    /// Returns what was thrown away, and what the kernel must forget.
+    /// Returns the discarded changes, and what the kernel must forget.
+    ///
+    /// [`Error::Replaced`] if another object has the path of the directory, and
+    /// [`Error::CommitUnfinished`] if there are frozen uppers. Nothing changes then.
     pub fn discard_paths(&self, paths: &[Vec<u8>]) -> Result<(Vec<Change>, Vec<Invalidation>)> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
@@ -33,16 +36,16 @@ impl Union {
         if state.has_frozen() {
             return Err(Error::CommitUnfinished);
         }
-        // Without frozen layers, what lies below is what was committed.
+        // Without frozen uppers, the lower layers are the committed view.
         let base = state.lower.clone();
         let mut before = Draft::of(state, &base)?;
         let plan = Plan::of(state, &base, paths)?;
         let touched = plan.touched();
         before.retain(|change| touched.contains(&change.ino) || is_among(&change.path, paths));
         let before = before.resolve(state, &base)?;
-        let (changes, physical) = rows::after(&plan, state, &base)?;
+        let (changes, physical) = rows::changes_of(&plan, state, &base)?;
         let mut stale: Vec<Invalidation> = plan
-            .gone
+            .removed
             .iter()
             .map(|(dir, name)| Invalidation::Entry {
                 dir: *dir,
@@ -52,29 +55,29 @@ impl Union {
         stale.extend(touched.into_iter().map(Invalidation::Object));
         self.change(state, &changes)?;
         self.was_discarded.store(true, Ordering::Relaxed);
-        // The rows have changed: what cannot be moved now is mended when they are opened next.
-        physical.carry_out(state, |e| {
-            self.repair_later("a file of discarded changes is not where it belongs", &e);
+        // The rows have changed: files that cannot be moved now are repaired by the next open.
+        physical.apply(state, |e| {
+            self.repair_later("cannot move a file of discarded changes", &e);
         });
-        // Who held these without a name has them with one again.
-        for ino in plan.regained.keys() {
+        // Orphans that have a committed name again.
+        for ino in plan.restored_names.keys() {
             if state.orphans.remove(ino).is_some() {
                 self.nodes.revive(*ino);
             }
         }
-        // It has happened, so what fails now only makes the answer less exact.
-        let gone = match Draft::of(state, &base) {
+        // The changes are discarded: a failure from here on only makes the result less exact.
+        let discarded = match Draft::of(state, &base) {
             Ok(after) => {
                 let after: HashSet<&[u8]> = after.paths().collect();
-                let is_gone = |change: &Change| !after.contains(&change.path[..]);
-                before.into_iter().filter(is_gone).collect()
+                let is_discarded = |change: &Change| !after.contains(&change.path[..]);
+                before.into_iter().filter(is_discarded).collect()
             }
             Err(e) => {
-                tracing::warn!("what is left of the changes cannot be compared: {e}");
+                tracing::warn!("cannot compare the remaining changes: {e}");
                 let was_named = |change: &Change| is_among(&change.path, paths);
                 before.into_iter().filter(was_named).collect()
             }
         };
-        Ok((gone, stale))
+        Ok((discarded, stale))
     }
 }

@@ -1,12 +1,13 @@
 //! A frozen upper as a read-only layer.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
-use super::content::seek_file;
 use super::delta::{Delta, row_inode};
 use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, SeekTarget};
 use super::stack::{LowerStack, chain};
@@ -27,7 +28,7 @@ pub struct FrozenLayer {
 
 impl FrozenLayer {
     /// Returns an upper over `below` as a frozen layer.
-    pub fn new(
+    pub(crate) fn new(
         id: LayerId,
         delta: Delta,
         upper: Arc<UpperDir>,
@@ -42,7 +43,7 @@ impl FrozenLayer {
     }
 
     /// Returns the rows of the layer.
-    pub fn delta(&self) -> &Delta {
+    pub(crate) fn delta(&self) -> &Delta {
         &self.delta
     }
 
@@ -72,15 +73,15 @@ impl FrozenLayer {
         chain(dir, |ino| self.parent_of(ino))
     }
 
-    /// Keeps the content of a file readable after the files of the layer are removed. Called for an
-    /// object without a name that is still open.
-    pub fn pin(&self, ino: Ino) -> Result<()> {
+    /// Keeps the content of a file readable after the files of the layer are removed. Called for an object
+    /// without a name that is still open.
+    pub(crate) fn pin(&self, ino: Ino) -> Result<()> {
         self.upper.pin_file(ino, self.file(ino)?);
         Ok(())
     }
 
     /// Opens the content of a regular file.
-    pub fn file(&self, ino: Ino) -> Result<Arc<std::fs::File>> {
+    pub fn file(&self, ino: Ino) -> Result<Arc<File>> {
         if let Some(file) = self.upper.cached_file(ino) {
             return Ok(file);
         }
@@ -110,6 +111,23 @@ pub(super) fn with_place<T>(
                 .ok_or_else(|| Error::Inconsistent(format!("no physical directory for {dir}")))?;
             Ok(f(Some((fd.as_fd(), name)))?)
         }
+    }
+}
+
+/// Finds the next data or hole in a plain file, or `None` past the end.
+pub(super) fn seek_file(file: &File, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
+    let whence = match target {
+        SeekTarget::Data => Whence::SeekData,
+        SeekTarget::Hole => Whence::SeekHole,
+    };
+    match lseek(
+        file,
+        i64::try_from(offset).map_err(|_| Errno::EFBIG)?,
+        whence,
+    ) {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Finding objects by identity, for file handles (`name_to_handle_at(2)`).
 //!
-//! Identities never change, so a handle is valid across remounts and commits until the last name of
-//! its object is removed. Lower layers still contain objects that are hidden by whiteouts, and
-//! images do not store the names of files. So for an unchanged file its names are searched for. All
-//! names of the lower layers are collected when the first such handle is used.
+//! Identities never change, so a handle is valid across remounts and commits until the last name of its
+//! object is removed. Lower layers still contain objects that are hidden by whiteouts, and images do not
+//! store the names of files. So for an unchanged file its names are searched for. All names of the lower
+//! layers are collected when the first such handle is used.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -49,19 +49,18 @@ impl LowerNames {
 
 /// An object that was found by its identity.
 #[derive(Debug)]
-pub struct FoundObject {
+pub(crate) struct FoundObject {
     /// The object.
-    pub ino: Ino,
+    pub(crate) ino: Ino,
     /// A directory in which it has a name, if one is known.
-    pub parent: Option<Ino>,
+    pub(crate) parent: Option<Ino>,
     /// Its attributes.
-    pub attr: Attr,
+    pub(crate) attr: Attr,
 }
 
 impl Union {
-    /// Finds an object by its identity alone. `ESTALE` if it does not exist or has lost its last
-    /// name.
-    pub fn find(&self, ino: Ino) -> Result<FoundObject> {
+    /// Finds an object by its identity alone. `ESTALE` if it does not exist or has lost its last name.
+    pub(crate) fn find(&self, ino: Ino) -> Result<FoundObject> {
         let attr = self.attr(ino)?;
         if attr.kind == Kind::Directory {
             let lower = self.lower();
@@ -105,7 +104,7 @@ impl Union {
     }
 
     /// Finds the parent of a directory, with the errors of [`find`](Self::find).
-    pub fn find_parent(&self, dir: Ino) -> Result<FoundObject> {
+    pub(crate) fn find_parent(&self, dir: Ino) -> Result<FoundObject> {
         self.lower().parent(dir)?;
         let parent = match dir {
             Ino::ROOT => Ino::ROOT,

@@ -1,5 +1,6 @@
 //! A SquashFS image as a read-only layer: translates inode numbers to identities.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 
 use super::layer::{Bytes, HeldIn, Layer, LayerInode, LayerListing, Lookup, SeekTarget};
-use super::overlay::{self, Links};
+use super::overlay_marks as marks;
 use super::{Error, Result};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::squashfs::Image;
@@ -21,6 +22,9 @@ const PLACES_LIMIT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
 
 /// The parent of a directory, and the name of the directory there.
 type Place = (Ino, Box<[u8]>);
+
+/// Link counts of objects that differ from those in the images.
+pub(crate) type Links = BTreeMap<Ino, u32>;
 
 /// An image with the identities of its inodes.
 pub struct ImageLayer {
@@ -107,7 +111,7 @@ impl ImageLayer {
     fn is_whiteout(&self, entry: &DirEntry) -> Result<bool> {
         Ok(self.is_stacked
             && entry.kind == InodeKind::CharDevice
-            && overlay::is_whiteout(&self.image.entry_inode(entry)?))
+            && marks::is_whiteout(&self.image.entry_inode(entry)?))
     }
 
     /// Returns the image.
@@ -116,17 +120,17 @@ impl ImageLayer {
     }
 
     /// Returns the identities of the image's inodes.
-    pub fn ids(&self) -> &IdMap {
+    pub(crate) fn ids(&self) -> &IdMap {
         &self.ids
     }
 
     /// Returns the index of an object's extended attributes in the image, or `None` if it has none.
-    pub fn xattr_index(&self, ino: Ino) -> Result<Option<u32>> {
+    pub(crate) fn xattr_index(&self, ino: Ino) -> Result<Option<u32>> {
         Ok(self.find(ino)?.and_then(|inode| inode.xattr))
     }
 
     /// Returns the inode of an object in the image, or `None` if the image does not have it.
-    pub fn inode_ref(&self, ino: Ino) -> Result<Option<InodeRef>> {
+    pub(crate) fn inode_ref(&self, ino: Ino) -> Result<Option<InodeRef>> {
         match self.ids.number_of(ino) {
             Some(number) => Ok(Some(self.image.inode_ref(number)?)),
             None => Ok(None),
@@ -134,7 +138,7 @@ impl ImageLayer {
     }
 
     /// Checks that each entry of a directory refers to the inode with its number.
-    pub fn check_entries(&self, dir: Ino) -> Result<()> {
+    pub(crate) fn check_entries(&self, dir: Ino) -> Result<()> {
         for (_, entry) in self.image.read_dir(&self.get(dir)?)?.iter() {
             self.image.entry_inode(&entry)?;
         }
@@ -334,7 +338,7 @@ impl Layer for ImageLayer {
     }
 
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
-        if self.is_stacked && overlay::mark(&self.image, &self.get(ino)?, b"metacopy")?.is_some() {
+        if self.is_stacked && marks::mark(&self.image, &self.get(ino)?, b"metacopy")?.is_some() {
             // The content is in another layer; here are only zeros.
             return Err(Errno::EPERM.into());
         }
@@ -378,7 +382,7 @@ impl Layer for ImageLayer {
         let all = self.image.xattrs(&inode)?;
         Ok(all
             .into_iter()
-            .filter(|(name, _)| !self.is_stacked || !overlay::is_reserved(name))
+            .filter(|(name, _)| !self.is_stacked || !marks::is_reserved(name))
             .map(|(name, value)| (name.into_boxed_slice(), value.into_boxed_slice()))
             .collect())
     }

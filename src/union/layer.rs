@@ -9,7 +9,7 @@ use crate::object::{Attr, Ino, Kind};
 
 /// What a layer contains under a name of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lookup {
+pub(crate) enum Lookup {
     /// Nothing; the layers below decide.
     Unknown,
     /// A whiteout: the name does not exist, whatever the layers below contain.
@@ -21,7 +21,7 @@ pub enum Lookup {
 /// Which layer has the content or the extended attributes of an object whose attributes are in this
 /// layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeldIn {
+pub(crate) enum HeldIn {
     /// This layer.
     ThisLayer,
     /// The next layer below that has the object.
@@ -30,13 +30,13 @@ pub enum HeldIn {
 
 /// An object in a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerInode {
+pub(crate) struct LayerInode {
     /// Attributes. Size and blocks are valid only if `content` is [`HeldIn::ThisLayer`].
-    pub attr: Attr,
+    pub(crate) attr: Attr,
     /// Where the content (of a regular file) is.
-    pub content: HeldIn,
+    pub(crate) content: HeldIn,
     /// Where the extended attributes are.
-    pub xattrs: HeldIn,
+    pub(crate) xattrs: HeldIn,
 }
 
 /// Bytes of a file; they are not copied if they are in a cache.
@@ -54,7 +54,7 @@ pub enum SeekTarget {
 
 /// A read-only layer of a stack. Objects are addressed by identity, so a layer does not depend on
 /// their paths in the merged tree, and a rename in a layer above does not affect it.
-pub trait Layer: Send + Sync + Debug {
+pub(crate) trait Layer: Send + Sync + Debug {
     /// Looks a name up in a directory.
     fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Lookup>;
 
@@ -85,10 +85,10 @@ pub trait Layer: Send + Sync + Debug {
 }
 
 /// An extended attribute: its full name and its value.
-pub type Xattr = (Box<[u8]>, Box<[u8]>);
+pub(crate) type Xattr = (Box<[u8]>, Box<[u8]>);
 
 /// A layer's listing: names in byte order, each a link or a whiteout.
-pub type LayerListing = Vec<(Box<[u8]>, Option<(Ino, Kind)>)>;
+pub(crate) type LayerListing = Vec<(Box<[u8]>, Option<(Ino, Kind)>)>;
 
 /// The merged listing of a directory over all read-only layers, in byte order of names.
 #[derive(Debug, Default)]
@@ -155,10 +155,10 @@ impl Listing {
     }
 
     /// Returns the memory that the listing takes, in bytes.
-    pub fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         self.names.capacity() + self.entries.capacity() * size_of::<ListingEntry>() + 64
     }
 }
 
 /// A shared merged listing.
-pub type SharedListing = Arc<Listing>;
+pub(crate) type SharedListing = Arc<Listing>;

@@ -7,29 +7,29 @@
 //!
 //! # Invariants
 //!
-//! - Rows decide which objects exist, and hold their names and attributes. The upper directory
-//!   holds only content.
-//! - Rows are in memory ([`Delta`]), as far as they were asked for, and in the database, and change
-//!   in both under the exclusive `state` lock.
+//! - Rows decide which objects exist, and hold their names and attributes. The upper directory holds
+//!   only content.
+//! - Rows are in the database and, once they were needed, in memory ([`Delta`]). They change in both under
+//!   the exclusive `state` lock.
 //! - A directory has one name, and every place leads to the root.
 //! - An object without a name exists only in memory, and only while the kernel holds it.
 //!
 //! # Order of the steps of a change
 //!
-//! 1. Create files that the merged view does not show yet, and move files if that destroys nothing.
-//!    If this or the next step fails, it is undone.
+//! 1. Create files that the merged view does not show yet, and move files if that destroys nothing. If
+//!    this or the next step fails, it is undone.
 //! 2. Change the rows in one SQLite transaction, which makes the change visible.
 //! 3. Remove or replace files, which cannot be undone. A failure here is repaired by the next open.
 //!
 //! A crash between 1 and 2 leaves files without rows, or at another path than their rows; a crash
-//! between 2 and 3 leaves files to which no row refers. [`Union::open`] repairs both: rows decide
-//! which objects exist, and host inode numbers identify their files.
+//! between 2 and 3 leaves files to which no row refers. [`Union::open`] repairs both: rows decide which
+//! objects exist, and host inode numbers identify their files.
 //!
 //! # Lock order
 //!
 //! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), and
-//! `syncing_dirs` → `state`. Each may be skipped. `docs/architecture.md` lists the locks of the
-//! whole daemon.
+//! `syncing_dirs` → `state`. Each may be skipped. `docs/architecture.md` lists the locks of the whole
+//! daemon.
 //!
 //! - `gate`: shared while content of the upper changes, exclusive while the stack changes.
 //! - `copy_ups[ino]`: held while the content of the object is copied up.
@@ -37,10 +37,11 @@
 //!   database. Not held while data is synced or an image is read for the first time: a change first
 //!   reads what it needs from the lower layers without the lock (`preload_name` and similar), and
 //!   then finds it in their caches. Rows of a large layer may be read from the database under it
-//!   ([`stored`]). Exceptions are operations on the whole environment (discarding,
+//!   (`stored.rs`). Exceptions are operations on the whole environment (discarding,
 //!   changing the stack, listing changes) and listings that began before the stack changed.
 
 mod attributes;
+mod bounds;
 mod checked;
 mod content;
 mod delta;
@@ -48,6 +49,7 @@ mod difference;
 mod dir_check;
 mod discard;
 mod error;
+mod file_check;
 mod frozen;
 mod handles;
 mod image_layer;
@@ -56,6 +58,8 @@ mod namespace;
 mod node;
 mod open;
 mod overlay;
+mod overlay_marks;
+mod privileges;
 mod readdir;
 mod reconcile;
 mod remove;
@@ -66,6 +70,7 @@ mod swap;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod xattrs;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -76,36 +81,40 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
+use nix::sys::time::TimeSpec;
 
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, LayerId, RowChange, StateDb};
 use crate::upper::UpperDir;
 use delta::{row_attr, row_from};
 
-pub use attributes::{SetAttr, SetTime, XattrMode};
-pub use content::{AllocateMode, Reader, SetIdBits};
-pub use delta::Delta;
-pub use difference::{
-    Aspect, Change, ChangeKind, Edits, Entry, Row, Summary, Tally, View, frozen_changes, is_among,
-};
+// Also used by the tests, which have no kernel in front of the union.
+pub use attributes::{SetAttr, SetTime};
+pub use content::AllocateMode;
+pub use difference::{Aspect, Change, ChangeKind, Summary};
 pub use error::{Error, Result};
-pub use frozen::FrozenLayer;
-pub use handles::FoundObject;
-pub use image_layer::ImageLayer;
-pub use layer::{
-    Bytes, HeldIn, Layer, LayerInode, LayerListing, Listing, Lookup, SeekTarget, SharedListing,
-    Xattr,
-};
+pub use layer::SeekTarget;
 pub use namespace::{Creator, NewObject};
 pub use node::Nodes;
-pub use open::{OpenOptions, Paths, open_image, set_offset, verify_uppers};
-pub use overlay::{Links, count_links, identify};
+pub use overlay::identify;
+pub use privileges::SetIdBits;
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
 pub use rename::RenameMode;
-pub use stack::{ContentLayer, LowerStack};
+pub use stack::LowerStack;
 pub use swap::{DiscardMode, Invalidation};
 pub use sync::SyncMode;
+pub use xattrs::XattrMode;
+
+pub(crate) use delta::Delta;
+pub(crate) use difference::{Edits, Tally, frozen_changes, is_among};
+pub(crate) use frozen::FrozenLayer;
+pub(crate) use handles::FoundObject;
+pub(crate) use image_layer::ImageLayer;
+pub(crate) use layer::{Bytes, Layer, Lookup, SharedListing, Xattr};
+pub(crate) use open::{OpenOptions, Paths, open_image, set_offset, verify_uppers};
+pub(crate) use overlay::count_links;
+pub(crate) use stack::ContentLayer;
 
 /// The number of identities that are reserved in the database at once.
 const INO_BATCH: u64 = 4096;
@@ -125,8 +134,7 @@ pub struct Union {
     /// Whether files are synced one by one, because `syncfs` may not reach the disk (FUSE, network
     /// file systems).
     syncs_singly: bool,
-    /// The directories in which files of the lower layers have names, once a file handle needed
-    /// them.
+    /// The directories in which files of the lower layers have names, once a file handle needed them.
     lower_names: handles::LowerNames,
     /// Whether rows and files are known to differ, so that the next open must repair them.
     needs_repair: AtomicBool,
@@ -185,8 +193,8 @@ impl Union {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        // State changes only after the database, in steps that do not panic. So it is consistent
-        // even if the lock is poisoned.
+        // State changes only after the database, in steps that do not panic. So it is consistent even
+        // if the lock is poisoned.
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -289,8 +297,8 @@ impl Union {
         }
     }
 
-    /// Subtracts `count` from the lookup count of an object, as FUSE's `FORGET`. An orphan ends
-    /// when its count becomes 0.
+    /// Subtracts `count` from the lookup count of an object, as FUSE's `FORGET`. An orphan ends when
+    /// its count becomes 0.
     ///
     /// The orphan is returned for the caller to drop: closing the last descriptor of a removed file
     /// frees its space, which may take long.
@@ -309,7 +317,7 @@ impl Union {
     }
 
     /// Returns the `statvfs` of the file system that stores the changes.
-    pub fn statvfs(&self) -> Result<nix::sys::statvfs::Statvfs> {
+    pub(crate) fn statvfs(&self) -> Result<nix::sys::statvfs::Statvfs> {
         Ok(nix::sys::statvfs::fstatvfs(self.read().upper.root())?)
     }
 
@@ -407,8 +415,7 @@ impl State {
         }
     }
 
-    /// Returns the row of a directory, or a new one with its attributes and place in the layers
-    /// below.
+    /// Returns the row of a directory, or a new one with its attributes and place in the layers below.
     fn dir_row(&self, dir: Ino) -> Result<InodeRow> {
         let place = if dir == Ino::ROOT {
             None
@@ -519,4 +526,8 @@ pub(crate) fn stat_into(attr: &mut Attr, stat: &FileStat) {
     attr.atime = time(stat.st_atime, stat.st_atime_nsec);
     attr.mtime = time(stat.st_mtime, stat.st_mtime_nsec);
     attr.ctime = attr.ctime.max(time(stat.st_ctime, stat.st_ctime_nsec));
+}
+
+fn time_spec(time: Timestamp) -> TimeSpec {
+    TimeSpec::new(time.secs, i64::from(time.nanos))
 }

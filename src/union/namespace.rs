@@ -5,11 +5,10 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::delta::row_attr;
+use super::privileges::S_ISGID;
 use super::{Error, Lookup, Presence, Result, State, Union, stat_into};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
-
-pub(super) const S_ISGID: u16 = 0o2000;
 
 /// The credentials of the process that creates an object.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +63,7 @@ impl Union {
         let ino = self.new_ino()?;
         let mut state = self.write();
         let state = &mut *state;
-        state.must_be_missing(dir, name)?;
+        state.check_missing(dir, name)?;
         let mut parent = state.live_dir_row(dir)?;
         let now = Timestamp::now();
         let passes_group = parent.mode & S_ISGID != 0;
@@ -101,7 +100,8 @@ impl Union {
                     Ok(()) => {
                         row.backing_ino = state.upper.backing_ino(physical.as_fd(), name)?;
                     }
-                    // XFS takes 1023 bytes. The link is a picture of the row, which is what counts.
+                    // XFS allows 1023 bytes. The link is only a copy of the row, for people who inspect the
+                    // upper directory.
                     Err(e) if e.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
                         row.data = DataPlace::Lower;
                     }
@@ -142,7 +142,7 @@ impl Union {
         Ok((ino, attr))
     }
 
-    /// Adds a name to an object that is not a directory.
+    /// Adds a name to an object and returns its attributes. `EPERM` if it is a directory.
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
         let _gate = self.gate_shared();
@@ -150,10 +150,10 @@ impl Union {
         self.preload_object(ino)?;
         let mut state = self.write();
         let state = &mut *state;
-        state.must_be_missing(dir, name)?;
+        state.check_missing(dir, name)?;
         let mut parent = state.live_dir_row(dir)?;
         if matches!(state.presence(ino)?, Presence::Orphan(_)) {
-            // linkat(AT_EMPTY_PATH) of a file that was unlinked: Linux says it is not there.
+            // linkat(AT_EMPTY_PATH) of an unlinked file is ENOENT on Linux.
             return Err(Errno::ENOENT.into());
         }
         let mut row = state.row(ino, || {
@@ -177,11 +177,11 @@ impl Union {
         state.row_attr(ino, &row)
     }
 
-    /// Reads what the layers below say of a name, and of what has it, before the lock of the rows
-    /// is taken: what is asked again under it is in memory then. The caller holds the gate, so the
-    /// layers below stay the same.
+    /// Reads a name and its object from the lower layers before the `state` lock is taken, so that reading
+    /// them again under the lock finds them in the caches. The caller holds the gate, so the lower layers do
+    /// not change. Returns the object.
     pub(super) fn preload_name(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
-        let (lower, said) = {
+        let (lower, in_rows) = {
             let state = self.read();
             (state.lower.clone(), state.delta.lookup(dir, name)?)
         };
@@ -192,7 +192,7 @@ impl Union {
             }
         }
         let below = lower.lookup(dir, name)?;
-        let found = match said {
+        let found = match in_rows {
             Lookup::Found(ino) => Some(ino),
             Lookup::Whiteout => None,
             Lookup::Unknown => below,
@@ -210,13 +210,13 @@ impl Union {
         Ok(found)
     }
 
-    /// The same for an object that is changed itself.
+    /// Like [`preload_name`](Self::preload_name), for an object that is about to be changed.
     pub(super) fn preload_object(&self, ino: Ino) -> Result<()> {
         let (lower, has_row) = {
             let state = self.read();
             match state.presence(ino)? {
                 Presence::Lower => (state.lower.clone(), false),
-                // The size is still below.
+                // Its size is in a lower layer.
                 Presence::Row(row) if row.data == DataPlace::Lower => (state.lower.clone(), true),
                 Presence::Row(_) | Presence::Orphan(_) => return Ok(()),
             }
@@ -233,7 +233,7 @@ impl Union {
         match self.nodes.parent(ino) {
             Some(dir) if attr.kind != Kind::Directory => {
                 let mut above = Ino::ROOT;
-                // Where it was, if it is gone.
+                // Fails if the directory was removed meanwhile.
                 for (ino, name) in lower.chain(dir).unwrap_or_default() {
                     lower.lookup(above, &name)?;
                     above = ino;
@@ -244,7 +244,7 @@ impl Union {
         }
     }
 
-    /// The same for what is in a directory.
+    /// Like [`preload_name`](Self::preload_name), for the listing of a directory.
     pub(super) fn preload_listing(&self, dir: Ino) -> Result<()> {
         let lower = self.lower();
         let attr = lower.attr(dir)?;
@@ -254,7 +254,7 @@ impl Union {
         Ok(())
     }
 
-    /// The row of an object that is about to be changed, with its place if it had none yet.
+    /// Returns the row of an object that is about to be changed. A new row gets the place of the object.
     pub(super) fn row_to_change(&self, state: &State, ino: Ino) -> Result<InodeRow> {
         let place = match state.presence(ino)? {
             Presence::Lower if state.kind(ino)? == Kind::Directory => state.parent(ino)?,
@@ -264,7 +264,8 @@ impl Union {
         state.row(ino, || place)
     }
 
-    /// Finds a name of a lower object that is not a directory: the kernel found it somewhere.
+    /// Returns a name of a lower object that is not a directory, in the directory in which the kernel looked
+    /// it up.
     pub(super) fn known_name(&self, state: &State, ino: Ino) -> Option<(Ino, Box<[u8]>)> {
         let dir = self.nodes.parent(ino)?;
         state.name_in(dir, ino).ok().flatten()
@@ -272,7 +273,7 @@ impl Union {
 }
 
 impl State {
-    /// The row of a directory that still has a name, in which therefore names may be made.
+    /// Returns the row of a directory. `ENOENT` if it was removed, so that no names can be created in it.
     pub(super) fn live_dir_row(&self, dir: Ino) -> Result<InodeRow> {
         if self.orphans.contains_key(&dir) {
             return Err(Errno::ENOENT.into());
@@ -280,9 +281,9 @@ impl State {
         self.dir_row(dir)
     }
 
-    /// Finds a name that an object without a row has in a directory.
+    /// Returns a name that an object without a row has in a directory.
     pub(super) fn name_in(&self, dir: Ino, ino: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-        // The directory may have gone since; what lies below a frozen layer lists it still.
+        // The directory may have been removed; layers below a frozen one still list it.
         if !self.is_reachable(dir)? {
             return Ok(None);
         }
@@ -299,36 +300,44 @@ impl State {
         Ok(below.map(|(name, _, _)| (dir, Box::from(name))))
     }
 
-    fn must_be_missing(&self, dir: Ino, name: &[u8]) -> Result<()> {
+    /// `EEXIST` if the name exists.
+    fn check_missing(&self, dir: Ino, name: &[u8]) -> Result<()> {
         match self.lookup(dir, name)? {
             Some(_) => Err(Errno::EEXIST.into()),
             None => Ok(()),
         }
     }
 
-    /// The change that makes a name go away.
-    pub(super) fn hide<'n>(&self, dir: Ino, name: &'n [u8]) -> Result<RowChange<'n>> {
+    /// Returns the change that removes a name.
+    pub(super) fn unlink_change<'n>(&self, dir: Ino, name: &'n [u8]) -> Result<RowChange<'n>> {
         Ok(match self.lower.lookup(dir, name)? {
             Some(_) => RowChange::put_entry(dir, name, None),
             None => RowChange::drop_entry(dir, name),
         })
     }
 
-    /// The change that makes a name show an object.
-    pub(super) fn show<'n>(&self, dir: Ino, name: &'n [u8], ino: Ino) -> Result<RowChange<'n>> {
+    /// Returns the change that links a name to an object.
+    pub(super) fn link_change<'n>(
+        &self,
+        dir: Ino,
+        name: &'n [u8],
+        ino: Ino,
+    ) -> Result<RowChange<'n>> {
         Ok(match self.lower.lookup(dir, name)? {
-            // Back where it is from.
+            // The link is in the lower layers.
             Some(below) if below == ino => RowChange::drop_entry(dir, name),
             _ => RowChange::put_entry(dir, name, Some(ino)),
         })
     }
 }
 
+/// Sets the times of a directory in which a name has changed.
 pub(super) fn touch(dir: &mut InodeRow, now: Timestamp) {
     dir.mtime = now;
     dir.ctime = now;
 }
 
+/// Refuses names that a directory cannot have.
 pub(super) fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > 255 {
         return Err(Errno::ENAMETOOLONG.into());

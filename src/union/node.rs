@@ -10,8 +10,8 @@ const SHARDS: usize = 16;
 
 /// The objects that the kernel holds. An object takes about 32 bytes.
 ///
-/// The parent is a hint for finding the name of a lower file when it is copied up, since images do
-/// not store the parents of files.
+/// The parent is a hint for finding the name of a lower file when it is copied up, since images do not
+/// store the parents of files.
 ///
 /// The locks of this table are taken last.
 #[derive(Debug, Default)]
@@ -36,8 +36,8 @@ impl Nodes {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds 1 to the lookup count of an object. `parent` is `None` if the object was looked up by
-    /// its identity.
+    /// Adds 1 to the lookup count of an object. `parent` is `None` if the object was looked up by its
+    /// identity.
     pub fn remember(&self, ino: Ino, parent: impl Into<Option<Ino>>) {
         let parent = parent.into();
         let mut shard = self.shard(ino);
@@ -46,8 +46,7 @@ impl Nodes {
         node.parent = parent.or(node.parent);
     }
 
-    /// Subtracts `count` from the lookup count. Returns true if the kernel no longer holds the
-    /// object.
+    /// Subtracts `count` from the lookup count. Returns true if the kernel no longer holds the object.
     pub fn forget(&self, ino: Ino, count: u64) -> bool {
         let mut shard = self.shard(ino);
         match shard.entry(ino) {
@@ -64,7 +63,7 @@ impl Nodes {
     }
 
     /// Returns true if the kernel holds the object.
-    pub fn is_held(&self, ino: Ino) -> bool {
+    pub(crate) fn is_held(&self, ino: Ino) -> bool {
         self.shard(ino).contains_key(&ino)
     }
 
@@ -80,22 +79,22 @@ impl Nodes {
         }
     }
 
-    /// Records that a discard restored an object that had lost its last name. The kernel never uses
-    /// a removed directory again while a process is in it, so the directory gets a new generation.
-    pub fn revive(&self, ino: Ino) {
+    /// Records that a discard restored an object that had lost its last name. The kernel never uses a
+    /// removed directory again while a process is in it, so the directory gets a new generation.
+    pub(crate) fn revive(&self, ino: Ino) {
         let mut revived = self.revived.write().unwrap_or_else(PoisonError::into_inner);
         *revived.entry(ino).or_default() += 1;
     }
 
-    /// Returns the generation of a directory. The kernel regards two generations of one inode
-    /// number as two inodes.
-    pub fn generation(&self, ino: Ino) -> u64 {
+    /// Returns the generation of a directory. The kernel regards two generations of one inode number as
+    /// two inodes.
+    pub(crate) fn generation(&self, ino: Ino) -> u64 {
         let revived = self.revived.read().unwrap_or_else(PoisonError::into_inner);
         revived.get(&ino).copied().unwrap_or(0)
     }
 
     /// Returns all objects that the kernel holds, in no particular order.
-    pub fn held(&self) -> Vec<Ino> {
+    pub(crate) fn held(&self) -> Vec<Ino> {
         let mut all = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,7 @@
-//! Opening the view of an environment: its stack, layer by layer.
+//! Opening, closing and verifying the view of an environment, layer by layer from the bottom.
+//!
+//! The database records whether the last close was clean. If it was not, or if the files were copied
+//! since, rows and files are reconciled before the view is used.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -9,8 +12,9 @@ use std::time::UNIX_EPOCH;
 
 use super::checked;
 use super::delta::Delta;
+use super::file_check::compare_files;
 use super::overlay;
-use super::reconcile::{Reconciled, differences, reconcile};
+use super::reconcile::{HostInodes, Reconciled, reconcile};
 use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union, dir_check};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{DataPlace, HomeId, ImageId, LayerId, StackPart, StateDb};
@@ -18,31 +22,32 @@ use crate::sys::medium::network_file_system;
 use crate::sys::regular;
 use crate::upper::UpperDir;
 
-/// Where an environment keeps its parts.
+/// The files of an environment.
 #[derive(Debug, Clone)]
 pub struct Paths {
-    /// Directory of image files.
+    /// The directory of image files.
     pub images: PathBuf,
-    /// Whether the names there are links to images elsewhere, which this process has made.
+    /// Whether the files there are symbolic links that this process created, to images elsewhere.
     pub images_are_links: bool,
-    /// Directory of upper layers, one directory each, named by their number.
+    /// The directory of upper layers. Each is a directory named by its number.
     pub layers: PathBuf,
-    /// Directory for content that no row knows.
+    /// The directory for files without a row, which are moved aside.
     pub strays: PathBuf,
 }
 
 impl Paths {
-    /// The directory of an upper layer.
+    /// Returns the directory of an upper layer.
     pub fn layer(&self, layer: LayerId) -> PathBuf {
         self.layers.join(layer.to_string())
     }
 
-    /// The directory of a layer that is kept for a full disk.
+    /// Returns the spare directory of a layer, for a full disk.
     pub(super) fn spare(&self) -> PathBuf {
         self.strays.with_file_name("spare")
     }
 
-    /// What tells the directory of all this from a copy of it: no copy keeps when it was made.
+    /// Returns the identity of the environment's directory. A copy has another: no copying tool can
+    /// preserve the time of birth.
     fn identity(&self) -> std::io::Result<HomeId> {
         let meta = self.layers.join("..").metadata();
         let meta = meta.map_err(|e| {
@@ -52,26 +57,28 @@ impl Paths {
         let made = made.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         Ok(HomeId {
             ino: meta.ino(),
-            // Only compared: it need not be right after the year 2262.
+            // Only compared, so an overflow in the year 2262 is harmless.
             born: made.map_or(0, |since| since.as_nanos() as i64),
         })
     }
 }
 
-/// How a view is opened.
+/// Options for opening a view.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Cache sizes of each image.
+    /// The cache sizes of each image.
     pub reader: ReaderOptions,
 }
 
 impl Union {
-    /// Opens the writable view of an environment. If it was not closed cleanly, or has been copied
-    /// since, rows and files are reconciled first; what was found is returned. Cost follows the
-    /// changes, not the image; where a large layer is as it was left, it follows the number of its
-    /// directories.
+    /// Opens the writable view of an environment, and returns what was repaired. The cost is
+    /// proportional to the changes, not to the image; for a large layer that was not changed since its
+    /// last close, to the number of its directories.
     ///
-    /// The caller holds the environment's lock: there is one view at a time.
+    /// Rows and files are reconciled if the last close was not clean, if the environment was copied
+    /// since, or if a file is missing or has no row.
+    ///
+    /// The caller holds the environment's lock, so that there is one view at a time.
     pub fn open(
         db: Arc<StateDb>,
         paths: Paths,
@@ -81,10 +88,13 @@ impl Union {
         let unclean = !db.was_clean()?;
         let home = paths.identity()?;
         let known = db.home_id()?;
-        let is_copy = known.as_ref().is_some_and(|known| *known != home);
-        // However orderly the end of what was copied: its host inode numbers are other files' here,
-        // and the next end may be less orderly.
-        let to_reconcile = unclean || is_copy;
+        let host_inodes = match &known {
+            Some(known) if *known != home => HostInodes::Copied,
+            _ => HostInodes::Valid,
+        };
+        // Even if the original was closed cleanly: its host inode numbers are those of other files
+        // here, and the next close may not be clean.
+        let to_reconcile = unclean || host_inodes == HostInodes::Copied;
         let mut done = Reconciled::default();
         let (mut frozen, mut base) = (Vec::new(), Vec::new());
         let mut top = None;
@@ -96,7 +106,7 @@ impl Union {
             0 | 1 => None,
             _ => Some(Arc::new(overlay::links(&db)?)),
         };
-        // From the bottom up: an upper names its directories by what lies below it.
+        // From the bottom: the paths of an upper's directories depend on the layers below it.
         for part in stack.into_iter().rev() {
             match part.part {
                 StackPart::Image(image) => {
@@ -122,11 +132,16 @@ impl Union {
                     let mut delta = Delta::from_rows(db.load_layer(part.id)?);
                     dir_check::check(&delta, &below)?;
                     let upper = open_upper(&db, &paths, part.id, &delta)?;
-                    // However clean the end was: somebody may have removed files since, or put some
-                    // there.
-                    if to_reconcile || !differences(&delta, &upper, &below)?.is_none() {
-                        let found = reconcile(&db, part.id, &mut delta, &upper, &below, is_copy)?;
-                        done.add(found);
+                    // Checked even after a clean close: files may have been removed or added since.
+                    if to_reconcile || !compare_files(&delta, &upper, &below)?.is_empty() {
+                        done.add(reconcile(
+                            &db,
+                            part.id,
+                            &mut delta,
+                            &upper,
+                            &below,
+                            host_inodes,
+                        )?);
                     }
                     if to_reconcile {
                         upper.unsynced().note_everything();
@@ -146,14 +161,14 @@ impl Union {
                 "the stack has no writable layer".to_owned(),
             ));
         };
-        // After the rows have the numbers of this copy: else an end between the two would leave the
-        // old.
+        // Only after the rows have the inode numbers of this copy: a crash in between must not leave
+        // the old ones.
         if known.as_ref() != Some(&home) {
             db.set_home_id(home)?;
         }
         db.mark_unclean()?;
         db.restore_reserve();
-        // Syncing singly is right everywhere, but slower where there is much.
+        // Syncing files one by one is correct everywhere, but slower if there are many.
         let syncs_singly = network_file_system(&paths.layers).map_or(true, |name| name.is_some());
         let union = Union {
             db,
@@ -177,17 +192,17 @@ impl Union {
             needs_repair: AtomicBool::new(false),
             was_discarded: AtomicBool::new(false),
         };
-        union.keep_spare();
-        // A commit that was interrupted before anything else was changed never began.
+        union.create_spare_upper();
+        // If nothing was changed after an interrupted commit began, the commit is undone.
         union.unrotate()?;
         Ok((union, done))
     }
 
-    /// Makes everything durable and notes that rows and files agree, if they do. Call when nothing
-    /// changes the view any more.
+    /// Makes everything durable and records a clean close, unless rows and files are known to differ. The
+    /// view must not be changed afterwards.
     pub fn close(&self) -> Result<()> {
-        // There may be room again.
-        self.keep_spare();
+        // The disk may have free space again.
+        self.create_spare_upper();
         self.db.restore_reserve();
         self.sync_all()?;
         match self.needs_repair.load(Ordering::Relaxed) {
@@ -200,21 +215,20 @@ impl Union {
         Ok(())
     }
 
-    /// Where the parts of the environment are.
+    /// Returns the files of the environment.
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 }
 
-/// Opens the directory of a layer of the stack. It is made where no row says that it has content,
-/// since nothing is missing then: the first mount comes here before there is one, and some who copy
-/// trees leave empty directories out.
+/// Opens the directory of a layer. If no row has content, it is created if it does not exist: before the
+/// first mount there is none, and some copying tools omit empty directories.
 fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Result<UpperDir> {
     let path = paths.layer(layer);
     if !has_content(delta) {
-        let made = UpperDir::create(&path, &paths.strays);
-        return Ok(made.map_err(|e| {
-            std::io::Error::new(e.kind(), format!("cannot make {}: {e}", path.display()))
+        let created = UpperDir::create(&path, &paths.strays);
+        return Ok(created.map_err(|e| {
+            std::io::Error::new(e.kind(), format!("cannot create {}: {e}", path.display()))
         })?);
     }
     match UpperDir::open(&path, &paths.strays) {
@@ -222,16 +236,16 @@ fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Res
             if e.kind() == std::io::ErrorKind::NotFound
                 || regular::as_not_regular(&e).is_some() =>
         {
-            // The next open must compare rows and files, whatever it finds.
+            // The next open must compare rows and files even if the directory exists then.
             db.mark_unclean()?;
             let upper = path.join("upper");
             let what = match regular::as_not_regular(&e) {
-                Some(found) => format!("{}: {found}, and not the place", upper.display()),
-                None => format!("{} is not there,", upper.display()),
+                Some(found) => format!("{}: {found}", upper.display()),
+                None => format!("{} does not exist", upper.display()),
             };
             Err(Error::Inconsistent(format!(
-                "{what} where the content of changed files is; put it back, or give that content up: \
-                 envfs verify --repair",
+                "{what}; it must be the directory with the content of changed files. Restore it, or \
+                 give that content up: envfs verify --repair",
             )))
         }
         opened => Ok(opened?),
@@ -243,9 +257,13 @@ fn has_content(delta: &Delta) -> bool {
     rows.any(|(_, row)| row.data == DataPlace::Upper)
 }
 
-/// Says what differs between the rows of an environment and the files of its uppers, in words, and
-/// changes nothing. The environment is not in use.
-pub fn verify_uppers(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Result<Vec<String>> {
+/// Describes the differences between the rows of an environment and the files of its uppers, and changes
+/// nothing. The environment must not be in use.
+pub(crate) fn verify_uppers(
+    db: &StateDb,
+    paths: &Paths,
+    options: &OpenOptions,
+) -> Result<Vec<String>> {
     let (mut frozen, mut base) = (Vec::new(), Vec::new());
     let mut problems = Vec::new();
     for part in db.stack()?.into_iter().rev() {
@@ -262,26 +280,26 @@ pub fn verify_uppers(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Resu
             Err(e) => {
                 if has_content(&delta) {
                     problems.push(format!(
-                        "{}: the content of changed files is not there: {e}",
+                        "{}: the content of changed files is missing: {e}",
                         path.display()
                     ));
                 }
                 continue;
             }
         };
-        let wrong = differences(&delta, &upper, &below)?;
-        for (path, found) in wrong.missing {
+        let differences = compare_files(&delta, &upper, &below)?;
+        for (path, found) in differences.missing {
             problems.push(match found {
-                None => format!("{}: its content is not there", path.display()),
+                None => format!("{}: its content is missing", path.display()),
                 Some(_) => format!(
-                    "{}: its content is not there, something else is in its place",
+                    "{}: its content is missing, and another object is at its path",
                     path.display()
                 ),
             });
         }
-        for found in wrong.unknown {
+        for found in differences.unknown {
             problems.push(format!(
-                "{}: belongs to nothing",
+                "{}: no changed file has this content",
                 path.join("upper").join(found).display()
             ));
         }
@@ -293,8 +311,8 @@ pub fn verify_uppers(db: &StateDb, paths: &Paths, options: &OpenOptions) -> Resu
     Ok(problems)
 }
 
-/// Opens an image of the history as a layer.
-pub fn open_image(
+/// Opens an image as a layer.
+pub(crate) fn open_image(
     db: &StateDb,
     paths: &Paths,
     image: ImageId,
@@ -302,7 +320,7 @@ pub fn open_image(
 ) -> Result<ImageLayer> {
     let missing = || {
         Error::Inconsistent(format!(
-            "image {image} is in the stack but not in the history"
+            "image {image} is in the stack but not in the table of images"
         ))
     };
     let row = db.image(image)?.ok_or_else(missing)?;
@@ -321,15 +339,15 @@ pub fn open_image(
     };
     let links = Arc::new(overlay::counted_links(db, image)?);
     let layer = ImageLayer::new(file, id_map).with_links(links);
-    // What envfs wrote, or an import has found to be right, needs no counting.
+    // Link counts are correct in images that envfs wrote or whose import checked them.
     Ok(match row.tables_appended {
         Some(_) => layer,
         None => layer.counting_subdirectories(),
     })
 }
 
-/// Notes where an image begins in its file, if it is inside another and cannot be found there.
-pub fn set_offset(db: &StateDb, image: ImageId, offset: Option<u64>) -> Result<()> {
+/// Records the offset of an image in its file, or that it has none.
+pub(crate) fn set_offset(db: &StateDb, image: ImageId, offset: Option<u64>) -> Result<()> {
     if db.image(image)?.and_then(|row| row.offset) != offset {
         db.set_image_offset(image, offset)?;
     }

@@ -1,60 +1,32 @@
-//! Several images one over another, read as overlayfs reads its lower directories.
+//! Stacks of several images, with the semantics of overlayfs's lower directories.
 //!
-//! A stack merges by identity, while images made apart know nothing of each other. So before the
-//! first mount the directories of an upper image are walked along the view below it: one that is at
-//! the path of a directory there, and not opaque, *is* that directory and gets its identity. All
-//! other objects get fresh ones. From then on nothing distinguishes a merged directory from any
-//! other.
+//! A stack merges by identity, but independent images have no common identities. So before the first mount
+//! the directories of each upper image are walked together with the view below it. A directory at the path
+//! of a lower directory that is not opaque gets the identity of the lower one; all other objects get new
+//! identities. After that a merged directory is like any other.
 //!
-//! Each image says how many names an object has, and cannot know of names that an image above
-//! hides, or of subdirectories that it adds. Where that matters the true number is found in the
-//! same walk.
+//! The link counts in an image do not include names that an image above hides, or subdirectories that it
+//! adds. The walk also computes the correct counts and stores those that differ.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::image_layer::ImageLayer;
+use super::image_layer::{ImageLayer, Links};
+use super::overlay_marks::mark;
 use super::stack::LowerStack;
 use super::{Error, Result};
 use crate::object::{Ino, Kind};
 use crate::squashfs::Image;
-use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
+use crate::squashfs::format::{Inode, InodeKind, InodeRef};
 use crate::state::{BadIdMap, IdMap, IdRun, ImageId, LinksIn, StateDb};
 
-/// Where overlayfs keeps attributes of its own.
-const RESERVED: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-
-/// Number of names, of objects of which the images say another.
-pub type Links = BTreeMap<Ino, u32>;
-
-/// Returns true for an attribute that is overlayfs's own.
-pub(super) fn is_reserved(name: &[u8]) -> bool {
-    RESERVED.iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// Returns true for a device that stands for "there is nothing here".
-pub(super) fn is_whiteout(inode: &Inode) -> bool {
-    matches!(inode.body, InodeBody::CharDevice(0))
-}
-
-/// Returns the value of an attribute of overlayfs, by its name without what all of them begin with.
-pub(super) fn mark(image: &Image, inode: &Inode, name: &[u8]) -> Result<Option<Vec<u8>>> {
-    let all = image.xattrs(inode)?;
-    let is_it = |found: &[u8]| {
-        RESERVED
-            .iter()
-            .any(|prefix| found.strip_prefix(*prefix) == Some(name))
-    };
-    Ok(all
-        .into_iter()
-        .find(|(found, _)| is_it(found))
-        .map(|(_, value)| value))
-}
-
-/// Gives the objects of images, top first, their identities, and returns the map of each. What else
-/// must be known of them is stored; the images are to be put into the stack after this.
+/// Assigns identities to the objects of images, top first, and returns the map of each image. Link counts
+/// that differ from those in the images are stored in the database. The caller then adds the images to the
+/// stack.
+///
+/// [`Error::Redirected`] if a directory that would be merged has the attribute `overlay.redirect`.
 pub fn identify(db: &StateDb, images: &[Image]) -> Result<Vec<IdMap>> {
     let (maps, links) = merge(images)?;
     if images.len() > 1 {
@@ -63,21 +35,21 @@ pub fn identify(db: &StateDb, images: &[Image]) -> Result<Vec<IdMap>> {
     Ok(maps)
 }
 
-/// Reads what [`identify`] stored.
+/// Returns the link counts that [`identify`] stored.
 pub(super) fn links(db: &StateDb) -> Result<Links> {
     Ok(db.link_counts(LinksIn::Stack)?)
 }
 
-/// Stores how many names objects of an image have, of which it says another number: the last name
-/// to go takes the object along. For an image that is by itself.
-pub fn count_links(db: &StateDb, image: ImageId, links: Links) -> Result<()> {
+/// Stores link counts of objects of a single image for which the image has another. They must be correct,
+/// because an object is removed with its last name.
+pub(crate) fn count_links(db: &StateDb, image: ImageId, links: Links) -> Result<()> {
     if links.is_empty() {
         return Ok(());
     }
     Ok(db.set_link_counts(LinksIn::Image(image), &links)?)
 }
 
-/// Reads what [`count_links`] stored.
+/// Returns the link counts that [`count_links`] stored.
 pub(super) fn counted_links(db: &StateDb, image: ImageId) -> Result<Links> {
     Ok(db.link_counts(LinksIn::Image(image))?)
 }
@@ -111,8 +83,8 @@ fn merge(images: &[Image]) -> Result<(Vec<IdMap>, Links)> {
     Ok((maps, links))
 }
 
-/// The map of an image in which these numbers are these objects, and all others new ones from
-/// `free` on.
+/// Returns the map of an image: `merged` numbers have the given identities, all others new ones from `free`
+/// on.
 fn map_of(merged: &BTreeMap<u32, Ino>, inodes: u32, mut free: u64) -> Result<IdMap, BadIdMap> {
     let mut runs = Vec::with_capacity(merged.len() * 2 + 1);
     let mut next: u32 = 1;
@@ -143,20 +115,20 @@ fn bad_map(error: BadIdMap) -> Error {
     Error::Inconsistent(error.to_string())
 }
 
-/// The walk of one image along the view below it.
+/// The walk of one image together with the view below it.
 struct Walk<'a> {
     image: &'a Image,
     below: LowerStack,
-    /// Numbers of directories that are there below, and which they are.
+    /// The inode numbers of directories that are merged, with their identities.
     merged: BTreeMap<u32, Ino>,
-    /// Directories below that cannot be reached any more.
+    /// Lower directories that can no longer be reached.
     hidden: HashSet<Ino>,
     links: &'a mut Links,
 }
 
 impl Walk<'_> {
     fn run(&mut self) -> Result<()> {
-        // As overlayfs does it: the roots are merged, whatever they are marked with.
+        // Like overlayfs: the roots are merged even if one is marked opaque.
         let mut pending = vec![(self.image.root(), Ino::ROOT)];
         while let Some((place, ino)) = pending.pop() {
             self.directory(place, ino, &mut pending)?;
@@ -172,13 +144,13 @@ impl Walk<'_> {
     ) -> Result<()> {
         let dir = self.image.inode(place)?;
         if self.merged.insert(dir.number, ino).is_some() {
-            let text = format!("directory {} of the image is in two places", dir.number);
+            let text = format!("directory {} of the image has two names", dir.number);
             return Err(Error::Inconsistent(text));
         }
         let old = self.below.list(ino)?;
         let is_dir = |(_, _, kind): &(&[u8], Ino, Kind)| *kind == Kind::Directory;
         let mut subdirectories = old.iter().filter(is_dir).count();
-        // What the layer shows by itself.
+        // The count without the layers below.
         let mut own: u32 = 2;
         for (name, entry) in self.image.read_dir(&dir)?.iter() {
             let was = old.find(name);
@@ -219,7 +191,7 @@ impl Walk<'_> {
         Ok(mark(self.image, inode, b"opaque")?.is_some_and(|value| value == b"y"))
     }
 
-    /// Takes a name from an object below, and all names from what lies below that.
+    /// Subtracts a name from a lower object. For a directory, all names in it are subtracted too.
     fn hide(&mut self, ino: Ino, kind: Kind) -> Result<()> {
         let mut pending = vec![(ino, kind)];
         while let Some((ino, kind)) = pending.pop() {
@@ -245,7 +217,6 @@ impl Walk<'_> {
     }
 }
 
-/// Stored form: an identity (64 bits) and a count (32 bits) after another, little-endian.
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -253,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_between_merged_directories_are_new_objects() {
+    fn numbers_between_merged_directories_get_new_identities() {
         let merged = BTreeMap::from([(2, Ino(7)), (3, Ino(1)), (6, Ino(4))]);
         let map = map_of(&merged, 7, 100).unwrap();
         let inos: Vec<u64> = (1..=7)

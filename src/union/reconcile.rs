@@ -1,43 +1,45 @@
-//! Repairs an upper layer whose rows and files differ: it was not closed cleanly, or was copied, or
-//! somebody has changed its files. Rows decide what exists, files are brought to where the rows
-//! say, and what no row knows is set aside. Doing it twice changes nothing more.
+//! Repairs an upper layer whose rows and files differ: after a crash, in a copy of the store, or after
+//! files were changed by hand.
+//!
+//! Rows decide which objects exist. Files are moved to the places of their rows, and a file without a row is
+//! moved to the strays directory, or removed if it is in `work`. Repairing again changes nothing more.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 
 use super::delta::Delta;
+use super::dir_check::parent;
+use super::file_check::{compare_files, is_kind_of};
 use super::stack::{LowerStack, chain};
 use super::{Error, Invalidation, Lookup, Result, Union};
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerId, RowChange, StateDb};
-use crate::upper::{Found, FoundKind, UpperDir};
+use crate::upper::{Found, LayerPath, Part, UpperDir};
 
-/// Where a file lies: in `work` or not, and its path there.
-type Place = (bool, Vec<Box<[u8]>>);
-
-/// What was found and done.
+/// What was repaired.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Reconciled {
-    /// Files brought to their place: a rename was cut short.
+    /// The number of files that were moved to their places, after an interrupted rename.
     pub moved: usize,
-    /// Files no row knows, moved to the strays directory: a creation or removal was cut short.
+    /// The number of files without a row that were moved to the strays directory, after an interrupted
+    /// creation or removal.
     pub set_aside: usize,
-    /// Files whose content never reached the disk, by the paths that the rows have for them; they
-    /// show again what lies below.
+    /// Files whose content never reached the disk, by their paths in the rows. The lower layers are
+    /// visible at these paths again.
     pub lost: Vec<PathBuf>,
-    /// Rows whose file has another host inode number: the store was copied.
+    /// The number of rows whose file has another host inode number, because the store was copied.
     pub renumbered: usize,
-    /// What the kernel must forget, where it knows the view.
+    /// What the kernel must forget, if the view is mounted.
     pub stale: Vec<Invalidation>,
 }
 
 impl Reconciled {
-    /// Adds what was found in another layer.
+    /// Adds the repairs of another layer.
     pub(super) fn add(&mut self, other: Reconciled) {
         self.moved += other.moved;
         self.set_aside += other.set_aside;
@@ -46,160 +48,285 @@ impl Reconciled {
         self.stale.extend(other.stale);
     }
 
-    /// Returns true if rows and files agreed.
+    /// Returns true if nothing had to be repaired.
     pub fn is_empty(&self) -> bool {
         *self == Reconciled::default()
     }
 }
 
-/// Compares the rows of a layer with the files of its directory and mends the difference. In a copy
-/// of the store host inode numbers say nothing: only places do.
+/// Whether host inode numbers identify the files of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HostInodes {
+    /// They do.
+    Valid,
+    /// The store was copied, so the files have other numbers. Only paths identify them.
+    Copied,
+}
+
+/// Compares the rows of a layer with the files of its directory and repairs the differences.
 pub(super) fn reconcile(
     db: &StateDb,
     layer: LayerId,
     delta: &mut Delta,
     upper: &UpperDir,
     lower: &LowerStack,
-    is_copy: bool,
+    host_inodes: HostInodes,
 ) -> Result<Reconciled> {
-    let mut done = Reconciled::default();
-    let mut unclaimed: HashMap<Place, Found> = HashMap::new();
-    let mut by_backing: HashMap<u64, Place> = HashMap::new();
-    for found in upper.scan()? {
-        let key = (found.in_work, found.path.clone());
-        by_backing.insert(found.backing_ino, key.clone());
-        unclaimed.insert(key, found);
+    let mut repair = Repair::new(delta, upper, lower)?;
+    // Files at their places first, so that no other row takes one of them.
+    let elsewhere = repair.claim_by_path()?;
+    let missing = match host_inodes {
+        HostInodes::Valid => repair.claim_by_inode(elsewhere),
+        HostInodes::Copied => elsewhere,
+    };
+    for object in missing {
+        repair.repair_missing(object)?;
     }
-    let parent = |delta: &Delta, dir: Ino| parent_of(delta, lower, dir);
-    let mut misplaced: HashMap<Place, Misplaced> = HashMap::new();
-    let mut pictures = Vec::new();
-    let mut changes = Vec::new();
-
-    // First what lies where it belongs, so that nobody else takes it.
-    let mut searched = Vec::new();
-    for (ino, row) in delta.inodes()? {
-        if row.data != DataPlace::Upper {
-            continue;
-        }
-        let way = match &row.place {
-            None => None,
-            Some((dir, name)) => match chain(*dir, |d| parent(delta, d)) {
-                // The directory is gone: what lies there has no name of this layer any more.
-                Err(Error::Posix(Errno::ESTALE)) => None,
-                way => Some((way?, name)),
-            },
-        };
-        let mut row = row.clone();
-        let expected = match way {
-            Some((way, name)) => {
-                let mut path: Vec<Box<[u8]>> = way.into_iter().map(|(_, name)| name).collect();
-                path.push(name.clone());
-                (false, path)
-            }
-            None => {
-                if row.place.take().is_some() {
-                    changes.push(RowChange::put_inode(ino, row.clone()));
-                }
-                (true, vec![Box::from(ino.to_string().as_bytes())])
-            }
-        };
-        match unclaimed.get(&expected) {
-            Some(found) if found.backing_ino == row.backing_ino && is_fit(row.kind, found.kind) => {
-                unclaimed.remove(&expected);
-            }
-            _ => searched.push((ino, row, expected)),
-        }
-    }
-    // Then what lies elsewhere: its host inode number tells, if it is still the same file.
-    let mut missing = Vec::new();
-    for (ino, row, expected) in searched {
-        let key = by_backing.get(&row.backing_ino).filter(|key| {
-            let found = unclaimed.get(*key);
-            !is_copy && found.is_some_and(|found| is_fit(row.kind, found.kind))
-        });
-        match key.and_then(|key| unclaimed.remove_entry(key)) {
-            Some((key, found)) => {
-                misplaced.insert(key, Misplaced { ino, row, found });
-            }
-            None => missing.push((ino, row, expected)),
-        }
-    }
-    for (ino, mut row, expected) in missing {
-        let is_there = unclaimed
-            .get(&expected)
-            .is_some_and(|found| is_fit(row.kind, found.kind));
-        if let Some(found) = is_there.then(|| unclaimed.remove(&expected)).flatten() {
-            row.backing_ino = found.backing_ino;
-            done.renumbered += 1;
-            changes.push(RowChange::put_inode(ino, row));
-        } else if let Some(renaming) = cut_short(delta, lower, ino, &row, misplaced.get(&expected))?
-        {
-            misplaced.remove(&expected);
-            done.moved += 1;
-            changes.extend(renaming);
-        } else if row.kind == Kind::Symlink {
-            // The row is what counts; the link in the upper is a picture of it.
-            pictures.push((ino, row));
-        } else {
-            done.lost.push(path_of(delta, lower, ino, &expected));
-            if row.kind == Kind::File && lower.attr(ino)?.is_some() {
-                row.data = DataPlace::Lower;
-                changes.push(RowChange::put_inode(ino, row));
-                continue;
-            }
-            for (dir, entries) in delta.dirs()? {
-                for (name, target) in entries.iter() {
-                    if target == Some(ino) {
-                        let uncovered = uncovers(delta, lower, dir, name)?;
-                        changes.push(if uncovered {
-                            RowChange::drop_entry(dir, name.to_vec())
-                        } else {
-                            RowChange::put_entry(dir, name.to_vec(), None)
-                        });
-                    }
-                }
-            }
-            changes.push(RowChange::DropInode(ino));
-            changes.push(RowChange::DropXattrs(ino));
-        }
-    }
-    for found in unclaimed.values() {
-        if found.in_work {
-            // A copy that was not finished, or content of a name that was removed.
-            upper.remove_found(found)?;
-        } else {
-            upper.set_found_aside(found)?;
-            done.set_aside += 1;
-        }
-    }
-    // Misplaced files go through `work`, so that two that changed places do not meet.
-    for Misplaced { ino, found, .. } in misplaced.values() {
-        upper.take_to_work(found, *ino)?;
-    }
-    for Misplaced { ino, row, .. } in misplaced.values() {
-        if let Some((dir, name)) = &row.place {
-            let fd = upper.create_dir(&chain(*dir, |d| parent(delta, d))?)?;
-            upper.place(*ino, fd.as_fd(), name)?;
-        }
-        done.moved += 1;
-    }
-    for (ino, mut row) in pictures {
-        if let (Some((dir, name)), Some(target)) = (row.place.clone(), row.target.clone()) {
-            let fd = upper.create_dir(&chain(dir, |d| parent(delta, d))?)?;
-            upper.create_symlink(fd.as_fd(), &name, &target)?;
-            row.backing_ino = upper.backing_ino(fd.as_fd(), &name)?;
-        } else {
-            row.data = DataPlace::Lower;
-        }
-        done.renumbered += 1;
-        changes.push(RowChange::put_inode(ino, row));
-    }
+    repair.remove_unclaimed()?;
+    repair.move_misplaced()?;
+    repair.restore_symlinks()?;
+    let Repair {
+        mut done, changes, ..
+    } = repair;
     if !changes.is_empty() {
         delta.change(&changes, || Ok(db.apply(layer, &changes)?))?;
     }
     done.stale = changes.iter().filter_map(invalidation).collect();
     done.lost.sort_unstable();
     Ok(done)
+}
+
+/// An object whose content is not at its place, with the path of that place.
+struct Missing {
+    ino: Ino,
+    row: InodeRow,
+    path: LayerPath,
+}
+
+/// An object whose content is at another path.
+struct Misplaced {
+    ino: Ino,
+    row: InodeRow,
+    found: Found,
+}
+
+/// A repair in progress. The rows are changed at its end, in one transaction.
+struct Repair<'a> {
+    delta: &'a Delta,
+    upper: &'a UpperDir,
+    lower: &'a LowerStack,
+    /// Files to which no row refers yet.
+    unclaimed: HashMap<LayerPath, Found>,
+    by_backing: HashMap<u64, LayerPath>,
+    /// Files that must be moved, by their current path.
+    misplaced: HashMap<LayerPath, Misplaced>,
+    /// Symbolic links that must be created: each is only a copy of its row.
+    symlinks: Vec<(Ino, InodeRow)>,
+    changes: Vec<RowChange<'static>>,
+    done: Reconciled,
+}
+
+impl<'a> Repair<'a> {
+    fn new(delta: &'a Delta, upper: &'a UpperDir, lower: &'a LowerStack) -> Result<Repair<'a>> {
+        let mut unclaimed = HashMap::new();
+        let mut by_backing = HashMap::new();
+        for found in upper.scan()? {
+            by_backing.insert(found.backing_ino, found.path.clone());
+            unclaimed.insert(found.path.clone(), found);
+        }
+        Ok(Repair {
+            delta,
+            upper,
+            lower,
+            unclaimed,
+            by_backing,
+            misplaced: HashMap::new(),
+            symlinks: Vec::new(),
+            changes: Vec::new(),
+            done: Reconciled::default(),
+        })
+    }
+
+    fn chain(&self, dir: Ino) -> Result<Vec<(Ino, Box<[u8]>)>> {
+        chain(dir, |dir| parent(self.delta, self.lower, dir))
+    }
+
+    /// Claims the files at the places of their rows. Returns the other objects with content.
+    fn claim_by_path(&mut self) -> Result<Vec<Missing>> {
+        let mut elsewhere = Vec::new();
+        let delta = self.delta;
+        for (ino, row) in delta.inodes()? {
+            if row.data != DataPlace::Upper {
+                continue;
+            }
+            let mut row = row.clone();
+            let path = match self.path_of_place(&row)? {
+                Some(path) => path,
+                None => {
+                    if row.place.take().is_some() {
+                        self.changes.push(RowChange::put_inode(ino, row.clone()));
+                    }
+                    LayerPath {
+                        part: Part::Work,
+                        names: vec![Box::from(ino.to_string().as_bytes())],
+                    }
+                }
+            };
+            match self.unclaimed.get(&path) {
+                Some(found)
+                    if found.backing_ino == row.backing_ino && is_kind_of(row.kind, found.kind) =>
+                {
+                    self.unclaimed.remove(&path);
+                }
+                _ => elsewhere.push(Missing { ino, row, path }),
+            }
+        }
+        Ok(elsewhere)
+    }
+
+    /// Returns the path of an object's place, or `None` if it has none or if the directory was removed.
+    fn path_of_place(&self, row: &InodeRow) -> Result<Option<LayerPath>> {
+        let Some((dir, name)) = &row.place else {
+            return Ok(None);
+        };
+        let chain = match self.chain(*dir) {
+            Err(Error::Posix(Errno::ESTALE)) => return Ok(None),
+            chain => chain?,
+        };
+        let above = chain.into_iter().map(|(_, name)| name);
+        Ok(Some(LayerPath {
+            part: Part::Upper,
+            names: above.chain([name.clone()]).collect(),
+        }))
+    }
+
+    /// Claims files at other paths that have the host inode numbers of rows. Returns the objects whose file
+    /// is missing.
+    fn claim_by_inode(&mut self, elsewhere: Vec<Missing>) -> Vec<Missing> {
+        let mut missing = Vec::new();
+        for object in elsewhere {
+            let path = self.by_backing.get(&object.row.backing_ino).filter(|path| {
+                let found = self.unclaimed.get(*path);
+                found.is_some_and(|found| is_kind_of(object.row.kind, found.kind))
+            });
+            match path.and_then(|path| self.unclaimed.remove_entry(path)) {
+                Some((path, found)) => {
+                    let Missing { ino, row, .. } = object;
+                    self.misplaced.insert(path, Misplaced { ino, row, found });
+                }
+                None => missing.push(object),
+            }
+        }
+        missing
+    }
+
+    fn repair_missing(&mut self, object: Missing) -> Result<()> {
+        let Missing { ino, mut row, path } = object;
+        let (delta, lower) = (self.delta, self.lower);
+        let is_there = self
+            .unclaimed
+            .get(&path)
+            .is_some_and(|found| is_kind_of(row.kind, found.kind));
+        if let Some(found) = is_there.then(|| self.unclaimed.remove(&path)).flatten() {
+            row.backing_ino = found.backing_ino;
+            self.done.renumbered += 1;
+            self.changes.push(RowChange::put_inode(ino, row));
+            return Ok(());
+        }
+        let there = self.misplaced.get(&path);
+        if let Some(renaming) = interrupted_rename(delta, lower, ino, &row, there)? {
+            self.misplaced.remove(&path);
+            self.done.moved += 1;
+            self.changes.extend(renaming);
+            return Ok(());
+        }
+        if row.kind == Kind::Symlink {
+            self.symlinks.push((ino, row));
+            return Ok(());
+        }
+        self.done.lost.push(self.shown_path(ino, &path));
+        if row.kind == Kind::File && lower.attr(ino)?.is_some() {
+            row.data = DataPlace::Lower;
+            self.changes.push(RowChange::put_inode(ino, row));
+            return Ok(());
+        }
+        for (dir, entries) in delta.dirs()? {
+            for (name, _) in entries.iter().filter(|(_, target)| *target == Some(ino)) {
+                let change = match reveals_file(delta, lower, dir, name)? {
+                    true => RowChange::drop_entry(dir, name.to_vec()),
+                    false => RowChange::put_entry(dir, name.to_vec(), None),
+                };
+                self.changes.push(change);
+            }
+        }
+        self.changes.push(RowChange::DropInode(ino));
+        self.changes.push(RowChange::DropXattrs(ino));
+        Ok(())
+    }
+
+    /// Removes files without a row.
+    fn remove_unclaimed(&mut self) -> Result<()> {
+        for found in self.unclaimed.values() {
+            match found.path.part {
+                // An incomplete copy, or the content of a removed name.
+                Part::Work => self.upper.remove_found(found)?,
+                Part::Upper => {
+                    self.upper.set_found_aside(found)?;
+                    self.done.set_aside += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves files to their places, through `work`, because two of them may have exchanged theirs.
+    fn move_misplaced(&mut self) -> Result<()> {
+        for Misplaced { ino, found, .. } in self.misplaced.values() {
+            self.upper.take_to_work(found, *ino)?;
+        }
+        for Misplaced { ino, row, .. } in self.misplaced.values() {
+            if let Some((dir, name)) = &row.place {
+                let fd = self.upper.create_dir(&self.chain(*dir)?)?;
+                self.upper.place(*ino, fd.as_fd(), name)?;
+            }
+            self.done.moved += 1;
+        }
+        Ok(())
+    }
+
+    fn restore_symlinks(&mut self) -> Result<()> {
+        for (ino, mut row) in std::mem::take(&mut self.symlinks) {
+            if let (Some((dir, name)), Some(target)) = (row.place.clone(), row.target.clone()) {
+                let fd = self.upper.create_dir(&self.chain(dir)?)?;
+                self.upper.create_symlink(fd.as_fd(), &name, &target)?;
+                row.backing_ino = self.upper.backing_ino(fd.as_fd(), &name)?;
+            } else {
+                row.data = DataPlace::Lower;
+            }
+            self.done.renumbered += 1;
+            self.changes.push(RowChange::put_inode(ino, row));
+        }
+        Ok(())
+    }
+
+    /// Returns a path of an object in the merged view, for a message. `path` is that of its content.
+    fn shown_path(&self, ino: Ino, path: &LayerPath) -> PathBuf {
+        let mut names = path.names.clone();
+        if path.part == Part::Work {
+            // It has no place, but may have names.
+            let mut entries = self.delta.loaded_dirs().flat_map(|(dir, entries)| {
+                let named = entries.iter().filter(|(_, target)| *target == Some(ino));
+                named.map(move |(name, _)| (dir, Box::from(name)))
+            });
+            names = entries
+                .find_map(|(dir, name)| {
+                    let above = self.chain(dir).ok()?.into_iter().map(|(_, name)| name);
+                    Some(above.chain([name]).collect())
+                })
+                .unwrap_or_else(|| vec![Box::from(format!("(object {ino})").as_bytes())]);
+        }
+        PathBuf::from(OsString::from_vec(names.join(&b'/')))
+    }
 }
 
 fn invalidation(change: &RowChange<'_>) -> Option<Invalidation> {
@@ -215,119 +342,10 @@ fn invalidation(change: &RowChange<'_>) -> Option<Invalidation> {
     }
 }
 
-/// Returns true if a file can be what a row says.
-fn is_fit(row: Kind, found: FoundKind) -> bool {
-    match row {
-        Kind::Symlink => found == FoundKind::Symlink,
-        _ => found == FoundKind::File,
-    }
-}
-
-/// What is wrong with the files of a layer, by path.
-#[derive(Debug, Default)]
-pub(super) struct Differences {
-    /// Content of rows that is not there, or something else in its place.
-    pub missing: Vec<(PathBuf, Option<FoundKind>)>,
-    /// Files that no row knows.
-    pub unknown: Vec<PathBuf>,
-}
-
-impl Differences {
-    /// Returns true if there is a file for each row and none besides.
-    pub(super) fn is_none(&self) -> bool {
-        self.missing.is_empty() && self.unknown.is_empty()
-    }
-}
-
-/// Compares the rows of a layer with the names in its directory, and reads nothing but directories.
-pub(super) fn differences(
-    delta: &Delta,
-    upper: &UpperDir,
-    lower: &LowerStack,
-) -> Result<Differences> {
-    let (mut names, mut work) = upper.names()?;
-    let mut dirs: HashMap<Ino, Option<PathBuf>> = HashMap::new();
-    let mut wrong = Differences::default();
-    let rows = delta.inodes()?;
-    let mut rows: Vec<_> = rows
-        .filter(|(_, row)| row.data == DataPlace::Upper)
-        .collect();
-    // Images number neighbours one after another, and looking up one parent finds its neighbours'.
-    rows.sort_unstable_by_key(|(ino, row)| (row.place.as_ref().map(|(dir, _)| *dir), *ino));
-    for (ino, row) in rows {
-        let way = match &row.place {
-            None => None,
-            Some((dir, name)) => {
-                if !dirs.contains_key(dir) {
-                    let way = match chain(*dir, |d| parent_of(delta, lower, d)) {
-                        Err(Error::Posix(Errno::ESTALE)) => None,
-                        way => Some(
-                            way?.iter()
-                                .map(|(_, name)| OsStr::from_bytes(name))
-                                .collect(),
-                        ),
-                    };
-                    dirs.insert(*dir, way);
-                }
-                let above: Option<&PathBuf> = dirs.get(dir).and_then(Option::as_ref);
-                above.map(|above| above.join(OsStr::from_bytes(name)))
-            }
-        };
-        let found = match &way {
-            Some(path) => names.remove(path),
-            None => work.remove(Path::new(&ino.to_string())),
-        };
-        if !found.is_some_and(|found| is_fit(row.kind, found)) {
-            let detached = || PathBuf::from(format!("(object {ino})"));
-            wrong.missing.push((way.unwrap_or_else(detached), found));
-        }
-    }
-    wrong.unknown = names.into_keys().collect();
-    wrong.missing.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    wrong.unknown.sort_unstable();
-    Ok(wrong)
-}
-
-fn parent_of(delta: &Delta, lower: &LowerStack, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
-    match delta.place(dir)? {
-        Some(place) => Ok(Some(place)),
-        None => lower.parent(dir),
-    }
-}
-
-/// A path by which the rows know an object whose content should be at a place.
-fn path_of(delta: &Delta, lower: &LowerStack, ino: Ino, expected: &Place) -> PathBuf {
-    let (is_in_work, way) = expected;
-    let mut way = way.clone();
-    if *is_in_work {
-        // Without a place, but perhaps not without a name.
-        let mut names = delta.loaded_dirs().flat_map(|(dir, entries)| {
-            let named = entries.iter().filter(|(_, target)| *target == Some(ino));
-            named.map(move |(name, _)| (dir, Box::from(name)))
-        });
-        way = names
-            .find_map(|(dir, name)| {
-                let above = chain(dir, |d| parent_of(delta, lower, d)).ok()?;
-                let above = above.into_iter().map(|(_, name)| name);
-                Some(above.chain([name]).collect())
-            })
-            .unwrap_or_else(|| vec![Box::from(format!("(object {ino})").as_bytes())]);
-    }
-    PathBuf::from(OsString::from_vec(way.join(&b'/')))
-}
-
-/// A row whose file lies elsewhere than it says.
-struct Misplaced {
-    ino: Ino,
-    row: InodeRow,
-    found: Found,
-}
-
-/// One object took the place of another, whose content is gone, and a power cut took back the rows
-/// that said so: returns the changes that say it again. `ino` is the one that is missing, `there`
-/// what lies in its place. Otherwise the name would be lost, which a file system never loses in a
-/// rename.
-fn cut_short(
+/// Returns the changes of rows of a rename whose files were moved, but whose rows a power failure undid: the
+/// object `there` has replaced the object `ino`, whose content no longer exists. Without them the name would
+/// be lost, which no file system does in a rename.
+fn interrupted_rename(
     delta: &Delta,
     lower: &LowerStack,
     ino: Ino,
@@ -341,7 +359,7 @@ fn cut_short(
         return Ok(None);
     };
     let below = lower.lookup(*old_dir, old_name)?;
-    let is = |said, below, ino| match said {
+    let is = |in_rows, below, ino| match in_rows {
         Lookup::Found(named) => named == ino,
         Lookup::Unknown => below == Some(ino),
         Lookup::Whiteout => false,
@@ -366,8 +384,9 @@ fn cut_short(
     ]))
 }
 
-/// Returns true if a name may show again what lies below: a file that is nowhere else.
-fn uncovers(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<bool> {
+/// Returns true if the row of a name can be removed: the lower layers have nothing there, or an unchanged
+/// object that is not a directory.
+fn reveals_file(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<bool> {
     let Some(below) = lower.lookup(dir, name)? else {
         return Ok(true);
     };
@@ -378,24 +397,14 @@ fn uncovers(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<
 }
 
 impl Union {
-    /// Returns what is missing of the content of the writable layer, in words.
-    pub fn verify_upper(&self) -> Result<Vec<String>> {
-        let state = self.read();
-        let wrong = differences(&state.delta, &state.upper, &state.lower)?;
-        let missing = wrong.missing.into_iter();
-        Ok(missing
-            .map(|(path, _)| format!("{}: its content is not there", path.display()))
-            .collect())
-    }
-
-    /// Compares rows and files while the view is in use, after something could not be read, and
-    /// repairs what differs. Returns what was found and done; nothing while changes lie in frozen
-    /// layers.
-    pub fn repair(&self) -> Result<Reconciled> {
+    /// Compares rows and files while the view is in use, and repairs the differences. Called after content
+    /// could not be read. Does nothing while there are frozen uppers.
+    pub(crate) fn repair(&self) -> Result<Reconciled> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
-        if state.has_frozen() || differences(&state.delta, &state.upper, &state.lower)?.is_none() {
+        if state.has_frozen() || compare_files(&state.delta, &state.upper, &state.lower)?.is_empty()
+        {
             return Ok(Reconciled::default());
         }
         let (upper, lower) = (state.upper.clone(), state.lower.clone());
@@ -405,7 +414,7 @@ impl Union {
             &mut state.delta,
             &upper,
             &lower,
-            false,
+            HostInodes::Valid,
         )?;
         for stale in &done.stale {
             if let Invalidation::Object(ino) = stale {

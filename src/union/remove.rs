@@ -1,4 +1,4 @@
-//! Names that go away, and what becomes of the objects that had them.
+//! Removing names, and the objects that lose their last name.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -10,34 +10,41 @@ use super::{ContentLayer, Orphan, Presence, Result, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, RowChange};
 
-/// What a name that goes away leaves to be done to physical files, after the rows have changed.
+/// What to do with the physical file when a name is removed.
 pub(super) enum Cleanup {
     Nothing,
-    /// The content lies under the name and has no other: remove it.
+    /// Remove the content under the name: the object has no other name.
     Remove,
-    /// The content lies in `work` under its identity: remove it.
+    /// Remove the content in `work`: the object has no other name.
     RemoveDetached,
-    /// The content lies under the name, but the object lives on: it is moved to `work` before the
-    /// rows change.
+    /// Move the content under the name to `work`, before the rows change: the object has other names.
     Detach,
+    /// Remove the physical directory.
     RemoveDir,
 }
 
+/// The kind of object that a call removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    Directory,
+    NotDirectory,
+}
+
 impl Union {
-    /// Removes a name of an object that is not a directory.
+    /// Removes a name of an object. `EISDIR` if it is a directory.
     pub fn unlink(&self, dir: Ino, name: &[u8]) -> Result<()> {
-        self.remove(dir, name, false)
+        self.remove(dir, name, Expected::NotDirectory)
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory. `ENOTEMPTY`, or `ENOTDIR` if it is not a directory.
     pub fn rmdir(&self, dir: Ino, name: &[u8]) -> Result<()> {
-        self.remove(dir, name, true)
+        self.remove(dir, name, Expected::Directory)
     }
 
-    fn remove(&self, dir: Ino, name: &[u8], want_dir: bool) -> Result<()> {
+    fn remove(&self, dir: Ino, name: &[u8], expected: Expected) -> Result<()> {
         let _gate = self.gate_shared();
         if let Some(ino) = self.preload_name(dir, name)?
-            && want_dir
+            && expected == Expected::Directory
         {
             self.preload_listing(ino)?;
         }
@@ -46,17 +53,17 @@ impl Union {
         let ino = state.lookup(dir, name)?.ok_or(Errno::ENOENT)?;
         let mut parent = state.live_dir_row(dir)?;
         let now = Timestamp::now();
-        match (state.kind(ino)? == Kind::Directory, want_dir) {
-            (true, false) => return Err(Errno::EISDIR.into()),
-            (false, true) => return Err(Errno::ENOTDIR.into()),
-            (true, true) => {
-                self.must_be_empty(state, ino)?;
+        match (state.kind(ino)?, expected) {
+            (Kind::Directory, Expected::NotDirectory) => return Err(Errno::EISDIR.into()),
+            (Kind::Directory, Expected::Directory) => {
+                self.check_empty(state, ino)?;
                 parent.nlink = parent.nlink.saturating_sub(1);
             }
-            (false, false) => {}
+            (_, Expected::Directory) => return Err(Errno::ENOTDIR.into()),
+            (_, Expected::NotDirectory) => {}
         }
         let mut changes = Vec::with_capacity(4);
-        changes.push(state.hide(dir, name)?);
+        changes.push(state.unlink_change(dir, name)?);
         let (remains, orphan) = self.drop_name(state, ino, dir, name, now, &mut changes)?;
         touch(&mut parent, now);
         changes.push(RowChange::put_inode(dir, parent));
@@ -72,7 +79,8 @@ impl Union {
         Ok(())
     }
 
-    /// Adds to `changes` what the object's row becomes when it loses the name `(dir, name)`.
+    /// Adds the changes of rows for an object that loses the name `(dir, name)`. Returns what to do with its
+    /// file, and the orphan that it becomes if this was its last name and the kernel holds it.
     pub(super) fn drop_name(
         &self,
         state: &State,
@@ -103,11 +111,11 @@ impl Union {
         let had_row = matches!(state.presence(ino)?, Presence::Row(_));
         let orphan = if self.nodes.is_held(ino) {
             let file = match row.data {
-                // Opened while it still has its name.
+                // Opened now, while the file still has its name.
                 DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, &row)?),
                 DataPlace::Lower if row.kind == Kind::File => {
                     if let ContentLayer::Frozen(frozen) = state.lower.content(ino)? {
-                        // A commit may remove the layer's files while this is still being read.
+                        // A commit may remove the files of the layer while the object is open.
                         frozen.pin(ino)?;
                     }
                     None
@@ -136,31 +144,30 @@ impl Union {
         }
         if row.kind == Kind::Directory {
             if state.delta.dir(ino)?.is_some() {
-                // Whiteouts in it hide nothing any more: nobody reaches this identity again.
+                // Whiteouts in it have no effect: this identity can no longer be reached.
                 changes.push(RowChange::DropEntriesOf(ino));
             }
             return Ok((Cleanup::RemoveDir, orphan));
         }
         let remains = match (row.data, row.place.is_some()) {
             (DataPlace::Upper, true) if lies_here => Cleanup::Remove,
-            // Of a hard link whose other names went before.
+            // A hard link whose other names were removed before.
             (DataPlace::Upper, false) => Cleanup::RemoveDetached,
             _ => Cleanup::Nothing,
         };
         Ok((remains, orphan))
     }
 
-    /// Takes back a [`State::detach`], since the rows did not change.
+    /// Undoes [`State::detach`] after the rows could not be changed.
     pub(super) fn undo_detach(&self, state: &State, detached: Option<Detached<'_>>) {
         if let Some(Detached { ino, dir, name }) = detached
             && let Err(e) = state.upper.place(ino, dir.as_fd(), name)
         {
-            self.repair_later("content did not go back to its name", &e);
+            self.repair_later("cannot move content back to its name", &e);
         }
     }
 
-    /// Step 3 of a removal. The rows are changed: failing here loses nothing, and is not the
-    /// caller's failure either.
+    /// Step 3 of a removal. The rows have changed, so the call has succeeded even if this fails.
     pub(super) fn finish_removal(
         &self,
         state: &mut State,
@@ -170,11 +177,12 @@ impl Union {
         remains: Cleanup,
     ) {
         if let Err(e) = state.remove_physical(ino, dir, name, remains) {
-            self.repair_later("content of a removed name is left", &e);
+            self.repair_later("cannot remove the content of a removed name", &e);
         }
     }
 
-    pub(super) fn must_be_empty(&self, state: &State, dir: Ino) -> Result<()> {
+    /// `ENOTEMPTY` if a directory has names.
+    pub(super) fn check_empty(&self, state: &State, dir: Ino) -> Result<()> {
         let edits = state.delta.dir(dir)?;
         if edits.is_some_and(|edits| edits.iter().any(|(_, target)| target.is_some())) {
             return Err(Errno::ENOTEMPTY.into());
@@ -188,7 +196,7 @@ impl Union {
     }
 }
 
-/// Content that was moved to `work`, and where it lay.
+/// Content that was moved to `work`, and its former name.
 pub(super) struct Detached<'a> {
     ino: Ino,
     dir: Arc<OwnedFd>,
@@ -196,8 +204,8 @@ pub(super) struct Detached<'a> {
 }
 
 impl State {
-    /// Moves content to `work` that loses the name it lies under, before the rows say so: this may
-    /// fail for want of room, and can be taken back.
+    /// Moves the content of an object that loses this name to `work`. Done before the rows change: it may
+    /// fail on a full disk, and can be undone.
     pub(super) fn detach<'a>(
         &self,
         ino: Ino,
@@ -217,7 +225,7 @@ impl State {
                 dir: physical,
                 name,
             })),
-            // What is missing cannot be kept, and must be removable.
+            // A name whose content is missing must be removable.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e.into()),
         }
@@ -225,7 +233,7 @@ impl State {
 
     fn remove_physical(&mut self, ino: Ino, dir: Ino, name: &[u8], remains: Cleanup) -> Result<()> {
         match remains {
-            // Detached before the rows were changed.
+            // Detached before the rows changed.
             Cleanup::Nothing | Cleanup::Detach => {}
             Cleanup::RemoveDetached => {
                 self.upper.unstage(ino)?;

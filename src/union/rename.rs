@@ -1,25 +1,85 @@
-//! Renaming: one object takes a name, or two change places.
+//! Renaming: an object takes a new name, or two objects exchange their names.
 
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::namespace::{check_name, touch};
 use super::remove::Cleanup;
-use super::{Result, State, Union};
+use super::{Orphan, Result, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
-use crate::state::{DataPlace, RowChange};
+use crate::state::{DataPlace, InodeRow, RowChange};
 use crate::sys::durable;
+use crate::upper::UpperDir;
 
-/// How a rename treats what has the new name.
+/// The flags of `renameat2(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RenameMode {
-    /// Replace it.
+    /// Replace the object that has the new name.
     Replace,
-    /// Fail with `EEXIST`.
+    /// Fail with `EEXIST` if the new name exists.
     NoReplace,
-    /// Let both change places.
+    /// Exchange the two names.
     Exchange,
+}
+
+/// An object with one of its names.
+#[derive(Clone, Copy)]
+struct Named<'a> {
+    ino: Ino,
+    is_dir: bool,
+    dir: Ino,
+    name: &'a [u8],
+}
+
+/// An object that a rename replaces, after [`Union::drop_name`].
+struct Replaced {
+    ino: Ino,
+    cleanup: Cleanup,
+    orphan: Option<Orphan>,
+}
+
+/// The move of a physical file or directory.
+struct Move<'a> {
+    from: (Arc<OwnedFd>, &'a [u8]),
+    to: (Arc<OwnedFd>, &'a [u8]),
+}
+
+impl Move<'_> {
+    /// Returns false if the file does not exist.
+    fn run(&self, upper: &UpperDir) -> io::Result<bool> {
+        let (from, to) = (&self.from, &self.to);
+        upper.rename((from.0.as_fd(), from.1), (to.0.as_fd(), to.1))
+    }
+
+    fn undo(&self, upper: &UpperDir) -> io::Result<bool> {
+        let (from, to) = (&self.from, &self.to);
+        upper.rename((to.0.as_fd(), to.1), (from.0.as_fd(), from.1))
+    }
+}
+
+/// The exchange of two physical names, of which one may not exist.
+struct Exchange<'a> {
+    a: (Arc<OwnedFd>, &'a [u8]),
+    b: (Arc<OwnedFd>, &'a [u8]),
+    exists_a: bool,
+    exists_b: bool,
+}
+
+impl Exchange<'_> {
+    /// Running it twice restores both names.
+    fn run(&mut self, upper: &UpperDir) -> io::Result<()> {
+        let (a, b) = ((self.a.0.as_fd(), self.a.1), (self.b.0.as_fd(), self.b.1));
+        match (self.exists_a, self.exists_b) {
+            (true, true) => upper.exchange(a, b)?,
+            (true, false) => drop(upper.rename(a, b)?),
+            (false, _) => drop(upper.rename(b, a)?),
+        }
+        std::mem::swap(&mut self.exists_a, &mut self.exists_b);
+        Ok(())
+    }
 }
 
 impl Union {
@@ -43,41 +103,52 @@ impl Union {
         let mut state = self.write();
         let state = &mut *state;
         let ino = state.lookup(dir, name)?.ok_or(Errno::ENOENT)?;
-        let replaced = state.lookup(new_dir, new_name)?;
+        let other = state.lookup(new_dir, new_name)?;
         state.live_dir_row(new_dir)?;
-        match (mode, replaced) {
+        match (mode, other) {
             (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),
             (RenameMode::Exchange, None) => return Err(Errno::ENOENT.into()),
             (_, Some(same)) if same == ino => return Ok(()),
             _ => {}
         }
-        let is_dir = state.kind(ino)? == Kind::Directory;
-        let replaced = match replaced {
-            Some(other) => Some((other, state.kind(other)? == Kind::Directory)),
-            None => None,
-        };
-        if is_dir && state.chain(new_dir)?.iter().any(|(at, _)| *at == ino) {
+        let object = state.named(ino, dir, name)?;
+        if object.is_dir && state.is_at_or_below(new_dir, ino)? {
             return Err(Errno::EINVAL.into());
         }
+        let Some(other) = other else {
+            return self.move_name(state, object, new_dir, new_name, None);
+        };
+        let other = state.named(other, new_dir, new_name)?;
         if mode == RenameMode::Exchange {
-            if let Some((other, other_is_dir)) = replaced {
-                if other_is_dir && state.chain(dir)?.iter().any(|(at, _)| *at == other) {
-                    return Err(Errno::EINVAL.into());
-                }
-                return self.exchange(
-                    state,
-                    (ino, is_dir, dir, name),
-                    (other, other_is_dir, new_dir, new_name),
-                );
+            if other.is_dir && state.is_at_or_below(dir, other.ino)? {
+                return Err(Errno::EINVAL.into());
             }
-            return Err(Errno::ENOENT.into());
+            return self.exchange(state, object, other);
         }
-        match replaced {
-            Some((_, false)) if is_dir => return Err(Errno::ENOTDIR.into()),
-            Some((_, true)) if !is_dir => return Err(Errno::EISDIR.into()),
-            Some((other, true)) => self.must_be_empty(state, other)?,
-            _ => {}
+        match (object.is_dir, other.is_dir) {
+            (true, false) => return Err(Errno::ENOTDIR.into()),
+            (false, true) => return Err(Errno::EISDIR.into()),
+            (true, true) => self.check_empty(state, other.ino)?,
+            (false, false) => {}
         }
+        self.move_name(state, object, new_dir, new_name, Some(other.ino))
+    }
+
+    /// Gives an object a new name, in place of the object `replaced`.
+    fn move_name(
+        &self,
+        state: &mut State,
+        object: Named<'_>,
+        new_dir: Ino,
+        new_name: &[u8],
+        replaced: Option<Ino>,
+    ) -> Result<()> {
+        let Named {
+            ino,
+            is_dir,
+            dir,
+            name,
+        } = object;
         let now = Timestamp::now();
         let old_row = state.row(ino, || Some((dir, Box::from(name))))?;
         let mut row = old_row.clone();
@@ -88,108 +159,76 @@ impl Union {
         row.ctime = now;
 
         let mut changes = Vec::with_capacity(8);
-        changes.push(state.hide(dir, name)?);
-        changes.push(state.show(new_dir, new_name, ino)?);
-        let remains = match replaced {
-            Some((other, _)) => Some((
-                other,
-                self.drop_name(state, other, new_dir, new_name, now, &mut changes)?,
-            )),
+        changes.push(state.unlink_change(dir, name)?);
+        changes.push(state.link_change(new_dir, new_name, ino)?);
+        let replaced = match replaced {
+            Some(ino) => {
+                let (cleanup, orphan) =
+                    self.drop_name(state, ino, new_dir, new_name, now, &mut changes)?;
+                Some(Replaced {
+                    ino,
+                    cleanup,
+                    orphan,
+                })
+            }
             None => None,
         };
         changes.push(RowChange::put_inode(ino, row.clone()));
-        let mut parent = state.dir_row(dir)?;
-        touch(&mut parent, now);
-        if dir == new_dir {
-            if is_dir && replaced.is_some() {
-                parent.nlink = parent.nlink.saturating_sub(1);
-            }
-        } else {
-            let mut new_parent = state.dir_row(new_dir)?;
-            touch(&mut new_parent, now);
-            if is_dir {
-                parent.nlink = parent.nlink.saturating_sub(1);
-                if replaced.is_none() {
-                    new_parent.nlink += 1;
-                }
-            }
-            changes.push(RowChange::put_inode(new_dir, new_parent));
-        }
-        changes.push(RowChange::put_inode(dir, parent));
+        changes.extend(state.moved_parents(&object, new_dir, replaced.is_some(), now)?);
 
-        // Step 1: the directory that content will move to. Asked for by the old rows, which are
-        // still true; it stays true because neither end is inside the other.
+        // Step 1. The physical path is that of the old rows, which are still valid. Neither directory is
+        // inside the moved one, so their paths stay valid.
         let has_physical = if is_dir {
             state.has_physical(dir, name)?
         } else {
             row.data == DataPlace::Upper && content_moves && old_row.place.is_some()
         };
-        let from = if has_physical {
-            state.find_dir(dir)?
+        let content = if has_physical {
+            let from = state.find_dir(dir)?;
+            let to = state.create_dir(new_dir)?;
+            from.map(|from| Move {
+                from: (from, name),
+                to: (to, new_name),
+            })
         } else {
             None
         };
-        let to = if has_physical {
-            Some(state.create_dir(new_dir)?)
-        } else {
-            state.find_dir(new_dir)?
-        };
-        let content = from.as_ref().zip(to.as_ref());
-        let content = content.map(|(from, to)| ((from.as_fd(), name), (to.as_fd(), new_name)));
-        // It moves now if that destroys nothing: it may fail, and can be taken back.
-        let (detached, destroys) = match &remains {
-            Some((other, (what, _))) => (
-                state.detach(*other, new_dir, new_name, what)?,
-                matches!(what, Cleanup::Remove | Cleanup::RemoveDir),
+        let (detached, destroys) = match &replaced {
+            Some(Replaced { ino, cleanup, .. }) => (
+                state.detach(*ino, new_dir, new_name, cleanup)?,
+                matches!(cleanup, Cleanup::Remove | Cleanup::RemoveDir),
             ),
             None => (None, false),
         };
-        let early = content.filter(|_| !destroys);
-        if let Some((from, to)) = early
-            && let Err(e) = state.upper.rename(from, to)
+        // Content moves before the rows change if that destroys nothing, since it may fail.
+        let early = content.as_ref().filter(|_| !destroys);
+        if let Some(early) = early
+            && let Err(e) = early.run(&state.upper)
         {
             self.undo_detach(state, detached);
             return Err(e.into());
         }
         // Step 2.
         if let Err(e) = self.change(state, &changes) {
-            if let Some((from, to)) = early
-                && let Err(e) = state.upper.rename(to, from)
+            if let Some(early) = early
+                && let Err(e) = early.undo(&state.upper)
             {
-                self.repair_later("content did not go back to its name", &e);
+                self.repair_later("cannot move content back to its name", &e);
             }
             self.undo_detach(state, detached);
             return Err(e);
         }
         self.nodes.moved(ino, new_dir);
-        // Step 3, what cannot be taken back: the content of what is replaced goes, by the renaming
-        // itself where it can.
-        let late = content.filter(|_| destroys);
-        if let Some((other, (what, orphan))) = remains {
-            if let Some(orphan) = orphan {
-                state.orphans.insert(other, orphan);
-            }
-            match what {
-                Cleanup::Remove if late.is_some() => state.upper.forget_file(other),
-                what => self.finish_removal(state, other, new_dir, new_name, what),
-            }
-        }
-        if let Some((from, to)) = late {
-            match state.upper.rename(from, to) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.repair_later("content of a renamed file is missing", &Errno::ENOENT)
-                }
-                Err(e) => self.repair_later("content is under its old name", &e),
-            }
-        }
-        if replaced.is_some()
+        // Step 3.
+        let is_replacing = replaced.is_some();
+        let late = content.as_ref().filter(|_| destroys);
+        self.finish_rename(state, new_dir, new_name, replaced, late);
+        if is_replacing
             && row.data == DataPlace::Upper
             && let Some(file) = state.upper.cached_file(ino)
         {
-            // As ext4 and others do it where one file replaces another, for programs that write a
-            // new version and rename it over the old one without a sync. Of names in layers below
-            // the host knows nothing.
+            // As ext4 does, for programs that write a new version of a file and rename it over the old one
+            // without a sync. The host does not know of names in lower layers.
             durable::start_writeback(&file);
         }
         if content.is_some() {
@@ -199,45 +238,57 @@ impl Union {
         Ok(())
     }
 
-    fn exchange(
+    /// Step 3 of a rename: removes the content of the replaced object, by the move `late` if there is one.
+    /// The rows have changed, so the call has succeeded even if this fails.
+    fn finish_rename(
         &self,
         state: &mut State,
-        a: (Ino, bool, Ino, &[u8]),
-        b: (Ino, bool, Ino, &[u8]),
-    ) -> Result<()> {
-        let now = Timestamp::now();
-        let mut changes = Vec::with_capacity(8);
-        let moved = |state: &State,
-                     from: (Ino, bool, Ino, &[u8]),
-                     to: (Ino, bool, Ino, &[u8])|
-         -> Result<_> {
-            let mut row = state.row(from.0, || Some((from.2, Box::from(from.3))))?;
-            let placed = row.place.is_some();
-            let here = !placed || row.is_placed_at(from.2, from.3);
-            if here && (placed || row.data == DataPlace::Lower) {
-                row.place = Some((to.2, Box::from(to.3)));
+        new_dir: Ino,
+        new_name: &[u8],
+        replaced: Option<Replaced>,
+        late: Option<&Move<'_>>,
+    ) {
+        if let Some(Replaced {
+            ino,
+            cleanup,
+            orphan,
+        }) = replaced
+        {
+            if let Some(orphan) = orphan {
+                state.orphans.insert(ino, orphan);
             }
-            row.ctime = now;
-            let physical = if from.1 {
-                state.has_physical(from.2, from.3)?
-            } else {
-                row.data == DataPlace::Upper && here && placed
-            };
-            Ok((row, physical))
-        };
-        let (row_a, physical_a) = moved(state, a, b)?;
-        let (row_b, physical_b) = moved(state, b, a)?;
-        changes.push(state.show(a.2, a.3, b.0)?);
-        changes.push(state.show(b.2, b.3, a.0)?);
-        changes.push(RowChange::put_inode(a.0, row_a));
-        changes.push(RowChange::put_inode(b.0, row_b));
-        let mut parent_a = state.dir_row(a.2)?;
+            match cleanup {
+                Cleanup::Remove if late.is_some() => state.upper.forget_file(ino),
+                cleanup => self.finish_removal(state, ino, new_dir, new_name, cleanup),
+            }
+        }
+        match late.map(|late| late.run(&state.upper)) {
+            None | Some(Ok(true)) => {}
+            Some(Ok(false)) => {
+                self.repair_later("the content of a renamed file is missing", &Errno::ENOENT);
+            }
+            Some(Err(e)) => self.repair_later("cannot rename content", &e),
+        }
+    }
+
+    /// Exchanges the names of two objects.
+    fn exchange(&self, state: &mut State, a: Named<'_>, b: Named<'_>) -> Result<()> {
+        let now = Timestamp::now();
+        let (row_a, exists_a) = state.exchanged_row(a, b, now)?;
+        let (row_b, exists_b) = state.exchanged_row(b, a, now)?;
+        let mut changes = vec![
+            state.link_change(a.dir, a.name, b.ino)?,
+            state.link_change(b.dir, b.name, a.ino)?,
+            RowChange::put_inode(a.ino, row_a),
+            RowChange::put_inode(b.ino, row_b),
+        ];
+        let mut parent_a = state.dir_row(a.dir)?;
         touch(&mut parent_a, now);
-        if a.2 != b.2 {
-            let mut parent_b = state.dir_row(b.2)?;
+        if a.dir != b.dir {
+            let mut parent_b = state.dir_row(b.dir)?;
             touch(&mut parent_b, now);
-            if a.1 != b.1 {
-                let (loses, gains) = if a.1 {
+            if a.is_dir != b.is_dir {
+                let (loses, gains) = if a.is_dir {
                     (&mut parent_a, &mut parent_b)
                 } else {
                     (&mut parent_b, &mut parent_a)
@@ -245,51 +296,113 @@ impl Union {
                 loses.nlink = loses.nlink.saturating_sub(1);
                 gains.nlink += 1;
             }
-            changes.push(RowChange::put_inode(b.2, parent_b));
+            changes.push(RowChange::put_inode(b.dir, parent_b));
         }
-        changes.push(RowChange::put_inode(a.2, parent_a));
-        let dirs = if physical_a || physical_b {
-            Some((state.create_dir(a.2)?, state.create_dir(b.2)?))
+        changes.push(RowChange::put_inode(a.dir, parent_a));
+        let mut content = if exists_a || exists_b {
+            Some(Exchange {
+                a: (state.create_dir(a.dir)?, a.name),
+                b: (state.create_dir(b.dir)?, b.name),
+                exists_a,
+                exists_b,
+            })
         } else {
             None
         };
-        // The content first: that may fail, and can be taken back.
-        let swap = |state: &State, back: bool| -> Result<()> {
-            let Some((dir_a, dir_b)) = &dirs else {
-                return Ok(());
-            };
-            let (a, b) = ((dir_a.as_fd(), a.3), (dir_b.as_fd(), b.3));
-            if physical_a && physical_b {
-                state.upper.exchange(a, b)?;
-            } else if physical_a != back {
-                state.upper.rename(a, b)?;
-            } else {
-                state.upper.rename(b, a)?;
-            }
-            Ok(())
-        };
-        swap(state, false)?;
+        // The content moves first: that may fail, and can be undone.
+        if let Some(content) = &mut content {
+            content.run(&state.upper)?;
+        }
         if let Err(e) = self.change(state, &changes) {
-            if let Err(e) = swap(state, true) {
-                self.repair_later("content did not go back to its name", &e);
+            if let Some(content) = &mut content
+                && let Err(e) = content.run(&state.upper)
+            {
+                self.repair_later("cannot move content back to its name", &e);
             }
             return Err(e);
         }
-        self.nodes.moved(a.0, b.2);
-        self.nodes.moved(b.0, a.2);
-        if dirs.is_some() {
-            state.note_unsynced(a.2);
-            state.note_unsynced(b.2);
+        self.nodes.moved(a.ino, b.dir);
+        self.nodes.moved(b.ino, a.dir);
+        if content.is_some() {
+            state.note_unsynced(a.dir);
+            state.note_unsynced(b.dir);
         }
         Ok(())
     }
 }
 
 impl State {
+    fn named<'a>(&self, ino: Ino, dir: Ino, name: &'a [u8]) -> Result<Named<'a>> {
+        Ok(Named {
+            ino,
+            is_dir: self.kind(ino)? == Kind::Directory,
+            dir,
+            name,
+        })
+    }
+
+    /// Returns true if `dir` is the directory `above` or inside it.
+    fn is_at_or_below(&self, dir: Ino, above: Ino) -> Result<bool> {
+        Ok(self.chain(dir)?.iter().any(|(at, _)| *at == above))
+    }
+
     fn has_physical(&self, dir: Ino, name: &[u8]) -> Result<bool> {
         let Some(parent) = self.find_dir(dir)? else {
             return Ok(false);
         };
         Ok(self.upper.has(parent.as_fd(), name))
+    }
+
+    /// Returns the changes of the directories when an object moves from one to the other.
+    fn moved_parents(
+        &self,
+        object: &Named<'_>,
+        new_dir: Ino,
+        is_replacing: bool,
+        now: Timestamp,
+    ) -> Result<Vec<RowChange<'static>>> {
+        let mut changes = Vec::with_capacity(2);
+        let mut parent = self.dir_row(object.dir)?;
+        touch(&mut parent, now);
+        if object.dir == new_dir {
+            if object.is_dir && is_replacing {
+                parent.nlink = parent.nlink.saturating_sub(1);
+            }
+        } else {
+            let mut new_parent = self.dir_row(new_dir)?;
+            touch(&mut new_parent, now);
+            if object.is_dir {
+                parent.nlink = parent.nlink.saturating_sub(1);
+                if !is_replacing {
+                    new_parent.nlink += 1;
+                }
+            }
+            changes.push(RowChange::put_inode(new_dir, new_parent));
+        }
+        changes.push(RowChange::put_inode(object.dir, parent));
+        Ok(changes)
+    }
+
+    /// Returns the row of an object that gets the name of another, and whether it has a physical file or
+    /// directory that moves with it.
+    fn exchanged_row(
+        &self,
+        from: Named<'_>,
+        to: Named<'_>,
+        now: Timestamp,
+    ) -> Result<(InodeRow, bool)> {
+        let mut row = self.row(from.ino, || Some((from.dir, Box::from(from.name))))?;
+        let is_placed = row.place.is_some();
+        let content_moves = !is_placed || row.is_placed_at(from.dir, from.name);
+        if content_moves && (is_placed || row.data == DataPlace::Lower) {
+            row.place = Some((to.dir, Box::from(to.name)));
+        }
+        row.ctime = now;
+        let has_physical = if from.is_dir {
+            self.has_physical(from.dir, from.name)?
+        } else {
+            row.data == DataPlace::Upper && content_moves && is_placed
+        };
+        Ok((row, has_physical))
     }
 }

@@ -31,7 +31,7 @@ pub struct LowerStack {
 
 /// The layer that holds the content of a file.
 #[derive(Debug, Clone)]
-pub enum ContentLayer {
+pub(crate) enum ContentLayer {
     /// A frozen upper.
     Frozen(Arc<FrozenLayer>),
     /// An image.
@@ -79,7 +79,7 @@ impl LowerStack {
     }
 
     /// Returns the stack without the frozen uppers: the committed view.
-    pub fn committed(self: &Arc<Self>) -> Arc<LowerStack> {
+    pub(crate) fn committed(self: &Arc<Self>) -> Arc<LowerStack> {
         match self.frozen.last() {
             Some(lowest) => lowest.below().clone(),
             None => self.clone(),
@@ -175,7 +175,7 @@ impl LowerStack {
     }
 
     /// Returns the layer that has the content of a regular file.
-    pub fn content(&self, ino: Ino) -> Result<ContentLayer> {
+    pub(crate) fn content(&self, ino: Ino) -> Result<ContentLayer> {
         let holds = |layer: &dyn Layer| -> Result<bool> {
             let inode = layer.inode(ino)?;
             Ok(inode.is_some_and(|inode| inode.content == HeldIn::ThisLayer))

@@ -1,4 +1,8 @@
-//! Changing the stack under a live view: rotation, a new image, and throwing changes away.
+//! Changing the stack while it is mounted: rotation, a new image, and discarding all changes.
+//!
+//! These operations hold the gate exclusively, so that no content is being written, and the `state` lock
+//! exclusively, so that readers see either the old stack or the new one. The stack changes in the database
+//! first.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,38 +28,38 @@ pub enum DiscardMode {
 /// Something that the kernel may have cached and that changed without a request of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Invalidation {
-    /// What it knows of a name, present or absent.
+    /// A name, whether it exists or not.
     Entry {
         /// The directory.
         dir: Ino,
         /// The name.
         name: Box<[u8]>,
     },
-    /// Attributes, not content.
+    /// The attributes of an object, not its content.
     Attributes(Ino),
-    /// Attributes and content (or listing).
+    /// The attributes and the content or listing of an object.
     Object(Ino),
 }
 
 impl Union {
-    /// Everything below the writable layer, as it is now.
+    /// Returns the current layers below the writable one.
     pub fn lower(&self) -> Arc<LowerStack> {
         self.read().lower.clone()
     }
 
-    /// Freezes the writable layer and gives the view a fresh one. Returns the frozen layers, top
-    /// first; an empty writable layer is left alone.
+    /// Freezes the writable layer, unless it is empty, and adds a new one. Returns the frozen layers, top
+    /// first.
     ///
-    /// Waits for content being written; nobody waits for the disk but on the one transaction.
+    /// Waits for content that is being written. Other requests wait only for one transaction.
     pub fn rotate(&self) -> Result<Vec<LayerId>> {
-        // The rows of a frozen layer may leave the database while the layer is still in use. Read
-        // before the locks, which only what has changed since waits for.
+        // The rows of a frozen layer may leave the database while the layer is in use, so all are read. Done
+        // before the locks are taken, since it may take long.
         self.read().delta.load()?;
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
         if !state.delta.is_empty() {
-            let (fresh, upper) = self.fresh_upper()?;
+            let (fresh, upper) = self.new_upper()?;
             state.end_epoch(Vec::new())?;
             let frozen = state.layer;
             self.db.rotate(frozen, fresh)?;
@@ -72,9 +76,8 @@ impl Union {
         Ok(frozen.map(|layer| layer.id).collect())
     }
 
-    /// Takes a rotation back after a commit that failed, so that the stack is as it was before.
-    /// Does nothing when something was changed since: then the stack stays one layer taller and the
-    /// next commit takes both.
+    /// Undoes a rotation after a failed commit: the topmost frozen layer becomes writable again. Does nothing
+    /// if something was changed since; then the next commit includes both layers.
     pub fn unrotate(&self) -> Result<()> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
@@ -85,8 +88,7 @@ impl Union {
         };
         let (upper, below) = (frozen.upper().clone(), frozen.below().clone());
         let rows = self.db.load_layer(frozen.id)?;
-        let frozen = state.frozen_dirs();
-        state.end_epoch(frozen)?;
+        state.end_epoch(state.frozen_dirs())?;
         state.layer = self.db.unrotate(state.layer)?;
         state.delta = Delta::from_rows(rows);
         state.upper = upper;
@@ -94,25 +96,25 @@ impl Union {
         Ok(())
     }
 
-    /// Makes the directory of a new writable layer, durably, before any row names it.
-    fn fresh_upper(&self) -> Result<(LayerId, Arc<UpperDir>)> {
+    /// Creates the directory of a new writable layer, durably, before a row refers to it.
+    fn new_upper(&self) -> Result<(LayerId, Arc<UpperDir>)> {
         let fresh = self.db.reserve_layer()?;
         let path = self.paths.layer(fresh);
         if path.symlink_metadata().is_ok() {
-            let what = "is there already, though no layer has had its number: \
-                        is the state database older than its files?";
-            return Err(Error::Inconsistent(format!("{} {what}", path.display())));
+            let why = "exists already, but no layer has had this number: \
+                       is the state database older than its files?";
+            return Err(Error::Inconsistent(format!("{} {why}", path.display())));
         }
         let upper = match UpperDir::create(&path, &self.paths.strays) {
-            Err(e) if is_no_room(&e) => self.spare_upper(&path).map_err(|_| e)?,
-            made => made?,
+            Err(e) if is_disk_full(&e) => self.spare_upper(&path).map_err(|_| e)?,
+            created => created?,
         };
         Ok((fresh, Arc::new(upper)))
     }
 
-    /// Lets the directory that is kept for a full disk be that of a layer.
+    /// Uses the spare directory as that of a new layer, because the disk is full.
     fn spare_upper(&self, path: &Path) -> std::io::Result<UpperDir> {
-        // What could be made of it.
+        // Parts of it may have been created.
         std::fs::remove_dir_all(path).or_else(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Ok(()),
             _ => Err(e),
@@ -121,23 +123,23 @@ impl Union {
         UpperDir::create(path, &self.paths.strays)
     }
 
-    /// Keeps the directories of a layer for a disk that has no room for more, or for no more files.
-    /// Where there is no room, there is none.
-    pub fn keep_spare(&self) {
+    /// Creates the spare directory of a layer, so that a discard works on a full disk or without free inodes.
+    /// Does nothing if there is no space for it.
+    pub(crate) fn create_spare_upper(&self) {
         let spare = self.paths.spare();
         if spare.symlink_metadata().is_err()
             && let Err(e) = UpperDir::create(&spare, &self.paths.strays)
         {
-            tracing::debug!("no directory is kept for a full disk: {e}");
-            // Half of one is of no use.
+            tracing::debug!("cannot create a spare upper for a full disk: {e}");
+            // An incomplete one is useless.
             std::fs::remove_dir_all(&spare).unwrap_or_default();
         }
     }
 
-    /// Puts `lower` in the place of everything below the writable layer, in the same breath as
-    /// `publish` makes it so in the database. Returns what the kernel must forget: the attributes
-    /// of what the frozen layers held, which an image keeps less precisely.
-    pub fn replace_lower<T>(
+    /// Replaces the layers below the writable one by `lower`. `publish` does the same in the database; if it
+    /// fails, nothing changes. Returns what `publish` returned and what the kernel must forget: the
+    /// attributes of objects in the frozen layers, because an image stores them less precisely.
+    pub(crate) fn replace_lower<T>(
         &self,
         lower: Arc<LowerStack>,
         publish: impl FnOnce() -> Result<T>,
@@ -150,7 +152,7 @@ impl Union {
             let objects = frozen.delta().inodes()?;
             stale.extend(objects.map(|(ino, _)| Invalidation::Attributes(ino)));
         }
-        // The same names in the same order, so positions stay as they are.
+        // The new layers have the same names in the same order, so positions stay valid.
         state.lower = lower;
         Ok((published, stale))
     }
@@ -176,26 +178,25 @@ impl Union {
                 return Ok(None);
             }
         }
-        let (fresh, upper) = self.fresh_upper()?;
-        let frozen = state.frozen_dirs();
-        state.end_epoch(frozen)?;
+        let (fresh, upper) = self.new_upper()?;
+        state.end_epoch(state.frozen_dirs())?;
         let mut stale = delta_invalidations(&state.delta)?;
         for frozen in state.lower.frozen() {
             stale.extend(delta_invalidations(frozen.delta())?);
         }
         let published = publish(fresh)?;
-        // It has happened: what fails from here on must not look as if it had not.
+        // The changes are discarded: a failure from here on must not be reported as a failed discard.
         self.was_discarded.store(true, Ordering::Relaxed);
         state.delta = Delta::default();
         state.upper = upper;
         state.layer = fresh;
         state.lower = lower;
-        // What had lost its last name by a change has it back.
+        // Orphans that the discarded changes had unlinked have their names again.
         let held = std::mem::take(&mut state.orphans);
         for (ino, orphan) in held {
             let is_back = state.lower.attr(ino).map(|attr| attr.is_some());
             if is_back.unwrap_or_else(|e| {
-                tracing::warn!(%ino, "kept as an object without a name: {e}");
+                tracing::warn!(%ino, "keeping it as an object without a name: {e}");
                 false
             }) {
                 self.nodes.revive(ino);
@@ -209,7 +210,7 @@ impl Union {
 }
 
 impl State {
-    /// The directories in which frozen layers have names.
+    /// Returns the directories in which frozen layers have names.
     fn frozen_dirs(&self) -> Vec<Ino> {
         let frozen = self.lower.frozen().iter();
         frozen
@@ -218,14 +219,14 @@ impl State {
     }
 }
 
-fn is_no_room(error: &std::io::Error) -> bool {
+fn is_disk_full(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
     )
 }
 
-/// Everything that a layer's rows make different: without the layer, it is different again.
+/// Returns what the kernel must forget when a layer is removed: everything that has rows in it.
 fn delta_invalidations(delta: &Delta) -> Result<Vec<Invalidation>> {
     let mut stale = Vec::new();
     for (dir, entries) in delta.dirs()? {

@@ -1,9 +1,11 @@
-//! Making objects durable, wherever in the stack they are.
+//! Making objects durable.
 //!
-//! During a commit, and after one that failed, what was changed lies in frozen uppers as well. An
-//! object is synced in each of them: its content, the directories that lead to it, and the rows.
-//! Nothing but [`sync_all`](Union::sync_all) syncs a whole file system, and only where that works:
-//! FUSE and some network file systems do not pass `syncfs` on.
+//! During a commit, and after a failed one, changes are also in frozen uppers. An object is synced in each
+//! upper that has it: its content, the physical directories on its path, and the rows. Only
+//! [`sync_all`](Union::sync_all) syncs a whole file system, and only if `syncfs` reaches the disk: FUSE and
+//! some network file systems do not forward it.
+//!
+//! Syncing needs no lock of rows: `state` is held only while the files to sync are found.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,26 +14,25 @@ use std::sync::{Arc, PoisonError};
 
 use nix::errno::Errno;
 
-use super::content::has_file;
-use super::delta::Delta;
+use super::delta::{Delta, has_file};
 use super::{Error, FrozenLayer, Presence, Result, State, Union};
 use crate::object::{Ino, Kind};
 use crate::state::{InodeRow, LayerId};
 use crate::sys::durable;
 use crate::upper::{Chain, UpperDir};
 
-/// What has to be synced of an object in one layer.
+/// The parts of an object in one layer that must be synced.
 #[derive(Debug)]
-struct Part {
+struct SyncTarget {
     layer: LayerId,
     file: Option<Arc<File>>,
-    /// The directory that leads to it, or that it is.
+    /// The directory that contains it, or the object itself if it is a directory.
     dir: Option<Ino>,
-    /// Where its content lies under its identity.
+    /// The upper whose `work` contains its content.
     detached: Option<Arc<UpperDir>>,
 }
 
-/// One upper of the stack, writable or frozen.
+/// An upper of the stack.
 enum Upper<'a> {
     Writable(&'a State),
     Frozen(&'a FrozenLayer),
@@ -73,7 +74,7 @@ impl Upper<'_> {
         }
     }
 
-    fn part(&self, ino: Ino, row: &InodeRow) -> Result<Part> {
+    fn sync_target(&self, ino: Ino, row: &InodeRow) -> Result<SyncTarget> {
         let file = match has_file(row) {
             true => Some(self.file(ino, row)?),
             false => None,
@@ -83,7 +84,7 @@ impl Upper<'_> {
             _ => row.place.as_ref().map(|(dir, _)| *dir),
         };
         let is_detached = file.is_some() && row.place.is_none();
-        Ok(Part {
+        Ok(SyncTarget {
             layer: self.id(),
             file,
             dir,
@@ -93,37 +94,37 @@ impl Upper<'_> {
 }
 
 impl State {
-    /// The uppers of the stack, top first.
+    /// Iterates over the uppers of the stack, top first.
     fn uppers(&self) -> impl Iterator<Item = Upper<'_>> {
         let frozen = self.lower.frozen().iter();
         std::iter::once(Upper::Writable(self)).chain(frozen.map(|layer| Upper::Frozen(layer)))
     }
 
-    /// What has to be synced of an object.
-    fn parts(&self, ino: Ino) -> Result<Vec<Part>> {
+    /// Returns the parts of an object that must be synced, by layer.
+    fn sync_targets(&self, ino: Ino) -> Result<Vec<SyncTarget>> {
         if let Presence::Orphan(orphan) = self.presence(ino)? {
-            return Ok(vec![Part {
+            return Ok(vec![SyncTarget {
                 layer: self.layer,
                 file: orphan.file.clone(),
                 dir: None,
                 detached: None,
             }]);
         }
-        let mut parts = Vec::new();
+        let mut targets = Vec::new();
         for upper in self.uppers() {
             if let Some(row) = upper.delta().inode(ino)? {
-                parts.push(upper.part(ino, row)?);
+                targets.push(upper.sync_target(ino, row)?);
                 if has_file(row) {
-                    // What is below was content once, and is none any more.
+                    // This content replaces that of the layers below.
                     break;
                 }
             }
         }
-        Ok(parts)
+        Ok(targets)
     }
 }
 
-/// Which attributes of a file [`Union::sync`] makes durable with its content.
+/// The attributes that [`Union::sync`] makes durable with the content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncMode {
     /// The size, as `fdatasync(2)`.
@@ -133,22 +134,22 @@ pub enum SyncMode {
 }
 
 impl Union {
-    /// Makes an object durable: content, name, and the rows that say so.
+    /// Makes an object durable: its content, its names and its rows.
     pub fn sync(&self, ino: Ino, mode: SyncMode) -> Result<()> {
-        let parts = self.read().parts(ino)?;
-        for part in &parts {
-            match &part.file {
+        let targets = self.read().sync_targets(ino)?;
+        for target in &targets {
+            match &target.file {
                 Some(file) if mode == SyncMode::DataOnly => durable::sync_data(&**file)?,
                 Some(file) => durable::sync_file(&**file)?,
                 None => {}
             }
-            if let Some(upper) = &part.detached {
+            if let Some(upper) = &target.detached {
                 upper.sync_dir(upper.work())?;
             }
         }
-        for part in parts {
-            if let Some(dir) = part.dir {
-                self.sync_dirs_to(part.layer, dir)?;
+        for target in targets {
+            if let Some(dir) = target.dir {
+                self.sync_dirs_to(target.layer, dir)?;
             }
         }
         Ok(self.db.sync()?)
@@ -169,12 +170,11 @@ impl Union {
         Ok(self.db.sync()?)
     }
 
-    /// Syncs the physical directories of a layer from the root to `dir` that have changed since
-    /// they were synced. Nothing is left to do of a layer that is not in the stack any more: it was
-    /// committed, or discarded.
+    /// Syncs the changed physical directories of a layer on the path from the root to `dir`. Does nothing if
+    /// the layer is no longer in the stack, because it was committed or discarded.
     pub(super) fn sync_dirs_to(&self, layer: LayerId, dir: Ino) -> Result<()> {
-        // Who finds nothing left to do must not return before another has done it.
-        let _turn = self
+        // A thread that finds nothing to sync must not return before the thread that syncs it.
+        let _syncing = self
             .syncing_dirs
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -187,7 +187,7 @@ impl Union {
                 return Ok(());
             }
             let chain = match upper.chain(dir) {
-                // Removed meanwhile, and so without a name to keep.
+                // Removed meanwhile.
                 Err(Error::Posix(Errno::ESTALE)) => return Ok(()),
                 chain => chain?,
             };
@@ -199,17 +199,17 @@ impl Union {
         })
     }
 
-    /// Syncs all files and directories of all uppers that have changed since they were synced, one
-    /// by one.
+    /// Syncs all changed files and directories of all uppers, one by one.
     fn sync_uppers(&self) -> Result<()> {
         let mut all = Vec::new();
         {
-            // Content being written is noted first, and is written before it counts as synced.
+            // A writer marks a file before it writes, under the shared gate. With the exclusive gate no
+            // marked file is still being written.
             let _gate = self.gate_exclusive();
             let state = self.read();
             for upper in state.uppers() {
                 let (mut files, mut dirs) = (Vec::new(), HashSet::from([Ino::ROOT]));
-                // What was not read was not changed either.
+                // Rows that were not read have not changed.
                 for (ino, row) in upper.delta().loaded_inodes() {
                     if has_file(row) {
                         files.push(ino);
@@ -237,7 +237,7 @@ impl Union {
                         None => None,
                     }
                 };
-                // Removed meanwhile, if it is not there.
+                // `None` if it was removed meanwhile.
                 if let Some(file) = file {
                     durable::sync_file(&*file)?;
                 }
@@ -251,10 +251,10 @@ impl Union {
     }
 }
 
-/// A physical directory, if it is there.
+/// A physical directory, if it exists.
 type Found = Result<Option<Arc<OwnedFd>>>;
 
-/// Takes over which directories of a path are to be synced.
+/// Takes the directories of a path that must be synced.
 fn unsynced_of(upper: &UpperDir, chain: &Chain) -> Vec<(Ino, Found)> {
     let mut changed = Vec::new();
     for depth in 0..=chain.len() {

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-//! What can be brought about only between two steps of one call.
+//! Tests of states that exist only between two steps of one call, and of layers that are read in part.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::squashfs::writer::{ImageWriter, Meta, WriterOptions};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{IdMap, ImageId, InitEnvironment, NewImage, NewRevision, RevisionKind};
 
-/// Makes an image with these objects in its root directory, each a FIFO.
+/// Creates an image with these objects in its root directory, each a FIFO.
 fn image(path: &std::path::Path, inos: &[Ino]) -> ImageLayer {
     let meta = |number| Meta {
         number,
@@ -49,7 +49,7 @@ fn new_image(id: ImageId, file: String, layer: &ImageLayer) -> NewImage {
     }
 }
 
-/// The view of an environment with nothing in it.
+/// Returns the view of an empty environment.
 fn empty() -> (tempfile::TempDir, Union) {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -161,7 +161,7 @@ fn of_a_large_layer_only_what_is_used_is_read() {
 #[test]
 fn files_of_a_large_layer_that_were_changed_by_hand_are_noticed() {
     let (dir, union) = empty();
-    let layer = union.read().upper.path().join("upper");
+    let layer = union.paths().layer(union.read().layer).join("upper");
     fill(union);
     for (change, is_there) in [
         (
@@ -209,12 +209,12 @@ fn an_unclean_end_of_a_large_layer_is_reconciled() {
 }
 
 #[test]
-fn names_that_are_frozen_while_they_are_synced_are_synced_where_they_lie() {
+fn a_sync_during_which_the_layer_is_frozen_syncs_the_frozen_layer() {
     let (_dir, union) = empty();
     let new_file = NewObject::new(Kind::File, 0o644, Creator { uid: 1, gid: 1 });
     let made = union.create(Ino::ROOT, b"new", &new_file);
     let (file, _) = made.unwrap();
-    // A commit begins after `sync` has looked, before it comes to the directories.
+    // A commit begins after `sync` has found what to sync, before it syncs the directories.
     let layer = union.read().layer;
     union.rotate().unwrap();
     assert_ne!(union.read().layer, layer);
@@ -222,7 +222,7 @@ fn names_that_are_frozen_while_they_are_synced_are_synced_where_they_lie() {
     assert!(has_unsynced());
     union.sync_dirs_to(layer, Ino::ROOT).unwrap();
     assert!(!has_unsynced());
-    // What was noted goes with the layer when the commit fails.
+    // When the commit fails, the layer keeps its marks.
     union.unrotate().unwrap();
     let made = union.create(Ino::ROOT, b"other", &new_file);
     made.unwrap();
@@ -234,7 +234,7 @@ fn names_that_are_frozen_while_they_are_synced_are_synced_where_they_lie() {
 }
 
 #[test]
-fn what_has_been_dropped_is_told_though_the_layers_below_cannot_be_read() {
+fn a_discard_succeeds_even_if_a_lower_layer_cannot_be_read() {
     let (dir, union) = empty();
     let new_file = NewObject::new(Kind::File, 0o644, Creator { uid: 1, gid: 1 });
     let made = union.create(Ino::ROOT, b"held", &new_file);
@@ -246,7 +246,7 @@ fn what_has_been_dropped_is_told_though_the_layers_below_cannot_be_read() {
     union.unlink(Ino::ROOT, b"held").unwrap();
     let made = union.create(Ino::ROOT, b"new", &new_file);
     let (new, _) = made.unwrap();
-    // An image that has the file by its identity, and cannot be read any more.
+    // An image with an object of the same identity, which cannot be read.
     let file = dir.path().join("damaged");
     let damaged = image(&file, &[held]);
     fs::File::options()
@@ -263,7 +263,7 @@ fn what_has_been_dropped_is_told_though_the_layers_below_cannot_be_read() {
         .unwrap();
     assert_eq!(trashed.len(), 1);
     assert!(stale.contains(&Invalidation::Object(new)));
-    // Whether it is there again is not known: who holds it goes on with what he has.
+    // It is unknown whether the object has its name again: it stays an orphan.
     let content = union.read_at(held, 0, 100).unwrap();
     assert_eq!((*content).as_ref(), b"content");
 }

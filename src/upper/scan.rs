@@ -1,4 +1,4 @@
-//! Looks over everything that lies in an upper directory, for repair and for reports.
+//! Finds the files of a layer directory, for repair and verification.
 
 use std::collections::HashMap;
 use std::io;
@@ -6,18 +6,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::{UpperDir, identity};
+use super::UpperDir;
+use super::files::identity;
 use crate::object::Ino;
 use crate::sys::walk::{self, CurrentDir, Subdirs, Visitor};
 
-/// What lies under a name.
+/// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FoundKind {
-    /// A regular file, as the content of files is.
+pub(crate) enum FoundKind {
+    /// A regular file, which can be the content of an object.
     File,
-    /// A symbolic link.
+    /// A symbolic link, which can be the copy of a row.
     Symlink,
-    /// A device, FIFO or socket, which nothing of ours is.
+    /// A device, FIFO or socket, which envfs never creates.
     Other,
 }
 
@@ -33,40 +34,59 @@ impl FoundKind {
     }
 }
 
-/// One file or link found in a layer directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Components below `upper`, or the single name below `work`.
-    pub path: Vec<Box<[u8]>>,
-    /// Whether it lies in `work`.
-    pub in_work: bool,
-    /// Which file it is on the host, by its inode number and when it was made.
-    pub backing_ino: u64,
-    /// What it is.
-    pub kind: FoundKind,
+/// A part of a layer directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Part {
+    /// `upper`, with content at its path in the merged view.
+    Upper,
+    /// `work`, with content that has no name there.
+    Work,
 }
 
-/// What lies under names, by path.
-pub type Names = HashMap<PathBuf, FoundKind>;
+/// The path of a file in a layer directory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct LayerPath {
+    /// The part in which the file is.
+    pub(crate) part: Part,
+    /// The components of the path below the part.
+    pub(crate) names: Vec<Box<[u8]>>,
+}
+
+/// A file or symbolic link of a layer directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Its path.
+    pub(crate) path: LayerPath,
+    /// The identity of the host file, from its inode number and its time of birth.
+    pub(crate) backing_ino: u64,
+    /// Its kind.
+    pub(crate) kind: FoundKind,
+}
+
+/// Kinds of files by path.
+pub(crate) type Names = HashMap<PathBuf, FoundKind>;
 
 impl UpperDir {
-    /// Lists every file and link (not directories) of the layer. Cost follows the layer's size.
-    pub fn scan(&self) -> io::Result<Vec<Found>> {
+    /// Returns all files and symbolic links of the layer, without directories.
+    pub(crate) fn scan(&self) -> io::Result<Vec<Found>> {
         let mut scan = Scan {
             found: Vec::new(),
-            in_work: false,
+            part: Part::Upper,
         };
-        for (sub, root) in [("upper", self.root()), ("work", self.work())] {
+        for (part, sub, root) in [
+            (Part::Upper, "upper", self.root()),
+            (Part::Work, "work", self.work()),
+        ] {
+            scan.part = part;
             let root = root.try_clone_to_owned()?;
             walk::walk_from(root, &self.path.join(sub), (), &mut scan)?;
-            scan.in_work = true;
         }
         Ok(scan.found)
     }
 
-    /// Returns what lies under each name: of files of the layer by their path below `upper`, and by
-    /// their name in `work`. Directories are left out. Nothing but directories is read.
-    pub fn names(&self) -> io::Result<(Names, Names)> {
+    /// Returns the kinds of all files in `upper` and in `work`, without directories. Reads only directories,
+    /// not the attributes of files.
+    pub(crate) fn names(&self) -> io::Result<(Names, Names)> {
         let of = |root: BorrowedFd<'_>, sub: &str| {
             let mut named = Named(Names::new());
             let root = root.try_clone_to_owned()?;
@@ -76,24 +96,24 @@ impl UpperDir {
         Ok((of(self.root(), "upper")?, of(self.work(), "work")?))
     }
 
-    /// Moves something found by [`UpperDir::scan`] below the strays directory.
-    pub fn set_found_aside(&self, found: &Found) -> io::Result<()> {
+    /// Moves a file to the strays directory.
+    pub(crate) fn set_found_aside(&self, found: &Found) -> io::Result<()> {
         let Some((dir, last)) = self.open_parent(found)? else {
             return Ok(());
         };
         Ok(self.set_aside(dir.as_fd(), last)?)
     }
 
-    /// Moves something found to `work`, as the detached content of `ino`.
-    pub fn take_to_work(&self, found: &Found, ino: Ino) -> io::Result<()> {
+    /// Moves a file to `work`, as the detached content of `ino`.
+    pub(crate) fn take_to_work(&self, found: &Found, ino: Ino) -> io::Result<()> {
         match self.open_parent(found)? {
             Some((dir, last)) => self.detach(dir.as_fd(), last, ino),
             None => Ok(()),
         }
     }
 
-    /// Removes something found.
-    pub fn remove_found(&self, found: &Found) -> io::Result<()> {
+    /// Removes a file.
+    pub(crate) fn remove_found(&self, found: &Found) -> io::Result<()> {
         match self.open_parent(found)? {
             Some((dir, last)) => self.remove(dir.as_fd(), last),
             None => Ok(()),
@@ -101,13 +121,12 @@ impl UpperDir {
     }
 
     fn open_parent<'a>(&self, found: &'a Found) -> io::Result<Option<(OwnedFd, &'a [u8])>> {
-        let Some((last, parents)) = found.path.split_last() else {
+        let Some((last, parents)) = found.path.names.split_last() else {
             return Ok(None);
         };
-        let root = if found.in_work {
-            self.work()
-        } else {
-            self.root()
+        let root = match found.path.part {
+            Part::Upper => self.root(),
+            Part::Work => self.work(),
         };
         let dir = walk::descend(root, parents.iter().map(|name| &**name))?;
         Ok(Some((dir, last)))
@@ -116,7 +135,7 @@ impl UpperDir {
 
 struct Scan {
     found: Vec<Found>,
-    in_work: bool,
+    part: Part,
 }
 
 impl Visitor for Scan {
@@ -133,10 +152,12 @@ impl Visitor for Scan {
                 below.push((name.as_bytes().to_vec(), ()));
                 continue;
             }
-            let path = here.names().iter().map(|name| Box::from(name.as_slice()));
+            let above = here.names().iter().map(|name| Box::from(name.as_slice()));
             self.found.push(Found {
-                path: path.chain([Box::from(name.as_bytes())]).collect(),
-                in_work: self.in_work,
+                path: LayerPath {
+                    part: self.part,
+                    names: above.chain([Box::from(name.as_bytes())]).collect(),
+                },
                 backing_ino: identity(&meta),
                 kind: FoundKind::of(meta.file_type()),
             });

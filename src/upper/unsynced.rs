@@ -8,7 +8,7 @@ use crate::object::Ino;
 /// Directories and files of one upper that were changed since they were last synced. It stays with
 /// the upper when that is frozen.
 #[derive(Debug, Default)]
-pub struct Unsynced(Mutex<Marks>);
+pub(crate) struct Unsynced(Mutex<Marks>);
 
 #[derive(Debug, Default)]
 struct Marks {
@@ -28,30 +28,30 @@ impl Unsynced {
     }
 
     /// Records that names in a directory have changed.
-    pub fn note_dir(&self, dir: Ino) {
+    pub(crate) fn note_dir(&self, dir: Ino) {
         self.marks().dirs.insert(dir);
     }
 
     /// Records that the content of a file is about to change.
-    pub fn note_file(&self, file: Ino) {
+    pub(crate) fn note_file(&self, file: Ino) {
         self.marks().files.insert(file);
     }
 
     /// Records that anything may be unsynced, because an earlier process may have left it.
-    pub fn note_everything(&self) {
+    pub(crate) fn note_everything(&self) {
         let mut marks = self.marks();
         marks.synced_dirs = Some(HashSet::new());
         marks.is_any_file = true;
     }
 
     /// Returns true if there is no directory to sync.
-    pub fn has_no_dirs(&self) -> bool {
+    pub(crate) fn has_no_dirs(&self) -> bool {
         let marks = self.marks();
         marks.dirs.is_empty() && marks.synced_dirs.is_none()
     }
 
     /// Returns true if a directory must be synced, which the caller then does.
-    pub fn take_dir(&self, dir: Ino) -> bool {
+    pub(crate) fn take_dir(&self, dir: Ino) -> bool {
         let mut marks = self.marks();
         let is_noted = marks.dirs.remove(&dir);
         let is_unknown = marks
@@ -62,7 +62,7 @@ impl Unsynced {
     }
 
     /// Returns which of these files must be synced, which the caller then does.
-    pub fn take_files(&self, mut files: Vec<Ino>) -> Vec<Ino> {
+    pub(crate) fn take_files(&self, mut files: Vec<Ino>) -> Vec<Ino> {
         let mut marks = self.marks();
         let noted = std::mem::take(&mut marks.files);
         if !std::mem::take(&mut marks.is_any_file) {

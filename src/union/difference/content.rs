@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use super::Aspect;
 use super::view::{Content, View};
 use crate::object::{Attr, Ino, Kind, Timestamp};
-use crate::union::content::has_file;
+use crate::union::delta::has_file;
 use crate::union::{Error, LowerStack, Result, SeekTarget, Xattr};
 
 /// Content that is read at once.

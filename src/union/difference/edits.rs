@@ -9,7 +9,7 @@ use crate::union::{LowerStack, Result};
 
 /// What a name leads to, and the committed object that belongs there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
+pub(crate) struct Row {
     /// The object now; `None` if there is none.
     pub target: Option<Ino>,
     /// The committed object.
@@ -22,7 +22,7 @@ pub struct Row {
 /// one was, names belong to those of the committed directory; all of its names have rows here,
 /// whether the upper layers mention them or not.
 #[derive(Debug)]
-pub struct Edits {
+pub(crate) struct Edits {
     rows: BTreeMap<Entry, Row>,
     /// New directories that stand where a committed one was, which is gone; and the reverse.
     past: HashMap<Ino, Ino>,
@@ -46,7 +46,7 @@ pub struct Edits {
 
 impl Edits {
     /// Compares the names of a view with those of the committed one, on which it is built.
-    pub fn of(view: &dyn View, base: &LowerStack) -> Result<Edits> {
+    pub(crate) fn of(view: &dyn View, base: &LowerStack) -> Result<Edits> {
         let mut search = Search {
             view,
             base,
@@ -157,17 +157,17 @@ impl Edits {
     }
 
     /// All names that may differ, in order.
-    pub fn rows(&self) -> impl Iterator<Item = (&Entry, &Row)> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (&Entry, &Row)> {
         self.rows.iter()
     }
 
     /// Returns what is known of a name, if it may differ.
-    pub fn row(&self, entry: &Entry) -> Option<&Row> {
+    pub(crate) fn row(&self, entry: &Entry) -> Option<&Row> {
         self.rows.get(entry)
     }
 
     /// The names of a directory that may differ.
-    pub fn within(&self, dir: Ino) -> impl Iterator<Item = (&Entry, &Row)> {
+    pub(crate) fn within(&self, dir: Ino) -> impl Iterator<Item = (&Entry, &Row)> {
         let first = (dir, Box::from(&b""[..]));
         self.rows
             .range(first..)
@@ -175,58 +175,58 @@ impl Edits {
     }
 
     /// Names that an object did not have.
-    pub fn links_of(&self, ino: Ino) -> &[Entry] {
+    pub(crate) fn links_of(&self, ino: Ino) -> &[Entry] {
         self.links.get(&ino).map_or(&[], Vec::as_slice)
     }
 
     /// The objects that have names which they did not have.
-    pub fn linked(&self) -> impl Iterator<Item = Ino> {
+    pub(crate) fn linked(&self) -> impl Iterator<Item = Ino> {
         self.links.keys().copied()
     }
 
     /// Committed names that an object has lost.
-    pub fn missing_of(&self, ino: Ino) -> &[Entry] {
+    pub(crate) fn missing_of(&self, ino: Ino) -> &[Entry] {
         self.missing.get(&ino).map_or(&[], Vec::as_slice)
     }
 
     /// The committed objects that have lost names.
-    pub fn lost(&self) -> impl Iterator<Item = Ino> {
+    pub(crate) fn lost(&self) -> impl Iterator<Item = Ino> {
         self.missing.keys().copied()
     }
 
     /// Names in committed directories that are gone without a successor, each directory before what
     /// is in it.
-    pub fn gone(&self) -> &[(Entry, Ino)] {
+    pub(crate) fn gone(&self) -> &[(Entry, Ino)] {
         &self.gone
     }
 
     /// Returns true for a committed directory that is gone without a successor.
-    pub fn is_gone(&self, dir: Ino) -> bool {
+    pub(crate) fn is_gone(&self, dir: Ino) -> bool {
         self.gone_dirs.contains(&dir)
     }
 
     /// Returns the lost name for which a new one stands.
-    pub fn renamed_from(&self, entry: &Entry) -> Option<&Entry> {
+    pub(crate) fn renamed_from(&self, entry: &Entry) -> Option<&Entry> {
         self.renamed_from.get(entry)
     }
 
     /// Returns the new name that stands for a lost one.
-    pub fn renamed_to(&self, entry: &Entry) -> Option<&Entry> {
+    pub(crate) fn renamed_to(&self, entry: &Entry) -> Option<&Entry> {
         self.renamed_to.get(entry)
     }
 
     /// Returns the committed directory in whose place a new one stands.
-    pub fn past_of(&self, dir: Ino) -> Option<Ino> {
+    pub(crate) fn past_of(&self, dir: Ino) -> Option<Ino> {
         self.past.get(&dir).copied()
     }
 
     /// Returns the new directory that stands in the place of a committed one that is gone.
-    pub fn heir_of(&self, dir: Ino) -> Option<Ino> {
+    pub(crate) fn heir_of(&self, dir: Ino) -> Option<Ino> {
         self.heirs.get(&dir).copied()
     }
 
     /// Returns true if names lead to a directory that upper layers mention.
-    pub fn is_reachable(&self, dir: Ino) -> bool {
+    pub(crate) fn is_reachable(&self, dir: Ino) -> bool {
         dir == Ino::ROOT || self.reachable.get(&dir).is_some_and(|found| *found)
     }
 

@@ -40,14 +40,14 @@ use crate::sys::text::as_text;
 use super::{Result, Union};
 
 pub(super) use compare::Draft;
+pub(crate) use edits::Edits;
 pub(super) use edits::is_committed_dir;
-pub use edits::{Edits, Row};
-pub use summary::{Summary, Tally};
+pub use summary::Summary;
+pub(crate) use summary::Tally;
 pub(super) use tree::{Counted, Tree};
-pub use view::View;
 
 /// A name in a directory.
-pub type Entry = (Ino, Box<[u8]>);
+pub(crate) type Entry = (Ino, Box<[u8]>);
 
 /// How a path differs from what was committed there; the weightiest aspect that applies.
 #[derive(
@@ -156,13 +156,13 @@ impl Union {
 }
 
 /// Returns what the frozen layers of a stack change, ordered by path.
-pub fn frozen_changes(stack: &std::sync::Arc<super::LowerStack>) -> Result<Vec<Change>> {
+pub(crate) fn frozen_changes(stack: &std::sync::Arc<super::LowerStack>) -> Result<Vec<Change>> {
     let base = stack.committed();
     Draft::of(&**stack, &base)?.resolve(&**stack, &base)
 }
 
 /// Returns true if a path is one of `paths`, or below one. The empty path is the root.
-pub fn is_among(path: &[u8], paths: &[Vec<u8>]) -> bool {
+pub(crate) fn is_among(path: &[u8], paths: &[Vec<u8>]) -> bool {
     paths.iter().any(|p| {
         p.is_empty() || path == &p[..] || (path.starts_with(p) && path.get(p.len()) == Some(&b'/'))
     })

@@ -7,12 +7,12 @@ use nix::errno::Errno;
 use super::Entry;
 use crate::object::{Attr, Ino};
 use crate::state::{DataPlace, InodeRow};
-use crate::union::content::seek_file;
 use crate::union::delta::Delta;
+use crate::union::frozen::seek_file;
 use crate::union::{Bytes, Error, LowerStack, Presence, Result, SeekTarget, State, Union, Xattr};
 
 /// Where the content of files can be read.
-pub trait Content {
+pub(crate) trait Content {
     /// Reads content at `offset`: at most `len` bytes, possibly fewer before the end of the file.
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>>;
 
@@ -21,7 +21,7 @@ pub trait Content {
 }
 
 /// A merged view: upper layers over the committed images.
-pub trait View: Content {
+pub(crate) trait View: Content {
     /// The rows of the upper layers, top first.
     fn deltas(&self) -> Vec<&Delta>;
 

@@ -1,4 +1,4 @@
-//! What is done to the files of discarded changes.
+//! The changes of files when changes are discarded.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,24 +10,25 @@ use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow};
 
 /// A physical directory, and a name in it.
-type Lying = (Arc<OwnedFd>, Box<[u8]>);
+type HostName = (Arc<OwnedFd>, Box<[u8]>);
 
-/// What is done to files after the rows have changed. Everything is found before, while the rows
-/// still say where it is.
+/// Changes of files, applied after the rows have changed. The files are found before that, because their
+/// paths depend on the old rows.
 #[derive(Default)]
 pub(super) struct Physical {
-    /// Content that goes, with the directory in which it lies; in `work` if there is none. Of
-    /// regular files it is kept aside.
-    files: Vec<(Ino, Kind, Option<Lying>)>,
-    /// Content that keeps no name here.
-    detached: Vec<(Ino, Lying)>,
-    /// Directories to remove, by their depth.
-    dirs: BTreeMap<(std::cmp::Reverse<usize>, Ino), Lying>,
-    /// Directories to move, and where to.
-    moved: Vec<(Ino, Lying, Entry)>,
+    /// Content to remove, with its name, or `None` if it is in `work`. Regular files are moved to the strays
+    /// directory.
+    files: Vec<(Ino, Kind, Option<HostName>)>,
+    /// Content to move to `work`, because its object has no place any more.
+    detached: Vec<(Ino, HostName)>,
+    /// Directories to remove, deepest first.
+    dirs: BTreeMap<(std::cmp::Reverse<usize>, Ino), HostName>,
+    /// Directories to move, with their old and new place.
+    moved: Vec<(Ino, HostName, Entry)>,
 }
 
 impl Physical {
+    /// Removes the content of an object.
     pub(super) fn remove(&mut self, state: &State, ino: Ino, row: &InodeRow) -> Result<()> {
         let above = match &row.place {
             Some((dir, name)) => state.find_dir(*dir)?.map(|fd| (fd, name.clone())),
@@ -44,6 +45,7 @@ impl Physical {
         Ok(())
     }
 
+    /// Moves the content of an object to `work`.
     pub(super) fn detach(&mut self, state: &State, ino: Ino, row: &InodeRow) -> Result<()> {
         if row.data == DataPlace::Upper
             && let Some((dir, name)) = &row.place
@@ -54,7 +56,8 @@ impl Physical {
         Ok(())
     }
 
-    pub(super) fn move_back(
+    /// Moves a physical directory.
+    pub(super) fn move_dir(
         &mut self,
         state: &State,
         ino: Ino,
@@ -62,14 +65,14 @@ impl Physical {
         to: &Entry,
     ) -> Result<()> {
         if let Some(above) = state.find_dir(from.0)? {
-            let lying = (above, from.1.clone());
-            self.moved.push((ino, lying, to.clone()));
+            let old_name = (above, from.1.clone());
+            self.moved.push((ino, old_name, to.clone()));
         }
         Ok(())
     }
 
-    /// Does all of it that can be done; `failed` hears of the rest.
-    pub(super) fn carry_out(self, state: &State, failed: impl Fn(Error)) {
+    /// Applies all changes. Calls `failed` with each error and continues.
+    pub(super) fn apply(self, state: &State, failed: impl Fn(Error)) {
         let upper = &state.upper;
         let note = |done: Result<()>| done.unwrap_or_else(&failed);
         for (ino, kind, above) in self.files {
@@ -84,7 +87,7 @@ impl Physical {
         for (ino, (above, name)) in self.detached {
             note(upper.detach(above.as_fd(), &name, ino).map_err(Error::from));
         }
-        // By way of `work`: they may be inside each other, now or then.
+        // Directories move through `work`, because one may be inside another before or after.
         let mut moved = Vec::new();
         for (ino, (above, name), to) in self.moved {
             let aside = format!("dir-{ino}").into_bytes();
@@ -105,7 +108,7 @@ impl Physical {
                     .map_err(Error::from),
             );
         }
-        // Outermost first, so that each finds the directory it goes into.
+        // Outermost first, so that the parent of each exists.
         moved.sort();
         for (_, aside, (dir, name)) in moved {
             let done = state.create_dir(dir).and_then(|above| {

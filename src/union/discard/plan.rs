@@ -1,20 +1,19 @@
-//! Which rows go when the changes of some paths are thrown away.
+//! Selects the names of the writable layer to remove when the changes of paths are discarded.
 //!
-//! The rows that go are the smallest set with these properties; each is a reason for more of them,
-//! so they are applied until nothing comes of it any more.
+//! A name is a link or a whiteout. The result is the smallest set that satisfies these rules. They are
+//! applied repeatedly until none adds a name:
 //!
-//! 1. No row is left about a name at or below the paths: neither as the tree is now, nor as it was
-//!    committed, nor as it will be. What comes back to a path by the other rules is committed too.
-//!    In a new directory that stands where a committed one was, a name that goes gives way to the
-//!    committed object that belongs there.
-//! 2. A rename is undone at both ends.
-//! 3. What is in a new directory that goes away goes with it.
-//! 4. What was committed and loses its last name by this gets a committed one back, for which
-//!    directories that were removed come back, with all that was in them.
-//! 5. Directories are not inside each other.
+//! 1. All names at or below the paths are removed, whether a name has such a path in the current tree, in
+//!    the committed tree or in the resulting one. In a new directory at the path of a committed one that no
+//!    longer exists, the committed object gets the name.
+//! 2. Both ends of a rename are removed.
+//! 3. All names in a new directory that loses its last name are removed.
+//! 4. A committed object that would lose its last name gets a committed name back. If that name is in a
+//!    removed directory, the directory is restored with all its content.
+//! 5. No directory is inside itself.
 //!
-//! Names of objects that are not among the paths, and attributes and content of all but what is
-//! among them, stay as they are.
+//! All other names stay. Attributes and content are reset only for committed objects with a name at or
+//! below the paths.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -23,20 +22,21 @@ use super::super::stack::LowerStack;
 use super::super::{Error, Result, State};
 use crate::object::{Ino, Kind};
 
-/// What goes, so that what remains is a tree again.
+/// The names to remove, and the effect on objects.
 pub(super) struct Plan {
     pub(super) edits: Edits,
-    /// Names, links and whiteouts, that go.
-    pub(super) gone: BTreeSet<Entry>,
-    /// Those of them, in new directories that stay, that lead to committed objects from now on.
-    pub(super) restored: BTreeMap<Entry, Ino>,
+    /// Links and whiteouts to remove.
+    pub(super) removed: BTreeSet<Entry>,
+    /// Those of them that become links to committed objects, in new directories that stay.
+    pub(super) relinked: BTreeMap<Entry, Ino>,
     /// New objects that lose their last name.
-    pub(super) dead: BTreeSet<Ino>,
-    /// Committed objects that get their committed attributes and content back.
+    pub(super) deleted: BTreeSet<Ino>,
+    /// Committed objects whose attributes and content are reset.
     pub(super) reset: BTreeSet<Ino>,
-    /// How many names objects lose, and how many committed ones they get back.
-    pub(super) lost: HashMap<Ino, u32>,
-    pub(super) regained: HashMap<Ino, u32>,
+    /// The number of names that objects lose.
+    pub(super) lost_names: HashMap<Ino, u32>,
+    /// The number of committed names that objects get back.
+    pub(super) restored_names: HashMap<Ino, u32>,
 }
 
 impl Plan {
@@ -46,56 +46,58 @@ impl Plan {
             state,
             base,
             edits: &edits,
-            live: Tree::new(&edits, base, Counted::All),
-            was: Tree::new(&edits, base, Counted::None),
+            current: Tree::new(&edits, base, Counted::All),
+            committed: Tree::new(&edits, base, Counted::None),
             paths,
-            gone: BTreeSet::new(),
-            chosen: HashSet::new(),
-            dead: BTreeSet::new(),
+            removed: BTreeSet::new(),
+            selected: HashSet::new(),
+            deleted: BTreeSet::new(),
             pending: Vec::new(),
         };
-        planner.choose_by_old_paths()?;
+        planner.select_by_old_paths()?;
         loop {
-            planner.follow()?;
-            planner.choose()?;
-            planner.untie()?;
+            planner.remove_pending()?;
+            planner.select_by_new_paths()?;
+            planner.break_cycles()?;
             if planner.pending.is_empty() {
-                planner.bring_back_what_holds_paths()?;
+                planner.restore_parents_of_paths()?;
             }
             if planner.pending.is_empty() {
                 break;
             }
         }
-        let reset = planner.reset()?;
-        let (lost, regained) = planner.count()?;
-        let Planner { gone, dead, .. } = planner;
-        let mut restored = BTreeMap::new();
-        for entry in &gone {
+        let reset = planner.objects_to_reset()?;
+        let (lost_names, restored_names) = planner.count_names()?;
+        let Planner {
+            removed, deleted, ..
+        } = planner;
+        let mut relinked = BTreeMap::new();
+        for entry in &removed {
             if edits.past_of(entry.0).is_some()
-                && !dead.contains(&entry.0)
+                && !deleted.contains(&entry.0)
                 && let Some(below) = edits.row(entry).and_then(|row| row.below)
             {
-                restored.insert(entry.clone(), below);
+                relinked.insert(entry.clone(), below);
             }
         }
         Ok(Plan {
             edits,
-            gone,
-            restored,
-            dead,
+            removed,
+            relinked,
+            deleted,
             reset,
-            lost,
-            regained,
+            lost_names,
+            restored_names,
         })
     }
 
-    /// Every object about which something is different afterwards.
+    /// Returns all objects that change.
     pub(super) fn touched(&self) -> BTreeSet<Ino> {
-        let mut all: BTreeSet<Ino> = self.gone.iter().map(|(dir, _)| *dir).collect();
-        all.extend(self.lost.keys());
-        all.extend(self.regained.keys());
+        let mut all: BTreeSet<Ino> = self.removed.iter().map(|(dir, _)| *dir).collect();
+        all.extend(self.lost_names.keys());
+        all.extend(self.restored_names.keys());
         all.extend(&self.reset);
-        all.extend(&self.dead);
+        all.extend(&self.deleted);
         all
     }
 }
@@ -104,29 +106,28 @@ struct Planner<'a> {
     state: &'a State,
     base: &'a LowerStack,
     edits: &'a Edits,
-    /// The tree as it is, and as it was committed.
-    live: Tree<'a>,
-    was: Tree<'a>,
-    /// Whose changes are thrown away.
+    current: Tree<'a>,
+    committed: Tree<'a>,
+    /// The paths whose changes are discarded.
     paths: &'a [Vec<u8>],
-    gone: BTreeSet<Entry>,
-    /// Those that go because of their paths.
-    chosen: HashSet<Entry>,
-    dead: BTreeSet<Ino>,
-    /// Those that are to go.
+    removed: BTreeSet<Entry>,
+    /// Names that are removed because of their paths.
+    selected: HashSet<Entry>,
+    deleted: BTreeSet<Ino>,
+    /// Names to remove that have not been processed.
     pending: Vec<Entry>,
 }
 
 impl Planner<'_> {
-    /// Rule 1, by the paths as they are and as they were.
-    fn choose_by_old_paths(&mut self) -> Result<()> {
+    /// Rule 1, for current and committed paths.
+    fn select_by_old_paths(&mut self) -> Result<()> {
         for (entry, _) in self.edits.rows() {
-            for tree in [&mut self.live, &mut self.was] {
+            for tree in [&mut self.current, &mut self.committed] {
                 if let Some(path) = tree.path_of(entry)?
                     && is_among(&path, self.paths)
                 {
                     self.pending.push(entry.clone());
-                    self.chosen.insert(entry.clone());
+                    self.selected.insert(entry.clone());
                     break;
                 }
             }
@@ -134,27 +135,27 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Rule 1, by the paths as they will be.
-    fn choose(&mut self) -> Result<()> {
-        let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
+    /// Rule 1, for resulting paths.
+    fn select_by_new_paths(&mut self) -> Result<()> {
+        let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
         for (entry, _) in self.edits.rows() {
-            if !self.gone.contains(entry)
+            if !self.removed.contains(entry)
                 && let Some(path) = after.path_of(entry)?
                 && is_among(&path, self.paths)
             {
                 self.pending.push(entry.clone());
-                self.chosen.insert(entry.clone());
+                self.selected.insert(entry.clone());
             }
         }
         Ok(())
     }
 
-    /// What is at a path may be gone with its directory.
-    fn bring_back_what_holds_paths(&mut self) -> Result<()> {
+    /// Restores removed directories that contain a path.
+    fn restore_parents_of_paths(&mut self) -> Result<()> {
         for path in self.paths {
-            let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
+            let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
             for above in [
-                self.was.above(path, |ino| self.is_dir(ino))?,
+                self.committed.above(path, |ino| self.is_dir(ino))?,
                 after.above(path, |ino| self.is_dir(ino))?,
             ] {
                 let Some((dir, name)) = above else { continue };
@@ -164,7 +165,7 @@ impl Planner<'_> {
                 {
                     continue;
                 }
-                if let Some(hiding) = hides(&mut self.live, self.base, self.edits, dir)? {
+                if let Some(hiding) = hiding_name(&mut self.current, self.base, self.edits, dir)? {
                     let row = self.edits.row(&hiding);
                     if row.is_some_and(|row| row.target.is_some()) {
                         return Err(Error::Replaced(String::from_utf8_lossy(path).into_owned()));
@@ -180,13 +181,13 @@ impl Planner<'_> {
         Ok(self.state.kind(ino)? == Kind::Directory)
     }
 
-    /// Rules 2 to 4: what each name that goes brings with it.
-    fn follow(&mut self) -> Result<()> {
+    /// Removes pending names, and those that follow from them by rules 2 to 4.
+    fn remove_pending(&mut self) -> Result<()> {
         while let Some(entry) = self.pending.pop() {
             let Some(row) = self.edits.row(&entry) else {
                 continue;
             };
-            if !self.gone.insert(entry.clone()) || row.target == row.below {
+            if !self.removed.insert(entry.clone()) || row.target == row.below {
                 continue;
             }
             let from = self.edits.renamed_from(&entry);
@@ -194,23 +195,23 @@ impl Planner<'_> {
             let to = self.edits.renamed_to(&entry);
             self.pending.extend(to.cloned());
             if let Some(target) = row.target {
-                self.loses(target)?;
+                self.lose_name(target)?;
             }
             if let Some(below) = row.below {
-                self.regains(below)?;
+                self.restore_name(below)?;
             }
         }
         Ok(())
     }
 
-    /// An object loses a name that it did not have when it was committed.
-    fn loses(&mut self, ino: Ino) -> Result<()> {
+    /// Rules 3 and 4, for an object that loses a name that it does not have in the committed tree.
+    fn lose_name(&mut self, ino: Ino) -> Result<()> {
         let links = self.edits.links_of(ino);
-        if links.iter().any(|entry| !self.gone.contains(entry)) {
+        if links.iter().any(|entry| !self.removed.contains(entry)) {
             return Ok(());
         }
         let Some(before) = self.base.attr(ino)? else {
-            self.dead.insert(ino);
+            self.deleted.insert(ino);
             let all = self.edits.within(ino).map(|(entry, _)| entry.clone());
             self.pending.extend(all);
             return Ok(());
@@ -219,20 +220,20 @@ impl Planner<'_> {
         if before.kind != Kind::Directory && names as usize > links.len() {
             return Ok(());
         }
-        // A name that it has lost in a directory that is there comes back as the other end of the
-        // rename. Else the directory has to come back.
+        // Rule 2 restores its committed name if the directory of that name exists. Otherwise the directory
+        // is restored.
         let mut from = links
             .iter()
             .filter_map(|entry| self.edits.renamed_from(entry));
         if let Some((dir, _)) = from.find(|(dir, _)| self.edits.is_gone(*dir)) {
-            let hiding = hides(&mut self.live, self.base, self.edits, *dir)?;
+            let hiding = hiding_name(&mut self.current, self.base, self.edits, *dir)?;
             self.pending.extend(hiding);
         }
         Ok(())
     }
 
-    /// A committed name leads to its object again.
-    fn regains(&mut self, ino: Ino) -> Result<()> {
+    /// Rule 4, for an object that gets a committed name back.
+    fn restore_name(&mut self, ino: Ino) -> Result<()> {
         let mut pending = vec![ino];
         while let Some(ino) = pending.pop() {
             let links = self.edits.links_of(ino);
@@ -242,7 +243,7 @@ impl Planner<'_> {
             if !links.is_empty() {
                 self.pending.extend(links.iter().cloned());
             } else if self.edits.is_gone(ino) {
-                // It was gone with all that was in it. What had moved out goes back.
+                // It was removed with all its content. Objects that were moved out of it return.
                 for (name, child, _) in self.base.list(ino)?.iter() {
                     let moved_to = self.edits.renamed_to(&(ino, Box::from(name)));
                     self.pending.extend(moved_to.cloned());
@@ -253,25 +254,25 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Counts the names that objects lose, and the committed ones that they get back.
-    fn count(&self) -> Result<(HashMap<Ino, u32>, HashMap<Ino, u32>)> {
+    /// Counts the names that objects lose, and the committed names that they get back.
+    fn count_names(&self) -> Result<(HashMap<Ino, u32>, HashMap<Ino, u32>)> {
         let mut lost: HashMap<Ino, u32> = HashMap::new();
         let mut regained: HashMap<Ino, u32> = HashMap::new();
         let mut pending = Vec::new();
-        for entry in &self.gone {
+        for entry in &self.removed {
             let Some(row) = self.edits.row(entry) else {
                 continue;
             };
-            // With a new directory goes each name in it, and the committed directory in whose place
-            // it stood comes back with its names.
-            let is_dead = self.dead.contains(&entry.0);
+            // A deleted directory loses all its names, and the committed directory at its path is restored
+            // with its own.
+            let is_deleted = self.deleted.contains(&entry.0);
             let is_other = row.target != row.below;
             if let Some(target) = row.target
-                && (is_other || is_dead)
+                && (is_other || is_deleted)
             {
                 *lost.entry(target).or_default() += 1;
             }
-            if is_other && !is_dead {
+            if is_other && !is_deleted {
                 pending.extend(row.below);
             }
         }
@@ -285,21 +286,20 @@ impl Planner<'_> {
         Ok((lost, regained))
     }
 
-    /// Rule 5: directories that go back may close a ring with committed ones that were to stay
-    /// where they are; these go back too.
-    fn untie(&mut self) -> Result<()> {
-        let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
+    /// Rule 5: if directories that return form a cycle with moved ones that would stay, these return too.
+    fn break_cycles(&mut self) -> Result<()> {
+        let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
         for start in self.edits.linked() {
             if !is_committed_dir(self.base, start)? || after.links_of(start).next().is_none() {
                 continue;
             }
-            let mut ring = BTreeSet::new();
+            let mut cycle = BTreeSet::new();
             let mut at = start;
             let is_closed = loop {
                 if at == Ino::ROOT {
                     break false;
                 }
-                if !ring.insert(at) {
+                if !cycle.insert(at) {
                     break at == start;
                 }
                 match after.place(at)? {
@@ -310,7 +310,7 @@ impl Planner<'_> {
             if !is_closed {
                 continue;
             }
-            for ino in ring {
+            for ino in cycle {
                 if is_committed_dir(self.base, ino)? {
                     self.pending.extend(after.links_of(ino).cloned());
                 }
@@ -319,46 +319,46 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The committed objects whose attributes and content are among what is thrown away: those with
-    /// a name at or below the paths, as it is, as it was committed, or as it will be.
-    fn reset(&mut self) -> Result<BTreeSet<Ino>> {
-        let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
+    /// Returns the committed objects to reset: those with a name at or below the paths, in the current tree,
+    /// in the committed tree or in the resulting one.
+    fn objects_to_reset(&mut self) -> Result<BTreeSet<Ino>> {
+        let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
         let mut reset = BTreeSet::new();
-        // Files of which not all names are known.
+        // Files of which not all names are known yet.
         let mut unknown = HashSet::new();
         for (ino, row) in self.state.delta.inodes()? {
             let Some(before) = self.base.attr(ino)? else {
                 continue;
             };
-            let mut is_held = false;
-            let holds = |path: Vec<u8>| is_among(&path, self.paths);
+            let mut is_selected = false;
+            let is_at_paths = |path: Vec<u8>| is_among(&path, self.paths);
             if before.kind == Kind::Directory {
-                is_held = self.live.path(ino)?.is_some_and(holds)
-                    || self.was.path(ino)?.is_some_and(holds)
-                    || after.path(ino)?.is_some_and(holds);
+                is_selected = self.current.path(ino)?.is_some_and(is_at_paths)
+                    || self.committed.path(ino)?.is_some_and(is_at_paths)
+                    || after.path(ino)?.is_some_and(is_at_paths);
             } else {
                 let mut names: BTreeSet<Entry> =
                     self.edits.missing_of(ino).iter().cloned().collect();
                 if let Some(place) = &row.place
-                    && self.was.lookup(place)? == Some(ino)
+                    && self.committed.lookup(place)? == Some(ino)
                 {
                     names.insert(place.clone());
                 }
                 for name in &names {
-                    is_held = is_held
-                        || self.live.leads(name, ino)?.is_some_and(holds)
-                        || self.was.leads(name, ino)?.is_some_and(holds)
-                        || after.leads(name, ino)?.is_some_and(holds);
+                    is_selected = is_selected
+                        || self.current.leads(name, ino)?.is_some_and(is_at_paths)
+                        || self.committed.leads(name, ino)?.is_some_and(is_at_paths)
+                        || after.leads(name, ino)?.is_some_and(is_at_paths);
                 }
-                // A name that was merely added is thrown away without the object.
-                is_held |= self.edits.links_of(ino).iter().any(|entry| {
-                    self.chosen.contains(entry) && self.edits.renamed_from(entry).is_some()
+                // A removed name that was added resets the object only if the object was moved there.
+                is_selected |= self.edits.links_of(ino).iter().any(|entry| {
+                    self.selected.contains(entry) && self.edits.renamed_from(entry).is_some()
                 });
-                if !is_held && names.len() < before.nlink as usize {
+                if !is_selected && names.len() < before.nlink as usize {
                     unknown.insert(ino);
                 }
             }
-            if is_held {
+            if is_selected {
                 reset.insert(ino);
             }
         }
@@ -368,25 +368,30 @@ impl Planner<'_> {
         Ok(reset)
     }
 
-    /// Looks for names of some files at and below the paths. Cost follows what is committed there.
+    /// Searches for names of files at and below the paths, in the committed objects there.
     fn find_below_paths(&self, wanted: &HashSet<Ino>, found: &mut BTreeSet<Ino>) -> Result<()> {
-        let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.gone));
-        // As it was and as it will be all is there that was committed; as it is, what was left
-        // there.
+        let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
+        // The committed and the resulting tree contain all committed objects there; the current tree only
+        // those that were not moved away.
         let mut pending = Vec::new();
         for path in self.paths {
-            for (tree, as_it_is) in [(&self.was, false), (&after, false), (&self.live, true)] {
+            for (tree, in_current) in [
+                (&self.committed, false),
+                (&after, false),
+                (&self.current, true),
+            ] {
                 if path.is_empty() {
-                    pending.push((Ino::ROOT, as_it_is));
+                    pending.push((Ino::ROOT, in_current));
                 } else if let Some(entry) = tree.above(path, |ino| self.is_dir(ino))?
                     && let Some(ino) = tree.lookup(&entry)?
-                    && (is_committed_dir(self.base, ino)? || self.was.lookup(&entry)? == Some(ino))
+                    && (is_committed_dir(self.base, ino)?
+                        || self.committed.lookup(&entry)? == Some(ino))
                 {
-                    pending.push((ino, as_it_is));
+                    pending.push((ino, in_current));
                 }
             }
         }
-        for entry in &self.chosen {
+        for entry in &self.selected {
             let target = self.edits.row(entry).and_then(|row| row.target);
             if let Some(target) = target
                 && is_committed_dir(self.base, target)?
@@ -394,7 +399,7 @@ impl Planner<'_> {
                 pending.push((target, true));
             }
         }
-        while let Some((ino, as_it_is)) = pending.pop() {
+        while let Some((ino, in_current)) = pending.pop() {
             if wanted.contains(&ino) {
                 found.insert(ino);
             }
@@ -402,8 +407,8 @@ impl Planner<'_> {
                 continue;
             }
             for (name, child, _) in self.base.list(ino)?.iter() {
-                if !as_it_is || self.live.lookup(&(ino, Box::from(name)))? == Some(child) {
-                    pending.push((child, as_it_is));
+                if !in_current || self.current.lookup(&(ino, Box::from(name)))? == Some(child) {
+                    pending.push((child, in_current));
                 }
             }
         }
@@ -411,14 +416,19 @@ impl Planner<'_> {
     }
 }
 
-/// The name whose row keeps a committed directory out of the tree.
-fn hides(live: &mut Tree<'_>, base: &LowerStack, edits: &Edits, dir: Ino) -> Result<Option<Entry>> {
+/// Returns the name that hides a committed directory.
+fn hiding_name(
+    current: &mut Tree<'_>,
+    base: &LowerStack,
+    edits: &Edits,
+    dir: Ino,
+) -> Result<Option<Entry>> {
     let mut at = dir;
-    while at != Ino::ROOT && live.path(at)?.is_none() {
+    while at != Ino::ROOT && current.path(at)?.is_none() {
         let Some((above, name)) = base.parent(at)? else {
             return Ok(None);
         };
-        let place = (live.current(above), name);
+        let place = (current.current(above), name);
         if edits.row(&place).is_some() {
             return Ok(Some(place));
         }

@@ -1,4 +1,4 @@
-//! What becomes of the rows of objects when names go.
+//! The changes of rows when changes are discarded.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,38 +11,38 @@ use super::plan::Plan;
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, RowChange};
 
-/// The changes of rows that carry a plan out, and what is to be done to files after them.
-pub(super) fn after(
+/// Returns the changes of rows that a plan requires, and the changes of files to apply after them.
+pub(super) fn changes_of(
     plan: &Plan,
     state: &State,
     base: &LowerStack,
 ) -> Result<(Vec<RowChange<'static>>, Physical)> {
     let is_written = |(dir, name): &Entry| {
-        // All rows have been read to make the plan.
+        // All rows were read to make the plan.
         let entries = state.delta.dir(*dir).ok().flatten();
         entries.is_some_and(|entries| entries.get(name).is_some())
     };
     let kept = plan
         .edits
         .rows()
-        .filter(|(entry, _)| !plan.gone.contains(*entry) && is_written(entry));
+        .filter(|(entry, _)| !plan.removed.contains(*entry) && is_written(entry));
     let kept = kept.filter_map(|(_, row)| row.target);
     let mut changes = Changes {
         plan,
         state,
         base,
-        named: kept.chain(plan.restored.values().copied()).collect(),
-        homes: plan
-            .restored
+        named: kept.chain(plan.relinked.values().copied()).collect(),
+        relinked: plan
+            .relinked
             .iter()
             .map(|(entry, ino)| (*ino, entry))
             .collect(),
         rows: Vec::new(),
         physical: Physical::default(),
     };
-    for entry in &plan.gone {
+    for entry in &plan.removed {
         let (dir, name) = (entry.0, entry.1.to_vec());
-        if let Some(ino) = plan.restored.get(entry) {
+        if let Some(ino) = plan.relinked.get(entry) {
             changes
                 .rows
                 .push(RowChange::put_entry(dir, name, Some(*ino)));
@@ -52,27 +52,27 @@ pub(super) fn after(
     }
     for ino in plan.touched() {
         let row = state.delta.inode(ino)?;
-        if plan.dead.contains(&ino) {
+        if plan.deleted.contains(&ino) {
             if let Some(row) = row {
-                changes.dead(ino, row)?;
+                changes.delete(ino, row)?;
             }
             continue;
         }
         match (row, base.attr(ino)?) {
             (Some(row), before) if row.kind == Kind::Directory => {
-                changes.directory(ino, row, before)?;
+                changes.update_directory(ino, row, before)?;
             }
-            // Back as it was, with all that was in it.
+            // Restored with all its content.
             (None, Some(before)) if before.kind == Kind::Directory => {
-                if let Some(home) = changes.homes.get(&ino) {
-                    let row = row_from(&before, None, Some((*home).clone()));
+                if let Some(place) = changes.relinked.get(&ino) {
+                    let row = row_from(&before, None, Some((*place).clone()));
                     changes.rows.push(RowChange::put_inode(ino, row));
                 }
             }
             (row, Some(before)) if plan.reset.contains(&ino) => {
                 changes.reset(ino, row, &before)?;
             }
-            (Some(row), before) => changes.renamed(ino, row, before.as_ref())?,
+            (Some(row), before) => changes.update_names(ino, row, before.as_ref())?,
             (None, Some(before)) => changes.reset(ino, None, &before)?,
             (None, None) => {}
         }
@@ -84,18 +84,17 @@ struct Changes<'a> {
     plan: &'a Plan,
     state: &'a State,
     base: &'a LowerStack,
-    /// Objects to which names of the writable layer lead afterwards: these need a row, which says
-    /// of what kind they are.
+    /// Objects with names in the writable layer afterwards. They need a row, because it has their kind.
     named: HashSet<Ino>,
-    /// Where committed objects are from now on in new directories.
-    homes: HashMap<Ino, &'a Entry>,
+    /// The places of committed objects in new directories.
+    relinked: HashMap<Ino, &'a Entry>,
     rows: Vec<RowChange<'static>>,
     physical: Physical,
 }
 
 impl Changes<'_> {
-    /// A new object that has lost its last name.
-    fn dead(&mut self, ino: Ino, row: &InodeRow) -> Result<()> {
+    /// Removes the rows of a new object that loses its last name.
+    fn delete(&mut self, ino: Ino, row: &InodeRow) -> Result<()> {
         self.physical.remove(self.state, ino, row)?;
         self.rows.push(RowChange::DropInode(ino));
         self.rows.push(RowChange::DropXattrs(ino));
@@ -105,11 +104,14 @@ impl Changes<'_> {
         Ok(())
     }
 
-    /// A directory that is there, new or committed.
-    fn directory(&mut self, ino: Ino, row: &InodeRow, before: Option<Attr>) -> Result<()> {
+    /// Updates the row of a directory that stays, new or committed.
+    fn update_directory(&mut self, ino: Ino, row: &InodeRow, before: Option<Attr>) -> Result<()> {
         let (plan, edits) = (self.plan, &self.plan.edits);
         let mut new = row.clone();
-        for (_, name) in edits.within(ino).filter(|(at, _)| plan.gone.contains(*at)) {
+        for (_, name) in edits
+            .within(ino)
+            .filter(|(at, _)| plan.removed.contains(*at))
+        {
             if let Some(target) = name.target
                 && self.state.kind(target)? == Kind::Directory
             {
@@ -126,17 +128,17 @@ impl Changes<'_> {
             return Ok(());
         };
         let committed = self.base.parent(ino)?;
-        let place = match self.homes.get(&ino) {
-            Some(home) => Some((*home).clone()),
+        let place = match self.relinked.get(&ino) {
+            Some(place) => Some((*place).clone()),
             None => committed.clone(),
         };
-        if plan.lost.contains_key(&ino) {
+        if plan.lost_names.contains_key(&ino) {
             if let (Some(from), Some(to)) = (&row.place, &place) {
-                self.physical.move_back(self.state, ino, from, to)?;
+                self.physical.move_dir(self.state, ino, from, to)?;
             }
             new.place = place;
         }
-        let has_edits = edits.within(ino).any(|(at, _)| !plan.gone.contains(at));
+        let has_edits = edits.within(ino).any(|(at, _)| !plan.removed.contains(at));
         if plan.reset.contains(&ino) {
             (new.mode, new.uid, new.gid) = (before.mode, before.uid, before.gid);
             new.owns_xattrs = false;
@@ -145,26 +147,27 @@ impl Changes<'_> {
                 (new.atime, new.mtime, new.ctime) = (before.atime, before.mtime, before.ctime);
             }
         }
-        let same = (new.mode, new.uid, new.gid) == (before.mode, before.uid, before.gid);
-        let is_at_home = new.place == committed || ino == Ino::ROOT;
-        self.rows
-            .push(if !has_edits && same && !new.owns_xattrs && is_at_home {
+        let is_same = (new.mode, new.uid, new.gid) == (before.mode, before.uid, before.gid);
+        let is_at_committed_place = new.place == committed || ino == Ino::ROOT;
+        self.rows.push(
+            if !has_edits && is_same && !new.owns_xattrs && is_at_committed_place {
                 RowChange::DropInode(ino)
             } else {
                 RowChange::put_inode(ino, new)
-            });
+            },
+        );
         Ok(())
     }
 
-    /// How many names an object that is no directory has afterwards. Without a row it has none now:
-    /// its names change.
+    /// Returns the link count of an object that is not a directory. An object without a row that changes has
+    /// lost all its names.
     fn nlink(&self, ino: Ino, row: Option<&InodeRow>) -> u32 {
         let count = |names: &HashMap<Ino, u32>| names.get(&ino).copied().unwrap_or(0);
-        (row.map_or(0, |row| row.nlink) + count(&self.plan.regained))
-            .saturating_sub(count(&self.plan.lost))
+        (row.map_or(0, |row| row.nlink) + count(&self.plan.restored_names))
+            .saturating_sub(count(&self.plan.lost_names))
     }
 
-    /// Gives a committed object that is no directory its attributes and content back.
+    /// Resets the attributes and content of a committed object that is not a directory.
     fn reset(&mut self, ino: Ino, row: Option<&InodeRow>, before: &Attr) -> Result<()> {
         if let Some(row) = row {
             self.physical.remove(self.state, ino, row)?;
@@ -184,12 +187,12 @@ impl Changes<'_> {
         Ok(())
     }
 
-    /// An object that is no directory and keeps its attributes and content: only its names change.
-    fn renamed(&mut self, ino: Ino, row: &InodeRow, before: Option<&Attr>) -> Result<()> {
+    /// Updates the row of an object that is not a directory, of which only names change.
+    fn update_names(&mut self, ino: Ino, row: &InodeRow, before: Option<&Attr>) -> Result<()> {
         let mut new = row.clone();
         new.nlink = self.nlink(ino, Some(row));
         if let Some(place) = &row.place
-            && self.plan.gone.contains(place)
+            && self.plan.removed.contains(place)
         {
             self.physical.detach(self.state, ino, row)?;
             new.place = None;

@@ -58,7 +58,7 @@ fn content_missing_after_a_clean_unmount_is_reported() {
         replace(&upper(&env, name).join("new"), odd);
         for _ in 0..2 {
             let told = env.envfs(&["verify", name]).fails(1, &[]);
-            assert!(told.out.contains("new: its content is not there"), "{told}");
+            assert!(told.out.contains("new: its content is missing"), "{told}");
             assert!(!told.out.contains("kept"), "{told}");
         }
         let told = env.envfs(&["status", name]).ok();

@@ -113,7 +113,7 @@ fn missing_layer_directory_is_not_taken_for_empty() {
         let refused = bench.try_open().unwrap_err().to_string();
         let said = path.join("upper").display().to_string();
         assert!(
-            refused.contains(&said) && refused.contains("put it back"),
+            refused.contains(&said) && refused.contains("Restore it"),
             "{refused}"
         );
         assert!(!path.exists());
