@@ -1,6 +1,7 @@
 //! envfs and conda in one shell, in every order.
 //!
-//! `ENVFS_TEST_CONDA` is the path of a real conda. Without it, `conda.py` imitates conda as documented.
+//! `ENVFS_TEST_CONDA` is the path of a real conda. Without it, `conda.py` imitates conda as
+//! documented.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -183,7 +184,8 @@ fn without_remains_of_conda(mut state: State) -> State {
     state
 }
 
-/// Fails if a deactivation script ran for an inactive environment, or did not run for an active one.
+/// Fails if a deactivation script ran for an inactive environment, or did not run for an active
+/// one.
 fn check_scripts(state: &State, what: &str) {
     let seen = state.get("SEEN").map(String::as_str).unwrap_or_default();
     for name in ["E", "F", "X", "Y"] {
