@@ -13,6 +13,7 @@ are below --scratch, by default /dev/shm, so that no disk is measured. Run it wh
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -173,6 +174,8 @@ def main():
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm"))
     arguments = parser.parse_args()
     program = arguments.envfs.resolve()
+    # Ended by a signal, it unmounts and removes what it made.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     scratch = Path(tempfile.mkdtemp(prefix="envfs-polling-", dir=arguments.scratch))
     mounts = []
     try:
