@@ -9,7 +9,7 @@
 //!
 //! - Rows decide which objects exist, and hold their names and attributes. The upper directory holds
 //!   only content.
-//! - Rows are in the database and, once they were needed, in memory ([`Delta`]). They change in both under
+//! - Rows are in the database and, once they were needed, in memory (`Delta`). They change in both under
 //!   the exclusive `state` lock.
 //! - A directory has one name, and every place leads to the root.
 //! - An object without a name exists only in memory, and only while the kernel holds it.

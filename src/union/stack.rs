@@ -193,12 +193,12 @@ impl LowerStack {
         Err(Errno::ESTALE.into())
     }
 
-    /// Reads file content; see [`Layer::read`].
+    /// Reads file content; see `Layer::read`.
     pub fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
         self.content(ino)?.read(ino, offset, len)
     }
 
-    /// Finds the next data or hole; see [`Layer::seek`].
+    /// Finds the next data or hole; see `Layer::seek`.
     pub fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<Option<u64>> {
         self.content(ino)?.seek(ino, offset, target)
     }
