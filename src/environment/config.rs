@@ -113,8 +113,8 @@ impl Prompt {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Decompressed data blocks, in MiB. If absent, [`CacheConfig::DATA_MIB`], and more where there is much
-    /// memory.
+    /// Decompressed data blocks, in MiB. If absent, [`CacheConfig::DATA_MIB`], and more where there
+    /// is much memory.
     pub data_mib: Option<u32>,
     /// Decompressed metadata, in MiB.
     pub metadata_mib: u32,

@@ -94,9 +94,9 @@ impl Union {
         state.row_attr(ino, &row)
     }
 
-    /// Clears the set-id bits that a change of content or owner clears if the caller has no `CAP_FSETID`:
-    /// set-user-id, and set-group-id unless the group has no execute permission and the caller is a member
-    /// of it, which `is_member` decides. Returns true if a bit was cleared.
+    /// Clears the set-id bits that a change of content or owner clears if the caller has no
+    /// `CAP_FSETID`: set-user-id, and set-group-id unless the group has no execute permission and
+    /// the caller is a member of it, which `is_member` decides. Returns true if a bit was cleared.
     pub(crate) fn drop_set_id(
         &self,
         ino: Ino,

@@ -8,9 +8,9 @@ pub(super) const BOUNDS: u64 = 1 << 12;
 /// The number of bounds that a directory keeps: as many as their numbers can distinguish.
 const BOUNDS_LIMIT: usize = BOUNDS as usize - 1;
 
-/// The ends of listings of one directory that may be in progress. A listing ends at the first name that
-/// was created after the listing began. Bounds are numbered in ascending order; bound 0 excludes all
-/// names of the writable layer.
+/// The ends of listings of one directory that may be in progress. A listing ends at the first name
+/// that was created after the listing began. Bounds are numbered in ascending order; bound 0
+/// excludes all names of the writable layer.
 #[derive(Debug, Default)]
 pub(super) struct Bounds(Mutex<Ends>);
 
@@ -41,8 +41,8 @@ impl Bounds {
         bounds.before + bounds.ends.len() as u64
     }
 
-    /// Returns the age at which a listing ends, by the number of its bound modulo [`BOUNDS`]. If the bound
-    /// is no longer kept, the listing ends at the oldest one.
+    /// Returns the age at which a listing ends, by the number of its bound modulo [`BOUNDS`]. If
+    /// the bound is no longer kept, the listing ends at the oldest one.
     pub(super) fn end(&self, number: u64) -> u64 {
         let bounds = self.ends();
         let newest = bounds.before + bounds.ends.len() as u64;

@@ -45,13 +45,14 @@ enum Content {
     Lower(Arc<super::LowerStack>),
 }
 
-/// The content of a file, for one read. A later read must get a new reader, because a change may copy the
-/// file up.
+/// The content of a file, for one read. A later read must get a new reader, because a change may
+/// copy the file up.
 #[derive(Debug)]
 pub(crate) enum Reader {
     /// A file of the writable layer.
     Upper(Arc<File>),
-    /// An object of a read-only layer. The stack is held so that the files of the layer are not removed.
+    /// An object of a read-only layer. The stack is held so that the files of the layer are not
+    /// removed.
     Lower {
         ino: Ino,
         layer: super::ContentLayer,
@@ -140,8 +141,8 @@ impl Union {
         self.reader(ino)?.read(offset, len)
     }
 
-    /// Returns true if the next change of a file's content has to copy up a large file, so that the caller
-    /// should run it on another thread.
+    /// Returns true if the next change of a file's content has to copy up a large file, so that the
+    /// caller should run it on another thread.
     pub(crate) fn needs_large_copy_up(&self, ino: Ino) -> bool {
         let is_below = {
             let state = self.read();
@@ -159,8 +160,8 @@ impl Union {
                 .is_ok_and(|attr| attr.kind == Kind::File && attr.size > LARGE)
     }
 
-    /// Writes `data` at `offset`. Returns the number of bytes written, which is less than all if the disk
-    /// is full.
+    /// Writes `data` at `offset`. Returns the number of bytes written, which is less than all if
+    /// the disk is full.
     pub fn write_at(&self, ino: Ino, offset: u64, data: &[u8], set_id: SetIdBits) -> Result<usize> {
         let _gate = self.gate_shared();
         let file = self.writable(ino, None)?;
@@ -168,8 +169,9 @@ impl Union {
         write_what_fits(&file, data, offset)
     }
 
-    /// Writes `data` at the end of the file, which is `end` according to the kernel. Returns the offset and
-    /// the number of bytes written. The offset differs from `end` if changes were discarded since.
+    /// Writes `data` at the end of the file, which is `end` according to the kernel. Returns the
+    /// offset and the number of bytes written. The offset differs from `end` if changes were
+    /// discarded since.
     pub fn append(
         &self,
         ino: Ino,
@@ -228,7 +230,8 @@ impl Union {
         Ok(nix::fcntl::fallocate(&*file, flags, offset, len)?)
     }
 
-    /// Returns the start of the next data or hole at or after `offset`. `ENXIO` if that is past the end.
+    /// Returns the start of the next data or hole at or after `offset`. `ENXIO` if that is past the
+    /// end.
     pub fn seek(&self, ino: Ino, offset: u64, target: SeekTarget) -> Result<u64> {
         let found = match self.content(ino)? {
             Content::File(file) => seek_file(&file, offset, target)?,
@@ -237,8 +240,8 @@ impl Union {
         found.ok_or(Error::Posix(Errno::ENXIO))
     }
 
-    /// Copies a range between files. Returns the number of bytes copied, which is less than `len` at the
-    /// end of the source or if the disk is full.
+    /// Copies a range between files. Returns the number of bytes copied, which is less than `len`
+    /// at the end of the source or if the disk is full.
     pub fn copy_range(
         &self,
         from: Ino,
@@ -288,8 +291,8 @@ impl Union {
         Ok(done)
     }
 
-    /// Returns the content of an object for writing, after copying it up if it is in a lower layer. With
-    /// `keep`, only that many leading bytes are copied.
+    /// Returns the content of an object for writing, after copying it up if it is in a lower layer.
+    /// With `keep`, only that many leading bytes are copied.
     fn writable(&self, ino: Ino, keep: Option<u64>) -> Result<Arc<File>> {
         if self.syncs_singly {
             self.read().upper.unsynced().note_file(ino);
@@ -356,11 +359,11 @@ impl Union {
         }
     }
 
-    /// Makes a copied-up file the content of the object. Returns false if the object has lost its last
-    /// name.
+    /// Makes a copied-up file the content of the object. Returns false if the object has lost its
+    /// last name.
     ///
-    /// Also clears the file capability, since the content is about to change: `below` is the result of
-    /// [`Union::xattrs_below`].
+    /// Also clears the file capability, since the content is about to change: `below` is the result
+    /// of [`Union::xattrs_below`].
     fn publish_copy_up(
         &self,
         ino: Ino,
@@ -390,7 +393,8 @@ impl Union {
                 return Err(e);
             }
         } else {
-            // No name is known, since the object was found by its identity: the content stays in `work`.
+            // No name is known, since the object was found by its identity: the content stays in
+            // `work`.
             changes.push(RowChange::put_inode(ino, row));
             self.change(state, &changes)?;
         }

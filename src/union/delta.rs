@@ -13,8 +13,8 @@ use crate::state::{DataPlace, InodeRow, LayerRows, RowChange};
 /// The names of one directory that differ.
 #[derive(Debug, Default)]
 pub(crate) struct DirDelta {
-    /// Object by name, or `None` for a whiteout. The age numbers links in the order in which they were
-    /// created. It is the readdir position of names that no lower layer has.
+    /// Object by name, or `None` for a whiteout. The age numbers links in the order in which they
+    /// were created. It is the readdir position of names that no lower layer has.
     entries: BTreeMap<Box<[u8]>, (Option<Ino>, u64)>,
     by_age: BTreeMap<u64, Box<[u8]>>,
     next_age: u64,
@@ -111,8 +111,8 @@ pub(super) fn dirs_of(entries: Vec<(Ino, Box<[u8]>, Option<Ino>)>) -> Dirs {
 
 /// The rows of one upper layer.
 ///
-/// Some rows of a large layer may be in the database only (`Stored`). They are read when they are needed,
-/// which may fail.
+/// Some rows of a large layer may be in the database only (`Stored`). They are read when they are
+/// needed, which may fail.
 #[derive(Debug, Default)]
 pub(crate) struct Delta {
     objects: Objects,
@@ -190,8 +190,8 @@ impl Delta {
         Ok(self.loaded_dirs())
     }
 
-    /// Returns the objects whose rows have been read, which includes all that were changed since the layer
-    /// was opened.
+    /// Returns the objects whose rows have been read, which includes all that were changed since
+    /// the layer was opened.
     pub(super) fn loaded_inodes(&self) -> impl Iterator<Item = (Ino, &InodeRow)> {
         let stored = self.stored.iter().flat_map(Stored::loaded_objects);
         std::iter::once(&self.objects)
@@ -199,7 +199,8 @@ impl Delta {
             .flat_map(|objects| objects.inodes.iter().map(|(ino, row)| (*ino, row)))
     }
 
-    /// Returns the directories whose rows have been read, like [`loaded_inodes`](Self::loaded_inodes).
+    /// Returns the directories whose rows have been read, like
+    /// [`loaded_inodes`](Self::loaded_inodes).
     pub(super) fn loaded_dirs(&self) -> impl Iterator<Item = (Ino, &DirDelta)> {
         let stored = self.stored.iter().flat_map(Stored::loaded_dirs);
         std::iter::once(&self.dirs)
@@ -220,7 +221,8 @@ impl Delta {
         Ok(self.loaded_inodes().count() + names)
     }
 
-    /// Applies changes after `store` has written them to the database. After an error nothing has changed.
+    /// Applies changes after `store` has written them to the database. After an error nothing has
+    /// changed.
     pub(super) fn change(
         &mut self,
         changes: &[RowChange<'_>],
@@ -310,7 +312,8 @@ impl Delta {
         })
     }
 
-    /// Returns the links and whiteouts of a directory. The kind is [`Kind::File`] if the object has no row.
+    /// Returns the links and whiteouts of a directory. The kind is [`Kind::File`] if the object has
+    /// no row.
     pub(crate) fn list(&self, dir: Ino) -> Result<Option<LayerListing>> {
         let Some(entries) = self.dir(dir)? else {
             return Ok(None);
@@ -327,7 +330,8 @@ impl Delta {
     }
 }
 
-/// Returns the attributes that a row holds. Those of content are in the backing file or a lower layer.
+/// Returns the attributes that a row holds. Those of content are in the backing file or a lower
+/// layer.
 pub(super) fn row_attr(row: &InodeRow) -> Attr {
     Attr {
         kind: row.kind,

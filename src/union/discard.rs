@@ -1,9 +1,9 @@
 //! Discarding the changes of paths.
 //!
-//! Names of the writable layer are removed: [`plan`] selects them, as the smallest set that satisfies the
-//! rules there. [`rows`] computes the changes of rows, and [`physical`] the changes of files, which are
-//! applied after the rows have changed. All of it runs under the exclusive gate and the exclusive `state`
-//! lock.
+//! Names of the writable layer are removed: [`plan`] selects them, as the smallest set that
+//! satisfies the rules there. [`rows`] computes the changes of rows, and [`physical`] the changes
+//! of files, which are applied after the rows have changed. All of it runs under the exclusive gate
+//! and the exclusive `state` lock.
 
 mod physical;
 mod plan;
@@ -17,13 +17,14 @@ use super::{Change, Error, Invalidation, Result, Union};
 use plan::Plan;
 
 impl Union {
-    /// Discards the changes at and below paths (without a leading slash), which may be current or committed
-    /// paths. `docs/semantics.md` describes which further changes are discarded.
+    /// Discards the changes at and below paths (without a leading slash), which may be current or
+    /// committed paths. `docs/semantics.md` describes which further changes are discarded.
     ///
-    /// A renamed object returns to its committed path; an object there that is in the way is discarded.
-    /// Objects that were moved into a discarded directory return too. Removing a hard link leaves the other
-    /// names and the content of the object unchanged. If a path is in a removed directory, the directory is
-    /// restored. If the directory was created again, only the path is restored in the new one.
+    /// A renamed object returns to its committed path; an object there that is in the way is
+    /// discarded. Objects that were moved into a discarded directory return too. Removing a hard
+    /// link leaves the other names and the content of the object unchanged. If a path is in a
+    /// removed directory, the directory is restored. If the directory was created again, only the
+    /// path is restored in the new one.
     ///
     /// Returns the discarded changes, and what the kernel must forget.
     ///

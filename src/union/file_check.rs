@@ -1,5 +1,5 @@
-//! Compares the rows of an upper layer with the names in its directory. Reads directories only, and changes
-//! nothing.
+//! Compares the rows of an upper layer with the names in its directory. Reads directories only, and
+//! changes nothing.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

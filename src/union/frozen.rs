@@ -73,8 +73,8 @@ impl FrozenLayer {
         chain(dir, |ino| self.parent_of(ino))
     }
 
-    /// Keeps the content of a file readable after the files of the layer are removed. Called for an object
-    /// without a name that is still open.
+    /// Keeps the content of a file readable after the files of the layer are removed. Called for an
+    /// object without a name that is still open.
     pub(crate) fn pin(&self, ino: Ino) -> Result<()> {
         self.upper.pin_file(ino, self.file(ino)?);
         Ok(())

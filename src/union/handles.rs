@@ -1,9 +1,9 @@
 //! Finding objects by identity, for file handles (`name_to_handle_at(2)`).
 //!
-//! Identities never change, so a handle is valid across remounts and commits until the last name of its
-//! object is removed. Lower layers still contain objects that are hidden by whiteouts, and images do not
-//! store the names of files. So for an unchanged file its names are searched for. All names of the lower
-//! layers are collected when the first such handle is used.
+//! Identities never change, so a handle is valid across remounts and commits until the last name of
+//! its object is removed. Lower layers still contain objects that are hidden by whiteouts, and
+//! images do not store the names of files. So for an unchanged file its names are searched for. All
+//! names of the lower layers are collected when the first such handle is used.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -59,7 +59,8 @@ pub(crate) struct FoundObject {
 }
 
 impl Union {
-    /// Finds an object by its identity alone. `ESTALE` if it does not exist or has lost its last name.
+    /// Finds an object by its identity alone. `ESTALE` if it does not exist or has lost its last
+    /// name.
     pub(crate) fn find(&self, ino: Ino) -> Result<FoundObject> {
         let attr = self.attr(ino)?;
         if attr.kind == Kind::Directory {

@@ -7,29 +7,29 @@
 //!
 //! # Invariants
 //!
-//! - Rows decide which objects exist, and hold their names and attributes. The upper directory holds
-//!   only content.
-//! - Rows are in the database and, once they were needed, in memory (`Delta`). They change in both under
-//!   the exclusive `state` lock.
+//! - Rows decide which objects exist, and hold their names and attributes. The upper directory
+//!   holds only content.
+//! - Rows are in the database and, once they were needed, in memory (`Delta`). They change in
+//!   both under the exclusive `state` lock.
 //! - A directory has one name, and every place leads to the root.
 //! - An object without a name exists only in memory, and only while the kernel holds it.
 //!
 //! # Order of the steps of a change
 //!
-//! 1. Create files that the merged view does not show yet, and move files if that destroys nothing. If
-//!    this or the next step fails, it is undone.
+//! 1. Create files that the merged view does not show yet, and move files if that destroys nothing.
+//!    If this or the next step fails, it is undone.
 //! 2. Change the rows in one SQLite transaction, which makes the change visible.
 //! 3. Remove or replace files, which cannot be undone. A failure here is repaired by the next open.
 //!
 //! A crash between 1 and 2 leaves files without rows, or at another path than their rows; a crash
-//! between 2 and 3 leaves files to which no row refers. [`Union::open`] repairs both: rows decide which
-//! objects exist, and host inode numbers identify their files.
+//! between 2 and 3 leaves files to which no row refers. [`Union::open`] repairs both: rows decide
+//! which objects exist, and host inode numbers identify their files.
 //!
 //! # Lock order
 //!
 //! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), and
-//! `syncing_dirs` → `state`. Each may be skipped. `docs/architecture.md` lists the locks of the whole
-//! daemon.
+//! `syncing_dirs` → `state`. Each may be skipped. `docs/architecture.md` lists the locks of the
+//! whole daemon.
 //!
 //! - `gate`: shared while content of the upper changes, exclusive while the stack changes.
 //! - `copy_ups[ino]`: held while the content of the object is copied up.
@@ -134,7 +134,8 @@ pub struct Union {
     /// Whether files are synced one by one, because `syncfs` may not reach the disk (FUSE, network
     /// file systems).
     syncs_singly: bool,
-    /// The directories in which files of the lower layers have names, once a file handle needed them.
+    /// The directories in which files of the lower layers have names, once a file handle needed
+    /// them.
     lower_names: handles::LowerNames,
     /// Whether rows and files are known to differ, so that the next open must repair them.
     needs_repair: AtomicBool,
@@ -193,8 +194,8 @@ impl Union {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        // State changes only after the database, in steps that do not panic. So it is consistent even
-        // if the lock is poisoned.
+        // State changes only after the database, in steps that do not panic. So it is consistent
+        // even if the lock is poisoned.
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -297,8 +298,8 @@ impl Union {
         }
     }
 
-    /// Subtracts `count` from the lookup count of an object, as FUSE's `FORGET`. An orphan ends when
-    /// its count becomes 0.
+    /// Subtracts `count` from the lookup count of an object, as FUSE's `FORGET`. An orphan ends
+    /// when its count becomes 0.
     ///
     /// The orphan is returned for the caller to drop: closing the last descriptor of a removed file
     /// frees its space, which may take long.
@@ -415,7 +416,8 @@ impl State {
         }
     }
 
-    /// Returns the row of a directory, or a new one with its attributes and place in the layers below.
+    /// Returns the row of a directory, or a new one with its attributes and place in the layers
+    /// below.
     fn dir_row(&self, dir: Ino) -> Result<InodeRow> {
         let place = if dir == Ino::ROOT {
             None

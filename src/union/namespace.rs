@@ -100,8 +100,8 @@ impl Union {
                     Ok(()) => {
                         row.backing_ino = state.upper.backing_ino(physical.as_fd(), name)?;
                     }
-                    // XFS allows 1023 bytes. The link is only a copy of the row, for people who inspect the
-                    // upper directory.
+                    // XFS allows 1023 bytes. The link is only a copy of the row, for people who
+                    // inspect the upper directory.
                     Err(e) if e.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
                         row.data = DataPlace::Lower;
                     }
@@ -177,9 +177,9 @@ impl Union {
         state.row_attr(ino, &row)
     }
 
-    /// Reads a name and its object from the lower layers before the `state` lock is taken, so that reading
-    /// them again under the lock finds them in the caches. The caller holds the gate, so the lower layers do
-    /// not change. Returns the object.
+    /// Reads a name and its object from the lower layers before the `state` lock is taken, so that
+    /// reading them again under the lock finds them in the caches. The caller holds the gate, so
+    /// the lower layers do not change. Returns the object.
     pub(super) fn preload_name(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let (lower, in_rows) = {
             let state = self.read();
@@ -254,7 +254,8 @@ impl Union {
         Ok(())
     }
 
-    /// Returns the row of an object that is about to be changed. A new row gets the place of the object.
+    /// Returns the row of an object that is about to be changed. A new row gets the place of the
+    /// object.
     pub(super) fn row_to_change(&self, state: &State, ino: Ino) -> Result<InodeRow> {
         let place = match state.presence(ino)? {
             Presence::Lower if state.kind(ino)? == Kind::Directory => state.parent(ino)?,
@@ -264,8 +265,8 @@ impl Union {
         state.row(ino, || place)
     }
 
-    /// Returns a name of a lower object that is not a directory, in the directory in which the kernel looked
-    /// it up.
+    /// Returns a name of a lower object that is not a directory, in the directory in which the
+    /// kernel looked it up.
     pub(super) fn known_name(&self, state: &State, ino: Ino) -> Option<(Ino, Box<[u8]>)> {
         let dir = self.nodes.parent(ino)?;
         state.name_in(dir, ino).ok().flatten()
@@ -273,7 +274,8 @@ impl Union {
 }
 
 impl State {
-    /// Returns the row of a directory. `ENOENT` if it was removed, so that no names can be created in it.
+    /// Returns the row of a directory. `ENOENT` if it was removed, so that no names can be created
+    /// in it.
     pub(super) fn live_dir_row(&self, dir: Ino) -> Result<InodeRow> {
         if self.orphans.contains_key(&dir) {
             return Err(Errno::ENOENT.into());

@@ -10,8 +10,8 @@ const SHARDS: usize = 16;
 
 /// The objects that the kernel holds. An object takes about 32 bytes.
 ///
-/// The parent is a hint for finding the name of a lower file when it is copied up, since images do not
-/// store the parents of files.
+/// The parent is a hint for finding the name of a lower file when it is copied up, since images do
+/// not store the parents of files.
 ///
 /// The locks of this table are taken last.
 #[derive(Debug, Default)]
@@ -36,8 +36,8 @@ impl Nodes {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds 1 to the lookup count of an object. `parent` is `None` if the object was looked up by its
-    /// identity.
+    /// Adds 1 to the lookup count of an object. `parent` is `None` if the object was looked up by
+    /// its identity.
     pub fn remember(&self, ino: Ino, parent: impl Into<Option<Ino>>) {
         let parent = parent.into();
         let mut shard = self.shard(ino);
@@ -46,7 +46,8 @@ impl Nodes {
         node.parent = parent.or(node.parent);
     }
 
-    /// Subtracts `count` from the lookup count. Returns true if the kernel no longer holds the object.
+    /// Subtracts `count` from the lookup count. Returns true if the kernel no longer holds the
+    /// object.
     pub fn forget(&self, ino: Ino, count: u64) -> bool {
         let mut shard = self.shard(ino);
         match shard.entry(ino) {
@@ -79,15 +80,15 @@ impl Nodes {
         }
     }
 
-    /// Records that a discard restored an object that had lost its last name. The kernel never uses a
-    /// removed directory again while a process is in it, so the directory gets a new generation.
+    /// Records that a discard restored an object that had lost its last name. The kernel never uses
+    /// a removed directory again while a process is in it, so the directory gets a new generation.
     pub(crate) fn revive(&self, ino: Ino) {
         let mut revived = self.revived.write().unwrap_or_else(PoisonError::into_inner);
         *revived.entry(ino).or_default() += 1;
     }
 
-    /// Returns the generation of a directory. The kernel regards two generations of one inode number as
-    /// two inodes.
+    /// Returns the generation of a directory. The kernel regards two generations of one inode
+    /// number as two inodes.
     pub(crate) fn generation(&self, ino: Ino) -> u64 {
         let revived = self.revived.read().unwrap_or_else(PoisonError::into_inner);
         revived.get(&ino).copied().unwrap_or(0)

@@ -1,7 +1,7 @@
 //! Opening, closing and verifying the view of an environment, layer by layer from the bottom.
 //!
-//! The database records whether the last close was clean. If it was not, or if the files were copied
-//! since, rows and files are reconciled before the view is used.
+//! The database records whether the last close was clean. If it was not, or if the files were
+//! copied since, rows and files are reconciled before the view is used.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -72,8 +72,8 @@ pub struct OpenOptions {
 
 impl Union {
     /// Opens the writable view of an environment, and returns what was repaired. The cost is
-    /// proportional to the changes, not to the image; for a large layer that was not changed since its
-    /// last close, to the number of its directories.
+    /// proportional to the changes, not to the image; for a large layer that was not changed since
+    /// its last close, to the number of its directories.
     ///
     /// Rows and files are reconciled if the last close was not clean, if the environment was copied
     /// since, or if a file is missing or has no row.
@@ -161,8 +161,8 @@ impl Union {
                 "the stack has no writable layer".to_owned(),
             ));
         };
-        // Only after the rows have the inode numbers of this copy: a crash in between must not leave
-        // the old ones.
+        // Only after the rows have the inode numbers of this copy: a crash in between must not
+        // leave the old ones.
         if known.as_ref() != Some(&home) {
             db.set_home_id(home)?;
         }
@@ -198,8 +198,8 @@ impl Union {
         Ok((union, done))
     }
 
-    /// Makes everything durable and records a clean close, unless rows and files are known to differ. The
-    /// view must not be changed afterwards.
+    /// Makes everything durable and records a clean close, unless rows and files are known to
+    /// differ. The view must not be changed afterwards.
     pub fn close(&self) -> Result<()> {
         // The disk may have free space again.
         self.create_spare_upper();
@@ -221,8 +221,8 @@ impl Union {
     }
 }
 
-/// Opens the directory of a layer. If no row has content, it is created if it does not exist: before the
-/// first mount there is none, and some copying tools omit empty directories.
+/// Opens the directory of a layer. If no row has content, it is created if it does not exist:
+/// before the first mount there is none, and some copying tools omit empty directories.
 fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Result<UpperDir> {
     let path = paths.layer(layer);
     if !has_content(delta) {
@@ -257,8 +257,8 @@ fn has_content(delta: &Delta) -> bool {
     rows.any(|(_, row)| row.data == DataPlace::Upper)
 }
 
-/// Describes the differences between the rows of an environment and the files of its uppers, and changes
-/// nothing. The environment must not be in use.
+/// Describes the differences between the rows of an environment and the files of its uppers, and
+/// changes nothing. The environment must not be in use.
 pub(crate) fn verify_uppers(
     db: &StateDb,
     paths: &Paths,

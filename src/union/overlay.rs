@@ -1,12 +1,12 @@
 //! Stacks of several images, with the semantics of overlayfs's lower directories.
 //!
-//! A stack merges by identity, but independent images have no common identities. So before the first mount
-//! the directories of each upper image are walked together with the view below it. A directory at the path
-//! of a lower directory that is not opaque gets the identity of the lower one; all other objects get new
-//! identities. After that a merged directory is like any other.
+//! A stack merges by identity, but independent images have no common identities. So before the
+//! first mount the directories of each upper image are walked together with the view below it. A
+//! directory at the path of a lower directory that is not opaque gets the identity of the lower
+//! one; all other objects get new identities. After that a merged directory is like any other.
 //!
-//! The link counts in an image do not include names that an image above hides, or subdirectories that it
-//! adds. The walk also computes the correct counts and stores those that differ.
+//! The link counts in an image do not include names that an image above hides, or subdirectories
+//! that it adds. The walk also computes the correct counts and stores those that differ.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -22,9 +22,9 @@ use crate::squashfs::Image;
 use crate::squashfs::format::{Inode, InodeKind, InodeRef};
 use crate::state::{BadIdMap, IdMap, IdRun, ImageId, LinksIn, StateDb};
 
-/// Assigns identities to the objects of images, top first, and returns the map of each image. Link counts
-/// that differ from those in the images are stored in the database. The caller then adds the images to the
-/// stack.
+/// Assigns identities to the objects of images, top first, and returns the map of each image. Link
+/// counts that differ from those in the images are stored in the database. The caller then adds the
+/// images to the stack.
 ///
 /// [`Error::Redirected`] if a directory that would be merged has the attribute `overlay.redirect`.
 pub fn identify(db: &StateDb, images: &[Image]) -> Result<Vec<IdMap>> {
@@ -40,8 +40,8 @@ pub(super) fn links(db: &StateDb) -> Result<Links> {
     Ok(db.link_counts(LinksIn::Stack)?)
 }
 
-/// Stores link counts of objects of a single image for which the image has another. They must be correct,
-/// because an object is removed with its last name.
+/// Stores link counts of objects of a single image for which the image has another. They must be
+/// correct, because an object is removed with its last name.
 pub(crate) fn count_links(db: &StateDb, image: ImageId, links: Links) -> Result<()> {
     if links.is_empty() {
         return Ok(());
@@ -83,8 +83,8 @@ fn merge(images: &[Image]) -> Result<(Vec<IdMap>, Links)> {
     Ok((maps, links))
 }
 
-/// Returns the map of an image: `merged` numbers have the given identities, all others new ones from `free`
-/// on.
+/// Returns the map of an image: `merged` numbers have the given identities, all others new ones
+/// from `free` on.
 fn map_of(merged: &BTreeMap<u32, Ino>, inodes: u32, mut free: u64) -> Result<IdMap, BadIdMap> {
     let mut runs = Vec::with_capacity(merged.len() * 2 + 1);
     let mut next: u32 = 1;

@@ -1,5 +1,5 @@
-//! What overlayfs stores in its upper directories, and therefore in images made from them: whiteouts and
-//! reserved attributes.
+//! What overlayfs stores in its upper directories, and therefore in images made from them:
+//! whiteouts and reserved attributes.
 
 use super::Result;
 use crate::squashfs::Image;

@@ -32,9 +32,9 @@ impl SetIdBits {
 }
 
 impl Union {
-    /// Clears the file capability, and the set-id bits according to `set_id`. Must be called before the
-    /// content changes, so that new content never has the privileges of the old. The file must have been
-    /// copied up, which has cleared a capability from the lower layers.
+    /// Clears the file capability, and the set-id bits according to `set_id`. Must be called before
+    /// the content changes, so that new content never has the privileges of the old. The file must
+    /// have been copied up, which has cleared a capability from the lower layers.
     pub(super) fn kill_privileges(&self, ino: Ino, set_id: SetIdBits) -> Result<()> {
         let mode_after = |mode| match set_id {
             SetIdBits::Clear => without_privileges(mode),
@@ -70,8 +70,8 @@ impl Union {
 }
 
 impl State {
-    /// Adds the changes that clear the capability of an object whose row the caller is about to write.
-    /// `below` is the result of [`Union::xattrs_below`].
+    /// Adds the changes that clear the capability of an object whose row the caller is about to
+    /// write. `below` is the result of [`Union::xattrs_below`].
     pub(super) fn drop_capability(
         &self,
         ino: Ino,
@@ -94,7 +94,8 @@ impl State {
     }
 }
 
-/// Clears the set-id bits of a mode like the kernel: set-group-id only with group execute permission.
+/// Clears the set-id bits of a mode like the kernel: set-group-id only with group execute
+/// permission.
 pub(super) fn without_privileges(mode: u16) -> u16 {
     let mut mode = mode & !S_ISUID;
     if mode & 0o010 != 0 {

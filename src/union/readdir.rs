@@ -1,21 +1,21 @@
 //! Listing directories, with positions that stay valid while the directory changes.
 //!
 //! Names of the lower layers come first, in byte order and at their position in the merged lower
-//! listing, even if the writable layer has replaced their objects. Names that only the writable layer
-//! has follow in the order of their creation. So a name that exists throughout a listing is returned
-//! exactly once, whatever is created, removed or replaced meanwhile.
+//! listing, even if the writable layer has replaced their objects. Names that only the writable
+//! layer has follow in the order of their creation. So a name that exists throughout a listing is
+//! returned exactly once, whatever is created, removed or replaced meanwhile.
 //!
-//! A change of the stack may change positions. So a position contains the epoch of the stack, and the
-//! old order of directories whose order changed is kept for some epochs: a listing in progress continues
-//! in it, without names that were removed.
+//! A change of the stack may change positions. So a position contains the epoch of the stack, and
+//! the old order of directories whose order changed is kept for some epochs: a listing in progress
+//! continues in it, without names that were removed.
 //!
-//! New names come after all existing ones, so a program that creates or renames a file for each entry
-//! would never reach the end. So a listing ends at the names that existed when it began. The kernel sends
-//! no `OPENDIR`, so there is no handle to store this bound in; a position contains the number of a bound
-//! that the directory stores ([`Bounds`](super::bounds::Bounds)).
+//! New names come after all existing ones, so a program that creates or renames a file for each
+//! entry would never reach the end. So a listing ends at the names that existed when it began. The
+//! kernel sends no `OPENDIR`, so there is no handle to store this bound in; a position contains the
+//! number of a bound that the directory stores ([`Bounds`](super::bounds::Bounds)).
 //!
-//! A position has 63 bits, from the lowest: 41 for the place in the listing, 10 for the epoch, 12 for the
-//! bound.
+//! A position has 63 bits, from the lowest: 41 for the place in the listing, 10 for the epoch, 12
+//! for the bound.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -63,8 +63,8 @@ impl OldOrders {
 }
 
 impl State {
-    /// Ends an epoch before the stack changes. Keeps the order of the directories in which the writable
-    /// layer has names, and of `others`, since it may change.
+    /// Ends an epoch before the stack changes. Keeps the order of the directories in which the
+    /// writable layer has names, and of `others`, since it may change.
     pub(super) fn end_epoch(&mut self, others: Vec<Ino>) -> Result<()> {
         let mut orders = HashMap::new();
         let own = self.delta.dirs()?.map(|(dir, _)| dir);
@@ -141,8 +141,8 @@ pub struct DirItem {
 }
 
 impl Union {
-    /// Lists at most `limit` entries of a directory, including `.` and `..`, from a position on (0 is the
-    /// start). Fewer entries mean the end.
+    /// Lists at most `limit` entries of a directory, including `.` and `..`, from a position on (0
+    /// is the start). Fewer entries mean the end.
     pub fn read_dir(&self, dir: Ino, position: u64, limit: usize) -> Result<Vec<DirItem>> {
         let from = position & ((1 << EPOCH_SHIFT) - 1);
         let epoch = (position >> EPOCH_SHIFT) % EPOCHS;

@@ -1,8 +1,9 @@
-//! Repairs an upper layer whose rows and files differ: after a crash, in a copy of the store, or after
-//! files were changed by hand.
+//! Repairs an upper layer whose rows and files differ: after a crash, in a copy of the store, or
+//! after files were changed by hand.
 //!
-//! Rows decide which objects exist. Files are moved to the places of their rows, and a file without a row is
-//! moved to the strays directory, or removed if it is in `work`. Repairing again changes nothing more.
+//! Rows decide which objects exist. Files are moved to the places of their rows, and a file without
+//! a row is moved to the strays directory, or removed if it is in `work`. Repairing again changes
+//! nothing more.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -26,8 +27,8 @@ use crate::upper::{Found, LayerPath, Part, UpperDir};
 pub struct Reconciled {
     /// The number of files that were moved to their places, after an interrupted rename.
     pub moved: usize,
-    /// The number of files without a row that were moved to the strays directory, after an interrupted
-    /// creation or removal.
+    /// The number of files without a row that were moved to the strays directory, after an
+    /// interrupted creation or removal.
     pub set_aside: usize,
     /// Files whose content never reached the disk, by their paths in the rows. The lower layers are
     /// visible at these paths again.
@@ -184,7 +185,8 @@ impl<'a> Repair<'a> {
         Ok(elsewhere)
     }
 
-    /// Returns the path of an object's place, or `None` if it has none or if the directory was removed.
+    /// Returns the path of an object's place, or `None` if it has none or if the directory was
+    /// removed.
     fn path_of_place(&self, row: &InodeRow) -> Result<Option<LayerPath>> {
         let Some((dir, name)) = &row.place else {
             return Ok(None);
@@ -200,8 +202,8 @@ impl<'a> Repair<'a> {
         }))
     }
 
-    /// Claims files at other paths that have the host inode numbers of rows. Returns the objects whose file
-    /// is missing.
+    /// Claims files at other paths that have the host inode numbers of rows. Returns the objects
+    /// whose file is missing.
     fn claim_by_inode(&mut self, elsewhere: Vec<Missing>) -> Vec<Missing> {
         let mut missing = Vec::new();
         for object in elsewhere {
@@ -309,7 +311,8 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Returns a path of an object in the merged view, for a message. `path` is that of its content.
+    /// Returns a path of an object in the merged view, for a message. `path` is that of its
+    /// content.
     fn shown_path(&self, ino: Ino, path: &LayerPath) -> PathBuf {
         let mut names = path.names.clone();
         if path.part == Part::Work {
@@ -342,9 +345,9 @@ fn invalidation(change: &RowChange<'_>) -> Option<Invalidation> {
     }
 }
 
-/// Returns the changes of rows of a rename whose files were moved, but whose rows a power failure undid: the
-/// object `there` has replaced the object `ino`, whose content no longer exists. Without them the name would
-/// be lost, which no file system does in a rename.
+/// Returns the changes of rows of a rename whose files were moved, but whose rows a power failure
+/// undid: the object `there` has replaced the object `ino`, whose content no longer exists. Without
+/// them the name would be lost, which no file system does in a rename.
 fn interrupted_rename(
     delta: &Delta,
     lower: &LowerStack,
@@ -384,8 +387,8 @@ fn interrupted_rename(
     ]))
 }
 
-/// Returns true if the row of a name can be removed: the lower layers have nothing there, or an unchanged
-/// object that is not a directory.
+/// Returns true if the row of a name can be removed: the lower layers have nothing there, or an
+/// unchanged object that is not a directory.
 fn reveals_file(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Result<bool> {
     let Some(below) = lower.lookup(dir, name)? else {
         return Ok(true);
@@ -397,8 +400,8 @@ fn reveals_file(delta: &Delta, lower: &LowerStack, dir: Ino, name: &[u8]) -> Res
 }
 
 impl Union {
-    /// Compares rows and files while the view is in use, and repairs the differences. Called after content
-    /// could not be read. Does nothing while there are frozen uppers.
+    /// Compares rows and files while the view is in use, and repairs the differences. Called after
+    /// content could not be read. Does nothing while there are frozen uppers.
     pub(crate) fn repair(&self) -> Result<Reconciled> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();

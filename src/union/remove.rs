@@ -17,7 +17,8 @@ pub(super) enum Cleanup {
     Remove,
     /// Remove the content in `work`: the object has no other name.
     RemoveDetached,
-    /// Move the content under the name to `work`, before the rows change: the object has other names.
+    /// Move the content under the name to `work`, before the rows change: the object has other
+    /// names.
     Detach,
     /// Remove the physical directory.
     RemoveDir,
@@ -79,8 +80,9 @@ impl Union {
         Ok(())
     }
 
-    /// Adds the changes of rows for an object that loses the name `(dir, name)`. Returns what to do with its
-    /// file, and the orphan that it becomes if this was its last name and the kernel holds it.
+    /// Adds the changes of rows for an object that loses the name `(dir, name)`. Returns what to do
+    /// with its file, and the orphan that it becomes if this was its last name and the kernel holds
+    /// it.
     pub(super) fn drop_name(
         &self,
         state: &State,
@@ -204,8 +206,8 @@ pub(super) struct Detached<'a> {
 }
 
 impl State {
-    /// Moves the content of an object that loses this name to `work`. Done before the rows change: it may
-    /// fail on a full disk, and can be undone.
+    /// Moves the content of an object that loses this name to `work`. Done before the rows change:
+    /// it may fail on a full disk, and can be undone.
     pub(super) fn detach<'a>(
         &self,
         ino: Ino,

@@ -176,8 +176,8 @@ impl Union {
         changes.push(RowChange::put_inode(ino, row.clone()));
         changes.extend(state.moved_parents(&object, new_dir, replaced.is_some(), now)?);
 
-        // Step 1. The physical path is that of the old rows, which are still valid. Neither directory is
-        // inside the moved one, so their paths stay valid.
+        // Step 1. The physical path is that of the old rows, which are still valid. Neither
+        // directory is inside the moved one, so their paths stay valid.
         let has_physical = if is_dir {
             state.has_physical(dir, name)?
         } else {
@@ -227,8 +227,8 @@ impl Union {
             && row.data == DataPlace::Upper
             && let Some(file) = state.upper.cached_file(ino)
         {
-            // As ext4 does, for programs that write a new version of a file and rename it over the old one
-            // without a sync. The host does not know of names in lower layers.
+            // As ext4 does, for programs that write a new version of a file and rename it over the
+            // old one without a sync. The host does not know of names in lower layers.
             durable::start_writeback(&file);
         }
         if content.is_some() {
@@ -238,8 +238,8 @@ impl Union {
         Ok(())
     }
 
-    /// Step 3 of a rename: removes the content of the replaced object, by the move `late` if there is one.
-    /// The rows have changed, so the call has succeeded even if this fails.
+    /// Step 3 of a rename: removes the content of the replaced object, by the move `late` if there
+    /// is one. The rows have changed, so the call has succeeded even if this fails.
     fn finish_rename(
         &self,
         state: &mut State,
@@ -383,8 +383,8 @@ impl State {
         Ok(changes)
     }
 
-    /// Returns the row of an object that gets the name of another, and whether it has a physical file or
-    /// directory that moves with it.
+    /// Returns the row of an object that gets the name of another, and whether it has a physical
+    /// file or directory that moves with it.
     fn exchanged_row(
         &self,
         from: Named<'_>,

@@ -1,8 +1,8 @@
 //! Changing the stack while it is mounted: rotation, a new image, and discarding all changes.
 //!
-//! These operations hold the gate exclusively, so that no content is being written, and the `state` lock
-//! exclusively, so that readers see either the old stack or the new one. The stack changes in the database
-//! first.
+//! These operations hold the gate exclusively, so that no content is being written, and the `state`
+//! lock exclusively, so that readers see either the old stack or the new one. The stack changes in
+//! the database first.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,13 +47,13 @@ impl Union {
         self.read().lower.clone()
     }
 
-    /// Freezes the writable layer, unless it is empty, and adds a new one. Returns the frozen layers, top
-    /// first.
+    /// Freezes the writable layer, unless it is empty, and adds a new one. Returns the frozen
+    /// layers, top first.
     ///
     /// Waits for content that is being written. Other requests wait only for one transaction.
     pub fn rotate(&self) -> Result<Vec<LayerId>> {
-        // The rows of a frozen layer may leave the database while the layer is in use, so all are read. Done
-        // before the locks are taken, since it may take long.
+        // The rows of a frozen layer may leave the database while the layer is in use, so all are
+        // read. Done before the locks are taken, since it may take long.
         self.read().delta.load()?;
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
@@ -76,8 +76,8 @@ impl Union {
         Ok(frozen.map(|layer| layer.id).collect())
     }
 
-    /// Undoes a rotation after a failed commit: the topmost frozen layer becomes writable again. Does nothing
-    /// if something was changed since; then the next commit includes both layers.
+    /// Undoes a rotation after a failed commit: the topmost frozen layer becomes writable again.
+    /// Does nothing if something was changed since; then the next commit includes both layers.
     pub fn unrotate(&self) -> Result<()> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
@@ -123,8 +123,8 @@ impl Union {
         UpperDir::create(path, &self.paths.strays)
     }
 
-    /// Creates the spare directory of a layer, so that a discard works on a full disk or without free inodes.
-    /// Does nothing if there is no space for it.
+    /// Creates the spare directory of a layer, so that a discard works on a full disk or without
+    /// free inodes. Does nothing if there is no space for it.
     pub(crate) fn create_spare_upper(&self) {
         let spare = self.paths.spare();
         if spare.symlink_metadata().is_err()
@@ -136,9 +136,10 @@ impl Union {
         }
     }
 
-    /// Replaces the layers below the writable one by `lower`. `publish` does the same in the database; if it
-    /// fails, nothing changes. Returns what `publish` returned and what the kernel must forget: the
-    /// attributes of objects in the frozen layers, because an image stores them less precisely.
+    /// Replaces the layers below the writable one by `lower`. `publish` does the same in the
+    /// database; if it fails, nothing changes. Returns what `publish` returned and what the kernel
+    /// must forget: the attributes of objects in the frozen layers, because an image stores them
+    /// less precisely.
     pub(crate) fn replace_lower<T>(
         &self,
         lower: Arc<LowerStack>,
@@ -185,7 +186,8 @@ impl Union {
             stale.extend(delta_invalidations(frozen.delta())?);
         }
         let published = publish(fresh)?;
-        // The changes are discarded: a failure from here on must not be reported as a failed discard.
+        // The changes are discarded: a failure from here on must not be reported as a failed
+        // discard.
         self.was_discarded.store(true, Ordering::Relaxed);
         state.delta = Delta::default();
         state.upper = upper;

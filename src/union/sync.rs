@@ -1,9 +1,9 @@
 //! Making objects durable.
 //!
-//! During a commit, and after a failed one, changes are also in frozen uppers. An object is synced in each
-//! upper that has it: its content, the physical directories on its path, and the rows. Only
-//! [`sync_all`](Union::sync_all) syncs a whole file system, and only if `syncfs` reaches the disk: FUSE and
-//! some network file systems do not forward it.
+//! During a commit, and after a failed one, changes are also in frozen uppers. An object is synced
+//! in each upper that has it: its content, the physical directories on its path, and the rows. Only
+//! [`sync_all`](Union::sync_all) syncs a whole file system, and only if `syncfs` reaches the disk:
+//! FUSE and some network file systems do not forward it.
 //!
 //! Syncing needs no lock of rows: `state` is held only while the files to sync are found.
 
@@ -170,8 +170,8 @@ impl Union {
         Ok(self.db.sync()?)
     }
 
-    /// Syncs the changed physical directories of a layer on the path from the root to `dir`. Does nothing if
-    /// the layer is no longer in the stack, because it was committed or discarded.
+    /// Syncs the changed physical directories of a layer on the path from the root to `dir`. Does
+    /// nothing if the layer is no longer in the stack, because it was committed or discarded.
     pub(super) fn sync_dirs_to(&self, layer: LayerId, dir: Ino) -> Result<()> {
         // A thread that finds nothing to sync must not return before the thread that syncs it.
         let _syncing = self
@@ -203,8 +203,8 @@ impl Union {
     fn sync_uppers(&self) -> Result<()> {
         let mut all = Vec::new();
         {
-            // A writer marks a file before it writes, under the shared gate. With the exclusive gate no
-            // marked file is still being written.
+            // A writer marks a file before it writes, under the shared gate. With the exclusive
+            // gate no marked file is still being written.
             let _gate = self.gate_exclusive();
             let state = self.read();
             for upper in state.uppers() {

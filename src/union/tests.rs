@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
-//! Tests of states that exist only between two steps of one call, and of layers that are read in part.
+//! Tests of states that exist only between two steps of one call, and of layers that are read in
+//! part.
 
 use std::fs;
 use std::path::PathBuf;

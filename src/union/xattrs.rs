@@ -1,7 +1,7 @@
 //! Extended attributes.
 //!
-//! An object has those of the lower layers until one of them is changed. Then all become rows of the
-//! writable layer (`owns_xattrs`).
+//! An object has those of the lower layers until one of them is changed. Then all become rows of
+//! the writable layer (`owns_xattrs`).
 
 use nix::errno::Errno;
 
@@ -10,8 +10,8 @@ use super::{Presence, Result, Union, Xattr};
 use crate::object::{Ino, Timestamp};
 use crate::state::{InodeRow, RowChange};
 
-/// The maximum size of the names and values of one object together, in bytes. They are kept in memory, and
-/// a commit writes those of an object at once.
+/// The maximum size of the names and values of one object together, in bytes. They are kept in
+/// memory, and a commit writes those of an object at once.
 const XATTRS_LIMIT: usize = 1 << 20;
 
 /// The flags of `setxattr(2)`.
@@ -79,8 +79,8 @@ impl Union {
         })
     }
 
-    /// Returns the extended attributes of an object in the lower layers, or `None` if those of its row are
-    /// valid. They do not change while the caller holds the gate.
+    /// Returns the extended attributes of an object in the lower layers, or `None` if those of its
+    /// row are valid. They do not change while the caller holds the gate.
     pub(super) fn xattrs_below(&self, ino: Ino) -> Result<Option<Vec<Xattr>>> {
         let lower = {
             let state = self.read();
@@ -93,8 +93,8 @@ impl Union {
         Ok(Some(lower.xattrs(ino)?))
     }
 
-    /// Sets or removes one attribute, if `check` permits it; `check` receives whether it exists. All
-    /// attributes of the object become rows if they were in a lower layer.
+    /// Sets or removes one attribute, if `check` permits it; `check` receives whether it exists.
+    /// All attributes of the object become rows if they were in a lower layer.
     fn change_xattr(
         &self,
         ino: Ino,

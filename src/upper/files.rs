@@ -1,7 +1,7 @@
 //! The content files of an upper directory, and the cache of their descriptors.
 //!
-//! A content file is under its name in `upper`, or in `work` under the identity of its object. Descriptors
-//! are cached by identity, so a file that is renamed or detached stays open.
+//! A content file is under its name in `upper`, or in `work` under the identity of its object.
+//! Descriptors are cached by identity, so a file that is renamed or detached stays open.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -134,7 +134,8 @@ impl UpperDir {
             Some((dir, component)) => self.open_at(dir, component, flags, Mode::empty()),
             None => self.open_at(self.work(), work_name(ino).as_bytes(), flags, Mode::empty()),
         };
-        // Checked first: another object in its place may be a device, and opening it could have effects.
+        // Checked first: another object in its place may be a device, and opening it could have
+        // effects.
         self.stat(ino, place)?;
         // O_NOATIME: reads through the mount must not change the access time of the backing file.
         // Only the owner may use it.
@@ -176,7 +177,8 @@ impl UpperDir {
         lock(&self.pinned).remove(&ino);
     }
 
-    /// Returns the attributes of content without opening it, or an error if it is not a regular file.
+    /// Returns the attributes of content without opening it, or an error if it is not a regular
+    /// file.
     pub(crate) fn stat(
         &self,
         ino: Ino,
@@ -209,11 +211,11 @@ impl UpperDir {
     }
 }
 
-/// Prevents reads through a descriptor from changing the access time of its file, which is the access time
-/// of the object.
+/// Prevents reads through a descriptor from changing the access time of its file, which is the
+/// access time of the object.
 ///
-/// Not by opening with `O_NOATIME`: only the owner may use it, and if the file server assigns another
-/// owner, the call would create the file and fail.
+/// Not by opening with `O_NOATIME`: only the owner may use it, and if the file server assigns
+/// another owner, the call would create the file and fail.
 fn keep_access_time(fd: &OwnedFd) {
     if let Err(e) = fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NOATIME)) {
         tracing::debug!("reading will change an access time: {e}");
@@ -224,8 +226,9 @@ fn not_regular(ino: Ino) -> io::Error {
     io::Error::other(format!("the content of object {ino} is not a regular file"))
 }
 
-/// Returns a number that identifies a file on the host and that no other file had before. Inode numbers are
-/// reused, some at once, so the time of birth is included where the file system keeps it.
+/// Returns a number that identifies a file on the host and that no other file had before. Inode
+/// numbers are reused, some at once, so the time of birth is included where the file system keeps
+/// it.
 pub(super) fn identity(meta: &Metadata) -> u64 {
     let Ok(born) = meta.created().map(Timestamp::from) else {
         return meta.ino();

@@ -1,8 +1,8 @@
 //! Marks of the directories of a layer: they show whether names in it have changed since.
 //!
-//! A file system changes the times of a directory with every name that is created, removed or renamed in it.
-//! So comparing the times of all directories finds every change that comparing all names would find, at the
-//! cost of one `stat` for each directory.
+//! A file system changes the times of a directory with every name that is created, removed or
+//! renamed in it. So comparing the times of all directories finds every change that comparing all
+//! names would find, at the cost of one `stat` for each directory.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,8 +17,8 @@ use super::{UpperDir, name};
 use crate::sys::walk::{self, CurrentDir, Subdirs, Visitor};
 use std::os::unix::ffi::OsStrExt;
 
-/// Times of files advance in steps, of up to 10 ms by the kernel's clock. A directory that changed less than
-/// this ago may change again without a change of its times.
+/// Times of files advance in steps, of up to 10 ms by the kernel's clock. A directory that changed
+/// less than this ago may change again without a change of its times.
 const STEP: Duration = Duration::from_millis(20);
 
 /// The directories of a layer as they were at one moment.
@@ -55,8 +55,8 @@ impl Mark {
 }
 
 impl UpperDir {
-    /// Returns the marks of all directories, once none of them has changed for a moment; `None` if they do
-    /// not come to rest, or have times in the future. Cost follows the number of names.
+    /// Returns the marks of all directories, once none of them has changed for a moment; `None` if
+    /// they do not come to rest, or have times in the future. Cost follows the number of names.
     pub(crate) fn marks(&self) -> io::Result<Option<Marks>> {
         let mut marks = self.marks_now()?;
         if marks.is_recent() {
@@ -76,7 +76,8 @@ impl UpperDir {
         })
     }
 
-    /// Returns true if all directories are as they were: no name has been created, removed or renamed since.
+    /// Returns true if all directories are as they were: no name has been created, removed or
+    /// renamed since.
     pub(crate) fn is_as_marked(&self, marks: &Marks) -> bool {
         let root = self.root();
         let is_same = |path: &[u8], mark: &Mark| {

@@ -14,8 +14,9 @@
 //! Physical directories are created when the first content needs them. Invariant: the physical
 //! directory of a directory object, if any, is at the object's path in this layer.
 //!
-//! A file in `upper` without a row is never deleted, but moved to the strays directory (`strays.rs`). The
-//! caches of descriptors have locks, which are taken last and not held during I/O.
+//! A file in `upper` without a row is never deleted, but moved to the strays directory
+//! (`strays.rs`). The caches of descriptors have locks, which are taken last and not held during
+//! I/O.
 
 mod files;
 mod marks;
@@ -54,7 +55,8 @@ const OPEN_LIMIT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
 /// A path from the root of the layer: each directory's identity with its name, outermost first.
 pub(crate) type Chain = [(Ino, Box<[u8]>)];
 
-/// What [`UpperDir::walk`] does if a directory of the path is missing, or another object has its name.
+/// What [`UpperDir::walk`] does if a directory of the path is missing, or another object has its
+/// name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Missing {
     Fail,
@@ -157,7 +159,8 @@ impl UpperDir {
         }
     }
 
-    /// Returns the physical directory at the end of `chain`, after creating it and its missing parents.
+    /// Returns the physical directory at the end of `chain`, after creating it and its missing
+    /// parents.
     pub(crate) fn create_dir(&self, chain: &Chain) -> io::Result<Arc<OwnedFd>> {
         Ok(self.walk(chain, Missing::Create)?)
     }
@@ -254,7 +257,8 @@ impl UpperDir {
                 Ok(())
             }
             Err(Errno::EINVAL) => {
-                // File systems without RENAME_EXCHANGE; reconcile() finishes an interrupted exchange.
+                // File systems without RENAME_EXCHANGE; reconcile() finishes an interrupted
+                // exchange.
                 let aside = b".envfs-exchange";
                 rename(a.0, a.1, self.work.as_fd(), aside)?;
                 rename(b.0, b.1, a.0, a.1)?;

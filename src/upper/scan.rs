@@ -84,8 +84,8 @@ impl UpperDir {
         Ok(scan.found)
     }
 
-    /// Returns the kinds of all files in `upper` and in `work`, without directories. Reads only directories,
-    /// not the attributes of files.
+    /// Returns the kinds of all files in `upper` and in `work`, without directories. Reads only
+    /// directories, not the attributes of files.
     pub(crate) fn names(&self) -> io::Result<(Names, Names)> {
         let of = |root: BorrowedFd<'_>, sub: &str| {
             let mut named = Named(Names::new());

@@ -1,5 +1,5 @@
-//! The strays directory, to which files are moved instead of being deleted: files without a row, and content
-//! that the user discarded.
+//! The strays directory, to which files are moved instead of being deleted: files without a row,
+//! and content that the user discarded.
 
 use std::fs;
 use std::io;
@@ -35,8 +35,8 @@ impl UpperDir {
         Ok(())
     }
 
-    /// Moves a file below the strays directory, under a name made of the time and its old name. Returns the
-    /// new path, or `None` if the file does not exist.
+    /// Moves a file below the strays directory, under a name made of the time and its old name.
+    /// Returns the new path, or `None` if the file does not exist.
     fn move_aside(&self, dir: BorrowedFd<'_>, component: &[u8]) -> Result<Option<PathBuf>, Errno> {
         create_dir(&self.strays).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(5)))?;
         // The time is prepended, and the result must fit into a name.
@@ -44,8 +44,8 @@ impl UpperDir {
             .chars()
             .take(50)
             .collect();
-        // The clock is fine enough that two calls rarely get the same time, so one attempt is usually
-        // enough, however many strays there are.
+        // The clock is fine enough that two calls rarely get the same time, so one attempt is
+        // usually enough, however many strays there are.
         for _ in 0..100 {
             let now = Timestamp::from(SystemTime::now());
             let to = format!("{}.{:09}-{shown}", now.secs, now.nanos);

@@ -18,8 +18,8 @@ use crate::squashfs::Result;
 /// budget.
 const SHARDS: usize = 8;
 
-/// Keys of dropped values that a shard remembers, if the cache may grow: those of 1 GiB in blocks of 128 KiB for
-/// all shards.
+/// Keys of dropped values that a shard remembers, if the cache may grow: those of 1 GiB in blocks
+/// of 128 KiB for all shards.
 const DROPPED: usize = 1024;
 
 pub(super) struct Cache<K, V> {
@@ -96,8 +96,8 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         }
     }
 
-    /// Creates a cache that may grow beyond `budget` to what `limit` returns, while values are needed again that
-    /// it had to drop.
+    /// Creates a cache that may grow beyond `budget` to what `limit` returns, while values are
+    /// needed again that it had to drop.
     pub(super) fn growing(budget: usize, limit: fn() -> usize) -> Self {
         Cache::with(budget, Some(Growth::new(limit)))
     }

@@ -62,8 +62,8 @@ impl Growth {
     }
 }
 
-/// Starts a thread that looks at a cache from time to time, until it is idle or gone. Does nothing while the
-/// cache has not grown.
+/// Starts a thread that looks at a cache from time to time, until it is idle or gone. Does nothing
+/// while the cache has not grown.
 pub(super) fn watch<K, V>(cache: &Arc<Cache<K, V>>)
 where
     K: Hash + Eq + Copy + Send + Sync + 'static,

@@ -12,12 +12,12 @@ use crate::state::{DataPlace, InodeRow};
 /// A physical directory, and a name in it.
 type HostName = (Arc<OwnedFd>, Box<[u8]>);
 
-/// Changes of files, applied after the rows have changed. The files are found before that, because their
-/// paths depend on the old rows.
+/// Changes of files, applied after the rows have changed. The files are found before that, because
+/// their paths depend on the old rows.
 #[derive(Default)]
 pub(super) struct Physical {
-    /// Content to remove, with its name, or `None` if it is in `work`. Regular files are moved to the strays
-    /// directory.
+    /// Content to remove, with its name, or `None` if it is in `work`. Regular files are moved to
+    /// the strays directory.
     files: Vec<(Ino, Kind, Option<HostName>)>,
     /// Content to move to `work`, because its object has no place any more.
     detached: Vec<(Ino, HostName)>,

@@ -1,19 +1,19 @@
 //! Selects the names of the writable layer to remove when the changes of paths are discarded.
 //!
-//! A name is a link or a whiteout. The result is the smallest set that satisfies these rules. They are
-//! applied repeatedly until none adds a name:
+//! A name is a link or a whiteout. The result is the smallest set that satisfies these rules. They
+//! are applied repeatedly until none adds a name:
 //!
-//! 1. All names at or below the paths are removed, whether a name has such a path in the current tree, in
-//!    the committed tree or in the resulting one. In a new directory at the path of a committed one that no
-//!    longer exists, the committed object gets the name.
+//! 1. All names at or below the paths are removed, whether a name has such a path in the current
+//!    tree, in the committed tree or in the resulting one. In a new directory at the path of a
+//!    committed one that no longer exists, the committed object gets the name.
 //! 2. Both ends of a rename are removed.
 //! 3. All names in a new directory that loses its last name are removed.
-//! 4. A committed object that would lose its last name gets a committed name back. If that name is in a
-//!    removed directory, the directory is restored with all its content.
+//! 4. A committed object that would lose its last name gets a committed name back. If that name is
+//!    in a removed directory, the directory is restored with all its content.
 //! 5. No directory is inside itself.
 //!
-//! All other names stay. Attributes and content are reset only for committed objects with a name at or
-//! below the paths.
+//! All other names stay. Attributes and content are reset only for committed objects with a name at
+//! or below the paths.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -220,8 +220,8 @@ impl Planner<'_> {
         if before.kind != Kind::Directory && names as usize > links.len() {
             return Ok(());
         }
-        // Rule 2 restores its committed name if the directory of that name exists. Otherwise the directory
-        // is restored.
+        // Rule 2 restores its committed name if the directory of that name exists. Otherwise the
+        // directory is restored.
         let mut from = links
             .iter()
             .filter_map(|entry| self.edits.renamed_from(entry));
@@ -263,8 +263,8 @@ impl Planner<'_> {
             let Some(row) = self.edits.row(entry) else {
                 continue;
             };
-            // A deleted directory loses all its names, and the committed directory at its path is restored
-            // with its own.
+            // A deleted directory loses all its names, and the committed directory at its path is
+            // restored with its own.
             let is_deleted = self.deleted.contains(&entry.0);
             let is_other = row.target != row.below;
             if let Some(target) = row.target
@@ -286,7 +286,8 @@ impl Planner<'_> {
         Ok((lost, regained))
     }
 
-    /// Rule 5: if directories that return form a cycle with moved ones that would stay, these return too.
+    /// Rule 5: if directories that return form a cycle with moved ones that would stay, these
+    /// return too.
     fn break_cycles(&mut self) -> Result<()> {
         let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
         for start in self.edits.linked() {
@@ -319,8 +320,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Returns the committed objects to reset: those with a name at or below the paths, in the current tree,
-    /// in the committed tree or in the resulting one.
+    /// Returns the committed objects to reset: those with a name at or below the paths, in the
+    /// current tree, in the committed tree or in the resulting one.
     fn objects_to_reset(&mut self) -> Result<BTreeSet<Ino>> {
         let mut after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
         let mut reset = BTreeSet::new();
@@ -350,7 +351,8 @@ impl Planner<'_> {
                         || self.committed.leads(name, ino)?.is_some_and(is_at_paths)
                         || after.leads(name, ino)?.is_some_and(is_at_paths);
                 }
-                // A removed name that was added resets the object only if the object was moved there.
+                // A removed name that was added resets the object only if the object was moved
+                // there.
                 is_selected |= self.edits.links_of(ino).iter().any(|entry| {
                     self.selected.contains(entry) && self.edits.renamed_from(entry).is_some()
                 });
@@ -371,8 +373,8 @@ impl Planner<'_> {
     /// Searches for names of files at and below the paths, in the committed objects there.
     fn find_below_paths(&self, wanted: &HashSet<Ino>, found: &mut BTreeSet<Ino>) -> Result<()> {
         let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
-        // The committed and the resulting tree contain all committed objects there; the current tree only
-        // those that were not moved away.
+        // The committed and the resulting tree contain all committed objects there; the current
+        // tree only those that were not moved away.
         let mut pending = Vec::new();
         for path in self.paths {
             for (tree, in_current) in [

@@ -84,7 +84,8 @@ struct Changes<'a> {
     plan: &'a Plan,
     state: &'a State,
     base: &'a LowerStack,
-    /// Objects with names in the writable layer afterwards. They need a row, because it has their kind.
+    /// Objects with names in the writable layer afterwards. They need a row, because it has their
+    /// kind.
     named: HashSet<Ino>,
     /// The places of committed objects in new directories.
     relinked: HashMap<Ino, &'a Entry>,
@@ -159,8 +160,8 @@ impl Changes<'_> {
         Ok(())
     }
 
-    /// Returns the link count of an object that is not a directory. An object without a row that changes has
-    /// lost all its names.
+    /// Returns the link count of an object that is not a directory. An object without a row that
+    /// changes has lost all its names.
     fn nlink(&self, ino: Ino, row: Option<&InodeRow>) -> u32 {
         let count = |names: &HashMap<Ino, u32>| names.get(&ino).copied().unwrap_or(0);
         (row.map_or(0, |row| row.nlink) + count(&self.plan.restored_names))
