@@ -133,3 +133,9 @@ CREATE TABLE xattr (
     value BLOB    NOT NULL,
     PRIMARY KEY (layer, ino, name)
 ) STRICT, WITHOUT ROWID;
+
+-- What makes the comparison of rows and files unnecessary when an upper layer is opened.
+CREATE TABLE checked (
+    layer       INTEGER PRIMARY KEY REFERENCES layer (id) ON DELETE CASCADE,
+    directories BLOB NOT NULL
+) STRICT;

@@ -11,10 +11,7 @@ use super::sql_error;
 pub(super) const APPLICATION_ID: i32 = 0x656e_7666;
 
 /// The migrations in order; the n-th (from 1) upgrades the schema to version n.
-pub(super) const MIGRATIONS: &[&str] = &[
-    include_str!("../../migrations/0001_initial.sql"),
-    include_str!("../../migrations/0002_checked.sql"),
-];
+pub(super) const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
 
 /// Creates the schema in a new, empty database.
 pub(super) fn create(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<()> {
