@@ -2,8 +2,8 @@
 # envfs for bash: source this file, or put in ~/.bashrc:  eval "$(envfs hook bash)"
 #
 # Defines one function, envfs. It evaluates the output of activate, deactivate and reactivate in
-# this shell and passes everything else to the program. Does not change prompts, traps or
-# PROMPT_COMMAND.
+# this shell and passes everything else to the program. Does not change traps or
+# PROMPT_COMMAND, and the prompt only where an environment is active.
 
 envfs() {
     local __envfs_word __envfs_text __envfs_status
@@ -41,6 +41,21 @@ $1"
 
 case $- in
 *i*)
+    # In a shell that inherited an active environment, start files may have reset PATH, and the prompt
+    # is a new one. A conda environment on top has taken the place in PATH.
+    if [ -n "${ENVFS_PREFIX-}" ] && [ "${CONDA_PREFIX:-$ENVFS_PREFIX}" = "$ENVFS_PREFIX" ]; then
+        case ":${PATH-}:" in
+        *":$ENVFS_PREFIX/"*)
+            case "${PS1-}" in
+            '' | *POWERLINE_COMMAND* | *"${ENVFS_PROMPT_MODIFIER-}"*) ;;
+            *) PS1="${ENVFS_PROMPT_MODIFIER-}${PS1-}" ;;
+            esac
+            ;;
+        *)
+            printf '%s\n' "envfs: $ENVFS_ENV is only half active in this shell, because PATH was reset: envfs reactivate" >&2
+            ;;
+        esac
+    fi
     __envfs_complete() {
         local IFS=$'\n'
         # shellcheck disable=SC2207
@@ -48,6 +63,12 @@ case $- in
         if [ "${COMPREPLY[0]-}" = "//files" ]; then
             COMPREPLY=()
             compopt -o default
+        elif [ "${COMPREPLY[0]-}" = "//dirs" ]; then
+            COMPREPLY=()
+            compopt -o dirnames
+        elif [[ "${COMPREPLY[0]-}" = */ ]]; then
+            # Paths are completed one directory at a time.
+            compopt -o nospace
         fi
     }
     complete -F __envfs_complete envfs

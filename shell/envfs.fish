@@ -38,8 +38,22 @@ if status is-interactive
         printf '%s' $ENVFS_PROMPT_MODIFIER
     end
 
+    # Start files may have reset PATH in a shell that inherited an active environment. A conda
+    # environment on top has taken the place in PATH.
+    function __envfs_check
+        test -n "$ENVFS_PREFIX"
+        and contains -- "$CONDA_PREFIX" "$ENVFS_PREFIX" ''
+        and not contains -- "$ENVFS_PREFIX/bin" $PATH
+        and not contains -- "$ENVFS_PREFIX/node_modules/.bin" $PATH
+        and echo "envfs: $ENVFS_ENV is only half active in this shell, because PATH was reset: envfs reactivate" >&2
+    end
+
     # Runs before each prompt, because anything may have replaced fish_prompt since.
     function __envfs_prompt --on-event fish_prompt
+        if not set -q __envfs_checked
+            set -g __envfs_checked
+            __envfs_check
+        end
         if set -q ENVFS_PROMPT_MODIFIER
             if not functions fish_prompt | string match -q '*__envfs_plain_prompt*'
                 functions -e __envfs_plain_prompt
@@ -68,6 +82,8 @@ if status is-interactive
         set -l found (command envfs __complete $index -- $words "$typed" 2>/dev/null)
         if test "$found[1]" = //files
             __fish_complete_path "$typed"
+        else if test "$found[1]" = //dirs
+            __fish_complete_directories "$typed"
         else
             string join \n -- $found
         end

@@ -1,7 +1,8 @@
 # envfs for zsh: source this file, or put in ~/.zshrc:  eval "$(envfs hook zsh)"
 #
 # Defines one function, envfs. It evaluates the output of activate, deactivate and reactivate in
-# this shell and passes everything else to the program. Does not change prompts, traps or hooks.
+# this shell and passes everything else to the program. Does not change traps or hooks, and the
+# prompt only where an environment is active.
 
 function envfs {
     case "${1-}" in
@@ -38,12 +39,28 @@ $1"
 }
 
 if [[ -o interactive ]]; then
+    # In a shell that inherited an active environment, start files may have reset PATH, and the prompt
+    # is a new one. A conda environment on top has taken the place in PATH.
+    if [[ -n "${ENVFS_PREFIX-}" && "${CONDA_PREFIX:-$ENVFS_PREFIX}" == "$ENVFS_PREFIX" ]]; then
+        if [[ ":${PATH-}:" == *":$ENVFS_PREFIX/"* ]]; then
+            if [[ -n "${PS1-}" && "$PS1" != *POWERLINE_COMMAND* && "$PS1" != *"${ENVFS_PROMPT_MODIFIER-}"* ]]; then
+                PS1="${ENVFS_PROMPT_MODIFIER-}${PS1-}"
+            fi
+        else
+            print -ru2 -- "envfs: $ENVFS_ENV is only half active in this shell, because PATH was reset: envfs reactivate"
+        fi
+    fi
     function _envfs {
         local -a candidates
         candidates=("${(@f)$(command envfs __complete "$((CURRENT - 1))" -- "${words[@]}" 2>/dev/null)}")
         if [[ "${candidates[1]-}" == "//files" ]]; then
             _files
-        else
+        elif [[ "${candidates[1]-}" == "//dirs" ]]; then
+            _files -/
+        elif [[ "${candidates[1]-}" == */ ]]; then
+            # Paths are completed one directory at a time.
+            compadd -S '' -- "${candidates[@]}"
+        elif [[ -n "${candidates[1]-}" ]]; then
             compadd -- "${candidates[@]}"
         fi
     }

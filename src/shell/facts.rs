@@ -32,6 +32,8 @@ pub struct PrefixFacts {
     pub is_conda: bool,
     /// For a Python virtual environment (it has `pyvenv.cfg`): the prompt set there, else the name.
     pub venv_prompt: Option<String>,
+    /// Whether it is a prefix of Node: npm installs its global packages into it.
+    pub is_node: bool,
     /// Directories to put first in `PATH`, in order.
     pub path: Vec<PathBuf>,
     /// Variables that the environment sets, or unsets (`None`).
@@ -66,6 +68,7 @@ impl PrefixFacts {
             revision,
             is_conda,
             venv_prompt: pyvenv.map(|text| venv_prompt(&text).unwrap_or_else(|| name.to_owned())),
+            is_node: prefix.join("bin/node").exists() || prefix.join("lib/node_modules").is_dir(),
             path,
             variables: if is_conda {
                 conda_variables(prefix)

@@ -1,5 +1,6 @@
 //! Activation of an environment in a shell.
 //!
+//! - [`condarc`] reads conda's settings
 //! - [`facts`] detects the kind of environment in a prefix from its files
 //! - [`plan`] computes the changes from the facts and the current variables; pure
 //! - [`render`] writes the changes as text for a shell to evaluate, and does all quoting
@@ -7,6 +8,7 @@
 //! The files that users source are in the directory `shell/` of the source tree, see
 //! [`Shell::hook`].
 
+pub mod condarc;
 pub mod facts;
 pub mod plan;
 pub mod render;

@@ -385,6 +385,19 @@ impl Planner {
             assign("VIRTUAL_ENV_PROMPT", Some(OsString::from(prompt)));
             assign("PYTHONHOME", None);
         }
+        // Package caches are outside of the mount, so nothing in them can be hard-linked. uv warns
+        // of each attempt; npm, pnpm and conda copy without being told.
+        if self.get("UV_LINK_MODE").is_none() {
+            assign("UV_LINK_MODE", Some(OsString::from("copy")));
+        }
+        if facts.is_node {
+            for name in ["NPM_CONFIG_PREFIX", "npm_config_prefix"] {
+                // npm accepts both spellings; only one that is set already can contradict.
+                if name == "NPM_CONFIG_PREFIX" || self.get(name).is_some() {
+                    assign(name, Some(facts.prefix.clone().into_os_string()));
+                }
+            }
+        }
         let replaces_conda = facts.is_conda && settings.nesting == Nesting::Replace;
         let below = settings.conda_below.as_ref().filter(|below| {
             replaces_conda

@@ -4,6 +4,7 @@
 //! evaluate. The shell hook does that. Without the hook, on a terminal, they explain how to
 //! evaluate it.
 
+use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::path::Path;
 
@@ -15,10 +16,10 @@ use nix::unistd::AccessFlags;
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
 use crate::environment::Prompt;
-use crate::shell::Shell;
 use crate::shell::facts::PrefixFacts;
 use crate::shell::plan::{self, Nesting, Settings, Variables};
 use crate::shell::render::{render, word};
+use crate::shell::{Shell, condarc};
 use crate::sys::process;
 use crate::sys::text::quoted;
 
@@ -188,6 +189,7 @@ pub(crate) fn prepare(
     enter(&env.target.prefix)?;
     let revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
     let facts = PrefixFacts::read(env.name(), &env.target.prefix, revision);
+    let prompt = prompt.filter(|_| is_prompt_wanted(&facts, variables));
     let conda_below = plan::conda_below(variables)
         .filter(|prefix| *prefix != facts.prefix)
         .map(|prefix| PrefixFacts::read("", &prefix, None));
@@ -200,6 +202,16 @@ pub(crate) fn prepare(
             conda_below,
         },
     ))
+}
+
+/// Returns whether the settings of venv and conda allow to change the prompt for environments of
+/// their kind.
+fn is_prompt_wanted(facts: &PrefixFacts, variables: &Variables) -> bool {
+    let disabled = variables.get(OsStr::new("VIRTUAL_ENV_DISABLE_PROMPT"));
+    let venv = facts.venv_prompt.is_none() || disabled.is_none_or(|value| value.is_empty());
+    let conda =
+        !facts.is_conda || condarc::setting("changeps1", variables, &facts.prefix).unwrap_or(true);
+    venv && conda
 }
 
 /// Checks that this user can enter the prefix. Otherwise the shell would silently run the system's
