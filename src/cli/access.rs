@@ -56,6 +56,7 @@ impl Command {
             Command::Deactivate(_)
             | Command::Hook(_)
             | Command::Completions(_)
+            | Command::Man(_)
             | Command::Image(_)
             | Command::Demo(_)
             | Command::Serve(_)

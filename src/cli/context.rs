@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::backend::{self, Facts};
+use super::conda_list;
 use super::error::{CommandError, Result};
 use super::output::Output;
 use super::{in_place, place, read_only};
@@ -220,6 +221,7 @@ impl Env {
         }
         if self.cannot_be_opened()? {
             read_only::mount(self)?;
+            conda_list::add(&self.target.prefix);
             return Ok(None);
         }
         let client =
@@ -228,6 +230,7 @@ impl Env {
             let log = self.environment.layout().daemon_log();
             backend::print_start_warnings(self.name(), client.start_report(), &log);
         }
+        conda_list::add(&self.target.prefix);
         Ok(client)
     }
 

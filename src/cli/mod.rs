@@ -6,8 +6,10 @@
 mod access;
 mod backend;
 mod commands;
+mod conda_list;
 mod context;
 mod error;
+mod help;
 mod in_place;
 mod mount_options;
 mod new_file;
@@ -18,12 +20,13 @@ mod read_only;
 
 use std::path::PathBuf;
 
-use clap::error::ContextValue;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::error::{ContextKind, ContextValue};
+use clap::{FromArgMatches, Parser};
 
 use commands::Command;
 use context::Context;
 use error::{CommandError, ExitCode};
+pub use help::command;
 use output::{ColorChoice, Output, Verbosity};
 
 use crate::sys::daemonize;
@@ -37,13 +40,15 @@ const EVERYWHERE: &str = "Global options";
 /// Import a directory (conda, venv, Node or any other), activate it, install and change files, then
 /// commit the changes to a new image or discard them. Does not need root.
 ///
-/// NAME defaults to the active environment where a command does not require it.
+/// NAME defaults to the active environment where a command does not require it. Names with unusual
+/// characters are printed as git prints them: "a\033b\n". With -z they are exact, each ended by NUL; in
+/// JSON a name that is not UTF-8 is an array of its bytes.
 #[derive(Debug, Parser)]
 #[command(
     name = "envfs",
     version,
     max_term_width = 100,
-    after_help = "Start here:\n  envfs create NAME          create an empty environment, or: envfs import DIR NAME\n  eval \"$(envfs hook bash)\"  (or zsh) make activate work in this shell\n  envfs activate NAME        mount it and put it first in PATH\n  envfs doctor               check that this system can run envfs\n\nNames with unusual characters are printed as git prints them: \"a\\033b\\n\". With -z they are exact, each\nended by NUL; in JSON a name that is not UTF-8 is an array of its bytes.\n\nExit status: 0 success, 1 failure, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 internal error, 130 cancelled; run: the command's own, or 125 to 127."
+    after_help = "Start here: envfs create NAME, then eval \"$(envfs hook bash)\" (or zsh), then envfs activate NAME.\n'envfs help COMMAND' explains a command, 'envfs doctor' checks this system.\nExit status: 0 success, 1 failure, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 internal error, 130 cancelled; run: the command's own, or 125 to 127."
 )]
 pub struct Cli {
     /// Directory of the store [default: $ENVFS_HOME, else ~/.local/share/envfs].
@@ -85,7 +90,7 @@ pub fn main() -> i32 {
         }
     }
     let words = mount_options::translate_helper(std::env::args_os().collect());
-    let mut matches = match Cli::command().try_get_matches_from(words) {
+    let mut matches = match command().try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(error) => return clap_error(error),
     };
@@ -115,7 +120,7 @@ fn finish(output: &Output, result: Result<(), CommandError>) -> i32 {
 }
 
 fn clap_error(error: clap::Error) -> i32 {
-    let error = without_controls(error);
+    let error = with_own_tips(without_controls(error));
     // If printing fails, there is nowhere to report it.
     drop(error.print());
     if !error.use_stderr() {
@@ -147,6 +152,40 @@ pub fn without_controls(mut error: clap::Error) -> clap::Error {
         .collect();
     for (kind, value) in quoted {
         error.insert(kind, value);
+    }
+    error
+}
+
+/// Removes suggestions of commands that are not for users, and says what to use instead of verbs of
+/// other tools.
+fn with_own_tips(mut error: clap::Error) -> clap::Error {
+    let strings = |value: Option<&ContextValue>| match value {
+        Some(ContextValue::Strings(texts)) => texts.clone(),
+        Some(ContextValue::String(text)) => vec![text.clone()],
+        _ => Vec::new(),
+    };
+    if let Some(word) = strings(error.get(ContextKind::InvalidSubcommand)).first()
+        && let Some(hint) = help::instead_of(word)
+    {
+        error.remove(ContextKind::SuggestedSubcommand);
+        let hint = ContextValue::StyledStrs(vec![hint.into()]);
+        error.insert(ContextKind::Suggested, hint);
+        return error;
+    }
+    let suggested = strings(error.get(ContextKind::SuggestedSubcommand));
+    let kept: Vec<String> = suggested
+        .iter()
+        .filter(|name| !name.starts_with("__"))
+        .cloned()
+        .collect();
+    if kept.len() < suggested.len() {
+        error.remove(ContextKind::SuggestedSubcommand);
+        if !kept.is_empty() {
+            error.insert(
+                ContextKind::SuggestedSubcommand,
+                ContextValue::Strings(kept),
+            );
+        }
     }
     error
 }

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::error::{CommandError, ExitCode, Result};
 use crate::progress::{Progress, Report};
+use crate::sys::clock;
 use crate::sys::signals;
 use crate::sys::text::printable;
 use crate::union::Summary;
@@ -436,8 +437,26 @@ pub(super) fn changes(summary: &Summary) -> String {
     }
 }
 
-/// Formats a time (in seconds since 1970) in UTC, so that it sorts.
+/// Formats a time (in seconds since 1970) in the local time zone, with its offset from UTC.
 pub(super) fn time(seconds: i64) -> String {
+    let offset = clock::utc_offset(seconds);
+    let sign = if offset < 0 { '-' } else { '+' };
+    let minutes = offset.unsigned_abs() / 60;
+    format!(
+        "{} {sign}{:02}{:02}",
+        civil(seconds.saturating_add(offset), ' '),
+        minutes / 60,
+        minutes % 60
+    )
+}
+
+/// Formats a time (in seconds since 1970) in UTC as ISO 8601 and RFC 3339 have it.
+pub(super) fn utc(seconds: i64) -> String {
+    format!("{}Z", civil(seconds, 'T'))
+}
+
+/// Formats the date and time of day that many seconds after the start of 1970.
+fn civil(seconds: i64, between: char) -> String {
     // Howard Hinnant's "chrono-compatible low-level date algorithms": days since 1970 to a date.
     let days = seconds.div_euclid(86_400);
     let rest = seconds.rem_euclid(86_400);
@@ -456,7 +475,7 @@ pub(super) fn time(seconds: i64) -> String {
     };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z",
+        "{year:04}-{month:02}-{day:02}{between}{:02}:{:02}:{:02}",
         rest / 3600,
         rest / 60 % 60,
         rest % 60
@@ -517,10 +536,10 @@ mod tests {
 
     #[test]
     fn times_are_formatted_as_dates() {
-        assert_eq!(time(0), "1970-01-01 00:00:00Z");
-        assert_eq!(time(951_782_400), "2000-02-29 00:00:00Z");
-        assert_eq!(time(-1), "1969-12-31 23:59:59Z");
-        assert_eq!(time(1_735_689_599), "2024-12-31 23:59:59Z");
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(utc(-1), "1969-12-31T23:59:59Z");
+        assert_eq!(utc(1_735_689_599), "2024-12-31T23:59:59Z");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Interfaces of the operating system; the only module with `unsafe` code.
 //!
+//! - [`clock`]: find the offset of local time
 //! - [`daemonize`]: set up this process as a daemon
 //! - [`durable`]: make files and names durable
 //! - [`holders`]: find the processes that use a mount
@@ -16,6 +17,7 @@
 //! - [`text`]: write names that need not be UTF-8 as JSON and on terminals
 //! - [`walk`]: walk directory trees of any depth
 
+pub mod clock;
 pub mod daemonize;
 pub mod durable;
 pub mod holders;

@@ -4,8 +4,6 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use clap::CommandFactory;
-
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
@@ -82,7 +80,7 @@ fn cli_reference_is_up_to_date() {
     let mut text = String::from(
         "<!-- Generated from the command line's definition: ENVFS_BLESS=1 tests/run docs -->\n\n",
     );
-    let mut command = envfs::cli::Cli::command();
+    let mut command = envfs::cli::command();
     command.build();
     render(&command, "", &mut text);
     let text = text

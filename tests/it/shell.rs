@@ -5,6 +5,7 @@
 mod advice;
 mod conda;
 mod fish;
+mod manners;
 mod terminal;
 
 use std::collections::BTreeMap;

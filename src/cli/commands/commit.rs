@@ -23,7 +23,7 @@ pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
     /// Message to record in the history.
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     message: String,
     /// Write the whole image anew instead of building on the old one.
     #[arg(long, alias = "full")]

@@ -1,6 +1,6 @@
 //! `envfs completions`
 
-use clap::{Args as ClapArgs, CommandFactory};
+use clap::Args as ClapArgs;
 use clap_complete::Shell;
 
 use crate::cli::context::Context;
@@ -21,12 +21,7 @@ impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let mut text = Vec::new();
-        clap_complete::generate(
-            self.shell,
-            &mut crate::cli::Cli::command(),
-            "envfs",
-            &mut text,
-        );
+        clap_complete::generate(self.shell, &mut crate::cli::command(), "envfs", &mut text);
         context.output.raw(&text)
     }
 }

@@ -10,6 +10,7 @@ use clap::Args as ClapArgs;
 
 use super::import::ImportOptions;
 use crate::cli::backend;
+use crate::cli::conda_list;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::program;
@@ -146,7 +147,11 @@ fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<
         .map_err(|error| program::failure(&file, &error))?;
     let keep = "with --keep, the environment is kept as the command left it";
     match (status.code(), status.signal()) {
-        (Some(0), _) => Ok(client),
+        (Some(0), _) => {
+            // It was not a conda environment before.
+            conda_list::add(&env.target.prefix);
+            Ok(client)
+        }
         (None, Some(nix::libc::SIGINT)) => {
             Err(CommandError::new(Kind::Cancelled, format!("{shown} was interrupted")).hint(keep))
         }

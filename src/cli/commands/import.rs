@@ -84,7 +84,7 @@ pub(crate) struct ImportOptions {
     #[command(flatten)]
     pub pack: PackOptions,
     /// Message to record in the history.
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     pub message: String,
 }
 

@@ -6,9 +6,11 @@ use serde::Serialize;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
-use crate::cli::output::{Tone, size, time};
+use crate::cli::output::{Tone, size, time, utc};
 
 /// Show the history of an environment, newest first.
+///
+/// Times are local. In JSON, `time` is in seconds since 1970 and `date` in UTC.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Environment [default: the active one].
@@ -33,6 +35,8 @@ struct Entry {
     tags: Vec<String>,
     /// Seconds since 1970.
     time: i64,
+    /// The same in UTC.
+    date: String,
     user: String,
     host: String,
     command: String,
@@ -66,6 +70,7 @@ impl Args {
                         .map(|tag| tag.name.clone())
                         .collect(),
                     time: revision.time,
+                    date: utc(revision.time),
                     user: revision.user,
                     host: revision.host,
                     command: revision.command,

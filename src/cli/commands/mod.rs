@@ -23,6 +23,7 @@ pub(super) mod image;
 pub(super) mod import;
 pub(super) mod list;
 pub(super) mod log;
+pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod paths;
 pub(super) mod remove;
@@ -73,6 +74,7 @@ pub enum Command {
     Commit(commit::Args),
     #[allow(missing_docs)]
     Discard(discard::Args),
+    #[command(visible_alias = "history")]
     #[allow(missing_docs)]
     Log(log::Args),
     #[allow(missing_docs)]
@@ -81,7 +83,7 @@ pub enum Command {
     Tag(tag::Args),
     #[allow(missing_docs)]
     Gc(gc::Args),
-    #[command(visible_alias = "rm")]
+    #[command(visible_aliases = ["rm", "delete"])]
     #[allow(missing_docs)]
     Remove(remove::Args),
     #[allow(missing_docs)]
@@ -96,6 +98,8 @@ pub enum Command {
     Hook(hook::Args),
     #[allow(missing_docs)]
     Completions(completions::Args),
+    #[allow(missing_docs)]
+    Man(man::Args),
     #[allow(missing_docs)]
     Stats(stats::Args),
     #[allow(missing_docs)]
@@ -149,6 +153,7 @@ impl Command {
             Command::Demo(args) => args.run(context),
             Command::Hook(args) => args.run(context),
             Command::Completions(args) => args.run(context),
+            Command::Man(args) => args.run(context),
             Command::Daemon(args) => args.run(context),
             Command::Serve(args) => args.run(),
             Command::Shell(args) => args.run(context),

@@ -7,10 +7,11 @@ use std::path::Path;
 use clap::Args as ClapArgs;
 
 use crate::cli::backend;
+use crate::cli::conda_list;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::in_place;
-use crate::cli::output::size;
+use crate::cli::output::{count, size};
 use crate::daemon::lifecycle;
 use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::EnvLock;
@@ -38,9 +39,9 @@ impl Args {
         let (_, upper_bytes) = backend::upper_use(&env.environment)?;
         let bytes: u64 = images.iter().map(|image| image.size).sum::<u64>() + upper_bytes;
         let question = format!(
-            "Permanently remove {} with {} revisions ({})?",
+            "Permanently remove {} with {} ({})?",
             env.name(),
-            revisions.len(),
+            count(revisions.len() as u64, "revision"),
             size(bytes)
         );
         let backup = in_place::backup(&env)?.filter(|backup| backup.exists);
@@ -73,6 +74,7 @@ pub(crate) fn remove_environment(env: Env) -> Result<()> {
     let lock = EnvLock::lock(env.environment.layout(), "remove", LOCK_TIMEOUT)?;
     env.environment.remove_files(lock)?;
     remove_prefix(&env.target.prefix);
+    conda_list::remove(&env.target.prefix);
     Ok(())
 }
 

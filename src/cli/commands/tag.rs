@@ -17,13 +17,14 @@ use crate::sys::text::quoted;
 /// Setting an existing tag moves it.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs tag                          lists the tags\n  envfs tag science before-upgrade   tags the current revision\n  envfs tag science paper --rev 3\n  envfs tag science -d paper\n  envfs rollback science before-upgrade"
+    after_help = "Examples:\n  envfs tag                          lists the tags\n  envfs tag science before-upgrade   tags the current revision\n  envfs tag science paper 3          tags revision 3\n  envfs tag science -d paper\n  envfs rollback science before-upgrade"
 )]
 pub struct Args {
-    /// Environment [default: the active one], and the tag.
-    #[arg(value_name = "[NAME] [TAG]", num_args = 0..=2)]
+    /// Environment [default: the active one], the tag, and the revision by number or name [default:
+    /// the current one].
+    #[arg(value_name = "[NAME] [TAG] [REV]", num_args = 0..=3)]
     words: Vec<String>,
-    /// Revision, by number or name [default: the current one].
+    /// Revision, by number or name.
     #[arg(long, value_name = "REV")]
     rev: Option<String>,
     /// Delete the tag; the revision is kept.
@@ -46,9 +47,21 @@ struct Row {
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let (env, tag) = self.target(context)?;
+        let (env, tag, rev) = self.target(context)?;
+        let rev = match (rev, &self.rev) {
+            (Some(_), Some(_)) => {
+                return Err(CommandError::usage("two revisions given")
+                    .hint(format!("envfs tag {} TAG REV", env.name())));
+            }
+            (Some(rev), None) => Some(rev),
+            (None, rev) => rev.clone(),
+        };
+        if rev.is_some() && (self.delete || self.null) {
+            return Err(CommandError::usage("a revision is only given to set a tag")
+                .hint(format!("envfs tag {} TAG REV", env.name())));
+        }
         let Some(tag) = tag else {
-            if self.rev.is_some() || self.delete {
+            if rev.is_some() || self.delete {
                 return Err(CommandError::usage("no tag given")
                     .hint(format!("envfs tag {} TAG", env.name())));
             }
@@ -64,7 +77,7 @@ impl Args {
                 ),
             );
         }
-        let revision = match (&self.rev, self.delete) {
+        let revision = match (&rev, self.delete) {
             (_, true) => None,
             (Some(rev), false) => Some(backend::revision(&env.environment, rev)?),
             (None, false) => env.facts.revision.as_ref().map(|revision| revision.id.0),
@@ -86,16 +99,21 @@ impl Args {
         Ok(())
     }
 
-    /// A single word is an environment if one has that name, else a tag of the active one.
-    fn target(&self, context: &Context) -> Result<(Env, Option<String>)> {
-        match self.words.as_slice() {
-            [] => Ok((context.environment(None)?, None)),
-            [word] if context.is_name(word) || crate::cli::context::active_name().is_none() => {
-                Ok((context.environment(Some(word))?, None))
+    /// The first word is an environment if one has that name or none is active, or if there are three
+    /// words; else it is a tag of the active one. Returns the environment, the tag and the revision.
+    fn target(&self, context: &Context) -> Result<(Env, Option<String>, Option<String>)> {
+        let (name, words) = match self.words.split_first() {
+            Some((word, rest))
+                if self.words.len() > 2
+                    || context.is_name(word)
+                    || crate::cli::context::active_name().is_none() =>
+            {
+                (Some(word.as_str()), rest)
             }
-            [tag] => Ok((context.environment(None)?, Some(tag.clone()))),
-            [name, tag, ..] => Ok((context.environment(Some(name))?, Some(tag.clone()))),
-        }
+            _ => (None, self.words.as_slice()),
+        };
+        let env = context.environment(name)?;
+        Ok((env, words.first().cloned(), words.get(1).cloned()))
     }
 
     fn list(&self, context: &Context, env: &Env) -> Result<()> {

@@ -27,6 +27,7 @@ mod import;
 mod in_place;
 mod list;
 mod lost_content;
+mod manners;
 mod open_files;
 mod other_users;
 mod paths;

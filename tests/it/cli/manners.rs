@@ -1,0 +1,128 @@
+//! The command line treats its users as other tools do.
+
+use crate::support::{TestEnv, has, run};
+
+#[test]
+fn help_lists_the_commands_by_purpose_on_one_screen() {
+    let Some(env) = TestEnv::new() else { return };
+    for option in ["--help", "-h"] {
+        let done = env.envfs(&[option]).ok();
+        for purpose in [
+            "start an environment",
+            "see and save changes",
+            "look after it",
+        ] {
+            assert!(done.out.contains(&format!("\n{purpose}\n   ")), "{done}");
+        }
+        let lines = done.out.lines().count();
+        assert!(lines <= 56, "{lines} lines: {done}");
+        let widest = done.out.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(100), "{widest:?}: {done}");
+    }
+    for command in ["commit", "import"] {
+        let done = env.envfs(&[command, "--help"]).ok();
+        assert!(
+            !done.out.contains("[default: \"\"]") && !done.out.contains("[default: ]"),
+            "{done}"
+        );
+    }
+}
+
+#[test]
+fn verbs_of_other_tools_work_or_say_what_to_use() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    assert_eq!(
+        env.envfs(&["history", "e"]).ok().out,
+        env.envfs(&["log", "e"]).ok().out
+    );
+    env.envfs(&["delete", "-y", "e"]).ok();
+    assert_eq!(env.count(&["list"]), 0);
+    for (verb, instead) in [
+        ("show", "envfs log"),
+        ("config", "config.toml"),
+        ("ps", "envfs status"),
+        ("undo", "envfs discard"),
+    ] {
+        env.envfs(&[verb, "e"]).fails(2, &[verb, instead]);
+    }
+    for near in ["shell", "serve", "complete", "daemon"] {
+        let done = env.envfs(&[near]).fails(2, &[near]);
+        assert!(!done.err.contains("__"), "{done}");
+    }
+}
+
+#[test]
+fn a_tag_is_set_in_the_order_of_rollback() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    env.write(&prefix.join("new"), "x");
+    env.envfs(&["commit", "-q", "e"]).ok();
+    env.envfs(&["tag", "e", "first", "1"]).ok();
+    env.envfs(&["tag", "e", "again", "first"]).ok();
+    env.envfs_with("ENVFS_ENV", "e", &["tag", "here", "1"]).ok();
+    env.envfs(&["tag", "e", "last"]).ok();
+    let tags = env.envfs(&["tag", "e"]).ok().out;
+    let pairs: Vec<Vec<&str>> = tags
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        pairs,
+        [["again", "1"], ["first", "1"], ["here", "1"], ["last", "2"]]
+    );
+    env.envfs(&["tag", "e", "x", "1", "--rev", "2"])
+        .fails(2, &["two revisions"]);
+    env.envfs(&["tag", "e", "x", "9"]).fails(3, &["9"]);
+    env.envfs(&["tag", "-d", "e", "first", "1"])
+        .fails(2, &["revision"]);
+    env.envfs(&["rollback", "-q", "-y", "e", "first"]).ok();
+}
+
+#[test]
+fn log_prints_local_time_and_json_has_utc() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("e-source");
+    env.write(&source.join("file"), "x");
+    env.envfs(&["import", "-q", "e-source", "e"]).ok();
+    let json = env.envfs(&["log", "--json", "e"]).ok().json();
+    let seconds = json[0]["time"].as_i64().unwrap();
+    if !has("date") {
+        return;
+    }
+    let date = |zone: &str, format: &str| {
+        let mut command = env.command("date");
+        command
+            .args(["-d", &format!("@{seconds}"), format])
+            .env("TZ", zone);
+        run(command).ok().line().to_owned()
+    };
+    assert_eq!(json[0]["date"], date("UTC", "+%Y-%m-%dT%H:%M:%SZ").as_str());
+    // Without a database of zones: these are complete rules.
+    for zone in ["UTC", "XXX-5:30", "YYY+3:15", "CET-1CEST,M3.5.0,M10.5.0/3"] {
+        let shown = env.envfs_with("TZ", zone, &["log", "e"]).ok();
+        let expected = date(zone, "+%Y-%m-%d %H:%M:%S %z");
+        assert!(shown.out.contains(&expected), "{zone}: {expected}: {shown}");
+    }
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command() {
+    let Some(env) = TestEnv::new() else { return };
+    env.envfs(&["man", "--out", "pages/man1"]).ok();
+    let names = env.sh("ls pages/man1").ok().out;
+    for page in ["envfs.1", "envfs-commit.1", "envfs-image-pack.1"] {
+        assert!(names.lines().any(|name| name == page), "{names}");
+    }
+    assert!(!names.contains("__"), "{names}");
+    assert!(env.envfs(&["man"]).ok().out.starts_with(".ie"));
+    env.write(&env.work().join("file"), "");
+    env.envfs(&["man", "--out", "file"]).fails(4, &["file"]);
+    if has("groff") {
+        let done = env
+            .sh("for page in pages/man1/*.1; do groff -k -man -Tutf8 -ww -z \"$page\"; done")
+            .ok();
+        assert_eq!(done.err, "");
+    }
+}
