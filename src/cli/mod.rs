@@ -41,8 +41,8 @@ const EVERYWHERE: &str = "Global options";
 /// commit the changes to a new image or discard them. Does not need root.
 ///
 /// NAME defaults to the active environment where a command does not require it. Names with unusual
-/// characters are printed as git prints them: "a\033b\n". With -z they are exact, each ended by NUL; in
-/// JSON a name that is not UTF-8 is an array of its bytes.
+/// characters are printed as git prints them: "a\033b\n". With -z they are exact, each ended by
+/// NUL; in JSON a name that is not UTF-8 is an array of its bytes.
 #[derive(Debug, Parser)]
 #[command(
     name = "envfs",

@@ -103,7 +103,8 @@ pub fn import(
     if matches!(kind, SourceKind::Image) && !options.exclude()?.is_empty() {
         return Err(CommitError::Unsuitable {
             path: source.to_owned(),
-            why: "an image is copied as a whole, so --exclude has no effect on it".to_owned(),
+            why: "an image is copied as a whole, so envfs import --exclude has no effect on it"
+                .to_owned(),
         });
     }
     let layout = new.layout();
@@ -351,7 +352,7 @@ fn source_kind(source: &Path, offset: Option<u64>) -> Result<SourceKind> {
     };
     if meta.is_dir() {
         return match offset {
-            Some(_) => Err(refuse("a directory; --offset is for files")),
+            Some(_) => Err(refuse("a directory; envfs import --offset is for files")),
             None => Ok(SourceKind::Directory),
         };
     }

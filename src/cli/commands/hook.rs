@@ -10,8 +10,8 @@ use crate::shell::Shell;
 /// Print the shell hook, which activate requires.
 ///
 /// Add the line for your shell to its start file. The hook defines one function, envfs, and in an
-/// interactive shell its completion. It does not mount or activate anything. In a shell that inherits an
-/// active environment, it shows the prompt marker again, or says that PATH was reset.
+/// interactive shell its completion. It does not mount or activate anything. In a shell that
+/// inherits an active environment, it shows the prompt marker again, or says that PATH was reset.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  echo 'eval \"$(envfs hook bash)\"' >> ~/.bashrc\n  echo 'eval \"$(envfs hook zsh)\"' >> ~/.zshrc\n  echo 'envfs hook fish | source' >> ~/.config/fish/config.fish\n  envfs hook direnv > ~/.config/direnv/lib/envfs.sh    then in an .envrc: use envfs NAME"

@@ -99,8 +99,9 @@ impl Args {
         Ok(())
     }
 
-    /// The first word is an environment if one has that name or none is active, or if there are three
-    /// words; else it is a tag of the active one. Returns the environment, the tag and the revision.
+    /// The first word is an environment if one has that name or none is active, or if there are
+    /// three words; else it is a tag of the active one. Returns the environment, the tag and the
+    /// revision.
     fn target(&self, context: &Context) -> Result<(Env, Option<String>, Option<String>)> {
         let (name, words) = match self.words.split_first() {
             Some((word, rest))

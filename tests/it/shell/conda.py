@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""The activation of conda, as its documentation describes it, for tests where conda is absent.
+"""What conda's activator does, for tests where conda is absent.
 
 conda.py shell.posix|shell.fish hook|activate [--stack] PREFIX|deactivate|reactivate
 
-Written from the documented behaviour (conda's "Managing environments", and the variables that its
-activator is specified to set): CONDA_PREFIX, CONDA_SHLVL, CONDA_DEFAULT_ENV, CONDA_PROMPT_MODIFIER,
+Follows conda's activator: CONDA_PREFIX, CONDA_SHLVL, CONDA_DEFAULT_ENV, CONDA_PROMPT_MODIFIER,
 CONDA_PREFIX_n, CONDA_STACKED_n, __CONDA_SHLVL_n_NAME, activate.d in order, deactivate.d reversed. A
 POSIX shell never unsets variables but empties them.
 """
