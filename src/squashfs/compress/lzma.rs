@@ -1,7 +1,7 @@
 //! Legacy LZMA (`.lzma`), read only: the kernel never supported it, and it has neither a checksum
 //! nor a limit. Each block begins with 5 bytes of properties and 8 of the decompressed length.
 
-use xz2::stream::Stream;
+use liblzma::stream::Stream;
 
 use super::{Decompressor, xz};
 use crate::squashfs::{Error, Result};

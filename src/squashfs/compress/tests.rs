@@ -139,11 +139,11 @@ const LZO: [u8; 21] = [
 fn read_only_codecs_decompress_and_are_bounded() {
     let mut lzma = Vec::new();
     let text: Vec<u8> = (0..4000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
-    let options = xz2::stream::LzmaOptions::new_preset(6).unwrap();
-    let mut encoder = xz2::stream::Stream::new_lzma_encoder(&options).unwrap();
+    let options = liblzma::stream::LzmaOptions::new_preset(6).unwrap();
+    let mut encoder = liblzma::stream::Stream::new_lzma_encoder(&options).unwrap();
     lzma.reserve(8192);
     encoder
-        .process_vec(&text, &mut lzma, xz2::stream::Action::Finish)
+        .process_vec(&text, &mut lzma, liblzma::stream::Action::Finish)
         .unwrap();
     let samples = [
         (

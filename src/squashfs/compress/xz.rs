@@ -2,7 +2,7 @@
 //! block size (at least 8 KiB). A stream that requires more can be read elsewhere, but gives EIO in
 //! the kernel. So the encoder's defaults (CRC64, 8 MiB) must not be used.
 
-use xz2::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
+use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
 
 use super::{Compressor, Decompressor, dictionary_size};
 use crate::squashfs::{Error, Result};
@@ -12,7 +12,7 @@ const NAME: &str = "xz";
 /// writers; some use the preset's 8 MiB, which unsquashfs reads.
 const DECODER_MEMORY: u64 = 32 << 20;
 
-pub(super) fn failed(codec: &'static str, error: xz2::stream::Error) -> Error {
+pub(super) fn failed(codec: &'static str, error: liblzma::stream::Error) -> Error {
     Error::Codec {
         codec,
         detail: error.to_string(),

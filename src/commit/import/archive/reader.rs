@@ -201,7 +201,7 @@ impl Reader {
                 Input::Compressed(Box::new(BufReader::new(decoder)))
             }
             Codec::Xz => {
-                let decoder = xz2::read::XzDecoder::new_multi_decoder(buffered(file));
+                let decoder = liblzma::read::XzDecoder::new_multi_decoder(buffered(file));
                 Input::Compressed(Box::new(BufReader::new(decoder)))
             }
         };
