@@ -205,9 +205,6 @@ const ALL_IDS: RangeInclusive<i64> = i64::MIN..=i64::MAX;
 
 const READ: &str = "read the rows of a layer";
 
-/// Rows deleted in one transaction while the mount is in use.
-const DROP_CHUNK: i64 = 2000;
-
 impl StateDb {
     /// Applies `changes` to the rows of `layer`, all or none.
     ///
@@ -372,36 +369,6 @@ impl StateDb {
         )
         .and_then(|mut statement| statement.query_row([layer.0], |row| row.get(0)))
         .map_err(|e| self.sql(doing, e))
-    }
-
-    /// Deletes all rows of a layer that has left the stack, in short transactions that do not block
-    /// a mount in use. Can be repeated after an interruption.
-    pub fn drop_layer_rows(&self, layer: LayerId) -> Result<()> {
-        const DOING: &str = "delete the rows of a layer";
-        let mut chunk = DROP_CHUNK;
-        loop {
-            let deleted = self.write_without_room(DOING, |conn| {
-                let in_stack: bool = conn
-                    .prepare_cached(
-                        "SELECT EXISTS (SELECT 1 FROM layer \
-                         WHERE id = ?1 AND position IS NOT NULL)",
-                    )
-                    .and_then(|mut s| s.query_row([layer.0], |row| row.get(0)))
-                    .map_err(|e| self.sql(DOING, e))?;
-                if in_stack {
-                    let detail = format!("layer {layer} is in the stack");
-                    return Err(self.conflict(DOING, detail));
-                }
-                self.drop_rows_in(conn, layer, chunk, DOING)
-            });
-            match deleted {
-                Ok(deleted) if deleted < chunk => return Ok(()),
-                Ok(_) => {}
-                // The journal stores the deleted pages: it may have space for fewer.
-                Err(e) if e.is_no_space() && chunk > 1 => chunk = (chunk / 8).max(1),
-                Err(e) => return Err(e),
-            }
-        }
     }
 
     /// Deletes at most `limit` rows of a layer, and returns how many were deleted.

@@ -8,8 +8,6 @@ use super::{
 };
 use crate::squashfs::{Error, Result};
 
-/// Bytes of the header that all inodes share.
-pub const INODE_HEADER_SIZE: usize = 16;
 /// Most supported blocks in one file: 2 TiB of 128 KiB blocks, 64 MiB of block list. The format
 /// allows more; the limit keeps a small hostile image from requiring any amount of memory.
 pub const MAX_BLOCKS_PER_FILE: u64 = 1 << 24;

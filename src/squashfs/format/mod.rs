@@ -16,8 +16,8 @@ pub use directory::{
     DirectoryIndexEntry, MAX_ENTRIES_PER_HEADER, check_name,
 };
 pub use inode::{
-    DirectoryBody, FileBody, FragmentRef, INODE_HEADER_SIZE, Inode, InodeBody, InodeContext,
-    InodeKind, MAX_BLOCKS_PER_FILE,
+    DirectoryBody, FileBody, FragmentRef, Inode, InodeBody, InodeContext, InodeKind,
+    MAX_BLOCKS_PER_FILE,
 };
 pub use metadata::{InodeRef, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader};
 pub use source::{SliceSource, Source};

@@ -7,12 +7,6 @@ pub trait Source {
     /// Fills `buffer`, or fails if the source ends first.
     fn read_exact(&mut self, buffer: &mut [u8]) -> Result<()>;
 
-    /// Reads a byte.
-    fn u8(&mut self) -> Result<u8> {
-        let mut b = [0; 1];
-        self.read_exact(&mut b)?;
-        Ok(b[0])
-    }
     /// Reads a little-endian u16.
     fn u16(&mut self) -> Result<u16> {
         let mut b = [0; 2];

@@ -55,18 +55,6 @@ impl<T: AsRef<[u8]> + Send> Content for io::Cursor<T> {
     }
 }
 
-/// Any reader as [`Content`], without knowledge of holes.
-#[derive(Debug)]
-pub struct Stream<R>(pub R);
-
-impl<R: Read> Read for Stream<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
-    }
-}
-
-impl<R: Read + Send> Content for Stream<R> {}
-
 /// The source of a file's content. A thread of the writer opens it at most twice (the second time
 /// if a large file may be a duplicate).
 pub trait Source: Send {

@@ -38,7 +38,7 @@ mod xattrs;
 mod tests;
 
 pub use amend::ImageAmender;
-pub use content::{Content, OpenWith, Source, Stream};
+pub use content::{Content, OpenWith, Source};
 pub use error::{Found, Result, WriteError};
 pub use nodes::{Meta, NodeId};
 pub use push::ImageWriter;

@@ -122,27 +122,6 @@ fn a_panic_inside_a_transaction_rolls_it_back_and_leaves_the_database_usable() {
 }
 
 #[test]
-fn rows_of_a_layer_in_the_stack_are_not_dropped() {
-    let db = StateDb::in_memory().unwrap();
-    let layer = init(&db, None).writable;
-    let changes: Vec<RowChange<'_>> = (2..5002)
-        .map(|n| RowChange::put_entry(Ino(1 + n / 7), n.to_string().into_bytes(), None))
-        .collect();
-    db.apply(layer, &changes).unwrap();
-    assert!(matches!(
-        db.drop_layer_rows(layer),
-        Err(StateError::Conflict { .. })
-    ));
-    assert_eq!(db.load_layer(layer).unwrap().entries.len(), 5000);
-    let fresh = db.reserve_layer().unwrap();
-    db.discard_all(fresh).unwrap();
-    db.apply(fresh, &changes[..3]).unwrap();
-    db.drop_layer_rows(layer).unwrap();
-    assert!(db.load_layer(layer).unwrap().is_empty());
-    assert_eq!(db.load_layer(fresh).unwrap().entries.len(), 3);
-}
-
-#[test]
 fn impossible_values_are_told_and_not_believed() {
     let db = StateDb::in_memory().unwrap();
     let layer = init(&db, None).writable;
