@@ -187,9 +187,9 @@ mod tests {
         make("sys/loop", 0o755);
         make("first/only", 0o600);
         fs::create_dir(root.join("env/bin/dir")).unwrap();
-        symlink("/nowhere/gone", root.join("env/bin/gone")).unwrap();
+        symlink(root.join("absent/gone"), root.join("env/bin/gone")).unwrap();
         symlink("loop", root.join("env/bin/loop")).unwrap();
-        symlink("/nowhere/else", root.join("first/gone")).unwrap();
+        symlink(root.join("absent/else"), root.join("first/gone")).unwrap();
         let path = ["first", "none", "env/bin", "sys"].map(|dir| root.join(dir));
         let path = std::env::join_paths(path).unwrap();
         let found = |program: &str| find(OsStr::new(program), &path, &root.join("env"));
@@ -198,7 +198,7 @@ mod tests {
         }
         for (program, kind, why) in [
             ("only", Kind::System, "not executable"),
-            ("gone", Kind::System, "/nowhere/gone"),
+            ("gone", Kind::System, "/absent/gone"),
             ("loop", Kind::System, "ymbolic link"),
             ("nothing", Kind::NotFound, "not found in PATH"),
             ("", Kind::NotFound, "not found in PATH"),
