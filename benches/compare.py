@@ -34,7 +34,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# Run by root, it leaves nothing of root's in the source tree.
+# When root runs this, no files owned by root are left in the source tree.
 sys.dont_write_bytecode = True
 
 from comparison import chart, host, large, report, workloads

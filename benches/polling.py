@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-# Run by root, it leaves nothing of root's in the source tree.
+# When root runs this, no files owned by root are left in the source tree.
 sys.dont_write_bytecode = True
 
 from pathlib import Path

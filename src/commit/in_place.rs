@@ -290,7 +290,7 @@ fn remove_empty(dir: &Path) {
     }
 }
 
-/// Puts the original back, in one step. Whatever is at its path must be an empty directory.
+/// Puts the original back, in one step. Fails unless its path is an empty directory.
 fn swap_back(prefix: &Path, note: &InPlace) -> Result<()> {
     let backup = InPlace::backup_of(prefix);
     if !note.is_at(&backup) {

@@ -1,10 +1,9 @@
 //! Opening a large upper layer without reading all of it.
 //!
-//! Rows and files of a layer are compared when it is opened: somebody may have changed its files.
-//! For a large layer this is done at a clean end instead, and what the directories looked like then
-//! is stored with the rows. If they look the same at the next open, no name has changed since: the
-//! layer is as it was compared, and its rows are read when they are asked for
-//! ([`stored`](super::stored)).
+//! Opening a layer compares its rows with its files, because another program may have changed the
+//! files. For a large layer the comparison is done at a clean end instead, and marks of the
+//! directories are stored with the rows. If the marks are the same at the next open, no name has
+//! changed since the comparison, and rows are read on demand ([`stored`](super::stored)).
 
 use std::sync::Arc;
 
@@ -30,7 +29,8 @@ fn few() -> usize {
     }
 }
 
-/// Opens a layer that is as it was compared at a clean end; `None` if it is not certain that it is.
+/// Opens a layer that has not changed since it was compared at a clean end. Returns `None` if it
+/// has, or may have.
 pub(super) fn open(
     db: &Arc<StateDb>,
     paths: &Paths,

@@ -3,7 +3,7 @@
 //! Names of the lower layers come first, in byte order and at their position in the merged lower
 //! listing, even if the writable layer has replaced their objects. Names that only the writable
 //! layer has follow in the order of their creation. So a name that exists throughout a listing is
-//! returned exactly once, whatever is created, removed or replaced meanwhile.
+//! returned exactly once, even if names are created, removed or replaced meanwhile.
 //!
 //! A change of the stack may change positions. So a position contains the epoch of the stack, and
 //! the old order of directories whose order changed is kept for some epochs: a listing in progress

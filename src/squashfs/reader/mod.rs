@@ -56,8 +56,8 @@ pub struct ReaderOptions {
     pub metadata_cache_bytes: usize,
     /// Bytes of decompressed data and fragment blocks.
     pub data_cache_bytes: usize,
-    /// Returns the bytes to which that cache may grow now, while blocks are needed again that it
-    /// had to drop. It shrinks when it was not used for a while. `None` for a cache of fixed size.
+    /// Returns the bytes to which that cache may grow now. It grows while evicted blocks are needed
+    /// again, and shrinks when it is idle. `None` for a cache of fixed size.
     pub data_cache_limit: Option<fn() -> usize>,
 }
 

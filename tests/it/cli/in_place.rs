@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::tree::{self, Look};
+use crate::support::tree::{self, Look, digest};
 use crate::support::{Disk, TestEnv, has, mounts_below, run, samples, skip, wait_for};
 
 /// A child process that is killed when it is dropped.
@@ -38,17 +38,6 @@ fn sample(env: &TestEnv, name: &str) -> PathBuf {
     samples::small(env, &dir);
     env.user().give_tree(&dir);
     dir
-}
-
-/// The tree as its user sees it, in words.
-fn digest(env: &TestEnv, dir: &Path) -> String {
-    let script = format!(
-        "cd '{}'; find . ! -type d -printf '%p %y %m %U %G %n %s %Ts %l\\n' | sort; \
-         find . -type d -printf '%p %m %U %G\\n' | sort; \
-         find . -type f -print0 | sort -z | xargs -0 sha256sum",
-        dir.display()
-    );
-    env.sh(&script).ok().out
 }
 
 /// Fails unless a directory is the original, and nothing is left of an import.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use crate::support::tree::{self, Look, Tree};
+use crate::support::tree::{self, Look, Tree, digest};
 use crate::support::{PATH, TestEnv, has, run, skip};
 
 const WHEELS: [(&str, &str); 3] = [("six", "1.16.0"), ("idna", "3.7"), ("packaging", "24.0")];
@@ -46,17 +46,6 @@ fn wheels() -> Option<PathBuf> {
         return None;
     }
     Some(cache)
-}
-
-/// Describes the tree as its user sees it: types, modes, sizes, links, times and content.
-fn digest(env: &TestEnv, prefix: &Path) -> String {
-    let script = format!(
-        "cd '{}'; find . ! -type d -printf '%p %y %m %U %G %n %s %Ts %l\\n' | sort; \
-         find . -type d -printf '%p %m %U %G\\n' | sort; \
-         find . -type f -print0 | sort -z | xargs -0 sha256sum",
-        prefix.display()
-    );
-    env.sh(&script).ok().out
 }
 
 #[test]

@@ -441,7 +441,7 @@ fn writes_drop_set_user_id_at_once() {
     for name in ["written", "allocated", "copied", "cut"] {
         fs::create_dir_all(&source).unwrap();
         fs::copy("/bin/sh", source.join(name)).unwrap();
-        // Writable for all users, so that nobody can write it.
+        // Writable for all users, so that the user `nobody` can write it.
         fs::set_permissions(source.join(name), PermissionsExt::from_mode(0o4777)).unwrap();
     }
     let Some(direct) = Direct::of(env, &source, "suid") else {

@@ -215,7 +215,7 @@ fn conda_lists_the_environments_that_are_mounted() {
         prefixes(&env);
         let list = env.root().join("home/.conda/environments.txt");
         env.envfs(&["mount", "conda"]).ok();
-        // Who has no conda gets no list.
+        // Without conda, no list is made.
         assert!(!list.exists());
         env.envfs(&["unmount", "conda"]).ok();
         env.write(&list, "/opt/other\n");

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::User;
+use super::{TestEnv, User};
 
 /// Everything visible of one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,4 +169,15 @@ pub(crate) fn of_unsquashfs() -> Look {
 #[track_caller]
 pub(crate) fn assert_same_at(left: &Path, right: &Path, look: Look, what: &str) {
     assert_same(&read(left), &read(right), look, what);
+}
+
+/// Describes the tree as its user sees it: types, modes, sizes, links, times and content.
+pub(crate) fn digest(env: &TestEnv, dir: &Path) -> String {
+    let script = format!(
+        "cd '{}'; find . ! -type d -printf '%p %y %m %U %G %n %s %Ts %l\\n' | sort; \
+         find . -type d -printf '%p %m %U %G\\n' | sort; \
+         find . -type f -print0 | sort -z | xargs -0 sha256sum",
+        dir.display()
+    );
+    env.sh(&script).ok().out
 }
