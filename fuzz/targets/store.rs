@@ -105,6 +105,7 @@ impl Scene {
         }
         let store = scene.store();
         let options = ImportOptions {
+            first: Vec::new(),
             offset: None,
             prefix: PathBuf::from("/nowhere"),
             message: "import".to_owned(),

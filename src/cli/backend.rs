@@ -176,6 +176,8 @@ pub(super) struct NewOptions {
     pub exclude: Vec<PathBuf>,
     /// Where the image begins in the source, where it cannot be found.
     pub offset: Option<u64>,
+    /// Files whose data comes first in the image.
+    pub first: Vec<PathBuf>,
 }
 
 /// The result of an import.
@@ -292,6 +294,13 @@ pub(super) fn clone(
     Ok((cloned, found.id.0, embedded, prefix.path))
 }
 
+/// Returns the files that were read first after the mounts of an environment, in order. Empty if
+/// none were recorded.
+pub(super) fn used_first(environment: &Environment) -> Result<Vec<PathBuf>> {
+    let db = open_read_only(environment)?;
+    Ok(commit::paths_used_first(environment.layout(), &db).map_err(Failure::from)?)
+}
+
 /// Resolves a path given by the user.
 fn named(path: &Path, doing: &str) -> Result<PathBuf> {
     fs::canonicalize(path)
@@ -335,6 +344,7 @@ pub(super) fn options_at(
         settings: settings(&store.config()?, options),
         exclude: options.exclude.clone(),
         offset: options.offset,
+        first: options.first.clone(),
     })
 }
 

@@ -45,6 +45,9 @@ pub struct ImportOptions {
     pub exclude: Vec<PathBuf>,
     /// The position of the image in the source, in bytes; `None` to detect it.
     pub offset: Option<u64>,
+    /// Files of a directory whose data comes first in the image, in this order. Paths below the
+    /// source; those that are no regular files there are ignored.
+    pub first: Vec<PathBuf>,
 }
 
 impl ImportOptions {
@@ -100,12 +103,20 @@ pub fn import(
     progress: &dyn Progress,
 ) -> Result<Imported> {
     let kind = source_kind(source, options.offset)?;
+    let unsuitable = |why: &str| CommitError::Unsuitable {
+        path: source.to_owned(),
+        why: why.to_owned(),
+    };
     if matches!(kind, SourceKind::Image) && !options.exclude()?.is_empty() {
-        return Err(CommitError::Unsuitable {
-            path: source.to_owned(),
-            why: "an image is copied as a whole, so envfs import --exclude has no effect on it"
-                .to_owned(),
-        });
+        return Err(unsuitable(
+            "an image is copied as a whole, so envfs import --exclude has no effect on it",
+        ));
+    }
+    if !matches!(kind, SourceKind::Directory) && !options.first.is_empty() {
+        return Err(unsuitable(
+            "not a directory, so envfs import --profile cannot order its files; envfs commit \
+             --rebuild orders them later",
+        ));
     }
     let layout = new.layout();
     let db = StateDb::create(&layout.state_db())?;
@@ -284,6 +295,7 @@ pub fn pack_directory(
         settings,
         exclude: exclude.to_vec(),
         offset: None,
+        first: Vec::new(),
     };
     let (stats, size) = directory::pack(source, &options, to, progress)?;
     Ok(Packed {

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use super::amend::Amendment;
 use super::error::{CommitError, Result};
 use super::import::{self, TreeSize};
-use super::tree::{self, Target, Tree};
+use super::tree::{self, First, Target, Tree};
 use super::workspace::Workspace;
 use super::{
-    CommitOptions, Counts, Phases, Unfinished, Way, check, digests, lap, mkfs_time,
+    CommitOptions, Counts, Phases, Unfinished, Way, check, digests, lap, mkfs_time, profile,
     rename_into_place, while_syncing, with_monitor,
 };
+use crate::environment::ProfileUse;
 use crate::fault;
 use crate::object::Ino;
 use crate::progress::Progress;
@@ -244,7 +245,7 @@ impl Job<'_> {
 
     fn write_amendment(&self, amendment: Amendment) -> Result<Written> {
         let ids = amendment.ids.clone();
-        self.push(ids, Duration::ZERO, |monitor| {
+        self.push((ids, &[]), Duration::ZERO, |monitor| {
             let amender = self.amender(monitor)?;
             Ok(Target::amended(amender, self.old, amendment))
         })
@@ -254,8 +255,8 @@ impl Job<'_> {
     fn write(&self, way: Way, format: RebuildFormat) -> Result<Written> {
         let began = Instant::now();
         let old = (way != Way::Rebuild).then_some(self.old);
-        let ids = tree::number(&self.view)?;
-        self.push(ids, began.elapsed(), |monitor| {
+        let (ids, first) = tree::number(&self.view, &self.files_used_first(way))?;
+        self.push((ids, &first), began.elapsed(), |monitor| {
             let writer = match way {
                 Way::Rebuild => self.create(format, monitor)?,
                 _ => self.append(way, monitor)?,
@@ -264,9 +265,21 @@ impl Job<'_> {
         })
     }
 
+    /// Returns the files whose data the new image begins with, from the access profile. Data that
+    /// is appended has no choice of place.
+    fn files_used_first(&self, way: Way) -> Vec<Ino> {
+        let wanted = [self.options.profile, self.workspace.settings().profile];
+        match way {
+            Way::Compact | Way::Rebuild if wanted == [ProfileUse::On; 2] => {
+                profile::files_of(self.workspace.env().layout())
+            }
+            _ => Vec::new(),
+        }
+    }
+
     fn push<'a>(
         &self,
-        ids: IdMap,
+        (ids, first): (IdMap, &[First]),
         plan: Duration,
         open: impl FnOnce(Arc<Counts>) -> Result<Target<'a>>,
     ) -> Result<Written> {
@@ -275,7 +288,7 @@ impl Job<'_> {
             bytes: 0,
         };
         let pushed = with_monitor("packing", total, self.progress, |monitor| {
-            Tree::new(self.view.clone(), &ids, open(monitor)?).write()
+            Tree::new(self.view.clone(), &ids, open(monitor)?).write(first)
         })?;
         Ok(Written {
             stats: pushed.stats,

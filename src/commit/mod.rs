@@ -36,6 +36,7 @@ mod history;
 mod import;
 pub mod in_place;
 mod job;
+mod profile;
 mod repair;
 mod tree;
 mod verify;
@@ -50,7 +51,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::environment::Layout;
+use crate::environment::{Layout, ProfileUse};
 use crate::fault;
 use crate::progress::{Progress, Report};
 use crate::squashfs::Compression;
@@ -71,6 +72,7 @@ pub use history::{RolledBack, discard, rollback};
 pub use import::{
     ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,
 };
+pub use profile::{Profile, paths_used_first};
 pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
@@ -95,6 +97,8 @@ pub struct CommitOptions {
     pub block_size: Option<u32>,
     /// Number of compressing threads; `None` for the configured number.
     pub threads: Option<NonZeroUsize>,
+    /// Whether a rebuilt or compacted image begins with the files of the access profile.
+    pub profile: ProfileUse,
 }
 
 /// Durations of the phases of a commit, in milliseconds when serialized.

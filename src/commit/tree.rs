@@ -14,21 +14,40 @@ use crate::squashfs::writer::{
 use crate::state::IdMap;
 use crate::union::{ContentLayer, ImageLayer, Layer, LowerStack, SeekTarget};
 
+/// A file whose data comes before that of all files in the order of the tree.
+#[derive(Debug)]
+pub(super) struct First {
+    ino: Ino,
+    /// One of its names, for errors.
+    name: Box<[u8]>,
+}
+
 /// Numbers all objects of a view in the order of their identities, which keeps the map short.
-pub(super) fn number(view: &LowerStack) -> Result<IdMap> {
+/// Returns also those of the `wanted` objects that are regular files with a name, in order.
+pub(super) fn number(view: &LowerStack, wanted: &[Ino]) -> Result<(IdMap, Vec<First>)> {
+    let ranks = wanted.iter().enumerate();
+    let mut ranks: HashMap<Ino, usize> = ranks.map(|(at, ino)| (*ino, at)).collect();
+    let mut first = Vec::new();
     let mut inos = vec![Ino::ROOT];
     let mut pending = vec![Ino::ROOT];
     while let Some(dir) = pending.pop() {
-        for (_, ino, kind) in view.list(dir)?.iter() {
+        for (name, ino, kind) in view.list(dir)?.iter() {
             inos.push(ino);
             if kind == Kind::Directory {
                 pending.push(ino);
+            } else if kind == Kind::File
+                && let Some(rank) = ranks.remove(&ino)
+            {
+                let name = Box::from(name);
+                first.push((rank, First { ino, name }));
             }
         }
     }
     inos.sort_unstable();
     inos.dedup();
-    IdMap::from_ascending(inos).map_err(|e| CommitError::Check(e.to_string()))
+    first.sort_unstable_by_key(|(rank, _)| *rank);
+    let ids = IdMap::from_ascending(inos).map_err(|e| CommitError::Check(e.to_string()))?;
+    Ok((ids, first.into_iter().map(|(_, file)| file).collect()))
 }
 
 /// The new image, and what it is built from.
@@ -138,7 +157,7 @@ pub(super) struct Tree<'a> {
     view: Arc<LowerStack>,
     ids: &'a IdMap,
     target: Target<'a>,
-    /// Objects with several names, once pushed.
+    /// Objects that were pushed and may have further names.
     linked: HashMap<Ino, NodeId>,
     fresh: Vec<Ino>,
 }
@@ -154,8 +173,10 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Pushes all nodes, directory by directory in the order of names, and completes the image.
-    pub(super) fn write(mut self) -> Result<Pushed> {
+    /// Pushes the `first` files, then all other nodes, directory by directory in the order of
+    /// names, and completes the image.
+    pub(super) fn write(mut self, first: &[First]) -> Result<Pushed> {
+        self.push_first(first)?;
         let root = self.push()?;
         let (stats, dirs) = match self.target {
             Target::Whole { writer, .. } => (writer.finish(root)?, None),
@@ -169,6 +190,34 @@ impl<'a> Tree<'a> {
             stats,
             fresh: self.fresh,
             dirs,
+        })
+    }
+
+    /// Pushes files whose data comes first. Small ones are packed anew, since their old fragment
+    /// blocks contain other files, too.
+    fn push_first(&mut self, first: &[First]) -> Result<()> {
+        if first.is_empty() {
+            return Ok(());
+        }
+        for First { ino, name } in first {
+            let node = match self.is_only_a_tail(*ino)? {
+                true => {
+                    let attr = self.attr(*ino)?;
+                    let meta = self.meta(*ino, &attr)?;
+                    self.push_fresh(name, *ino, &attr, &meta)?
+                }
+                false => self.push_object(None, name, *ino)?,
+            };
+            self.linked.insert(*ino, node);
+        }
+        Ok(self.target.writer().end_fragment()?)
+    }
+
+    /// Returns whether all data of a file is in a fragment block of the old image.
+    fn is_only_a_tail(&self, ino: Ino) -> Result<bool> {
+        Ok(match (self.target.old(), self.view.content(ino)?) {
+            (Some(old), ContentLayer::Image(_)) => old.layout(ino)?.blocks().is_empty(),
+            _ => false,
         })
     }
 
@@ -297,18 +346,8 @@ impl<'a> Tree<'a> {
         attr: &Attr,
         meta: &Meta,
     ) -> Result<NodeId> {
-        let label = || String::from_utf8_lossy(name).into_owned();
         let Some(old) = self.target.old() else {
-            self.fresh.push(ino);
-            let source = LayerSource {
-                view: self.view.clone(),
-                ino,
-                label: label(),
-            };
-            return Ok(self
-                .target
-                .writer()
-                .add_file(meta, attr.size, Box::new(source))?);
+            return self.push_fresh(name, ino, attr, meta);
         };
         if matches!(self.view.content(ino)?, ContentLayer::Image(_)) {
             self.reuse(ino);
@@ -333,18 +372,9 @@ impl<'a> Tree<'a> {
             Some(before) if old.is_file(before)? => Some((before, old.layout(before)?)),
             _ => None,
         };
-        let source = LayerSource {
-            view: self.view.clone(),
-            ino,
-            label: label(),
-        };
         let Some((before, body)) = before.filter(|(_, body)| body.size() > 0 && attr.size > 0)
         else {
-            self.fresh.push(ino);
-            return Ok(self
-                .target
-                .writer()
-                .add_file(meta, attr.size, Box::new(source))?);
+            return self.push_fresh(name, ino, attr, meta);
         };
         let block_size = u64::from(old.image().superblock().block_size);
         let dirty = self.dirty_blocks(old, ino, attr.size, before, body.size(), block_size)?;
@@ -352,13 +382,11 @@ impl<'a> Tree<'a> {
             self.reuse(before);
             return Ok(self.target.writer().add_carried(meta, &body)?);
         }
-        self.fresh.push(ino);
         if !dirty.contains(&false) {
-            return Ok(self
-                .target
-                .writer()
-                .add_file(meta, attr.size, Box::new(source))?);
+            return self.push_fresh(name, ino, attr, meta);
         }
+        self.fresh.push(ino);
+        let source = self.source(name, ino);
         let mut is_dirty = |block: u64| {
             let block = usize::try_from(block).unwrap_or(usize::MAX);
             dirty.get(block).copied().unwrap_or(true)
@@ -368,8 +396,23 @@ impl<'a> Tree<'a> {
             &body,
             attr.size,
             &mut is_dirty,
-            Box::new(source),
+            source,
         )?)
+    }
+
+    /// Pushes a file whose content is compressed anew.
+    fn push_fresh(&mut self, name: &[u8], ino: Ino, attr: &Attr, meta: &Meta) -> Result<NodeId> {
+        self.fresh.push(ino);
+        let source = self.source(name, ino);
+        Ok(self.target.writer().add_file(meta, attr.size, source)?)
+    }
+
+    fn source(&self, name: &[u8], ino: Ino) -> Box<LayerSource> {
+        Box::new(LayerSource {
+            view: self.view.clone(),
+            ino,
+            label: String::from_utf8_lossy(name).into_owned(),
+        })
     }
 
     fn reuse(&mut self, ino: Ino) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Result;
 use super::cleanup;
-use crate::environment::{CacheConfig, Config, Environment, Layout};
+use crate::environment::{CacheConfig, Config, Environment, Layout, ProfileUse};
 use crate::squashfs::{Compression, ReaderOptions};
 use crate::state::{NewRevision, StateDb};
 use crate::sys::memory::Memory;
@@ -33,6 +33,8 @@ pub struct Settings {
     pub threads: NonZeroUsize,
     /// A commit compacts the image if more than this percentage of its data area is dead.
     pub compact_percent: u8,
+    /// Whether images begin with the files of the access profile.
+    pub profile: ProfileUse,
 }
 
 impl Settings {
@@ -52,6 +54,7 @@ impl Settings {
                 .unwrap_or(crate::squashfs::format::DEFAULT_BLOCK_SIZE),
             threads: NonZeroUsize::new(config.threads).unwrap_or_else(available),
             compact_percent: config.compact_percent,
+            profile: config.profile,
         }
     }
 }

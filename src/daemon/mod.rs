@@ -6,7 +6,7 @@
 //! - [`direct`]: mounts without a store: images, and a directory for changes
 //! - [`server`] and [`client`]: the two ends of the control socket
 //! - [`service`]: the operations on an open environment
-//! - `profile`: the blocks that are read first after a mount, to read them ahead the next time
+//! - `profile`: records what is read first after a mount, and reads it ahead the next time
 //! - [`runtime`]: the directory of sockets and start locks
 //! - [`stats`]: the requests that a mount has served, and their latency
 //! - [`log`]: the daemon's log and its rotation

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::failure::{Failure, Kind};
 use super::host::Mounted;
-use super::profile::Profile;
+use super::profile::Recording;
 use super::protocol::{
     Discarded, RollbackOptions, Selection, ServedHome, Service, Status, TagOptions,
 };
@@ -66,7 +66,7 @@ struct ActiveMount {
     counters: Arc<Counters>,
     poll: Poll,
     /// The access profile, if it is enabled.
-    profile: Option<Profile>,
+    profile: Option<Recording>,
 }
 
 /// What to do if changes are lost while a view is repaired.
@@ -194,6 +194,13 @@ impl Local {
         unless_cancelled(progress)
     }
 
+    /// Writes the access profile of the mount so far.
+    fn save_profile(&self) {
+        if let Some(profile) = self.mount.get().and_then(|active| active.profile.as_ref()) {
+            profile.save(self.workspace.union());
+        }
+    }
+
     /// Invalidates stale entries of the kernel's caches.
     fn invalidate(&self, stale: &[union::Invalidation]) {
         if let Some(active) = self.mount.get() {
@@ -241,7 +248,7 @@ pub(crate) fn mount_environment(
     notices.connect(session.invalidator());
     let workspace = local.workspace();
     let profile = (config.profile == ProfileUse::On)
-        .then(|| Profile::start(workspace.env().layout().profile(), workspace.union()));
+        .then(|| Recording::start(workspace.env().layout().profile(), workspace.union()));
     let active = ActiveMount {
         invalidator: session.invalidator(),
         mount_point: request.mount_point,
@@ -275,9 +282,7 @@ impl Service for Local {
             tracing::error!("another process has taken over the lock: closing without any change");
             return;
         }
-        if let Some(profile) = self.mount.get().and_then(|active| active.profile.as_ref()) {
-            profile.finish(self.workspace.union());
-        }
+        self.save_profile();
         if let Err(error) = self.workspace.close() {
             tracing::error!(
                 "cannot close the environment: {error}; it will be reconciled on the next open"
@@ -322,6 +327,8 @@ impl Service for Local {
     ) -> Result<Option<Committed>, Failure> {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
+        // The new image may be ordered by it, and the recording ends with the old image.
+        self.save_profile();
         let committed = self.with_repair(OnLoss::Fail, || {
             Ok(commit::commit(&self.workspace, options, progress)?)
         })?;

@@ -265,6 +265,7 @@ fn local() -> (tempfile::TempDir, Local) {
     let new = store.create(&EnvName::new("e").unwrap()).unwrap();
     let config = Config::default();
     let options = commit::ImportOptions {
+        first: Vec::new(),
         offset: None,
         prefix: dir.path().join("prefix"),
         message: String::new(),

@@ -6,7 +6,7 @@
 //! threads = 4                # compressor threads; 0 or absent: one per processor
 //! compact_percent = 25       # a commit compacts an image with more dead space than this
 //! prompt = "({name}) "       # or true for this template, or false for no change
-//! profile = "on"             # or "off": record the blocks read first, and read them ahead
+//! profile = "on"             # or "off": record what is read first; read it ahead, order images by it
 //!
 //! [cache]
 //! data_mib = 28              # decompressed blocks in memory, per mount; absent: grows with memory

@@ -16,7 +16,7 @@
 //!     lock.lease              the lock itself where flock does not work
 //!     daemon.log              and daemon.log.old, the previous one
 //!     in-place                where the original of an import in place is kept
-//!     profile                 the blocks read first after a mount; a hint
+//!     profile                 the blocks and files read first after a mount; a hint
 //!     id                      only for a mount without a store: identity of the database
 //!   store/.new-NAME-TOKEN/    a home under construction; garbage if its lock is free
 //!   store/.gone-NAME-TOKEN/   a home that is being removed

@@ -8,6 +8,7 @@ use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
 use crate::commit::{CommitOptions, Committed, Way};
+use crate::environment::ProfileUse;
 use crate::squashfs::Compression;
 
 /// Record the changes as a new revision.
@@ -52,6 +53,10 @@ pub struct Args {
     /// Number of compressor threads [default: one per processor].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Do not use the access profile: with --rebuild or --compact, order the data of files by path.
+    /// Otherwise files that programs read first after earlier mounts come first.
+    #[arg(long)]
+    no_profile: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -70,6 +75,10 @@ impl Args {
             compression,
             block_size: self.block_size,
             threads: self.threads,
+            profile: match self.no_profile {
+                true => ProfileUse::Off,
+                false => ProfileUse::On,
+            },
         };
         let service = env.service()?;
         let progress = context.output.progress();

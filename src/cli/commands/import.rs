@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ use crate::sys::text::{Text, quoted};
 /// node_modules or a pixi environment belongs to.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs import ~/tree tree\n  envfs import --in-place ~/miniforge3/envs/science\n  envfs import --in-place .venv && envfs import --finish .venv\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science"
+    after_help = "Examples:\n  envfs import ~/tree tree\n  envfs import --in-place ~/miniforge3/envs/science\n  envfs import --in-place .venv && envfs import --finish .venv\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science\n  envfs import ~/tree tree2 --profile tree"
 )]
 pub struct Args {
     /// Directory, archive or image.
@@ -53,6 +53,11 @@ pub struct Args {
     /// Offset of the SquashFS image in the source. Detected for AppImages and SIF containers.
     #[arg(long, value_name = "BYTES")]
     offset: Option<u64>,
+    /// Order the data of a directory's files by this profile: the files that programs read first
+    /// come first. FILE contains their paths, one a line; NAME is an environment with a profile of
+    /// its own.
+    #[arg(long, value_name = "FILE|NAME")]
+    profile: Option<PathBuf>,
     /// Mount the environment in the place of the directory, which is kept as a backup.
     #[arg(long, conflicts_with_all = ["prefix", "exclude", "offset"])]
     in_place: bool,
@@ -203,6 +208,7 @@ impl Args {
         let options = NewOptions {
             exclude: self.exclude.exclude.clone(),
             offset: self.offset,
+            first: self.used_first(context)?,
             ..self.options.to_new_options()
         };
         let output = &context.output;
@@ -239,6 +245,29 @@ impl Args {
         Ok(())
     }
 
+    /// Returns the files of the profile, in order.
+    fn used_first(&self, context: &Context) -> Result<Vec<PathBuf>> {
+        let Some(profile) = &self.profile else {
+            return Ok(Vec::new());
+        };
+        if let Some(name) = profile.to_str()
+            && context.is_name(name)
+        {
+            let files = backend::used_first(&context.files_of(Some(name))?)?;
+            if files.is_empty() {
+                let message = format!("{name} has no profile");
+                return Err(CommandError::new(Kind::NotFound, message)
+                    .hint("a profile is written when an environment is unmounted after use"));
+            }
+            return Ok(files);
+        }
+        read_profile(profile).map_err(|error| {
+            let doing = format!("cannot read the profile {}", quoted(profile));
+            CommandError::of_named(doing, &error)
+                .hint("give a file with one path a line, or the name of an environment")
+        })
+    }
+
     fn import_in_place(&self, context: &Context, source: &Path) -> Result<()> {
         if !source.is_dir() {
             let message = format!("{} is not a directory", quoted(source));
@@ -247,7 +276,10 @@ impl Args {
         let request = in_place::Request {
             dir: source,
             name: self.name.as_deref(),
-            options: self.options.to_new_options(),
+            options: NewOptions {
+                first: self.used_first(context)?,
+                ..self.options.to_new_options()
+            },
             lazy: self.lazy,
         };
         let progress = context.output.progress();
@@ -303,6 +335,20 @@ impl Args {
         ));
         Ok(())
     }
+}
+
+/// The size limit of a profile, in bytes.
+const MAX_PROFILE: u64 = 64 << 20;
+
+/// Reads a list of paths, one a line.
+fn read_profile(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_PROFILE).read_to_end(&mut text)?;
+    let lines = text.split(|&byte| byte == b'\n');
+    let lines = lines.filter(|line| !line.is_empty());
+    Ok(lines
+        .map(|line| PathBuf::from(OsStr::from_bytes(line)))
+        .collect())
 }
 
 /// Prints what was packed.

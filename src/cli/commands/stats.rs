@@ -1,7 +1,10 @@
 //! `envfs stats`
 
+use std::os::unix::ffi::OsStrExt;
+
 use clap::Args as ClapArgs;
 
+use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output;
@@ -16,11 +19,15 @@ use crate::daemon::stats::{Cache, Polling, Stats};
 /// images. Requests that the kernel answers from its caches are not counted.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs stats science\n  envfs stats --json | jq .requests.read.p99_us"
+    after_help = "Examples:\n  envfs stats science\n  envfs stats --json | jq .requests.read.p99_us\n  envfs stats --profile science > profile"
 )]
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
+    /// Print the files that were read first after the last mounts, in order, one a line. This is
+    /// the profile for envfs import --profile. The environment need not be mounted.
+    #[arg(long, conflicts_with = "json")]
+    profile: bool,
     /// Print JSON; times are in microseconds.
     #[arg(long)]
     json: bool,
@@ -29,6 +36,13 @@ pub struct Args {
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
+        if self.profile {
+            let environment = context.files_of(self.name.as_deref())?;
+            for path in backend::used_first(&environment)? {
+                context.output.exact(path.as_os_str().as_bytes())?;
+            }
+            return Ok(());
+        }
         let env = context.environment(self.name.as_deref())?;
         let stats = env.service()?.stats()?;
         let empty = stats.as_object().is_none_or(serde_json::Map::is_empty);

@@ -52,27 +52,66 @@ pub(super) fn pack(
         });
     }
     let exclude = options.exclude()?;
+    let ranks = options.first.iter().enumerate();
     let mut count = Count {
         exclude: &exclude,
         progress,
+        wanted: ranks.rev().map(|(at, path)| (clean(path), at)).collect(),
+        first: Vec::new(),
         size: TreeSize {
             entries: 1,
             bytes: 0,
         },
     };
     walk::walk(source, (), &mut count)?;
-    let size = count.size;
+    let (size, mut first) = (count.size, count.first);
+    first.sort_by_key(|file| file.rank);
     let stats = super::pack(options, to, size, progress, |writer| {
-        push(source, &exclude, writer)
+        push(source, &exclude, first, writer)
     })?;
     Ok((stats, size))
 }
 
-/// Counts the entries and bytes to be packed.
+/// Returns a path without `.` components and repeated slashes.
+fn clean(path: &Path) -> PathBuf {
+    path.components()
+        .filter(|part| !matches!(part, std::path::Component::CurDir))
+        .collect()
+}
+
+/// A file whose data comes first.
+struct First {
+    /// Its place among them.
+    rank: usize,
+    path: PathBuf,
+    stat: Metadata,
+    meta: Meta,
+}
+
+/// Counts the entries and bytes to be packed, and finds the files whose data comes first.
 struct Count<'a> {
     exclude: &'a Exclude,
     progress: &'a dyn Progress,
     size: TreeSize,
+    /// Paths below the source with their ranks.
+    wanted: HashMap<PathBuf, usize>,
+    first: Vec<First>,
+}
+
+impl Count<'_> {
+    fn find_first(&mut self, here: &CurrentDir<'_>, entry: Entry) -> Result<()> {
+        let path = shown(here, &entry.name);
+        if let Some(rank) = self.wanted.remove(&here.below(&entry.name)) {
+            let meta = meta_of(&entry.meta, entry_xattrs(here, &entry)?);
+            self.first.push(First {
+                rank,
+                path,
+                stat: entry.meta,
+                meta,
+            });
+        }
+        Ok(())
+    }
 }
 
 impl Visitor for Count<'_> {
@@ -87,6 +126,9 @@ impl Visitor for Count<'_> {
                 below.push((entry.name, ()));
             } else if entry.meta.is_file() {
                 self.size.bytes += entry.meta.len();
+                if !self.wanted.is_empty() {
+                    self.find_first(here, entry)?;
+                }
             }
         }
         if self.progress.is_cancelled() {
@@ -137,7 +179,12 @@ fn shown(here: &CurrentDir<'_>, name: &[u8]) -> PathBuf {
     here.full_path().join(std::ffi::OsStr::from_bytes(name))
 }
 
-fn push(source: &Path, exclude: &Exclude, writer: &mut ImageWriter) -> Result<NodeId> {
+fn push(
+    source: &Path,
+    exclude: &Exclude,
+    first: Vec<First>,
+    writer: &mut ImageWriter,
+) -> Result<NodeId> {
     let root_meta = fs::metadata(source).context("stat", source)?;
     let xattrs = xattrs_of(source).context("read the extended attributes of", source)?;
     let root = writer.add_directory(&meta_of(&root_meta, xattrs))?;
@@ -146,6 +193,18 @@ fn push(source: &Path, exclude: &Exclude, writer: &mut ImageWriter) -> Result<No
         writer,
         linked: HashMap::new(),
     };
+    let has_first = !first.is_empty();
+    for file in first {
+        let key = (file.stat.dev(), file.stat.ino());
+        if !push.linked.contains_key(&key) {
+            let content = Box::new(SourceFile(file.path));
+            let node = push.writer.add_file(&file.meta, file.stat.len(), content)?;
+            push.linked.insert(key, node);
+        }
+    }
+    if has_first {
+        push.writer.end_fragment()?;
+    }
     walk::walk(source, root, &mut push)?;
     Ok(root)
 }
@@ -154,7 +213,7 @@ fn push(source: &Path, exclude: &Exclude, writer: &mut ImageWriter) -> Result<No
 struct Push<'a> {
     exclude: &'a Exclude,
     writer: &'a mut ImageWriter,
-    /// Files with several names, by device and inode number.
+    /// Files that come first or have several names, by device and inode number.
     linked: HashMap<(u64, u64), NodeId>,
 }
 
@@ -182,11 +241,7 @@ impl Visitor for Push<'_> {
 }
 
 fn push_entry(here: &CurrentDir<'_>, entry: &Entry, writer: &mut ImageWriter) -> Result<NodeId> {
-    let xattrs = xattrs_of(&entry.path);
-    let xattrs = xattrs.or_else(|e| {
-        Err(e).context("read the extended attributes of", &shown(here, &entry.name))
-    })?;
-    let meta = meta_of(&entry.meta, xattrs);
+    let meta = meta_of(&entry.meta, entry_xattrs(here, entry)?);
     let kind = entry.meta.file_type();
     Ok(if kind.is_dir() {
         writer.add_directory(&meta)?
@@ -204,6 +259,11 @@ fn push_entry(here: &CurrentDir<'_>, entry: &Entry, writer: &mut ImageWriter) ->
     } else {
         writer.add_socket(&meta)?
     })
+}
+
+fn entry_xattrs(here: &CurrentDir<'_>, entry: &Entry) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let xattrs = xattrs_of(&entry.path);
+    xattrs.or_else(|e| Err(e).context("read the extended attributes of", &shown(here, &entry.name)))
 }
 
 fn target_of(here: &CurrentDir<'_>, entry: &Entry) -> Result<Vec<u8>> {
@@ -356,10 +416,7 @@ fn same_meta(here: &CurrentDir<'_>, entry: &Entry, image: &Image, inode: &Inode)
     };
     let mut theirs = image.xattrs(inode)?;
     theirs.sort_unstable();
-    let xattrs = xattrs_of(&entry.path);
-    let xattrs = xattrs.or_else(|e| {
-        Err(e).context("read the extended attributes of", &shown(here, &entry.name))
-    })?;
+    let xattrs = entry_xattrs(here, entry)?;
     Ok(body
         && u32::from(inode.mode & 0o7777) == meta.mode() & 0o7777
         && image.uid(inode)? == meta.uid()

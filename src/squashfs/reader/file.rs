@@ -16,6 +16,8 @@ const STRIDE: usize = 32;
 /// decompressing it.
 #[derive(Debug)]
 pub struct FileLayout {
+    /// The inode number of the file.
+    number: u32,
     start: u64,
     size: u64,
     sparse: u64,
@@ -147,6 +149,7 @@ impl Image {
             return Err(Error::corrupt("inode", u64::from(file.number), detail));
         }
         Ok(FileLayout {
+            number: file.number,
             start: body.start,
             size: body.size,
             sparse: body.sparse,
@@ -170,6 +173,7 @@ impl Image {
     /// Returns a decompressed block of a file, shared with the cache. Blocks are numbered from 0;
     /// the tail in a fragment is the last.
     pub fn block(&self, file: &FileLayout, index: u64) -> Result<Block> {
+        self.blocks().uses.record_file(file.number);
         if let Some((start, size)) = file.position(index) {
             return self.blocks().data(start, size, file.block_len(index));
         }

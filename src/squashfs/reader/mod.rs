@@ -37,7 +37,7 @@ pub use directory::{DirEntry, Directory};
 pub use file::FileLayout;
 use open::{Inner, XattrTable};
 pub use stored::{StoredTable, StoredXattrs};
-pub use uses::{BlockUse, MAX_USES};
+pub use uses::{BlockUse, MAX_FILE_USES, MAX_USES};
 pub use verify::{VerifyProgress, VerifyReport, verify};
 
 use super::{
@@ -153,14 +153,19 @@ impl Image {
             layouts: self.0.layouts.hits(),
         }
     }
-    /// Starts to record which blocks are used, in order: at most [`MAX_USES`], for two minutes from
-    /// the first use on.
+    /// Starts to record which blocks and files are used, in order: at most [`MAX_USES`] and
+    /// [`MAX_FILE_USES`], for two minutes from the first use on.
     pub fn record_uses(&self) {
         self.0.blocks.uses.begin();
     }
     /// Returns the blocks used since [`Image::record_uses`], in the order of their first use.
     pub fn uses(&self) -> Vec<BlockUse> {
         self.0.blocks.uses.order()
+    }
+    /// Returns the inode numbers of the files used since [`Image::record_uses`], in the order of
+    /// their first use.
+    pub fn file_uses(&self) -> Vec<u32> {
+        self.0.blocks.uses.files()
     }
     /// Returns a function for a thread that waits for the first use of a block, then decompresses
     /// the blocks of `order` ahead of their use. It ends at the latest when the image is closed;

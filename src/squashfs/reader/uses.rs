@@ -1,4 +1,4 @@
-//! Records which blocks are used first, in order.
+//! Records which blocks and which files are used first, in order.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,8 @@ use crate::squashfs::format::BlockSize;
 
 /// Most blocks that are recorded: 1 GiB of content with blocks of 128 KiB.
 pub const MAX_USES: usize = 8192;
+/// Most files that are recorded. Many small files share a block.
+pub const MAX_FILE_USES: usize = 32_768;
 /// Uses are recorded for this long, from the first on.
 const RECORDED_FOR: Duration = Duration::from_secs(120);
 /// How long to wait for a use before giving up: the program then uses other blocks, or none.
@@ -53,6 +55,9 @@ struct State {
     phase: Phase,
     seen: HashSet<u64>,
     order: Vec<BlockUse>,
+    seen_files: HashSet<u32>,
+    /// The inode numbers of files.
+    files: Vec<u32>,
     /// Blocks that were decompressed ahead and not used yet, with their bytes.
     ahead: HashMap<u64, usize>,
     ahead_bytes: usize,
@@ -100,6 +105,22 @@ impl Uses {
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Records the use of a file by its inode number. Cheap while uses are not recorded.
+    pub(super) fn record_file(&self, number: u32) {
+        let mut state = self.lock();
+        if matches!(state.phase, Phase::Recording(_))
+            && state.files.len() < MAX_FILE_USES
+            && state.seen_files.insert(number)
+        {
+            state.files.push(number);
+        }
+    }
+
+    /// Returns the inode numbers of the recorded files in order.
+    pub(super) fn files(&self) -> Vec<u32> {
+        self.lock().files.clone()
     }
 
     /// Returns the recorded uses in order.
@@ -193,6 +214,22 @@ mod tests {
             uses.record(block(start));
         }
         assert_eq!(uses.order().len(), MAX_USES);
+    }
+
+    #[test]
+    fn files_are_recorded_once_in_order_and_up_to_a_limit() {
+        let uses = Uses::default();
+        uses.record_file(1);
+        assert_eq!(uses.files(), [0; 0]);
+        uses.begin();
+        for number in [7, 3, 7, 5] {
+            uses.record_file(number);
+        }
+        assert_eq!(uses.files(), [7, 3, 5]);
+        for number in 0..2 * MAX_FILE_USES as u32 {
+            uses.record_file(number);
+        }
+        assert_eq!(uses.files().len(), MAX_FILE_USES);
     }
 
     #[test]

@@ -313,6 +313,7 @@ impl Assembler {
                 self.shared.release(cost);
                 self.shared.monitor.advance(1, layout.size);
             }
+            Piece::Flush => self.flush_fragment()?,
             Piece::End => {
                 self.ended = true;
                 if let Some(Carry::Compact { repack_percent }) = self.carry() {

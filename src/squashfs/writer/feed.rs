@@ -372,6 +372,12 @@ impl Feed {
         })
     }
 
+    /// Places the small files that were pushed so far here.
+    pub(super) fn push_flush(&mut self) -> Result<()> {
+        self.flush_batch()?;
+        self.piece(Piece::Flush)
+    }
+
     pub(super) fn push_partly_carried(
         &mut self,
         layout: &FileBody,

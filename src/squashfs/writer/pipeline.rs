@@ -92,6 +92,8 @@ pub(super) enum Piece {
         layout: crate::squashfs::format::FileBody,
         cost: usize,
     },
+    /// The next small file begins a new fragment block.
+    Flush,
     /// Everything has been pushed.
     End,
 }

@@ -167,6 +167,13 @@ impl ImageWriter {
         Ok(node)
     }
 
+    /// Ends the current fragment block, so that the small files pushed so far share no block with
+    /// later ones, and all their data comes before that of later files.
+    pub fn end_fragment(&mut self) -> Result<()> {
+        let pushed = self.feed.push_flush();
+        self.feed.stop_on_failure(pushed)
+    }
+
     /// Adds a directory.
     pub fn add_directory(&mut self, meta: &Meta) -> Result<NodeId> {
         self.feed.tree.add(InodeKind::Directory, meta, 0)

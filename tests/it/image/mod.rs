@@ -5,4 +5,5 @@ mod costs;
 mod embedded;
 mod files;
 mod links;
+mod order;
 mod sharing;

@@ -40,6 +40,7 @@ pub(super) fn config() -> Config {
 
 fn import_options() -> ImportOptions {
     ImportOptions {
+        first: Vec::new(),
         offset: None,
         prefix: PathBuf::from("/nowhere"),
         message: "import".to_owned(),
