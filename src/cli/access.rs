@@ -5,7 +5,7 @@ use super::context::Context;
 use super::error::{CommandError, ExitCode, Result};
 use super::read_only;
 use crate::daemon::failure::Kind;
-use crate::environment::{TRUST, other_owner, refuse_replaceable};
+use crate::environment::{TRUST, other_owner, refuse_replaceable, refuse_replaceable_except};
 use crate::shell::render::quote;
 use crate::sys::process;
 use crate::sys::text::quoted;
@@ -17,6 +17,8 @@ pub(super) enum Access {
     None,
     /// Reads only.
     Read,
+    /// Reads only, and runs programs that are in it.
+    Session,
     /// Unmounts or removes an environment, which its owner can always do.
     Release,
     /// Changes the store, or runs programs that are in it.
@@ -27,14 +29,13 @@ impl Command {
     /// Returns how the command accesses the store.
     pub(super) fn access(&self) -> Access {
         match self {
-            Command::Mount(args) if !args.uses_store() => Access::None,
+            Command::Mount(args) => args.access(),
             Command::Import(_)
             | Command::Create(_)
             | Command::Clone(_)
             | Command::Activate(_)
             | Command::Reactivate(_)
             | Command::Run(_)
-            | Command::Mount(_)
             | Command::Commit(_)
             | Command::Discard(_)
             | Command::Rollback(_)
@@ -85,8 +86,15 @@ pub(super) fn check(context: &Context, command: &Command) -> Result<()> {
         return Ok(());
     }
     if let Some((owner, group)) = other_owner(root).map_err(CommandError::from)? {
-        if access != Access::Read {
-            return Err(refused(wrong_owner(root, owner)));
+        match access {
+            Access::Read => {}
+            // As with any program of another user, the caller decides whether to trust it. Root
+            // must not do so by mistake.
+            Access::Session if process::user_id() != 0 => {
+                return refuse_replaceable_except(root, root)
+                    .map_err(|error| refused(error.into()));
+            }
+            _ => return Err(refused(wrong_owner(root, owner))),
         }
         if process::user_id() == 0 {
             process::become_user(owner, group).map_err(|error| {
@@ -95,7 +103,7 @@ pub(super) fn check(context: &Context, command: &Command) -> Result<()> {
             })?;
         }
     }
-    if access == Access::Write {
+    if matches!(access, Access::Write | Access::Session) {
         refuse_replaceable(root).map_err(|error| refused(error.into()))?;
     }
     Ok(())

@@ -44,12 +44,14 @@ pub struct Facts {
     pub image: Option<ImageRow>,
 }
 
-/// Opens the database of an environment for reading.
+/// Opens the database of an environment for reading. Changes nothing if the caller may not write
+/// there: the note of the lock may not be readable then.
 fn open_read_only(environment: &Environment) -> Result<StateDb> {
     let layout = environment.layout();
+    let may_write = nix::unistd::access(layout.home(), nix::unistd::AccessFlags::W_OK).is_ok();
     let lock = match EnvLock::current_holder(layout) {
-        Some(_) => LockState::Held,
-        None => LockState::Free,
+        None if may_write => LockState::Free,
+        _ => LockState::Held,
     };
     Ok(StateDb::open_read_only(&layout.state_db(), lock)?)
 }

@@ -18,7 +18,7 @@ use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::{EnvName, Environment, Store, refuse_replaceable};
 use crate::progress::NoProgress;
-use crate::sys::mount::{Rights, UnmountMode};
+use crate::sys::mount::Rights;
 use crate::sys::text::{Text, quoted};
 
 /// The context in which a command runs.
@@ -56,6 +56,24 @@ impl Context {
         // It is gone if an import was taken back.
         let environment = store.open(environment.name())?;
         Env::new(store, environment)
+    }
+
+    /// Returns the environment that `NAME@REV` names, and the revision if one is given, by number
+    /// or by tag. Without a name, the active environment.
+    pub fn environment_at(&self, word: Option<&str>) -> Result<(Env, Option<i64>)> {
+        let (name, revision) = split(word)?;
+        let env = self.environment(name)?;
+        let revision = find_revision(&env, revision)?;
+        Ok((env, revision))
+    }
+
+    /// Like [`environment_at`](Self::environment_at), but never writes to the store, even to
+    /// recover an interrupted import.
+    pub fn committed(&self, word: Option<&str>) -> Result<(Env, Option<i64>)> {
+        let (name, revision) = split(word)?;
+        let env = Env::new(self.store()?, self.files_of(name)?)?;
+        let revision = find_revision(&env, revision)?;
+        Ok((env, revision))
     }
 
     /// Returns the files of the environment that a word names, or of the active one, without
@@ -140,6 +158,29 @@ impl Context {
     }
 }
 
+/// Splits `NAME@REV`. Without a name, the active environment is meant.
+fn split(word: Option<&str>) -> Result<(Option<&str>, Option<&str>)> {
+    let Some((name, revision)) = word.map(place::split_revision) else {
+        return Ok((None, None));
+    };
+    if revision == Some("") {
+        return Err(CommandError::usage("no revision given after '@'")
+            .hint("give its number or tag (envfs log shows them), as in NAME@3"));
+    }
+    let name = (revision.is_none() || !name.is_empty()).then_some(name);
+    Ok((name, revision))
+}
+
+/// Returns the number of an existing revision.
+fn find_revision(env: &Env, revision: Option<&str>) -> Result<Option<i64>> {
+    let Some(text) = revision else {
+        return Ok(None);
+    };
+    let number = backend::revision(&env.environment, text)?;
+    backend::image_file(&env.environment, Some(number))?;
+    Ok(Some(number))
+}
+
 /// Returns the name of the environment that is active in the calling shell.
 pub(super) fn active_name() -> Option<String> {
     std::env::var("ENVFS_ENV")
@@ -200,11 +241,6 @@ impl Env {
     /// Returns whether its store is on a read-only file system and no daemon has it open.
     fn cannot_be_opened(&self) -> Result<bool> {
         Ok(self.is_read_only() && matches!(self.state()?, State::Unmounted))
-    }
-
-    /// Unmounts it if it is mounted from a read-only store. Returns whether it was.
-    pub fn unmount_read_only(&self, mode: UnmountMode) -> Result<bool> {
-        read_only::unmount(self, mode)
     }
 
     /// Mounts it unless it is mounted. Replaces a dead mount.

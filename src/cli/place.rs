@@ -17,6 +17,38 @@ pub(super) fn is_path(text: &Path) -> bool {
         || text.as_os_str() == ".."
 }
 
+/// Splits `NAME@REV`, or `PATH@REV`, into the name and the revision. The name may be empty, for the
+/// active environment. Returns a path that leads to a file as it is.
+pub(super) fn split_revision(word: &str) -> (&str, Option<&str>) {
+    let path = Path::new(word);
+    let split = match is_path(path) {
+        true if path.symlink_metadata().is_ok() => None,
+        true => word.rsplit_once('@').filter(|(_, rev)| !rev.contains('/')),
+        false => word.split_once('@'),
+    };
+    match split {
+        Some((name, revision)) => (name, Some(revision)),
+        None => (word, None),
+    }
+}
+
+/// Returns the absolute path with symbolic links resolved where possible, as in the mount table.
+/// The last component need not exist.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
+    let failed = |error| CommandError::io(format!("cannot find {}", quoted(path)), &error);
+    if let Ok(found) = fs::canonicalize(path) {
+        return Ok(found);
+    }
+    let path = std::path::absolute(path).map_err(failed)?;
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => match fs::canonicalize(parent) {
+            Ok(parent) => Ok(parent.join(name)),
+            Err(_) => Ok(path),
+        },
+        _ => Ok(path),
+    }
+}
+
 /// Returns the environment whose prefix contains a path, and the rest of the path below it.
 pub(super) fn find(store: &Store, path: &Path) -> Result<Option<(Environment, PathBuf)>> {
     for (name, prefix) in backend::prefixes(store)? {
@@ -119,6 +151,30 @@ mod tests {
         }
         for name in ["x", ".venv", "x.y", ""] {
             assert!(!is_path(Path::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_revision_follows_the_name_or_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("env@3");
+        fs::create_dir(&odd).unwrap();
+        let odd = odd.to_str().unwrap();
+        let tagged = format!("{odd}@paper");
+        for (word, name, revision) in [
+            ("science", "science", None),
+            ("science@3", "science", Some("3")),
+            ("science@paper", "science", Some("paper")),
+            ("science@a@b", "science", Some("a@b")),
+            ("science@", "science", Some("")),
+            ("@3", "", Some("3")),
+            ("/none/env@3", "/none/env", Some("3")),
+            ("./none@3", "./none", Some("3")),
+            ("/none@3/env", "/none@3/env", None),
+            (odd, odd, None),
+            (&tagged, odd, Some("paper")),
+        ] {
+            assert_eq!(split_revision(word), (name, revision), "{word}");
         }
     }
 

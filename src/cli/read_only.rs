@@ -12,14 +12,15 @@ use nix::unistd::AccessFlags;
 use super::backend;
 use super::context::Env;
 use super::error::{CommandError, Result};
+use super::session::{self, Request, SessionArgs};
 use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
-use crate::daemon::direct::{self, DirectMount};
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::protocol::{Discarded, RollbackOptions, Selection, Service, Status, TagOptions};
+use crate::environment::SessionKind;
 use crate::progress::Progress;
-use crate::sys::mount::{self, MountFlags, UnmountMode};
+use crate::sys::mount::Rights;
+use crate::sys::mountinfo;
 use crate::sys::text::quoted;
-use crate::sys::{mountinfo, process};
 use crate::union::Change;
 
 /// Returns whether the directory cannot be written to because its file system is read-only.
@@ -31,72 +32,27 @@ pub(super) fn is_read_only(dir: &Path) -> bool {
 pub(super) fn mount(env: &Env) -> Result<()> {
     refuse_changes(env)?;
     let prefix = &env.target.prefix;
-    let source = source(env);
-    let at = mountinfo::at(prefix)
-        .map_err(|error| CommandError::io("cannot read the mount table", &error))?;
-    match at {
-        Some(mount) if mount.source == *source && !mount.is_dead() => return Ok(()),
-        Some(mount) if mount.source == *source => {}
-        Some(mount) => {
-            let message = format!(
-                "something else is mounted at {}: {}",
-                quoted(prefix),
-                quoted(mount.source)
-            );
-            return Err(CommandError::new(Kind::Conflict, message));
-        }
-        None if prefix.is_dir() => {}
-        None => {
-            let message = format!(
-                "cannot mount {}: the store is read-only, and the mount point {} does not exist",
-                env.name(),
-                quoted(prefix)
-            );
-            return Err(CommandError::new(Kind::System, message).hint(elsewhere(env)?));
-        }
+    if !prefix.is_dir() && mountinfo::at(prefix).is_ok_and(|at| at.is_none()) {
+        let message = format!(
+            "cannot mount {}: the store is read-only, and the mount point {} does not exist",
+            env.name(),
+            quoted(prefix)
+        );
+        return Err(CommandError::new(Kind::System, message).hint(elsewhere(env)));
     }
-    let image = backend::image_file(&env.environment, None)?;
-    let what = DirectMount {
-        offset: None,
-        images: vec![image.into()],
-        upper: None,
-        state: None,
-        mount_point: prefix.as_path().into(),
-        source,
-        subtype: String::from("envfs"),
-        flags: MountFlags {
-            read_only: true,
-            ..MountFlags::default()
-        },
-        // As for every mount by root.
-        allow_other: process::user_id() == 0,
-        fakeroot: false,
+    let request = Request {
+        kind: SessionKind::ReadOnly,
+        revision: None,
+        path: None,
+        rights: Rights::Own,
+        ends_with: None,
     };
-    let served = direct::start(&what, &backend::slow_start)?;
-    backend::print_start_warnings(env.name(), &served, Path::new(""));
+    session::begin(env, &SessionArgs::default(), &request)?;
     backend::warn(format!(
         "the store is read-only, so {} is mounted read-only",
         env.name()
     ));
     Ok(())
-}
-
-/// Removes the mount created by [`mount`]. Returns whether there was one.
-pub(super) fn unmount(env: &Env, mode: UnmountMode) -> Result<bool> {
-    let prefix = &env.target.prefix;
-    let at = mountinfo::at(prefix)
-        .map_err(|error| CommandError::io("cannot read the mount table", &error))?;
-    if at.is_none_or(|mount| mount.source != *source(env)) {
-        return Ok(false);
-    }
-    mount::unmount(prefix, mode).map_err(Failure::from)?;
-    Ok(true)
-}
-
-/// Returns the source of the mount in the mount table. It differs from that of a mount with a
-/// store.
-fn source(env: &Env) -> String {
-    format!("envfs-read-only:{}", env.target.id)
 }
 
 const COPY_STORE: &str = "copy the store to a writable file system with cp -a";
@@ -111,15 +67,14 @@ fn refuse_changes(env: &Env) -> Result<()> {
     );
     Err(CommandError::new(Kind::System, message)
         .hint(COPY_STORE)
-        .hint(elsewhere(env)?))
+        .hint(elsewhere(env)))
 }
 
-fn elsewhere(env: &Env) -> Result<String> {
-    let image = backend::image_file(&env.environment, None)?;
-    Ok(format!(
-        "or mount the committed image elsewhere: envfs mount --image {} -o ro DIR",
-        crate::shell::render::word(image)
-    ))
+fn elsewhere(env: &Env) -> String {
+    format!(
+        "or mount what is committed elsewhere: envfs mount --read-only {} PATH",
+        env.name()
+    )
 }
 
 /// The service of an environment that has no changes and cannot be opened.

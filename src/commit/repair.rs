@@ -24,6 +24,7 @@ pub fn unexpected_files(layout: &Layout) -> Vec<String> {
         (layout.images(), true),
         (layout.layers(), true),
         (layout.strays(), false),
+        (layout.sessions(), false),
     ] {
         match fs::metadata(&dir) {
             Ok(meta) if meta.is_dir() => {}
@@ -56,14 +57,12 @@ pub fn newer_files(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
 pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let strays = layout.strays();
-    if fs::symlink_metadata(&strays).is_ok_and(|meta| !meta.is_dir()) {
-        let to = layout.home().join(aside_name(&strays));
-        fs::rename(&strays, &to).context("move aside", &strays)?;
-        done.push(format!(
-            "{} was moved to {}",
-            strays.display(),
-            to.display()
-        ));
+    for dir in [&strays, &layout.sessions()] {
+        if fs::symlink_metadata(dir).is_ok_and(|meta| !meta.is_dir()) {
+            let to = layout.home().join(aside_name(dir));
+            fs::rename(dir, &to).context("move aside", dir)?;
+            done.push(format!("{} was moved to {}", dir.display(), to.display()));
+        }
     }
     for path in files(layout) {
         // Without its database there is no environment to repair.

@@ -22,6 +22,7 @@ use super::lifecycle::{Launched, StartReport, launch};
 use super::log;
 use super::protocol::Started;
 use super::service::log_reconciled;
+use super::session::{Notes, SessionSpec};
 use crate::commit;
 use crate::environment::{EnvLock, Layout};
 use crate::fuse::session::Session;
@@ -60,6 +61,9 @@ pub(crate) struct DirectMount {
     pub allow_other: bool,
     /// Whether the user who mounts has root's rights there; excludes `allow_other`.
     pub fakeroot: bool,
+    /// The session, if an image of an environment is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionSpec>,
 }
 
 /// Starts the daemon of a mount and waits until the mount can be used.
@@ -161,10 +165,12 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
     let Startup {
         signals,
         warnings,
-        opened: (session, open),
+        opened: (session, open, notes),
     } = start_up(|| {
+        // Before the image is opened, so that `gc` does not remove it in between.
+        let notes = what.session.as_ref().map(|spec| Notes::write(spec, what));
         let open = Open::new(what)?;
-        Ok((open.mount(what)?, open))
+        Ok((open.mount(what)?, open, notes))
     })?;
     let mount_point = what.mount_point.as_path().to_path_buf();
     let (at, source, stop_handle) = (
@@ -190,8 +196,18 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
         }
         return Err(failure);
     }
+    let watched = what
+        .session
+        .as_ref()
+        .map(|spec| spec.watch(&mount_point, &what.source, &session.stop_handle()));
     let result = session.wait();
-    open.close()?;
+    let closed = open.close();
+    drop(open);
+    if let Some(spec) = &what.session {
+        spec.remove_upper(what);
+    }
+    drop((watched, notes));
+    closed?;
     result
         .map(drop)
         .map_err(|e| Failure::io("the event loops failed", &e))

@@ -176,29 +176,33 @@ pub(super) fn end_on_signal(
                 return;
             }
         }
-        match mountinfo::own(mount_point, source) {
-            Ok(None) => {
-                tracing::warn!("the mount was removed already: ending although it may be in use");
-                stop_handle.abandon();
-                continue;
+        end(mount_point, source, stop_handle);
+    }
+}
+
+/// Unmounts. If the mount is in use, detaches it, so that it ends with the last program that uses
+/// it. If it was removed already, ends at once.
+pub(super) fn end(mount_point: &Path, source: &str, stop_handle: &StopHandle) {
+    match mountinfo::own(mount_point, source) {
+        Ok(None) => {
+            tracing::warn!("the mount was removed already: ending although it may be in use");
+            return stop_handle.abandon();
+        }
+        Ok(Some(own)) if !holders::in_other_namespaces(&own).0.is_empty() => flush(mount_point),
+        _ => {}
+    }
+    if let Err(failure) = refuse_covered(mount_point, source) {
+        return tracing::error!("{failure}; send SIGTERM after that");
+    }
+    match mount::unmount(mount_point, UnmountMode::Plain) {
+        Ok(()) => stop_handle.unmounted(),
+        Err(MountError::Busy { .. }) => {
+            tracing::warn!("in use: detached; ends when the last program that uses it does");
+            if let Err(error) = mount::unmount(mount_point, UnmountMode::Lazy) {
+                tracing::error!(%error, "cannot detach");
             }
-            Ok(Some(own)) if !holders::in_other_namespaces(&own).0.is_empty() => flush(mount_point),
-            _ => {}
         }
-        if let Err(failure) = refuse_covered(mount_point, source) {
-            tracing::error!("{failure}; send the signal again after that");
-            continue;
-        }
-        match mount::unmount(mount_point, UnmountMode::Plain) {
-            Ok(()) => stop_handle.unmounted(),
-            Err(MountError::Busy { .. }) => {
-                tracing::warn!("in use: detached; ends when the last program that uses it does");
-                if let Err(error) = mount::unmount(mount_point, UnmountMode::Lazy) {
-                    tracing::error!(%error, "cannot detach");
-                }
-            }
-            Err(error) => tracing::error!(%error, "cannot unmount"),
-        }
+        Err(error) => tracing::error!(%error, "cannot unmount"),
     }
 }
 

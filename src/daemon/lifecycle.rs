@@ -14,11 +14,12 @@ use super::host::{busy, covered, holders};
 use super::log;
 use super::protocol::{Started, Unmounted};
 use super::runtime::RuntimeDir;
+use super::session;
 use crate::environment::{EnvLock, Holder, Layout};
 use crate::fault;
 use crate::sys::mount::{self, MountError, Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
-use crate::sys::{process, regular};
+use crate::sys::{holders as users, process, regular};
 
 /// The time limit for the end of a daemon that has lost its mount.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -107,7 +108,7 @@ pub(crate) fn state(runtime: &RuntimeDir, target: &Target) -> Result<State, Fail
 /// operations.
 fn unresponsive(target: &Target) -> Failure {
     let holder = EnvLock::current_holder(&target.layout).filter(Holder::is_local);
-    let failure = client::unresponsive(holder.map(|holder| holder.pid), "does not respond");
+    let failure = client::unresponsive(holder.map(|holder| holder.process.pid), "does not respond");
     Failure {
         message: format!("{}: {}", target.prefix.display(), failure.message),
         ..failure
@@ -255,7 +256,7 @@ fn elsewhere(target: &Target, client: &Client) -> Failure {
 }
 
 /// Detaches mounts whose daemon has ended, the topmost first.
-fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
+pub(super) fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
     for mount in mounts.iter().rev() {
         // Another file system may be mounted on top by now: check that this is the mount at the
         // path.
@@ -377,6 +378,7 @@ fn start(
     rights: Rights,
     slow: &dyn Fn(),
 ) -> Result<Client, Failure> {
+    session::make_way(&target.prefix)?;
     prepare_prefix(&target.prefix)?;
     if fault::is_enabled("start.fails") {
         return Err(Failure::new(Kind::Daemon, "injected fault: start.fails"));
@@ -585,7 +587,12 @@ fn unmount_unreachable(target: &Target, mode: UnmountMode) -> Result<Unmounted, 
     let Some(top) = mounts.last() else {
         return Ok(Unmounted::default());
     };
-    let source = mountinfo::source(&target.id);
+    unmount_directly(top, mode)
+}
+
+/// Unmounts a mount of envfs without a request to its daemon.
+pub(super) fn unmount_directly(top: &MountEntry, mode: UnmountMode) -> Result<Unmounted, Failure> {
+    let source = top.source.to_string_lossy();
     let covering = mountinfo::covering(&top.mount_point, &source)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
     if let Some(covering) = covering {
@@ -594,7 +601,7 @@ fn unmount_unreachable(target: &Target, mode: UnmountMode) -> Result<Unmounted, 
     match mount::unmount(&top.mount_point, UnmountMode::Plain) {
         Ok(()) => Ok(Unmounted::default()),
         Err(MountError::Busy { .. }) => {
-            let holders = holders(&target.id);
+            let holders = users::of_mount(top);
             if mode != UnmountMode::Lazy {
                 return Err(busy(&top.mount_point, &holders));
             }

@@ -4,6 +4,7 @@
 //! - [`host`]: startup and shutdown of the daemon
 //! - [`protocol`]: the messages, one JSON object per line
 //! - [`direct`]: mounts without a store: images, and a directory for changes
+//! - [`session`]: mounts of a committed revision, beside the writable mount
 //! - [`server`] and [`client`]: the two ends of the control socket
 //! - [`service`]: the operations on an open environment
 //! - `profile`: records what is read first after a mount, and reads it ahead the next time
@@ -30,6 +31,7 @@ pub(crate) mod protocol;
 pub(crate) mod runtime;
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod session;
 mod start_lock;
 pub(crate) mod stats;
 

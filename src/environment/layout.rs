@@ -16,6 +16,7 @@
 //!     lock.lease              the lock itself where flock does not work
 //!     daemon.log              and daemon.log.old, the previous one
 //!     in-place                where the original of an import in place is kept
+//!     sessions/               notes of read-only and ephemeral sessions, see docs/sessions.md
 //!     profile                 the blocks and files read first after a mount; a hint
 //!     id                      only for a mount without a store: identity of the database
 //!   store/.new-NAME-TOKEN/    a home under construction; garbage if its lock is free
@@ -124,7 +125,7 @@ impl Layout {
     /// Fails if a directory of the home is something else, such as a symbolic link that leads out
     /// of it: files are read, written and removed through these paths.
     pub fn check_directories(&self) -> Result<()> {
-        for dir in [self.images(), self.layers(), self.strays()] {
+        for dir in [self.images(), self.layers(), self.strays(), self.sessions()] {
             match regular::open_dir(&dir) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 opened => drop(opened.context(&dir, "open the directory")?),
@@ -181,6 +182,11 @@ impl Layout {
     /// Returns the directory for files that have no row.
     pub fn strays(&self) -> PathBuf {
         self.home.join("strays")
+    }
+
+    /// Returns the directory of the notes of sessions, which need not exist.
+    pub fn sessions(&self) -> PathBuf {
+        self.home.join("sessions")
     }
 
     /// Returns the file that is locked.

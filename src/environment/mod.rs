@@ -10,6 +10,8 @@ mod layout;
 mod lock;
 mod name;
 mod prefix;
+mod process;
+mod session;
 mod store;
 mod trust;
 
@@ -20,5 +22,7 @@ pub use layout::{HomeId, Layout, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE};
 pub use name::EnvName;
 pub use prefix::{Prefix, real_path};
+pub use process::{HostProcess, span};
+pub use session::{HEARTBEAT, NotedSession, SessionKind, SessionNote, SessionNotes, WrittenNote};
 pub use store::{Environment, Garbage, NewEnvironment, Store};
-pub use trust::{TRUST, other_owner, refuse_replaceable};
+pub use trust::{TRUST, other_owner, refuse_replaceable, refuse_replaceable_except};

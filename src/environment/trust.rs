@@ -52,6 +52,18 @@ pub fn other_owner(root: &Path) -> Result<Option<(u32, u32)>> {
 /// Fails if another user could replace the path: because a directory above it is writable for
 /// others or belongs to another user.
 pub fn refuse_replaceable(path: &Path) -> Result<()> {
+    refuse_others(path, process::user_id())
+}
+
+/// Like [`refuse_replaceable`], but allows the owner of the store at `root` to replace the path:
+/// the programs of an environment that is used read-only are the owner's in any case.
+pub fn refuse_replaceable_except(path: &Path, root: &Path) -> Result<()> {
+    let owner = fs::metadata(root).map_or(process::user_id(), |meta| meta.uid());
+    refuse_others(path, owner)
+}
+
+/// Fails if a user other than the caller, root and `owner` could replace the path.
+fn refuse_others(path: &Path, owner: u32) -> Result<()> {
     if is_trusted(path) {
         return Ok(());
     }
@@ -60,7 +72,7 @@ pub fn refuse_replaceable(path: &Path) -> Result<()> {
             Ok(meta) if meta.is_dir() => meta,
             _ => continue,
         };
-        if let Some(others) = others_who_can_write(&meta) {
+        if let Some(others) = others_who_can_write(&meta, owner) {
             return Err(EnvironmentError::Replaceable {
                 path: path.to_owned(),
                 dir: dir.to_owned(),
@@ -71,10 +83,12 @@ pub fn refuse_replaceable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Describes the users other than the caller and root that can replace entries of a directory.
-fn others_who_can_write(meta: &Metadata) -> Option<String> {
+/// Describes the users other than the caller, root and `owner` that can replace entries of a
+/// directory.
+fn others_who_can_write(meta: &Metadata, owner: u32) -> Option<String> {
     let (uid, mode) = (meta.uid(), meta.mode());
-    if uid != process::user_id() && uid != 0 && !process::is_overflow_user(uid) {
+    let is_known = uid == process::user_id() || uid == owner;
+    if !is_known && uid != 0 && !process::is_overflow_user(uid) {
         return Some(format!("its owner, {},", process::user_name(uid)));
     }
     if mode & STICKY != 0 {

@@ -41,10 +41,13 @@ impl MountEntry {
     /// The type is not enough (it is plain `fuse` if mounted in some ways), and any user may mount
     /// FUSE with any source, so only mounts of the caller and of root are trusted.
     pub fn environment_id(&self) -> Option<&str> {
-        if !self.fs_type.starts_with("fuse") || !self.is_trusted() {
-            return None;
-        }
-        self.source.to_str()?.strip_prefix(SOURCE_PREFIX)
+        self.trusted_source()?.strip_prefix(SOURCE_PREFIX)
+    }
+
+    /// Returns the source of a FUSE mount that the caller or root mounted.
+    pub fn trusted_source(&self) -> Option<&str> {
+        let is_trusted = self.fs_type.starts_with("fuse") && self.is_trusted();
+        is_trusted.then(|| self.source.to_str()).flatten()
     }
 
     /// Returns whether the caller or root mounted it. In a user namespace the caller has two ids:

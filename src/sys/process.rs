@@ -63,6 +63,13 @@ pub fn boot_id() -> String {
         .unwrap_or_default()
 }
 
+/// Returns the number of this process's PID namespace, if it is known.
+pub fn pid_namespace() -> Option<u64> {
+    let link = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    let number = link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?;
+    number.parse().ok()
+}
+
 /// Returns a new random UUID.
 pub fn new_uuid() -> io::Result<String> {
     let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;

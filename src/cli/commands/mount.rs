@@ -1,25 +1,35 @@
 //! `envfs mount`, also as a helper of `mount(8)`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
+use crate::cli::access::Access;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::mount_options::{self, Options};
+use crate::cli::place;
+use crate::cli::session::{self, Request, SessionArgs};
 use crate::daemon::direct::{self, DirectMount};
-use crate::environment::Layout;
+use crate::environment::{Layout, SessionKind};
+use crate::shell::render::word;
 use crate::sys::mount::Rights;
 use crate::sys::process;
 use crate::sys::text::{Text, quoted};
 
-/// Mount an environment at its prefix, or any image anywhere.
+/// Mount an environment at its prefix, or a revision or any image anywhere.
 ///
 /// Starts a daemon in the background, unless the environment is mounted already. Replaces a mount
 /// whose daemon was killed. Prints the mount point.
+///
+/// NAME@REV mounts a revision, by number or tag, read-only. --read-only and --ephemeral mount a
+/// committed revision, by default the current one. They take no lock and write nothing to the
+/// store, so they work while the environment is in use on another host, and from a store that you
+/// can only read. Uncommitted changes are not visible in them. They are mounted at the prefix, or
+/// at PATH; files that contain the prefix work only at the prefix.
 ///
 /// With --image, mounts an image at a directory, without an environment or a store. Changes are
 /// kept in the directory given by --upper and are visible again at the next mount. Several images
@@ -28,11 +38,16 @@ use crate::sys::text::{Text, quoted};
 /// is a helper of mount(8).
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs mount science\n  cd \"$(envfs mount science)\"\n  envfs mount --fakeroot science\n  envfs mount --image science.sqfs --upper ~/changes /mnt\n  envfs mount --image science.sqfs -o ro /mnt\n  envfs mount --image site.sqfs --image base.sqfs --upper ~/changes /mnt"
+    after_help = "Examples:\n  envfs mount science\n  cd \"$(envfs mount science)\"\n  envfs mount --fakeroot science\n  envfs mount --read-only science\n  envfs mount science@3 /tmp/science-3\n  envfs mount --ephemeral science@paper /tmp/try\n  envfs mount --image science.sqfs --upper ~/changes /mnt\n  envfs mount --image science.sqfs -o ro /mnt\n  envfs mount --image site.sqfs --image base.sqfs --upper ~/changes /mnt"
 )]
 pub struct Args {
-    /// Environment [default: the active one]; with --image, the directory to mount at.
+    /// Environment, or a revision of it as NAME@REV [default: the active environment]; with
+    /// --image, the directory to mount at.
     name: Option<OsString>,
+    /// Directory to mount a revision at, created if it does not exist [default: the prefix].
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    session: SessionArgs,
     /// Mount this image instead of an environment. Repeat to stack it on further images.
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
@@ -91,6 +106,11 @@ impl Args {
                 .hint("omit it: root has all rights in a mount"));
         }
         if !options.images.is_empty() {
+            if self.path.is_some() || self.session.kind(None).is_some() {
+                let message = "PATH, --read-only and --ephemeral are for environments";
+                return Err(CommandError::usage(message)
+                    .hint("mount an image read-only: envfs mount --image FILE -o ro DIR"));
+            }
             return self.mount_images(&options);
         }
         let is_for_images = self.upper.is_some() || self.state.is_some() || self.offset.is_some();
@@ -106,11 +126,22 @@ impl Args {
             })?),
             None => None,
         };
-        let env = context.environment(name)?;
         let rights = match self.fakeroot {
             true => Rights::Root,
             false => Rights::Own,
         };
+        if let Some(kind) = self.session.kind(name) {
+            return self.mount_session(context, name, kind, rights);
+        }
+        if let Some(path) = &self.path {
+            let name = word(name.unwrap_or("NAME"));
+            let message = "an environment is mounted writable only at its prefix";
+            return Err(CommandError::usage(message).hint(format!(
+                "at {}: envfs mount --read-only {name} PATH, or --ephemeral",
+                quoted(path)
+            )));
+        }
+        let env = context.environment(name)?;
         if env.ensure_mounted_with(rights)?.is_none() && !env.is_read_only() {
             context.output.warn(format!(
                 "{0} is mounted, but its daemon is unreachable: its socket no longer exists; to restore \
@@ -124,24 +155,51 @@ impl Args {
             .exact(env.target.prefix.as_os_str().as_bytes())
     }
 
+    fn mount_session(
+        &self,
+        context: &Context,
+        name: Option<&str>,
+        kind: SessionKind,
+        rights: Rights,
+    ) -> Result<()> {
+        let (env, revision) = context.committed(name)?;
+        let request = Request {
+            kind,
+            revision,
+            path: self.path.as_deref(),
+            rights,
+            ends_with: None,
+        };
+        let mount_point = session::begin(&env, &self.session, &request)?;
+        context.output.exact(mount_point.as_os_str().as_bytes())
+    }
+
+    /// Returns how the command accesses the store.
+    pub(in crate::cli) fn access(&self) -> Access {
+        let name = self.name.as_deref().and_then(OsStr::to_str);
+        if !self.uses_store() {
+            return Access::None;
+        }
+        match self.session.kind(name) {
+            Some(_) => Access::Session,
+            None => Access::Write,
+        }
+    }
+
     /// Changes the flags of an existing mount, as `mount -o remount` does.
     fn remount(&self) -> Result<()> {
         let Some(mount_point) = &self.name else {
             return Err(CommandError::usage("no mount point given")
                 .hint("envfs mount -o remount,OPTION… MOUNTPOINT"));
         };
-        let mount_point = absolute(Path::new(mount_point))?;
-        let before = direct::flags_at(mount_point.as_path())?;
+        let mount_point = place::resolve(Path::new(mount_point))?;
+        let before = direct::flags_at(&mount_point)?;
         let mut options = Options {
             flags: before,
             ..Options::default()
         };
         options.apply_all(&self.options)?;
-        Ok(direct::remount(
-            mount_point.as_path(),
-            before,
-            options.flags,
-        )?)
+        Ok(direct::remount(&mount_point, before, options.flags)?)
     }
 
     fn mount_images(&self, options: &Options) -> Result<()> {
@@ -178,9 +236,9 @@ impl Args {
         let what = DirectMount {
             images: images.into_iter().map(Text::from).collect(),
             offset: options.offset,
-            upper: options.upper.as_deref().map(absolute).transpose()?,
-            state: options.state.as_deref().map(absolute).transpose()?,
-            mount_point: absolute(Path::new(mount_point))?,
+            upper: resolved(options.upper.as_deref())?,
+            state: resolved(options.state.as_deref())?,
+            mount_point: place::resolve(Path::new(mount_point))?.into(),
             source,
             subtype: options.subtype.clone(),
             flags: options.flags,
@@ -188,6 +246,7 @@ impl Args {
             // are.
             allow_other: options.allow_other || process::user_id() == 0,
             fakeroot: options.fakeroot,
+            session: None,
         };
         if !what.has_mount_point() {
             return Err(CommandError::usage(format!(
@@ -205,19 +264,7 @@ impl Args {
     }
 }
 
-/// Returns the absolute path with symbolic links resolved where possible, as in the mount table.
-/// The last component need not exist.
-fn absolute(path: &Path) -> Result<Text> {
-    let failed = |error| CommandError::io(format!("cannot find {}", quoted(path)), &error);
-    if let Ok(found) = std::fs::canonicalize(path) {
-        return Ok(found.into());
-    }
-    let path = std::path::absolute(path).map_err(failed)?;
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => match std::fs::canonicalize(parent) {
-            Ok(parent) => Ok(parent.join(name).into()),
-            Err(_) => Ok(path.into()),
-        },
-        _ => Ok(path.into()),
-    }
+fn resolved(path: Option<&Path>) -> Result<Option<Text>> {
+    let resolved = path.map(place::resolve).transpose()?;
+    Ok(resolved.map(Text::from))
 }

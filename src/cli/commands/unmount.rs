@@ -1,24 +1,37 @@
 //! `envfs unmount`
 
+use std::path::Path;
+
 use clap::Args as ClapArgs;
 
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
+use crate::cli::place;
 use crate::daemon::lifecycle;
 use crate::daemon::protocol::Unmounted;
+use crate::daemon::runtime::RuntimeDir;
+use crate::daemon::session::{self, SessionMount, SessionSource};
 use crate::sys::mount::UnmountMode;
+use crate::sys::text::quoted;
 
-/// Unmount an environment and keep its changes, committed or not.
+/// Unmount an environment and keep its changes, or end a session.
+///
+/// PATH ends the read-only or ephemeral session that is mounted there, NAME@REV all sessions of
+/// that revision on this host. An ephemeral session drops its changes. NAME unmounts what is
+/// mounted at the environment's prefix.
 ///
 /// Fails while programs use it, and lists them. With --lazy, the environment is detached at once,
 /// and its daemon ends when the last program does.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  envfs unmount science\n  envfs unmount --all")]
+#[command(
+    after_help = "Examples:\n  envfs unmount science\n  envfs unmount science@3\n  envfs unmount /tmp/science-3\n  envfs unmount --all"
+)]
 pub struct Args {
-    /// Environment [default: the active one].
+    /// Environment, a revision as NAME@REV, or the path of a session [default: the active
+    /// environment].
     #[arg(conflicts_with = "all")]
     name: Option<String>,
-    /// Unmount all environments of the store.
+    /// Unmount all environments of the store, and end all their sessions.
     #[arg(short, long)]
     all: bool,
     /// Detach it even if it is in use.
@@ -30,7 +43,7 @@ impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         if !self.all {
-            return self.one(context, &context.environment(self.name.as_deref())?);
+            return self.named(context);
         }
         let store = context.store()?;
         let mut failed: Option<CommandError> = None;
@@ -47,13 +60,61 @@ impl Args {
         failed.map_or(Ok(()), Err)
     }
 
-    fn one(&self, context: &Context, env: &Env) -> Result<()> {
-        let mode = match self.lazy {
+    /// Unmounts what the word names: a session at a path, the sessions of a revision, or an
+    /// environment.
+    fn named(&self, context: &Context) -> Result<()> {
+        let word = self.name.as_deref();
+        if let Some(path) = word.map(Path::new).filter(|path| place::is_path(path))
+            && let Some(found) = session::at(&place::resolve(path)?)?
+        {
+            return self.end(context, &found);
+        }
+        if word.is_some_and(|word| place::split_revision(word).1.is_some()) {
+            let (env, revision) = context.committed(word)?;
+            let sessions = sessions_of(&env)?.into_iter();
+            let mut found = sessions
+                .filter(|found| Some(found.source.revision) == revision)
+                .peekable();
+            if found.peek().is_none() {
+                let shown = word.unwrap_or_default();
+                context
+                    .output
+                    .note(format!("{} is not mounted", quoted(shown)));
+            }
+            return found.try_for_each(|found| self.end(context, &found));
+        }
+        self.one(context, &context.environment(word)?)
+    }
+
+    /// Ends a session.
+    fn end(&self, context: &Context, found: &SessionMount) -> Result<()> {
+        let at = quoted(&found.entry.mount_point);
+        let done = session::end(found, &RuntimeDir::open(), self.mode())?;
+        let SessionSource { name, revision, .. } = &found.source;
+        print_result(context, &format!("{name}@{revision} at {at}"), &done);
+        Ok(())
+    }
+
+    fn mode(&self) -> UnmountMode {
+        match self.lazy {
             true => UnmountMode::Lazy,
             false => UnmountMode::Plain,
-        };
-        if env.unmount_read_only(mode)? {
-            context.output.note(format!("{} is unmounted", env.name()));
+        }
+    }
+
+    /// Unmounts an environment: its writable mount, or a session at its prefix; with --all, all its
+    /// sessions.
+    fn one(&self, context: &Context, env: &Env) -> Result<()> {
+        let mode = self.mode();
+        let prefix = place::resolve(&env.target.prefix)?;
+        let mut ended = false;
+        for found in sessions_of(env)? {
+            if self.all || found.entry.mount_point == prefix {
+                self.end(context, &found)?;
+                ended = true;
+            }
+        }
+        if ended && !self.all {
             return Ok(());
         }
         let slow = || {
@@ -62,7 +123,7 @@ impl Args {
                 .note("waiting for the daemon to finish an earlier operation (usually a commit)");
         };
         match lifecycle::ensure_unmounted(&env.target, &env.runtime, mode, &slow)? {
-            None if self.all => {}
+            None if self.all || ended => {}
             None => context
                 .output
                 .note(format!("{} is not mounted", env.name())),
@@ -70,6 +131,13 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// Returns the sessions of an environment in the mount table.
+fn sessions_of(env: &Env) -> Result<Vec<SessionMount>> {
+    let mut found = session::mounts()?;
+    found.retain(|found| found.source.environment == env.target.id);
+    Ok(found)
 }
 
 fn print_result(context: &Context, name: &str, unmounted: &Unmounted) {

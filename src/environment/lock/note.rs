@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::LEASE;
 use crate::environment::error::{Context, Result};
 use crate::environment::layout::{HomeId, Layout};
+use crate::environment::process::{HostProcess, span};
 use crate::object::Timestamp;
 use crate::sys::text::Text;
 use crate::sys::{durable, process, regular};
@@ -23,14 +24,9 @@ const NOTE_LIMIT: u64 = 64 << 10;
 /// The holder of a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// The name of the host.
-    pub host: String,
-    /// The host's boot ID, which changes at each boot.
-    pub boot_id: String,
-    /// The process ID.
-    pub pid: u32,
-    /// The start time of the process, in clock ticks since boot.
-    pub pid_start: u64,
+    /// The process.
+    #[serde(flatten)]
+    pub process: HostProcess,
     /// The purpose of the lock, for messages.
     pub purpose: String,
     /// The time of acquisition, in seconds since 1970.
@@ -47,25 +43,14 @@ pub struct Holder {
 
 impl Holder {
     pub(super) fn current_process(layout: &Layout, purpose: &str) -> io::Result<Holder> {
-        let pid = std::process::id();
         Ok(Holder {
-            host: process::host_name(),
-            boot_id: process::boot_id(),
-            pid,
-            pid_start: process::start_time(pid).unwrap_or(0),
+            process: HostProcess::current(),
             purpose: purpose.to_owned(),
             since: Timestamp::now().secs,
             home_id: Some(layout.home_id()?),
             socket: None,
             token: process::new_uuid()?,
         })
-    }
-
-    /// Returns whether the process is known to have ended. Always false for another host.
-    pub fn is_dead(&self) -> bool {
-        self.is_local()
-            && (self.boot_id != process::boot_id()
-                || !process::is_running(self.pid, self.pid_start))
     }
 
     /// Returns whether this process is known not to hold the lock of this home: it has ended, or it
@@ -78,7 +63,7 @@ impl Holder {
                 && home_id.is_some()
                 && self.home_id != home_id
         };
-        self.is_dead() || locks_other_home()
+        self.process.is_dead() || locks_other_home()
     }
 
     /// Returns whether envfs could have written this note: the path of a socket is absolute.
@@ -89,24 +74,14 @@ impl Holder {
 
     /// Returns whether it is a process on this host.
     pub fn is_local(&self) -> bool {
-        self.host == process::host_name()
+        self.process.is_local()
     }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = (Timestamp::now().secs - self.since).max(0);
-        let (count, unit) = match seconds {
-            0..120 => (seconds, "s"),
-            120..7200 => (seconds / 60, "min"),
-            7200..172_800 => (seconds / 3600, "h"),
-            _ => (seconds / 86_400, "days"),
-        };
-        write!(
-            f,
-            "process {} on {} ({}) for {count} {unit}",
-            self.pid, self.host, self.purpose
-        )
+        let held = span(Timestamp::now().secs.saturating_sub(self.since));
+        write!(f, "{} ({}) for {held}", self.process, self.purpose)
     }
 }
 

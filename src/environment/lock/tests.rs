@@ -168,11 +168,13 @@ fn write_lease(layout: &Layout, change: impl FnOnce(&mut Holder)) {
 #[test]
 fn a_lease_of_a_dead_process_or_an_earlier_boot_is_free() {
     let (_dir, layout) = home();
-    write_lease(&layout, |holder| holder.pid = u32::MAX);
+    write_lease(&layout, |holder| holder.process.pid = u32::MAX);
     assert!(matches!(leased(&layout), Attempt::Acquired(_)));
-    write_lease(&layout, |holder| holder.pid_start += 1);
+    write_lease(&layout, |holder| holder.process.pid_start += 1);
     assert!(matches!(leased(&layout), Attempt::Acquired(_)));
-    write_lease(&layout, |holder| holder.boot_id = "another".to_owned());
+    write_lease(&layout, |holder| {
+        holder.process.boot_id = "another".to_owned()
+    });
     assert!(matches!(leased(&layout), Attempt::Acquired(_)));
     write_lease(&layout, |_| {});
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
@@ -247,7 +249,7 @@ fn one_process_at_a_time_takes_over_a_stale_lease() {
     let (_dir, layout) = home();
     let (inside, taken) = (AtomicU32::new(0), AtomicU32::new(0));
     for _ in 0..20 {
-        write_lease(&layout, |holder| holder.pid_start += 1);
+        write_lease(&layout, |holder| holder.process.pid_start += 1);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -269,7 +271,9 @@ fn one_process_at_a_time_takes_over_a_stale_lease() {
 #[test]
 fn a_lease_of_another_host_is_free_only_when_it_has_expired() {
     let (_dir, layout) = home();
-    write_lease(&layout, |holder| holder.host = "elsewhere".to_owned());
+    write_lease(&layout, |holder| {
+        holder.process.host = "elsewhere".to_owned()
+    });
     assert!(matches!(leased(&layout), Attempt::Held(Some(_))));
     let token = read_holder(&layout.lease()).unwrap().token;
     age(&layout.lease());

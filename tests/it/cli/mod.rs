@@ -35,6 +35,7 @@ mod quoting;
 mod read_only_store;
 mod reinstall;
 mod run;
+mod sessions;
 mod snapshots;
 mod stats;
 mod status;

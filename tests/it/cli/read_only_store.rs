@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::path::Path;
 
 use crate::support::run;
 
@@ -84,12 +85,27 @@ fn read_only_store_can_be_inspected_and_mounted() {
     ] {
         let done = env.envfs(words);
         assert_ne!(done.code, 0, "{done}");
-        for word in ["read-only", "uncommitted changes", "envfs mount --image "] {
+        for word in [
+            "read-only",
+            "uncommitted changes",
+            "envfs mount --read-only changed PATH",
+        ] {
             assert!(done.err.contains(word), "{word}: {done}");
         }
     }
     env.envfs(&["mount", "never"])
-        .fails(1, &["read-only", "envfs mount --image "]);
+        .fails(1, &["read-only", "envfs mount --read-only never PATH"]);
+    // What is committed can be used, at the prefix as well.
+    for kind in ["--read-only", "--ephemeral"] {
+        let path = env.work().join(kind);
+        for words in [&["changed", path.to_str().unwrap()][..], &["changed"]] {
+            let done = env.envfs(&[&["mount", kind], words].concat()).ok();
+            let file = Path::new(done.line()).join("lib/c.txt");
+            assert_eq!(fs::read(file).unwrap(), b"gamma\n");
+        }
+        env.envfs(&["unmount", path.to_str().unwrap()]).ok();
+        env.envfs(&["unmount", "changed"]).ok();
+    }
     remount("rw");
     let prefix = env.mount("clean");
     fs::write(prefix.join("new"), "x").unwrap();
