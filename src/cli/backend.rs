@@ -27,7 +27,7 @@ use crate::state::{ImageRow, LockState, Revision, RevisionId, StackPart, StateDb
 use crate::sys::mount::Rights;
 use crate::sys::process::error_text;
 use crate::sys::text::{Text, quoted};
-use crate::union::Reconciled;
+use crate::union::{Difference, Reconciled};
 
 /// The contents of an environment's database that most commands need.
 #[derive(Debug, Clone)]
@@ -615,11 +615,31 @@ pub(super) fn garbage(store: &Store) -> Result<Vec<Garbage>> {
     Ok(store.garbage()?)
 }
 
-/// Returns the content of a file in the current revision, or `None` if it is not a regular file
-/// there.
-pub(super) fn committed_content(environment: &Environment, path: &Path) -> Result<Option<Vec<u8>>> {
+/// Returns the changes from a revision to another, by default to the current one.
+pub(super) fn difference(
+    environment: &Environment,
+    old: i64,
+    new: Option<i64>,
+) -> Result<Difference> {
+    let old = open_revision(environment, Some(old))?;
+    let new = open_revision(environment, new)?;
+    Ok(commit::difference(&old, &new).map_err(Failure::from)?)
+}
+
+/// Opens a revision for reading, by default the current one.
+pub(super) fn open_revision(
+    environment: &Environment,
+    number: Option<i64>,
+) -> Result<commit::OpenRevision> {
     let db = open_read_only(environment)?;
-    Ok(commit::committed_content(&db, environment.layout(), path).map_err(Failure::from)?)
+    let id = number.map(RevisionId);
+    let opened = commit::OpenRevision::open(&db, environment.layout(), id);
+    Ok(opened.map_err(Failure::from)?)
+}
+
+/// Fails if an environment does not have a revision.
+pub(super) fn check_revision(environment: &Environment, number: i64) -> Result<()> {
+    image_file(environment, Some(number)).map(drop)
 }
 
 /// Returns whether an environment that is not open has uncommitted changes. After an unclean

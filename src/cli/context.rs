@@ -118,6 +118,13 @@ impl Context {
     /// or if no environment is active. If it is a path in an environment other than the active one,
     /// it names that environment, and selects what it leads to unless that is the prefix.
     pub fn environment_and_paths(&self, words: &[OsString]) -> Result<(Env, Selection)> {
+        let (environment, paths) = self.environment_and_rest(words)?;
+        let selection = environment.select(paths)?;
+        Ok((environment, selection))
+    }
+
+    /// Parses `[NAME] [WORD…]` in the same way. Returns the words after the name.
+    pub fn environment_and_rest<'a>(&self, words: &'a [OsString]) -> Result<(Env, &'a [OsString])> {
         let store = self.store()?;
         let active = active_name();
         let is_name = |word: &OsString| {
@@ -152,9 +159,7 @@ impl Context {
                 }
             }
         };
-        let environment = self.environment(name.as_deref())?;
-        let selection = environment.select(paths)?;
-        Ok((environment, selection))
+        Ok((self.environment(name.as_deref())?, paths))
     }
 }
 
@@ -231,6 +236,12 @@ impl Env {
     /// Returns the state of its mount, with a client of its daemon if there is one.
     pub fn state(&self) -> Result<State> {
         Ok(lifecycle::state(&self.runtime, &self.target)?)
+    }
+
+    /// Returns whether there is something at a path relative to its prefix, if it is mounted.
+    pub fn has_entry(&self, path: &Path) -> bool {
+        let is_mounted = self.state().is_ok_and(|state| state.is_mounted());
+        is_mounted && self.target.prefix.join(path).symlink_metadata().is_ok()
     }
 
     /// Returns whether its store is on a read-only file system.

@@ -17,6 +17,7 @@ mod output;
 mod place;
 mod program;
 mod read_only;
+mod revisions;
 mod session;
 
 use std::path::PathBuf;

@@ -437,6 +437,46 @@ pub(super) fn changes(summary: &Summary) -> String {
     }
 }
 
+/// A kind of change with its number and size, as a row of a table.
+pub(super) struct SummaryRow {
+    word: &'static str,
+    tone: Tone,
+    rest: String,
+}
+
+impl SummaryRow {
+    /// Returns the row as a line.
+    pub(super) fn colored(&self, output: &Output) -> String {
+        let word = output.tone(&format!("{:9}", self.word), self.tone);
+        format!("{word} {}", self.rest)
+    }
+}
+
+/// Returns numbers and sizes of changes. Omits kinds without changes.
+pub(super) fn summary(changes: &Summary) -> Vec<SummaryRow> {
+    let rows = [
+        ("added", changes.added, Tone::Good, ""),
+        ("modified", changes.modified, Tone::Notice, ""),
+        (
+            "touched",
+            changes.touched,
+            Tone::Dim,
+            "  only times changed",
+        ),
+        ("removed", changes.removed, Tone::Bad, ""),
+        ("renamed", changes.renamed, Tone::Notice, ""),
+    ];
+    let rows = rows
+        .into_iter()
+        .filter(|(_, tally, _, _)| tally.entries > 0);
+    let rows = rows.map(|(word, tally, tone, more)| SummaryRow {
+        word,
+        tone,
+        rest: format!("{:>7}  {}{more}", tally.entries, size(tally.bytes)),
+    });
+    rows.collect()
+}
+
 /// Formats a time (in seconds since 1970) in the local time zone, with its offset from UTC.
 pub(super) fn time(seconds: i64) -> String {
     let offset = clock::utc_offset(seconds);

@@ -15,13 +15,16 @@ use super::error::{CommandError, Result};
 use super::session::{self, Request, SessionArgs};
 use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
 use crate::daemon::failure::{Failure, Kind};
-use crate::daemon::protocol::{Discarded, RollbackOptions, Selection, Service, Status, TagOptions};
-use crate::environment::SessionKind;
+use crate::daemon::protocol::{
+    Discarded, RollbackOptions, Selection, Service, Since, Status, TagOptions,
+};
+use crate::daemon::service;
+use crate::environment::{Environment, SessionKind};
 use crate::progress::Progress;
 use crate::sys::mount::Rights;
 use crate::sys::mountinfo;
 use crate::sys::text::quoted;
-use crate::union::Change;
+use crate::union::{Change, Difference};
 
 /// Returns whether the directory cannot be written to because its file system is read-only.
 pub(super) fn is_read_only(dir: &Path) -> bool {
@@ -79,16 +82,22 @@ fn elsewhere(env: &Env) -> String {
 
 /// The service of an environment that has no changes and cannot be opened.
 #[derive(Debug)]
-pub(super) struct Unchanged(Status);
+pub(super) struct Unchanged {
+    environment: Environment,
+    status: Status,
+}
 
 impl Unchanged {
     pub(super) fn of(env: &Env) -> Result<Unchanged> {
         refuse_changes(env)?;
-        Ok(Unchanged(Status {
-            revision: env.facts.revision.as_ref().map(|revision| revision.id.0),
-            image_bytes: env.facts.image.as_ref().map_or(0, |image| image.size),
-            ..Status::default()
-        }))
+        Ok(Unchanged {
+            environment: env.environment.clone(),
+            status: Status {
+                revision: env.facts.revision.as_ref().map(|revision| revision.id.0),
+                image_bytes: env.facts.image.as_ref().map_or(0, |image| image.size),
+                ..Status::default()
+            },
+        })
     }
 }
 
@@ -99,11 +108,23 @@ fn refused<T>() -> Result<T, Failure> {
 
 impl Service for Unchanged {
     fn status(&self) -> Result<Status, Failure> {
-        Ok(self.0.clone())
+        Ok(self.status.clone())
     }
 
     fn changes(&self, _: &Selection) -> Result<Vec<Change>, Failure> {
         Ok(Vec::new())
+    }
+
+    fn changes_since(&self, since: &Since) -> Result<Difference, Failure> {
+        let found = backend::difference(&self.environment, since.revision, None);
+        let found = found.map_err(|error| Failure {
+            hints: error.hints,
+            ..Failure::new(error.kind, error.message)
+        })?;
+        Ok(Difference {
+            changes: service::selected(found.changes, &service::paths_of(&since.selection)),
+            ..found
+        })
     }
 
     fn commit(&self, _: &CommitOptions, _: &dyn Progress) -> Result<Option<Committed>, Failure> {

@@ -67,6 +67,17 @@ pub(super) fn compute(
     Ok(digests)
 }
 
+/// Returns true if a range of two files is equal as their digests show. The range is within one
+/// chunk, or several.
+pub(super) fn are_equal(one: &[u8], other: &[u8], range: Range<u64>) -> bool {
+    let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
+    let digests = chunks.start as usize * DIGEST..chunks.end as usize * DIGEST;
+    match (one.get(digests.clone()), other.get(digests)) {
+        (Some(one), Some(other)) => one == other,
+        _ => false,
+    }
+}
+
 /// Returns the ranges of an image file whose content differs from the digests.
 pub(super) fn find_damage(
     path: &Path,

@@ -26,6 +26,7 @@ mod amend;
 mod check;
 mod cleanup;
 mod clone;
+mod compare;
 mod digests;
 mod embedded;
 mod error;
@@ -64,6 +65,7 @@ use import::TreeSize;
 use job::{Built, Job};
 
 pub use clone::{Cloned, Sharing, clone};
+pub use compare::{OpenRevision, difference, difference_since};
 pub use embedded::{Embedded, find as find_embedded};
 pub use error::{CommitError, Result};
 pub use export::export_without;
@@ -76,7 +78,7 @@ pub use profile::{Profile, paths_used_first};
 pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
-pub use verify::{VerifyOutcome, committed_content, verify};
+pub use verify::{VerifyOutcome, verify};
 pub use workspace::{Settings, Workspace, command_line, data_cache_limit, new_revision, paths};
 
 /// The options of a commit.

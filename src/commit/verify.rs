@@ -1,14 +1,12 @@
-//! Verification of an environment, and reading of its current image.
+//! Verification of an environment.
 
 use std::num::NonZeroUsize;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::error::{CommitError, Context, Result};
 use super::{cleanup, digests};
 use crate::environment::Layout;
 use crate::progress::{Progress, Report};
-use crate::squashfs::format::InodeKind;
 use crate::squashfs::reader::{self, VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{ImageRow, StateDb};
@@ -106,34 +104,6 @@ fn verify_image(
 pub(super) fn open_regular(path: &Path) -> Result<Image> {
     let file = regular::open(path).context("open", path)?;
     Ok(Image::open_file(file, ReaderOptions::default())?)
-}
-
-/// Returns the content of a file in the current revision, or `None` if it is not a regular file
-/// there.
-pub fn committed_content(db: &StateDb, layout: &Layout, path: &Path) -> Result<Option<Vec<u8>>> {
-    let Some(revision) = db.current_revision()? else {
-        return Ok(None);
-    };
-    let Some(row) = db.image(revision.image)? else {
-        return Ok(None);
-    };
-    let image = open_regular(&layout.image(&row.file))?;
-    let mut inode = image.inode(image.root())?;
-    for name in path.components() {
-        match image.lookup(&inode, name.as_os_str().as_bytes())? {
-            Some(entry) => inode = image.entry_inode(&entry)?,
-            None => return Ok(None),
-        }
-    }
-    if inode.kind() != InodeKind::File {
-        return Ok(None);
-    }
-    let layout = image.file_layout(&inode)?;
-    let mut content = Vec::new();
-    for index in 0..layout.block_count() {
-        content.extend_from_slice(&image.block(&layout, index)?);
-    }
-    Ok(Some(content))
 }
 
 /// Verifies the structure of an image and decompresses every block.

@@ -11,14 +11,14 @@ use serde::de::DeserializeOwned;
 use super::failure::{Failure, Kind};
 use super::lifecycle::StartReport;
 use super::protocol::{
-    Answer, Discarded, Hello, Request, RollbackOptions, Selection, Service, Status, TagOptions,
-    Unmounted, VERSION,
+    Answer, Discarded, Hello, Request, RollbackOptions, Selection, Service, Since, Status,
+    TagOptions, Unmounted, VERSION,
 };
 use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
 use crate::progress::{NoProgress, Progress};
 use crate::sys::mount::UnmountMode;
 use crate::sys::process::{self, ProcessHandle};
-use crate::union::Change;
+use crate::union::{Change, Difference};
 
 /// The time limit for the greeting of a daemon. Its accepting thread does nothing else.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -191,6 +191,10 @@ impl Service for Client {
 
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
         self.call(&Request::Changes(selection.clone()), &NoProgress)
+    }
+
+    fn changes_since(&self, since: &Since) -> Result<Difference, Failure> {
+        self.call(&Request::ChangesSince(since.clone()), &NoProgress)
     }
 
     fn commit(

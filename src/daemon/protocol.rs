@@ -20,7 +20,7 @@ use crate::environment::{HomeId, Layout};
 use crate::progress::{Progress, Report};
 use crate::sys::holders::{Holder, NamespaceCopy};
 use crate::sys::text::Text;
-use crate::union::{Change, Summary};
+use crate::union::{Change, Difference, Summary};
 
 /// The version of the protocol. Client and server must have the same.
 pub(crate) const VERSION: u32 = 1;
@@ -70,6 +70,8 @@ pub enum Request {
     Status,
     /// Returns the list of [`Change`]s.
     Changes(Selection),
+    /// Returns the [`Difference`] from a revision.
+    ChangesSince(Since),
     /// Creates a revision.
     Commit(CommitOptions),
     /// Discards changes.
@@ -107,6 +109,16 @@ pub struct Selection {
     /// Paths relative to the prefix, including everything below them. Empty selects everything.
     #[serde(default)]
     pub paths: Vec<Text>,
+}
+
+/// A revision to compare with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Since {
+    /// Its number.
+    pub revision: i64,
+    /// The part of the environment.
+    #[serde(flatten)]
+    pub selection: Selection,
 }
 
 /// The options of a rollback.
@@ -186,6 +198,9 @@ pub trait Service: Send + Sync {
 
     /// Returns the differences from the current revision, sorted by path.
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure>;
+
+    /// Returns the differences from a revision, sorted by path.
+    fn changes_since(&self, since: &Since) -> Result<Difference, Failure>;
 
     /// Creates a revision from the current state. Returns `None` if nothing changed.
     fn commit(

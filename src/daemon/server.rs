@@ -391,6 +391,7 @@ fn answer(
         Request::Ping => value(&()),
         Request::Status => value(&service.status()?),
         Request::Changes(selection) => value(&service.changes(selection)?),
+        Request::ChangesSince(since) => value(&service.changes_since(since)?),
         Request::Commit(options) => value(&service.commit(options, progress)?),
         Request::Discard(selection) => value(&service.discard(selection, progress)?),
         Request::Rollback(options) => value(&service.rollback(options, progress)?),

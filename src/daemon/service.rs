@@ -9,7 +9,7 @@ use super::failure::{Failure, Kind};
 use super::host::Mounted;
 use super::profile::Recording;
 use super::protocol::{
-    Discarded, RollbackOptions, Selection, ServedHome, Service, Status, TagOptions,
+    Discarded, RollbackOptions, Selection, ServedHome, Service, Since, Status, TagOptions,
 };
 use crate::commit::{self, CommitError, CommitOptions, Committed, RolledBack, Workspace};
 use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
@@ -20,7 +20,7 @@ use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount::{self, MountRequest, Rights};
 use crate::sys::text::Text;
 use crate::sys::walk;
-use crate::union::{self, Change, DiscardMode, Reconciled, Summary};
+use crate::union::{self, Change, Difference, DiscardMode, Reconciled, Summary};
 
 /// The time limit for the lock of an environment that another command reads, or whose daemon is
 /// ending.
@@ -173,10 +173,7 @@ impl Local {
             .union()
             .changes()
             .map_err(CommitError::from)?;
-        let changes = changes
-            .into_iter()
-            .filter(|change| chosen.is_empty() || union::is_among(&change.path, &chosen));
-        Ok(changes.collect())
+        Ok(selected(changes, &chosen))
     }
 
     fn is_lost(&self) -> bool {
@@ -320,6 +317,17 @@ impl Service for Local {
         self.with_repair(OnLoss::Fail, || self.list_changes(selection))
     }
 
+    fn changes_since(&self, since: &Since) -> Result<Difference, Failure> {
+        let old = RevisionId(since.revision);
+        let found = self.with_repair(OnLoss::Fail, || {
+            Ok(commit::difference_since(&self.workspace, old)?)
+        })?;
+        Ok(Difference {
+            changes: selected(found.changes, &paths_of(&since.selection)),
+            ..found
+        })
+    }
+
     fn commit(
         &self,
         options: &CommitOptions,
@@ -444,7 +452,15 @@ pub(crate) fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), Sta
     Ok((files, bytes))
 }
 
-fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {
+/// Returns the changes at and below paths; no path selects all.
+pub(crate) fn selected(changes: Vec<Change>, chosen: &[Vec<u8>]) -> Vec<Change> {
+    let changes = changes
+        .into_iter()
+        .filter(|change| chosen.is_empty() || union::is_among(&change.path, chosen));
+    changes.collect()
+}
+
+pub(crate) fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {
     let trim = |path: &Text| {
         let bytes = path.as_bytes();
         let bytes = bytes.strip_prefix(b"./").unwrap_or(bytes);

@@ -27,7 +27,7 @@ use crate::squashfs::writer::WriteStats;
 use crate::state::RevisionId;
 use crate::sys::mount::{self, MountRequest, Rights, UnmountMode};
 use crate::sys::process;
-use crate::union::{Change, ChangeKind, Creator, NewObject, Summary};
+use crate::union::{Change, ChangeKind, Creator, Difference, NewObject, Summary};
 
 /// A service whose behaviour depends on the request.
 #[derive(Default)]
@@ -71,6 +71,13 @@ impl Service for Fake {
                 committed: None,
             })
             .collect())
+    }
+
+    fn changes_since(&self, since: &Since) -> Result<Difference, Failure> {
+        Ok(Difference {
+            changes: self.changes(&since.selection)?,
+            inodes_read: since.revision.unsigned_abs(),
+        })
     }
 
     fn commit(

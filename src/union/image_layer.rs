@@ -170,7 +170,8 @@ impl ImageLayer {
             .is_some_and(|inode| matches!(inode.body, InodeBody::File(_))))
     }
 
-    fn ino_of(&self, number: u32) -> Result<Ino> {
+    /// Returns the identity of an inode number of the image.
+    pub(crate) fn ino_of(&self, number: u32) -> Result<Ino> {
         self.ids.ino_of(number).ok_or_else(|| {
             Error::Inconsistent(format!("inode {number} of the image has no identity"))
         })

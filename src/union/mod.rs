@@ -91,7 +91,7 @@ use delta::{row_attr, row_from};
 // Also used by the tests, which have no kernel in front of the union.
 pub use attributes::{SetAttr, SetTime};
 pub use content::AllocateMode;
-pub use difference::{Aspect, Change, ChangeKind, Summary};
+pub use difference::{Aspect, Change, ChangeKind, Difference, Summary};
 pub use error::{Error, Result};
 pub use layer::SeekTarget;
 pub use namespace::{Creator, NewObject};
@@ -107,7 +107,7 @@ pub use sync::SyncMode;
 pub use xattrs::XattrMode;
 
 pub(crate) use delta::Delta;
-pub(crate) use difference::{Edits, Tally, frozen_changes, is_among};
+pub(crate) use difference::{Edits, between, frozen_changes, is_among};
 pub(crate) use frozen::FrozenLayer;
 pub(crate) use handles::FoundObject;
 pub(crate) use image_layer::ImageLayer;

@@ -2,23 +2,31 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use clap::Args as ClapArgs;
 use similar::TextDiff;
 
-use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
-use crate::cli::output::Tone;
+use crate::cli::output::{self, Tone};
+use crate::cli::{backend, revisions};
+use crate::commit::{CommitError, OpenRevision};
+use crate::daemon::failure::Failure;
+use crate::daemon::protocol::{Selection, Since};
+use crate::daemon::service;
 use crate::object::Kind;
 use crate::sys::text::quoted;
-use crate::union::{Change, ChangeKind};
+use crate::union::{Change, ChangeKind, Difference, Summary};
 
 /// The size above which files are not compared line by line.
 const MAX_TEXT: u64 = 4 << 20;
 
-/// Show what changed since the current revision.
+/// Show what changed: since the current revision, since an earlier one, or between two.
+///
+/// Without REV, shows the uncommitted changes. With one REV, shows what changed since that
+/// revision, including uncommitted changes. With two, or A..B, shows what changed from the first to
+/// the second. A revision is a number, a tag, @3 or @tag. Write `--` before paths that look like
+/// one.
 ///
 /// Prints one line per path: A added, M modified, D removed, R renamed. Paths are compared, so
 /// replacing a file by an equal one is not a change. With --times, also lists files of which only
@@ -26,65 +34,207 @@ const MAX_TEXT: u64 = 4 << 20;
 /// Paths can be absolute or relative to the prefix. Unusual names are quoted as in git.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --content etc"
+    after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --content etc\n  envfs diff 3                       since revision 3\n  envfs diff science 3 5 lib         from revision 3 to 5, below lib\n  envfs diff --stat before-upgrade..\n  envfs diff science@3 -- 5          the path 5 since revision 3"
 )]
 pub struct Args {
-    /// Environment [default: the active one], and paths in it.
-    #[arg(value_name = "[NAME] [PATH]")]
+    /// Environment [default: the active one], revisions, and paths in it.
+    #[arg(value_name = "[NAME] [REV] [REV] [PATH]")]
     words: Vec<OsString>,
+    /// Paths.
+    #[arg(last = true, value_name = "PATH")]
+    paths: Vec<OsString>,
     /// Show the changed lines of text files.
     #[arg(short, long, conflicts_with = "json")]
     content: bool,
+    /// Show only numbers and sizes: added, modified, removed, renamed.
+    #[arg(long, conflicts_with = "content")]
+    stat: bool,
+    /// Print only the current paths.
+    #[arg(long, conflicts_with_all = ["content", "stat", "json"])]
+    name_only: bool,
     /// Print letters and paths exactly, each terminated by NUL, with both paths of a rename.
-    #[arg(short = 'z', long, conflicts_with_all = ["content", "json"])]
+    #[arg(short = 'z', long, conflicts_with_all = ["content", "stat", "json"])]
     null: bool,
     /// Also list files of which only the modification time changed.
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, conflicts_with_all = ["json", "stat"])]
     times: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
+/// What is compared: revisions, or the current state where there is none.
+#[derive(Debug, Clone, Copy)]
+struct Sides {
+    /// Without one, the current revision.
+    old: Option<i64>,
+    /// Without one, the current state with uncommitted changes.
+    new: Option<i64>,
+}
+
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let (env, selection) = context.environment_and_paths(&self.words)?;
-        if self.content {
+        let (env, found) = revisions::parse(context, &self.words, 2)?;
+        let selection = env.select(&[found.paths, &self.paths[..]].concat())?;
+        let sides = match found.numbers.as_slice() {
+            [old, new, ..] => Sides {
+                old: Some(*old),
+                new: Some(*new),
+            },
+            rest => Sides {
+                old: rest.first().copied(),
+                new: None,
+            },
+        };
+        if self.content && sides.new.is_none() {
             // The current content is read through the mount.
             env.ensure_mounted()?;
         }
-        let changes = env.service()?.changes(&selection)?;
+        let changes = sides.changes(&env, &selection)?;
+        self.print(context, &env, sides, &changes)
+    }
+
+    fn print(&self, context: &Context, env: &Env, sides: Sides, changes: &[Change]) -> Result<()> {
+        let out = &context.output;
+        if self.stat {
+            let summary = Summary::of(changes);
+            return match self.json {
+                true => out.json(&summary),
+                false => output::summary(&summary)
+                    .iter()
+                    .try_for_each(|row| out.line(row.colored(out))),
+            };
+        }
         if self.json {
-            return context.output.json(&changes);
+            return out.json(&changes);
         }
         let is_listed = |change: &&Change| self.times || !change.is_touched();
         let listed: Vec<&Change> = changes.iter().filter(is_listed).collect();
         if self.null {
             return listed.iter().try_for_each(|change| {
+                if self.name_only {
+                    return out.fields([&change.path]);
+                }
                 let letter = change.what.letter().to_string();
                 let paths = from(change).into_iter().chain([change.path.as_slice()]);
-                context.output.fields([letter.as_bytes()])?;
-                context.output.fields(paths)
+                out.fields([letter.as_bytes()])?;
+                out.fields(paths)
             });
         }
+        let mut contents = Contents::of(env, sides);
         for change in &listed {
+            if self.name_only {
+                out.line(quoted(OsStr::from_bytes(&change.path)))?;
+                continue;
+            }
             show(context, change)?;
             if self.content && change.kind == Kind::File {
-                compare(context, &env, change)?;
+                compare(context, &mut contents, change)?;
             }
         }
         match changes.len() - listed.len() {
             0 => {}
-            1 => context
-                .output
-                .note("1 file differs in its modification time only (--times lists it)"),
-            count => context.output.note(format!(
+            1 => out.note("1 file differs in its modification time only (--times lists it)"),
+            count => out.note(format!(
                 "{count} files differ in their modification times only (--times lists them)"
             )),
         }
         Ok(())
     }
+}
+
+impl Sides {
+    fn changes(self, env: &Env, selection: &Selection) -> Result<Vec<Change>> {
+        let found = match (self.old, self.new) {
+            (None, _) => return Ok(env.service()?.changes(selection)?),
+            (Some(revision), None) => env.service()?.changes_since(&Since {
+                revision,
+                selection: selection.clone(),
+            })?,
+            (Some(old), Some(new)) => {
+                let found = backend::difference(&env.environment, old, Some(new))?;
+                Difference {
+                    changes: service::selected(found.changes, &service::paths_of(selection)),
+                    ..found
+                }
+            }
+        };
+        tracing::debug!(inodes_read = found.inodes_read, "compared");
+        Ok(found.changes)
+    }
+}
+
+/// Reads the content of both sides.
+struct Contents<'a> {
+    env: &'a Env,
+    sides: Sides,
+    old: Option<OpenRevision>,
+    new: Option<OpenRevision>,
+}
+
+impl Contents<'_> {
+    fn of(env: &Env, sides: Sides) -> Contents<'_> {
+        Contents {
+            env,
+            sides,
+            old: None,
+            new: None,
+        }
+    }
+
+    /// Returns the content before a change; nothing if there was no file.
+    fn before(&mut self, change: &Change) -> Result<Vec<u8>> {
+        let Some(path) = &change.committed else {
+            return Ok(Vec::new());
+        };
+        if self.old.is_none() {
+            self.old = Some(backend::open_revision(
+                &self.env.environment,
+                self.sides.old,
+            )?);
+        }
+        content_in(self.old.as_ref(), path)
+    }
+
+    /// Returns the content after a change; nothing if there is no file.
+    fn after(&mut self, change: &Change) -> Result<Vec<u8>> {
+        if change.what == ChangeKind::Removed {
+            return Ok(Vec::new());
+        }
+        if self.sides.new.is_none() {
+            let path = self.env.target.prefix.join(OsStr::from_bytes(&change.path));
+            // A file that was removed in the meantime counts as removed.
+            return Ok(std::fs::read(path).unwrap_or_default());
+        }
+        if self.new.is_none() {
+            self.new = Some(backend::open_revision(
+                &self.env.environment,
+                self.sides.new,
+            )?);
+        }
+        content_in(self.new.as_ref(), &change.path)
+    }
+}
+
+/// Returns the content of a file in a revision. Of anything else, and of what is too large, none.
+fn content_in(revision: Option<&OpenRevision>, path: &[u8]) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let Some(revision) = revision else {
+        return Ok(content);
+    };
+    let found = revision.find(path).map_err(Failure::from)?;
+    if let Some((ino, attr)) = found
+        && attr.kind == Kind::File
+        && attr.size <= MAX_TEXT
+    {
+        let read = revision.read(ino, |part| {
+            content.extend_from_slice(part);
+            Ok::<(), CommitError>(())
+        });
+        read.map_err(Failure::from)?;
+    }
+    Ok(content)
 }
 
 fn tone(change: &Change) -> Tone {
@@ -118,24 +268,13 @@ fn show(context: &Context, change: &Change) -> Result<()> {
     context.output.line(format!("{letter} {from}{path}"))
 }
 
-fn compare(context: &Context, env: &Env, change: &Change) -> Result<()> {
+fn compare(context: &Context, contents: &mut Contents<'_>, change: &Change) -> Result<()> {
     if change.size > MAX_TEXT {
         return context.output.line("  (too large to compare)");
     }
-    let old = match &change.committed {
-        Some(path) => {
-            backend::committed_content(&env.environment, Path::new(OsStr::from_bytes(path)))?
-        }
-        None => None,
-    };
-    let old = old.unwrap_or_default();
+    let (old, new) = (contents.before(change)?, contents.after(change)?);
     let old_path = change.committed.as_ref().unwrap_or(&change.path);
     let path = OsStr::from_bytes(&change.path);
-    let new = match change.what {
-        ChangeKind::Removed => Vec::new(),
-        // A file that was removed in the meantime counts as removed.
-        _ => std::fs::read(env.target.prefix.join(path)).unwrap_or_default(),
-    };
     if old == new {
         return Ok(());
     }

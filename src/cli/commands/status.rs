@@ -8,13 +8,12 @@ use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::in_place::{self, Backup};
-use crate::cli::output::{Tone, size};
+use crate::cli::output::{Tone, size, summary};
 use crate::daemon::host;
 use crate::daemon::lifecycle::State;
 use crate::daemon::protocol::{Service, Status};
 use crate::sys::holders::Holder;
 use crate::sys::text::{Text, quoted};
-use crate::union::Tally;
 
 /// Show the state of an environment: changes, paths and users.
 #[derive(Debug, ClapArgs)]
@@ -124,27 +123,8 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
             size(status.upper_bytes),
             status.upper_files
         ))?;
-        let changes = &status.changes;
-        for (word, tally, tone, more) in [
-            ("added", changes.added, Tone::Good, ""),
-            ("modified", changes.modified, Tone::Notice, ""),
-            (
-                "touched",
-                changes.touched,
-                Tone::Dim,
-                "  only times changed",
-            ),
-            ("removed", changes.removed, Tone::Bad, ""),
-            ("renamed", changes.renamed, Tone::Notice, ""),
-        ] {
-            if tally != Tally::default() {
-                let word = out.tone(&format!("{word:9}"), tone);
-                out.line(format!(
-                    "    {word} {:>7}  {}{more}",
-                    tally.entries,
-                    size(tally.bytes)
-                ))?;
-            }
+        for row in summary(&status.changes) {
+            out.line(format!("    {}", row.colored(out)))?;
         }
     }
     if let Some(backup) = &facts.backup {

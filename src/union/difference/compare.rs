@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::content::{self, Found};
 use super::edits::is_committed_dir;
-use super::view::{Content, View};
+use super::view::{Content, Mentioned, View};
 use super::{Aspect, Change, ChangeKind, Counted, Edits, Entry, Tree, join};
 use crate::object::{Attr, Ino, Kind};
 use crate::union::{LowerStack, Result};
@@ -34,7 +34,8 @@ struct Open {
 impl Draft {
     /// Finds what may differ, without reading content.
     pub(in crate::union) fn of(view: &dyn View, base: &LowerStack) -> Result<Draft> {
-        let edits = Edits::of(view, base)?;
+        let Mentioned { names, objects } = view.mentioned()?;
+        let edits = Edits::new(view, base, names)?;
         let mut comparison = Comparison {
             view,
             base,
@@ -45,7 +46,7 @@ impl Draft {
         };
         comparison.names()?;
         comparison.gone()?;
-        comparison.objects()?;
+        comparison.objects(objects)?;
         Ok(comparison.draft)
     }
 
@@ -241,7 +242,13 @@ impl Comparison<'_> {
         if self.base.attr(ino)?.is_some() {
             return Ok(true);
         }
-        let mut known = None;
+        self.has_names_of_several(ino, kind)
+    }
+
+    /// Returns true if the new names of an object are those of several committed ones of its kind,
+    /// of which the object itself is one if it was committed.
+    fn has_names_of_several(&self, ino: Ino, kind: Kind) -> Result<bool> {
+        let mut known = self.base.attr(ino)?.map(|_| ino);
         for entry in self.edits.links_of(ino) {
             if let Some(below) = self.edits.row(entry).and_then(|row| row.below)
                 && self.base.attr(below)?.is_some_and(|attr| attr.kind == kind)
@@ -312,12 +319,8 @@ impl Comparison<'_> {
         }
     }
 
-    /// Committed objects that an upper layer has rows for.
-    fn objects(&mut self) -> Result<()> {
-        let mut objects = BTreeSet::new();
-        for delta in self.view.deltas() {
-            objects.extend(delta.inodes()?.map(|(ino, _)| ino));
-        }
+    /// Committed objects that may differ.
+    fn objects(&mut self, objects: BTreeSet<Ino>) -> Result<()> {
         let mut stayed: HashMap<Ino, Vec<&Entry>> = HashMap::new();
         for (entry, row) in self.edits.rows() {
             if row.target == row.below
@@ -351,8 +354,7 @@ impl Comparison<'_> {
             }
             let links = self.edits.links_of(ino);
             let mut names: Vec<Entry> = Vec::new();
-            let rows = self.view.rows_of(ino)?;
-            names.extend(rows.into_iter().find_map(|row| row.place.clone()));
+            names.extend(self.view.place(ino)?);
             names.extend(stayed.get(&ino).into_iter().flatten().copied().cloned());
             names.extend_from_slice(links);
             let (mut path, mut committed) = (None, None);
@@ -369,6 +371,10 @@ impl Comparison<'_> {
             match path {
                 Some(path) if self.draft.found.contains_key(&path) => {}
                 Some(path) => {
+                    let mut found = found;
+                    if self.has_names_of_several(ino, now.kind)? {
+                        found.aspect = found.aspect.max(Some(Aspect::Attributes));
+                    }
                     self.modified((path, committed), found, (ino, &now), (ino, &before));
                 }
                 None if links.is_empty() && lost >= before.nlink as usize => {}

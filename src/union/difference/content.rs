@@ -5,7 +5,6 @@ use nix::errno::Errno;
 use super::Aspect;
 use super::view::{Content, View};
 use crate::object::{Attr, Ino, Kind, Timestamp};
-use crate::union::delta::has_file;
 use crate::union::{Error, LowerStack, Result, SeekTarget, Xattr};
 
 /// Content that is read at once.
@@ -32,7 +31,7 @@ pub(super) fn compare(
     let content = match now.kind {
         Kind::File if now.size != before.size => true,
         Kind::File => {
-            is_open = now.size > 0 && (is_other || view.rows_of(ino)?.into_iter().any(has_file));
+            is_open = now.size > 0 && view.may_have_other_content(ino, committed)?;
             false
         }
         Kind::Symlink => is_other && view.read_link(ino)? != base.read_link(committed)?,
@@ -45,9 +44,9 @@ pub(super) fn compare(
             is_open: false,
         });
     }
-    let owns_xattrs = is_other || view.rows_of(ino)?.iter().any(|row| row.owns_xattrs);
     let attributes = (now.mode, now.uid, now.gid) != (before.mode, before.uid, before.gid)
-        || owns_xattrs && sorted(view.xattrs(ino)?) != sorted(base.xattrs(committed)?);
+        || view.may_have_other_xattrs(ino, committed)?
+            && sorted(view.xattrs(ino)?) != sorted(base.xattrs(committed)?);
     let times = now.kind != Kind::Directory && kept(now.mtime) != kept(before.mtime);
     let aspect = match (attributes, times) {
         (true, _) => Some(Aspect::Attributes),

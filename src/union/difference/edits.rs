@@ -47,24 +47,21 @@ pub(crate) struct Edits {
 impl Edits {
     /// Compares the names of a view with those of the committed one, on which it is built.
     pub(crate) fn of(view: &dyn View, base: &LowerStack) -> Result<Edits> {
+        Edits::new(view, base, view.mentioned()?.names)
+    }
+
+    /// Compares these names.
+    pub(in crate::union) fn new(
+        view: &dyn View,
+        base: &LowerStack,
+        names: BTreeMap<Ino, BTreeSet<Box<[u8]>>>,
+    ) -> Result<Edits> {
         let mut search = Search {
             view,
             base,
             reachable: HashMap::new(),
             past: HashMap::new(),
         };
-        let mut names: BTreeMap<Ino, BTreeSet<Box<[u8]>>> = BTreeMap::new();
-        for delta in view.deltas() {
-            for (dir, entries) in delta.dirs()? {
-                let names = names.entry(dir).or_default();
-                names.extend(entries.iter().map(|(name, _)| Box::from(name)));
-            }
-            for (ino, row) in delta.inodes()? {
-                if row.kind == Kind::Directory {
-                    names.entry(ino).or_default();
-                }
-            }
-        }
         let mut rows = BTreeMap::new();
         for (dir, mut names) in names {
             if !search.is_reachable(dir)? {

@@ -1,8 +1,8 @@
 //! What differs between a view and the committed one.
 //!
 //! This is the only place that works it out: status, diff, discarding of paths, amending an image
-//! and the summary of a commit are made from it. The view is the current one or what a commit has
-//! frozen.
+//! and the summary of a commit are made from it. The view is the current one, what a commit has
+//! frozen, or a later revision (`revisions.rs`).
 //!
 //! # What counts as a difference
 //!
@@ -30,6 +30,7 @@
 mod compare;
 mod content;
 mod edits;
+mod revisions;
 mod summary;
 mod tree;
 mod view;
@@ -42,8 +43,9 @@ use super::{Result, Union};
 pub(super) use compare::Draft;
 pub(crate) use edits::Edits;
 pub(super) use edits::is_committed_dir;
+pub use revisions::Difference;
+pub(crate) use revisions::between;
 pub use summary::Summary;
-pub(crate) use summary::Tally;
 pub(super) use tree::{Counted, Tree};
 
 /// A name in a directory.

@@ -1,13 +1,14 @@
-//! The views that can be compared with the committed one.
+//! The views that can be compared with a committed one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 
 use super::Entry;
-use crate::object::{Attr, Ino};
+use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow};
-use crate::union::delta::Delta;
+use crate::union::delta::{Delta, has_file};
 use crate::union::frozen::seek_file;
 use crate::union::{Bytes, Error, LowerStack, Presence, Result, SeekTarget, State, Union, Xattr};
 
@@ -20,10 +21,39 @@ pub(crate) trait Content {
     fn next_data(&self, ino: Ino, offset: u64) -> Result<Option<u64>>;
 }
 
-/// A merged view: upper layers over the committed images.
+/// The names and objects in which a view may differ from a committed one.
+#[derive(Debug, Default)]
+pub(crate) struct Mentioned {
+    /// Names, by directory. New directories are mentioned even if they are empty.
+    pub(in crate::union) names: BTreeMap<Ino, BTreeSet<Box<[u8]>>>,
+    /// Objects.
+    pub(in crate::union) objects: BTreeSet<Ino>,
+}
+
+impl Mentioned {
+    /// What upper layers have rows for.
+    fn in_rows(deltas: &[&Delta]) -> Result<Mentioned> {
+        let mut mentioned = Mentioned::default();
+        for delta in deltas {
+            for (dir, entries) in delta.dirs()? {
+                let names = mentioned.names.entry(dir).or_default();
+                names.extend(entries.iter().map(|(name, _)| Box::from(name)));
+            }
+            for (ino, row) in delta.inodes()? {
+                mentioned.objects.insert(ino);
+                if row.kind == Kind::Directory {
+                    mentioned.names.entry(ino).or_default();
+                }
+            }
+        }
+        Ok(mentioned)
+    }
+}
+
+/// A merged view that is compared with a committed one.
 pub(crate) trait View: Content {
-    /// The rows of the upper layers, top first.
-    fn deltas(&self) -> Vec<&Delta>;
+    /// Returns the names and objects that may differ from the committed ones.
+    fn mentioned(&self) -> Result<Mentioned>;
 
     /// Everything below the writable layer.
     fn lower(&self) -> &LowerStack;
@@ -42,13 +72,48 @@ pub(crate) trait View: Content {
 
     /// Returns all extended attributes of an object.
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>>;
+
+    /// Returns false if a file is known to have the content of a committed one of the same size.
+    fn may_have_other_content(&self, ino: Ino, committed: Ino) -> Result<bool>;
+
+    /// Returns false if an object is known to have the extended attributes of a committed one.
+    fn may_have_other_xattrs(&self, ino: Ino, committed: Ino) -> Result<bool>;
+
+    /// Returns a name that an object has or had, if one is known.
+    fn place(&self, ino: Ino) -> Result<Option<Entry>>;
 }
 
-impl<'a> dyn View + 'a {
-    /// The rows of an object, the topmost first.
-    pub(in crate::union) fn rows_of(&self, ino: Ino) -> Result<Vec<&InodeRow>> {
-        let rows = self.deltas().into_iter().map(|delta| delta.inode(ino));
-        rows.filter_map(Result::transpose).collect()
+/// Returns the rows of an object in upper layers, the topmost first.
+fn rows_of<'a>(deltas: &[&'a Delta], ino: Ino) -> Result<Vec<&'a InodeRow>> {
+    let rows = deltas.iter().map(|delta| delta.inode(ino));
+    rows.filter_map(Result::transpose).collect()
+}
+
+/// Returns true if a file has new content, or is another object than the committed one.
+fn has_own_content(deltas: &[&Delta], ino: Ino, committed: Ino) -> Result<bool> {
+    Ok(ino != committed || rows_of(deltas, ino)?.into_iter().any(has_file))
+}
+
+/// Returns true if an object has new xattrs, or is another one than the committed one.
+fn has_own_xattrs(deltas: &[&Delta], ino: Ino, committed: Ino) -> Result<bool> {
+    Ok(ino != committed || rows_of(deltas, ino)?.iter().any(|row| row.owns_xattrs))
+}
+
+fn place_in_rows(deltas: &[&Delta], ino: Ino) -> Result<Option<Entry>> {
+    let mut rows = rows_of(deltas, ino)?.into_iter();
+    Ok(rows.find_map(|row| row.place.clone()))
+}
+
+impl State {
+    fn deltas(&self) -> Vec<&Delta> {
+        let frozen = self.lower.frozen().iter().map(|layer| layer.delta());
+        std::iter::once(&self.delta).chain(frozen).collect()
+    }
+}
+
+impl LowerStack {
+    fn deltas(&self) -> Vec<&Delta> {
+        self.frozen().iter().map(|layer| layer.delta()).collect()
     }
 }
 
@@ -76,9 +141,8 @@ impl Content for State {
 }
 
 impl View for State {
-    fn deltas(&self) -> Vec<&Delta> {
-        let frozen = self.lower.frozen().iter().map(|layer| layer.delta());
-        std::iter::once(&self.delta).chain(frozen).collect()
+    fn mentioned(&self) -> Result<Mentioned> {
+        Mentioned::in_rows(&self.deltas())
     }
 
     fn lower(&self) -> &LowerStack {
@@ -115,6 +179,18 @@ impl View for State {
             _ => self.lower.xattrs(ino),
         }
     }
+
+    fn may_have_other_content(&self, ino: Ino, committed: Ino) -> Result<bool> {
+        has_own_content(&self.deltas(), ino, committed)
+    }
+
+    fn may_have_other_xattrs(&self, ino: Ino, committed: Ino) -> Result<bool> {
+        has_own_xattrs(&self.deltas(), ino, committed)
+    }
+
+    fn place(&self, ino: Ino) -> Result<Option<Entry>> {
+        place_in_rows(&self.deltas(), ino)
+    }
 }
 
 impl Content for LowerStack {
@@ -128,8 +204,8 @@ impl Content for LowerStack {
 }
 
 impl View for LowerStack {
-    fn deltas(&self) -> Vec<&Delta> {
-        self.frozen().iter().map(|layer| layer.delta()).collect()
+    fn mentioned(&self) -> Result<Mentioned> {
+        Mentioned::in_rows(&self.deltas())
     }
 
     fn lower(&self) -> &LowerStack {
@@ -154,6 +230,18 @@ impl View for LowerStack {
 
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
         LowerStack::xattrs(self, ino)
+    }
+
+    fn may_have_other_content(&self, ino: Ino, committed: Ino) -> Result<bool> {
+        has_own_content(&self.deltas(), ino, committed)
+    }
+
+    fn may_have_other_xattrs(&self, ino: Ino, committed: Ino) -> Result<bool> {
+        has_own_xattrs(&self.deltas(), ino, committed)
+    }
+
+    fn place(&self, ino: Ino) -> Result<Option<Entry>> {
+        place_in_rows(&self.deltas(), ino)
     }
 }
 

@@ -22,6 +22,7 @@ mod documented_options;
 mod errors;
 mod export;
 mod gc;
+mod history;
 mod hostile_store;
 mod import;
 mod in_place;

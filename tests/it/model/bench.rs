@@ -294,6 +294,21 @@ impl Bench {
         bench
     }
 
+    /// Returns an environment imported from a directory.
+    pub(super) fn imported_from(source: &Path) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let new = Store::new(dir.path().join("store"))
+            .create(&name())
+            .unwrap();
+        commit::import(source, new, &import_options(), &NoProgress).unwrap();
+        let mut bench = Bench {
+            dir,
+            workspace: None,
+        };
+        assert!(bench.open().is_empty());
+        bench
+    }
+
     /// Returns an environment of two stacked images. Like a mount without a store, it cannot be
     /// committed.
     pub(super) fn stacked() -> Bench {

@@ -9,6 +9,7 @@ mod crash;
 mod discard;
 mod environment_ops;
 mod file_ops;
+mod history;
 mod io_failures;
 mod listing;
 mod numbers;

@@ -210,6 +210,8 @@ pub(super) struct Machine {
     pub(super) revisions: Vec<(RevisionId, Tree)>,
     /// The view at the last commit.
     pub(super) base: Tree,
+    /// The view of each revision.
+    pub(super) history: Vec<(RevisionId, Tree)>,
     pub(super) seen: BTreeSet<Ino>,
     /// Whether there is a single image, which commits need.
     pub(super) commits: bool,
@@ -263,6 +265,7 @@ impl Machine {
             held: Vec::new(),
             revisions: vec![(revision, tree.clone())],
             base: tree.clone(),
+            history: Vec::new(),
             seen,
             tree,
         }
@@ -319,6 +322,9 @@ impl Machine {
         self.check_parents(&actual);
         assert_eq!(union.verify_upper().unwrap(), Vec::<String>::new());
         check_changes(&self.base, &actual, &union.changes().unwrap());
+        if self.commits {
+            self.check_history(&actual);
+        }
     }
 
     /// Checks that the lower layers know the parents of their directories, which a copy-up needs.

@@ -1,0 +1,134 @@
+//! Differences of revisions, checked by comparing whole trees.
+
+use std::fs;
+
+use envfs::commit::{self, CommitOptions, OpenRevision};
+use envfs::object::Ino;
+use envfs::state::RevisionId;
+use envfs::union::{Difference, SetIdBits};
+
+use super::bench::Bench;
+use super::check::check_changes;
+use super::ops::Machine;
+use super::tree::Tree;
+
+/// Revisions with which each new one is compared.
+const COMPARED: usize = 4;
+
+impl Machine {
+    /// Compares a new revision with earlier ones, and the view with one of them.
+    pub(super) fn check_history(&mut self, actual: &Tree) {
+        if let Some((id, _)) = self.revisions.get(self.history.len()) {
+            let new = (*id, self.base.clone());
+            for old in self.history.iter().rev().take(COMPARED) {
+                for (from, to) in [(old, &new), (&new, old)] {
+                    let found = difference(&self.bench, from.0, to.0);
+                    check_changes(&from.1, &to.1, &found.changes);
+                }
+            }
+            self.history.push(new);
+        }
+        let which = actual.nodes.len() % self.history.len();
+        let (id, tree) = &self.history[which];
+        let found = commit::difference_since(self.bench.workspace(), *id).unwrap();
+        check_changes(tree, actual, &found.changes);
+    }
+}
+
+fn difference(bench: &Bench, old: RevisionId, new: RevisionId) -> Difference {
+    let workspace = bench.workspace();
+    let open = |id| OpenRevision::open(workspace.db(), workspace.env().layout(), Some(id)).unwrap();
+    commit::difference(&open(old), &open(new)).unwrap()
+}
+
+/// Files in each directory of the environment whose revisions are compared.
+const FILES: usize = 50;
+
+/// Returns an environment with directories of files, as many as `ENVFS_TEST_FILES` says.
+fn wide() -> (Bench, u64) {
+    let wanted = std::env::var("ENVFS_TEST_FILES").ok();
+    let wanted: usize = wanted.map_or(2000, |text| text.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..wanted.div_ceil(FILES) {
+        let below = dir.path().join(format!("lib/d{}/d{number}", number % 10));
+        fs::create_dir_all(&below).unwrap();
+        for file in 0..FILES {
+            let content = format!("{number} {file}\n");
+            fs::write(below.join(format!("file{file}.py")), content).unwrap();
+        }
+    }
+    let bench = Bench::imported_from(dir.path());
+    let entries = Tree::read(bench.union()).nodes.len() as u64;
+    (bench, entries)
+}
+
+/// Looks a path up as the kernel does, which remembers the directory of the file.
+fn find(bench: &Bench, path: &str) -> Ino {
+    let mut at = Ino::ROOT;
+    for name in path.split('/') {
+        let found = bench.union().lookup(at, name.as_bytes());
+        let (ino, _) = found.unwrap().unwrap();
+        bench.union().nodes().remember(ino, at);
+        at = ino;
+    }
+    at
+}
+
+fn write(bench: &Bench, path: &str, content: &[u8]) {
+    bench
+        .union()
+        .write_at(find(bench, path), 0, content, SetIdBits::Keep)
+        .unwrap();
+}
+
+fn commit_as(bench: &Bench, options: &CommitOptions) -> RevisionId {
+    bench.commit(options).unwrap().revision
+}
+
+#[test]
+fn comparing_revisions_reads_the_inodes_on_the_way_to_the_changes() {
+    let (bench, entries) = wide();
+    let first = bench
+        .workspace()
+        .db()
+        .current_revision()
+        .unwrap()
+        .unwrap()
+        .id;
+    write(&bench, "lib/d1/d1/file7.py", b"changed");
+    let second = commit_as(&bench, &CommitOptions::default());
+    write(&bench, "lib/d2/d2/file8.py", b"changed too");
+    let third = commit_as(&bench, &CommitOptions::default());
+
+    // The root, lib, d1, d1/d1 and the file, in both images.
+    let one = difference(&bench, first, second);
+    let paths = |found: &Difference| -> Vec<String> {
+        let paths = found.changes.iter();
+        paths
+            .map(|c| String::from_utf8_lossy(&c.path).into_owned())
+            .collect()
+    };
+    assert_eq!(paths(&one), ["lib/d1/d1/file7.py"]);
+    assert_eq!(one.inodes_read, 10);
+    let two = difference(&bench, third, first);
+    assert_eq!(paths(&two), ["lib/d1/d1/file7.py", "lib/d2/d2/file8.py"]);
+    assert_eq!(two.inodes_read, 16);
+    write(&bench, "lib/d1/d1/file7.py", b"changed again");
+    let since = commit::difference_since(bench.workspace(), second).unwrap();
+    assert_eq!(paths(&since), paths(&two));
+    assert_eq!(since.inodes_read, 10);
+
+    // A rebuilt image shares nothing with the others: all inodes are read, and no more.
+    let rebuild = CommitOptions {
+        rebuild: true,
+        ..CommitOptions::default()
+    };
+    let rebuilt = commit_as(&bench, &rebuild);
+    let all = difference(&bench, first, rebuilt);
+    assert_eq!(paths(&all), paths(&two));
+    assert_eq!(all.inodes_read, 2 * entries);
+    println!(
+        "{entries} entries: {} and {} inodes",
+        two.inodes_read, all.inodes_read
+    );
+}
