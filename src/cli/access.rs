@@ -49,6 +49,8 @@ impl Command {
             | Command::Diff(_)
             | Command::Paths(_)
             | Command::Log(_)
+            | Command::Show(_)
+            | Command::Cat(_)
             | Command::Export(_)
             | Command::Verify(_)
             | Command::Doctor(_)

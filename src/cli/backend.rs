@@ -558,6 +558,19 @@ pub(super) fn verify(
     Ok(outcome)
 }
 
+/// Verifies the image of one revision.
+pub(super) fn verify_revision(
+    environment: &Environment,
+    number: i64,
+    progress: &dyn Progress,
+) -> Result<commit::VerifyOutcome> {
+    let db = open_read_only(environment)?;
+    let settings = commit::Settings::from_config(&environment.store().config()?);
+    let (layout, id) = (environment.layout(), RevisionId(number));
+    let done = commit::verify_revision(&db, layout, id, settings.threads, progress);
+    Ok(done.map_err(Failure::from)?)
+}
+
 /// Repairs an environment that no process has open, as far as possible: moves unexpected files in
 /// its home aside, and drops changes whose content is missing. Returns a description of each step.
 pub(super) fn repair(environment: &Environment) -> Result<Vec<String>> {

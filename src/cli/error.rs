@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::commit::CommitError;
 use crate::daemon::failure::{Failure, Kind};
 use crate::environment::EnvironmentError;
 use crate::state::StateError;
@@ -140,6 +141,12 @@ impl From<Failure> for CommandError {
             hints: failure.hints,
             code: failure.kind.into(),
         }
+    }
+}
+
+impl From<CommitError> for CommandError {
+    fn from(error: CommitError) -> CommandError {
+        Failure::from(error).into()
     }
 }
 

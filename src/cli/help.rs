@@ -22,7 +22,10 @@ const GROUPS: [(&str, &[&str]); 6] = [
         "see and save changes",
         &["status", "diff", "commit", "discard"],
     ),
-    ("go back in its history", &["log", "rollback", "tag"]),
+    (
+        "go back in its history",
+        &["log", "show", "cat", "rollback", "tag"],
+    ),
     (
         "share it",
         &["export", "clone", "image", "rename", "remove"],
@@ -42,11 +45,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
 ];
 
 /// Verbs of other tools for which envfs has no command of that name, and what to use.
-const FOREIGN: [(&str, &str); 6] = [
-    (
-        "show",
-        "envfs log shows revisions, envfs diff what changed since, envfs paths where things are",
-    ),
+const FOREIGN: [(&str, &str); 5] = [
     (
         "config",
         "edit config.toml in the store; envfs paths NAME prints its path",

@@ -14,6 +14,7 @@ use super::backend;
 use super::context::{Context, Env};
 use super::error::{CommandError, Result};
 use super::place;
+use crate::daemon::failure::Kind;
 use crate::environment::EnvName;
 use crate::sys::text::quoted;
 
@@ -152,8 +153,7 @@ fn single(env: &Env, word: &OsStr) -> Result<Option<i64>> {
     }
     let is_file = || -> Result<bool> {
         let current = backend::open_revision(&env.environment, None)?;
-        let found = current.find(text.as_bytes());
-        let found = found.map_err(crate::daemon::failure::Failure::from)?;
+        let found = current.find(text.as_bytes())?;
         Ok(found.is_some() || env.has_entry(Path::new(OsStr::from_bytes(text.as_bytes()))))
     };
     match (number(env, text), is_file()?) {
@@ -167,4 +167,11 @@ fn single(env: &Env, word: &OsStr) -> Result<Option<i64>> {
         (Err(_), true) => Ok(None),
         (Err(error), false) => Err(error),
     }
+}
+
+/// Returns the error for a word that is no revision, where no path can be.
+pub(super) fn none(env: &Env, word: &OsStr) -> CommandError {
+    let message = format!("{} has no revision {}", env.name(), quoted(word));
+    CommandError::new(Kind::NotFound, message)
+        .hint(format!("envfs log {} shows numbers and tags", env.name()))
 }

@@ -78,7 +78,7 @@ pub use profile::{Profile, paths_used_first};
 pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
-pub use verify::{VerifyOutcome, verify};
+pub use verify::{VerifyOutcome, verify, verify_revision};
 pub use workspace::{Settings, Workspace, command_line, data_cache_limit, new_revision, paths};
 
 /// The options of a commit.

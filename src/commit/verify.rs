@@ -9,7 +9,7 @@ use crate::environment::Layout;
 use crate::progress::{Progress, Report};
 use crate::squashfs::reader::{self, VerifyProgress, VerifyReport};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{ImageRow, StateDb};
+use crate::state::{ImageRow, RevisionId, StateDb};
 use crate::sys::regular;
 
 /// The result of a verification.
@@ -51,19 +51,49 @@ pub fn verify(
         ));
     }
     for image in images {
+        outcome.add(db, layout, &image, threads, progress)?;
+    }
+    Ok(outcome)
+}
+
+/// Verifies every block and digest of the image of one revision, and nothing else.
+pub fn verify_revision(
+    db: &StateDb,
+    layout: &Layout,
+    id: RevisionId,
+    threads: NonZeroUsize,
+    progress: &dyn Progress,
+) -> Result<VerifyOutcome> {
+    let revision = db.revision(id)?.ok_or(CommitError::NoRevision(id.0))?;
+    let image = db.image(revision.image)?;
+    let image = image.ok_or(CommitError::NoRevision(id.0))?;
+    let mut outcome = VerifyOutcome::default();
+    outcome.add(db, layout, &image, threads, progress)?;
+    Ok(outcome)
+}
+
+impl VerifyOutcome {
+    fn add(
+        &mut self,
+        db: &StateDb,
+        layout: &Layout,
+        image: &ImageRow,
+        threads: NonZeroUsize,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let path = layout.image(&image.file);
-        match verify_image(db, &image, &path, threads, progress) {
+        match verify_image(db, image, &path, threads, progress) {
             Ok(()) => {
-                outcome.images += 1;
-                outcome.bytes += image.size;
+                self.images += 1;
+                self.bytes += image.size;
             }
             Err(CommitError::Cancelled) => return Err(CommitError::Cancelled),
             // It was removed by a garbage collection meanwhile.
             Err(_) if db.image(image.id)?.is_none() => {}
-            Err(e) => outcome.problems.push(format!("{}: {e}", path.display())),
+            Err(e) => self.problems.push(format!("{}: {e}", path.display())),
         }
+        Ok(())
     }
-    Ok(outcome)
 }
 
 /// Verifies one image: its size, its structure and blocks, and its digests.

@@ -3,6 +3,7 @@
 //! - [`clock`]: find the offset of local time
 //! - [`daemonize`]: set up this process as a daemon
 //! - [`durable`]: make files and names durable
+//! - [`extents`]: measure the space that files share
 //! - [`holders`]: find the processes that use a mount
 //! - [`medium`]: detect file systems that hosts share, and full ones
 //! - [`memory`]: read how much memory is available
@@ -20,6 +21,7 @@
 pub mod clock;
 pub mod daemonize;
 pub mod durable;
+pub mod extents;
 pub mod holders;
 pub mod medium;
 pub mod memory;

@@ -205,7 +205,7 @@ fn positionals(command: &str) -> &'static [Word] {
         "activate" | "mount" | "unmount" | "status" | "paths" | "commit" | "log" | "gc"
         | "remove" | "verify" | "stats" | "rename" | "clone" => &[Word::Name, Word::New],
         "diff" | "discard" => &[Word::Name, Word::Changed],
-        "rollback" => &[Word::Name, Word::Revision, Word::New],
+        "rollback" | "show" => &[Word::Name, Word::Revision, Word::New],
         "tag" => &[Word::Name, Word::Tag, Word::Revision, Word::New],
         "run" => &[Word::Name, Word::Program, Word::File],
         "export" => &[Word::Name, Word::File],

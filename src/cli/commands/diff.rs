@@ -10,8 +10,7 @@ use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::output::{self, Tone};
 use crate::cli::{backend, revisions};
-use crate::commit::{CommitError, OpenRevision};
-use crate::daemon::failure::Failure;
+use crate::commit::OpenRevision;
 use crate::daemon::protocol::{Selection, Since};
 use crate::daemon::service;
 use crate::object::Kind;
@@ -223,16 +222,15 @@ fn content_in(revision: Option<&OpenRevision>, path: &[u8]) -> Result<Vec<u8>> {
     let Some(revision) = revision else {
         return Ok(content);
     };
-    let found = revision.find(path).map_err(Failure::from)?;
+    let found = revision.find(path)?;
     if let Some((ino, attr)) = found
         && attr.kind == Kind::File
         && attr.size <= MAX_TEXT
     {
-        let read = revision.read(ino, |part| {
+        revision.read(ino, |part| -> Result<()> {
             content.extend_from_slice(part);
-            Ok::<(), CommitError>(())
-        });
-        read.map_err(Failure::from)?;
+            Ok(())
+        })?;
     }
     Ok(content)
 }
@@ -254,7 +252,8 @@ fn from(change: &Change) -> Option<&[u8]> {
     }
 }
 
-fn show(context: &Context, change: &Change) -> Result<()> {
+/// Prints a change as a line.
+pub(super) fn show(context: &Context, change: &Change) -> Result<()> {
     let letter = change.what.letter().to_string();
     let letter = context.output.tone(&letter, tone(change));
     let from = from(change).map_or_else(String::new, |from| {

@@ -6,6 +6,7 @@ use super::context::Context;
 use super::error::Result;
 
 pub(super) mod activate;
+pub(super) mod cat;
 pub(super) mod clone;
 pub(super) mod commit;
 pub(super) mod complete;
@@ -32,6 +33,7 @@ pub(super) mod rollback;
 pub(super) mod run;
 pub(super) mod serve;
 pub(super) mod shell;
+pub(super) mod show;
 pub(super) mod stats;
 pub(super) mod status;
 pub(super) mod tag;
@@ -77,6 +79,10 @@ pub enum Command {
     #[command(visible_alias = "history")]
     #[allow(missing_docs)]
     Log(log::Args),
+    #[allow(missing_docs)]
+    Show(show::Args),
+    #[allow(missing_docs)]
+    Cat(cat::Args),
     #[allow(missing_docs)]
     Rollback(rollback::Args),
     #[allow(missing_docs)]
@@ -140,6 +146,8 @@ impl Command {
             Command::Commit(args) => args.run(context),
             Command::Discard(args) => args.run(context),
             Command::Log(args) => args.run(context),
+            Command::Show(args) => args.run(context),
+            Command::Cat(args) => args.run(context),
             Command::Rollback(args) => args.run(context),
             Command::Tag(args) => args.run(context),
             Command::Gc(args) => args.run(context),

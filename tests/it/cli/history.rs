@@ -171,3 +171,109 @@ fn difference_of_revisions_is_that_of_their_trees() {
     let found: BTreeSet<PathBuf> = shown.split_terminator('\0').map(PathBuf::from).collect();
     assert_eq!(found, expected);
 }
+
+#[test]
+fn show_describes_a_revision_and_what_it_changed() {
+    let Some(env) = three_revisions() else { return };
+    let shown = env.envfs(&["show", "e", "2"]).ok();
+    for part in [
+        "revision 2\n    second\n",
+        "  kind      commit\n",
+        "  command   ",
+        "commit -q e -m second\n",
+        "  parent    1\n",
+        "  image     ",
+        "    renamed         1",
+    ] {
+        assert!(shown.out.contains(part), "no {part:?}: {shown}");
+    }
+    assert!(shown.out.ends_with(FROM_1_TO_2), "{shown}");
+    let current = env.envfs(&["show", "e"]).ok();
+    assert!(
+        current.out.starts_with("revision 3  (current)"),
+        "{current}"
+    );
+    let first = env.envfs(&["show", "e@before", "--json"]).ok().json();
+    assert_eq!(first["tags"][0], "before");
+    assert_eq!(first["changes"], serde_json::Value::Null);
+    let third = env.envfs(&["show", "e", "3", "--json"]).ok().json();
+    assert_eq!(third["summary"]["added"]["entries"], 1);
+    assert_eq!(third["changes"][0]["path"], "third");
+    assert!(
+        third["image"]["disk_bytes"].as_u64().unwrap() > 0,
+        "{third}"
+    );
+    env.envfs(&["show", "e", "nosuch"])
+        .fails(3, &["no revision nosuch"]);
+    // A removed parent leaves the rest.
+    env.envfs(&["tag", "e", "-d", "before"]).ok();
+    env.envfs(&["gc", "e", "--keep", "2"]).ok();
+    let shown = env.envfs(&["show", "e", "2"]).ok();
+    let end = shown.out.lines().last().unwrap();
+    assert!(end.starts_with("  on disk"), "{shown}");
+    assert!(
+        shown.out.contains("parent    1, which gc removed"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn cat_prints_committed_content_exactly() {
+    let Some(env) = three_revisions() else { return };
+    let cat = |word: &str| env.envfs(&["cat", word]);
+    assert_eq!(cat("e@1:lib/c.txt").ok().out, "gamma\n");
+    assert_eq!(cat("e@before:lib/c.txt").ok().out, "gamma\n");
+    assert_eq!(cat("e:lib/c.txt").ok().out, "gamma\ndelta\n");
+    assert_eq!(cat("e@1:lib/link").ok().out, "alpha\nbeta\n");
+    let absolute = format!("e@1:{}/lib/c.txt", env.prefix("e").display());
+    assert_eq!(cat(&absolute).ok().out, "gamma\n");
+    let active = env.envfs_with("ENVFS_ENV", "e", &["cat", "@1:lib/c.txt", ":new"]);
+    assert_eq!(active.ok().out, "gamma\n12345");
+    // 200,000 bytes that are not text, in two blocks.
+    let binary = env.work().join("binary");
+    env.sh(&format!(
+        "envfs cat e@1:lib/deep/er/file > '{}'",
+        binary.display()
+    ))
+    .ok();
+    assert_eq!(fs::read(binary).unwrap(), samples::noise(200_000, 7));
+    cat("e@2:lib/link").fails(3, &["revision 2 of e has no lib/link"]);
+    cat("e:open").fails(3, &["has no open"]);
+    cat("e:lib").fails(2, &["lib is a directory"]);
+    cat("e@1").fails(2, &["no path", "NAME@REV:PATH"]);
+    fs::write(env.prefix("e").join("lib/out"), "").unwrap();
+    env.sh(&format!(
+        "ln -s /etc/passwd '{0}/away'; ln -s round '{0}/round'",
+        env.prefix("e").display()
+    ))
+    .ok();
+    env.envfs(&["commit", "-q", "e"]).ok();
+    cat("e:away").fails(3, &["away leads out of the environment, to /etc/passwd"]);
+    cat("e:round").fails(3, &["leads out"]);
+}
+
+#[test]
+fn verify_reads_one_image_or_all_environments() {
+    let Some(env) = three_revisions() else { return };
+    env.import_sample("f");
+    let one = env.envfs(&["verify", "e@1"]).ok();
+    assert!(one.err.contains("e@1: 1 image, "), "{one}");
+    let all = env.envfs(&["verify", "--all"]).ok();
+    assert!(all.err.contains("e: 3 images, "), "{all}");
+    assert!(all.err.contains("f: 1 image, "), "{all}");
+    // A flipped byte in the image of revision 2.
+    let shown = env.envfs(&["show", "e", "2", "--json"]).ok().json();
+    let file = shown["image"]["file"].as_str().unwrap().to_owned();
+    let image = env.home_of("e").join("images").join(file);
+    let mut bytes = fs::read(&image).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::remove_file(&image).unwrap();
+    fs::write(&image, bytes).unwrap();
+    env.envfs(&["verify", "e@1"]).ok();
+    assert_eq!(env.envfs(&["verify", "e@2"]).code, 1);
+    let all = env.envfs(&["verify", "--all", "--json"]);
+    assert_eq!(all.code, 1, "{all}");
+    assert_eq!(all.json()["f"]["images"], 1);
+    assert_eq!(all.json()["e"]["images"], 2);
+}
