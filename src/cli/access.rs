@@ -5,7 +5,9 @@ use super::context::Context;
 use super::error::{CommandError, ExitCode, Result};
 use super::read_only;
 use crate::daemon::failure::Kind;
-use crate::environment::{TRUST, other_owner, refuse_replaceable, refuse_replaceable_except};
+use crate::environment::{
+    SessionKind, TRUST, other_owner, refuse_replaceable, refuse_replaceable_except,
+};
 use crate::shell::render::quote;
 use crate::sys::process;
 use crate::sys::text::quoted;
@@ -25,17 +27,28 @@ pub(super) enum Access {
     Write,
 }
 
+impl Access {
+    /// Returns the access of a command that mounts a session of this kind, by default writable.
+    pub(super) fn of_session(kind: Option<SessionKind>) -> Access {
+        match kind {
+            None | Some(SessionKind::Writable) => Access::Write,
+            Some(_) => Access::Session,
+        }
+    }
+}
+
 impl Command {
     /// Returns how the command accesses the store.
     pub(super) fn access(&self) -> Access {
         match self {
             Command::Mount(args) => args.access(),
+            Command::Activate(args) => args.access(),
+            Command::Run(args) => args.access(),
+            Command::Unmount(args) => args.access(),
             Command::Import(_)
             | Command::Create(_)
             | Command::Clone(_)
-            | Command::Activate(_)
             | Command::Reactivate(_)
-            | Command::Run(_)
             | Command::Commit(_)
             | Command::Discard(_)
             | Command::Rollback(_)
@@ -43,7 +56,7 @@ impl Command {
             | Command::Gc(_)
             | Command::Rename(_)
             | Command::Daemon(_) => Access::Write,
-            Command::Unmount(_) | Command::Remove(_) => Access::Release,
+            Command::Remove(_) => Access::Release,
             Command::List(_)
             | Command::Status(_)
             | Command::Diff(_)
@@ -96,7 +109,17 @@ pub(super) fn check(context: &Context, command: &Command) -> Result<()> {
                 return refuse_replaceable_except(root, root)
                     .map_err(|error| refused(error.into()));
             }
-            _ => return Err(refused(wrong_owner(root, owner))),
+            _ => {
+                let mut error = wrong_owner(root, owner);
+                if matches!(
+                    command,
+                    Command::Mount(_) | Command::Activate(_) | Command::Run(_)
+                ) && process::user_id() != 0
+                {
+                    error = error.hint("or use what is committed: --read-only or --ephemeral");
+                }
+                return Err(refused(error));
+            }
         }
         if process::user_id() == 0 {
             process::become_user(owner, group).map_err(|error| {

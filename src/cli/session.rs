@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use super::backend;
-use super::context::Env;
+use super::context::{Context, Env};
 use super::error::{CommandError, Result};
 use super::{conda_list, place};
 use crate::daemon::failure::Kind;
 use crate::daemon::session::{self, Begun, Wanted};
-use crate::environment::{SessionKind, refuse_replaceable_except};
+use crate::environment::{EnvLock, SessionKind, WhenBusy, refuse_replaceable_except};
 use crate::sys::mount::Rights;
 use crate::sys::text::quoted;
 
@@ -74,6 +74,113 @@ pub(super) struct Request<'a> {
     pub rights: Rights,
     /// The process with which it ends.
     pub ends_with: Option<u32>,
+}
+
+/// An environment that is mounted for a command.
+#[derive(Debug)]
+pub(super) struct Entered {
+    /// The environment.
+    pub env: Env,
+    /// The revision that is shown.
+    pub revision: Option<i64>,
+}
+
+/// Mounts the environment that a word names at its prefix, as the options say: by default writable.
+/// An ephemeral session ends with the process `ends_with`, if that is given.
+pub(super) fn enter(
+    context: &Context,
+    word: Option<&str>,
+    args: &SessionArgs,
+    ends_with: Option<u32>,
+) -> Result<Entered> {
+    if let Some(kind) = args.kind(word) {
+        let (env, revision) = context.committed(word)?;
+        return enter_session(env, args, kind, revision, ends_with);
+    }
+    let env = context.environment(word)?;
+    if let Some(joined) = joined_by_reactivation(&env, word)? {
+        return Ok(Entered {
+            env,
+            revision: Some(joined),
+        });
+    }
+    let Err(error) = env.ensure_mounted() else {
+        let revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
+        return Ok(Entered { env, revision });
+    };
+    let kind = instead(&env, error)?;
+    enter_session(env, args, kind, None, ends_with)
+}
+
+fn enter_session(
+    env: Env,
+    args: &SessionArgs,
+    kind: SessionKind,
+    revision: Option<i64>,
+    ends_with: Option<u32>,
+) -> Result<Entered> {
+    let request = Request {
+        kind,
+        revision,
+        path: None,
+        rights: Rights::Own,
+        ends_with: ends_with.filter(|_| kind == SessionKind::Ephemeral),
+    };
+    begin(&env, args, &request)?;
+    let current = env.facts.revision.as_ref().map(|revision| revision.id.0);
+    Ok(Entered {
+        revision: revision.or(current),
+        env,
+    })
+}
+
+/// Returns the revision of the session at the prefix of the active environment: reactivation keeps
+/// it.
+fn joined_by_reactivation(env: &Env, word: Option<&str>) -> Result<Option<i64>> {
+    if word.is_some() {
+        return Ok(None);
+    }
+    let found = session::at(&place::resolve(&env.target.prefix)?)?;
+    let found = found.filter(|found| found.source.environment == env.target.id);
+    Ok(found
+        .filter(|found| !found.entry.is_dead())
+        .map(|found| found.source.revision))
+}
+
+/// Decides what to do if an environment cannot be mounted writable: returns the kind of session to
+/// use instead, or the error. If the environment is in use on another host, the error says by which
+/// process, and what works now.
+pub(super) fn instead(env: &Env, error: CommandError) -> Result<SessionKind> {
+    let holder = EnvLock::current_holder(env.environment.layout());
+    let when_busy = env.store.config()?.session.when_busy;
+    let holder = match (holder.filter(|holder| !holder.is_local()), error.kind) {
+        (Some(holder), Kind::Busy) => holder,
+        // An earlier command has mounted such a session.
+        (Some(holder), Kind::Conflict) if when_busy != WhenBusy::Fail => holder,
+        _ => return Err(error),
+    };
+    let name = env.name();
+    let message = format!("{name} is in use for writing: held by {holder}");
+    let kind = match when_busy {
+        WhenBusy::Fail => {
+            return Err(CommandError::new(Kind::Busy, message)
+                .hint(format!(
+                    "use what is committed, without changes: add --read-only, as in envfs run --read-only {name} CMD"
+                ))
+                .hint("or with changes that are dropped at the end: add --ephemeral")
+                .hint(format!(
+                    "or unmount it on {}: envfs unmount {name}",
+                    holder.process.host
+                )));
+        }
+        WhenBusy::ReadOnly => SessionKind::ReadOnly,
+        WhenBusy::Ephemeral => SessionKind::Ephemeral,
+    };
+    backend::warn(format!(
+        "{message}; this session is {}, of the committed revision (session.when_busy)",
+        kind.word()
+    ));
+    Ok(kind)
 }
 
 /// Mounts a session of an environment, unless it is mounted there already. Returns the mount point.

@@ -1,6 +1,6 @@
 //! Garbage collection: removes old revisions, discarded changes, and unreferenced files.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -8,8 +8,9 @@ use std::path::Path;
 
 use super::cleanup;
 use super::error::{CommitError, Context, Result};
-use crate::environment::Layout;
-use crate::state::{ImageRow, LayerId, LayerRole, RevisionId, StackPart, StateDb};
+use crate::environment::{Layout, NotedSession, SessionNotes};
+use crate::state::{ImageId, ImageRow, LayerId, LayerRole, RevisionId, StackPart, StateDb};
+use crate::sys::text::quoted;
 use crate::sys::walk;
 
 /// The options of a garbage collection.
@@ -19,6 +20,10 @@ pub struct GcOptions {
     pub keep: u32,
     /// Removes only revisions made before this time, in seconds since 1970.
     pub before: Option<i64>,
+    /// Keeps revisions that were current at this time or later, in seconds since 1970: sessions
+    /// that began since then may use them without a note.
+    #[serde(default)]
+    pub current_since: Option<i64>,
     /// Reports what would be removed, and removes nothing.
     pub dry_run: bool,
 }
@@ -36,10 +41,22 @@ pub struct Collected {
     pub uppers: u64,
     /// Bytes of the files in these layers and in `strays/`.
     pub upper_bytes: u64,
+    /// Revisions that would have been removed, but that sessions use.
+    #[serde(default)]
+    pub in_use: Vec<InUse>,
+}
+
+/// A revision that a session uses.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct InUse {
+    /// The revision.
+    pub revision: i64,
+    /// The session, for messages.
+    pub by: String,
 }
 
 /// Removes old revisions, unreferenced images, discarded changes, and strays. Keeps the current
-/// revision and those with a tag.
+/// revision, those with a tag, and those that sessions use.
 ///
 /// Except for a dry run the caller holds the environment's lock and the operation lock, since a
 /// rollback could make a revision current that is being removed.
@@ -51,7 +68,9 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     if let Some(image) = cleanup::missing_image(db, layout)? {
         return Err(CommitError::ImageLost(image));
     }
-    let garbage = Garbage::find(db, options)?;
+    let notes = SessionNotes::new(layout.sessions());
+    let noted = notes.read().context("read", &layout.sessions())?;
+    let garbage = Garbage::find(db, options, &noted)?;
     let strays = layout.strays();
     let done = garbage.measure(layout, &strays);
     if options.dry_run {
@@ -76,6 +95,12 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
             _ => {}
         }
     }
+    // Those of sessions that were killed.
+    for ended in noted.iter().filter(|noted| !noted.is_live) {
+        if let Err(error) = fs::remove_file(&ended.path) {
+            tracing::info!(%error, path = %ended.path.display(), "cannot remove a note");
+        }
+    }
     for layer in garbage.layers {
         cleanup::remove_layer(db, layout, layer)?;
     }
@@ -89,23 +114,43 @@ struct Garbage {
     images: Vec<ImageRow>,
     /// Layers of discarded changes.
     layers: Vec<LayerId>,
+    in_use: Vec<InUse>,
 }
 
 impl Garbage {
-    fn find(db: &StateDb, options: GcOptions) -> Result<Garbage> {
+    fn find(db: &StateDb, options: GcOptions, noted: &[NotedSession]) -> Result<Garbage> {
         let current = db.current_revision()?.map(|revision| revision.id);
         let tagged: HashSet<RevisionId> = db.tags()?.into_iter().map(|tag| tag.revision).collect();
         let mut newest_first = db.revisions()?;
         newest_first.sort_unstable_by_key(|revision| std::cmp::Reverse(revision.id));
         let mut kept_images = HashSet::new();
         let mut revisions = Vec::new();
+        let files: HashMap<ImageId, String> = db
+            .images()?
+            .into_iter()
+            .map(|image| (image.id, image.file))
+            .collect();
+        let mut in_use = Vec::new();
+        // When the next newer revision was made.
+        let mut replaced = i64::MAX;
         for (age, revision) in newest_first.iter().enumerate() {
             let keep = age < options.keep.max(1) as usize
                 || options.before.is_some_and(|limit| revision.time >= limit)
                 || Some(revision.id) == current
+                || options.current_since.is_some_and(|limit| replaced >= limit)
                 || tagged.contains(&revision.id);
+            replaced = revision.time;
+            let user = files
+                .get(&revision.image)
+                .and_then(|file| user_of(file, noted));
             if keep {
                 kept_images.insert(revision.image);
+            } else if let Some(by) = user {
+                kept_images.insert(revision.image);
+                in_use.push(InUse {
+                    revision: revision.id.0,
+                    by,
+                });
             } else {
                 revisions.push(revision.id);
             }
@@ -125,6 +170,7 @@ impl Garbage {
                 .filter(|layer| layer.role == LayerRole::Trash)
                 .map(|layer| layer.id)
                 .collect(),
+            in_use,
         })
     }
 
@@ -143,8 +189,23 @@ impl Garbage {
             image_bytes: freed.map(|image| image.size).sum(),
             uppers: self.layers.len() as u64,
             upper_bytes: in_layers + size_of_tree(strays),
+            in_use: self.in_use.clone(),
         }
     }
+}
+
+/// Describes a session that uses an image.
+fn user_of(image: &str, noted: &[NotedSession]) -> Option<String> {
+    let used = noted
+        .iter()
+        .find(|noted| noted.is_live && noted.note.image == image)?;
+    let note = &used.note;
+    Some(format!(
+        "{} session at {}, {}",
+        note.kind.word(),
+        quoted(&note.mount_point.0),
+        note.process
+    ))
 }
 
 /// Returns the bytes of the files in a directory tree, without those that cannot be read.

@@ -228,7 +228,16 @@ pub(super) fn make_way(path: &Path) -> Result<(), Failure> {
     match session.entry.health() {
         Health::Dead => detach(std::slice::from_ref(&session.entry)),
         Health::Unresponsive => Err(unresponsive(&session)),
-        Health::Healthy => Err(taken(path, &session)),
+        Health::Healthy => {
+            let SessionSource {
+                kind,
+                name,
+                revision,
+                ..
+            } = &session.source;
+            let word = kind.word();
+            Err(taken(path, &session).hint(format!("or use it: {name}@{revision} with --{word}")))
+        }
     }
 }
 
@@ -433,7 +442,11 @@ pub(crate) fn end(
     let daemon = note_of(session, runtime)
         .filter(|noted| noted.note.is_visible())
         .and_then(|noted| ProcessHandle::open(noted.note.process.pid).ok());
-    let done = lifecycle::unmount_directly(entry, mode)?;
+    let done = match lifecycle::unmount_directly(entry, mode) {
+        // It has ended by itself meanwhile.
+        Err(_) if mounts()?.iter().all(|other| other.entry.id != entry.id) => Unmounted::default(),
+        done => done?,
+    };
     if mode == UnmountMode::Plain
         && let Some(daemon) = daemon
     {

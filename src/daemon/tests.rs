@@ -307,6 +307,7 @@ fn requests_cancelled_while_waiting_for_others_change_nothing() {
     let keep = GcOptions {
         keep: 1,
         before: None,
+        current_since: None,
         dry_run: false,
     };
     let all = Selection::default();

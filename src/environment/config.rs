@@ -14,6 +14,11 @@
 //!
 //! [gc]
 //! keep = 10                  # revisions that gc keeps
+//! keep_for = "7d"            # and those that were current within this time
+//!
+//! [session]
+//! when_busy = "fail"         # or "read-only", "ephemeral": if it is in use on another host
+//! idle = "15m"               # unmount what was not used for this time; absent: never
 //!
 //! [daemon]
 //! poll = "auto"              # or "off", or microseconds: how long to poll for the next request
@@ -24,6 +29,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use super::age::Age;
 use super::error::{Context, EnvironmentError, Result};
 use crate::sys::regular;
 
@@ -58,6 +64,8 @@ pub struct Config {
     pub gc: GcConfig,
     /// How a daemon serves a mount.
     pub daemon: DaemonConfig,
+    /// How environments are mounted.
+    pub session: SessionConfig,
 }
 
 impl Default for Config {
@@ -73,6 +81,7 @@ impl Default for Config {
             cache: CacheConfig::default(),
             gc: GcConfig::default(),
             daemon: DaemonConfig::default(),
+            session: SessionConfig::default(),
         }
     }
 }
@@ -141,12 +150,40 @@ pub struct GcConfig {
     /// Revisions to keep, at least 1: the current one is always kept.
     #[serde(deserialize_with = "at_least_one")]
     pub keep: u32,
+    /// Keep all revisions that were current within this time, for sessions that left no note.
+    pub keep_for: Option<Age>,
 }
 
 impl Default for GcConfig {
     fn default() -> Self {
-        GcConfig { keep: 10 }
+        GcConfig {
+            keep: 10,
+            keep_for: None,
+        }
     }
+}
+
+/// How environments are mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SessionConfig {
+    /// What to do if an environment is in use for writing on another host.
+    pub when_busy: WhenBusy,
+    /// Unmount what was not used for this time.
+    pub idle: Option<Age>,
+}
+
+/// What to do if an environment is in use for writing on another host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenBusy {
+    /// Fail, and name the holder.
+    #[default]
+    Fail,
+    /// Mount the committed revision read-only.
+    ReadOnly,
+    /// Mount the committed revision, and drop changes at the end.
+    Ephemeral,
 }
 
 /// How a daemon serves a mount.
@@ -326,7 +363,8 @@ mod tests {
     fn every_key_is_read() {
         let config = Config::parse(
             "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\ncompact_percent = 40\nprompt = '[{name}] '\nprofile = 'off'\n\
-             [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3\n[daemon]\npoll = 'off'",
+             [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3\nkeep_for = '7d'\n[daemon]\npoll = 'off'\n\
+             [session]\nwhen_busy = 'read-only'\nidle = '15m'",
         )
         .unwrap();
         assert_eq!(config.compression.as_deref(), Some("zstd:19"));
@@ -335,6 +373,9 @@ mod tests {
         assert_eq!(config.compact_percent, 40);
         assert_eq!(config.profile, ProfileUse::Off);
         assert_eq!(config.daemon.poll, Poll::Off);
+        assert_eq!(config.gc.keep_for.unwrap().to_string(), "7d");
+        assert_eq!(config.session.when_busy, WhenBusy::ReadOnly);
+        assert_eq!(config.session.idle.unwrap().duration().as_secs(), 900);
         for (text, poll) in [
             ("", Poll::Auto),
             ("daemon.poll = 'auto'", Poll::Auto),
@@ -379,6 +420,9 @@ mod tests {
             ("daemon.poll = 10001", "1 to 10000"),
             ("daemon.poll = 'on'", "auto"),
             ("daemon.poll = -5", "off"),
+            ("session.idle = '15'", "15m"),
+            ("session.idle = 15", "string"),
+            ("session.when_busy = 'wait'", "read-only"),
             ("level = 10", "0 to 9"),
             ("level = 1\ncompression = 'xz'", "cannot be combined"),
             ("level = ", "line 1"),

@@ -3,6 +3,7 @@
 //! The content of an environment is defined by its database (`state`). This module finds, creates,
 //! renames and removes the directory that holds the database and all other files.
 
+mod age;
 mod config;
 mod error;
 mod in_place;
@@ -15,14 +16,17 @@ mod session;
 mod store;
 mod trust;
 
-pub use config::{CacheConfig, Config, DaemonConfig, GcConfig, Poll, ProfileUse, Prompt};
+pub use age::{Age, span};
+pub use config::{
+    CacheConfig, Config, DaemonConfig, GcConfig, Poll, ProfileUse, Prompt, SessionConfig, WhenBusy,
+};
 pub use error::{EnvironmentError, Result};
 pub use in_place::{DirectoryId, InPlace, Stage};
 pub use layout::{HomeId, Layout, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE};
 pub use name::EnvName;
 pub use prefix::{Prefix, real_path};
-pub use process::{HostProcess, span};
+pub use process::HostProcess;
 pub use session::{HEARTBEAT, NotedSession, SessionKind, SessionNote, SessionNotes, WrittenNote};
 pub use store::{Environment, Garbage, NewEnvironment, Store};
 pub use trust::{TRUST, other_owner, refuse_replaceable, refuse_replaceable_except};

@@ -52,15 +52,3 @@ impl fmt::Display for HostProcess {
         write!(f, "process {} on {}", self.pid, self.host)
     }
 }
-
-/// A time span of seconds as people say it.
-pub fn span(seconds: i64) -> String {
-    let seconds = seconds.max(0);
-    let (count, unit) = match seconds {
-        0..120 => (seconds, "s"),
-        120..7200 => (seconds / 60, "min"),
-        7200..172_800 => (seconds / 3600, "h"),
-        _ => (seconds / 86_400, "days"),
-    };
-    format!("{count} {unit}")
-}

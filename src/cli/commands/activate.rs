@@ -13,8 +13,10 @@ use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::unistd::AccessFlags;
 
+use crate::cli::access::Access;
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
+use crate::cli::session::{self, Entered, SessionArgs};
 use crate::environment::Prompt;
 use crate::shell::facts::PrefixFacts;
 use crate::shell::plan::{self, Nesting, Settings, Variables};
@@ -54,14 +56,20 @@ impl From<ShellName> for Shell {
 /// conda's activate.d scripts. Deactivates the active environment first, unless --stack is given.
 /// Activating the active environment again repairs its variables.
 ///
+/// With NAME@REV, --read-only or --ephemeral, a committed revision is mounted at the prefix
+/// instead, without a lock. It stays mounted until envfs unmount, which drops the changes of an
+/// ephemeral session.
+///
 /// Requires the hook in your shell's start file. Scripts do not need it; see the examples.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs activate science\n  eval \"$(envfs activate --shell bash science)\"    in a script, without the hook"
+    after_help = "Examples:\n  envfs activate science\n  envfs activate --read-only science\n  envfs activate science@paper\n  eval \"$(envfs activate --shell bash science)\"    in a script, without the hook"
 )]
 pub struct ActivateArgs {
-    /// Environment [default: the active one].
+    /// Environment, or a revision of it as NAME@REV [default: the active environment].
     name: Option<String>,
+    #[command(flatten)]
+    session: SessionArgs,
     /// Keep the active environment, below this one.
     #[arg(long)]
     stack: bool,
@@ -96,6 +104,11 @@ pub struct ReactivateArgs {
 }
 
 impl ActivateArgs {
+    /// Returns how the command accesses the store.
+    pub(in crate::cli) fn access(&self) -> Access {
+        Access::of_session(self.session.kind(self.name.as_deref()))
+    }
+
     /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
         let shell = choose(self.shell, "activate", self.name.as_deref())?;
@@ -109,13 +122,8 @@ impl ActivateArgs {
         } else {
             Nesting::Replace
         };
-        let script = prepare(
-            context,
-            self.name.as_deref(),
-            nesting,
-            &variables(),
-            PromptChange::Configured,
-        )?;
+        let entered = session::enter(context, self.name.as_deref(), &self.session, None)?;
+        let script = prepare(&entered, nesting, &variables(), PromptChange::Configured)?;
         Ok(render(&script, shell))
     }
 }
@@ -150,9 +158,9 @@ impl ReactivateArgs {
             return Err(CommandError::usage("no environment is active")
                 .hint("envfs activate NAME (envfs list shows them)"));
         }
+        let entered = session::enter(context, None, &SessionArgs::default(), None)?;
         let script = prepare(
-            context,
-            None,
+            &entered,
             Nesting::Replace,
             &variables(),
             PromptChange::Configured,
@@ -170,25 +178,22 @@ pub(crate) enum PromptChange {
     None,
 }
 
-/// Mounts an environment and plans its activation.
-pub(crate) fn prepare(
-    context: &Context,
-    name: Option<&str>,
+/// Plans the activation of an environment that is mounted.
+pub(in crate::cli) fn prepare(
+    entered: &Entered,
     nesting: Nesting,
     variables: &Variables,
     prompt: PromptChange,
 ) -> Result<plan::Script> {
-    let env = context.environment(name)?;
+    let env = &entered.env;
     let prompt = match env.store.config()?.prompt {
         _ if prompt == PromptChange::None => None,
         Prompt::Show(false) => None,
         Prompt::Show(true) => Settings::with_default_prompt().prompt,
         Prompt::Template(template) => Some(template),
     };
-    env.ensure_mounted()?;
     enter(&env.target.prefix)?;
-    let revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
-    let facts = PrefixFacts::read(env.name(), &env.target.prefix, revision);
+    let facts = PrefixFacts::read(env.name(), &env.target.prefix, entered.revision);
     let prompt = prompt.filter(|_| is_prompt_wanted(&facts, variables));
     let conda_below = plan::conda_below(variables)
         .filter(|prefix| *prefix != facts.prefix)

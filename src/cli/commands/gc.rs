@@ -8,17 +8,18 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::output::{count, size};
 use crate::commit::{Collected, GcOptions};
 use crate::daemon::failure::Kind;
-use crate::environment::Store;
+use crate::environment::{Age, Store};
 use crate::object::Timestamp;
 use crate::sys::text::quoted;
 
 /// Remove old revisions and data that is no longer needed.
 ///
-/// Keeps the newest revisions, the current one and tagged ones. Also removes discarded changes and,
+/// Keeps the newest revisions, the current one and tagged ones, and those that sessions use, on
+/// this host or another. Also removes discarded changes and,
 /// if no NAME is given, remains of crashes in the store.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs gc -n                shows what would be removed\n  envfs gc science --keep 3\n  envfs gc --older-than 30"
+    after_help = "Examples:\n  envfs gc -n                shows what would be removed\n  envfs gc science --keep 3\n  envfs gc --older-than 30\n  envfs gc --keep-for 7d"
 )]
 pub struct Args {
     /// Environment [default: all].
@@ -29,6 +30,10 @@ pub struct Args {
     /// Remove only revisions older than this number of days.
     #[arg(long, value_name = "DAYS")]
     older_than: Option<u32>,
+    /// Keep also the revisions that were current within this time, as in 7d or 12h [default:
+    /// gc.keep_for of the configuration]. Sessions that could not leave a note may use them.
+    #[arg(long, value_name = "TIME")]
+    keep_for: Option<Age>,
     /// Only show what would be removed.
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -53,6 +58,14 @@ impl Args {
         let before = self
             .older_than
             .map(|days| Timestamp::now().secs - i64::from(days) * 86_400);
+        let keep_for = match self.keep_for {
+            Some(age) => Some(age),
+            None => store.config()?.gc.keep_for,
+        };
+        let current_since = keep_for.map(|age| {
+            let seconds = i64::try_from(age.duration().as_secs()).unwrap_or(i64::MAX);
+            Timestamp::now().secs.saturating_sub(seconds)
+        });
         let names = match &self.name {
             Some(name) => vec![context.files_of(Some(name))?.name().clone()],
             None => store.list()?,
@@ -61,6 +74,7 @@ impl Args {
         let options = GcOptions {
             keep,
             before,
+            current_since,
             dry_run: self.dry_run,
         };
         // First the garbage, whose removal needs no free space.
@@ -125,7 +139,17 @@ impl Args {
     }
 
     fn print(&self, context: &Context, name: &str, collected: &Collected) {
-        if *collected == Collected::default() {
+        for used in &collected.in_use {
+            context.output.note(format!(
+                "{name}: kept revision {}, which is in use: {}",
+                used.revision, used.by
+            ));
+        }
+        let nothing = Collected {
+            in_use: collected.in_use.clone(),
+            ..Collected::default()
+        };
+        if *collected == nothing {
             if self.name.is_some() {
                 context.output.note(format!("{name}: nothing to remove"));
             }

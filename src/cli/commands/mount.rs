@@ -142,7 +142,14 @@ impl Args {
             )));
         }
         let env = context.environment(name)?;
-        if env.ensure_mounted_with(rights)?.is_none() && !env.is_read_only() {
+        let mounted = match env.ensure_mounted_with(rights) {
+            Err(error) => {
+                let kind = session::instead(&env, error)?;
+                return self.mount_session(context, name, kind, rights);
+            }
+            Ok(mounted) => mounted,
+        };
+        if mounted.is_none() && !env.is_read_only() {
             context.output.warn(format!(
                 "{0} is mounted, but its daemon is unreachable: its socket no longer exists; to restore \
                  it: envfs unmount {0} && envfs mount {0}",
@@ -180,10 +187,7 @@ impl Args {
         if !self.uses_store() {
             return Access::None;
         }
-        match self.session.kind(name) {
-            Some(_) => Access::Session,
-            None => Access::Write,
-        }
+        Access::of_session(self.session.kind(name))
     }
 
     /// Changes the flags of an existing mount, as `mount -o remount` does.

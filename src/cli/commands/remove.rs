@@ -9,14 +9,16 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::conda_list;
 use crate::cli::context::{Context, Env};
-use crate::cli::error::Result;
+use crate::cli::error::{CommandError, Result};
 use crate::cli::in_place;
 use crate::cli::output::{count, size};
+use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle;
 use crate::daemon::service::LOCK_TIMEOUT;
-use crate::environment::EnvLock;
+use crate::environment::{EnvLock, SessionNotes};
 use crate::shell::render::word;
 use crate::sys::mount::UnmountMode;
+use crate::sys::text::quoted;
 
 /// Remove an environment with its images, its changes and its whole history.
 ///
@@ -45,6 +47,7 @@ impl Args {
             size(bytes)
         );
         let backup = in_place::backup(&env)?.filter(|backup| backup.exists);
+        refuse_used(&env)?;
         if !self.yes {
             if backup.is_some() {
                 context.output.note(format!(
@@ -66,6 +69,35 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// Fails if sessions use the environment: another host could not read its image any more.
+fn refuse_used(env: &Env) -> Result<()> {
+    let notes = SessionNotes::new(env.environment.layout().sessions());
+    let noted = notes.read().unwrap_or_default();
+    let used: Vec<_> = noted.iter().filter(|noted| noted.is_live).collect();
+    let Some(first) = used.first() else {
+        return Ok(());
+    };
+    let mut error = CommandError::new(Kind::Busy, format!("{} is in use", env.name()));
+    for noted in used.iter().take(10) {
+        let note = &noted.note;
+        error.details.push(format!(
+            "{} session of {}@{} at {}, {}",
+            note.kind.word(),
+            note.name,
+            note.revision,
+            quoted(&note.mount_point.0),
+            note.process
+        ));
+    }
+    let note = &first.note;
+    Err(error.hint(format!(
+        "end it on {}: envfs unmount {}@{}",
+        note.process.host,
+        env.name(),
+        note.revision
+    )))
 }
 
 /// Unmounts an environment and removes it with all its files and its mount point.

@@ -8,9 +8,11 @@ use std::process::{Command, Stdio};
 use clap::Args as ClapArgs;
 
 use super::activate::{PromptChange, prepare, variables};
+use crate::cli::access::Access;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::program;
+use crate::cli::session::{self, SessionArgs};
 use crate::daemon::failure::Kind;
 use crate::shell::Shell;
 use crate::shell::plan::{Nesting, SYSTEM_PATH, Script, Variables};
@@ -24,11 +26,15 @@ use crate::sys::text::quoted;
 /// are the command's own. It is looked up in PATH as a shell does. If the environment's program
 /// cannot be executed, no other program of that name is run instead.
 ///
+/// With NAME@REV, --read-only or --ephemeral, a committed revision is mounted at the prefix
+/// instead, without a lock. An ephemeral session ends with the command, and its changes are
+/// dropped.
+///
 /// Exit status 125: envfs failed, or the environment cannot be entered; 126: the command cannot be
 /// executed; 127: the command was not found.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs run science python train.py --epochs 10\n  envfs run -e OMP_NUM_THREADS=1 science -- python -c 'import numpy'\n  #!/usr/bin/env -S envfs run science python      as the first line of a script"
+    after_help = "Examples:\n  envfs run science python train.py --epochs 10\n  envfs run --read-only science python train.py\n  envfs run --ephemeral science@3 -- pip install -q numpy\n  envfs run -e OMP_NUM_THREADS=1 science -- python -c 'import numpy'\n  #!/usr/bin/env -S envfs run science python      as the first line of a script"
 )]
 pub struct Args {
     /// Set a variable for the command.
@@ -43,7 +49,9 @@ pub struct Args {
     /// Do not run the environment's activate.d scripts.
     #[arg(long)]
     no_scripts: bool,
-    /// Environment.
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Environment, or a revision of it as NAME@REV.
     name: String,
     /// The command and its arguments.
     #[arg(
@@ -66,6 +74,11 @@ const CLEAN: [&str; 7] = [
 ];
 
 impl Args {
+    /// Returns how the command accesses the store.
+    pub(in crate::cli) fn access(&self) -> Access {
+        Access::of_session(self.session.kind(Some(&self.name)))
+    }
+
     /// Executes the command; returns only on failure.
     pub fn run(&self, context: &Context) -> Result<()> {
         let failed = |error: CommandError| error.with_code(ExitCode::RunFailed);
@@ -106,14 +119,11 @@ impl Args {
         variables
             .entry("PATH".into())
             .or_insert_with(|| SYSTEM_PATH.into());
+        // The command keeps the number of this process.
+        let ends_with = Some(std::process::id());
         let name = Some(self.name.as_str());
-        let mut script = prepare(
-            context,
-            name,
-            Nesting::Replace,
-            &variables,
-            PromptChange::None,
-        )?;
+        let entered = session::enter(context, name, &self.session, ends_with)?;
+        let mut script = prepare(&entered, Nesting::Replace, &variables, PromptChange::None)?;
         if self.no_scripts {
             script.before.clear();
             script.after.clear();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::Args as ClapArgs;
 
+use crate::cli::access::Access;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::place;
@@ -40,6 +41,21 @@ pub struct Args {
 }
 
 impl Args {
+    /// Returns how the command accesses the store: a session has nothing to do with its owner.
+    pub(in crate::cli) fn access(&self) -> Access {
+        let word = self.name.as_deref().unwrap_or_default();
+        let is_session = || {
+            place::is_path(Path::new(word))
+                && place::resolve(Path::new(word))
+                    .is_ok_and(|path| session::at(&path).is_ok_and(|found| found.is_some()))
+        };
+        match place::split_revision(word).1.is_some() {
+            true => Access::Session,
+            false if is_session() => Access::None,
+            false => Access::Release,
+        }
+    }
+
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         if !self.all {

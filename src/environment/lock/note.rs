@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::LEASE;
+use crate::environment::age::span;
 use crate::environment::error::{Context, Result};
 use crate::environment::layout::{HomeId, Layout};
-use crate::environment::process::{HostProcess, span};
+use crate::environment::process::HostProcess;
 use crate::object::Timestamp;
 use crate::sys::text::Text;
 use crate::sys::{durable, process, regular};

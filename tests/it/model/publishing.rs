@@ -177,6 +177,7 @@ fn gc(bench: &Bench) -> commit::Result<Collected> {
     let options = GcOptions {
         keep: 1,
         before: None,
+        current_since: None,
         dry_run: false,
     };
     commit::gc(&db, &layout, options)
