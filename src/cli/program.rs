@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::CommandError;
 use crate::daemon::failure::Kind;
-use crate::shell::plan::Variables;
+use crate::shell::plan::{SYSTEM_PATH, Variables};
 use crate::sys::process::{self, error_text};
 use crate::sys::text::quoted;
 
@@ -51,6 +51,13 @@ pub(super) fn find(program: &OsStr, path: &OsStr, prefix: &Path) -> Result<PathB
         Some(file) => not_executable(&file, "it is not executable"),
         None => not_found(&quoted(program), "not found in PATH"),
     })
+}
+
+/// Returns whether a program is in `PATH`.
+pub(super) fn is_in_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| SYSTEM_PATH.into());
+    let mut dirs = path.as_bytes().split(|&byte| byte == b':');
+    dirs.any(|dir| process::is_executable(&Path::new(OsStr::from_bytes(dir)).join(name)))
 }
 
 /// Handles a failed lookup in the environment's directories in `PATH`.

@@ -64,6 +64,7 @@ use error::Context;
 use import::TreeSize;
 use job::{Built, Job};
 
+pub use crate::state::CommitPlace;
 pub use clone::{Cloned, Sharing, clone};
 pub use compare::{OpenRevision, difference, difference_since};
 pub use embedded::{Embedded, find as find_embedded};
@@ -101,6 +102,8 @@ pub struct CommitOptions {
     pub threads: Option<NonZeroUsize>,
     /// Whether a rebuilt or compacted image begins with the files of the access profile.
     pub profile: ProfileUse,
+    /// The place of the commit in the history.
+    pub place: CommitPlace,
 }
 
 /// Durations of the phases of a commit, in milliseconds when serialized.
@@ -234,6 +237,7 @@ fn commit_frozen(
     let id = db.reserve_image()?;
     let layout = workspace.env().layout();
     let old_row = db.image(parent.image)?.ok_or(CommitError::NoEarlier)?;
+    let old_file = old_row.file.clone();
     let job = Job {
         workspace,
         options,
@@ -267,6 +271,7 @@ fn commit_frozen(
         image,
         replaces,
         revision: new_revision(&options.message, &options.command),
+        place: options.place,
     };
     let dead_bytes = publish.image.dead_bytes;
     let lower = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(layer)]));
@@ -287,6 +292,9 @@ fn commit_frozen(
         tracing::debug!("the retired layers are still being read; the next open removes them");
     } else if let Err(e) = cleanup::sweep_retired(db, layout) {
         tracing::warn!("cannot remove the retired layers: {e}");
+    }
+    if db.image(parent.image).is_ok_and(|row| row.is_none()) {
+        drop(Unfinished(layout.image(&old_file)));
     }
     phases.clean = lap(&mut began);
     fault::point("commit.cleaned");

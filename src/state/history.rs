@@ -258,23 +258,25 @@ impl StateDb {
     /// file after this.
     pub fn forget_image(&self, id: ImageId) -> Result<()> {
         const DOING: &str = "forget an image";
-        self.write_without_room(DOING, |conn| {
-            let users: i64 = conn
-                .query_row(
-                    "SELECT (SELECT count(*) FROM revision WHERE image = ?1) \
-                          + (SELECT count(*) FROM layer WHERE image = ?1)",
-                    [id.0],
-                    |row| row.get(0),
-                )
-                .map_err(|e| self.sql(DOING, e))?;
-            if users > 0 {
-                return Err(self.conflict(DOING, format!("image {id} is in use")));
-            }
-            conn.execute("DELETE FROM link_count WHERE image = ?1", [id.0])
-                .and_then(|_| conn.execute("DELETE FROM image WHERE id = ?1", [id.0]))
-                .map_err(|e| self.sql(DOING, e))?;
-            Ok(())
-        })
+        self.write_without_room(DOING, |conn| self.delete_image(conn, id, DOING))
+    }
+
+    fn delete_image(&self, conn: &Connection, id: ImageId, doing: &'static str) -> Result<()> {
+        let users: i64 = conn
+            .query_row(
+                "SELECT (SELECT count(*) FROM revision WHERE image = ?1) \
+                      + (SELECT count(*) FROM layer WHERE image = ?1)",
+                [id.0],
+                |row| row.get(0),
+            )
+            .map_err(|e| self.sql(doing, e))?;
+        if users > 0 {
+            return Err(self.conflict(doing, format!("image {id} is in use")));
+        }
+        conn.execute("DELETE FROM link_count WHERE image = ?1", [id.0])
+            .and_then(|_| conn.execute("DELETE FROM image WHERE id = ?1", [id.0]))
+            .map_err(|e| self.sql(doing, e))?;
+        Ok(())
     }
 
     /// Returns all revisions, oldest first.
@@ -463,6 +465,41 @@ impl StateDb {
         )
         .map_err(|e| self.sql(doing, e))?;
         Ok(id)
+    }
+
+    /// Returns whether the history has one revision.
+    pub(super) fn is_only_revision(&self, conn: &Connection, doing: &'static str) -> Result<bool> {
+        let count: i64 = conn
+            .query_row("SELECT count(*) FROM revision", [], |row| row.get(0))
+            .map_err(|e| self.sql(doing, e))?;
+        Ok(count == 1)
+    }
+
+    /// Gives a revision another image, author and message, and deletes the row of its image, which
+    /// no layer may use any more.
+    pub(super) fn replace_revision(
+        &self,
+        conn: &Connection,
+        old: &Revision,
+        image: ImageId,
+        new: &NewRevision,
+        doing: &'static str,
+    ) -> Result<()> {
+        conn.execute(
+            "UPDATE revision SET image = ?2, message = ?3, time = ?4, user = ?5, host = ?6, \
+             command = ?7 WHERE id = ?1",
+            params![
+                old.id.0,
+                image.0,
+                new.message,
+                now(),
+                new.user,
+                new.host,
+                new.command
+            ],
+        )
+        .map_err(|e| self.sql(doing, e))?;
+        self.delete_image(conn, old.image, doing)
     }
 
     /// Reads all rows of a query without parameters.

@@ -56,8 +56,8 @@ pub use id_map::{BadIdMap, IdMap, IdRun};
 pub use read_only::LockState;
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{
-    InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit, RolledBack, StackLayer,
-    StackPart,
+    CommitPlace, InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit,
+    RolledBack, StackLayer, StackPart,
 };
 
 /// The page size of new databases, in bytes: a unit that disks write atomically.

@@ -128,6 +128,20 @@ pub struct PublishCommit {
     pub replaces: Vec<LayerId>,
     /// The author and message.
     pub revision: NewRevision,
+    /// The place of the commit in the history.
+    pub place: CommitPlace,
+}
+
+/// The place of a commit in the history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CommitPlace {
+    /// A new revision follows the current one.
+    #[default]
+    Next,
+    /// The commit replaces the revision with which the environment was created empty, if that is
+    /// the only one. Otherwise as `Next`.
+    First,
 }
 
 /// The result of a rollback.
@@ -267,7 +281,10 @@ impl StateDb {
                 let mut parts = found.iter().map(|layer| layer.part);
                 parts.any(|part| part == StackPart::Image(current))
             };
-            if !current.is_some_and(|revision| replaces_it(revision.image)) {
+            if !current
+                .as_ref()
+                .is_some_and(|revision| replaces_it(revision.image))
+            {
                 return Err(self.conflict(DOING, "it does not replace the current image"));
             }
 
@@ -283,15 +300,16 @@ impl StateDb {
             }
             self.insert_image_layer(conn, layer, publish.image.id, UNPLACED, DOING)?;
             self.set_order(conn, &order, DOING)?;
-            let revision = self.append_revision(
-                conn,
-                RevisionKind::Commit,
-                publish.image.id,
-                None,
-                &publish.revision,
-                DOING,
-            )?;
-            Ok(revision)
+            let (image, revision) = (publish.image.id, &publish.revision);
+            if let Some(first) = current
+                && publish.place == CommitPlace::First
+                && first.kind == RevisionKind::Create
+                && self.is_only_revision(conn, DOING)?
+            {
+                self.replace_revision(conn, &first, image, revision, DOING)?;
+                return Ok(first.id);
+            }
+            self.append_revision(conn, RevisionKind::Commit, image, None, revision, DOING)
         })
     }
 

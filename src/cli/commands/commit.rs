@@ -79,6 +79,7 @@ impl Args {
                 true => ProfileUse::Off,
                 false => ProfileUse::On,
             },
+            ..CommitOptions::default()
         };
         let service = env.service()?;
         let progress = context.output.progress();

@@ -1,5 +1,7 @@
 //! `envfs create`
 
+mod installer;
+
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -14,7 +16,7 @@ use crate::cli::conda_list;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::program;
-use crate::commit::CommitOptions;
+use crate::commit::{CommitOptions, CommitPlace};
 use crate::daemon::client::Client;
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle;
@@ -22,19 +24,25 @@ use crate::daemon::protocol::Service;
 use crate::daemon::service::LOCK_TIMEOUT;
 use crate::environment::EnvName;
 use crate::shell::plan::SYSTEM_PATH;
+use crate::shell::render::word;
 use crate::sys::mount::UnmountMode;
 use crate::sys::signals;
 use crate::sys::text::quoted;
+use installer::{Installer, Step};
 
 /// Create an empty environment, or fill one with an installer.
 ///
-/// Without a command the environment is empty: activate it and install into it. With a command,
-/// mounts the environment, runs the command with {prefix} replaced by the mount point, and commits
-/// the result. If the command fails or is interrupted, the environment is removed again. If only
-/// the commit fails, the environment is kept and can be committed later.
+/// Without an installer the environment is empty: activate it and install into it. With --conda,
+/// --venv, --uv or --npm all words that follow are passed to the installer as they are, so options
+/// of envfs come before. --file chooses the installer by the name of a file. With any other command
+/// {prefix} is replaced by the mount point.
+///
+/// envfs mounts the environment, runs the installer, and commits the result as revision 1, with the
+/// commands as its message. If the installer fails or is interrupted, the environment is removed
+/// again. If only the commit fails, the environment is kept and can be committed later.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs create tools\n  envfs create web -- python3 -m venv {prefix}\n  envfs create sci -- conda create -y -p {prefix} numpy pandas"
+    after_help = "Examples:\n  envfs create tools\n  envfs create sci --conda python=3.11 numpy -c conda-forge\n  envfs create web --venv flask 'gunicorn>=22'\n  envfs create fast --uv -r requirements.txt\n  envfs create site --file package-lock.json\n  envfs create own -- ./configure-and-install --prefix {prefix}"
 )]
 pub struct Args {
     /// Name of the new environment.
@@ -44,7 +52,9 @@ pub struct Args {
     /// Keep the environment even if the command fails.
     #[arg(long)]
     keep: bool,
-    /// The installer and its arguments.
+    #[command(flatten)]
+    installer: Installer,
+    /// Any other installer and its arguments.
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
@@ -53,12 +63,16 @@ impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let name = EnvName::new(&self.name)?;
+        let steps = match self.command.as_slice() {
+            [] => self.installer.steps()?,
+            command => vec![command.to_vec()],
+        };
         let store = context.store()?;
         let options = self.options.to_new_options();
         let environment = backend::create(&store, &name, &options, &context.output)?;
         let env = Env::new(store, environment)?;
         let prefix = quoted(&env.target.prefix);
-        let Some((program, arguments)) = self.command.split_first() else {
+        if steps.is_empty() {
             context
                 .output
                 .note(format!("created {name}, an empty environment, at {prefix}"));
@@ -66,19 +80,17 @@ impl Args {
                 .output
                 .note(format!("Use it: envfs activate {name}"));
             return Ok(());
-        };
+        }
         // Ctrl-C is meant for the command; this process then removes the environment.
         if let Err(error) = signals::survive_interrupts() {
             tracing::debug!(%error, "cannot ignore Ctrl-C; it will end the process at once");
         }
-        match install(&env, program, arguments) {
-            Ok(client) => self
-                .commit(context, &env, client, program)
-                .map_err(|error| {
-                    error.hint(format!(
-                        "the command succeeded and its files are kept: envfs commit {name}"
-                    ))
-                }),
+        match install(&env, &steps) {
+            Ok(client) => self.commit(context, &env, client, &steps).map_err(|error| {
+                error.hint(format!(
+                    "the command succeeded and its files are kept: envfs commit {name}"
+                ))
+            }),
             Err(error) => {
                 // Report the first failure; further ones are warnings.
                 if !self.keep {
@@ -99,16 +111,14 @@ impl Args {
         context: &Context,
         env: &Env,
         client: Option<Client>,
-        program: &OsStr,
+        steps: &[Step],
     ) -> Result<()> {
-        let program = expand_prefix(env, program);
-        let shown = quoted(&program);
         let Some(client) = client else {
             return Err(CommandError::new(Kind::Daemon, "cannot reach the daemon"));
         };
         let progress = context.output.progress();
         let message = match self.options.message.as_str() {
-            "" => format!("create with {shown}"),
+            "" => command_lines(env, steps),
             message => message.to_owned(),
         };
         let options = CommitOptions {
@@ -120,6 +130,7 @@ impl Args {
             ),
             block_size: self.options.pack.block_size,
             threads: self.options.pack.threads,
+            place: CommitPlace::First,
             ..CommitOptions::default()
         };
         let committed = client.commit(&options, &progress)?;
@@ -129,9 +140,29 @@ impl Args {
     }
 }
 
-/// Mounts the environment and runs the command in it.
-fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<Client>> {
+/// Mounts the environment and runs the commands in it, one after the other.
+fn install(env: &Env, steps: &[Step]) -> Result<Option<Client>> {
     let client = env.ensure_mounted()?;
+    for step in steps {
+        if let Some((program, arguments)) = step.split_first() {
+            run(env, program, arguments)?;
+        }
+    }
+    // It was not a conda environment before.
+    conda_list::add(&env.target.prefix);
+    Ok(client)
+}
+
+/// Returns the commands as they would be typed.
+fn command_lines(env: &Env, steps: &[Step]) -> String {
+    let line = |step: &Step| {
+        let words = step.iter().map(|one| word(expand_prefix(env, one)));
+        words.collect::<Vec<_>>().join(" ")
+    };
+    steps.iter().map(line).collect::<Vec<_>>().join(" && ")
+}
+
+fn run(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<()> {
     let program = expand_prefix(env, program);
     let shown = quoted(&program);
     let path = std::env::var_os("PATH").unwrap_or_else(|| SYSTEM_PATH.into());
@@ -147,11 +178,7 @@ fn install(env: &Env, program: &OsStr, arguments: &[OsString]) -> Result<Option<
         .map_err(|error| program::failure(&file, &error))?;
     let keep = "with --keep, the environment is kept as the command left it";
     match (status.code(), status.signal()) {
-        (Some(0), _) => {
-            // It was not a conda environment before.
-            conda_list::add(&env.target.prefix);
-            Ok(client)
-        }
+        (Some(0), _) => Ok(()),
         (None, Some(nix::libc::SIGINT)) => {
             Err(CommandError::new(Kind::Cancelled, format!("{shown} was interrupted")).hint(keep))
         }

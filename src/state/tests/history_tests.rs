@@ -17,6 +17,7 @@ fn commit(db: &StateDb, inos: impl IntoIterator<Item = u64>) -> RevisionId {
         image: new_image(db, inos),
         replaces: db.stack().unwrap()[1..].iter().map(|l| l.id).collect(),
         revision: new_revision("commit"),
+        place: CommitPlace::Next,
     })
     .unwrap()
 }
@@ -123,6 +124,7 @@ fn a_commit_replaces_frozen_layers_and_image_by_the_new_image() {
             image: new_image(&db, [1, 2, 3, 9]),
             replaces,
             revision: new_revision("second"),
+            place: CommitPlace::Next,
         })
         .unwrap();
     assert_eq!(
@@ -179,6 +181,7 @@ fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
             image: next.clone(),
             replaces: replaces.clone(),
             revision: new_revision("no"),
+            place: CommitPlace::Next,
         });
         assert!(
             matches!(refused, Err(StateError::Conflict { .. })),
@@ -190,6 +193,7 @@ fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
         image: next,
         replaces: vec![frozen.id, older.id, image.id],
         revision: new_revision("no"),
+        place: CommitPlace::Next,
     });
     assert!(
         matches!(refused, Err(StateError::Conflict { .. })),
@@ -416,4 +420,42 @@ fn the_check_names_what_is_wrong() {
     let wrong = db.integrity_check().unwrap().join("\n");
     assert!(wrong.contains("unknown layer 50"), "{wrong}");
     assert!(wrong.contains("object id 900"), "{wrong}");
+}
+
+#[test]
+fn the_first_commit_may_replace_the_revision_of_an_empty_environment() {
+    let db = StateDb::in_memory().unwrap();
+    let begun = init(&db, None);
+    let publish = |place: CommitPlace, message: &str| {
+        let stack = db.stack().unwrap();
+        db.rotate(stack[0].id, db.reserve_layer().unwrap()).unwrap();
+        db.publish_commit(&PublishCommit {
+            parent: db.current_revision().unwrap().unwrap().id,
+            image: new_image(&db, [1, 2]),
+            replaces: db.stack().unwrap()[1..].iter().map(|l| l.id).collect(),
+            revision: new_revision(message),
+            place,
+        })
+        .unwrap()
+    };
+    assert_eq!(publish(CommitPlace::First, "filled"), begun.revision);
+    let first = db.current_revision().unwrap().unwrap();
+    assert_eq!(
+        (first.message.as_str(), first.image),
+        ("filled", ImageId(2))
+    );
+    assert_eq!((first.kind, first.parent), (RevisionKind::Create, None));
+    let images: Vec<ImageId> = db.images().unwrap().iter().map(|row| row.id).collect();
+    assert_eq!(images, [ImageId(2)]);
+    // Not if there are others.
+    publish(CommitPlace::Next, "second");
+    publish(CommitPlace::First, "third");
+    let messages: Vec<String> = db
+        .revisions()
+        .unwrap()
+        .into_iter()
+        .map(|r| r.message)
+        .collect();
+    assert_eq!(messages, ["filled", "second", "third"]);
+    assert_eq!(db.integrity_check().unwrap(), [""; 0]);
 }

@@ -13,7 +13,7 @@ use crate::support::{PATH, TestEnv, has, run, skip};
 const WHEELS: [(&str, &str); 3] = [("six", "1.16.0"), ("idna", "3.7"), ("packaging", "24.0")];
 
 /// Returns a directory with a few wheels, which are downloaded once.
-fn wheels() -> Option<PathBuf> {
+pub(super) fn wheels() -> Option<PathBuf> {
     static FETCHING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = FETCHING.lock().unwrap_or_else(|e| e.into_inner());
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wheels");
@@ -132,12 +132,12 @@ fn venv_is_changed_discarded_committed_and_rolled_back() {
         assert_eq!(digest(&env, &prefix), first, "after the rollback");
         python("import six").ok();
         env.envfs(&["unmount", "v"]).ok();
-        env.envfs(&["rollback", "-y", "v", "3"]).ok();
+        env.envfs(&["rollback", "-y", "v", "2"]).ok();
         env.mount("v");
         assert_eq!(
             digest(&env, &prefix),
             second,
-            "after the rollback to revision 3"
+            "after the rollback to revision 2"
         );
         env.verify("v");
     }
