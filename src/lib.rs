@@ -29,6 +29,7 @@ pub mod fault;
 pub(crate) mod fuse;
 pub mod object;
 pub mod progress;
+pub mod relocate;
 pub mod shell;
 pub mod squashfs;
 pub mod state;
