@@ -6,6 +6,7 @@ CREATE TABLE environment (
     uuid               TEXT,
     prefix             BLOB,
     clean              INTEGER NOT NULL DEFAULT 1 CHECK (clean IN (0, 1)),
+    relocating         INTEGER NOT NULL DEFAULT 0 CHECK (relocating IN (0, 1)),
     redo               INTEGER NOT NULL DEFAULT 0,
     serial             INTEGER NOT NULL DEFAULT 0,
     home_ino           INTEGER,

@@ -23,6 +23,8 @@ pub const POINTS: &[&str] = &[
     "finish.deleted",
     "clone.linked",
     "clone.initialised",
+    "relocate.begun",
+    "relocate.edited",
     "commit.rotated",
     "commit.written",
     "commit.named",

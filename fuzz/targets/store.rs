@@ -107,6 +107,7 @@ impl Scene {
         let options = ImportOptions {
             first: Vec::new(),
             offset: None,
+            relocate: envfs::commit::Relocate::No,
             prefix: PathBuf::from("/nowhere"),
             message: "import".to_owned(),
             settings: Settings::from_config(&config()),

@@ -55,6 +55,7 @@ impl Command {
             | Command::Tag(_)
             | Command::Gc(_)
             | Command::Rename(_)
+            | Command::Relocate(_)
             | Command::Daemon(_) => Access::Write,
             Command::Remove(_) => Access::Release,
             Command::List(_)

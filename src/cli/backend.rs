@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::context::Env;
 use super::error::{CommandError, Result};
 use super::output::{ColorChoice, Output, Verbosity};
-use crate::commit;
+use super::relocation::{self, Moved};
+use crate::commit::{self, Force, Relocate};
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
 use crate::daemon::lifecycle::StartReport;
@@ -180,6 +181,8 @@ pub(super) struct NewOptions {
     pub offset: Option<u64>,
     /// Files whose data comes first in the image.
     pub first: Vec<PathBuf>,
+    /// What to do with files that cannot be rewritten for the prefix; `None` to rewrite none.
+    pub relocate: Option<Force>,
 }
 
 /// The result of an import.
@@ -200,6 +203,9 @@ pub(super) struct Imported {
     /// The path of the original directory, if the environment is in its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<Text>,
+    /// How files were rewritten, if they contained another prefix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relocated: Option<Moved>,
 }
 
 impl Imported {
@@ -217,6 +223,7 @@ impl Imported {
             image_bytes: done.image_bytes,
             notes: done.notes.clone(),
             backup: None,
+            relocated: (done.relocated.as_ref()).map(|done| Moved::of(done, &options.prefix)),
         }
     }
 }
@@ -231,8 +238,19 @@ pub(super) fn import(
     progress: &dyn Progress,
 ) -> Result<Imported> {
     refuse_existing(store, name)?;
-    let options = import_options(store, name, options, output)?;
+    let force = options.relocate;
+    let mut options = import_options(store, name, options, output)?;
+    let given = source;
     let source = named(source, "import")?;
+    if let Some(force) = force {
+        // Files may contain the path as the user knows it.
+        let given = std::path::absolute(given).unwrap_or_else(|_| source.clone());
+        let old = match source.is_dir() {
+            true => vec![given.components().collect(), source.clone()],
+            false => Vec::new(),
+        };
+        options.relocate = Relocate::Yes { old, force };
+    }
     let new = store.create(name)?;
     // Fail before the long work rather than after it.
     lifecycle::try_prefix(&options.prefix)?;
@@ -254,23 +272,36 @@ pub(super) fn create(
     Ok(commit::create_empty(new, &options).map_err(Failure::from)?)
 }
 
+/// What to clone.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CloneOf<'a> {
+    /// The prefix, if not the default one.
+    pub prefix: Option<&'a Path>,
+    /// The revision, if not the current one.
+    pub revision: Option<&'a str>,
+    /// The message, if not the default one.
+    pub message: Option<&'a str>,
+    /// What to do with files that cannot be rewritten for the prefix; `None` to rewrite none.
+    pub relocate: Option<Force>,
+}
+
 /// Makes an environment of a revision of another one, by default the current. Returns it with the
-/// number of the revision, the files that contain the prefix of the other, and its own prefix.
+/// number of the revision, and its prefix.
 pub(super) fn clone(
     source: &Env,
     name: &EnvName,
-    prefix: Option<&Path>,
-    wanted: Option<&str>,
-    message: Option<&str>,
+    wanted: &CloneOf<'_>,
     output: &Output,
-) -> Result<(commit::Cloned, i64, commit::Embedded, PathBuf)> {
+    progress: &dyn Progress,
+) -> Result<(commit::Cloned, i64, PathBuf)> {
     let store = &source.store;
     refuse_existing(store, name)?;
-    let number = match wanted {
+    let number = match wanted.revision {
         Some(text) => Some(revision(&source.environment, text)?),
         None => None,
     };
-    let file = image_file(&source.environment, number)?;
+    // Fails if there is no such revision.
+    image_file(&source.environment, number)?;
     let db = open_read_only(&source.environment)?;
     let found = match number {
         Some(number) => db.revision(RevisionId(number))?,
@@ -279,21 +310,30 @@ pub(super) fn clone(
     let found = found.ok_or_else(|| {
         CommandError::new(Kind::NotFound, format!("{} has no revision", source.name()))
     })?;
-    let prefix = choose_prefix(store, name, prefix)?;
+    let prefix = choose_prefix(store, name, wanted.prefix)?;
     for warning in &prefix.warnings {
         output.warn(warning);
     }
-    let message = match message {
+    let message = match wanted.message {
         Some(message) => message.to_owned(),
         None => format!("clone of {}, revision {}", source.name(), found.id),
     };
     let new = store.create(name)?;
     lifecycle::try_prefix(&prefix.path)?;
     let layout = source.environment.layout();
-    let cloned = commit::clone(layout, &db, &found, new, prefix.path.clone(), &message)
-        .map_err(Failure::from)?;
-    let embedded = commit::find_embedded(&file, &source.target.prefix).map_err(Failure::from)?;
-    Ok((cloned, found.id.0, embedded, prefix.path))
+    let options = commit::CloneOptions {
+        prefix: prefix.path,
+        message,
+        relocate: match wanted.relocate {
+            None => Relocate::No,
+            Some(force) => Relocate::Yes {
+                old: relocation::spellings(&source.target.prefix),
+                force,
+            },
+        },
+    };
+    let cloned = commit::clone(layout, &db, &found, new, &options, progress);
+    Ok((cloned.map_err(Failure::from)?, found.id.0, options.prefix))
 }
 
 /// Returns the files that were read first after the mounts of an environment, in order. Empty if
@@ -347,6 +387,7 @@ pub(super) fn options_at(
         exclude: options.exclude.clone(),
         offset: options.offset,
         first: options.first.clone(),
+        relocate: Relocate::No,
     })
 }
 

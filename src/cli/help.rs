@@ -28,7 +28,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ),
     (
         "share it",
-        &["export", "clone", "image", "rename", "remove"],
+        &["export", "clone", "image", "rename", "relocate", "remove"],
     ),
     (
         "look after it",

@@ -17,6 +17,7 @@ mod output;
 mod place;
 mod program;
 mod read_only;
+mod relocation;
 mod revisions;
 mod session;
 

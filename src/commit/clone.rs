@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Context, Result};
+use super::relocate::{Relocate, Relocated, relocate_unfinished};
 use super::workspace::{command_line, new_revision};
 use super::{Unfinished, import, rename_into_place};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
+use crate::progress::Progress;
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, LinksIn, NewImage, Revision, RevisionKind, StateDb};
 use crate::sys::{durable, reflink, regular};
@@ -34,17 +36,59 @@ pub struct Cloned {
     pub sharing: Sharing,
     /// Bytes of the image.
     pub image_bytes: u64,
+    /// How files were rewritten, if they contained another prefix.
+    pub relocated: Option<Relocated>,
+}
+
+/// The options of a clone.
+#[derive(Debug, Clone)]
+pub struct CloneOptions {
+    /// The path where it will be mounted.
+    pub prefix: PathBuf,
+    /// The message of the first revision.
+    pub message: String,
+    /// What happens to the prefix that files contain.
+    pub relocate: Relocate,
 }
 
 /// Makes an environment that begins with a revision of another. `db` is the database of `source`.
+/// If files contain another prefix, a second revision has the right one.
 pub fn clone(
     source: &Layout,
     db: &StateDb,
     revision: &Revision,
     new: NewEnvironment,
-    prefix: PathBuf,
-    message: &str,
+    options: &CloneOptions,
+    progress: &dyn Progress,
 ) -> Result<Cloned> {
+    let CloneOptions {
+        prefix, message, ..
+    } = options;
+    let (sharing, image_bytes) = fill(source, db, revision, &new, prefix, message)?;
+    let relocated = match &options.relocate {
+        Relocate::No => None,
+        Relocate::Yes { old, force } => {
+            relocate_unfinished(&new, prefix, old, *force, progress, |_| Ok(()))?
+        }
+    };
+    Ok(Cloned {
+        environment: new.finish()?,
+        sharing,
+        image_bytes,
+        relocated: relocated.map(|(relocated, ())| relocated),
+    })
+}
+
+/// Links the image into a new environment and initialises it. Returns how the image is shared, and
+/// its size.
+pub(super) fn fill(
+    source: &Layout,
+    db: &StateDb,
+    revision: &Revision,
+    new: &NewEnvironment,
+    prefix: &Path,
+    message: &str,
+) -> Result<(Sharing, u64)> {
     let row = db
         .image(revision.image)?
         .ok_or(CommitError::NoRevision(revision.id.0))?;
@@ -69,7 +113,7 @@ pub fn clone(
     union::count_links(&own, id, db.link_counts(LinksIn::Image(row.id))?)?;
     own.init_environment(&InitEnvironment {
         uuid: import::new_uuid(&layout)?,
-        prefix,
+        prefix: prefix.to_owned(),
         images: vec![NewImage {
             id,
             file: Layout::image_file_name(id),
@@ -90,11 +134,8 @@ pub fn clone(
         own.set_image_owner(user, group)?;
     }
     fault::point("clone.initialised");
-    Ok(Cloned {
-        environment: import::finish(new, own)?,
-        sharing,
-        image_bytes: row.size,
-    })
+    import::complete(new, own)?;
+    Ok((sharing, row.size))
 }
 
 /// Gives an image another name, or else makes a copy that shares its blocks if possible. Images do

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::environment::EnvironmentError;
+use crate::relocate::{self, Impossible};
 use crate::squashfs::{self, writer::WriteError};
 use crate::state::StateError;
 use crate::sys::walk;
@@ -91,6 +92,12 @@ pub enum CommitError {
     /// The current revision has no parent.
     #[error("there is no earlier revision")]
     NoEarlier,
+    /// Files contain the old prefix and cannot contain the new one.
+    #[error("{}", describe_impossible(.0))]
+    CannotRelocate(Vec<Impossible>),
+    /// An environment could not be searched for its prefix.
+    #[error(transparent)]
+    Relocate(relocate::Error),
     /// The user cancelled the operation.
     #[error("cancelled; nothing was changed")]
     Cancelled,
@@ -100,6 +107,28 @@ impl From<squashfs::Error> for CommitError {
     fn from(error: squashfs::Error) -> CommitError {
         CommitError::Image(error)
     }
+}
+
+impl From<relocate::Error> for CommitError {
+    fn from(error: relocate::Error) -> CommitError {
+        match error {
+            relocate::Error::Cancelled => CommitError::Cancelled,
+            other => CommitError::Relocate(other),
+        }
+    }
+}
+
+/// Names the files that cannot be rewritten.
+fn describe_impossible(files: &[Impossible]) -> String {
+    const SHOWN: usize = 10;
+    let mut text = format!("files that cannot be rewritten: {}", files.len());
+    for file in files.iter().take(SHOWN) {
+        text.push_str(&format!("\n  {file}"));
+    }
+    if files.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more", files.len() - SHOWN));
+    }
+    text
 }
 
 impl From<walk::WalkError> for CommitError {

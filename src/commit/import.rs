@@ -15,9 +15,10 @@ use nix::unistd::{getegid, geteuid};
 
 use super::error::{CommitError, Context, Result};
 use super::exclude::Exclude;
+use super::relocate::{Force, Relocate, Relocated, relocate_unfinished};
 use super::verify::verify_blocks;
 use super::workspace::{Settings, command_line, new_revision};
-use super::{Unfinished, digests, rename_into_place, while_syncing};
+use super::{Unfinished, clone, digests, rename_into_place, while_syncing};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::object::Ino;
@@ -48,6 +49,8 @@ pub struct ImportOptions {
     /// Files of a directory whose data comes first in the image, in this order. Paths below the
     /// source; those that are no regular files there are ignored.
     pub first: Vec<PathBuf>,
+    /// What happens to the prefix that files of the source contain.
+    pub relocate: Relocate,
 }
 
 impl ImportOptions {
@@ -71,6 +74,8 @@ pub struct Imported {
     pub stats: Option<WriteStats>,
     /// Messages about differences between the source and the image.
     pub notes: Vec<String>,
+    /// How files were rewritten, if they contained another prefix.
+    pub relocated: Option<Relocated>,
 }
 
 /// The size of a tree to be packed; 0 for unknown.
@@ -145,7 +150,7 @@ pub fn import(
         unfinished,
         kind: RevisionKind::Import,
     };
-    let (environment, image_bytes) = first.create_environment(new, options, progress, |image| {
+    let mut image_bytes = first.fill(&new, options, progress, |image| {
         let size = match &written {
             Written::Directory(_, size) => *size,
             Written::Archive(packed, _) => packed.size,
@@ -166,6 +171,15 @@ pub fn import(
         }
         Ok(BTreeMap::new())
     })?;
+    let (new, relocated) = match &options.relocate {
+        Relocate::No => (new, None),
+        Relocate::Yes { old, force } => relocated(new, options, old, *force, progress)?,
+    };
+    let relocated = relocated.map(|(relocated, bytes)| {
+        image_bytes = bytes;
+        relocated
+    });
+    let environment = new.finish()?;
     let (stats, notes) = match written {
         Written::Directory(stats, _) => (Some(stats), Vec::new()),
         Written::Archive(packed, _) => (Some(packed.stats), packed.notes),
@@ -178,6 +192,30 @@ pub fn import(
         image_bytes,
         stats,
         notes,
+        relocated,
+    })
+}
+
+/// Replaces the prefix in the files of a new environment. The result is another one, whose first
+/// image has the new content; returns it with the size of that image.
+fn relocated(
+    new: NewEnvironment,
+    options: &ImportOptions,
+    old: &[PathBuf],
+    force: Force,
+    progress: &dyn Progress,
+) -> Result<(NewEnvironment, Option<(Relocated, u64)>)> {
+    let (prefix, message) = (&options.prefix, &options.message);
+    let done = relocate_unfinished(&new, prefix, old, force, progress, |workspace| {
+        let (db, environment) = (workspace.db(), workspace.env());
+        let revision = db.current_revision()?.ok_or(CommitError::NoEarlier)?;
+        let other = environment.store().create(environment.name())?;
+        let (_, bytes) = clone::fill(environment.layout(), db, &revision, &other, prefix, message)?;
+        Ok((other, bytes))
+    })?;
+    Ok(match done {
+        None => (new, None),
+        Some((relocated, (other, bytes))) => (other, Some((relocated, bytes))),
     })
 }
 
@@ -190,16 +228,16 @@ struct FirstImage {
 }
 
 impl FirstImage {
-    /// Makes the image durable and creates the environment. `check` verifies the image and returns
-    /// the right link count of each inode whose count is wrong, by inode number. Returns the
-    /// environment and the size of the image in bytes.
-    fn create_environment(
+    /// Makes the image durable and initialises the environment. `check` verifies the image and
+    /// returns the right link count of each inode whose count is wrong, by inode number. Returns
+    /// the size of the image in bytes.
+    fn fill(
         self,
-        new: NewEnvironment,
+        new: &NewEnvironment,
         options: &ImportOptions,
         progress: &dyn Progress,
         check: impl FnOnce(&Image) -> Result<BTreeMap<u32, u32>>,
-    ) -> Result<(Environment, u64)> {
+    ) -> Result<u64> {
         let FirstImage {
             db,
             id,
@@ -241,7 +279,8 @@ impl FirstImage {
         })?;
         db.set_image_owner(owner, group)?;
         fault::point("import.initialised");
-        Ok((finish(new, db)?, image_bytes))
+        complete(new, db)?;
+        Ok(image_bytes)
     }
 }
 
@@ -296,6 +335,7 @@ pub fn pack_directory(
         exclude: exclude.to_vec(),
         offset: None,
         first: Vec::new(),
+        relocate: Relocate::No,
     };
     let (stats, size) = directory::pack(source, &options, to, progress)?;
     Ok(Packed {
@@ -332,15 +372,16 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
         unfinished,
         kind: RevisionKind::Create,
     };
-    let created = first.create_environment(new, options, &NoProgress, |_| Ok(BTreeMap::new()));
-    Ok(created?.0)
+    first.fill(&new, options, &NoProgress, |_| Ok(BTreeMap::new()))?;
+    Ok(new.finish()?)
 }
 
 pub(super) fn new_uuid(layout: &Layout) -> Result<String> {
     crate::sys::process::new_uuid().context("create a UUID for", layout.home())
 }
 
-pub(super) fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
+/// Creates the directories of the layers, and closes the database.
+pub(super) fn complete(new: &NewEnvironment, db: StateDb) -> Result<()> {
     let layout = new.layout();
     for layer in db.stack()? {
         if layer.part == StackPart::Writable {
@@ -349,7 +390,7 @@ pub(super) fn finish(new: NewEnvironment, db: StateDb) -> Result<Environment> {
         }
     }
     db.close()?;
-    Ok(new.finish()?)
+    Ok(())
 }
 
 /// Determines the kind of a source from its first bytes.

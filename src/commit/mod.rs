@@ -28,7 +28,6 @@ mod cleanup;
 mod clone;
 mod compare;
 mod digests;
-mod embedded;
 mod error;
 mod exclude;
 mod export;
@@ -38,6 +37,7 @@ mod import;
 pub mod in_place;
 mod job;
 mod profile;
+mod relocate;
 mod repair;
 mod tree;
 mod verify;
@@ -64,10 +64,9 @@ use error::Context;
 use import::TreeSize;
 use job::{Built, Job};
 
+pub use clone::{CloneOptions, Cloned, Sharing, clone};
 pub use crate::state::CommitPlace;
-pub use clone::{Cloned, Sharing, clone};
 pub use compare::{OpenRevision, difference, difference_since};
-pub use embedded::{Embedded, find as find_embedded};
 pub use error::{CommitError, Result};
 pub use export::export_without;
 pub use gc::{Collected, GcOptions, gc};
@@ -76,6 +75,7 @@ pub use import::{
     ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,
 };
 pub use profile::{Profile, paths_used_first};
+pub use relocate::{Force, Relocate, Relocated, Relocation, plan_relocation, relocate};
 pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
@@ -197,6 +197,16 @@ pub fn commit(
     options: &CommitOptions,
     progress: &dyn Progress,
 ) -> Result<Option<Committed>> {
+    commit_at(workspace, options, None, progress)
+}
+
+/// Commits all changes, and changes the path where the environment is mounted if `prefix` is given.
+fn commit_at(
+    workspace: &Workspace,
+    options: &CommitOptions,
+    prefix: Option<&Path>,
+    progress: &dyn Progress,
+) -> Result<Option<Committed>> {
     let union = workspace.union();
     if !options.rebuild && !options.compact && !union.has_changes()? {
         return Ok(None);
@@ -207,7 +217,7 @@ pub fn commit(
         rotate: began.elapsed(),
         ..Phases::default()
     };
-    let done = commit_frozen(workspace, options, frozen, phases, progress);
+    let done = commit_frozen(workspace, options, prefix, frozen, phases, progress);
     if done.is_err()
         && let Err(e) = union.unrotate()
     {
@@ -223,6 +233,7 @@ pub fn commit(
 fn commit_frozen(
     workspace: &Workspace,
     options: &CommitOptions,
+    prefix: Option<&Path>,
     frozen: Vec<LayerId>,
     mut phases: Phases,
     progress: &dyn Progress,
@@ -270,6 +281,7 @@ fn commit_frozen(
         parent: parent.id,
         image,
         replaces,
+        prefix: prefix.map(Path::to_owned),
         revision: new_revision(&options.message, &options.command),
         place: options.place,
     };

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::Result;
-use super::cleanup;
+use super::{cleanup, relocate};
 use crate::environment::{CacheConfig, Config, Environment, Layout, ProfileUse};
 use crate::squashfs::{Compression, ReaderOptions};
 use crate::state::{NewRevision, StateDb};
@@ -77,6 +77,7 @@ impl Workspace {
                 },
             },
         };
+        relocate::revert_interrupted(&db, layout)?;
         cleanup::sweep(&db, layout)?;
         let (union, reconciled) = Union::open(db.clone(), paths(layout), &options)?;
         let settings = Settings::from_config(config);

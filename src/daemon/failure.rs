@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::commit::CommitError;
 use crate::environment::{EnvironmentError, TRUST};
 use crate::fuse::session::SessionError;
+use crate::relocate;
 use crate::squashfs;
 use crate::state::StateError;
 use crate::sys::mount::MountError;
@@ -254,6 +255,14 @@ impl From<CommitError> for Failure {
                 Failure::of(Kind::NotFound, &error).hint("envfs log shows all revisions")
             }
             CommitError::SourceChanged(_) => Failure::of(Kind::Conflict, &error),
+            CommitError::CannotRelocate(_) => Failure::of(Kind::Conflict, &error)
+                .hint("choose a shorter --prefix, or leave these files as they are with --force"),
+            CommitError::Relocate(relocate::Error::Prefix { .. }) => {
+                Failure::of(Kind::Usage, &error).hint("choose another path")
+            }
+            CommitError::Relocate(relocate::Error::Read {
+                error: ref cause, ..
+            }) => Failure::of(kind_of_io(cause), &error),
             CommitError::Source { .. } => Failure::of(Kind::Damaged, &error),
             CommitError::Unsuitable { .. } | CommitError::InvalidPattern { .. } => {
                 Failure::of(Kind::Usage, &error)

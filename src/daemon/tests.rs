@@ -274,6 +274,7 @@ fn local() -> (tempfile::TempDir, Local) {
     let options = commit::ImportOptions {
         first: Vec::new(),
         offset: None,
+        relocate: commit::Relocate::No,
         prefix: dir.path().join("prefix"),
         message: String::new(),
         settings: commit::Settings::from_config(&config),

@@ -297,6 +297,16 @@ impl NewEnvironment {
         }
     }
 
+    /// Returns the environment before it has its name, for operations that complete it. Its
+    /// database and its view must be closed before [`finish`](Self::finish).
+    pub fn unfinished(&self) -> Environment {
+        Environment {
+            name: self.name.clone(),
+            layout: self.layout(),
+            store: self.store.clone(),
+        }
+    }
+
     /// Gives the environment its final name. The database and the images must be durable by now.
     pub fn finish(mut self) -> Result<Environment> {
         let building = self.layout();

@@ -60,6 +60,7 @@ impl StateDb {
         note(self.image_owner().map(drop));
         note(self.image_fingerprint().map(drop));
         note(self.was_clean().map(drop));
+        note(self.is_relocating().map(drop));
         note(self.last_redo().map(drop));
         note(
             self.read("read the number of the last transaction", |conn| {

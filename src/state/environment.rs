@@ -101,6 +101,32 @@ impl StateDb {
         )
     }
 
+    /// Changes the path where the environment is mounted; durable when this returns.
+    pub fn set_prefix(&self, prefix: &Path) -> Result<()> {
+        self.write_without_room(STORE, |conn| self.set_prefix_in(conn, prefix, STORE))
+    }
+
+    /// Changes the path and ends a relocation.
+    pub(super) fn set_prefix_in(
+        &self,
+        conn: &Connection,
+        prefix: &Path,
+        doing: &'static str,
+    ) -> Result<()> {
+        let prefix = prefix.as_os_str().as_bytes();
+        self.set_facts_in(conn, "prefix = ?1, relocating = 0", [prefix], doing)
+    }
+
+    /// Returns whether a relocation has begun. Then all uncommitted changes are its own.
+    pub fn is_relocating(&self) -> Result<bool> {
+        self.fact("relocating")
+    }
+
+    /// Notes that a relocation begins; durable when this returns. There are no uncommitted changes.
+    pub fn begin_relocation(&self) -> Result<()> {
+        self.set_facts("relocating = 1", [])
+    }
+
     /// Returns the identity of the directory that the rows are about, as last stored.
     pub fn home_id(&self) -> Result<Option<HomeId>> {
         let (ino, born) = self.facts("home_ino, home_born", |row| {
@@ -328,7 +354,7 @@ impl StateDb {
         })
     }
 
-    fn set_facts_in(
+    pub(super) fn set_facts_in(
         &self,
         conn: &Connection,
         assignments: &'static str,

@@ -126,6 +126,8 @@ pub struct PublishCommit {
     /// The layers whose content the image holds, all read-only and adjacent in the stack: frozen
     /// uppers and the image below them.
     pub replaces: Vec<LayerId>,
+    /// The path where the environment will be mounted, if it changes.
+    pub prefix: Option<PathBuf>,
     /// The author and message.
     pub revision: NewRevision,
     /// The place of the commit in the history.
@@ -300,6 +302,9 @@ impl StateDb {
             }
             self.insert_image_layer(conn, layer, publish.image.id, UNPLACED, DOING)?;
             self.set_order(conn, &order, DOING)?;
+            if let Some(prefix) = &publish.prefix {
+                self.set_prefix_in(conn, prefix, DOING)?;
+            }
             let (image, revision) = (publish.image.id, &publish.revision);
             if let Some(first) = current
                 && publish.place == CommitPlace::First
@@ -327,6 +332,25 @@ impl StateDb {
             let (trashed, mut order) = self.trash_uppers(conn, &stack, DOING)?;
             self.push_writable(conn, fresh, &mut order, DOING)?;
             Ok(trashed)
+        })
+    }
+
+    /// Reverts a relocation that did not end: every upper is retired, since all changes in it are
+    /// its own, and `fresh` (see [`rotate`](Self::rotate)) becomes the writable layer.
+    pub fn revert_relocation(&self, fresh: LayerId) -> Result<()> {
+        const DOING: &str = "revert the relocation";
+        self.write_without_room(DOING, |conn| {
+            let mut order = Vec::new();
+            for layer in self.stack_in(conn, DOING)? {
+                match layer.part {
+                    StackPart::Image(_) => order.push(layer.id),
+                    StackPart::Writable | StackPart::Frozen => {
+                        self.leave_stack(conn, layer, LayerRole::Retired, DOING)?;
+                    }
+                }
+            }
+            self.push_writable(conn, fresh, &mut order, DOING)?;
+            self.set_facts_in(conn, "relocating = 0", [], DOING)
         })
     }
 

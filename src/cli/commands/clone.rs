@@ -1,15 +1,16 @@
 //! `envfs clone`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use crate::cli::backend;
+use crate::cli::backend::{self, CloneOf};
 use crate::cli::context::Context;
 use crate::cli::error::Result;
-use crate::cli::output::{changes, count, size};
-use crate::commit::{Embedded, Sharing};
+use crate::cli::output::{changes, size};
+use crate::cli::relocation::{self, Moved};
+use crate::commit::Sharing;
 use crate::environment::EnvName;
 use crate::sys::text::{Text, quoted};
 
@@ -19,8 +20,8 @@ use crate::sys::text::{Text, quoted};
 /// history, which begins with that revision. Uncommitted changes are not included: commit them
 /// first.
 ///
-/// Files that contain the prefix of the first environment are not rewritten; a warning tells which
-/// kinds there are.
+/// If files contain the prefix of the first environment, a second revision has the new one in its
+/// place; see envfs relocate. --no-relocate leaves all files as they are.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs clone science experiment\n  envfs clone science old --rev 3\n  envfs clone .venv copy --prefix ~/copy"
@@ -36,6 +37,12 @@ pub struct Args {
     /// Revision, by number or name [default: the current one].
     #[arg(long, value_name = "REV")]
     rev: Option<String>,
+    /// Leave files as they are that contain the prefix of the first environment.
+    #[arg(long)]
+    no_relocate: bool,
+    /// Clone although some files have no space for the new prefix.
+    #[arg(long, conflicts_with = "no_relocate")]
+    force: bool,
     /// Message to record in the history [default: clone of NAME, revision REV].
     #[arg(short, long)]
     message: Option<String>,
@@ -54,8 +61,8 @@ struct Cloned {
     image_bytes: u64,
     /// `hard-link`, `blocks` or `copy`.
     sharing: Sharing,
-    /// Files that contain the prefix of the source.
-    embedded: Embedded,
+    /// How files were rewritten, if they contained another prefix.
+    relocated: Option<Moved>,
 }
 
 impl Args {
@@ -64,15 +71,17 @@ impl Args {
         let env = context.environment(Some(&self.name))?;
         let new = EnvName::new(&self.new)?;
         let uncommitted = env.service()?.status()?.changes;
-        let wanted = self.rev.as_deref();
-        let (cloned, revision, embedded, prefix) = backend::clone(
-            &env,
-            &new,
-            self.prefix.as_deref(),
-            wanted,
-            self.message.as_deref(),
-            &context.output,
-        )?;
+        let wanted = CloneOf {
+            prefix: self.prefix.as_deref(),
+            revision: self.rev.as_deref(),
+            message: self.message.as_deref(),
+            relocate: relocation::force(self.no_relocate, self.force),
+        };
+        let (output, progress) = (&context.output, context.output.progress());
+        let (cloned, revision, prefix) = backend::clone(&env, &new, &wanted, output, &progress)?;
+        progress.finish();
+        let relocated = cloned.relocated.as_ref();
+        let relocated = relocated.map(|done| Moved::of(done, &prefix));
         let cloned = Cloned {
             name: new.to_string(),
             prefix: prefix.into(),
@@ -80,7 +89,7 @@ impl Args {
             source_revision: revision,
             image_bytes: cloned.image_bytes,
             sharing: cloned.sharing,
-            embedded,
+            relocated,
         };
         if !uncommitted.is_empty() {
             context.output.warn(format!(
@@ -89,8 +98,8 @@ impl Args {
                 changes(&uncommitted)
             ));
         }
-        if cloned.prefix.as_path() != env.target.prefix && !embedded.is_empty() {
-            warn_of_embedded(context, &new, &env.target.prefix, &embedded);
+        if let Some(moved) = &cloned.relocated {
+            moved.warn(&context.output);
         }
         if self.json {
             return context.output.json(&cloned);
@@ -104,43 +113,15 @@ impl Args {
             env.name(),
             size(cloned.image_bytes)
         ));
+        if let Some(moved) = &cloned.relocated {
+            context.output.note(format!(
+                "  relocated from {} to {}: {}",
+                moved.sources(),
+                quoted(&cloned.prefix.0),
+                moved.describe()
+            ));
+        }
         context.output.note(format!("Use it: envfs activate {new}"));
         Ok(())
     }
-}
-
-/// Warns of files that still contain the prefix of the environment that was cloned.
-fn warn_of_embedded(context: &Context, new: &EnvName, prefix: &Path, embedded: &Embedded) {
-    let mut kinds = Vec::new();
-    if embedded.scripts > 0 {
-        kinds.push(format!("{} in bin", count(embedded.scripts, "script")));
-    }
-    if embedded.texts > 0 {
-        kinds.push(format!(
-            "{} in bin",
-            count(embedded.texts, "other text file")
-        ));
-    }
-    if embedded.pyvenv {
-        kinds.push("pyvenv.cfg".to_owned());
-    }
-    if embedded.conda_packages > 0 {
-        kinds.push(format!(
-            "files of {}",
-            count(embedded.conda_packages, "conda package")
-        ));
-    }
-    context.output.warn(format!(
-        "{new} contains the prefix {} in: {}",
-        quoted(prefix),
-        kinds.join(", ")
-    ));
-    let advice = match embedded.conda_packages {
-        0 => "start Python programs as python -m NAME, or reinstall their packages",
-        _ => "programs that need their own path use that environment",
-    };
-    context.output.note(format!(
-        "  These are not rewritten: {advice}. For a copy without them, install anew: envfs create \
-         NAME -- INSTALLER {{prefix}}"
-    ));
 }

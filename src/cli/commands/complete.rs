@@ -208,7 +208,7 @@ fn positionals(command: &str) -> &'static [Word] {
         "rollback" | "show" => &[Word::Name, Word::Revision, Word::New],
         "tag" => &[Word::Name, Word::Tag, Word::Revision, Word::New],
         "run" => &[Word::Name, Word::Program, Word::File],
-        "export" => &[Word::Name, Word::File],
+        "export" | "relocate" => &[Word::Name, Word::File],
         "import" => &[Word::File, Word::New],
         _ => &[Word::New],
     }

@@ -15,6 +15,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::in_place;
 use crate::cli::output::{self, size};
+use crate::cli::relocation;
 use crate::daemon::failure::Kind;
 use crate::environment::{EnvName, InPlace};
 use crate::shell::render::word;
@@ -29,9 +30,14 @@ use crate::sys::text::{Text, quoted};
 /// converted to an image. A SquashFS image (of mksquashfs, conda-pack or envfs) is copied
 /// unchanged, also from inside an AppImage or a SIF container.
 ///
-/// Conda and Python environments contain their own path in their files. With --in-place the new
-/// environment takes the place of the directory, which is renamed to DIR.envfs-backup, so nothing
-/// in it has to be rewritten. Shells, package managers and IDEs find everything at the same path.
+/// Conda and Python environments contain their own path in their files, which is replaced by the
+/// path where the new environment will be mounted, as conda does when it installs packages (also in
+/// archives of conda-pack, which then need no conda-unpack). If a file has no space for that path,
+/// the import fails; --force leaves such files as they are, and --no-relocate all.
+///
+/// With --in-place the new environment takes the place of the directory, which is renamed to
+/// DIR.envfs-backup, so nothing in it has to be rewritten. Shells, package managers and IDEs find
+/// everything at the same path.
 /// When all works, --finish deletes the backup; --undo puts it back and removes the environment.
 /// NAME is then optional: it is the name of the directory, or of the project that a .venv, a
 /// node_modules or a pixi environment belongs to.
@@ -67,8 +73,12 @@ pub struct Args {
     /// Put the backup back and remove the environment. Fails if the environment was changed.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "in_place", "lazy"])]
     undo: Option<String>,
-    /// With --undo, drop the changes of the environment; with --finish, those of the backup.
-    #[arg(long, conflicts_with = "source")]
+    /// Leave files as they are that contain the path of the source. See envfs relocate.
+    #[arg(long, conflicts_with_all = ["in_place", "finish", "undo"])]
+    no_relocate: bool,
+    /// Import although some files have no space for the new path. With --undo, drop the changes of
+    /// the environment; with --finish, those of the backup.
+    #[arg(long, conflicts_with_all = ["in_place", "no_relocate"])]
     force: bool,
     /// With --in-place or --finish, go on although processes use the directory. They keep using it
     /// instead of the environment.
@@ -209,6 +219,7 @@ impl Args {
             exclude: self.exclude.exclude.clone(),
             offset: self.offset,
             first: self.used_first(context)?,
+            relocate: relocation::force(self.no_relocate, self.force),
             ..self.options.to_new_options()
         };
         let output = &context.output;
@@ -217,11 +228,21 @@ impl Args {
         for note in &imported.notes {
             context.output.warn(note);
         }
+        if let Some(moved) = &imported.relocated {
+            moved.warn(output);
+        }
         if self.json {
             return context.output.json(&imported);
         }
         print_packed(context, &imported);
-        if let Some((count, path)) = foreign
+        if let Some(moved) = &imported.relocated {
+            output.note(format!(
+                "  relocated from {} to {}: {}",
+                moved.sources(),
+                quoted(&imported.prefix.0),
+                moved.describe()
+            ));
+        } else if let Some((count, path)) = foreign
             && path != imported.prefix.as_path()
         {
             let is_there = fs::canonicalize(source).is_ok_and(|source| source == path);

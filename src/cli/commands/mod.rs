@@ -27,6 +27,7 @@ pub(super) mod log;
 pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod paths;
+pub(super) mod relocate;
 pub(super) mod remove;
 pub(super) mod rename;
 pub(super) mod rollback;
@@ -95,6 +96,8 @@ pub enum Command {
     #[allow(missing_docs)]
     Rename(rename::Args),
     #[allow(missing_docs)]
+    Relocate(relocate::Args),
+    #[allow(missing_docs)]
     Export(export::Args),
     #[allow(missing_docs)]
     Verify(verify::Args),
@@ -153,6 +156,7 @@ impl Command {
             Command::Gc(args) => args.run(context),
             Command::Remove(args) => args.run(context),
             Command::Rename(args) => args.run(context),
+            Command::Relocate(args) => args.run(context),
             Command::Export(args) => args.run(context),
             Command::Verify(args) => args.run(context),
             Command::Doctor(args) => args.run(context),

@@ -16,6 +16,7 @@ fn commit(db: &StateDb, inos: impl IntoIterator<Item = u64>) -> RevisionId {
         parent: db.current_revision().unwrap().unwrap().id,
         image: new_image(db, inos),
         replaces: db.stack().unwrap()[1..].iter().map(|l| l.id).collect(),
+        prefix: None,
         revision: new_revision("commit"),
         place: CommitPlace::Next,
     })
@@ -123,6 +124,7 @@ fn a_commit_replaces_frozen_layers_and_image_by_the_new_image() {
             parent: begun.revision,
             image: new_image(&db, [1, 2, 3, 9]),
             replaces,
+            prefix: None,
             revision: new_revision("second"),
             place: CommitPlace::Next,
         })
@@ -180,6 +182,7 @@ fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
             parent: begun.revision,
             image: next.clone(),
             replaces: replaces.clone(),
+            prefix: None,
             revision: new_revision("no"),
             place: CommitPlace::Next,
         });
@@ -192,6 +195,7 @@ fn a_commit_that_does_not_fit_the_stack_changes_nothing() {
         parent: RevisionId(7),
         image: next,
         replaces: vec![frozen.id, older.id, image.id],
+        prefix: None,
         revision: new_revision("no"),
         place: CommitPlace::Next,
     });

@@ -132,41 +132,54 @@ fn clone_supports_amended_revisions() {
 }
 
 #[test]
-fn files_that_contain_the_old_prefix_are_named() {
+fn a_clone_of_a_virtual_environment_has_its_own_prefix() {
     if !has("python3") {
         return;
     }
-    let Some(env) = TestEnv::new() else { return };
-    env.envfs(&["create", "v", "--", "python3", "-m", "venv", "{prefix}"])
-        .ok();
-    let done = env.envfs(&["clone", "v", "w"]).ok();
-    let prefix = env.prefix("v");
-    for word in [
-        prefix.to_str().unwrap(),
-        "scripts in bin",
-        "other text files in bin",
-        "python -m",
-    ] {
-        assert!(done.err.contains(word), "{word}: {done}");
+    for env in TestEnv::of_all_users() {
+        env.envfs(&["create", "v", "--", "python3", "-m", "venv", "{prefix}"])
+            .ok();
+        let (old, new) = (env.prefix("v"), env.prefix("w"));
+        let done = env.envfs(&["clone", "--json", "v", "w"]).ok().json();
+        assert_eq!(done["sharing"], "hard-link", "{done}");
+        assert_eq!(
+            done["relocated"]["from"][0],
+            old.to_str().unwrap(),
+            "{done}"
+        );
+        let log = env.envfs(&["log", "--json", "w"]).ok().json();
+        assert_eq!(log.as_array().unwrap().len(), 2, "{log}");
+        assert_eq!(env.mount("w"), new);
+        let pip = env
+            .sh(&format!("'{}/bin/pip' --version", new.display()))
+            .ok();
+        assert!(pip.out.contains(new.to_str().unwrap()), "{pip}");
+        let script = format!(
+            "grep -rlF --exclude='*.pyc' '{}' '{}' || true",
+            old.display(),
+            new.display()
+        );
+        assert_eq!(env.sh(&script).ok().out, "");
+        // The first revision is that of the source.
+        env.envfs(&["unmount", "w"]).ok();
+        env.envfs(&["rollback", "-y", "w", "1"]).ok();
+        env.mount("w");
+        env.mount("v");
+        assert_eq!(tree::digest(&env, &old), tree::digest(&env, &new));
+        env.verify("w");
+        env.envfs(&["clone", "--no-relocate", "v", "x"]).ok();
+        assert_eq!(env.count(&["log", "x"]), 1);
     }
-    // Which works, and is the clone's.
-    let words = ["run", "w", "--", "python", "-m", "pip", "--version"];
-    let done = env.envfs(&words).ok();
-    assert!(
-        done.out.contains(env.prefix("w").to_str().unwrap()),
-        "{done}"
-    );
-    // A tree without a prefix in it is cloned without a word.
-    env.import_sample("e");
-    let done = env.envfs(&["clone", "e", "c"]).ok();
-    assert!(!done.err.contains("warning"), "{done}");
-    // As conda makes them.
-    let source = env.work().join("conda");
-    env.write(&source.join("conda-meta/x-1-0.json"), "{}");
-    env.envfs(&["import", source.to_str().unwrap(), "conda"])
-        .ok();
-    let done = env.envfs(&["clone", "conda", "conda2"]).ok();
-    assert!(done.err.contains("files of 1 conda package"), "{done}");
+    // A tree that is no environment is cloned as it is.
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.import_sample("e");
+    let own = env.prefix("e");
+    drop(source);
+    let at = env.mount("e");
+    fs::write(at.join("lib/notes"), own.to_str().unwrap()).unwrap();
+    env.envfs(&["commit", "e"]).ok();
+    let done = env.envfs(&["clone", "--json", "e", "c"]).ok().json();
+    assert!(done["relocated"].is_null(), "{done}");
 }
 
 #[test]

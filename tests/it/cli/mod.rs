@@ -35,6 +35,7 @@ mod paths;
 mod quoting;
 mod read_only_store;
 mod reinstall;
+mod relocate;
 mod run;
 mod sessions;
 mod snapshots;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod in_place;
+mod relocate;
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +34,8 @@ fn every_fault_point_belongs_to_a_tested_operation() {
     for point in envfs::fault::POINTS {
         let operation = point.split('.').next().unwrap();
         let tested = [
-            "import", "in-place", "undo", "finish", "clone", "commit", "discard", "rollback",
+            "import", "in-place", "undo", "finish", "clone", "relocate", "commit", "discard",
+            "rollback",
         ];
         assert!(tested.contains(&operation), "{point}");
     }

@@ -42,6 +42,7 @@ fn import_options() -> ImportOptions {
     ImportOptions {
         first: Vec::new(),
         offset: None,
+        relocate: envfs::commit::Relocate::No,
         prefix: PathBuf::from("/nowhere"),
         message: "import".to_owned(),
         settings: Settings::from_config(&config()),
