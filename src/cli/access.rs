@@ -59,6 +59,7 @@ impl Command {
             | Command::Daemon(_) => Access::Write,
             Command::Remove(_) => Access::Release,
             Command::List(_)
+            | Command::Ps(_)
             | Command::Status(_)
             | Command::Diff(_)
             | Command::Paths(_)

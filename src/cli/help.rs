@@ -17,7 +17,10 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "reactivate",
         ],
     ),
-    ("work in it", &["run", "mount", "unmount", "list", "paths"]),
+    (
+        "work in it",
+        &["run", "mount", "unmount", "list", "ps", "paths"],
+    ),
     (
         "see and save changes",
         &["status", "diff", "commit", "discard"],
@@ -51,8 +54,8 @@ const FOREIGN: [(&str, &str); 5] = [
         "edit config.toml in the store; envfs paths NAME prints its path",
     ),
     (
-        "ps",
-        "envfs status NAME lists the processes that use an environment",
+        "top",
+        "envfs ps NAME lists the processes that use an environment",
     ),
     (
         "install",

@@ -10,7 +10,7 @@ use super::error::{CommandError, Result};
 use super::{conda_list, place};
 use crate::daemon::failure::Kind;
 use crate::daemon::session::{self, Begun, Wanted};
-use crate::environment::{EnvLock, SessionKind, WhenBusy, refuse_replaceable_except};
+use crate::environment::{Age, EnvLock, SessionKind, WhenBusy, refuse_replaceable_except};
 use crate::sys::mount::Rights;
 use crate::sys::text::quoted;
 
@@ -201,6 +201,7 @@ pub(super) fn begin(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Res
         upper_base: args.upper_base()?,
         rights: request.rights,
         ends_with: request.ends_with,
+        idle: env.store.config()?.session.idle.map(Age::duration),
     };
     if let Some(parent) = wanted.mount_point.parent() {
         refuse_replaceable_except(parent, env.store.layout().root())?;

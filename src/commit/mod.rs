@@ -64,8 +64,8 @@ use error::Context;
 use import::TreeSize;
 use job::{Built, Job};
 
-pub use clone::{CloneOptions, Cloned, Sharing, clone};
 pub use crate::state::CommitPlace;
+pub use clone::{CloneOptions, Cloned, Sharing, clone};
 pub use compare::{OpenRevision, difference, difference_since};
 pub use error::{CommitError, Result};
 pub use export::export_without;

@@ -349,8 +349,12 @@ impl Open {
             filesystem.sync_each_change();
         }
         let notices = filesystem.notices();
+        let counters = filesystem.counters();
         let session = Session::start(filesystem, &request)?;
         notices.connect(session.invalidator());
+        if let Some(spec) = &what.session {
+            spec.end_when_idle(what, &session, counters);
+        }
         Ok(session)
     }
 

@@ -218,7 +218,7 @@ fn flush(mount_point: &Path) {
 }
 
 /// Fails if another file system is mounted on top, which an unmount would remove instead.
-fn refuse_covered(mount_point: &Path, source: &str) -> Result<(), Failure> {
+pub(super) fn refuse_covered(mount_point: &Path, source: &str) -> Result<(), Failure> {
     let covering = mountinfo::covering(mount_point, source)
         .map_err(|error| Failure::io("cannot read the mount table", &error))?;
     match covering {

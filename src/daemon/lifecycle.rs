@@ -438,6 +438,8 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio, slow: &dyn Fn()) -> Result<La
         // The daemon must not load libraries of an environment.
         .env_remove("LD_LIBRARY_PATH")
         .env_remove("LD_PRELOAD")
+        // Or it would count as a process that uses the environment.
+        .env_remove("ENVFS_PREFIX")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)

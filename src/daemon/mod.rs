@@ -2,6 +2,7 @@
 //!
 //! - [`lifecycle`]: mounts and unmounts an environment, and replaces dead mounts
 //! - [`host`]: startup and shutdown of the daemon
+//! - [`idle`]: the end of mounts that are not used
 //! - [`protocol`]: the messages, one JSON object per line
 //! - [`direct`]: mounts without a store: images, and a directory for changes
 //! - [`session`]: mounts of a committed revision, beside the writable mount
@@ -24,6 +25,7 @@ pub(crate) mod client;
 pub(crate) mod direct;
 pub(crate) mod failure;
 pub(crate) mod host;
+pub(crate) mod idle;
 pub(crate) mod lifecycle;
 pub(crate) mod log;
 mod profile;

@@ -99,6 +99,14 @@ impl RuntimeDir {
         }
     }
 
+    /// Returns the directory of the notes of shells in which an environment is active.
+    pub fn shells(&self) -> Option<PathBuf> {
+        match self {
+            RuntimeDir::Shared(path) => Some(path.join("shells")),
+            RuntimeDir::Private => None,
+        }
+    }
+
     /// Takes the lock under which commands start or stop the daemon of this environment, waiting
     /// for other commands. If there is no shared directory, locks the `home` of the environment.
     pub fn lock(&self, id: &str, home: &Path) -> Result<StartLock, Failure> {

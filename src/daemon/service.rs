@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use super::failure::{Failure, Kind};
 use super::host::Mounted;
+use super::idle::Idle;
 use super::profile::Recording;
 use super::protocol::{
     Discarded, RollbackOptions, Selection, ServedHome, Service, Since, Status, TagOptions,
 };
+use super::runtime::RuntimeDir;
 use crate::commit::{self, CommitError, CommitOptions, Committed, RolledBack, Workspace};
 use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
@@ -18,6 +20,7 @@ use crate::fuse::{Counters, EnvFs, Owners, invalidate};
 use crate::progress::Progress;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount::{self, MountRequest, Rights};
+use crate::sys::mountinfo;
 use crate::sys::text::Text;
 use crate::sys::walk;
 use crate::union::{self, Change, Difference, DiscardMode, Reconciled, Summary};
@@ -246,6 +249,17 @@ pub(crate) fn mount_environment(
     let workspace = local.workspace();
     let profile = (config.profile == ProfileUse::On)
         .then(|| Recording::start(workspace.env().layout().profile(), workspace.union()));
+    if let Some(age) = config.session.idle {
+        let idle = Idle {
+            limit: age.duration(),
+            mount_point: request.mount_point.clone(),
+            source: mountinfo::source(&request.id),
+            counters: counters.clone(),
+            stop_handle: session.stop_handle(),
+            runtime: RuntimeDir::open(),
+        };
+        idle.watch();
+    }
     let active = ActiveMount {
         invalidator: session.invalidator(),
         mount_point: request.mount_point,

@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::direct::{self, DirectMount};
 use super::failure::{Failure, Kind};
 use super::host;
+use super::idle::Idle;
 use super::lifecycle::{self, StartReport, Target, detach, prepare_prefix};
 use super::protocol::Unmounted;
 use super::runtime::RuntimeDir;
@@ -25,7 +27,8 @@ use crate::environment::{
     EnvLock, HEARTBEAT, HostProcess, Layout, NotedSession, SessionKind, SessionNote, SessionNotes,
     WrittenNote,
 };
-use crate::fuse::session::StopHandle;
+use crate::fuse::Counters;
+use crate::fuse::session::{Session, StopHandle};
 use crate::object::Timestamp;
 use crate::sys::mount::{MountFlags, Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
@@ -153,6 +156,8 @@ pub(crate) struct Wanted {
     pub rights: Rights,
     /// The process with which the session ends, unless it is unmounted before.
     pub ends_with: Option<u32>,
+    /// How long it may be unused before it ends.
+    pub idle: Option<Duration>,
 }
 
 impl Wanted {
@@ -342,6 +347,7 @@ pub(crate) fn direct_mount(
             image: file.to_string_lossy().into_owned(),
             notes: notes.map(Text::from).collect(),
             ends_with: wanted.ends_with,
+            idle_seconds: wanted.idle.map(|idle| idle.as_secs()),
         }),
     })
 }
@@ -476,9 +482,33 @@ pub(crate) struct SessionSpec {
     /// The process with which it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_with: Option<u32>,
+    /// How long it may be unused before it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u64>,
 }
 
 impl SessionSpec {
+    /// Ends the session when it is not used, if that is wanted.
+    pub(super) fn end_when_idle(
+        &self,
+        what: &DirectMount,
+        session: &Session,
+        counters: Arc<Counters>,
+    ) {
+        let Some(seconds) = self.idle_seconds else {
+            return;
+        };
+        let idle = Idle {
+            limit: Duration::from_secs(seconds),
+            mount_point: what.mount_point.as_path().to_path_buf(),
+            source: what.source.clone(),
+            counters,
+            stop_handle: session.stop_handle(),
+            runtime: RuntimeDir::open(),
+        };
+        idle.watch();
+    }
+
     fn note(&self, what: &DirectMount) -> SessionNote {
         SessionNote {
             kind: self.kind,

@@ -150,6 +150,12 @@ pub(crate) struct Latency {
 }
 
 impl Counters {
+    /// Returns the number of all requests.
+    pub(crate) fn requests(&self) -> u64 {
+        let buckets = self.histograms.iter().flat_map(|one| &one.buckets);
+        buckets.map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+    }
+
     fn record(&self, op: Op, time: Duration) {
         let histogram = &self.histograms[op as usize];
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -352,6 +352,22 @@ pub fn command_line(pid: u32) -> Vec<OsString> {
         .filter(|word| !word.is_empty())
         .map(|word| OsString::from_vec(word.to_vec()))
         .collect()
+}
+
+/// Returns whether a process, other than this one, was started with this value of a variable.
+/// Variables of other users' processes are visible to root only.
+pub fn any_with_variable(name: &str, value: &OsStr) -> bool {
+    let wanted = [name.as_bytes(), b"=", value.as_bytes()].concat();
+    let own = std::process::id();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.any(|pid| {
+        let text = match pid == own {
+            true => Vec::new(),
+            false => std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default(),
+        };
+        text.split(|&byte| byte == 0).any(|one| one == wanted)
+    })
 }
 
 #[cfg(test)]

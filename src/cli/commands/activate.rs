@@ -16,7 +16,10 @@ use nix::unistd::AccessFlags;
 use crate::cli::access::Access;
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
+use crate::cli::place;
 use crate::cli::session::{self, Entered, SessionArgs};
+use crate::daemon::idle::{self, ShellChange};
+use crate::daemon::runtime::RuntimeDir;
 use crate::environment::Prompt;
 use crate::shell::facts::PrefixFacts;
 use crate::shell::plan::{self, Nesting, Settings, Variables};
@@ -112,11 +115,11 @@ impl ActivateArgs {
     /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
         let shell = choose(self.shell, "activate", self.name.as_deref())?;
-        context.output.raw(&self.script(context, shell)?)
+        context.output.raw(&self.script(context, shell, None)?)
     }
 
     /// Mounts the environment and returns the text for the shell to evaluate.
-    pub fn script(&self, context: &Context, shell: Shell) -> Result<Vec<u8>> {
+    pub fn script(&self, context: &Context, shell: Shell, pid: Option<u32>) -> Result<Vec<u8>> {
         let nesting = if self.stack {
             Nesting::Stack
         } else {
@@ -124,6 +127,7 @@ impl ActivateArgs {
         };
         let entered = session::enter(context, self.name.as_deref(), &self.session, None)?;
         let script = prepare(&entered, nesting, &variables(), PromptChange::Configured)?;
+        note_shell(&entered, pid, nesting)?;
         Ok(render(&script, shell))
     }
 }
@@ -132,15 +136,16 @@ impl DeactivateArgs {
     /// Prints the script, or explains what is missing.
     pub fn run(&self, context: &Context) -> Result<()> {
         let shell = choose(self.shell, "deactivate", None)?;
-        context.output.raw(&self.script(context, shell)?)
+        context.output.raw(&self.script(context, shell, None)?)
     }
 
     /// Returns the text for the shell to evaluate. Needs neither the mount nor the store.
-    pub fn script(&self, context: &Context, shell: Shell) -> Result<Vec<u8>> {
+    pub fn script(&self, context: &Context, shell: Shell, pid: Option<u32>) -> Result<Vec<u8>> {
         let variables = variables();
         if plan::active(&variables).is_none() {
             context.output.note("no environment is active");
         }
+        leave_shell(pid);
         Ok(render(&plan::deactivate(&variables), shell))
     }
 }
@@ -231,6 +236,37 @@ fn enter(prefix: &Path) -> Result<()> {
             _ => failed,
         }
     })
+}
+
+/// Notes that the environment is active in the calling shell, if mounts end when they are idle.
+/// Without a number, the shell is the parent of this process.
+fn note_shell(entered: &Entered, pid: Option<u32>, nesting: Nesting) -> Result<()> {
+    let env = &entered.env;
+    let Some(pid) = pid.or_else(process::parent_id) else {
+        return Ok(());
+    };
+    if env.store.config()?.session.idle.is_none() {
+        return Ok(());
+    }
+    let prefix = place::resolve(&env.target.prefix)?;
+    let change = match nesting {
+        Nesting::Replace => ShellChange::Replace(&prefix),
+        Nesting::Stack => ShellChange::Stack(&prefix),
+    };
+    if let Err(error) = idle::note_shell(&env.runtime, pid, change) {
+        tracing::warn!(%error, "cannot note that the environment is active in this shell");
+    }
+    Ok(())
+}
+
+/// Removes the note of [`note_shell`].
+fn leave_shell(pid: Option<u32>) {
+    let Some(pid) = pid.or_else(process::parent_id) else {
+        return;
+    };
+    if let Err(error) = idle::note_shell(&RuntimeDir::open(), pid, ShellChange::Leave) {
+        tracing::warn!(%error, "cannot remove the note of this shell");
+    }
 }
 
 /// Returns the variables of this process, which are those exported by the shell.

@@ -202,7 +202,7 @@ enum Word {
 /// Returns what the positional arguments of a command are; the last one repeats.
 fn positionals(command: &str) -> &'static [Word] {
     match command {
-        "activate" | "mount" | "unmount" | "status" | "paths" | "commit" | "log" | "gc"
+        "activate" | "mount" | "unmount" | "ps" | "status" | "paths" | "commit" | "log" | "gc"
         | "remove" | "verify" | "stats" | "rename" | "clone" => &[Word::Name, Word::New],
         "diff" | "discard" => &[Word::Name, Word::Changed],
         "rollback" | "show" => &[Word::Name, Word::Revision, Word::New],

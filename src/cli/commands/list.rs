@@ -4,11 +4,13 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use crate::cli::backend;
-use crate::cli::context::{Context, active_name};
+use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::Result;
 use crate::cli::in_place::{self, Backup};
 use crate::cli::output::{size, table};
+use crate::cli::place;
 use crate::daemon::lifecycle::State;
+use crate::daemon::session;
 use crate::sys::text::{Text, quoted};
 
 /// List environments with their state, revision and sizes.
@@ -26,9 +28,9 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// `mounted`, `unmounted`, `dead` (its daemon was killed), `unreachable` (its daemon does not
-    /// respond or its socket no longer exists), `elsewhere`, `copy` (of one that is mounted from
-    /// another store) or `damaged`.
+    /// `mounted`, `unmounted`, `read-only` or `ephemeral` (a session is at the prefix), `dead` (its
+    /// daemon was killed), `unreachable` (its daemon does not respond or its socket no longer
+    /// exists), `elsewhere`, `copy` (of one that is mounted from another store) or `damaged`.
     state: &'static str,
     active: bool,
     revision: Option<i64>,
@@ -130,6 +132,7 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
         }
     };
     row.state = match env.state() {
+        Ok(State::Unmounted) => of_session(&env).unwrap_or("unmounted"),
         Ok(state) => describe(&state),
         Err(error) => {
             row.problem = Some(error.message);
@@ -152,6 +155,17 @@ fn row(context: &Context, name: &str, active: bool) -> Row {
         Err(error) => row.problem = Some(error.message),
     }
     row
+}
+
+/// Returns the kind of the session at the prefix in one word.
+fn of_session(env: &Env) -> Option<&'static str> {
+    let prefix = place::resolve(&env.target.prefix).ok()?;
+    let found = session::at(&prefix).ok()??;
+    let is_ours = found.source.environment == env.target.id;
+    is_ours.then(|| match found.entry.is_dead() {
+        true => "dead",
+        false => found.source.kind.word(),
+    })
 }
 
 /// Returns the state of a mount in one word.

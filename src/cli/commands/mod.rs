@@ -27,6 +27,7 @@ pub(super) mod log;
 pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod paths;
+pub(super) mod ps;
 pub(super) mod relocate;
 pub(super) mod remove;
 pub(super) mod rename;
@@ -67,6 +68,8 @@ pub enum Command {
     #[command(visible_alias = "ls")]
     #[allow(missing_docs)]
     List(list::Args),
+    #[allow(missing_docs)]
+    Ps(ps::Args),
     #[allow(missing_docs)]
     Status(status::Args),
     #[allow(missing_docs)]
@@ -143,6 +146,7 @@ impl Command {
             Command::Mount(args) => args.run(context),
             Command::Unmount(args) => args.run(context),
             Command::List(args) => args.run(context),
+            Command::Ps(args) => args.run(context),
             Command::Status(args) => args.run(context),
             Command::Diff(args) => args.run(context),
             Command::Paths(args) => args.run(context),

@@ -42,8 +42,8 @@ impl Args {
             }
         })?;
         let text = match &cli.command {
-            Command::Activate(args) => args.script(context, shell)?,
-            Command::Deactivate(args) => args.script(context, shell)?,
+            Command::Activate(args) => args.script(context, shell, Some(self.pid))?,
+            Command::Deactivate(args) => args.script(context, shell, Some(self.pid))?,
             Command::Reactivate(args) => args.script(context, shell)?,
             _ => {
                 return Err(CommandError::usage(

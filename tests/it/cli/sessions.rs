@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
@@ -118,6 +119,8 @@ fn a_session_at_the_prefix_is_not_the_writable_mount() {
         .fails(4, &["read-only session of e@1", "envfs unmount"]);
     let status = env.envfs(&["status", "--json", "e"]).ok().json();
     assert!(status["daemon_pid"].is_null(), "{status}");
+    let listed = env.envfs(&["list", "--json"]).ok().json();
+    assert_eq!(listed[0]["state"], "read-only", "{listed}");
     env.envfs(&["commit", "-q", "e"]).ok();
     assert!(
         !prefix.join("new").exists(),
@@ -458,6 +461,127 @@ fn run_and_activate_use_revisions() {
             "two\n"
         );
     }
+}
+
+#[test]
+fn ps_shows_where_an_environment_is_in_use() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    env.import_sample("unused");
+    let none = env.envfs(&["ps"]).ok();
+    assert!(none.err.contains("no environment is in use"), "{none}");
+    let prefix = env.mount("e");
+    fs::write(prefix.join("new"), "x".repeat(5000)).unwrap();
+    let at = env.work().join("at");
+    let word = at.to_str().unwrap();
+    env.envfs(&["mount", "--ephemeral", "e@1", word]).ok();
+    fs::write(at.join("new"), "x".repeat(7000)).unwrap();
+    let mut inside = env
+        .command("sleep")
+        .arg("60")
+        .current_dir(&at)
+        .spawn()
+        .unwrap();
+    let there = elsewhere(&env, "envfs mount --read-only e \"$PWD/there\"");
+    if let Some(command) = there {
+        run(command).ok();
+    }
+    let rows = env.envfs(&["ps", "--json"]).ok().json();
+    let rows = rows.as_array().unwrap();
+    let of = |kind: &str| rows.iter().find(|row| row["kind"] == kind);
+    let writable = of("writable").unwrap();
+    assert_eq!(writable["mount_point"], prefix.to_str().unwrap());
+    assert_eq!(writable["pid"], env.daemon("e").as_raw());
+    assert!(
+        writable["changed_bytes"].as_u64().unwrap() >= 5000,
+        "{writable}"
+    );
+    let ephemeral = of("ephemeral").unwrap();
+    assert_eq!(ephemeral["revision"], 1);
+    assert_eq!(ephemeral["pid"], daemon_at(&env, &at).as_raw());
+    assert_eq!(ephemeral["changed_bytes"], 7000);
+    let users = ephemeral["processes"].as_array().unwrap();
+    assert_eq!(users.len(), 1, "{ephemeral}");
+    assert_eq!(users[0]["pid"], inside.id());
+    if User::current().is_root() {
+        let there = of("read-only").unwrap();
+        assert_eq!(there["host"], "elsewhere");
+        assert_eq!(rows.len(), 3);
+    }
+    let shown = env.envfs(&["ps", "e"]).ok().out;
+    for words in ["e@1", "ephemeral", "6.84 KiB", word, "sleep (pid"] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    let daemon = daemon_at(&env, &at);
+    kill(daemon, Signal::SIGKILL).unwrap();
+    wait_for("the end of the daemon", || !is_alive(daemon));
+    let shown = env.envfs(&["ps", "e"]).ok().out;
+    assert!(shown.contains("ephemeral, dead"), "{shown}");
+    env.envfs(&["unmount", word]).ok();
+    let shown = env.envfs(&["ps", "e"]).ok().out;
+    assert!(!shown.contains("ephemeral"), "{shown}");
+    end_elsewhere(&env);
+}
+
+#[test]
+fn an_idle_mount_is_unmounted_but_not_under_a_process_or_a_shell() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    fs::write(env.store().join("config.toml"), "session.idle = '1s'\n").unwrap();
+    let prefix = env.prefix("e");
+    let at = env.work().join("at");
+    let word = at.to_str().unwrap();
+    let ended = || mounts_below(env.root()).is_empty();
+    // Nothing uses them.
+    env.mount("e");
+    fs::write(prefix.join("new"), "kept").unwrap();
+    env.envfs(&["mount", "--ephemeral", "e", word]).ok();
+    wait_for("the end of both", ended);
+    wait_for("the end of the daemon", || env.daemons().is_empty());
+    assert_eq!(
+        names(&env.root().join("run/envfs/sessions")),
+        Vec::<PathBuf>::new()
+    );
+    // A process with its directory inside, one that was started in the environment, and a shell in
+    // which it is active: none of them sends a request.
+    let wait = "read end || exit 0";
+    let activated = format!("eval \"$(envfs activate --shell posix e)\"; echo ready; {wait}");
+    let inside = format!("cd '{word}'; echo ready; {wait}");
+    for (mount, program, script) in [
+        (
+            &["mount", "--read-only", "e", word][..],
+            "sh",
+            inside.as_str(),
+        ),
+        (&["mount", "e"], "sh", &activated),
+        (&["mount", "e"], "envfs", "echo ready; read end || exit 0"),
+    ] {
+        env.envfs(mount).ok();
+        let mut command = match program {
+            "envfs" => env.envfs_command(&["run", "e", "sh", "-c", script]),
+            _ => env.command("sh"),
+        };
+        if program == "sh" {
+            command.args(["-ec", script]);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "{script}");
+        // Several times the limit; a slow machine only makes the wait longer.
+        std::thread::sleep(Duration::from_secs(4));
+        assert_eq!(mounts_below(env.root()).len(), 1, "{script}");
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+        wait_for("the end of the mount", ended);
+    }
+    fs::remove_file(env.store().join("config.toml")).unwrap();
+    env.mount("e");
+    assert_eq!(fs::read(prefix.join("new")).unwrap(), b"kept");
 }
 
 #[test]
