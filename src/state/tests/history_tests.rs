@@ -439,6 +439,7 @@ fn the_first_commit_may_replace_the_revision_of_an_empty_environment() {
             replaces: db.stack().unwrap()[1..].iter().map(|l| l.id).collect(),
             revision: new_revision(message),
             place,
+            prefix: None,
         })
         .unwrap()
     };
