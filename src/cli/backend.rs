@@ -15,7 +15,8 @@ use super::relocation::{self, Moved};
 use crate::commit::{self, Force, Relocate};
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
-use crate::daemon::lifecycle::StartReport;
+use crate::daemon::lifecycle::{StartReport, Target};
+use crate::daemon::private::PrivateSpec;
 use crate::daemon::protocol::{Service, TagOptions};
 use crate::daemon::service::{self, LOCK_TIMEOUT, LOST, Local, mount_environment};
 use crate::daemon::{lifecycle, log};
@@ -156,10 +157,18 @@ pub(super) fn warn(text: String) {
     Output::new(ColorChoice::Auto, Verbosity::Quiet).warn(text);
 }
 
-/// Opens and mounts an environment. Called in its daemon.
-pub(super) fn mount(environment: &Environment, rights: Rights) -> Result<Mounted, Failure> {
-    let config = environment.store().config()?;
-    mount_environment(environment.clone(), &config, rights)
+/// Opens and mounts an environment, privately if that is described. Called in its daemon.
+pub(super) fn mount(
+    env: &Env,
+    rights: Rights,
+    private: Option<&PrivateSpec>,
+) -> Result<Mounted, Failure> {
+    let Target { prefix, id, .. } = &env.target;
+    let request = || service::mount_request(prefix.clone(), id.clone(), rights);
+    // Before anything is opened: there must be no thread yet.
+    let private = private.map(|spec| spec.mount(&request())).transpose()?;
+    let config = env.environment.store().config()?;
+    mount_environment(env.environment.clone(), &config, rights, private)
 }
 
 /// The options of a new environment.

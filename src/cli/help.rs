@@ -19,7 +19,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ),
     (
         "work in it",
-        &["run", "mount", "unmount", "list", "ps", "paths"],
+        &["run", "shell", "mount", "unmount", "list", "ps", "paths"],
     ),
     (
         "see and save changes",

@@ -15,6 +15,7 @@ mod mount_options;
 mod new_file;
 mod output;
 mod place;
+mod private;
 mod program;
 mod read_only;
 mod relocation;

@@ -183,8 +183,8 @@ pub(super) fn instead(env: &Env, error: CommandError) -> Result<SessionKind> {
     Ok(kind)
 }
 
-/// Mounts a session of an environment, unless it is mounted there already. Returns the mount point.
-pub(super) fn begin(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Result<PathBuf> {
+/// Returns the session that a command needs.
+pub(super) fn wanted(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Result<Wanted> {
     let revision = match (request.revision, &env.facts.revision) {
         (Some(number), _) => number,
         (None, Some(current)) => current.id.0,
@@ -206,6 +206,12 @@ pub(super) fn begin(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Res
     if let Some(parent) = wanted.mount_point.parent() {
         refuse_replaceable_except(parent, env.store.layout().root())?;
     }
+    Ok(wanted)
+}
+
+/// Mounts a session of an environment, unless it is mounted there already. Returns the mount point.
+pub(super) fn begin(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Result<PathBuf> {
+    let wanted = wanted(env, args, request)?;
     if let Some(dead) = session::at(&wanted.mount_point)?.filter(|found| found.entry.is_dead()) {
         backend::warn(format!(
             "detaching {} at {}, whose daemon was killed",

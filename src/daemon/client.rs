@@ -318,7 +318,7 @@ impl Watch {
 
 /// Connects to a Unix socket. A stopped daemon accepts no connections, and once its backlog is
 /// full, `connect` blocks, so it has a time limit.
-fn connect_within(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
+pub(super) fn connect_within(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
     let stream = nix::sys::socket::socket(
         AddressFamily::Unix,

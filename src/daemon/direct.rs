@@ -25,7 +25,7 @@ use super::service::log_reconciled;
 use super::session::{Notes, SessionSpec};
 use crate::commit;
 use crate::environment::{EnvLock, Layout};
-use crate::fuse::session::Session;
+use crate::fuse::session::{Session, SessionError};
 use crate::fuse::{EnvFs, Owners};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
@@ -69,6 +69,16 @@ pub(crate) struct DirectMount {
 /// Starts the daemon of a mount and waits until the mount can be used.
 pub(crate) fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<StartReport, Failure> {
     detach_dead(what.mount_point.as_path(), &what.source)?;
+    start_daemon(what, &[], Stdio::null(), slow)
+}
+
+/// Starts a daemon for a mount with these options of its command line and this standard input.
+pub(super) fn start_daemon(
+    what: &DirectMount,
+    options: &[&OsStr],
+    input: Stdio,
+    slow: &dyn Fn(),
+) -> Result<StartReport, Failure> {
     let mut output = Stdio::null();
     let (mut log_path, mut log_warning) = (None, None);
     if let Some(upper) = &what.upper {
@@ -83,8 +93,10 @@ pub(crate) fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<StartReport, 
         log_path = Some(path);
     }
     let spec = serde_json::to_string(what).map_err(|e| Failure::of(Kind::Internal, &e))?;
-    let words = [OsStr::new("__serve"), OsStr::new(&spec)];
-    let status = match launch(&words, output, slow)? {
+    let mut words = vec![OsStr::new("__serve")];
+    words.extend(options);
+    words.push(OsStr::new(&spec));
+    let status = match launch(&words, input, output, slow)? {
         Launched::Ready(mut report) => {
             report.warnings.extend(log_warning);
             return Ok(report);
@@ -214,17 +226,17 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
 }
 
 /// Open images with their changes, under the lock of the directory for changes.
-struct Open {
+pub(super) struct Open {
     id: String,
     union: Arc<Union>,
     owners: Owners,
     /// The number of changed files whose content was found to be lost on opening.
-    lost: usize,
+    pub(super) lost: usize,
     _lock: Option<EnvLock>,
 }
 
 impl Open {
-    fn new(what: &DirectMount) -> Result<Open, Failure> {
+    pub(super) fn new(what: &DirectMount) -> Result<Open, Failure> {
         let Some(upper) = &what.upper else {
             // Nothing will be written. The directory is needed only until all files are open.
             let scratch = tempfile::Builder::new()
@@ -333,24 +345,24 @@ impl Open {
     }
 
     fn mount(&self, what: &DirectMount) -> Result<Session, Failure> {
-        let request = MountRequest {
-            mount_point: what.mount_point.as_path().to_path_buf(),
-            id: self.id.clone(),
-            allow_other: what.allow_other,
-            rights: what.rights(),
-            options: MountOptions {
-                source: Some(what.source.clone()),
-                subtype: what.subtype.clone(),
-                flags: what.flags,
-            },
-        };
+        self.serve(what, |filesystem| {
+            Session::start(filesystem, &what.request(&self.id))
+        })
+    }
+
+    /// Serves the file system with a function that starts the session.
+    pub(super) fn serve(
+        &self,
+        what: &DirectMount,
+        start: impl FnOnce(EnvFs) -> Result<Session, SessionError>,
+    ) -> Result<Session, Failure> {
         let mut filesystem = EnvFs::new(self.union.clone(), self.owners.clone())?;
         if what.flags.synchronous {
             filesystem.sync_each_change();
         }
         let notices = filesystem.notices();
         let counters = filesystem.counters();
-        let session = Session::start(filesystem, &request)?;
+        let session = start(filesystem)?;
         notices.connect(session.invalidator());
         if let Some(spec) = &what.session {
             spec.end_when_idle(what, &session, counters);
@@ -358,7 +370,7 @@ impl Open {
         Ok(session)
     }
 
-    fn close(&self) -> Result<(), Failure> {
+    pub(super) fn close(&self) -> Result<(), Failure> {
         let closed = self.union.close();
         closed.map_err(|e| Failure::from(commit::CommitError::from(e)))
     }
@@ -532,6 +544,21 @@ fn damaged(path: &Path) -> impl Fn(crate::squashfs::Error) -> Failure {
 }
 
 impl DirectMount {
+    /// Returns the mount to create; `id` names it unless it has a source.
+    pub(super) fn request(&self, id: &str) -> MountRequest {
+        MountRequest {
+            mount_point: self.mount_point.as_path().to_path_buf(),
+            id: id.to_owned(),
+            allow_other: self.allow_other,
+            rights: self.rights(),
+            options: MountOptions {
+                source: Some(self.source.clone()),
+                subtype: self.subtype.clone(),
+                flags: self.flags,
+            },
+        }
+    }
+
     fn rights(&self) -> Rights {
         match self.fakeroot {
             true => Rights::Root,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::failure::{Failure, Kind};
+use super::private::{Inside, Members};
 use super::protocol::{ServedHome, Service, Started, Unmounted};
 use super::runtime::{RuntimeDir, SocketDir};
 use super::server::{Control, Server};
@@ -27,6 +28,8 @@ pub(crate) struct Mounted {
     pub home: ServedHome,
     /// The number of changed files whose content was found to be lost on opening.
     pub lost: usize,
+    /// The inside of the mount, if it is private.
+    pub inside: Option<Inside>,
 }
 
 impl std::fmt::Debug for Mounted {
@@ -50,11 +53,13 @@ pub(crate) fn run(
     let Startup {
         signals,
         warnings,
-        opened: mounted,
+        opened: mut mounted,
     } = start_up(mount)?;
     let mount_point = mounted.session.mount_point().to_path_buf();
+    let inside = mounted.inside.take();
+    let is_private = inside.is_some();
 
-    let served = serve(id, runtime, &mounted, signals).and_then(|running| {
+    let served = serve(id, runtime, &mounted, inside, signals).and_then(|running| {
         // If the command that started the daemon has ended, this fails and the mount is undone.
         report_start(&Started::Ready {
             pid: std::process::id(),
@@ -67,7 +72,8 @@ pub(crate) fn run(
     let running = match served {
         Ok(running) => running,
         Err(failure) => {
-            if let Err(error) = mount::unmount(&mount_point, UnmountMode::Lazy) {
+            // A private mount ends with its namespaces.
+            if !is_private && let Err(error) = mount::unmount(&mount_point, UnmountMode::Lazy) {
                 tracing::warn!(%error, "cannot undo the mount");
             }
             // The command may have ended; the failure is logged in any case.
@@ -133,32 +139,57 @@ pub(super) fn start_up<T>(
     started
 }
 
+/// What runs beside the session. Dropped in this order: the socket is removed before its directory.
+#[derive(Debug)]
+struct Running {
+    _server: super::server::Running,
+    _dir: SocketDir,
+    _members: Option<Members>,
+}
+
 fn serve(
     id: &str,
     runtime: &RuntimeDir,
     mounted: &Mounted,
+    inside: Option<Inside>,
     signals: TerminationSignals,
-) -> Result<(super::server::Running, SocketDir), Failure> {
-    let control = Arc::new(MountControl::new(&mounted.session, id));
+) -> Result<Running, Failure> {
+    let mount_point = mounted.session.mount_point();
+    let stop_handle = mounted.session.stop_handle();
+    let members = inside.map(Members::start).transpose()?;
+    let shared = Arc::new(MountControl::new(&mounted.session, id));
+    let control: Arc<dyn Control> = match &members {
+        Some(members) => Arc::new(members.control(mount_point)?),
+        None => shared.clone(),
+    };
     let dir = runtime.create()?;
     let socket = dir.socket(id);
-    let running = Server::bind(&socket, id, Some(mounted.home.clone()))
-        .and_then(|server| server.start(mounted.service.clone(), control.clone()))
+    let server = Server::bind(&socket, id, Some(mounted.home.clone()))
+        .map(|server| server.private(members.is_some()))
+        .and_then(|server| server.start(mounted.service.clone(), control))
         .map_err(|error| Failure::io(format!("cannot listen at {}", socket.display()), &error))?;
     mounted.service.set_socket(&socket)?;
-    std::thread::Builder::new()
-        .name(String::from("signals"))
-        .spawn(move || {
-            end_on_signal(
-                signals,
-                &control.mount_point,
-                &control.source,
-                &control.stop_handle,
-            );
-        })
-        .map_err(|error| Failure::io("cannot start a thread", &error))?;
-    // Dropped in this order: the socket is removed before its directory.
-    Ok((running, dir))
+    match &members {
+        Some(members) => members.end_on_signals(signals, stop_handle)?,
+        None => {
+            std::thread::Builder::new()
+                .name(String::from("signals"))
+                .spawn(move || {
+                    end_on_signal(
+                        signals,
+                        &shared.mount_point,
+                        &shared.source,
+                        &shared.stop_handle,
+                    );
+                })
+                .map_err(|error| Failure::io("cannot start a thread", &error))?;
+        }
+    }
+    Ok(Running {
+        _server: server,
+        _dir: dir,
+        _members: members,
+    })
 }
 
 /// Unmounts on a signal. Programs that use the mount may finish, unless a second signal arrives.

@@ -1,7 +1,7 @@
 //! Mounts and unmounts environments from commands, and determines the state of a mount.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, ExitStatus, Stdio};
@@ -12,6 +12,7 @@ use super::client::{self, Client, Watch};
 use super::failure::{Failure, Kind};
 use super::host::{busy, covered, holders};
 use super::log;
+use super::private::{PRIVATE, PrivateSpec};
 use super::protocol::{Started, Unmounted};
 use super::runtime::RuntimeDir;
 use super::session;
@@ -241,6 +242,20 @@ fn mounted(
 
 fn elsewhere(target: &Target, client: &Client) -> Failure {
     let pid = client.hello().pid;
+    let name = &target.name;
+    if client.hello().is_private {
+        return Failure::new(
+            Kind::Busy,
+            format!("{name} is in use in another namespace, in a private session (pid {pid})"),
+        )
+        .hint("wait until the programs in it have ended")
+        .hint(format!(
+            "or in the same job or login session, run a command in it: envfs run --private {name} CMD"
+        ))
+        .hint(format!(
+            "or use the committed revision: envfs run --private --read-only {name} CMD"
+        ));
+    }
     Failure::new(
         Kind::Busy,
         format!(
@@ -379,6 +394,58 @@ fn start(
     slow: &dyn Fn(),
 ) -> Result<Client, Failure> {
     session::make_way(&target.prefix)?;
+    let report = start_daemon(target, &[], Stdio::null(), rights, slow)?;
+    let client = connect(runtime, target)?;
+    client
+        .map(|client| client.named(&target.name).started(report))
+        .ok_or_else(|| {
+            Failure::new(
+                Kind::Daemon,
+                "the daemon reported that it was ready, but does not listen at its socket",
+            )
+            .hint(format!("see its log: {}", target.log().display()))
+        })
+}
+
+/// Starts a daemon that mounts privately, and waits until it can be joined. The environment must
+/// not be mounted: if it is, the failure says where.
+pub(crate) fn start_private(
+    target: &Target,
+    runtime: &RuntimeDir,
+    spec: &PrivateSpec,
+    lock: File,
+    slow: &dyn Fn(),
+) -> Result<StartReport, Failure> {
+    let _lock = runtime.lock(&target.id, target.layout.home())?;
+    let deadline = Instant::now() + ENDING_TIMEOUT;
+    loop {
+        match state(runtime, target)? {
+            State::Unmounted => break,
+            State::Dead(mounts) => detach(&mounts)?,
+            State::Elsewhere(_) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            State::Elsewhere(client) => return Err(elsewhere(target, &client)),
+            State::Copy(from) => return Err(copied(target, from.as_deref())),
+            State::Mounted(_) | State::Unreachable => {
+                let message = format!("{} was just mounted by another command", target.name);
+                return Err(Failure::new(Kind::Busy, message).hint("try again"));
+            }
+        }
+    }
+    let word = spec.to_word()?;
+    let options = [OsStr::new(PRIVATE), OsStr::new(&word)];
+    start_daemon(target, &options, Stdio::from(lock), Rights::Own, slow)
+}
+
+/// Starts a daemon with these options of its command line and this standard input.
+fn start_daemon(
+    target: &Target,
+    options: &[&OsStr],
+    input: Stdio,
+    rights: Rights,
+    slow: &dyn Fn(),
+) -> Result<StartReport, Failure> {
     prepare_prefix(&target.prefix)?;
     if fault::is_enabled("start.fails") {
         return Err(Failure::new(Kind::Daemon, "injected fault: start.fails"));
@@ -394,22 +461,14 @@ fn start(
     if rights == Rights::Root {
         words.push(OsStr::new("--fakeroot"));
     }
+    words.extend(options);
     words.extend([OsStr::new("--"), OsStr::new(&target.name)]);
-    let mut report = match launch(&words, Stdio::from(log), slow)? {
+    let mut report = match launch(&words, input, Stdio::from(log), slow)? {
         Launched::Ready(report) => report,
         Launched::Ended(status) => return Err(ended_early(target, status, log_start)),
     };
     report.warnings.extend(log_warning);
-    let client = connect(runtime, target)?;
-    client
-        .map(|client| client.named(&target.name).started(report))
-        .ok_or_else(|| {
-            Failure::new(
-                Kind::Daemon,
-                "the daemon reported that it was ready, but does not listen at its socket",
-            )
-            .hint(format!("see its log: {}", target.log().display()))
-        })
+    Ok(report)
 }
 
 /// The report of a daemon after its start.
@@ -431,8 +490,15 @@ pub(super) enum Launched {
 }
 
 /// Executes this program as a daemon, and waits until it reports that it is ready or has failed.
-/// Calls `slow` once if that takes long.
-pub(super) fn launch(words: &[&OsStr], log: Stdio, slow: &dyn Fn()) -> Result<Launched, Failure> {
+/// Calls `slow` once if that takes long. Standard input may be a lock, which the daemon keeps.
+///
+/// When this returns without a failure of the system, this process has no more threads than before.
+pub(super) fn launch(
+    words: &[&OsStr],
+    input: Stdio,
+    log: Stdio,
+    slow: &dyn Fn(),
+) -> Result<Launched, Failure> {
     let mut child = Command::new(process::own_program())
         .args(words)
         // The daemon must not load libraries of an environment.
@@ -440,7 +506,7 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio, slow: &dyn Fn()) -> Result<La
         .env_remove("LD_PRELOAD")
         // Or it would count as a process that uses the environment.
         .env_remove("ENVFS_PREFIX")
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
@@ -474,7 +540,7 @@ pub(super) fn launch(words: &[&OsStr], log: Stdio, slow: &dyn Fn()) -> Result<La
 /// daemon.
 fn read_report(stdout: ChildStdout, id: u32, slow: &dyn Fn()) -> Result<String, Failure> {
     let (sender, received) = mpsc::channel();
-    std::thread::Builder::new()
+    let reader = std::thread::Builder::new()
         .name(String::from("report"))
         .spawn(move || {
             let mut line = String::new();
@@ -489,6 +555,10 @@ fn read_report(stdout: ChildStdout, id: u32, slow: &dyn Fn()) -> Result<String, 
     loop {
         match received.recv_timeout(Duration::from_secs(1)) {
             Ok(line) => {
+                // The caller may need to be the only thread.
+                if reader.join().is_err() {
+                    tracing::error!("the thread that read the report panicked");
+                }
                 return line
                     .map_err(|error| Failure::io("cannot read the daemon's report", &error));
             }
@@ -561,6 +631,9 @@ pub(crate) fn ensure_unmounted(
             Ok(Some(Unmounted::default()))
         }
         State::Unreachable => unmount_unreachable(target, mode).map(Some),
+        State::Elsewhere(client) if client.hello().is_private => {
+            client.unmount(mode, slow).map(Some)
+        }
         State::Elsewhere(_) if lazy => Ok(None),
         State::Elsewhere(client) => Err(elsewhere(target, &client)),
     }

@@ -6,6 +6,7 @@
 //! - [`protocol`]: the messages, one JSON object per line
 //! - [`direct`]: mounts without a store: images, and a directory for changes
 //! - [`session`]: mounts of a committed revision, beside the writable mount
+//! - [`private`]: mounts in namespaces of their own, which commands enter
 //! - [`server`] and [`client`]: the two ends of the control socket
 //! - [`service`]: the operations on an open environment
 //! - `profile`: records what is read first after a mount, and reads it ahead the next time
@@ -28,6 +29,7 @@ pub(crate) mod host;
 pub(crate) mod idle;
 pub(crate) mod lifecycle;
 pub(crate) mod log;
+pub(crate) mod private;
 mod profile;
 pub(crate) mod protocol;
 pub(crate) mod runtime;

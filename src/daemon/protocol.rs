@@ -39,6 +39,9 @@ pub struct Hello {
     /// The home of that environment, which distinguishes it from a copy with the same id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<ServedHome>,
+    /// Whether it is mounted privately, in namespaces that only some programs are in.
+    #[serde(default)]
+    pub is_private: bool,
 }
 
 /// The home that a daemon serves.

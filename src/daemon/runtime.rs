@@ -159,6 +159,13 @@ impl SocketDir {
     pub fn socket(&self, id: &str) -> PathBuf {
         socket(&self.path, id)
     }
+
+    /// Returns the path, and whether the directory is for one daemon alone. The caller removes it
+    /// then.
+    pub fn into_path(mut self) -> (PathBuf, bool) {
+        let is_private = std::mem::take(&mut self.is_private);
+        (std::mem::take(&mut self.path), is_private)
+    }
 }
 
 impl Drop for SocketDir {

@@ -58,6 +58,7 @@ impl Server {
             pid: std::process::id(),
             environment: environment.to_owned(),
             home,
+            is_private: false,
         };
         let listener = UnixListener::bind(path)?;
         // Regardless of the umask and the directory.
@@ -67,6 +68,12 @@ impl Server {
             path: path.to_path_buf(),
             hello,
         })
+    }
+
+    /// Tells clients that the environment is mounted privately.
+    pub(crate) fn private(mut self, is_private: bool) -> Server {
+        self.hello.is_private = is_private;
+        self
     }
 
     /// Serves connections in the background, each in a thread of its own, until the handle is

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::failure::{Failure, Kind};
 use super::host::Mounted;
 use super::idle::Idle;
+use super::private::{Inside, MountRoot, Unserved};
 use super::profile::Recording;
 use super::protocol::{
     Discarded, RollbackOptions, Selection, ServedHome, Service, Since, Status, TagOptions,
@@ -66,6 +67,8 @@ pub(crate) struct Local {
 struct ActiveMount {
     invalidator: Invalidator,
     mount_point: PathBuf,
+    /// Its root, if it is private: the mount point does not lead to it then.
+    root: Option<MountRoot>,
     counters: Arc<Counters>,
     poll: Poll,
     /// The access profile, if it is enabled.
@@ -187,7 +190,11 @@ impl Local {
     /// Flushes data written through mappings from the kernel's cache to the upper directory.
     fn flush_mount(&self, progress: &dyn Progress) -> Result<(), Failure> {
         if let Some(active) = self.mount.get() {
-            mount::sync(&active.mount_point).map_err(|error| {
+            let synced = match &active.root {
+                Some(root) => root.sync(),
+                None => mount::sync(&active.mount_point),
+            };
+            synced.map_err(|error| {
                 Failure::io("cannot flush the kernel's cache of the mount", &error)
             })?;
         }
@@ -215,27 +222,34 @@ impl Drop for Local {
     }
 }
 
-/// Opens an environment and mounts it at its prefix.
+/// Returns the mount of an environment with this id at its prefix.
+pub(crate) fn mount_request(prefix: PathBuf, id: String, rights: Rights) -> MountRequest {
+    MountRequest {
+        mount_point: prefix,
+        id,
+        // Mounts by root are accessible to all users, subject to permissions, as directories are.
+        allow_other: nix::unistd::geteuid().is_root(),
+        rights,
+        options: Default::default(),
+    }
+}
+
+/// Opens an environment and mounts it at its prefix, unless it is mounted privately already.
 ///
 /// With [`Rights::Root`], owners are shown as recorded.
 pub(crate) fn mount_environment(
     environment: Environment,
     config: &Config,
     rights: Rights,
+    private: Option<Unserved>,
 ) -> Result<Mounted, Failure> {
     let home = ServedHome::of(environment.layout())
         .map_err(|error| Failure::io("cannot stat the environment's home", &error))?;
     let local = Arc::new(Local::open(environment, config, "mounted", LOCK_TIMEOUT)?);
     let db = local.workspace.db();
     let missing = |what: &str| Failure::new(Kind::Damaged, format!("the database lacks {what}"));
-    let request = MountRequest {
-        mount_point: db.prefix()?.ok_or_else(|| missing("the prefix"))?,
-        id: db.uuid()?.ok_or_else(|| missing("its identity"))?,
-        // Mounts by root are accessible to all users, subject to permissions, as directories are.
-        allow_other: nix::unistd::geteuid().is_root(),
-        rights,
-        options: Default::default(),
-    };
+    let prefix = db.prefix()?.ok_or_else(|| missing("the prefix"))?;
+    let id = db.uuid()?.ok_or_else(|| missing("its identity"))?;
     let owners = match local.workspace.image_owner()? {
         Some(owner) if rights == Rights::Own => Owners::of_images(&[owner]),
         _ => Owners::default(),
@@ -244,16 +258,28 @@ pub(crate) fn mount_environment(
     filesystem.set_poll(config.daemon.poll);
     let counters = filesystem.counters();
     let notices = filesystem.notices();
-    let session = Session::start(filesystem, &request)?;
+    let (session, inside) = match private {
+        Some(Unserved { device, inside }) => {
+            let session = Session::serve(filesystem, device, &prefix)?;
+            (session, Some(inside))
+        }
+        None => {
+            let request = mount_request(prefix.clone(), id.clone(), rights);
+            (Session::start(filesystem, &request)?, None)
+        }
+    };
     notices.connect(session.invalidator());
     let workspace = local.workspace();
     let profile = (config.profile == ProfileUse::On)
         .then(|| Recording::start(workspace.env().layout().profile(), workspace.union()));
-    if let Some(age) = config.session.idle {
+    // A private mount ends with its last process.
+    if let Some(age) = config.session.idle
+        && inside.is_none()
+    {
         let idle = Idle {
             limit: age.duration(),
-            mount_point: request.mount_point.clone(),
-            source: mountinfo::source(&request.id),
+            mount_point: prefix.clone(),
+            source: mountinfo::source(&id),
             counters: counters.clone(),
             stop_handle: session.stop_handle(),
             runtime: RuntimeDir::open(),
@@ -262,7 +288,8 @@ pub(crate) fn mount_environment(
     }
     let active = ActiveMount {
         invalidator: session.invalidator(),
-        mount_point: request.mount_point,
+        mount_point: prefix,
+        root: inside.as_ref().map(Inside::root),
         counters,
         poll: config.daemon.poll,
         profile,
@@ -278,6 +305,7 @@ pub(crate) fn mount_environment(
         lost: local.reconciled.lost.len(),
         service: local,
         home,
+        inside,
     })
 }
 

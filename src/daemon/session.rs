@@ -6,7 +6,7 @@
 //! no control socket to find and to end it.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use super::failure::{Failure, Kind};
 use super::host;
 use super::idle::Idle;
 use super::lifecycle::{self, StartReport, Target, detach, prepare_prefix};
+use super::private::{self, PrivateSpec};
 use super::protocol::Unmounted;
 use super::runtime::RuntimeDir;
 use crate::environment::{
@@ -222,6 +223,30 @@ pub(crate) fn begin(
     started.map(Begun::New)
 }
 
+/// Starts the supervisor of a private session, which keeps the lock. The mount point must be free,
+/// or have a mount of the environment.
+pub(crate) fn start_private(
+    target: &Target,
+    runtime: &RuntimeDir,
+    wanted: &Wanted,
+    private: &PrivateSpec,
+    lock: File,
+    slow: &dyn Fn(),
+) -> Result<StartReport, Failure> {
+    remove_left_here(runtime);
+    let mut what = direct_mount(target, runtime, wanted)?;
+    if let Some(spec) = &mut what.session {
+        spec.is_private = true;
+    }
+    let started = private::start_direct(&what, private, lock, slow);
+    if started.is_err()
+        && let Some(spec) = &what.session
+    {
+        spec.remove_upper(&what);
+    }
+    started
+}
+
 const ELSEWHERE: &str = "or mount it at another path: envfs mount --read-only NAME PATH";
 
 /// Makes a path free for the writable mount: detaches a session whose daemon has ended. Fails if a
@@ -271,6 +296,7 @@ pub(crate) fn note_of(session: &SessionMount, runtime: &RuntimeDir) -> Option<No
     notes.retain(|noted| {
         let note = &noted.note;
         noted.is_live
+            && !note.is_private
             && note.mount_point.as_path() == session.entry.mount_point
             && note.environment == session.source.environment
             && note.revision == session.source.revision
@@ -348,6 +374,7 @@ pub(crate) fn direct_mount(
             notes: notes.map(Text::from).collect(),
             ends_with: wanted.ends_with,
             idle_seconds: wanted.idle.map(|idle| idle.as_secs()),
+            is_private: false,
         }),
     })
 }
@@ -485,6 +512,9 @@ pub(crate) struct SessionSpec {
     /// How long it may be unused before it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u64>,
+    /// Whether it is mounted in a namespace of its own.
+    #[serde(default)]
+    pub is_private: bool,
 }
 
 impl SessionSpec {
@@ -495,7 +525,8 @@ impl SessionSpec {
         session: &Session,
         counters: Arc<Counters>,
     ) {
-        let Some(seconds) = self.idle_seconds else {
+        // A private session ends with its last process.
+        let Some(seconds) = self.idle_seconds.filter(|_| !self.is_private) else {
             return;
         };
         let idle = Idle {
@@ -523,6 +554,7 @@ impl SessionSpec {
             since: Timestamp::now().secs,
             upper: what.upper.clone(),
             ends_with: self.ends_with,
+            is_private: self.is_private,
         }
     }
 

@@ -466,6 +466,7 @@ fn be_a_daemon() {
             service: Arc::new(Fake::default()),
             home: ServedHome::of(&Layout::new(&dir)).unwrap(),
             lost: 0,
+            inside: None,
         })
     })
     .unwrap();

@@ -86,6 +86,9 @@ pub struct SessionNote {
     /// The process with which the session ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_with: Option<u32>,
+    /// Whether its mount is in a namespace of its own.
+    #[serde(default)]
+    pub is_private: bool,
 }
 
 impl SessionNote {
@@ -280,6 +283,7 @@ mod tests {
             since: 1,
             upper: None,
             ends_with: None,
+            is_private: false,
         }
     }
 

@@ -7,8 +7,9 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -103,16 +104,21 @@ impl Session {
         request: &MountRequest,
     ) -> Result<Session, SessionError> {
         let device = mount::mount(request)?;
-        let mount_point = request.mount_point.clone();
-        let undo = |error| {
+        Session::serve(filesystem, device, &request.mount_point).inspect_err(|_| {
             // The first error is the one to report; the next command detaches a dead mount that
             // stays behind.
-            if let Err(second) = mount::unmount(&mount_point, UnmountMode::Lazy) {
-                tracing::warn!(%second, "cannot unmount after a failed mount");
+            if let Err(error) = mount::unmount(&request.mount_point, UnmountMode::Lazy) {
+                tracing::warn!(%error, "cannot unmount after a failed mount");
             }
-            error
-        };
+        })
+    }
 
+    /// Starts serving a mount that exists, and does the handshake with the kernel.
+    pub(crate) fn serve<F: Guarded>(
+        filesystem: F,
+        device: OwnedFd,
+        mount_point: &Path,
+    ) -> Result<Session, SessionError> {
         let mut config = Config::default();
         config.acl = SessionACL::All;
         // One thread receives requests, since those that may take long are answered by others;
@@ -122,10 +128,10 @@ impl Session {
         let guard = Guard::new(filesystem, &device);
         let session =
             fuser::Session::from_fd(guard, device, SessionACL::All, config).map_err(|error| {
-                undo(SessionError::Handshake {
-                    path: mount_point.clone(),
+                SessionError::Handshake {
+                    path: mount_point.to_path_buf(),
                     error,
-                })
+                }
             })?;
 
         let invalidator = Invalidator {
@@ -143,9 +149,9 @@ impl Session {
                     tracing::debug!("the session ended after it was abandoned");
                 }
             })
-            .map_err(|error| undo(SessionError::Threads(error)))?;
+            .map_err(SessionError::Threads)?;
         Ok(Session {
-            mount_point,
+            mount_point: mount_point.to_path_buf(),
             invalidator,
             gate,
             events,
@@ -155,7 +161,7 @@ impl Session {
     }
 
     /// Returns the mount point.
-    pub(crate) fn mount_point(&self) -> &std::path::Path {
+    pub(crate) fn mount_point(&self) -> &Path {
         &self.mount_point
     }
 
@@ -246,7 +252,6 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::os::unix::process::CommandExt;
-    use std::path::Path;
     use std::time::SystemTime;
 
     use fuser::{

@@ -176,6 +176,11 @@ pub fn clear_umask() {
     umask(Mode::empty());
 }
 
+/// Replaces standard input by an open file.
+pub fn replace_stdin(file: impl AsFd) -> io::Result<()> {
+    Ok(nix::unistd::dup2_stdin(file)?)
+}
+
 /// Replaces standard output by an open file.
 pub fn replace_stdout(file: impl AsFd) -> io::Result<()> {
     Ok(nix::unistd::dup2_stdout(file)?)

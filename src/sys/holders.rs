@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::mount::private;
 use super::mountinfo::{MountEntry, is_under};
 use super::text::{Text, quoted};
 use super::{mountinfo, process};
@@ -24,6 +25,8 @@ pub enum Use {
     OpenFile,
     /// It has mapped a file of the mount (typically a library).
     Mapping,
+    /// It is in the namespace of a private mount.
+    Namespace,
 }
 
 impl Use {
@@ -35,6 +38,7 @@ impl Use {
             Use::Program => "runs a program from it",
             Use::OpenFile => "has a file in it open",
             Use::Mapping => "has mapped a file in it",
+            Use::Namespace => "is in the private session",
         }
     }
 }
@@ -81,6 +85,20 @@ pub fn of_mount(mount: &MountEntry) -> Vec<Holder> {
 /// contains no symbolic links.
 pub fn of_directory(dir: &Path) -> Vec<Holder> {
     find(|pid| of_process(pid, dir, None))
+}
+
+/// Returns the processes in the mount namespace of a private mount.
+pub fn in_namespace(namespace: u64) -> Vec<Holder> {
+    let members = private::members(namespace).into_iter();
+    let holder = |pid| {
+        Some(Holder {
+            pid,
+            command: process::command_name(pid)?,
+            how: Use::Namespace,
+            path: Text::from(""),
+        })
+    };
+    members.filter_map(holder).collect()
 }
 
 fn find(of_process: impl Fn(u32) -> Option<Holder>) -> Vec<Holder> {

@@ -1,7 +1,9 @@
 //! Interfaces of the operating system; the only module with `unsafe` code.
 //!
+//! - [`cgroup`]: tell jobs of batch systems apart
 //! - [`clock`]: find the offset of local time
 //! - [`daemonize`]: set up this process as a daemon
+//! - [`descriptors`]: send open files through Unix sockets
 //! - [`durable`]: make files and names durable
 //! - [`extents`]: measure the space that files share
 //! - [`holders`]: find the processes that use a mount
@@ -18,8 +20,10 @@
 //! - [`text`]: write names that need not be UTF-8 as JSON and on terminals
 //! - [`walk`]: walk directory trees of any depth
 
+pub mod cgroup;
 pub mod clock;
 pub mod daemonize;
+pub mod descriptors;
 pub mod durable;
 pub mod extents;
 pub mod holders;

@@ -1,8 +1,10 @@
 //! Mounts and unmounts FUSE file systems: as root with mount(2), otherwise with the setuid helper
-//! `fusermount3`.
+//! `fusermount3`, or in namespaces of their own ([`private`]).
 
 mod error;
 mod helper;
+pub mod private;
+mod refusal;
 
 use std::fs::File;
 use std::io;
@@ -16,9 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use super::durable::sync_file_system;
 use super::{mountinfo, probe, process};
-pub use error::{MountError, namespaces_work};
+pub use error::MountError;
 pub use helper::{apparmor_allows, apparmor_confines_helper, helper, helper_is_setuid};
 use helper::{mount_by_helper, unmount_by_helper};
+pub use refusal::Refusal;
 
 /// The device through which a daemon and the kernel exchange messages.
 pub const DEVICE: &str = "/dev/fuse";
@@ -170,7 +173,7 @@ pub fn mount(request: &MountRequest) -> Result<OwnedFd, MountError> {
             io::Error::from(io::ErrorKind::InvalidInput),
         ));
     }
-    let device = open_device()?;
+    let device = open_device().map_err(device_error)?;
     match mount_directly(request, &device) {
         Ok(()) => Ok(device),
         Err(Errno::EPERM | Errno::EACCES) => {
@@ -182,22 +185,25 @@ pub fn mount(request: &MountRequest) -> Result<OwnedFd, MountError> {
 }
 
 /// Opens the FUSE device.
-fn open_device() -> Result<OwnedFd, MountError> {
-    match File::options().read(true).write(true).open(DEVICE) {
-        Ok(file) => Ok(OwnedFd::from(file)),
-        Err(error) => Err(match error.kind() {
-            io::ErrorKind::NotFound => MountError::NoDevice,
-            io::ErrorKind::PermissionDenied => device_denied(error),
-            // ENODEV or ENXIO: the node exists, but no driver for it.
-            _ if matches!(
-                error.raw_os_error(),
-                Some(nix::libc::ENODEV | nix::libc::ENXIO)
-            ) =>
-            {
-                MountError::NoDevice
-            }
-            _ => MountError::system("open", Path::new(DEVICE), error),
-        }),
+fn open_device() -> io::Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open(DEVICE)?;
+    Ok(OwnedFd::from(file))
+}
+
+/// Returns the error for a device that cannot be opened.
+fn device_error(error: io::Error) -> MountError {
+    match error.kind() {
+        io::ErrorKind::NotFound => MountError::NoDevice,
+        io::ErrorKind::PermissionDenied => device_denied(error),
+        // ENODEV or ENXIO: the node exists, but no driver for it.
+        _ if matches!(
+            error.raw_os_error(),
+            Some(nix::libc::ENODEV | nix::libc::ENXIO)
+        ) =>
+        {
+            MountError::NoDevice
+        }
+        _ => MountError::system("open", Path::new(DEVICE), error),
     }
 }
 
@@ -216,26 +222,36 @@ fn device_denied(source: io::Error) -> MountError {
 
 /// Tests whether the FUSE device can be opened.
 pub fn device_is_usable() -> Result<(), MountError> {
-    open_device().map(drop)
+    open_device().map(drop).map_err(device_error)
 }
 
 /// Tests mounting at a path: mounts and unmounts.
 pub fn test_mount_at(path: &Path) -> Result<(), MountError> {
-    let request = MountRequest {
-        mount_point: path.to_path_buf(),
-        id: format!("test-{}", std::process::id()),
-        allow_other: false,
-        rights: Rights::Own,
-        options: Default::default(),
-    };
-    let device = mount(&request)?;
+    let device = mount(&trial(path))?;
     let undone = unmount(path, UnmountMode::Lazy);
     drop(device);
     undone
 }
 
+/// Returns a mount for a test.
+fn trial(path: &Path) -> MountRequest {
+    MountRequest {
+        mount_point: path.to_path_buf(),
+        id: format!("test-{}", std::process::id()),
+        allow_other: false,
+        rights: Rights::Own,
+        options: Default::default(),
+    }
+}
+
 /// Tests mounting in a temporary directory.
 pub fn test_mount() -> Result<(), MountError> {
+    with_temporary_directory(test_mount_at)
+}
+
+fn with_temporary_directory(
+    test: impl FnOnce(&Path) -> Result<(), MountError>,
+) -> Result<(), MountError> {
     let temporary = std::env::temp_dir();
     let failed = |error| MountError::system("create a directory in", &temporary, error);
     let dir = tempfile::Builder::new()
@@ -243,7 +259,20 @@ pub fn test_mount() -> Result<(), MountError> {
         .tempdir()
         .map_err(failed)?;
     // The path as it will be in the mount table.
-    test_mount_at(&dir.path().canonicalize().map_err(failed)?)
+    test(&dir.path().canonicalize().map_err(failed)?)
+}
+
+/// Tests mounting in namespaces of its own, in a temporary directory. Must be called while there is
+/// only one thread.
+pub fn test_private_mount() -> Result<(), MountError> {
+    with_temporary_directory(|path| {
+        private::mount(&trial(path), private::Isolation::UserAndMount).map(drop)
+    })
+}
+
+/// Returns whether this process can mount for all processes, by itself or with the helper.
+pub fn is_shared_mount_possible() -> bool {
+    process::may_administer() || helper().is_ok_and(|helper| helper_is_setuid(&helper))
 }
 
 fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -46,6 +46,15 @@ pub fn is_in_group(pid: u32, gid: u32) -> bool {
 pub fn involuntary_switches() -> i64 {
     use nix::sys::resource::{UsageWho, getrusage};
     getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
+}
+
+/// Returns whether this process has `CAP_SYS_ADMIN` in its user namespace, and so may mount.
+pub fn may_administer() -> bool {
+    const SYS_ADMIN: u64 = 1 << 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    effective.is_some_and(|set| set & SYS_ADMIN != 0)
 }
 
 /// Returns the name of this host, as `uname -n` prints it.
@@ -127,6 +136,13 @@ impl ProcessHandle {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl AsFd for ProcessHandle {
+    /// The descriptor becomes readable when the process ends.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

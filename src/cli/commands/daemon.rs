@@ -5,6 +5,7 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
+use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host;
 use crate::sys::mount::Rights;
 
@@ -14,6 +15,9 @@ pub struct Args {
     /// Give the user root's rights in the mount.
     #[arg(long)]
     fakeroot: bool,
+    /// The description of a private session, as JSON.
+    #[arg(long)]
+    private: Option<String>,
     /// Environment.
     name: String,
 }
@@ -38,16 +42,22 @@ impl Args {
             true => Rights::Root,
             false => Rights::Own,
         };
-        host::run(&id, &runtime, || match found {
-            Ok(env) => backend::mount(&env.environment, rights),
-            Err(error) => Err(to_failure(error)),
+        let private = self.private.as_ref().map(|text| serde_json::from_str(text));
+        host::run(&id, &runtime, || {
+            let private = private
+                .transpose()
+                .map_err(|error| Failure::of(Kind::Internal, &error))?;
+            match found {
+                Ok(env) => backend::mount(&env, rights, private.as_ref()),
+                Err(error) => Err(to_failure(error)),
+            }
         })
         .map_err(CommandError::from)
     }
 }
 
-fn to_failure(error: CommandError) -> crate::daemon::failure::Failure {
-    crate::daemon::failure::Failure {
+fn to_failure(error: CommandError) -> Failure {
+    Failure {
         kind: error.kind,
         message: error.message,
         details: error.details,

@@ -1,6 +1,5 @@
 //! `envfs doctor`
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
@@ -194,37 +193,16 @@ fn trial() -> Finding {
     }
 }
 
+/// Mounts a file system in namespaces of its own.
 fn namespaces() -> Finding {
-    let number = |path: &str| -> Option<u64> { fs::read_to_string(path).ok()?.trim().parse().ok() };
-    let refused = if number("/proc/sys/user/max_user_namespaces") == Some(0) {
-        Some("user.max_user_namespaces is 0")
-    } else if number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
-        Some("kernel.unprivileged_userns_clone is 0")
-    } else if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
-        Some("AppArmor restricts them (kernel.apparmor_restrict_unprivileged_userns)")
-    } else if !Path::new("/proc/self/ns/user").exists() {
-        Some("this kernel does not support them")
-    } else {
-        None
-    };
-    match refused {
-        None if !mount::namespaces_work() => Finding::new(
-            "user namespaces",
-            Level::Info,
-            "denied by the system or a container; envfs needs them only without fusermount3",
-        ),
-        None => Finding::new(
-            "user namespaces",
+    let check = "private sessions";
+    match mount::test_private_mount() {
+        Ok(()) => Finding::new(
+            check,
             Level::Ok,
-            "can be created; envfs needs them only without fusermount3",
+            "work: envfs run --private needs no fusermount3",
         ),
-        Some(why) => Finding::new(
-            "user namespaces",
-            Level::Info,
-            format!(
-                "unavailable to ordinary users: {why}; envfs needs them only without fusermount3"
-            ),
-        ),
+        Err(error) => Finding::of_mount_error(check, Level::Info, &error),
     }
 }
 

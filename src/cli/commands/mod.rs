@@ -38,6 +38,7 @@ pub(super) mod shell;
 pub(super) mod show;
 pub(super) mod stats;
 pub(super) mod status;
+pub(super) mod subshell;
 pub(super) mod tag;
 pub(super) mod unmount;
 pub(super) mod verify;
@@ -60,6 +61,9 @@ pub enum Command {
     Reactivate(activate::ReactivateArgs),
     #[allow(missing_docs)]
     Run(run::Args),
+    #[command(name = "shell")]
+    #[allow(missing_docs)]
+    Subshell(subshell::Args),
     #[allow(missing_docs)]
     Mount(mount::Args),
     #[command(visible_alias = "umount")]
@@ -143,6 +147,7 @@ impl Command {
             Command::Deactivate(args) => args.run(context),
             Command::Reactivate(args) => args.run(context),
             Command::Run(args) => args.run(context),
+            Command::Subshell(args) => args.run(context),
             Command::Mount(args) => args.run(context),
             Command::Unmount(args) => args.run(context),
             Command::List(args) => args.run(context),

@@ -11,8 +11,9 @@ use super::activate::{PromptChange, prepare, variables};
 use crate::cli::access::Access;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
+use crate::cli::private::{self, Mounting};
 use crate::cli::program;
-use crate::cli::session::{self, SessionArgs};
+use crate::cli::session::SessionArgs;
 use crate::daemon::failure::Kind;
 use crate::shell::Shell;
 use crate::shell::plan::{Nesting, SYSTEM_PATH, Script, Variables};
@@ -30,11 +31,15 @@ use crate::sys::text::quoted;
 /// instead, without a lock. An ephemeral session ends with the command, and its changes are
 /// dropped.
 ///
+/// With --private, only the command and its children see the mount. This needs neither root nor
+/// fusermount3, and is the default without fusermount3 and in batch jobs. Commands in the same job
+/// step, or in the same terminal or service, share one mount, which ends with the last of them.
+///
 /// Exit status 125: envfs failed, or the environment cannot be entered; 126: the command cannot be
 /// executed; 127: the command was not found.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs run science python train.py --epochs 10\n  envfs run --read-only science python train.py\n  envfs run --ephemeral science@3 -- pip install -q numpy\n  envfs run -e OMP_NUM_THREADS=1 science -- python -c 'import numpy'\n  #!/usr/bin/env -S envfs run science python      as the first line of a script"
+    after_help = "Examples:\n  envfs run science python train.py --epochs 10\n  envfs run --read-only science python train.py\n  envfs run --ephemeral science@3 -- pip install -q numpy\n  srun envfs run --private --read-only science python train.py\n  envfs run -e OMP_NUM_THREADS=1 science -- python -c 'import numpy'\n  #!/usr/bin/env -S envfs run science python      as the first line of a script"
 )]
 pub struct Args {
     /// Set a variable for the command.
@@ -49,6 +54,9 @@ pub struct Args {
     /// Do not run the environment's activate.d scripts.
     #[arg(long)]
     no_scripts: bool,
+    /// Mount the environment so that only the command and its children see it.
+    #[arg(long)]
+    private: bool,
     #[command(flatten)]
     session: SessionArgs,
     /// Environment, or a revision of it as NAME@REV.
@@ -74,6 +82,20 @@ const CLEAN: [&str; 7] = [
 ];
 
 impl Args {
+    /// Returns the command line that runs one program without further options.
+    pub(super) fn of(name: String, private: bool, session: SessionArgs, program: OsString) -> Args {
+        Args {
+            variables: Vec::new(),
+            cwd: None,
+            clean_env: false,
+            no_scripts: false,
+            private,
+            session,
+            name,
+            command: vec![program],
+        }
+    }
+
     /// Returns how the command accesses the store.
     pub(in crate::cli) fn access(&self) -> Access {
         Access::of_session(self.session.kind(Some(&self.name)))
@@ -119,10 +141,8 @@ impl Args {
         variables
             .entry("PATH".into())
             .or_insert_with(|| SYSTEM_PATH.into());
-        // The command keeps the number of this process.
-        let ends_with = Some(std::process::id());
-        let name = Some(self.name.as_str());
-        let entered = session::enter(context, name, &self.session, ends_with)?;
+        let how = Mounting::choose(self.private);
+        let entered = private::enter_or_mount(context, &self.name, &self.session, how)?;
         let mut script = prepare(&entered, Nesting::Replace, &variables, PromptChange::None)?;
         if self.no_scripts {
             script.before.clear();

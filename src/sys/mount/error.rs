@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use thiserror::Error;
 
-use super::DEVICE;
+use super::{DEVICE, Refusal};
 
 /// Why a file system could not be mounted or unmounted.
 #[derive(Debug, Error)]
@@ -45,6 +45,9 @@ pub enum MountError {
         /// Whether the AppArmor profile of the helper may be the cause.
         apparmor: bool,
     },
+    /// The system refuses a private mount.
+    #[error("{0}")]
+    Namespace(Refusal),
     /// The mount is in use.
     #[error("{} is in use", .path.display())]
     Busy {
@@ -103,6 +106,7 @@ impl MountError {
             MountError::Busy { .. } => &[
                 "envfs unmount --lazy detaches it now; the daemon ends when it is no longer in use",
             ],
+            MountError::Namespace(refusal) => return refusal.hints(),
             MountError::System { .. } => &[],
         };
         lines.iter().map(|line| (*line).to_owned()).collect()
@@ -116,6 +120,7 @@ impl MountError {
                 | MountError::DeviceDenied { .. }
                 | MountError::NoHelper
                 | MountError::HelperNotSetuid { .. }
+                | MountError::Namespace(_)
         )
     }
 }
@@ -131,7 +136,7 @@ const NAMESPACE: [&str; 5] = [
 ];
 
 /// Tests whether this user can create namespaces in which mounting is allowed.
-pub fn namespaces_work() -> bool {
+fn namespaces_work() -> bool {
     let [program, options @ ..] = NAMESPACE;
     Command::new(program)
         .args(options)
@@ -147,12 +152,8 @@ pub fn namespaces_work() -> bool {
 fn with_namespace(hint: &str) -> Vec<String> {
     let mut hints = vec![hint.to_owned()];
     if namespaces_work() {
-        hints.push(format!(
-            "or without root: {} \"$SHELL\"",
-            NAMESPACE.join(" ")
-        ));
         hints.push(String::from(
-            "   starts a shell in which envfs can mount; its mounts are not visible in other shells",
+            "or without root, so that only one command sees it: envfs run --private NAME CMD",
         ));
     }
     hints

@@ -1,19 +1,14 @@
 //! Mounts and unmounts with the setuid helper `fusermount3`.
 
-#![allow(unsafe_code)]
-
-use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-
 use super::{MountError, MountRequest, UnmountMode};
-use crate::sys::process;
+use crate::sys::{descriptors, process};
 
 const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
 
@@ -64,7 +59,7 @@ pub(super) fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountEr
             io::ErrorKind::NotFound => MountError::NoHelper,
             _ => MountError::system("run fusermount3 for", path, error),
         })?;
-    let received = receive_descriptor(&ours);
+    let received = receive_device(&ours);
     let output = child
         .wait_with_output()
         .map_err(|error| MountError::system("wait for fusermount3 at", path, error))?;
@@ -75,33 +70,10 @@ pub(super) fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountEr
     }
 }
 
-/// Receives one descriptor, or `None` if the other end was closed without sending one.
-fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    let mut byte = [0u8; 1];
-    let mut space = nix::cmsg_space!([RawFd; 1]);
-    let mut slices = [IoSliceMut::new(&mut byte)];
-    let message = loop {
-        match recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut slices,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
-            Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error.into()),
-            Ok(message) => break message,
-        }
-    };
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control
-            && let Some(&descriptor) = descriptors.first()
-        {
-            // SAFETY: the kernel has just created this descriptor for SCM_RIGHTS, and nothing else
-            // owns it.
-            return Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }));
-        }
-    }
-    Ok(None)
+/// Receives the device, or `None` if the other end was closed without sending it.
+fn receive_device(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let (_, files) = descriptors::receive(socket, &mut [0; 1])?;
+    Ok(files.into_iter().next())
 }
 
 /// Returns the error for a helper that failed.

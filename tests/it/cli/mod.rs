@@ -32,6 +32,7 @@ mod manners;
 mod open_files;
 mod other_users;
 mod paths;
+mod private;
 mod quoting;
 mod read_only_store;
 mod reinstall;
