@@ -71,7 +71,8 @@ CREATE TABLE revision (
     time        INTEGER NOT NULL,
     user        TEXT    NOT NULL,
     host        TEXT    NOT NULL,
-    command     TEXT    NOT NULL
+    command     TEXT    NOT NULL,
+    packages    TEXT
 ) STRICT;
 CREATE INDEX revision_by_image ON revision (image);
 

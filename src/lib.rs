@@ -10,6 +10,8 @@
 //!   │    │
 //!  fuse  commit              siblings: neither depends on the other
 //!   │    │
+//!   │   packages             changed files as changed packages
+//!   │    │
 //!  union                     POSIX semantics; generic over one trait for read-only layers
 //!   │
 //!  squashfs   upper   state   environment
@@ -28,6 +30,7 @@ pub mod environment;
 pub mod fault;
 pub(crate) mod fuse;
 pub mod object;
+pub mod packages;
 pub mod progress;
 pub mod relocate;
 pub mod shell;

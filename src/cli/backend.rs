@@ -17,19 +17,20 @@ use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::Mounted;
 use crate::daemon::lifecycle::{StartReport, Target};
 use crate::daemon::private::PrivateSpec;
-use crate::daemon::protocol::{Service, TagOptions};
+use crate::daemon::protocol::{Selection, Service, TagOptions};
 use crate::daemon::service::{self, LOCK_TIMEOUT, LOST, Local, mount_environment};
 use crate::daemon::{lifecycle, log};
 use crate::environment::{
     Config, EnvLock, EnvName, Environment, EnvironmentError, Garbage, Prefix, Store, real_path,
 };
+use crate::packages::{self, Differences, Files};
 use crate::progress::Progress;
 use crate::squashfs::Compression;
 use crate::state::{ImageRow, LockState, Revision, RevisionId, StackPart, StateDb, Tag};
 use crate::sys::mount::Rights;
 use crate::sys::process::error_text;
 use crate::sys::text::{Text, quoted};
-use crate::union::{Difference, Reconciled};
+use crate::union::Reconciled;
 
 /// The contents of an environment's database that most commands need.
 #[derive(Debug, Clone)]
@@ -678,15 +679,22 @@ pub(super) fn garbage(store: &Store) -> Result<Vec<Garbage>> {
     Ok(store.garbage()?)
 }
 
-/// Returns the changes from a revision to another, by default to the current one.
-pub(super) fn difference(
+/// Returns the selected differences from a revision to another, by default to the current one.
+pub(super) fn differences(
     environment: &Environment,
     old: i64,
     new: Option<i64>,
-) -> Result<Difference> {
+    selection: &Selection,
+) -> Result<Differences> {
     let old = open_revision(environment, Some(old))?;
     let new = open_revision(environment, new)?;
-    Ok(commit::difference(&old, &new).map_err(Failure::from)?)
+    let found = commit::difference(&old, &new).map_err(Failure::from)?;
+    tracing::debug!(inodes_read = found.inodes_read, "compared");
+    let (old, new) = (old.stack(), new.stack());
+    let (before, after) = (Files::of(&old), Files::of(&new));
+    let chosen = service::paths_of(selection);
+    service::refuse_unknown(&chosen, &[&before, &after])?;
+    Ok(packages::differences(found.changes, &before, &after).among(&chosen))
 }
 
 /// Opens a revision for reading, by default the current one.

@@ -14,6 +14,7 @@ mod in_place;
 mod mount_options;
 mod new_file;
 mod output;
+mod packages;
 mod place;
 mod private;
 mod program;

@@ -174,6 +174,14 @@ impl Output {
         }
     }
 
+    /// Returns the output with the colours of standard error, to prepare text for a note.
+    pub fn of_notes(&self) -> Output {
+        Output {
+            colors: self.colors_err,
+            ..*self
+        }
+    }
+
     /// Colours a part of the result if colours are on.
     pub fn tone(&self, text: &str, tone: Tone) -> String {
         paint(text, tone, self.colors)
@@ -377,8 +385,8 @@ impl Progress for Bar {
         self.bar.set_length(total);
         self.bar.set_position(done);
         self.bar.set_message(match report.files_total {
-            0 => format!("{} files", report.files_done),
-            total => format!("{} / {total} files", report.files_done),
+            0 => count(report.files_done, "file"),
+            total => format!("{} / {}", report.files_done, count(total, "file")),
         });
     }
 

@@ -18,13 +18,13 @@ use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::protocol::{
     Discarded, RollbackOptions, Selection, Service, Since, Status, TagOptions,
 };
-use crate::daemon::service;
 use crate::environment::{Environment, SessionKind};
+use crate::packages::Differences;
 use crate::progress::Progress;
 use crate::sys::mount::Rights;
 use crate::sys::mountinfo;
 use crate::sys::text::quoted;
-use crate::union::{Change, Difference};
+use crate::union::Change;
 
 /// Returns whether the directory cannot be written to because its file system is read-only.
 pub(super) fn is_read_only(dir: &Path) -> bool {
@@ -115,15 +115,16 @@ impl Service for Unchanged {
         Ok(Vec::new())
     }
 
-    fn changes_since(&self, since: &Since) -> Result<Difference, Failure> {
-        let found = backend::difference(&self.environment, since.revision, None);
-        let found = found.map_err(|error| Failure {
+    fn differences(&self, _: &Selection) -> Result<Differences, Failure> {
+        Ok(Differences::default())
+    }
+
+    fn differences_since(&self, since: &Since) -> Result<Differences, Failure> {
+        let (old, selection) = (since.revision, &since.selection);
+        let found = backend::differences(&self.environment, old, None, selection);
+        found.map_err(|error| Failure {
             hints: error.hints,
             ..Failure::new(error.kind, error.message)
-        })?;
-        Ok(Difference {
-            changes: service::selected(found.changes, &service::paths_of(&since.selection)),
-            ..found
         })
     }
 

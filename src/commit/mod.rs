@@ -54,10 +54,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::{Layout, ProfileUse};
 use crate::fault;
+use crate::packages::{self, Files, PackageChanges};
 use crate::progress::{Progress, Report};
 use crate::squashfs::Compression;
 use crate::squashfs::writer::{Monitor, WriteStats};
-use crate::state::{LayerId, PublishCommit, RevisionId, StackPart, StateError};
+use crate::state::{LayerId, NewRevision, PublishCommit, RevisionId, StackPart, StateError};
 use crate::sys::durable::{sync_file, sync_name};
 use crate::union::{self, Invalidation, LowerStack, Summary};
 use error::Context;
@@ -171,6 +172,9 @@ pub struct Committed {
     pub millis: Phases,
     /// Counts of the committed changes.
     pub changes: Summary,
+    /// The same in terms of packages.
+    #[serde(default)]
+    pub packages: PackageChanges,
     /// Cache entries that the kernel must drop if the view is mounted.
     #[serde(skip)]
     pub stale: Vec<Invalidation>,
@@ -243,6 +247,12 @@ fn commit_frozen(
     let view = union.lower();
     // The changes that were frozen: others may have happened since the caller checked.
     let changes = union::frozen_changes(&view)?;
+    let summary = Summary::of(&changes);
+    let packages = match prefix {
+        // A relocation edits files of all packages, but changes no package.
+        Some(_) => PackageChanges::default(),
+        None => packages_in(&view, changes),
+    };
     let parent = db.current_revision()?.ok_or(CommitError::NoEarlier)?;
     let old_layer = view.images().first().ok_or(CommitError::NoEarlier)?;
     let id = db.reserve_image()?;
@@ -282,7 +292,10 @@ fn commit_frozen(
         image,
         replaces,
         prefix: prefix.map(Path::to_owned),
-        revision: new_revision(&options.message, &options.command),
+        revision: NewRevision {
+            packages: packages.record(),
+            ..new_revision(&options.message, &options.command)
+        },
         place: options.place,
     };
     let dead_bytes = publish.image.dead_bytes;
@@ -317,9 +330,16 @@ fn commit_frozen(
         dead_bytes,
         image: stats,
         millis: phases,
-        changes: Summary::of(&changes),
+        changes: summary,
+        packages,
         stale,
     }))
+}
+
+/// Returns what the frozen changes are in terms of packages.
+fn packages_in(view: &Arc<LowerStack>, changes: Vec<union::Change>) -> PackageChanges {
+    let base = view.committed();
+    packages::differences(changes, &Files::of(&*base), &Files::of(&**view)).packages
 }
 
 /// Returns the time since `began`, and sets it to now.

@@ -168,5 +168,6 @@ pub fn new_revision(message: &str, command: &str) -> NewRevision {
         user: process::user_name(process::user_id()),
         host: process::host_name(),
         command: command.to_owned(),
+        packages: None,
     }
 }

@@ -15,10 +15,11 @@ use super::protocol::{
     TagOptions, Unmounted, VERSION,
 };
 use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
+use crate::packages::Differences;
 use crate::progress::{NoProgress, Progress};
 use crate::sys::mount::UnmountMode;
 use crate::sys::process::{self, ProcessHandle};
-use crate::union::{Change, Difference};
+use crate::union::Change;
 
 /// The time limit for the greeting of a daemon. Its accepting thread does nothing else.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -193,8 +194,12 @@ impl Service for Client {
         self.call(&Request::Changes(selection.clone()), &NoProgress)
     }
 
-    fn changes_since(&self, since: &Since) -> Result<Difference, Failure> {
-        self.call(&Request::ChangesSince(since.clone()), &NoProgress)
+    fn differences(&self, selection: &Selection) -> Result<Differences, Failure> {
+        self.call(&Request::Differences(selection.clone()), &NoProgress)
+    }
+
+    fn differences_since(&self, since: &Since) -> Result<Differences, Failure> {
+        self.call(&Request::DifferencesSince(since.clone()), &NoProgress)
     }
 
     fn commit(

@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use super::failure::Failure;
 use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
 use crate::environment::{HomeId, Layout};
+use crate::packages::{Differences, PackageChanges};
 use crate::progress::{Progress, Report};
 use crate::sys::holders::{Holder, NamespaceCopy};
 use crate::sys::text::Text;
-use crate::union::{Change, Difference, Summary};
+use crate::union::{Change, Summary};
 
 /// The version of the protocol. Client and server must have the same.
 pub(crate) const VERSION: u32 = 1;
@@ -73,8 +74,10 @@ pub enum Request {
     Status,
     /// Returns the list of [`Change`]s.
     Changes(Selection),
-    /// Returns the [`Difference`] from a revision.
-    ChangesSince(Since),
+    /// Returns the [`Differences`] from the current revision.
+    Differences(Selection),
+    /// Returns the [`Differences`] from a revision.
+    DifferencesSince(Since),
     /// Creates a revision.
     Commit(CommitOptions),
     /// Discards changes.
@@ -160,6 +163,9 @@ pub struct Status {
     pub upper_files: u64,
     /// The differences from the current revision.
     pub changes: Summary,
+    /// The same in terms of packages.
+    #[serde(default)]
+    pub packages: PackageChanges,
 }
 
 /// The result of a discard.
@@ -202,8 +208,11 @@ pub trait Service: Send + Sync {
     /// Returns the differences from the current revision, sorted by path.
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure>;
 
-    /// Returns the differences from a revision, sorted by path.
-    fn changes_since(&self, since: &Since) -> Result<Difference, Failure>;
+    /// Returns the differences from the current revision, with the packages that they belong to.
+    fn differences(&self, selection: &Selection) -> Result<Differences, Failure>;
+
+    /// Returns the differences from a revision, with the packages that they belong to.
+    fn differences_since(&self, since: &Since) -> Result<Differences, Failure>;
 
     /// Creates a revision from the current state. Returns `None` if nothing changed.
     fn commit(

@@ -1,5 +1,7 @@
 //! The operations on an open environment, in its daemon or in a command.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,17 +20,21 @@ use crate::commit::{self, CommitError, CommitOptions, Committed, RolledBack, Wor
 use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
+use crate::packages::{self, Differences, Files};
 use crate::progress::Progress;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount::{self, MountRequest, Rights};
 use crate::sys::mountinfo;
-use crate::sys::text::Text;
+use crate::sys::text::{Text, quoted};
 use crate::sys::walk;
-use crate::union::{self, Change, Difference, DiscardMode, Reconciled, Summary};
+use crate::union::{self, Change, DiscardMode, Reconciled, Summary};
 
 /// The time limit for the lock of an environment that another command reads, or whose daemon is
 /// ending.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The longest part of a path in a message, in bytes.
+const LONGEST_SHOWN: usize = 1000;
 
 /// The description of a file in [`Reconciled::lost`].
 pub(crate) const LOST: &str = "its content was missing; the committed version is visible again";
@@ -174,12 +180,21 @@ impl Local {
 
     fn list_changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
         let chosen = paths_of(selection);
-        let changes = self
-            .workspace
-            .union()
-            .changes()
-            .map_err(CommitError::from)?;
-        Ok(selected(changes, &chosen))
+        let union = self.workspace.union();
+        let (changes, base) = union.changes_and_base().map_err(CommitError::from)?;
+        refuse_unknown(&chosen, &[&Files::of(&*base), &Files::of(&**union)])?;
+        let is_chosen =
+            |change: &Change| chosen.is_empty() || union::is_among(&change.path, &chosen);
+        Ok(changes.into_iter().filter(is_chosen).collect())
+    }
+
+    fn find_differences(&self, selection: &Selection) -> Result<Differences, Failure> {
+        let union = self.workspace.union();
+        let (changes, base) = union.changes_and_base().map_err(CommitError::from)?;
+        let (before, after) = (Files::of(&*base), Files::of(&**union));
+        let chosen = paths_of(selection);
+        refuse_unknown(&chosen, &[&before, &after])?;
+        Ok(packages::differences(changes, &before, &after).among(&chosen))
     }
 
     fn is_lost(&self) -> bool {
@@ -338,7 +353,7 @@ impl Service for Local {
     }
 
     fn status(&self) -> Result<Status, Failure> {
-        let changes = self.changes(&Selection::default())?;
+        let found = self.differences(&Selection::default())?;
         let db = self.workspace.db();
         let revision = db.current_revision()?;
         let image = match &revision {
@@ -351,7 +366,8 @@ impl Service for Local {
             image_bytes: image.map_or(0, |image| image.size),
             upper_bytes,
             upper_files,
-            changes: Summary::of(&changes),
+            changes: Summary::of(found.changes.iter().map(|one| &one.change)),
+            packages: found.packages,
         })
     }
 
@@ -359,14 +375,21 @@ impl Service for Local {
         self.with_repair(OnLoss::Fail, || self.list_changes(selection))
     }
 
-    fn changes_since(&self, since: &Since) -> Result<Difference, Failure> {
+    fn differences(&self, selection: &Selection) -> Result<Differences, Failure> {
+        self.with_repair(OnLoss::Fail, || self.find_differences(selection))
+    }
+
+    fn differences_since(&self, since: &Since) -> Result<Differences, Failure> {
         let old = RevisionId(since.revision);
-        let found = self.with_repair(OnLoss::Fail, || {
-            Ok(commit::difference_since(&self.workspace, old)?)
-        })?;
-        Ok(Difference {
-            changes: selected(found.changes, &paths_of(&since.selection)),
-            ..found
+        let (db, layout) = (self.workspace.db(), self.workspace.env().layout());
+        self.with_repair(OnLoss::Fail, || {
+            let found = commit::difference_since(&self.workspace, old)?;
+            tracing::debug!(inodes_read = found.inodes_read, "compared");
+            let old = commit::OpenRevision::open(db, layout, Some(old))?.stack();
+            let (before, after) = (Files::of(&old), Files::of(&**self.workspace.union()));
+            let chosen = paths_of(&since.selection);
+            refuse_unknown(&chosen, &[&before, &after])?;
+            Ok(packages::differences(found.changes, &before, &after).among(&chosen))
         })
     }
 
@@ -395,8 +418,12 @@ impl Service for Local {
     ) -> Result<Discarded, Failure> {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
+        let chosen = paths_of(selection);
+        let union = self.workspace.union();
+        let base = union.lower().committed();
+        refuse_unknown(&chosen, &[&Files::of(&*base), &Files::of(&**union)])?;
         let (changes, stale) = self.with_repair(OnLoss::Continue, || {
-            Ok(commit::discard(&self.workspace, &paths_of(selection))?)
+            Ok(commit::discard(&self.workspace, &chosen)?)
         })?;
         self.invalidate(&stale);
         Ok(Discarded {
@@ -494,12 +521,18 @@ pub(crate) fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), Sta
     Ok((files, bytes))
 }
 
-/// Returns the changes at and below paths; no path selects all.
-pub(crate) fn selected(changes: Vec<Change>, chosen: &[Vec<u8>]) -> Vec<Change> {
-    let changes = changes
-        .into_iter()
-        .filter(|change| chosen.is_empty() || union::is_among(&change.path, chosen));
-    changes.collect()
+/// Fails if a path is in none of the views.
+pub(crate) fn refuse_unknown(paths: &[Vec<u8>], views: &[&Files<'_>]) -> Result<(), Failure> {
+    let is_known = |path: &Vec<u8>| path.is_empty() || views.iter().any(|view| view.has(path));
+    match paths.iter().find(|path| !is_known(path)) {
+        Some(path) => {
+            // It is as long as a request may be.
+            let shown = quoted(OsStr::from_bytes(path.get(..LONGEST_SHOWN).unwrap_or(path)));
+            let message = format!("'{shown}': no such path in the environment");
+            Err(Failure::new(Kind::NotFound, message))
+        }
+        None => Ok(()),
+    }
 }
 
 pub(crate) fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {

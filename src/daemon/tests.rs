@@ -22,12 +22,13 @@ use crate::commit::{
 use crate::environment::{Config, EnvName, Layout, Store};
 use crate::fuse::session::{Session, tests::Hello};
 use crate::object::{Ino, Kind as ObjectKind};
+use crate::packages::Differences;
 use crate::progress::{NoProgress, Progress, Report};
 use crate::squashfs::writer::WriteStats;
 use crate::state::RevisionId;
 use crate::sys::mount::{self, MountRequest, Rights, UnmountMode};
 use crate::sys::process;
-use crate::union::{Change, ChangeKind, Creator, Difference, NewObject, Summary};
+use crate::union::{Change, ChangeKind, Creator, NewObject, Summary};
 
 /// A service whose behaviour depends on the request.
 #[derive(Default)]
@@ -58,6 +59,10 @@ impl Service for Fake {
         })
     }
 
+    fn differences(&self, _: &Selection) -> Result<Differences, Failure> {
+        Ok(Differences::default())
+    }
+
     fn changes(&self, selection: &Selection) -> Result<Vec<Change>, Failure> {
         Ok(selection
             .paths
@@ -73,11 +78,8 @@ impl Service for Fake {
             .collect())
     }
 
-    fn changes_since(&self, since: &Since) -> Result<Difference, Failure> {
-        Ok(Difference {
-            changes: self.changes(&since.selection)?,
-            inodes_read: since.revision.unsigned_abs(),
-        })
+    fn differences_since(&self, _: &Since) -> Result<Differences, Failure> {
+        Ok(Differences::default())
     }
 
     fn commit(
@@ -103,6 +105,7 @@ impl Service for Fake {
             image: WriteStats::default(),
             millis: Phases::default(),
             changes: Summary::default(),
+            packages: Default::default(),
             stale: Vec::new(),
         }))
     }

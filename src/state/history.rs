@@ -140,6 +140,8 @@ pub struct NewRevision {
     pub host: String,
     /// The command line.
     pub command: String,
+    /// The changed packages, as JSON, if there are any.
+    pub packages: Option<String>,
 }
 
 /// One state in the history of the environment.
@@ -165,6 +167,8 @@ pub struct Revision {
     pub host: String,
     /// The command line.
     pub command: String,
+    /// The changed packages, as JSON, if there are any and they were recorded.
+    pub packages: Option<String>,
 }
 
 /// A name for a revision, which gc keeps.
@@ -179,7 +183,7 @@ pub struct Tag {
 const IMAGE_COLUMNS: &str = "id, file, size, inodes, block_size, compression, root_number, dead_bytes, tables_appended, \
      offset";
 const REVISION_COLUMNS: &str =
-    "id, parent, image, kind, source, message, time, user, host, command";
+    "id, parent, image, kind, source, message, time, user, host, command, packages";
 
 impl StateDb {
     /// Returns all images, oldest first.
@@ -444,7 +448,7 @@ impl StateDb {
         let parent = self.head_in(conn, doing)?;
         conn.execute(
             "INSERT INTO revision (parent, image, kind, source, message, time, user, host, \
-             command) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9)",
+             command, packages) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10)",
             params![
                 parent.map(|id| id.0),
                 image.0,
@@ -455,6 +459,7 @@ impl StateDb {
                 new.user,
                 new.host,
                 new.command,
+                new.packages,
             ],
         )
         .map_err(|e| self.sql(doing, e))?;
@@ -575,5 +580,6 @@ fn revision_of(row: &Row<'_>) -> rusqlite::Result<Result<Revision, String>> {
         user: row.get(7)?,
         host: row.get(8)?,
         command: row.get(9)?,
+        packages: row.get(10)?,
     }))
 }

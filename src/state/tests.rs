@@ -40,6 +40,7 @@ fn new_revision(message: &str) -> NewRevision {
         user: "someone".to_owned(),
         host: "somewhere".to_owned(),
         command: "envfs".to_owned(),
+        packages: None,
     }
 }
 

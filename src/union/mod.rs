@@ -91,7 +91,7 @@ use delta::{row_attr, row_from};
 // Also used by the tests, which have no kernel in front of the union.
 pub use attributes::{SetAttr, SetTime};
 pub use content::AllocateMode;
-pub use difference::{Aspect, Change, ChangeKind, Difference, Summary};
+pub use difference::{Aspect, Change, ChangeKind, Difference, Summary, Tally};
 pub use error::{Error, Result};
 pub use layer::SeekTarget;
 pub use namespace::{Creator, NewObject};

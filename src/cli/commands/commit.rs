@@ -7,6 +7,7 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
+use crate::cli::packages;
 use crate::commit::{CommitOptions, Committed, Way};
 use crate::environment::ProfileUse;
 use crate::squashfs::Compression;
@@ -153,4 +154,7 @@ pub(crate) fn print_result(context: &Context, name: &str, committed: Option<&Com
         size(committed.image.data.bytes_carried),
         changes(&committed.changes),
     ));
+    for line in packages::summary_for_notes(&context.output, &committed.packages) {
+        context.output.note(format!("  {line}"));
+    }
 }

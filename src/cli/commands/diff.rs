@@ -9,13 +9,13 @@ use similar::TextDiff;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::output::{self, Tone};
-use crate::cli::{backend, revisions};
+use crate::cli::{backend, packages, revisions};
 use crate::commit::OpenRevision;
 use crate::daemon::protocol::{Selection, Since};
-use crate::daemon::service;
 use crate::object::Kind;
+use crate::packages::{Differences, Owner};
 use crate::sys::text::quoted;
-use crate::union::{Change, ChangeKind, Difference, Summary};
+use crate::union::{Change, ChangeKind, Summary};
 
 /// The size above which files are not compared line by line.
 const MAX_TEXT: u64 = 4 << 20;
@@ -27,13 +27,17 @@ const MAX_TEXT: u64 = 4 << 20;
 /// the second. A revision is a number, a tag, @3 or @tag. Write `--` before paths that look like
 /// one.
 ///
-/// Prints one line per path: A added, M modified, D removed, R renamed. Paths are compared, so
-/// replacing a file by an equal one is not a change. With --times, also lists files of which only
-/// the modification time changed, as t. With --content, also shows the changed lines of text files.
-/// Paths can be absolute or relative to the prefix. Unusual names are quoted as in git.
+/// Prints one line per package that was installed, removed, upgraded or edited by hand, then one
+/// per path that belongs to none of them: A added, M modified, D removed, R renamed. Bytecode of
+/// Python is only counted. With --files or paths, lists all files and no packages.
+///
+/// Paths are compared, so replacing a file by an equal one is not a change. With --times, also
+/// lists files of which only the modification time changed, as t. With --content, also shows the
+/// changed lines of text files. Paths can be absolute or relative to the prefix. Unusual names are
+/// quoted as in git.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --content etc\n  envfs diff 3                       since revision 3\n  envfs diff science 3 5 lib         from revision 3 to 5, below lib\n  envfs diff --stat before-upgrade..\n  envfs diff science@3 -- 5          the path 5 since revision 3"
+    after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --files science\n  envfs diff --content etc\n  envfs diff 3                       since revision 3\n  envfs diff science 3 5 lib         from revision 3 to 5, below lib\n  envfs diff --stat before-upgrade..\n  envfs diff science@3 -- 5          the path 5 since revision 3"
 )]
 pub struct Args {
     /// Environment [default: the active one], revisions, and paths in it.
@@ -42,7 +46,10 @@ pub struct Args {
     /// Paths.
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,
-    /// Show the changed lines of text files.
+    /// List all changed files instead of packages.
+    #[arg(long, conflicts_with = "json")]
+    files: bool,
+    /// List all changed files, and show the changed lines of text files.
     #[arg(short, long, conflicts_with = "json")]
     content: bool,
     /// Show only numbers and sizes: added, modified, removed, renamed.
@@ -54,7 +61,8 @@ pub struct Args {
     /// Print letters and paths exactly, each terminated by NUL, with both paths of a rename.
     #[arg(short = 'z', long, conflicts_with_all = ["content", "stat", "json"])]
     null: bool,
-    /// Also list files of which only the modification time changed.
+    /// List all changed files, also those of which only the modification time
+    /// changed.
     #[arg(long, conflicts_with_all = ["json", "stat"])]
     times: bool,
     /// Print JSON.
@@ -90,14 +98,28 @@ impl Args {
             // The current content is read through the mount.
             env.ensure_mounted()?;
         }
-        let changes = sides.changes(&env, &selection)?;
+        let found = sides.differences(&env, &selection)?;
+        let is_by_file = self.files
+            || self.content
+            || self.stat
+            || self.name_only
+            || self.null
+            || self.times
+            || !selection.paths.is_empty();
+        if self.json && !self.stat {
+            return context.output.json(&found);
+        }
+        if !is_by_file {
+            return show_packages(context, &found);
+        }
+        let changes: Vec<&Change> = found.changes.iter().map(|one| &one.change).collect();
         self.print(context, &env, sides, &changes)
     }
 
-    fn print(&self, context: &Context, env: &Env, sides: Sides, changes: &[Change]) -> Result<()> {
+    fn print(&self, context: &Context, env: &Env, sides: Sides, changes: &[&Change]) -> Result<()> {
         let out = &context.output;
         if self.stat {
-            let summary = Summary::of(changes);
+            let summary = Summary::of(changes.iter().copied());
             return match self.json {
                 true => out.json(&summary),
                 false => output::summary(&summary)
@@ -105,11 +127,8 @@ impl Args {
                     .try_for_each(|row| out.line(row.colored(out))),
             };
         }
-        if self.json {
-            return out.json(&changes);
-        }
         let is_listed = |change: &&Change| self.times || !change.is_touched();
-        let listed: Vec<&Change> = changes.iter().filter(is_listed).collect();
+        let listed: Vec<&Change> = changes.iter().copied().filter(is_listed).collect();
         if self.null {
             return listed.iter().try_for_each(|change| {
                 if self.name_only {
@@ -132,35 +151,23 @@ impl Args {
                 compare(context, &mut contents, change)?;
             }
         }
-        match changes.len() - listed.len() {
-            0 => {}
-            1 => out.note("1 file differs in its modification time only (--times lists it)"),
-            count => out.note(format!(
-                "{count} files differ in their modification times only (--times lists them)"
-            )),
-        }
+        note_touched(context, changes.len() - listed.len());
         Ok(())
     }
 }
 
 impl Sides {
-    fn changes(self, env: &Env, selection: &Selection) -> Result<Vec<Change>> {
-        let found = match (self.old, self.new) {
-            (None, _) => return Ok(env.service()?.changes(selection)?),
-            (Some(revision), None) => env.service()?.changes_since(&Since {
+    fn differences(self, env: &Env, selection: &Selection) -> Result<Differences> {
+        Ok(match (self.old, self.new) {
+            (None, _) => env.service()?.differences(selection)?,
+            (Some(revision), None) => env.service()?.differences_since(&Since {
                 revision,
                 selection: selection.clone(),
             })?,
             (Some(old), Some(new)) => {
-                let found = backend::difference(&env.environment, old, Some(new))?;
-                Difference {
-                    changes: service::selected(found.changes, &service::paths_of(selection)),
-                    ..found
-                }
+                backend::differences(&env.environment, old, Some(new), selection)?
             }
-        };
-        tracing::debug!(inodes_read = found.inodes_read, "compared");
-        Ok(found.changes)
+        })
     }
 }
 
@@ -233,6 +240,46 @@ fn content_in(revision: Option<&OpenRevision>, path: &[u8]) -> Result<Vec<u8>> {
         })?;
     }
     Ok(content)
+}
+
+/// Shows packages, and the files that belong to none.
+fn show_packages(context: &Context, found: &Differences) -> Result<()> {
+    let output = &context.output;
+    let packages = &found.packages;
+    let lines = packages::lines(output, packages, usize::MAX);
+    let lines = lines
+        .into_iter()
+        .chain(packages::bytecode(output, packages));
+    lines.into_iter().try_for_each(|line| output.line(line))?;
+    let (mut touched, mut folded) = (0, 0);
+    for one in &found.changes {
+        match one.owner {
+            _ if one.change.is_touched() => touched += 1,
+            Owner::Other => show(context, &one.change)?,
+            _ => folded += 1,
+        }
+    }
+    match folded {
+        0 => {}
+        1 => output.note("1 changed file is counted above (--files lists it)"),
+        count => output.note(format!(
+            "{count} changed files are counted above (--files lists them)"
+        )),
+    }
+    note_touched(context, touched);
+    Ok(())
+}
+
+fn note_touched(context: &Context, files: usize) {
+    match files {
+        0 => {}
+        1 => context
+            .output
+            .note("1 file differs in its modification time only (--times lists it)"),
+        count => context.output.note(format!(
+            "{count} files differ in their modification times only (--times lists them)"
+        )),
+    }
 }
 
 fn tone(change: &Change) -> Tone {

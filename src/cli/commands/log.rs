@@ -7,8 +7,12 @@ use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{Tone, size, time, utc};
+use crate::cli::packages;
+use crate::packages::PackageChanges;
 
 /// Show the history of an environment, newest first.
+///
+/// Also shows the packages that each commit changed.
 ///
 /// Times are local. In JSON, `time` is in seconds since 1970 and `date` in UTC.
 #[derive(Debug, ClapArgs)]
@@ -42,6 +46,8 @@ struct Entry {
     command: String,
     image: Option<String>,
     image_bytes: Option<u64>,
+    /// The changed packages, if there are any.
+    packages: Option<PackageChanges>,
 }
 
 impl Args {
@@ -76,6 +82,10 @@ impl Args {
                     command: revision.command,
                     image: image.map(|image| image.file.clone()),
                     image_bytes: image.map(|image| image.size),
+                    packages: revision
+                        .packages
+                        .as_deref()
+                        .and_then(PackageChanges::from_record),
                 }
             })
             .collect();
@@ -107,6 +117,11 @@ impl Args {
             ))?;
             for line in entry.message.lines() {
                 context.output.line(format!("          {line}"))?;
+            }
+            if let Some(changed) = &entry.packages {
+                for line in packages::summary(&context.output, changed) {
+                    context.output.line(format!("          {line}"))?;
+                }
             }
         }
         Ok(())

@@ -8,7 +8,8 @@ use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::in_place::{self, Backup};
-use crate::cli::output::{Tone, size, summary};
+use crate::cli::output::{Tone, changes, count, size, summary};
+use crate::cli::packages;
 use crate::daemon::host;
 use crate::daemon::lifecycle::State;
 use crate::daemon::protocol::{Service, Status};
@@ -16,15 +17,31 @@ use crate::sys::holders::Holder;
 use crate::sys::text::{Text, quoted};
 
 /// Show the state of an environment: changes, paths and users.
+///
+/// Changes are shown as packages that were installed, removed, upgraded or edited, and the number
+/// of changed files that belong to none. With --files, counts all changed files instead.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  envfs status\n  envfs status science --json")]
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
+    /// Count the changed files, without packages.
+    #[arg(long, conflicts_with = "json")]
+    files: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
+
+/// How changes are shown.
+#[derive(Debug, Clone, Copy)]
+enum Shown {
+    Packages,
+    Files,
+}
+
+/// The most packages of a kind that are shown.
+const MOST_PACKAGES: usize = 12;
 
 #[derive(Debug, Serialize)]
 struct Facts {
@@ -80,11 +97,15 @@ impl Args {
         if self.json {
             return context.output.json(&facts);
         }
-        show(context, &facts)
+        let shown = match self.files {
+            true => Shown::Files,
+            false => Shown::Packages,
+        };
+        show(context, &facts, shown)
     }
 }
 
-fn show(context: &Context, facts: &Facts) -> Result<()> {
+fn show(context: &Context, facts: &Facts, shown: Shown) -> Result<()> {
     let out = &context.output;
     let status = &facts.status;
     let daemon = facts
@@ -111,21 +132,24 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
     ))?;
     if status.changes.is_empty() && status.upper_files > 0 {
         out.line(format!(
-            "  changes   none; {} in {} files on disk equal the committed content",
+            "  changes   none; {} in {} on disk {} the committed content",
             size(status.upper_bytes),
-            status.upper_files
+            count(status.upper_files, "file"),
+            if status.upper_files == 1 {
+                "equals"
+            } else {
+                "equal"
+            },
         ))?;
     } else if status.changes.is_empty() {
         out.line("  changes   none")?;
     } else {
         out.line(format!(
-            "  changes   {} in {} files on disk",
+            "  changes   {} in {} on disk",
             size(status.upper_bytes),
-            status.upper_files
+            count(status.upper_files, "file")
         ))?;
-        for row in summary(&status.changes) {
-            out.line(format!("    {}", row.colored(out)))?;
-        }
+        show_changes(context, status, shown)?;
     }
     if let Some(backup) = &facts.backup {
         out.line(format!(
@@ -141,5 +165,40 @@ fn show(context: &Context, facts: &Facts) -> Result<()> {
         out.line(format!("            and {} more", facts.holders.len() - 10))?;
     }
     out.line(format!("  log       {}", quoted(&facts.log.0)))?;
+    Ok(())
+}
+
+/// Shows the packages that changed and counts other files; without packages, counts files by what
+/// happened to them.
+fn show_changes(context: &Context, status: &Status, shown: Shown) -> Result<()> {
+    let out = &context.output;
+    let found = &status.packages;
+    let counted = match shown {
+        Shown::Files => status.changes,
+        Shown::Packages => found.other,
+    };
+    let by_package = matches!(shown, Shown::Packages);
+    if by_package {
+        for line in packages::lines(out, found, MOST_PACKAGES) {
+            out.line(format!("    {line}"))?;
+        }
+    }
+    if by_package && !found.is_empty() {
+        let files: u64 = packages::entries(&counted);
+        if files > 0 {
+            out.line(format!(
+                "    and {} outside packages: {}",
+                count(files, "file"),
+                changes(&counted)
+            ))?;
+        }
+    } else {
+        for row in summary(&counted) {
+            out.line(format!("    {}", row.colored(out)))?;
+        }
+    }
+    if by_package && let Some(line) = packages::bytecode(out, found) {
+        out.line(format!("    {line}"))?;
+    }
     Ok(())
 }

@@ -38,14 +38,14 @@ mod view;
 use crate::object::{Ino, Kind};
 use crate::sys::text::as_text;
 
-use super::{Result, Union};
+use super::{LowerStack, Result, Union};
 
 pub(super) use compare::Draft;
 pub(crate) use edits::Edits;
 pub(super) use edits::is_committed_dir;
 pub use revisions::Difference;
 pub(crate) use revisions::between;
-pub use summary::Summary;
+pub use summary::{Summary, Tally};
 pub(super) use tree::{Counted, Tree};
 
 /// A name in a directory.
@@ -140,8 +140,13 @@ impl Union {
     /// Content is compared after the lock is released, so that writers need not wait: what changes
     /// meanwhile may be reported either way.
     pub fn changes(&self) -> Result<Vec<Change>> {
+        Ok(self.changes_and_base()?.0)
+    }
+
+    /// Lists the uncommitted changes like [`Union::changes`], with the committed view.
+    pub(crate) fn changes_and_base(&self) -> Result<(Vec<Change>, std::sync::Arc<LowerStack>)> {
         let (draft, base) = self.draft()?;
-        draft.resolve(self, &base)
+        Ok((draft.resolve(self, &base)?, base))
     }
 
     /// Returns true if there are uncommitted changes.
@@ -150,7 +155,7 @@ impl Union {
         draft.has_any(self, &base)
     }
 
-    fn draft(&self) -> Result<(Draft, std::sync::Arc<super::LowerStack>)> {
+    fn draft(&self) -> Result<(Draft, std::sync::Arc<LowerStack>)> {
         let state = self.read();
         let base = state.lower.committed();
         Ok((Draft::of(&*state, &base)?, base))
@@ -158,7 +163,7 @@ impl Union {
 }
 
 /// Returns what the frozen layers of a stack change, ordered by path.
-pub(crate) fn frozen_changes(stack: &std::sync::Arc<super::LowerStack>) -> Result<Vec<Change>> {
+pub(crate) fn frozen_changes(stack: &std::sync::Arc<LowerStack>) -> Result<Vec<Change>> {
     let base = stack.committed();
     Draft::of(&**stack, &base)?.resolve(&**stack, &base)
 }

@@ -37,8 +37,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Returns the counts of a list of changes.
-    pub fn of(changes: &[Change]) -> Summary {
+    /// Returns the counts of changes.
+    pub fn of<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Summary {
         let mut summary = Summary::default();
         for change in changes {
             let tally = match change.what {

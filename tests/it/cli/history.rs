@@ -82,8 +82,8 @@ fn forms_of_the_difference_of_revisions() {
     assert_eq!(stat.out.lines().count(), 4, "{stat}");
     assert!(stat.out.starts_with("added           1  5 B\n"), "{stat}");
     let json = env.envfs(&["diff", "e", "1", "2", "--json"]).ok().json();
-    assert_eq!(json[3]["path"], "new");
-    assert_eq!(json[2]["from"], "lib/deep");
+    assert_eq!(json["changes"][3]["path"], "new");
+    assert_eq!(json["changes"][2]["from"], "lib/deep");
     let json = env.envfs(&["diff", "e", "1", "2", "--stat", "--json"]);
     assert_eq!(json.ok().json()["renamed"]["entries"], 1);
 

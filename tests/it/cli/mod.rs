@@ -31,6 +31,7 @@ mod lost_content;
 mod manners;
 mod open_files;
 mod other_users;
+mod packages;
 mod paths;
 mod private;
 mod quoting;

@@ -84,7 +84,7 @@ fn paths_are_escaped_in_text_and_exact_in_json_and_nul_output() {
         "{fields:?}"
     );
     let json = env.envfs(&["diff", "--json", "e"]).ok().json();
-    let paths = json
+    let paths = json["changes"]
         .as_array()
         .unwrap()
         .iter()

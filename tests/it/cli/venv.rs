@@ -105,11 +105,14 @@ fn venv_is_changed_discarded_committed_and_rolled_back() {
         assert_eq!((count("added"), count("removed")), (Some(0), Some(0)));
         assert!(count("touched") >= Some(4), "{status}");
         // Bytecode contains the time of its source.
-        let diff = env.envfs(&["diff", "v"]).ok();
+        let diff = env.envfs(&["diff", "--files", "v"]).ok();
         assert!(
             diff.out.lines().all(|line| line.ends_with(".pyc")),
             "{diff}"
         );
+        let diff = env.envfs(&["diff", "v"]).ok();
+        assert_eq!(diff.out.lines().count(), 1, "{diff}");
+        assert!(diff.out.starts_with("bytecode "), "{diff}");
         env.envfs(&["discard", "-y", "v"]).ok();
         assert_eq!(digest(&env, &prefix), first);
 
