@@ -1,7 +1,7 @@
 //! What changed as people think of it: packages that were installed, removed, upgraded or edited.
 //!
 //! Package managers record what they install: conda in `conda-meta/*.json`, Python's installers in
-//! `*.dist-info` and `*.egg-info`, Node's in `node_modules/**/package.json`. [`differences`] reads
+//! `*.dist-info` and `*.egg-info`, Node's in `node_modules/**/package.json`. `differences` reads
 //! these records before and after a list of changes, and says which changed files the changed
 //! packages explain.
 //!
@@ -12,7 +12,7 @@
 //! - A file belongs to a package if the package's record lists it. What conda has installed is
 //!   conda's, although it also has a `*.dist-info`.
 //! - A file that changed below a package that did not is an edit of that package
-//!   ([`owners`]). If it now is as recorded, it was restored.
+//!   (`owners.rs`). If it now is as recorded, it was restored.
 //!
 //! # Cost
 //!

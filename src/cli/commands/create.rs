@@ -30,6 +30,9 @@ use crate::sys::signals;
 use crate::sys::text::quoted;
 use installer::{Installer, Step};
 
+/// What stands for the mount point in the command.
+const PREFIX: &str = "{prefix}";
+
 /// Create an empty environment, or fill one with an installer.
 ///
 /// Without an installer the environment is empty: activate it and install into it. With --conda,
@@ -135,8 +138,30 @@ impl Args {
         };
         let committed = client.commit(&options, &progress)?;
         progress.finish();
+        if committed.is_none() {
+            context.output.warn(self.nothing_written(env));
+            return Ok(());
+        }
         super::commit::print_result(context, env.name(), committed.as_ref());
         Ok(())
+    }
+}
+
+impl Args {
+    /// Explains that the command left the environment empty.
+    fn nothing_written(&self, env: &Env) -> String {
+        let (name, prefix) = (env.name(), quoted(&env.target.prefix));
+        let placeholder = PREFIX.as_bytes();
+        let has_it = |word: &OsString| {
+            let mut parts = word.as_bytes().windows(placeholder.len());
+            parts.any(|part| part == placeholder)
+        };
+        // The installers that envfs knows are told the path.
+        let why = match self.command.is_empty() || self.command.iter().any(has_it) {
+            true => String::new(),
+            false => format!(". Write {PREFIX} in the command where it takes this path"),
+        };
+        format!("{name} is empty: the command wrote nothing into {prefix}{why}")
     }
 }
 
@@ -208,7 +233,7 @@ fn unmount_with_retries(env: &Env) {
 }
 
 fn expand_prefix(env: &Env, word: &OsStr) -> OsString {
-    replace(word, b"{prefix}", env.target.prefix.as_os_str())
+    replace(word, PREFIX.as_bytes(), env.target.prefix.as_os_str())
 }
 
 /// Replaces every occurrence of a placeholder in a word.

@@ -375,9 +375,9 @@ fn read_profile(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// Prints what was packed.
 fn print_packed(context: &Context, imported: &Imported) {
     context.output.note(format!(
-        "{}: packed {} files, {} into an image of {}, verified",
+        "{}: packed {}, {} into an image of {}, verified",
         imported.name,
-        imported.files,
+        output::count(imported.files, "file"),
         size(imported.content_bytes),
         size(imported.image_bytes),
     ));

@@ -409,3 +409,15 @@ fn uv(env: &TestEnv) -> Option<String> {
     fs::copy(cache.join("bin/uv"), bin.join("uv")).unwrap();
     Some(format!("{}:{PATH}", bin.display()))
 }
+
+#[test]
+fn create_says_that_the_command_wrote_nothing() {
+    let Some(env) = TestEnv::new() else { return };
+    let made = env.envfs(&["create", "e", "--", "true"]).ok();
+    let hint = "Write {prefix} in the command";
+    assert!(made.err.contains("wrote nothing into"), "{made}");
+    assert!(made.err.contains(hint), "{made}");
+    let made = env.envfs(&["create", "f", "--", "ls", "{prefix}"]).ok();
+    assert!(made.err.contains("wrote nothing into"), "{made}");
+    assert!(!made.err.contains(hint), "{made}");
+}

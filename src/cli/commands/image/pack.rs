@@ -10,7 +10,7 @@ use crate::cli::commands::import::{Exclude, PackOptions};
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::new_file;
-use crate::cli::output::size;
+use crate::cli::output::{count, size};
 use crate::squashfs::writer::DataStats;
 use crate::sys::text::quoted;
 
@@ -89,9 +89,9 @@ impl Args {
             });
         }
         context.output.note(format!(
-            "{}: packed {} files, {} into {}",
+            "{}: packed {}, {} into {}",
             quoted(&self.file),
-            done.entries,
+            count(done.entries, "file"),
             size(done.content_bytes),
             size(done.stats.image_size)
         ));
