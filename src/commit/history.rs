@@ -15,8 +15,8 @@ use crate::union::{Change, DiscardMode, Invalidation, LowerStack, SharedListing,
 /// Discards all changes, or those at and below the given paths (relative to the prefix). Returns
 /// the discarded changes and the cache entries that the kernel must drop.
 ///
-/// Discarded content is kept until [`gc`](super::gc()): in the trash if everything is discarded, and
-/// in `strays/` otherwise.
+/// Discarded content is kept until [`gc`](fn@super::gc): in the trash if everything is discarded,
+/// and in `strays/` otherwise.
 pub fn discard(
     workspace: &Workspace,
     paths: &[Vec<u8>],

@@ -9,8 +9,10 @@ use super::diff;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output::{self, Tone, count, size, time, utc};
-use crate::cli::{backend, revisions};
+use crate::cli::{backend, packages, revisions};
 use crate::daemon::failure::Kind;
+use crate::daemon::protocol::Selection;
+use crate::packages::{OwnedChange, Owner, PackageChanges};
 use crate::state::{ImageRow, Revision};
 use crate::sys::extents::Space;
 use crate::union::{Change, Summary};
@@ -20,8 +22,9 @@ const SHOWN: usize = 20;
 
 /// Show one revision: message, author, command, image, and what it changed.
 ///
-/// Compares the revision with its parent. "On disk" is the space of its image; where the file
-/// system tells, it says how much of that is shared with images of other revisions.
+/// Compares the revision with its parent: packages, and files that belong to none of them. "On
+/// disk" is the space of its image; where the file system tells, it says how much of that is shared
+/// with images of other revisions.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs show                     the current revision\n  envfs show science 3\n  envfs show science@before-upgrade --json"
@@ -61,7 +64,9 @@ struct Facts {
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    changes: Option<Vec<Change>>,
+    packages: Option<PackageChanges>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<Vec<OwnedChange>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -149,9 +154,16 @@ impl Args {
         for row in output::summary(summary) {
             out.line(format!("    {}", row.colored(out)))?;
         }
+        if let Some(found) = &facts.packages {
+            let lines = packages::lines(out, found, SHOWN).into_iter();
+            let mut lines = lines.chain(packages::bytecode(out, found));
+            lines.try_for_each(|line| out.line(format!("    {line}")))?;
+        }
+        // The files of packages are not listed, unless all are.
         let listed: Vec<&Change> = changes
             .iter()
-            .filter(|change| !change.is_touched())
+            .filter(|one| !one.change.is_touched() && (self.all || one.owner == Owner::Other))
+            .map(|one| &one.change)
             .collect();
         let shown = if self.all { listed.len() } else { SHOWN };
         for change in listed.iter().take(shown) {
@@ -187,9 +199,13 @@ impl Facts {
         let parent = revision.parent.map(|id| id.0);
         let is_kept = |id: i64| all.iter().any(|revision| revision.id.0 == id);
         let changes = match parent.filter(|id| is_kept(*id)) {
-            Some(old) => Some(backend::difference(environment, old, wanted)?.changes),
+            Some(old) => {
+                let all = Selection::default();
+                Some(backend::differences(environment, old, wanted, &all)?)
+            }
             None => None,
         };
+        let (packages, changes) = changes.map(|found| (found.packages, found.changes)).unzip();
         let tags = backend::tags(environment)?.into_iter();
         let tags = tags.filter(|tag| tag.revision == revision.id);
         Ok(Facts {
@@ -206,7 +222,10 @@ impl Facts {
             host: revision.host.clone(),
             command: revision.command.clone(),
             image: Image::of(env, image),
-            summary: changes.as_deref().map(Summary::of),
+            summary: changes
+                .as_ref()
+                .map(|all: &Vec<OwnedChange>| Summary::of(all.iter().map(|one| &one.change))),
+            packages,
             changes,
         })
     }
