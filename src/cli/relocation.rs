@@ -11,10 +11,11 @@ use super::error::Result;
 use super::output::{Output, count};
 use crate::commit::{self, CommitError, CommitOptions, Force, Relocated, Relocation, Workspace};
 use crate::daemon::failure::Failure;
+use crate::daemon::lifecycle::State;
 use crate::daemon::service::{LOCK_TIMEOUT, Local};
 use crate::environment::real_path;
 use crate::progress::Progress;
-use crate::relocate::{Counts, Impossible, Plan, Request, Scope};
+use crate::relocate::{self, Counts, DirTree, Foreign, Impossible, Plan, Request, Scope};
 use crate::sys::text::{Text, quoted};
 
 /// What was moved, or would be.
@@ -204,4 +205,21 @@ pub(super) fn relocate(
     progress: &dyn Progress,
 ) -> Result<Relocated> {
     Ok(commit::relocate(workspace, plan, how, progress).map_err(Failure::from)?)
+}
+
+/// Lists references to other prefixes in the files of an environment, mounted or not.
+pub(super) fn foreign(
+    env: &Env,
+    more: &[PathBuf],
+    progress: &dyn Progress,
+) -> Result<Vec<Foreign>> {
+    let own = &env.target.prefix;
+    let more: Vec<&Path> = more.iter().map(PathBuf::as_path).collect();
+    let found = match env.state()? {
+        State::Unmounted | State::Dead(_) | State::Copy(_) => {
+            commit::foreign_prefixes(open(env)?.workspace(), own, &more, progress)
+        }
+        _ => relocate::foreign(&DirTree::new(own), own, &more, progress).map_err(CommitError::from),
+    };
+    Ok(found.map_err(Failure::from)?)
 }

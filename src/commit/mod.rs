@@ -76,7 +76,9 @@ pub use import::{
     ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,
 };
 pub use profile::{Profile, paths_used_first};
-pub use relocate::{Force, Relocate, Relocated, Relocation, plan_relocation, relocate};
+pub use relocate::{
+    Force, Relocate, Relocated, Relocation, foreign_prefixes, plan_relocation, relocate,
+};
 pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };

@@ -86,6 +86,17 @@ pub fn plan_relocation(
     Ok(relocate::plan(&tree, request, progress)?)
 }
 
+/// Lists references to other prefixes than `own` in the files of an environment.
+pub fn foreign_prefixes(
+    workspace: &Workspace,
+    own: &Path,
+    more: &[&Path],
+    progress: &dyn Progress,
+) -> Result<Vec<relocate::Foreign>> {
+    let tree = UnionTree(workspace.union());
+    Ok(relocate::foreign(&tree, own, more, progress)?)
+}
+
 /// Rewrites the files of a plan, and commits them together with the new prefix. The environment is
 /// not mounted and has no uncommitted changes. If this fails, nothing was changed.
 pub fn relocate(

@@ -52,10 +52,12 @@ struct PathRecord<'a> {
     prefix_placeholder: Option<String>,
     #[serde(default)]
     file_mode: Option<String>,
-    #[serde(default)]
-    sha256: Option<String>,
+    #[serde(default, borrow)]
+    sha256: Option<&'a RawValue>,
     #[serde(default, borrow)]
     sha256_in_prefix: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    size_in_bytes: Option<&'a RawValue>,
 }
 
 fn parse(data: &[u8]) -> Option<Record<'_>> {
@@ -76,7 +78,9 @@ pub(super) fn package(data: &[u8]) -> Option<Package> {
                 path: path._path.into_bytes(),
                 placeholder: placeholder.into_bytes(),
                 mode,
-                sha256: path.sha256,
+                sha256: path
+                    .sha256
+                    .map(|raw| raw.get().trim_matches('"').to_owned()),
             }),
             _ => package.others.push(path._path.into_bytes()),
         }
@@ -97,28 +101,43 @@ pub(super) fn digests<'a>(
     };
     let mut splices = Vec::new();
     for path in record.paths_data.map(|data| data.paths).unwrap_or_default() {
-        let Some(raw) = path.sha256_in_prefix else {
-            continue;
-        };
         let Some(changed) = changed(path._path.as_bytes()) else {
             continue;
         };
-        let before = hex(&changed.before);
-        let recorded = raw.get().trim_matches('"');
+        let before = format!("\"{}\"", hex(&changed.before));
+        let after = format!("\"{}\"", hex(&changed.after));
+        let is_before = |raw: &&RawValue| raw.get() == before;
+        let is_as_packaged = path.sha256.is_some_and(|raw| raw.get() == before);
         // In an archive of conda-pack files are as in their packages.
-        if recorded != before && path.sha256.as_deref() != Some(&before) {
-            continue;
+        let in_prefix = path.sha256_in_prefix;
+        let in_prefix = in_prefix.filter(|raw| is_before(raw) || is_as_packaged);
+        splices.extend(in_prefix.and_then(|raw| replacement(data, raw, &after)));
+        let is_generated = path.prefix_placeholder.is_none() && is_as_packaged;
+        if is_generated {
+            // A script that the installer wrote.
+            let digest = path.sha256.and_then(|raw| replacement(data, raw, &after));
+            splices.extend(digest);
         }
-        let at = (raw.get().as_ptr() as usize).checked_sub(data.as_ptr() as usize);
-        if let Some(at) = at.filter(|at| at + raw.get().len() <= data.len()) {
-            splices.push(Splice {
-                at,
-                len: raw.get().len(),
-                with: format!("\"{}\"", hex(&changed.after)).into_bytes(),
-            });
+        // conda records the size in the package, rattler the size of the installed file.
+        if is_generated || !is_as_packaged {
+            let size = path.size_in_bytes;
+            let size = size.filter(|raw| raw.get() == changed.size_before.to_string());
+            let after = changed.size_after.to_string();
+            splices.extend(size.and_then(|raw| replacement(data, raw, &after)));
         }
     }
     splices
+}
+
+/// Returns the replacement of a value, which is a part of `data`.
+fn replacement(data: &[u8], value: &RawValue, with: &str) -> Option<Splice> {
+    let (at, len) = (value.get().as_ptr() as usize, value.get().len());
+    let at = at.checked_sub(data.as_ptr() as usize)?;
+    (at + len <= data.len()).then(|| Splice {
+        at,
+        len,
+        with: with.as_bytes().to_vec(),
+    })
 }
 
 /// Reads the table in `bin/conda-unpack`: path, placeholder and mode of each file. Empty if it is
@@ -231,9 +250,10 @@ mod tests {
         let json = format!(
             r#"{{"name": "x", "files": ["bin/x", "bin/y"], "paths_data": {{"paths": [
               {{"_path": "bin/x", "file_mode": "binary", "prefix_placeholder": "/opt/p",
-                "sha256": "00", "sha256_in_prefix": "{}"}},
+                "sha256": "00", "sha256_in_prefix": "{0}", "size_in_bytes": 6}},
               {{"_path": "bin/y", "sha256": "11", "sha256_in_prefix": "22"}},
-              {{"_path": "bin/z", "sha256_in_prefix": null}}], "paths_version": 1}}}}"#,
+              {{"_path": "bin/z", "sha256_in_prefix": null}},
+              {{"_path": "bin/entry", "sha256": "{0}", "size_in_bytes": 6}}], "paths_version": 1}}}}"#,
             hex(&before)
         );
         let package = package(json.as_bytes()).unwrap();
@@ -249,7 +269,8 @@ mod tests {
         // The digest of bin/y shows that it was edited.
         let splices = digests(json.as_bytes(), |_| Some(&changed));
         let new = String::from_utf8(apply(json.as_bytes(), &splices)).unwrap();
-        assert_eq!(new, json.replace(&hex(&before), &hex(&after)));
+        let expected = json.replace(&hex(&before), &hex(&after));
+        assert_eq!(new, expected.replace("bytes\": 6", "bytes\": 5"));
         assert!(super::package(b"{ no json").is_none());
         assert!(digests(b"[]", |_| Some(&changed)).is_empty());
     }

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, ExitCode, Result};
-use crate::cli::output::{Tone, size};
+use crate::cli::output::{Tone, count, size};
+use crate::cli::relocation;
 use crate::daemon::client;
 use crate::daemon::runtime::RuntimeDir;
+use crate::relocate::{Foreign, ForeignKind};
+use crate::shell::render::word;
 use crate::sys::medium::network_file_system;
 use crate::sys::mount::{self, MountError};
 use crate::sys::mountinfo::{Health, MountEntry};
@@ -25,8 +28,17 @@ const FEW_INODES: u64 = 10_000;
 ///
 /// Prints what to do about each problem. Exits with status 1 if there is one. Changes nothing,
 /// except for a trial mount in a temporary directory.
+///
+/// With NAME, searches the files of that environment for paths of other environments instead:
+/// scripts that other programs run, placeholders, and the path where it was made.
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  envfs doctor\n  envfs doctor science")]
 pub struct Args {
+    /// Environment whose files are searched.
+    name: Option<String>,
+    /// Another path to search for. Can be repeated.
+    #[arg(long, value_name = "PATH", requires = "name")]
+    prefix: Vec<PathBuf>,
     /// Print the findings as JSON.
     #[arg(long)]
     json: bool,
@@ -79,6 +91,9 @@ impl Finding {
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
+        if let Some(name) = &self.name {
+            return self.search(context, name);
+        }
         let mut findings = vec![device(), helper(), trial(), namespaces()];
         findings.push(runtime());
         match context.store() {
@@ -131,6 +146,67 @@ impl Args {
         } else {
             Err(CommandError::silent(ExitCode::Failure))
         }
+    }
+}
+
+impl Args {
+    /// Lists references to other prefixes in an environment.
+    fn search(&self, context: &Context, name: &str) -> Result<()> {
+        let env = context.environment(Some(name))?;
+        let progress = context.output.progress();
+        let found = relocation::foreign(&env, &self.prefix, &progress)?;
+        progress.finish();
+        if self.json {
+            return context.output.json(&found);
+        }
+        let mut findings: Vec<Finding> = found.iter().map(|one| reference(&env, one)).collect();
+        if findings.is_empty() {
+            let message = format!("all paths lead to {}", quoted(&env.target.prefix));
+            findings.push(Finding::new("prefix", Level::Ok, message));
+        }
+        show(context, &findings)
+    }
+}
+
+/// Describes files that refer to another prefix.
+fn reference(env: &Env, found: &Foreign) -> Finding {
+    let files = count(found.paths.len() as u64, "file");
+    let prefix = quoted(relocation::path_of(&found.prefix));
+    let (check, level, message) = match found.kind {
+        ForeignKind::Interpreter => {
+            let message = format!("{files} in bin run programs in {prefix}");
+            ("scripts", Level::Warning, message)
+        }
+        ForeignKind::Placeholder => {
+            let message = format!("{files} contain a placeholder of conda");
+            ("placeholders", Level::Warning, message)
+        }
+        ForeignKind::OldPrefix => {
+            let message = format!("{files} contain {prefix}");
+            ("prefix", Level::Warning, message)
+        }
+        ForeignKind::Link => {
+            let links = count(found.paths.len() as u64, "symbolic link");
+            ("links", Level::Info, format!("{links} lead to {prefix}"))
+        }
+    };
+    let mut finding = Finding::new(check, level, message);
+    for path in found.paths.iter().take(5) {
+        finding = finding.hint(quoted(relocation::path_of(&path.0)));
+    }
+    if found.paths.len() > 5 {
+        finding = finding.hint(format!(
+            "and {} more; --json lists all",
+            found.paths.len() - 5
+        ));
+    }
+    match level {
+        Level::Warning => finding.hint(format!(
+            "envfs relocate {} --from {} rewrites them",
+            env.name(),
+            word(Path::new(relocation::path_of(&found.prefix)))
+        )),
+        _ => finding,
     }
 }
 

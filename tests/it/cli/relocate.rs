@@ -345,3 +345,30 @@ fn an_import_fails_because_of_a_file_without_space_unless_forced() {
     env.envfs(&["clone", "c", "e"]).fails(4, &["bin/x"]);
     env.envfs(&["clone", "--force", "c", "e"]).ok();
 }
+
+#[test]
+fn doctor_lists_references_to_other_prefixes() {
+    let Some(env) = TestEnv::new() else { return };
+    cramped(&env);
+    let check = |words: &[&str]| {
+        let found = env.envfs(&[&["doctor", "--json", "c"], words].concat());
+        found.ok().json()
+    };
+    let unmounted = check(&[]);
+    let kinds: Vec<&str> = (unmounted.as_array().unwrap().iter())
+        .map(|one| one["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["interpreter", "old-prefix"], "{unmounted}");
+    assert_eq!(unmounted[0]["prefix"], "/opt/e");
+    assert_eq!(unmounted[1]["paths"], serde_json::json!(["bin/x"]));
+    env.mount("c");
+    assert_eq!(check(&[]), unmounted, "mounted");
+    let shown = env.envfs(&["doctor", "c"]).ok();
+    for words in ["bin/tool", "/opt/e", "envfs relocate c"] {
+        assert!(shown.out.contains(words), "{words}: {shown}");
+    }
+    env.envfs(&["unmount", "c"]).ok();
+    env.import_sample("e");
+    let shown = env.envfs(&["doctor", "e"]).ok();
+    assert!(shown.out.contains("all paths lead to"), "{shown}");
+}
