@@ -35,6 +35,8 @@ pub const POINTS: &[&str] = &[
     "discard.flipped",
     "rollback.begun",
     "rollback.flipped",
+    "restore.staged",
+    "restore.flipped",
 ];
 
 /// The fault that disables every sync of a file, directory, file system or database. With it the

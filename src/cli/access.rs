@@ -53,6 +53,7 @@ impl Command {
             | Command::Commit(_)
             | Command::Discard(_)
             | Command::Rollback(_)
+            | Command::Restore(_)
             | Command::Tag(_)
             | Command::Gc(_)
             | Command::Rename(_)

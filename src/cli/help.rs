@@ -27,7 +27,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ),
     (
         "go back in its history",
-        &["log", "show", "cat", "rollback", "tag"],
+        &["log", "show", "cat", "restore", "rollback", "tag"],
     ),
     (
         "share it",

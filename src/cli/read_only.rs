@@ -24,7 +24,7 @@ use crate::progress::Progress;
 use crate::sys::mount::Rights;
 use crate::sys::mountinfo;
 use crate::sys::text::quoted;
-use crate::union::Change;
+use crate::union::{Change, Restored};
 
 /// Returns whether the directory cannot be written to because its file system is read-only.
 pub(super) fn is_read_only(dir: &Path) -> bool {
@@ -137,6 +137,10 @@ impl Service for Unchanged {
     }
 
     fn rollback(&self, _: &RollbackOptions, _: &dyn Progress) -> Result<RolledBack, Failure> {
+        refused()
+    }
+
+    fn restore(&self, _: &Since, _: &dyn Progress) -> Result<Restored, Failure> {
         refused()
     }
 

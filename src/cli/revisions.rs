@@ -128,7 +128,8 @@ fn range(env: &Env, word: &OsStr) -> Result<Option<(i64, i64)>> {
     Ok(Some((find(from)?, find(to)?)))
 }
 
-fn number(env: &Env, text: &str) -> Result<i64> {
+/// Returns the number of a revision that exists, given by number (`3` or `@3`) or tag.
+pub(super) fn number(env: &Env, text: &str) -> Result<i64> {
     let text = text.strip_prefix('@').unwrap_or(text);
     let number = backend::revision(&env.environment, text)?;
     backend::check_revision(&env.environment, number)?;

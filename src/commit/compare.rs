@@ -1,4 +1,4 @@
-//! Compares revisions.
+//! Compares revisions, and restores paths from them.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -10,7 +10,9 @@ use crate::environment::Layout;
 use crate::object::{Attr, Ino, Kind};
 use crate::squashfs::reader::Shared;
 use crate::state::{ImageId, ImageRow, Revision, RevisionId, StateDb};
-use crate::union::{self, Difference, ImageLayer, LowerStack, OpenOptions};
+use crate::union::{
+    self, Difference, ImageLayer, Invalidation, LowerStack, OpenOptions, Restored, Source,
+};
 
 /// Bytes of a file that are read at once.
 const READ: usize = 1 << 20;
@@ -114,6 +116,38 @@ pub fn difference_since(workspace: &Workspace, old: RevisionId) -> Result<Differ
             (new, digests.as_deref()),
         )
     })
+}
+
+/// Restores paths (without a leading slash) as they were in a revision, as uncommitted changes.
+/// Returns what was restored and the cache entries that the kernel must drop.
+///
+/// Where the revision is what is committed now, this discards the changes of the paths.
+pub fn restore(
+    workspace: &Workspace,
+    old: RevisionId,
+    paths: &[Vec<u8>],
+) -> Result<(Restored, Vec<Invalidation>)> {
+    let (db, layout, union) = (workspace.db(), workspace.env().layout(), workspace.union());
+    let old = OpenRevision::open(db, layout, Some(old))?;
+    let current = db.current_revision()?.map(|revision| revision.image);
+    let whole = paths.iter().any(Vec::is_empty);
+    if current == Some(old.revision.image) && !whole && union.lower().frozen().is_empty() {
+        let (changes, stale) = union.discard_paths(paths)?;
+        return Ok((Restored::by_discarding(&changes), stale));
+    }
+    let shared = |new: &ImageLayer| {
+        let digests = match image_of(db, layout, new).ok()? {
+            Some(image) => db.image_digests(image).ok()?,
+            None => None,
+        };
+        let (old, one) = (&old.layer, old.digests.as_deref());
+        shared((old, one), (new, digests.as_deref())).ok()
+    };
+    let source = Source {
+        image: &old.layer,
+        shared: &shared,
+    };
+    Ok(union.restore_paths(&source, paths)?)
 }
 
 /// Returns the image of the environment whose file a layer has open.

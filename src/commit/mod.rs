@@ -67,7 +67,7 @@ use job::{Built, Job};
 
 pub use crate::state::CommitPlace;
 pub use clone::{CloneOptions, Cloned, Sharing, clone};
-pub use compare::{OpenRevision, difference, difference_since};
+pub use compare::{OpenRevision, difference, difference_since, restore};
 pub use error::{CommitError, Result};
 pub use export::export_without;
 pub use gc::{Collected, GcOptions, gc};

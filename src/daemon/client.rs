@@ -19,7 +19,7 @@ use crate::packages::Differences;
 use crate::progress::{NoProgress, Progress};
 use crate::sys::mount::UnmountMode;
 use crate::sys::process::{self, ProcessHandle};
-use crate::union::Change;
+use crate::union::{Change, Restored};
 
 /// The time limit for the greeting of a daemon. Its accepting thread does nothing else.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -224,6 +224,10 @@ impl Service for Client {
         progress: &dyn Progress,
     ) -> Result<RolledBack, Failure> {
         self.call(&Request::Rollback(options.clone()), progress)
+    }
+
+    fn restore(&self, from: &Since, progress: &dyn Progress) -> Result<Restored, Failure> {
+        self.call(&Request::Restore(from.clone()), progress)
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {

@@ -21,7 +21,7 @@ use crate::packages::{Differences, PackageChanges};
 use crate::progress::{Progress, Report};
 use crate::sys::holders::{Holder, NamespaceCopy};
 use crate::sys::text::Text;
-use crate::union::{Change, Summary};
+use crate::union::{Change, Restored, Summary};
 
 /// The version of the protocol. Client and server must have the same.
 pub(crate) const VERSION: u32 = 1;
@@ -84,6 +84,8 @@ pub enum Request {
     Discard(Selection),
     /// Restores a revision.
     Rollback(RollbackOptions),
+    /// Restores paths from a revision.
+    Restore(Since),
     /// Sets or deletes a tag.
     Tag(TagOptions),
     /// Removes old revisions and data that is no longer needed.
@@ -117,7 +119,7 @@ pub struct Selection {
     pub paths: Vec<Text>,
 }
 
-/// A revision to compare with.
+/// A revision, and paths to compare with it or to restore from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Since {
     /// Its number.
@@ -231,6 +233,9 @@ pub trait Service: Send + Sync {
         options: &RollbackOptions,
         progress: &dyn Progress,
     ) -> Result<RolledBack, Failure>;
+
+    /// Restores paths as they were in a revision, as uncommitted changes.
+    fn restore(&self, from: &Since, progress: &dyn Progress) -> Result<Restored, Failure>;
 
     /// Sets or deletes a tag.
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure>;

@@ -323,6 +323,7 @@ fn handle(
         Request::Commit(_)
         | Request::Discard(_)
         | Request::Rollback(_)
+        | Request::Restore(_)
         | Request::Tag(_)
         | Request::Gc(_) => {
             let peer = peer.clone();
@@ -403,6 +404,7 @@ fn answer(
         Request::Commit(options) => value(&service.commit(options, progress)?),
         Request::Discard(selection) => value(&service.discard(selection, progress)?),
         Request::Rollback(options) => value(&service.rollback(options, progress)?),
+        Request::Restore(from) => value(&service.restore(from, progress)?),
         Request::Tag(options) => value(&service.tag(options, progress)?),
         Request::Gc(options) => value(&service.gc(*options, progress)?),
         Request::Unmount { lazy } => {

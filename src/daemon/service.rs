@@ -27,7 +27,7 @@ use crate::sys::mount::{self, MountRequest, Rights};
 use crate::sys::mountinfo;
 use crate::sys::text::{Text, quoted};
 use crate::sys::walk;
-use crate::union::{self, Change, DiscardMode, Reconciled, Summary};
+use crate::union::{self, Change, DiscardMode, Reconciled, Restored, Summary};
 
 /// The time limit for the lock of an environment that another command reads, or whose daemon is
 /// ending.
@@ -453,6 +453,17 @@ impl Service for Local {
         })?;
         self.invalidate(&done.stale);
         Ok(done)
+    }
+
+    fn restore(&self, from: &Since, progress: &dyn Progress) -> Result<Restored, Failure> {
+        let _guard = self.lock_operations(progress)?;
+        self.flush_mount(progress)?;
+        let (revision, paths) = (RevisionId(from.revision), paths_of(&from.selection));
+        let (restored, stale) = self.with_repair(OnLoss::Continue, || {
+            Ok(commit::restore(&self.workspace, revision, &paths)?)
+        })?;
+        self.invalidate(&stale);
+        Ok(restored)
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {

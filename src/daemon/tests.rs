@@ -28,7 +28,7 @@ use crate::squashfs::writer::WriteStats;
 use crate::state::RevisionId;
 use crate::sys::mount::{self, MountRequest, Rights, UnmountMode};
 use crate::sys::process;
-use crate::union::{Change, ChangeKind, Creator, NewObject, Summary};
+use crate::union::{Change, ChangeKind, Creator, NewObject, Restored, Summary};
 
 /// A service whose behaviour depends on the request.
 #[derive(Default)]
@@ -120,6 +120,10 @@ impl Service for Fake {
             of: RevisionId(8),
             stale: Vec::new(),
         })
+    }
+
+    fn restore(&self, _: &Since, _: &dyn Progress) -> Result<Restored, Failure> {
+        Ok(Restored::default())
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {

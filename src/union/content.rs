@@ -404,7 +404,12 @@ impl Union {
 }
 
 /// Copies the first `len` bytes of a lower file, keeping holes.
-fn copy_content(lower: &super::LowerStack, ino: Ino, file: &File, len: u64) -> Result<()> {
+pub(super) fn copy_content(
+    lower: &super::LowerStack,
+    ino: Ino,
+    file: &File,
+    len: u64,
+) -> Result<()> {
     let mut at = 0;
     while at < len {
         let Some(data) = lower.seek(ino, at, SeekTarget::Data)? else {

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use super::difference::{Draft, is_among};
 use super::{Change, Error, Invalidation, Result, Union};
+pub(super) use physical::Physical;
 use plan::Plan;
 
 impl Union {

@@ -24,7 +24,7 @@ pub enum Error {
     CommitUnfinished,
     /// A path cannot be discarded alone: its directory was removed, and another object is at the
     /// path of the directory.
-    #[error("{0:?} was in a directory that was removed and replaced; discard the directory")]
+    #[error("{0:?} was in a directory that was removed and replaced; name the directory instead")]
     Replaced(String),
     /// An image was made from an upper directory of overlayfs with `redirect_dir=on`.
     #[error("{0:?} has the attribute overlay.redirect, which is not supported")]

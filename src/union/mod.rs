@@ -64,6 +64,7 @@ mod readdir;
 mod reconcile;
 mod remove;
 mod rename;
+mod restore;
 mod stack;
 mod stored;
 mod swap;
@@ -101,6 +102,7 @@ pub use privileges::SetIdBits;
 pub use readdir::DirItem;
 pub use reconcile::Reconciled;
 pub use rename::RenameMode;
+pub use restore::Restored;
 pub use stack::LowerStack;
 pub use swap::{DiscardMode, Invalidation};
 pub use sync::SyncMode;
@@ -114,6 +116,7 @@ pub(crate) use image_layer::ImageLayer;
 pub(crate) use layer::{Bytes, Layer, Lookup, SharedListing, Xattr};
 pub(crate) use open::{OpenOptions, Paths, open_image, set_offset, verify_uppers};
 pub(crate) use overlay::count_links;
+pub(crate) use restore::Source;
 pub(crate) use stack::ContentLayer;
 
 /// The number of identities that are reserved in the database at once.

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::namespace::touch;
 use super::{ContentLayer, Orphan, Presence, Result, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
-use crate::state::{DataPlace, RowChange};
+use crate::state::{DataPlace, InodeRow, RowChange};
 
 /// What to do with the physical file when a name is removed.
 pub(super) enum Cleanup {
@@ -111,33 +111,7 @@ impl Union {
         }
         row.nlink = 0;
         let had_row = matches!(state.presence(ino)?, Presence::Row(_));
-        let orphan = if self.nodes.is_held(ino) {
-            let file = match row.data {
-                // Opened now, while the file still has its name.
-                DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, &row)?),
-                DataPlace::Lower if row.kind == Kind::File => {
-                    if let ContentLayer::Frozen(frozen) = state.lower.content(ino)? {
-                        // A commit may remove the files of the layer while the object is open.
-                        frozen.pin(ino)?;
-                    }
-                    None
-                }
-                _ => None,
-            };
-            let xattrs = if row.owns_xattrs {
-                state.delta.xattrs(ino)?.cloned().unwrap_or_default()
-            } else {
-                state.lower.xattrs(ino)?.into_iter().collect()
-            };
-            Some(Orphan {
-                row: row.clone(),
-                file,
-                lower: state.lower.clone(),
-                xattrs,
-            })
-        } else {
-            None
-        };
+        let orphan = self.orphan_of(state, ino, &row)?;
         if had_row {
             changes.push(RowChange::DropInode(ino));
             if row.owns_xattrs && state.delta.xattrs(ino)?.is_some() {
@@ -158,6 +132,42 @@ impl Union {
             _ => Cleanup::Nothing,
         };
         Ok((remains, orphan))
+    }
+
+    /// Returns the orphan that an object becomes when it loses its last name. `None` if the kernel
+    /// does not hold it.
+    pub(super) fn orphan_of(
+        &self,
+        state: &State,
+        ino: Ino,
+        row: &InodeRow,
+    ) -> Result<Option<Orphan>> {
+        if !self.nodes.is_held(ino) {
+            return Ok(None);
+        }
+        let file = match row.data {
+            // Opened now, while the file still has its name.
+            DataPlace::Upper if row.kind == Kind::File => Some(state.file(ino, row)?),
+            DataPlace::Lower if row.kind == Kind::File => {
+                if let ContentLayer::Frozen(frozen) = state.lower.content(ino)? {
+                    // A commit may remove the files of the layer while the object is open.
+                    frozen.pin(ino)?;
+                }
+                None
+            }
+            _ => None,
+        };
+        let xattrs = if row.owns_xattrs {
+            state.delta.xattrs(ino)?.cloned().unwrap_or_default()
+        } else {
+            state.lower.xattrs(ino)?.into_iter().collect()
+        };
+        Ok(Some(Orphan {
+            row: row.clone(),
+            file,
+            lower: state.lower.clone(),
+            xattrs,
+        }))
     }
 
     /// Undoes [`State::detach`] after the rows could not be changed.

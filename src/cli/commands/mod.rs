@@ -31,6 +31,7 @@ pub(super) mod ps;
 pub(super) mod relocate;
 pub(super) mod remove;
 pub(super) mod rename;
+pub(super) mod restore;
 pub(super) mod rollback;
 pub(super) mod run;
 pub(super) mod serve;
@@ -91,6 +92,8 @@ pub enum Command {
     Show(show::Args),
     #[allow(missing_docs)]
     Cat(cat::Args),
+    #[allow(missing_docs)]
+    Restore(restore::Args),
     #[allow(missing_docs)]
     Rollback(rollback::Args),
     #[allow(missing_docs)]
@@ -160,6 +163,7 @@ impl Command {
             Command::Log(args) => args.run(context),
             Command::Show(args) => args.run(context),
             Command::Cat(args) => args.run(context),
+            Command::Restore(args) => args.run(context),
             Command::Rollback(args) => args.run(context),
             Command::Tag(args) => args.run(context),
             Command::Gc(args) => args.run(context),

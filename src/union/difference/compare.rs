@@ -250,6 +250,12 @@ impl Comparison<'_> {
     fn has_names_of_several(&self, ino: Ino, kind: Kind) -> Result<bool> {
         let mut known = self.base.attr(ino)?.map(|_| ino);
         for entry in self.edits.links_of(ino) {
+            // A name to which it was renamed is compared with the one that it had.
+            if let Some(from) = self.edits.renamed_from(entry)
+                && !self.is_replaced(from)?
+            {
+                continue;
+            }
             if let Some(below) = self.edits.row(entry).and_then(|row| row.below)
                 && self.base.attr(below)?.is_some_and(|attr| attr.kind == kind)
                 && *known.get_or_insert(below) != below

@@ -57,7 +57,7 @@ pub(super) fn compare(
 }
 
 /// What an image keeps of a time: whole seconds from 1970 to 2106.
-fn kept(time: Timestamp) -> i64 {
+pub(in crate::union) fn kept(time: Timestamp) -> i64 {
     time.secs.clamp(0, i64::from(u32::MAX))
 }
 

@@ -41,12 +41,14 @@ use crate::sys::text::as_text;
 use super::{LowerStack, Result, Union};
 
 pub(super) use compare::Draft;
+pub(super) use content::kept;
 pub(crate) use edits::Edits;
 pub(super) use edits::is_committed_dir;
 pub use revisions::Difference;
 pub(crate) use revisions::between;
 pub use summary::{Summary, Tally};
 pub(super) use tree::{Counted, Tree};
+pub(super) use view::View;
 
 /// A name in a directory.
 pub(crate) type Entry = (Ino, Box<[u8]>);

@@ -15,7 +15,7 @@ type HostName = (Arc<OwnedFd>, Box<[u8]>);
 /// Changes of files, applied after the rows have changed. The files are found before that, because
 /// their paths depend on the old rows.
 #[derive(Default)]
-pub(super) struct Physical {
+pub(in crate::union) struct Physical {
     /// Content to remove, with its name, or `None` if it is in `work`. Regular files are moved to
     /// the strays directory.
     files: Vec<(Ino, Kind, Option<HostName>)>,
@@ -29,7 +29,12 @@ pub(super) struct Physical {
 
 impl Physical {
     /// Removes the content of an object.
-    pub(super) fn remove(&mut self, state: &State, ino: Ino, row: &InodeRow) -> Result<()> {
+    pub(in crate::union) fn remove(
+        &mut self,
+        state: &State,
+        ino: Ino,
+        row: &InodeRow,
+    ) -> Result<()> {
         let above = match &row.place {
             Some((dir, name)) => state.find_dir(*dir)?.map(|fd| (fd, name.clone())),
             None => None,
@@ -46,7 +51,12 @@ impl Physical {
     }
 
     /// Moves the content of an object to `work`.
-    pub(super) fn detach(&mut self, state: &State, ino: Ino, row: &InodeRow) -> Result<()> {
+    pub(in crate::union) fn detach(
+        &mut self,
+        state: &State,
+        ino: Ino,
+        row: &InodeRow,
+    ) -> Result<()> {
         if row.data == DataPlace::Upper
             && let Some((dir, name)) = &row.place
             && let Some(above) = state.find_dir(*dir)?
@@ -72,7 +82,7 @@ impl Physical {
     }
 
     /// Applies all changes. Calls `failed` with each error and continues.
-    pub(super) fn apply(self, state: &State, failed: impl Fn(Error)) {
+    pub(in crate::union) fn apply(self, state: &State, failed: impl Fn(Error)) {
         let upper = &state.upper;
         let note = |done: Result<()>| done.unwrap_or_else(&failed);
         for (ino, kind, above) in self.files {

@@ -35,7 +35,7 @@ fn every_fault_point_belongs_to_a_tested_operation() {
         let operation = point.split('.').next().unwrap();
         let tested = [
             "import", "in-place", "undo", "finish", "clone", "relocate", "commit", "discard",
-            "rollback",
+            "rollback", "restore",
         ];
         assert!(tested.contains(&operation), "{point}");
     }
@@ -96,7 +96,7 @@ fn check_kill_at(
     let found = tree::read(&prefix);
     let expected = if has_taken_effect(point) { &new } else { &old };
     tree::assert_same(expected, &found, Look::ALL, &what);
-    let added = usize::from(has_taken_effect(point) && words[0] != "discard");
+    let added = usize::from(has_taken_effect(point) && !["discard", "restore"].contains(&words[0]));
     assert_eq!(revisions(&env), before + added, "{what}");
     env.verify("e");
     env.envfs(&["unmount", "e"]).ok();
@@ -204,6 +204,22 @@ fn rollback_is_atomic_at_every_fault_point() {
         change(prefix, "one");
         env.envfs(&["commit", "e"]).ok();
         change(prefix, "other");
+        new
+    });
+}
+
+#[test]
+fn restore_is_atomic_at_every_fault_point() {
+    let words = ["restore", "e", "lib", "bin", "--from", "1"];
+    check_kill_everywhere(&words, |env, prefix| {
+        let first = tree::read(prefix);
+        change(prefix, "one");
+        env.envfs(&["commit", "e"]).ok();
+        change(prefix, "other");
+        let is_restored = |path: &Path| path.starts_with("lib") || path.starts_with("bin");
+        let mut new = tree::read(prefix);
+        new.retain(|path, _| !is_restored(path));
+        new.extend(first.into_iter().filter(|(path, _)| is_restored(path)));
         new
     });
 }

@@ -1,16 +1,17 @@
-//! Differences of revisions, checked by comparing whole trees.
+//! Differences of revisions and restored paths, checked by comparing whole trees.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use envfs::commit::{self, CommitOptions, OpenRevision};
-use envfs::object::Ino;
+use envfs::commit::{self, CommitError, CommitOptions, OpenRevision};
+use envfs::object::{Ino, Kind};
 use envfs::state::RevisionId;
-use envfs::union::{Difference, SetIdBits};
+use envfs::union::{Difference, Error, SetIdBits};
 
 use super::bench::Bench;
 use super::check::check_changes;
 use super::ops::Machine;
-use super::tree::Tree;
+use super::tree::{Body, Node, Tree, assert_same, in_whole_seconds, show};
 
 /// Revisions with which each new one is compared.
 const COMPARED: usize = 4;
@@ -131,4 +132,102 @@ fn comparing_revisions_reads_the_inodes_on_the_way_to_the_changes() {
         "{entries} entries: {} and {} inodes",
         two.inodes_read, all.inodes_read
     );
+}
+
+/// Returns the part of a tree at and below a path, without identities.
+fn below(tree: &Tree, path: &[u8]) -> BTreeMap<Vec<u8>, Node> {
+    let within = |other: &[u8]| {
+        other == path || other.starts_with(path) && other.get(path.len()) == Some(&b'/')
+    };
+    let paths = tree.paths().into_iter();
+    let paths = paths.filter(|(other, _)| within(other));
+    let nodes = paths.map(|(path, ino)| {
+        let mut node = tree.node(ino).clone();
+        node.mtime = node.mtime.map(in_whole_seconds);
+        if let Body::Directory(names) = &mut node.body {
+            names.clear();
+            node.mtime = None;
+        }
+        (path, node)
+    });
+    nodes.collect()
+}
+
+impl Machine {
+    /// Restores a path from a revision.
+    pub(super) fn restore(&mut self, entry: u16, revision: u16) {
+        let workspace = self.bench.workspace().clone();
+        if !self.commits || self.history.is_empty() {
+            return;
+        }
+        let (id, then) = self.history[usize::from(revision) % self.history.len()].clone();
+        let db = workspace.db();
+        let image = |id| db.revision(id).unwrap().unwrap().image;
+        let is_current = image(id) == db.current_revision().unwrap().unwrap().image;
+        if is_current && self.union().lower().frozen().is_empty() {
+            // This discards the changes of the path.
+            return;
+        }
+        let before = Tree::read(self.union());
+        let all: BTreeSet<Vec<u8>> = [before.paths(), then.paths()]
+            .into_iter()
+            .flat_map(BTreeMap::into_keys)
+            .collect();
+        let Some(path) = all.iter().nth(usize::from(entry) % all.len().max(1)) else {
+            return;
+        };
+        let done = commit::restore(&workspace, id, std::slice::from_ref(path));
+        let after = Tree::read(self.union());
+        match done {
+            Ok(_) => {}
+            Err(CommitError::Union(Error::Replaced(_))) => return before.assert_is(&after),
+            Err(e) => panic!("{e}"),
+        }
+        let what = show(path);
+        assert_eq!(below(&after, path), below(&then, path), "{what}");
+        self.check_links(path, &then, &after);
+        // Everything else is as it was, except that directories above may have been created.
+        let (paths_before, paths_after) = (before.paths(), after.paths());
+        let is_above = |other: &[u8]| {
+            path.starts_with(other) && (other == path || path.get(other.len()) == Some(&b'/'))
+        };
+        for (other, ino) in &paths_after {
+            let is_within = below(&after, path).contains_key(other);
+            if !is_within && !is_above(other) {
+                assert_eq!(paths_before.get(other), Some(ino), "{}", show(other));
+            }
+        }
+        for (other, ino) in &paths_before {
+            if below(&before, path).contains_key(other) {
+                continue;
+            }
+            assert_eq!(paths_after.get(other), Some(ino), "{}", show(other));
+            let (old, new) = (before.node(*ino), after.node(*ino));
+            if old.kind() != Kind::Directory {
+                assert_same(old, new, &show(other));
+            }
+        }
+        let old = std::mem::replace(&mut self.tree, after);
+        for ino in &self.held {
+            let kept = old.node(*ino).clone();
+            self.tree.nodes.entry(*ino).or_insert(kept);
+        }
+    }
+
+    /// Checks that names below a path are of one object if they were.
+    fn check_links(&self, path: &[u8], then: &Tree, after: &Tree) {
+        let (before, now) = (then.paths(), after.paths());
+        let names: Vec<Vec<u8>> = below(then, path).into_keys().collect();
+        for one in &names {
+            for other in &names {
+                assert_eq!(
+                    before[one] == before[other],
+                    now[one] == now[other],
+                    "{} and {}",
+                    show(one),
+                    show(other)
+                );
+            }
+        }
+    }
 }

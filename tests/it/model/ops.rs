@@ -142,6 +142,10 @@ pub(super) enum Op {
         entry: u16,
         of_base: bool,
     },
+    Restore {
+        entry: u16,
+        revision: u16,
+    },
     Rollback {
         revision: u16,
     },
@@ -180,6 +184,7 @@ impl Op {
             | Op::Kill
             | Op::DiscardAll
             | Op::DiscardPath { .. }
+            | Op::Restore { .. }
             | Op::Rollback { .. } => false,
         }
     }
@@ -611,6 +616,7 @@ impl Machine {
                 assert_eq!(self.union().changes().unwrap(), Vec::new());
             }
             Op::DiscardPath { entry, of_base } => self.discard_path(entry, of_base),
+            Op::Restore { entry, revision } => self.restore(entry, revision),
             Op::Rollback { .. } if !self.commits => self.apply(Op::DiscardAll),
             Op::Rollback { revision } => {
                 let (id, tree) =

@@ -346,6 +346,7 @@ fn call_for(machine: &Machine, op: Op) -> Call {
         | Op::Release { .. }
         | Op::DiscardAll
         | Op::DiscardPath { .. }
+        | Op::Restore { .. }
         | Op::Rollback { .. }
         // Composed of the operations above.
         | Op::Recreate { .. } => None,

@@ -97,6 +97,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Kill),
         1 => Just(Op::DiscardAll),
         2 => (n(), any::<bool>()).prop_map(|(entry, of_base)| Op::DiscardPath { entry, of_base }),
+        3 => (n(), n()).prop_map(|(entry, revision)| Op::Restore { entry, revision }),
         1 => n().prop_map(|revision| Op::Rollback { revision }),
     ]
 }
