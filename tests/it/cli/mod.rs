@@ -40,6 +40,7 @@ mod reinstall;
 mod relocate;
 mod run;
 mod sessions;
+mod slurm;
 mod snapshots;
 mod stats;
 mod status;

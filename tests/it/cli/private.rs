@@ -19,7 +19,7 @@ use crate::support::{
 const RUN: [&str; 4] = ["run", "--private", "--read-only", "e"];
 
 /// Returns whether the kernel lets this user have private sessions; reports a skip if not.
-fn is_possible(env: &TestEnv) -> bool {
+pub(super) fn is_possible(env: &TestEnv) -> bool {
     if env.user().is_root() {
         return true;
     }
@@ -79,7 +79,7 @@ fn release(mut child: Child) {
 }
 
 /// Returns the supervisors of a store.
-fn supervisors(env: &TestEnv) -> Vec<Pid> {
+pub(super) fn supervisors(env: &TestEnv) -> Vec<Pid> {
     let store = env.root().to_str().unwrap();
     let is_ours = |entry: &fs::DirEntry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -108,7 +108,7 @@ fn wait_for_end(env: &TestEnv) {
 }
 
 /// The part of a script that prints the mount namespace.
-const NAMESPACE: &str = "readlink /proc/self/ns/mnt";
+pub(super) const NAMESPACE: &str = "readlink /proc/self/ns/mnt";
 
 #[test]
 fn only_programs_in_a_private_session_see_its_mount() {
