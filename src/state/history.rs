@@ -492,7 +492,7 @@ impl StateDb {
     ) -> Result<()> {
         conn.execute(
             "UPDATE revision SET image = ?2, message = ?3, time = ?4, user = ?5, host = ?6, \
-             command = ?7 WHERE id = ?1",
+             command = ?7, packages = ?8 WHERE id = ?1",
             params![
                 old.id.0,
                 image.0,
@@ -500,7 +500,8 @@ impl StateDb {
                 now(),
                 new.user,
                 new.host,
-                new.command
+                new.command,
+                new.packages,
             ],
         )
         .map_err(|e| self.sql(doing, e))?;

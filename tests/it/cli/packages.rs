@@ -144,7 +144,8 @@ fn packages_of_pip_are_shown_instead_of_their_files() {
             json[0]["packages"]["installed"][0]["name"], "beta",
             "{json}"
         );
-
+        let installed = json[1]["packages"]["installed"].as_array().unwrap();
+        assert!(installed.iter().any(|one| one["name"] == "gamma"), "{json}");
         // A file that is as the package recorded it again is no edit.
         pip(
             &env,
