@@ -372,3 +372,52 @@ fn doctor_lists_references_to_other_prefixes() {
     let shown = env.envfs(&["doctor", "e"]).ok();
     assert!(shown.out.contains("all paths lead to"), "{shown}");
 }
+
+#[test]
+fn a_moved_conda_environment_is_as_one_installed_there() {
+    let Some(tools) = tools() else { return };
+    if !has("cc") {
+        return;
+    }
+    let Some(env) = TestEnv::new() else { return };
+    let script = env.work().join("conda_package.py");
+    env.write(&script, include_str!("conda_package.py"));
+    let python = |words: &str| {
+        let tools = tools.display();
+        env.sh(&format!("{tools}/python conda_package.py {words}"))
+            .ok();
+    };
+    python("make channel");
+    python("install channel cache $PWD/made");
+    let there = env.work().join("there");
+    let word = there.to_str().unwrap();
+    let done = env.envfs(&["import", "--json", "made", "c", "--prefix", word]);
+    let done = done.ok().json();
+    assert_eq!(done["relocated"]["rewritten"]["binaries"], 1, "{done}");
+    assert_eq!(env.mount("c"), there);
+    let shown = env.sh("there/bin/prefbin; there/bin/prefsh x").ok();
+    let lines: Vec<&str> = shown.out.lines().collect();
+    assert_eq!(lines[0], format!("{word}/share/data"));
+    assert!(lines[1].starts_with(&format!("wrap {word} ")), "{shown}");
+    env.sh("cp -a there ours").ok();
+    env.envfs(&["unmount", "c"]).ok();
+    env.sh("rmdir there").ok();
+    python("install channel cache $PWD/there");
+    env.sh("diff -r ours there").ok();
+    // An archive of conda-pack, without conda-unpack.
+    for format in ["tar.gz", "squashfs"] {
+        let tools = tools.display();
+        env.sh(&format!(
+            "{tools}/conda-pack -q -p \"$PWD/there\" -o packed.{format}"
+        ))
+        .ok();
+        let (name, archive) = (&format[..3], format!("packed.{format}"));
+        env.envfs(&["import", &archive, name]).ok();
+        let at = env.mount(name);
+        let at = at.display();
+        let shown = env
+            .sh(&format!("'{at}/bin/prefbin'; '{at}/bin/wrap' x"))
+            .ok();
+        assert_eq!(shown.out, format!("{at}/share/data\nwrap {at} x\n"));
+    }
+}
