@@ -10,7 +10,8 @@ use super::error::{CommandError, Result};
 use super::{conda_list, place};
 use crate::daemon::failure::Kind;
 use crate::daemon::session::{self, Begun, Wanted};
-use crate::environment::{Age, EnvLock, SessionKind, WhenBusy, refuse_replaceable_except};
+use crate::environment::{Age, EnvLock, InJob, SessionKind, WhenBusy, refuse_replaceable_except};
+use crate::sys::cgroup::Scope;
 use crate::sys::mount::Rights;
 use crate::sys::text::quoted;
 
@@ -31,6 +32,48 @@ pub(super) struct SessionArgs {
     /// $TMPDIR].
     #[arg(long, value_name = "DIR", requires = "ephemeral")]
     upper_dir: Option<PathBuf>,
+    /// Whether it is read-only because of a batch job.
+    #[arg(skip)]
+    is_for_job: bool,
+}
+
+/// The options of `run`, `shell` and `activate` that choose a session.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub(super) struct DefaultSessionArgs {
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Use the current revision with its changes, and keep further changes. This is the default,
+    /// except in jobs of Slurm, PBS, LSF, Grid Engine and Flux, where --read-only is.
+    #[arg(long, conflicts_with_all = ["read_only", "ephemeral"])]
+    writable: bool,
+}
+
+impl DefaultSessionArgs {
+    /// Returns the kind that the options choose, if any.
+    pub(super) fn kind(&self, word: Option<&str>) -> Option<SessionKind> {
+        self.session.kind(word)
+    }
+
+    /// Returns the options for an environment given as this word, with the default for this place.
+    pub(super) fn resolve(&self, context: &Context, word: Option<&str>) -> Result<SessionArgs> {
+        let mut args = self.session.clone();
+        if args.kind(word).is_some() {
+            return match self.writable {
+                true => Err(
+                    CommandError::usage("a revision cannot be used with --writable")
+                        .hint("to keep changes, restore it: envfs rollback NAME REV"),
+                ),
+                false => Ok(args),
+            };
+        }
+        if !self.writable
+            && Scope::own().is_job
+            && context.store()?.config()?.session.in_job == InJob::ReadOnly
+        {
+            (args.read_only, args.is_for_job) = (true, true);
+        }
+        Ok(args)
+    }
 }
 
 impl SessionArgs {
@@ -95,7 +138,10 @@ pub(super) fn enter(
 ) -> Result<Entered> {
     if let Some(kind) = args.kind(word) {
         let (env, revision) = context.committed(word)?;
-        return enter_session(env, args, kind, revision, ends_with);
+        // In a job, a writable mount that is there already is what the user asked for before.
+        if !args.is_for_job || !env.state()?.is_mounted() {
+            return enter_session(env, args, kind, revision, ends_with);
+        }
     }
     let env = context.environment(word)?;
     if let Some(joined) = joined_by_reactivation(&env, word)? {

@@ -17,6 +17,7 @@
 //! keep_for = "7d"            # and those that were current within this time
 //!
 //! [session]
+//! in_job = "read-only"       # or "writable": the default of run and activate in batch jobs
 //! when_busy = "fail"         # or "read-only", "ephemeral": if it is in use on another host
 //! idle = "15m"               # unmount what was not used for this time; absent: never
 //!
@@ -167,10 +168,23 @@ impl Default for GcConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SessionConfig {
+    /// The default of `run` and `activate` in batch jobs.
+    pub in_job: InJob,
     /// What to do if an environment is in use for writing on another host.
     pub when_busy: WhenBusy,
     /// Unmount what was not used for this time.
     pub idle: Option<Age>,
+}
+
+/// The default of `run` and `activate` in batch jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InJob {
+    /// The committed revision, read-only: any number of jobs can use it at once.
+    #[default]
+    ReadOnly,
+    /// The current revision with its changes: one host.
+    Writable,
 }
 
 /// What to do if an environment is in use for writing on another host.
@@ -364,7 +378,7 @@ mod tests {
         let config = Config::parse(
             "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\ncompact_percent = 40\nprompt = '[{name}] '\nprofile = 'off'\n\
              [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3\nkeep_for = '7d'\n[daemon]\npoll = 'off'\n\
-             [session]\nwhen_busy = 'read-only'\nidle = '15m'",
+             [session]\nin_job = 'writable'\nwhen_busy = 'read-only'\nidle = '15m'",
         )
         .unwrap();
         assert_eq!(config.compression.as_deref(), Some("zstd:19"));
@@ -375,6 +389,7 @@ mod tests {
         assert_eq!(config.daemon.poll, Poll::Off);
         assert_eq!(config.gc.keep_for.unwrap().to_string(), "7d");
         assert_eq!(config.session.when_busy, WhenBusy::ReadOnly);
+        assert_eq!(config.session.in_job, InJob::Writable);
         assert_eq!(config.session.idle.unwrap().duration().as_secs(), 900);
         for (text, poll) in [
             ("", Poll::Auto),

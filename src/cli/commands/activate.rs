@@ -17,7 +17,7 @@ use crate::cli::access::Access;
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::place;
-use crate::cli::session::{self, Entered, SessionArgs};
+use crate::cli::session::{self, DefaultSessionArgs, Entered, SessionArgs};
 use crate::daemon::idle::{self, ShellChange};
 use crate::daemon::runtime::RuntimeDir;
 use crate::environment::Prompt;
@@ -72,7 +72,7 @@ pub struct ActivateArgs {
     /// Environment, or a revision of it as NAME@REV [default: the active environment].
     name: Option<String>,
     #[command(flatten)]
-    session: SessionArgs,
+    session: DefaultSessionArgs,
     /// Keep the active environment, below this one.
     #[arg(long)]
     stack: bool,
@@ -125,7 +125,9 @@ impl ActivateArgs {
         } else {
             Nesting::Replace
         };
-        let entered = session::enter(context, self.name.as_deref(), &self.session, None)?;
+        let word = self.name.as_deref();
+        let args = self.session.resolve(context, word)?;
+        let entered = session::enter(context, word, &args, None)?;
         let script = prepare(&entered, nesting, &variables(), PromptChange::Configured)?;
         note_shell(&entered, pid, nesting)?;
         Ok(render(&script, shell))

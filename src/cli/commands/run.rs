@@ -13,7 +13,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::private::{self, Mounting};
 use crate::cli::program;
-use crate::cli::session::SessionArgs;
+use crate::cli::session::DefaultSessionArgs;
 use crate::daemon::failure::Kind;
 use crate::shell::Shell;
 use crate::shell::plan::{Nesting, SYSTEM_PATH, Script, Variables};
@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long)]
     private: bool,
     #[command(flatten)]
-    session: SessionArgs,
+    session: DefaultSessionArgs,
     /// Environment, or a revision of it as NAME@REV.
     name: String,
     /// The command and its arguments.
@@ -83,7 +83,12 @@ const CLEAN: [&str; 7] = [
 
 impl Args {
     /// Returns the command line that runs one program without further options.
-    pub(super) fn of(name: String, private: bool, session: SessionArgs, program: OsString) -> Args {
+    pub(super) fn of(
+        name: String,
+        private: bool,
+        session: DefaultSessionArgs,
+        program: OsString,
+    ) -> Args {
         Args {
             variables: Vec::new(),
             cwd: None,
@@ -141,8 +146,9 @@ impl Args {
         variables
             .entry("PATH".into())
             .or_insert_with(|| SYSTEM_PATH.into());
+        let args = self.session.resolve(context, Some(&self.name))?;
         let how = Mounting::choose(self.private);
-        let entered = private::enter_or_mount(context, &self.name, &self.session, how)?;
+        let entered = private::enter_or_mount(context, &self.name, &args, how)?;
         let mut script = prepare(&entered, Nesting::Replace, &variables, PromptChange::None)?;
         if self.no_scripts {
             script.before.clear();

@@ -8,7 +8,7 @@ use super::run;
 use crate::cli::access::Access;
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
-use crate::cli::session::SessionArgs;
+use crate::cli::session::DefaultSessionArgs;
 
 /// The shell of users without `SHELL`.
 const DEFAULT: &str = "/bin/sh";
@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long)]
     private: bool,
     #[command(flatten)]
-    session: SessionArgs,
+    session: DefaultSessionArgs,
     /// Environment, or a revision of it as NAME@REV [default: the active environment].
     name: Option<String>,
 }

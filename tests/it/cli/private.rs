@@ -385,8 +385,9 @@ fn changes_in_a_writable_private_session_belong_to_the_environment() {
 fn a_writable_session_of_another_job_is_refused() {
     for env in stores() {
         let job = [("SLURM_JOB_ID", "1")];
-        let held = hold_in(&env, &["run", "--private", "e"], &job);
-        let mut command = env.envfs_command(&["run", "--private", "e", "tool"]);
+        let held = hold_in(&env, &["run", "--private", "--writable", "e"], &job);
+        let words = ["run", "--private", "--writable", "e", "tool"];
+        let mut command = env.envfs_command(&words);
         command.env("SLURM_JOB_ID", "2");
         run(command).fails(125, &["(pid", "in another namespace"]);
         assert_eq!(private(&env, &["tool"]).ok().out, "tool\n");

@@ -585,6 +585,44 @@ fn an_idle_mount_is_unmounted_but_not_under_a_process_or_a_shell() {
 }
 
 #[test]
+fn jobs_use_a_read_only_session_unless_they_ask_for_another() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    fs::write(prefix.join("new"), "uncommitted").unwrap();
+    env.envfs(&["unmount", "e"]).ok();
+    let script = "tool; touch \"$ENVFS_PREFIX/x\" 2>&- && echo writable || echo read-only; \
+                  [ ! -e \"$ENVFS_PREFIX/new\" ] || echo changed";
+    let job = |variable: &str, words: &[&str]| {
+        let all = [&["run"], words, &["e", "sh", "-c", script]].concat();
+        let out = env.envfs_with(variable, "7", &all).ok().out;
+        env.envfs(&["-q", "unmount", "--all"]).ok();
+        wait_for("the end of the mount", || mounts_below(&prefix).is_empty());
+        out
+    };
+    for variable in ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID"] {
+        assert_eq!(job(variable, &[]), "tool\nread-only\n", "{variable}");
+    }
+    assert_eq!(job("SLURM_JOB_ID", &["--ephemeral"]), "tool\nwritable\n");
+    let writable = "tool\nwritable\nchanged\n";
+    assert_eq!(job("SLURM_JOB_ID", &["--writable"]), writable);
+    assert_eq!(job("OTHER_JOB_ID", &[]), writable);
+    env.envfs_with("SLURM_JOB_ID", "7", &["run", "--writable", "e@1", "tool"])
+        .fails(125, &["--writable"]);
+    let activate = ["activate", "--shell", "posix", "e"];
+    env.envfs_with("SLURM_JOB_ID", "7", &activate).ok();
+    let listed = env.envfs(&["list", "--json"]).ok().json();
+    assert_eq!(listed[0]["state"], "read-only", "{listed}");
+    env.envfs(&["unmount", "e"]).ok();
+    fs::write(
+        env.store().join("config.toml"),
+        "session.in_job = 'writable'\n",
+    )
+    .unwrap();
+    assert_eq!(job("SLURM_JOB_ID", &[]), writable);
+}
+
+#[test]
 fn twenty_revisions_are_mounted_side_by_side_while_the_newest_is_changed() {
     let Some(env) = TestEnv::new() else { return };
     if !User::current().is_root() {
