@@ -17,6 +17,7 @@ mod image;
 mod lints;
 mod matrix;
 mod model;
+mod packages;
 mod shell;
 mod suites;
 mod support;
