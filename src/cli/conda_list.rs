@@ -15,7 +15,9 @@ use crate::shell::plan::Variables;
 
 /// Adds a prefix if it is a conda environment and the user has conda.
 pub(super) fn add(prefix: &Path) {
-    if let Some(file) = file().filter(|_| prefix.join("conda-meta/history").is_file()) {
+    if prefix.join("conda-meta/history").is_file()
+        && let Some(file) = file()
+    {
         report(add_to(&file, prefix), &file);
     }
 }

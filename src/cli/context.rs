@@ -273,11 +273,11 @@ impl Env {
         }
         let client =
             lifecycle::ensure_mounted(&self.target, &self.runtime, rights, &backend::slow_start)?;
-        if let Some(client) = &client {
+        if let Some(report) = client.as_ref().and_then(Client::start_report) {
             let log = self.environment.layout().daemon_log();
-            backend::print_start_warnings(self.name(), client.start_report(), &log);
+            backend::print_start_warnings(self.name(), report, &log);
+            conda_list::add(&self.target.prefix);
         }
-        conda_list::add(&self.target.prefix);
         Ok(client)
     }
 

@@ -17,7 +17,7 @@ use super::error::{CommandError, ExitCode, Result};
 use crate::progress::{Progress, Report};
 use crate::sys::clock;
 use crate::sys::signals;
-use crate::sys::text::printable;
+use crate::sys::text::{printable, shortened};
 use crate::union::Summary;
 
 /// When to use colours.
@@ -189,6 +189,9 @@ impl Output {
 
     /// Prints a line to standard error. If that fails, there is nowhere to report it.
     fn print_err(&self, text: &str) {
+        // The path of an entry of an archive may have more than 100,000 bytes.
+        let lines = text.split('\n').map(|line| shortened(line, MAX_LINE));
+        let text = lines.collect::<Vec<_>>().join("\n");
         let text = shown(text.as_bytes(), self.colors_err);
         let mut stderr = io::stderr().lock();
         drop(
@@ -250,6 +253,9 @@ fn paint(text: &str, tone: Tone, colors: Colors) -> String {
 }
 
 /// Resets the colour set by [`Tone::code`].
+/// The length of a line on standard error, in bytes, above which it is shortened: that of the
+/// longest path twice.
+const MAX_LINE: usize = 2 * 4096;
 const PLAIN: &str = "\x1b[0m";
 
 impl Tone {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use super::copy::copy_file;
 use super::error::{CommitError, Context, Result};
 use super::relocate::{Relocate, Relocated, relocate_unfinished};
 use super::workspace::{command_line, new_revision};
@@ -12,7 +13,7 @@ use crate::fault;
 use crate::progress::Progress;
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, LinksIn, NewImage, Revision, RevisionKind, StateDb};
-use crate::sys::{durable, reflink, regular};
+use crate::sys::{durable, regular};
 use crate::union;
 
 /// How two environments share an image.
@@ -64,7 +65,7 @@ pub fn clone(
     let CloneOptions {
         prefix, message, ..
     } = options;
-    let (sharing, image_bytes) = fill(source, db, revision, &new, prefix, message)?;
+    let (sharing, image_bytes) = fill(source, db, revision, &new, prefix, message, progress)?;
     let relocated = match &options.relocate {
         Relocate::No => None,
         Relocate::Yes { old, force } => {
@@ -88,6 +89,7 @@ pub(super) fn fill(
     new: &NewEnvironment,
     prefix: &Path,
     message: &str,
+    progress: &dyn Progress,
 ) -> Result<(Sharing, u64)> {
     let row = db
         .image(revision.image)?
@@ -102,6 +104,7 @@ pub(super) fn fill(
         &source.image(&row.file),
         &layout.unfinished_image(id),
         &path,
+        progress,
     )?;
     durable::sync_name(&path).context("sync the directory of", &path)?;
     fault::point("clone.linked");
@@ -140,7 +143,7 @@ pub(super) fn fill(
 
 /// Gives an image another name, or else makes a copy that shares its blocks if possible. Images do
 /// not change, and each environment removes only its own name.
-fn share(from: &Path, unfinished: &Path, to: &Path) -> Result<Sharing> {
+fn share(from: &Path, unfinished: &Path, to: &Path, progress: &dyn Progress) -> Result<Sharing> {
     let file = regular::open(from).context("open", from)?;
     match fs::hard_link(from, to) {
         Ok(()) => return Ok(Sharing::HardLink),
@@ -148,13 +151,7 @@ fn share(from: &Path, unfinished: &Path, to: &Path) -> Result<Sharing> {
     }
     let unfinished = Unfinished(unfinished.to_owned());
     let copy = File::create_new(&unfinished.0).context("make", &unfinished.0)?;
-    let sharing = match reflink::clone_range(&file, 0, 0, &copy, 0) {
-        Ok(()) => Sharing::Blocks,
-        Err(_) => {
-            std::io::copy(&mut &file, &mut &copy).context("copy", from)?;
-            Sharing::Copy
-        }
-    };
+    let sharing = copy_file((&file, from), (&copy, &unfinished.0), progress)?;
     let named = rename_into_place(&unfinished, to)?;
     durable::sync_file(&named).context("sync", to)?;
     Ok(sharing)

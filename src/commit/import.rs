@@ -210,7 +210,15 @@ fn relocated(
         let (db, environment) = (workspace.db(), workspace.env());
         let revision = db.current_revision()?.ok_or(CommitError::NoEarlier)?;
         let other = environment.store().create(environment.name())?;
-        let (_, bytes) = clone::fill(environment.layout(), db, &revision, &other, prefix, message)?;
+        let (_, bytes) = clone::fill(
+            environment.layout(),
+            db,
+            &revision,
+            &other,
+            prefix,
+            message,
+            progress,
+        )?;
         Ok((other, bytes))
     })?;
     Ok(match done {

@@ -46,7 +46,7 @@ pub struct Client {
     hello: Hello,
     /// The environment's name, for hints.
     name: Option<String>,
-    report: StartReport,
+    report: Option<StartReport>,
 }
 
 /// The time that a daemon that accepts connections but does not greet is given to end.
@@ -66,7 +66,7 @@ impl Client {
                         socket: socket.to_path_buf(),
                         hello,
                         name: None,
-                        report: StartReport::default(),
+                        report: None,
                     }));
                 }
                 // A daemon that is about to end accepts the connection but sends nothing. Soon its
@@ -92,13 +92,13 @@ impl Client {
     /// Sets the report of the daemon's start.
     #[must_use]
     pub(super) fn started(mut self, report: StartReport) -> Client {
-        self.report = report;
+        self.report = Some(report);
         self
     }
 
-    /// Returns the report of the daemon's start. It is empty if another command started the daemon.
-    pub fn start_report(&self) -> &StartReport {
-        &self.report
+    /// Returns the report of the daemon's start, unless another command started the daemon.
+    pub fn start_report(&self) -> Option<&StartReport> {
+        self.report.as_ref()
     }
 
     /// Returns the path of the daemon's socket.

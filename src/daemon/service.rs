@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::disk_wait::{QUIET, wait_for_disk};
 use super::failure::{Failure, Kind};
 use super::host::Mounted;
 use super::idle::Idle;
@@ -205,10 +206,12 @@ impl Local {
     /// Flushes data written through mappings from the kernel's cache to the upper directory.
     fn flush_mount(&self, progress: &dyn Progress) -> Result<(), Failure> {
         if let Some(active) = self.mount.get() {
-            let synced = match &active.root {
+            let (root, at) = (active.root.clone(), active.mount_point.clone());
+            let flush = move || match root {
                 Some(root) => root.sync(),
-                None => mount::sync(&active.mount_point),
+                None => mount::sync(&at),
             };
+            let synced = wait_for_disk(flush, progress, QUIET)?;
             synced.map_err(|error| {
                 Failure::io("cannot flush the kernel's cache of the mount", &error)
             })?;

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Context, Result};
 use super::layout::Layout;
-use crate::sys::{durable, process, regular};
+use super::process::HostProcess;
+use crate::sys::{durable, regular};
 
 /// Follows the name of the directory in the name of its backup.
 const SUFFIX: &str = ".envfs-backup";
@@ -79,15 +80,7 @@ pub struct InPlace {
     /// The time of the import, in seconds since 1970.
     pub since: i64,
     /// The process that imports it.
-    importer: Importer,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Importer {
-    host: String,
-    boot_id: String,
-    pid: u32,
-    pid_start: u64,
+    importer: HostProcess,
 }
 
 impl InPlace {
@@ -99,7 +92,6 @@ impl InPlace {
         bytes: u64,
         since: i64,
     ) -> InPlace {
-        let pid = std::process::id();
         InPlace {
             stage: Stage::Importing,
             original,
@@ -107,12 +99,7 @@ impl InPlace {
             entries,
             bytes,
             since,
-            importer: Importer {
-                host: process::host_name(),
-                boot_id: process::boot_id(),
-                pid,
-                pid_start: process::start_time(pid).unwrap_or(0),
-            },
+            importer: HostProcess::current(),
         }
     }
 
@@ -130,16 +117,8 @@ impl InPlace {
 
     /// Returns whether the process that imports it is known to be running.
     pub fn is_being_imported(&self) -> bool {
-        let Importer {
-            host,
-            boot_id,
-            pid,
-            pid_start,
-        } = &self.importer;
-        self.stage == Stage::Importing
-            && *host == process::host_name()
-            && *boot_id == process::boot_id()
-            && process::is_running(*pid, *pid_start)
+        let importer = &self.importer;
+        self.stage == Stage::Importing && importer.is_local() && !importer.is_dead()
     }
 
     /// Reads the note of an environment, if it has one.

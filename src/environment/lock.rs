@@ -18,6 +18,7 @@ mod tests;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -324,9 +325,17 @@ impl EnvLock {
             let is_lost = Arc::clone(&is_lost);
             let thread = std::thread::spawn(move || {
                 while stopped.recv_timeout(RENEW) == Err(RecvTimeoutError::Timeout) {
-                    let layout = layout.lock().unwrap_or_else(PoisonError::into_inner);
-                    if !renew_note(&protocol.note(&layout), &token) {
-                        is_lost.store(true, Ordering::SeqCst);
+                    // Without this the lease would expire unnoticed after a panic.
+                    let renewed = catch_unwind(AssertUnwindSafe(|| {
+                        let layout = layout.lock().unwrap_or_else(PoisonError::into_inner);
+                        renew_note(&protocol.note(&layout), &token)
+                    }));
+                    match renewed {
+                        Ok(true) => {}
+                        Ok(false) => is_lost.store(true, Ordering::SeqCst),
+                        Err(_) => tracing::error!(
+                            "an internal error prevented renewing a lock; the next attempt follows"
+                        ),
                     }
                 }
             });

@@ -4,6 +4,7 @@
 //! information. For people, [`quoted`] quotes a name as git does, and [`printable`] makes any other
 //! text safe to print.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -170,6 +171,20 @@ pub fn printable(text: impl AsRef<[u8]>) -> String {
     out
 }
 
+/// Shortens text of more than `limit` bytes in the middle, and says there how much is left out.
+pub fn shortened(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit {
+        return Cow::Borrowed(text);
+    }
+    let is_boundary = |at: &usize| text.is_char_boundary(*at);
+    let head = (0..=limit / 2).rev().find(is_boundary).unwrap_or(0);
+    let tail = (text.len() - limit / 2..=text.len()).find(is_boundary);
+    let start = text.get(..head).unwrap_or_default();
+    let end = tail.and_then(|tail| text.get(tail..)).unwrap_or_default();
+    let left_out = text.len() - start.len() - end.len();
+    Cow::Owned(format!("{start}[… {left_out} bytes …]{end}"))
+}
+
 /// Returns whether a terminal may interpret a character instead of showing it: control characters,
 /// line separators, and characters that change the direction of text.
 fn is_unsafe(character: char) -> bool {
@@ -205,6 +220,14 @@ fn escape_bytes(bytes: &[u8], out: &mut String) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn long_text_is_shortened_in_the_middle_between_characters() {
+        assert_eq!(shortened("short", 5), "short");
+        assert_eq!(shortened("abcdefghij", 4), "ab[… 6 bytes …]ij");
+        assert_eq!(shortened(&"ü".repeat(50), 7), "ü[… 96 bytes …]ü");
+        assert_eq!(shortened("", 0), "");
+    }
 
     #[test]
     fn every_name_survives_json() {

@@ -1,6 +1,6 @@
 //! `envfs export`
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
@@ -10,10 +10,11 @@ use crate::cli::context::{Context, active_name};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::new_file;
 use crate::cli::output::size;
-use crate::daemon::failure::Kind;
-use crate::progress::{Progress, Report};
+use crate::commit;
+use crate::daemon::failure::Failure;
+use crate::progress::Progress;
+use crate::sys::regular;
 use crate::sys::text::quoted;
-use crate::sys::{reflink, regular};
 
 /// Copy the image of a revision to a file.
 ///
@@ -77,37 +78,16 @@ fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progre
         let doing = format!("cannot write {}", quoted(path));
         move |error: io::Error| CommandError::io(&doing, &error)
     };
-    let mut input = regular::open(source)
+    let input = regular::open(source)
         .map_err(|error| CommandError::io(format!("cannot read {}", quoted(source)), &error))?;
     let mut total = input.metadata().map_err(failed(source))?.len();
     new_file::write(target, |output| {
         if !exclude.is_empty() {
             backend::export_without(source, exclude, output.path(), progress)?;
             total = output.path().metadata().map_err(failed(target))?.len();
-        } else if reflink::clone_range(&input, 0, 0, output.as_file(), 0).is_err() {
-            let mut buffer = vec![0u8; 1 << 20];
-            let mut done = 0u64;
-            loop {
-                if progress.is_cancelled() {
-                    let message = "interrupted; nothing was written";
-                    return Err(CommandError::new(Kind::Cancelled, message));
-                }
-                let count = input.read(&mut buffer).map_err(failed(source))?;
-                if count == 0 {
-                    break;
-                }
-                output
-                    .write_all(buffer.get(..count).unwrap_or_default())
-                    .map_err(failed(target))?;
-                done += count as u64;
-                progress.report(&Report {
-                    phase: String::from("copying"),
-                    files_done: 0,
-                    files_total: 1,
-                    bytes_done: done,
-                    bytes_total: total,
-                });
-            }
+        } else {
+            let (from, to) = ((&input, source), (output.as_file(), target));
+            commit::copy_file(from, to, progress).map_err(Failure::from)?;
         }
         Ok(())
     })?;

@@ -1,14 +1,21 @@
 //! Mounts and unmounts with the setuid helper `fusermount3`.
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{MountError, MountRequest, UnmountMode};
 use crate::sys::{descriptors, process};
+
+/// The time limit for the helper, which asks the kernel and answers.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
 
@@ -59,9 +66,9 @@ pub(super) fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountEr
             io::ErrorKind::NotFound => MountError::NoHelper,
             _ => MountError::system("run fusermount3 for", path, error),
         })?;
-    let received = receive_device(&ours);
-    let output = child
-        .wait_with_output()
+    let deadline = Instant::now() + TIME_LIMIT;
+    let received = receive_device(&ours, deadline);
+    let output = output_of(child, deadline)
         .map_err(|error| MountError::system("wait for fusermount3 at", path, error))?;
     match received {
         Ok(Some(device)) => Ok(device),
@@ -70,8 +77,53 @@ pub(super) fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountEr
     }
 }
 
+/// Waits until a descriptor can be read, or its other end is closed.
+fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(0) => {
+                let why = format!("it has not answered after {} s", TIME_LIMIT.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Ok(_) => return Ok(()),
+        }
+    }
+}
+
+/// Waits for the end of the helper. One that has not ended at the deadline is killed.
+fn output_of(mut child: Child, deadline: Instant) -> io::Result<Output> {
+    let mut errors = Vec::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        let mut chunk = [0; 4096];
+        loop {
+            // Its end is the end of the output.
+            let read = wait_readable(stderr.as_fd(), deadline);
+            match read.and_then(|()| stderr.read(&mut chunk)) {
+                Ok(0) => break,
+                Ok(count) => errors.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                Err(error) => {
+                    child.kill().ok();
+                    // A process that waits for a disk is killed only when the disk answers.
+                    std::thread::spawn(move || child.wait());
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(Output {
+        status: child.wait()?,
+        stdout: Vec::new(),
+        stderr: errors,
+    })
+}
+
 /// Receives the device, or `None` if the other end was closed without sending it.
-fn receive_device(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+fn receive_device(socket: &UnixStream, deadline: Instant) -> io::Result<Option<OwnedFd>> {
+    wait_readable(socket.as_fd(), deadline)?;
     let (_, files) = descriptors::receive(socket, &mut [0; 1])?;
     Ok(files.into_iter().next())
 }
@@ -132,7 +184,7 @@ pub(super) fn unmount_by_helper(path: &Path, mode: UnmountMode) -> Result<(), Mo
     if mode == UnmountMode::Lazy {
         command.arg("-z");
     }
-    let mut child = command
+    let child = command
         .arg("--")
         .arg(path)
         // Its messages are parsed.
@@ -142,27 +194,47 @@ pub(super) fn unmount_by_helper(path: &Path, mode: UnmountMode) -> Result<(), Mo
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| MountError::system("run fusermount3 for", path, error))?;
-    let mut errors = Vec::new();
-    if let Some(stderr) = child.stderr.as_mut() {
-        stderr.read_to_end(&mut errors).map_err(|error| {
-            MountError::system("read the output of fusermount3 for", path, error)
-        })?;
-    }
-    let status = child
-        .wait()
+    let output = output_of(child, Instant::now() + TIME_LIMIT)
         .map_err(|error| MountError::system("wait for fusermount3 at", path, error))?;
-    if status.success() {
+    if output.status.success() {
         return Ok(());
     }
-    if String::from_utf8_lossy(&errors).contains("Device or resource busy") {
+    if String::from_utf8_lossy(&output.stderr).contains("Device or resource busy") {
         return Err(MountError::Busy {
             path: path.to_path_buf(),
         });
     }
-    let output = std::process::Output {
-        status,
-        stdout: Vec::new(),
-        stderr: errors,
-    };
     Err(helper_error(helper, path, &output))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn started(script: &str) -> Child {
+        let mut command = Command::new("/bin/sh");
+        let command = command.arg("-c").arg(script).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
+    #[test]
+    fn helper_that_does_not_end_is_killed_and_others_are_waited_for() {
+        let soon = Instant::now() + Duration::from_millis(1);
+        let failed = output_of(started("exec sleep 600"), soon).unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
+        let later = Instant::now() + TIME_LIMIT;
+        let output = output_of(started("echo no >&2; exit 3"), later).unwrap();
+        assert_eq!(output.stderr, b"no\n");
+        assert_eq!(output.status.code(), Some(3));
+    }
+
+    #[test]
+    fn helper_that_sends_no_device_is_not_waited_for_forever() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let failed = receive_device(&ours, Instant::now()).unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
+        drop(theirs);
+        assert!(receive_device(&ours, Instant::now()).unwrap().is_none());
+    }
 }

@@ -190,3 +190,24 @@ fn holes_of_a_huge_sparse_file_take_no_space() {
         }
     }
 }
+
+#[test]
+fn errors_about_very_long_paths_are_short() {
+    let Some(env) = TestEnv::new() else { return };
+    if !has("python3") {
+        return;
+    }
+    env.sh("python3 -c \"import tarfile
+entry = tarfile.TarInfo('begin/' + 'd/' * 70_000 + 'end')
+tarfile.open('long.tar', 'w').addfile(entry)\"")
+        .ok();
+    let failed = env.envfs(&["import", "long.tar", "e"]);
+    assert_ne!(failed.code, 0, "{failed}");
+    let said = &failed.err;
+    assert!(said.contains("begin/d/"), "{said}");
+    assert!(
+        said.contains(" bytes …]") && said.contains("/d/end"),
+        "{said}"
+    );
+    assert!(said.len() < 5_000, "{} bytes", said.len());
+}

@@ -227,6 +227,13 @@ fn conda_lists_the_environments_that_are_mounted() {
         let prefix = env.prefix("conda");
         let both = format!("/opt/other\n{}\n", prefix.display());
         assert_eq!(fs::read_to_string(&list).unwrap(), both);
+        // Only when it is mounted: it is up to the user to remove lines.
+        env.write(&list, "/opt/other\n");
+        env.envfs(&["run", "conda", "true"]).ok();
+        assert_eq!(fs::read_to_string(&list).unwrap(), "/opt/other\n");
+        env.envfs(&["unmount", "conda"]).ok();
+        env.envfs(&["run", "conda", "true"]).ok();
+        assert_eq!(fs::read_to_string(&list).unwrap(), both);
         env.sh("envfs create -q made -- sh -c 'mkdir $ENVFS_PREFIX/conda-meta; >$ENVFS_PREFIX/conda-meta/history'")
             .ok();
         let made = format!("{both}{}\n", env.prefix("made").display());

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::error::{Error, Result};
 use crate::squashfs::writer::{ImageWriter, Meta, NodeId};
+use crate::sys::text::shortened;
 
 /// Index of a node; the root is 0.
 pub(super) type Index = usize;
@@ -322,18 +323,8 @@ pub(super) fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     parts.filter(|part| !part.is_empty() && *part != b".")
 }
 
-/// Returns a path for messages, shortened if it is longer than 4096 bytes.
+/// Returns a path for messages, shortened in the middle if it is very long.
 pub(super) fn shown(path: &[&[u8]]) -> String {
-    let mut all = String::new();
-    for part in path {
-        if !all.is_empty() {
-            all.push('/');
-        }
-        all.push_str(&String::from_utf8_lossy(part));
-        if all.len() > 4096 {
-            all.push_str("...");
-            break;
-        }
-    }
-    all
+    let all = path.join(&b'/');
+    shortened(&String::from_utf8_lossy(&all), 1024).into_owned()
 }
