@@ -87,6 +87,36 @@ CREATE TABLE tag (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tag_by_revision ON tag (revision);
 
+-- What undo takes back: the operations that changed the stack or the current revision, with the
+-- layers before and after. A layer may no longer exist; then the operation cannot be undone.
+
+CREATE TABLE operation (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind       TEXT    NOT NULL CHECK (kind IN
+               ('commit', 'relocate', 'discard', 'discard-paths', 'rollback', 'checkpoint', 'undo')),
+    undoes     INTEGER,
+    shows_same INTEGER NOT NULL CHECK (shows_same IN (0, 1)),
+    has_newer  INTEGER NOT NULL CHECK (has_newer IN (0, 1)),
+    before     INTEGER NOT NULL,
+    after      INTEGER NOT NULL,
+    message    TEXT    NOT NULL,
+    time       INTEGER NOT NULL,
+    user       TEXT    NOT NULL,
+    host       TEXT    NOT NULL,
+    command    TEXT    NOT NULL
+) STRICT;
+
+CREATE TABLE operation_layer (
+    operation INTEGER NOT NULL,
+    side      TEXT    NOT NULL CHECK (side IN ('before', 'after')),
+    position  INTEGER NOT NULL,
+    layer     INTEGER,
+    image     INTEGER,
+    PRIMARY KEY (operation, side, position),
+    CHECK ((layer IS NULL) <> (image IS NULL))
+) STRICT, WITHOUT ROWID;
+CREATE INDEX operation_layer_by_layer ON operation_layer (layer) WHERE layer IS NOT NULL;
+
 -- Space that a transaction frees for itself when the disk is full.
 CREATE TABLE reserve (
     room BLOB NOT NULL

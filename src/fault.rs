@@ -16,9 +16,9 @@ pub const POINTS: &[&str] = &[
     "in-place.renamed",
     "in-place.swapped",
     "in-place.mounted",
-    "undo.begun",
-    "undo.swapped",
-    "undo.removed",
+    "in-place-undo.begun",
+    "in-place-undo.swapped",
+    "in-place-undo.removed",
     "finish.begun",
     "finish.deleted",
     "clone.linked",
@@ -37,6 +37,10 @@ pub const POINTS: &[&str] = &[
     "rollback.flipped",
     "restore.staged",
     "restore.flipped",
+    "undo.begun",
+    "undo.flipped",
+    "checkpoint.begun",
+    "checkpoint.flipped",
 ];
 
 /// The fault that disables every sync of a file, directory, file system or database. With it the

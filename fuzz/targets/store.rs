@@ -213,7 +213,7 @@ impl Scene {
             let options = CommitOptions::default();
             drop(commit::commit(&workspace, &options, &NoProgress));
             use_view(workspace.union());
-            drop(commit::discard(&workspace, &[]));
+            drop(commit::discard(&workspace, &[], ""));
             drop(workspace.close());
         }
         drop(lock);

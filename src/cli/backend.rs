@@ -26,7 +26,9 @@ use crate::environment::{
 use crate::packages::{self, Differences, Files};
 use crate::progress::Progress;
 use crate::squashfs::Compression;
-use crate::state::{ImageRow, LockState, Revision, RevisionId, StackPart, StateDb, Tag};
+use crate::state::{
+    ImageRow, Layer, LockState, Operation, Revision, RevisionId, StackPart, StateDb, Tag,
+};
 use crate::sys::mount::Rights;
 use crate::sys::process::error_text;
 use crate::sys::text::{Text, quoted};
@@ -486,6 +488,12 @@ pub(super) fn prefix(environment: &Environment) -> Result<Option<PathBuf>> {
 pub(super) fn history(environment: &Environment) -> Result<(Vec<Revision>, Vec<ImageRow>)> {
     let db = open_read_only(environment)?;
     Ok((db.revisions()?, db.images()?))
+}
+
+/// Returns the log of operations of an environment, oldest first, and its layers.
+pub(super) fn operations(environment: &Environment) -> Result<(Vec<Operation>, Vec<Layer>)> {
+    let db = open_read_only(environment)?;
+    Ok((db.operations()?, db.layers()?))
 }
 
 /// Returns the tags of an environment.

@@ -23,11 +23,11 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ),
     (
         "see and save changes",
-        &["status", "diff", "commit", "discard"],
+        &["status", "diff", "commit", "checkpoint", "discard"],
     ),
     (
         "go back in its history",
-        &["log", "show", "cat", "restore", "rollback", "tag"],
+        &["log", "show", "cat", "restore", "undo", "rollback", "tag"],
     ),
     (
         "share it",
@@ -48,7 +48,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
 ];
 
 /// Verbs of other tools for which envfs has no command of that name, and what to use.
-const FOREIGN: [(&str, &str); 5] = [
+const FOREIGN: [(&str, &str); 4] = [
     (
         "config",
         "edit config.toml in the store; envfs paths NAME prints its path",
@@ -60,10 +60,6 @@ const FOREIGN: [(&str, &str); 5] = [
     (
         "install",
         "activate the environment and use its own installer, or: envfs run NAME pip install …",
-    ),
-    (
-        "undo",
-        "envfs discard drops uncommitted changes, envfs rollback returns to an earlier revision",
     ),
     ("save", "envfs commit"),
 ];

@@ -13,10 +13,13 @@ use super::backend;
 use super::context::Env;
 use super::error::{CommandError, Result};
 use super::session::{self, Request, SessionArgs};
-use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
+use crate::commit::{
+    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, RolledBack,
+    UndoOptions, Undone,
+};
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::protocol::{
-    Discarded, RollbackOptions, Selection, Service, Since, Status, TagOptions,
+    DiscardOptions, Discarded, RollbackOptions, Selection, Service, Since, Status, TagOptions,
 };
 use crate::environment::{Environment, SessionKind};
 use crate::packages::Differences;
@@ -132,7 +135,7 @@ impl Service for Unchanged {
         refused()
     }
 
-    fn discard(&self, _: &Selection, _: &dyn Progress) -> Result<Discarded, Failure> {
+    fn discard(&self, _: &DiscardOptions, _: &dyn Progress) -> Result<Discarded, Failure> {
         refused()
     }
 
@@ -141,6 +144,14 @@ impl Service for Unchanged {
     }
 
     fn restore(&self, _: &Since, _: &dyn Progress) -> Result<Restored, Failure> {
+        refused()
+    }
+
+    fn undo(&self, _: &UndoOptions, _: &dyn Progress) -> Result<Undone, Failure> {
+        refused()
+    }
+
+    fn checkpoint(&self, _: &CheckpointOptions, _: &dyn Progress) -> Result<Checkpointed, Failure> {
         refused()
     }
 

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::error::{CommitError, Result};
 use crate::object::{Ino, Kind};
 use crate::progress::{Progress, Report};
+use crate::state::DataPlace;
 use crate::union::{ImageLayer, Layer, LowerStack, Xattr};
 
 /// Compares a view with the image made from it: every name, identity and attribute in the `pushed`
@@ -50,6 +51,37 @@ pub(super) fn same_tree(
             bytes_done: 0,
             bytes_total: 0,
         });
+    }
+    Ok(())
+}
+
+/// Compares the frozen layers of a view with an image that was made from it earlier: every name,
+/// identity, attribute and content that they have. Data below them is not read.
+pub(super) fn same_layers(
+    view: &LowerStack,
+    image: &ImageLayer,
+    progress: &dyn Progress,
+) -> Result<()> {
+    for frozen in view.frozen() {
+        let delta = frozen.delta();
+        for (dir, _) in delta.dirs()? {
+            // Removed directories leave rows.
+            if image.inode(dir)?.is_some() {
+                same_directory(view, image, dir, &mut |_| ())?;
+            }
+        }
+        for (ino, row) in delta.inodes()? {
+            if image.inode(ino)?.is_none() {
+                continue;
+            }
+            same_attributes(view, image, ino)?;
+            if row.kind == Kind::File && row.data == DataPlace::Upper {
+                same_content(view, image, ino)?;
+            }
+            if progress.is_cancelled() {
+                return Err(CommitError::Cancelled);
+            }
+        }
     }
     Ok(())
 }

@@ -14,9 +14,9 @@ use crate::environment::Layout;
 use crate::state::{FileIds, ImageRow, LayerId, LayerRole, StackPart, StateDb};
 use crate::sys::walk;
 
-/// Removes retired layers, unfinished and unknown images, and layer directories of rotations that
-/// were not committed. Never touches the stack, the trash, an image of the history, or other file
-/// names.
+/// Removes retired layers that no operation refers to, unfinished and unknown images, and layer
+/// directories of rotations that were not committed. Never touches the stack, the trash, an image
+/// of the history, or other file names.
 ///
 /// Removes nothing while an image of the stack is missing, because the leftovers may be the only
 /// copy, and nothing if the database is older than the files, because it does not know all of them.
@@ -191,7 +191,8 @@ pub(super) fn missing_image(db: &StateDb, layout: &Layout) -> Result<Option<Path
     Ok(None)
 }
 
-/// Removes the layers whose content is in an image. Returns false if nothing can be removed safely.
+/// Removes the layers whose content is in an image, unless an undo needs them. Returns false if
+/// nothing can be removed safely.
 pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
     if let Some(image) = missing_image(db, layout)? {
         // Opening the view reports the problem.
@@ -201,8 +202,10 @@ pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
         );
         return Ok(false);
     }
+    let recorded = db.recorded()?;
     for layer in db.layers()? {
         if layer.role == LayerRole::Retired
+            && !recorded.contains(&layer.id)
             && let Err(e) = remove_layer(db, layout, layer.id)
         {
             tracing::warn!(layer = layer.id.0, "cannot remove a retired layer: {e}");

@@ -89,6 +89,24 @@ pub enum CommitError {
     /// The revision does not exist.
     #[error("there is no revision {0}")]
     NoRevision(i64),
+    /// There is no operation to undo.
+    #[error("there is nothing to undo")]
+    NothingToUndo,
+    /// There is no such operation.
+    #[error("there is no operation {0}")]
+    NoOperation(i64),
+    /// An operation cannot be undone.
+    #[error("operation {operation} ({kind}) cannot be undone: {why}")]
+    NotUndoable {
+        /// The operation.
+        operation: i64,
+        /// What it did.
+        kind: &'static str,
+        /// The reason.
+        why: String,
+        /// What to do instead.
+        hint: String,
+    },
     /// The current revision has no parent.
     #[error("there is no earlier revision")]
     NoEarlier,

@@ -76,6 +76,8 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     if options.dry_run {
         return Ok(done);
     }
+    // First, so that no undo restores a layer without its files.
+    db.forget_recorded(&garbage.layers)?;
     // The order matters on a full disk: removing files frees the space that changing rows needs.
     walk::remove_tree(&strays).context("remove", &strays)?;
     for layer in &garbage.layers {
@@ -112,7 +114,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
 struct Garbage {
     revisions: Vec<RevisionId>,
     images: Vec<ImageRow>,
-    /// Layers of discarded changes.
+    /// Layers of discarded changes, and committed ones that were kept for an undo.
     layers: Vec<LayerId>,
     in_use: Vec<InUse>,
 }
@@ -167,7 +169,7 @@ impl Garbage {
             revisions,
             images,
             layers: layers
-                .filter(|layer| layer.role == LayerRole::Trash)
+                .filter(|layer| matches!(layer.role, LayerRole::Trash | LayerRole::Retired))
                 .map(|layer| layer.id)
                 .collect(),
             in_use,

@@ -13,24 +13,34 @@ use crate::state::RevisionId;
 use crate::union::{Change, DiscardMode, Invalidation, LowerStack, SharedListing, open_image};
 
 /// Discards all changes, or those at and below the given paths (relative to the prefix). Returns
-/// the discarded changes and the cache entries that the kernel must drop.
+/// the discarded changes and the cache entries that the kernel must drop. `command` is recorded.
 ///
 /// Discarded content is kept until [`gc`](fn@super::gc): in the trash if everything is discarded,
 /// and in `strays/` otherwise.
 pub fn discard(
     workspace: &Workspace,
     paths: &[Vec<u8>],
+    command: &str,
 ) -> Result<(Vec<Change>, Vec<Invalidation>)> {
-    let union = workspace.union();
+    let (union, db) = (workspace.union(), workspace.db());
+    let note = new_revision("", command);
     if !paths.is_empty() {
-        return Ok(union.discard_paths(paths)?);
+        // After an undo or a checkpoint, changes are in a frozen layer.
+        union.thaw()?;
+        let (changes, stale) = union.discard_paths(paths)?;
+        if !changes.is_empty()
+            && let Err(e) = db.note_discarded_paths(&note)
+        {
+            tracing::warn!("the discard is done, but not in the log of operations: {e}");
+        }
+        return Ok((changes, stale));
     }
     let changes = union.changes()?;
-    let db = workspace.db();
+    let note = (!changes.is_empty()).then_some(&note);
     fault::point("discard.begun");
     let dropped =
         union.discard_uppers(union.lower().committed(), DiscardMode::Always, |fresh| {
-            db.discard_all(fresh)?;
+            db.discard_all(fresh, note)?;
             fault::point("discard.flipped");
             Ok(())
         })?;
@@ -98,7 +108,7 @@ pub fn rollback(
 
 /// Adds every name that refers to different objects in two trees. A directory that cannot be read
 /// counts as empty, since the revision that is rolled back may be damaged.
-fn invalidate_changed_names(
+pub(super) fn invalidate_changed_names(
     before: &LowerStack,
     after: &LowerStack,
     stale: &mut Vec<Invalidation>,

@@ -333,7 +333,7 @@ pub fn undo(
     let before = note.stage;
     note.stage = Stage::Undoing;
     note.write(environment.layout())?;
-    fault::point("undo.begun");
+    fault::point("in-place-undo.begun");
     if !note.is_at(prefix)
         && let Err(error) = swap_back(prefix, note)
     {
@@ -341,10 +341,10 @@ pub fn undo(
         note.write(environment.layout())?;
         return Err(error);
     }
-    fault::point("undo.swapped");
+    fault::point("in-place-undo.swapped");
     remove_empty_backup(prefix);
     environment.remove_files(lock)?;
-    fault::point("undo.removed");
+    fault::point("in-place-undo.removed");
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! Operations on whole environments: import, commit, discard, rollback, export, garbage collection,
-//! verification and repair.
+//! Operations on whole environments: import, commit, discard, rollback, undo, export, garbage
+//! collection, verification and repair.
 //!
 //! # The steps of a commit
 //!
@@ -41,6 +41,7 @@ mod profile;
 mod relocate;
 mod repair;
 mod tree;
+mod undo;
 mod verify;
 mod workspace;
 
@@ -84,6 +85,7 @@ pub use relocate::{
 pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
+pub use undo::{CheckpointOptions, Checkpointed, UndoOptions, Undone, checkpoint, undo};
 pub use verify::{VerifyOutcome, verify, verify_revision};
 pub use workspace::{Settings, Workspace, command_line, data_cache_limit, new_revision, paths};
 
@@ -317,6 +319,9 @@ fn commit_frozen(
     // It holds a reference to the replaced stack.
     drop(job);
     // The commit is done. The next open removes what is not removed here.
+    if let Err(e) = db.limit_recorded(workspace.settings().undo) {
+        tracing::warn!("cannot forget the layers of older commits: {e}");
+    }
     if !wait_until_unused(view) {
         tracing::debug!("the retired layers are still being read; the next open removes them");
     } else if let Err(e) = cleanup::sweep_retired(db, layout) {

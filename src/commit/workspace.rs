@@ -35,6 +35,8 @@ pub struct Settings {
     pub compact_percent: u8,
     /// Whether images begin with the files of the access profile.
     pub profile: ProfileUse,
+    /// The number of commits whose layers are kept for an undo.
+    pub undo: u32,
 }
 
 impl Settings {
@@ -55,6 +57,7 @@ impl Settings {
             threads: NonZeroUsize::new(config.threads).unwrap_or_else(available),
             compact_percent: config.compact_percent,
             profile: config.profile,
+            undo: config.history.undo,
         }
     }
 }

@@ -11,10 +11,13 @@ use serde::de::DeserializeOwned;
 use super::failure::{Failure, Kind};
 use super::lifecycle::StartReport;
 use super::protocol::{
-    Answer, Discarded, Hello, Request, RollbackOptions, Selection, Service, Since, Status,
-    TagOptions, Unmounted, VERSION,
+    Answer, DiscardOptions, Discarded, Hello, Request, RollbackOptions, Selection, Service, Since,
+    Status, TagOptions, Unmounted, VERSION,
 };
-use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
+use crate::commit::{
+    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, RolledBack,
+    UndoOptions, Undone,
+};
 use crate::packages::Differences;
 use crate::progress::{NoProgress, Progress};
 use crate::sys::mount::UnmountMode;
@@ -165,6 +168,9 @@ impl Client {
     /// Adds a hint to a failure: without an answer, it is unknown whether a revision was created.
     fn in_doubt(&self, failure: Failure, request: &Request) -> Failure {
         match (&self.name, request) {
+            (Some(name), Request::Undo(_) | Request::Checkpoint(_)) => {
+                failure.hint(format!("envfs log --all {name} shows whether it was done"))
+            }
             (Some(name), Request::Commit(_) | Request::Rollback(_)) => {
                 failure.hint(format!("envfs log {name} shows whether it was done"))
             }
@@ -212,10 +218,10 @@ impl Service for Client {
 
     fn discard(
         &self,
-        selection: &Selection,
+        options: &DiscardOptions,
         progress: &dyn Progress,
     ) -> Result<Discarded, Failure> {
-        self.call(&Request::Discard(selection.clone()), progress)
+        self.call(&Request::Discard(options.clone()), progress)
     }
 
     fn rollback(
@@ -228,6 +234,18 @@ impl Service for Client {
 
     fn restore(&self, from: &Since, progress: &dyn Progress) -> Result<Restored, Failure> {
         self.call(&Request::Restore(from.clone()), progress)
+    }
+
+    fn undo(&self, options: &UndoOptions, progress: &dyn Progress) -> Result<Undone, Failure> {
+        self.call(&Request::Undo(options.clone()), progress)
+    }
+
+    fn checkpoint(
+        &self,
+        options: &CheckpointOptions,
+        progress: &dyn Progress,
+    ) -> Result<Checkpointed, Failure> {
+        self.call(&Request::Checkpoint(options.clone()), progress)
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {

@@ -251,6 +251,12 @@ impl From<CommitError> for Failure {
             CommitError::Cancelled => Failure::of(Kind::Cancelled, &error),
             CommitError::Uncommitted => Failure::of(Kind::Conflict, &error)
                 .hint("commit them first (envfs commit), or drop them with -y"),
+            CommitError::NothingToUndo | CommitError::NoOperation(_) => {
+                Failure::of(Kind::NotFound, &error).hint("envfs log --all shows all operations")
+            }
+            CommitError::NotUndoable { ref hint, .. } => {
+                Failure::of(Kind::Conflict, &error).hint(hint.clone())
+            }
             CommitError::NoRevision(_) | CommitError::NoEarlier => {
                 Failure::of(Kind::NotFound, &error).hint("envfs log shows all revisions")
             }

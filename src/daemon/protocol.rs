@@ -15,7 +15,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
-use crate::commit::{Collected, CommitOptions, Committed, GcOptions, RolledBack};
+use crate::commit::{
+    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, RolledBack,
+    UndoOptions, Undone,
+};
 use crate::environment::{HomeId, Layout};
 use crate::packages::{Differences, PackageChanges};
 use crate::progress::{Progress, Report};
@@ -81,11 +84,15 @@ pub enum Request {
     /// Creates a revision.
     Commit(CommitOptions),
     /// Discards changes.
-    Discard(Selection),
+    Discard(DiscardOptions),
     /// Restores a revision.
     Rollback(RollbackOptions),
     /// Restores paths from a revision.
     Restore(Since),
+    /// Takes back an operation.
+    Undo(UndoOptions),
+    /// Freezes the changes made so far.
+    Checkpoint(CheckpointOptions),
     /// Sets or deletes a tag.
     Tag(TagOptions),
     /// Removes old revisions and data that is no longer needed.
@@ -127,6 +134,17 @@ pub struct Since {
     /// The part of the environment.
     #[serde(flatten)]
     pub selection: Selection,
+}
+
+/// The options of a discard.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscardOptions {
+    /// What to discard.
+    #[serde(flatten)]
+    pub selection: Selection,
+    /// The user's command line, for the log of operations.
+    #[serde(default)]
+    pub command: String,
 }
 
 /// The options of a rollback.
@@ -224,8 +242,11 @@ pub trait Service: Send + Sync {
     ) -> Result<Option<Committed>, Failure>;
 
     /// Discards changes.
-    fn discard(&self, selection: &Selection, progress: &dyn Progress)
-    -> Result<Discarded, Failure>;
+    fn discard(
+        &self,
+        options: &DiscardOptions,
+        progress: &dyn Progress,
+    ) -> Result<Discarded, Failure>;
 
     /// Restores a revision.
     fn rollback(
@@ -236,6 +257,16 @@ pub trait Service: Send + Sync {
 
     /// Restores paths as they were in a revision, as uncommitted changes.
     fn restore(&self, from: &Since, progress: &dyn Progress) -> Result<Restored, Failure>;
+
+    /// Takes back an operation.
+    fn undo(&self, options: &UndoOptions, progress: &dyn Progress) -> Result<Undone, Failure>;
+
+    /// Freezes the changes made so far.
+    fn checkpoint(
+        &self,
+        options: &CheckpointOptions,
+        progress: &dyn Progress,
+    ) -> Result<Checkpointed, Failure>;
 
     /// Sets or deletes a tag.
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure>;

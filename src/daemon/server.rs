@@ -324,6 +324,8 @@ fn handle(
         | Request::Discard(_)
         | Request::Rollback(_)
         | Request::Restore(_)
+        | Request::Undo(_)
+        | Request::Checkpoint(_)
         | Request::Tag(_)
         | Request::Gc(_) => {
             let peer = peer.clone();
@@ -402,9 +404,11 @@ fn answer(
         Request::Differences(selection) => value(&service.differences(selection)?),
         Request::DifferencesSince(since) => value(&service.differences_since(since)?),
         Request::Commit(options) => value(&service.commit(options, progress)?),
-        Request::Discard(selection) => value(&service.discard(selection, progress)?),
+        Request::Discard(options) => value(&service.discard(options, progress)?),
         Request::Rollback(options) => value(&service.rollback(options, progress)?),
         Request::Restore(from) => value(&service.restore(from, progress)?),
+        Request::Undo(options) => value(&service.undo(options, progress)?),
+        Request::Checkpoint(options) => value(&service.checkpoint(options, progress)?),
         Request::Tag(options) => value(&service.tag(options, progress)?),
         Request::Gc(options) => value(&service.gc(*options, progress)?),
         Request::Unmount { lazy } => {

@@ -14,10 +14,14 @@ use super::idle::Idle;
 use super::private::{Inside, MountRoot, Unserved};
 use super::profile::Recording;
 use super::protocol::{
-    Discarded, RollbackOptions, Selection, ServedHome, Service, Since, Status, TagOptions,
+    DiscardOptions, Discarded, RollbackOptions, Selection, ServedHome, Service, Since, Status,
+    TagOptions,
 };
 use super::runtime::RuntimeDir;
-use crate::commit::{self, CommitError, CommitOptions, Committed, RolledBack, Workspace};
+use crate::commit::{
+    self, CheckpointOptions, Checkpointed, CommitError, CommitOptions, Committed, RolledBack,
+    UndoOptions, Undone, Workspace,
+};
 use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
 use crate::fuse::{Counters, EnvFs, Owners, invalidate};
@@ -416,17 +420,17 @@ impl Service for Local {
 
     fn discard(
         &self,
-        selection: &Selection,
+        options: &DiscardOptions,
         progress: &dyn Progress,
     ) -> Result<Discarded, Failure> {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
-        let chosen = paths_of(selection);
+        let chosen = paths_of(&options.selection);
         let union = self.workspace.union();
         let base = union.lower().committed();
         refuse_unknown(&chosen, &[&Files::of(&*base), &Files::of(&**union)])?;
         let (changes, stale) = self.with_repair(OnLoss::Continue, || {
-            Ok(commit::discard(&self.workspace, &chosen)?)
+            Ok(commit::discard(&self.workspace, &chosen, &options.command)?)
         })?;
         self.invalidate(&stale);
         Ok(Discarded {
@@ -467,6 +471,26 @@ impl Service for Local {
         })?;
         self.invalidate(&stale);
         Ok(restored)
+    }
+
+    fn undo(&self, options: &UndoOptions, progress: &dyn Progress) -> Result<Undone, Failure> {
+        let _guard = self.lock_operations(progress)?;
+        self.flush_mount(progress)?;
+        let done = self.with_repair(OnLoss::Fail, || {
+            Ok(commit::undo(&self.workspace, options, progress)?)
+        })?;
+        self.invalidate(&done.stale);
+        Ok(done)
+    }
+
+    fn checkpoint(
+        &self,
+        options: &CheckpointOptions,
+        progress: &dyn Progress,
+    ) -> Result<Checkpointed, Failure> {
+        let _guard = self.lock_operations(progress)?;
+        self.flush_mount(progress)?;
+        Ok(commit::checkpoint(&self.workspace, options)?)
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {

@@ -17,7 +17,8 @@ use super::runtime::RuntimeDir;
 use super::server::{Control, Server};
 use super::service::Local;
 use crate::commit::{
-    self, Collected, CommitOptions, Committed, GcOptions, Phases, RolledBack, Way,
+    self, CheckpointOptions, Checkpointed, Collected, CommitError, CommitOptions, Committed,
+    GcOptions, Phases, RolledBack, UndoOptions, Undone, Way,
 };
 use crate::environment::{Config, EnvName, Layout, Store};
 use crate::fuse::session::{Session, tests::Hello};
@@ -25,7 +26,7 @@ use crate::object::{Ino, Kind as ObjectKind};
 use crate::packages::Differences;
 use crate::progress::{NoProgress, Progress, Report};
 use crate::squashfs::writer::WriteStats;
-use crate::state::RevisionId;
+use crate::state::{OperationId, RevisionId};
 use crate::sys::mount::{self, MountRequest, Rights, UnmountMode};
 use crate::sys::process;
 use crate::union::{Change, ChangeKind, Creator, NewObject, Restored, Summary};
@@ -110,7 +111,7 @@ impl Service for Fake {
         }))
     }
 
-    fn discard(&self, _: &Selection, _: &dyn Progress) -> Result<Discarded, Failure> {
+    fn discard(&self, _: &DiscardOptions, _: &dyn Progress) -> Result<Discarded, Failure> {
         Err(Failure::new(Kind::NoSpace, "full").hint("make room"))
     }
 
@@ -124,6 +125,17 @@ impl Service for Fake {
 
     fn restore(&self, _: &Since, _: &dyn Progress) -> Result<Restored, Failure> {
         Ok(Restored::default())
+    }
+
+    fn undo(&self, _: &UndoOptions, _: &dyn Progress) -> Result<Undone, Failure> {
+        Err(CommitError::NothingToUndo.into())
+    }
+
+    fn checkpoint(&self, _: &CheckpointOptions, _: &dyn Progress) -> Result<Checkpointed, Failure> {
+        Ok(Checkpointed {
+            operation: OperationId(3),
+            has_changes: true,
+        })
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {
@@ -210,7 +222,7 @@ fn requests_are_answered_with_progress_results_and_failures() {
         ["phase 1", "phase 2", "phase 3"]
     );
     let failure = client
-        .discard(&Selection::default(), &NoProgress)
+        .discard(&DiscardOptions::default(), &NoProgress)
         .unwrap_err();
     assert_eq!((failure.kind, failure.hints.len()), (Kind::NoSpace, 1));
     assert_eq!(
@@ -325,8 +337,19 @@ fn requests_cancelled_while_waiting_for_others_change_nothing() {
         ..RollbackOptions::default()
     };
     let kinds = [
-        local.discard(&all, &cancelled).unwrap_err().kind,
+        local
+            .discard(&DiscardOptions::default(), &cancelled)
+            .unwrap_err()
+            .kind,
         local.rollback(&back, &cancelled).unwrap_err().kind,
+        local
+            .undo(&UndoOptions::default(), &cancelled)
+            .unwrap_err()
+            .kind,
+        local
+            .checkpoint(&CheckpointOptions::default(), &cancelled)
+            .unwrap_err()
+            .kind,
         local.tag(&tag, &cancelled).unwrap_err().kind,
         local.gc(keep, &cancelled).unwrap_err().kind,
         local
@@ -334,11 +357,13 @@ fn requests_cancelled_while_waiting_for_others_change_nothing() {
             .unwrap_err()
             .kind,
     ];
-    assert_eq!(kinds, [Kind::Cancelled; 5]);
+    assert_eq!(kinds, [Kind::Cancelled; 7]);
     assert_eq!(local.changes(&all).unwrap().len(), 1);
     assert!(local.workspace().db().tags().unwrap().is_empty());
     assert_eq!(local.workspace().db().revisions().unwrap().len(), 1);
-    local.discard(&all, &NoProgress).unwrap();
+    local
+        .discard(&DiscardOptions::default(), &NoProgress)
+        .unwrap();
     assert!(local.changes(&all).unwrap().is_empty());
 }
 

@@ -21,6 +21,9 @@
 //! when_busy = "fail"         # or "read-only", "ephemeral": if it is in use on another host
 //! idle = "15m"               # unmount what was not used for this time; absent: never
 //!
+//! [history]
+//! undo = 1                   # commits that undo can take back
+//!
 //! [daemon]
 //! poll = "auto"              # or "off", or microseconds: how long to poll for the next request
 //! ```
@@ -63,6 +66,8 @@ pub struct Config {
     pub cache: CacheConfig,
     /// Defaults of `envfs gc`.
     pub gc: GcConfig,
+    /// What is kept for an undo.
+    pub history: HistoryConfig,
     /// How a daemon serves a mount.
     pub daemon: DaemonConfig,
     /// How environments are mounted.
@@ -81,6 +86,7 @@ impl Default for Config {
             profile: ProfileUse::default(),
             cache: CacheConfig::default(),
             gc: GcConfig::default(),
+            history: HistoryConfig::default(),
             daemon: DaemonConfig::default(),
             session: SessionConfig::default(),
         }
@@ -198,6 +204,21 @@ pub enum WhenBusy {
     ReadOnly,
     /// Mount the committed revision, and drop changes at the end.
     Ephemeral,
+}
+
+/// What is kept for an undo.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HistoryConfig {
+    /// The number of commits whose changed files are kept, so that an undo makes them uncommitted
+    /// changes again.
+    pub undo: u32,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        HistoryConfig { undo: 1 }
+    }
 }
 
 /// How a daemon serves a mount.

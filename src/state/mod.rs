@@ -25,6 +25,7 @@ mod files;
 mod history;
 mod id_map;
 mod migrations;
+mod operations;
 mod read_only;
 mod redo;
 mod reserve;
@@ -53,6 +54,7 @@ pub use history::{
     ImageId, ImageRow, NewImage, NewRevision, Revision, RevisionId, RevisionKind, Tag,
 };
 pub use id_map::{BadIdMap, IdMap, IdRun};
+pub use operations::{NotUndoable, Operation, OperationId, OperationKind, RecordedLayer, UndoPlan};
 pub use read_only::LockState;
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{

@@ -11,6 +11,7 @@ use rusqlite::{Connection, params};
 
 use super::error::Result;
 use super::history::{ImageId, NewImage, NewRevision, RevisionId, RevisionKind};
+use super::operations::{self, NewOperation, OperationKind, RecordedLayer, recorded_of};
 use super::{StateDb, valid};
 
 /// The id of a layer of the environment. Never reused.
@@ -32,7 +33,8 @@ pub enum LayerRole {
     Writable,
     /// Is read-only.
     Frozen,
-    /// Its content is in an image: its directory and rows can be removed at any time.
+    /// Its content is in an image: its directory and rows can be removed as soon as no operation
+    /// refers to it.
     Retired,
     /// It was discarded, and is kept until gc.
     Trash,
@@ -201,19 +203,35 @@ impl StateDb {
     /// [`reserve_layer`](Self::reserve_layer) and its directory exists and is durable.
     pub fn rotate(&self, expected: LayerId, fresh: LayerId) -> Result<()> {
         const DOING: &str = "rotate the writable layer";
-        self.write(DOING, |conn| {
-            let stack = self.stack_in(conn, DOING)?;
-            match stack.first() {
-                Some(top) if top.id == expected && top.part == StackPart::Writable => {}
-                Some(top) => {
-                    let detail = format!("layer {} is on top, not {expected}", top.id);
-                    return Err(self.conflict(DOING, detail));
-                }
-                None => return Err(self.conflict(DOING, "the stack is empty")),
+        self.write(DOING, |conn| self.rotate_in(conn, expected, fresh, DOING))
+    }
+
+    pub(super) fn rotate_in(
+        &self,
+        conn: &Connection,
+        expected: LayerId,
+        fresh: LayerId,
+        doing: &'static str,
+    ) -> Result<()> {
+        let stack = self.stack_in(conn, doing)?;
+        match stack.first() {
+            Some(top) if top.id == expected && top.part == StackPart::Writable => {}
+            Some(top) => {
+                let detail = format!("layer {} is on top, not {expected}", top.id);
+                return Err(self.conflict(doing, detail));
             }
-            let mut order: Vec<LayerId> = stack.iter().map(|layer| layer.id).collect();
-            self.set_role(conn, expected, LayerRole::Frozen, DOING)?;
-            self.push_writable(conn, fresh, &mut order, DOING)
+            None => return Err(self.conflict(doing, "the stack is empty")),
+        }
+        let mut order: Vec<LayerId> = stack.iter().map(|layer| layer.id).collect();
+        self.set_role(conn, expected, LayerRole::Frozen, doing)?;
+        self.push_writable(conn, fresh, &mut order, doing)
+    }
+
+    /// Returns true if an operation refers to a layer, so that it must not change.
+    pub fn is_recorded(&self, layer: LayerId) -> Result<bool> {
+        const DOING: &str = "read the layers of operations";
+        self.read(DOING, |conn| {
+            operations::is_recorded_in(conn, layer).map_err(|e| self.sql(DOING, e))
         })
     }
 
@@ -305,6 +323,7 @@ impl StateDb {
             if let Some(prefix) = &publish.prefix {
                 self.set_prefix_in(conn, prefix, DOING)?;
             }
+            let above = first;
             let (image, revision) = (publish.image.id, &publish.revision);
             if let Some(first) = current
                 && publish.place == CommitPlace::First
@@ -314,15 +333,39 @@ impl StateDb {
                 self.replace_revision(conn, &first, image, revision, DOING)?;
                 return Ok(first.id);
             }
-            self.append_revision(conn, RevisionKind::Commit, image, None, revision, DOING)
+            let above = stack.iter().take(above).map(|layer| layer.id);
+            let above: Vec<LayerId> = above.collect();
+            let has_newer = self.have_rows(conn, &above, DOING)?;
+            let id =
+                self.append_revision(conn, RevisionKind::Commit, image, None, revision, DOING)?;
+            let (before, after) = (recorded_of(&found), [RecordedLayer::Image(image)]);
+            let mut new = NewOperation {
+                kind: OperationKind::Commit,
+                undoes: None,
+                shows_same: true,
+                has_newer,
+                head_before: publish.parent,
+                before: &before,
+                after: &after,
+                note: revision,
+            };
+            if publish.prefix.is_some() {
+                // The files of earlier layers contain the old prefix.
+                operations::forget_all_in(conn).map_err(|e| self.sql(DOING, e))?;
+                (new.kind, new.before, new.after) = (OperationKind::Relocate, &[], &[]);
+                new.shows_same = false;
+            }
+            self.record(conn, &new, DOING)?;
+            Ok(id)
         })
     }
 
     /// Discards all changes since the current revision: every upper goes to the trash, and `fresh`
-    /// (see [`rotate`](Self::rotate)) becomes the writable layer.
+    /// (see [`rotate`](Self::rotate)) becomes the writable layer. With a note, an undo can restore
+    /// them.
     ///
     /// Returns the uppers that were moved to the trash.
-    pub fn discard_all(&self, fresh: LayerId) -> Result<Vec<LayerId>> {
+    pub fn discard_all(&self, fresh: LayerId, note: Option<&NewRevision>) -> Result<Vec<LayerId>> {
         const DOING: &str = "discard the changes";
         self.write_without_room(DOING, |conn| {
             let stack = self.stack_in(conn, DOING)?;
@@ -331,6 +374,22 @@ impl StateDb {
             }
             let (trashed, mut order) = self.trash_uppers(conn, &stack, DOING)?;
             self.push_writable(conn, fresh, &mut order, DOING)?;
+            if let (Some(note), Some(head)) = (note, self.head_in(conn, DOING)?) {
+                let before = recorded_of(&stack);
+                let is_image = |layer: &&RecordedLayer| matches!(layer, RecordedLayer::Image(_));
+                let after: Vec<RecordedLayer> = before.iter().filter(is_image).copied().collect();
+                let new = NewOperation {
+                    kind: OperationKind::Discard,
+                    undoes: None,
+                    shows_same: false,
+                    has_newer: false,
+                    head_before: head,
+                    before: &before,
+                    after: &after,
+                    note,
+                };
+                self.record(conn, &new, DOING)?;
+            }
             Ok(trashed)
         })
     }
@@ -390,14 +449,27 @@ impl StateDb {
             self.insert_image_layer(conn, layer, target.image, UNPLACED, DOING)?;
             order.insert(at, layer);
             self.push_writable(conn, fresh, &mut order, DOING)?;
+            let note = revision;
             let revision = self.append_revision(
                 conn,
                 RevisionKind::Rollback,
                 target.image,
                 Some(target.id),
-                revision,
+                note,
                 DOING,
             )?;
+            let after = self.stack_in(conn, DOING)?;
+            let new = NewOperation {
+                kind: OperationKind::Rollback,
+                undoes: None,
+                shows_same: false,
+                has_newer: false,
+                head_before: current.id,
+                before: &recorded_of(&stack),
+                after: &recorded_of(after.get(1..).unwrap_or_default()),
+                note,
+            };
+            self.record(conn, &new, DOING)?;
             Ok(RolledBack { revision, trashed })
         })
     }
@@ -420,7 +492,10 @@ impl StateDb {
                 }
                 let deleted = self.drop_rows_in(conn, layer, CHUNK, DOING)?;
                 if deleted < CHUNK {
-                    conn.execute("DELETE FROM layer WHERE id = ?1", [layer.0])
+                    operations::forget_recorded_in(conn, layer)
+                        .and_then(|()| {
+                            conn.execute("DELETE FROM layer WHERE id = ?1", [layer.0])
+                        })
                         .map_err(|e| self.sql(DOING, e))?;
                 }
                 Ok(deleted < CHUNK)
@@ -467,7 +542,11 @@ impl StateDb {
         Ok(layers)
     }
 
-    fn stack_in(&self, conn: &Connection, doing: &'static str) -> Result<Vec<StackLayer>> {
+    pub(super) fn stack_in(
+        &self,
+        conn: &Connection,
+        doing: &'static str,
+    ) -> Result<Vec<StackLayer>> {
         let mut stack = Vec::new();
         for layer in self.layers_in(conn, doing)? {
             if layer.position.is_none() {
@@ -507,7 +586,7 @@ impl StateDb {
         Ok((trashed, remain))
     }
 
-    fn push_writable(
+    pub(super) fn push_writable(
         &self,
         conn: &Connection,
         fresh: LayerId,
@@ -544,7 +623,7 @@ impl StateDb {
         Ok(())
     }
 
-    fn insert_image_layer(
+    pub(super) fn insert_image_layer(
         &self,
         conn: &Connection,
         id: LayerId,
@@ -571,7 +650,7 @@ impl StateDb {
     }
 
     /// Removes a layer from the stack. The layer of an image is deleted; the image itself stays.
-    fn leave_stack(
+    pub(super) fn leave_stack(
         &self,
         conn: &Connection,
         layer: StackLayer,
@@ -605,7 +684,12 @@ impl StateDb {
     }
 
     /// Writes the order of the stack, top first.
-    fn set_order(&self, conn: &Connection, order: &[LayerId], doing: &'static str) -> Result<()> {
+    pub(super) fn set_order(
+        &self,
+        conn: &Connection,
+        order: &[LayerId],
+        doing: &'static str,
+    ) -> Result<()> {
         let fail = |e| self.sql(doing, e);
         // Positions are unique at every step, so all get temporary ones before any gets its new
         // one.
@@ -627,4 +711,4 @@ impl StateDb {
 }
 
 /// The position of a layer whose position is set later in the same transaction.
-const UNPLACED: i64 = -1;
+pub(super) const UNPLACED: i64 = -1;

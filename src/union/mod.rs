@@ -62,6 +62,7 @@ mod overlay_marks;
 mod privileges;
 mod readdir;
 mod reconcile;
+mod recorded;
 mod remove;
 mod rename;
 mod restore;

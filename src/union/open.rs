@@ -223,7 +223,12 @@ impl Union {
 
 /// Opens the directory of a layer. If no row has content, it is created if it does not exist:
 /// before the first mount there is none, and some copying tools omit empty directories.
-fn open_upper(db: &StateDb, paths: &Paths, layer: LayerId, delta: &Delta) -> Result<UpperDir> {
+pub(super) fn open_upper(
+    db: &StateDb,
+    paths: &Paths,
+    layer: LayerId,
+    delta: &Delta,
+) -> Result<UpperDir> {
     let path = paths.layer(layer);
     if !has_content(delta) {
         let created = UpperDir::create(&path, &paths.strays);

@@ -4,15 +4,16 @@
 //! lock exclusively, so that readers see either the old stack or the new one. The stack changes in
 //! the database first.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::delta::Delta;
+use super::delta::{Delta, row_from};
 use super::difference::Draft;
 use super::stack::LowerStack;
-use super::{Error, FrozenLayer, Result, State, Union};
-use crate::object::Ino;
+use super::{ContentLayer, Error, FrozenLayer, Orphan, Result, SharedListing, State, Union};
+use crate::object::{Ino, Kind};
 use crate::state::LayerId;
 use crate::upper::UpperDir;
 
@@ -52,32 +53,47 @@ impl Union {
     ///
     /// Waits for content that is being written. Other requests wait only for one transaction.
     pub fn rotate(&self) -> Result<Vec<LayerId>> {
+        self.freeze(|frozen, fresh| match fresh {
+            Some(fresh) => Ok(self.db.rotate(frozen, fresh)?),
+            None => Ok(()),
+        })?;
+        let lower = self.lower();
+        Ok(lower.frozen().iter().map(|layer| layer.id).collect())
+    }
+
+    /// Freezes the writable layer, unless it is empty. `publish` does the same in the database: it
+    /// receives the layer, and the new one if the layer is not empty.
+    pub(crate) fn freeze<T>(
+        &self,
+        publish: impl FnOnce(LayerId, Option<LayerId>) -> Result<T>,
+    ) -> Result<T> {
         // The rows of a frozen layer may leave the database while the layer is in use, so all are
         // read. Done before the locks are taken, since it may take long.
         self.read().delta.load()?;
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
-        if !state.delta.is_empty() {
-            let (fresh, upper) = self.new_upper()?;
-            state.end_epoch(Vec::new())?;
-            let frozen = state.layer;
-            self.db.rotate(frozen, fresh)?;
-            let delta = std::mem::take(&mut state.delta);
-            let old_upper = std::mem::replace(&mut state.upper, upper);
-            let below = state.lower.clone();
-            let top = FrozenLayer::new(frozen, delta, old_upper, below.clone());
-            let mut layers = vec![Arc::new(top)];
-            layers.extend_from_slice(below.frozen());
-            state.layer = fresh;
-            state.lower = Arc::new(LowerStack::new(layers, below.images().to_vec()));
+        if state.delta.is_empty() {
+            return publish(state.layer, None);
         }
-        let frozen = state.lower.frozen().iter();
-        Ok(frozen.map(|layer| layer.id).collect())
+        let (fresh, upper) = self.new_upper()?;
+        state.end_epoch(Vec::new())?;
+        let frozen = state.layer;
+        let published = publish(frozen, Some(fresh))?;
+        let delta = std::mem::take(&mut state.delta);
+        let old_upper = std::mem::replace(&mut state.upper, upper);
+        let below = state.lower.clone();
+        let top = FrozenLayer::new(frozen, delta, old_upper, below.clone());
+        let mut layers = vec![Arc::new(top)];
+        layers.extend_from_slice(below.frozen());
+        state.layer = fresh;
+        state.lower = Arc::new(LowerStack::new(layers, below.images().to_vec()));
+        Ok(published)
     }
 
     /// Undoes a rotation after a failed commit: the topmost frozen layer becomes writable again.
-    /// Does nothing if something was changed since; then the next commit includes both layers.
+    /// Does nothing if something was changed since; then the next commit includes both layers. Nor
+    /// if an operation refers to the frozen layer, as a checkpoint does.
     pub fn unrotate(&self) -> Result<()> {
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
@@ -86,6 +102,9 @@ impl Union {
         let Some(frozen) = frozen.filter(|_| state.delta.is_empty()) else {
             return Ok(());
         };
+        if self.db.is_recorded(frozen.id)? {
+            return Ok(());
+        }
         let (upper, below) = (frozen.upper().clone(), frozen.below().clone());
         let rows = self.db.load_layer(frozen.id)?;
         state.end_epoch(state.frozen_dirs())?;
@@ -137,9 +156,9 @@ impl Union {
     }
 
     /// Replaces the layers below the writable one by `lower`. `publish` does the same in the
-    /// database; if it fails, nothing changes. Returns what `publish` returned and what the kernel
-    /// must forget: the attributes of objects in the frozen layers, because an image stores them
-    /// less precisely.
+    /// database; if it fails, nothing changes. Both show the same. Returns what `publish` returned
+    /// and what the kernel must forget: the attributes of objects in the frozen layers, because an
+    /// image stores them less precisely.
     pub(crate) fn replace_lower<T>(
         &self,
         lower: Arc<LowerStack>,
@@ -149,7 +168,7 @@ impl Union {
         let mut state = self.write();
         let published = publish()?;
         let mut stale = Vec::new();
-        for frozen in state.lower.frozen() {
+        for frozen in state.lower.frozen().iter().chain(lower.frozen()) {
             let objects = frozen.delta().inodes()?;
             stale.extend(objects.map(|(ino, _)| Invalidation::Attributes(ino)));
         }
@@ -158,9 +177,10 @@ impl Union {
         Ok((published, stale))
     }
 
-    /// Discards all changes: the writable upper and the frozen ones. `publish` does the same in the
-    /// database and receives the new writable layer. Returns what `publish` returned and what the
-    /// kernel must forget.
+    /// Discards all changes: the writable upper and the frozen ones, for those of `lower`, which
+    /// has none unless changes are restored. `publish` does the same in the database and receives
+    /// the new writable layer. Returns what `publish` returned and what the kernel must forget,
+    /// without the differences between the images.
     ///
     /// Returns `None` if there are changes and the mode is [`DiscardMode::IfUnchanged`]. This check
     /// includes changes that were made after an earlier check by the caller.
@@ -170,6 +190,8 @@ impl Union {
         mode: DiscardMode,
         publish: impl FnOnce(LayerId) -> Result<T>,
     ) -> Result<Option<(T, Vec<Invalidation>)>> {
+        let named = named(&lower);
+        let is_named = |ino: Ino| named.as_ref().is_none_or(|named| named.contains(&ino));
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;
@@ -180,9 +202,17 @@ impl Union {
             }
         }
         let (fresh, upper) = self.new_upper()?;
-        state.end_epoch(state.frozen_dirs())?;
+        let mut others = state.frozen_dirs();
+        others.extend(frozen_dirs(&lower));
+        state.end_epoch(others)?;
         let mut stale = delta_invalidations(&state.delta)?;
-        for frozen in state.lower.frozen() {
+        let is_in = |layer: &FrozenLayer, stack: &LowerStack| {
+            stack.frozen().iter().any(|other| other.id == layer.id)
+        };
+        let old = state.lower.frozen().iter();
+        let gone = old.filter(|layer| !is_in(layer, &lower));
+        let new = lower.frozen().iter();
+        for frozen in gone.chain(new.filter(|layer| !is_in(layer, &state.lower))) {
             stale.extend(delta_invalidations(frozen.delta())?);
         }
         let published = publish(fresh)?;
@@ -197,6 +227,7 @@ impl Union {
         let held = std::mem::take(&mut state.orphans);
         for (ino, orphan) in held {
             let is_back = state.lower.attr(ino).map(|attr| attr.is_some());
+            let is_back = is_back.map(|is_back| is_back && is_named(ino));
             if is_back.unwrap_or_else(|e| {
                 tracing::warn!(%ino, "keeping it as an object without a name: {e}");
                 false
@@ -207,6 +238,16 @@ impl Union {
                 state.orphans.insert(ino, orphan);
             }
         }
+        // Objects of the images that the restored changes have removed.
+        for ino in self.nodes.held() {
+            if !is_named(ino) && !state.orphans.contains_key(&ino) {
+                match state.lower_orphan(ino) {
+                    Ok(Some(orphan)) => drop(state.orphans.insert(ino, orphan)),
+                    Ok(None) => {}
+                    Err(e) => tracing::warn!(%ino, "it has no name, but can still be used: {e}"),
+                }
+            }
+        }
         Ok(Some((published, stale)))
     }
 }
@@ -214,11 +255,62 @@ impl Union {
 impl State {
     /// Returns the directories in which frozen layers have names.
     fn frozen_dirs(&self) -> Vec<Ino> {
-        let frozen = self.lower.frozen().iter();
-        frozen
-            .flat_map(|layer| layer.delta().loaded_dirs().map(|(dir, _)| dir))
-            .collect()
+        frozen_dirs(&self.lower)
     }
+
+    /// Returns an object of the layers below as one without a name, if it exists.
+    fn lower_orphan(&self, ino: Ino) -> Result<Option<Orphan>> {
+        let Some(attr) = self.lower.attr(ino)? else {
+            return Ok(None);
+        };
+        let target = match attr.kind {
+            Kind::Symlink => Some(self.lower.read_link(ino)?),
+            _ => None,
+        };
+        if attr.kind == Kind::File
+            && let ContentLayer::Frozen(frozen) = self.lower.content(ino)?
+        {
+            // Its layer may be removed while the object is open.
+            frozen.pin(ino)?;
+        }
+        let mut row = row_from(&attr, target, None);
+        row.nlink = 0;
+        Ok(Some(Orphan {
+            row,
+            file: None,
+            lower: self.lower.clone(),
+            xattrs: self.lower.xattrs(ino)?.into_iter().collect(),
+        }))
+    }
+}
+
+fn frozen_dirs(lower: &LowerStack) -> Vec<Ino> {
+    let frozen = lower.frozen().iter();
+    frozen
+        .flat_map(|layer| layer.delta().loaded_dirs().map(|(dir, _)| dir))
+        .collect()
+}
+
+/// Returns the objects that have a name in a stack; `None` for all. A directory that cannot be read
+/// counts as empty, since an image may be damaged.
+fn named(lower: &LowerStack) -> Option<HashSet<Ino>> {
+    if lower.frozen().is_empty() {
+        return None;
+    }
+    let mut named = HashSet::from([Ino::ROOT]);
+    let mut pending = vec![Ino::ROOT];
+    while let Some(dir) = pending.pop() {
+        let listing = lower.list(dir).unwrap_or_else(|e| {
+            tracing::warn!(%dir, "open files in it may count as removed: {e}");
+            SharedListing::default()
+        });
+        for (_, ino, kind) in listing.iter() {
+            if named.insert(ino) && kind == Kind::Directory {
+                pending.push(ino);
+            }
+        }
+    }
+    Some(named)
 }
 
 fn is_disk_full(error: &std::io::Error) -> bool {

@@ -203,7 +203,9 @@ enum Word {
 fn positionals(command: &str) -> &'static [Word] {
     match command {
         "activate" | "mount" | "unmount" | "ps" | "status" | "paths" | "commit" | "log" | "gc"
-        | "doctor" | "remove" | "verify" | "stats" | "rename" | "clone" => &[Word::Name, Word::New],
+        | "doctor" | "remove" | "verify" | "stats" | "rename" | "clone" | "undo" | "checkpoint" => {
+            &[Word::Name, Word::New]
+        }
         "diff" | "discard" => &[Word::Name, Word::Changed],
         "rollback" | "show" => &[Word::Name, Word::Revision, Word::New],
         "tag" => &[Word::Name, Word::Tag, Word::Revision, Word::New],

@@ -8,16 +8,16 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
-use crate::daemon::protocol::Discarded;
+use crate::daemon::protocol::{DiscardOptions, Discarded};
 use crate::sys::text::quoted;
 use crate::sys::walk;
 use crate::union::Summary;
 
 /// Discard uncommitted changes, all or those below some paths.
 ///
-/// Restores the committed state, even while the environment is mounted. Asks for confirmation, as
-/// no command undoes this. The changed files are kept until envfs gc: in layers/ if everything is
-/// discarded, in strays/ for single paths (envfs paths shows both).
+/// Restores the committed state, even while the environment is mounted. Asks for confirmation. The
+/// changed files are kept until envfs gc: in the trash if everything is discarded, from which envfs
+/// undo restores them, and in strays/ for single paths (envfs paths shows it).
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs discard\n  envfs discard -y science lib/python3.12/site-packages/numpy"
@@ -53,8 +53,12 @@ impl Args {
             let question = format!("{}: discard {}?", env.name(), describe(&found));
             context.output.confirm(&question)?;
         }
+        let options = DiscardOptions {
+            selection: selection.clone(),
+            command: crate::commit::command_line(),
+        };
         let progress = context.output.progress();
-        let discarded = service.discard(&selection, &progress)?;
+        let discarded = service.discard(&options, &progress)?;
         progress.finish();
         if self.json {
             return context.output.json(&discarded);
@@ -65,18 +69,20 @@ impl Args {
             format!("discarded {}", describe(&discarded.changes))
         };
         context.output.note(format!("{}: {what}", env.name()));
-        let layout = env.environment.layout();
-        let kept = match selection.paths.is_empty() {
-            true => layout.layers(),
-            false => layout.strays(),
-        };
+        if selection.paths.is_empty() {
+            if !discarded.changes.is_empty() {
+                context.output.note("To restore them: envfs undo");
+            }
+            return Ok(());
+        }
+        let strays = env.environment.layout().strays();
         let found = &discarded.changes;
         if found.added.entries + found.modified.entries + found.touched.entries > 0
-            && has_files(&kept)
+            && has_files(&strays)
         {
             context.output.note(format!(
                 "Their files are kept in {} until envfs gc",
-                quoted(&kept)
+                quoted(&strays)
             ));
         }
         Ok(())

@@ -3,6 +3,7 @@
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
+use super::log_all;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
@@ -14,12 +15,18 @@ use crate::packages::PackageChanges;
 ///
 /// Also shows the packages that each commit changed.
 ///
+/// With --all, shows what undo can take back: commits, discards, rollbacks, checkpoints and undos,
+/// and the space that they keep.
+///
 /// Times are local. In JSON, `time` is in seconds since 1970 and `date` in UTC.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Environment [default: the active one].
     name: Option<String>,
-    /// Show at most this many revisions.
+    /// Show operations instead of revisions.
+    #[arg(long)]
+    all: bool,
+    /// Show at most this many revisions or operations.
     #[arg(short = 'n', long, value_name = "COUNT")]
     limit: Option<usize>,
     /// Print JSON.
@@ -54,6 +61,10 @@ impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
+        if self.all {
+            let limit = self.limit.unwrap_or(usize::MAX);
+            return log_all::print(context, &env, limit, self.json);
+        }
         let (revisions, images) = backend::history(&env.environment)?;
         let tags = backend::tags(&env.environment)?;
         let current = env.facts.revision.as_ref().map(|revision| revision.id);

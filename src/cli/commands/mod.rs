@@ -7,6 +7,7 @@ use super::error::Result;
 
 pub(super) mod activate;
 pub(super) mod cat;
+pub(super) mod checkpoint;
 pub(super) mod clone;
 pub(super) mod commit;
 pub(super) mod complete;
@@ -24,6 +25,7 @@ pub(super) mod image;
 pub(super) mod import;
 pub(super) mod list;
 pub(super) mod log;
+pub(super) mod log_all;
 pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod paths;
@@ -41,6 +43,7 @@ pub(super) mod stats;
 pub(super) mod status;
 pub(super) mod subshell;
 pub(super) mod tag;
+pub(super) mod undo;
 pub(super) mod unmount;
 pub(super) mod verify;
 
@@ -84,6 +87,8 @@ pub enum Command {
     #[allow(missing_docs)]
     Commit(commit::Args),
     #[allow(missing_docs)]
+    Checkpoint(checkpoint::Args),
+    #[allow(missing_docs)]
     Discard(discard::Args),
     #[command(visible_alias = "history")]
     #[allow(missing_docs)]
@@ -94,6 +99,8 @@ pub enum Command {
     Cat(cat::Args),
     #[allow(missing_docs)]
     Restore(restore::Args),
+    #[allow(missing_docs)]
+    Undo(undo::Args),
     #[allow(missing_docs)]
     Rollback(rollback::Args),
     #[allow(missing_docs)]
@@ -159,11 +166,13 @@ impl Command {
             Command::Diff(args) => args.run(context),
             Command::Paths(args) => args.run(context),
             Command::Commit(args) => args.run(context),
+            Command::Checkpoint(args) => args.run(context),
             Command::Discard(args) => args.run(context),
             Command::Log(args) => args.run(context),
             Command::Show(args) => args.run(context),
             Command::Cat(args) => args.run(context),
             Command::Restore(args) => args.run(context),
+            Command::Undo(args) => args.run(context),
             Command::Rollback(args) => args.run(context),
             Command::Tag(args) => args.run(context),
             Command::Gc(args) => args.run(context),

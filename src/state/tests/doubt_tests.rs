@@ -26,7 +26,7 @@ fn a_commit_that_fails_and_has_happened_counts_and_one_that_has_not_is_an_error(
     assert_eq!(db.unrotate(fresh).unwrap(), first.writable);
     let fresh = db.reserve_layer().unwrap();
     fail(&db, &[CommitFault::After]);
-    let trashed = db.discard_all(fresh).unwrap();
+    let trashed = db.discard_all(fresh, None).unwrap();
     assert_eq!(trashed, [first.writable]);
     db.close().unwrap();
     assert_eq!(StateDb::open(&path).unwrap().stack().unwrap()[0].id, fresh);

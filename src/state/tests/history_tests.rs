@@ -218,7 +218,7 @@ fn discard_sends_every_upper_to_the_trash() {
     let begun = init(&db, Some(first));
     let (b, c) = (db.reserve_layer().unwrap(), db.reserve_layer().unwrap());
     db.rotate(begun.writable, b).unwrap();
-    assert_eq!(db.discard_all(c).unwrap(), [b, begun.writable]);
+    assert_eq!(db.discard_all(c, None).unwrap(), [b, begun.writable]);
     assert_eq!(
         parts(&db),
         [StackPart::Writable, StackPart::Image(ImageId(1))]

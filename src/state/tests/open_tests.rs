@@ -471,7 +471,7 @@ fn changes_are_discarded_and_forgotten_where_the_database_cannot_grow() {
         fill(layer, round);
         assert!(db.set_tag("a", RevisionId(1)).unwrap_err().is_no_space());
         let fresh = db.reserve_layer().unwrap();
-        let trashed = db.discard_all(fresh).unwrap();
+        let trashed = db.discard_all(fresh, None).unwrap();
         assert_eq!(trashed, [layer]);
         db.forget_layer(layer).unwrap();
         db.checkpoint().unwrap();

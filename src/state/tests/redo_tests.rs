@@ -198,7 +198,7 @@ fn an_end_is_clean_when_it_was_and_a_redo_log_that_is_left_says_otherwise() {
 fn records_of_a_layer_that_is_gone_are_passed_over() {
     let (_dir, db, layer) = logged();
     let fresh = db.reserve_layer().unwrap();
-    db.discard_all(fresh).unwrap();
+    db.discard_all(fresh, None).unwrap();
     add(&db, layer, 2);
     add(&db, fresh, 3);
     db.forget_layer(layer).unwrap();

@@ -37,7 +37,6 @@ fn discard_reports_where_files_are_kept() {
         .collect();
     assert_eq!(kept, ["changed\n"]);
     env.sh(&format!("echo changed >'{at}/lib/c.txt'")).ok();
-    let layers = env.home_of("e").join("layers");
     let said = discard(&[]);
     let list = env.envfs(&["list", "--json"]).ok().json();
     assert_eq!(list[0]["upper_files"], 0, "kept files are no changes");
@@ -46,10 +45,7 @@ fn discard_reports_where_files_are_kept() {
     env.envfs(&["unmount", "e"]).ok();
     let status = env.envfs(&["status", "--json", "e"]).ok().json();
     assert_eq!(status["upper_files"], 0, "{status}");
-    assert!(
-        said.contains(&format!("{stay} {}", layers.display())),
-        "{said}"
-    );
+    assert!(said.contains("envfs undo"), "{said}");
     env.envfs(&["gc", "e"]).ok();
     assert!(std::fs::read_dir(&strays).map_or(true, |mut all| all.next().is_none()));
 }

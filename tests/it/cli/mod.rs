@@ -45,6 +45,7 @@ mod snapshots;
 mod stats;
 mod status;
 mod tag;
+mod undo;
 mod unmount;
 mod unresponsive;
 mod venv;

@@ -171,7 +171,7 @@ fn running_import_is_left_alone() {
 
 #[test]
 fn interrupted_undo_is_completed() {
-    for point in points("undo") {
+    for point in points("in-place-undo") {
         let Some(env) = TestEnv::new() else { return };
         let original = Original::new(&env);
         env.envfs(&["import", "-q", "--in-place", original.word()])

@@ -34,8 +34,18 @@ fn every_fault_point_belongs_to_a_tested_operation() {
     for point in envfs::fault::POINTS {
         let operation = point.split('.').next().unwrap();
         let tested = [
-            "import", "in-place", "undo", "finish", "clone", "relocate", "commit", "discard",
-            "rollback", "restore",
+            "import",
+            "in-place",
+            "in-place-undo",
+            "finish",
+            "clone",
+            "relocate",
+            "commit",
+            "discard",
+            "rollback",
+            "restore",
+            "undo",
+            "checkpoint",
         ];
         assert!(tested.contains(&operation), "{point}");
     }
@@ -96,7 +106,8 @@ fn check_kill_at(
     let found = tree::read(&prefix);
     let expected = if has_taken_effect(point) { &new } else { &old };
     tree::assert_same(expected, &found, Look::ALL, &what);
-    let added = usize::from(has_taken_effect(point) && !["discard", "restore"].contains(&words[0]));
+    let adds = ["commit", "rollback"].contains(&words[0]);
+    let added = usize::from(has_taken_effect(point) && adds);
     assert_eq!(revisions(&env), before + added, "{what}");
     env.verify("e");
     env.envfs(&["unmount", "e"]).ok();
@@ -221,6 +232,60 @@ fn restore_is_atomic_at_every_fault_point() {
         new.retain(|path, _| !is_restored(path));
         new.extend(first.into_iter().filter(|(path, _)| is_restored(path)));
         new
+    });
+}
+
+#[test]
+fn undo_of_a_commit_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        change(prefix, "one");
+        let new = tree::read(prefix);
+        env.envfs(&["commit", "e"]).ok();
+        new
+    });
+}
+
+#[test]
+fn undo_of_a_discard_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        change(prefix, "one");
+        let new = tree::read(prefix);
+        env.envfs(&["discard", "-y", "e"]).ok();
+        change(prefix, "other");
+        new
+    });
+}
+
+#[test]
+fn undo_of_a_rollback_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        change(prefix, "one");
+        env.envfs(&["commit", "e"]).ok();
+        change(prefix, "other");
+        let new = tree::read(prefix);
+        env.envfs(&["rollback", "-y", "e"]).ok();
+        new
+    });
+}
+
+#[test]
+fn return_to_a_checkpoint_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        change(prefix, "one");
+        let new = tree::read(prefix);
+        env.envfs(&["checkpoint", "e"]).ok();
+        change(prefix, "other");
+        new
+    });
+}
+
+#[test]
+fn checkpoint_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["checkpoint", "e"], |env, prefix| {
+        change(prefix, "one");
+        env.envfs(&["checkpoint", "e"]).ok();
+        change(prefix, "other");
+        tree::read(prefix)
     });
 }
 

@@ -114,7 +114,7 @@ fn rollback_without_force_drops_no_concurrent_changes() {
 
     // Without the race: an existing change is not dropped, a removed one does not count.
     make(union, "a", "late", b"late");
-    let publish = |fresh| Ok(bench.workspace().db().discard_all(fresh).map(drop)?);
+    let publish = |fresh| Ok(bench.workspace().db().discard_all(fresh, None).map(drop)?);
     let dropped = union
         .discard_uppers(union.lower(), DiscardMode::IfUnchanged, publish)
         .unwrap();

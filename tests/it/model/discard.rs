@@ -10,7 +10,7 @@ use super::regressions::content;
 use super::tree::Tree;
 
 pub(super) fn discard(bench: &Bench, path: &str) {
-    commit::discard(bench.workspace(), &[path.as_bytes().to_vec()]).unwrap();
+    commit::discard(bench.workspace(), &[path.as_bytes().to_vec()], "").unwrap();
     assert_eq!(bench.union().verify_upper().unwrap(), Vec::<String>::new());
 }
 
@@ -114,7 +114,7 @@ fn discard_restores_an_open_removed_file() {
         .unlink(find(bench.union(), "b/c"), b"deep")
         .unwrap();
     assert_eq!(bench.union().attr(ino).unwrap().nlink, 0);
-    commit::discard(bench.workspace(), &[]).unwrap();
+    commit::discard(bench.workspace(), &[], "").unwrap();
     assert_eq!(bench.union().attr(ino).unwrap().nlink, 1);
     write(bench.union(), "b/c/deep", b"changed");
     assert_eq!(&content(bench.union(), "b/c/deep")[..7], b"changed");
@@ -241,7 +241,7 @@ fn discard_inside_a_directory_replaced_by_a_file_is_refused() {
     union.rmdir(Ino::ROOT, b"many").unwrap();
     make(union, "", "many", b"a file");
     let now = Tree::read(union);
-    let refused = commit::discard(bench.workspace(), &[b"many/m1".to_vec()]).unwrap_err();
+    let refused = commit::discard(bench.workspace(), &[b"many/m1".to_vec()], "").unwrap_err();
     assert!(refused.to_string().contains("many/m1"), "{refused}");
     now.assert_is(&Tree::read(union));
     discard(&bench, "many");

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::bench::During;
 use super::ops::{Machine, Op};
-use super::tree::{Body, Tree, assert_same, in_whole_seconds, show};
+use super::tree::{Body, Tree, assert_same, in_whole_seconds, read_node, show};
 
 impl Machine {
     pub(super) fn commit(&mut self, rebuild: bool, compact: bool) {
@@ -39,8 +39,17 @@ impl Machine {
         self.revisions.push((done.revision, self.tree.named()));
     }
 
+    /// Returns the tree of the current revision.
+    pub(super) fn committed(&self) -> Tree {
+        let current = self.bench.workspace().db().current_revision().unwrap();
+        let current = current.unwrap().id;
+        let found = self.revisions.iter().find(|(id, _)| *id == current);
+        found.unwrap().1.clone()
+    }
+
     /// Commits, and runs other operations meanwhile.
     pub(super) fn commit_during(&mut self, ops: &[Op]) {
+        let noted = self.note();
         let committed = Tree::read(self.union()).in_whole_seconds();
         let named = self.tree.named().in_whole_seconds();
         let workspace = self.bench.workspace().clone();
@@ -67,6 +76,7 @@ impl Machine {
             }
         }
         assert!(self.union().lower().frozen().is_empty());
+        self.done_since(noted);
         self.check();
     }
 
@@ -82,11 +92,16 @@ impl Machine {
                 self.tree.nodes.insert(ino, before.node(ino).clone());
                 self.held.push(ino);
             } else {
-                assert!(matches!(
-                    self.union().attr(ino),
-                    Err(Error::Posix(Errno::ESTALE))
-                ));
-                self.union().forget(ino, 1);
+                match self.union().attr(ino) {
+                    Err(Error::Posix(Errno::ESTALE)) => drop(self.union().forget(ino, 1)),
+                    // The restored changes had removed it: it is open without a name.
+                    Ok(attr) if attr.nlink == 0 && !self.union().lower().frozen().is_empty() => {
+                        let node = read_node(self.union(), ino, &attr);
+                        self.tree.nodes.insert(ino, node);
+                        self.held.push(ino);
+                    }
+                    other => panic!("object {ino} without a name: {other:?}"),
+                }
             }
         }
     }
@@ -105,9 +120,11 @@ impl Machine {
         }
         let path = paths[usize::from(entry) % paths.len()].clone();
         let changed = self.union().changes().unwrap();
-        let done = commit::discard(self.bench.workspace(), std::slice::from_ref(&path));
+        let layers = self.union().lower().frozen().len();
+        let done = commit::discard(self.bench.workspace(), std::slice::from_ref(&path), "");
         let lower = self.union().lower();
         let is_tall = !lower.frozen().is_empty();
+        self.forgets |= layers == 1 && !is_tall;
         let (gone, _) = match done {
             Ok(done) if !is_tall => done,
             Err(CommitError::Union(Error::CommitUnfinished)) if is_tall => {

@@ -118,7 +118,7 @@ fn listing_continues_across_a_failed_commit() {
 #[test]
 fn listing_across_a_discard_returns_remaining_entries_once() {
     for (before, after) in listings(make_all, |bench| {
-        commit::discard(bench.workspace(), &[]).unwrap();
+        commit::discard(bench.workspace(), &[], "").unwrap();
     }) {
         let met = [before.clone(), after.clone()].concat();
         for n in 0..7 {

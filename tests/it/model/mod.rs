@@ -21,3 +21,4 @@ mod recreated;
 mod regressions;
 mod stress;
 mod tree;
+mod undo;

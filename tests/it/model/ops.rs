@@ -13,6 +13,7 @@ use super::check::check_changes;
 use super::numbers::{self, Allocate, CopyRange};
 use super::recreated::Variation;
 use super::tree::{Body, Entry, Node, Tree, assert_same, read_node};
+use super::undo::Before;
 
 /// A name to create: one of few, or an existing one with `over`.
 #[derive(Clone, Copy, Debug)]
@@ -149,6 +150,11 @@ pub(super) enum Op {
     Rollback {
         revision: u16,
     },
+    Checkpoint,
+    /// Undoes the last operation, or an older one.
+    Undo {
+        back: u16,
+    },
 }
 
 impl Op {
@@ -185,7 +191,9 @@ impl Op {
             | Op::DiscardAll
             | Op::DiscardPath { .. }
             | Op::Restore { .. }
-            | Op::Rollback { .. } => false,
+            | Op::Rollback { .. }
+            | Op::Checkpoint
+            | Op::Undo { .. } => false,
         }
     }
 }
@@ -218,6 +226,10 @@ pub(super) struct Machine {
     /// The view of each revision.
     pub(super) history: Vec<(RevisionId, Tree)>,
     pub(super) seen: BTreeSet<Ino>,
+    /// What undo brings back, for each operation of the log.
+    pub(super) log: Vec<Before>,
+    /// Whether layers of operations were forgotten, because a layer became writable again.
+    pub(super) forgets: bool,
     /// Whether there is a single image, which commits need.
     pub(super) commits: bool,
     /// The result of the last operation.
@@ -266,6 +278,8 @@ impl Machine {
         Machine {
             bench,
             commits,
+            log: Vec::new(),
+            forgets: false,
             done: Ok(()),
             held: Vec::new(),
             revisions: vec![(revision, tree.clone())],
@@ -297,7 +311,16 @@ impl Machine {
 
     pub(super) fn step(&mut self, op: Op) {
         self.done = Ok(());
-        self.apply(op);
+        if matches!(
+            op,
+            Op::Commit { .. } | Op::DiscardAll | Op::DiscardPath { .. } | Op::Rollback { .. }
+        ) {
+            let noted = self.note();
+            self.apply(op);
+            self.done_since(noted);
+        } else {
+            self.apply(op);
+        }
         self.check();
     }
 
@@ -609,12 +632,13 @@ impl Machine {
                 before.assert_is(&Tree::read(self.union()));
             }
             Op::DiscardAll => {
-                commit::discard(self.bench.workspace(), &[]).unwrap();
-                let (_, tree) = self.revisions.last().unwrap();
-                let tree = tree.clone();
+                commit::discard(self.bench.workspace(), &[], "").unwrap();
+                let tree = self.committed();
                 self.back_to(tree);
                 assert_eq!(self.union().changes().unwrap(), Vec::new());
             }
+            Op::Checkpoint => self.checkpoint(),
+            Op::Undo { back } => self.undo(back),
             Op::DiscardPath { entry, of_base } => self.discard_path(entry, of_base),
             Op::Restore { entry, revision } => self.restore(entry, revision),
             Op::Rollback { .. } if !self.commits => self.apply(Op::DiscardAll),

@@ -341,6 +341,7 @@ fn call_for(machine: &Machine, op: Op) -> Call {
         | Op::Rotate
         | Op::Unrotate
         | Op::Remount
+        | Op::Checkpoint
         | Op::Kill => Some(Call::OursOnly),
         Op::Hold { .. }
         | Op::Release { .. }
@@ -348,6 +349,7 @@ fn call_for(machine: &Machine, op: Op) -> Call {
         | Op::DiscardPath { .. }
         | Op::Restore { .. }
         | Op::Rollback { .. }
+        | Op::Undo { .. }
         // Composed of the operations above.
         | Op::Recreate { .. } => None,
     };

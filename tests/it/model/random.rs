@@ -99,6 +99,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (n(), any::<bool>()).prop_map(|(entry, of_base)| Op::DiscardPath { entry, of_base }),
         3 => (n(), n()).prop_map(|(entry, revision)| Op::Restore { entry, revision }),
         1 => n().prop_map(|revision| Op::Rollback { revision }),
+        2 => Just(Op::Checkpoint),
+        5 => n().prop_map(|back| Op::Undo { back }),
     ]
 }
 

@@ -316,7 +316,7 @@ fn directory_merged_from_two_images_is_one_object() {
     }
     bench.kill();
     assert!(bench.open().is_empty());
-    commit::discard(bench.workspace(), &[]).unwrap();
+    commit::discard(bench.workspace(), &[], "").unwrap();
     assert_eq!(Tree::read(bench.union()).paths(), before.paths());
     assert_ne!(now.paths(), before.paths());
     // Without a frozen layer, path by path.
@@ -402,7 +402,7 @@ fn removed_open_file_stays_removed_after_commit_and_discard() {
     for _ in 0..2 {
         assert_eq!(union.attr(file).unwrap().nlink, 0);
         assert_eq!((*union.read_at(file, 0, 100).unwrap()).as_ref(), b"content");
-        commit::discard(bench.workspace(), &[]).unwrap();
+        commit::discard(bench.workspace(), &[], "").unwrap();
     }
 }
 

@@ -248,7 +248,7 @@ fn threads_race_for_names_during_commits_and_discards() {
                     let name = format!("n{}", random.below(5)).into_bytes();
                     match done % 4 {
                         0 | 1 => drop(bench.commit(&CommitOptions::default())),
-                        2 => match commit::discard(bench.workspace(), &[name]) {
+                        2 => match commit::discard(bench.workspace(), &[name], "") {
                             Ok(_) | Err(CommitError::Union(Error::Replaced(_))) => {}
                             Err(e) => panic!("{e}"),
                         },

@@ -1,0 +1,192 @@
+//! `envfs undo`, `checkpoint` and `log --all`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use super::changed;
+use crate::support::TestEnv;
+use crate::support::tree::{self, Look, Tree};
+
+fn read(prefix: &Path) -> Tree {
+    tree::read(prefix)
+}
+
+#[track_caller]
+fn assert_is(expected: &Tree, prefix: &Path, what: &str) {
+    tree::assert_same(expected, &tree::read(prefix), Look::ALL, what);
+}
+
+/// Lists names, attributes and content of a tree, as the user of the test.
+fn seen(env: &TestEnv, prefix: &Path) -> String {
+    let script = format!(
+        "cd '{}' && find . -printf '%P %y %m %s %l\\n' | sort && find . -type f -exec cksum {{}} + | sort",
+        prefix.display()
+    );
+    env.sh(&script).ok().out
+}
+
+#[test]
+fn undo_takes_back_each_operation_mounted_and_not_and_for_each_user() {
+    for env in TestEnv::of_all_users() {
+        for is_mounted in [true, false] {
+            let name = if is_mounted { "m" } else { "u" };
+            env.import_sample(name);
+            let prefix = env.mount(name);
+            let first = seen(&env, &prefix);
+            env.sh(&format!(
+                "cd '{}' && echo new >new && echo more >>lib/a.txt && rm bin/tool && mv lib/deep moved",
+                prefix.display()
+            ))
+            .ok();
+            let mine = seen(&env, &prefix);
+            let run = |words: &[&str]| {
+                if !is_mounted {
+                    env.envfs(&["unmount", name]).ok();
+                }
+                let done = env.envfs(words).ok();
+                env.mount(name);
+                done
+            };
+            env.envfs(&["undo", name]).fails(3, &["nothing to undo"]);
+
+            run(&["discard", "-y", name]);
+            assert_eq!(first, seen(&env, &prefix), "discarded");
+            let said = run(&["undo", name]);
+            assert!(said.err.contains("undid operation 1 (discard)"), "{said}");
+            assert_eq!(mine, seen(&env, &prefix), "restored from the trash");
+            run(&["undo", name]);
+            assert_eq!(first, seen(&env, &prefix), "discarded again");
+            run(&["undo", name]);
+            assert_eq!(mine, seen(&env, &prefix), "and back");
+
+            run(&["commit", "-m", "mine", name]);
+            assert_eq!(mine, seen(&env, &prefix), "committed");
+            let said = run(&["undo", name]);
+            assert!(said.err.contains("revision 1 is current"), "{said}");
+            assert_eq!(mine, seen(&env, &prefix), "uncommitted again");
+            let status = env.envfs(&["status", "--json", name]).ok().json();
+            assert_eq!(status["revision"], 1);
+            let said = run(&["undo", name]);
+            assert!(said.err.contains("redid operation 5"), "{said}");
+            assert_eq!(env.envfs(&["diff", name]).ok().out, "");
+
+            run(&["rollback", "-y", name]);
+            assert_eq!(first, seen(&env, &prefix), "rolled back");
+            run(&["undo", name]);
+            assert_eq!(mine, seen(&env, &prefix), "the rollback is undone");
+            env.verify(name);
+            env.envfs(&["unmount", name]).ok();
+        }
+    }
+}
+
+#[test]
+fn undo_returns_to_a_checkpoint_while_programs_run() {
+    let Some(env) = changed() else { return };
+    let prefix = env.prefix("e");
+    let before = read(&prefix);
+    env.envfs(&["checkpoint", "-m", "before pip", "e"]).ok();
+    assert_is(&before, &prefix, "a checkpoint changes nothing");
+    fs::create_dir(prefix.join("package")).unwrap();
+    fs::write(prefix.join("package/module"), "bad").unwrap();
+    fs::write(prefix.join("lib/c.txt"), "changed by the package").unwrap();
+    fs::remove_file(prefix.join("new")).unwrap();
+    // A program that uses what goes away, one that reads what changes, and a removed open file.
+    let mut module = File::open(prefix.join("package/module")).unwrap();
+    let mut open = File::open(prefix.join("lib/c.txt")).unwrap();
+    let after = read(&prefix);
+
+    let planned = env.envfs(&["undo", "-n", "--json", "e"]).ok().json();
+    assert_eq!(planned["kind"], "checkpoint");
+    assert_eq!(planned["set_aside"]["added"]["entries"], 2, "{planned}");
+    assert_is(&after, &prefix, "a dry run changes nothing");
+    let said = env.envfs(&["undo", "e"]).ok();
+    assert!(said.err.contains("returned to checkpoint 1"), "{said}");
+    assert!(said.err.contains("Moved to the trash"), "{said}");
+    assert_is(&before, &prefix, "the checkpoint");
+    assert!(
+        module.read(&mut [0; 8]).is_err(),
+        "its object is in the trash"
+    );
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text.as_bytes(), fs::read(prefix.join("lib/c.txt")).unwrap());
+
+    env.envfs(&["undo", "e"]).ok();
+    assert_is(&after, &prefix, "and back");
+    env.kill_daemon("e");
+    env.mount("e");
+    assert_is(&after, &prefix, "killed and mounted again");
+    env.envfs(&["undo", "e"]).ok();
+    assert_is(&before, &prefix, "the checkpoint again");
+    env.envfs(&["commit", "e"]).ok();
+    assert_is(&before, &prefix, "a commit takes the checkpoint along");
+    env.verify("e");
+}
+
+#[test]
+fn log_all_lists_operations_and_gc_empties_the_trash() {
+    let Some(env) = changed() else { return };
+    env.envfs(&["discard", "-y", "e"]).ok();
+    fs::write(env.prefix("e").join("other"), "other").unwrap();
+    env.envfs(&["commit", "-q", "-m", "two", "e"]).ok();
+    let log = env.envfs(&["log", "--all", "--json", "e"]).ok().json();
+    let log = log.as_array().unwrap();
+    assert_eq!(
+        (&log[0]["kind"], &log[1]["kind"]),
+        (&"commit".into(), &"discard".into())
+    );
+    assert_eq!(
+        (&log[0]["before"], &log[0]["after"]),
+        (&1.into(), &2.into())
+    );
+    assert_eq!(log[0]["message"], "two");
+    for entry in log {
+        assert_eq!(entry["undoable"], true, "{entry}");
+        assert!(entry["kept_bytes"].as_u64().unwrap() > 0, "{entry}");
+    }
+    let text = env.envfs(&["log", "--all", "e"]).ok().out;
+    assert_eq!(text.matches("keeps").count(), 2, "{text}");
+    assert_eq!(
+        env.envfs(&["log", "--all", "-n", "1", "e"])
+            .ok()
+            .out
+            .lines()
+            .count(),
+        2
+    );
+
+    env.envfs(&["gc", "--keep", "100", "e"]).ok();
+    let text = env.envfs(&["log", "--all", "e"]).ok().out;
+    assert_eq!(text.matches("cannot be undone").count(), 2, "{text}");
+    env.envfs(&["undo", "e"])
+        .fails(4, &["cannot be undone", "rollback 1"]);
+    env.envfs(&["undo", "--operation", "9", "e"])
+        .fails(3, &["no operation 9"]);
+    assert_eq!(fs::read(env.prefix("e").join("other")).unwrap(), b"other");
+}
+
+#[test]
+fn paths_can_be_discarded_after_an_undo() {
+    let Some(env) = changed() else { return };
+    let prefix = env.prefix("e");
+    env.envfs(&["commit", "-q", "e"]).ok();
+    env.envfs(&["undo", "e"]).ok();
+    env.envfs(&["discard", "-y", "e", "new"]).ok();
+    assert!(!prefix.join("new").exists());
+    assert_eq!(
+        fs::read(prefix.join("lib/c.txt")).unwrap(),
+        b"gamma\ndelta\n"
+    );
+    env.envfs(&["undo", "e"]).fails(4, &["strays"]);
+    // With changes above a checkpoint, both would have to change.
+    env.envfs(&["checkpoint", "e"]).ok();
+    fs::write(prefix.join("newer"), "").unwrap();
+    env.envfs(&["discard", "-y", "e", "newer"])
+        .fails(5, &["several layers"]);
+    env.envfs(&["undo", "e"]).ok();
+    assert!(!prefix.join("newer").exists());
+}
