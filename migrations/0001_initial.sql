@@ -93,7 +93,8 @@ CREATE INDEX tag_by_revision ON tag (revision);
 CREATE TABLE operation (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     kind       TEXT    NOT NULL CHECK (kind IN
-               ('commit', 'relocate', 'discard', 'discard-paths', 'rollback', 'checkpoint', 'undo')),
+               ('commit', 'relocate', 'discard', 'discard-paths', 'restore-paths',
+                'rollback', 'checkpoint', 'undo')),
     undoes     INTEGER,
     shows_same INTEGER NOT NULL CHECK (shows_same IN (0, 1)),
     has_newer  INTEGER NOT NULL CHECK (has_newer IN (0, 1)),

@@ -122,7 +122,10 @@ pub(super) fn check(context: &Context, command: &Command) -> Result<()> {
                     Command::Mount(_) | Command::Activate(_) | Command::Run(_)
                 ) && process::user_id() != 0
                 {
-                    error = error.hint("or use what is committed: --read-only or --ephemeral");
+                    error = error.hint(
+                        "or use what is committed: envfs run --read-only NAME CMD, envfs mount --read-only \
+                         NAME",
+                    );
                 }
                 return Err(refused(error));
             }

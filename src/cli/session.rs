@@ -211,9 +211,11 @@ pub(super) fn instead(env: &Env, error: CommandError) -> Result<SessionKind> {
         WhenBusy::Fail => {
             return Err(CommandError::new(Kind::Busy, message)
                 .hint(format!(
-                    "use what is committed, without changes: add --read-only, as in envfs run --read-only {name} CMD"
+                    "use what is committed, without changes: envfs run --read-only {name} CMD"
                 ))
-                .hint("or with changes that are dropped at the end: add --ephemeral")
+                .hint(format!(
+                    "or with changes that are dropped at the end: envfs run --ephemeral {name} CMD"
+                ))
                 .hint(format!(
                     "or unmount it on {}: envfs unmount {name}",
                     holder.process.host

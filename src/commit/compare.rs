@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::digests;
 use super::error::{CommitError, Result};
-use super::workspace::{Workspace, paths};
+use super::history::note_paths;
+use super::workspace::{Workspace, new_revision, paths};
 use crate::environment::Layout;
 use crate::object::{Attr, Ino, Kind};
 use crate::squashfs::reader::Shared;
-use crate::state::{ImageId, ImageRow, Revision, RevisionId, StateDb};
+use crate::state::{ImageId, ImageRow, OperationKind, Revision, RevisionId, StateDb};
 use crate::union::{
     self, Difference, ImageLayer, Invalidation, LowerStack, OpenOptions, Restored, Source,
 };
@@ -129,10 +130,17 @@ pub fn restore(
 ) -> Result<(Restored, Vec<Invalidation>)> {
     let (db, layout, union) = (workspace.db(), workspace.env().layout(), workspace.union());
     let old = OpenRevision::open(db, layout, Some(old))?;
+    let note = new_revision(
+        &format!("restore paths from revision {}", old.revision.id),
+        "",
+    );
     let current = db.current_revision()?.map(|revision| revision.image);
     let whole = paths.iter().any(Vec::is_empty);
     if current == Some(old.revision.image) && !whole && union.lower().frozen().is_empty() {
         let (changes, stale) = union.discard_paths(paths)?;
+        if !changes.is_empty() {
+            note_paths(db, OperationKind::RestorePaths, &note);
+        }
         return Ok((Restored::by_discarding(&changes), stale));
     }
     let shared = |new: &ImageLayer| {
@@ -147,7 +155,11 @@ pub fn restore(
         image: &old.layer,
         shared: &shared,
     };
-    Ok(union.restore_paths(&source, paths)?)
+    let done = union.restore_paths(&source, paths)?;
+    if !done.0.is_empty() {
+        note_paths(db, OperationKind::RestorePaths, &note);
+    }
+    Ok(done)
 }
 
 /// Returns the image of the environment whose file a layer has open.

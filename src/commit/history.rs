@@ -9,7 +9,7 @@ use super::error::{CommitError, Result};
 use super::workspace::{Workspace, new_revision};
 use crate::fault;
 use crate::object::{Ino, Kind};
-use crate::state::RevisionId;
+use crate::state::{NewRevision, OperationKind, RevisionId, StateDb};
 use crate::union::{Change, DiscardMode, Invalidation, LowerStack, SharedListing, open_image};
 
 /// Discards all changes, or those at and below the given paths (relative to the prefix). Returns
@@ -28,10 +28,8 @@ pub fn discard(
         // After an undo or a checkpoint, changes are in a frozen layer.
         union.thaw()?;
         let (changes, stale) = union.discard_paths(paths)?;
-        if !changes.is_empty()
-            && let Err(e) = db.note_discarded_paths(&note)
-        {
-            tracing::warn!("the discard is done, but not in the log of operations: {e}");
+        if !changes.is_empty() {
+            note_paths(db, OperationKind::DiscardPaths, &note);
         }
         return Ok((changes, stale));
     }
@@ -48,6 +46,17 @@ pub fn discard(
         changes,
         dropped.map(|((), stale)| stale).unwrap_or_default(),
     ))
+}
+
+/// Adds an operation on single paths to the log. It is done, so a failure is only logged.
+pub(super) fn note_paths(db: &StateDb, kind: OperationKind, note: &NewRevision) {
+    if let Err(e) = db.note_paths(kind, note) {
+        let kind = kind.as_str();
+        tracing::warn!(
+            kind,
+            "the operation is done, but not in the log of operations: {e}"
+        );
+    }
 }
 
 /// The result of a rollback.

@@ -241,6 +241,17 @@ fn refusal(
                 hint: "to move it back: envfs relocate NAME PREFIX".to_owned(),
             }
         }
+        (Some(operation), _, NotUndoable::NotRecorded)
+            if operation.kind == OperationKind::RestorePaths =>
+        {
+            CommitError::NotUndoable {
+                operation: operation.id.0,
+                kind: operation.kind.as_str(),
+                why: "what the paths were before is not recorded".to_owned(),
+                hint: "to restore the committed state of a path: envfs discard NAME PATH"
+                    .to_owned(),
+            }
+        }
         (Some(operation), _, NotUndoable::NotRecorded) => CommitError::NotUndoable {
             operation: operation.id.0,
             kind: operation.kind.as_str(),

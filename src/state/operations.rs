@@ -48,6 +48,8 @@ pub enum OperationKind {
     Discard,
     /// The changes of some paths were discarded.
     DiscardPaths,
+    /// Single paths were restored from a revision.
+    RestorePaths,
     /// An earlier revision was restored.
     Rollback,
     /// The writable layer was frozen.
@@ -64,6 +66,7 @@ impl OperationKind {
             OperationKind::Relocate => "relocate",
             OperationKind::Discard => "discard",
             OperationKind::DiscardPaths => "discard-paths",
+            OperationKind::RestorePaths => "restore-paths",
             OperationKind::Rollback => "rollback",
             OperationKind::Checkpoint => "checkpoint",
             OperationKind::Undo => "undo",
@@ -76,6 +79,7 @@ impl OperationKind {
             "relocate" => OperationKind::Relocate,
             "discard" => OperationKind::Discard,
             "discard-paths" => OperationKind::DiscardPaths,
+            "restore-paths" => OperationKind::RestorePaths,
             "rollback" => OperationKind::Rollback,
             "checkpoint" => OperationKind::Checkpoint,
             "undo" => OperationKind::Undo,
@@ -257,16 +261,15 @@ impl StateDb {
         })
     }
 
-    /// Notes that the changes of single paths were discarded, which is not recorded so that it
-    /// could be undone.
-    pub fn note_discarded_paths(&self, note: &NewRevision) -> Result<OperationId> {
-        const DOING: &str = "note that paths were discarded";
+    /// Notes an operation on single paths: it is not recorded so that it could be undone.
+    pub fn note_paths(&self, kind: OperationKind, note: &NewRevision) -> Result<OperationId> {
+        const DOING: &str = "note an operation on paths";
         self.write_without_room(DOING, |conn| {
             let Some(head) = self.head_in(conn, DOING)? else {
                 return Err(self.conflict(DOING, "the environment is not initialised"));
             };
             let new = NewOperation {
-                kind: OperationKind::DiscardPaths,
+                kind,
                 undoes: None,
                 shows_same: false,
                 has_newer: false,
@@ -413,7 +416,9 @@ impl StateDb {
         };
         if found.before.is_empty() {
             return Ok(Err(match found.kind {
-                OperationKind::DiscardPaths | OperationKind::Relocate => NotUndoable::NotRecorded,
+                OperationKind::DiscardPaths
+                | OperationKind::RestorePaths
+                | OperationKind::Relocate => NotUndoable::NotRecorded,
                 _ => NotUndoable::Removed,
             }));
         }

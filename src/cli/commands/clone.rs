@@ -21,7 +21,7 @@ use crate::sys::text::{Text, quoted};
 /// first.
 ///
 /// If files contain the prefix of the first environment, a second revision has the new one in its
-/// place; see envfs relocate. --no-relocate leaves all files as they are.
+/// place, unless --no-relocate is given. See also: envfs relocate
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs clone science experiment\n  envfs clone science old --rev 3\n  envfs clone .venv copy --prefix ~/copy"

@@ -19,8 +19,36 @@ const BARE: &[(&str, &str, &[&str])] = &[
     ("src/daemon/lifecycle.rs", "--prefix", &["import", "create"]),
     ("src/daemon/lifecycle.rs", "--fakeroot", &["mount"]),
     ("src/cli/backend.rs", "--prefix", &["import", "create"]),
+    ("src/cli/session.rs", "--ephemeral", SESSIONS),
+    ("src/cli/session.rs", "--read-only", SESSIONS),
+    (
+        "src/cli/session.rs",
+        "--writable",
+        &["activate", "run", "shell"],
+    ),
+    ("src/cli/session.rs", "--upper-dir", SESSIONS),
+    ("src/daemon/session.rs", "--upper-dir", SESSIONS),
+    ("src/daemon/private.rs", "--private", &["run", "shell"]),
+    (
+        "src/daemon/failure.rs",
+        "--prefix",
+        &["import", "create", "clone"],
+    ),
+    (
+        "src/daemon/failure.rs",
+        "--force",
+        &["import", "clone", "relocate"],
+    ),
+    ("src/commit/import.rs", "--rebuild", &["commit"]),
+    (
+        "src/commit/exclude.rs",
+        "--exclude",
+        &["import", "image pack"],
+    ),
     ("src/cli/new_file.rs", "--force", &["export", "image pack"]),
 ];
+/// The commands that begin a session.
+const SESSIONS: &[&str] = &["activate", "mount", "run", "shell"];
 /// Options of other programs that texts name.
 const FOREIGN: &[&str] = &[
     "--device",
@@ -105,6 +133,9 @@ fn has_option(command: &clap::Command, word: &str) -> bool {
     command.get_arguments().any(is_meant)
 }
 
+/// Options after which the arguments of another program follow.
+const INSTALLERS: [&str; 4] = ["--conda", "--venv", "--uv", "--npm"];
+
 /// Checks the words after `envfs` in a text; returns how many options were looked up.
 fn check(words: &str, place: &str) -> usize {
     let mut command = envfs::cli::Cli::command();
@@ -116,6 +147,10 @@ fn check(words: &str, place: &str) -> usize {
         if word == "--" {
             break;
         }
+        // The option is filled in.
+        if word == "--{}" {
+            continue;
+        }
         if word.starts_with('-') && word.len() > 1 {
             seen += 1;
             assert!(
@@ -123,6 +158,9 @@ fn check(words: &str, place: &str) -> usize {
                 "{place}: 'envfs {words}': {} has no {word}",
                 current.get_name()
             );
+            if INSTALLERS.contains(&word) {
+                break;
+            }
         } else if let Some(below) = current.find_subcommand(word) {
             current = below;
             // After NAME follows the command line of another program.
@@ -182,7 +220,11 @@ fn options_named_in_messages_and_documents_exist() {
                 let known = BARE
                     .iter()
                     .find(|(file, option, _)| *file == place && *option == word);
-                let own = Path::new(&place).file_stem().unwrap().to_str().unwrap();
+                let own = match Path::new(&place).file_stem().unwrap().to_str().unwrap() {
+                    "subshell" => "shell",
+                    "log_all" => "log",
+                    name => name,
+                };
                 let owners: Vec<&str> = match known {
                     Some((_, _, commands)) => commands.to_vec(),
                     None if place.starts_with("src/cli/commands/") => vec![own],

@@ -190,3 +190,24 @@ fn paths_can_be_discarded_after_an_undo() {
     env.envfs(&["undo", "e"]).ok();
     assert!(!prefix.join("newer").exists());
 }
+
+#[test]
+fn undo_refuses_to_take_back_what_was_before_a_restore_of_paths() {
+    let Some(env) = TestEnv::new() else { return };
+    let name = "e";
+    env.envfs(&["create", name]).ok();
+    let prefix = env.mount(name);
+    for content in ["one", "two"] {
+        fs::write(prefix.join("file"), content).unwrap();
+        env.envfs(&["commit", "-m", content, name]).ok();
+    }
+    let path = prefix.join("file");
+    let path = path.to_str().unwrap();
+    env.envfs(&["restore", "--from", "2", path]).ok();
+    assert_eq!(fs::read(path).unwrap(), b"one");
+    env.envfs(&["undo", name])
+        .fails(4, &["restore-paths", "envfs discard"]);
+    assert_eq!(fs::read(path).unwrap(), b"one");
+    env.envfs(&["discard", "-y", path]).ok();
+    assert_eq!(fs::read(path).unwrap(), b"two");
+}
