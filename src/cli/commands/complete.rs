@@ -489,11 +489,11 @@ mod tests {
             assert_eq!(complete(line), [FILES], "{line}");
         }
         assert_eq!(complete("envfs run --cwd "), [DIRECTORIES]);
+        assert_eq!(complete("envfs doctor "), ["science", "web"]);
         for line in [
             "envfs nonsense ",
             "envfs activate web ",
             "envfs deactivate ",
-            "envfs doctor ",
             "envfs create ",
             "envfs rename web ",
             "envfs import dir ",

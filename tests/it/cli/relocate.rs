@@ -48,6 +48,20 @@ pub(super) fn tools() -> Option<PathBuf> {
     Some(bin)
 }
 
+/// Returns the `bin` of tools that the user of the test can execute: the build directory may be
+/// closed to other users.
+fn tools_of(env: &TestEnv, bin: &Path) -> String {
+    let probe = env.sh(&format!("test -x '{}/python'", bin.display()));
+    if probe.code == 0 {
+        return bin.display().to_string();
+    }
+    let copy = env.work().join("tools");
+    let mut command = Command::new("cp");
+    command.arg("-r").arg(bin.parent().unwrap()).arg(&copy);
+    run(command).ok();
+    copy.join("bin").display().to_string()
+}
+
 /// Returns the files in a directory, other than bytecode, that contain a text.
 fn containing(env: &TestEnv, dir: &Path, text: &Path) -> Vec<String> {
     let script = format!(
@@ -90,11 +104,11 @@ fn activated(env: &TestEnv, prefix: &Path) -> Vec<(&'static str, Run)> {
 #[test]
 fn virtual_environments_work_at_another_path_and_come_back_unchanged() {
     let Some(tools) = tools() else { return };
-    let bin = tools.display();
     for env in TestEnv::of_all_users() {
+        let bin = tools_of(&env, &tools);
         for (tool, command) in [
             ("venv", "python3 -m venv made".to_owned()),
-            ("virtualenv", format!("{bin}/virtualenv -q made")),
+            ("virtualenv", format!("{bin}/python -m virtualenv -q made")),
             (
                 "uv",
                 format!(
@@ -262,8 +276,8 @@ fn a_tree_without_its_prefix_gets_another_without_a_revision() {
 fn an_imported_environment_has_its_own_prefix() {
     let Some(tools) = tools() else { return };
     for env in TestEnv::of_all_users() {
-        env.sh(&format!("{}/virtualenv -q made", tools.display()))
-            .ok();
+        let bin = tools_of(&env, &tools);
+        env.sh(&format!("{bin}/python -m virtualenv -q made")).ok();
         let made = env.work().join("made");
         // Found at a link, moved since it was made, in an archive, in an image.
         env.sh("ln -s made link; tar -cf made.tar -C made .; cp -a made moved")
