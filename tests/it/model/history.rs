@@ -176,6 +176,7 @@ impl Machine {
         let Some(path) = all.iter().nth(usize::from(entry) % all.len().max(1)) else {
             return;
         };
+        let noted = self.note();
         let done = commit::restore(&workspace, id, std::slice::from_ref(path));
         let after = Tree::read(self.union());
         match done {
@@ -183,6 +184,7 @@ impl Machine {
             Err(CommitError::Union(Error::Replaced(_))) => return before.assert_is(&after),
             Err(e) => panic!("{e}"),
         }
+        self.done_since(noted);
         let what = show(path);
         assert_eq!(below(&after, path), below(&then, path), "{what}");
         self.check_links(path, &then, &after);

@@ -104,13 +104,15 @@ impl Machine {
                 return;
             }
             Err(CommitError::NotUndoable { .. }) => {
-                // Layers were removed after a later commit, or single paths were discarded, or it
-                // is older than changes that were made during a commit.
+                // Layers were removed after a later commit, or single paths were discarded or
+                // restored, or it is older than changes that were made during a commit.
                 let is_possible = self.forgets
                     || self.log.iter().any(|entry| {
                         matches!(
                             entry.kind,
-                            OperationKind::DiscardPaths | OperationKind::Commit
+                            OperationKind::DiscardPaths
+                                | OperationKind::RestorePaths
+                                | OperationKind::Commit
                         )
                     });
                 assert!(is_possible);
