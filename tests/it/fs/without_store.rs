@@ -168,7 +168,7 @@ fn works_as_a_helper_of_mount() {
     write_some(&at);
     direct.unmount();
     let helper = env.work().join("mount.fuse.envfs");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_envfs"), &helper).unwrap();
+    std::os::unix::fs::symlink(env.program(), &helper).unwrap();
     // As mount(8) calls it for `mount -t fuse.envfs -o upper=…,rw IMAGE DIR`.
     let mut command = env.command(&helper);
     let upper = format!(
@@ -306,7 +306,7 @@ fn options_of(at: &Path) -> String {
 fn helper(direct: &Direct, options: &str) -> Run {
     let helper = direct.env.work().join("mount.fuse.envfs");
     if !helper.exists() {
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_envfs"), &helper).unwrap();
+        std::os::unix::fs::symlink(direct.env.program(), &helper).unwrap();
     }
     let mut command = direct.env.command(&helper);
     command.arg(direct.image()).arg(direct.at());

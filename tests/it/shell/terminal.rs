@@ -11,12 +11,12 @@ pub(crate) fn type_into(env: &TestEnv, program: &[&str], steps: &[(&str, &str)])
         &env.root().join("home").join(generated).join("none.fish"),
         "",
     );
+    // The user of the test may not be able to read the source directory.
+    let script = env.root().join("home/terminal.py");
+    env.write(&script, include_str!("terminal.py"));
     let mut command = env.command("python3");
     command
-        .arg(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/it/shell/terminal.py"
-        ))
+        .arg(script)
         .arg(serde_json::to_string(steps).unwrap())
         .args(program);
     run(command)

@@ -226,6 +226,11 @@ impl TestEnv {
         self
     }
 
+    /// Returns the path of envfs, which the user can execute.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Returns a command that runs one ignored test of this test program as this user.
     pub(crate) fn test_command(&self, test: &str) -> Command {
         let mut own = std::env::current_exe().unwrap();
@@ -535,10 +540,27 @@ pub(crate) fn run(command: Command) -> Run {
 pub(crate) fn run_for(mut command: Command, seconds: u64) -> Run {
     let line = format!("{command:?}");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    let child = spawn(&mut command, &line);
     finish_within(child, line, Duration::from_secs(seconds))
+}
+
+/// Starts a command. A child that another thread has just forked may still have the program open
+/// for writing that this thread has copied, so a busy program is tried again.
+#[track_caller]
+fn spawn(command: &mut Command, line: &str) -> Child {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match command.spawn() {
+            Ok(child) => return child,
+            Err(error)
+                if error.kind() == std::io::ErrorKind::ExecutableFileBusy
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => panic!("{line}: {error}"),
+        }
+    }
 }
 
 /// Like [`run`], with standard input.
@@ -549,9 +571,7 @@ pub(crate) fn run_with_input(mut command: Command, input: &[u8]) -> Run {
     if !input.is_empty() {
         command.stdin(Stdio::piped());
     }
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    let mut child = spawn(&mut command, &line);
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input).unwrap();
     }
