@@ -31,11 +31,11 @@ const ATTEMPTS: usize = 4;
 /// What was restored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
-    /// Entries that exist again.
+    /// Entries that were created.
     pub added: Tally,
-    /// Entries that are again as they were.
+    /// Entries that were changed back.
     pub changed: Tally,
-    /// Entries that did not exist then.
+    /// Entries that were removed, as the revision does not have them.
     pub removed: Tally,
     /// Paths that exist neither now nor in the revision.
     pub unknown: u64,

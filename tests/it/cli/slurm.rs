@@ -227,7 +227,7 @@ impl Drop for Slurm {
     }
 }
 
-/// One test, since the batch system has fixed ports.
+/// All in one test, because the batch system uses fixed ports.
 #[test]
 fn jobs_of_a_batch_system_have_sessions_of_their_own() {
     let Some(env) = TestEnv::ordinary().filter(is_possible) else {
