@@ -270,9 +270,9 @@ pub(super) fn begin(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Res
     let begun = session::begin(&env.target, &env.runtime, &wanted, &backend::slow_start)?;
     if let Begun::New(report) = &begun {
         backend::print_start_warnings(env.name(), report, Path::new(""));
-    }
-    if wanted.mount_point == env.target.prefix {
-        conda_list::add(&env.target.prefix);
+        if wanted.mount_point == env.target.prefix {
+            conda_list::add(&env.target.prefix);
+        }
     }
     Ok(wanted.mount_point)
 }

@@ -178,7 +178,7 @@ impl Garbage {
 
     fn measure(&self, layout: &Layout, strays: &Path) -> Collected {
         let layers = self.layers.iter().map(|layer| layout.layer(*layer));
-        let in_layers: u64 = layers.map(|path| size_of_tree(&path)).sum();
+        let in_layers: u64 = layers.map(|path| walk::content_size(&path)).sum();
         // Removing an image that a clone shares frees no space.
         let is_shared = |image: &ImageRow| {
             let meta = fs::metadata(layout.image(&image.file));
@@ -190,7 +190,7 @@ impl Garbage {
             images: self.images.len() as u64,
             image_bytes: freed.map(|image| image.size).sum(),
             uppers: self.layers.len() as u64,
-            upper_bytes: in_layers + size_of_tree(strays),
+            upper_bytes: in_layers + walk::content_size(strays),
             in_use: self.in_use.clone(),
         }
     }
@@ -208,14 +208,4 @@ fn user_of(image: &str, noted: &[NotedSession]) -> Option<String> {
         quoted(&note.mount_point.0),
         note.process
     ))
-}
-
-/// Returns the bytes of the files in a directory tree, without those that cannot be read.
-fn size_of_tree(path: &Path) -> u64 {
-    let mut bytes: u64 = 0;
-    walk::for_each_file(path, &mut |meta| {
-        bytes += if meta.is_file() { meta.len() } else { 0 };
-        true
-    });
-    bytes
 }

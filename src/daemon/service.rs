@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -550,11 +549,9 @@ pub(crate) fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), Sta
     let uppers = db.stack()?.into_iter().filter(is_upper);
     let (mut files, mut bytes) = (0, 0);
     for layer in uppers {
-        walk::for_each_file(&layout.upper(layer.id), &mut |meta| {
-            files += 1;
-            bytes += meta.blocks() * 512;
-            true
-        });
+        let used = walk::disk_use(&layout.upper(layer.id));
+        files += used.0;
+        bytes += used.1;
     }
     Ok((files, bytes))
 }

@@ -9,7 +9,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -351,6 +351,27 @@ fn allow_missing(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Returns the number of objects in a tree except directories, and their disk space in bytes.
+pub fn disk_use(path: &Path) -> (u64, u64) {
+    let (mut files, mut bytes) = (0, 0);
+    for_each_file(path, &mut |meta| {
+        files += 1;
+        bytes += meta.blocks() * 512;
+        true
+    });
+    (files, bytes)
+}
+
+/// Returns the bytes of content of the regular files in a tree.
+pub fn content_size(path: &Path) -> u64 {
+    let mut bytes: u64 = 0;
+    for_each_file(path, &mut |meta| {
+        bytes = bytes.saturating_add(if meta.is_file() { meta.len() } else { 0 });
+        true
+    });
+    bytes
+}
+
 /// Calls `file` with the metadata of each object in a tree except directories. Skips objects that
 /// cannot be read or have been removed meanwhile. Stops when `file` returns false.
 pub fn for_each_file(path: &Path, file: &mut dyn FnMut(&fs::Metadata) -> bool) {
@@ -391,7 +412,6 @@ pub fn for_each_file(path: &Path, file: &mut dyn FnMut(&fs::Metadata) -> bool) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::os::unix::fs::MetadataExt;
 
     use nix::sys::stat::mkdirat;
 

@@ -10,6 +10,7 @@ use crate::cli::error::Result;
 use crate::cli::output::{Tone, size, time, utc};
 use crate::cli::packages;
 use crate::packages::PackageChanges;
+use crate::state::{Revision, RevisionId, Tag};
 
 /// Show the history of an environment, newest first.
 ///
@@ -34,23 +35,55 @@ pub struct Args {
     json: bool,
 }
 
+/// What the history says of a revision.
+#[derive(Debug, Serialize)]
+pub(super) struct RevisionFacts {
+    pub revision: i64,
+    pub current: bool,
+    pub parent: Option<i64>,
+    pub kind: &'static str,
+    /// For a rollback, the revision that was restored.
+    pub of: Option<i64>,
+    pub message: String,
+    pub tags: Vec<String>,
+    /// Seconds since 1970.
+    pub time: i64,
+    /// The same in UTC.
+    pub date: String,
+    pub user: String,
+    pub host: String,
+    pub command: String,
+}
+
+impl RevisionFacts {
+    /// Describes a revision. `tags` are those of all revisions.
+    pub(super) fn of(
+        revision: &Revision,
+        current: Option<RevisionId>,
+        tags: &[Tag],
+    ) -> RevisionFacts {
+        let tags = tags.iter().filter(|tag| tag.revision == revision.id);
+        RevisionFacts {
+            revision: revision.id.0,
+            current: Some(revision.id) == current,
+            parent: revision.parent.map(|id| id.0),
+            kind: revision.kind.as_str(),
+            of: revision.source.map(|id| id.0),
+            message: revision.message.clone(),
+            tags: tags.map(|tag| tag.name.clone()).collect(),
+            time: revision.time,
+            date: utc(revision.time),
+            user: revision.user.clone(),
+            host: revision.host.clone(),
+            command: revision.command.clone(),
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Entry {
-    revision: i64,
-    current: bool,
-    parent: Option<i64>,
-    kind: &'static str,
-    /// For a rollback, the revision that was restored.
-    of: Option<i64>,
-    message: String,
-    tags: Vec<String>,
-    /// Seconds since 1970.
-    time: i64,
-    /// The same in UTC.
-    date: String,
-    user: String,
-    host: String,
-    command: String,
+    #[serde(flatten)]
+    facts: RevisionFacts,
     image: Option<String>,
     image_bytes: Option<u64>,
     /// The changed packages, if there are any.
@@ -75,22 +108,7 @@ impl Args {
             .map(|revision| {
                 let image = images.iter().find(|image| image.id == revision.image);
                 Entry {
-                    revision: revision.id.0,
-                    current: Some(revision.id) == current,
-                    parent: revision.parent.map(|id| id.0),
-                    kind: revision.kind.as_str(),
-                    of: revision.source.map(|id| id.0),
-                    message: revision.message,
-                    tags: tags
-                        .iter()
-                        .filter(|tag| tag.revision == revision.id)
-                        .map(|tag| tag.name.clone())
-                        .collect(),
-                    time: revision.time,
-                    date: utc(revision.time),
-                    user: revision.user,
-                    host: revision.host,
-                    command: revision.command,
+                    facts: RevisionFacts::of(&revision, current, &tags),
                     image: image.map(|image| image.file.clone()),
                     image_bytes: image.map(|image| image.size),
                     packages: revision
@@ -104,9 +122,10 @@ impl Args {
             return context.output.json(&entries);
         }
         for entry in &entries {
-            let mark = if entry.current { '*' } else { ' ' };
-            let of = entry.of.map(|of| format!(" to {of}")).unwrap_or_default();
-            let names = match entry.tags.as_slice() {
+            let facts = &entry.facts;
+            let mark = if facts.current { '*' } else { ' ' };
+            let of = facts.of.map(|of| format!(" to {of}")).unwrap_or_default();
+            let names = match facts.tags.as_slice() {
                 [] => String::new(),
                 tags => {
                     let tags = format!("[{}]", tags.join(", "));
@@ -120,13 +139,13 @@ impl Args {
                 "{mark} {:>4}  {}  {}{of}  {image}  {}@{}{names}",
                 context
                     .output
-                    .tone(&entry.revision.to_string(), Tone::Notice),
-                time(entry.time),
-                entry.kind,
-                entry.user,
-                entry.host,
+                    .tone(&facts.revision.to_string(), Tone::Notice),
+                time(facts.time),
+                facts.kind,
+                facts.user,
+                facts.host,
             ))?;
-            for line in entry.message.lines() {
+            for line in facts.message.lines() {
                 context.output.line(format!("          {line}"))?;
             }
             if let Some(changed) = &entry.packages {

@@ -7,7 +7,7 @@ use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::output::{Tone, size, time, utc};
 use crate::environment::Layout;
-use crate::state::{Layer, LayerRole, Operation, RecordedLayer};
+use crate::state::{Layer, LayerRole, Operation, OperationId, RecordedLayer};
 use crate::sys::walk;
 
 /// An operation as it is printed.
@@ -39,15 +39,10 @@ pub(super) fn print(context: &Context, env: &Env, limit: usize, json: bool) -> R
     let (operations, layers) = backend::operations(&env.environment)?;
     let layout = env.environment.layout();
     let last = operations.last().map(|operation| operation.id);
-    let entries = operations.into_iter().rev().take(limit).map(|operation| {
-        let undoable =
-            operation.is_complete && (!operation.has_newer || Some(operation.id) == last);
-        Entry {
-            undoable,
-            ..entry(operation, &layers, layout)
-        }
-    });
-    let entries: Vec<Entry> = entries.collect();
+    let newest = operations.into_iter().rev().take(limit);
+    let entries: Vec<Entry> = newest
+        .map(|operation| entry(operation, last, &layers, layout))
+        .collect();
     if json {
         return context.output.json(&entries);
     }
@@ -81,7 +76,12 @@ pub(super) fn print(context: &Context, env: &Env, limit: usize, json: bool) -> R
     Ok(())
 }
 
-fn entry(operation: Operation, layers: &[Layer], layout: &Layout) -> Entry {
+fn entry(
+    operation: Operation,
+    last: Option<OperationId>,
+    layers: &[Layer],
+    layout: &Layout,
+) -> Entry {
     let is_kept = |wanted: &RecordedLayer| {
         layers.iter().any(|layer| {
             *wanted == RecordedLayer::Upper(layer.id)
@@ -96,7 +96,7 @@ fn entry(operation: Operation, layers: &[Layer], layout: &Layout) -> Entry {
         undoes: operation.undoes.map(|id| id.0),
         before: operation.head_before.0,
         after: operation.head_after.0,
-        undoable: operation.is_complete,
+        undoable: operation.is_complete && (!operation.has_newer || Some(operation.id) == last),
         kept_bytes,
         message: operation.message,
         time: operation.time,
@@ -108,14 +108,8 @@ fn entry(operation: Operation, layers: &[Layer], layout: &Layout) -> Entry {
 }
 
 fn bytes_of(layer: RecordedLayer, layout: &Layout) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let RecordedLayer::Upper(layer) = layer else {
-        return 0;
-    };
-    let mut bytes = 0;
-    walk::for_each_file(&layout.layer(layer), &mut |meta| {
-        bytes += meta.blocks() * 512;
-        true
-    });
-    bytes
+    match layer {
+        RecordedLayer::Upper(layer) => walk::disk_use(&layout.layer(layer)).1,
+        RecordedLayer::Image(_) => 0,
+    }
 }

@@ -1,7 +1,5 @@
 //! `envfs ps`
 
-use std::path::Path;
-
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
@@ -13,7 +11,7 @@ use crate::daemon::client::Client;
 use crate::daemon::lifecycle::State;
 use crate::daemon::session::{self, SessionMount};
 use crate::environment::{
-    EnvLock, HostProcess, Layout, NotedSession, SessionKind, SessionNotes, span,
+    EnvLock, HostProcess, Layout, NotedSession, SessionKind, SessionNote, SessionNotes, span,
 };
 use crate::object::Timestamp;
 use crate::sys::holders::{self, Holder};
@@ -229,7 +227,7 @@ fn of_mount(mounted: &SessionMount, noted: Option<&NotedSession>) -> Row {
         pid: note.map(|note| note.process.pid),
         since: note.map(|note| note.since),
         mount_point: mounted.entry.mount_point.as_path().into(),
-        changed_bytes: note.and_then(|note| bytes_in(note.upper.as_ref()?.as_path())),
+        changed_bytes: note.and_then(changed_bytes),
         processes: users_of(&mounted.entry),
     }
 }
@@ -254,9 +252,7 @@ fn of_note(noted: &NotedSession) -> Row {
         pid: Some(note.process.pid),
         since: Some(note.since),
         mount_point: note.mount_point.clone(),
-        changed_bytes: is_here
-            .then(|| bytes_in(note.upper.as_ref()?.as_path()))
-            .flatten(),
+        changed_bytes: is_here.then(|| changed_bytes(note)).flatten(),
         processes: match entry.flatten() {
             Some(entry) => holders::in_other_namespaces(&entry).1,
             None => Vec::new(),
@@ -271,12 +267,8 @@ fn users_of(entry: &MountEntry) -> Vec<Holder> {
     users
 }
 
-/// Returns the bytes of the files of changes, or `None` if there are none.
-fn bytes_in(upper: &Path) -> Option<u64> {
-    let mut bytes: u64 = 0;
-    walk::for_each_file(&Layout::new(upper).layers(), &mut |meta| {
-        bytes = bytes.saturating_add(if meta.is_file() { meta.len() } else { 0 });
-        true
-    });
-    Some(bytes)
+/// Returns the bytes of the changes of a session, or `None` if it has no directory for them.
+fn changed_bytes(note: &SessionNote) -> Option<u64> {
+    let upper = note.upper.as_ref()?;
+    Some(walk::content_size(&Layout::new(upper.as_path()).layers()))
 }

@@ -6,9 +6,10 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use super::diff;
+use super::log::RevisionFacts;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
-use crate::cli::output::{self, Tone, count, size, time, utc};
+use crate::cli::output::{self, Tone, count, size, time};
 use crate::cli::{backend, packages, revisions};
 use crate::daemon::failure::Kind;
 use crate::daemon::protocol::Selection;
@@ -44,21 +45,8 @@ pub struct Args {
 
 #[derive(Debug, Serialize)]
 struct Facts {
-    revision: i64,
-    current: bool,
-    parent: Option<i64>,
-    kind: &'static str,
-    /// For a rollback, the revision that was restored.
-    of: Option<i64>,
-    message: String,
-    tags: Vec<String>,
-    /// Seconds since 1970.
-    time: i64,
-    /// The same in UTC.
-    date: String,
-    user: String,
-    host: String,
-    command: String,
+    #[serde(flatten)]
+    history: RevisionFacts,
     image: Image,
     /// The differences from the parent, if it is in the history.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,29 +86,29 @@ impl Args {
     }
 
     fn print(&self, context: &Context, env: &Env, facts: &Facts) -> Result<()> {
-        let out = &context.output;
-        let tags = match facts.tags.as_slice() {
+        let (out, history) = (&context.output, &facts.history);
+        let tags = match history.tags.as_slice() {
             [] => String::new(),
             tags => format!("  [{}]", tags.join(", ")),
         };
-        let current = if facts.current { "  (current)" } else { "" };
-        let number = format!("revision {}", facts.revision);
+        let current = if history.current { "  (current)" } else { "" };
+        let number = format!("revision {}", history.revision);
         out.line(format!(
             "{}{current}{}",
             out.tone(&number, Tone::Notice),
             out.tone(&tags, Tone::Strong)
         ))?;
-        for line in facts.message.lines() {
+        for line in history.message.lines() {
             out.line(format!("    {line}"))?;
         }
-        out.line(format!("  time      {}", time(facts.time)))?;
-        out.line(format!("  by        {}@{}", facts.user, facts.host))?;
-        let of = facts.of.map(|of| format!(" to {of}")).unwrap_or_default();
-        out.line(format!("  kind      {}{of}", facts.kind))?;
-        if !facts.command.is_empty() {
-            out.line(format!("  command   {}", facts.command))?;
+        out.line(format!("  time      {}", time(history.time)))?;
+        out.line(format!("  by        {}@{}", history.user, history.host))?;
+        let restored = history.of.map(|id| format!(" to {id}")).unwrap_or_default();
+        out.line(format!("  kind      {}{restored}", history.kind))?;
+        if !history.command.is_empty() {
+            out.line(format!("  command   {}", history.command))?;
         }
-        if let Some(parent) = facts.parent {
+        if let Some(parent) = history.parent {
             let lost = if facts.changes.is_none() {
                 ", which gc removed"
             } else {
@@ -169,13 +157,13 @@ impl Args {
         for change in listed.iter().take(shown) {
             diff::show(context, change)?;
         }
-        if let (Some(more), Some(parent)) = (listed.len().checked_sub(shown), facts.parent)
+        if let (Some(more), Some(parent)) = (listed.len().checked_sub(shown), history.parent)
             && more > 0
         {
             out.note(format!(
                 "and {more} more: envfs diff {} {parent} {}",
                 env.name(),
-                facts.revision
+                history.revision
             ));
         }
         Ok(())
@@ -185,9 +173,9 @@ impl Args {
 impl Facts {
     fn of(env: &Env, number: Option<i64>) -> Result<Facts> {
         let environment = &env.environment;
-        let current = env.facts.revision.as_ref().map(|revision| revision.id.0);
+        let current = env.facts.revision.as_ref().map(|revision| revision.id);
         let (all, images) = backend::history(environment)?;
-        let wanted = number.or(current);
+        let wanted = number.or(current.map(|id| id.0));
         let missing = |what: &str| {
             let message = format!("{} has no {what}", env.name());
             CommandError::new(Kind::Damaged, message)
@@ -206,21 +194,8 @@ impl Facts {
             None => None,
         };
         let (packages, changes) = changes.map(|found| (found.packages, found.changes)).unzip();
-        let tags = backend::tags(environment)?.into_iter();
-        let tags = tags.filter(|tag| tag.revision == revision.id);
         Ok(Facts {
-            revision: revision.id.0,
-            current: Some(revision.id.0) == current,
-            parent,
-            kind: revision.kind.as_str(),
-            of: revision.source.map(|id| id.0),
-            message: revision.message.clone(),
-            tags: tags.map(|tag| tag.name).collect(),
-            time: revision.time,
-            date: utc(revision.time),
-            user: revision.user.clone(),
-            host: revision.host.clone(),
-            command: revision.command.clone(),
+            history: RevisionFacts::of(revision, current, &backend::tags(environment)?),
             image: Image::of(env, image),
             summary: changes
                 .as_ref()
