@@ -26,6 +26,7 @@ mod history;
 mod id_map;
 mod migrations;
 mod operations;
+mod publish;
 mod read_only;
 mod redo;
 mod reserve;
@@ -33,6 +34,7 @@ mod rows;
 mod stack;
 #[cfg(test)]
 mod tests;
+mod undo;
 mod valid;
 
 use std::fs::OpenOptions;
@@ -54,13 +56,12 @@ pub use history::{
     ImageId, ImageRow, NewImage, NewRevision, Revision, RevisionId, RevisionKind, Tag,
 };
 pub use id_map::{BadIdMap, IdMap, IdRun};
-pub use operations::{NotUndoable, Operation, OperationId, OperationKind, RecordedLayer, UndoPlan};
+pub use operations::{Operation, OperationId, OperationKind, RecordedLayer};
+pub use publish::{CommitPlace, InitEnvironment, Initialised, PublishCommit, RolledBack};
 pub use read_only::LockState;
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
-pub use stack::{
-    CommitPlace, InitEnvironment, Initialised, Layer, LayerId, LayerRole, PublishCommit,
-    RolledBack, StackLayer, StackPart,
-};
+pub use stack::{Layer, LayerId, LayerRole, StackLayer, StackPart};
+pub use undo::{NotUndoable, UndoPlan};
 
 /// The page size of new databases, in bytes: a unit that disks write atomically.
 pub const PAGE_SIZE: u32 = 4096;

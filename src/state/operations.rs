@@ -1,13 +1,8 @@
-//! The log of operations on the stack, and taking them back.
+//! The log of operations on the stack. `undo` takes them back.
 //!
 //! An operation replaces the lower part of the stack, its *layers before*, by its *layers after*.
 //! Uppers above them are those that changes were made in since. Both parts stay in the log for as
 //! long as their layers exist, and layers that the log refers to are kept ([`StateDb::recorded`]).
-//!
-//! Some operations do not change what the view shows (`shows_same`): a commit, and its undo. The
-//! uppers above such an operation fit on either part, so they stay. The uppers above any other
-//! operation were made on its layers after, so an undo moves them to the trash. The undo is itself
-//! an operation whose layers before contain them: its undo restores them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Result;
 use super::history::{ImageId, NewRevision, RevisionId};
-use super::stack::{LayerId, LayerRole, StackLayer, StackPart};
+use super::stack::{LayerId, StackLayer, StackPart};
 use super::{StateDb, now, valid};
 
 /// The number of operations that the log keeps.
@@ -145,31 +140,6 @@ pub(super) struct NewOperation<'a> {
     pub(super) note: &'a NewRevision,
 }
 
-/// Why an operation cannot be taken back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotUndoable {
-    /// The log has no such operation, or none at all.
-    Unknown,
-    /// Its layers were not recorded: it discarded single paths, or changed the prefix.
-    NotRecorded,
-    /// Its layers were removed, by gc or after a later commit.
-    Removed,
-    /// It is not the last one, and there were newer changes, which may have changed since.
-    NotLast,
-}
-
-/// The stack that an undo makes current.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UndoPlan {
-    /// The operation that it takes back.
-    pub operation: Operation,
-    /// The uppers that stay on top, the writable one first. Empty if a new writable layer is
-    /// needed.
-    pub kept: Vec<LayerId>,
-    /// The layers below them, top first.
-    pub lower: Vec<RecordedLayer>,
-}
-
 const OPERATION_COLUMNS: &str =
     "id, kind, undoes, shows_same, has_newer, before, after, message, time, user, host, command";
 
@@ -188,6 +158,14 @@ impl StateDb {
             |row| row.get(0).map(LayerId),
         )?;
         Ok(rows.into_iter().collect())
+    }
+
+    /// Returns true if an operation refers to a layer, so that it must not change.
+    pub fn is_recorded(&self, layer: LayerId) -> Result<bool> {
+        const DOING: &str = "read the layers of operations";
+        self.read(DOING, |conn| {
+            is_recorded_in(conn, layer).map_err(|e| self.sql(DOING, e))
+        })
     }
 
     /// Forgets the layers of all operations that refer to one of these, which are about to be
@@ -280,194 +258,6 @@ impl StateDb {
             };
             self.record(conn, &new, DOING)
         })
-    }
-
-    /// Determines the stack after an undo of `operation`, by default of the last one. A checkpoint
-    /// since which nothing has changed does not count as the last.
-    pub fn plan_undo(
-        &self,
-        operation: Option<OperationId>,
-    ) -> Result<std::result::Result<UndoPlan, NotUndoable>> {
-        const DOING: &str = "plan an undo";
-        self.read_rows(DOING, |conn| self.plan_undo_in(conn, operation, DOING))
-    }
-
-    /// Makes the stack of `plan` current. `fresh` (see [`rotate`](Self::rotate)) becomes the
-    /// writable layer if the plan keeps none. Other uppers go to the trash if they have changes
-    /// that no image contains.
-    pub fn undo(
-        &self,
-        plan: &UndoPlan,
-        fresh: Option<LayerId>,
-        note: &NewRevision,
-    ) -> Result<OperationId> {
-        const DOING: &str = "undo an operation";
-        self.write(DOING, |conn| {
-            let now = self.plan_undo_in(conn, Some(plan.operation.id), DOING)?;
-            if now.as_ref() != Ok(plan) {
-                return Err(self.conflict(DOING, "the layers have changed meanwhile"));
-            }
-            let Some(head) = self.head_in(conn, DOING)? else {
-                return Err(self.conflict(DOING, "the environment is not initialised"));
-            };
-            let stack = self.stack_in(conn, DOING)?;
-            let op = &plan.operation;
-            let shows_same = !plan.kept.is_empty();
-            let has_newer = self.have_rows(conn, &plan.kept, DOING)?;
-            let mut before = Vec::new();
-            let wanted: HashSet<LayerId> = uppers_of(&plan.lower).collect();
-            for layer in &stack {
-                if plan.kept.contains(&layer.id) {
-                    continue;
-                }
-                if matches!(layer.part, StackPart::Image(_)) || wanted.contains(&layer.id) {
-                    before.extend(recorded_of(&[*layer]));
-                    continue;
-                }
-                let is_empty = self.layer_is_empty_in(conn, layer.id, DOING)?;
-                let role = match shows_same || is_empty {
-                    true => LayerRole::Retired,
-                    false => LayerRole::Trash,
-                };
-                self.leave_stack(conn, *layer, role, DOING)?;
-                if !is_empty {
-                    before.extend(recorded_of(&[*layer]));
-                }
-            }
-            let mut order = plan.kept.clone();
-            order.extend(self.place_recorded(conn, &stack, &plan.lower, DOING)?);
-            match fresh {
-                Some(fresh) if plan.kept.is_empty() => {
-                    self.push_writable(conn, fresh, &mut order, DOING)?;
-                }
-                None if shows_same => self.set_order(conn, &order, DOING)?,
-                _ => return Err(self.conflict(DOING, "it needs one writable layer")),
-            }
-            conn.execute("UPDATE head SET revision = ?1", [op.head_before.0])
-                .map_err(|e| self.sql(DOING, e))?;
-            let new = NewOperation {
-                kind: OperationKind::Undo,
-                undoes: Some(op.id),
-                shows_same,
-                has_newer,
-                head_before: head,
-                before: &before,
-                after: &plan.lower,
-                note,
-            };
-            self.record(conn, &new, DOING)
-        })
-    }
-
-    /// Puts recorded layers back into the stack, without a position yet. Returns them in order.
-    fn place_recorded(
-        &self,
-        conn: &Connection,
-        stack: &[StackLayer],
-        layers: &[RecordedLayer],
-        doing: &'static str,
-    ) -> Result<Vec<LayerId>> {
-        for layer in stack {
-            if matches!(layer.part, StackPart::Image(_)) {
-                self.leave_stack(conn, *layer, LayerRole::Retired, doing)?;
-            }
-        }
-        let mut order = Vec::new();
-        for layer in layers {
-            order.push(match layer {
-                RecordedLayer::Image(image) => {
-                    let layer = self.take_layer(conn, doing)?;
-                    self.insert_image_layer(conn, layer, *image, super::stack::UNPLACED, doing)?;
-                    layer
-                }
-                RecordedLayer::Upper(layer) => {
-                    conn.execute(
-                        "UPDATE layer SET role = 'frozen', position = ?2 - id WHERE id = ?1",
-                        params![layer.0, super::stack::UNPLACED],
-                    )
-                    .map_err(|e| self.sql(doing, e))?;
-                    *layer
-                }
-            });
-        }
-        Ok(order)
-    }
-
-    fn plan_undo_in(
-        &self,
-        conn: &Connection,
-        wanted: Option<OperationId>,
-        doing: &'static str,
-    ) -> Result<std::result::Result<UndoPlan, NotUndoable>> {
-        let mut operations = self.operations_in(conn, doing)?;
-        let stack = recorded_of(&self.stack_in(conn, doing)?);
-        let mut is_last = true;
-        let found = loop {
-            let Some(operation) = operations.pop() else {
-                return Ok(Err(NotUndoable::Unknown));
-            };
-            match wanted {
-                Some(id) if operation.id == id => break operation,
-                // Operations between change nothing only if they are empty checkpoints.
-                Some(_) => is_last &= self.is_empty_checkpoint(conn, &operation, &stack, doing)?,
-                None if self.is_empty_checkpoint(conn, &operation, &stack, doing)? => {}
-                None => break operation,
-            }
-        };
-        if found.before.is_empty() {
-            return Ok(Err(match found.kind {
-                OperationKind::DiscardPaths
-                | OperationKind::RestorePaths
-                | OperationKind::Relocate => NotUndoable::NotRecorded,
-                _ => NotUndoable::Removed,
-            }));
-        }
-        if !found.is_complete {
-            return Ok(Err(NotUndoable::Removed));
-        }
-        let mut kept = Vec::new();
-        if let Some(above) = stack.strip_suffix(found.after.as_slice())
-            && is_last
-            && found.shows_same
-            && uppers_of(above).count() == above.len()
-        {
-            kept.extend(uppers_of(above));
-        }
-        if kept.is_empty() && found.has_newer {
-            return Ok(Err(NotUndoable::NotLast));
-        }
-        let mut lower = Vec::new();
-        for layer in &found.before {
-            match layer {
-                RecordedLayer::Upper(upper) if kept.contains(upper) => {
-                    let what = "layer that is above itself".to_owned();
-                    return Err(self.bad_row("operation_layer", what));
-                }
-                RecordedLayer::Upper(upper) if self.layer_is_empty_in(conn, *upper, doing)? => {}
-                _ => lower.push(*layer),
-            }
-        }
-        Ok(Ok(UndoPlan {
-            kept,
-            lower,
-            operation: found,
-        }))
-    }
-
-    /// Returns true if an operation is a checkpoint since which nothing has changed.
-    fn is_empty_checkpoint(
-        &self,
-        conn: &Connection,
-        operation: &Operation,
-        stack: &[RecordedLayer],
-        doing: &'static str,
-    ) -> Result<bool> {
-        let above = stack.strip_suffix(operation.after.as_slice());
-        let Some(above) = above.filter(|_| operation.kind == OperationKind::Checkpoint) else {
-            return Ok(false);
-        };
-        let above: Vec<LayerId> = uppers_of(above).collect();
-        Ok(!operation.after.is_empty() && !self.have_rows(conn, &above, doing)?)
     }
 
     /// Returns true if one of the layers has rows.
@@ -564,7 +354,11 @@ impl StateDb {
         Ok(id)
     }
 
-    fn operations_in(&self, conn: &Connection, doing: &'static str) -> Result<Vec<Operation>> {
+    pub(super) fn operations_in(
+        &self,
+        conn: &Connection,
+        doing: &'static str,
+    ) -> Result<Vec<Operation>> {
         let fail = |e| self.sql(doing, e);
         let mut operations = Vec::new();
         let mut statement = conn
@@ -643,7 +437,7 @@ pub(super) fn recorded_of(stack: &[StackLayer]) -> Vec<RecordedLayer> {
     recorded.collect()
 }
 
-fn uppers_of(layers: &[RecordedLayer]) -> impl Iterator<Item = LayerId> + '_ {
+pub(super) fn uppers_of(layers: &[RecordedLayer]) -> impl Iterator<Item = LayerId> + '_ {
     layers.iter().filter_map(|layer| match layer {
         RecordedLayer::Upper(layer) => Some(*layer),
         RecordedLayer::Image(_) => None,
