@@ -4,89 +4,40 @@
 //! changes that is removed at the end. It takes no lock. Its source in the mount table names its
 //! kind, environment and revision, so it is never taken for the writable mount, and commands need
 //! no control socket to find and to end it.
+//!
+//! This file has the part of commands: they begin, find and end sessions. `serve` is the part of
+//! the daemon, `source` the name in the mount table, `remains` removes what killed daemons left.
 
-use std::fmt;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+mod remains;
+mod serve;
+mod source;
+
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
-
-use crossbeam_channel::{RecvTimeoutError, Sender};
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 use super::direct::{self, DirectMount};
 use super::failure::{Failure, Kind};
-use super::host;
-use super::idle::Idle;
-use super::lifecycle::{self, StartReport, Target, detach, prepare_prefix};
+use super::lifecycle::{self, Target, detach};
+use super::prefix::prepare_prefix;
 use super::private::{self, PrivateSpec};
-use super::protocol::Unmounted;
+use super::protocol::{StartReport, Unmounted};
 use super::runtime::RuntimeDir;
-use crate::environment::{
-    EnvLock, HEARTBEAT, HostProcess, Layout, NotedSession, SessionKind, SessionNote, SessionNotes,
-    WrittenNote,
-};
-use crate::fuse::Counters;
-use crate::fuse::session::{Session, StopHandle};
-use crate::object::Timestamp;
+use crate::environment::{NotedSession, SessionKind, SessionNotes};
 use crate::sys::mount::{MountFlags, Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
 use crate::sys::process::{self, ProcessHandle};
 use crate::sys::text::{Text, quoted};
-use crate::sys::walk;
 
-/// The beginning of the name of a directory for changes that are dropped.
-const UPPER_PREFIX: &str = "envfs-session-";
-/// The age up to which such a directory without a lock is assumed to be new.
-const LOCK_GRACE: Duration = Duration::from_secs(60);
+pub(crate) use remains::remove_remains;
+pub(super) use serve::Notes;
+pub(crate) use serve::SessionSpec;
+pub(crate) use source::SessionSource;
+
+use remains::{create_upper, remove_left_here};
+
 /// How long the daemon of an unmounted session may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What the mount table says about a session: `envfs-KIND:NAME@REVISION:ENVIRONMENT`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SessionSource {
-    /// Read-only or ephemeral.
-    pub kind: SessionKind,
-    /// The name of the environment when the session began.
-    pub name: String,
-    /// The revision.
-    pub revision: i64,
-    /// The id of the environment.
-    pub environment: String,
-}
-
-impl SessionSource {
-    /// Parses the source of a mount. Returns `None` if it is not a session.
-    pub(crate) fn parse(source: &str) -> Option<SessionSource> {
-        let (word, rest) = source.split_once(':')?;
-        let kind = [SessionKind::ReadOnly, SessionKind::Ephemeral]
-            .into_iter()
-            .find(|kind| word.strip_prefix("envfs-") == Some(kind.word()))?;
-        let (place, environment) = rest.split_once(':')?;
-        let (name, revision) = place.split_once('@')?;
-        Some(SessionSource {
-            kind,
-            name: name.to_owned(),
-            revision: revision.parse().ok()?,
-            environment: environment.to_owned(),
-        })
-    }
-}
-
-impl fmt::Display for SessionSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = self.kind.word();
-        let SessionSource {
-            name,
-            revision,
-            environment,
-            ..
-        } = self;
-        write!(f, "envfs-{kind}:{name}@{revision}:{environment}")
-    }
-}
 
 /// A session in the mount table of this process.
 #[derive(Debug, Clone)]
@@ -379,87 +330,6 @@ pub(crate) fn direct_mount(
     })
 }
 
-/// Creates a directory for changes that are dropped.
-fn create_upper(base: &Path) -> Result<PathBuf, Failure> {
-    let created = tempfile::Builder::new()
-        .prefix(UPPER_PREFIX)
-        .tempdir_in(base)
-        .map_err(|error| {
-            let doing = format!(
-                "cannot create a directory for changes in {}",
-                base.display()
-            );
-            Failure::of_named(doing, &error).hint("choose another directory: --upper-dir DIR")
-        })?;
-    let path = fs::canonicalize(created.path())
-        .map_err(|error| Failure::io(format!("cannot find {}", base.display()), &error))?;
-    drop(created.keep());
-    Ok(path)
-}
-
-/// Removes what daemons on this host left behind because they were killed: directories for changes,
-/// and notes here and in the home of an environment.
-pub(crate) fn remove_remains(runtime: &RuntimeDir, layout: &Layout) {
-    remove_left_here(runtime);
-    // Another process may be removing them as well, and the home may not be writable.
-    for noted in SessionNotes::new(layout.sessions())
-        .read()
-        .unwrap_or_default()
-    {
-        if !noted.is_live && noted.note.is_visible() {
-            drop(fs::remove_file(&noted.path));
-        }
-    }
-}
-
-fn remove_left_here(runtime: &RuntimeDir) {
-    for noted in noted_here(runtime) {
-        if noted.is_live || !noted.note.is_visible() {
-            continue;
-        }
-        if let Some(upper) = &noted.note.upper
-            && let Err(error) = remove_left(upper.as_path())
-        {
-            tracing::warn!(%error, path = %upper.as_path().display(), "cannot remove the changes of a session");
-            continue;
-        }
-        if let Err(error) = fs::remove_file(&noted.path) {
-            tracing::debug!(%error, path = %noted.path.display(), "cannot remove a note");
-        }
-    }
-}
-
-/// Removes a directory for changes that no process uses.
-fn remove_left(upper: &Path) -> std::io::Result<()> {
-    let meta = match fs::symlink_metadata(upper) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        meta => meta?,
-    };
-    let is_ours = meta.is_dir()
-        && meta.uid() == process::user_id()
-        && upper
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with(UPPER_PREFIX));
-    if !is_ours {
-        return Ok(());
-    }
-    let layout = Layout::new(upper);
-    let is_new = || {
-        let age = meta
-            .modified()
-            .map(|time| SystemTime::now().duration_since(time));
-        !layout.lock().exists() && age.is_ok_and(|age| age.is_ok_and(|age| age < LOCK_GRACE))
-    };
-    if is_new() {
-        return Ok(());
-    }
-    // Held until the files are gone.
-    let Ok(_lock) = EnvLock::try_lock(&layout, "clean") else {
-        return Ok(());
-    };
-    walk::remove_tree(upper)
-}
-
 /// Ends a session. If it is in use, fails with the processes that use it, or detaches it.
 pub(crate) fn end(
     session: &SessionMount,
@@ -489,218 +359,4 @@ pub(crate) fn end(
         }
     }
     Ok(done)
-}
-
-/// The session that a daemon serves.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct SessionSpec {
-    /// Read-only or ephemeral.
-    pub kind: SessionKind,
-    /// The name of the environment.
-    pub name: String,
-    /// Its id.
-    pub environment: String,
-    /// The revision.
-    pub revision: i64,
-    /// The file name of its image in the home.
-    pub image: String,
-    /// The directories in which the session notes itself, where it may.
-    pub notes: Vec<Text>,
-    /// The process with which it ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ends_with: Option<u32>,
-    /// How long it may be unused before it ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idle_seconds: Option<u64>,
-    /// Whether it is mounted in a namespace of its own.
-    #[serde(default)]
-    pub is_private: bool,
-}
-
-impl SessionSpec {
-    /// Ends the session when it is not used, if that is wanted.
-    pub(super) fn end_when_idle(
-        &self,
-        what: &DirectMount,
-        session: &Session,
-        counters: Arc<Counters>,
-    ) {
-        // A private session ends with its last process.
-        let Some(seconds) = self.idle_seconds.filter(|_| !self.is_private) else {
-            return;
-        };
-        let idle = Idle {
-            limit: Duration::from_secs(seconds),
-            mount_point: what.mount_point.as_path().to_path_buf(),
-            source: what.source.clone(),
-            counters,
-            stop_handle: session.stop_handle(),
-            runtime: RuntimeDir::open(),
-        };
-        idle.watch();
-    }
-
-    fn note(&self, what: &DirectMount) -> SessionNote {
-        SessionNote {
-            kind: self.kind,
-            name: self.name.clone(),
-            environment: self.environment.clone(),
-            revision: self.revision,
-            image: self.image.clone(),
-            mount_point: what.mount_point.clone(),
-            process: HostProcess::current(),
-            pid_namespace: process::pid_namespace(),
-            user: process::user_id(),
-            since: Timestamp::now().secs,
-            upper: what.upper.clone(),
-            ends_with: self.ends_with,
-            is_private: self.is_private,
-        }
-    }
-
-    /// Ends the session with the process that it belongs to.
-    pub(super) fn watch(
-        &self,
-        mount_point: &Path,
-        source: &str,
-        stop_handle: &StopHandle,
-    ) -> Option<JoinHandle<()>> {
-        let process = match ProcessHandle::open(self.ends_with?) {
-            Ok(process) => process,
-            Err(error) => {
-                tracing::warn!(%error, "the process of the session cannot be watched");
-                return None;
-            }
-        };
-        let (mount_point, source) = (mount_point.to_path_buf(), source.to_owned());
-        let stop_handle = stop_handle.clone();
-        let watching = std::thread::Builder::new()
-            .name(String::from("command"))
-            .spawn(move || {
-                loop {
-                    match process.wait(HEARTBEAT) {
-                        Ok(false) => {}
-                        Ok(true) => return host::end(&mount_point, &source, &stop_handle),
-                        Err(error) => return tracing::warn!(%error, "cannot wait for a process"),
-                    }
-                }
-            });
-        watching
-            .inspect_err(|error| tracing::warn!(%error, "cannot start a thread"))
-            .ok()
-    }
-
-    /// Removes the directory for changes.
-    pub(super) fn remove_upper(&self, what: &DirectMount) {
-        if self.kind == SessionKind::Ephemeral
-            && let Some(upper) = &what.upper
-            && let Err(error) = walk::remove_tree(upper.as_path())
-        {
-            tracing::warn!(%error, path = %upper.as_path().display(), "cannot remove the changes");
-        }
-    }
-}
-
-/// The notes of the session of this daemon, renewed by a thread. Removed when dropped.
-#[derive(Debug)]
-pub(super) struct Notes {
-    /// Dropping it ends the thread.
-    stop: Option<Sender<()>>,
-    renewal: Option<JoinHandle<()>>,
-}
-
-impl Notes {
-    /// Writes the notes where that is possible. A session does not depend on them.
-    pub(super) fn write(spec: &SessionSpec, what: &DirectMount) -> Notes {
-        let note = spec.note(what);
-        let mut written: Vec<WrittenNote> = Vec::new();
-        for dir in &spec.notes {
-            match SessionNotes::new(dir.as_path().to_path_buf()).write(&note) {
-                Ok(one) => written.push(one),
-                Err(error) => {
-                    tracing::info!(path = %dir.as_path().display(), %error, "the session is not noted here");
-                }
-            }
-        }
-        let (stop, stopped) = crossbeam_channel::bounded(0);
-        let renewal = std::thread::Builder::new()
-            .name(String::from("heartbeat"))
-            .spawn(move || {
-                while stopped.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-                    for note in &written {
-                        if let Err(error) = note.renew() {
-                            tracing::warn!(%error, "cannot renew the note of the session");
-                        }
-                    }
-                }
-            });
-        Notes {
-            stop: Some(stop),
-            renewal: renewal
-                .inspect_err(|error| tracing::warn!(%error, "cannot start a thread"))
-                .ok(),
-        }
-    }
-}
-
-impl Drop for Notes {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(renewal) = self.renewal.take()
-            && renewal.join().is_err()
-        {
-            tracing::error!("the thread that renews notes panicked");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_source_names_the_session_and_no_other_mount_is_one() {
-        for kind in [SessionKind::ReadOnly, SessionKind::Ephemeral] {
-            let source = SessionSource {
-                kind,
-                name: String::from("a.b-c"),
-                revision: 12,
-                environment: String::from("6f1c-2"),
-            };
-            assert_eq!(SessionSource::parse(&source.to_string()), Some(source));
-        }
-        for other in [
-            "envfs:6f1c",
-            "envfs-writable:a@1:6f1c",
-            "envfs-read-only:a@x:6f1c",
-            "envfs-read-only:6f1c",
-            "read-only:a@1:6f1c",
-            "",
-        ] {
-            assert_eq!(SessionSource::parse(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn only_directories_that_no_daemon_uses_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let other = dir.path().join("precious");
-        fs::create_dir(&other).unwrap();
-        remove_left(&other).unwrap();
-        assert!(other.exists());
-        let upper = create_upper(dir.path()).unwrap();
-        remove_left(&upper).unwrap();
-        assert!(upper.exists(), "it is new");
-        let lock = EnvLock::try_lock(&Layout::new(&upper), "mounted").unwrap();
-        remove_left(&upper).unwrap();
-        assert!(upper.exists(), "it is in use");
-        drop(lock);
-        remove_left(&upper).unwrap();
-        assert!(!upper.exists());
-        remove_left(&upper).unwrap();
-        std::os::unix::fs::symlink(&other, &upper).unwrap();
-        remove_left(&upper).unwrap();
-        assert!(other.exists() && upper.is_symlink());
-    }
 }

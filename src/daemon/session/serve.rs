@@ -1,0 +1,186 @@
+//! A session in its daemon: notes that others find it by, and the end of the session.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender};
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::direct::DirectMount;
+use crate::daemon::host;
+use crate::daemon::idle::Idle;
+use crate::daemon::runtime::RuntimeDir;
+use crate::environment::{
+    HEARTBEAT, HostProcess, SessionKind, SessionNote, SessionNotes, WrittenNote,
+};
+use crate::fuse::Counters;
+use crate::fuse::session::{Session, StopHandle};
+use crate::object::Timestamp;
+use crate::sys::process::{self, ProcessHandle};
+use crate::sys::text::Text;
+use crate::sys::walk;
+
+/// The session that a daemon serves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SessionSpec {
+    /// Read-only or ephemeral.
+    pub kind: SessionKind,
+    /// The name of the environment.
+    pub name: String,
+    /// Its id.
+    pub environment: String,
+    /// The revision.
+    pub revision: i64,
+    /// The file name of its image in the home.
+    pub image: String,
+    /// The directories in which the session notes itself, where it may.
+    pub notes: Vec<Text>,
+    /// The process with which it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_with: Option<u32>,
+    /// How long it may be unused before it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u64>,
+    /// Whether it is mounted in a namespace of its own.
+    #[serde(default)]
+    pub is_private: bool,
+}
+
+impl SessionSpec {
+    /// Ends the session when it is not used, if that is wanted.
+    pub(in crate::daemon) fn end_when_idle(
+        &self,
+        what: &DirectMount,
+        session: &Session,
+        counters: Arc<Counters>,
+    ) {
+        // A private session ends with its last process.
+        let Some(seconds) = self.idle_seconds.filter(|_| !self.is_private) else {
+            return;
+        };
+        let idle = Idle {
+            limit: Duration::from_secs(seconds),
+            mount_point: what.mount_point.as_path().to_path_buf(),
+            source: what.source.clone(),
+            counters,
+            stop_handle: session.stop_handle(),
+            runtime: RuntimeDir::open(),
+        };
+        idle.watch();
+    }
+
+    fn note(&self, what: &DirectMount) -> SessionNote {
+        SessionNote {
+            kind: self.kind,
+            name: self.name.clone(),
+            environment: self.environment.clone(),
+            revision: self.revision,
+            image: self.image.clone(),
+            mount_point: what.mount_point.clone(),
+            process: HostProcess::current(),
+            pid_namespace: process::pid_namespace(),
+            user: process::user_id(),
+            since: Timestamp::now().secs,
+            upper: what.upper.clone(),
+            ends_with: self.ends_with,
+            is_private: self.is_private,
+        }
+    }
+
+    /// Ends the session with the process that it belongs to.
+    pub(in crate::daemon) fn watch(
+        &self,
+        mount_point: &Path,
+        source: &str,
+        stop_handle: &StopHandle,
+    ) -> Option<JoinHandle<()>> {
+        let process = match ProcessHandle::open(self.ends_with?) {
+            Ok(process) => process,
+            Err(error) => {
+                tracing::warn!(%error, "the process of the session cannot be watched");
+                return None;
+            }
+        };
+        let (mount_point, source) = (mount_point.to_path_buf(), source.to_owned());
+        let stop_handle = stop_handle.clone();
+        let watching = std::thread::Builder::new()
+            .name(String::from("command"))
+            .spawn(move || {
+                loop {
+                    match process.wait(HEARTBEAT) {
+                        Ok(false) => {}
+                        Ok(true) => return host::end(&mount_point, &source, &stop_handle),
+                        Err(error) => return tracing::warn!(%error, "cannot wait for a process"),
+                    }
+                }
+            });
+        watching
+            .inspect_err(|error| tracing::warn!(%error, "cannot start a thread"))
+            .ok()
+    }
+
+    /// Removes the directory for changes.
+    pub(in crate::daemon) fn remove_upper(&self, what: &DirectMount) {
+        if self.kind == SessionKind::Ephemeral
+            && let Some(upper) = &what.upper
+            && let Err(error) = walk::remove_tree(upper.as_path())
+        {
+            tracing::warn!(%error, path = %upper.as_path().display(), "cannot remove the changes");
+        }
+    }
+}
+
+/// The notes of the session of this daemon, renewed by a thread. Removed when dropped.
+#[derive(Debug)]
+pub(in crate::daemon) struct Notes {
+    /// Dropping it ends the thread.
+    stop: Option<Sender<()>>,
+    renewal: Option<JoinHandle<()>>,
+}
+
+impl Notes {
+    /// Writes the notes where that is possible. A session does not depend on them.
+    pub(in crate::daemon) fn write(spec: &SessionSpec, what: &DirectMount) -> Notes {
+        let note = spec.note(what);
+        let mut written: Vec<WrittenNote> = Vec::new();
+        for dir in &spec.notes {
+            match SessionNotes::new(dir.as_path().to_path_buf()).write(&note) {
+                Ok(one) => written.push(one),
+                Err(error) => {
+                    tracing::info!(path = %dir.as_path().display(), %error, "the session is not noted here");
+                }
+            }
+        }
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let renewal = std::thread::Builder::new()
+            .name(String::from("heartbeat"))
+            .spawn(move || {
+                while stopped.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+                    for note in &written {
+                        if let Err(error) = note.renew() {
+                            tracing::warn!(%error, "cannot renew the note of the session");
+                        }
+                    }
+                }
+            });
+        Notes {
+            stop: Some(stop),
+            renewal: renewal
+                .inspect_err(|error| tracing::warn!(%error, "cannot start a thread"))
+                .ok(),
+        }
+    }
+}
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(renewal) = self.renewal.take()
+            && renewal.join().is_err()
+        {
+            tracing::error!("the thread that renews notes panicked");
+        }
+    }
+}
