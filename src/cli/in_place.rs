@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::backend::{self, Imported, NewOptions};
+use super::backend;
 use super::context::{Context, Env};
+use super::creation::{self, Imported, NewOptions};
 use super::error::{CommandError, Result};
 use super::output::{Output, changes, count, size};
 use super::{place, read_only};
 use crate::commit::{self, CommitError, in_place};
 use crate::daemon::failure::{Failure, Kind};
-use crate::daemon::lifecycle;
 use crate::daemon::protocol::Selection;
 use crate::daemon::service::LOCK_TIMEOUT;
+use crate::daemon::{lifecycle, prefix};
 use crate::environment::{
     EnvLock, EnvName, Environment, EnvironmentError, InPlace, Prefix, Stage, Store,
     refuse_replaceable,
@@ -78,15 +79,15 @@ pub(super) fn import(
     recover_all(output, &store)?;
     refuse_known(&store, request.dir)?;
     let prefix = Prefix::in_place(store.layout(), request.dir)?;
-    backend::refuse_overlap(&store, &prefix.path)?;
+    creation::refuse_overlap(&store, &prefix.path)?;
     let dir = prefix.path.clone();
     let name = choose_name(&store, request, &dir)?;
     let words = format!("--in-place {}", word(request.dir));
     let original = in_place::check_original(&dir).map_err(Failure::from)?;
     refuse_used(&dir, request.lazy, &words)?;
-    lifecycle::require_mount(&InPlace::backup_of(&dir))?;
+    prefix::require_mount(&InPlace::backup_of(&dir))?;
 
-    let options = backend::options_at(&store, prefix, &request.options, output)?;
+    let options = creation::options_at(&store, prefix, &request.options, output)?;
     let survey = in_place::survey(&dir, progress).map_err(Failure::from)?;
     let new = store.create(&name)?;
     let mut note = in_place::begin(&new.layout(), original, &survey).map_err(Failure::from)?;

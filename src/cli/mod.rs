@@ -1,13 +1,15 @@
 //! The command line: parses arguments, calls the modules below, and prints results.
 //!
 //! Each file in `commands` is one command: `Args`, whose doc comment is the help text, and `run`.
-//! `context` finds environments. `backend` has the calls that several commands share.
+//! `context` finds environments. `backend` has the calls that several commands share,
+//! `creation` and `verification` those that make environments and check them.
 
 mod access;
 mod backend;
 mod commands;
 mod conda_list;
 mod context;
+mod creation;
 mod error;
 mod help;
 mod in_place;
@@ -22,6 +24,7 @@ mod read_only;
 mod relocation;
 mod revisions;
 mod session;
+mod verification;
 
 use std::path::PathBuf;
 

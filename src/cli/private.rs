@@ -9,6 +9,7 @@ use super::output::{ColorChoice, Output, Verbosity};
 use super::session::{self, Entered, Request, SessionArgs, instead, wanted};
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::{self, State};
+use crate::daemon::prefix;
 use crate::daemon::private::{self, Key, PrivateSpec, WRITABLE};
 use crate::daemon::session::{self as sessions, SessionSource, Wanted};
 use crate::environment::SessionKind;
@@ -133,7 +134,7 @@ fn enter(env: &Env, args: &SessionArgs, request: &Request<'_>, how: Mounting) ->
     // A mount of the environment may be covered, nothing else.
     let is_own = |mount: &MountEntry| mount.environment_id() == Some(&env.target.id);
     if shown.is_none() && !present.as_ref().is_some_and(is_own) {
-        lifecycle::prepare_prefix(&wanted.mount_point)?;
+        prefix::prepare_prefix(&wanted.mount_point)?;
     }
     let key = Key {
         target: &env.target,

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, Kind};
-use super::lifecycle::StartReport;
 use super::protocol::{
     Answer, DiscardOptions, Discarded, Hello, Request, RollbackOptions, Selection, Service, Since,
-    Status, TagOptions, Unmounted, VERSION,
+    StartReport, Status, TagOptions, Unmounted, VERSION,
 };
 use crate::commit::{
     CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, RolledBack,

@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Kind};
 use super::host::{Startup, end_on_signal, report_start, start_up};
-use super::lifecycle::{Launched, StartReport, launch};
+use super::launch::{Launched, launch};
 use super::log;
-use super::protocol::Started;
+use super::protocol::{StartReport, Started};
 use super::service::log_reconciled;
 use super::session::{Notes, SessionSpec};
 use crate::commit;

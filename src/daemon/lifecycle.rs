@@ -1,34 +1,26 @@
 //! Mounts and unmounts environments from commands, and determines the state of a mount.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use super::client::{self, Client, Watch};
+use super::client::{self, Client};
 use super::failure::{Failure, Kind};
 use super::host::{busy, covered, holders};
-use super::log;
+use super::launch::start_daemon;
 use super::private::{PRIVATE, PrivateSpec};
-use super::protocol::{Started, Unmounted};
+use super::protocol::{StartReport, Unmounted};
 use super::runtime::RuntimeDir;
 use super::session;
 use crate::environment::{EnvLock, Holder, Layout};
-use crate::fault;
+use crate::sys::holders as users;
 use crate::sys::mount::{self, MountError, Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
-use crate::sys::{holders as users, process, regular};
 
 /// The time limit for the end of a daemon that has lost its mount.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time after which the user is told that the daemon is still starting.
-const SLOW_START: Duration = Duration::from_secs(3);
-/// The number of bytes at the end of a log that are searched for messages.
-const LOG_TAIL: u64 = 4096;
-
 /// An environment to mount or unmount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
@@ -289,103 +281,6 @@ pub(super) fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Checks that an environment can be mounted at a prefix, and creates the directory.
-///
-/// Fails if the directory is not empty, as the mount would hide its contents.
-pub(crate) fn prepare_prefix(prefix: &Path) -> Result<(), Failure> {
-    let shown = prefix.display();
-    if !prefix.is_absolute() {
-        return Err(Failure::new(
-            Kind::Usage,
-            format!("the prefix {shown} is not absolute"),
-        ));
-    }
-    // Check this before any access to the directory: a file system mounted there may not respond.
-    let at = mountinfo::at(prefix)
-        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
-    if let Some(mount) = at {
-        return Err(Failure::new(
-            Kind::Conflict,
-            format!(
-                "another file system is mounted at {shown}: {} ({})",
-                mount.source.to_string_lossy(),
-                mount.fs_type
-            ),
-        )
-        .hint(format!(
-            "unmount it (fusermount3 -u {shown}), then try again"
-        )));
-    }
-    match fs::create_dir_all(prefix) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            return Err(Failure::new(
-                Kind::Conflict,
-                format!("cannot mount the environment: {shown} is not a directory"),
-            )
-            .hint("move it away, then try again"));
-        }
-        Err(error) => {
-            return Err(Failure::of_named(
-                format!("cannot create the prefix {shown}"),
-                &error,
-            ));
-        }
-    }
-    let mut entries = fs::read_dir(prefix)
-        .map_err(|error| Failure::io(format!("cannot read {shown}"), &error))?;
-    if entries.next().is_some() {
-        return Err(Failure::new(
-            Kind::Conflict,
-            format!("cannot mount the environment: {shown} is not empty"),
-        )
-        .hint("move its contents away, then try again"));
-    }
-    Ok(())
-}
-
-/// Checks that an environment can be mounted at a prefix by a trial mount, the only check that
-/// covers all causes of failure. Removes everything that it creates.
-///
-/// If nothing can be mounted anywhere, the check succeeds: an environment may be created on one
-/// machine for use on another.
-pub(crate) fn try_prefix(prefix: &Path) -> Result<(), Failure> {
-    let is_missing = |dir: &&Path| {
-        fs::symlink_metadata(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-    };
-    let missing: Vec<&Path> = prefix.ancestors().take_while(is_missing).collect();
-    let tried = prepare_prefix(prefix).and_then(|()| match mount::test_mount_at(prefix) {
-        Err(error) if !error.is_fuse_unavailable() && mount::test_mount().is_ok() => {
-            Err(Failure::from(error))
-        }
-        _ => Ok(()),
-    });
-    let tried = tried.map_err(|failure| failure.hint("choose another path with --prefix"));
-    for dir in missing {
-        if let Err(error) = fs::remove_dir(dir)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::info!(%error, path = %dir.display(), "cannot remove a prefix after a trial mount");
-            break;
-        }
-    }
-    tried
-}
-
-/// Checks that a file system can be mounted at a path now. Nothing is at the path, before and
-/// after.
-pub(crate) fn require_mount(path: &Path) -> Result<(), Failure> {
-    fs::create_dir(path)
-        .map_err(|error| Failure::io(format!("cannot make {}", path.display()), &error))?;
-    // The path as it is in the mount table.
-    let tested = fs::canonicalize(path)
-        .map_err(|error| Failure::io(format!("cannot find {}", path.display()), &error))
-        .and_then(|real| Ok(mount::test_mount_at(&real)?));
-    fs::remove_dir(path)
-        .map_err(|error| Failure::io(format!("cannot remove {}", path.display()), &error))?;
-    tested
-}
-
 /// Starts a daemon and waits until its mount can be used.
 fn start(
     target: &Target,
@@ -436,173 +331,6 @@ pub(crate) fn start_private(
     let word = spec.to_word()?;
     let options = [OsStr::new(PRIVATE), OsStr::new(&word)];
     start_daemon(target, &options, Stdio::from(lock), Rights::Own, slow)
-}
-
-/// Starts a daemon with these options of its command line and this standard input.
-fn start_daemon(
-    target: &Target,
-    options: &[&OsStr],
-    input: Stdio,
-    rights: Rights,
-    slow: &dyn Fn(),
-) -> Result<StartReport, Failure> {
-    prepare_prefix(&target.prefix)?;
-    if fault::is_enabled("start.fails") {
-        return Err(Failure::new(Kind::Daemon, "injected fault: start.fails"));
-    }
-    let (log, log_warning) = log::open_or_discard(&target.layout)
-        .map_err(|error| Failure::io("cannot open /dev/null", &error))?;
-    let log_start = log.metadata().map_or(0, |meta| meta.len());
-    let mut words = vec![
-        OsStr::new("__daemon"),
-        OsStr::new("--home"),
-        target.home.as_os_str(),
-    ];
-    if rights == Rights::Root {
-        words.push(OsStr::new("--fakeroot"));
-    }
-    words.extend(options);
-    words.extend([OsStr::new("--"), OsStr::new(&target.name)]);
-    let mut report = match launch(&words, input, Stdio::from(log), slow)? {
-        Launched::Ready(report) => report,
-        Launched::Ended(status) => return Err(ended_early(target, status, log_start)),
-    };
-    report.warnings.extend(log_warning);
-    Ok(report)
-}
-
-/// The report of a daemon after its start.
-#[derive(Debug, Clone, Default)]
-pub struct StartReport {
-    /// The number of changed files whose content was lost; the log has their names.
-    pub lost: usize,
-    /// Warnings for the user.
-    pub warnings: Vec<String>,
-}
-
-/// The outcome of starting a daemon.
-#[derive(Debug)]
-pub(super) enum Launched {
-    /// It is ready.
-    Ready(StartReport),
-    /// It ended without reporting a failure.
-    Ended(ExitStatus),
-}
-
-/// Executes this program as a daemon, and waits until it reports that it is ready or has failed.
-/// Calls `slow` once if that takes long. Standard input may be a lock, which the daemon keeps.
-///
-/// When this returns without a failure of the system, this process has no more threads than before.
-pub(super) fn launch(
-    words: &[&OsStr],
-    input: Stdio,
-    log: Stdio,
-    slow: &dyn Fn(),
-) -> Result<Launched, Failure> {
-    let mut child = Command::new(process::own_program())
-        .args(words)
-        // The daemon must not load libraries of an environment.
-        .env_remove("LD_LIBRARY_PATH")
-        .env_remove("LD_PRELOAD")
-        // Or it would count as a process that uses the environment.
-        .env_remove("ENVFS_PREFIX")
-        .stdin(input)
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .map_err(|error| Failure::io("cannot start the daemon", &error))?;
-    let line = match child.stdout.take() {
-        Some(stdout) => read_report(stdout, child.id(), slow)?,
-        None => String::new(),
-    };
-    let report = serde_json::from_str(&line);
-    let is_ready = matches!(report, Ok(Started::Ready { .. }));
-    // The child only waits for the daemon, which is its own child. It is killed now: a program that
-    // this process executes later must not have children that it does not know. If the daemon has
-    // failed, it is about to end, and the child after it; waiting for the child ensures that the
-    // daemon's locks are released.
-    if is_ready && let Err(error) = child.kill() {
-        tracing::debug!(%error, "cannot end the parent of the daemon");
-    }
-    let status = child
-        .wait()
-        .map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
-    match report {
-        Ok(Started::Ready { lost, warnings, .. }) => {
-            Ok(Launched::Ready(StartReport { lost, warnings }))
-        }
-        Ok(Started::Error(failure)) => Err(failure),
-        Err(_) => Ok(Launched::Ended(status)),
-    }
-}
-
-/// Waits for the line that a daemon writes after its start. The child `id` is the parent of the
-/// daemon.
-fn read_report(stdout: ChildStdout, id: u32, slow: &dyn Fn()) -> Result<String, Failure> {
-    let (sender, received) = mpsc::channel();
-    let reader = std::thread::Builder::new()
-        .name(String::from("report"))
-        .spawn(move || {
-            let mut line = String::new();
-            let read = BufReader::new(stdout).read_line(&mut line);
-            // Fails if the caller has given up.
-            drop(sender.send(read.map(|_| line)));
-        })
-        .map_err(|error| Failure::io("cannot start a thread", &error))?;
-    let started = Instant::now();
-    let mut watch = Watch::new(None);
-    let mut was_slow = false;
-    loop {
-        match received.recv_timeout(Duration::from_secs(1)) {
-            Ok(line) => {
-                // The caller may need to be the only thread.
-                if reader.join().is_err() {
-                    tracing::error!("the thread that read the report panicked");
-                }
-                return line
-                    .map_err(|error| Failure::io("cannot read the daemon's report", &error));
-            }
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(String::new()),
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                watch.pid = watch.pid.or_else(|| process::first_child(id));
-                watch.check()?;
-                if started.elapsed() > SLOW_START && !std::mem::replace(&mut was_slow, true) {
-                    slow();
-                }
-            }
-        }
-    }
-}
-
-fn ended_early(target: &Target, status: ExitStatus, log_start: u64) -> Failure {
-    let message = format!(
-        "the daemon of {} ended before it was ready ({status})",
-        target.name
-    );
-    let mut failure = Failure::new(Kind::Daemon, message);
-    for line in last_lines(&target.log(), log_start) {
-        failure = failure.detail(line);
-    }
-    failure.hint(format!("see its log: {}", target.log().display()))
-}
-
-/// Returns the last lines that a daemon wrote to its log after position `start`.
-fn last_lines(path: &Path, start: u64) -> Vec<String> {
-    let read = || -> std::io::Result<String> {
-        let mut file = regular::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(start.max(length.saturating_sub(LOG_TAIL))))?;
-        let mut text = Vec::new();
-        file.take(LOG_TAIL).read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    };
-    let text = read().unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines
-        .iter()
-        .skip(lines.len().saturating_sub(5))
-        .map(|line| (*line).to_owned())
-        .collect()
 }
 
 /// Ensures that the environment is not mounted and has no daemon. Also detaches dead mounts.

@@ -1,6 +1,8 @@
 //! The daemon of a mounted environment, and its communication with commands.
 //!
 //! - [`lifecycle`]: mounts and unmounts an environment, and replaces dead mounts
+//! - `launch`: starts a daemon and waits for its report
+//! - [`prefix`]: checks that an environment can be mounted at a path
 //! - [`host`]: startup and shutdown of the daemon
 //! - [`idle`]: the end of mounts that are not used
 //! - [`protocol`]: the messages, one JSON object per line
@@ -28,8 +30,10 @@ mod disk_wait;
 pub(crate) mod failure;
 pub(crate) mod host;
 pub(crate) mod idle;
+mod launch;
 pub(crate) mod lifecycle;
 pub(crate) mod log;
+pub(crate) mod prefix;
 pub(crate) mod private;
 mod profile;
 pub(crate) mod protocol;

@@ -278,6 +278,15 @@ pub trait Service: Send + Sync {
     fn stats(&self) -> Result<serde_json::Value, Failure>;
 }
 
+/// The report of a daemon after its start.
+#[derive(Debug, Clone, Default)]
+pub struct StartReport {
+    /// The number of changed files whose content was lost; the log has their names.
+    pub lost: usize,
+    /// Warnings for the user.
+    pub warnings: Vec<String>,
+}
+
 /// The message that a daemon writes to its standard output after its start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -573,25 +573,25 @@ fn a_killed_daemon_leaves_a_dead_mount_that_is_detached() {
         state(&daemon.runtime, &daemon.target).unwrap(),
         State::Unmounted
     ));
-    super::lifecycle::prepare_prefix(&daemon.target.prefix).unwrap();
+    super::prefix::prepare_prefix(&daemon.target.prefix).unwrap();
 }
 
 #[test]
 fn a_prefix_that_is_not_empty_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let prefix = dir.path().join("p");
-    super::lifecycle::prepare_prefix(&prefix).unwrap();
+    super::prefix::prepare_prefix(&prefix).unwrap();
     std::fs::write(prefix.join("x"), "").unwrap();
-    let failure = super::lifecycle::prepare_prefix(&prefix).unwrap_err();
+    let failure = super::prefix::prepare_prefix(&prefix).unwrap_err();
     assert_eq!(failure.kind, Kind::Conflict);
-    let failure = super::lifecycle::prepare_prefix(&prefix.join("x")).unwrap_err();
+    let failure = super::prefix::prepare_prefix(&prefix.join("x")).unwrap_err();
     assert_eq!(failure.kind, Kind::Conflict);
     assert_eq!(
-        super::lifecycle::prepare_prefix(Path::new("p"))
+        super::prefix::prepare_prefix(Path::new("p"))
             .unwrap_err()
             .kind,
         Kind::Usage
     );
-    let failure = super::lifecycle::prepare_prefix(Path::new("/proc")).unwrap_err();
+    let failure = super::prefix::prepare_prefix(Path::new("/proc")).unwrap_err();
     assert!(failure.message.contains("mounted"), "{failure}");
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use crate::cli::backend::{self, CloneOf};
 use crate::cli::context::Context;
+use crate::cli::creation::{self, CloneOf};
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
 use crate::cli::relocation::{self, Moved};
@@ -78,7 +78,7 @@ impl Args {
             relocate: relocation::force(self.no_relocate, self.force),
         };
         let (output, progress) = (&context.output, context.output.progress());
-        let (cloned, revision, prefix) = backend::clone(&env, &new, &wanted, output, &progress)?;
+        let (cloned, revision, prefix) = creation::clone(&env, &new, &wanted, output, &progress)?;
         progress.finish();
         let relocated = cloned.relocated.as_ref();
         let relocated = relocated.map(|done| Moved::of(done, &prefix));

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use clap::Args as ClapArgs;
 
 use super::import::ImportOptions;
-use crate::cli::backend;
 use crate::cli::conda_list;
 use crate::cli::context::{Context, Env};
+use crate::cli::creation;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::program;
 use crate::commit::{CommitOptions, CommitPlace};
@@ -72,7 +72,7 @@ impl Args {
         };
         let store = context.store()?;
         let options = self.options.to_new_options();
-        let environment = backend::create(&store, &name, &options, &context.output)?;
+        let environment = creation::create(&store, &name, &options, &context.output)?;
         let env = Env::new(store, environment)?;
         let prefix = quoted(&env.target.prefix);
         if steps.is_empty() {

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
-use crate::cli::backend::{self, Imported, NewOptions};
+use crate::cli::backend;
 use crate::cli::context::Context;
+use crate::cli::creation::{self, Imported, NewOptions};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::in_place;
 use crate::cli::output::{self, size};
@@ -150,7 +151,7 @@ pub(crate) fn block_size(text: &str) -> Result<u32, String> {
 }
 
 impl ImportOptions {
-    /// Converts the options for [`backend`].
+    /// Converts the options for [`creation`].
     pub(crate) fn to_new_options(&self) -> NewOptions {
         NewOptions {
             prefix: self.prefix.clone(),
@@ -223,7 +224,7 @@ impl Args {
             ..self.options.to_new_options()
         };
         let output = &context.output;
-        let imported = backend::import(&store, &name, source, &options, output, &progress)?;
+        let imported = creation::import(&store, &name, source, &options, output, &progress)?;
         progress.finish();
         for note in &imported.notes {
             context.output.warn(note);

@@ -10,7 +10,8 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::relocation::{self, Moved};
 use crate::commit::{Force, command_line};
 use crate::daemon::failure::Kind;
-use crate::daemon::lifecycle::{self, State};
+use crate::daemon::lifecycle::State;
+use crate::daemon::prefix;
 use crate::environment::InPlace;
 use crate::relocate::{Action, EditKind, Plan};
 use crate::sys::text::{Text, quoted};
@@ -76,7 +77,7 @@ impl Args {
             return self.show_plan(context, &env, &new, &plan);
         }
         if new != old {
-            lifecycle::try_prefix(&new)?;
+            prefix::try_prefix(&new)?;
         }
         let force = match self.force {
             true => Force::Yes,
@@ -124,7 +125,7 @@ impl Args {
             Some(wanted) if absolute(wanted) != *old => {
                 let name = env.environment.name();
                 let prefix =
-                    crate::cli::backend::choose_prefix(&env.store, name, Some(wanted.as_path()))?;
+                    crate::cli::creation::choose_prefix(&env.store, name, Some(wanted.as_path()))?;
                 for warning in &prefix.warnings {
                     context.output.warn(warning);
                 }

@@ -5,7 +5,7 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::output::{Tone, count, size};
-use crate::cli::{backend, place};
+use crate::cli::{place, verification};
 use crate::commit::VerifyOutcome;
 use crate::daemon::failure::Kind;
 use crate::environment::Environment;
@@ -61,7 +61,7 @@ impl Args {
                 ));
             }
             let progress = context.output.progress();
-            let verified = backend::verify_revision(&environment, number, &progress)?;
+            let verified = verification::verify_revision(&environment, number, &progress)?;
             progress.finish();
             self.print(
                 context,
@@ -79,7 +79,7 @@ impl Args {
             if !self.yes {
                 context.output.confirm(&question)?;
             }
-            for line in backend::repair(&environment)? {
+            for line in verification::repair(&environment)? {
                 context.output.note(line);
             }
             verified = self.verify(context, &environment)?;
@@ -124,7 +124,7 @@ impl Args {
 
     fn verify(&self, context: &Context, environment: &Environment) -> Result<VerifyOutcome> {
         let progress = context.output.progress();
-        let verified = backend::verify(environment, &progress)?;
+        let verified = verification::verify(environment, &progress)?;
         progress.finish();
         self.print(context, environment.name().as_str(), &verified)?;
         Ok(verified)

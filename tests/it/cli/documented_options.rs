@@ -16,9 +16,10 @@ const BARE: &[(&str, &str, &[&str])] = &[
         "--prefix",
         &["import", "create"],
     ),
-    ("src/daemon/lifecycle.rs", "--prefix", &["import", "create"]),
+    ("src/daemon/prefix.rs", "--prefix", &["import", "create"]),
     ("src/daemon/lifecycle.rs", "--fakeroot", &["mount"]),
-    ("src/cli/backend.rs", "--prefix", &["import", "create"]),
+    ("src/daemon/launch.rs", "--fakeroot", &["mount"]),
+    ("src/cli/creation.rs", "--prefix", &["import", "create"]),
     ("src/cli/session.rs", "--ephemeral", SESSIONS),
     ("src/cli/session.rs", "--read-only", SESSIONS),
     (
@@ -27,7 +28,7 @@ const BARE: &[(&str, &str, &[&str])] = &[
         &["activate", "run", "shell"],
     ),
     ("src/cli/session.rs", "--upper-dir", SESSIONS),
-    ("src/daemon/session.rs", "--upper-dir", SESSIONS),
+    ("src/daemon/session/remains.rs", "--upper-dir", SESSIONS),
     ("src/daemon/private.rs", "--private", &["run", "shell"]),
     (
         "src/daemon/failure.rs",

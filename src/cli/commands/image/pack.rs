@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use crate::cli::backend::{self, NewOptions};
 use crate::cli::commands::import::{Exclude, PackOptions};
 use crate::cli::context::Context;
+use crate::cli::creation::{self, NewOptions};
 use crate::cli::error::Result;
 use crate::cli::new_file;
 use crate::cli::output::{count, size};
@@ -59,7 +59,7 @@ impl Args {
         let mut done = None;
         new_file::write(&self.file, |output| {
             let config = context.store()?.config()?;
-            done = Some(backend::pack(
+            done = Some(creation::pack(
                 &config,
                 &self.directory,
                 &options,
