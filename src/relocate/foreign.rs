@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::detect;
-use super::planner::{
-    Conda, contains, is_bytecode, is_unpacker, list, of_root, ordinary, read, reading,
-};
+use super::items::{contains, is_bytecode, is_unpacker, list, of_root, read, reading};
+use super::planner::{Conda, ordinary};
 use super::search::{Bounds, Encoding, Pattern};
 use super::shebang::Head;
 use super::tree::Tree;

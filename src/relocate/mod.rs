@@ -7,8 +7,10 @@
 
 mod binary;
 mod conda;
+mod contents;
 mod detect;
 mod foreign;
+mod items;
 mod planner;
 mod record;
 mod search;

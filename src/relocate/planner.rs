@@ -1,37 +1,29 @@
 //! Computes the plan: which files contain a prefix, and what replaces it.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
-use super::binary;
-use super::conda::{self, Listed, Mode};
+use super::conda::{self, Listed};
+use super::contents::{Found, Rest, listed_file, other_file};
 use super::detect::{self, Evidence};
+use super::items::{
+    Item, PIECE, contains, is_bytecode, is_conda_meta, is_record, is_unpacker, list, of_root,
+    parent, read, reading, source_of,
+};
 use super::record;
-use super::search::{Bounds, Encoding, Pattern, ends_component, find};
-use super::shebang::{Head, Owner};
-use super::splice::{self, Changed, Splice, apply, hex, sha256};
+use super::search::{Bounds, Encoding, Pattern, ends_component};
+use super::shebang::Owner;
+use super::splice::{self, Changed, Splice, apply};
 use super::text::{self, Quoting};
-use super::tree::{Node, Tree};
+use super::tree::Tree;
 use super::{Action, Edit, EditKind, Error, Impossible, Plan, Request, Scope, Why};
 use crate::object::Kind;
 use crate::progress::{Progress, Report};
 
-/// Larger files are searched in pieces before they are read as a whole.
-const PIECE: usize = 8 << 20;
 /// The largest file that is rewritten.
 const LARGEST: u64 = 1 << 30;
 /// The largest record of a package that is read.
 const LARGEST_RECORD: u64 = 256 << 20;
-
-/// An object of the tree.
-pub(super) struct Item {
-    pub(super) node: Node,
-    pub(super) kind: Kind,
-    pub(super) size: u64,
-}
 
 pub(super) fn plan(
     tree: &dyn Tree,
@@ -110,29 +102,6 @@ fn old_prefixes(request: &Request, evidence: &Evidence, conda: &Conda) -> Vec<Ve
         }
     }
     olds
-}
-
-/// Lists the whole tree.
-pub(super) fn list(tree: &dyn Tree, progress: &dyn Progress) -> Result<Vec<Item>, Error> {
-    let mut items = Vec::new();
-    let mut pending = vec![Node::root()];
-    while let Some(dir) = pending.pop() {
-        if progress.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        for entry in tree.list(&dir).map_err(reading(&dir))? {
-            let node = dir.child(&entry.name, entry.id);
-            match entry.kind {
-                Kind::Directory => pending.push(node),
-                kind => items.push(Item {
-                    node,
-                    kind,
-                    size: entry.size,
-                }),
-            }
-        }
-    }
-    Ok(items)
 }
 
 /// What the records of conda say about files.
@@ -420,149 +389,6 @@ enum DigestsOf {
     Conda,
 }
 
-/// What a file contains.
-enum Found {
-    Nothing,
-    Splices(EditKind, Vec<Splice>, Rest),
-    TooLong(usize),
-    /// A prefix, in a format that is unknown.
-    Unknown,
-}
-
-/// What happens to the prefixes that are not replaced.
-#[derive(PartialEq, Eq)]
-enum Rest {
-    None,
-    Left,
-}
-
-/// Examines a file that contained a placeholder.
-fn listed_file(
-    data: &[u8],
-    listed: &Listed,
-    patterns: &[Pattern],
-    olds: &[Vec<u8>],
-    new: &[u8],
-) -> Found {
-    if listed.mode == Mode::Binary {
-        return binary_file(data, patterns);
-    }
-    let mut splices = text::replace(data, patterns, Owner::Conda, Quoting::None);
-    if let Some(head) = Head::parse(data)
-        && let Some(with) = restored(data, &head, listed, olds, new)
-    {
-        splices.retain(|splice| splice.at >= head.len);
-        splices.push(Splice {
-            at: 0,
-            len: head.len,
-            with,
-        });
-        splice::sort(&mut splices);
-    }
-    text_file(splices)
-}
-
-/// Returns the first line of a script that names no path, because the old prefix was too long for
-/// it. The digest of the packaged file tells whether a path that it may have had is right.
-fn restored(
-    data: &[u8],
-    head: &Head,
-    listed: &Listed,
-    olds: &[Vec<u8>],
-    new: &[u8],
-) -> Option<Vec<u8>> {
-    let (name, options) = head.env_name()?;
-    let wanted = listed.sha256.as_deref()?;
-    let rest = data.get(head.len..)?;
-    let own = parent(&listed.path);
-    let mut dirs = vec![&b"bin"[..], own];
-    dirs.dedup();
-    for old in olds.iter().map(Some).chain([None]) {
-        let rest = match old {
-            Some(old) => {
-                let back = Pattern::new(old, &listed.placeholder, Encoding::Utf8, Bounds::Any, 0)?;
-                let splices: Vec<Splice> = find(rest, &[back])
-                    .iter()
-                    .map(|hit| Splice {
-                        at: hit.at,
-                        len: old.len(),
-                        with: listed.placeholder.clone(),
-                    })
-                    .collect();
-                apply(rest, &splices)
-            }
-            None => rest.to_vec(),
-        };
-        for dir in &dirs {
-            let line = [
-                b"#!",
-                &listed.placeholder[..],
-                b"/",
-                dir,
-                b"/",
-                name,
-                options,
-            ]
-            .concat();
-            if hex(&sha256(&[&line[..], &rest[..]].concat())) == wanted {
-                let interpreter = [new, b"/", dir, b"/", name].concat();
-                return Some(head.with(&interpreter, options, Owner::Conda));
-            }
-        }
-    }
-    None
-}
-
-/// Examines a file of which nothing is known.
-fn other_file(data: &[u8], path: &[u8], patterns: &[Pattern], owner: Owner) -> Found {
-    if !patterns.iter().any(|pattern| pattern.is_in(data)) {
-        return Found::Nothing;
-    }
-    if !data.contains(&0) {
-        let name = path.strip_prefix(b"bin/").unwrap_or_default();
-        let quoting = match name.starts_with(b"activate") || name.starts_with(b"deactivate") {
-            true => Quoting::Shell,
-            false => Quoting::None,
-        };
-        return text_file(text::replace(data, patterns, owner, quoting));
-    }
-    if data.starts_with(b"\x7fELF") || data.starts_with(b"!<arch>\n") {
-        return binary_file(data, patterns);
-    }
-    // A program in a zip archive, whose first line can be changed.
-    let head = Head::parse(data);
-    match head.and_then(|head| Some((head.len, head.replaced(patterns, owner)?))) {
-        Some((len, with)) => {
-            let rest = data.get(len..).unwrap_or_default();
-            let rest = match patterns.iter().any(|pattern| pattern.is_in(rest)) {
-                true => Rest::Left,
-                false => Rest::None,
-            };
-            Found::Splices(EditKind::Script, vec![Splice { at: 0, len, with }], rest)
-        }
-        None => Found::Unknown,
-    }
-}
-
-fn text_file(splices: Vec<Splice>) -> Found {
-    let is_script = splices
-        .first()
-        .is_some_and(|splice| splice.at == 0 && splice.with.starts_with(b"#!"));
-    match (splices.is_empty(), is_script) {
-        (true, _) => Found::Nothing,
-        (_, true) => Found::Splices(EditKind::Script, splices, Rest::None),
-        (_, false) => Found::Splices(EditKind::Text, splices, Rest::None),
-    }
-}
-
-fn binary_file(data: &[u8], patterns: &[Pattern]) -> Found {
-    match binary::replace(data, patterns) {
-        Ok(splices) if splices.is_empty() => Found::Nothing,
-        Ok(splices) => Found::Splices(EditKind::Binary, splices, Rest::None),
-        Err(binary::TooLong(bytes)) => Found::TooLong(bytes),
-    }
-}
-
 /// Returns the patterns for files without a placeholder.
 pub(super) fn ordinary(olds: &[Vec<u8>], new: &[u8]) -> Vec<Pattern> {
     let mut patterns = Vec::new();
@@ -572,86 +398,4 @@ pub(super) fn ordinary(olds: &[Vec<u8>], new: &[u8]) -> Vec<Pattern> {
         patterns.extend(pattern(Encoding::Percent).filter(|pattern| pattern.old != *old));
     }
     patterns
-}
-
-/// Returns whether a large file contains a prefix, or may contain one.
-pub(super) fn contains(tree: &dyn Tree, item: &Item, patterns: &[Pattern]) -> Result<bool, Error> {
-    let longest = patterns.iter().map(|pattern| pattern.old.len()).max();
-    let overlap = longest.unwrap_or(0) + 64;
-    let mut offset = 0;
-    loop {
-        let read = tree.read(&item.node, offset, PIECE + overlap);
-        let piece = read.map_err(reading(&item.node))?;
-        if patterns.iter().any(|pattern| pattern.is_in(&piece)) {
-            return Ok(true);
-        }
-        if piece.len() < PIECE + overlap {
-            return Ok(false);
-        }
-        offset += PIECE as u64;
-    }
-}
-
-/// Reads a whole file.
-pub(super) fn read(tree: &dyn Tree, item: &Item) -> Result<Vec<u8>, Error> {
-    let mut data = Vec::new();
-    loop {
-        let read = tree.read(&item.node, data.len() as u64, PIECE);
-        let piece = read.map_err(reading(&item.node))?;
-        if piece.is_empty() {
-            return Ok(data);
-        }
-        data.extend_from_slice(&piece);
-        if data.len() as u64 >= item.size {
-            return Ok(data);
-        }
-    }
-}
-
-pub(super) fn reading(node: &Node) -> impl Fn(io::Error) -> Error + '_ {
-    |error| Error::Read {
-        path: Path::new(OsStr::from_bytes(&node.path)).to_owned(),
-        error,
-    }
-}
-
-pub(super) fn of_root(error: io::Error) -> Error {
-    reading(&Node::root())(error)
-}
-
-fn parent(path: &[u8]) -> &[u8] {
-    let at = path.iter().rposition(|&byte| byte == b'/');
-    path.get(..at.unwrap_or(0)).unwrap_or_default()
-}
-
-fn is_record(path: &[u8]) -> bool {
-    path.ends_with(b".dist-info/RECORD")
-}
-
-pub(super) fn is_conda_meta(path: &[u8]) -> bool {
-    path.strip_prefix(b"conda-meta/")
-        .is_some_and(|name| name.ends_with(b".json") && !name.contains(&b'/'))
-}
-
-/// The script of conda-pack, whose table must stay as it is.
-pub(super) fn is_unpacker(path: &[u8]) -> bool {
-    path == b"bin/conda-unpack" || path == b"bin/conda_unpack_progress.py"
-}
-
-pub(super) fn is_bytecode(path: &[u8]) -> bool {
-    path.ends_with(b".pyc") || path.ends_with(b".pyo")
-}
-
-/// Returns the path of the source of a compiled module, without `.py`.
-fn source_of(path: &[u8]) -> Vec<u8> {
-    let (dir, name) = path.split_at(parent(path).len());
-    let name = name.strip_prefix(b"/").unwrap_or(name);
-    match dir.strip_suffix(b"__pycache__") {
-        // `x.cpython-312.opt-1.pyc`
-        Some(above) => {
-            let stem = name.split(|&byte| byte == b'.').next().unwrap_or_default();
-            [above, stem].concat()
-        }
-        None => path.get(..path.len() - 4).unwrap_or_default().to_vec(),
-    }
 }
