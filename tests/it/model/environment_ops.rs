@@ -8,7 +8,8 @@ use envfs::union::{Error, Summary};
 use nix::errno::Errno;
 
 use super::bench::During;
-use super::ops::{Machine, Op};
+use super::machine::Machine;
+use super::ops::Op;
 use super::tree::{Body, Tree, assert_same, in_whole_seconds, read_node, show};
 
 impl Machine {

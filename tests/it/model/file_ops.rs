@@ -8,8 +8,9 @@ use envfs::union::{
 };
 use nix::errno::Errno;
 
+use super::machine::{CAPABILITY, Machine, outcome, without_privileges};
 use super::numbers::{self, Allocate, CopyRange};
-use super::ops::{CAPABILITY, Machine, Make, Place, SetMask, outcome, without_privileges};
+use super::ops::{Make, Place, SetMask};
 use super::tree::{Body, Node, show};
 
 impl Machine {

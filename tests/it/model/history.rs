@@ -10,7 +10,7 @@ use envfs::union::{Difference, Error, SetIdBits};
 
 use super::bench::Bench;
 use super::check::check_changes;
-use super::ops::Machine;
+use super::machine::Machine;
 use super::tree::{Body, Node, Tree, assert_same, in_whole_seconds, show};
 
 /// Revisions with which each new one is compared.

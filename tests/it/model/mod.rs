@@ -12,6 +12,7 @@ mod file_ops;
 mod history;
 mod io_failures;
 mod listing;
+mod machine;
 mod numbers;
 mod ops;
 mod overlayfs;

@@ -4,7 +4,8 @@ use envfs::object::Kind;
 use envfs::union::{AllocateMode, RenameMode, XattrMode};
 
 use super::bench::{BLOCK, noise};
-use super::ops::{CAPABILITY, Make};
+use super::machine::CAPABILITY;
+use super::ops::Make;
 
 /// The target of new symbolic links.
 pub(super) const TARGET: &str = "some/where";

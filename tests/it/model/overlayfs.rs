@@ -21,8 +21,9 @@ use nix::unistd::UnlinkatFlags;
 use rustix::fs::XattrFlags;
 
 use super::bench::Bench;
+use super::machine::{CAPABILITY, Machine, Outcome};
 use super::numbers::{self, Allocate, CopyRange};
-use super::ops::{CAPABILITY, Machine, Make, Op, Outcome, Place, SetMask};
+use super::ops::{Make, Op, Place, SetMask};
 use super::tree::{Body, Node, Tree, show};
 use crate::support::TestEnv;
 use crate::support::overlay::Overlay;

@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::bench::Bench;
+use super::machine::Machine;
 use super::numbers::CopyRange;
-use super::ops::{Machine, Make, Op, Place, SetMask};
+use super::ops::{Make, Op, Place, SetMask};
 use super::overlayfs::WithOverlayfs;
 use super::recreated::Variation;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use envfs::object::{Ino, Kind, Timestamp};
 use envfs::union::{Creator, NewObject, SetAttr, SetIdBits, SetTime, XattrMode};
 
-use super::ops::Machine;
+use super::machine::Machine;
 use super::tree::{Body, Node, Tree};
 
 /// The difference between the second tree and the first.

@@ -10,7 +10,7 @@ use envfs::union::{DiscardMode, Summary};
 
 use super::bench::Bench;
 use super::crash::{make, write};
-use super::ops::Machine;
+use super::machine::Machine;
 use super::tree::Tree;
 
 /// What an undo of an operation must bring back.
