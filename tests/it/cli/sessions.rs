@@ -7,18 +7,16 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{
-    TestEnv, User, has, is_alive, mounts_below, run, skip_allowed, tree, wait_for,
-};
+use crate::support::{TestEnv, User, is_alive, mounts_below, skip_allowed, tree, wait_for};
 
 /// Returns the daemon of a session from the notes of the user's sessions on this host.
-fn daemon_at(env: &TestEnv, path: &Path) -> Pid {
+pub(super) fn daemon_at(env: &TestEnv, path: &Path) -> Pid {
     let notes = fs::read_dir(env.root().join("run/envfs/sessions")).unwrap();
     let notes = notes.flatten().filter_map(|entry| {
         let note: serde_json::Value = serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()?;
@@ -41,7 +39,7 @@ fn state_of(dir: &Path) -> BTreeMap<PathBuf, (u32, u64, i64, i64)> {
         .collect()
 }
 
-fn names(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn names(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -264,162 +262,6 @@ fn another_users_store_is_used_without_a_write_while_its_owner_works() {
     }
 }
 
-/// Returns a command that runs a script as on another host: with another name and boot, and mounts
-/// and sockets of its own. Its prefix is `ELSEWHERE`.
-fn elsewhere(env: &TestEnv, script: &str) -> Option<Command> {
-    if !User::current().is_root() {
-        skip_allowed("another host name needs root");
-        return None;
-    }
-    if !has("unshare") {
-        return None;
-    }
-    let boot = env.work().join("boot");
-    fs::write(&boot, "another\n").unwrap();
-    let run = env.work().join("elsewhere-run");
-    fs::create_dir_all(&run).unwrap();
-    fs::set_permissions(&run, PermissionsExt::from_mode(0o700)).unwrap();
-    let setup = format!(
-        "hostname elsewhere; mount --bind '{}' /proc/sys/kernel/random/boot_id; {script}",
-        boot.display()
-    );
-    let mut command = env.command("unshare");
-    command
-        .args(["--uts", "--mount", "sh", "-ec", &setup])
-        .env("XDG_RUNTIME_DIR", &run);
-    Some(command)
-}
-
-/// Ends the daemons of this store that run elsewhere.
-fn end_elsewhere(env: &TestEnv) {
-    let notes = fs::read_dir(env.work().join("elsewhere-run/envfs/sessions"));
-    let sessions = notes.into_iter().flatten().flatten().map(|entry| {
-        let note: serde_json::Value =
-            serde_json::from_slice(&fs::read(entry.path()).unwrap()).unwrap();
-        Pid::from_raw(i32::try_from(note["pid"].as_i64().unwrap()).unwrap())
-    });
-    for pid in sessions.chain(env.daemons()) {
-        kill(pid, Signal::SIGKILL).ok();
-        wait_for("the end of a daemon", || !is_alive(pid));
-    }
-}
-
-#[test]
-fn gc_keeps_what_sessions_on_this_and_other_hosts_use() {
-    let Some(env) = TestEnv::new() else { return };
-    env.import_sample("e");
-    let prefix = env.mount("e");
-    for number in 2..=6 {
-        fs::write(prefix.join("number"), number.to_string()).unwrap();
-        env.envfs(&["commit", "-q", "e"]).ok();
-    }
-    let at = env.work().join("at");
-    let mount = "envfs mount e@1 \"$PWD/there\"";
-    let Some(command) = elsewhere(&env, mount) else {
-        return;
-    };
-    run(command).ok();
-    env.envfs(&["mount", "--ephemeral", "e@2", at.to_str().unwrap()])
-        .ok();
-    let revisions = || {
-        let rows = env.envfs(&["log", "--json", "e"]).ok().json();
-        let rows = rows.as_array().unwrap().iter();
-        let mut numbers: Vec<i64> = rows.map(|row| row["revision"].as_i64().unwrap()).collect();
-        numbers.sort_unstable();
-        numbers
-    };
-    // All were current within the last day.
-    env.envfs(&["gc", "--keep", "1", "--keep-for", "1d", "e"])
-        .ok();
-    assert_eq!(revisions(), [1, 2, 3, 4, 5, 6]);
-    let done = env.envfs(&["gc", "--keep", "1", "e"]).ok();
-    for words in [
-        "kept revision 1",
-        "on elsewhere",
-        "kept revision 2",
-        "ephemeral session",
-    ] {
-        assert!(done.err.contains(words), "{words}: {done}");
-    }
-    assert_eq!(revisions(), [1, 2, 6]);
-    env.envfs(&["remove", "-y", "e"])
-        .fails(5, &["in use", "on elsewhere", "envfs unmount e@1"]);
-    // The daemon of the writable mount would be taken for one elsewhere.
-    env.envfs(&["unmount", "e"]).ok();
-    // A session that was killed here is known to have ended; one elsewhere after some time.
-    let daemon = daemon_at(&env, &at);
-    kill(daemon, Signal::SIGKILL).unwrap();
-    wait_for("the end of the daemon", || !is_alive(daemon));
-    env.envfs(&["gc", "--keep", "1", "e"]).ok();
-    assert_eq!(revisions(), [1, 6]);
-    end_elsewhere(&env);
-    env.envfs(&["gc", "--keep", "1", "e"]).ok();
-    assert_eq!(revisions(), [1, 6]);
-    for note in names(&env.home_of("e").join("sessions")) {
-        let file = fs::File::options().write(true).open(note).unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_secs(3600))
-            .unwrap();
-    }
-    env.envfs(&["gc", "--keep", "1", "e"]).ok();
-    assert_eq!(revisions(), [6]);
-    assert_eq!(
-        names(&env.home_of("e").join("sessions")),
-        Vec::<PathBuf>::new()
-    );
-    env.verify("e");
-    env.envfs(&["unmount", at.to_str().unwrap()]).ok();
-}
-
-#[test]
-fn in_use_on_another_host_names_what_works_now() {
-    let Some(env) = TestEnv::new() else { return };
-    env.import_sample("e");
-    let script = "envfs mount e; echo uncommitted >\"$ENVFS_HOME/envs/e/new\"";
-    let Some(command) = elsewhere(&env, script) else {
-        return;
-    };
-    run(command).ok();
-    let ways = [
-        "in use for writing",
-        "on elsewhere",
-        "--read-only",
-        "--ephemeral",
-    ];
-    env.envfs(&["mount", "e"]).fails(5, &ways);
-    env.envfs(&["activate", "--shell", "bash", "e"])
-        .fails(5, &ways);
-    env.envfs(&["run", "e", "tool"]).fails(125, &ways);
-    for kind in ["--read-only", "--ephemeral"] {
-        let script = "tool; ! ls \"$ENVFS_PREFIX/new\" 2>&-";
-        assert_eq!(
-            env.envfs(&["run", kind, "e", "sh", "-c", script]).ok().out,
-            "tool\n"
-        );
-        env.envfs(&["-q", "unmount", "e"]).ok();
-    }
-    fs::write(
-        env.store().join("config.toml"),
-        "session.when_busy = 'read-only'\n",
-    )
-    .unwrap();
-    let done = env.envfs(&["run", "e", "tool"]).ok();
-    assert!(
-        done.out == "tool\n" && done.err.contains("held by process"),
-        "{done}"
-    );
-    let activated = env.envfs(&["activate", "--shell", "bash", "e"]).ok();
-    assert!(activated.out.contains("ENVFS_PREFIX"), "{activated}");
-    env.envfs(&["unmount", "e"]).ok();
-    end_elsewhere(&env);
-    env.envfs(&[
-        "run",
-        "e",
-        "cat",
-        env.prefix("e").join("new").to_str().unwrap(),
-    ])
-    .ok();
-}
-
 #[test]
 fn run_and_activate_use_revisions() {
     for env in TestEnv::of_all_users() {
@@ -461,68 +303,6 @@ fn run_and_activate_use_revisions() {
             "two\n"
         );
     }
-}
-
-#[test]
-fn ps_shows_where_an_environment_is_in_use() {
-    let Some(env) = TestEnv::new() else { return };
-    env.import_sample("e");
-    env.import_sample("unused");
-    let none = env.envfs(&["ps"]).ok();
-    assert!(none.err.contains("no environment is in use"), "{none}");
-    let prefix = env.mount("e");
-    fs::write(prefix.join("new"), "x".repeat(5000)).unwrap();
-    let at = env.work().join("at");
-    let word = at.to_str().unwrap();
-    env.envfs(&["mount", "--ephemeral", "e@1", word]).ok();
-    fs::write(at.join("new"), "x".repeat(7000)).unwrap();
-    let mut inside = env
-        .command("sleep")
-        .arg("60")
-        .current_dir(&at)
-        .spawn()
-        .unwrap();
-    let there = elsewhere(&env, "envfs mount --read-only e \"$PWD/there\"");
-    if let Some(command) = there {
-        run(command).ok();
-    }
-    let rows = env.envfs(&["ps", "--json"]).ok().json();
-    let rows = rows.as_array().unwrap();
-    let of = |kind: &str| rows.iter().find(|row| row["kind"] == kind);
-    let writable = of("writable").unwrap();
-    assert_eq!(writable["mount_point"], prefix.to_str().unwrap());
-    assert_eq!(writable["pid"], env.daemon("e").as_raw());
-    assert!(
-        writable["changed_bytes"].as_u64().unwrap() >= 5000,
-        "{writable}"
-    );
-    let ephemeral = of("ephemeral").unwrap();
-    assert_eq!(ephemeral["revision"], 1);
-    assert_eq!(ephemeral["pid"], daemon_at(&env, &at).as_raw());
-    assert_eq!(ephemeral["changed_bytes"], 7000);
-    let users = ephemeral["processes"].as_array().unwrap();
-    assert_eq!(users.len(), 1, "{ephemeral}");
-    assert_eq!(users[0]["pid"], inside.id());
-    if User::current().is_root() {
-        let there = of("read-only").unwrap();
-        assert_eq!(there["host"], "elsewhere");
-        assert_eq!(rows.len(), 3);
-    }
-    let shown = env.envfs(&["ps", "e"]).ok().out;
-    for words in ["e@1", "ephemeral", "6.84 KiB", word, "sleep (pid"] {
-        assert!(shown.contains(words), "{words}: {shown}");
-    }
-    inside.kill().unwrap();
-    inside.wait().unwrap();
-    let daemon = daemon_at(&env, &at);
-    kill(daemon, Signal::SIGKILL).unwrap();
-    wait_for("the end of the daemon", || !is_alive(daemon));
-    let shown = env.envfs(&["ps", "e"]).ok().out;
-    assert!(shown.contains("ephemeral, dead"), "{shown}");
-    env.envfs(&["unmount", word]).ok();
-    let shown = env.envfs(&["ps", "e"]).ok().out;
-    assert!(!shown.contains("ephemeral"), "{shown}");
-    end_elsewhere(&env);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::readers::*;
 use super::support::*;
 use crate::squashfs::Compression;
 use crate::squashfs::format::{Inode, InodeKind, MAX_IDS, METADATA_SIZE};

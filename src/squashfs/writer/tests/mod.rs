@@ -8,7 +8,9 @@
 
 mod amend;
 mod append;
+mod append_foreign;
 mod oracles;
 mod random;
+mod readers;
 mod support;
 mod traps;

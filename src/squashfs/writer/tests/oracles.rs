@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use super::readers::*;
 use super::support::*;
 use crate::squashfs::Compression;
 use crate::squashfs::writer::*;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::readers::*;
 use super::support::*;
 use crate::squashfs::reader::Image;
 use crate::squashfs::writer::*;

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::readers::*;
 use super::support::*;
 use crate::squashfs::Compression;
 use crate::squashfs::format::{ABSENT, InodeBody};
