@@ -14,12 +14,13 @@ use super::context::Env;
 use super::error::{CommandError, Result};
 use super::session::{self, Request, SessionArgs};
 use crate::commit::{
-    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, RolledBack,
-    UndoOptions, Undone,
+    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Preview,
+    RolledBack, UndoOptions, Undone,
 };
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::protocol::{
-    DiscardOptions, Discarded, RollbackOptions, Selection, Service, Since, Status, TagOptions,
+    AmendOptions, Amended, DiscardOptions, Discarded, RollbackOptions, Selection, Service, Since,
+    Status, TagOptions,
 };
 use crate::environment::{Environment, SessionKind};
 use crate::packages::Differences;
@@ -132,6 +133,14 @@ impl Service for Unchanged {
     }
 
     fn commit(&self, _: &CommitOptions, _: &dyn Progress) -> Result<Option<Committed>, Failure> {
+        refused()
+    }
+
+    fn preview(&self, _: &Selection, _: &dyn Progress) -> Result<Preview, Failure> {
+        Ok(Preview::default())
+    }
+
+    fn amend(&self, _: &AmendOptions, _: &dyn Progress) -> Result<Amended, Failure> {
         refused()
     }
 

@@ -37,6 +37,7 @@ mod history;
 mod import;
 pub mod in_place;
 mod job;
+mod preview;
 mod profile;
 mod relocate;
 mod repair;
@@ -78,6 +79,7 @@ pub use history::{RolledBack, discard, rollback};
 pub use import::{
     ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,
 };
+pub use preview::{Preview, preview};
 pub use profile::{Profile, paths_used_first};
 pub use relocate::{
     Force, Relocate, Relocated, Relocation, foreign_prefixes, plan_relocation, relocate,

@@ -10,12 +10,12 @@ use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, Kind};
 use super::protocol::{
-    Answer, DiscardOptions, Discarded, Hello, Request, RollbackOptions, Selection, Service, Since,
-    StartReport, Status, TagOptions, Unmounted, VERSION,
+    AmendOptions, Amended, Answer, DiscardOptions, Discarded, Hello, Request, RollbackOptions,
+    Selection, Service, Since, StartReport, Status, TagOptions, Unmounted, VERSION,
 };
 use crate::commit::{
-    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, RolledBack,
-    UndoOptions, Undone,
+    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Preview,
+    RolledBack, UndoOptions, Undone,
 };
 use crate::packages::Differences;
 use crate::progress::{NoProgress, Progress};
@@ -213,6 +213,14 @@ impl Service for Client {
         progress: &dyn Progress,
     ) -> Result<Option<Committed>, Failure> {
         self.call(&Request::Commit(options.clone()), progress)
+    }
+
+    fn preview(&self, selection: &Selection, progress: &dyn Progress) -> Result<Preview, Failure> {
+        self.call(&Request::Preview(selection.clone()), progress)
+    }
+
+    fn amend(&self, options: &AmendOptions, progress: &dyn Progress) -> Result<Amended, Failure> {
+        self.call(&Request::Amend(options.clone()), progress)
     }
 
     fn discard(

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use crate::commit::{
-    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, RolledBack,
-    UndoOptions, Undone,
+    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Preview,
+    RolledBack, UndoOptions, Undone,
 };
 use crate::environment::{HomeId, Layout};
 use crate::packages::{Differences, PackageChanges};
@@ -83,6 +83,10 @@ pub enum Request {
     DifferencesSince(Since),
     /// Creates a revision.
     Commit(CommitOptions),
+    /// Returns what a commit would write.
+    Preview(Selection),
+    /// Changes the message of the current revision.
+    Amend(AmendOptions),
     /// Discards changes.
     Discard(DiscardOptions),
     /// Restores a revision.
@@ -159,6 +163,24 @@ pub struct RollbackOptions {
     /// The user's command line, for the history.
     #[serde(default)]
     pub command: String,
+}
+
+/// The new message of the current revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AmendOptions {
+    /// The message.
+    pub message: String,
+}
+
+/// The result of changing a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amended {
+    /// The revision.
+    pub revision: i64,
+    /// Its message before.
+    pub from: String,
+    /// Its message now.
+    pub message: String,
 }
 
 /// The tag to set or delete.
@@ -240,6 +262,12 @@ pub trait Service: Send + Sync {
         options: &CommitOptions,
         progress: &dyn Progress,
     ) -> Result<Option<Committed>, Failure>;
+
+    /// Returns what a commit of these paths would write.
+    fn preview(&self, selection: &Selection, progress: &dyn Progress) -> Result<Preview, Failure>;
+
+    /// Changes the message of the current revision.
+    fn amend(&self, options: &AmendOptions, progress: &dyn Progress) -> Result<Amended, Failure>;
 
     /// Discards changes.
     fn discard(

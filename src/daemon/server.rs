@@ -321,6 +321,8 @@ fn handle(
         // A request that changes something is cancelled if its client disconnects, even while it
         // waits for another operation.
         Request::Commit(_)
+        | Request::Preview(_)
+        | Request::Amend(_)
         | Request::Discard(_)
         | Request::Rollback(_)
         | Request::Restore(_)
@@ -404,6 +406,8 @@ fn answer(
         Request::Differences(selection) => value(&service.differences(selection)?),
         Request::DifferencesSince(since) => value(&service.differences_since(since)?),
         Request::Commit(options) => value(&service.commit(options, progress)?),
+        Request::Preview(selection) => value(&service.preview(selection, progress)?),
+        Request::Amend(options) => value(&service.amend(options, progress)?),
         Request::Discard(options) => value(&service.discard(options, progress)?),
         Request::Rollback(options) => value(&service.rollback(options, progress)?),
         Request::Restore(from) => value(&service.restore(from, progress)?),

@@ -13,8 +13,8 @@ use super::idle::Idle;
 use super::private::{Inside, MountRoot, Unserved};
 use super::profile::Recording;
 use super::protocol::{
-    DiscardOptions, Discarded, RollbackOptions, Selection, ServedHome, Service, Since, Status,
-    TagOptions,
+    AmendOptions, Amended, DiscardOptions, Discarded, RollbackOptions, Selection, ServedHome,
+    Service, Since, Status, TagOptions,
 };
 use super::runtime::RuntimeDir;
 use crate::commit::{
@@ -415,6 +415,29 @@ impl Service for Local {
             self.invalidate(&committed.stale);
         }
         Ok(committed)
+    }
+
+    fn preview(
+        &self,
+        selection: &Selection,
+        progress: &dyn Progress,
+    ) -> Result<commit::Preview, Failure> {
+        let _guard = self.lock_operations(progress)?;
+        self.flush_mount(progress)?;
+        self.with_repair(OnLoss::Fail, || {
+            let found = self.find_differences(selection)?;
+            Ok(commit::preview(&self.workspace, found, progress)?)
+        })
+    }
+
+    fn amend(&self, options: &AmendOptions, progress: &dyn Progress) -> Result<Amended, Failure> {
+        let _guard = self.lock_operations(progress)?;
+        let old = self.workspace.db().amend_message(&options.message)?;
+        Ok(Amended {
+            revision: old.id.0,
+            from: old.message,
+            message: options.message.clone(),
+        })
     }
 
     fn discard(

@@ -111,6 +111,17 @@ impl Service for Fake {
         }))
     }
 
+    fn preview(&self, _: &Selection, _: &dyn Progress) -> Result<commit::Preview, Failure> {
+        Ok(commit::Preview::default())
+    }
+
+    fn amend(&self, options: &AmendOptions, _: &dyn Progress) -> Result<Amended, Failure> {
+        Ok(Amended {
+            message: options.message.clone(),
+            ..Amended::default()
+        })
+    }
+
     fn discard(&self, _: &DiscardOptions, _: &dyn Progress) -> Result<Discarded, Failure> {
         Err(Failure::new(Kind::NoSpace, "full").hint("make room"))
     }

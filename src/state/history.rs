@@ -357,6 +357,26 @@ impl StateDb {
         })
     }
 
+    /// Changes the message of the current revision. Returns the revision as it was.
+    pub fn amend_message(&self, message: &str) -> Result<Revision> {
+        const DOING: &str = "change the message of the revision";
+        self.write(DOING, |conn| {
+            let head = match self.head_in(conn, DOING)? {
+                Some(head) => self.revision_in(conn, head, DOING)?,
+                None => None,
+            };
+            let Some(head) = head else {
+                return Err(self.conflict(DOING, "there is no revision"));
+            };
+            conn.execute(
+                "UPDATE revision SET message = ?2 WHERE id = ?1",
+                params![head.id.0, message],
+            )
+            .map_err(|e| self.sql(DOING, e))?;
+            Ok(head)
+        })
+    }
+
     /// Tags a revision, moving the tag if it exists.
     pub fn set_tag(&self, name: &str, revision: RevisionId) -> Result<()> {
         const DOING: &str = "tag a revision";

@@ -1,5 +1,9 @@
 //! `envfs commit`
 
+mod amend;
+mod condition;
+mod preview;
+
 use std::num::NonZeroUsize;
 
 use clap::Args as ClapArgs;
@@ -9,6 +13,7 @@ use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
 use crate::cli::packages;
 use crate::commit::{CommitOptions, Committed, Way};
+use crate::daemon::protocol::Selection;
 use crate::environment::ProfileUse;
 use crate::squashfs::Compression;
 
@@ -17,9 +22,13 @@ use crate::squashfs::Compression;
 /// Writes a new image: unchanged data is copied as it is, changed data is compressed. You can use
 /// the environment meanwhile. Ctrl-C stops the commit and changes nothing. Without changes, no
 /// revision is created.
+///
+/// With --dry-run, compresses what changed and shows what a commit would record; nothing is
+/// written. With --amend, changes only the message of the current revision: number, tags, time and
+/// content stay.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs commit -m 'add polars'\n  envfs commit science --rebuild --compression xz"
+    after_help = "Examples:\n  envfs commit -m 'add polars'\n  envfs commit science --rebuild --compression xz\n  envfs commit -n                    show what would be recorded, and its compressed size\n  envfs commit --amend -m 'add polars 1.9'\n  envfs commit science --if-changed 10 --if-larger-than 1M"
 )]
 pub struct Args {
     /// Environment [default: the active one].
@@ -27,6 +36,21 @@ pub struct Args {
     /// Message to record in the history.
     #[arg(short, long, default_value = "", hide_default_value = true)]
     message: String,
+    /// Show what would be recorded, and how large it is when compressed.
+    #[arg(short = 'n', long, conflicts_with_all = ["amend", "rebuild", "compact", "stats", "compression", "compress_level", "block_size"])]
+    dry_run: bool,
+    /// Change the message of the current revision. Without -m, $VISUAL or $EDITOR opens with the
+    /// message.
+    #[arg(long, conflicts_with_all = ["rebuild", "compact", "stats", "compression", "compress_level", "block_size", "if_changed", "if_larger_than"])]
+    amend: bool,
+    /// Commit only if at least this number of files, directories and links changed. Otherwise the
+    /// exit status is 0, too.
+    #[arg(long, value_name = "COUNT")]
+    if_changed: Option<u64>,
+    /// Commit only if the changed files have more than this number of bytes, as in 500K, 10M or 2G,
+    /// before compression.
+    #[arg(long, value_name = "SIZE", value_parser = condition::bytes)]
+    if_larger_than: Option<u64>,
     /// Write the whole image anew instead of building on the old one.
     #[arg(long, alias = "full")]
     rebuild: bool,
@@ -67,6 +91,13 @@ impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
         let env = context.environment(self.name.as_deref())?;
+        if self.amend {
+            let message = (!self.message.is_empty()).then_some(self.message.as_str());
+            return amend::run(context, &env, message, self.json);
+        }
+        if self.dry_run {
+            return preview::run(context, &env, &Selection::default(), self.json);
+        }
         let compression = super::import::compression(self.compression, self.compress_level);
         let options = CommitOptions {
             message: self.message.clone(),
@@ -83,6 +114,13 @@ impl Args {
             ..CommitOptions::default()
         };
         let service = env.service()?;
+        let condition = condition::Condition {
+            changed: self.if_changed,
+            larger_than: self.if_larger_than,
+        };
+        if let Some(unmet) = condition.check(&*service, &Selection::default())? {
+            return unmet.print(context, env.name(), self.json);
+        }
         let progress = context.output.progress();
         let committed = service.commit(&options, &progress)?;
         progress.finish();

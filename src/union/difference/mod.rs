@@ -157,6 +157,11 @@ impl Union {
         draft.has_any(self, &base)
     }
 
+    /// Returns true if the content of a file is in an upper layer, and not only in an image.
+    pub(crate) fn has_own_content(&self, ino: Ino) -> Result<bool> {
+        View::may_have_other_content(&*self.read(), ino, ino)
+    }
+
     fn draft(&self) -> Result<(Draft, std::sync::Arc<LowerStack>)> {
         let state = self.read();
         let base = state.lower.committed();

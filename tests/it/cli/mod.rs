@@ -6,6 +6,7 @@ mod activate;
 mod archives;
 mod by_path;
 mod clone;
+mod commit;
 mod concurrent;
 mod copied_store;
 mod create;
