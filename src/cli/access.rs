@@ -66,6 +66,7 @@ impl Command {
             | Command::Ps(_)
             | Command::Status(_)
             | Command::Diff(_)
+            | Command::Du(_)
             | Command::Paths(_)
             | Command::Log(_)
             | Command::Show(_)

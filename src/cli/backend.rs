@@ -346,6 +346,24 @@ pub(super) fn has_changes(environment: &Environment) -> Result<bool> {
     Ok(false)
 }
 
+/// Determines the space that a revision takes, by default the current one. Returns its number, too.
+pub(super) fn space(
+    environment: &Environment,
+    revision: Option<i64>,
+    progress: &dyn Progress,
+) -> Result<(i64, commit::Space)> {
+    let opened = open_revision(environment, revision)?;
+    let space = commit::space(&opened, progress).map_err(Failure::from)?;
+    Ok((opened.revision.id.0, space))
+}
+
+/// Returns the files with content that is not committed.
+pub(super) fn uncommitted(environment: &Environment) -> Result<Vec<commit::Uncommitted>> {
+    let db = open_read_only(environment)?;
+    let found = commit::uncommitted(&db, environment.layout());
+    Ok(found.map_err(Failure::from)?)
+}
+
 /// Returns the files and the bytes on disk that the changes of an environment use.
 pub(super) fn upper_use(environment: &Environment) -> Result<(u64, u64)> {
     let db = open_read_only(environment)?;

@@ -38,6 +38,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
         &[
             "verify",
             "gc",
+            "du",
             "stats",
             "doctor",
             "completions",

@@ -182,6 +182,11 @@ impl Output {
         }
     }
 
+    /// Returns whether to draw bars in the result: for people, not for programs.
+    pub fn has_bars(&self) -> bool {
+        self.stdout_is_terminal
+    }
+
     /// Colours a part of the result if colours are on.
     pub fn tone(&self, text: &str, tone: Tone) -> String {
         paint(text, tone, self.colors)

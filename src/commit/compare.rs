@@ -9,6 +9,7 @@ use super::history::note_paths;
 use super::workspace::{Workspace, new_revision, paths};
 use crate::environment::Layout;
 use crate::object::{Attr, Ino, Kind};
+use crate::squashfs::Image;
 use crate::squashfs::reader::Shared;
 use crate::state::{ImageId, ImageRow, OperationKind, Revision, RevisionId, StateDb};
 use crate::union::{
@@ -86,6 +87,11 @@ impl OpenRevision {
     /// Returns the target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
         Ok(self.stack().read_link(ino)?)
+    }
+
+    /// Returns its image.
+    pub(crate) fn image(&self) -> &Image {
+        self.layer.image()
     }
 
     /// Returns its image as the only layer of a stack.

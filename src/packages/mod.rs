@@ -19,6 +19,7 @@
 //! The cost follows the changes. The records of unchanged packages are read only for committed
 //! files that were changed or removed, likely ones first.
 
+mod inventory;
 mod metadata;
 mod owners;
 mod report;
@@ -38,6 +39,7 @@ use crate::object::Kind;
 use crate::sys::text::Text;
 use crate::union::{self, Change, Summary, Tally};
 
+pub(crate) use inventory::{Inventory, inventory};
 pub(crate) use report::differences;
 pub(crate) use tree::Files;
 

@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::metadata::Recorded;
 use super::owners::Owners;
-use super::touched::{Touched, units};
+use super::touched::{Touched, is_bytecode, units};
 use super::tree::Tree;
-use super::unit::{self, Unit};
-use super::{
-    Differences, Edited, OwnedChange, Owner, Package, PackageChanges, join, normal, split,
-};
+use super::unit::Unit;
+use super::{Differences, Edited, OwnedChange, Owner, Package, PackageChanges, split};
 use crate::object::Kind;
 use crate::union::{Aspect, Change, ChangeKind};
 
@@ -129,42 +127,20 @@ impl Sorting<'_> {
         if let Some(listed) = committed.and_then(|path| touched.files.get(path)) {
             return named(listed.package);
         }
-        if let Some(package) = paths().find_map(|path| self.package_of(path)) {
+        if let Some(package) = paths().find_map(|path| touched.package_of(path)) {
             return named(package);
         }
         if change.kind == Kind::Symlink
-            && let Some(package) = self.package_of_target(change)
+            && let Some(package) = touched.package_of_target(&change.path, self.after)
         {
             return named(package);
         }
         if is_bytecode(&change.path) {
-            let source = source_of(&change.path).and_then(|path| touched.files.get(&path));
-            return source.map_or(Owner::Bytecode, |listed| named(listed.package));
+            return touched
+                .package_of_source(&change.path)
+                .map_or(Owner::Bytecode, named);
         }
         Owner::Other
-    }
-
-    /// Returns the package whose record or package directory a path lies in.
-    fn package_of(&self, path: &[u8]) -> Option<usize> {
-        let units = &self.touched.units;
-        if units.is_empty() {
-            return None;
-        }
-        let node = unit::node_directory(path).and_then(|dir| units.get(dir));
-        let record = || units.get(&Unit::of(path)?.path);
-        node.or_else(record).copied()
-    }
-
-    /// Returns the package that a link leads to, as those in `node_modules/.bin`.
-    fn package_of_target(&self, change: &Change) -> Option<usize> {
-        if self.touched.units.is_empty() {
-            return None;
-        }
-        let target = self.after.target(&change.path)?;
-        let path = normal(&join(split(&change.path).0, &target))?;
-        let listed = self.touched.files.get(&path);
-        let listed = listed.map(|listed| listed.package);
-        listed.or_else(|| self.package_of(&path))
     }
 
     /// Returns whether a file of a package that was just installed was changed after that.
@@ -260,22 +236,4 @@ fn may_be_edit(change: &Change) -> Option<&[u8]> {
         .committed
         .as_deref()
         .filter(|_| is_content && is_file)
-}
-
-/// Returns whether a path is that of compiled Python.
-fn is_bytecode(path: &[u8]) -> bool {
-    let (dir, name) = split(path);
-    name.ends_with(b".pyc") || split(dir).1 == b"__pycache__"
-}
-
-/// Returns the source of a file of bytecode: `x.py` of `__pycache__/x.cpython-312.pyc`.
-fn source_of(path: &[u8]) -> Option<Vec<u8>> {
-    let (dir, name) = split(path);
-    let (above, cache) = split(dir);
-    let stem = name.split(|byte| *byte == b'.').next()?;
-    let source = [stem, b".py"].concat();
-    match cache {
-        b"__pycache__" => Some(join(above, &source)),
-        _ => Some(join(dir, &source)),
-    }
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::metadata::Recorded;
 use super::tree::Tree;
-use super::unit::Unit;
-use super::{Ecosystem, Package, PackageChanges, Upgraded, split};
+use super::unit::{self, Unit};
+use super::{Ecosystem, Package, PackageChanges, Upgraded, join, normal, split};
 use crate::object::Timestamp;
 use crate::union::{Change, ChangeKind};
 
@@ -52,7 +52,12 @@ pub(super) fn units(changes: &[Change]) -> BTreeSet<Unit> {
         };
         [Some(&change.path), change.committed.as_ref(), from]
     });
-    paths.flatten().filter_map(|path| Unit::of(path)).collect()
+    units_of(paths.flatten().map(Vec::as_slice))
+}
+
+/// Returns the records that paths belong to.
+pub(super) fn units_of<'a>(paths: impl Iterator<Item = &'a [u8]>) -> BTreeSet<Unit> {
+    paths.filter_map(Unit::of).collect()
 }
 
 impl Touched {
@@ -192,12 +197,58 @@ impl Touched {
         }
     }
 
+    /// Returns the package whose record or package directory a path lies in.
+    pub(super) fn package_of(&self, path: &[u8]) -> Option<usize> {
+        if self.units.is_empty() {
+            return None;
+        }
+        let node = unit::node_directory(path).and_then(|dir| self.units.get(dir));
+        let record = || self.units.get(&Unit::of(path)?.path);
+        node.or_else(record).copied()
+    }
+
+    /// Returns the package that a link leads to, as those in `node_modules/.bin`.
+    pub(super) fn package_of_target(&self, link: &[u8], tree: &dyn Tree) -> Option<usize> {
+        if self.units.is_empty() {
+            return None;
+        }
+        let target = tree.target(link)?;
+        let path = normal(&join(split(link).0, &target))?;
+        let listed = self.files.get(&path);
+        let listed = listed.map(|listed| listed.package);
+        listed.or_else(|| self.package_of(&path))
+    }
+
+    /// Returns the package that has the source of a file of bytecode.
+    pub(super) fn package_of_source(&self, bytecode: &[u8]) -> Option<usize> {
+        let source = source_of(bytecode).filter(|_| is_bytecode(bytecode))?;
+        self.files.get(&source).map(|listed| listed.package)
+    }
+
     fn file(&mut self, path: Vec<u8>, package: usize) -> &mut Listed {
         self.files.entry(path).or_insert(Listed {
             package,
             was: false,
             now: None,
         })
+    }
+}
+
+/// Returns whether a path is that of compiled Python.
+pub(super) fn is_bytecode(path: &[u8]) -> bool {
+    let (dir, name) = split(path);
+    name.ends_with(b".pyc") || split(dir).1 == b"__pycache__"
+}
+
+/// Returns the source of a file of bytecode: `x.py` of `__pycache__/x.cpython-312.pyc`.
+fn source_of(path: &[u8]) -> Option<Vec<u8>> {
+    let (dir, name) = split(path);
+    let (above, cache) = split(dir);
+    let stem = name.split(|byte| *byte == b'.').next()?;
+    let source = [stem, b".py"].concat();
+    match cache {
+        b"__pycache__" => Some(join(above, &source)),
+        _ => Some(join(dir, &source)),
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) mod demo;
 pub(super) mod diff;
 pub(super) mod discard;
 pub(super) mod doctor;
+pub(super) mod du;
 pub(super) mod export;
 pub(super) mod gc;
 pub(super) mod hook;
@@ -82,6 +83,8 @@ pub enum Command {
     Status(status::Args),
     #[allow(missing_docs)]
     Diff(diff::Args),
+    #[allow(missing_docs)]
+    Du(du::Args),
     #[allow(missing_docs)]
     Paths(paths::Args),
     #[allow(missing_docs)]
@@ -164,6 +167,7 @@ impl Command {
             Command::Ps(args) => args.run(context),
             Command::Status(args) => args.run(context),
             Command::Diff(args) => args.run(context),
+            Command::Du(args) => args.run(context),
             Command::Paths(args) => args.run(context),
             Command::Commit(args) => args.run(context),
             Command::Checkpoint(args) => args.run(context),

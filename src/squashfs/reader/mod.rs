@@ -21,6 +21,7 @@ mod open;
 mod scan;
 mod shared;
 mod stored;
+mod usage;
 mod uses;
 mod verify;
 mod xattrs;
@@ -39,6 +40,7 @@ pub use file::FileLayout;
 use open::{Inner, XattrTable};
 pub use shared::Shared;
 pub use stored::{StoredTable, StoredXattrs};
+pub use usage::{Parts, Usage};
 pub use uses::{BlockUse, MAX_FILE_USES, MAX_USES};
 pub use verify::{VerifyProgress, VerifyReport, verify};
 

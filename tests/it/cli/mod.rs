@@ -20,6 +20,7 @@ mod discard;
 mod disk_full;
 mod disk_full_recovery;
 mod documented_options;
+mod du;
 mod errors;
 mod export;
 mod gc;
