@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::digests;
 use super::error::{CommitError, Result};
-use super::history::note_paths;
 use super::workspace::{Workspace, new_revision, paths};
 use crate::environment::Layout;
 use crate::object::{Attr, Ino, Kind};
 use crate::squashfs::Image;
 use crate::squashfs::reader::Shared;
-use crate::state::{ImageId, ImageRow, OperationKind, Revision, RevisionId, StateDb};
+use crate::state::{
+    ImageId, ImageRow, LayerId, OperationKind, Revision, RevisionId, RowChange, StateDb,
+};
 use crate::union::{
     self, Difference, ImageLayer, Invalidation, LowerStack, OpenOptions, Restored, Source,
 };
@@ -126,27 +127,30 @@ pub fn difference_since(workspace: &Workspace, old: RevisionId) -> Result<Differ
 }
 
 /// Restores paths (without a leading slash) as they were in a revision, as uncommitted changes.
-/// Returns what was restored and the cache entries that the kernel must drop.
+/// Returns what was restored and the cache entries that the kernel must drop. `command` is
+/// recorded.
 ///
 /// Where the revision is what is committed now, this discards the changes of the paths.
 pub fn restore(
     workspace: &Workspace,
     old: RevisionId,
     paths: &[Vec<u8>],
+    command: &str,
 ) -> Result<(Restored, Vec<Invalidation>)> {
     let (db, layout, union) = (workspace.db(), workspace.env().layout(), workspace.union());
     let old = OpenRevision::open(db, layout, Some(old))?;
     let note = new_revision(
         &format!("restore paths from revision {}", old.revision.id),
-        "",
+        command,
     );
     let current = db.current_revision()?.map(|revision| revision.image);
     let whole = paths.iter().any(Vec::is_empty);
-    if current == Some(old.revision.image) && !whole && union.lower().frozen().is_empty() {
-        let (changes, stale) = union.discard_paths(paths)?;
-        if !changes.is_empty() {
-            note_paths(db, OperationKind::RestorePaths, &note);
-        }
+    let record = |layer: LayerId, rows: &[RowChange<'_>]| -> union::Result<()> {
+        db.change_paths(layer, rows, OperationKind::RestorePaths, &note)?;
+        Ok(())
+    };
+    if current == Some(old.revision.image) && !whole {
+        let (changes, stale) = union.discard_paths(paths, record)?;
         return Ok((Restored::by_discarding(&changes), stale));
     }
     let shared = |new: &ImageLayer| {
@@ -161,11 +165,7 @@ pub fn restore(
         image: &old.layer,
         shared: &shared,
     };
-    let done = union.restore_paths(&source, paths)?;
-    if !done.0.is_empty() {
-        note_paths(db, OperationKind::RestorePaths, &note);
-    }
-    Ok(done)
+    Ok(union.restore_paths(&source, paths, record)?)
 }
 
 /// Returns the image of the environment whose file a layer has open.

@@ -9,14 +9,14 @@ use super::error::{CommitError, Result};
 use super::workspace::{Workspace, new_revision};
 use crate::fault;
 use crate::object::{Ino, Kind};
-use crate::state::{NewRevision, OperationKind, RevisionId, StateDb};
+use crate::state::{OperationKind, RevisionId};
 use crate::union::{Change, DiscardMode, Invalidation, LowerStack, SharedListing, open_image};
 
 /// Discards all changes, or those at and below the given paths (relative to the prefix). Returns
 /// the discarded changes and the cache entries that the kernel must drop. `command` is recorded.
 ///
-/// Discarded content is kept until [`gc`](fn@super::gc): in the trash if everything is discarded,
-/// and in `strays/` otherwise.
+/// An undo restores them. Discarded content is kept until [`gc`](fn@super::gc), or after a discard
+/// of single paths until a later commit.
 pub fn discard(
     workspace: &Workspace,
     paths: &[Vec<u8>],
@@ -25,13 +25,10 @@ pub fn discard(
     let (union, db) = (workspace.union(), workspace.db());
     let note = new_revision("", command);
     if !paths.is_empty() {
-        // After an undo or a checkpoint, changes are in a frozen layer.
-        union.thaw()?;
-        let (changes, stale) = union.discard_paths(paths)?;
-        if !changes.is_empty() {
-            note_paths(db, OperationKind::DiscardPaths, &note);
-        }
-        return Ok((changes, stale));
+        return Ok(union.discard_paths(paths, |layer, changes| {
+            db.change_paths(layer, changes, OperationKind::DiscardPaths, &note)?;
+            Ok(())
+        })?);
     }
     let changes = union.changes()?;
     let note = (!changes.is_empty()).then_some(&note);
@@ -46,17 +43,6 @@ pub fn discard(
         changes,
         dropped.map(|((), stale)| stale).unwrap_or_default(),
     ))
-}
-
-/// Adds an operation on single paths to the log. It is done, so a failure is only logged.
-pub(super) fn note_paths(db: &StateDb, kind: OperationKind, note: &NewRevision) {
-    if let Err(e) = db.note_paths(kind, note) {
-        let kind = kind.as_str();
-        tracing::warn!(
-            kind,
-            "the operation is done, but not in the log of operations: {e}"
-        );
-    }
 }
 
 /// The result of a rollback.

@@ -231,33 +231,11 @@ fn refusal(
     Ok(match (found, wanted, why) {
         (None, Some(id), _) => CommitError::NoOperation(id.0),
         (None, None, _) | (_, None, NotUndoable::Unknown) => CommitError::NothingToUndo,
-        (Some(operation), _, NotUndoable::NotRecorded)
-            if operation.kind == OperationKind::Relocate =>
-        {
-            CommitError::NotUndoable {
-                operation: operation.id.0,
-                kind: operation.kind.as_str(),
-                why: "the files before it contain the old path".to_owned(),
-                hint: "to move it back: envfs relocate NAME PREFIX".to_owned(),
-            }
-        }
-        (Some(operation), _, NotUndoable::NotRecorded)
-            if operation.kind == OperationKind::RestorePaths =>
-        {
-            CommitError::NotUndoable {
-                operation: operation.id.0,
-                kind: operation.kind.as_str(),
-                why: "what the paths were before is not recorded".to_owned(),
-                hint: "to restore the committed state of a path: envfs discard NAME PATH"
-                    .to_owned(),
-            }
-        }
         (Some(operation), _, NotUndoable::NotRecorded) => CommitError::NotUndoable {
             operation: operation.id.0,
             kind: operation.kind.as_str(),
-            why: "only discards of everything are recorded".to_owned(),
-            hint: "the discarded files are in strays/ until envfs gc (envfs paths shows it)"
-                .to_owned(),
+            why: "the files before it contain the old path".to_owned(),
+            hint: "to move it back: envfs relocate NAME PREFIX".to_owned(),
         },
         (Some(operation), _, NotUndoable::NotLast) => CommitError::NotUndoable {
             operation: operation.id.0,

@@ -273,7 +273,6 @@ impl From<CommitError> for Failure {
             CommitError::Unsuitable { .. } | CommitError::InvalidPattern { .. } => {
                 Failure::of(Kind::Usage, &error)
             }
-            CommitError::Union(union::Error::CommitUnfinished) => Failure::of(Kind::Busy, &error),
             CommitError::Union(union::Error::Replaced(_)) => Failure::of(Kind::Conflict, &error),
             CommitError::Io {
                 error: ref cause, ..

@@ -138,6 +138,9 @@ pub struct Since {
     /// The part of the environment.
     #[serde(flatten)]
     pub selection: Selection,
+    /// The command line of the user, recorded in the log.
+    #[serde(default)]
+    pub command: String,
 }
 
 /// The options of a discard.

@@ -489,7 +489,8 @@ impl Service for Local {
         self.flush_mount(progress)?;
         let (revision, paths) = (RevisionId(from.revision), paths_of(&from.selection));
         let (restored, stale) = self.with_repair(OnLoss::Continue, || {
-            Ok(commit::restore(&self.workspace, revision, &paths)?)
+            let command = &from.command;
+            Ok(commit::restore(&self.workspace, revision, &paths, command)?)
         })?;
         self.invalidate(&stale);
         Ok(restored)

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Result;
 use super::history::{ImageId, NewRevision, RevisionId};
+use super::rows::RowChange;
 use super::stack::{LayerId, StackLayer, StackPart};
 use super::{StateDb, now, valid};
 
@@ -239,21 +240,35 @@ impl StateDb {
         })
     }
 
-    /// Notes an operation on single paths: it is not recorded so that it could be undone.
-    pub fn note_paths(&self, kind: OperationKind, note: &NewRevision) -> Result<OperationId> {
-        const DOING: &str = "note an operation on paths";
-        self.write_without_room(DOING, |conn| {
+    /// Changes rows of the writable layer in an operation on single paths, and notes the stack
+    /// below that layer, to which an undo goes back.
+    pub fn change_paths(
+        &self,
+        layer: LayerId,
+        changes: &[RowChange<'_>],
+        kind: OperationKind,
+        note: &NewRevision,
+    ) -> Result<OperationId> {
+        const DOING: &str = "change paths";
+        self.write(DOING, |conn| {
+            let stack = self.stack_in(conn, DOING)?;
+            let top = stack.first().filter(|top| top.part == StackPart::Writable);
+            if top.is_none_or(|top| top.id != layer) {
+                return Err(self.conflict(DOING, format!("layer {layer} is not writable")));
+            }
             let Some(head) = self.head_in(conn, DOING)? else {
                 return Err(self.conflict(DOING, "the environment is not initialised"));
             };
+            self.apply_in(conn, layer, changes, DOING)?;
+            let below = recorded_of(stack.get(1..).unwrap_or_default());
             let new = NewOperation {
                 kind,
                 undoes: None,
                 shows_same: false,
                 has_newer: false,
                 head_before: head,
-                before: &[],
-                after: &[],
+                before: &below,
+                after: &below,
                 note,
             };
             self.record(conn, &new, DOING)

@@ -22,7 +22,7 @@ use super::stack::{LayerId, LayerRole, StackLayer, StackPart, UNPLACED};
 pub enum NotUndoable {
     /// The log has no such operation, or none at all.
     Unknown,
-    /// Its layers were not recorded: it discarded single paths, or changed the prefix.
+    /// Its layers were not recorded: it changed the prefix.
     NotRecorded,
     /// Its layers were removed, by gc or after a later commit.
     Removed,
@@ -177,9 +177,7 @@ impl StateDb {
         };
         if found.before.is_empty() {
             return Ok(Err(match found.kind {
-                OperationKind::DiscardPaths
-                | OperationKind::RestorePaths
-                | OperationKind::Relocate => NotUndoable::NotRecorded,
+                OperationKind::Relocate => NotUndoable::NotRecorded,
                 _ => NotUndoable::Removed,
             }));
         }

@@ -113,7 +113,7 @@ impl Union {
                 if row.data == DataPlace::Upper && row.kind == Kind::File {
                     return Ok(Content::File(state.file(ino, row)?));
                 }
-                (Some(row), state.lower.clone())
+                (Some(row), state.below(row))
             }
             Presence::Lower => (None, state.lower.clone()),
         };
@@ -147,7 +147,7 @@ impl Union {
         let is_below = {
             let state = self.read();
             match state.presence(ino) {
-                Ok(Presence::Row(row)) => row.kind == Kind::File && row.data == DataPlace::Lower,
+                Ok(Presence::Row(row)) => row.kind == Kind::File && row.data != DataPlace::Upper,
                 Ok(Presence::Orphan(orphan)) => orphan.file.is_none(),
                 Ok(Presence::Lower) => true,
                 // The change itself reports it.

@@ -359,7 +359,8 @@ pub(super) fn row_inode(row: &InodeRow) -> LayerInode {
         content: match row.data {
             DataPlace::Upper => HeldIn::ThisLayer,
             DataPlace::Lower if row.kind == Kind::File => HeldIn::LowerLayer,
-            DataPlace::Lower => HeldIn::ThisLayer,
+            DataPlace::Committed if row.kind == Kind::File => HeldIn::Images,
+            DataPlace::Lower | DataPlace::Committed => HeldIn::ThisLayer,
         },
         xattrs: if row.owns_xattrs {
             HeldIn::ThisLayer

@@ -19,13 +19,6 @@ pub enum Error {
     /// The upper directory failed.
     #[error("upper directory: {0}")]
     Upper(std::io::Error),
-    /// Changes are in several layers: a commit is running or was interrupted, or there is a
-    /// checkpoint.
-    #[error(
-        "changes are in several layers, after a checkpoint, an undo or an interrupted commit; \
-         commit, or discard everything"
-    )]
-    CommitUnfinished,
     /// A path cannot be discarded alone: its directory was removed, and another object is at the
     /// path of the directory.
     #[error("{0:?} was in a directory that was removed and replaced; name the directory instead")]

@@ -26,6 +26,8 @@ pub(crate) enum HeldIn {
     ThisLayer,
     /// The next layer below that has the object.
     LowerLayer,
+    /// The images. Frozen uppers do not count.
+    Images,
 }
 
 /// An object in a layer.

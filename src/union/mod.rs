@@ -266,8 +266,8 @@ impl Union {
             let state = self.read();
             match state.presence(ino)? {
                 Presence::Lower => (None, state.lower.clone()),
-                Presence::Row(row) if row.kind == Kind::File && row.data == DataPlace::Lower => {
-                    (Some(row_attr(row)), state.lower.clone())
+                Presence::Row(row) if row.kind == Kind::File && row.data != DataPlace::Upper => {
+                    (Some(row_attr(row)), state.below(row))
                 }
                 Presence::Row(row) => return state.row_attr(ino, row),
                 Presence::Orphan(orphan) if orphan.row.kind == Kind::File => match &orphan.file {
@@ -344,6 +344,14 @@ impl State {
         })
     }
 
+    /// Returns the layers that have the content of an object which is not in the writable layer.
+    fn below(&self, row: &InodeRow) -> Arc<LowerStack> {
+        match row.data {
+            DataPlace::Committed => self.lower.committed(),
+            DataPlace::Lower | DataPlace::Upper => self.lower.clone(),
+        }
+    }
+
     fn row_attr(&self, ino: Ino, row: &InodeRow) -> Result<Attr> {
         let mut attr = row_attr(row);
         if row.kind == Kind::File {
@@ -361,8 +369,9 @@ impl State {
                     )?;
                     stat_into(&mut attr, &stat);
                 }
-                DataPlace::Lower => {
-                    let below = self.lower.attr(ino)?.ok_or(Error::Posix(Errno::ESTALE))?;
+                DataPlace::Lower | DataPlace::Committed => {
+                    let below = self.below(row).attr(ino)?;
+                    let below = below.ok_or(Error::Posix(Errno::ESTALE))?;
                     attr = attr.with_content_of(&below);
                 }
             }

@@ -217,7 +217,7 @@ impl Union {
             match state.presence(ino)? {
                 Presence::Lower => (state.lower.clone(), false),
                 // Its size is in a lower layer.
-                Presence::Row(row) if row.data == DataPlace::Lower => (state.lower.clone(), true),
+                Presence::Row(row) if row.data != DataPlace::Upper => (state.below(row), true),
                 Presence::Row(_) | Presence::Orphan(_) => return Ok(()),
             }
         };

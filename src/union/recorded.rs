@@ -74,21 +74,4 @@ impl Union {
     pub(crate) fn load_rows(&self) -> Result<()> {
         self.read().delta.load()
     }
-
-    /// Makes a recorded layer that is frozen below an empty writable layer writable again. Its
-    /// operations can no longer be undone. Does nothing if there are other frozen layers.
-    pub(crate) fn thaw(&self) -> Result<()> {
-        let layer = {
-            let state = self.read();
-            match state.lower.frozen() {
-                [only] if state.delta.is_empty() => only.id,
-                _ => return Ok(()),
-            }
-        };
-        if self.db.is_recorded(layer)? {
-            self.db.forget_recorded(&[layer])?;
-            self.unrotate()?;
-        }
-        Ok(())
-    }
 }

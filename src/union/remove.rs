@@ -155,7 +155,7 @@ impl Union {
                 }
                 None
             }
-            _ => None,
+            DataPlace::Upper | DataPlace::Lower | DataPlace::Committed => None,
         };
         let xattrs = if row.owns_xattrs {
             state.delta.xattrs(ino)?.cloned().unwrap_or_default()
@@ -165,7 +165,7 @@ impl Union {
         Ok(Some(Orphan {
             row: row.clone(),
             file,
-            lower: state.lower.clone(),
+            lower: state.below(row),
             xattrs,
         }))
     }

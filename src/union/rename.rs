@@ -153,7 +153,7 @@ impl Union {
         let old_row = state.row(ino, || Some((dir, Box::from(name))))?;
         let mut row = old_row.clone();
         let content_moves = is_dir || row.place.is_none() || row.is_placed_at(dir, name);
-        if content_moves && (is_dir || row.data == DataPlace::Lower || row.place.is_some()) {
+        if content_moves && (is_dir || row.data != DataPlace::Upper || row.place.is_some()) {
             row.place = Some((new_dir, Box::from(new_name)));
         }
         row.ctime = now;
@@ -394,7 +394,7 @@ impl State {
         let mut row = self.row(from.ino, || Some((from.dir, Box::from(from.name))))?;
         let is_placed = row.place.is_some();
         let content_moves = !is_placed || row.is_placed_at(from.dir, from.name);
-        if content_moves && (is_placed || row.data == DataPlace::Lower) {
+        if content_moves && (is_placed || row.data != DataPlace::Upper) {
             row.place = Some((to.dir, Box::from(to.name)));
         }
         row.ctime = now;

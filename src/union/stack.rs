@@ -86,10 +86,15 @@ impl LowerStack {
         }
     }
 
+    /// Returns the images as layers, top first.
+    fn image_layers(&self) -> impl Iterator<Item = &dyn Layer> {
+        self.images.iter().map(|layer| &**layer as &dyn Layer)
+    }
+
     /// Iterates over all layers, top first.
     fn layers(&self) -> impl Iterator<Item = &dyn Layer> {
         let frozen = self.frozen.iter().map(|layer| &**layer as &dyn Layer);
-        frozen.chain(self.images.iter().map(|layer| &**layer as &dyn Layer))
+        frozen.chain(self.image_layers())
     }
 
     /// Looks up a name of a directory.
@@ -107,10 +112,16 @@ impl LowerStack {
     /// Returns the attributes of an object, or `None` if no layer has it.
     pub fn attr(&self, ino: Ino) -> Result<Option<Attr>> {
         let mut found: Option<Attr> = None;
-        for layer in self.layers() {
+        let mut in_images = false;
+        let frozen = self.frozen.len();
+        for (depth, layer) in self.layers().enumerate() {
+            if in_images && depth < frozen {
+                continue;
+            }
             let Some(inode) = layer.inode(ino)? else {
                 continue;
             };
+            in_images |= inode.content == HeldIn::Images;
             let attr = match found.take() {
                 None => inode.attr,
                 Some(above) => above.with_content_of(&inode.attr),
@@ -176,17 +187,18 @@ impl LowerStack {
 
     /// Returns the layer that has the content of a regular file.
     pub(crate) fn content(&self, ino: Ino) -> Result<ContentLayer> {
-        let holds = |layer: &dyn Layer| -> Result<bool> {
-            let inode = layer.inode(ino)?;
-            Ok(inode.is_some_and(|inode| inode.content == HeldIn::ThisLayer))
+        let place = |layer: &dyn Layer| -> Result<Option<HeldIn>> {
+            Ok(layer.inode(ino)?.map(|inode| inode.content))
         };
         for layer in &self.frozen {
-            if holds(&**layer)? {
-                return Ok(ContentLayer::Frozen(layer.clone()));
+            match place(&**layer)? {
+                Some(HeldIn::ThisLayer) => return Ok(ContentLayer::Frozen(layer.clone())),
+                Some(HeldIn::Images) => break,
+                Some(HeldIn::LowerLayer) | None => {}
             }
         }
         for layer in &self.images {
-            if holds(&**layer)? {
+            if place(&**layer)? == Some(HeldIn::ThisLayer) {
                 return Ok(ContentLayer::Image(layer.clone()));
             }
         }

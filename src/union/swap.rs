@@ -71,8 +71,15 @@ impl Union {
         // read. Done before the locks are taken, since it may take long.
         self.read().delta.load()?;
         let _gate = self.gate_exclusive();
-        let mut guard = self.write();
-        let state = &mut *guard;
+        self.freeze_locked(&mut self.write(), publish)
+    }
+
+    /// Freezes the writable layer, whose rows were read. The caller holds the gate exclusively.
+    pub(super) fn freeze_locked<T>(
+        &self,
+        state: &mut State,
+        publish: impl FnOnce(LayerId, Option<LayerId>) -> Result<T>,
+    ) -> Result<T> {
         if state.delta.is_empty() {
             return publish(state.layer, None);
         }
@@ -96,8 +103,11 @@ impl Union {
     /// if an operation refers to the frozen layer, as a checkpoint does.
     pub fn unrotate(&self) -> Result<()> {
         let _gate = self.gate_exclusive();
-        let mut guard = self.write();
-        let state = &mut *guard;
+        self.unrotate_locked(&mut self.write())
+    }
+
+    /// Undoes a rotation. The caller holds the gate exclusively.
+    pub(super) fn unrotate_locked(&self, state: &mut State) -> Result<()> {
         let frozen = state.lower.frozen().first();
         let Some(frozen) = frozen.filter(|_| state.delta.is_empty()) else {
             return Ok(());

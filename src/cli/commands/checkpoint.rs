@@ -10,7 +10,7 @@ use crate::commit::CheckpointOptions;
 ///
 /// Takes milliseconds, since it writes no image: the changes made so far are frozen where they are,
 /// and newer ones go to a new layer. envfs undo moves the newer ones to the trash. The next commit
-/// includes all. Until then, single paths cannot be discarded while there are newer changes.
+/// includes all.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs checkpoint science -m \"before the upgrade\"\n  envfs run science pip install --upgrade numpy\n  envfs undo science"

@@ -161,6 +161,7 @@ impl Sides {
         Ok(match (self.old, self.new) {
             (None, _) => env.service()?.differences(selection)?,
             (Some(revision), None) => env.service()?.differences_since(&Since {
+                command: String::new(),
                 revision,
                 selection: selection.clone(),
             })?,

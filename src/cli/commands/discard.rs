@@ -1,7 +1,6 @@
 //! `envfs discard`
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use clap::Args as ClapArgs;
 
@@ -9,15 +8,13 @@ use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{changes, size};
 use crate::daemon::protocol::{DiscardOptions, Discarded};
-use crate::sys::text::quoted;
-use crate::sys::walk;
 use crate::union::Summary;
 
 /// Discard uncommitted changes, all or those below some paths.
 ///
-/// Restores the committed state, even while the environment is mounted. Asks for confirmation. The
-/// changed files are kept until envfs gc: in the trash if everything is discarded, from which envfs
-/// undo restores them, and in strays/ for single paths (envfs paths shows it).
+/// Restores the committed state, even while the environment is mounted. Asks for confirmation.
+/// envfs undo restores the changes. They are kept until envfs gc, those of single paths also until
+/// a later commit.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs discard\n  envfs discard -y science lib/python3.12/site-packages/numpy"
@@ -54,7 +51,7 @@ impl Args {
             context.output.confirm(&question)?;
         }
         let options = DiscardOptions {
-            selection: selection.clone(),
+            selection,
             command: crate::commit::command_line(),
         };
         let progress = context.output.progress();
@@ -69,34 +66,11 @@ impl Args {
             format!("discarded {}", describe(&discarded.changes))
         };
         context.output.note(format!("{}: {what}", env.name()));
-        if selection.paths.is_empty() {
-            if !discarded.changes.is_empty() {
-                context.output.note("To restore them: envfs undo");
-            }
-            return Ok(());
-        }
-        let strays = env.environment.layout().strays();
-        let found = &discarded.changes;
-        if found.added.entries + found.modified.entries + found.touched.entries > 0
-            && has_files(&strays)
-        {
-            context.output.note(format!(
-                "Their files are kept in {} until envfs gc",
-                quoted(&strays)
-            ));
+        if !discarded.changes.is_empty() {
+            context.output.note("To restore them: envfs undo");
         }
         Ok(())
     }
-}
-
-/// Returns whether the directory contains any file. Removals and changes of attributes leave none.
-fn has_files(dir: &Path) -> bool {
-    let mut found = false;
-    walk::for_each_file(dir, &mut |meta| {
-        found = meta.is_file();
-        !found
-    });
-    found
 }
 
 fn describe(summary: &Summary) -> String {

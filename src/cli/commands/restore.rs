@@ -16,8 +16,8 @@ use crate::union::{Restored, Tally};
 ///
 /// The restored files are ordinary uncommitted changes: look at them with `envfs diff`, then commit
 /// or discard them. Restores directories with everything below them, and removes what did not exist
-/// in the revision. All paths change at once, even while the environment is used. Uncommitted
-/// content that is replaced is kept until envfs gc, in strays/ (envfs paths).
+/// in the revision. All paths change at once, even while the environment is used. envfs undo takes
+/// it back.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs restore science lib/python3.12/site-packages/numpy --from 3\n  envfs restore etc/app.ini bin/tool --from before-upgrade\n\nenvfs rollback restores a whole revision."
@@ -57,6 +57,7 @@ impl Args {
         let service = env.service()?;
         let progress = context.output.progress();
         let from = Since {
+            command: crate::commit::command_line(),
             revision,
             selection,
         };

@@ -48,7 +48,7 @@ pub use revisions::Difference;
 pub(crate) use revisions::between;
 pub use summary::{Summary, Tally};
 pub(super) use tree::{Counted, Tree};
-pub(super) use view::View;
+pub(super) use view::{View, rows_of};
 
 /// A name in a directory.
 pub(crate) type Entry = (Ino, Box<[u8]>);

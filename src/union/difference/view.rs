@@ -84,14 +84,16 @@ pub(crate) trait View: Content {
 }
 
 /// Returns the rows of an object in upper layers, the topmost first.
-fn rows_of<'a>(deltas: &[&'a Delta], ino: Ino) -> Result<Vec<&'a InodeRow>> {
+pub(in crate::union) fn rows_of<'a>(deltas: &[&'a Delta], ino: Ino) -> Result<Vec<&'a InodeRow>> {
     let rows = deltas.iter().map(|delta| delta.inode(ino));
     rows.filter_map(Result::transpose).collect()
 }
 
 /// Returns true if a file has new content, or is another object than the committed one.
 fn has_own_content(deltas: &[&Delta], ino: Ino, committed: Ino) -> Result<bool> {
-    Ok(ino != committed || rows_of(deltas, ino)?.into_iter().any(has_file))
+    let mut rows = rows_of(deltas, ino)?.into_iter();
+    let decides = rows.find(|row| row.data != DataPlace::Lower);
+    Ok(ino != committed || decides.is_some_and(has_file))
 }
 
 /// Returns true if an object has new xattrs, or is another one than the committed one.
@@ -105,7 +107,7 @@ fn place_in_rows(deltas: &[&Delta], ino: Ino) -> Result<Option<Entry>> {
 }
 
 impl State {
-    fn deltas(&self) -> Vec<&Delta> {
+    pub(in crate::union) fn deltas(&self) -> Vec<&Delta> {
         let frozen = self.lower.frozen().iter().map(|layer| layer.delta());
         std::iter::once(&self.delta).chain(frozen).collect()
     }
@@ -126,7 +128,8 @@ impl Content for State {
                 buffer.truncate(got);
                 Ok(Box::new(buffer))
             }
-            _ => self.lower.read(ino, offset, len),
+            Presence::Row(row) => self.below(row).read(ino, offset, len),
+            Presence::Orphan(_) | Presence::Lower => self.lower.read(ino, offset, len),
         }
     }
 
@@ -135,7 +138,8 @@ impl Content for State {
             Presence::Row(row) if row.data == DataPlace::Upper => {
                 seek_file(&*self.file(ino, row)?, offset, SeekTarget::Data)
             }
-            _ => self.lower.seek(ino, offset, SeekTarget::Data),
+            Presence::Row(row) => self.below(row).seek(ino, offset, SeekTarget::Data),
+            Presence::Orphan(_) | Presence::Lower => self.lower.seek(ino, offset, SeekTarget::Data),
         }
     }
 }

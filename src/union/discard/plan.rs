@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use super::super::difference::{Counted, Edits, Entry, Tree, is_among, is_committed_dir};
 use super::super::stack::LowerStack;
 use super::super::{Error, Result, State};
+use super::{Known, flat_row};
 use crate::object::{Ino, Kind};
 
 /// The names to remove, and the effect on objects.
@@ -216,7 +217,10 @@ impl Planner<'_> {
             self.pending.extend(all);
             return Ok(());
         };
-        let names = self.state.delta.inode(ino)?.map_or(0, |row| row.nlink);
+        let names = match flat_row(self.state, self.base, self.edits, ino)? {
+            Known::Row(row) => row.nlink,
+            Known::Nameless | Known::Committed => 0,
+        };
         if before.kind != Kind::Directory && names as usize > links.len() {
             return Ok(());
         }
@@ -327,8 +331,15 @@ impl Planner<'_> {
         let mut reset = BTreeSet::new();
         // Files of which not all names are known yet.
         let mut unknown = HashSet::new();
-        for (ino, row) in self.state.delta.inodes()? {
+        let mut objects = BTreeSet::new();
+        for delta in self.state.deltas() {
+            objects.extend(delta.inodes()?.map(|(ino, _)| ino));
+        }
+        for ino in objects {
             let Some(before) = self.base.attr(ino)? else {
+                continue;
+            };
+            let Known::Row(row) = flat_row(self.state, self.base, self.edits, ino)? else {
                 continue;
             };
             let mut is_selected = false;

@@ -1,114 +1,148 @@
 //! The changes of rows when changes are discarded.
+//!
+//! The uppers with the changes are frozen, so names and objects get rows in the empty writable
+//! layer that say again what was committed. Content is not copied: a row can refer to that of the
+//! images ([`DataPlace::Committed`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::super::delta::{row_attr, row_from};
 use super::super::difference::{Entry, is_committed_dir};
-use super::super::stack::LowerStack;
-use super::super::{Result, State};
-use super::physical::Physical;
+use super::super::stack::{ContentLayer, LowerStack};
+use super::super::{Result, State, Xattr};
 use super::plan::Plan;
+use super::{Known, flat_row};
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, RowChange};
 
-/// Returns the changes of rows that a plan requires, and the changes of files to apply after them.
+/// Returns the changes of rows that a plan requires. The writable layer has none yet.
 pub(super) fn changes_of(
     plan: &Plan,
     state: &State,
     base: &LowerStack,
-) -> Result<(Vec<RowChange<'static>>, Physical)> {
-    let is_written = |(dir, name): &Entry| {
-        // All rows were read to make the plan.
-        let entries = state.delta.dir(*dir).ok().flatten();
-        entries.is_some_and(|entries| entries.get(name).is_some())
-    };
-    let kept = plan
-        .edits
-        .rows()
-        .filter(|(entry, _)| !plan.removed.contains(*entry) && is_written(entry));
-    let kept = kept.filter_map(|(_, row)| row.target);
+) -> Result<Vec<RowChange<'static>>> {
     let mut changes = Changes {
         plan,
         state,
         base,
-        named: kept.chain(plan.relinked.values().copied()).collect(),
+        entries: BTreeMap::new(),
+        named: HashMap::new(),
         relinked: plan
             .relinked
             .iter()
             .map(|(entry, ino)| (*ino, entry))
             .collect(),
         rows: Vec::new(),
-        physical: Physical::default(),
     };
     for entry in &plan.removed {
-        let (dir, name) = (entry.0, entry.1.to_vec());
-        if let Some(ino) = plan.relinked.get(entry) {
-            changes
-                .rows
-                .push(RowChange::put_entry(dir, name, Some(*ino)));
-        } else if is_written(entry) {
-            changes.rows.push(RowChange::drop_entry(dir, name));
+        if !plan.deleted.contains(&entry.0) {
+            let committed = match plan.relinked.get(entry) {
+                Some(ino) => Some(*ino),
+                None if is_committed_dir(base, entry.0)? => base.lookup(entry.0, &entry.1)?,
+                None => None,
+            };
+            changes.name(entry.clone(), committed)?;
         }
     }
-    for ino in plan.touched() {
-        let row = state.delta.inode(ino)?;
-        if plan.deleted.contains(&ino) {
-            if let Some(row) = row {
-                changes.delete(ino, row)?;
-            }
-            continue;
-        }
-        match (row, base.attr(ino)?) {
-            (Some(row), before) if row.kind == Kind::Directory => {
-                changes.update_directory(ino, row, before)?;
-            }
-            // Restored with all its content.
-            (None, Some(before)) if before.kind == Kind::Directory => {
-                if let Some(place) = changes.relinked.get(&ino) {
-                    let row = row_from(&before, None, Some((*place).clone()));
-                    changes.rows.push(RowChange::put_inode(ino, row));
-                }
-            }
-            (row, Some(before)) if plan.reset.contains(&ino) => {
-                changes.reset(ino, row, &before)?;
-            }
-            (Some(row), before) => changes.update_names(ino, row, before.as_ref())?,
-            (None, Some(before)) => changes.reset(ino, None, &before)?,
-            (None, None) => {}
+    for dir in plan.restored_names.keys() {
+        if is_committed_dir(base, *dir)? && !plan.edits.is_reachable(*dir) {
+            changes.refill(*dir)?;
         }
     }
-    Ok((changes.rows, changes.physical))
+    let mut objects = plan.touched();
+    objects.extend(changes.named.keys());
+    for ino in objects {
+        if !plan.deleted.contains(&ino) {
+            changes.object(ino)?;
+        }
+    }
+    let names = changes.entries.into_iter();
+    let names = names.map(|((dir, name), target)| RowChange::put_entry(dir, name.to_vec(), target));
+    let mut all: Vec<RowChange<'static>> = names.collect();
+    all.extend(changes.rows);
+    Ok(all)
 }
 
 struct Changes<'a> {
     plan: &'a Plan,
     state: &'a State,
     base: &'a LowerStack,
-    /// Objects with names in the writable layer afterwards. They need a row, because it has their
+    /// Names that get a row.
+    entries: BTreeMap<Entry, Option<Ino>>,
+    /// Objects to which one of these leads, and the name. They need a row, because it has their
     /// kind.
-    named: HashSet<Ino>,
+    named: HashMap<Ino, Entry>,
     /// The places of committed objects in new directories.
     relinked: HashMap<Ino, &'a Entry>,
     rows: Vec<RowChange<'static>>,
-    physical: Physical,
 }
 
 impl Changes<'_> {
-    /// Removes the rows of a new object that loses its last name.
-    fn delete(&mut self, ino: Ino, row: &InodeRow) -> Result<()> {
-        self.physical.remove(self.state, ino, row)?;
-        self.rows.push(RowChange::DropInode(ino));
-        self.rows.push(RowChange::DropXattrs(ino));
-        if row.kind == Kind::Directory {
-            self.rows.push(RowChange::DropEntriesOf(ino));
+    /// Makes a name lead to an object, or to none.
+    fn name(&mut self, entry: Entry, target: Option<Ino>) -> Result<()> {
+        if self.state.lower.lookup(entry.0, &entry.1)? == target {
+            return Ok(());
+        }
+        if let Some(ino) = target {
+            self.named.entry(ino).or_insert_with(|| entry.clone());
+        }
+        self.entries.insert(entry, target);
+        Ok(())
+    }
+
+    /// Gives a directory that was removed its committed names. What frozen layers say of them shows
+    /// again with the directory.
+    fn refill(&mut self, dir: Ino) -> Result<()> {
+        let committed = self.base.list(dir)?;
+        for (name, ino, _) in committed.iter() {
+            self.name((dir, Box::from(name)), Some(ino))?;
+        }
+        for (name, ..) in self.state.lower.list(dir)?.iter() {
+            if committed.find(name).is_none() {
+                self.name((dir, Box::from(name)), None)?;
+            }
         }
         Ok(())
     }
 
+    fn object(&mut self, ino: Ino) -> Result<()> {
+        let before = self.base.attr(ino)?;
+        let row = match flat_row(self.state, self.base, &self.plan.edits, ino)? {
+            Known::Row(row) => Some(row),
+            Known::Nameless | Known::Committed => None,
+        };
+        match (row, before) {
+            (Some(row), before) if row.kind == Kind::Directory => {
+                self.update_directory(ino, row, before)
+            }
+            (None, None) => Ok(()),
+            (None, Some(before)) if before.kind == Kind::Directory => self.put(ino, None),
+            (None, Some(before)) => self.reset(ino, None, &before),
+            (Some(row), Some(before)) if self.plan.reset.contains(&ino) => {
+                self.reset(ino, Some(&row), &before)
+            }
+            (Some(mut row), _) => {
+                row.nlink = self.nlink(ino, Some(&row));
+                self.put(ino, Some(row))
+            }
+        }
+    }
+
+    /// Resets the attributes and content of a committed object that is not a directory.
+    fn reset(&mut self, ino: Ino, row: Option<&InodeRow>, before: &Attr) -> Result<()> {
+        let nlink = self.nlink(ino, row);
+        if nlink == before.nlink {
+            return self.put(ino, None);
+        }
+        let mut new = self.committed_row(ino, before)?;
+        new.nlink = nlink;
+        self.put(ino, Some(new))
+    }
+
     /// Updates the row of a directory that stays, new or committed.
-    fn update_directory(&mut self, ino: Ino, row: &InodeRow, before: Option<Attr>) -> Result<()> {
+    fn update_directory(&mut self, ino: Ino, row: InodeRow, before: Option<Attr>) -> Result<()> {
         let (plan, edits) = (self.plan, &self.plan.edits);
-        let mut new = row.clone();
+        let mut new = row;
         for (_, name) in edits
             .within(ino)
             .filter(|(at, _)| plan.removed.contains(*at))
@@ -125,93 +159,119 @@ impl Changes<'_> {
             }
         }
         let Some(before) = before else {
-            self.rows.push(RowChange::put_inode(ino, new));
-            return Ok(());
+            return self.put(ino, Some(new));
         };
         let committed = self.base.parent(ino)?;
-        let place = match self.relinked.get(&ino) {
-            Some(place) => Some((*place).clone()),
-            None => committed.clone(),
-        };
         if plan.lost_names.contains_key(&ino) {
-            if let (Some(from), Some(to)) = (&row.place, &place) {
-                self.physical.move_dir(self.state, ino, from, to)?;
-            }
-            new.place = place;
+            new.place = match self.relinked.get(&ino) {
+                Some(place) => Some((*place).clone()),
+                None => committed.clone(),
+            };
         }
         let has_edits = edits.within(ino).any(|(at, _)| !plan.removed.contains(at));
         if plan.reset.contains(&ino) {
             (new.mode, new.uid, new.gid) = (before.mode, before.uid, before.gid);
             new.owns_xattrs = false;
-            self.rows.push(RowChange::DropXattrs(ino));
             if !has_edits {
                 (new.atime, new.mtime, new.ctime) = (before.atime, before.mtime, before.ctime);
             }
         }
         let is_same = (new.mode, new.uid, new.gid) == (before.mode, before.uid, before.gid);
         let is_at_committed_place = new.place == committed || ino == Ino::ROOT;
-        self.rows.push(
-            if !has_edits && is_same && !new.owns_xattrs && is_at_committed_place {
-                RowChange::DropInode(ino)
-            } else {
-                RowChange::put_inode(ino, new)
-            },
-        );
-        Ok(())
+        let is_committed = !has_edits && is_same && !new.owns_xattrs && is_at_committed_place;
+        self.put(ino, (!is_committed).then_some(new))
     }
 
-    /// Returns the link count of an object that is not a directory. An object without a row that
-    /// changes has lost all its names.
+    /// Returns the link count of an object that is not a directory.
     fn nlink(&self, ino: Ino, row: Option<&InodeRow>) -> u32 {
         let count = |names: &HashMap<Ino, u32>| names.get(&ino).copied().unwrap_or(0);
         (row.map_or(0, |row| row.nlink) + count(&self.plan.restored_names))
             .saturating_sub(count(&self.plan.lost_names))
     }
 
-    /// Resets the attributes and content of a committed object that is not a directory.
-    fn reset(&mut self, ino: Ino, row: Option<&InodeRow>, before: &Attr) -> Result<()> {
-        if let Some(row) = row {
-            self.physical.remove(self.state, ino, row)?;
-            self.rows.push(RowChange::DropXattrs(ino));
-            self.rows.push(RowChange::DropInode(ino));
-        }
-        let nlink = self.nlink(ino, row);
-        if nlink != before.nlink || self.named.contains(&ino) {
-            let target = match before.kind {
-                Kind::Symlink => Some(self.base.read_link(ino)?),
-                _ => None,
-            };
-            let mut new = row_from(before, target, None);
-            new.nlink = nlink;
-            self.rows.push(RowChange::put_inode(ino, new));
-        }
-        Ok(())
+    /// The row of an object as it was committed.
+    fn committed_row(&self, ino: Ino, before: &Attr) -> Result<InodeRow> {
+        let target = match before.kind {
+            Kind::Symlink => Some(self.base.read_link(ino)?),
+            _ => None,
+        };
+        let place = match before.kind {
+            Kind::Directory => match self.relinked.get(&ino) {
+                Some(place) => Some((*place).clone()),
+                None => self.base.parent(ino)?,
+            },
+            _ => None,
+        };
+        Ok(row_from(before, target, place))
     }
 
-    /// Updates the row of an object that is not a directory, of which only names change.
-    fn update_names(&mut self, ino: Ino, row: &InodeRow, before: Option<&Attr>) -> Result<()> {
-        let mut new = row.clone();
-        new.nlink = self.nlink(ino, Some(row));
-        if let Some(place) = &row.place
-            && self.plan.removed.contains(place)
-        {
-            self.physical.detach(self.state, ino, row)?;
-            new.place = None;
+    /// Gives an object a row, or the committed state without one, unless it has that already.
+    /// `new` says where the content is as if there were one upper.
+    fn put(&mut self, ino: Ino, new: Option<InodeRow>) -> Result<()> {
+        let is_named = self.named.contains_key(&ino);
+        let is_mentioned = !self.state.rows_of(ino)?.is_empty();
+        let mut row = match new {
+            Some(new) => new,
+            None if !is_named && !is_mentioned => return Ok(()),
+            None => {
+                let before = self.base.attr(ino)?;
+                self.committed_row(ino, &before.ok_or(nix::errno::Errno::ESTALE)?)?
+            }
+        };
+        let current: Vec<Xattr> = sorted(self.state.lower.xattrs(ino)?);
+        let wanted = match row.owns_xattrs {
+            true => current.clone(),
+            false => sorted(self.base.xattrs(ino)?),
+        };
+        row.owns_xattrs = wanted != current;
+        row.backing_ino = 0;
+        if row.kind == Kind::File {
+            let is_frozen = || -> Result<bool> {
+                let layer = self.state.lower.content(ino)?;
+                Ok(matches!(layer, ContentLayer::Frozen(_)))
+            };
+            row.data = match row.data {
+                DataPlace::Upper => DataPlace::Lower,
+                DataPlace::Lower | DataPlace::Committed if is_frozen()? => DataPlace::Committed,
+                DataPlace::Lower | DataPlace::Committed => DataPlace::Lower,
+            };
+        } else {
+            row.data = DataPlace::Lower;
         }
-        let is_pristine = before.is_some_and(|before| {
-            let now = row_attr(row);
-            row.data == DataPlace::Lower
-                && !row.owns_xattrs
-                && new.nlink == before.nlink
-                && (now.mode, now.uid, now.gid, now.mtime)
-                    == (before.mode, before.uid, before.gid, before.mtime)
-        });
-        self.rows
-            .push(if is_pristine && !self.named.contains(&ino) {
-                RowChange::DropInode(ino)
-            } else {
-                RowChange::put_inode(ino, new)
-            });
+        if row.kind != Kind::Directory {
+            let is_removed = |place: &Entry| self.plan.removed.contains(place);
+            row.place = row.place.filter(|place| !is_removed(place));
+            if row.place.is_none() {
+                row.place = self.named.get(&ino).cloned();
+            }
+        }
+        if !is_named && !row.owns_xattrs && row.data == DataPlace::Lower {
+            let now = self.state.lower.attr(ino)?;
+            let place = self
+                .state
+                .rows_of(ino)?
+                .first()
+                .map(|top| top.place.clone());
+            let is_placed = row.kind != Kind::Directory || place == Some(row.place.clone());
+            if is_placed && now.is_some_and(|now| row_attr(&row).with_content_of(&now) == now) {
+                return Ok(());
+            }
+        }
+        self.rows.push(RowChange::put_inode(ino, row.clone()));
+        if row.owns_xattrs {
+            for (name, value) in wanted {
+                self.rows.push(RowChange::PutXattr {
+                    ino,
+                    name: name.into_vec().into(),
+                    value: value.into_vec().into(),
+                });
+            }
+        }
         Ok(())
     }
+}
+
+fn sorted(mut all: Vec<Xattr>) -> Vec<Xattr> {
+    all.sort_unstable();
+    all
 }

@@ -3,11 +3,13 @@
 //! Objects of the revision become new objects of the view, ordinary uncommitted changes. Their
 //! content is copied to `work` first, without a lock on the view, and is durable before a row
 //! refers to it. Then one transaction changes all names: readers, and a crash, see either the old
-//! or the restored paths. Content of uncommitted files that were replaced is moved to the strays.
+//! or the restored paths. The uppers are frozen before that: they are the state to which an undo
+//! returns.
 //!
 //! Directories that exist in both stay and are merged name by name. An object that is certainly the
 //! same stays as well, so the cost follows the difference below the paths.
 
+mod physical;
 mod rows;
 
 use std::collections::HashMap;
@@ -21,6 +23,7 @@ use super::{Change, ChangeKind, Invalidation, LowerStack, Result, Tally, Union, 
 use crate::fault;
 use crate::object::Ino;
 use crate::squashfs::reader::Shared;
+use crate::state::{LayerId, RowChange};
 use crate::sys::durable;
 use crate::union::ImageLayer;
 use rows::{Rows, Then};
@@ -87,7 +90,8 @@ pub(super) struct Copied {
 impl Union {
     /// Restores paths (without a leading slash; the empty path is the root), with everything below
     /// them. The stack must not change meanwhile. Returns what was restored, and what the kernel
-    /// must forget.
+    /// must forget. `record` changes rows of the writable layer in the database, together with what
+    /// else belongs to the operation. It is not called if nothing has to change.
     ///
     /// [`Error::Replaced`](super::Error::Replaced) if a path would be in something that is no
     /// directory. Nothing changes then.
@@ -95,10 +99,14 @@ impl Union {
         &self,
         source: &Source<'_>,
         paths: &[Vec<u8>],
+        record: impl FnOnce(LayerId, &[RowChange<'_>]) -> Result<()>,
     ) -> Result<(Restored, Vec<Invalidation>)> {
+        // What it was before, to which an undo returns.
+        self.rotate()?;
+        fault::point("restore.frozen");
         let stack = LowerStack::new(Vec::new(), vec![source.image.clone()]);
         let mut staged = Staged::new();
-        let done = self.restore_staged(source, &stack, paths, &mut staged);
+        let done = self.restore_staged(source, &stack, paths, &mut staged, record);
         let used = done
             .as_ref()
             .map_or(&[][..], |(_, _, used)| used.as_slice());
@@ -107,6 +115,9 @@ impl Union {
             if let Err(error) = upper.unstage(copy.ino) {
                 tracing::warn!(%error, "cannot remove a copy from work; the next open does");
             }
+        }
+        if done.as_ref().is_err() || done.as_ref().is_ok_and(|(_, stale, _)| stale.is_empty()) {
+            self.unrotate()?;
         }
         done.map(|(restored, stale, _)| (restored, stale))
     }
@@ -117,6 +128,7 @@ impl Union {
         stack: &LowerStack,
         paths: &[Vec<u8>],
         staged: &mut Staged,
+        record: impl FnOnce(LayerId, &[RowChange<'_>]) -> Result<()>,
     ) -> Result<(Restored, Vec<Invalidation>, Vec<Ino>)> {
         let current = self.lower();
         let shared = match current.images() {
@@ -157,7 +169,9 @@ impl Union {
         if plan.changes.is_empty() {
             return Ok((restored, Vec::new(), used));
         }
-        self.change(state, &plan.changes)?;
+        let layer = state.layer;
+        let changes = &plan.changes;
+        state.delta.change(changes, || record(layer, changes))?;
         fault::point("restore.flipped");
         self.was_discarded.store(true, Ordering::Relaxed);
         state.orphans.extend(plan.orphans);

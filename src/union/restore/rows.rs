@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::delta::row_from;
 use super::super::difference::{Entry, View, is_committed_dir, kept};
-use super::super::discard::Physical;
 use super::super::{Error, ImageLayer, LowerStack, Orphan, Result, State, Union, Xattr};
+use super::physical::Physical;
 use super::{Restored, Staged};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::squashfs::reader::Shared;

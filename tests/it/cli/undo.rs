@@ -170,29 +170,45 @@ fn log_all_lists_operations_and_gc_empties_the_trash() {
 }
 
 #[test]
-fn paths_can_be_discarded_after_an_undo() {
-    let Some(env) = changed() else { return };
-    let prefix = env.prefix("e");
-    env.envfs(&["commit", "-q", "e"]).ok();
-    env.envfs(&["undo", "e"]).ok();
-    env.envfs(&["discard", "-y", "e", "new"]).ok();
-    assert!(!prefix.join("new").exists());
-    assert_eq!(
-        fs::read(prefix.join("lib/c.txt")).unwrap(),
-        b"gamma\ndelta\n"
-    );
-    env.envfs(&["undo", "e"]).fails(4, &["strays"]);
-    // With changes above a checkpoint, both would have to change.
-    env.envfs(&["checkpoint", "e"]).ok();
-    fs::write(prefix.join("newer"), "").unwrap();
-    env.envfs(&["discard", "-y", "e", "newer"])
-        .fails(5, &["several layers"]);
-    env.envfs(&["undo", "e"]).ok();
-    assert!(!prefix.join("newer").exists());
+fn undo_takes_back_a_discard_of_paths_over_any_layers() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        let prefix = env.mount("e");
+        let sh = |script: &str| {
+            env.sh(&format!("cd '{}' && {script}", prefix.display()))
+                .ok()
+        };
+        let first = seen(&env, &prefix);
+        sh("echo new >new && echo more >>lib/a.txt && mv lib/deep moved && chmod 700 bin/tool");
+        env.envfs(&["checkpoint", "e"]).ok();
+        sh("echo newer >newer && echo again >>lib/a.txt && rm bin/tool && ln new lib/link2");
+        let before = seen(&env, &prefix);
+        env.envfs(&["discard", "-y", "e", "lib", "bin", "newer"])
+            .ok();
+        sh("! test -e newer && ! test -e moved && test -e lib/deep && ! test -e lib/link2");
+        assert_ne!(seen(&env, &prefix), before);
+        let log = env.envfs(&["log", "--all", "--json", "e"]).ok().json();
+        assert_eq!(log[0]["kind"], "discard-paths");
+        assert_eq!(log[0]["undoable"], true, "{log}");
+        env.envfs(&["unmount", "e"]).ok();
+        let said = env.envfs(&["undo", "e"]).ok();
+        assert!(said.err.contains("(discard-paths)"), "{said}");
+        env.mount("e");
+        assert_eq!(seen(&env, &prefix), before, "undone");
+        env.envfs(&["undo", "e"]).ok();
+        env.envfs(&["discard", "-y", "e", "new"]).ok();
+        assert_eq!(seen(&env, &prefix), first, "nothing is left");
+        assert_eq!(env.envfs(&["diff", "e"]).ok().out, "");
+        env.verify("e");
+        env.envfs(&["commit", "e"]).ok();
+        assert_eq!(seen(&env, &prefix), first, "committed");
+        env.verify("e");
+        env.envfs(&["unmount", "e"]).ok();
+    }
 }
 
 #[test]
-fn undo_refuses_to_take_back_what_was_before_a_restore_of_paths() {
+fn undo_takes_back_a_restore_of_paths_and_then_what_was_before_it() {
     let Some(env) = TestEnv::new() else { return };
     let name = "e";
     env.envfs(&["create", name]).ok();
@@ -201,13 +217,18 @@ fn undo_refuses_to_take_back_what_was_before_a_restore_of_paths() {
         fs::write(prefix.join("file"), content).unwrap();
         env.envfs(&["commit", "-m", content, name]).ok();
     }
+    fs::write(prefix.join("other"), "uncommitted").unwrap();
+    let before = read(&prefix);
     let path = prefix.join("file");
     let path = path.to_str().unwrap();
     env.envfs(&["restore", "--from", "2", path]).ok();
     assert_eq!(fs::read(path).unwrap(), b"one");
-    env.envfs(&["undo", name])
-        .fails(4, &["restore-paths", "envfs discard"]);
-    assert_eq!(fs::read(path).unwrap(), b"one");
-    env.envfs(&["discard", "-y", path]).ok();
+    let log = env.envfs(&["log", "--all", "--json", name]).ok().json();
+    assert!(log[0]["command"].as_str().unwrap().contains("restore"));
+    env.envfs(&["undo", name]).ok();
+    assert_is(&before, &prefix, "the restore is undone");
+    env.envfs(&["undo", "--operation", "2", name]).ok();
     assert_eq!(fs::read(path).unwrap(), b"two");
+    let status = env.envfs(&["status", "--json", name]).ok().json();
+    assert_eq!(status["revision"], 2, "the commit is undone");
 }

@@ -42,6 +42,7 @@ fn every_fault_point_belongs_to_a_tested_operation() {
             "relocate",
             "commit",
             "discard",
+            "discard-paths",
             "rollback",
             "restore",
             "undo",
@@ -173,7 +174,15 @@ fn check_kill_at(
 }
 
 fn check_kill_everywhere(words: &[&str], prepare: impl Fn(&TestEnv, &Path) -> Tree + Copy) {
-    for point in points(words[0]) {
+    check_kill_at_points_of(words[0], words, prepare);
+}
+
+fn check_kill_at_points_of(
+    operation: &str,
+    words: &[&str],
+    prepare: impl Fn(&TestEnv, &Path) -> Tree + Copy,
+) {
+    for point in points(operation) {
         for is_mounted in [true, false] {
             check_kill_at(words, point, is_mounted, prepare);
         }
@@ -219,6 +228,41 @@ fn rollback_is_atomic_at_every_fault_point() {
     });
 }
 
+/// Returns the tree with `lib` and `bin` as in another one.
+fn with_lib_of(first: Tree, prefix: &Path) -> Tree {
+    let is_restored = |path: &Path| path.starts_with("lib") || path.starts_with("bin");
+    let mut new = tree::read(prefix);
+    new.retain(|path, _| !is_restored(path));
+    new.extend(first.into_iter().filter(|(path, _)| is_restored(path)));
+    new
+}
+
+#[test]
+fn discard_of_paths_is_atomic_at_every_fault_point() {
+    let words = ["discard", "-y", "e", "lib", "bin"];
+    for has_checkpoint in [false, true] {
+        check_kill_at_points_of("discard-paths", &words, |env, prefix| {
+            let first = tree::read(prefix);
+            change(prefix, "one");
+            if has_checkpoint {
+                env.envfs(&["checkpoint", "e"]).ok();
+            }
+            change(prefix, "other");
+            with_lib_of(first, prefix)
+        });
+    }
+}
+
+#[test]
+fn undo_of_a_discard_of_paths_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        change(prefix, "one");
+        let new = tree::read(prefix);
+        env.envfs(&["discard", "-y", "e", "lib", "bin"]).ok();
+        new
+    });
+}
+
 #[test]
 fn restore_is_atomic_at_every_fault_point() {
     let words = ["restore", "e", "lib", "bin", "--from", "1"];
@@ -227,11 +271,7 @@ fn restore_is_atomic_at_every_fault_point() {
         change(prefix, "one");
         env.envfs(&["commit", "e"]).ok();
         change(prefix, "other");
-        let is_restored = |path: &Path| path.starts_with("lib") || path.starts_with("bin");
-        let mut new = tree::read(prefix);
-        new.retain(|path, _| !is_restored(path));
-        new.extend(first.into_iter().filter(|(path, _)| is_restored(path)));
-        new
+        with_lib_of(first, prefix)
     });
 }
 

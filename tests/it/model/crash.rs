@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use envfs::object::{Ino, Kind};
+use envfs::state::RowChange;
 use envfs::union::{Creator, NewObject, RenameMode, SetAttr, SetIdBits, Union};
 
 use super::bench::{BLOCK, Bench, copy_tree, noise};
@@ -388,7 +389,10 @@ fn crash_removing_a_directory() {
 }
 
 fn discard(union: &Union, path: &str) {
-    union.discard_paths(&[path.as_bytes().to_vec()]).unwrap();
+    let record = |layer, rows: &[RowChange<'_>]| Ok(union.db().apply(layer, rows)?);
+    union
+        .discard_paths(&[path.as_bytes().to_vec()], record)
+        .unwrap();
 }
 
 #[test]

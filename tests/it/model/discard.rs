@@ -1,7 +1,8 @@
 //! Discarding paths.
 
-use envfs::commit;
+use envfs::commit::{self, UndoOptions};
 use envfs::object::{Ino, Kind};
+use envfs::progress::NoProgress;
 use envfs::union::{RenameMode, Union};
 
 use super::bench::{Bench, noise};
@@ -249,7 +250,7 @@ fn discard_inside_a_directory_replaced_by_a_file_is_refused() {
 }
 
 #[test]
-fn discarded_content_is_kept() {
+fn discarded_content_is_kept_for_an_undo() {
     let bench = Bench::imported();
     let union = bench.union();
     write(union, "big", b"changed");
@@ -258,16 +259,20 @@ fn discarded_content_is_kept() {
     let two = make(union, "a", "first", b"two names");
     union.link(two, find(union, "a"), b"second").unwrap();
     union.unlink(find(union, "a"), b"first").unwrap();
+    let before = Tree::read(union);
     for path in ["big", "a"] {
         discard(&bench, path);
     }
-    let kept = std::fs::read_dir(bench.home().join("strays")).unwrap();
-    let mut kept: Vec<Vec<u8>> = kept
-        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
-        .collect();
-    kept.sort();
-    assert_eq!(kept.len(), 3);
-    assert_eq!(&kept[0][..7], b"changed");
-    assert_eq!(kept[1], b"new with a long name");
-    assert_eq!(kept[2], b"two names");
+    assert_eq!(union.changes().unwrap(), Vec::new());
+    // The committed content is not copied.
+    let layer = union.db().stack().unwrap()[0].id;
+    let files = bench.home().join("layers").join(layer.to_string());
+    assert_eq!(envfs::sys::walk::disk_use(&files.join("upper")).0, 0);
+    assert_eq!(union.lower().frozen().len(), 2);
+    let options = UndoOptions {
+        operation: Some(1),
+        ..UndoOptions::default()
+    };
+    commit::undo(bench.workspace(), &options, &NoProgress).unwrap();
+    before.assert_is(&Tree::read(union));
 }

@@ -121,18 +121,9 @@ impl Machine {
         }
         let path = paths[usize::from(entry) % paths.len()].clone();
         let changed = self.union().changes().unwrap();
-        let layers = self.union().lower().frozen().len();
         let done = commit::discard(self.bench.workspace(), std::slice::from_ref(&path), "");
-        let lower = self.union().lower();
-        let is_tall = !lower.frozen().is_empty();
-        self.forgets |= layers == 1 && !is_tall;
         let (gone, _) = match done {
-            Ok(done) if !is_tall => done,
-            Err(CommitError::Union(Error::CommitUnfinished)) if is_tall => {
-                before.assert_is(&Tree::read(self.union()));
-                return;
-            }
-            Ok(_) => panic!("a path was discarded although changes are in several layers"),
+            Ok(done) => done,
             Err(CommitError::Union(Error::Replaced(_))) => {
                 self.assert_replaced(&path, &before);
                 return;

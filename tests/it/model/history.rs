@@ -164,7 +164,7 @@ impl Machine {
         let db = workspace.db();
         let image = |id| db.revision(id).unwrap().unwrap().image;
         let is_current = image(id) == db.current_revision().unwrap().unwrap().image;
-        if is_current && self.union().lower().frozen().is_empty() {
+        if is_current {
             // This discards the changes of the path.
             return;
         }
@@ -177,7 +177,7 @@ impl Machine {
             return;
         };
         let noted = self.note();
-        let done = commit::restore(&workspace, id, std::slice::from_ref(path));
+        let done = commit::restore(&workspace, id, std::slice::from_ref(path), "");
         let after = Tree::read(self.union());
         match done {
             Ok(_) => {}

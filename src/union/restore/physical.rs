@@ -1,10 +1,9 @@
-//! The changes of files when changes are discarded.
+//! The changes of files of the writable layer when paths are restored.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::super::difference::Entry;
 use super::super::{Error, Result, State};
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow};
@@ -15,7 +14,7 @@ type HostName = (Arc<OwnedFd>, Box<[u8]>);
 /// Changes of files, applied after the rows have changed. The files are found before that, because
 /// their paths depend on the old rows.
 #[derive(Default)]
-pub(in crate::union) struct Physical {
+pub(super) struct Physical {
     /// Content to remove, with its name, or `None` if it is in `work`. Regular files are moved to
     /// the strays directory.
     files: Vec<(Ino, Kind, Option<HostName>)>,
@@ -23,18 +22,11 @@ pub(in crate::union) struct Physical {
     detached: Vec<(Ino, HostName)>,
     /// Directories to remove, deepest first.
     dirs: BTreeMap<(std::cmp::Reverse<usize>, Ino), HostName>,
-    /// Directories to move, with their old and new place.
-    moved: Vec<(Ino, HostName, Entry)>,
 }
 
 impl Physical {
     /// Removes the content of an object.
-    pub(in crate::union) fn remove(
-        &mut self,
-        state: &State,
-        ino: Ino,
-        row: &InodeRow,
-    ) -> Result<()> {
+    pub(super) fn remove(&mut self, state: &State, ino: Ino, row: &InodeRow) -> Result<()> {
         let above = match &row.place {
             Some((dir, name)) => state.find_dir(*dir)?.map(|fd| (fd, name.clone())),
             None => None,
@@ -51,12 +43,7 @@ impl Physical {
     }
 
     /// Moves the content of an object to `work`.
-    pub(in crate::union) fn detach(
-        &mut self,
-        state: &State,
-        ino: Ino,
-        row: &InodeRow,
-    ) -> Result<()> {
+    pub(super) fn detach(&mut self, state: &State, ino: Ino, row: &InodeRow) -> Result<()> {
         if row.data == DataPlace::Upper
             && let Some((dir, name)) = &row.place
             && let Some(above) = state.find_dir(*dir)?
@@ -66,23 +53,8 @@ impl Physical {
         Ok(())
     }
 
-    /// Moves a physical directory.
-    pub(super) fn move_dir(
-        &mut self,
-        state: &State,
-        ino: Ino,
-        from: &Entry,
-        to: &Entry,
-    ) -> Result<()> {
-        if let Some(above) = state.find_dir(from.0)? {
-            let old_name = (above, from.1.clone());
-            self.moved.push((ino, old_name, to.clone()));
-        }
-        Ok(())
-    }
-
     /// Applies all changes. Calls `failed` with each error and continues.
-    pub(in crate::union) fn apply(self, state: &State, failed: impl Fn(Error)) {
+    pub(super) fn apply(self, state: &State, failed: impl Fn(Error)) {
         let upper = &state.upper;
         let note = |done: Result<()>| done.unwrap_or_else(&failed);
         for (ino, kind, above) in self.files {
@@ -97,35 +69,12 @@ impl Physical {
         for (ino, (above, name)) in self.detached {
             note(upper.detach(above.as_fd(), &name, ino).map_err(Error::from));
         }
-        // Directories move through `work`, because one may be inside another before or after.
-        let mut moved = Vec::new();
-        for (ino, (above, name), to) in self.moved {
-            let aside = format!("dir-{ino}").into_bytes();
-            let done = upper
-                .rename((above.as_fd(), &name), (upper.work(), &aside))
-                .map_err(Error::from)
-                .and_then(|is_there| Ok((is_there, state.chain(ino)?.len())));
-            match done {
-                Ok((true, depth)) => moved.push((depth, aside, to)),
-                Ok((false, _)) => {}
-                Err(e) => failed(e),
-            }
-        }
         for ((_, ino), (above, name)) in self.dirs {
             note(
                 upper
                     .remove_dir(above.as_fd(), &name, ino)
                     .map_err(Error::from),
             );
-        }
-        // Outermost first, so that the parent of each exists.
-        moved.sort();
-        for (_, aside, (dir, name)) in moved {
-            let done = state.create_dir(dir).and_then(|above| {
-                upper.rename((upper.work(), &aside), (above.as_fd(), &name))?;
-                Ok(())
-            });
-            note(done);
         }
     }
 }
