@@ -263,7 +263,7 @@ impl FirstImage {
         let bad_ids = |e: BadIdMap| CommitError::Check(e.to_string());
         let ids = IdMap::identity(superblock.inodes, root.number).map_err(bad_ids)?;
         let mut wrong_links = BTreeMap::new();
-        let digests = while_syncing(&file, &path, || {
+        let digests = while_syncing(file, &path, progress, || {
             wrong_links = check(&image)?;
             digests::compute(&path, None, options.settings.threads, progress)
         })?;

@@ -155,7 +155,7 @@ impl Job<'_> {
             }
             _ => None,
         };
-        let (image, layer) = while_syncing(&file, path, || {
+        let (image, layer) = while_syncing(file, path, progress, || {
             let digests = digests::compute(path, kept.as_ref(), self.threads(), progress)?;
             phases.digest = lap(&mut began);
             let options = self.workspace.open_options();

@@ -29,6 +29,7 @@ mod clone;
 mod compare;
 mod copy;
 mod digests;
+mod disk_wait;
 mod error;
 mod exclude;
 mod export;
@@ -65,6 +66,7 @@ use crate::squashfs::writer::{Monitor, WriteStats};
 use crate::state::{LayerId, NewRevision, PublishCommit, RevisionId, StackPart, StateError};
 use crate::sys::durable::{sync_file, sync_name};
 use crate::union::{self, Invalidation, LowerStack, Summary};
+pub(crate) use disk_wait::{QUIET, Syncing};
 use error::Context;
 use import::TreeSize;
 use job::{Built, Job};
@@ -413,19 +415,22 @@ fn rename_into_place(unfinished: &Unfinished, path: &Path) -> Result<File> {
 }
 
 /// Makes a file and its name durable, and runs `work`, which may read it, meanwhile. Fails if
-/// either fails.
-fn while_syncing<T>(file: &File, path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    std::thread::scope(|scope| {
-        let sync = scope.spawn(|| {
-            sync_file(file).context("sync", path)?;
-            sync_name(path).context("sync the directory of", path)
-        });
-        let done = work();
-        match sync.join() {
-            Ok(synced) => synced.and(done),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
+/// either fails. If the disk takes long, it says so and can be cancelled.
+fn while_syncing<T>(
+    file: File,
+    path: &Path,
+    progress: &dyn Progress,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let name = path.to_path_buf();
+    let syncing = Syncing::start(move || {
+        sync_file(&file)?;
+        sync_name(&name)
+    });
+    // If it fails, the image is not needed.
+    let done = work()?;
+    syncing.wait(progress, QUIET)?.context("sync", path)?;
+    Ok(done)
 }
 
 /// Counts that the writer's threads add to, and the thread that reports progress reads.

@@ -26,7 +26,6 @@
 
 pub(crate) mod client;
 pub(crate) mod direct;
-mod disk_wait;
 pub(crate) mod failure;
 pub(crate) mod host;
 pub(crate) mod idle;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::disk_wait::{QUIET, wait_for_disk};
 use super::failure::{Failure, Kind};
 use super::host::Mounted;
 use super::idle::Idle;
@@ -18,8 +17,8 @@ use super::protocol::{
 };
 use super::runtime::RuntimeDir;
 use crate::commit::{
-    self, CheckpointOptions, Checkpointed, CommitError, CommitOptions, Committed, RolledBack,
-    UndoOptions, Undone, Workspace,
+    self, CheckpointOptions, Checkpointed, CommitError, CommitOptions, Committed, QUIET,
+    RolledBack, Syncing, UndoOptions, Undone, Workspace,
 };
 use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
@@ -214,7 +213,7 @@ impl Local {
                 Some(root) => root.sync(),
                 None => mount::sync(&at),
             };
-            let synced = wait_for_disk(flush, progress, QUIET)?;
+            let synced = Syncing::start(flush).wait(progress, QUIET)?;
             synced.map_err(|error| {
                 Failure::io("cannot flush the kernel's cache of the mount", &error)
             })?;
