@@ -50,6 +50,8 @@ const HOLE: Duration = Duration::from_micros(20);
 /// How long polling pauses after something else wanted the processor: the first time, and at most.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Polls in a row for which the involuntary context switches are read once.
+const READ_SWITCHES: u32 = 4;
 /// Requests whose threads are compared to find out whether clients take turns.
 const RECENT: usize = 8;
 
@@ -175,6 +177,17 @@ impl Rhythm {
         Some((self.gap * GAPS).max(SHORTEST).min(self.longest))
     }
 
+    /// Returns the involuntary context switches that do not count for the next poll.
+    ///
+    /// Reading them costs as much as a step of a poll, so it is not done for each: a switch since
+    /// they were read last counts too, if the poll itself was interrupted.
+    fn baseline(&mut self) -> i64 {
+        if self.run.is_multiple_of(READ_SWITCHES) || self.switches.is_none() {
+            self.switches = Some(process::involuntary_switches());
+        }
+        self.switches.unwrap_or_default()
+    }
+
     /// Learns from the end of a poll.
     fn ended(&mut self, now: Instant, outcome: Outcome) {
         match outcome {
@@ -250,7 +263,7 @@ impl Polling {
             let Some(longest) = rhythm.plan(began, is_busy, process::involuntary_switches) else {
                 return;
             };
-            let (outcome, ended) = poll_for(device, began, longest);
+            let (outcome, ended) = poll_for(device, began, longest, rhythm.baseline());
             rhythm.ended(ended, outcome);
             let counters = &self.counters.polls;
             counters.all.fetch_add(1, Ordering::Relaxed);
@@ -278,8 +291,12 @@ impl Polling {
 ///
 /// Offers the processor in each step: whatever waits for it, such as the client, need not wait for
 /// the end of the poll.
-fn poll_for(device: &OwnedFd, began: Instant, longest: Duration) -> (Outcome, Instant) {
-    let switches = process::involuntary_switches();
+fn poll_for(
+    device: &OwnedFd,
+    began: Instant,
+    longest: Duration,
+    switches: i64,
+) -> (Outcome, Instant) {
     let mut last = began;
     loop {
         let mut device = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
@@ -475,16 +492,16 @@ mod tests {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let limit = Duration::from_micros(500);
         let began = Instant::now();
-        let (outcome, ended) = poll_for(&reader, began, limit);
+        let (outcome, ended) = poll_for(&reader, began, limit, process::involuntary_switches());
         // On a busy machine it may be preempted.
         assert_ne!(outcome, Outcome::Found);
         assert!(outcome == Outcome::Preempted || ended - began >= limit);
         nix::unistd::write(&writer, b"request").unwrap();
-        let (outcome, _) = poll_for(&reader, Instant::now(), limit);
+        let (outcome, _) = poll_for(&reader, Instant::now(), limit, 0);
         assert_eq!(outcome, Outcome::Found);
         let (reader, writer) = nix::unistd::pipe().unwrap();
         drop(writer);
-        let (outcome, _) = poll_for(&reader, Instant::now(), limit);
+        let (outcome, _) = poll_for(&reader, Instant::now(), limit, 0);
         assert_eq!(outcome, Outcome::Found);
     }
 
