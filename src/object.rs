@@ -1,7 +1,9 @@
 //! Identity, kind and attributes of a file system object, as all modules use them.
 
 use std::fmt;
+use std::fs::Metadata;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::LazyLock;
 
 use nix::errno::Errno;
@@ -125,6 +127,36 @@ impl Timestamp {
                 nanos: u32::try_from(nanos).unwrap_or(0),
             },
             Err(_) => Timestamp::from(std::time::SystemTime::now()),
+        }
+    }
+}
+
+impl Timestamp {
+    /// Returns the time at which a file was created just now, for other objects that change with
+    /// it, the last of them at `last`.
+    ///
+    /// The kernel is asked for the time instead if that of the file is not comparable: if another
+    /// host has set it, if the clock was changed meanwhile, or if the file system uses a coarser
+    /// clock than [`now`](Self::now), so that time would go backwards.
+    pub fn at_creation(file: &Metadata, last: Timestamp) -> Timestamp {
+        let created = Timestamp {
+            secs: file.mtime(),
+            nanos: u32::try_from(file.mtime_nsec()).unwrap_or(0),
+        };
+        let coarse = coarse_time().map(|(secs, nanos)| Timestamp {
+            secs,
+            nanos: u32::try_from(nanos).unwrap_or(0),
+        });
+        let latest = Timestamp::from(std::time::SystemTime::now());
+        match coarse {
+            Ok(now)
+                if created.secs >= now.secs.saturating_sub(1)
+                    && created >= last
+                    && created <= latest =>
+            {
+                created
+            }
+            _ => Timestamp::now(),
         }
     }
 }

@@ -1,16 +1,16 @@
 //! Requests for file content. Those that may be slow are answered by other threads.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fuser::{Errno, OpenFlags, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, WriteFlags};
 
 use super::EnvFs;
-use super::counters::Op;
+use super::counters::{Counters, Op, Timed};
 use super::errno::errno;
 use crate::object::Ino;
 use crate::sys::durable;
-use crate::union::{self, AllocateMode, SeekTarget, SetIdBits, SyncMode, Union};
+use crate::union::{self, AllocateMode, SeekTarget, SetIdBits, Soon, SyncMode, Union};
 
 impl EnvFs {
     /// Answers `READ`.
@@ -22,6 +22,10 @@ impl EnvFs {
             Err(e) => return reply.error(errno("read", ino.0, &e)),
         };
         let is_ready = reader.is_ready(offset, size);
+        let soon = match self.pool.has_several() {
+            true => reader.soon_after(offset, size),
+            false => Vec::new(),
+        };
         let counters = self.counters.clone();
         let answer = move || {
             match reader.read(offset, size) {
@@ -36,7 +40,20 @@ impl EnvFs {
             }
             timed.end();
         };
-        self.run(!is_ready, answer);
+        // Blocks ahead of the reader are decompressed while it gets this one.
+        if is_ready {
+            self.run_ahead(soon);
+            answer();
+        } else {
+            self.pool.run(answer);
+            self.run_ahead(soon);
+        }
+    }
+
+    fn run_ahead(&self, soon: Vec<Soon>) {
+        for block in soon {
+            self.pool.run_later(|| block.decompress());
+        }
     }
 
     /// Answers `WRITE`.
@@ -215,14 +232,46 @@ impl EnvFs {
     /// Answers `FSYNC`.
     pub(super) fn serve_fsync(&self, ino: Ino, mode: SyncMode, reply: ReplyEmpty) {
         let timed = self.timed_elsewhere(Op::Sync);
-        let union = self.union.clone();
-        self.pool.run(move || {
-            match union.sync(ino, mode) {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno("fsync", ino.0, &e)),
-            }
-            timed.end();
+        let steps = match self.union.sync_steps(ino, mode) {
+            Ok(steps) if !steps.is_empty() => steps,
+            Ok(_) => return reply.ok(),
+            Err(e) => return reply.error(errno("fsync", ino.0, &e)),
+        };
+        let together = Arc::new(Together {
+            left: AtomicUsize::new(steps.len()),
+            reply: Mutex::new(Some((reply, timed))),
         });
+        for step in steps {
+            let (union, together) = (self.union.clone(), together.clone());
+            self.pool.run(move || {
+                let done = union.run_sync(step);
+                together.end(done.map_err(|e| errno("fsync", ino.0, &e)));
+            });
+        }
+    }
+}
+
+/// A request in several parts, which is answered after the last of them, or the first that fails. If
+/// a part panics, the reply is dropped, which answers `EIO`.
+struct Together {
+    left: AtomicUsize,
+    reply: Mutex<Option<(ReplyEmpty, Timed<Arc<Counters>>)>>,
+}
+
+impl Together {
+    fn end(&self, part: Result<(), Errno>) {
+        let was_last = self.left.fetch_sub(1, Ordering::AcqRel) == 1;
+        if !was_last && part.is_ok() {
+            return;
+        }
+        let mut kept = self.reply.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((reply, _timed)) = kept.take() else {
+            return;
+        };
+        match part {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
     }
 }
 

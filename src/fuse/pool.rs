@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, select, unbounded};
 
 use super::guard::{Gate, contain};
 use crate::fault;
@@ -24,11 +24,17 @@ type Job = Box<dyn FnOnce() + Send>;
 /// each costs more than closing a file.
 const CLOSE_DELAY: Duration = Duration::from_millis(2);
 
+/// Most jobs that wait although nobody waits for them.
+const MOST_LATER: usize = 32;
+
 /// Worker threads that run jobs in no particular order.
 ///
 /// They end when the pool is dropped and all jobs are done.
 pub(super) struct Pool {
     jobs: Sender<Job>,
+    /// Jobs that nobody waits for.
+    later: Sender<Job>,
+    threads: NonZeroUsize,
     releaseds: Sender<Released>,
     gate: Arc<Gate>,
 }
@@ -37,12 +43,13 @@ impl Pool {
     /// Starts the threads.
     pub(super) fn start(threads: NonZeroUsize, gate: Arc<Gate>) -> io::Result<Pool> {
         let (sender, jobs) = unbounded::<Job>();
+        let (later_sender, later) = unbounded::<Job>();
         for number in 0..threads.get() {
-            let jobs = jobs.clone();
+            let (jobs, later) = (jobs.clone(), later.clone());
             thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
-                    for job in &jobs {
+                    while let Some(job) = next(&jobs, &later) {
                         contain("request", || {
                             fault::panic_once("panic.pool");
                             job();
@@ -64,6 +71,8 @@ impl Pool {
             })?;
         Ok(Pool {
             jobs: sender,
+            later: later_sender,
+            threads,
             releaseds,
             gate,
         })
@@ -76,6 +85,24 @@ impl Pool {
         drop(self.releaseds.send(released));
     }
 
+    /// Returns whether there is more than one thread.
+    pub(super) fn has_several(&self) -> bool {
+        self.threads.get() > 1
+    }
+
+    /// Runs `job` on one of the threads when they have no other. Not at all if too many such jobs
+    /// wait, or if the threads have ended.
+    pub(super) fn run_later(&self, job: impl FnOnce() + Send + 'static) {
+        if self.later.len() < MOST_LATER {
+            let pass = self.gate.hand_over();
+            let job = move || {
+                let _pass = pass;
+                job();
+            };
+            drop(self.later.send(Box::new(job)));
+        }
+    }
+
     /// Runs `job` on one of the threads, or on this one if they have ended.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let pass = self.gate.hand_over();
@@ -86,6 +113,21 @@ impl Pool {
         if let Err(unsent) = self.jobs.send(Box::new(job)) {
             unsent.into_inner()();
         }
+    }
+}
+
+/// Waits for the next job. Returns `None` when the pool was dropped and no job is left that somebody
+/// waits for.
+fn next(jobs: &Receiver<Job>, later: &Receiver<Job>) -> Option<Job> {
+    match jobs.try_recv() {
+        Ok(job) => return Some(job),
+        Err(TryRecvError::Disconnected) => return None,
+        Err(TryRecvError::Empty) => {}
+    }
+    select! {
+        recv(jobs) -> job => job.ok(),
+        // Both senders are dropped together.
+        recv(later) -> job => job.or_else(|_| jobs.recv()).ok(),
     }
 }
 

@@ -264,6 +264,14 @@ impl StateDb {
         })
     }
 
+    /// Returns whether the records of the redo log are durable.
+    pub(super) fn log_is_synced(&self) -> bool {
+        self.redo.get().is_none_or(|log| {
+            let last = log.lock().last();
+            log.synced.load(Ordering::Acquire) >= last
+        })
+    }
+
     /// Makes the records of the redo log durable.
     pub(super) fn sync_log(&self) -> Result<()> {
         let Some(log) = self.redo.get() else {

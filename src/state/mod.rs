@@ -198,6 +198,11 @@ impl StateDb {
         self.unless_failed(|| self.sync_log())
     }
 
+    /// Returns whether [`sync`](Self::sync) has nothing to do.
+    pub(crate) fn is_synced(&self) -> bool {
+        !self.sync_failed.load(Ordering::Acquire) && self.log_is_synced()
+    }
+
     /// Syncs, unless a sync has failed before. A failure is final: the kernel drops the pages that
     /// it could not write, so a later success would prove nothing.
     fn unless_failed(&self, sync: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -13,6 +13,7 @@ use super::frozen::seek_file;
 use super::privileges::SetIdBits;
 use super::{Bytes, Error, Presence, Result, SeekTarget, Union, Xattr, time_spec};
 use crate::object::{Ino, Kind};
+use crate::squashfs::reader::BlockUse;
 use crate::state::{DataPlace, RowChange};
 use crate::sys::durable;
 
@@ -61,6 +62,21 @@ pub(crate) enum Reader {
     },
 }
 
+/// A block that a reader will need soon.
+#[derive(Debug)]
+pub(crate) struct Soon {
+    /// Keeps the image open.
+    layer: Arc<super::ImageLayer>,
+    block: BlockUse,
+}
+
+impl Soon {
+    /// Decompresses the block, so that it is ready when it is needed.
+    pub(crate) fn decompress(self) {
+        self.layer.image().decompress(self.block);
+    }
+}
+
 impl Reader {
     /// Returns false if a read has to decompress a block.
     pub(crate) fn is_ready(&self, offset: u64, len: usize) -> bool {
@@ -68,6 +84,27 @@ impl Reader {
             Reader::Upper(_) => true,
             Reader::Lower { ino, layer, .. } => layer.is_ready(*ino, offset, len),
         }
+    }
+
+    /// Returns what should be decompressed now because the file is read sequentially. To be called
+    /// for every read.
+    pub(crate) fn soon_after(&self, offset: u64, len: usize) -> Vec<Soon> {
+        let Reader::Lower { ino, layer, .. } = self else {
+            return Vec::new();
+        };
+        let super::ContentLayer::Image(layer) = layer else {
+            return Vec::new();
+        };
+        // An error is for the read.
+        let Ok(layout) = layer.layout(*ino) else {
+            return Vec::new();
+        };
+        let blocks = layer.image().soon_after(&layout, offset, len);
+        let soon = |block| Soon {
+            layer: layer.clone(),
+            block,
+        };
+        blocks.into_iter().map(soon).collect()
     }
 
     /// Reads up to `len` bytes at `offset`; fewer only before the end of the file.

@@ -75,9 +75,10 @@ mod tests;
 mod xattrs;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -109,6 +110,7 @@ pub use swap::{DiscardMode, Invalidation};
 pub use sync::SyncMode;
 pub use xattrs::XattrMode;
 
+pub(crate) use content::Soon;
 pub(crate) use delta::Delta;
 pub(crate) use difference::{Edits, between, frozen_changes, is_among};
 pub(crate) use frozen::FrozenLayer;
@@ -541,6 +543,20 @@ pub(crate) fn stat_into(attr: &mut Attr, stat: &FileStat) {
     attr.atime = time(stat.st_atime, stat.st_atime_nsec);
     attr.mtime = time(stat.st_mtime, stat.st_mtime_nsec);
     attr.ctime = attr.ctime.max(time(stat.st_ctime, stat.st_ctime_nsec));
+}
+
+/// Takes what [`stat_into`] does from a backing file that was just created.
+fn created_into(attr: &mut Attr, metadata: &Metadata) {
+    let time = |secs: i64, nanos: i64| Timestamp {
+        secs,
+        nanos: nanos as u32,
+    };
+    attr.size = metadata.size();
+    attr.blocks = metadata.blocks();
+    attr.atime = time(metadata.atime(), metadata.atime_nsec());
+    attr.mtime = time(metadata.mtime(), metadata.mtime_nsec());
+    let ctime = time(metadata.ctime(), metadata.ctime_nsec());
+    attr.ctime = attr.ctime.max(ctime);
 }
 
 fn time_spec(time: Timestamp) -> TimeSpec {

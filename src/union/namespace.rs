@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::delta::row_attr;
 use super::privileges::S_ISGID;
-use super::{Error, Lookup, Presence, Result, State, Union, stat_into};
+use super::{Error, Lookup, Presence, Result, State, Union, created_into};
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
 
@@ -65,7 +65,16 @@ impl Union {
         let state = &mut *state;
         state.check_missing(dir, name)?;
         let mut parent = state.live_dir_row(dir)?;
-        let now = Timestamp::now();
+        // A file begins with the times of its backing file.
+        let mut created = None;
+        if kind == Kind::File {
+            let physical = state.create_dir(dir)?;
+            created = Some(state.upper.create_file(physical.as_fd(), name, ino, mode)?);
+        }
+        let now = match &created {
+            Some(created) => Timestamp::at_creation(&created.metadata, parent.ctime),
+            None => Timestamp::now(),
+        };
         let passes_group = parent.mode & S_ISGID != 0;
         let mut row = InodeRow {
             kind,
@@ -91,30 +100,25 @@ impl Union {
             backing_ino: 0,
             owns_xattrs: true,
         };
-        let mut backing = None;
-        if matches!(kind, Kind::File | Kind::Symlink) {
+        if let Some(created) = &created {
+            row.data = DataPlace::Upper;
+            row.backing_ino = created.identity;
+        } else if let Some(target) = target {
             let physical = state.create_dir(dir)?;
             row.data = DataPlace::Upper;
-            if let Some(target) = target {
-                match state.upper.create_symlink(physical.as_fd(), name, target) {
-                    Ok(()) => {
-                        row.backing_ino = state.upper.backing_ino(physical.as_fd(), name)?;
-                    }
-                    // XFS allows 1023 bytes. The link is only a copy of the row, for people who
-                    // inspect the upper directory.
-                    Err(e) if e.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
-                        row.data = DataPlace::Lower;
-                    }
-                    Err(e) => return Err(e.into()),
+            match state.upper.create_symlink(physical.as_fd(), name, target) {
+                Ok(()) => {
+                    row.backing_ino = state.upper.backing_ino(physical.as_fd(), name)?;
                 }
-            } else {
-                let file = state
-                    .upper
-                    .create_file(physical.as_fd(), name, ino, row.mode)?;
-                let stat = nix::sys::stat::fstat(&*file)?;
-                row.backing_ino = state.upper.backing_ino_of(&file)?;
-                backing = Some(stat);
+                // XFS allows 1023 bytes. The link is only a copy of the row, for people who
+                // inspect the upper directory.
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
+                    row.data = DataPlace::Lower;
+                }
+                Err(e) => return Err(e.into()),
             }
+        }
+        if created.is_some() || target.is_some() {
             state.note_unsynced(dir);
         }
         if kind == Kind::Directory {
@@ -136,8 +140,8 @@ impl Union {
             return Err(e);
         }
         let mut attr = row_attr(&row);
-        if let Some(backing) = backing {
-            stat_into(&mut attr, &backing);
+        if let Some(created) = created {
+            created_into(&mut attr, &created.metadata);
         }
         Ok((ino, attr))
     }

@@ -124,6 +124,21 @@ impl State {
     }
 }
 
+/// A step of making an object durable.
+#[derive(Debug)]
+pub(crate) enum SyncStep {
+    /// Content, and the name of content in `work`.
+    Content {
+        file: Option<Arc<File>>,
+        mode: SyncMode,
+        detached: Option<Arc<UpperDir>>,
+    },
+    /// The physical directories on the paths to these directories.
+    Dirs(Vec<(LayerId, Ino)>),
+    /// The rows of all objects.
+    Rows,
+}
+
 /// The attributes that [`Union::sync`] makes durable with the content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncMode {
@@ -136,23 +151,75 @@ pub enum SyncMode {
 impl Union {
     /// Makes an object durable: its content, its names and its rows.
     pub fn sync(&self, ino: Ino, mode: SyncMode) -> Result<()> {
+        let steps = self.sync_steps(ino, mode)?;
+        steps.into_iter().try_for_each(|step| self.run_sync(step))
+    }
+
+    /// Returns the steps that make an object durable: its content, its names and its rows. They can
+    /// be run in any order, and at the same time: a file system writes once for all that wait for
+    /// it. What is durable already needs none.
+    pub(crate) fn sync_steps(&self, ino: Ino, mode: SyncMode) -> Result<Vec<SyncStep>> {
         let targets = self.read().sync_targets(ino)?;
-        for target in &targets {
-            match &target.file {
-                Some(file) if mode == SyncMode::DataOnly => durable::sync_data(&**file)?,
-                Some(file) => durable::sync_file(&**file)?,
-                None => {}
-            }
-            if let Some(upper) = &target.detached {
-                upper.sync_dir(upper.work())?;
-            }
-        }
+        let mut steps = Vec::new();
+        let mut dirs = Vec::new();
         for target in targets {
-            if let Some(dir) = target.dir {
-                self.sync_dirs_to(target.layer, dir)?;
+            if target.file.is_some() || target.detached.is_some() {
+                steps.push(SyncStep::Content {
+                    file: target.file,
+                    mode,
+                    detached: target.detached,
+                });
+            }
+            if let Some(dir) = target.dir
+                && self.has_unsynced_dirs(target.layer)
+            {
+                dirs.push((target.layer, dir));
             }
         }
-        Ok(self.db.sync()?)
+        if !dirs.is_empty() {
+            steps.push(SyncStep::Dirs(dirs));
+        }
+        if !self.db.is_synced() {
+            steps.push(SyncStep::Rows);
+        }
+        Ok(steps)
+    }
+
+    /// Runs a step of making an object durable.
+    pub(crate) fn run_sync(&self, step: SyncStep) -> Result<()> {
+        match step {
+            SyncStep::Content {
+                file,
+                mode,
+                detached,
+            } => {
+                match &file {
+                    Some(file) if mode == SyncMode::DataOnly => durable::sync_data(&**file)?,
+                    Some(file) => durable::sync_file(&**file)?,
+                    None => {}
+                }
+                if let Some(upper) = detached {
+                    upper.sync_dir(upper.work())?;
+                }
+                Ok(())
+            }
+            SyncStep::Dirs(dirs) => dirs
+                .into_iter()
+                .try_for_each(|(layer, dir)| self.sync_dirs_to(layer, dir)),
+            SyncStep::Rows => Ok(self.db.sync()?),
+        }
+    }
+
+    /// Returns whether a layer may have directories that are not durable. Never waits.
+    fn has_unsynced_dirs(&self, layer: LayerId) -> bool {
+        // While another thread syncs them, they are not durable.
+        let Ok(_nobody_syncs) = self.syncing_dirs.try_lock() else {
+            return true;
+        };
+        let state = self.read();
+        let mut uppers = state.uppers();
+        let upper = uppers.find(|upper| upper.id() == layer);
+        upper.is_some_and(|upper| !upper.dir().unsynced().has_no_dirs())
     }
 
     /// Makes everything durable.

@@ -17,6 +17,15 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 use super::{UpperDir, lock, name, rename};
 use crate::object::{Ino, Timestamp};
 
+/// A content file that was created.
+#[derive(Debug)]
+pub(crate) struct Created {
+    /// See [`UpperDir::backing_ino_of`].
+    pub(crate) identity: u64,
+    /// Its attributes, as they were then.
+    pub(crate) metadata: Metadata,
+}
+
 impl UpperDir {
     /// Creates an empty content file for `ino` under `component`, open for reading and writing.
     /// An existing file there has no row, so it is set aside first.
@@ -29,7 +38,7 @@ impl UpperDir {
         component: &[u8],
         ino: Ino,
         mode: u16,
-    ) -> io::Result<Arc<File>> {
+    ) -> io::Result<Created> {
         let flags =
             OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = backing_mode(mode);
@@ -41,9 +50,14 @@ impl UpperDir {
             other => other?,
         };
         keep_access_time(&fd);
-        let file = Arc::new(File::from(fd));
-        lock(&self.files).put(ino, file.clone());
-        Ok(file)
+        let file = File::from(fd);
+        // One call for all that is to be known about it.
+        let metadata = file.metadata()?;
+        lock(&self.files).put(ino, Arc::new(file));
+        Ok(Created {
+            identity: identity(&metadata),
+            metadata,
+        })
     }
 
     /// Creates a symbolic link under `component`, as a copy of the row for people who inspect it.

@@ -12,7 +12,6 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use super::blocks::Blocks;
 use super::open::Inner;
 use super::uses::{BlockUse, Over, Uses};
-use crate::squashfs::format::BlockSize;
 
 /// Most bytes that are decompressed and not yet used: this part of the budget of the data cache.
 /// The rest is for blocks that are not in the recorded order.
@@ -61,12 +60,7 @@ pub(super) fn decompress_ahead(inner: &Weak<Inner>, uses: &Arc<Uses>, order: &[B
             Ok(None) => continue,
             Ok(Some(())) => {}
         }
-        let size = BlockSize(block.size);
-        let decompressed = match block.len {
-            0 => blocks.decompress_fragment(block.start, size),
-            len => blocks.decompress_data(block.start, size, len as usize),
-        };
-        if let Err(error) = decompressed {
+        if let Err(error) = blocks.decompress_use(*block) {
             tracing::debug!(%error, "a block was not decompressed ahead of use");
         }
     }

@@ -237,6 +237,15 @@ impl Blocks {
         self.decompress("fragment block", start, size, None)
     }
 
+    /// Decompresses a block into the cache, without recording a use.
+    pub(super) fn decompress_use(&self, block: BlockUse) -> Result<Block> {
+        let size = BlockSize(block.size);
+        match block.len {
+            0 => self.decompress_fragment(block.start, size),
+            len => self.decompress_data(block.start, size, len as usize),
+        }
+    }
+
     /// Like [`Blocks::load`], through the cache.
     fn decompress(
         &self,

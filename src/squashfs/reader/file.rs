@@ -37,6 +37,10 @@ enum Region {
 }
 
 impl FileLayout {
+    /// Returns the inode number of the file.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
     /// Returns the position of the first data block in the image. The others follow without gaps.
     pub fn start(&self) -> u64 {
         self.start

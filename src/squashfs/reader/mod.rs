@@ -19,6 +19,7 @@ mod growth;
 mod idle;
 mod open;
 mod scan;
+mod sequential;
 mod shared;
 mod stored;
 mod usage;

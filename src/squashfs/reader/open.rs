@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
-use super::{ReaderOptions, blocks::Blocks, cache::Cache, directory, embedded, file::FileLayout};
+use super::{
+    ReaderOptions, blocks::Blocks, cache::Cache, directory, embedded, file::FileLayout,
+    sequential::Streams,
+};
 use crate::squashfs::{
     Error, Result,
     format::{
@@ -30,6 +33,7 @@ pub(super) struct Inner {
     pub(super) xattrs: Option<XattrTable>,
     pub(super) directories: Cache<directory::Key, Arc<super::Directory>>,
     pub(super) layouts: Cache<u64, Arc<FileLayout>>,
+    pub(super) streams: Streams,
     /// Inode references by number - 1, for images without an export table. The lock prevents two
     /// threads from both building it.
     pub(super) scanned: OnceLock<Vec<u64>>,
@@ -128,6 +132,7 @@ impl Inner {
             xattrs,
             directories: Cache::new(options.metadata_cache_bytes / 4),
             layouts: Cache::new(options.metadata_cache_bytes / 4),
+            streams: Streams::default(),
             scanned: OnceLock::new(),
             scanning: Mutex::new(()),
             superblock,
