@@ -251,8 +251,8 @@ impl EnvFs {
     }
 }
 
-/// A request in several parts, which is answered after the last of them, or the first that fails. If
-/// a part panics, the reply is dropped, which answers `EIO`.
+/// A request in several parts, which is answered after the last of them, or the first that fails.
+/// If a part panics, the reply is dropped, which answers `EIO`.
 struct Together {
     left: AtomicUsize,
     reply: Mutex<Option<(ReplyEmpty, Timed<Arc<Counters>>)>>,

@@ -116,8 +116,8 @@ impl Pool {
     }
 }
 
-/// Waits for the next job. Returns `None` when the pool was dropped and no job is left that somebody
-/// waits for.
+/// Waits for the next job. Returns `None` when the pool was dropped and no job is left that
+/// somebody waits for.
 fn next(jobs: &Receiver<Job>, later: &Receiver<Job>) -> Option<Job> {
     match jobs.try_recv() {
         Ok(job) => return Some(job),

@@ -1,8 +1,8 @@
 //! Finds out which files are read sequentially, and which blocks their readers need next.
 //!
 //! The kernel asks for the next part of a file while a program works on the last, but for one part
-//! at a time, so that one processor decompresses. A reader that is told the blocks after it can have
-//! several decompressed at once.
+//! at a time, so that one processor decompresses. Who knows the blocks after it can have several
+//! decompressed at once.
 //!
 //! A read continues a stream if it begins where the last read of that file ended. Small files that
 //! are read in the order of the image move from one fragment block to the next. Other reads cause
