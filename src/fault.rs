@@ -44,6 +44,9 @@ pub const POINTS: &[&str] = &[
     "undo.flipped",
     "checkpoint.begun",
     "checkpoint.flipped",
+    "expose.recorded",
+    "expose.renamed",
+    "expose.removed",
 ];
 
 /// The fault that disables every sync of a file, directory, file system or database. With it the
@@ -93,6 +96,24 @@ pub(crate) fn hang(name: &'static str) {
 /// Does nothing in release builds.
 #[cfg(not(debug_assertions))]
 pub(crate) fn hang(_name: &'static str) {}
+
+/// Waits if a test injects this fault (`pause.` and a place), until the file `PLACE.go` exists in
+/// the directory `ENVFS_PAUSE`. Creates `PLACE.here` there first.
+#[cfg(debug_assertions)]
+pub(crate) fn pause(name: &'static str) {
+    let Some(dir) = std::env::var_os("ENVFS_PAUSE").filter(|_| is_enabled(name)) else {
+        return;
+    };
+    let file = |end: &str| std::path::Path::new(&dir).join(format!("{name}.{end}"));
+    drop(std::fs::write(file("here"), ""));
+    while !file("go").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// Does nothing in release builds.
+#[cfg(not(debug_assertions))]
+pub(crate) fn pause(_name: &'static str) {}
 
 /// Kills the process with SIGKILL if `ENVFS_FAULT` names this crash point.
 #[cfg(debug_assertions)]

@@ -46,6 +46,7 @@ impl Command {
             Command::Run(args) => args.access(),
             Command::Subshell(args) => args.access(),
             Command::Unmount(args) => args.access(),
+            Command::Expose(args) => args.access(),
             Command::Import(_)
             | Command::Create(_)
             | Command::Clone(_)

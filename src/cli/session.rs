@@ -1,5 +1,6 @@
 //! Sessions of commands: which kind is wanted, of which revision, and where it is mounted.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
@@ -52,6 +53,24 @@ impl DefaultSessionArgs {
     /// Returns the kind that the options choose, if any.
     pub(super) fn kind(&self, word: Option<&str>) -> Option<SessionKind> {
         self.session.kind(word)
+    }
+
+    /// Returns the options as words of a command line, with absolute paths.
+    pub(super) fn words(&self) -> Result<Vec<OsString>> {
+        let mut words: Vec<OsString> = Vec::new();
+        for (is_given, option) in [
+            (self.session.read_only, "--read-only"),
+            (self.session.ephemeral, "--ephemeral"),
+            (self.writable, "--writable"),
+        ] {
+            if is_given {
+                words.push(option.into());
+            }
+        }
+        if self.session.upper_dir.is_some() {
+            words.extend(["--upper-dir".into(), self.session.upper_base()?.into()]);
+        }
+        Ok(words)
     }
 
     /// Returns the options for an environment given as this word, with the default for this place.

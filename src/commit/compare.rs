@@ -66,6 +66,12 @@ impl OpenRevision {
         Ok(stack.attr(at)?.map(|attr| (at, attr)))
     }
 
+    /// Returns the names in a directory.
+    pub fn names(&self, dir: Ino) -> Result<Vec<Box<[u8]>>> {
+        let listing = self.stack().list(dir)?;
+        Ok(listing.iter().map(|(name, _, _)| Box::from(name)).collect())
+    }
+
     /// Calls `take` with the content of a regular file, part by part. Holes are zeros.
     pub fn read<E: From<CommitError>>(
         &self,

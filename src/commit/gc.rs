@@ -8,7 +8,8 @@ use std::path::Path;
 
 use super::cleanup;
 use super::error::{CommitError, Context, Result};
-use crate::environment::{Layout, NotedSession, SessionNotes};
+use crate::environment::{AnnouncedRemoval, Layout, NotedSession, SessionNotes};
+use crate::fault;
 use crate::state::{ImageId, ImageRow, LayerId, LayerRole, RevisionId, StackPart, StateDb};
 use crate::sys::text::quoted;
 use crate::sys::walk;
@@ -69,10 +70,11 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         return Err(CommitError::ImageLost(image));
     }
     let notes = SessionNotes::new(layout.sessions());
-    let noted = notes.read().context("read", &layout.sessions())?;
-    let garbage = Garbage::find(db, options, &noted)?;
+    let read_notes = || notes.read().context("read", &layout.sessions());
+    let mut noted = read_notes()?;
+    let mut garbage = Garbage::find(db, options, &noted)?;
     let strays = layout.strays();
-    let done = garbage.measure(layout, &strays);
+    let mut done = garbage.measure(layout, &strays);
     if options.dry_run {
         return Ok(done);
     }
@@ -83,6 +85,20 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     for layer in &garbage.layers {
         cleanup::remove_layer_files(layout, *layer)?;
     }
+    fault::pause("pause.gc.read");
+    // A session may have begun since its notes were read. From the announcement on, a session that
+    // begins waits for the end of this; the notes of those that did not see it are there by now.
+    let _announced = match garbage.images.is_empty() {
+        true => None,
+        false => {
+            let announced = announce(&notes, &garbage, layout)?;
+            noted = read_notes()?;
+            garbage.spare(Garbage::find(db, options, &noted)?);
+            garbage.measure_images(layout, &mut done);
+            announced
+        }
+    };
+    fault::pause("pause.gc.removing");
     for revision in garbage.revisions {
         db.forget_revision(revision)?;
     }
@@ -108,6 +124,30 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     }
     db.restore_reserve();
     Ok(done)
+}
+
+/// Tells sessions on all hosts what will be removed, if that is possible: not on a full disk.
+fn announce(
+    notes: &SessionNotes,
+    garbage: &Garbage,
+    layout: &Layout,
+) -> Result<Option<AnnouncedRemoval>> {
+    let files = garbage.images.iter().map(|image| image.file.clone());
+    match notes.announce_removal(files.collect()) {
+        Ok(announced) => Ok(Some(announced)),
+        Err(error) if may_be_untold(&error) => {
+            tracing::warn!(%error, "sessions cannot be told what is removed");
+            Ok(None)
+        }
+        Err(error) => Err(error).context("write to", &layout.sessions()),
+    }
+}
+
+fn may_be_untold(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::PermissionDenied
+    )
 }
 
 /// What a garbage collection removes, apart from strays.
@@ -177,22 +217,34 @@ impl Garbage {
     }
 
     fn measure(&self, layout: &Layout, strays: &Path) -> Collected {
+        let mut done = Collected::default();
+        self.measure_images(layout, &mut done);
         let layers = self.layers.iter().map(|layer| layout.layer(*layer));
         let in_layers: u64 = layers.map(|path| walk::content_size(&path)).sum();
+        done.uppers = self.layers.len() as u64;
+        done.upper_bytes = in_layers + walk::content_size(strays);
+        done
+    }
+
+    /// Keeps what is no garbage any more.
+    fn spare(&mut self, now: Garbage) {
+        self.revisions.retain(|id| now.revisions.contains(id));
+        self.images
+            .retain(|image| now.images.iter().any(|other| other.id == image.id));
+        self.in_use = now.in_use;
+    }
+
+    fn measure_images(&self, layout: &Layout, done: &mut Collected) {
         // Removing an image that a clone shares frees no space.
         let is_shared = |image: &ImageRow| {
             let meta = fs::metadata(layout.image(&image.file));
             meta.is_ok_and(|meta| meta.nlink() > 1)
         };
         let freed = self.images.iter().filter(|image| !is_shared(image));
-        Collected {
-            revisions: self.revisions.iter().map(|id| id.0).collect(),
-            images: self.images.len() as u64,
-            image_bytes: freed.map(|image| image.size).sum(),
-            uppers: self.layers.len() as u64,
-            upper_bytes: in_layers + walk::content_size(strays),
-            in_use: self.in_use.clone(),
-        }
+        done.revisions = self.revisions.iter().map(|id| id.0).collect();
+        done.images = self.images.len() as u64;
+        done.image_bytes = freed.map(|image| image.size).sum();
+        done.in_use = self.in_use.clone();
     }
 }
 

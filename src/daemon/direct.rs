@@ -180,7 +180,11 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
         opened: (session, open, notes),
     } = start_up(|| {
         // Before the image is opened, so that `gc` does not remove it in between.
-        let notes = what.session.as_ref().map(|spec| Notes::write(spec, what));
+        let notes = what
+            .session
+            .as_ref()
+            .map(|spec| Notes::write(spec, what))
+            .transpose()?;
         let open = Open::new(what)?;
         Ok((open.mount(what)?, open, notes))
     })?;

@@ -5,9 +5,9 @@
 //! other directory is ever taken for it, and says which operation has begun, so that the next
 //! command can complete one that was interrupted.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -136,19 +136,7 @@ impl InPlace {
     /// Writes the note, durably.
     pub fn write(&self, layout: &Layout) -> Result<()> {
         let path = layout.in_place();
-        let draft = path.with_extension("draft");
-        let write = || {
-            let mut file: File = OpenOptions::new()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&draft)?;
-            file.write_all(&serde_json::to_vec(self)?)?;
-            durable::sync_file(&file)?;
-            fs::rename(&draft, &path)?;
-            durable::sync_name(&path)
-        };
+        let write = || durable::replace(&path, &serde_json::to_vec(self)?);
         write().context(&path, "write")
     }
 

@@ -17,6 +17,7 @@
 //!     daemon.log              and daemon.log.old, the previous one
 //!     in-place                where the original of an import in place is kept
 //!     sessions/               notes of read-only and ephemeral sessions, see docs/sessions.md
+//!     launchers               the directories with launchers, see docs/launchers.md
 //!     profile                 the blocks and files read first after a mount; a hint
 //!     id                      only for a mount without a store: identity of the database
 //!   store/.new-NAME-TOKEN/    a home under construction; garbage if its lock is free
@@ -213,6 +214,11 @@ impl Layout {
     /// Returns the note of an import in place, which need not exist.
     pub fn in_place(&self) -> PathBuf {
         self.home.join("in-place")
+    }
+
+    /// Returns the record of the directories with launchers, which need not exist.
+    pub fn launchers(&self) -> PathBuf {
+        self.home.join("launchers")
     }
 
     /// Returns the access profile, which need not exist.

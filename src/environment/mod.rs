@@ -7,6 +7,7 @@ mod age;
 mod config;
 mod error;
 mod in_place;
+mod launchers;
 mod layout;
 mod lock;
 mod name;
@@ -23,11 +24,14 @@ pub use config::{
 };
 pub use error::{EnvironmentError, Result};
 pub use in_place::{DirectoryId, InPlace, Stage};
+pub use launchers::{Exposure, LauncherRecord};
 pub use layout::{HomeId, Layout, StoreLayout};
 pub use lock::{EnvLock, Holder, LEASE};
 pub use name::EnvName;
 pub use prefix::{Prefix, real_path};
 pub use process::HostProcess;
-pub use session::{HEARTBEAT, NotedSession, SessionKind, SessionNote, SessionNotes, WrittenNote};
+pub use session::{
+    AnnouncedRemoval, HEARTBEAT, NotedSession, SessionKind, SessionNote, SessionNotes, WrittenNote,
+};
 pub use store::{Environment, Garbage, NewEnvironment, Store};
 pub use trust::{TRUST, other_owner, refuse_replaceable, refuse_replaceable_except};

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::HostProcess;
 use crate::sys::text::Text;
-use crate::sys::{process, regular};
+use crate::sys::{durable, process, regular};
 
 /// The interval at which a session renews its notes.
 pub const HEARTBEAT: Duration = Duration::from_secs(60);
@@ -32,6 +32,8 @@ const NOTE_LIMIT: u64 = 64 << 10;
 /// The largest number of notes that are read from one directory.
 const MAX_NOTES: usize = 10_000;
 const SUFFIX: &str = ".json";
+/// The name of the file in which `gc` announces what it removes.
+const REMOVAL: &str = "removing";
 
 /// What a mount of an environment shows, and where its changes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,10 +102,7 @@ impl SessionNote {
 
     /// Returns whether the daemon's process is visible to this process if it runs.
     pub fn is_visible(&self) -> bool {
-        !self.process.boot_id.is_empty()
-            && self.process.boot_id == process::boot_id()
-            && self.pid_namespace.is_some()
-            && self.pid_namespace == process::pid_namespace()
+        is_visible(&self.process, self.pid_namespace)
     }
 
     /// Returns whether the session runs, as far as can be told from here.
@@ -121,6 +120,13 @@ impl SessionNote {
         let HostProcess { pid, pid_start, .. } = &self.process;
         format!("{host}-{pid}-{pid_start}{SUFFIX}")
     }
+}
+
+fn is_visible(process: &HostProcess, pid_namespace: Option<u64>) -> bool {
+    !process.boot_id.is_empty()
+        && process.boot_id == process::boot_id()
+        && pid_namespace.is_some()
+        && pid_namespace == process::pid_namespace()
 }
 
 /// A note that was read.
@@ -207,6 +213,43 @@ impl SessionNotes {
 }
 
 impl SessionNotes {
+    /// Announces that these images will be removed. A session that begins from now on does not use
+    /// them; those that have left a note before must be asked for after this.
+    pub fn announce_removal(&self, images: Vec<String>) -> io::Result<AnnouncedRemoval> {
+        match regular::open_dir(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.create()?,
+            opened => drop(opened?),
+        }
+        let path = self.dir.join(REMOVAL);
+        let removal = Removal {
+            images,
+            process: HostProcess::current(),
+            pid_namespace: process::pid_namespace(),
+        };
+        durable::replace(&path, &serde_json::to_vec(&removal)?)?;
+        Ok(AnnouncedRemoval { path })
+    }
+
+    /// Returns whether a process that runs has announced to remove this image.
+    pub fn is_being_removed(&self, image: &str) -> bool {
+        let path = self.dir.join(REMOVAL);
+        let read = || -> io::Result<bool> {
+            let age = age_of(&path)?;
+            let removal: Removal = serde_json::from_slice(&regular::read(&path, NOTE_LIMIT)?)?;
+            let is_live = match is_visible(&removal.process, removal.pid_namespace) {
+                true => removal.process.is_running(),
+                false => age <= EXPIRY,
+            };
+            Ok(is_live && removal.images.iter().any(|name| name == image))
+        };
+        read().unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(path = %path.display(), %error, "cannot read what gc removes");
+            }
+            false
+        })
+    }
+
     fn create(&self) -> io::Result<()> {
         let above = self.dir.parent().unwrap_or(Path::new("/"));
         if fs::metadata(above)?.uid() != process::user_id() {
@@ -220,7 +263,7 @@ impl SessionNotes {
 }
 
 fn read_note(path: &Path) -> io::Result<(SessionNote, Duration)> {
-    let meta = fs::symlink_metadata(path)?;
+    let age = age_of(path)?;
     let note: SessionNote = serde_json::from_slice(&regular::read(path, NOTE_LIMIT)?)?;
     if !note.is_valid() {
         return Err(io::Error::new(
@@ -228,9 +271,38 @@ fn read_note(path: &Path) -> io::Result<(SessionNote, Duration)> {
             "it is not a note of envfs",
         ));
     }
-    // A time in the future counts as now.
-    let age = SystemTime::now().duration_since(meta.modified()?);
-    Ok((note, age.unwrap_or_default()))
+    Ok((note, age))
+}
+
+/// Returns the time since a file was changed. A time in the future counts as now.
+fn age_of(path: &Path) -> io::Result<Duration> {
+    let modified = fs::symlink_metadata(path)?.modified()?;
+    let age = SystemTime::now().duration_since(modified);
+    Ok(age.unwrap_or_default())
+}
+
+/// What `gc` is about to remove. It is in the directory of the notes, because creating a file in a
+/// directory of a network file system makes this host see the files that others have created there.
+#[derive(Debug, Serialize, Deserialize)]
+struct Removal {
+    images: Vec<String>,
+    #[serde(flatten)]
+    process: HostProcess,
+    pid_namespace: Option<u64>,
+}
+
+/// An announced removal. Ends when dropped.
+#[derive(Debug)]
+pub struct AnnouncedRemoval {
+    path: PathBuf,
+}
+
+impl Drop for AnnouncedRemoval {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove an announcement");
+        }
+    }
 }
 
 /// A note that this process renews. Removed when dropped.
@@ -330,6 +402,31 @@ mod tests {
         }
         written.renew().unwrap();
         assert!(notes.read().unwrap()[0].is_live);
+    }
+
+    #[test]
+    fn an_announcement_counts_while_its_process_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = SessionNotes::new(dir.path().join("sessions"));
+        assert!(!notes.is_being_removed("3.sqfs"));
+        let announced = notes.announce_removal(vec!["3.sqfs".to_owned()]).unwrap();
+        assert!(notes.is_being_removed("3.sqfs") && !notes.is_being_removed("4.sqfs"));
+        assert_eq!(notes.read().unwrap(), []);
+        let path = announced.path.clone();
+        let text = fs::read_to_string(&path).unwrap();
+        drop(announced);
+        assert!(!path.exists());
+        // The process has ended.
+        let start = HostProcess::current().pid_start;
+        fs::write(&path, text.replace(&start.to_string(), "1")).unwrap();
+        assert!(!notes.is_being_removed("3.sqfs"));
+        // It is on another host.
+        fs::write(&path, text.replace(&process::boot_id(), "another")).unwrap();
+        assert!(notes.is_being_removed("3.sqfs"));
+        set_age(&path, EXPIRY * 2);
+        assert!(!notes.is_being_removed("3.sqfs"));
+        fs::write(&path, "{").unwrap();
+        assert!(!notes.is_being_removed("3.sqfs"));
     }
 
     #[test]

@@ -4,9 +4,10 @@
 
 #![allow(unsafe_code)]
 
-use std::fs::File;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::unistd;
@@ -45,6 +46,21 @@ pub fn sync_file_system(file: impl AsFd) -> io::Result<()> {
 /// Returns whether a test has disabled all syncs.
 pub fn is_disabled() -> bool {
     fault::is_enabled(fault::NO_SYNC)
+}
+
+/// Writes a private file that has its old content or the new one after a crash.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&draft)?;
+    file.write_all(content)?;
+    sync_file(&file)?;
+    fs::rename(&draft, path)?;
+    sync_name(path)
 }
 
 fn unless_disabled(sync: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {

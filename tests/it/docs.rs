@@ -263,6 +263,7 @@ fn environment_variables_are_documented() {
     // Faults exist in debug builds only.
     variables.retain(|name| {
         name != "ENVFS_FAULT"
+            && name != "ENVFS_PAUSE"
             && !name.starts_with("ENVFS_TEST_")
             && !name.starts_with("ENVFS_FUZZ_")
     });

@@ -8,13 +8,11 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
+use crate::cli::follow::{Followed, follow};
 use crate::commit::OpenRevision;
 use crate::daemon::failure::Kind;
 use crate::object;
 use crate::sys::text::quoted;
-
-/// The number of symbolic links that are followed, as in the kernel.
-const MAX_LINKS: usize = 40;
 
 /// Print files of a revision.
 ///
@@ -65,62 +63,26 @@ fn print(context: &Context, word: &OsStr) -> Result<()> {
 /// Finds a regular file, through symbolic links inside the environment.
 fn find_file(env: &Env, revision: &OpenRevision, path: &[u8]) -> Result<object::Ino> {
     let shown = quoted(OsStr::from_bytes(path));
-    let number = revision.revision.id;
-    let missing = || {
-        let message = format!("revision {number} of {} has no {shown}", env.name());
-        CommandError::new(Kind::NotFound, message)
-    };
-    let mut pending: Vec<Vec<u8>> = parts(path);
-    let mut done: Vec<Vec<u8>> = Vec::new();
-    let mut links = 0;
-    while let Some(part) = pending.pop() {
-        if part == b".." {
-            done.pop();
-            continue;
-        }
-        done.push(part);
-        let found = revision.find(&done.join(&b'/'))?;
-        let (ino, attr) = found.ok_or_else(missing)?;
-        if attr.kind != object::Kind::Symlink {
-            continue;
-        }
-        links += 1;
-        let target = revision.read_link(ino)?;
-        done.pop();
-        let inside = match target.strip_prefix(env.target.prefix.as_os_str().as_bytes()) {
-            Some(inside) if inside.starts_with(b"/") => {
-                done.clear();
-                Some(inside)
-            }
-            _ => (!target.starts_with(b"/")).then_some(&target[..]),
-        };
-        match inside {
-            Some(inside) if links <= MAX_LINKS => pending.extend(parts(inside)),
-            _ => {
-                let message = format!(
-                    "{shown} leads out of the environment, to {}",
-                    quoted(OsStr::from_bytes(&target))
-                );
-                return Err(CommandError::new(Kind::NotFound, message));
-            }
-        }
-    }
-    let found = revision.find(&done.join(&b'/'))?;
-    match found.ok_or_else(missing)? {
-        (ino, attr) if attr.kind == object::Kind::File => Ok(ino),
-        (_, attr) => {
+    match follow(&env.target.prefix, revision, path)? {
+        Followed::Inside(ino, attr) if attr.kind == object::Kind::File => Ok(ino),
+        Followed::Inside(_, attr) => {
             let what = match attr.kind {
                 object::Kind::Directory => "a directory",
                 _ => "no regular file",
             };
             Err(CommandError::usage(format!("{shown} is {what}")))
         }
+        Followed::Outside(target) => {
+            let message = format!(
+                "{shown} leads out of the environment, to {}",
+                quoted(OsStr::from_bytes(&target))
+            );
+            Err(CommandError::new(Kind::NotFound, message))
+        }
+        Followed::Missing => {
+            let number = revision.revision.id;
+            let message = format!("revision {number} of {} has no {shown}", env.name());
+            Err(CommandError::new(Kind::NotFound, message))
+        }
     }
-}
-
-/// Returns the components of a path, the first last.
-fn parts(path: &[u8]) -> Vec<Vec<u8>> {
-    let parts = path.split(|byte| *byte == b'/');
-    let parts = parts.filter(|part| !part.is_empty() && *part != b".");
-    parts.rev().map(<[u8]>::to_vec).collect()
 }

@@ -10,6 +10,7 @@ use clap::Args as ClapArgs;
 
 use crate::cli::context::Context;
 use crate::cli::error::Result;
+use crate::cli::launchers;
 use crate::cli::output::{changes, size};
 use crate::cli::packages;
 use crate::commit::{CommitOptions, Committed, Way};
@@ -124,6 +125,9 @@ impl Args {
         let progress = context.output.progress();
         let committed = service.commit(&options, &progress)?;
         progress.finish();
+        if committed.is_some() {
+            launchers::renew_all(&env, &context.output);
+        }
         if self.json {
             return context.output.json(&committed);
         }

@@ -20,6 +20,7 @@ pub(super) mod discard;
 pub(super) mod doctor;
 pub(super) mod du;
 pub(super) mod export;
+pub(super) mod expose;
 pub(super) mod gc;
 pub(super) mod hook;
 pub(super) mod image;
@@ -69,6 +70,8 @@ pub enum Command {
     #[command(name = "shell")]
     #[allow(missing_docs)]
     Subshell(subshell::Args),
+    #[allow(missing_docs)]
+    Expose(expose::Args),
     #[allow(missing_docs)]
     Mount(mount::Args),
     #[command(visible_alias = "umount")]
@@ -161,6 +164,7 @@ impl Command {
             Command::Reactivate(args) => args.run(context),
             Command::Run(args) => args.run(context),
             Command::Subshell(args) => args.run(context),
+            Command::Expose(args) => args.run(context),
             Command::Mount(args) => args.run(context),
             Command::Unmount(args) => args.run(context),
             Command::List(args) => args.run(context),

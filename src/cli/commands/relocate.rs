@@ -7,6 +7,7 @@ use clap::Args as ClapArgs;
 use crate::cli::conda_list;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
+use crate::cli::launchers;
 use crate::cli::relocation::{self, Moved};
 use crate::commit::{Force, command_line};
 use crate::daemon::failure::Kind;
@@ -98,6 +99,8 @@ impl Args {
             super::remove::remove_prefix(&old);
             conda_list::remove(&old);
         }
+        // With the new prefix and revision.
+        launchers::renew_all(&context.environment(Some(env.name()))?, &context.output);
         let moved = Moved::of(&done, &new);
         moved.warn(&context.output);
         if self.json {

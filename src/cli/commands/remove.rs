@@ -11,6 +11,7 @@ use crate::cli::conda_list;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::in_place;
+use crate::cli::launchers;
 use crate::cli::output::{count, size};
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle;
@@ -104,7 +105,9 @@ fn refuse_used(env: &Env) -> Result<()> {
 pub(crate) fn remove_environment(env: Env) -> Result<()> {
     lifecycle::ensure_unmounted(&env.target, &env.runtime, UnmountMode::Plain, &|| {})?;
     let lock = EnvLock::lock(env.environment.layout(), "remove", LOCK_TIMEOUT)?;
+    let exposures = launchers::recorded(env.environment.layout());
     env.environment.remove_files(lock)?;
+    launchers::remove_all(&exposures, &env.target.id);
     remove_prefix(&env.target.prefix);
     conda_list::remove(&env.target.prefix);
     Ok(())

@@ -4,6 +4,7 @@ use clap::Args as ClapArgs;
 
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
+use crate::cli::launchers;
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::State;
 use crate::daemon::service::LOCK_TIMEOUT;
@@ -39,6 +40,8 @@ impl Args {
         let lock = EnvLock::lock(env.environment.layout(), "rename", LOCK_TIMEOUT)?;
         let old = env.name().to_owned();
         env.environment.rename(&new, &lock)?;
+        drop(lock);
+        launchers::renew_all(&context.environment(Some(new.as_str()))?, &context.output);
         context.output.note(format!(
             "{old} is now {new}; its prefix is still {}",
             quoted(&env.target.prefix)

@@ -5,6 +5,7 @@ use clap::Args as ClapArgs;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::Result;
+use crate::cli::launchers;
 use crate::cli::output;
 use crate::daemon::protocol::{RollbackOptions, Selection};
 use crate::union::Summary;
@@ -54,6 +55,7 @@ impl Args {
         let progress = context.output.progress();
         let done = service.rollback(&options, &progress)?;
         progress.finish();
+        launchers::renew_all(&env, &context.output);
         if self.json {
             return context.output.json(&done);
         }

@@ -4,6 +4,7 @@ use clap::Args as ClapArgs;
 
 use crate::cli::context::Context;
 use crate::cli::error::Result;
+use crate::cli::launchers;
 use crate::cli::output::changes;
 use crate::commit::{UndoOptions, Undone};
 use crate::state::OperationKind;
@@ -47,6 +48,9 @@ impl Args {
         let progress = context.output.progress();
         let done = env.service()?.undo(&options, &progress)?;
         progress.finish();
+        if !self.dry_run {
+            launchers::renew_all(&env, &context.output);
+        }
         if self.json {
             return context.output.json(&done);
         }

@@ -115,7 +115,7 @@ pub(crate) fn run(what: &DirectMount, spec: &PrivateSpec) -> Result<(), Failure>
         let Unserved { device, inside } = spec.mount(&what.request(""))?;
         // Before the image is opened, so that `gc` does not remove it in between.
         let spec = what.session.as_ref();
-        let notes = spec.map(|spec| Notes::write(spec, what));
+        let notes = spec.map(|spec| Notes::write(spec, what)).transpose()?;
         let open = Open::new(what)?;
         let session = open.serve(what, |filesystem| {
             Session::serve(filesystem, device, mount_point)

@@ -3,24 +3,31 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::direct::DirectMount;
+use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host;
 use crate::daemon::idle::Idle;
 use crate::daemon::runtime::RuntimeDir;
 use crate::environment::{
     HEARTBEAT, HostProcess, SessionKind, SessionNote, SessionNotes, WrittenNote,
 };
+use crate::fault;
 use crate::fuse::Counters;
 use crate::fuse::session::{Session, StopHandle};
 use crate::object::Timestamp;
 use crate::sys::process::{self, ProcessHandle};
 use crate::sys::text::Text;
 use crate::sys::walk;
+
+/// The time limit for a `gc` that removes images.
+const GC_TIMEOUT: Duration = Duration::from_secs(60);
+/// The interval at which a session looks whether it has.
+const GC_POLL: Duration = Duration::from_millis(20);
 
 /// The session that a daemon serves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -121,6 +128,30 @@ impl SessionSpec {
             .ok()
     }
 
+    /// Waits for a `gc` that may be removing the image. Fails if it has removed it.
+    fn wait_for_gc(&self, what: &DirectMount) -> Result<(), Failure> {
+        let of = format!("revision {} of {}", self.revision, self.name);
+        let is_being_removed = || {
+            let mut dirs = self.notes.iter().map(|dir| dir.as_path().to_path_buf());
+            dirs.any(|dir| SessionNotes::new(dir).is_being_removed(&self.image))
+        };
+        let deadline = Instant::now() + GC_TIMEOUT;
+        while is_being_removed() {
+            if Instant::now() > deadline {
+                let message = format!("envfs gc has been removing {of} for a minute");
+                return Err(Failure::new(Kind::Busy, message).hint("try again later"));
+            }
+            std::thread::sleep(GC_POLL);
+        }
+        let is_there = |image: &Text| image.as_path().exists();
+        if !what.images.iter().all(is_there) {
+            let message = format!("envfs gc has just removed {of}");
+            return Err(Failure::new(Kind::NotFound, message)
+                .hint(format!("envfs log {} shows what there is", self.name)));
+        }
+        Ok(())
+    }
+
     /// Removes the directory for changes.
     pub(in crate::daemon) fn remove_upper(&self, what: &DirectMount) {
         if self.kind == SessionKind::Ephemeral
@@ -141,8 +172,12 @@ pub(in crate::daemon) struct Notes {
 }
 
 impl Notes {
-    /// Writes the notes where that is possible. A session does not depend on them.
-    pub(in crate::daemon) fn write(spec: &SessionSpec, what: &DirectMount) -> Notes {
+    /// Writes the notes where that is possible. A session does not depend on them. Fails if `gc`
+    /// has removed the image. Must be called before the image is opened.
+    pub(in crate::daemon) fn write(
+        spec: &SessionSpec,
+        what: &DirectMount,
+    ) -> Result<Notes, Failure> {
         let note = spec.note(what);
         let mut written: Vec<WrittenNote> = Vec::new();
         for dir in &spec.notes {
@@ -153,6 +188,9 @@ impl Notes {
                 }
             }
         }
+        fault::pause("pause.session.noted");
+        // One that begins its work now sees the notes.
+        spec.wait_for_gc(what)?;
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let renewal = std::thread::Builder::new()
             .name(String::from("heartbeat"))
@@ -165,12 +203,12 @@ impl Notes {
                     }
                 }
             });
-        Notes {
+        Ok(Notes {
             stop: Some(stop),
             renewal: renewal
                 .inspect_err(|error| tracing::warn!(%error, "cannot start a thread"))
                 .ok(),
-        }
+        })
     }
 }
 

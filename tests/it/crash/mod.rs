@@ -47,6 +47,7 @@ fn every_fault_point_belongs_to_a_tested_operation() {
             "restore",
             "undo",
             "checkpoint",
+            "expose",
         ];
         assert!(tested.contains(&operation), "{point}");
     }
