@@ -26,6 +26,8 @@ pub const POINTS: &[&str] = &[
     "relocate.begun",
     "relocate.edited",
     "commit.rotated",
+    "split.linked",
+    "split.swapped",
     "commit.written",
     "commit.named",
     "commit.checked",

@@ -19,8 +19,8 @@ use crate::commit::{
 };
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::protocol::{
-    AmendOptions, Amended, DiscardOptions, Discarded, RollbackOptions, Selection, Service, Since,
-    Status, TagOptions,
+    AmendOptions, Amended, Committable, DiscardOptions, Discarded, RollbackOptions, Selection,
+    Service, Since, Status, TagOptions,
 };
 use crate::environment::{Environment, SessionKind};
 use crate::packages::Differences;
@@ -136,8 +136,12 @@ impl Service for Unchanged {
         refused()
     }
 
-    fn preview(&self, _: &Selection, _: &dyn Progress) -> Result<Preview, Failure> {
+    fn preview(&self, _: &Committable, _: &dyn Progress) -> Result<Preview, Failure> {
         Ok(Preview::default())
+    }
+
+    fn committable(&self, _: &Committable) -> Result<Vec<Change>, Failure> {
+        Ok(Vec::new())
     }
 
     fn amend(&self, _: &AmendOptions, _: &dyn Progress) -> Result<Amended, Failure> {

@@ -38,6 +38,7 @@ mod history;
 mod import;
 pub mod in_place;
 mod job;
+mod part;
 mod preview;
 mod profile;
 mod relocate;
@@ -65,11 +66,13 @@ use crate::squashfs::Compression;
 use crate::squashfs::writer::{Monitor, WriteStats};
 use crate::state::{LayerId, NewRevision, PublishCommit, RevisionId, StackPart, StateError};
 use crate::sys::durable::{sync_file, sync_name};
+use crate::sys::text::Text;
 use crate::union::{self, Invalidation, LowerStack, Summary};
 pub(crate) use disk_wait::{QUIET, Syncing};
 use error::Context;
 use import::TreeSize;
 use job::{Built, Job};
+use part::Taken;
 
 pub use crate::state::CommitPlace;
 pub use clone::{CloneOptions, Cloned, Sharing, clone};
@@ -82,6 +85,7 @@ pub use history::{RolledBack, discard, rollback};
 pub use import::{
     ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,
 };
+pub use part::{Chosen, Ignored};
 pub use preview::{Preview, preview};
 pub use profile::{Profile, paths_used_first};
 pub use relocate::{
@@ -117,6 +121,10 @@ pub struct CommitOptions {
     pub profile: ProfileUse,
     /// The place of the commit in the history.
     pub place: CommitPlace,
+    /// Commits only the changes at and below these paths, relative to the prefix; none for all.
+    pub paths: Vec<Text>,
+    /// What happens to ignored paths.
+    pub ignored: Ignored,
 }
 
 /// Durations of the phases of a commit, in milliseconds when serialized.
@@ -224,22 +232,32 @@ fn commit_at(
     progress: &dyn Progress,
 ) -> Result<Option<Committed>> {
     let union = workspace.union();
-    if !options.rebuild && !options.compact && !union.has_changes()? {
+    let chosen = Chosen::of(workspace, options);
+    if !options.rebuild && !options.compact && !chosen.has_changes(workspace)? {
         return Ok(None);
     }
     let began = Instant::now();
-    let frozen = union.rotate()?;
+    union.rotate()?;
     let phases = Phases {
         rotate: began.elapsed(),
         ..Phases::default()
     };
-    let done = commit_frozen(workspace, options, prefix, frozen, phases, progress);
-    if done.is_err()
+    fault::point("commit.rotated");
+    let taken = chosen.take(workspace);
+    let is_part = taken.as_ref().is_ok_and(|taken| taken.rest > 0);
+    let has_image = options.rebuild || options.compact;
+    let done = match taken {
+        // Nothing of the part has changed any more.
+        Ok(taken) if taken.view.frozen().is_empty() && !has_image => Ok(None),
+        Ok(taken) => commit_frozen(workspace, options, prefix, taken, phases, progress),
+        Err(e) => Err(e),
+    };
+    if (done.is_err() || is_part)
         && let Err(e) = union.unrotate()
     {
         tracing::warn!(
-            "cannot revert the rotation after a failed commit: {e}; the next commit includes the \
-             frozen changes"
+            "cannot make a frozen layer writable again after a commit: {e}; the next commit includes \
+             its changes"
         );
     }
     done
@@ -250,13 +268,12 @@ fn commit_frozen(
     workspace: &Workspace,
     options: &CommitOptions,
     prefix: Option<&Path>,
-    frozen: Vec<LayerId>,
+    taken: Taken,
     mut phases: Phases,
     progress: &dyn Progress,
 ) -> Result<Option<Committed>> {
     let (union, db) = (workspace.union(), workspace.db());
-    fault::point("commit.rotated");
-    let view = union.lower();
+    let Taken { view, rest, old } = taken;
     // The changes that were frozen: others may have happened since the caller checked.
     let changes = union::frozen_changes(&view)?;
     let summary = Summary::of(&changes);
@@ -293,7 +310,7 @@ fn commit_frozen(
     let mut began = Instant::now();
 
     fault::point("commit.checked");
-    let mut replaces = frozen;
+    let mut replaces: Vec<LayerId> = view.frozen().iter().map(|layer| layer.id).collect();
     for part in db.stack()? {
         if matches!(part.part, StackPart::Image(_)) {
             replaces.push(part.id);
@@ -311,7 +328,7 @@ fn commit_frozen(
         place: options.place,
     };
     let dead_bytes = publish.image.dead_bytes;
-    let lower = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(layer)]));
+    let lower = Arc::new(union.rest_over(rest, vec![Arc::new(layer)])?);
     // The transaction may have been committed even if it returns an error, so the file stays.
     let path = named.keep();
     let published = union.replace_lower(lower, || Ok(db.publish_commit(&publish)?));
@@ -328,7 +345,11 @@ fn commit_frozen(
     if let Err(e) = db.limit_recorded(workspace.settings().undo) {
         tracing::warn!("cannot forget the layers of older commits: {e}");
     }
-    if !wait_until_unused(view) {
+    // Both may be the same stack. None may be read when its files are removed.
+    let was_split = !Arc::ptr_eq(&old, &view);
+    let old = was_split.then_some(old);
+    let is_unused = old.is_none_or(wait_until_unused) && wait_until_unused(view);
+    if !is_unused {
         tracing::debug!("the retired layers are still being read; the next open removes them");
     } else if let Err(e) = cleanup::sweep_retired(db, layout) {
         tracing::warn!("cannot remove the retired layers: {e}");

@@ -1,9 +1,11 @@
 //! An open environment: its database and its merged view, mounted or not.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Result;
+use super::exclude::Exclude;
 use super::{cleanup, relocate};
 use crate::environment::{CacheConfig, Config, Environment, Layout, ProfileUse};
 use crate::squashfs::{Compression, ReaderOptions};
@@ -20,6 +22,8 @@ pub struct Workspace {
     union: Arc<Union>,
     options: OpenOptions,
     settings: Settings,
+    /// What commits leave out.
+    ignore: Exclude,
 }
 
 /// How images are written.
@@ -84,6 +88,8 @@ impl Workspace {
         cleanup::sweep(&db, layout)?;
         let (union, reconciled) = Union::open(db.clone(), paths(layout), &options)?;
         let settings = Settings::from_config(config);
+        let patterns: Vec<PathBuf> = config.commit.ignore.iter().map(PathBuf::from).collect();
+        let ignore = Exclude::new(&patterns)?;
         Ok((
             Workspace {
                 env,
@@ -91,6 +97,7 @@ impl Workspace {
                 union: Arc::new(union),
                 options,
                 settings,
+                ignore,
             },
             reconciled,
         ))
@@ -124,6 +131,11 @@ impl Workspace {
     /// Returns the options for opening its images.
     pub fn open_options(&self) -> &OpenOptions {
         &self.options
+    }
+
+    /// Returns the patterns of paths that commits leave out.
+    pub(super) fn ignore(&self) -> &Exclude {
+        &self.ignore
     }
 
     /// Returns the settings for writing its images.

@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, Kind};
 use super::protocol::{
-    AmendOptions, Amended, Answer, DiscardOptions, Discarded, Hello, Request, RollbackOptions,
-    Selection, Service, Since, StartReport, Status, TagOptions, Unmounted, VERSION,
+    AmendOptions, Amended, Answer, Committable, DiscardOptions, Discarded, Hello, Request,
+    RollbackOptions, Selection, Service, Since, StartReport, Status, TagOptions, Unmounted,
+    VERSION,
 };
 use crate::commit::{
     CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Preview,
@@ -215,8 +216,12 @@ impl Service for Client {
         self.call(&Request::Commit(options.clone()), progress)
     }
 
-    fn preview(&self, selection: &Selection, progress: &dyn Progress) -> Result<Preview, Failure> {
-        self.call(&Request::Preview(selection.clone()), progress)
+    fn preview(&self, part: &Committable, progress: &dyn Progress) -> Result<Preview, Failure> {
+        self.call(&Request::Preview(part.clone()), progress)
+    }
+
+    fn committable(&self, part: &Committable) -> Result<Vec<Change>, Failure> {
+        self.call(&Request::Committable(part.clone()), &NoProgress)
     }
 
     fn amend(&self, options: &AmendOptions, progress: &dyn Progress) -> Result<Amended, Failure> {

@@ -274,6 +274,9 @@ impl From<CommitError> for Failure {
                 Failure::of(Kind::Usage, &error)
             }
             CommitError::Union(union::Error::Replaced(_)) => Failure::of(Kind::Conflict, &error),
+            CommitError::Union(union::Error::NotSeparable { .. }) => {
+                Failure::of(Kind::Conflict, &error).hint("or commit everything, without paths")
+            }
             CommitError::Io {
                 error: ref cause, ..
             } => Failure::of(kind_of_io(cause), &error),

@@ -16,15 +16,15 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use crate::commit::{
-    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Preview,
-    RolledBack, UndoOptions, Undone,
+    CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Ignored,
+    Preview, RolledBack, UndoOptions, Undone,
 };
 use crate::environment::{HomeId, Layout};
 use crate::packages::{Differences, PackageChanges};
 use crate::progress::{Progress, Report};
 use crate::sys::holders::{Holder, NamespaceCopy};
 use crate::sys::text::Text;
-use crate::union::{Change, Restored, Summary};
+use crate::union::{Change, Restored, Summary, Tally};
 
 /// The version of the protocol. Client and server must have the same.
 pub(crate) const VERSION: u32 = 1;
@@ -84,7 +84,9 @@ pub enum Request {
     /// Creates a revision.
     Commit(CommitOptions),
     /// Returns what a commit would write.
-    Preview(Selection),
+    Preview(Committable),
+    /// Returns the changes that a commit would record.
+    Committable(Committable),
     /// Changes the message of the current revision.
     Amend(AmendOptions),
     /// Discards changes.
@@ -120,6 +122,17 @@ pub(crate) enum Answer {
     Ok(serde_json::Value),
     /// The failure; the last message.
     Error(Failure),
+}
+
+/// The changes that a commit would record.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committable {
+    /// The part of the environment.
+    #[serde(flatten)]
+    pub selection: Selection,
+    /// What happens to ignored paths.
+    #[serde(default)]
+    pub ignored: Ignored,
 }
 
 /// A part of an environment.
@@ -211,6 +224,13 @@ pub struct Status {
     /// The same in terms of packages.
     #[serde(default)]
     pub packages: PackageChanges,
+    /// Changes that a commit leaves out, because patterns of the configuration ignore them. They
+    /// are not among the others.
+    #[serde(default)]
+    pub ignored: Tally,
+    /// Their paths.
+    #[serde(default)]
+    pub ignored_paths: Vec<Text>,
 }
 
 /// The result of a discard.
@@ -266,8 +286,11 @@ pub trait Service: Send + Sync {
         progress: &dyn Progress,
     ) -> Result<Option<Committed>, Failure>;
 
-    /// Returns what a commit of these paths would write.
-    fn preview(&self, selection: &Selection, progress: &dyn Progress) -> Result<Preview, Failure>;
+    /// Returns what a commit would write.
+    fn preview(&self, part: &Committable, progress: &dyn Progress) -> Result<Preview, Failure>;
+
+    /// Returns the changes that a commit would record.
+    fn committable(&self, part: &Committable) -> Result<Vec<Change>, Failure>;
 
     /// Changes the message of the current revision.
     fn amend(&self, options: &AmendOptions, progress: &dyn Progress) -> Result<Amended, Failure>;

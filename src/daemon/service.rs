@@ -12,13 +12,13 @@ use super::idle::Idle;
 use super::private::{Inside, MountRoot, Unserved};
 use super::profile::Recording;
 use super::protocol::{
-    AmendOptions, Amended, DiscardOptions, Discarded, RollbackOptions, Selection, ServedHome,
-    Service, Since, Status, TagOptions,
+    AmendOptions, Amended, Committable, DiscardOptions, Discarded, RollbackOptions, Selection,
+    ServedHome, Service, Since, Status, TagOptions,
 };
 use super::runtime::RuntimeDir;
 use crate::commit::{
-    self, CheckpointOptions, Checkpointed, CommitError, CommitOptions, Committed, QUIET,
-    RolledBack, Syncing, UndoOptions, Undone, Workspace,
+    self, CheckpointOptions, Checkpointed, Chosen, CommitError, CommitOptions, Committed, Ignored,
+    QUIET, RolledBack, Syncing, UndoOptions, Undone, Workspace,
 };
 use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
@@ -30,7 +30,7 @@ use crate::sys::mount::{self, MountRequest, Rights};
 use crate::sys::mountinfo;
 use crate::sys::text::{Text, quoted};
 use crate::sys::walk;
-use crate::union::{self, Change, DiscardMode, Reconciled, Restored, Summary};
+use crate::union::{self, Change, DiscardMode, Reconciled, Restored, Summary, Tally};
 
 /// The time limit for the lock of an environment that another command reads, or whose daemon is
 /// ending.
@@ -200,6 +200,15 @@ impl Local {
         Ok(packages::differences(changes, &before, &after).among(&chosen))
     }
 
+    /// Returns what a commit of a part would take.
+    fn chosen(&self, part: &Committable) -> Chosen<'_> {
+        let paths: Vec<Text> = paths_of(&part.selection)
+            .iter()
+            .map(|path| OsStr::from_bytes(path).into())
+            .collect();
+        Chosen::new(&self.workspace, &paths, part.ignored)
+    }
+
     fn is_lost(&self) -> bool {
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         lock.as_ref().is_some_and(EnvLock::is_lost)
@@ -359,6 +368,22 @@ impl Service for Local {
 
     fn status(&self) -> Result<Status, Failure> {
         let found = self.differences(&Selection::default())?;
+        let chosen = self.chosen(&Committable {
+            ignored: Ignored::LeaveOut,
+            ..Committable::default()
+        });
+        let (mut ignored, mut ignored_paths) = (Tally::default(), Vec::new());
+        for one in &found.changes {
+            let change = &one.change;
+            if !chosen.contains(change) {
+                ignored.add(change.size);
+                ignored_paths.push(OsStr::from_bytes(&change.path).into());
+            }
+        }
+        let found = match ignored.entries {
+            0 => found,
+            _ => found.only(|change| chosen.contains(change)),
+        };
         let db = self.workspace.db();
         let revision = db.current_revision()?;
         let image = match &revision {
@@ -373,6 +398,8 @@ impl Service for Local {
             upper_files,
             changes: Summary::of(found.changes.iter().map(|one| &one.change)),
             packages: found.packages,
+            ignored,
+            ignored_paths,
         })
     }
 
@@ -405,10 +432,24 @@ impl Service for Local {
     ) -> Result<Option<Committed>, Failure> {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
+        let chosen = Selection {
+            paths: options.paths.clone(),
+        };
+        let chosen = paths_of(&chosen);
+        let union = self.workspace.union();
+        let base = union.lower().committed();
+        refuse_unknown(&chosen, &[&Files::of(&*base), &Files::of(&**union)])?;
+        let options = CommitOptions {
+            paths: chosen
+                .iter()
+                .map(|path| OsStr::from_bytes(path).into())
+                .collect(),
+            ..options.clone()
+        };
         // The new image may be ordered by it, and the recording ends with the old image.
         self.save_profile();
         let committed = self.with_repair(OnLoss::Fail, || {
-            Ok(commit::commit(&self.workspace, options, progress)?)
+            Ok(commit::commit(&self.workspace, &options, progress)?)
         })?;
         if let Some(committed) = &committed {
             self.invalidate(&committed.stale);
@@ -418,15 +459,24 @@ impl Service for Local {
 
     fn preview(
         &self,
-        selection: &Selection,
+        part: &Committable,
         progress: &dyn Progress,
     ) -> Result<commit::Preview, Failure> {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
+        let chosen = self.chosen(part);
         self.with_repair(OnLoss::Fail, || {
-            let found = self.find_differences(selection)?;
+            let found = self.find_differences(&part.selection)?;
+            let found = found.only(|change| chosen.contains(change));
             Ok(commit::preview(&self.workspace, found, progress)?)
         })
+    }
+
+    fn committable(&self, part: &Committable) -> Result<Vec<Change>, Failure> {
+        let chosen = self.chosen(part);
+        let mut changes = self.changes(&part.selection)?;
+        changes.retain(|change| chosen.contains(change));
+        Ok(changes)
     }
 
     fn amend(&self, options: &AmendOptions, progress: &dyn Progress) -> Result<Amended, Failure> {

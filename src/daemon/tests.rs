@@ -111,8 +111,12 @@ impl Service for Fake {
         }))
     }
 
-    fn preview(&self, _: &Selection, _: &dyn Progress) -> Result<commit::Preview, Failure> {
+    fn preview(&self, _: &Committable, _: &dyn Progress) -> Result<commit::Preview, Failure> {
         Ok(commit::Preview::default())
+    }
+
+    fn committable(&self, _: &Committable) -> Result<Vec<Change>, Failure> {
+        Ok(Vec::new())
     }
 
     fn amend(&self, options: &AmendOptions, _: &dyn Progress) -> Result<Amended, Failure> {

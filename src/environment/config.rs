@@ -21,6 +21,9 @@
 //! when_busy = "fail"         # or "read-only", "ephemeral": if it is in use on another host
 //! idle = "15m"               # unmount what was not used for this time; absent: never
 //!
+//! [commit]
+//! ignore = ["__pycache__/"]  # what commits leave uncommitted
+//!
 //! [history]
 //! undo = 1                   # commits that undo can take back
 //!
@@ -66,6 +69,8 @@ pub struct Config {
     pub cache: CacheConfig,
     /// Defaults of `envfs gc`.
     pub gc: GcConfig,
+    /// Defaults of `envfs commit`.
+    pub commit: CommitConfig,
     /// What is kept for an undo.
     pub history: HistoryConfig,
     /// How a daemon serves a mount.
@@ -86,6 +91,7 @@ impl Default for Config {
             profile: ProfileUse::default(),
             cache: CacheConfig::default(),
             gc: GcConfig::default(),
+            commit: CommitConfig::default(),
             history: HistoryConfig::default(),
             daemon: DaemonConfig::default(),
             session: SessionConfig::default(),
@@ -204,6 +210,33 @@ pub enum WhenBusy {
     ReadOnly,
     /// Mount the committed revision, and drop changes at the end.
     Ephemeral,
+}
+
+/// Defaults of `envfs commit`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CommitConfig {
+    /// Patterns of paths that commits leave uncommitted, unless the paths are committed already.
+    #[serde(deserialize_with = "patterns")]
+    pub ignore: Vec<String>,
+}
+
+fn patterns<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    let patterns = Vec::<String>::deserialize(input)?;
+    for pattern in &patterns {
+        if let Err(error) = globset::Glob::new(pattern) {
+            let reason = error.kind();
+            return Err(de::Error::custom(format!(
+                "invalid pattern {pattern:?}: {reason}"
+            )));
+        }
+        if pattern.starts_with('!') {
+            return Err(de::Error::custom(format!(
+                "invalid pattern {pattern:?}: patterns cannot be negated"
+            )));
+        }
+    }
+    Ok(patterns)
 }
 
 /// What is kept for an undo.

@@ -25,7 +25,7 @@ pub(super) fn errno(operation: &'static str, ino: u64, error: &union::Error) -> 
                 Errno::EIO
             }
         }
-        union::Error::Replaced(_) => Errno::EBUSY,
+        union::Error::Replaced(_) | union::Error::NotSeparable { .. } => Errno::EBUSY,
         union::Error::Redirected(_) => Errno::EPERM,
         union::Error::Inconsistent(what) => {
             tracing::error!(operation, ino, "{what}");

@@ -252,12 +252,17 @@ impl Differences {
     /// Keeps the changes at and below some paths, and the packages that they belong to. No paths
     /// select everything.
     #[must_use]
-    pub(crate) fn among(mut self, paths: &[Vec<u8>]) -> Differences {
-        if paths.is_empty() {
-            return self;
+    pub(crate) fn among(self, paths: &[Vec<u8>]) -> Differences {
+        match paths {
+            [] => self,
+            _ => self.only(|change| union::is_among(&change.path, paths)),
         }
-        self.changes
-            .retain(|one| union::is_among(&one.change.path, paths));
+    }
+
+    /// Keeps some changes, and the packages that they belong to.
+    #[must_use]
+    pub(crate) fn only(mut self, keep: impl Fn(&Change) -> bool) -> Differences {
+        self.changes.retain(|one| keep(&one.change));
         let named: HashSet<&str> = self
             .changes
             .iter()

@@ -31,6 +31,7 @@ mod read_only;
 mod redo;
 mod reserve;
 mod rows;
+mod split;
 mod stack;
 #[cfg(test)]
 mod tests;

@@ -221,6 +221,23 @@ impl Delta {
         Ok(self.loaded_inodes().count() + names)
     }
 
+    /// Returns all rows.
+    pub(super) fn to_rows(&self) -> Result<LayerRows> {
+        let mut rows = LayerRows::default();
+        for (ino, row) in self.inodes()? {
+            rows.inodes.push((ino, row.clone()));
+            for (name, value) in self.xattrs(ino)?.into_iter().flatten() {
+                rows.xattrs.push((ino, name.clone(), value.clone()));
+            }
+        }
+        for (dir, entries) in self.dirs()? {
+            let entries = entries.iter();
+            rows.entries
+                .extend(entries.map(|(name, target)| (dir, Box::from(name), target)));
+        }
+        Ok(rows)
+    }
+
     /// Applies changes after `store` has written them to the database. After an error nothing has
     /// changed.
     pub(super) fn change(

@@ -5,18 +5,21 @@
 //! set that satisfies the rules there, and [`rows`] computes the rows. All of it runs under the
 //! exclusive gate and the exclusive `state` lock.
 
+mod part;
+mod part_rows;
 mod plan;
 mod rows;
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use super::delta::row_from;
+use super::delta::{Delta, row_from};
 use super::difference::{Draft, Edits, is_among};
 use super::{Change, Invalidation, LowerStack, Result, State, Union};
 use crate::fault;
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerId, RowChange};
+pub(crate) use part::{Part, Tracked};
 use plan::Plan;
 
 /// What the uppers say of an object.
@@ -57,6 +60,21 @@ fn flat_row(state: &State, base: &LowerStack, edits: &Edits, ino: Ino) -> Result
         row.data = content.data;
     }
     Ok(Known::Row(row))
+}
+
+/// Returns the changes of the rows `own`, those of all uppers as one layer, that leave only a part
+/// of its differences from `base`; `None` if all belong to the part.
+pub(super) fn part_of(
+    state: &State,
+    own: &Delta,
+    base: &LowerStack,
+    part: Part<'_>,
+) -> Result<Option<Vec<RowChange<'static>>>> {
+    let plan = Plan::keeping(state, own, base, part)?;
+    match plan.is_empty() {
+        true => Ok(None),
+        false => Ok(Some(part_rows::changes_of(&plan, own, state, base)?)),
+    }
 }
 
 impl Union {

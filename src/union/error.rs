@@ -23,6 +23,14 @@ pub enum Error {
     /// path of the directory.
     #[error("{0:?} was in a directory that was removed and replaced; name the directory instead")]
     Replaced(String),
+    /// A part of the changes cannot be committed alone.
+    #[error("cannot commit {path:?} alone: {why}")]
+    NotSeparable {
+        /// A path of the part.
+        path: String,
+        /// The reason.
+        why: String,
+    },
     /// An image was made from an upper directory of overlayfs with `redirect_dir=on`.
     #[error("{0:?} has the attribute overlay.redirect, which is not supported")]
     Redirected(String),

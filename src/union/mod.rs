@@ -66,6 +66,7 @@ mod recorded;
 mod remove;
 mod rename;
 mod restore;
+mod split;
 mod stack;
 mod stored;
 mod swap;
@@ -113,6 +114,7 @@ pub use xattrs::XattrMode;
 pub(crate) use content::Soon;
 pub(crate) use delta::Delta;
 pub(crate) use difference::{Edits, between, frozen_changes, is_among};
+pub(crate) use discard::{Part, Tracked};
 pub(crate) use frozen::FrozenLayer;
 pub(crate) use handles::FoundObject;
 pub(crate) use image_layer::ImageLayer;
@@ -120,6 +122,7 @@ pub(crate) use layer::{Bytes, Layer, Lookup, SharedListing, Xattr};
 pub(crate) use open::{OpenOptions, Paths, open_image, set_offset, verify_uppers};
 pub(crate) use overlay::count_links;
 pub(crate) use restore::Source;
+pub(crate) use split::Split;
 pub(crate) use stack::ContentLayer;
 
 /// The number of identities that are reserved in the database at once.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, RenameFlags, fcntl, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 use super::{UpperDir, lock, name, rename};
 use crate::object::{Ino, Timestamp};
@@ -91,6 +91,40 @@ impl UpperDir {
         let file = self.stage(ino)?;
         self.unstage(ino)?;
         Ok(file)
+    }
+
+    /// Links the content of `ino` in another layer to a name here, or to `work`. Returns false if
+    /// the file system cannot.
+    pub(crate) fn link_content(
+        &self,
+        other: &UpperDir,
+        ino: Ino,
+        from: Option<(BorrowedFd<'_>, &[u8])>,
+        to: Option<(BorrowedFd<'_>, &[u8])>,
+    ) -> io::Result<bool> {
+        let in_work = work_name(ino);
+        let from = from.unwrap_or((other.work(), in_work.as_bytes()));
+        let to = to.unwrap_or((self.work(), in_work.as_bytes()));
+        let linked = linkat(from.0, name(from.1), to.0, name(to.1), AtFlags::empty());
+        match linked {
+            Ok(()) => Ok(true),
+            Err(
+                Errno::EPERM | Errno::EXDEV | Errno::EMLINK | Errno::EOPNOTSUPP | Errno::ENOSYS,
+            ) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Removes the name of content that was linked.
+    pub(crate) fn unlink_content(
+        &self,
+        ino: Ino,
+        at: Option<(BorrowedFd<'_>, &[u8])>,
+    ) -> io::Result<()> {
+        match at {
+            Some((dir, component)) => self.remove(dir, component),
+            None => self.unstage(ino),
+        }
     }
 
     /// Removes a staged or detached file, if it exists.

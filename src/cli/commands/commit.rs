@@ -1,9 +1,11 @@
 //! `envfs commit`
 
+mod all;
 mod amend;
 mod condition;
 mod preview;
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 
 use clap::Args as ClapArgs;
@@ -13,8 +15,8 @@ use crate::cli::error::Result;
 use crate::cli::launchers;
 use crate::cli::output::{changes, size};
 use crate::cli::packages;
-use crate::commit::{CommitOptions, Committed, Way};
-use crate::daemon::protocol::Selection;
+use crate::commit::{CommitOptions, Committed, Ignored, Way};
+use crate::daemon::protocol::{Committable, Selection};
 use crate::environment::ProfileUse;
 use crate::squashfs::Compression;
 
@@ -24,16 +26,29 @@ use crate::squashfs::Compression;
 /// the environment meanwhile. Ctrl-C stops the commit and changes nothing. Without changes, no
 /// revision is created.
 ///
+/// With paths, only their changes are committed and all others stay uncommitted. A part that cannot
+/// be recorded alone, such as one end of a rename, is refused. Paths that patterns of commit.ignore
+/// in the configuration match stay uncommitted too, unless they are committed already.
+///
 /// With --dry-run, compresses what changed and shows what a commit would record; nothing is
 /// written. With --amend, changes only the message of the current revision: number, tags, time and
 /// content stay.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs commit -m 'add polars'\n  envfs commit science --rebuild --compression xz\n  envfs commit -n                    show what would be recorded, and its compressed size\n  envfs commit --amend -m 'add polars 1.9'\n  envfs commit science --if-changed 10 --if-larger-than 1M"
+    after_help = "Examples:\n  envfs commit -m 'add polars'\n  envfs commit science lib/python3.12 -m 'only the packages'\n  envfs commit --all --if-changed 10  every environment, for timers\n  envfs commit science --rebuild --compression xz\n  envfs commit -n                    show what would be recorded, and its compressed size\n  envfs commit --amend -m 'add polars 1.9'\n  envfs commit science --if-changed 10 --if-larger-than 1M"
 )]
 pub struct Args {
-    /// Environment [default: the active one].
-    name: Option<String>,
+    /// Environment [default: the active one], and paths whose changes are committed alone, with
+    /// everything below them [default: all].
+    #[arg(value_name = "[NAME] [PATH]")]
+    words: Vec<OsString>,
+    /// Commit every environment of the store that has changes. A failure of one does not stop the
+    /// others; the exit status is 1 then.
+    #[arg(long, conflicts_with_all = ["words", "amend", "dry_run", "stats"])]
+    all: bool,
+    /// Commit also what patterns of commit.ignore leave out.
+    #[arg(long)]
+    no_ignore: bool,
     /// Message to record in the history.
     #[arg(short, long, default_value = "", hide_default_value = true)]
     message: String,
@@ -91,35 +106,22 @@ pub struct Args {
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let env = context.environment(self.name.as_deref())?;
+        if self.all {
+            return all::run(context, self);
+        }
+        let (env, selection) = context.environment_and_paths(&self.words)?;
+        let part = self.part(selection);
         if self.amend {
             let message = (!self.message.is_empty()).then_some(self.message.as_str());
             return amend::run(context, &env, message, self.json);
         }
         if self.dry_run {
-            return preview::run(context, &env, &Selection::default(), self.json);
+            return preview::run(context, &env, &part, self.json);
         }
-        let compression = super::import::compression(self.compression, self.compress_level);
-        let options = CommitOptions {
-            message: self.message.clone(),
-            command: crate::commit::command_line(),
-            rebuild: self.rebuild || compression.is_some() || self.block_size.is_some(),
-            compact: self.compact,
-            compression,
-            block_size: self.block_size,
-            threads: self.threads,
-            profile: match self.no_profile {
-                true => ProfileUse::Off,
-                false => ProfileUse::On,
-            },
-            ..CommitOptions::default()
-        };
+        let options = self.options(&part);
         let service = env.service()?;
-        let condition = condition::Condition {
-            changed: self.if_changed,
-            larger_than: self.if_larger_than,
-        };
-        if let Some(unmet) = condition.check(&*service, &Selection::default())? {
+        let condition = self.condition();
+        if let Some(unmet) = condition.check(&*service, &part)? {
             return unmet.print(context, env.name(), self.json);
         }
         let progress = context.output.progress();
@@ -140,6 +142,45 @@ impl Args {
             }
         }
         Ok(())
+    }
+}
+
+impl Args {
+    fn part(&self, selection: Selection) -> Committable {
+        Committable {
+            selection,
+            ignored: match self.no_ignore {
+                true => Ignored::Include,
+                false => Ignored::LeaveOut,
+            },
+        }
+    }
+
+    fn condition(&self) -> condition::Condition {
+        condition::Condition {
+            changed: self.if_changed,
+            larger_than: self.if_larger_than,
+        }
+    }
+
+    fn options(&self, part: &Committable) -> CommitOptions {
+        let compression = super::import::compression(self.compression, self.compress_level);
+        CommitOptions {
+            message: self.message.clone(),
+            command: crate::commit::command_line(),
+            rebuild: self.rebuild || compression.is_some() || self.block_size.is_some(),
+            compact: self.compact,
+            compression,
+            block_size: self.block_size,
+            threads: self.threads,
+            profile: match self.no_profile {
+                true => ProfileUse::Off,
+                false => ProfileUse::On,
+            },
+            paths: part.selection.paths.clone(),
+            ignored: part.ignored,
+            ..CommitOptions::default()
+        }
     }
 }
 

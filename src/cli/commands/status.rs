@@ -28,6 +28,9 @@ pub struct Args {
     /// Count the changed files, without packages.
     #[arg(long, conflicts_with = "json")]
     files: bool,
+    /// List the paths that commit.ignore leaves uncommitted.
+    #[arg(long, conflicts_with = "json")]
+    ignored: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -38,6 +41,13 @@ pub struct Args {
 enum Shown {
     Packages,
     Files,
+}
+
+/// Whether ignored paths are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IgnoredPaths {
+    Count,
+    List,
 }
 
 /// The most packages of a kind that are shown.
@@ -101,11 +111,15 @@ impl Args {
             true => Shown::Files,
             false => Shown::Packages,
         };
-        show(context, &facts, shown)
+        let ignored = match self.ignored {
+            true => IgnoredPaths::List,
+            false => IgnoredPaths::Count,
+        };
+        show(context, &facts, shown, ignored)
     }
 }
 
-fn show(context: &Context, facts: &Facts, shown: Shown) -> Result<()> {
+fn show(context: &Context, facts: &Facts, shown: Shown, ignored: IgnoredPaths) -> Result<()> {
     let out = &context.output;
     let status = &facts.status;
     let daemon = facts
@@ -150,6 +164,18 @@ fn show(context: &Context, facts: &Facts, shown: Shown) -> Result<()> {
             count(status.upper_files, "file")
         ))?;
         show_changes(context, status, shown)?;
+    }
+    if status.ignored.entries > 0 {
+        out.line(format!(
+            "  ignored   {}, {}",
+            count(status.ignored.entries, "path"),
+            size(status.ignored.bytes)
+        ))?;
+    }
+    if ignored == IgnoredPaths::List {
+        for path in &status.ignored_paths {
+            out.line(format!("    {}", quoted(path.as_path())))?;
+        }
     }
     if let Some(backup) = &facts.backup {
         out.line(format!(

@@ -43,18 +43,7 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn of(state: &State, base: &LowerStack, paths: &[Vec<u8>]) -> Result<Plan> {
         let edits = Edits::of(state, base)?;
-        let mut planner = Planner {
-            state,
-            base,
-            edits: &edits,
-            current: Tree::new(&edits, base, Counted::All),
-            committed: Tree::new(&edits, base, Counted::None),
-            paths,
-            removed: BTreeSet::new(),
-            selected: HashSet::new(),
-            deleted: BTreeSet::new(),
-            pending: Vec::new(),
-        };
+        let mut planner = Planner::new(state, base, &edits, paths);
         planner.select_by_old_paths()?;
         loop {
             planner.remove_pending()?;
@@ -68,28 +57,8 @@ impl Plan {
             }
         }
         let reset = planner.objects_to_reset()?;
-        let (lost_names, restored_names) = planner.count_names()?;
-        let Planner {
-            removed, deleted, ..
-        } = planner;
-        let mut relinked = BTreeMap::new();
-        for entry in &removed {
-            if edits.past_of(entry.0).is_some()
-                && !deleted.contains(&entry.0)
-                && let Some(below) = edits.row(entry).and_then(|row| row.below)
-            {
-                relinked.insert(entry.clone(), below);
-            }
-        }
-        Ok(Plan {
-            edits,
-            removed,
-            relinked,
-            deleted,
-            reset,
-            lost_names,
-            restored_names,
-        })
+        let removal = planner.finish(reset)?;
+        Ok(removal.with(edits))
     }
 
     /// Returns all objects that change.
@@ -103,20 +72,89 @@ impl Plan {
     }
 }
 
-struct Planner<'a> {
-    state: &'a State,
-    base: &'a LowerStack,
-    edits: &'a Edits,
-    current: Tree<'a>,
-    committed: Tree<'a>,
+pub(super) struct Planner<'a> {
+    pub(super) state: &'a State,
+    pub(super) base: &'a LowerStack,
+    pub(super) edits: &'a Edits,
+    pub(super) current: Tree<'a>,
+    pub(super) committed: Tree<'a>,
     /// The paths whose changes are discarded.
     paths: &'a [Vec<u8>],
-    removed: BTreeSet<Entry>,
+    pub(super) removed: BTreeSet<Entry>,
     /// Names that are removed because of their paths.
     selected: HashSet<Entry>,
     deleted: BTreeSet<Ino>,
     /// Names to remove that have not been processed.
-    pending: Vec<Entry>,
+    pub(super) pending: Vec<Entry>,
+}
+
+/// What a planner has found.
+pub(super) struct Removal {
+    removed: BTreeSet<Entry>,
+    relinked: BTreeMap<Entry, Ino>,
+    deleted: BTreeSet<Ino>,
+    reset: BTreeSet<Ino>,
+    lost_names: HashMap<Ino, u32>,
+    restored_names: HashMap<Ino, u32>,
+}
+
+impl Removal {
+    /// Returns the plan.
+    pub(super) fn with(self, edits: Edits) -> Plan {
+        Plan {
+            edits,
+            removed: self.removed,
+            relinked: self.relinked,
+            deleted: self.deleted,
+            reset: self.reset,
+            lost_names: self.lost_names,
+            restored_names: self.restored_names,
+        }
+    }
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(
+        state: &'a State,
+        base: &'a LowerStack,
+        edits: &'a Edits,
+        paths: &'a [Vec<u8>],
+    ) -> Planner<'a> {
+        Planner {
+            state,
+            base,
+            edits,
+            current: Tree::new(edits, base, Counted::All),
+            committed: Tree::new(edits, base, Counted::None),
+            paths,
+            removed: BTreeSet::new(),
+            selected: HashSet::new(),
+            deleted: BTreeSet::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    /// Ends the search. These objects are reset.
+    pub(super) fn finish(self, reset: BTreeSet<Ino>) -> Result<Removal> {
+        let (lost_names, restored_names) = self.count_names()?;
+        let mut relinked = BTreeMap::new();
+        for entry in &self.removed {
+            if self.edits.past_of(entry.0).is_some()
+                && !self.deleted.contains(&entry.0)
+                && let Some(below) = self.edits.row(entry).and_then(|row| row.below)
+            {
+                relinked.insert(entry.clone(), below);
+            }
+        }
+        Ok(Removal {
+            removed: self.removed,
+            relinked,
+            deleted: self.deleted,
+            reset,
+            lost_names,
+            restored_names,
+        })
+    }
 }
 
 impl Planner<'_> {
@@ -183,7 +221,7 @@ impl Planner<'_> {
     }
 
     /// Removes pending names, and those that follow from them by rules 2 to 4.
-    fn remove_pending(&mut self) -> Result<()> {
+    pub(super) fn remove_pending(&mut self) -> Result<()> {
         while let Some(entry) = self.pending.pop() {
             let Some(row) = self.edits.row(&entry) else {
                 continue;
@@ -292,7 +330,7 @@ impl Planner<'_> {
 
     /// Rule 5: if directories that return form a cycle with moved ones that would stay, these
     /// return too.
-    fn break_cycles(&mut self) -> Result<()> {
+    pub(super) fn break_cycles(&mut self) -> Result<()> {
         let after = Tree::new(self.edits, self.base, Counted::AllBut(&self.removed));
         for start in self.edits.linked() {
             if !is_committed_dir(self.base, start)? || after.links_of(start).next().is_none() {

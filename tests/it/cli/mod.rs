@@ -7,6 +7,7 @@ mod archives;
 mod by_path;
 mod clone;
 mod commit;
+mod commit_part;
 mod concurrent;
 mod copied_store;
 mod create;

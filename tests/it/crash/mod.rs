@@ -41,6 +41,7 @@ fn every_fault_point_belongs_to_a_tested_operation() {
             "clone",
             "relocate",
             "commit",
+            "split",
             "discard",
             "discard-paths",
             "rollback",
@@ -207,6 +208,21 @@ fn second_commit_is_atomic_at_every_fault_point() {
         fs::remove_dir_all(prefix.join("lib/moved")).unwrap();
         tree::read(prefix)
     });
+}
+
+#[test]
+fn commit_of_paths_is_atomic_at_every_fault_point() {
+    let words = ["commit", "e", "lib", "new/dir/one"];
+    let all = points("commit").into_iter().chain(points("split"));
+    for point in all {
+        for is_mounted in [true, false] {
+            check_kill_at(&words, point, is_mounted, |_, prefix| {
+                change(prefix, "one");
+                fs::write(prefix.join("new/dir/other"), "other").unwrap();
+                tree::read(prefix)
+            });
+        }
+    }
 }
 
 #[test]

@@ -355,11 +355,21 @@ impl Bench {
         self.try_open().unwrap()
     }
 
+    /// Closes and reopens the environment with another configuration.
+    pub(super) fn close_and_open_with(&mut self, config: &Config) {
+        self.close();
+        self.open_with(config).unwrap();
+    }
+
     pub(super) fn try_open(&mut self) -> commit::Result<Reconciled> {
+        self.open_with(&config())
+    }
+
+    fn open_with(&mut self, config: &Config) -> commit::Result<Reconciled> {
         let env = Store::new(self.dir.path().join("store"))
             .open(&name())
             .unwrap();
-        let (workspace, reconciled) = Workspace::open(env, &config())?;
+        let (workspace, reconciled) = Workspace::open(env, config)?;
         self.workspace = Some(Arc::new(workspace));
         Ok(reconciled)
     }

@@ -114,7 +114,11 @@ impl Machine {
         self.done = Ok(());
         if matches!(
             op,
-            Op::Commit { .. } | Op::DiscardAll | Op::DiscardPath { .. } | Op::Rollback { .. }
+            Op::Commit { .. }
+                | Op::CommitPath { .. }
+                | Op::DiscardAll
+                | Op::DiscardPath { .. }
+                | Op::Rollback { .. }
         ) {
             let noted = self.note();
             self.apply(op);
@@ -444,6 +448,7 @@ impl Machine {
             }
             Op::Checkpoint => self.checkpoint(),
             Op::Undo { back } => self.undo(back),
+            Op::CommitPath { entry, of_base } => self.commit_path(entry, of_base),
             Op::DiscardPath { entry, of_base } => self.discard_path(entry, of_base),
             Op::Restore { entry, revision } => self.restore(entry, revision),
             Op::Rollback { .. } if !self.commits => self.apply(Op::DiscardAll),

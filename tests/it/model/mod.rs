@@ -4,6 +4,7 @@
 
 mod bench;
 mod check;
+mod commit_part;
 mod concurrent_commit;
 mod crash;
 mod discard;

@@ -116,6 +116,11 @@ pub(super) enum Op {
         rebuild: bool,
         compact: bool,
     },
+    /// Commits the changes at and below a path.
+    CommitPath {
+        entry: u16,
+        of_base: bool,
+    },
     /// Commits, and runs up to that many of the following operations meanwhile.
     CommitDuring {
         next: u8,
@@ -171,6 +176,7 @@ impl Op {
             | Op::Release { .. }
             | Op::Sync { .. } => true,
             Op::Commit { .. }
+            | Op::CommitPath { .. }
             | Op::CommitDuring { .. }
             | Op::Rotate
             | Op::Unrotate

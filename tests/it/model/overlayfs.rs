@@ -347,6 +347,7 @@ fn call_for(machine: &Machine, op: Op) -> Call {
         Op::Hold { .. }
         | Op::Release { .. }
         | Op::DiscardAll
+        | Op::CommitPath { .. }
         | Op::DiscardPath { .. }
         | Op::Restore { .. }
         | Op::Rollback { .. }

@@ -91,6 +91,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => n().prop_map(|entry| Op::Sync { entry }),
         3 => (prop::bool::weighted(0.15), prop::bool::weighted(0.2))
             .prop_map(|(rebuild, compact)| Op::Commit { rebuild, compact }),
+        2 => (n(), any::<bool>()).prop_map(|(entry, of_base)| Op::CommitPath { entry, of_base }),
         2 => any::<u8>().prop_map(|next| Op::CommitDuring { next }),
         2 => Just(Op::Rotate),
         1 => Just(Op::Unrotate),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::output::{count, size};
-use crate::daemon::protocol::{Selection, Service};
+use crate::daemon::protocol::{Committable, Service};
 use crate::union::Summary;
 
 /// How much must have changed.
@@ -29,15 +29,11 @@ pub(super) struct Unmet {
 
 impl Condition {
     /// Compares the changes with the condition. Returns what does not hold.
-    pub(super) fn check(
-        &self,
-        service: &dyn Service,
-        selection: &Selection,
-    ) -> Result<Option<Unmet>> {
+    pub(super) fn check(&self, service: &dyn Service, part: &Committable) -> Result<Option<Unmet>> {
         if self.changed.is_none() && self.larger_than.is_none() {
             return Ok(None);
         }
-        let all = Summary::of(&service.changes(selection)?);
+        let all = Summary::of(&service.committable(part)?);
         Ok(self.unmet(&all))
     }
 

@@ -8,7 +8,7 @@ use crate::cli::error::Result;
 use crate::cli::output::{self, count, size};
 use crate::cli::packages;
 use crate::commit::Preview;
-use crate::daemon::protocol::Selection;
+use crate::daemon::protocol::Committable;
 use crate::packages::Owner;
 use crate::union::Summary;
 
@@ -22,10 +22,10 @@ struct Facts<'a> {
     preview: &'a Preview,
 }
 
-/// Shows what a commit of these paths would record.
-pub(super) fn run(context: &Context, env: &Env, selection: &Selection, json: bool) -> Result<()> {
+/// Shows what a commit would record.
+pub(super) fn run(context: &Context, env: &Env, part: &Committable, json: bool) -> Result<()> {
     let progress = context.output.progress();
-    let preview = env.service()?.preview(selection, &progress)?;
+    let preview = env.service()?.preview(part, &progress)?;
     progress.finish();
     let (out, changes) = (&context.output, &preview.differences.changes);
     let summary = Summary::of(changes.iter().map(|one| &one.change));
