@@ -3,7 +3,7 @@
 
     benches/compare.py --env DIR [--rounds 5] [--quick] [--user NAME] [--json FILE] [--chart FILE]
     benches/compare.py --image FILE --only import,find
-    benches/compare.py --env DIR --only none --extra million,many,upper
+    benches/compare.py --env DIR --only none --extra million,many,upper,changes
 
 Competitors, as far as the host allows:
     plain    the tree itself, copied to the scratch file system
@@ -40,7 +40,7 @@ sys.dont_write_bytecode = True
 from comparison import chart, host, large, report, workloads
 from comparison.competitors import Envfs, Fuse, Kernel, Plain, expand_image, make_image
 
-EXTRAS = {"million": large.million, "many": large.many, "upper": large.upper}
+EXTRAS = {"million": large.million, "many": large.many, "upper": large.upper, "changes": large.changes}
 
 
 class Bench:

@@ -106,6 +106,8 @@ class Disk:
     """
 
     SIZE = 8 << 30
+    #: How many files there is room for.
+    inodes = 200_000
 
     def __init__(self, directory, account):
         self.directory, self.file, self.account = directory, directory.with_suffix(".ext4"), account
@@ -125,7 +127,7 @@ class Disk:
                 file.truncate(self.SIZE)
             # Nothing is left to the kernel's thread that initialises inode tables after the mount.
             now = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-            root.run("mkfs.ext4", "-q", "-F", "-N", "200000", "-E", now, self.file)
+            root.run("mkfs.ext4", "-q", "-F", "-N", self.inodes, "-E", now, self.file)
             root.run("mount", "-o", "loop", self.file, self.directory)
         self.is_mounted = True
         self.account.own(self.directory)
@@ -210,15 +212,15 @@ def cpu_seconds(pids):
 
 
 def memory_mib(pids, field="VmRSS"):
-    """Resident memory of processes; `Pss` counts shared pages once."""
+    """Resident memory of processes. `Pss` counts shared pages once, `Private` leaves them out."""
     total = 0
     for pid in pids:
-        name = "smaps_rollup" if field == "Pss" else "status"
+        name = "smaps_rollup" if field.startswith("P") else "status"
         try:
             lines = Path(f"/proc/{pid}/{name}").read_text().splitlines()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith((f"{field}:", f"{field}_")))
     return total / 1024
 
 

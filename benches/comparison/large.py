@@ -1,4 +1,4 @@
-"""Workloads on request: a million files, 200 environments at once, a large upper layer."""
+"""Workloads on request: a million files, 200 environments at once, a large upper layer, a million changes."""
 
 import io
 import tarfile
@@ -70,8 +70,15 @@ def many(bench, count=200):
     for point in points:
         bench.account.shell(point, "find . -maxdepth 3 -printf %s; echo new > new")
     host.time.sleep(2)
+    daemons = [pid for point in points for pid in host.processes_about(point)]
+    used = host.cpu_seconds(daemons)
+    host.time.sleep(10)
+    used = (host.cpu_seconds(daemons) - used) * 1000
+    bench.results.add("many-idle", f"processor time of {count} idle daemons in 10 s", "ms", "envfs", used)
     for point in points:
         pids = host.processes_about(point)
+        private = host.memory_mib(pids, "Private")
+        bench.results.add("many-private", f"memory of each of {count} daemons, private", "MiB", "envfs", private)
         bench.results.add("many-memory", f"memory of each of {count} daemons, RSS", "MiB", "envfs", host.memory_mib(pids))
         bench.results.add("many-pss", f"memory of each of {count} daemons, PSS", "MiB", "envfs", host.memory_mib(pids, "Pss"))
     for point in points:
@@ -96,3 +103,32 @@ def upper(bench, entries=100_000, size=10_240):
                 bench.results.add("upper-stat", f"stat of {entries} changes, cold", "s", competitor.name, taken)
     for competitor in bench.mountable():
         competitor.fresh()
+
+
+def changes(bench, count=1_000_000):
+    """Mount, status and commit where a million files of 100 bytes were created."""
+    ours = Envfs(bench.scratch, bench.image, bench.account, bench.program, "changes")
+    bench.competitors.append(ours)
+    ours.disk.inodes = count + 200_000
+    ours.fresh("ext4")
+    made = workloads.python(workloads.CREATE, "made", count, 100)
+
+    def note(key, what, unit, figure):
+        bench.results.add(f"changes-{key}", f"{what}, {count} changed files", unit, "envfs", figure)
+
+    def memory():
+        return host.memory_mib(ours.daemons())
+
+    note("create", "create them", "s", time_of(lambda: ours.shell(made)))
+    note("created", "memory of the daemon after creating them", "MiB", memory())
+    ours.unmount()
+    command = f"{ours.mount_command()} && stat -c %s '{ours.root}/made'"
+    for _ in range(bench.rounds):
+        taken = workloads.milliseconds(bench.account, "sh", "-c", command, before=ours.unmount, times=1)
+        note("mount", "mount and first stat", "ms", taken)
+    note("mounted", "memory of the daemon after the mount", "MiB", memory())
+    note("status", "status", "s", time_of(lambda: ours.call("status", ours.environment)))
+    note("commit", "commit", "s", time_of(lambda: ours.call("commit", ours.environment)))
+    note("committed", "memory of the daemon after the commit", "MiB", memory())
+    note("remount", "mount and first stat after the commit", "ms",
+         workloads.milliseconds(bench.account, "sh", "-c", command, before=ours.unmount, times=1))

@@ -62,7 +62,8 @@ BARS = [
     Bar("touch-package", 0.3), Bar("rename-directory", 0.03), Bar("write", 1.6), Bar("sqlite", 1.3),
     Bar("mount", 15, None), Bar("activate-mounted", 10, None), Bar("activate-unmounted", 40, None),
     Bar("hook", 5, None), Bar("memory", 64, None),
-    Bar("million-mount", 15, None), Bar("many-memory", 10, None),
+    Bar("million-mount", 15, None), Bar("many-private", 6, None), Bar("many-idle", 0, None),
+    Bar("upper-mount", 40, None), Bar("changes-mount", 40, None),
 ]  # fmt: skip
 
 STAT_ALL = "find . -printf '%s' > /dev/null"
