@@ -291,6 +291,15 @@ pub(super) fn gc(
     Ok(commit::gc(&db, layout, options).map_err(Failure::from)?)
 }
 
+/// Returns the bytes on the disk that are freed if the revision with this image is removed.
+pub(super) fn frees(environment: &Environment, all: &[Revision], image: &ImageRow) -> u64 {
+    let users = all.iter().filter(|revision| revision.image == image.id);
+    match users.count() {
+        1 => commit::own_bytes(environment.layout(), image),
+        _ => 0,
+    }
+}
+
 /// Returns remains of interrupted commands in the store.
 pub(super) fn garbage(store: &Store) -> Result<Vec<Garbage>> {
     Ok(store.garbage()?)

@@ -8,9 +8,15 @@ use std::path::Path;
 
 use super::cleanup;
 use super::error::{CommitError, Context, Result};
+use super::workspace::Workspace;
 use crate::environment::{AnnouncedRemoval, Layout, NotedSession, SessionNotes};
 use crate::fault;
-use crate::state::{ImageId, ImageRow, LayerId, LayerRole, RevisionId, StackPart, StateDb};
+use crate::object::Timestamp;
+use crate::state::{
+    ImageId, ImageRow, LayerId, LayerRole, RecordedLayer, RevisionId, StackPart, StateDb,
+};
+use crate::sys::extents::Space;
+use crate::sys::regular;
 use crate::sys::text::quoted;
 use crate::sys::walk;
 
@@ -27,6 +33,20 @@ pub struct GcOptions {
     pub current_since: Option<i64>,
     /// Reports what would be removed, and removes nothing.
     pub dry_run: bool,
+    /// What is removed.
+    #[serde(default)]
+    pub scope: Scope,
+}
+
+/// What a garbage collection removes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Everything that is not kept.
+    #[default]
+    Everything,
+    /// Only revisions that no undo needs. Discarded changes stay.
+    Revisions,
 }
 
 /// The result of a garbage collection.
@@ -42,9 +62,37 @@ pub struct Collected {
     pub uppers: u64,
     /// Bytes of the files in these layers and in `strays/`.
     pub upper_bytes: u64,
+    /// What each removed revision frees.
+    #[serde(default)]
+    pub frees: Vec<Frees>,
     /// Revisions that would have been removed, but that sessions use.
     #[serde(default)]
     pub in_use: Vec<InUse>,
+}
+
+/// What removing one revision frees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Frees {
+    /// The revision.
+    pub revision: i64,
+    /// Bytes on the disk that only its image has. 0 if another revision or a clone has the image.
+    /// Extents that several images share are freed with the last of them, so the sum may be less
+    /// than what is freed.
+    pub bytes: u64,
+}
+
+/// Returns the bytes on the disk that only one of the images of a history has.
+pub fn own_bytes(layout: &Layout, image: &ImageRow) -> u64 {
+    let path = layout.image(&image.file);
+    let Ok(file) = regular::open(&path) else {
+        return 0;
+    };
+    if !file.metadata().is_ok_and(|meta| meta.nlink() == 1) {
+        return 0;
+    }
+    Space::of(&file).map_or(0, |space| {
+        space.bytes.saturating_sub(space.shared.unwrap_or(0))
+    })
 }
 
 /// A revision that a session uses.
@@ -74,14 +122,19 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     let mut noted = read_notes()?;
     let mut garbage = Garbage::find(db, options, &noted)?;
     let strays = layout.strays();
-    let mut done = garbage.measure(layout, &strays);
+    let mut done = garbage.measure(
+        layout,
+        (options.scope == Scope::Everything).then_some(&*strays),
+    );
     if options.dry_run {
         return Ok(done);
     }
     // First, so that no undo restores a layer without its files.
     db.forget_recorded(&garbage.layers)?;
     // The order matters on a full disk: removing files frees the space that changing rows needs.
-    walk::remove_tree(&strays).context("remove", &strays)?;
+    if options.scope == Scope::Everything {
+        walk::remove_tree(&strays).context("remove", &strays)?;
+    }
     for layer in &garbage.layers {
         cleanup::remove_layer_files(layout, *layer)?;
     }
@@ -157,6 +210,8 @@ struct Garbage {
     /// Layers of discarded changes, and committed ones that were kept for an undo.
     layers: Vec<LayerId>,
     in_use: Vec<InUse>,
+    /// All revisions, with their images and the number of revisions that have the image.
+    users: Vec<(RevisionId, ImageId, usize)>,
 }
 
 impl Garbage {
@@ -165,7 +220,10 @@ impl Garbage {
         let tagged: HashSet<RevisionId> = db.tags()?.into_iter().map(|tag| tag.revision).collect();
         let mut newest_first = db.revisions()?;
         newest_first.sort_unstable_by_key(|revision| std::cmp::Reverse(revision.id));
-        let mut kept_images = HashSet::new();
+        let (mut kept_images, undoable) = match options.scope {
+            Scope::Everything => Default::default(),
+            Scope::Revisions => needed_for_undo(db)?,
+        };
         let mut revisions = Vec::new();
         let files: HashMap<ImageId, String> = db
             .images()?
@@ -180,7 +238,8 @@ impl Garbage {
                 || options.before.is_some_and(|limit| revision.time >= limit)
                 || Some(revision.id) == current
                 || options.current_since.is_some_and(|limit| replaced >= limit)
-                || tagged.contains(&revision.id);
+                || tagged.contains(&revision.id)
+                || undoable.contains(&revision.id);
             replaced = revision.time;
             let user = files
                 .get(&revision.image)
@@ -202,6 +261,15 @@ impl Garbage {
                 kept_images.insert(image);
             }
         }
+        let count = |image| {
+            newest_first
+                .iter()
+                .filter(|other| other.image == image)
+                .count()
+        };
+        let all = newest_first.iter();
+        let users = all.map(|one| (one.id, one.image, count(one.image)));
+        let users = users.collect();
         let mut images = db.images()?;
         images.retain(|image| !kept_images.contains(&image.id));
         let layers = db.layers()?.into_iter();
@@ -209,20 +277,22 @@ impl Garbage {
             revisions,
             images,
             layers: layers
+                .filter(|_| options.scope == Scope::Everything)
                 .filter(|layer| matches!(layer.role, LayerRole::Trash | LayerRole::Retired))
                 .map(|layer| layer.id)
                 .collect(),
             in_use,
+            users,
         })
     }
 
-    fn measure(&self, layout: &Layout, strays: &Path) -> Collected {
+    fn measure(&self, layout: &Layout, strays: Option<&Path>) -> Collected {
         let mut done = Collected::default();
         self.measure_images(layout, &mut done);
         let layers = self.layers.iter().map(|layer| layout.layer(*layer));
         let in_layers: u64 = layers.map(|path| walk::content_size(&path)).sum();
         done.uppers = self.layers.len() as u64;
-        done.upper_bytes = in_layers + walk::content_size(strays);
+        done.upper_bytes = in_layers + strays.map_or(0, walk::content_size);
         done
     }
 
@@ -244,7 +314,60 @@ impl Garbage {
         done.revisions = self.revisions.iter().map(|id| id.0).collect();
         done.images = self.images.len() as u64;
         done.image_bytes = freed.map(|image| image.size).sum();
+        done.frees.clear();
+        for (revision, image, users) in &self.users {
+            let gone = self.images.iter().find(|row| row.id == *image);
+            if self.revisions.contains(revision) {
+                done.frees.push(Frees {
+                    revision: revision.0,
+                    bytes: gone
+                        .filter(|_| *users == 1)
+                        .map_or(0, |row| own_bytes(layout, row)),
+                });
+            }
+        }
         done.in_use = self.in_use.clone();
+    }
+}
+
+/// Returns the images and revisions to which an undo may return.
+fn needed_for_undo(db: &StateDb) -> Result<(HashSet<ImageId>, HashSet<RevisionId>)> {
+    let (mut images, mut revisions) = (HashSet::new(), HashSet::new());
+    for operation in db.operations()? {
+        if !operation.is_complete {
+            continue;
+        }
+        revisions.insert(operation.head_before);
+        let layers = operation.before.iter().chain(&operation.after);
+        images.extend(layers.filter_map(|layer| match layer {
+            RecordedLayer::Image(image) => Some(*image),
+            RecordedLayer::Upper(_) => None,
+        }));
+    }
+    Ok((images, revisions))
+}
+
+/// Forgets revisions that the configuration does not keep, after a commit. Returns what was
+/// removed, if anything was. The commit is done, so a failure is only logged.
+pub(super) fn forget_old(workspace: &Workspace) -> Option<Collected> {
+    let policy = workspace.settings().forget?;
+    let kept_since = policy
+        .keep_for
+        .and_then(|time| i64::try_from(time.as_secs()).ok());
+    let options = GcOptions {
+        keep: policy.keep,
+        before: None,
+        current_since: kept_since.map(|time| Timestamp::now().secs.saturating_sub(time)),
+        dry_run: false,
+        scope: Scope::Revisions,
+    };
+    match gc(workspace.db(), workspace.env().layout(), options) {
+        Ok(done) if done.revisions.is_empty() => None,
+        Ok(done) => Some(done),
+        Err(e) => {
+            tracing::warn!("cannot forget old revisions after a commit: {e}");
+            None
+        }
     }
 }
 

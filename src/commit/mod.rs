@@ -80,7 +80,7 @@ pub use compare::{OpenRevision, difference, difference_since, restore};
 pub use copy::copy_file;
 pub use error::{CommitError, Result};
 pub use export::export_without;
-pub use gc::{Collected, GcOptions, gc};
+pub use gc::{Collected, Frees, GcOptions, Scope, gc, own_bytes};
 pub use history::{RolledBack, discard, rollback};
 pub use import::{
     ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,
@@ -195,6 +195,9 @@ pub struct Committed {
     /// The same in terms of packages.
     #[serde(default)]
     pub packages: PackageChanges,
+    /// Old revisions that were forgotten after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgot: Option<Collected>,
     /// Cache entries that the kernel must drop if the view is mounted.
     #[serde(skip)]
     pub stale: Vec<Invalidation>,
@@ -368,6 +371,7 @@ fn commit_frozen(
         millis: phases,
         changes: summary,
         packages,
+        forgot: gc::forget_old(workspace),
         stale,
     }))
 }

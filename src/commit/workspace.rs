@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Result;
 use super::exclude::Exclude;
 use super::{cleanup, relocate};
-use crate::environment::{CacheConfig, Config, Environment, Layout, ProfileUse};
+use crate::environment::{CacheConfig, Config, Environment, ForgetUse, Layout, ProfileUse};
 use crate::squashfs::{Compression, ReaderOptions};
 use crate::state::{NewRevision, StateDb};
 use crate::sys::memory::Memory;
@@ -41,6 +42,18 @@ pub struct Settings {
     pub profile: ProfileUse,
     /// The number of commits whose layers are kept for an undo.
     pub undo: u32,
+    /// Which revisions are forgotten after a commit; `None` for none.
+    pub forget: Option<Forget>,
+}
+
+/// Which revisions are kept after a commit: all of these, besides the current one, tagged ones, and
+/// those that a session or an undo needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forget {
+    /// This number of the newest ones.
+    pub keep: u32,
+    /// Those that were current within this time.
+    pub keep_for: Option<Duration>,
 }
 
 impl Settings {
@@ -62,6 +75,10 @@ impl Settings {
             compact_percent: config.compact_percent,
             profile: config.profile,
             undo: config.history.undo,
+            forget: (config.history.forget == ForgetUse::AfterCommit).then(|| Forget {
+                keep: config.history.keep,
+                keep_for: Some(config.history.keep_for.duration()),
+            }),
         }
     }
 }

@@ -107,6 +107,7 @@ impl Service for Fake {
             millis: Phases::default(),
             changes: Summary::default(),
             packages: Default::default(),
+            forgot: None,
             stale: Vec::new(),
         }))
     }
@@ -344,6 +345,7 @@ fn requests_cancelled_while_waiting_for_others_change_nothing() {
         before: None,
         current_since: None,
         dry_run: false,
+        scope: commit::Scope::Everything,
     };
     let all = Selection::default();
     let back = RollbackOptions {

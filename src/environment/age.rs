@@ -13,6 +13,11 @@ pub struct Age(Duration);
 const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
 
 impl Age {
+    /// Returns a number of days.
+    pub const fn days(number: u32) -> Age {
+        Age(Duration::from_secs(number as u64 * 86_400))
+    }
+
     /// Returns it as a duration.
     pub fn duration(self) -> Duration {
         self.0

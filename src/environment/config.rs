@@ -26,6 +26,9 @@
 //!
 //! [history]
 //! undo = 1                   # commits that undo can take back
+//! forget = "after-commit"    # or "never": old revisions, but for
+//! keep = 10                  # this number of the newest, and
+//! keep_for = "30d"           # those that were current within this time
 //!
 //! [daemon]
 //! poll = "auto"              # or "off", or microseconds: how long to poll for the next request
@@ -246,11 +249,34 @@ pub struct HistoryConfig {
     /// The number of commits whose changed files are kept, so that an undo makes them uncommitted
     /// changes again.
     pub undo: u32,
+    /// When old revisions are forgotten.
+    pub forget: ForgetUse,
+    /// The number of the newest revisions that stay, at least 1.
+    #[serde(deserialize_with = "at_least_one")]
+    pub keep: u32,
+    /// Revisions that were current within this time stay too.
+    pub keep_for: Age,
+}
+
+/// When old revisions are forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForgetUse {
+    /// After each commit.
+    #[default]
+    AfterCommit,
+    /// Only by `envfs gc`.
+    Never,
 }
 
 impl Default for HistoryConfig {
     fn default() -> Self {
-        HistoryConfig { undo: 1 }
+        HistoryConfig {
+            undo: 1,
+            forget: ForgetUse::default(),
+            keep: 10,
+            keep_for: Age::days(30),
+        }
     }
 }
 

@@ -19,8 +19,8 @@ mod trust;
 
 pub use age::{Age, span};
 pub use config::{
-    CacheConfig, Config, DaemonConfig, GcConfig, InJob, Poll, ProfileUse, Prompt, SessionConfig,
-    WhenBusy,
+    CacheConfig, Config, DaemonConfig, ForgetUse, GcConfig, InJob, Poll, ProfileUse, Prompt,
+    SessionConfig, WhenBusy,
 };
 pub use error::{EnvironmentError, Result};
 pub use in_place::{DirectoryId, InPlace, Stage};

@@ -224,6 +224,29 @@ fn stats(committed: &Committed) -> Vec<(&'static str, String)> {
     rows
 }
 
+/// Names revisions, with ranges: `revisions 3–5, 7`.
+fn revisions(numbers: &[i64]) -> String {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for number in sorted {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let word = if numbers.len() == 1 {
+        "revision"
+    } else {
+        "revisions"
+    };
+    let ranges = ranges.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}–{last}"),
+    });
+    format!("{word} {}", ranges.collect::<Vec<_>>().join(", "))
+}
+
 /// Prints the result of a commit.
 pub(crate) fn print_result(context: &Context, name: &str, committed: Option<&Committed>) {
     let Some(committed) = committed else {
@@ -239,5 +262,12 @@ pub(crate) fn print_result(context: &Context, name: &str, committed: Option<&Com
     ));
     for line in packages::summary_for_notes(&context.output, &committed.packages) {
         context.output.note(format!("  {line}"));
+    }
+    if let Some(forgot) = &committed.forgot {
+        context.output.note(format!(
+            "{name}: forgot {} ({}); history.keep and history.keep_for",
+            revisions(&forgot.revisions),
+            size(forgot.image_bytes)
+        ));
     }
 }

@@ -6,7 +6,7 @@ use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output::{count, size};
-use crate::commit::{Collected, GcOptions};
+use crate::commit::{Collected, GcOptions, Scope};
 use crate::daemon::failure::Kind;
 use crate::environment::{Age, Store};
 use crate::object::Timestamp;
@@ -76,6 +76,7 @@ impl Args {
             before,
             current_since,
             dry_run: self.dry_run,
+            scope: Scope::Everything,
         };
         // First the garbage, whose removal needs no free space.
         let mut failed = match self.name {
@@ -167,6 +168,15 @@ impl Args {
             count(collected.uppers, "discarded change"),
             size(collected.image_bytes + collected.upper_bytes)
         ));
+        if self.dry_run {
+            for one in &collected.frees {
+                context.output.note(format!(
+                    "  revision {}: {} that no other revision has",
+                    one.revision,
+                    size(one.bytes)
+                ));
+            }
+        }
     }
 }
 

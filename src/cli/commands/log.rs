@@ -86,6 +86,8 @@ struct Entry {
     facts: RevisionFacts,
     image: Option<String>,
     image_bytes: Option<u64>,
+    /// Bytes on the disk that no other revision has.
+    frees_bytes: u64,
     /// The changed packages, if there are any.
     packages: Option<PackageChanges>,
 }
@@ -102,13 +104,15 @@ impl Args {
         let tags = backend::tags(&env.environment)?;
         let current = env.facts.revision.as_ref().map(|revision| revision.id);
         let entries: Vec<Entry> = revisions
-            .into_iter()
+            .iter()
             .rev()
             .take(self.limit.unwrap_or(usize::MAX))
             .map(|revision| {
                 let image = images.iter().find(|image| image.id == revision.image);
+                let frees = image.map(|image| backend::frees(&env.environment, &revisions, image));
                 Entry {
-                    facts: RevisionFacts::of(&revision, current, &tags),
+                    frees_bytes: frees.unwrap_or(0),
+                    facts: RevisionFacts::of(revision, current, &tags),
                     image: image.map(|image| image.file.clone()),
                     image_bytes: image.map(|image| image.size),
                     packages: revision

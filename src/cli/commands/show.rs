@@ -69,6 +69,9 @@ struct Image {
     disk_bytes: Option<u64>,
     /// The part of that which other files share, if the file system tells.
     shared_bytes: Option<u64>,
+    /// What is freed if only this revision is removed: bytes on the disk that no other revision
+    /// has.
+    frees_bytes: u64,
 }
 
 impl Args {
@@ -131,7 +134,10 @@ impl Args {
                 format!("{}, {} of it shared", size(bytes), size(shared))
             }
         };
-        out.line(format!("  on disk   {disk}"))?;
+        out.line(format!(
+            "  on disk   {disk}; {} that no other revision has",
+            size(image.frees_bytes)
+        ))?;
         let (Some(summary), Some(changes)) = (&facts.summary, &facts.changes) else {
             return Ok(());
         };
@@ -196,7 +202,7 @@ impl Facts {
         let (packages, changes) = changes.map(|found| (found.packages, found.changes)).unzip();
         Ok(Facts {
             history: RevisionFacts::of(revision, current, &backend::tags(environment)?),
-            image: Image::of(env, image),
+            image: Image::of(env, image, backend::frees(environment, &all, image)),
             summary: changes
                 .as_ref()
                 .map(|all: &Vec<OwnedChange>| Summary::of(all.iter().map(|one| &one.change))),
@@ -207,7 +213,7 @@ impl Facts {
 }
 
 impl Image {
-    fn of(env: &Env, row: &ImageRow) -> Image {
+    fn of(env: &Env, row: &ImageRow, frees_bytes: u64) -> Image {
         let path = env.environment.layout().image(&row.file);
         let space = crate::sys::regular::open(&path).and_then(|file| Space::of(&file));
         let space = space.ok();
@@ -219,6 +225,7 @@ impl Image {
             dead_bytes: row.dead_bytes,
             disk_bytes: space.map(|space| space.bytes),
             shared_bytes: space.and_then(|space| space.shared),
+            frees_bytes,
         }
     }
 }

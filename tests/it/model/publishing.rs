@@ -182,6 +182,7 @@ fn gc(bench: &Bench) -> commit::Result<Collected> {
         before: None,
         current_since: None,
         dry_run: false,
+        scope: commit::Scope::Everything,
     };
     commit::gc(&db, &layout, options)
 }
