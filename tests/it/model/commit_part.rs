@@ -13,7 +13,7 @@ use envfs::union::{Change, ChangeKind, Error, LowerStack, RenameMode};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::bench::{Bench, config};
+use super::bench::{Bench, During, config};
 use super::crash::{find, make, make_dir, rename, write};
 use super::machine::Machine;
 use super::regressions::content;
@@ -337,4 +337,43 @@ fn ignored_paths_stay_uncommitted_unless_they_are_committed_already() {
     assert_eq!(changed_paths(&bench), left);
     assert!(bench.commit(&CommitOptions::default()).is_some());
     assert_eq!(changed_paths(&bench), [""; 0]);
+}
+
+#[test]
+fn what_changes_during_a_commit_of_paths_stays_above_the_rest() {
+    let mut bench = Bench::imported();
+    make(bench.union(), "", "in", b"in");
+    make(bench.union(), "", "out", b"out");
+    let during = During::new(|| {
+        write(bench.union(), "in", b"IN");
+        write(bench.union(), "out", b"OUT");
+        make(bench.union(), "", "later", b"later");
+    });
+    let options = CommitOptions {
+        paths: vec![text(b"in")],
+        ..CommitOptions::default()
+    };
+    let done = commit::commit(bench.workspace(), &options, &during).unwrap();
+    assert!(during.pending().is_none(), "the action did not run");
+    assert_eq!(done.unwrap().changes.added.entries, 1);
+    let expected = ["in", "later", "out"];
+    assert_eq!(changed_paths(&bench), expected);
+    let frozen = bench.union().lower().frozen().len();
+    assert_eq!(frozen, 1, "the rest, below what was changed meanwhile");
+    for is_killed in [false, true] {
+        assert_eq!(content(bench.union(), "in"), b"IN");
+        assert_eq!(content(bench.union(), "out"), b"OUT");
+        match is_killed {
+            true => bench.kill(),
+            false => bench.close(),
+        }
+        assert!(bench.open().is_empty());
+        assert_eq!(changed_paths(&bench), expected);
+    }
+    // Again, with the rest in two layers.
+    commit_paths(&bench, &["out"]).unwrap().unwrap();
+    assert_eq!(changed_paths(&bench), ["in", "later"]);
+    bench.commit(&CommitOptions::default()).unwrap();
+    assert_eq!(changed_paths(&bench), [""; 0]);
+    assert!(bench.union().lower().frozen().is_empty());
 }
