@@ -95,7 +95,9 @@ pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
 pub use space::{Object, Space, Uncommitted, space, uncommitted};
-pub use undo::{CheckpointOptions, Checkpointed, UndoOptions, Undone, checkpoint, undo};
+pub use undo::{
+    CheckpointOptions, Checkpointed, UndoOptions, Undone, checkpoint, checkpoint_soon, undo,
+};
 pub use verify::{VerifyOutcome, verify, verify_revision};
 pub use workspace::{Settings, Workspace, command_line, data_cache_limit, new_revision, paths};
 

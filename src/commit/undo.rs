@@ -6,6 +6,7 @@
 //! [`StateDb::plan_undo`]: crate::state::StateDb::plan_undo
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -284,10 +285,35 @@ pub struct Checkpointed {
 /// Freezes the changes made so far, so that an undo goes back to them. The next commit includes
 /// them.
 pub fn checkpoint(workspace: &Workspace, options: &CheckpointOptions) -> Result<Checkpointed> {
+    let done = freeze(workspace, options, None)?;
+    Ok(done
+        .ok_or(nix::errno::Errno::EBUSY)
+        .map_err(union::Error::from)?)
+}
+
+/// As [`checkpoint`], for a request that waits: it does not wait for content that is being written
+/// for longer than `patience`, and makes no second checkpoint of the same changes. Returns `None`
+/// in the first case, and whether there is a new checkpoint.
+pub fn checkpoint_soon(
+    workspace: &Workspace,
+    options: &CheckpointOptions,
+    patience: Duration,
+) -> Result<Option<bool>> {
+    if !workspace.union().has_rows() && workspace.db().is_at_checkpoint()? {
+        return Ok(Some(false));
+    }
+    Ok(freeze(workspace, options, Some(patience))?.map(|_| true))
+}
+
+fn freeze(
+    workspace: &Workspace,
+    options: &CheckpointOptions,
+    patience: Option<Duration>,
+) -> Result<Option<Checkpointed>> {
     let db = workspace.db();
     let note = new_revision(&options.message, &options.command);
     fault::point("checkpoint.begun");
-    let done = workspace.union().freeze(|layer, fresh| {
+    let done = workspace.union().freeze(patience, |layer, fresh| {
         let operation = db.checkpoint_layer(layer, fresh, &note)?;
         fault::point("checkpoint.flipped");
         Ok(Checkpointed {

@@ -24,6 +24,7 @@
 //! with its mount. If it is killed, its mount remains and is dead: the next command that needs the
 //! mount detaches it and starts another daemon.
 
+mod auto_checkpoint;
 pub(crate) mod client;
 pub(crate) mod direct;
 pub(crate) mod failure;

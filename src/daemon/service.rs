@@ -3,9 +3,10 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
+use super::auto_checkpoint::Watch;
 use super::failure::{Failure, Kind};
 use super::host::Mounted;
 use super::idle::Idle;
@@ -141,6 +142,29 @@ impl Local {
         }
         unless_cancelled(progress)?;
         Ok(guard)
+    }
+
+    /// Makes a checkpoint in the request of a program. Waits for no operation on the whole
+    /// environment, since that may wait for requests. Returns whether there is a new one.
+    pub(super) fn try_checkpoint(
+        &self,
+        options: &CheckpointOptions,
+        patience: Duration,
+    ) -> Result<bool, Failure> {
+        let _guard = match self.operation_lock.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let message = "another operation on the environment is running";
+                return Err(Failure::new(Kind::Busy, message));
+            }
+        };
+        if self.is_lost() {
+            let message = "another host has taken over the lock of this environment";
+            return Err(Failure::new(Kind::Conflict, message));
+        }
+        let made = commit::checkpoint_soon(&self.workspace, options, patience)?;
+        made.ok_or_else(|| Failure::new(Kind::Busy, "content is being written"))
     }
 
     /// Calls `operation`. If it fails because files of the upper directory are missing or replaced,
@@ -285,6 +309,9 @@ pub(crate) fn mount_environment(
     };
     let mut filesystem = EnvFs::new(local.workspace.union().clone(), owners)?;
     filesystem.set_poll(config.daemon.poll);
+    if config.history.auto_checkpoint {
+        filesystem.set_before_change(Arc::new(Watch::new(Arc::downgrade(&local))));
+    }
     let counters = filesystem.counters();
     let notices = filesystem.notices();
     let (session, inside) = match private {

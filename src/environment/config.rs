@@ -29,6 +29,7 @@
 //! forget = "after-commit"    # or "never": old revisions, but for
 //! keep = 10                  # this number of the newest, and
 //! keep_for = "30d"           # those that were current within this time
+//! auto_checkpoint = true     # or false: a checkpoint before pip, conda, npm and so on change packages
 //!
 //! [daemon]
 //! poll = "auto"              # or "off", or microseconds: how long to poll for the next request
@@ -249,6 +250,8 @@ pub struct HistoryConfig {
     /// The number of commits whose changed files are kept, so that an undo makes them uncommitted
     /// changes again.
     pub undo: u32,
+    /// Whether a mount makes a checkpoint before each package operation that it sees.
+    pub auto_checkpoint: bool,
     /// When old revisions are forgotten.
     pub forget: ForgetUse,
     /// The number of the newest revisions that stay, at least 1.
@@ -276,6 +279,7 @@ impl Default for HistoryConfig {
             forget: ForgetUse::default(),
             keep: 10,
             keep_for: Age::days(30),
+            auto_checkpoint: true,
         }
     }
 }

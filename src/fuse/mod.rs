@@ -75,6 +75,18 @@ pub(crate) struct EnvFs {
     /// Whether changes of names and attributes are made durable before the reply.
     syncs_each_change: bool,
     poll: Poll,
+    /// What happens before names change.
+    before_change: Option<Arc<dyn BeforeChange>>,
+}
+
+/// What happens before a request of the kernel changes a name.
+pub(crate) trait BeforeChange: std::fmt::Debug + Send + Sync {
+    /// Called by the thread that receives requests before it changes a name in a directory for a
+    /// process or thread. Must not wait for other requests.
+    fn before(&self, pid: u32, dir: Ino, name: &[u8]);
+
+    /// Called after an object got another name.
+    fn renamed(&self);
 }
 
 impl EnvFs {
@@ -94,7 +106,19 @@ impl EnvFs {
             is_writeback_running: Arc::default(),
             syncs_each_change: false,
             poll: Poll::default(),
+            before_change: None,
         })
+    }
+
+    /// Sets what happens before names change.
+    pub(crate) fn set_before_change(&mut self, before: Arc<dyn BeforeChange>) {
+        self.before_change = Some(before);
+    }
+
+    fn before_change(&self, req: &Request, dir: INodeNo, name: &OsStr) {
+        if let Some(watch) = &self.before_change {
+            watch.before(req.pid(), Ino(dir.0), name.as_bytes());
+        }
     }
 
     /// Makes each change of names and attributes durable before the reply, as for a mount with
@@ -228,6 +252,7 @@ impl EnvFs {
         target: Option<&[u8]>,
         reply: ReplyEntry,
     ) {
+        self.before_change(req, parent, name);
         let _timed = self.timed(Op::Make);
         let dir = Ino(parent.0);
         let (uid, gid) = self.owners.stored((req.uid(), req.gid()));

@@ -224,13 +224,15 @@ impl Filesystem for EnvFs {
         );
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.before_change(req, parent, name);
         let _timed = self.timed(Op::Remove);
         let done = self.union.unlink(Ino(parent.0), name.as_bytes());
         self.answer("unlink", Ino(parent.0), done, reply);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.before_change(req, parent, name);
         let _timed = self.timed(Op::Remove);
         let done = self.union.rmdir(Ino(parent.0), name.as_bytes());
         self.answer("rmdir", Ino(parent.0), done, reply);
@@ -238,7 +240,7 @@ impl Filesystem for EnvFs {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -246,6 +248,8 @@ impl Filesystem for EnvFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.before_change(req, parent, name);
+        self.before_change(req, newparent, newname);
         let _timed = self.timed(Op::Rename);
         let mode = if flags.is_empty() {
             RenameMode::Replace
@@ -266,6 +270,9 @@ impl Filesystem for EnvFs {
             }
         }
         let done = self.union.rename(from, name, to, newname, mode);
+        if let Some(watch) = &self.before_change {
+            watch.renamed();
+        }
         match self.synced(done, &[from, to]) {
             Ok(()) if moved.is_empty() => reply.ok(),
             Ok(()) => {
@@ -284,12 +291,13 @@ impl Filesystem for EnvFs {
 
     fn link(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        self.before_change(req, newparent, newname);
         let _timed = self.timed(Op::Link);
         let dir = Ino(newparent.0);
         let done = self.union.link(Ino(ino.0), dir, newname.as_bytes());

@@ -469,6 +469,12 @@ pub(super) fn forget_recorded_in(conn: &Connection, layer: LayerId) -> rusqlite:
     .map(drop)
 }
 
+/// Removes all operations.
+pub(super) fn clear_in(conn: &Connection) -> rusqlite::Result<()> {
+    forget_all_in(conn)?;
+    conn.execute("DELETE FROM operation", []).map(drop)
+}
+
 /// Forgets the layers of all operations.
 pub(super) fn forget_all_in(conn: &Connection) -> rusqlite::Result<()> {
     conn.execute("DELETE FROM operation_layer", []).map(drop)

@@ -230,6 +230,8 @@ impl StateDb {
                 && self.is_only_revision(conn, DOING)?
             {
                 self.replace_revision(conn, &first, image, revision, DOING)?;
+                // The log begins with the environment: its parts while it was created are gone.
+                operations::clear_in(conn).map_err(|e| self.sql(DOING, e))?;
                 return Ok(first.id);
             }
             let above = stack.iter().take(above).map(|layer| layer.id);

@@ -53,6 +53,18 @@ impl StateDb {
         self.read_rows(DOING, |conn| self.plan_undo_in(conn, operation, DOING))
     }
 
+    /// Returns whether the last operation is a checkpoint since which nothing has changed.
+    pub fn is_at_checkpoint(&self) -> Result<bool> {
+        const DOING: &str = "find the last checkpoint";
+        self.read_rows(DOING, |conn| {
+            let stack = recorded_of(&self.stack_in(conn, DOING)?);
+            match self.operations_in(conn, DOING)?.last() {
+                Some(last) => self.is_empty_checkpoint(conn, last, &stack, DOING),
+                None => Ok(false),
+            }
+        })
+    }
+
     /// Makes the stack of `plan` current. `fresh` (see [`rotate`](Self::rotate)) becomes the
     /// writable layer if the plan keeps none. Other uppers go to the trash if they have changes
     /// that no image contains.

@@ -146,6 +146,46 @@ impl AsFd for ProcessHandle {
     }
 }
 
+/// A process that sent a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requester {
+    /// The process.
+    pub pid: u32,
+    /// When it started, as [`start_time`].
+    pub started: u64,
+    /// Its command line.
+    pub arguments: Vec<String>,
+}
+
+/// Returns the process of a thread; `None` if it has ended or is not visible here.
+pub fn requester(thread: u32) -> Option<Requester> {
+    let pid = status_number(thread, "Tgid:")?;
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let line = String::from_utf8_lossy(&line);
+    let line = line.trim_end_matches(['\0', ' ']);
+    // A program that has set its title has one word with spaces.
+    let separator = match line.contains('\0') {
+        true => '\0',
+        false => ' ',
+    };
+    Some(Requester {
+        pid,
+        started: start_time(pid)?,
+        arguments: line.split(separator).map(str::to_owned).collect(),
+    })
+}
+
+/// Returns the parent of a process.
+pub fn parent(pid: u32) -> Option<u32> {
+    status_number(pid, "PPid:").filter(|pid| *pid > 0)
+}
+
+fn status_number(pid: u32, key: &str) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(key))?;
+    value.trim().parse().ok()
+}
+
 /// Returns the command name of a process.
 pub fn command_name(pid: u32) -> Option<String> {
     let text = std::fs::read(format!("/proc/{pid}/comm")).ok()?;

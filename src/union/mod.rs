@@ -81,7 +81,10 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
@@ -224,6 +227,19 @@ impl Union {
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes the gate exclusively, unless it is in use for longer than `patience`.
+    fn gate_exclusive_within(&self, patience: Duration) -> Option<RwLockWriteGuard<'_, ()>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.gate.try_write() {
+                Ok(gate) => return Some(gate),
+                Err(TryLockError::Poisoned(gate)) => return Some(gate.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+
     fn copy_up_lock(&self, ino: Ino) -> MutexGuard<'_, ()> {
         let shard = (ino.0 as usize) % self.copy_ups.len();
         self.copy_ups[shard]
@@ -263,6 +279,12 @@ impl Union {
             Err(Error::Posix(Errno::ESTALE)) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Returns the names on the path of a directory from the root.
+    pub(crate) fn path_of_dir(&self, dir: Ino) -> Result<Vec<Box<[u8]>>> {
+        let chain = self.read().chain(dir)?;
+        Ok(chain.into_iter().map(|(_, name)| name).collect())
     }
 
     /// Returns the attributes of an object.

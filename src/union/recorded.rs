@@ -70,6 +70,11 @@ impl Union {
         Ok((Arc::new(LowerStack::new(frozen, base)), done))
     }
 
+    /// Returns whether the writable layer has rows.
+    pub(crate) fn has_rows(&self) -> bool {
+        !self.read().delta.is_empty()
+    }
+
     /// Reads all rows of the writable layer that are in the database only.
     pub(crate) fn load_rows(&self) -> Result<()> {
         self.read().delta.load()

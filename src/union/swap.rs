@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::delta::{Delta, row_from};
 use super::difference::Draft;
@@ -53,7 +54,7 @@ impl Union {
     ///
     /// Waits for content that is being written. Other requests wait only for one transaction.
     pub fn rotate(&self) -> Result<Vec<LayerId>> {
-        self.freeze(|frozen, fresh| match fresh {
+        self.freeze(None, |frozen, fresh| match fresh {
             Some(fresh) => Ok(self.db.rotate(frozen, fresh)?),
             None => Ok(()),
         })?;
@@ -63,15 +64,25 @@ impl Union {
 
     /// Freezes the writable layer, unless it is empty. `publish` does the same in the database: it
     /// receives the layer, and the new one if the layer is not empty.
+    ///
+    /// Waits for content that is being written, at most for `patience` if that is given. Returns
+    /// `None` if it takes longer.
     pub(crate) fn freeze<T>(
         &self,
+        patience: Option<Duration>,
         publish: impl FnOnce(LayerId, Option<LayerId>) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<Option<T>> {
         // The rows of a frozen layer may leave the database while the layer is in use, so all are
         // read. Done before the locks are taken, since it may take long.
         self.read().delta.load()?;
-        let _gate = self.gate_exclusive();
-        self.freeze_locked(&mut self.write(), publish)
+        let _gate = match patience {
+            None => self.gate_exclusive(),
+            Some(patience) => match self.gate_exclusive_within(patience) {
+                Some(gate) => gate,
+                None => return Ok(None),
+            },
+        };
+        self.freeze_locked(&mut self.write(), publish).map(Some)
     }
 
     /// Freezes the writable layer, whose rows were read. The caller holds the gate exclusively.

@@ -131,7 +131,7 @@ fn impossible_values_are_told_and_not_believed() {
         "mode = 65535",
         "mode = -1",
         "mtime_ns = 1000000000",
-        "data = 2",
+        "data = 3",
         "place_dir = NULL",
     ] {
         db.apply(layer, &[RowChange::put_inode(Ino(2), inode_row())])

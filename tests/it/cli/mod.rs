@@ -4,6 +4,7 @@
 
 mod activate;
 mod archives;
+mod auto_checkpoint;
 mod by_path;
 mod clone;
 mod commit;
