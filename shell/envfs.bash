@@ -26,7 +26,7 @@ envfs() {
         eval "set --
 $1"
         ;;
-    commit | discard | rollback)
+    commit | discard | rollback | restore | undo)
         __envfs_status=0
         command envfs "$@" || __envfs_status=$?
         # Programs may have been added or removed.
@@ -57,19 +57,23 @@ case $- in
         esac
     fi
     __envfs_complete() {
-        local IFS=$'\n'
-        # shellcheck disable=SC2207
-        COMPREPLY=($(command envfs __complete "$COMP_CWORD" -- "${COMP_WORDS[@]}" 2>/dev/null))
-        if [ "${COMPREPLY[0]-}" = "//files" ]; then
+        # bash passes the words in pieces and inserts completions as they are: envfs parses the line
+        # and quotes them.
+        mapfile -t COMPREPLY < <(command envfs __complete --bash "${COMP_LINE:0:COMP_POINT}" "$COMP_WORDBREAKS" 2>/dev/null)
+        case "${COMPREPLY[0]-}" in
+        //files)
             COMPREPLY=()
             compopt -o default
-        elif [ "${COMPREPLY[0]-}" = "//dirs" ]; then
+            ;;
+        //dirs)
             COMPREPLY=()
             compopt -o dirnames
-        elif [[ "${COMPREPLY[0]-}" = */ ]]; then
+            ;;
+        */ | *:)
             # Paths are completed one directory at a time.
             compopt -o nospace
-        fi
+            ;;
+        esac
     }
     complete -F __envfs_complete envfs
     ;;

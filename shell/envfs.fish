@@ -78,7 +78,9 @@ if status is-interactive
     function __envfs_complete
         set -l words (commandline -opc)
         set -l index (count $words)
-        set -l typed (commandline -ct)
+        set -l typed (commandline -ct | string unescape)
+        # An open quote cannot be unescaped.
+        test -n "$typed"; or set typed (commandline -ct | string trim -l -c '"\'')
         set -l found (command envfs __complete $index -- $words "$typed" 2>/dev/null)
         if test "$found[1]" = //files
             __fish_complete_path "$typed"

@@ -25,7 +25,7 @@ function envfs {
         eval "set --
 $1"
         ;;
-    (commit|discard|rollback)
+    (commit|discard|rollback|restore|undo)
         local __envfs_status=0
         command envfs "$@" || __envfs_status=$?
         # Programs may have been added or removed.
@@ -51,13 +51,16 @@ if [[ -o interactive ]]; then
         fi
     fi
     function _envfs {
-        local -a candidates
-        candidates=("${(@f)$(command envfs __complete "$((CURRENT - 1))" -- "${words[@]}" 2>/dev/null)}")
+        local -a candidates line
+        # The words without quotes; one that is open cannot be removed by (Q).
+        line=("${(Q)words[@]}")
+        line[CURRENT]="${line[CURRENT]#[\"\']}"
+        candidates=("${(@f)$(command envfs __complete "$((CURRENT - 1))" -- "${line[@]}" 2>/dev/null)}")
         if [[ "${candidates[1]-}" == "//files" ]]; then
             _files
         elif [[ "${candidates[1]-}" == "//dirs" ]]; then
             _files -/
-        elif [[ "${candidates[1]-}" == */ ]]; then
+        elif [[ "${candidates[1]-}" == *[/:] ]]; then
             # Paths are completed one directory at a time.
             compadd -S '' -- "${candidates[@]}"
         elif [[ -n "${candidates[1]-}" ]]; then

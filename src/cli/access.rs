@@ -44,6 +44,7 @@ impl Command {
             Command::Mount(args) => args.access(),
             Command::Activate(args) => args.access(),
             Command::Run(args) => args.access(),
+            Command::Env(args) => args.access(),
             Command::Subshell(args) => args.access(),
             Command::Unmount(args) => args.access(),
             Command::Expose(args) => args.access(),

@@ -4,48 +4,47 @@ use clap::CommandFactory;
 
 use super::Cli;
 
+/// Commands for one purpose.
+struct Group {
+    purpose: &'static str,
+    /// Those that are used most, listed with their descriptions.
+    main: &'static [&'static str],
+    /// The others, listed by name.
+    also: &'static [&'static str],
+}
+
 /// The commands by what one wants to do.
-const GROUPS: [(&str, &[&str]); 6] = [
-    (
-        "start an environment",
-        &[
-            "create",
-            "import",
-            "hook",
-            "activate",
-            "deactivate",
-            "reactivate",
-        ],
-    ),
-    (
-        "work in it",
-        &["run", "shell", "mount", "unmount", "list", "ps", "paths"],
-    ),
-    (
-        "see and save changes",
-        &["status", "diff", "commit", "checkpoint", "discard"],
-    ),
-    (
-        "go back in its history",
-        &["log", "show", "cat", "restore", "undo", "rollback", "tag"],
-    ),
-    (
-        "share it",
-        &["export", "clone", "image", "rename", "relocate", "remove"],
-    ),
-    (
-        "look after it",
-        &[
-            "verify",
-            "gc",
-            "du",
-            "stats",
-            "doctor",
-            "completions",
-            "man",
-            "demo",
-        ],
-    ),
+const GROUPS: [Group; 6] = [
+    Group {
+        purpose: "start an environment",
+        main: &["create", "import", "activate", "deactivate"],
+        also: &["hook", "reactivate"],
+    },
+    Group {
+        purpose: "work in it",
+        main: &["run", "shell", "list"],
+        also: &["env", "expose", "mount", "unmount", "ps", "paths"],
+    },
+    Group {
+        purpose: "see and save changes",
+        main: &["status", "diff", "commit", "discard"],
+        also: &["checkpoint"],
+    },
+    Group {
+        purpose: "go back in its history",
+        main: &["log", "show", "undo", "rollback"],
+        also: &["restore", "cat", "tag"],
+    },
+    Group {
+        purpose: "share it",
+        main: &["export", "clone", "remove"],
+        also: &["image", "rename", "relocate"],
+    },
+    Group {
+        purpose: "look after it",
+        main: &["verify", "gc", "du", "doctor"],
+        also: &["stats", "completions", "man", "demo"],
+    },
 ];
 
 /// Verbs of other tools for which envfs has no command of that name, and what to use.
@@ -75,9 +74,9 @@ pub(super) fn instead_of(word: &str) -> Option<&'static str> {
 pub fn command() -> clap::Command {
     let command = Cli::command();
     let mut list = String::new();
-    for (purpose, names) in GROUPS {
-        list.push_str(&format!("\n{purpose}\n"));
-        for name in names {
+    for group in GROUPS {
+        list.push_str(&format!("\n{}\n", group.purpose));
+        for name in group.main {
             let about = command
                 .find_subcommand(name)
                 .and_then(clap::Command::get_about)
@@ -85,12 +84,17 @@ pub fn command() -> clap::Command {
                 .unwrap_or_default();
             list.push_str(&format!("   {name:<12} {about}\n"));
         }
+        list.push_str(&format!("   also         {}\n", group.also.join(", ")));
     }
-    let mut command = command.help_template(format!(
-        "{{name}}: {{about}}\n\n{{usage-heading}} {{usage}}\n{list}\n{{options}}{{after-help}}"
+    let command = command.help_template(format!(
+        "envfs: an environment as one compressed file, used as a writable directory\n\n{{usage-heading}} {{usage}}\n{list}\n{{options}}{{after-help}}"
     ));
     // With the long explanations of the options it would not fit on a screen.
-    let short = command.render_help();
+    let mut short = command
+        .clone()
+        .disable_version_flag(true)
+        .disable_help_flag(true);
+    let short = short.render_help();
     command.override_help(short)
 }
 
@@ -103,7 +107,7 @@ mod tests {
         let command = Cli::command();
         let mut listed: Vec<&str> = GROUPS
             .iter()
-            .flat_map(|(_, names)| names.iter().copied())
+            .flat_map(|group| group.main.iter().chain(group.also).copied())
             .collect();
         listed.sort_unstable();
         let mut visible: Vec<&str> = command

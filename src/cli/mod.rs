@@ -58,21 +58,22 @@ const EVERYWHERE: &str = "Global options";
     name = "envfs",
     version,
     max_term_width = 100,
-    after_help = "Start here: envfs create NAME, then eval \"$(envfs hook bash)\" (or zsh), then envfs activate NAME.\n'envfs help COMMAND' explains a command, 'envfs doctor' checks this system.\nExit status: 0 success, 1 failure, 2 usage, 3 not found, 4 conflict, 5 in use, 6 damaged, 7 no FUSE,\n8 no space, 9 daemon, 70 internal error, 130 cancelled; run: the command's own, or 125 to 127."
+    after_help = "Start here: eval \"$(envfs hook bash)\" (or zsh), envfs create NAME,\nenvfs activate NAME. 'envfs help COMMAND' explains a command.\nExit status: 0 success, 1 failure, 2 usage, 3 not found, 4 conflict, 5 in use,\n6 damaged, 7 no FUSE, 8 no space, 9 daemon, 70 internal error, 130 cancelled;\nrun: the command's own, or 125 to 127."
 )]
 pub struct Cli {
-    /// Directory of the store [default: $ENVFS_HOME, else ~/.local/share/envfs].
+    /// The store [default: $ENVFS_HOME or ~/.local/share/envfs].
     #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub home: Option<PathBuf>,
     /// Print only results, warnings and errors.
     #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     pub quiet: bool,
-    /// When to use colours.
+    /// When to use colours: auto, always or never.
     #[arg(
         long,
         global = true,
         value_enum,
         default_value_t,
+        hide_possible_values = true,
         value_name = "WHEN",
         help_heading = EVERYWHERE
     )]

@@ -54,6 +54,7 @@ fn render(command: &clap::Command, path: &str, out: &mut String) {
             .get_possible_values()
             .iter()
             .filter(|value| argument.get_action().takes_values() && !value.is_hide_set())
+            .filter(|_| !argument.is_hide_possible_values_set())
             .map(|value| format!("`{}`", value.get_name()))
             .collect();
         if !possible.is_empty() {

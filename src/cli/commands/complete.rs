@@ -1,5 +1,7 @@
 //! `envfs __complete`: prints the possible completions of a word, one per line.
 
+mod bash;
+
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +14,7 @@ use clap::{Arg, Args as ClapArgs};
 use crate::cli::backend;
 use crate::cli::context::{Context, active_name};
 use crate::cli::error::Result;
+use crate::cli::place;
 use crate::daemon::protocol::Selection;
 use crate::squashfs::format::InodeKind;
 use crate::squashfs::{Image, ReaderOptions};
@@ -25,7 +28,11 @@ const DIRECTORIES: &str = "//dirs";
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Index of the word to complete; word 0 is the name of the program.
-    index: usize,
+    #[arg(required_unless_present = "bash")]
+    index: Option<usize>,
+    /// The line up to the cursor as it was typed in bash, and the characters that divide words.
+    #[arg(long, num_args = 2, value_names = ["LINE", "BREAKS"])]
+    bash: Option<Vec<OsString>>,
     /// The words of the command line.
     #[arg(last = true)]
     words: Vec<OsString>,
@@ -34,15 +41,25 @@ pub struct Args {
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
-        let words: Vec<String> = self
-            .words
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        for candidate in candidates(self.index, &words, &Store { context }) {
+        let text = |word: &OsString| word.to_string_lossy().into_owned();
+        let source = Store { context };
+        let print = |candidate: &str| context.output.raw(format!("{candidate}\n").as_bytes());
+        if let Some([line, breaks]) = self.bash.as_deref() {
+            let line = bash::Line::parse(&text(line), &text(breaks));
+            for candidate in candidates(line.words.len() - 1, &line.words, &source) {
+                let inserted = match candidate.starts_with("//") {
+                    true => Some(candidate),
+                    false => line.inserted(&candidate),
+                };
+                inserted.map_or(Ok(()), |inserted| print(&inserted))?;
+            }
+            return Ok(());
+        }
+        let words: Vec<String> = self.words.iter().map(text).collect();
+        for candidate in candidates(self.index.unwrap_or_default(), &words, &source) {
             // A shell reads one candidate per line.
             if !candidate.contains('\n') {
-                context.output.raw(format!("{candidate}\n").as_bytes())?;
+                print(&candidate)?;
             }
         }
         Ok(())
@@ -59,7 +76,12 @@ trait Source {
     fn tags(&self, name: Option<&str>) -> Vec<String>;
     /// The paths of an environment that have changes.
     fn changed(&self, name: Option<&str>) -> Vec<String>;
-    /// The programs that `envfs run` finds in an environment.
+    /// The ids of an environment's operations, newest first.
+    fn operations(&self, name: Option<&str>) -> Vec<String>;
+    /// The names in a directory of an environment or of a revision (`NAME@REV`); those of
+    /// directories end with a slash.
+    fn entries(&self, name: Option<&str>, dir: &str) -> Vec<String>;
+    /// The programs that `envfs run` finds in an environment or a revision.
     fn programs(&self, name: &str) -> Vec<String>;
     /// The active environment.
     fn active(&self) -> Option<String>;
@@ -128,21 +150,52 @@ impl Source for Store<'_> {
             .collect()
     }
 
+    fn operations(&self, name: Option<&str>) -> Vec<String> {
+        let found = self
+            .context
+            .environment(name)
+            .and_then(|env| backend::operations(&env.environment));
+        let (operations, _) = found.unwrap_or_default();
+        let ids = operations.iter().rev();
+        ids.map(|operation| operation.id.0.to_string()).collect()
+    }
+
+    fn entries(&self, name: Option<&str>, dir: &str) -> Vec<String> {
+        let Ok((env, revision)) = self.context.committed(name) else {
+            return Vec::new();
+        };
+        let mut found = BTreeSet::new();
+        if let Ok(file) = backend::image_file(&env.environment, revision) {
+            found.extend(entries_in_image(&file, dir, Wanted::All).unwrap_or_default());
+        }
+        let is_below = !Path::new(dir)
+            .components()
+            .any(|part| part.as_os_str() == "..");
+        if revision.is_none() && is_below && !Path::new(dir).is_absolute() {
+            // Also what is not committed, if it is mounted.
+            found.extend(names_of(&env.target.prefix.join(dir)));
+        }
+        found.into_iter().collect()
+    }
+
     fn programs(&self, name: &str) -> Vec<String> {
-        let Ok(env) = self.context.environment(Some(name)) else {
+        let Ok((env, revision)) = self.context.committed(Some(name)) else {
             return Vec::new();
         };
         let dirs = ["bin", "node_modules/.bin"];
         let mut found = BTreeSet::new();
-        for dir in dirs {
-            found.extend(executables(&env.target.prefix.join(dir)));
+        if revision.is_none() {
+            for dir in dirs {
+                found.extend(executables(&env.target.prefix.join(dir)));
+            }
         }
         // It is not mounted for a completion.
         if found.is_empty()
-            && let Ok(file) = backend::image_file(&env.environment, None)
+            && let Ok(file) = backend::image_file(&env.environment, revision)
         {
             for dir in dirs {
-                found.extend(executables_in_image(&file, dir).unwrap_or_default());
+                let names = entries_in_image(&file, dir, Wanted::Programs);
+                found.extend(names.unwrap_or_default());
             }
         }
         found.into_iter().collect()
@@ -165,34 +218,64 @@ fn executables(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-fn executables_in_image(file: &PathBuf, dir: &str) -> Option<Vec<String>> {
+/// Returns the names in a directory; those of directories end with a slash.
+fn names_of(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let named = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        Some(if is_dir { name + "/" } else { name })
+    });
+    named.collect()
+}
+
+/// Which names of a directory in an image are wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Programs,
+}
+
+fn entries_in_image(file: &PathBuf, dir: &str, wanted: Wanted) -> Option<Vec<String>> {
     let image = Image::open(file, ReaderOptions::default()).ok()?;
     let mut at = image.inode(image.root()).ok()?;
-    for part in dir.split('/') {
+    for part in dir.split('/').filter(|part| !part.is_empty()) {
         let entry = image.lookup(&at, part.as_bytes()).ok()??;
         at = image.entry_inode(&entry).ok()?;
     }
     let names = image.read_dir(&at).ok()?;
-    let executable = names.iter().filter(|(_, entry)| {
-        // Permissions of symbolic links are 0777.
-        image
-            .entry_inode(entry)
-            .is_ok_and(|inode| inode.kind() != InodeKind::Directory && inode.mode & 0o111 != 0)
+    let named = names.iter().filter_map(|(name, entry)| {
+        let name = String::from_utf8(name.to_vec()).ok()?;
+        let is_dir = entry.kind == InodeKind::Directory;
+        match wanted {
+            Wanted::All if is_dir => Some(name + "/"),
+            Wanted::All => Some(name),
+            // Permissions of symbolic links are 0777.
+            Wanted::Programs => {
+                let inode = image.entry_inode(&entry).ok()?;
+                (!is_dir && inode.mode & 0o111 != 0).then_some(name)
+            }
+        }
     });
-    Some(
-        executable
-            .filter_map(|(name, _)| String::from_utf8(name.to_vec()).ok())
-            .collect(),
-    )
+    Some(named.collect())
 }
 
 /// What a positional argument of a command is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Word {
     Name,
+    /// `NAME` or `NAME@REV`.
+    NameRevision,
     Revision,
     Tag,
     Changed,
+    /// A revision or a changed path.
+    RevisionOrChanged,
+    /// A path in the environment.
+    Entry,
+    RevisionOrEntry,
+    /// `NAME@REV:PATH`.
+    Content,
     Program,
     File,
     /// Something that the user makes up, or nothing.
@@ -202,14 +285,31 @@ enum Word {
 /// Returns what the positional arguments of a command are; the last one repeats.
 fn positionals(command: &str) -> &'static [Word] {
     match command {
-        "activate" | "mount" | "unmount" | "ps" | "status" | "paths" | "commit" | "log" | "gc"
-        | "doctor" | "remove" | "verify" | "stats" | "rename" | "clone" | "undo" | "checkpoint" => {
-            &[Word::Name, Word::New]
+        "activate" | "mount" | "unmount" | "ps" | "shell" | "verify" => {
+            &[Word::NameRevision, Word::New]
         }
-        "diff" | "discard" => &[Word::Name, Word::Changed],
-        "rollback" | "show" => &[Word::Name, Word::Revision, Word::New],
+        "status" | "paths" | "commit" | "log" | "gc" | "doctor" | "remove" | "stats" | "rename"
+        | "clone" | "undo" | "checkpoint" => &[Word::Name, Word::New],
+        "diff" => &[
+            Word::NameRevision,
+            Word::RevisionOrChanged,
+            Word::RevisionOrChanged,
+            Word::Changed,
+        ],
+        "discard" => &[Word::Name, Word::Changed],
+        "restore" => &[Word::Name, Word::Entry],
+        "du" => &[
+            Word::NameRevision,
+            Word::RevisionOrEntry,
+            Word::Entry,
+            Word::New,
+        ],
+        "cat" => &[Word::Content],
+        "show" => &[Word::NameRevision, Word::Revision, Word::New],
+        "rollback" => &[Word::Name, Word::Revision, Word::New],
         "tag" => &[Word::Name, Word::Tag, Word::Revision, Word::New],
-        "run" => &[Word::Name, Word::Program, Word::File],
+        "run" => &[Word::NameRevision, Word::Program, Word::File],
+        "expose" => &[Word::NameRevision, Word::File, Word::Program],
         "export" | "relocate" => &[Word::Name, Word::File],
         "import" => &[Word::File, Word::New],
         _ => &[Word::New],
@@ -287,20 +387,26 @@ fn candidates(index: usize, words: &[String], source: &dyn Source) -> Vec<String
     };
     let mut at = given.len();
     let names = source.names();
-    let has_name = given
-        .first()
-        .is_some_and(|word| names.iter().any(|name| name == word));
+    let takes_name = matches!(kinds.first(), Some(Word::Name | Word::NameRevision));
+    let has_name = takes_name && given.first().is_some_and(|word| is_name(word, &names));
     let name = given.first().copied().filter(|_| has_name);
-    let is_optional = source.active().is_some() && kinds.first() == Some(&Word::Name);
+    let is_optional = source.active().is_some() && takes_name;
     // A first word that is no name belongs to the active environment.
     if is_optional && at > 0 && !has_name && command.get_name() != "run" {
         at += 1;
     }
+    let base = name.map(|name| place::split_revision(name).0);
+    let revisions = || [source.revisions(base), source.tags(base)].concat();
     let words_of = |kind: Word| match kind {
         Word::Name => names.clone(),
-        Word::Revision => [source.revisions(name), source.tags(name)].concat(),
-        Word::Tag => source.tags(name),
-        Word::Changed => next_parts(typed, source.changed(name)),
+        Word::NameRevision => with_revisions(typed, &names, source),
+        Word::Revision => revisions(),
+        Word::Tag => source.tags(base),
+        Word::Changed => next_parts(typed, source.changed(base)),
+        Word::RevisionOrChanged => [revisions(), next_parts(typed, source.changed(base))].concat(),
+        Word::Entry => entries(typed, name, source),
+        Word::RevisionOrEntry => [revisions(), entries(typed, name, source)].concat(),
+        Word::Content => contents(typed, &names, source),
         Word::Program => given
             .first()
             .map_or_else(Vec::new, |name| source.programs(name)),
@@ -314,6 +420,45 @@ fn candidates(index: usize, words: &[String], source: &dyn Source) -> Vec<String
         found.extend(words_of(kind(1)));
     }
     matching(typed, found)
+}
+
+/// Returns whether a word names an environment: a name, `NAME@REV` or a path.
+fn is_name(word: &str, names: &[String]) -> bool {
+    let (base, _) = place::split_revision(word);
+    names.iter().any(|name| name == base) || word.starts_with(['.', '/'])
+}
+
+/// Returns the names of environments, or after `NAME@` its revisions.
+fn with_revisions(typed: &str, names: &[String], source: &dyn Source) -> Vec<String> {
+    match place::split_revision(typed) {
+        (base, Some(_)) => {
+            let of = (!base.is_empty()).then_some(base);
+            let found = [source.revisions(of), source.tags(of)].concat();
+            found
+                .iter()
+                .map(|found| format!("{base}@{found}"))
+                .collect()
+        }
+        _ => names.to_vec(),
+    }
+}
+
+/// Returns the paths in an environment that begin with what was typed, one directory at a time.
+fn entries(typed: &str, name: Option<&str>, source: &dyn Source) -> Vec<String> {
+    let end = typed.rfind('/').map_or(0, |slash| slash + 1);
+    let dir = typed.get(..end).unwrap_or_default();
+    let found = source.entries(name, dir);
+    found.iter().map(|found| format!("{dir}{found}")).collect()
+}
+
+/// Returns the completions of `NAME@REV:PATH`.
+fn contents(typed: &str, names: &[String], source: &dyn Source) -> Vec<String> {
+    let Some((of, path)) = typed.split_once(':') else {
+        let found = with_revisions(typed, names, source);
+        return found.iter().map(|found| format!("{found}:")).collect();
+    };
+    let found = entries(path, (!of.is_empty()).then_some(of), source);
+    found.iter().map(|found| format!("{of}:{found}")).collect()
 }
 
 fn matching(typed: &str, all: Vec<String>) -> Vec<String> {
@@ -369,6 +514,7 @@ fn value(option: &Arg, name: Option<&str>, source: &dyn Source) -> Vec<String> {
     let named = option.get_value_names().and_then(<[_]>::first);
     match (named.map(|name| name.as_str()), option.get_value_hint()) {
         (Some("REV"), _) => [source.revisions(name), source.tags(name)].concat(),
+        (Some("ID"), _) => source.operations(name),
         (Some("DIR"), _) => vec![DIRECTORIES.to_owned()],
         (Some("PATTERN"), _) => Vec::new(),
         (_, ValueHint::AnyPath | ValueHint::FilePath) => vec![FILES.to_owned()],
@@ -415,6 +561,19 @@ mod tests {
         fn changed(&self, name: Option<&str>) -> Vec<String> {
             match name.or(self.active) {
                 Some("web") => strings(&["etc/a", "lib/x/1", "lib/x/2", "lib/y"]),
+                _ => Vec::new(),
+            }
+        }
+        fn operations(&self, name: Option<&str>) -> Vec<String> {
+            match name.or(self.active) {
+                Some("web") => strings(&["8", "7"]),
+                _ => Vec::new(),
+            }
+        }
+        fn entries(&self, name: Option<&str>, dir: &str) -> Vec<String> {
+            match (name.or(self.active), dir) {
+                (Some("web" | "web@1"), "") => strings(&["bin/", "lib/", "readme"]),
+                (Some("web" | "web@1"), "lib/") => strings(&["x", "y/"]),
                 _ => Vec::new(),
             }
         }
@@ -474,6 +633,35 @@ mod tests {
         assert_eq!(active("envfs discard l"), ["lib/"]);
         assert_eq!(active("envfs diff etc/a l"), ["lib/"]);
         assert_eq!(active("envfs diff science "), [""; 0]);
+    }
+
+    #[test]
+    fn revisions_follow_a_name_and_paths_are_those_of_the_environment() {
+        for command in [
+            "show", "diff", "activate", "mount", "run", "shell", "verify", "du",
+        ] {
+            let line = format!("envfs {command} web@");
+            assert_eq!(complete(&line), ["web@2", "web@1", "web@good"], "{line}");
+        }
+        assert_eq!(complete("envfs status web@"), [""; 0]);
+        assert_eq!(
+            complete("envfs diff web@1 "),
+            ["2", "1", "good", "etc/", "lib/"]
+        );
+        assert_eq!(complete("envfs undo web --operation "), ["8", "7"]);
+        assert_eq!(complete("envfs undo --operation 7 w"), ["web"]);
+        assert_eq!(complete("envfs restore web "), ["bin/", "lib/", "readme"]);
+        assert_eq!(complete("envfs restore web lib/"), ["lib/x", "lib/y/"]);
+        assert_eq!(complete("envfs restore web lib/x --from g"), ["good"]);
+        assert_eq!(complete("envfs du web l"), ["lib/"]);
+        assert_eq!(complete("envfs du web 1 r"), ["readme"]);
+        assert_eq!(complete("envfs cat w"), ["web:"]);
+        assert_eq!(complete("envfs cat web@g"), ["web@good:"]);
+        assert_eq!(complete("envfs cat web@1:li"), ["web@1:lib/"]);
+        let active = |line| complete_in(Some("web"), line);
+        assert_eq!(active("envfs restore re"), ["readme"]);
+        assert_eq!(active("envfs cat :lib/"), [":lib/x", ":lib/y/"]);
+        assert_eq!(active("envfs show @g"), ["@good"]);
     }
 
     #[test]

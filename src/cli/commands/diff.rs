@@ -20,7 +20,7 @@ use crate::union::{Change, ChangeKind, Summary};
 /// The size above which files are not compared line by line.
 const MAX_TEXT: u64 = 4 << 20;
 
-/// Show what changed: since the current revision, since an earlier one, or between two.
+/// Show what changed since a revision, or between two.
 ///
 /// Without REV, shows the uncommitted changes. With one REV, shows what changed since that
 /// revision, including uncommitted changes. With two, or A..B, shows what changed from the first to

@@ -19,6 +19,7 @@ pub(super) mod diff;
 pub(super) mod discard;
 pub(super) mod doctor;
 pub(super) mod du;
+pub(super) mod env;
 pub(super) mod export;
 pub(super) mod expose;
 pub(super) mod gc;
@@ -72,6 +73,8 @@ pub enum Command {
     Subshell(subshell::Args),
     #[allow(missing_docs)]
     Expose(expose::Args),
+    #[allow(missing_docs)]
+    Env(env::Args),
     #[allow(missing_docs)]
     Mount(mount::Args),
     #[command(visible_alias = "umount")]
@@ -165,6 +168,7 @@ impl Command {
             Command::Run(args) => args.run(context),
             Command::Subshell(args) => args.run(context),
             Command::Expose(args) => args.run(context),
+            Command::Env(args) => args.run(context),
             Command::Mount(args) => args.run(context),
             Command::Unmount(args) => args.run(context),
             Command::List(args) => args.run(context),

@@ -21,7 +21,7 @@ use crate::shell::render::word;
 use crate::sys::mount::UnmountMode;
 use crate::sys::text::quoted;
 
-/// Remove an environment with its images, its changes and its whole history.
+/// Remove an environment with its images, changes and history.
 ///
 /// Asks for confirmation, as this cannot be undone. Exported images are copies and are kept, and so
 /// is the original directory of an environment that was imported in place.

@@ -13,7 +13,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::private::{self, Mounting};
 use crate::cli::program;
-use crate::cli::session::DefaultSessionArgs;
+use crate::cli::session::{self, DefaultSessionArgs, Entered};
 use crate::daemon::failure::Kind;
 use crate::shell::Shell;
 use crate::shell::plan::{Nesting, SYSTEM_PATH, Script, Variables};
@@ -149,17 +149,11 @@ impl Args {
         let args = self.session.resolve(context, Some(&self.name))?;
         let how = Mounting::choose(self.private);
         let entered = private::enter_or_mount(context, &self.name, &args, how)?;
-        let mut script = prepare(&entered, Nesting::Replace, &variables, PromptChange::None)?;
-        if self.no_scripts {
-            script.before.clear();
-            script.after.clear();
-        }
-        let mut variables = if script.before.is_empty() && script.after.is_empty() {
-            script.apply(&mut variables);
-            variables
-        } else {
-            through_shell(&script, &variables)?
+        let scripts = match self.no_scripts {
+            true => Scripts::Skip,
+            false => Scripts::Source,
         };
+        let mut variables = in_environment(&entered, scripts, variables)?;
         for assignment in &self.variables {
             let (name, value) = split(assignment).ok_or_else(|| {
                 CommandError::usage(format!("{} is not NAME=VALUE", quoted(assignment)))
@@ -168,6 +162,44 @@ impl Args {
         }
         Ok(variables)
     }
+}
+
+/// Whether the activate.d scripts are sourced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scripts {
+    Source,
+    Skip,
+}
+
+/// Mounts an environment and returns the variables after its activation.
+pub(super) fn activated(
+    context: &Context,
+    name: Option<&str>,
+    options: &DefaultSessionArgs,
+    scripts: Scripts,
+    variables: Variables,
+) -> Result<Variables> {
+    let args = options.resolve(context, name)?;
+    let entered = session::enter(context, name, &args, None)?;
+    in_environment(&entered, scripts, variables)
+}
+
+/// Returns the variables after the activation of an environment that is mounted.
+fn in_environment(
+    entered: &Entered,
+    scripts: Scripts,
+    mut variables: Variables,
+) -> Result<Variables> {
+    let mut script = prepare(entered, Nesting::Replace, &variables, PromptChange::None)?;
+    if scripts == Scripts::Skip {
+        script.before.clear();
+        script.after.clear();
+    }
+    if script.before.is_empty() && script.after.is_empty() {
+        script.apply(&mut variables);
+        return Ok(variables);
+    }
+    through_shell(&script, &variables)
 }
 
 fn split(assignment: &OsString) -> Option<(OsString, OsString)> {

@@ -21,7 +21,7 @@ use crate::union::{Change, Summary};
 /// Changed paths that are printed unless all are asked for.
 const SHOWN: usize = 20;
 
-/// Show one revision: message, author, command, image, and what it changed.
+/// Show a revision: message, author, command and what it changed.
 ///
 /// Compares the revision with its parent: packages, and files that belong to none of them. "On
 /// disk" is the space of its image; where the file system tells, it says how much of that is shared

@@ -10,7 +10,7 @@ use crate::commit::{UndoOptions, Undone};
 use crate::state::OperationKind;
 use crate::sys::text::quoted;
 
-/// Take back the last commit, discard, restore, rollback, checkpoint or undo.
+/// Take back the last operation, such as a commit or a discard.
 ///
 /// Restores the state before it, even while the environment is mounted. After the undo of a commit
 /// its changes are uncommitted again, and newer changes stay. In all other cases uncommitted

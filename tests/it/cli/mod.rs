@@ -23,6 +23,7 @@ mod disk_full;
 mod disk_full_recovery;
 mod documented_options;
 mod du;
+mod env;
 mod errors;
 mod export;
 mod expose;

@@ -210,6 +210,45 @@ fn direnv_activates_an_environment_in_a_directory() {
 }
 
 #[test]
+fn completed_words_are_quoted_on_a_terminal() {
+    for env in TestEnv::of_all_users() {
+        prefixes(&env);
+        env.envfs(&["tag", "plain", "golden"]).ok();
+        let prefix = env.mount("plain");
+        let change = "mkdir etc; echo x >'etc/new $file'; echo y >\"etc/it's\"";
+        env.sh(&format!("cd '{}' && {change}", prefix.display()))
+            .ok();
+        for shell in shells() {
+            let start = match shell {
+                "zsh" => "autoload -Uz compinit; compinit -u -D; ",
+                _ => "",
+            };
+            let ready = format!("{start}{}; {}\n", hook(shell), prompt(shell, "=> "));
+            let then = |word: &str| format!("envfs diff --name-only plain {word}\t\n");
+            let (plain, double, single) = (then("etc/n"), then("\"etc/n"), then("'etc/n"));
+            let quote = then("etc/i");
+            let shown = "[\r\n]etc/new .file\r(.|[\r\n])*=> ";
+            let steps = [
+                ("[$%#>] ", ready.as_str()),
+                ("[\r\n]=> ", &plain),
+                (shown, &double),
+                (shown, &single),
+                (shown, &quote),
+                // After @ and : bash completes only a part of the word.
+                (
+                    "[\r\n]etc/it's\r(.|[\r\n])*=> ",
+                    "envfs cat plain@go\tbin/to\t\n",
+                ),
+                ("echo tool(.|[\r\n])*=> ", "envfs run plain to\t; exit\n"),
+                ("[\r\n]tool\r", ""),
+            ];
+            type_into(&env, &interactive(shell), &steps).ok();
+        }
+        env.envfs(&["unmount", "plain"]).ok();
+    }
+}
+
+#[test]
 fn conda_lists_the_environments_that_are_mounted() {
     for env in TestEnv::of_all_users() {
         prefixes(&env);
@@ -276,10 +315,10 @@ fn shells_complete_what_a_command_takes() {
             let words = line.split(' ').count();
             let script = match shell {
                 "bash" => format!(
-                    "eval \"$(envfs hook bash)\"; COMP_WORDS=({line}); COMP_CWORD={}
+                    "eval \"$(envfs hook bash)\"; COMP_LINE='{line}'; COMP_POINT={}
                      compopt() {{ echo \"$2 $4\" >&2; }}; __envfs_complete
                      [ ${{#COMPREPLY[@]}} = 0 ] || printf '%s\\n' \"${{COMPREPLY[@]}}\"",
-                    words - 1
+                    line.len()
                 ),
                 "zsh" => format!(
                     "eval \"$(envfs hook zsh)\"; words=({line}); CURRENT={words}
@@ -302,7 +341,12 @@ fn shells_complete_what_a_command_takes() {
                 assert!(done.err.contains("default"), "{done}");
                 found.push("zfile");
             }
-            assert_eq!(found, expected, "{shell}: {line}: {done}");
+            // bash inserts what it gets, so it is quoted.
+            let quoted = expected.iter().map(|one| match shell {
+                "bash" => one.replace(' ', "\\ "),
+                _ => (*one).to_owned(),
+            });
+            assert_eq!(found, quoted.collect::<Vec<_>>(), "{shell}: {line}: {done}");
         }
     }
     if find("fish").is_none() {
