@@ -103,7 +103,7 @@ impl OpenRevision {
 
     /// Returns its image as the only layer of a stack.
     pub(crate) fn stack(&self) -> LowerStack {
-        LowerStack::new(Vec::new(), vec![self.layer.clone()])
+        LowerStack::new(vec![self.layer.clone()])
     }
 }
 

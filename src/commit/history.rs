@@ -80,7 +80,7 @@ pub fn rollback(
     };
     let layer = open_image(db, union.paths(), target.image, workspace.open_options())?;
     let before = union.lower().committed();
-    let after = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(layer)]));
+    let after = Arc::new(LowerStack::new(vec![Arc::new(layer)]));
     fault::point("rollback.begun");
     let note = new_revision(&format!("roll back to revision {}", target.id), command);
     // Checked again while writes are blocked.

@@ -168,7 +168,7 @@ pub fn paths_used_first(layout: &Layout, db: &StateDb) -> Result<Vec<PathBuf>> {
         None => Image::open(path, ReaderOptions::default())?,
     };
     let layer = Arc::new(ImageLayer::new(image, ids));
-    let view = LowerStack::new(Vec::new(), vec![layer]);
+    let view = LowerStack::new(vec![layer]);
     let rank = files.iter().enumerate().map(|(at, ino)| (*ino, at));
     let mut wanted: HashMap<Ino, usize> = rank.collect();
     let mut found: Vec<(usize, PathBuf)> = Vec::new();

@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use nix::errno::Errno;
 
 use super::delta::Delta;
-use super::stack::{LowerStack, chain};
+use super::layer::chain;
+use super::stack::LowerStack;
 use super::{Error, Lookup, Result};
 use crate::object::{Ino, Kind};
 

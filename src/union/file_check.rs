@@ -10,7 +10,8 @@ use nix::errno::Errno;
 
 use super::delta::Delta;
 use super::dir_check::parent;
-use super::stack::{LowerStack, chain};
+use super::layer::chain;
+use super::stack::LowerStack;
 use super::{Error, Result, Union};
 use crate::object::{Ino, Kind};
 use crate::state::DataPlace;

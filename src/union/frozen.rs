@@ -9,21 +9,20 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::delta::{Delta, row_inode};
-use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, SeekTarget};
-use super::stack::{LowerStack, chain};
+use super::layer::{Bytes, Layer, LayerInode, LayerListing, Lookup, Parents, SeekTarget, chain};
 use super::{Error, Result, stat_into};
 use crate::object::{Ino, Kind};
 use crate::state::{DataPlace, InodeRow, LayerId};
 use crate::upper::UpperDir;
 
-/// A frozen upper, and the layers below it, which determine the paths of its physical directories.
+/// A frozen upper. The view below it determines the paths of its physical directories.
 #[derive(Debug)]
 pub struct FrozenLayer {
     /// The number of the layer.
     pub id: LayerId,
     delta: Delta,
     upper: Arc<UpperDir>,
-    below: Arc<LowerStack>,
+    below: Arc<dyn Parents>,
 }
 
 impl FrozenLayer {
@@ -32,7 +31,7 @@ impl FrozenLayer {
         id: LayerId,
         delta: Delta,
         upper: Arc<UpperDir>,
-        below: Arc<LowerStack>,
+        below: Arc<dyn Parents>,
     ) -> FrozenLayer {
         FrozenLayer {
             id,
@@ -50,11 +49,6 @@ impl FrozenLayer {
     /// Returns the directory with its content.
     pub(super) fn upper(&self) -> &Arc<UpperDir> {
         &self.upper
-    }
-
-    /// Returns the layers below it.
-    pub(super) fn below(&self) -> &Arc<LowerStack> {
-        &self.below
     }
 
     fn row(&self, ino: Ino) -> Result<&InodeRow> {

@@ -4,7 +4,9 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Result;
+use nix::errno::Errno;
+
+use super::{Error, Result};
 use crate::object::{Attr, Ino, Kind};
 
 /// What a layer contains under a name of a directory.
@@ -84,6 +86,39 @@ pub(crate) trait Layer: Send + Sync + Debug {
 
     /// Returns all extended attributes.
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>>;
+}
+
+/// A directory and a name in it.
+pub(crate) type Place = (Ino, Box<[u8]>);
+
+/// Where the directories of a view are.
+pub(crate) trait Parents: Send + Sync + Debug {
+    /// Returns the parent of a directory and its name there.
+    fn parent(&self, dir: Ino) -> Result<Option<Place>>;
+}
+
+/// Returns the path of a directory from the root, outermost first: each directory with its name.
+///
+/// `ESTALE` if the directory, or one above it, has no parent.
+pub(super) fn chain(dir: Ino, parent: impl Fn(Ino) -> Result<Option<Place>>) -> Result<Vec<Place>> {
+    /// Deeper than any path that a file system can resolve: the rows are damaged and form a loop.
+    const DEPTH_LIMIT: usize = 1 << 16;
+    let mut chain = Vec::new();
+    let mut at = dir;
+    while at != Ino::ROOT {
+        let Some((up, name)) = parent(at)? else {
+            return Err(Errno::ESTALE.into());
+        };
+        chain.push((at, name));
+        at = up;
+        if chain.len() > DEPTH_LIMIT {
+            return Err(Error::Inconsistent(format!(
+                "directory {dir} is its own ancestor"
+            )));
+        }
+    }
+    chain.reverse();
+    Ok(chain)
 }
 
 /// An extended attribute: its full name and its value.

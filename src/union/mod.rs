@@ -480,7 +480,7 @@ impl State {
 
     /// Returns the path of a directory from the root, outermost first.
     fn chain(&self, dir: Ino) -> Result<Vec<(Ino, Box<[u8]>)>> {
-        stack::chain(dir, |ino| self.parent(ino))
+        layer::chain(dir, |ino| self.parent(ino))
     }
 
     /// Returns true if a directory can be reached from the root by names.

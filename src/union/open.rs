@@ -15,7 +15,8 @@ use super::delta::Delta;
 use super::file_check::compare_files;
 use super::overlay;
 use super::reconcile::{HostInodes, Reconciled, reconcile};
-use super::{Error, FrozenLayer, ImageLayer, LowerStack, Nodes, Result, State, Union, dir_check};
+use super::stack::StackBuilder;
+use super::{Error, FrozenLayer, ImageLayer, Nodes, Result, State, Union, dir_check};
 use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{DataPlace, HomeId, ImageId, LayerId, StackPart, StateDb};
 use crate::sys::medium::network_file_system;
@@ -96,7 +97,7 @@ impl Union {
         // here, and the next close may not be clean.
         let to_reconcile = unclean || host_inodes == HostInodes::Copied;
         let mut done = Reconciled::default();
-        let (mut frozen, mut base) = (Vec::new(), Vec::new());
+        let mut lower = StackBuilder::default();
         let mut top = None;
         let stack = db.stack()?;
         let images = stack
@@ -114,15 +115,12 @@ impl Union {
                     if let Some(links) = &links {
                         layer = layer.in_stack(links.clone());
                     }
-                    base.insert(0, Arc::new(layer));
+                    lower.push_image(layer)?;
                 }
                 StackPart::Frozen | StackPart::Writable => {
-                    if base.is_empty() {
-                        return Err(Error::Inconsistent("the stack has no image".to_owned()));
-                    }
-                    let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
+                    let below = lower.stack()?;
                     if part.part == StackPart::Writable
-                        && frozen.is_empty()
+                        && below.frozen().is_empty()
                         && !to_reconcile
                         && let Some((delta, upper)) = checked::open(&db, &paths, part.id, &below)?
                     {
@@ -150,8 +148,7 @@ impl Union {
                     if part.part == StackPart::Writable {
                         top = Some((part.id, delta, upper, below));
                     } else {
-                        let layer = FrozenLayer::new(part.id, delta, upper, below);
-                        frozen.insert(0, Arc::new(layer));
+                        lower.push_frozen(FrozenLayer::new(part.id, delta, upper, below))?;
                     }
                 }
             }
@@ -269,14 +266,14 @@ pub(crate) fn verify_uppers(
     paths: &Paths,
     options: &OpenOptions,
 ) -> Result<Vec<String>> {
-    let (mut frozen, mut base) = (Vec::new(), Vec::new());
+    let mut lower = StackBuilder::default();
     let mut problems = Vec::new();
     for part in db.stack()?.into_iter().rev() {
         if let StackPart::Image(image) = part.part {
-            base.insert(0, Arc::new(open_image(db, paths, image, options)?));
+            lower.push_image(open_image(db, paths, image, options)?)?;
             continue;
         }
-        let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
+        let below = lower.stack()?;
         let delta = Delta::from_rows(db.load_layer(part.id)?);
         dir_check::check(&delta, &below)?;
         let path = paths.layer(part.id);
@@ -308,10 +305,7 @@ pub(crate) fn verify_uppers(
                 path.join("upper").join(found).display()
             ));
         }
-        frozen.insert(
-            0,
-            Arc::new(FrozenLayer::new(part.id, delta, upper.into(), below)),
-        );
+        lower.push_frozen(FrozenLayer::new(part.id, delta, upper.into(), below))?;
     }
     Ok(problems)
 }

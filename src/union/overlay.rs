@@ -67,7 +67,7 @@ fn merge(images: &[Image]) -> Result<(Vec<IdMap>, Links)> {
         } else {
             let mut walk = Walk {
                 image,
-                below: LowerStack::new(Vec::new(), layers.clone()),
+                below: LowerStack::new(layers.clone()),
                 merged: BTreeMap::new(),
                 hidden: HashSet::new(),
                 links: &mut links,

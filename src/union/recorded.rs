@@ -41,17 +41,17 @@ impl Union {
             RecordedLayer::Image(_) => None,
         });
         let uppers: Vec<LayerId> = uppers.collect();
-        let mut frozen: Vec<Arc<FrozenLayer>> = Vec::new();
+        let mut lower = Arc::new(LowerStack::new(base));
         let mut done = Reconciled::default();
         let mut own = current.frozen().iter().rev();
         for id in uppers.into_iter().rev() {
             let same = own.next().filter(|layer| is_shared && layer.id == id);
             if let Some(same) = same {
-                frozen.insert(0, same.clone());
+                lower = Arc::new(LowerStack::over(same.clone(), lower));
                 continue;
             }
             is_shared = false;
-            let below = Arc::new(LowerStack::new(frozen.clone(), base.clone()));
+            let below = lower;
             let mut delta = Delta::from_rows(self.db.load_layer(id)?);
             dir_check::check(&delta, &below)?;
             let upper = open_upper(&self.db, &self.paths, id, &delta)?;
@@ -64,10 +64,10 @@ impl Union {
             let repaired = reconcile(&self.db, id, &mut delta, &upper, &below, host_inodes)?;
             done.add(repaired);
             upper.unsynced().note_everything();
-            let layer = FrozenLayer::new(id, delta, Arc::new(upper), below);
-            frozen.insert(0, Arc::new(layer));
+            let layer = FrozenLayer::new(id, delta, Arc::new(upper), below.clone());
+            lower = Arc::new(LowerStack::over(Arc::new(layer), below));
         }
-        Ok((Arc::new(LowerStack::new(frozen, base)), done))
+        Ok((lower, done))
     }
 
     /// Returns whether the writable layer has rows.

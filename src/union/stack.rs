@@ -12,7 +12,8 @@ use lru::LruCache;
 use nix::errno::Errno;
 
 use super::layer::{
-    Bytes, HeldIn, Layer, LayerListing, Listing, Lookup, SeekTarget, SharedListing, Xattr,
+    Bytes, HeldIn, Layer, LayerListing, Listing, Lookup, Parents, Place, SeekTarget, SharedListing,
+    Xattr, chain,
 };
 use super::{Error, FrozenLayer, ImageLayer, Result};
 use crate::object::{Attr, Ino};
@@ -26,6 +27,8 @@ const LISTINGS_WEIGHT: usize = 8 << 20;
 pub struct LowerStack {
     frozen: Vec<Arc<FrozenLayer>>,
     images: Vec<Arc<ImageLayer>>,
+    /// The stack without the topmost frozen upper.
+    below: Option<Arc<LowerStack>>,
     listings: Mutex<Listings>,
 }
 
@@ -56,11 +59,28 @@ struct Listings {
 }
 
 impl LowerStack {
-    /// Returns a stack of these layers. Both lists are ordered from the top.
-    pub fn new(frozen: Vec<Arc<FrozenLayer>>, images: Vec<Arc<ImageLayer>>) -> LowerStack {
+    /// Returns a stack of images, ordered from the top.
+    pub fn new(images: Vec<Arc<ImageLayer>>) -> LowerStack {
+        LowerStack::with(Vec::new(), images, None)
+    }
+
+    /// Returns the stack of a frozen upper over `below`.
+    pub(crate) fn over(layer: Arc<FrozenLayer>, below: Arc<LowerStack>) -> LowerStack {
+        let mut frozen = vec![layer];
+        frozen.extend_from_slice(&below.frozen);
+        let images = below.images.clone();
+        LowerStack::with(frozen, images, Some(below))
+    }
+
+    fn with(
+        frozen: Vec<Arc<FrozenLayer>>,
+        images: Vec<Arc<ImageLayer>>,
+        below: Option<Arc<LowerStack>>,
+    ) -> LowerStack {
         LowerStack {
             frozen,
             images,
+            below,
             listings: Mutex::new(Listings {
                 known: LruCache::new(LISTINGS_KEPT),
                 weight: 0,
@@ -80,8 +100,8 @@ impl LowerStack {
 
     /// Returns the stack without the frozen uppers: the committed view.
     pub(crate) fn committed(self: &Arc<Self>) -> Arc<LowerStack> {
-        match self.frozen.last() {
-            Some(lowest) => lowest.below().clone(),
+        match &self.below {
+            Some(below) => below.committed(),
             None => self.clone(),
         }
     }
@@ -89,6 +109,11 @@ impl LowerStack {
     /// Returns the images as layers, top first.
     fn image_layers(&self) -> impl Iterator<Item = &dyn Layer> {
         self.images.iter().map(|layer| &**layer as &dyn Layer)
+    }
+
+    /// Returns the topmost frozen upper and the stack below it.
+    pub(super) fn top(&self) -> Option<(&Arc<FrozenLayer>, &Arc<LowerStack>)> {
+        self.frozen.first().zip(self.below.as_ref())
     }
 
     /// Iterates over all layers, top first.
@@ -171,7 +196,7 @@ impl LowerStack {
     }
 
     /// Returns the parent of a directory and its name there.
-    pub fn parent(&self, dir: Ino) -> Result<Option<(Ino, Box<[u8]>)>> {
+    pub fn parent(&self, dir: Ino) -> Result<Option<Place>> {
         for layer in self.layers() {
             if let Some(found) = layer.parent(dir)? {
                 return Ok(Some(found));
@@ -238,31 +263,49 @@ impl LowerStack {
     }
 }
 
-/// Returns the path of a directory from the root, outermost first: each directory with its name.
-///
-/// `ESTALE` if the directory, or one above it, has no parent.
-pub(super) fn chain(
-    dir: Ino,
-    parent: impl Fn(Ino) -> Result<Option<(Ino, Box<[u8]>)>>,
-) -> Result<Vec<(Ino, Box<[u8]>)>> {
-    /// Deeper than any path that a file system can resolve: the rows are damaged and form a loop.
-    const DEPTH_LIMIT: usize = 1 << 16;
-    let mut chain = Vec::new();
-    let mut at = dir;
-    while at != Ino::ROOT {
-        let Some((up, name)) = parent(at)? else {
-            return Err(Errno::ESTALE.into());
-        };
-        chain.push((at, name));
-        at = up;
-        if chain.len() > DEPTH_LIMIT {
-            return Err(Error::Inconsistent(format!(
-                "directory {dir} is its own ancestor"
-            )));
+/// Layers that are put on a stack from the bottom: images first.
+#[derive(Debug, Default)]
+pub(super) struct StackBuilder {
+    /// From the top. Empty as soon as `stack` holds them.
+    images: Vec<Arc<ImageLayer>>,
+    stack: Option<Arc<LowerStack>>,
+}
+
+impl StackBuilder {
+    /// Adds an image. Fails if there is an upper below it.
+    pub(super) fn push_image(&mut self, image: ImageLayer) -> Result<()> {
+        if self.stack.is_some() {
+            let why = "the stack has an image above an upper";
+            return Err(Error::Inconsistent(why.to_owned()));
         }
+        self.images.insert(0, Arc::new(image));
+        Ok(())
     }
-    chain.reverse();
-    Ok(chain)
+
+    /// Adds a frozen upper over the stack so far.
+    pub(super) fn push_frozen(&mut self, layer: FrozenLayer) -> Result<()> {
+        let below = self.stack()?;
+        self.stack = Some(Arc::new(LowerStack::over(Arc::new(layer), below)));
+        Ok(())
+    }
+
+    /// Returns the stack so far, over which uppers can be put. Fails if there is no image.
+    pub(super) fn stack(&mut self) -> Result<Arc<LowerStack>> {
+        if self.stack.is_none() && self.images.is_empty() {
+            let why = "the stack has no image";
+            return Err(Error::Inconsistent(why.to_owned()));
+        }
+        let images = &mut self.images;
+        let stack =
+            (self.stack).get_or_insert_with(|| Arc::new(LowerStack::new(std::mem::take(images))));
+        Ok(stack.clone())
+    }
+}
+
+impl Parents for LowerStack {
+    fn parent(&self, dir: Ino) -> Result<Option<Place>> {
+        LowerStack::parent(self, dir)
+    }
 }
 
 /// Merges the listings of layers, top first. For each name the topmost layer that has it decides.

@@ -102,10 +102,8 @@ impl Union {
         let old_upper = std::mem::replace(&mut state.upper, upper);
         let below = state.lower.clone();
         let top = FrozenLayer::new(frozen, delta, old_upper, below.clone());
-        let mut layers = vec![Arc::new(top)];
-        layers.extend_from_slice(below.frozen());
         state.layer = fresh;
-        state.lower = Arc::new(LowerStack::new(layers, below.images().to_vec()));
+        state.lower = Arc::new(LowerStack::over(Arc::new(top), below));
         Ok(published)
     }
 
@@ -119,14 +117,14 @@ impl Union {
 
     /// Undoes a rotation. The caller holds the gate exclusively.
     pub(super) fn unrotate_locked(&self, state: &mut State) -> Result<()> {
-        let frozen = state.lower.frozen().first();
-        let Some(frozen) = frozen.filter(|_| state.delta.is_empty()) else {
+        let top = state.lower.top();
+        let Some((frozen, below)) = top.filter(|_| state.delta.is_empty()) else {
             return Ok(());
         };
         if self.db.is_recorded(frozen.id)? {
             return Ok(());
         }
-        let (upper, below) = (frozen.upper().clone(), frozen.below().clone());
+        let (upper, below) = (frozen.upper().clone(), below.clone());
         let rows = self.db.load_layer(frozen.id)?;
         state.end_epoch(state.frozen_dirs())?;
         state.layer = self.db.unrotate(state.layer)?;

@@ -256,7 +256,7 @@ fn a_discard_succeeds_even_if_a_lower_layer_cannot_be_read() {
         .unwrap()
         .set_len(96)
         .unwrap();
-    let below = Arc::new(LowerStack::new(Vec::new(), vec![Arc::new(damaged)]));
+    let below = Arc::new(LowerStack::new(vec![Arc::new(damaged)]));
     let publish = |fresh| Ok(union.db().discard_all(fresh, None)?);
     let (trashed, stale) = union
         .discard_uppers(below, DiscardMode::Always, publish)

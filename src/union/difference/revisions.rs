@@ -38,7 +38,7 @@ pub(crate) fn between(
     shared: Shared,
 ) -> Result<Difference> {
     let walk = Walk::run(old, new, shared)?;
-    let lower = LowerStack::new(Vec::new(), vec![new.clone()]);
+    let lower = LowerStack::new(vec![new.clone()]);
     let revised = Revised::new(&lower, (old, new, shared), &walk);
     let base = revised.base();
     Ok(Difference {
@@ -271,7 +271,7 @@ impl<'a> Revised<'a> {
 
     /// What it is compared with.
     fn base(&self) -> LowerStack {
-        LowerStack::new(Vec::new(), vec![self.old.clone()])
+        LowerStack::new(vec![self.old.clone()])
     }
 }
 

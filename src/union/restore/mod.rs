@@ -104,7 +104,7 @@ impl Union {
         // What it was before, to which an undo returns.
         self.rotate()?;
         fault::point("restore.frozen");
-        let stack = LowerStack::new(Vec::new(), vec![source.image.clone()]);
+        let stack = LowerStack::new(vec![source.image.clone()]);
         let mut staged = Staged::new();
         let done = self.restore_staged(source, &stack, paths, &mut staged, record);
         let used = done
