@@ -55,6 +55,24 @@ pub(super) fn backup(env: &Env) -> Result<Option<Backup>> {
     }))
 }
 
+/// What to do if processes use a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IfUsed {
+    /// Fail.
+    Refuse,
+    /// Go on: they use the original until they end.
+    Proceed,
+}
+
+/// What to do if something was changed since the import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IfChanged {
+    /// Fail.
+    Refuse,
+    /// Go on: the changes are lost.
+    Proceed,
+}
+
 /// What to import.
 #[derive(Debug)]
 pub(super) struct Request<'a> {
@@ -64,8 +82,8 @@ pub(super) struct Request<'a> {
     pub name: Option<&'a str>,
     /// How the image is made.
     pub options: NewOptions,
-    /// Go on although processes use the directory.
-    pub lazy: bool,
+    /// What to do if processes use the directory.
+    pub if_used: IfUsed,
 }
 
 /// Imports a directory and mounts the environment in its place. On failure the directory is as
@@ -84,7 +102,7 @@ pub(super) fn import(
     let name = choose_name(&store, request, &dir)?;
     let words = format!("--in-place {}", word(request.dir));
     let original = in_place::check_original(&dir).map_err(Failure::from)?;
-    refuse_used(&dir, request.lazy, &words)?;
+    refuse_used(&dir, request.if_used, &words)?;
     prefix::require_mount(&InPlace::backup_of(&dir))?;
 
     let options = creation::options_at(&store, prefix, &request.options, output)?;
@@ -96,7 +114,7 @@ pub(super) fn import(
 
     let swapped = (|| {
         let lock = EnvLock::lock(environment.layout(), "import", LOCK_TIMEOUT)?;
-        refuse_used(&dir, request.lazy, &words)?;
+        refuse_used(&dir, request.if_used, &words)?;
         let found = in_place::survey(&dir, progress).map_err(Failure::from)?;
         if !in_place::is_same(&note, &found) {
             return Err(Failure::from(CommitError::SourceChanged(dir.clone())).into());
@@ -173,12 +191,12 @@ fn choose_name(store: &Store, request: &Request<'_>, dir: &Path) -> Result<EnvNa
 
 /// Fails if processes use a directory, unless the user wants to go on. `words` are those
 /// of the import to repeat.
-fn refuse_used(dir: &Path, lazy: bool, words: &str) -> Result<()> {
+fn refuse_used(dir: &Path, if_used: IfUsed, words: &str) -> Result<()> {
     let Ok(real) = fs::canonicalize(dir) else {
         return Ok(());
     };
     let users = holders::of_directory(&real);
-    if lazy || users.is_empty() {
+    if if_used == IfUsed::Proceed || users.is_empty() {
         return Ok(());
     }
     let message = format!("{} is in use", quoted(dir));
@@ -206,8 +224,13 @@ fn note_of(env: &Env) -> Result<InPlace> {
     })
 }
 
-/// Deletes the original directory. Without `force`, refuses if it was changed since the import.
-pub(super) fn finish(context: &Context, env: &Env, force: bool, lazy: bool) -> Result<Backup> {
+/// Deletes the original directory, which may have been changed since the import.
+pub(super) fn finish(
+    context: &Context,
+    env: &Env,
+    if_changed: IfChanged,
+    if_used: IfUsed,
+) -> Result<Backup> {
     let mut note = note_of(env)?;
     let prefix = &env.target.prefix;
     let path = InPlace::backup_of(prefix);
@@ -219,11 +242,13 @@ pub(super) fn finish(context: &Context, env: &Env, force: bool, lazy: bool) -> R
     let _lock = env
         .runtime
         .lock(&env.target.id, env.environment.layout().home())?;
-    refuse_used(&path, lazy, &format!("--finish {}", env.name()))?;
+    refuse_used(&path, if_used, &format!("--finish {}", env.name()))?;
     let progress = context.output.progress();
-    let is_unchanged = match force {
-        true => true,
-        false => in_place::is_unchanged(prefix, &note, &progress).map_err(Failure::from)?,
+    let is_unchanged = match if_changed {
+        IfChanged::Proceed => true,
+        IfChanged::Refuse => {
+            in_place::is_unchanged(prefix, &note, &progress).map_err(Failure::from)?
+        }
     };
     progress.finish();
     if !is_unchanged {
@@ -254,15 +279,15 @@ fn changed(name: &str, path: &Path, note: &InPlace) -> CommandError {
         ))
 }
 
-/// Puts the original directory back and removes the environment. Without `force`, refuses if the
-/// environment was changed since the import. Returns the path of the directory.
-pub(super) fn undo(env: Env, force: bool) -> Result<PathBuf> {
+/// Puts the original directory back and removes the environment, which may have been changed since
+/// the import. Returns the path of the directory.
+pub(super) fn undo(env: Env, if_changed: IfChanged) -> Result<PathBuf> {
     note_of(&env)?;
-    if !force {
+    if if_changed == IfChanged::Refuse {
         refuse_changed(&env)?;
     }
     lifecycle::ensure_unmounted(&env.target, &env.runtime, UnmountMode::Plain, &|| {})?;
-    if !force {
+    if if_changed == IfChanged::Refuse {
         // It may have been changed until it was unmounted.
         refuse_changed(&env)?;
     }

@@ -85,14 +85,14 @@ pub struct Cli {
 
 /// Runs the program and returns its exit status.
 pub fn main() -> i32 {
-    let is_daemon = is_daemon();
+    let role = Role::of_process();
     // This must precede opening any file.
-    let closed = is_daemon.then(daemonize::close_inherited_descriptors);
-    start_logging(is_daemon);
+    let closed = (role == Role::Daemon).then(daemonize::close_inherited_descriptors);
+    start_logging(role);
     if let Some(Err(error)) = closed {
         tracing::warn!(%error, "cannot close inherited descriptors");
     }
-    if is_daemon {
+    if role == Role::Daemon {
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
         match daemonize::continue_in_child() {
             Ok(None) => {}
@@ -201,15 +201,32 @@ fn with_own_tips(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Returns whether this process is a daemon.
-fn is_daemon() -> bool {
-    let command = std::env::args_os().nth(1);
-    command.is_some_and(|word| word == "__daemon" || word == "__serve")
+/// What a process is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Runs a command of the user.
+    Command,
+    /// Serves a mount.
+    Daemon,
+}
+
+impl Role {
+    /// Returns the role of this process.
+    fn of_process() -> Role {
+        let command = std::env::args_os().nth(1);
+        match command.is_some_and(|word| word == "__daemon" || word == "__serve") {
+            true => Role::Daemon,
+            false => Role::Command,
+        }
+    }
 }
 
 /// Starts logging to standard error as `ENVFS_LOG` specifies. A daemon's standard error is its log.
-fn start_logging(is_daemon: bool) {
-    let default = if is_daemon { "info" } else { "off" };
+fn start_logging(role: Role) {
+    let default = match role {
+        Role::Daemon => "info",
+        Role::Command => "off",
+    };
     let filter = std::env::var("ENVFS_LOG").unwrap_or_else(|_| default.to_owned());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
@@ -219,7 +236,7 @@ fn start_logging(is_daemon: bool) {
         .with_ansi(false)
         // A logging error would be printed to standard error, which is the log itself.
         .log_internal_errors(false)
-        .with_target(is_daemon)
+        .with_target(role == Role::Daemon)
         .try_init();
     // This fails only if a logger is installed already, as in tests.
     drop(started);

@@ -107,14 +107,26 @@ pub(super) fn is_remount(lists: &[OsString]) -> bool {
     words(lists).any(|word| word == b"remount")
 }
 
+/// What options are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// A new mount.
+    Mount,
+    /// An existing mount, which they change.
+    Remount,
+}
+
 impl Options {
     /// Applies lists of options in order.
     pub(super) fn apply_all(&mut self, lists: &[OsString]) -> Result<()> {
-        let is_remount = is_remount(lists);
-        words(lists).try_for_each(|word| self.apply(word, is_remount))
+        let purpose = match is_remount(lists) {
+            true => Purpose::Remount,
+            false => Purpose::Mount,
+        };
+        words(lists).try_for_each(|word| self.apply(word, purpose))
     }
 
-    fn apply(&mut self, word: &[u8], is_remount: bool) -> Result<()> {
+    fn apply(&mut self, word: &[u8], purpose: Purpose) -> Result<()> {
         let (key, value) = match word.iter().position(|b| *b == b'=') {
             Some(at) => (word.get(..at).unwrap_or_default(), word.get(at + 1..)),
             None => (word, None),
@@ -139,11 +151,11 @@ impl Options {
             (b"subtype", Some(value)) => self.subtype = text(value),
             (b"allow_other", None) => self.allow_other = true,
             (b"fakeroot", None) => self.fakeroot = true,
-            (b"remount", None) if is_remount => {}
+            (b"remount", None) if purpose == Purpose::Remount => {}
             (key, None) if self.flags.apply(key) => {}
             (_, None) if is_in(ADVICE) => {}
             (_, Some(_)) if is_in(ADVICE_WITH_VALUE) => {}
-            (_, Some(_)) if is_remount && is_in(OF_A_MOUNT) => {}
+            (_, Some(_)) if purpose == Purpose::Remount && is_in(OF_A_MOUNT) => {}
             (key, _) if key.starts_with(b"x-") || key.starts_with(b"X-") => {}
             _ => {
                 return Err(CommandError::usage(format!(

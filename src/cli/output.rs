@@ -32,6 +32,25 @@ pub enum ColorChoice {
     Never,
 }
 
+/// How a result is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// As JSON.
+    Json,
+}
+
+impl Format {
+    /// Returns the format that the option `--json` selects.
+    pub(super) fn of(json: bool) -> Format {
+        match json {
+            true => Format::Json,
+            false => Format::Text,
+        }
+    }
+}
+
 /// Which messages are printed besides results, warnings and errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verbosity {

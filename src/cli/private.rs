@@ -32,11 +32,9 @@ pub(super) enum Mounting {
 }
 
 impl Mounting {
-    /// Returns how to mount; `is_asked_for` says whether the user wants a private session.
-    pub(super) fn choose(is_asked_for: bool) -> Mounting {
-        if is_asked_for {
-            Mounting::Private
-        } else if !mount::is_shared_mount_possible() {
+    /// Returns how to mount if the user does not ask for a private session.
+    pub(super) fn choose() -> Mounting {
+        if !mount::is_shared_mount_possible() {
             Mounting::OnlyPrivate
         } else if Scope::own().is_job {
             Mounting::InJob

@@ -165,7 +165,10 @@ fn serve(
     let dir = runtime.create()?;
     let socket = dir.socket(id);
     let server = Server::bind(&socket, id, Some(mounted.home.clone()))
-        .map(|server| server.private(members.is_some()))
+        .map(|server| match members {
+            Some(_) => server.private(),
+            None => server,
+        })
         .and_then(|server| server.start(mounted.service.clone(), control))
         .map_err(|error| Failure::io(format!("cannot listen at {}", socket.display()), &error))?;
     mounted.service.set_socket(&socket)?;

@@ -71,8 +71,8 @@ impl Server {
     }
 
     /// Tells clients that the environment is mounted privately.
-    pub(crate) fn private(mut self, is_private: bool) -> Server {
-        self.hello.is_private = is_private;
+    pub(crate) fn private(mut self) -> Server {
+        self.hello.is_private = true;
         self
     }
 

@@ -125,8 +125,8 @@ impl<F: Guarded> Guard<F> {
         // Several objects that are forgotten at once are several calls for one request.
         let is_first = polling.arrived(request.unique().0, request.pid());
         self.handle(what, handler);
-        if is_first {
-            contain("poll", || polling.wait(device, self.gate.is_busy()));
+        if is_first && !self.gate.is_busy() {
+            contain("poll", || polling.wait(device));
         }
     }
 

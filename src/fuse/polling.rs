@@ -145,17 +145,9 @@ impl Rhythm {
         distinct.count() >= self.processors
     }
 
-    /// Returns how long to poll after a reply. `is_busy` says that other threads handle requests,
-    /// and `switches` counts the involuntary context switches of the thread.
-    fn plan(
-        &mut self,
-        now: Instant,
-        is_busy: bool,
-        switches: impl Fn() -> i64,
-    ) -> Option<Duration> {
-        if is_busy {
-            return None;
-        }
+    /// Returns how long to poll after a reply. `switches` counts the involuntary context switches
+    /// of the thread.
+    fn plan(&mut self, now: Instant, switches: impl Fn() -> i64) -> Option<Duration> {
         self.idle_since = Some(now);
         if self.processors < 2 || self.paused_until.is_some_and(|until| now < until) {
             return None;
@@ -255,12 +247,12 @@ impl Polling {
         is_new
     }
 
-    /// Waits for the next request if that is likely to come soon. `is_busy` says that other threads
-    /// handle requests.
-    pub(super) fn wait(&self, device: &OwnedFd, is_busy: bool) {
+    /// Waits for the next request if that is likely to come soon. Must not be called while other
+    /// threads handle requests.
+    pub(super) fn wait(&self, device: &OwnedFd) {
         self.with(|rhythm| {
             let began = Instant::now();
-            let Some(longest) = rhythm.plan(began, is_busy, process::involuntary_switches) else {
+            let Some(longest) = rhythm.plan(began, process::involuntary_switches) else {
                 return;
             };
             let (outcome, ended) = poll_for(device, began, longest, rhythm.baseline());
@@ -348,14 +340,13 @@ mod tests {
             self.now += Duration::from_micros(gap_micros);
             self.rhythm.arrived(self.now, thread);
             self.now += Duration::from_micros(10);
-            self.rhythm.plan(self.now, false, || self.switches)
+            self.rhythm.plan(self.now, || self.switches)
         }
 
         /// A request of a thread arrives that another thread answers.
-        fn handed_over(&mut self, thread: u32, gap_micros: u64) -> Option<Duration> {
+        fn handed_over(&mut self, thread: u32, gap_micros: u64) {
             self.now += Duration::from_micros(gap_micros);
             self.rhythm.arrived(self.now, thread);
-            self.rhythm.plan(self.now, true, || self.switches)
         }
 
         /// Sends requests until it polls; returns how many it took.
@@ -407,7 +398,7 @@ mod tests {
     fn a_request_in_other_hands_stops_polling_until_it_is_answered() {
         let mut it = Simulation::new(2);
         it.requests_until_it_polls(50);
-        assert_eq!(it.handed_over(CLIENT, 20), None);
+        it.handed_over(CLIENT, 20);
         // The time of its reply is not known, so that the next gap is not judged.
         assert!(it.request(CLIENT, 5000).is_some());
     }

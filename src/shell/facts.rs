@@ -60,7 +60,12 @@ impl PrefixFacts {
         if bin.is_dir() || path.is_empty() {
             path.insert(0, bin);
         }
-        let mut deactivate_scripts = scripts(prefix, "deactivate.d", is_conda);
+        // Only conda runs scripts and sets variables.
+        let scripts = |dir| match is_conda {
+            true => scripts(prefix, dir),
+            false => Vec::new(),
+        };
+        let mut deactivate_scripts = scripts("deactivate.d");
         deactivate_scripts.reverse();
         PrefixFacts {
             name: name.to_owned(),
@@ -75,7 +80,7 @@ impl PrefixFacts {
             } else {
                 Vec::new()
             },
-            activate_scripts: scripts(prefix, "activate.d", is_conda),
+            activate_scripts: scripts("activate.d"),
             deactivate_scripts,
         }
     }
@@ -94,10 +99,7 @@ fn venv_prompt(pyvenv: &str) -> Option<String> {
 }
 
 /// Returns the scripts in `etc/conda/DIR`, sorted by name.
-pub fn scripts(prefix: &Path, dir: &str, is_conda: bool) -> Vec<PathBuf> {
-    if !is_conda {
-        return Vec::new();
-    }
+fn scripts(prefix: &Path, dir: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(prefix.join("etc/conda").join(dir)) else {
         return Vec::new();
     };

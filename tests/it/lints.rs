@@ -42,3 +42,89 @@ fn comments_are_not_wider_than_code() {
         "wider than {MAX_COLUMNS} columns: {wide:#?}"
     );
 }
+
+/// Functions of `src` that may have a `bool` parameter, by file: those of traits of other crates,
+/// conversions of a flag to an enum, setters of a flag, and facts that are passed on as they are.
+const BOOL_PARAMETERS: &[(&str, &str)] = &[
+    ("src/cli/commands/demo.rs", "verdict"),
+    ("src/cli/commands/run.rs", "of"),
+    ("src/cli/output.rs", "of"),
+    ("src/cli/relocation.rs", "force"),
+    ("src/fuse/mod.rs", "run"),
+    ("src/fuse/requests.rs", "fsync"),
+    ("src/fuse/requests.rs", "fsyncdir"),
+    ("src/squashfs/writer/feed.rs", "block"),
+    ("src/state/environment.rs", "set_clean"),
+    ("src/union/privileges.rs", "clear_if"),
+    ("src/union/rename.rs", "moved_parents"),
+];
+
+/// Returns the names of functions with a `bool` parameter in the text of a source file.
+fn with_bool_parameter(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("fn ") {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let before = text[..at].chars().next_back();
+        let line = text[..at].rsplit('\n').next().unwrap_or_default();
+        if before.is_some_and(is_word) || line.trim_start().starts_with("//") {
+            continue;
+        }
+        let rest = &text[at + 3..];
+        let name = &rest[..rest.find(|c| !is_word(c)).unwrap_or(rest.len())];
+        let Some(open) = rest.find('(') else { continue };
+        let mut depth = 0;
+        let close = rest[open..].find(|c| {
+            depth += match c {
+                '(' => 1,
+                ')' => -1,
+                _ => 0,
+            };
+            depth == 0
+        });
+        let parameters = &rest[open..open + close.unwrap_or_default()];
+        let is_bool = |parameter: &str| {
+            let kind = parameter.split_once(": ").map(|(_, kind)| kind);
+            kind.is_some_and(|kind| kind.trim_start_matches("&mut ").trim() == "bool")
+        };
+        if !name.is_empty() && parameters.split(',').any(is_bool) {
+            found.push(name);
+        }
+    }
+    found
+}
+
+#[test]
+fn parameters_are_enums_rather_than_flags() {
+    let example = "fn a(x: u8, y: bool) {}\n// fn b(x: bool)\nfn c(&self) -> bool {}\n\
+                   fn d<T>(\n    f: impl Fn(bool) -> bool,\n    z: &mut bool,\n) {}";
+    assert_eq!(with_bool_parameter(example), ["a", "d"]);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for entry in walkdir::WalkDir::new(root.join("src")) {
+        let entry = entry.unwrap();
+        let path = entry.path().strip_prefix(root).unwrap();
+        let is_test = path.components().any(|part| part.as_os_str() == "tests");
+        if path.extension().is_none_or(|ending| ending != "rs") || is_test {
+            continue;
+        }
+        if path.file_stem().is_some_and(|stem| stem == "tests") {
+            continue;
+        }
+        let text = fs::read_to_string(entry.path()).unwrap();
+        let code = text
+            .split("\n#[cfg(test)]\nmod ")
+            .next()
+            .unwrap_or_default();
+        let names = with_bool_parameter(code).into_iter();
+        found.extend(names.map(|name| (path.display().to_string(), name.to_owned())));
+    }
+    let allowed =
+        |(file, name): &(String, String)| BOOL_PARAMETERS.contains(&(file.as_str(), name.as_str()));
+    let new: Vec<_> = found.iter().filter(|one| !allowed(one)).collect();
+    assert!(new.is_empty(), "give these parameters an enum: {new:#?}");
+    let gone: Vec<_> = BOOL_PARAMETERS
+        .iter()
+        .filter(|(file, name)| !found.iter().any(|one| one.0 == *file && one.1 == *name))
+        .collect();
+    assert!(gone.is_empty(), "these are not needed any more: {gone:#?}");
+}

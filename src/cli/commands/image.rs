@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
-use crate::cli::output::size;
+use crate::cli::output::{Format, size};
 use crate::daemon::failure::{Failure, Kind};
 use crate::progress::{Progress, Report};
 use crate::squashfs::format::{Flags, Inode, InodeBody, InodeKind};
@@ -122,22 +122,6 @@ struct Verified {
     stored_bytes: u64,
     link_mismatches: u64,
     directory_link_mismatches: u64,
-}
-
-/// How a result is printed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Text,
-    Json,
-}
-
-impl Format {
-    fn of(json: bool) -> Format {
-        match json {
-            true => Format::Json,
-            false => Format::Text,
-        }
-    }
 }
 
 impl Args {

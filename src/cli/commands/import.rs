@@ -14,7 +14,7 @@ use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::creation::{self, Imported, NewOptions};
 use crate::cli::error::{CommandError, Result};
-use crate::cli::in_place;
+use crate::cli::in_place::{self, IfChanged, IfUsed};
 use crate::cli::output::{self, size};
 use crate::cli::relocation;
 use crate::daemon::failure::Kind;
@@ -302,7 +302,7 @@ impl Args {
                 first: self.used_first(context)?,
                 ..self.options.to_new_options()
             },
-            lazy: self.lazy,
+            if_used: self.if_used(),
         };
         let progress = context.output.progress();
         let mut imported = in_place::import(context, &request, &progress)?;
@@ -326,9 +326,23 @@ impl Args {
         Ok(())
     }
 
+    fn if_used(&self) -> IfUsed {
+        match self.lazy {
+            true => IfUsed::Proceed,
+            false => IfUsed::Refuse,
+        }
+    }
+
+    fn if_changed(&self) -> IfChanged {
+        match self.force {
+            true => IfChanged::Proceed,
+            false => IfChanged::Refuse,
+        }
+    }
+
     fn finish(&self, context: &Context, name: &str) -> Result<()> {
         let env = context.environment(Some(name))?;
-        let backup = in_place::finish(context, &env, self.force, self.lazy)?;
+        let backup = in_place::finish(context, &env, self.if_changed(), self.if_used())?;
         if self.json {
             return context.output.json(&backup);
         }
@@ -345,7 +359,7 @@ impl Args {
     fn undo(&self, context: &Context, name: &str) -> Result<()> {
         let env = context.environment(Some(name))?;
         let name = env.name().to_owned();
-        let dir = in_place::undo(env, self.force)?;
+        let dir = in_place::undo(env, self.if_changed())?;
         if self.json {
             return context
                 .output

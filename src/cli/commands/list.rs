@@ -60,8 +60,7 @@ impl Args {
         }
         let mut rows = Vec::new();
         for name in store.list()? {
-            let is_active = active.as_deref() == Some(name.as_str());
-            rows.push(row(context, name.as_str(), is_active));
+            rows.push(row(context, name.as_str(), active.as_deref()));
         }
         if self.json {
             return context.output.json(&rows);
@@ -111,11 +110,11 @@ impl Row {
     }
 }
 
-fn row(context: &Context, name: &str, active: bool) -> Row {
+fn row(context: &Context, name: &str, active: Option<&str>) -> Row {
     let mut row = Row {
         name: name.to_owned(),
         state: "damaged",
-        active,
+        active: active == Some(name),
         revision: None,
         image_bytes: 0,
         upper_bytes: 0,

@@ -7,7 +7,7 @@ use super::log_all;
 use crate::cli::backend;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
-use crate::cli::output::{Tone, size, time, utc};
+use crate::cli::output::{Format, Tone, size, time, utc};
 use crate::cli::packages;
 use crate::packages::PackageChanges;
 use crate::state::{Revision, RevisionId, Tag};
@@ -98,7 +98,7 @@ impl Args {
         let env = context.environment(self.name.as_deref())?;
         if self.all {
             let limit = self.limit.unwrap_or(usize::MAX);
-            return log_all::print(context, &env, limit, self.json);
+            return log_all::print(context, &env, limit, Format::of(self.json));
         }
         let (revisions, images) = backend::history(&env.environment)?;
         let tags = backend::tags(&env.environment)?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
-use crate::cli::output::{Tone, size, time, utc};
+use crate::cli::output::{Format, Tone, size, time, utc};
 use crate::environment::Layout;
 use crate::state::{Layer, LayerRole, Operation, OperationId, RecordedLayer};
 use crate::sys::walk;
@@ -35,7 +35,7 @@ struct Entry {
 }
 
 /// Prints the log of operations, newest first.
-pub(super) fn print(context: &Context, env: &Env, limit: usize, json: bool) -> Result<()> {
+pub(super) fn print(context: &Context, env: &Env, limit: usize, format: Format) -> Result<()> {
     let (operations, layers) = backend::operations(&env.environment)?;
     let layout = env.environment.layout();
     let last = operations.last().map(|operation| operation.id);
@@ -43,7 +43,7 @@ pub(super) fn print(context: &Context, env: &Env, limit: usize, json: bool) -> R
     let entries: Vec<Entry> = newest
         .map(|operation| entry(operation, last, &layers, layout))
         .collect();
-    if json {
+    if format == Format::Json {
         return context.output.json(&entries);
     }
     for entry in &entries {

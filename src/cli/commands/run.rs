@@ -147,7 +147,10 @@ impl Args {
             .entry("PATH".into())
             .or_insert_with(|| SYSTEM_PATH.into());
         let args = self.session.resolve(context, Some(&self.name))?;
-        let how = Mounting::choose(self.private);
+        let how = match self.private {
+            true => Mounting::Private,
+            false => Mounting::choose(),
+        };
         let entered = private::enter_or_mount(context, &self.name, &args, how)?;
         let scripts = match self.no_scripts {
             true => Scripts::Skip,
