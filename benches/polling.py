@@ -12,7 +12,6 @@ are below --scratch, by default /dev/shm, so that no disk is measured. Run it wh
 
 import argparse
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ sys.dont_write_bytecode = True
 
 from pathlib import Path
 
+from comparison import host
 from comparison.workloads import make_wheel
 
 PYTHON = sys.executable
@@ -132,19 +132,19 @@ class Mount:
     def processor_time(self):
         holder = self.home / "store/e/lock.holder"
         pid = holder.read_text().split('"pid":')[1].split(",")[0].strip(" }")
+        # In nanoseconds: many workloads need less than a tick of the clock of host.cpu_seconds.
         tasks = Path(f"/proc/{pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def fresh(self):
         """Mounts anew without changes, with nothing in the kernel's caches."""
-        self.stop()
+        self.unmount()
         self.envfs("discard", "-y", "e")
-        if os.geteuid() == 0:
-            subprocess.run(["sync", "-f", str(self.home)], check=True)
-            Path("/proc/sys/vm/drop_caches").write_text("3")
+        if host.can_drop_caches():
+            host.drop_caches()
         self.envfs("mount", "e")
 
-    def stop(self):
+    def unmount(self):
         if os.path.ismount(self.prefix):
             self.envfs("unmount", "e")
 
@@ -175,7 +175,8 @@ def main():
     arguments = parser.parse_args()
     program = arguments.envfs.resolve()
     # Ended by a signal, it unmounts and removes what it made.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in host.INTERRUPTS:
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     scratch = Path(tempfile.mkdtemp(prefix="envfs-polling-", dir=arguments.scratch))
     mounts = []
     try:
@@ -206,9 +207,7 @@ def main():
                 flush=True,
             )
     finally:
-        for mount in mounts:
-            mount.stop()
-        shutil.rmtree(scratch)
+        host.clean_up(scratch, mounts)
 
 
 if __name__ == "__main__":
