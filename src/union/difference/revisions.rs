@@ -20,6 +20,7 @@ use super::{Change, Entry};
 use crate::object::{Attr, Ino};
 use crate::squashfs::format::{Inode, InodeBody, InodeKind, InodeRef};
 use crate::squashfs::reader::{DirEntry, Directory, Shared};
+use crate::union::delta::Delta;
 use crate::union::{Bytes, Error, ImageLayer, LowerStack, Result, Union, Xattr};
 
 /// The difference of two states of one environment.
@@ -286,6 +287,10 @@ impl Content for Revised<'_> {
 }
 
 impl View for Revised<'_> {
+    fn deltas(&self) -> Vec<&Delta> {
+        self.view.deltas()
+    }
+
     fn mentioned(&self) -> Result<Mentioned> {
         let mut all = self.view.mentioned()?;
         for (dir, names) in &self.mentioned.names {
@@ -332,9 +337,5 @@ impl View for Revised<'_> {
 
     fn may_have_other_xattrs(&self, _ino: Ino, _committed: Ino) -> Result<bool> {
         Ok(true)
-    }
-
-    fn place(&self, ino: Ino) -> Result<Option<Entry>> {
-        self.view.place(ino)
     }
 }

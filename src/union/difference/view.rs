@@ -52,8 +52,8 @@ impl Mentioned {
 
 /// A merged view that is compared with a committed one.
 pub(crate) trait View: Content {
-    /// Returns the names and objects that may differ from the committed ones.
-    fn mentioned(&self) -> Result<Mentioned>;
+    /// Returns the rows of upper layers, the topmost first.
+    fn deltas(&self) -> Vec<&Delta>;
 
     /// Everything below the writable layer.
     fn lower(&self) -> &LowerStack;
@@ -73,50 +73,38 @@ pub(crate) trait View: Content {
     /// Returns all extended attributes of an object.
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>>;
 
+    /// Returns the names and objects that may differ from the committed ones.
+    fn mentioned(&self) -> Result<Mentioned> {
+        Mentioned::in_rows(&self.deltas())
+    }
+
     /// Returns false if a file is known to have the content of a committed one of the same size.
-    fn may_have_other_content(&self, ino: Ino, committed: Ino) -> Result<bool>;
+    fn may_have_other_content(&self, ino: Ino, committed: Ino) -> Result<bool> {
+        let deltas = self.deltas();
+        let mut rows = rows_of(&deltas, ino)?.into_iter();
+        let decides = rows.find(|row| row.data != DataPlace::Lower);
+        Ok(ino != committed || decides.is_some_and(has_file))
+    }
 
     /// Returns false if an object is known to have the extended attributes of a committed one.
-    fn may_have_other_xattrs(&self, ino: Ino, committed: Ino) -> Result<bool>;
+    fn may_have_other_xattrs(&self, ino: Ino, committed: Ino) -> Result<bool> {
+        Ok(ino != committed
+            || rows_of(&self.deltas(), ino)?
+                .iter()
+                .any(|row| row.owns_xattrs))
+    }
 
     /// Returns a name that an object has or had, if one is known.
-    fn place(&self, ino: Ino) -> Result<Option<Entry>>;
+    fn place(&self, ino: Ino) -> Result<Option<Entry>> {
+        let mut rows = rows_of(&self.deltas(), ino)?.into_iter();
+        Ok(rows.find_map(|row| row.place.clone()))
+    }
 }
 
 /// Returns the rows of an object in upper layers, the topmost first.
 pub(in crate::union) fn rows_of<'a>(deltas: &[&'a Delta], ino: Ino) -> Result<Vec<&'a InodeRow>> {
     let rows = deltas.iter().map(|delta| delta.inode(ino));
     rows.filter_map(Result::transpose).collect()
-}
-
-/// Returns true if a file has new content, or is another object than the committed one.
-fn has_own_content(deltas: &[&Delta], ino: Ino, committed: Ino) -> Result<bool> {
-    let mut rows = rows_of(deltas, ino)?.into_iter();
-    let decides = rows.find(|row| row.data != DataPlace::Lower);
-    Ok(ino != committed || decides.is_some_and(has_file))
-}
-
-/// Returns true if an object has new xattrs, or is another one than the committed one.
-fn has_own_xattrs(deltas: &[&Delta], ino: Ino, committed: Ino) -> Result<bool> {
-    Ok(ino != committed || rows_of(deltas, ino)?.iter().any(|row| row.owns_xattrs))
-}
-
-fn place_in_rows(deltas: &[&Delta], ino: Ino) -> Result<Option<Entry>> {
-    let mut rows = rows_of(deltas, ino)?.into_iter();
-    Ok(rows.find_map(|row| row.place.clone()))
-}
-
-impl State {
-    pub(in crate::union) fn deltas(&self) -> Vec<&Delta> {
-        let frozen = self.lower.frozen().iter().map(|layer| layer.delta());
-        std::iter::once(&self.delta).chain(frozen).collect()
-    }
-}
-
-impl LowerStack {
-    fn deltas(&self) -> Vec<&Delta> {
-        self.frozen().iter().map(|layer| layer.delta()).collect()
-    }
 }
 
 impl Content for State {
@@ -145,8 +133,9 @@ impl Content for State {
 }
 
 impl View for State {
-    fn mentioned(&self) -> Result<Mentioned> {
-        Mentioned::in_rows(&self.deltas())
+    fn deltas(&self) -> Vec<&Delta> {
+        let frozen = self.lower.frozen().iter().map(|layer| layer.delta());
+        std::iter::once(&self.delta).chain(frozen).collect()
     }
 
     fn lower(&self) -> &LowerStack {
@@ -183,18 +172,6 @@ impl View for State {
             _ => self.lower.xattrs(ino),
         }
     }
-
-    fn may_have_other_content(&self, ino: Ino, committed: Ino) -> Result<bool> {
-        has_own_content(&self.deltas(), ino, committed)
-    }
-
-    fn may_have_other_xattrs(&self, ino: Ino, committed: Ino) -> Result<bool> {
-        has_own_xattrs(&self.deltas(), ino, committed)
-    }
-
-    fn place(&self, ino: Ino) -> Result<Option<Entry>> {
-        place_in_rows(&self.deltas(), ino)
-    }
 }
 
 impl Content for LowerStack {
@@ -208,8 +185,8 @@ impl Content for LowerStack {
 }
 
 impl View for LowerStack {
-    fn mentioned(&self) -> Result<Mentioned> {
-        Mentioned::in_rows(&self.deltas())
+    fn deltas(&self) -> Vec<&Delta> {
+        self.frozen().iter().map(|layer| layer.delta()).collect()
     }
 
     fn lower(&self) -> &LowerStack {
@@ -234,18 +211,6 @@ impl View for LowerStack {
 
     fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
         LowerStack::xattrs(self, ino)
-    }
-
-    fn may_have_other_content(&self, ino: Ino, committed: Ino) -> Result<bool> {
-        has_own_content(&self.deltas(), ino, committed)
-    }
-
-    fn may_have_other_xattrs(&self, ino: Ino, committed: Ino) -> Result<bool> {
-        has_own_xattrs(&self.deltas(), ino, committed)
-    }
-
-    fn place(&self, ino: Ino) -> Result<Option<Entry>> {
-        place_in_rows(&self.deltas(), ino)
     }
 }
 
