@@ -5,24 +5,19 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::context::Env;
 use super::error::{CommandError, Result};
 use super::output::{ColorChoice, Output, Verbosity};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
-use crate::daemon::host::Mounted;
-use crate::daemon::lifecycle::Target;
 use crate::daemon::log;
-use crate::daemon::private::PrivateSpec;
 use crate::daemon::protocol::{Selection, Service, StartReport, TagOptions};
-use crate::daemon::service::{self, LOST, Local, mount_environment};
+use crate::daemon::service::{self, LOST, Local};
 use crate::environment::{EnvLock, EnvName, Environment, Garbage, Store};
 use crate::packages::{self, Differences, Files};
 use crate::progress::Progress;
 use crate::state::{
     ImageRow, Layer, LockState, Operation, Revision, RevisionId, StackPart, StateDb, Tag,
 };
-use crate::sys::mount::Rights;
 use crate::sys::process::error_text;
 use crate::sys::text::quoted;
 
@@ -150,20 +145,6 @@ pub(super) fn slow_start() {
 
 pub(super) fn warn(text: String) {
     Output::new(ColorChoice::Auto, Verbosity::Quiet).warn(text);
-}
-
-/// Opens and mounts an environment, privately if that is described. Called in its daemon.
-pub(super) fn mount(
-    env: &Env,
-    rights: Rights,
-    private: Option<&PrivateSpec>,
-) -> Result<Mounted, Failure> {
-    let Target { prefix, id, .. } = &env.target;
-    let request = || service::mount_request(prefix.clone(), id.clone(), rights);
-    // Before anything is opened: there must be no thread yet.
-    let private = private.map(|spec| spec.mount(&request())).transpose()?;
-    let config = env.environment.store().config()?;
-    mount_environment(env.environment.clone(), &config, rights, private)
 }
 
 /// Returns the files that were read first after the mounts of an environment, in order. Empty if

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::copy::copy_file;
+use super::copy::{Sharing, copy_file};
 use super::error::{CommitError, Context, Result};
 use super::relocate::{Relocate, Relocated, relocate_unfinished};
 use super::workspace::{command_line, new_revision};
@@ -15,18 +15,6 @@ use crate::squashfs::{Image, ReaderOptions};
 use crate::state::{InitEnvironment, LinksIn, NewImage, Revision, RevisionKind, StateDb};
 use crate::sys::{durable, regular};
 use crate::union;
-
-/// How two environments share an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sharing {
-    /// One file with two names.
-    HardLink,
-    /// Two files with the same blocks.
-    Blocks,
-    /// None: the file system supports neither.
-    Copy,
-}
 
 /// What was made.
 #[derive(Debug)]

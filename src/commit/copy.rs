@@ -4,10 +4,21 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use super::clone::Sharing;
 use super::error::{CommitError, Context, Result};
 use crate::progress::{Progress, Report};
 use crate::sys::reflink;
+
+/// How two environments share an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharing {
+    /// One file with two names.
+    HardLink,
+    /// Two files with the same blocks.
+    Blocks,
+    /// None: the file system supports neither.
+    Copy,
+}
 
 /// Bytes that are copied between two reports of progress.
 const CHUNK: usize = 1 << 20;

@@ -75,8 +75,9 @@ use job::{Built, Job};
 use part::Taken;
 
 pub use crate::state::CommitPlace;
-pub use clone::{CloneOptions, Cloned, Sharing, clone};
+pub use clone::{CloneOptions, Cloned, clone};
 pub use compare::{OpenRevision, difference, difference_since, restore};
+pub use copy::Sharing;
 pub use copy::copy_file;
 pub use error::{CommitError, Result};
 pub use export::export_without;

@@ -2,11 +2,13 @@
 
 use clap::Args as ClapArgs;
 
-use crate::cli::backend;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::failure::{Failure, Kind};
-use crate::daemon::host;
+use crate::daemon::host::{self, Mounted};
+use crate::daemon::lifecycle::Target;
+use crate::daemon::private::PrivateSpec;
+use crate::daemon::service::{mount_environment, mount_request};
 use crate::sys::mount::Rights;
 
 /// Serve an environment (for internal use).
@@ -48,12 +50,22 @@ impl Args {
                 .transpose()
                 .map_err(|error| Failure::of(Kind::Internal, &error))?;
             match found {
-                Ok(env) => backend::mount(&env, rights, private.as_ref()),
+                Ok(env) => mount(&env, rights, private.as_ref()),
                 Err(error) => Err(to_failure(error)),
             }
         })
         .map_err(CommandError::from)
     }
+}
+
+/// Opens and mounts an environment, privately if that is described.
+fn mount(env: &Env, rights: Rights, private: Option<&PrivateSpec>) -> Result<Mounted, Failure> {
+    let Target { prefix, id, .. } = &env.target;
+    let request = || mount_request(prefix.clone(), id.clone(), rights);
+    // Before anything is opened: there must be no thread yet.
+    let private = private.map(|spec| spec.mount(&request())).transpose()?;
+    let config = env.environment.store().config()?;
+    mount_environment(env.environment.clone(), &config, rights, private)
 }
 
 fn to_failure(error: CommandError) -> Failure {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::error::{Error, Result};
-use super::sparse::MAX_RUNS;
+
+/// Maximum number of regions of a file, which take 24 MiB of memory.
+pub(super) const MAX_RUNS: usize = 1 << 20;
 
 /// The records of an extended header.
 #[derive(Debug, Clone, Default)]

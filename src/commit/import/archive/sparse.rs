@@ -2,10 +2,7 @@
 
 use super::error::{Error, Result};
 use super::header::{BLOCK, Dialect, Header, number};
-use super::pax::{Pax, decimal};
-
-/// Maximum number of regions of a file, which take 24 MiB of memory.
-pub(super) const MAX_RUNS: usize = 1 << 20;
+use super::pax::{MAX_RUNS, Pax, decimal};
 
 /// A region of a file that the archive contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
