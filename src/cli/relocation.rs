@@ -124,7 +124,7 @@ impl Moved {
         if !self.unknown.is_empty() {
             let paths = self.unknown.iter().map(|path| quoted(&path.0));
             output.warn(format!(
-                "binary files of other kinds than programs still contain the old prefix: {}",
+                "binary files that are not programs still contain the old prefix: {}",
                 named(paths.collect())
             ));
         }

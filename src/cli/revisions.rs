@@ -47,7 +47,7 @@ pub(super) fn parse<'a>(
         {
             if of_other.name() != env.name() {
                 return Err(CommandError::usage(format!(
-                    "{} and {} are revisions of two environments",
+                    "{} and {} are revisions of different environments",
                     quoted(word),
                     quoted(other)
                 )));

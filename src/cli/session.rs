@@ -230,10 +230,10 @@ pub(super) fn instead(env: &Env, error: CommandError) -> Result<SessionKind> {
         WhenBusy::Fail => {
             return Err(CommandError::new(Kind::Busy, message)
                 .hint(format!(
-                    "use what is committed, without changes: envfs run --read-only {name} CMD"
+                    "use the committed revision: envfs run --read-only {name} CMD"
                 ))
                 .hint(format!(
-                    "or with changes that are dropped at the end: envfs run --ephemeral {name} CMD"
+                    "or use it with changes that are dropped at the end: envfs run --ephemeral {name} CMD"
                 ))
                 .hint(format!(
                     "or unmount it on {}: envfs unmount {name}",
@@ -244,7 +244,7 @@ pub(super) fn instead(env: &Env, error: CommandError) -> Result<SessionKind> {
         WhenBusy::Ephemeral => SessionKind::Ephemeral,
     };
     backend::warn(format!(
-        "{message}; this session is {}, of the committed revision (session.when_busy)",
+        "{message}; using a session of the committed revision, {} (session.when_busy)",
         kind.word()
     ));
     Ok(kind)

@@ -43,7 +43,7 @@ pub enum Relocate {
     No,
     /// Replaces it, if a known tool has made the environment.
     Yes {
-        /// Paths that it had, as far as the caller knows.
+        /// Earlier paths of the environment that the caller knows.
         old: Vec<PathBuf>,
         /// Files that cannot be rewritten.
         force: Force,
@@ -68,9 +68,9 @@ pub struct Relocated {
     pub from: Vec<Vec<u8>>,
     /// Counts of changed files.
     pub counts: Counts,
-    /// Files that contain an old prefix still, because the new one does not fit.
+    /// Files that still contain an old prefix, because the new one does not fit.
     pub impossible: Vec<Impossible>,
-    /// Files in unknown formats that contain an old prefix still.
+    /// Files in unknown formats that still contain an old prefix.
     pub left: Vec<Vec<u8>>,
     /// The new revision; `None` if no file contained a prefix.
     pub committed: Option<Committed>,

@@ -1,4 +1,4 @@
-//! Taking back operations, and checkpoints.
+//! Undo of operations, and checkpoints.
 //!
 //! The state database decides which layers an undo restores ([`StateDb::plan_undo`]). They are
 //! opened and compared beside the view in use; then one transaction makes them current.
@@ -47,7 +47,7 @@ pub struct Undone {
     pub redone: Option<OperationId>,
     /// The current revision now.
     pub revision: RevisionId,
-    /// The uncommitted changes in the layers that are back.
+    /// The uncommitted changes in the restored layers.
     pub restored: Summary,
     /// The uncommitted changes that went to the trash, from which an undo of the undo restores
     /// them.

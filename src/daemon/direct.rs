@@ -226,7 +226,7 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
     closed?;
     result
         .map(drop)
-        .map_err(|e| Failure::io("the event loops failed", &e))
+        .map_err(|e| Failure::io("cannot serve requests of the kernel", &e))
 }
 
 /// Open images with their changes, under the lock of the directory for changes.

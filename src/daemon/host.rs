@@ -101,7 +101,7 @@ pub(crate) fn run(
     }
     result
         .map(drop)
-        .map_err(|error| Failure::io("the event loops failed", &error))
+        .map_err(|error| Failure::io("cannot serve requests of the kernel", &error))
 }
 
 /// The state of a daemon after its startup.

@@ -1,4 +1,4 @@
-//! Private sessions: a mount in namespaces of its own, which commands enter.
+//! Private sessions: mounts in namespaces of their own, which commands enter.
 //!
 //! The first command of a scope (a job step, or anything else with control groups of its own)
 //! starts a supervisor, which serves the mount; further commands of that scope enter the same
@@ -47,7 +47,7 @@ const GREETING_POLL: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_millis(20);
 /// The size limit of a greeting, in bytes.
 const GREETING_LIMIT: usize = 4096;
-/// The beginning of the names of sockets and locks.
+/// The prefix of the names of sockets and locks.
 const FILES: &str = "ns-";
 
 /// The word for the kind of a session that shows and keeps the changes of the environment.
@@ -143,7 +143,7 @@ impl Place {
         locked.map_err(|error| Failure::io(format!("cannot lock {}", path.display()), &error))
     }
 
-    /// Removes the files. The caller has the lock, and gives it up after that.
+    /// Removes the files. The caller holds the lock, and releases it afterwards.
     fn remove(&self) {
         remove(&self.socket());
         remove(&self.lock());
@@ -209,7 +209,7 @@ pub(crate) struct Greeting {
     pub revision: Option<i64>,
 }
 
-/// What a supervisor is to do.
+/// The parameters of a supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct PrivateSpec {
     place: Place,
@@ -226,9 +226,9 @@ pub(crate) struct Entered {
     pub started: Option<StartReport>,
 }
 
-/// Enters the session with this key, or one of its own without a key. Calls `start` unless its
-/// supervisor runs. Must be called while there is only one thread. After a failure to enter, this
-/// process must end.
+/// Enters the session with this key; without a key, a new session that no other command joins.
+/// Calls `start` unless its supervisor runs. Must be called while there is only one thread. After a
+/// failure to enter, this process must end.
 pub(crate) fn enter(
     runtime: &RuntimeDir,
     key: Option<&Key<'_>>,
@@ -348,7 +348,12 @@ fn join(place: &Place) -> Result<Option<Joined>, Failure> {
     let Some((text, files)) = receive(&socket)? else {
         return Ok(None);
     };
-    let malformed = || Failure::new(Kind::Daemon, "malformed greeting of a supervisor");
+    let malformed = || {
+        Failure::new(
+            Kind::Daemon,
+            "malformed message from the supervisor of the session",
+        )
+    };
     Ok(Some(Joined {
         greeting: serde_json::from_slice(&text).map_err(|_| malformed())?,
         namespaces: Namespaces::from_files(files).ok_or_else(malformed)?,

@@ -5,8 +5,9 @@
 //! kind, environment and revision, so it is never taken for the writable mount, and commands need
 //! no control socket to find and to end it.
 //!
-//! This file has the part of commands: they begin, find and end sessions. `serve` is the part of
-//! the daemon, `source` the name in the mount table, `remains` removes what killed daemons left.
+//! This file is the part of commands, which begin, find and end sessions. `serve` is the part of
+//! the daemon, `source` the name in the mount table, and `remains` removes what killed daemons left
+//! behind.
 
 mod remains;
 mod serve;
@@ -74,7 +75,7 @@ pub(crate) fn mounts() -> Result<Vec<SessionMount>, Failure> {
     Ok(table.into_iter().filter_map(SessionMount::of).collect())
 }
 
-/// Returns the session that is mounted on top at a path.
+/// Returns the topmost mount at a path if it is a session.
 pub(crate) fn at(path: &Path) -> Result<Option<SessionMount>, Failure> {
     let at = mountinfo::at(path).map_err(|e| Failure::io("cannot read the mount table", &e))?;
     Ok(at.and_then(SessionMount::of))
@@ -128,11 +129,11 @@ impl Wanted {
 pub(crate) enum Begun {
     /// A daemon was started.
     New(StartReport),
-    /// It was mounted there already.
+    /// The session was already mounted there.
     Joined,
 }
 
-/// Begins a session, unless the same is mounted at the path already.
+/// Begins a session, unless it is already mounted at the path.
 pub(crate) fn begin(
     target: &Target,
     runtime: &RuntimeDir,
@@ -262,7 +263,7 @@ fn taken(path: &Path, session: &SessionMount) -> Failure {
     Failure::new(Kind::Conflict, message).hint(format!("end it: envfs unmount {at}"))
 }
 
-/// Returns the failure for the prefix of an environment that shows its changes.
+/// Returns the failure for a path at which the environment is mounted writable.
 fn mounted_writable(target: &Target, wanted: &Wanted) -> Failure {
     let name = &target.name;
     let message = format!(
@@ -330,7 +331,7 @@ pub(crate) fn direct_mount(
     })
 }
 
-/// Ends a session. If it is in use, fails with the processes that use it, or detaches it.
+/// Ends a session. If it is in use, detaches it, or fails and names the processes that use it.
 pub(crate) fn end(
     session: &SessionMount,
     runtime: &RuntimeDir,

@@ -1,5 +1,5 @@
-//! Parsers of package metadata. The files come from anyone: everything is bounded, and what cannot
-//! be parsed counts as absent.
+//! Parsers of package metadata. The files are untrusted: sizes are limited, and what cannot be
+//! parsed counts as absent.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub(super) struct Recorded {
 /// The files of a package, by path from the root.
 pub(super) type Recordeds = HashMap<Vec<u8>, Recorded>;
 
-/// A name or version, shortened if it is too long. `None` if there is nothing of it.
+/// A name or version, shortened if it is too long. `None` if it is empty.
 pub(super) fn word(text: &str) -> Option<String> {
     let text = text.trim();
     let short: String = text.chars().take(LONGEST_WORD).collect();
@@ -77,7 +77,7 @@ struct CondaFiles<'a> {
     files: Vec<Cow<'a, str>>,
 }
 
-/// Returns the list of files of a conda package, without hashes. It is read much faster than they.
+/// Returns the list of files of a conda package, without hashes, which take much longer to read.
 pub(super) fn conda_files(json: &[u8]) -> Vec<Cow<'_, str>> {
     let parsed = serde_json::from_slice::<CondaFiles<'_>>(json);
     parsed.map_or_else(|_| Vec::new(), |record| record.files)

@@ -1,18 +1,18 @@
-//! What changed as people think of it: packages that were installed, removed, upgraded or edited.
+//! Changes by package: packages that were installed, removed, upgraded or edited by hand.
 //!
 //! Package managers record what they install: conda in `conda-meta/*.json`, Python's installers in
 //! `*.dist-info` and `*.egg-info`, Node's in `node_modules/**/package.json`. `differences` reads
-//! these records before and after a list of changes, and says which changed files the changed
-//! packages explain.
+//! these records before and after a list of changes, and determines which changed files belong to
+//! the changed packages.
 //!
 //! # Rules
 //!
 //! - A record is read only if it is among the changes. An upgrade is the removal and installation
 //!   of the same name at the same place.
-//! - A file belongs to a package if the package's record lists it. What conda has installed is
-//!   conda's, although it also has a `*.dist-info`.
-//! - A file that changed below a package that did not is an edit of that package
-//!   (`owners.rs`). If it now is as recorded, it was restored.
+//! - A file belongs to a package if the package's record lists it. A package that conda installed
+//!   counts as conda's, although it also has a `*.dist-info`.
+//! - A changed file of a package that did not change itself is an edit of that package
+//!   (`owners.rs`). If the file now is as recorded, the package was restored.
 //!
 //! # Cost
 //!
@@ -72,7 +72,7 @@ impl Ecosystem {
 /// A package at a place of an environment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Package {
-    /// Name as its metadata have it.
+    /// Its name, as in its metadata.
     pub name: String,
     /// Version.
     pub version: String,
@@ -112,7 +112,7 @@ pub struct Edited {
     pub restored: u64,
 }
 
-/// What changed in terms of packages.
+/// The changes of packages.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PackageChanges {
@@ -239,7 +239,7 @@ pub struct OwnedChange {
     pub owner: Owner,
 }
 
-/// Changes, and what they are in terms of packages.
+/// Changes of files, and of the packages that they belong to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Differences {
     /// The packages.

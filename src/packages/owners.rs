@@ -1,4 +1,4 @@
-//! Finds the packages, among those that did not change, that have installed certain files.
+//! Finds the packages that own given files, among the packages that did not change.
 //!
 //! There may be hundreds of packages with long lists of files, so lists are read only as far as
 //! needed: first those of packages named like the directory of a file, then the others, until the

@@ -1,4 +1,4 @@
-//! From changed files to changed packages.
+//! Assigns changed files to packages, and determines which packages changed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -14,8 +14,8 @@ use crate::union::{Aspect, Change, ChangeKind};
 /// Files above this size are not read to compare their hash.
 const MAX_HASHED: u64 = 64 << 20;
 
-/// Returns what changes are in terms of packages. `before` is the committed tree, `after` the
-/// changed one.
+/// Returns the changes of packages that changes of files amount to. `before` is the committed tree,
+/// `after` the changed one.
 pub(crate) fn differences(
     changes: Vec<Change>,
     before: &dyn Tree,
@@ -57,7 +57,7 @@ struct Sorting<'a> {
 }
 
 impl Sorting<'_> {
-    /// Finds the owner of everything that is no directory.
+    /// Finds the owner of everything except directories.
     fn files(&mut self, changes: &[Change], before: &dyn Tree) {
         let mut open: Vec<(usize, &Change, &[u8])> = Vec::new();
         for (at, change) in changes.iter().enumerate() {

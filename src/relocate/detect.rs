@@ -1,4 +1,4 @@
-//! Finds out for which prefix an environment was made.
+//! Determines the prefix that an environment was made for.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;

@@ -1,4 +1,4 @@
-//! Lists files that refer to another prefix than that of their environment.
+//! Lists files that refer to a prefix other than that of their environment.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -38,11 +38,11 @@ pub struct FilePath(#[serde(with = "as_text")] pub Vec<u8>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForeignKind {
-    /// Scripts that programs of another environment run.
+    /// Scripts whose interpreter is in another environment.
     Interpreter,
     /// Files with a placeholder of conda that was never replaced.
     Placeholder,
-    /// Files that contain a prefix which the environment was made for.
+    /// Files that contain an earlier prefix of the environment.
     OldPrefix,
     /// Symbolic links to programs and files outside the environment.
     Link,

@@ -189,7 +189,7 @@ pub enum Error {
         error: io::Error,
     },
     /// The new prefix cannot be written into files.
-    #[error("files cannot contain the prefix {path}: it contains {what}", path = quoted(path.as_os_str()))]
+    #[error("cannot write the prefix {path} into files: it contains {what}", path = quoted(path.as_os_str()))]
     Prefix {
         /// The new prefix.
         path: PathBuf,

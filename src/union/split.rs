@@ -45,14 +45,14 @@ impl Union {
         rest: usize,
         images: Vec<Arc<ImageLayer>>,
     ) -> Result<LowerStack> {
-        let mut frozen: Vec<Arc<FrozenLayer>> = Vec::new();
+        let mut lower = LowerStack::new(images);
         for old in self.lower().frozen().iter().take(rest).rev() {
-            let below = Arc::new(LowerStack::new(frozen.clone(), images.clone()));
+            let below = Arc::new(lower);
             let delta = Delta::from_rows(old.delta().to_rows()?);
-            let layer = FrozenLayer::new(old.id, delta, old.upper().clone(), below);
-            frozen.insert(0, Arc::new(layer));
+            let layer = FrozenLayer::new(old.id, delta, old.upper().clone(), below.clone());
+            lower = LowerStack::over(Arc::new(layer), below);
         }
-        Ok(LowerStack::new(frozen, images))
+        Ok(lower)
     }
 
     /// Splits the frozen uppers. Changes above them, which may be made meanwhile, stay.
@@ -99,7 +99,7 @@ impl Union {
         [bottom, top]: [LayerId; 2],
     ) -> Result<Split> {
         let selected = self.build(view, base.clone(), bottom, selected)?;
-        let below = Arc::new(LowerStack::new(vec![selected], base.images().to_vec()));
+        let below = Arc::new(LowerStack::over(selected, base.clone()));
         let rest = rest_of(view, &below, own)?;
         if rest.is_empty() {
             // Nothing but rows of directories was outside of the part. The next sweep removes the
@@ -107,9 +107,7 @@ impl Union {
             return Ok(Split::All);
         }
         let rest = self.build(view, below.clone(), top, Delta::from_rows(rest))?;
-        let mut layers = vec![rest];
-        layers.extend_from_slice(below.frozen());
-        let lower = Arc::new(LowerStack::new(layers, base.images().to_vec()));
+        let lower = Arc::new(LowerStack::over(rest, below.clone()));
         same_view(view, &lower, own)?;
         fault::point("split.linked");
         let old: Vec<LayerId> = view.frozen().iter().map(|layer| layer.id).collect();

@@ -34,10 +34,10 @@ pub struct Args {
     /// Path where the new environment will be mounted [default: ~/.local/share/envfs/envs/NEW].
     #[arg(long, value_name = "PATH")]
     prefix: Option<PathBuf>,
-    /// Revision, by number or name [default: the current one].
+    /// Revision, by number or tag [default: the current one].
     #[arg(long, value_name = "REV")]
     rev: Option<String>,
-    /// Leave files as they are that contain the prefix of the first environment.
+    /// Do not rewrite files that contain the prefix of the first environment.
     #[arg(long)]
     no_relocate: bool,
     /// Clone although some files have no space for the new prefix.

@@ -28,7 +28,7 @@ pub struct Args {
     /// Environment [default: the active one], and the file to write, which must not exist.
     #[arg(value_name = "[NAME] FILE", num_args = 1..=2, required = true)]
     words: Vec<PathBuf>,
-    /// Revision, by number or name [default: the current one].
+    /// Revision, by number or tag [default: the current one].
     #[arg(long, value_name = "REV")]
     rev: Option<String>,
     /// Replace the file if it exists.

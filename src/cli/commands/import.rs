@@ -74,7 +74,7 @@ pub struct Args {
     /// Put the backup back and remove the environment. Fails if the environment was changed.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "in_place", "lazy"])]
     undo: Option<String>,
-    /// Leave files as they are that contain the path of the source. See envfs relocate.
+    /// Do not rewrite files that contain the path of the source. See envfs relocate.
     #[arg(long, conflicts_with_all = ["in_place", "finish", "undo"])]
     no_relocate: bool,
     /// Import although some files have no space for the new path. With --undo, drop the changes of

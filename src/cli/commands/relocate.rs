@@ -39,7 +39,7 @@ pub struct Args {
     /// Another path that the files may contain. Can be repeated.
     #[arg(long, value_name = "PATH")]
     from: Vec<PathBuf>,
-    /// Leave files as they are that have no space for the new path.
+    /// Skip files that have no space for the new path instead of failing.
     #[arg(long)]
     force: bool,
     /// List the files that would be rewritten, and change nothing.

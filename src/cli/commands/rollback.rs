@@ -19,7 +19,7 @@ use crate::union::Summary;
     after_help = "Examples:\n  envfs rollback            to the previous revision\n  envfs rollback 3\n  envfs rollback science 3\n  envfs rollback science before-upgrade    to a tagged revision"
 )]
 pub struct Args {
-    /// Environment [default: the active one], and revision by number or name [default: the one
+    /// Environment [default: the active one], and revision by number or tag [default: the one
     /// before].
     #[arg(value_name = "[NAME] [REV]", num_args = 0..=2)]
     words: Vec<String>,

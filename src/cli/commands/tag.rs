@@ -20,11 +20,11 @@ use crate::sys::text::quoted;
     after_help = "Examples:\n  envfs tag                          lists the tags\n  envfs tag science before-upgrade   tags the current revision\n  envfs tag science paper 3          tags revision 3\n  envfs tag science -d paper\n  envfs rollback science before-upgrade"
 )]
 pub struct Args {
-    /// Environment [default: the active one], the tag, and the revision by number or name [default:
+    /// Environment [default: the active one], the tag, and the revision by number or tag [default:
     /// the current one].
     #[arg(value_name = "[NAME] [TAG] [REV]", num_args = 0..=3)]
     words: Vec<String>,
-    /// Revision, by number or name.
+    /// Revision, by number or tag.
     #[arg(long, value_name = "REV")]
     rev: Option<String>,
     /// Delete the tag; the revision is kept.

@@ -1,10 +1,10 @@
 //! The supervisor of a private session: it serves the mount from outside of the namespaces, lets
 //! commands in, and ends with the last process in them.
 //!
-//! While it can be joined, it keeps the namespaces alive itself, and watches the processes that
-//! have joined. When all have ended it looks for others that they have left behind. If there are
-//! none for [`GRACE`], it closes the namespaces. Then the kernel counts: with the last process in
-//! them it removes the mount, which ends the session.
+//! While the session can be joined, the supervisor keeps the namespaces open and watches the
+//! processes that have joined. When all of them have ended, it looks for processes that they left
+//! behind. If there are none for [`GRACE`], it closes its descriptors of the namespaces. The kernel
+//! then removes the mount with the last process in them, which ends the session.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -36,10 +36,10 @@ use crate::sys::{daemonize, descriptors, holders};
 const GRACE: Duration = Duration::from_millis(500);
 /// How long the command that started the supervisor may take to join.
 const FIRST_JOIN: Duration = Duration::from_secs(20);
-/// The interval at which processes are looked for that the supervisor cannot watch, because they
-/// are in another process namespace.
+/// The interval of the search for processes that the supervisor cannot watch, because they are in
+/// another process namespace.
 const LOOK: Duration = Duration::from_secs(5);
-/// The most processes that are watched. If there are more, they are looked for.
+/// The largest number of processes that are watched. Further ones are found by a search.
 const MAX_WATCHED: usize = 4096;
 
 /// A private mount that is not served yet.
@@ -151,7 +151,7 @@ pub(crate) fn run(what: &DirectMount, spec: &PrivateSpec) -> Result<(), Failure>
     closed?;
     result
         .map(drop)
-        .map_err(|error| Failure::io("the event loops failed", &error))
+        .map_err(|error| Failure::io("cannot serve requests of the kernel", &error))
 }
 
 /// The thread that lets processes in and watches them. Ended when dropped.
@@ -203,8 +203,8 @@ impl Members {
         })
     }
 
-    /// On the first signal lets no more processes in; the session ends with those that are in it.
-    /// On the second it ends at once.
+    /// After the first signal, admits no more processes; the session ends with those in it. After
+    /// the second, ends it at once.
     pub(crate) fn end_on_signals(
         &self,
         signals: TerminationSignals,
@@ -293,7 +293,7 @@ struct Door {
 }
 
 impl Door {
-    /// Lets processes in until the session is empty or this is woken, then closes the door.
+    /// Admits processes until the session is empty or this is woken, then admits no more.
     fn keep(mut self, woken: &UnixStream) {
         if let Err(error) = self.watch(woken) {
             tracing::error!(%error, "cannot watch the processes of the session");
@@ -332,7 +332,7 @@ impl Door {
         }
     }
 
-    /// Waits for a visitor, the end of a process, or the timeout.
+    /// Waits for a command that connects, the end of a process, or the timeout.
     fn wait(&mut self, woken: &UnixStream, timeout: Option<Duration>) -> io::Result<Ready> {
         let timeout = match timeout {
             // Rounded up, so that the time is over after it.
@@ -375,7 +375,7 @@ impl Door {
         };
         match process::peer_user(&visitor) {
             Ok(user) if user == process::user_id() => {}
-            _ => return tracing::warn!("refused a process of another user"),
+            _ => return tracing::warn!("a process of another user tried to join"),
         }
         let handle = process::peer_process(&visitor)
             .filter(|_| self.inside.len() < MAX_WATCHED)
@@ -391,7 +391,7 @@ impl Door {
         }
     }
 
-    /// Looks for processes in the namespaces, which those that joined have left behind.
+    /// Looks for processes in the namespaces that those which joined have left behind.
     fn look(&mut self) -> io::Result<()> {
         let found = private::members(self.namespaces.id()?);
         let found = found.into_iter().take(MAX_WATCHED);
@@ -400,13 +400,13 @@ impl Door {
         Ok(())
     }
 
-    /// Closes the session for further processes, and gives up the lock.
+    /// Admits no further processes, and releases the lock.
     fn close(self) {
         self.root.close();
         self.place.remove();
         let released = File::open("/dev/null").and_then(daemonize::replace_stdin);
         if let Err(error) = released {
-            tracing::warn!(%error, "cannot give up the lock");
+            tracing::warn!(%error, "cannot release the lock");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Directories for the changes of sessions, and removing what killed daemons left behind.
+//! Directories for the changes of ephemeral sessions, and the removal of what killed daemons left
+//! behind.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,13 +13,14 @@ use crate::environment::{EnvLock, Layout, SessionNotes};
 use crate::sys::process;
 use crate::sys::walk;
 
-/// The beginning of the name of a directory for changes that are dropped.
+/// The prefix of the name of a directory for the changes of an ephemeral session.
 const UPPER_PREFIX: &str = "envfs-session-";
 
-/// The age up to which such a directory without a lock is assumed to be new.
+/// The age up to which such a directory without a lock is assumed to belong to a session that is
+/// just starting.
 const LOCK_GRACE: Duration = Duration::from_secs(60);
 
-/// Creates a directory for changes that are dropped.
+/// Creates a directory for the changes of an ephemeral session.
 pub(super) fn create_upper(base: &Path) -> Result<PathBuf, Failure> {
     let created = tempfile::Builder::new()
         .prefix(UPPER_PREFIX)
@@ -68,7 +70,7 @@ pub(super) fn remove_left_here(runtime: &RuntimeDir) {
     }
 }
 
-/// Removes a directory for changes that no process uses.
+/// Removes a directory for changes, unless a process uses it.
 fn remove_left(upper: &Path) -> std::io::Result<()> {
     let meta = match fs::symlink_metadata(upper) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -1,4 +1,4 @@
-//! A session in its daemon: notes that others find it by, and the end of the session.
+//! The part of a session that its daemon runs: its notes, by which others find it, and its end.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub(crate) struct SessionSpec {
     pub revision: i64,
     /// The file name of its image in the home.
     pub image: String,
-    /// The directories in which the session notes itself, where it may.
+    /// The directories for notes. Where the daemon has no permission, it writes none.
     pub notes: Vec<Text>,
     /// The process with which it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,7 +56,7 @@ pub(crate) struct SessionSpec {
 }
 
 impl SessionSpec {
-    /// Ends the session when it is not used, if that is wanted.
+    /// Ends the session after it was idle for the configured time, if there is one.
     pub(in crate::daemon) fn end_when_idle(
         &self,
         what: &DirectMount,
@@ -96,7 +96,7 @@ impl SessionSpec {
         }
     }
 
-    /// Ends the session with the process that it belongs to.
+    /// Ends the session when the process ends that it belongs to.
     pub(in crate::daemon) fn watch(
         &self,
         mount_point: &Path,
@@ -172,8 +172,8 @@ pub(in crate::daemon) struct Notes {
 }
 
 impl Notes {
-    /// Writes the notes where that is possible. A session does not depend on them. Fails if `gc`
-    /// has removed the image. Must be called before the image is opened.
+    /// Writes the notes. A failure to write one is only logged: the session works without notes.
+    /// Fails if `gc` has removed the image. Must be called before the image is opened.
     pub(in crate::daemon) fn write(
         spec: &SessionSpec,
         what: &DirectMount,
@@ -184,7 +184,7 @@ impl Notes {
             match SessionNotes::new(dir.as_path().to_path_buf()).write(&note) {
                 Ok(one) => written.push(one),
                 Err(error) => {
-                    tracing::info!(path = %dir.as_path().display(), %error, "the session is not noted here");
+                    tracing::info!(path = %dir.as_path().display(), %error, "cannot write a note of the session");
                 }
             }
         }

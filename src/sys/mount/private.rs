@@ -1,5 +1,6 @@
-//! Mounts in a mount namespace of their own, which only the processes that enter it see. They need
-//! neither root nor a setuid helper: an ordinary user may mount in a user namespace of their own.
+//! Mounts in a mount namespace of their own, visible only to the processes that enter it. They need
+//! neither root nor a set-user-ID helper, because an ordinary user may mount in a user namespace
+//! that the user has created.
 //!
 //! A child process creates the namespaces and the mount, sends their descriptors and ends. So the
 //! process that serves the mount stays outside: it sees the files that it saw before, with the
@@ -87,7 +88,11 @@ pub fn mount(request: &MountRequest, isolation: Isolation) -> Result<PrivateMoun
     let received = descriptors::receive(&ours, &mut message);
     while waitpid(child, None) == Err(Errno::EINTR) {}
     let (length, files) = received.map_err(failed)?;
-    let lost = || failed(io::Error::other("the process that mounts ended early"));
+    let lost = || {
+        failed(io::Error::other(
+            "the child process that mounts ended early",
+        ))
+    };
     if length != message.len() {
         return Err(lost());
     }

@@ -6,8 +6,8 @@
 //! or the restored paths. The uppers are frozen before that: they are the state to which an undo
 //! returns.
 //!
-//! Directories that exist in both stay and are merged name by name. An object that is certainly the
-//! same stays as well, so the cost follows the difference below the paths.
+//! Directories that exist in both are kept and merged name by name. An object that is known to be
+//! the same is kept as well, so the cost follows the difference below the paths.
 
 mod physical;
 mod rows;
@@ -28,7 +28,8 @@ use crate::sys::durable;
 use crate::union::ImageLayer;
 use rows::{Rows, Then};
 
-/// Attempts before content is copied while the view is locked, because it changes all the time.
+/// The number of attempts to copy content without locking the view. After these, because the view
+/// keeps changing, content is copied under the lock.
 const ATTEMPTS: usize = 4;
 
 /// What was restored.
@@ -45,7 +46,7 @@ pub struct Restored {
 }
 
 impl Restored {
-    /// Returns whether nothing differed.
+    /// Returns whether the paths were the same as in the revision.
     pub fn is_empty(&self) -> bool {
         [self.added, self.changed, self.removed]
             .iter()
@@ -71,7 +72,7 @@ impl Restored {
 pub(crate) struct Source<'a> {
     /// Its image.
     pub(crate) image: &'a Arc<ImageLayer>,
-    /// Finds what it has in common with the image of the view, if that can be found.
+    /// Determines what it has in common with the image of the view, if possible.
     pub(crate) shared: &'a dyn Fn(&ImageLayer) -> Option<Shared>,
 }
 

@@ -1,4 +1,4 @@
-//! The changes of rows that restore paths.
+//! Computes the changes of rows that restore paths.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -53,7 +53,7 @@ pub(super) struct Rows<'a> {
     pub(super) missing: BTreeSet<Ino>,
 }
 
-/// What is applied.
+/// The changes to apply.
 pub(super) struct Plan {
     pub(super) changes: Vec<RowChange<'static>>,
     pub(super) physical: Physical,
@@ -173,7 +173,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Goes on with a path below a directory that is created.
+    /// Continues with a path below a directory that is created.
     fn below_new<'p>(
         &mut self,
         mut dir: Ino,
@@ -315,7 +315,7 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
-    /// The names in a directory of the view.
+    /// Returns the names in a directory of the view.
     fn names(&self, dir: Ino) -> Result<Vec<(Box<[u8]>, Ino)>> {
         let state = self.state;
         let mut names = BTreeMap::new();
@@ -441,7 +441,7 @@ impl<'a> Rows<'a> {
         Ok(size)
     }
 
-    /// Returns true if an object is certainly the same as in the revision.
+    /// Returns true if an object is known to be the same as in the revision.
     fn is_same(&self, now: Ino, then: Ino) -> Result<bool> {
         let state = self.state;
         let Then {
@@ -475,7 +475,7 @@ impl<'a> Rows<'a> {
         View::attr(self.then.source, ino)
     }
 
-    /// The row of an object that is no directory, to be changed.
+    /// Returns the row of an object other than a directory, to be changed.
     fn row(&mut self, ino: Ino) -> Result<&mut InodeRow> {
         let state = self.state;
         match self.inodes.entry(ino) {
@@ -486,7 +486,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The row of a directory, to be changed.
+    /// Returns the row of a directory, to be changed.
     fn dir_row(&mut self, ino: Ino) -> Result<&mut InodeRow> {
         let state = self.state;
         match self.inodes.entry(ino) {
@@ -495,7 +495,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The row of a directory in which a name changes.
+    /// Returns the row of a directory in which a name changes.
     fn touch(&mut self, dir: Ino) -> Result<&mut InodeRow> {
         let time = self.time;
         let row = self.dir_row(dir)?;
@@ -503,7 +503,7 @@ impl<'a> Rows<'a> {
         Ok(row)
     }
 
-    /// Returns what has to be applied.
+    /// Returns the changes to apply.
     pub(super) fn finish(mut self) -> Result<Plan> {
         let (union, state) = (self.then.union, self.state);
         let mut changes = Vec::new();
