@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use super::delta::{Delta, row_from};
-use super::difference::{Draft, Edits, is_among};
+use super::difference::{Draft, Edits, View, is_among, rows_of};
 use super::{Change, Invalidation, LowerStack, Result, State, Union};
 use crate::fault;
 use crate::object::{Ino, Kind};
@@ -199,6 +199,6 @@ impl Union {
 impl State {
     /// Returns the rows of an object in the uppers, the topmost first.
     fn rows_of(&self, ino: Ino) -> Result<Vec<&InodeRow>> {
-        super::difference::rows_of(&self.deltas(), ino)
+        rows_of(&self.deltas(), ino)
     }
 }

@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::super::difference::{Counted, Edits, Entry, Tree, is_among, is_committed_dir};
+use super::super::difference::{Counted, Edits, Entry, Tree, View, is_among, is_committed_dir};
 use super::super::stack::LowerStack;
 use super::super::{Error, Result, State};
 use super::{Known, flat_row};
