@@ -38,7 +38,7 @@ fn concerns(change: &Change, path: &[u8]) -> bool {
 /// Reads a committed view.
 fn read_committed(machine: &Machine) -> Tree {
     let images = machine.union().lower().images().to_vec();
-    let stack = LowerStack::new(Vec::new(), images);
+    let stack = LowerStack::new(images);
     let mut tree = Tree {
         nodes: BTreeMap::new(),
     };
