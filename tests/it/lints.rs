@@ -46,6 +46,9 @@ fn comments_are_not_wider_than_code() {
 /// Functions of `src` that may have a `bool` parameter, by file: those of traits of other crates,
 /// conversions of a flag to an enum, setters of a flag, and facts that are passed on as they are.
 const BOOL_PARAMETERS: &[(&str, &str)] = &[
+    ("src/cli/commands/commit/amend.rs", "run"),
+    ("src/cli/commands/commit/condition.rs", "print"),
+    ("src/cli/commands/commit/preview.rs", "run"),
     ("src/cli/commands/demo.rs", "verdict"),
     ("src/cli/commands/run.rs", "of"),
     ("src/cli/output.rs", "of"),
