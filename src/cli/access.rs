@@ -47,6 +47,7 @@ impl Command {
             Command::Env(args) => args.access(),
             Command::Subshell(args) => args.access(),
             Command::Unmount(args) => args.access(),
+            Command::Modulefile(args) => args.access(),
             Command::Expose(args) => args.access(),
             Command::Import(_)
             | Command::Create(_)

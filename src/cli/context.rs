@@ -16,8 +16,10 @@ use crate::daemon::lifecycle::{self, State, Target};
 use crate::daemon::protocol::{Selection, Service, TagOptions};
 use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::LOCK_TIMEOUT;
+use crate::daemon::session::of_other_job;
 use crate::environment::{EnvName, Environment, Store, refuse_replaceable};
 use crate::progress::NoProgress;
+use crate::sys::cgroup::Scope;
 use crate::sys::mount::Rights;
 use crate::sys::text::{Text, quoted};
 
@@ -273,6 +275,13 @@ impl Env {
         }
         let client =
             lifecycle::ensure_mounted(&self.target, &self.runtime, rights, &backend::slow_start)?;
+        if let Some(client) = &client
+            && client.start_report().is_none()
+            && Scope::is_of_other_job(client.hello().pid)
+        {
+            let shown = format!("the mount of {}", self.name());
+            return Err(of_other_job(&shown, self.name(), client.hello().pid).into());
+        }
         if let Some(report) = client.as_ref().and_then(Client::start_report) {
             let log = self.environment.layout().daemon_log();
             backend::print_start_warnings(self.name(), report, &log);

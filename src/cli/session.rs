@@ -38,7 +38,7 @@ pub(super) struct SessionArgs {
     is_for_job: bool,
 }
 
-/// The options of `run`, `shell` and `activate` that choose a session.
+/// The options of `run`, `shell`, `activate` and `mount` that choose a session.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub(super) struct DefaultSessionArgs {
     #[command(flatten)]
@@ -107,6 +107,19 @@ impl SessionArgs {
         }
     }
 
+    /// Returns the kind of the session to mount at the prefix, unless the writable mount is wanted:
+    /// in a job, one that is there already is what the user asked for before.
+    pub(super) fn kind_at_prefix(
+        &self,
+        env: &Env,
+        word: Option<&str>,
+    ) -> Result<Option<SessionKind>> {
+        match self.kind(word) {
+            Some(_) if self.is_for_job && env.state()?.is_mounted() => Ok(None),
+            kind => Ok(kind),
+        }
+    }
+
     /// Returns the directory in which an ephemeral session keeps its changes.
     fn upper_base(&self) -> Result<PathBuf> {
         if let Some(dir) = &self.upper_dir {
@@ -155,10 +168,9 @@ pub(super) fn enter(
     args: &SessionArgs,
     ends_with: Option<u32>,
 ) -> Result<Entered> {
-    if let Some(kind) = args.kind(word) {
+    if args.kind(word).is_some() {
         let (env, revision) = context.committed(word)?;
-        // In a job, a writable mount that is there already is what the user asked for before.
-        if !args.is_for_job || !env.state()?.is_mounted() {
+        if let Some(kind) = args.kind_at_prefix(&env, word)? {
             return enter_session(env, args, kind, revision, ends_with);
         }
     }

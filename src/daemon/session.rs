@@ -25,6 +25,7 @@ use super::private::{self, PrivateSpec};
 use super::protocol::{StartReport, Unmounted};
 use super::runtime::RuntimeDir;
 use crate::environment::{NotedSession, SessionKind, SessionNotes};
+use crate::sys::cgroup::Scope;
 use crate::sys::mount::{MountFlags, Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
 use crate::sys::process::{self, ProcessHandle};
@@ -154,6 +155,7 @@ pub(crate) fn begin(
                 }
                 Health::Unresponsive => return Err(unresponsive(&session)),
                 Health::Healthy if can_join(&session, target, runtime, wanted) => {
+                    refuse_other_job(&session, target, runtime)?;
                     return Ok(Begun::Joined);
                 }
                 Health::Healthy => return Err(taken(path, &session).hint(ELSEWHERE)),
@@ -242,9 +244,49 @@ fn can_join(
     is_same && (wanted.kind != SessionKind::Ephemeral || wanted.ends_with.is_none() && !is_owned())
 }
 
+/// Fails if a session belongs to a job that this process is not in, because it ends with that job.
+fn refuse_other_job(
+    session: &SessionMount,
+    target: &Target,
+    runtime: &RuntimeDir,
+) -> Result<(), Failure> {
+    // A job has another directory of sockets than a login session. Both may write into the home.
+    let home = SessionNotes::new(target.layout.sessions());
+    let noted = note_of(session, runtime)
+        .or_else(|| note_among(session, home.read().unwrap_or_default()))
+        .filter(|noted| noted.note.is_visible());
+    match noted.map(|noted| noted.note.process.pid) {
+        Some(pid) if Scope::is_of_other_job(pid) => {
+            let shown = format!(
+                "{} at {}",
+                session.describe(),
+                quoted(&session.entry.mount_point)
+            );
+            Err(of_other_job(&shown, &target.name, pid))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the failure for a mount, given as the beginning of a sentence, whose daemon belongs to
+/// another job.
+pub(crate) fn of_other_job(shown: &str, name: &str, daemon: u32) -> Failure {
+    let message = format!("{shown} belongs to another job (pid {daemon}), with which it ends");
+    Failure::new(Kind::Busy, message)
+        .hint(format!(
+            "use a session of your own: envfs run --private --read-only {name} CMD"
+        ))
+        .hint(format!(
+            "or a shell in one: envfs shell --private --read-only {name}"
+        ))
+}
+
 /// Returns the note of a mounted session.
 pub(crate) fn note_of(session: &SessionMount, runtime: &RuntimeDir) -> Option<NotedSession> {
-    let mut notes = noted_here(runtime);
+    note_among(session, noted_here(runtime))
+}
+
+fn note_among(session: &SessionMount, mut notes: Vec<NotedSession>) -> Option<NotedSession> {
     notes.retain(|noted| {
         let note = &noted.note;
         noted.is_live

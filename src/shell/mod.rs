@@ -2,6 +2,7 @@
 //!
 //! - [`condarc`] reads conda's settings
 //! - [`facts`] detects the kind of environment in a prefix from its files
+//! - [`module`] writes modulefiles, for shells that envfs does not know
 //! - [`plan`] computes the changes from the facts and the current variables; pure
 //! - [`render`] writes the changes as text for a shell to evaluate, and does all quoting
 //!
@@ -10,6 +11,7 @@
 
 pub mod condarc;
 pub mod facts;
+pub mod module;
 pub mod plan;
 pub mod render;
 

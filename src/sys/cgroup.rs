@@ -21,6 +21,8 @@ pub struct Scope {
     pub name: String,
     /// Whether it belongs to a batch system, which ends its processes with the job.
     pub is_job: bool,
+    /// The control groups of the job with all its steps, if it has such.
+    job: Option<String>,
 }
 
 impl Scope {
@@ -43,17 +45,21 @@ impl Scope {
     /// Parses `/proc/PID/cgroup`.
     fn of(groups: &str, variables: impl Iterator<Item = String>) -> Scope {
         let mut is_job = false;
+        let mut jobs = Vec::new();
         let mut parts: Vec<String> = groups
             .lines()
             .map(|line| {
                 let mut fields = line.splitn(3, ':').skip(1);
                 let controllers = fields.next().unwrap_or_default();
-                let (path, is_of_job) = of_job(fields.next().unwrap_or_default());
-                is_job |= is_of_job;
+                let (path, job) = of_job(fields.next().unwrap_or_default());
+                is_job |= job.is_some();
+                jobs.extend(job.map(str::to_owned));
                 format!("{controllers}:{path}")
             })
             .collect();
         parts.sort();
+        jobs.sort();
+        jobs.dedup();
         for variable in variables {
             is_job = true;
             parts.push(variable);
@@ -61,22 +67,33 @@ impl Scope {
         Scope {
             name: parts.join("\n"),
             is_job,
+            job: (!jobs.is_empty()).then(|| jobs.join("\n")),
         }
+    }
+
+    /// Returns whether a process belongs to a job that this process does not belong to, as far as
+    /// control groups tell.
+    pub fn is_of_other_job(pid: u32) -> bool {
+        let job = |pid| Scope::of_process(pid).and_then(|scope| scope.job);
+        job(pid).is_some_and(|theirs| job(std::process::id()) != Some(theirs))
     }
 }
 
-/// Returns the part of a control group's path that names the job step, and whether there is one.
+/// Returns the part of a control group's path that names the job step, and that of the job, if any.
 /// Slurm has further groups below it, one for each task; all end with the step.
-fn of_job(path: &str) -> (&str, bool) {
+fn of_job(path: &str) -> (&str, Option<&str>) {
+    let up_to = |end: usize| path.get(..end).unwrap_or(path).trim_end_matches('/');
     let mut end = 0;
-    let mut is_in_job = false;
+    let mut job = None;
     for part in path.split_inclusive('/') {
         end += part.len();
         let part = part.trim_end_matches('/');
-        if is_in_job && part.starts_with("step_") {
-            return (path.get(..end).unwrap_or(path).trim_end_matches('/'), true);
+        if job.is_some() && part.starts_with("step_") {
+            return (up_to(end), job);
         }
-        is_in_job |= is_numbered(part, "job_");
+        if is_numbered(part, "job_") {
+            job = Some(up_to(end));
+        }
     }
     let others = ["pbs_jobs.service", "pbspro", "htcondor", "lsf", "flux"];
     let is_of_other = path.split('/').any(|part| {
@@ -84,7 +101,7 @@ fn of_job(path: &str) -> (&str, bool) {
             .iter()
             .any(|name| part.split(['.', '-', '_']).next() == Some(name) || part == *name)
     });
-    (path, is_in_job || is_of_other)
+    (path, job.or_else(|| is_of_other.then_some(path)))
 }
 
 fn is_numbered(part: &str, prefix: &str) -> bool {
@@ -110,6 +127,7 @@ mod tests {
         let other = of("0::/system.slice/slurmstepd.scope/job_13/step_0/user/task_0\n");
         assert!(batch.is_job && other.is_job);
         assert!(batch.name != tasks[0].name && other.name != tasks[0].name);
+        assert!(batch.job == tasks[0].job && other.job != tasks[0].job);
         let v1 = |task: u32| {
             of(&format!(
                 "4:memory:/slurm/uid_7/job_5/step_2/task_{task}\n2:freezer:/slurm/uid_7/job_5/step_2\n"

@@ -11,6 +11,7 @@ mod cli;
 mod crash;
 mod docs;
 mod endure;
+mod examples;
 mod fs;
 mod fuzzing;
 mod image;

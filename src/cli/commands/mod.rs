@@ -30,6 +30,7 @@ pub(super) mod list;
 pub(super) mod log;
 pub(super) mod log_all;
 pub(super) mod man;
+pub(super) mod modulefile;
 pub(super) mod mount;
 pub(super) mod paths;
 pub(super) mod ps;
@@ -75,6 +76,7 @@ pub enum Command {
     Expose(expose::Args),
     #[allow(missing_docs)]
     Env(env::Args),
+    Modulefile(modulefile::Args),
     #[allow(missing_docs)]
     Mount(mount::Args),
     #[command(visible_alias = "umount")]
@@ -169,6 +171,7 @@ impl Command {
             Command::Subshell(args) => args.run(context),
             Command::Expose(args) => args.run(context),
             Command::Env(args) => args.run(context),
+            Command::Modulefile(args) => args.run(context),
             Command::Mount(args) => args.run(context),
             Command::Unmount(args) => args.run(context),
             Command::List(args) => args.run(context),

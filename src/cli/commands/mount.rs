@@ -12,7 +12,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::mount_options::{self, Options};
 use crate::cli::place;
-use crate::cli::session::{self, Request, SessionArgs};
+use crate::cli::session::{self, DefaultSessionArgs, Request, SessionArgs};
 use crate::daemon::direct::{self, DirectMount};
 use crate::environment::{Layout, SessionKind};
 use crate::shell::render::word;
@@ -47,7 +47,7 @@ pub struct Args {
     /// Directory to mount a revision at, created if it does not exist [default: the prefix].
     path: Option<PathBuf>,
     #[command(flatten)]
-    session: SessionArgs,
+    session: DefaultSessionArgs,
     /// Mount this image instead of an environment. Repeat to stack it on further images.
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
@@ -130,8 +130,13 @@ impl Args {
             true => Rights::Root,
             false => Rights::Own,
         };
-        if let Some(kind) = self.session.kind(name) {
-            return self.mount_session(context, name, kind, rights);
+        let args = self.session.resolve(context, name)?;
+        let kind = match (args.kind(name), &self.path) {
+            (Some(_), None) => args.kind_at_prefix(&context.committed(name)?.0, name)?,
+            (kind, _) => kind,
+        };
+        if let Some(kind) = kind {
+            return self.mount_session(context, name, kind, rights, &args);
         }
         if let Some(path) = &self.path {
             let name = word(name.unwrap_or("NAME"));
@@ -145,7 +150,7 @@ impl Args {
         let mounted = match env.ensure_mounted_with(rights) {
             Err(error) => {
                 let kind = session::instead(&env, error)?;
-                return self.mount_session(context, name, kind, rights);
+                return self.mount_session(context, name, kind, rights, &args);
             }
             Ok(mounted) => mounted,
         };
@@ -168,6 +173,7 @@ impl Args {
         name: Option<&str>,
         kind: SessionKind,
         rights: Rights,
+        args: &SessionArgs,
     ) -> Result<()> {
         let (env, revision) = context.committed(name)?;
         let request = Request {
@@ -177,7 +183,7 @@ impl Args {
             rights,
             ends_with: None,
         };
-        let mount_point = session::begin(&env, &self.session, &request)?;
+        let mount_point = session::begin(&env, args, &request)?;
         context.output.exact(mount_point.as_os_str().as_bytes())
     }
 

@@ -36,6 +36,7 @@ mod in_place;
 mod list;
 mod lost_content;
 mod manners;
+mod modulefile;
 mod open_files;
 mod other_hosts;
 mod other_users;

@@ -390,9 +390,18 @@ fn jobs_use_a_read_only_session_unless_they_ask_for_another() {
     env.envfs_with("SLURM_JOB_ID", "7", &["run", "--writable", "e@1", "tool"])
         .fails(125, &["--writable"]);
     let activate = ["activate", "--shell", "posix", "e"];
-    env.envfs_with("SLURM_JOB_ID", "7", &activate).ok();
+    for words in [&activate[..], &["mount", "e"]] {
+        env.envfs_with("SLURM_JOB_ID", "7", words).ok();
+        let listed = env.envfs(&["list", "--json"]).ok().json();
+        assert_eq!(listed[0]["state"], "read-only", "{words:?}: {listed}");
+        env.envfs(&["unmount", "e"]).ok();
+    }
+    env.envfs_with("SLURM_JOB_ID", "7", &["mount", "--writable", "e"])
+        .ok();
     let listed = env.envfs(&["list", "--json"]).ok().json();
-    assert_eq!(listed[0]["state"], "read-only", "{listed}");
+    assert_eq!(listed[0]["state"], "mounted", "{listed}");
+    // What is mounted already is used.
+    env.envfs_with("SLURM_JOB_ID", "7", &["mount", "e"]).ok();
     env.envfs(&["unmount", "e"]).ok();
     fs::write(
         env.store().join("config.toml"),

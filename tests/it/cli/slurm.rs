@@ -13,7 +13,7 @@ use nix::unistd::{Pid, User};
 
 use super::private::{NAMESPACE, is_possible, supervisors};
 use crate::support::{
-    Run, TestEnv, finish, has, is_alive, mounts_below, run, run_for, skip_allowed, wait_for,
+    Run, TestEnv, finish, has, is_alive, mounts_below, run, run_for, skip, skip_allowed, wait_for,
 };
 
 /// The configuration of one node that is also the controller.
@@ -95,7 +95,7 @@ impl Slurm {
             .replace("@HOST@", &host)
             .replace("@CPUS@", &cpus.to_string());
         fs::write(slurm.dir.join("slurm.conf"), text).unwrap();
-        fs::write(slurm.dir.join("plugstack.conf"), "").unwrap();
+        fs::write(slurm.dir.join("plugstack.conf"), slurm.plugins(env)).unwrap();
         let plugin = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
             true => "autodetect",
             false => "cgroup/v1",
@@ -104,6 +104,28 @@ impl Slurm {
             format!("CgroupPlugin={plugin}\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\n");
         fs::write(slurm.dir.join("cgroup.conf"), text).unwrap();
         slurm.start_daemons(&host).then_some(slurm)
+    }
+
+    /// Compiles the plugin of `examples/`. Returns the list of plugins.
+    fn plugins(&self, env: &TestEnv) -> String {
+        if !Path::new("/usr/include/slurm/spank.h").exists() || !has("gcc") {
+            skip("no headers of Slurm");
+            return String::new();
+        }
+        let plugin = self.dir.join("spank_envfs.so");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/slurm/spank_envfs.c");
+        let mut compiler = Command::new("gcc");
+        compiler
+            .args([
+                "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o",
+            ])
+            .args([&plugin, &source]);
+        run(compiler).ok();
+        format!(
+            "required {} program={}\n",
+            plugin.display(),
+            env.program().display()
+        )
     }
 
     fn start_daemons(&self, host: &str) -> bool {
@@ -238,7 +260,67 @@ fn jobs_of_a_batch_system_have_sessions_of_their_own() {
         return;
     };
     jobs_on_one_node_do_not_take_mounts_from_each_other(&env, &slurm);
+    a_mount_of_a_job_is_not_joined_by_others_and_ends_with_it(&env, &slurm);
+    the_plugin_runs_tasks_in_an_environment(&env, &slurm);
     tasks_of_an_array_see_one_revision_each_while_others_are_committed(&env, &slurm);
+}
+
+fn a_mount_of_a_job_is_not_joined_by_others_and_ends_with_it(env: &TestEnv, slurm: &Slurm) {
+    let prefix = env.prefix("e");
+    let work = env.work();
+    let at = work.display();
+    let script = format!(
+        "envfs mount e && echo >'{at}/m-ready'; while ! test -e '{at}/m-stop'; do sleep 0.05; done"
+    );
+    let words = ["-s", "-n1", "--job-name=m", "sh", "-c", &script];
+    let job = slurm
+        .command(env, "srun", &words)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("the mount of the job", || work.join("m-ready").exists());
+    assert_eq!(mounts_below(&prefix).len(), 1);
+    env.envfs(&["mount", "--read-only", "e"])
+        .fails(5, &["another job", "envfs run --private"]);
+    let other = |words: &[&str]| slurm.run(env, "srun", &[&["-s", "-n1"][..], words].concat());
+    let activate = ["envfs", "activate", "--shell", "posix", "e"];
+    other(&activate).fails(5, &["another job", "envfs shell --private"]);
+    assert_eq!(other(&["envfs", "run", "e", "tool"]).ok().out, "tool\n");
+    slurm.stop(env, "m", job).ok();
+    // At most a dead mount is left, which the next command replaces.
+    env.envfs(&["mount", "--read-only", "e"]).ok();
+    assert_eq!(mounts_below(&prefix).len(), 1);
+    let read = format!("cat '{}/lib/c.txt'", prefix.display());
+    assert_eq!(env.sh(&read).ok().out, "gamma\n");
+    // That one belongs to no job, so jobs may use it.
+    other(&activate).ok();
+    env.envfs(&["unmount", "e"]).ok();
+    assert!(mounts_below(env.root()).is_empty());
+}
+
+fn the_plugin_runs_tasks_in_an_environment(env: &TestEnv, slurm: &Slurm) {
+    if !slurm.dir.join("spank_envfs.so").exists() {
+        return;
+    }
+    let look = format!("tool; {NAMESPACE}; echo $SLURM_PROCID >&2");
+    let words = ["-s", "-n2", "--envfs=e", "sh", "-c", &look];
+    let done = slurm.run(env, "srun", &words).ok();
+    let mut lines: Vec<&str> = done.out.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines.len(), 4, "{done}");
+    assert!(
+        lines[0].starts_with("mnt:[") && lines[0] == lines[1],
+        "{done}"
+    );
+    assert_eq!(lines[2..], ["tool", "tool"]);
+    let status = slurm.run(env, "srun", &["--envfs=e@1", "sh", "-c", "exit 3"]);
+    assert_eq!(status.code, 3, "{status}");
+    slurm
+        .run(env, "srun", &["--envfs=absent", "true"])
+        .fails(125, &["absent"]);
+    assert_eq!(slurm.run(env, "srun", &["true"]).code, 0);
+    wait_for("the end of all", || supervisors(env).is_empty());
 }
 
 fn jobs_on_one_node_do_not_take_mounts_from_each_other(env: &TestEnv, slurm: &Slurm) {
