@@ -51,10 +51,10 @@ CREATE TABLE link_count (
 CREATE TABLE layer (
     id       INTEGER PRIMARY KEY,
     kind     TEXT    NOT NULL CHECK (kind IN ('upper', 'image')),
-    role     TEXT    NOT NULL CHECK (role IN ('writable', 'frozen', 'retired', 'trash')),
+    role     TEXT    NOT NULL CHECK (role IN ('writable', 'frozen', 'retired', 'trash', 'trial')),
     position INTEGER UNIQUE,
     image    INTEGER REFERENCES image (id),
-    CHECK ((position IS NULL) = (role IN ('retired', 'trash'))),
+    CHECK ((position IS NULL) = (role IN ('retired', 'trash', 'trial'))),
     CHECK ((kind = 'image') = (image IS NOT NULL)),
     CHECK (kind = 'upper' OR role = 'frozen')
 ) STRICT;
@@ -94,7 +94,7 @@ CREATE TABLE operation (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     kind       TEXT    NOT NULL CHECK (kind IN
                ('commit', 'relocate', 'discard', 'discard-paths', 'restore-paths',
-                'rollback', 'checkpoint', 'undo')),
+                'rollback', 'checkpoint', 'keep', 'set-aside', 'undo')),
     undoes     INTEGER,
     shows_same INTEGER NOT NULL CHECK (shows_same IN (0, 1)),
     has_newer  INTEGER NOT NULL CHECK (has_newer IN (0, 1)),
@@ -117,6 +117,27 @@ CREATE TABLE operation_layer (
     CHECK ((layer IS NULL) <> (image IS NULL))
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX operation_layer_by_layer ON operation_layer (layer) WHERE layer IS NOT NULL;
+
+-- Trials (envfs try): the layer that takes the changes of each, and the layers below it. The database
+-- of a trial has a row for itself here, too.
+
+CREATE TABLE trial (
+    layer     INTEGER PRIMARY KEY REFERENCES layer (id) ON DELETE CASCADE,
+    token     TEXT    NOT NULL UNIQUE,
+    head      INTEGER NOT NULL,
+    first_ino INTEGER NOT NULL,
+    end_ino   INTEGER NOT NULL,
+    CHECK (first_ino > 0 AND first_ino < end_ino)
+) STRICT;
+
+CREATE TABLE trial_layer (
+    trial    INTEGER NOT NULL REFERENCES trial (layer) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    layer    INTEGER,
+    image    INTEGER,
+    PRIMARY KEY (trial, position),
+    CHECK ((layer IS NULL) <> (image IS NULL))
+) STRICT, WITHOUT ROWID;
 
 -- Space that a transaction frees for itself when the disk is full.
 CREATE TABLE reserve (

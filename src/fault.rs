@@ -49,6 +49,12 @@ pub const POINTS: &[&str] = &[
     "expose.recorded",
     "expose.renamed",
     "expose.removed",
+    "try.begun",
+    "try.noted",
+    "try.ended",
+    "keep.copied",
+    "keep.flipped",
+    "drop.removed",
 ];
 
 /// The fault that disables every sync of a file, directory, file system or database. With it the

@@ -57,6 +57,7 @@ impl Command {
             | Command::Checkpoint(_)
             | Command::Discard(_)
             | Command::Undo(_)
+            | Command::Trial(_)
             | Command::Rollback(_)
             | Command::Restore(_)
             | Command::Tag(_)
@@ -100,7 +101,7 @@ pub(super) fn check(context: &Context, command: &Command) -> Result<()> {
         return Ok(());
     }
     let refused = |error: CommandError| match command {
-        Command::Run(_) => error.with_code(ExitCode::RunFailed),
+        Command::Run(_) | Command::Trial(_) => error.with_code(ExitCode::RunFailed),
         _ => error,
     };
     let store = context.store().map_err(refused)?;

@@ -79,6 +79,8 @@ pub struct CommandError {
     pub hints: Vec<String>,
     /// The exit status.
     pub code: ExitCode,
+    /// The exit status of a command that was run, which counts instead.
+    pub status: Option<u8>,
 }
 
 /// The result of a command.
@@ -103,6 +105,15 @@ impl CommandError {
             details: Vec::new(),
             hints: Vec::new(),
             code,
+            status: None,
+        }
+    }
+
+    /// Creates an error that only sets the exit status of a command that was run.
+    pub fn of_command(status: u8) -> CommandError {
+        CommandError {
+            status: Some(status),
+            ..CommandError::silent(ExitCode::Failure)
         }
     }
 
@@ -140,6 +151,7 @@ impl From<Failure> for CommandError {
             details: failure.details,
             hints: failure.hints,
             code: failure.kind.into(),
+            status: None,
         }
     }
 }

@@ -26,6 +26,7 @@ mod read_only;
 mod relocation;
 mod revisions;
 mod session;
+mod trial;
 mod verification;
 
 use std::path::PathBuf;
@@ -58,7 +59,7 @@ const EVERYWHERE: &str = "Global options";
     name = "envfs",
     version,
     max_term_width = 100,
-    after_help = "Start here: eval \"$(envfs hook bash)\" (or zsh), envfs create NAME,\nenvfs activate NAME. 'envfs help COMMAND' explains a command.\nExit status: 0 success, 1 failure, 2 usage, 3 not found, 4 conflict, 5 in use,\n6 damaged, 7 no FUSE, 8 no space, 9 daemon, 70 internal error, 130 cancelled;\nrun: the command's own, or 125 to 127."
+    after_help = "Start here: eval \"$(envfs hook bash)\" (or zsh), envfs create NAME,\nenvfs activate NAME. 'envfs help COMMAND' explains a command.\nExit status: 0 success, 1 failure, 2 usage, 3 not found, 4 conflict, 5 in use,\n6 damaged, 7 no FUSE, 8 no space, 9 daemon, 70 internal error, 130 cancelled;\nrun, try: the command's own, or 125 to 127."
 )]
 pub struct Cli {
     /// The store [default: $ENVFS_HOME or ~/.local/share/envfs].
@@ -125,7 +126,7 @@ fn finish(output: &Output, result: Result<(), CommandError>) -> i32 {
         Ok(()) => ExitCode::Success as i32,
         Err(error) => {
             output.error(&error);
-            error.code as i32
+            error.status.map_or(error.code as i32, i32::from)
         }
     }
 }
@@ -137,7 +138,8 @@ fn clap_error(error: clap::Error) -> i32 {
     if !error.use_stderr() {
         return ExitCode::Success as i32;
     }
-    let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+    let command = std::env::args_os().nth(1);
+    let is_run = command.is_some_and(|word| word == "run" || word == "try");
     if is_run {
         ExitCode::RunFailed as i32
     } else {

@@ -9,8 +9,11 @@ mod format;
 mod progress;
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use indicatif::ProgressDrawTarget;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 use super::error::{CommandError, ExitCode, Result};
@@ -255,6 +258,34 @@ impl Output {
         }
     }
 
+    /// Asks the user a question. [`Answer::None`] if the input ends or Ctrl-C is pressed, which
+    /// the caller records (see [`signals::survive_with_child`]).
+    pub fn ask(&self, question: &str) -> Result<Answer> {
+        let failed = |error: io::Error| CommandError::io("cannot ask", &error);
+        let question = shown(question.as_bytes(), self.colors_err);
+        loop {
+            {
+                let mut stderr = io::stderr().lock();
+                let asked = write!(stderr, "{question} [y/n] ").and_then(|()| stderr.flush());
+                asked.map_err(failed)?;
+            }
+            if !wait_for_input().map_err(failed)? {
+                self.print_err("");
+                return Ok(Answer::None);
+            }
+            let mut answer = String::new();
+            if io::stdin().lock().read_line(&mut answer).map_err(failed)? == 0 {
+                self.print_err("");
+                return Ok(Answer::None);
+            }
+            match answer.trim().to_ascii_lowercase().as_str() {
+                "y" | "yes" => return Ok(Answer::Yes),
+                "n" | "no" => return Ok(Answer::No),
+                _ => self.print_err("answer y or n (Ctrl-C to decide later)"),
+            }
+        }
+    }
+
     /// Returns a progress bar and starts handling Ctrl-C: the first one cancels the operation, the
     /// second one ends the process.
     pub fn progress(&self) -> Bar {
@@ -267,6 +298,31 @@ impl Output {
             false => ProgressDrawTarget::hidden(),
         })
     }
+}
+
+/// The answer to a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Yes.
+    Yes,
+    /// No.
+    No,
+    /// The user did not answer.
+    None,
+}
+
+/// Waits for a line of input. Returns false after Ctrl-C.
+fn wait_for_input() -> io::Result<bool> {
+    let stdin = io::stdin();
+    while !signals::was_interrupted() {
+        let mut input = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut input, PollTimeout::from(100_u8)) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
 }
 
 fn paint(text: &str, tone: Tone, colors: Colors) -> String {

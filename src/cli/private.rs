@@ -155,7 +155,7 @@ fn enter(env: &Env, args: &SessionArgs, request: &Request<'_>, how: Mounting) ->
 }
 
 /// Returns what a mount shows if it is a session of this environment.
-fn shown_by(mount: &MountEntry, env: &Env) -> Option<SessionSource> {
+pub(super) fn shown_by(mount: &MountEntry, env: &Env) -> Option<SessionSource> {
     let source = SessionSource::parse(mount.trusted_source()?)?;
     (source.environment == env.target.id).then_some(source)
 }

@@ -15,7 +15,7 @@ use super::error::{CommandError, Result};
 use super::session::{self, Request, SessionArgs};
 use crate::commit::{
     CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Preview,
-    RolledBack, UndoOptions, Undone,
+    RolledBack, TrialDone, TrialRequest, UndoOptions, Undone,
 };
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::protocol::{
@@ -165,6 +165,10 @@ impl Service for Unchanged {
     }
 
     fn checkpoint(&self, _: &CheckpointOptions, _: &dyn Progress) -> Result<Checkpointed, Failure> {
+        refused()
+    }
+
+    fn trial(&self, _: &TrialRequest, _: &dyn Progress) -> Result<TrialDone, Failure> {
         refused()
     }
 

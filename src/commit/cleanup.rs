@@ -8,15 +8,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Result;
 use super::error::Context;
+use super::{Result, trial};
 use crate::environment::Layout;
-use crate::state::{FileIds, ImageRow, LayerId, LayerRole, StackPart, StateDb};
+use crate::state::{FileIds, ImageRow, LayerId, LayerRole, RecordedLayer, StackPart, StateDb};
 use crate::sys::walk;
 
-/// Removes retired layers that no operation refers to, unfinished and unknown images, and layer
-/// directories of rotations that were not committed. Never touches the stack, the trash, an image
-/// of the history, or other file names.
+/// Removes retired layers that no operation refers to, trials that were killed, unfinished and
+/// unknown images, and layer directories of rotations that were not committed. Never touches the
+/// stack, the trash, an image of the history, or other file names.
 ///
 /// Removes nothing while an image of the stack is missing, because the leftovers may be the only
 /// copy, and nothing if the database is older than the files, because it does not know all of them.
@@ -28,6 +28,8 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
         db.skip_ids(beyond)?;
         return Ok(());
     }
+    // Before the layers below them are judged.
+    trial::remove_ended(db, layout);
     if !sweep_retired(db, layout)? {
         return Ok(());
     }
@@ -203,9 +205,11 @@ pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
         return Ok(false);
     }
     let recorded = db.recorded()?;
+    let (below_trials, _) = db.below_trials()?;
     for layer in db.layers()? {
         if layer.role == LayerRole::Retired
             && !recorded.contains(&layer.id)
+            && !below_trials.contains(&RecordedLayer::Upper(layer.id))
             && let Err(e) = remove_layer(db, layout, layer.id)
         {
             tracing::warn!(layer = layer.id.0, "cannot remove a retired layer: {e}");

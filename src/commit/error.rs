@@ -107,6 +107,12 @@ pub enum CommitError {
         /// What to do instead.
         hint: String,
     },
+    /// A trial has ended, or was removed because its command had ended.
+    #[error("the trial has ended already")]
+    NoTrial,
+    /// A trial uses the environment as it is.
+    #[error("a try of this environment is in progress")]
+    Tried,
     /// The current revision has no parent.
     #[error("there is no earlier revision")]
     NoEarlier,

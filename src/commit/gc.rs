@@ -6,9 +6,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::cleanup;
 use super::error::{CommitError, Context, Result};
 use super::workspace::Workspace;
+use super::{cleanup, trial};
 use crate::environment::{AnnouncedRemoval, Layout, NotedSession, SessionNotes};
 use crate::fault;
 use crate::object::Timestamp;
@@ -116,6 +116,9 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
     layout.check_directories()?;
     if let Some(image) = cleanup::missing_image(db, layout)? {
         return Err(CommitError::ImageLost(image));
+    }
+    if !options.dry_run {
+        trial::remove_ended(db, layout);
     }
     let notes = SessionNotes::new(layout.sessions());
     let read_notes = || notes.read().context("read", &layout.sessions());
@@ -231,6 +234,7 @@ impl Garbage {
             .map(|image| (image.id, image.file))
             .collect();
         let mut in_use = Vec::new();
+        let (below_trials, heads) = db.below_trials()?;
         // When the next newer revision was made.
         let mut replaced = i64::MAX;
         for (age, revision) in newest_first.iter().enumerate() {
@@ -239,7 +243,8 @@ impl Garbage {
                 || Some(revision.id) == current
                 || options.current_since.is_some_and(|limit| replaced >= limit)
                 || tagged.contains(&revision.id)
-                || undoable.contains(&revision.id);
+                || undoable.contains(&revision.id)
+                || heads.contains(&revision.id);
             replaced = revision.time;
             let user = files
                 .get(&revision.image)
@@ -270,6 +275,10 @@ impl Garbage {
         let all = newest_first.iter();
         let users = all.map(|one| (one.id, one.image, count(one.image)));
         let users = users.collect();
+        kept_images.extend(below_trials.iter().filter_map(|layer| match layer {
+            RecordedLayer::Image(image) => Some(*image),
+            RecordedLayer::Upper(_) => None,
+        }));
         let mut images = db.images()?;
         images.retain(|image| !kept_images.contains(&image.id));
         let layers = db.layers()?.into_iter();
@@ -280,6 +289,7 @@ impl Garbage {
                 .filter(|_| options.scope == Scope::Everything)
                 .filter(|layer| matches!(layer.role, LayerRole::Trash | LayerRole::Retired))
                 .map(|layer| layer.id)
+                .filter(|layer| !below_trials.contains(&RecordedLayer::Upper(*layer)))
                 .collect(),
             in_use,
             users,

@@ -45,6 +45,7 @@ mod relocate;
 mod repair;
 mod space;
 mod tree;
+mod trial;
 mod undo;
 mod verify;
 mod workspace;
@@ -96,6 +97,7 @@ pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
 pub use space::{Object, Space, Uncommitted, space, uncommitted};
+pub use trial::{TrialDone, TrialOutcome, TrialRequest, TrialStep, is_tried, open_trial, trial};
 pub use undo::{
     CheckpointOptions, Checkpointed, UndoOptions, Undone, checkpoint, checkpoint_soon, undo,
 };

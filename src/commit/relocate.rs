@@ -112,6 +112,10 @@ pub fn relocate(
     if union.has_changes()? {
         return Err(CommitError::Uncommitted);
     }
+    // Its files may contain the old prefix.
+    if super::is_tried(workspace.env().layout()) {
+        return Err(CommitError::Tried);
+    }
     let committed = match plan.edits.is_empty() {
         true => {
             db.set_prefix(&how.prefix)?;

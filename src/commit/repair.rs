@@ -25,6 +25,7 @@ pub fn unexpected_files(layout: &Layout) -> Vec<String> {
         (layout.layers(), true),
         (layout.strays(), false),
         (layout.sessions(), false),
+        (layout.trials(), false),
     ] {
         match fs::metadata(&dir) {
             Ok(meta) if meta.is_dir() => {}
@@ -57,7 +58,7 @@ pub fn newer_files(db: &StateDb, layout: &Layout) -> Result<Vec<PathBuf>> {
 pub fn set_unexpected_aside(layout: &Layout) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let strays = layout.strays();
-    for dir in [&strays, &layout.sessions()] {
+    for dir in [&strays, &layout.sessions(), &layout.trials()] {
         if fs::symlink_metadata(dir).is_ok_and(|meta| !meta.is_dir()) {
             let to = layout.home().join(aside_name(dir));
             fs::rename(dir, &to).context("move aside", dir)?;

@@ -104,6 +104,8 @@ impl Workspace {
         relocate::revert_interrupted(&db, layout)?;
         cleanup::sweep(&db, layout)?;
         let (union, reconciled) = Union::open(db.clone(), paths(layout), &options)?;
+        // Opening may have made a frozen layer writable again, in place of an empty one.
+        cleanup::sweep_retired(&db, layout)?;
         let settings = Settings::from_config(config);
         let patterns: Vec<PathBuf> = config.commit.ignore.iter().map(PathBuf::from).collect();
         let ignore = Exclude::new(&patterns)?;

@@ -16,7 +16,7 @@ use super::protocol::{
 };
 use crate::commit::{
     CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Preview,
-    RolledBack, UndoOptions, Undone,
+    RolledBack, TrialDone, TrialRequest, UndoOptions, Undone,
 };
 use crate::packages::Differences;
 use crate::progress::{NoProgress, Progress};
@@ -258,6 +258,10 @@ impl Service for Client {
         progress: &dyn Progress,
     ) -> Result<Checkpointed, Failure> {
         self.call(&Request::Checkpoint(options.clone()), progress)
+    }
+
+    fn trial(&self, request: &TrialRequest, progress: &dyn Progress) -> Result<TrialDone, Failure> {
+        self.call(&Request::Trial(request.clone()), progress)
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {

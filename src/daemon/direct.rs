@@ -23,6 +23,7 @@ use super::log;
 use super::protocol::{StartReport, Started};
 use super::service::log_reconciled;
 use super::session::{Notes, SessionSpec};
+use super::trial::{TrialSpec, View};
 use crate::commit;
 use crate::environment::{EnvLock, Layout};
 use crate::fuse::session::{Session, SessionError};
@@ -64,6 +65,10 @@ pub(crate) struct DirectMount {
     /// The session, if an image of an environment is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionSpec>,
+    /// The trial, if the state of an environment is mounted with further changes. Then there are no
+    /// images, and the directory for changes has only the database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialSpec>,
 }
 
 /// Starts the daemon of a mount and waits until the mount can be used.
@@ -241,6 +246,21 @@ pub(super) struct Open {
 
 impl Open {
     pub(super) fn new(what: &DirectMount) -> Result<Open, Failure> {
+        if let Some(trial) = &what.trial {
+            let View {
+                union,
+                owners,
+                lost,
+                lock,
+            } = trial.open()?;
+            return Ok(Open {
+                id: String::new(),
+                union: Arc::new(union),
+                owners,
+                lost,
+                _lock: Some(lock),
+            });
+        }
         let Some(upper) = &what.upper else {
             // Nothing will be written. The directory is needed only until all files are open.
             let scratch = tempfile::Builder::new()
@@ -560,6 +580,14 @@ impl DirectMount {
                 subtype: self.subtype.clone(),
                 flags: self.flags,
             },
+        }
+    }
+
+    /// Returns the directory of its changes.
+    pub(super) fn changes(&self) -> Option<Text> {
+        match &self.trial {
+            Some(trial) => Some(trial.changes().into()),
+            None => self.upper.clone(),
         }
     }
 

@@ -257,6 +257,10 @@ impl From<CommitError> for Failure {
             CommitError::NotUndoable { ref hint, .. } => {
                 Failure::of(Kind::Conflict, &error).hint(hint.clone())
             }
+            CommitError::NoTrial => Failure::of(Kind::NotFound, &error),
+            CommitError::Tried => {
+                Failure::of(Kind::Busy, &error).hint("wait until it has ended (envfs ps lists it)")
+            }
             CommitError::NoRevision(_) | CommitError::NoEarlier => {
                 Failure::of(Kind::NotFound, &error).hint("envfs log shows all revisions")
             }

@@ -8,6 +8,7 @@
 //! - [`protocol`]: the messages, one JSON object per line
 //! - [`direct`]: mounts without a store: images, and a directory for changes
 //! - [`session`]: mounts of a committed revision, beside the writable mount
+//! - [`trial`]: mounts of the current state with further changes, which are kept or dropped
 //! - [`private`]: mounts in namespaces of their own, which commands enter
 //! - [`server`] and [`client`]: the two ends of the control socket
 //! - [`service`]: the operations on an open environment
@@ -43,6 +44,7 @@ pub(crate) mod service;
 pub(crate) mod session;
 mod start_lock;
 pub(crate) mod stats;
+pub(crate) mod trial;
 
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::Failure;
 use crate::commit::{
     CheckpointOptions, Checkpointed, Collected, CommitOptions, Committed, GcOptions, Ignored,
-    Preview, RolledBack, UndoOptions, Undone,
+    Preview, RolledBack, TrialDone, TrialRequest, UndoOptions, Undone,
 };
 use crate::environment::{HomeId, Layout};
 use crate::packages::{Differences, PackageChanges};
@@ -99,6 +99,8 @@ pub enum Request {
     Undo(UndoOptions),
     /// Freezes the changes made so far.
     Checkpoint(CheckpointOptions),
+    /// Begins or ends a trial.
+    Trial(TrialRequest),
     /// Sets or deletes a tag.
     Tag(TagOptions),
     /// Removes old revisions and data that is no longer needed.
@@ -321,6 +323,9 @@ pub trait Service: Send + Sync {
         options: &CheckpointOptions,
         progress: &dyn Progress,
     ) -> Result<Checkpointed, Failure>;
+
+    /// Begins or ends a trial.
+    fn trial(&self, request: &TrialRequest, progress: &dyn Progress) -> Result<TrialDone, Failure>;
 
     /// Sets or deletes a tag.
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure>;

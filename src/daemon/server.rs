@@ -328,6 +328,7 @@ fn handle(
         | Request::Restore(_)
         | Request::Undo(_)
         | Request::Checkpoint(_)
+        | Request::Trial(_)
         | Request::Tag(_)
         | Request::Gc(_) => {
             let peer = peer.clone();
@@ -414,6 +415,7 @@ fn answer(
         Request::Restore(from) => value(&service.restore(from, progress)?),
         Request::Undo(options) => value(&service.undo(options, progress)?),
         Request::Checkpoint(options) => value(&service.checkpoint(options, progress)?),
+        Request::Trial(step) => value(&service.trial(step, progress)?),
         Request::Tag(options) => value(&service.tag(options, progress)?),
         Request::Gc(options) => value(&service.gc(*options, progress)?),
         Request::Unmount { lazy } => {

@@ -19,7 +19,7 @@ use super::protocol::{
 use super::runtime::RuntimeDir;
 use crate::commit::{
     self, CheckpointOptions, Checkpointed, Chosen, CommitError, CommitOptions, Committed, Ignored,
-    QUIET, RolledBack, Syncing, UndoOptions, Undone, Workspace,
+    QUIET, RolledBack, Syncing, TrialDone, TrialRequest, UndoOptions, Undone, Workspace,
 };
 use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
 use crate::fuse::session::{Invalidator, Session};
@@ -590,6 +590,14 @@ impl Service for Local {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
         Ok(commit::checkpoint(&self.workspace, options)?)
+    }
+
+    fn trial(&self, request: &TrialRequest, progress: &dyn Progress) -> Result<TrialDone, Failure> {
+        let _guard = self.lock_operations(progress)?;
+        self.flush_mount(progress)?;
+        let done = commit::trial(&self.workspace, request)?;
+        self.invalidate(&done.stale);
+        Ok(done)
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {

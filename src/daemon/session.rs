@@ -370,6 +370,7 @@ pub(crate) fn direct_mount(
             idle_seconds: wanted.idle.map(|idle| idle.as_secs()),
             is_private: false,
         }),
+        trial: None,
     })
 }
 

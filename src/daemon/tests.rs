@@ -18,7 +18,7 @@ use super::server::{Control, Server};
 use super::service::Local;
 use crate::commit::{
     self, CheckpointOptions, Checkpointed, Collected, CommitError, CommitOptions, Committed,
-    GcOptions, Phases, RolledBack, UndoOptions, Undone, Way,
+    GcOptions, Phases, RolledBack, TrialDone, TrialRequest, UndoOptions, Undone, Way,
 };
 use crate::environment::{Config, EnvName, Layout, Store};
 use crate::fuse::session::{Session, tests::Hello};
@@ -152,6 +152,10 @@ impl Service for Fake {
             operation: OperationId(3),
             has_changes: true,
         })
+    }
+
+    fn trial(&self, _: &TrialRequest, _: &dyn Progress) -> Result<TrialDone, Failure> {
+        Err(Failure::new(Kind::Internal, "not used"))
     }
 
     fn tag(&self, options: &TagOptions, progress: &dyn Progress) -> Result<(), Failure> {

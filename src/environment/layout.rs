@@ -16,6 +16,8 @@
 //!     lock.lease              the lock itself where flock does not work
 //!     daemon.log              and daemon.log.old, the previous one
 //!     in-place                where the original of an import in place is kept
+//!     trials/TOKEN/           a trial (envfs try) in progress: the lock of its command
+//!     trials/TOKEN/session    its database, lock and log, as of a home; its files are in layers/
 //!     sessions/               notes of read-only and ephemeral sessions, see docs/sessions.md
 //!     launchers               the directories with launchers, see docs/launchers.md
 //!     profile                 the blocks and files read first after a mount; a hint
@@ -126,7 +128,13 @@ impl Layout {
     /// Fails if a directory of the home is something else, such as a symbolic link that leads out
     /// of it: files are read, written and removed through these paths.
     pub fn check_directories(&self) -> Result<()> {
-        for dir in [self.images(), self.layers(), self.strays(), self.sessions()] {
+        for dir in [
+            self.images(),
+            self.layers(),
+            self.strays(),
+            self.sessions(),
+            self.trials(),
+        ] {
             match regular::open_dir(&dir) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 opened => drop(opened.context(&dir, "open the directory")?),
@@ -188,6 +196,21 @@ impl Layout {
     /// Returns the directory of the notes of sessions, which need not exist.
     pub fn sessions(&self) -> PathBuf {
         self.home.join("sessions")
+    }
+
+    /// Returns the directory of trials, which need not exist.
+    pub fn trials(&self) -> PathBuf {
+        self.home.join("trials")
+    }
+
+    /// Returns the directory of one trial, which has the lock of the command that made it.
+    pub fn trial(&self, token: &str) -> Layout {
+        Layout::new(self.trials().join(token))
+    }
+
+    /// Returns the directory of the session in the directory of a trial.
+    pub fn session_of_trial(&self) -> Layout {
+        Layout::new(self.home.join("session"))
     }
 
     /// Returns the file that is locked.

@@ -45,6 +45,8 @@ pub enum SessionKind {
     ReadOnly,
     /// A committed revision, and changes that are dropped at the end.
     Ephemeral,
+    /// The current revision and its changes, and further ones that are kept or dropped at the end.
+    Try,
 }
 
 impl SessionKind {
@@ -54,6 +56,7 @@ impl SessionKind {
             SessionKind::Writable => "writable",
             SessionKind::ReadOnly => "read-only",
             SessionKind::Ephemeral => "ephemeral",
+            SessionKind::Try => "try",
         }
     }
 }

@@ -73,6 +73,7 @@ impl StateDb {
         note(self.revisions().map(drop));
         note(self.tags().map(drop));
         note(self.operations().map(drop));
+        note(self.trials().map(drop));
         note(self.stack().map(drop));
         match self.images() {
             Ok(images) => images.iter().for_each(|image| {

@@ -16,8 +16,15 @@ impl StateDb {
     /// Reserved ids that are not used are skipped. The counter is committed before any row that
     /// uses an id, so it is durable before them.
     pub fn reserve_inos(&self, count: u64) -> Result<Range<u64>> {
-        self.write("reserve object ids", |conn| {
-            self.take(conn, "ino", count, "reserve object ids")
+        const DOING: &str = "reserve object ids";
+        self.write(DOING, |conn| {
+            let taken = self.take(conn, "ino", count, DOING)?;
+            match self.end_of_trial_in(conn, DOING)? {
+                Some(end) if taken.end > end => {
+                    Err(self.conflict(DOING, "the trial has used all of its ids"))
+                }
+                _ => Ok(taken),
+            }
         })
     }
 
@@ -66,7 +73,7 @@ impl StateDb {
         Ok(LayerId(self.take(conn, "layer", 1, doing)?.start as i64))
     }
 
-    fn take(
+    pub(super) fn take(
         &self,
         conn: &Connection,
         name: &'static str,
@@ -109,7 +116,7 @@ fn counter(conn: &Connection, name: &str) -> rusqlite::Result<Option<u64>> {
         .optional()
 }
 
-fn set_counter(conn: &Connection, name: &str, next: u64) -> rusqlite::Result<()> {
+pub(super) fn set_counter(conn: &Connection, name: &str, next: u64) -> rusqlite::Result<()> {
     conn.prepare_cached("INSERT OR REPLACE INTO counter (name, next) VALUES (?1, ?2)")?
         .execute(params![name, next as i64])?;
     Ok(())

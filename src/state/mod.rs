@@ -35,6 +35,7 @@ mod split;
 mod stack;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod undo;
 mod valid;
 
@@ -62,6 +63,7 @@ pub use publish::{CommitPlace, InitEnvironment, Initialised, PublishCommit, Roll
 pub use read_only::LockState;
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{Layer, LayerId, LayerRole, StackLayer, StackPart};
+pub use trial::{Trial, TrialEnd};
 pub use undo::{NotUndoable, UndoPlan};
 
 /// The page size of new databases, in bytes: a unit that disks write atomically.

@@ -50,6 +50,10 @@ pub enum OperationKind {
     Rollback,
     /// The writable layer was frozen.
     Checkpoint,
+    /// The changes of a trial were kept.
+    Keep,
+    /// The changes of a trial went to the trash, since they could not be kept, or nobody decided.
+    SetAside,
     /// Another operation was taken back.
     Undo,
 }
@@ -65,6 +69,8 @@ impl OperationKind {
             OperationKind::RestorePaths => "restore-paths",
             OperationKind::Rollback => "rollback",
             OperationKind::Checkpoint => "checkpoint",
+            OperationKind::Keep => "keep",
+            OperationKind::SetAside => "set-aside",
             OperationKind::Undo => "undo",
         }
     }
@@ -78,6 +84,8 @@ impl OperationKind {
             "restore-paths" => OperationKind::RestorePaths,
             "rollback" => OperationKind::Rollback,
             "checkpoint" => OperationKind::Checkpoint,
+            "keep" => OperationKind::Keep,
+            "set-aside" => OperationKind::SetAside,
             "undo" => OperationKind::Undo,
             _ => return None,
         })
@@ -91,6 +99,16 @@ pub enum RecordedLayer {
     Upper(LayerId),
     /// An image.
     Image(ImageId),
+}
+
+impl RecordedLayer {
+    /// Returns the values of the columns `layer` and `image`.
+    pub(super) fn columns(self) -> (Option<i64>, Option<i64>) {
+        match self {
+            RecordedLayer::Upper(layer) => (Some(layer.0), None),
+            RecordedLayer::Image(image) => (None, Some(image.0)),
+        }
+    }
 }
 
 /// An operation of the log.
@@ -161,11 +179,12 @@ impl StateDb {
         Ok(rows.into_iter().collect())
     }
 
-    /// Returns true if an operation refers to a layer, so that it must not change.
+    /// Returns true if an operation or a trial refers to a layer, so that it must not change.
     pub fn is_recorded(&self, layer: LayerId) -> Result<bool> {
         const DOING: &str = "read the layers of operations";
         self.read(DOING, |conn| {
-            is_recorded_in(conn, layer).map_err(|e| self.sql(DOING, e))
+            let is_recorded = is_recorded_in(conn, layer).map_err(|e| self.sql(DOING, e))?;
+            Ok(is_recorded || self.is_below_trial_in(conn, layer, DOING)?)
         })
     }
 
@@ -348,10 +367,7 @@ impl StateDb {
         let id = OperationId(conn.last_insert_rowid());
         for (side, layers) in [("before", new.before), ("after", new.after)] {
             for (position, layer) in layers.iter().enumerate() {
-                let (upper, image) = match layer {
-                    RecordedLayer::Upper(layer) => (Some(layer.0), None),
-                    RecordedLayer::Image(image) => (None, Some(image.0)),
-                };
+                let (upper, image) = layer.columns();
                 conn.prepare_cached("INSERT INTO operation_layer VALUES (?1,?2,?3,?4,?5)")
                     .and_then(|mut statement| {
                         statement.execute(params![id.0, side, position as i64, upper, image])

@@ -38,6 +38,9 @@ pub enum LayerRole {
     Retired,
     /// It was discarded, and is kept until gc.
     Trash,
+    /// It takes the changes of a trial, which are kept or dropped when that ends. Its rows are in
+    /// the database of the trial.
+    Trial,
 }
 
 impl LayerRole {
@@ -47,6 +50,7 @@ impl LayerRole {
             LayerRole::Frozen => "frozen",
             LayerRole::Retired => "retired",
             LayerRole::Trash => "trash",
+            LayerRole::Trial => "trial",
         }
     }
 
@@ -56,6 +60,7 @@ impl LayerRole {
             "frozen" => LayerRole::Frozen,
             "retired" => LayerRole::Retired,
             "trash" => LayerRole::Trash,
+            "trial" => LayerRole::Trial,
             _ => return None,
         })
     }

@@ -59,8 +59,10 @@ impl StateDb {
         self.read_rows(DOING, |conn| {
             let stack = recorded_of(&self.stack_in(conn, DOING)?);
             match self.operations_in(conn, DOING)?.last() {
-                Some(last) => self.is_empty_checkpoint(conn, last, &stack, DOING),
-                None => Ok(false),
+                Some(last) if last.kind == OperationKind::Checkpoint => {
+                    self.changed_nothing(conn, last, &stack, DOING)
+                }
+                _ => Ok(false),
             }
         })
     }
@@ -133,7 +135,7 @@ impl StateDb {
     }
 
     /// Puts recorded layers back into the stack, without a position yet. Returns them in order.
-    fn place_recorded(
+    pub(super) fn place_recorded(
         &self,
         conn: &Connection,
         stack: &[StackLayer],
@@ -181,9 +183,8 @@ impl StateDb {
             };
             match wanted {
                 Some(id) if operation.id == id => break operation,
-                // Operations between change nothing only if they are empty checkpoints.
-                Some(_) => is_last &= self.is_empty_checkpoint(conn, &operation, &stack, doing)?,
-                None if self.is_empty_checkpoint(conn, &operation, &stack, doing)? => {}
+                Some(_) => is_last &= self.changed_nothing(conn, &operation, &stack, doing)?,
+                None if self.changed_nothing(conn, &operation, &stack, doing)? => {}
                 None => break operation,
             }
         };
@@ -225,14 +226,18 @@ impl StateDb {
         }))
     }
 
-    /// Returns true if an operation is a checkpoint since which nothing has changed.
-    fn is_empty_checkpoint(
+    /// Returns true if an operation has not changed the view and does not stand in the way of those
+    /// before it: it set a trial aside, or is a checkpoint since which nothing has changed.
+    fn changed_nothing(
         &self,
         conn: &Connection,
         operation: &Operation,
         stack: &[RecordedLayer],
         doing: &'static str,
     ) -> Result<bool> {
+        if operation.kind == OperationKind::SetAside {
+            return Ok(true);
+        }
         let above = stack.strip_suffix(operation.after.as_slice());
         let Some(above) = above.filter(|_| operation.kind == OperationKind::Checkpoint) else {
             return Ok(false);

@@ -36,6 +36,15 @@ pub(super) fn name(name: &[u8]) -> Result<(), String> {
     }
 }
 
+/// Checks the token of a trial, which names a directory.
+pub(super) fn token(token: &str) -> Result<(), String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    match token.len() {
+        1..=MAX_UUID if token.chars().all(is_plain) => Ok(()),
+        _ => Err("token".to_owned()),
+    }
+}
+
 /// Checks the id of an object: positive as SQLite stores it, and not the largest.
 pub(super) fn object(ino: Ino) -> Result<(), String> {
     if (1..i64::MAX as u64).contains(&ino.0) {

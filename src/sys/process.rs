@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -122,6 +122,23 @@ impl ProcessHandle {
         let fd = Errno::result(fd)?;
         // SAFETY: the descriptor is new, so nothing else owns it.
         Ok(ProcessHandle(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Asks the process to end, with SIGTERM.
+    pub fn terminate(&self) -> io::Result<()> {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: the call takes numbers, an open descriptor and no pointer.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                libc::SIGTERM,
+                none,
+                0,
+            )
+        };
+        Errno::result(sent)?;
+        Ok(())
     }
 
     /// Waits until the process has ended and all its files are closed; false after `timeout`.

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
@@ -75,4 +75,45 @@ pub fn survive_interrupts() -> io::Result<()> {
 /// Returns whether Ctrl-C was pressed since [`record_interrupts`].
 pub fn was_interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
+}
+
+static CHILD: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn pass_on(signal: nix::libc::c_int) {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+    let child = CHILD.load(Ordering::SeqCst);
+    // A terminal sends the others to the child, too.
+    if child > 0 && matches!(signal, nix::libc::SIGTERM | nix::libc::SIGHUP) {
+        // SAFETY: the call takes two numbers, and is allowed in a handler.
+        unsafe { nix::libc::kill(child, signal) };
+    }
+}
+
+/// From now on this process survives the signals that end a command: it passes SIGTERM and SIGHUP
+/// on to the process of [`pass_on_to`], and records all of them for [`was_interrupted`].
+pub fn survive_with_child() -> io::Result<()> {
+    let handler = SigHandler::Handler(pass_on);
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+    ] {
+        // SAFETY: the handler only uses atomics and kill, which are allowed in a handler.
+        let before = unsafe { sigaction(signal, &action) }?;
+        if matches!(before.handler(), SigHandler::SigIgn) {
+            // The caller ignores the signal, so children must too.
+            // SAFETY: no handler is installed.
+            unsafe { sigaction(signal, &before) }?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the process that signals are passed on to; `None` if it has ended. Forgets earlier signals.
+pub fn pass_on_to(child: Option<u32>) {
+    let child = child.and_then(|child| i32::try_from(child).ok());
+    CHILD.store(child.unwrap_or(0), Ordering::SeqCst);
+    INTERRUPTED.store(false, Ordering::SeqCst);
 }

@@ -25,6 +25,9 @@ pub enum DiscardMode {
     Always,
     /// Do nothing.
     IfUnchanged,
+    /// Do nothing if the writable layer has any row, even if that is no change. Frozen layers do
+    /// not count.
+    IfEmpty,
 }
 
 /// Something that the kernel may have cached and that changed without a request of the kernel.
@@ -201,8 +204,8 @@ impl Union {
     /// the new writable layer. Returns what `publish` returned and what the kernel must forget,
     /// without the differences between the images.
     ///
-    /// Returns `None` if there are changes and the mode is [`DiscardMode::IfUnchanged`]. This check
-    /// includes changes that were made after an earlier check by the caller.
+    /// Returns `None` if there are changes and the mode does not allow that. This check includes
+    /// changes that were made after an earlier check by the caller.
     pub fn discard_uppers<T>(
         &self,
         lower: Arc<LowerStack>,
@@ -219,6 +222,9 @@ impl Union {
             if Draft::of(&*state, &base)?.has_any(&*state, &base)? {
                 return Ok(None);
             }
+        }
+        if mode == DiscardMode::IfEmpty && !state.delta.is_empty() {
+            return Ok(None);
         }
         let (fresh, upper) = self.new_upper()?;
         let mut others = state.frozen_dirs();

@@ -6,7 +6,7 @@ mod advice;
 mod conda;
 mod fish;
 mod manners;
-mod terminal;
+pub(crate) mod terminal;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -309,6 +309,7 @@ fn positionals(command: &str) -> &'static [Word] {
         "rollback" => &[Word::Name, Word::Revision, Word::New],
         "tag" => &[Word::Name, Word::Tag, Word::Revision, Word::New],
         "run" => &[Word::NameRevision, Word::Program, Word::File],
+        "try" => &[Word::Name, Word::Program, Word::File],
         "expose" => &[Word::NameRevision, Word::File, Word::Program],
         "export" | "relocate" => &[Word::Name, Word::File],
         "import" => &[Word::File, Word::New],
@@ -329,6 +330,7 @@ fn candidates(index: usize, words: &[String], source: &dyn Source) -> Vec<String
         .unwrap_or_default()
         .iter();
     let mut is_verbatim = false;
+    let active = source.active();
     while let Some(word) = before.next() {
         let is_program = command.get_name() == "run" && given.len() > 1;
         if is_verbatim || is_program || !word.starts_with('-') {
@@ -342,6 +344,10 @@ fn candidates(index: usize, words: &[String], source: &dyn Source) -> Vec<String
             }
         } else if word == "--" {
             is_verbatim = true;
+            if command.get_name() == "try" && given.is_empty() {
+                // The program of the active environment follows.
+                given.extend(active.as_deref());
+            }
         } else if let Some(option) = option(command, word).filter(|option| {
             option.get_action().takes_values() && !word.contains('=') && is_whole(word)
         }) && before.next().is_none()
@@ -609,6 +615,15 @@ mod tests {
         assert!(complete("envfs hook ").contains(&String::from("fish")));
         assert!(complete("envfs completions ").contains(&String::from("zsh")));
         assert_eq!(complete("envfs activate x --shell f"), ["fish"]);
+    }
+
+    #[test]
+    fn programs_of_a_try_are_completed() {
+        assert_eq!(complete("envfs try w"), ["web"]);
+        assert_eq!(complete("envfs try web -- n"), ["node", "npm"]);
+        assert_eq!(complete_in(Some("web"), "envfs try -- n"), ["node", "npm"]);
+        assert_eq!(complete("envfs try web -- node "), ["//files"]);
+        assert!(complete("envfs try --ke").contains(&String::from("--keep-on-success")));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use similar::TextDiff;
 
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
-use crate::cli::output::{self, Tone};
+use crate::cli::output::{self, Output, Tone};
 use crate::cli::{backend, packages, revisions};
 use crate::commit::OpenRevision;
 use crate::daemon::protocol::{Selection, Since};
@@ -302,8 +302,13 @@ fn from(change: &Change) -> Option<&[u8]> {
 
 /// Prints a change as a line.
 pub(super) fn show(context: &Context, change: &Change) -> Result<()> {
+    context.output.line(line(&context.output, change))
+}
+
+/// Returns the line for a change.
+pub(super) fn line(output: &Output, change: &Change) -> String {
     let letter = change.what.letter().to_string();
-    let letter = context.output.tone(&letter, tone(change));
+    let letter = output.tone(&letter, tone(change));
     let from = from(change).map_or_else(String::new, |from| {
         format!("{} -> ", quoted(OsStr::from_bytes(from)))
     });
@@ -312,7 +317,7 @@ pub(super) fn show(context: &Context, change: &Change) -> Result<()> {
         path.push(b'/');
     }
     let path = quoted(OsStr::from_bytes(&path));
-    context.output.line(format!("{letter} {from}{path}"))
+    format!("{letter} {from}{path}")
 }
 
 fn compare(context: &Context, contents: &mut Contents<'_>, change: &Change) -> Result<()> {

@@ -47,6 +47,7 @@ pub(super) mod stats;
 pub(super) mod status;
 pub(super) mod subshell;
 pub(super) mod tag;
+pub(super) mod trial;
 pub(super) mod undo;
 pub(super) mod unmount;
 pub(super) mod verify;
@@ -72,6 +73,9 @@ pub enum Command {
     #[command(name = "shell")]
     #[allow(missing_docs)]
     Subshell(subshell::Args),
+    #[command(name = "try")]
+    #[allow(missing_docs)]
+    Trial(trial::Args),
     #[allow(missing_docs)]
     Expose(expose::Args),
     #[allow(missing_docs)]
@@ -172,6 +176,7 @@ impl Command {
             Command::Expose(args) => args.run(context),
             Command::Env(args) => args.run(context),
             Command::Modulefile(args) => args.run(context),
+            Command::Trial(args) => args.run(context),
             Command::Mount(args) => args.run(context),
             Command::Unmount(args) => args.run(context),
             Command::List(args) => args.run(context),

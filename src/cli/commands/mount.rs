@@ -257,6 +257,7 @@ impl Args {
             allow_other: options.allow_other || process::user_id() == 0,
             fakeroot: options.fakeroot,
             session: None,
+            trial: None,
         };
         if !what.has_mount_point() {
             return Err(CommandError::usage(format!(

@@ -25,9 +25,9 @@ const SHOWN: usize = 10;
 
 /// List sessions: where environments are in use, by which hosts and processes.
 ///
-/// Shows the writable mount, and read-only and ephemeral sessions on this host and, as far as they
-/// left a note, on others. CHANGES are the bytes that a session has written. Processes of other
-/// users are visible to root only.
+/// Shows the writable mount, and read-only, ephemeral and try sessions on this host and, as far
+/// as they left a note, on others. CHANGES are the bytes that a session has written. Processes of
+/// other users are visible to root only.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs ps\n  envfs ps science\n  envfs ps --json | jq -r '.[].pid'"
@@ -270,5 +270,8 @@ fn users_of(entry: &MountEntry) -> Vec<Holder> {
 /// Returns the bytes of the changes of a session, or `None` if it has no directory for them.
 fn changed_bytes(note: &SessionNote) -> Option<u64> {
     let upper = note.upper.as_ref()?;
-    Some(walk::content_size(&Layout::new(upper.as_path()).layers()))
+    Some(walk::content_size(&match note.kind {
+        SessionKind::Try => upper.as_path().to_path_buf(),
+        _ => Layout::new(upper.as_path()).layers(),
+    }))
 }

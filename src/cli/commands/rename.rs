@@ -5,6 +5,7 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::launchers;
+use crate::commit;
 use crate::daemon::failure::Kind;
 use crate::daemon::lifecycle::State;
 use crate::daemon::service::LOCK_TIMEOUT;
@@ -38,6 +39,9 @@ impl Args {
             );
         }
         let lock = EnvLock::lock(env.environment.layout(), "rename", LOCK_TIMEOUT)?;
+        if commit::is_tried(env.environment.layout()) {
+            return Err(commit::CommitError::Tried.into());
+        }
         let old = env.name().to_owned();
         env.environment.rename(&new, &lock)?;
         drop(lock);

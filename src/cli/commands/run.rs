@@ -14,6 +14,7 @@ use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::private::{self, Mounting};
 use crate::cli::program;
 use crate::cli::session::{self, DefaultSessionArgs, Entered};
+use crate::cli::trial;
 use crate::daemon::failure::Kind;
 use crate::shell::Shell;
 use crate::shell::plan::{Nesting, SYSTEM_PATH, Script, Variables};
@@ -57,6 +58,9 @@ pub struct Args {
     /// Mount the environment so that only the command and its children see it.
     #[arg(long)]
     private: bool,
+    /// Enter the session of this trial.
+    #[arg(long, hide = true, value_name = "TOKEN")]
+    trial: Option<String>,
     #[command(flatten)]
     session: DefaultSessionArgs,
     /// Environment, or a revision of it as NAME@REV.
@@ -95,6 +99,7 @@ impl Args {
             clean_env: false,
             no_scripts: false,
             private,
+            trial: None,
             session,
             name,
             command: vec![program],
@@ -146,12 +151,17 @@ impl Args {
         variables
             .entry("PATH".into())
             .or_insert_with(|| SYSTEM_PATH.into());
-        let args = self.session.resolve(context, Some(&self.name))?;
-        let how = match self.private {
-            true => Mounting::Private,
-            false => Mounting::choose(),
+        let entered = match &self.trial {
+            Some(token) => trial::enter(context, &self.name, token)?,
+            None => {
+                let args = self.session.resolve(context, Some(&self.name))?;
+                let how = match self.private {
+                    true => Mounting::Private,
+                    false => Mounting::choose(),
+                };
+                private::enter_or_mount(context, &self.name, &args, how)?
+            }
         };
-        let entered = private::enter_or_mount(context, &self.name, &args, how)?;
         let scripts = match self.no_scripts {
             true => Scripts::Skip,
             false => Scripts::Source,

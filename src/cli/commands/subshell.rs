@@ -44,8 +44,13 @@ impl Args {
             CommandError::usage("no environment given and none is active")
                 .hint("give its name (envfs list shows them): envfs shell NAME")
         })?;
-        let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
-        let shell = shell.unwrap_or_else(|| OsString::from(DEFAULT));
+        let shell = user_shell();
         run::Args::of(name, self.private, self.session.clone(), shell).run(context)
     }
+}
+
+/// Returns the shell of the user.
+pub(super) fn user_shell() -> OsString {
+    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
+    shell.unwrap_or_else(|| OsString::from(DEFAULT))
 }

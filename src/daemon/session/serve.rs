@@ -90,7 +90,7 @@ impl SessionSpec {
             pid_namespace: process::pid_namespace(),
             user: process::user_id(),
             since: Timestamp::now().secs,
-            upper: what.upper.clone(),
+            upper: what.changes(),
             ends_with: self.ends_with,
             is_private: self.is_private,
         }

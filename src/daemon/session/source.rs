@@ -21,9 +21,13 @@ impl SessionSource {
     /// Parses the source of a mount. Returns `None` if it is not a session.
     pub(crate) fn parse(source: &str) -> Option<SessionSource> {
         let (word, rest) = source.split_once(':')?;
-        let kind = [SessionKind::ReadOnly, SessionKind::Ephemeral]
-            .into_iter()
-            .find(|kind| word.strip_prefix("envfs-") == Some(kind.word()))?;
+        let kind = [
+            SessionKind::ReadOnly,
+            SessionKind::Ephemeral,
+            SessionKind::Try,
+        ]
+        .into_iter()
+        .find(|kind| word.strip_prefix("envfs-") == Some(kind.word()))?;
         let (place, environment) = rest.split_once(':')?;
         let (name, revision) = place.split_once('@')?;
         Some(SessionSource {
@@ -55,7 +59,11 @@ mod tests {
 
     #[test]
     fn a_source_names_the_session_and_no_other_mount_is_one() {
-        for kind in [SessionKind::ReadOnly, SessionKind::Ephemeral] {
+        for kind in [
+            SessionKind::ReadOnly,
+            SessionKind::Ephemeral,
+            SessionKind::Try,
+        ] {
             let source = SessionSource {
                 kind,
                 name: String::from("a.b-c"),

@@ -48,7 +48,7 @@ pub use revisions::Difference;
 pub(crate) use revisions::between;
 pub use summary::{Summary, Tally};
 pub(super) use tree::{Counted, Tree};
-pub(super) use view::{View, rows_of};
+pub(super) use view::{TopLayer, View, rows_of};
 
 /// A name in a directory.
 pub(crate) type Entry = (Ino, Box<[u8]>);
@@ -149,6 +149,16 @@ impl Union {
     pub(crate) fn changes_and_base(&self) -> Result<(Vec<Change>, std::sync::Arc<LowerStack>)> {
         let (draft, base) = self.draft()?;
         Ok((draft.resolve(self, &base)?, base))
+    }
+
+    /// Lists the changes of the writable layer alone, ordered by path, with the view below it.
+    pub(crate) fn top_changes(&self) -> Result<(Vec<Change>, std::sync::Arc<LowerStack>)> {
+        let (draft, below) = {
+            let state = self.read();
+            let below = state.lower.clone();
+            (Draft::of(&TopLayer(&state), &below)?, below)
+        };
+        Ok((draft.resolve(self, &below)?, below))
     }
 
     /// Returns true if there are uncommitted changes.

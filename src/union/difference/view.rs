@@ -174,6 +174,54 @@ impl View for State {
     }
 }
 
+/// A view that is compared with the layers below its writable one, frozen ones included.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::union) struct TopLayer<'a>(pub(in crate::union) &'a State);
+
+impl Content for TopLayer<'_> {
+    fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
+        self.0.read(ino, offset, len)
+    }
+
+    fn next_data(&self, ino: Ino, offset: u64) -> Result<Option<u64>> {
+        self.0.next_data(ino, offset)
+    }
+}
+
+impl View for TopLayer<'_> {
+    fn deltas(&self) -> Vec<&Delta> {
+        vec![&self.0.delta]
+    }
+
+    fn lower(&self) -> &LowerStack {
+        &self.0.lower
+    }
+
+    fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        State::lookup(self.0, dir, name)
+    }
+
+    fn parent(&self, dir: Ino) -> Result<Option<Entry>> {
+        State::parent(self.0, dir)
+    }
+
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        State::attr(self.0, ino)
+    }
+
+    fn read_link(&self, ino: Ino) -> Result<Box<[u8]>> {
+        View::read_link(self.0, ino)
+    }
+
+    fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
+        View::xattrs(self.0, ino)
+    }
+
+    fn place(&self, ino: Ino) -> Result<Option<Entry>> {
+        View::place(self.0, ino)
+    }
+}
+
 impl Content for LowerStack {
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Box<dyn Bytes>> {
         LowerStack::read(self, ino, offset, len)

@@ -224,6 +224,7 @@ fn options_named_in_messages_and_documents_exist() {
                 let own = match Path::new(&place).file_stem().unwrap().to_str().unwrap() {
                     "subshell" => "shell",
                     "log_all" => "log",
+                    "trial" => "try",
                     name => name,
                 };
                 let owners: Vec<&str> = match known {

@@ -59,11 +59,14 @@ mod stats;
 mod status;
 mod tag;
 mod timers;
+mod trial;
 mod undo;
 mod unmount;
 mod unresponsive;
 mod venv;
 mod verify;
+
+pub(crate) use private::is_possible as is_private_possible;
 
 use std::fs;
 

@@ -19,7 +19,7 @@ use crate::support::{
 pub(super) const RUN: [&str; 4] = ["run", "--private", "--read-only", "e"];
 
 /// Returns whether the kernel lets this user have private sessions; reports a skip if not.
-pub(super) fn is_possible(env: &TestEnv) -> bool {
+pub(crate) fn is_possible(env: &TestEnv) -> bool {
     if env.user().is_root() {
         return true;
     }

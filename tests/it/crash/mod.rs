@@ -5,6 +5,7 @@
 
 mod in_place;
 mod relocate;
+mod trial;
 
 use std::fs;
 use std::path::Path;
@@ -49,6 +50,9 @@ fn every_fault_point_belongs_to_a_tested_operation() {
             "undo",
             "checkpoint",
             "expose",
+            "try",
+            "keep",
+            "drop",
         ];
         assert!(tested.contains(&operation), "{point}");
     }

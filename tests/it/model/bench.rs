@@ -21,6 +21,8 @@ pub(super) const BLOCK: usize = 4096;
 pub(super) struct Bench {
     dir: tempfile::TempDir,
     workspace: Option<Arc<Workspace>>,
+    /// The view of a trial in progress, which stands for that of the environment.
+    pub(super) trial: Option<Union>,
 }
 
 fn name() -> EnvName {
@@ -290,6 +292,7 @@ impl Bench {
         let mut bench = Bench {
             dir,
             workspace: None,
+            trial: None,
         };
         assert!(bench.open().is_empty());
         bench
@@ -305,6 +308,7 @@ impl Bench {
         let mut bench = Bench {
             dir,
             workspace: None,
+            trial: None,
         };
         assert!(bench.open().is_empty());
         bench
@@ -319,6 +323,7 @@ impl Bench {
         let mut bench = Bench {
             dir,
             workspace: None,
+            trial: None,
         };
         assert!(bench.open().is_empty());
         assert_eq!(bench.union().lower().images().len(), 2);
@@ -335,6 +340,7 @@ impl Bench {
         let mut bench = Bench {
             dir,
             workspace: None,
+            trial: None,
         };
         assert!(bench.open().is_empty());
         bench
@@ -348,6 +354,7 @@ impl Bench {
         Bench {
             dir: to,
             workspace: None,
+            trial: None,
         }
     }
 
@@ -379,7 +386,10 @@ impl Bench {
     }
 
     pub(super) fn union(&self) -> &Union {
-        self.workspace().union()
+        match &self.trial {
+            Some(trial) => trial,
+            None => self.workspace().union(),
+        }
     }
 
     pub(super) fn home(&self) -> PathBuf {

@@ -23,4 +23,5 @@ mod recreated;
 mod regressions;
 mod stress;
 mod tree;
+mod trial;
 mod undo;

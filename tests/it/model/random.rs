@@ -117,7 +117,7 @@ fn run(bench: fn() -> Bench, cases: u32) {
     run_each(cases, |ops| Machine::run(bench(), ops));
 }
 
-fn run_each(cases: u32, case: impl Fn(&[Op])) {
+pub(super) fn run_each(cases: u32, case: impl Fn(&[Op])) {
     let steps = number("ENVFS_MODEL_STEPS", 60) as usize;
     let config = Config {
         cases: number("ENVFS_MODEL_CASES", cases),

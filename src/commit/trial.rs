@@ -1,0 +1,304 @@
+//! Trials (`envfs try`): changes above the current state that are kept or dropped afterwards.
+//!
+//! The layer of a trial is in `layers/` of the home and has a row from the beginning, but it is not
+//! in the stack. Another process writes its files, and its rows to a database of its own
+//! (`trials/TOKEN/session`), and reads the frozen layers and images below it. Keeping the changes
+//! copies the rows and then puts the layer into the stack, in one transaction.
+//!
+//! The command that makes a trial holds the lock of `trials/TOKEN` from before the beginning until
+//! after the end, and the process that serves it that of its session. A trial with both locks free
+//! was killed: the next open, and `gc`, remove it.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::cleanup;
+use super::error::{CommitError, Context, Result};
+use super::workspace::{Workspace, data_cache_limit, new_revision, paths};
+use crate::environment::{EnvLock, Layout};
+use crate::fault;
+use crate::squashfs::ReaderOptions;
+use crate::state::{OperationId, StateDb, Trial, TrialEnd};
+use crate::sys::{private, walk};
+use crate::union::{DiscardMode, Invalidation, OpenOptions, Paths, Reconciled, Union};
+use crate::upper::UpperDir;
+
+/// The age up to which the directory of a trial without a lock is assumed to be new.
+const LOCK_GRACE: Duration = Duration::from_secs(60);
+
+/// What to do with a trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrialStep {
+    /// Begin it.
+    Begin,
+    /// Keep its changes; set them aside if the environment has changed since it began.
+    Keep,
+    /// Move its changes to the trash, from which they can be restored.
+    SetAside,
+    /// Remove its changes.
+    Drop,
+}
+
+/// A step of a trial. The caller holds the lock of its directory, which exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialRequest {
+    /// The step.
+    pub step: TrialStep,
+    /// The name of the directory of the trial.
+    pub token: String,
+    /// The command line of the user, recorded in the log.
+    pub command: String,
+}
+
+/// What has become of a trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrialOutcome {
+    /// It has begun.
+    Begun,
+    /// Its changes are uncommitted changes of the environment.
+    Kept,
+    /// Its changes are in the trash.
+    SetAside,
+    /// Its changes are gone.
+    Dropped,
+}
+
+/// The result of a step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrialDone {
+    /// What has become of it.
+    pub outcome: TrialOutcome,
+    /// The operation in the log.
+    pub operation: Option<OperationId>,
+    /// Cache entries that the kernel must drop.
+    #[serde(skip)]
+    pub stale: Vec<Invalidation>,
+}
+
+impl TrialDone {
+    fn new(outcome: TrialOutcome, operation: Option<OperationId>) -> TrialDone {
+        TrialDone {
+            outcome,
+            operation,
+            stale: Vec::new(),
+        }
+    }
+}
+
+/// Opens the view of a trial, and returns what was repaired. The caller holds the lock of its
+/// session.
+pub fn open_trial(home: &Layout, token: &str) -> Result<(Union, Reconciled)> {
+    let session = home.trial(token).session_of_trial();
+    let db = StateDb::open(&session.state_db())?;
+    let options = OpenOptions {
+        reader: ReaderOptions {
+            data_cache_limit: Some(data_cache_limit),
+            ..ReaderOptions::default()
+        },
+    };
+    let paths = Paths {
+        strays: session.strays(),
+        ..paths(home)
+    };
+    Ok(Union::open(Arc::new(db), paths, &options)?)
+}
+
+/// Performs a step of a trial.
+pub fn trial(workspace: &Workspace, request: &TrialRequest) -> Result<TrialDone> {
+    if request.step == TrialStep::Begin {
+        return begin(workspace, &request.token);
+    }
+    let mut trials = workspace.db().trials()?.into_iter();
+    let found = trials.find(|trial| trial.token == request.token);
+    let trial = found.ok_or(CommitError::NoTrial)?;
+    match request.step {
+        TrialStep::Drop => drop_changes(workspace, &trial),
+        TrialStep::SetAside => {
+            copy(workspace, &trial)?;
+            set_aside(workspace, &trial, request)
+        }
+        TrialStep::Begin | TrialStep::Keep => keep(workspace, &trial, request),
+    }
+}
+
+fn begin(workspace: &Workspace, token: &str) -> Result<TrialDone> {
+    let (db, union) = (workspace.db(), workspace.union());
+    let layout = workspace.env().layout();
+    remove_ended(db, layout);
+    let layer = db.reserve_layer()?;
+    let path = layout.layer(layer);
+    UpperDir::create(&path, &layout.strays()).context("create", &path)?;
+    fault::point("try.begun");
+    let begun = union.freeze(None, |top, fresh| {
+        Ok(db.begin_trial(top, fresh, layer, token)?)
+    })?;
+    // There is always one, as the freeze waits without a limit.
+    let trial = begun.ok_or(CommitError::Cancelled)?;
+    fault::point("try.noted");
+    let session = layout.trial(token).session_of_trial();
+    let filled = private::create_dir(session.home())
+        .context("create", session.home())
+        .and_then(|()| Ok(db.create_of_trial(&trial, &session.state_db())?));
+    if let Err(error) = filled {
+        if let Err(error) = remove(db, layout, &trial) {
+            tracing::warn!(%error, "the next open removes the trial");
+        }
+        return Err(error);
+    }
+    Ok(TrialDone::new(TrialOutcome::Begun, None))
+}
+
+/// Copies the rows of a trial that has ended. Nothing refers to them yet.
+fn copy(workspace: &Workspace, trial: &Trial) -> Result<()> {
+    let session = workspace.env().layout().trial(&trial.token);
+    let database = session.session_of_trial().state_db();
+    fault::point("try.ended");
+    Ok(workspace.db().copy_trial(trial, &database)?)
+}
+
+fn keep(workspace: &Workspace, trial: &Trial, request: &TrialRequest) -> Result<TrialDone> {
+    let (db, union) = (workspace.db(), workspace.union());
+    copy(workspace, trial)?;
+    fault::point("keep.copied");
+    if !db.is_as_before_trial(trial)? {
+        return set_aside(workspace, trial, request);
+    }
+    let (stack, repaired) = union.open_recorded(&trial.layers(), workspace.open_options())?;
+    if !repaired.lost.is_empty() {
+        let lost = repaired.lost.iter().take(10);
+        let lost: Vec<_> = lost.map(|path| path.display().to_string()).collect();
+        tracing::warn!("content of a trial was lost: {}", lost.join(", "));
+    }
+    let note = new_revision("", &request.command);
+    // Under the lock of the view, so that nothing is changed between the check and the transaction.
+    let kept = union.discard_uppers(stack, DiscardMode::IfEmpty, |fresh| {
+        let operation = db.end_trial(trial, TrialEnd::Keep(fresh), &note)?;
+        fault::point("keep.flipped");
+        Ok(operation)
+    })?;
+    match kept {
+        Some((operation, stale)) => Ok(TrialDone {
+            stale,
+            ..TrialDone::new(TrialOutcome::Kept, Some(operation))
+        }),
+        None => set_aside(workspace, trial, request),
+    }
+}
+
+fn set_aside(workspace: &Workspace, trial: &Trial, request: &TrialRequest) -> Result<TrialDone> {
+    let note = new_revision("", &request.command);
+    let operation = workspace.db().end_trial(trial, TrialEnd::SetAside, &note)?;
+    thaw(workspace);
+    Ok(TrialDone::new(TrialOutcome::SetAside, Some(operation)))
+}
+
+fn drop_changes(workspace: &Workspace, trial: &Trial) -> Result<TrialDone> {
+    remove(workspace.db(), workspace.env().layout(), trial)?;
+    thaw(workspace);
+    Ok(TrialDone::new(TrialOutcome::Dropped, None))
+}
+
+/// Makes the layer that a trial has frozen writable again, unless something else needs it as it is.
+fn thaw(workspace: &Workspace) {
+    let thawed = workspace.union().unrotate().map_err(CommitError::from);
+    let swept = thawed
+        .and_then(|()| cleanup::sweep_retired(workspace.db(), workspace.env().layout()).map(drop));
+    if let Err(error) = swept {
+        tracing::warn!(%error, "the stack has one more layer until the next open");
+    }
+}
+
+/// Removes a trial: its files, then its rows.
+fn remove(db: &StateDb, layout: &Layout, trial: &Trial) -> Result<()> {
+    cleanup::remove_layer_files(layout, trial.layer)?;
+    fault::point("drop.removed");
+    Ok(db.forget_trial(trial)?)
+}
+
+/// Removes trials whose processes have ended, and directories of trials that have no row. What
+/// cannot be removed is reported and kept.
+pub(super) fn remove_ended(db: &StateDb, layout: &Layout) {
+    let trials = match db.trials() {
+        Ok(trials) => trials,
+        Err(error) => return tracing::warn!(%error, "cannot read the trials"),
+    };
+    for trial in &trials {
+        let place = layout.trial(&trial.token);
+        let locks = match Locks::of_ended(&place) {
+            Some(locks) => locks,
+            None => continue,
+        };
+        let removed = remove(db, layout, trial);
+        let removed = removed.and_then(|()| remove_place(&place));
+        drop(locks);
+        match removed {
+            Ok(()) => tracing::info!(layer = trial.layer.0, "removed a trial that was killed"),
+            Err(error) => tracing::warn!(%error, "cannot remove a trial that was killed"),
+        }
+    }
+    for entry in fs::read_dir(layout.trials())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        let Some(token) = name.to_str() else { continue };
+        if trials.iter().any(|trial| trial.token == token) {
+            continue;
+        }
+        let place = layout.trial(token);
+        if let Some(_locks) = Locks::of_ended(&place)
+            && let Err(error) = remove_place(&place)
+        {
+            tracing::warn!(%error, "cannot remove the directory of a trial");
+        }
+    }
+}
+
+fn remove_place(place: &Layout) -> Result<()> {
+    walk::remove_tree(place.home()).context("remove", place.home())
+}
+
+/// Returns whether a trial of an environment is in progress.
+pub fn is_tried(layout: &Layout) -> bool {
+    let entries = fs::read_dir(layout.trials()).into_iter().flatten();
+    entries.flatten().any(|entry| {
+        let place = Layout::new(entry.path());
+        Locks::of_ended(&place).is_none()
+    })
+}
+
+/// The locks of a trial that no process uses, held while it is removed.
+#[derive(Debug)]
+struct Locks(#[expect(dead_code, reason = "held until dropped")] Vec<EnvLock>);
+
+impl Locks {
+    /// Returns `None` if a process uses the trial, or may be about to.
+    fn of_ended(place: &Layout) -> Option<Locks> {
+        let meta = match fs::symlink_metadata(place.home()) {
+            Ok(meta) => meta,
+            Err(_) => return Some(Locks(Vec::new())),
+        };
+        if !meta.is_dir() {
+            return Some(Locks(Vec::new()));
+        }
+        let age = meta.modified().ok();
+        let age = age.and_then(|time| SystemTime::now().duration_since(time).ok());
+        if !place.lock().exists() && age.is_none_or(|age| age < LOCK_GRACE) {
+            return None;
+        }
+        let session = place.session_of_trial();
+        let mut locks = Vec::new();
+        for layout in [place, &session] {
+            if layout.home().is_dir() {
+                locks.push(EnvLock::try_lock(layout, "clean").ok()?);
+            }
+        }
+        Some(Locks(locks))
+    }
+}
