@@ -151,14 +151,24 @@ pub fn in_other_namespaces(mount: &MountEntry) -> (Vec<NamespaceCopy>, Vec<Holde
         pids.sort_unstable();
         // Processes of one namespace may have different roots, and thus different mount tables.
         let table = pids.iter().find_map(|pid| {
-            let mut table = mountinfo::of_process(*pid).ok()?;
-            table.retain(|entry| entry.device == mount.device);
-            (!table.is_empty()).then_some((*pid, table))
+            let table = mountinfo::of_process(*pid).ok()?;
+            let is_copy = |entry: &MountEntry| entry.device == mount.device;
+            table.iter().any(is_copy).then_some((*pid, table))
         });
-        let Some((pid, table)) = table else { continue };
+        let Some((pid, mut table)) = table else {
+            continue;
+        };
         copies.push(NamespaceCopy {
             pid,
             command: process::command_name(pid).unwrap_or_default(),
+        });
+        // What is at the path of a copy that another mount covers is in that mount.
+        let covering: HashMap<PathBuf, (u32, u32)> = table
+            .iter()
+            .map(|entry| (entry.mount_point.clone(), entry.device))
+            .collect();
+        table.retain(|entry| {
+            entry.device == mount.device && covering.get(&entry.mount_point) == Some(&entry.device)
         });
         let used = |pid: &u32| {
             let of = |entry: &MountEntry| of_process(*pid, &entry.mount_point, Some(entry.device));
