@@ -42,7 +42,7 @@ impl Draft {
             edits: &edits,
             live: Tree::new(&edits, base, Counted::All),
             draft: Draft::default(),
-            gone_paths: HashMap::new(),
+            gone_places: HashMap::new(),
         };
         comparison.names()?;
         comparison.gone()?;
@@ -121,8 +121,15 @@ struct Comparison<'a> {
     edits: &'a Edits,
     live: Tree<'a>,
     draft: Draft,
-    /// Paths at which committed directories were that are gone.
-    gone_paths: HashMap<Ino, Vec<u8>>,
+    /// The places of committed directories that are gone.
+    gone_places: HashMap<Ino, GonePlace>,
+}
+
+/// Where a committed directory was that is gone.
+struct GonePlace {
+    path: Vec<u8>,
+    /// The directory that is there now: one that was moved there.
+    now: Option<Ino>,
 }
 
 impl Comparison<'_> {
@@ -139,7 +146,8 @@ impl Comparison<'_> {
             if let Some(below) = row.below
                 && edits.is_gone(below)
             {
-                self.gone_paths.insert(below, path.clone());
+                let place = self.gone_place(path.clone(), row.target)?;
+                self.gone_places.insert(below, place);
             }
             match (row.target, row.below) {
                 (Some(target), below) => self.name(path, entry, target, below)?,
@@ -156,18 +164,32 @@ impl Comparison<'_> {
     fn gone(&mut self) -> Result<()> {
         let edits = self.edits;
         for (entry, ino) in edits.gone() {
-            let Some(above) = self.gone_paths.get(&entry.0) else {
+            let Some(above) = self.gone_places.get(&entry.0) else {
                 continue;
             };
-            let path = join(above, &entry.1);
+            let path = join(&above.path, &entry.1);
+            let now = match above.now {
+                Some(dir) => self.view.lookup(dir, &entry.1)?,
+                None => None,
+            };
             if edits.is_gone(*ino) {
-                self.gone_paths.insert(*ino, path.clone());
+                let place = self.gone_place(path.clone(), now)?;
+                self.gone_places.insert(*ino, place);
             }
-            if edits.renamed_to(entry).is_none() {
+            // What came with a directory that was moved here is reported with that directory.
+            if now.is_none() && edits.renamed_to(entry).is_none() {
                 self.deleted(path, entry, *ino)?;
             }
         }
         Ok(())
+    }
+
+    fn gone_place(&self, path: Vec<u8>, now: Option<Ino>) -> Result<GonePlace> {
+        let now = match now {
+            Some(ino) if self.view.attr(ino)?.kind == Kind::Directory => Some(ino),
+            _ => None,
+        };
+        Ok(GonePlace { path, now })
     }
 
     fn deleted(&mut self, path: Vec<u8>, entry: &Entry, ino: Ino) -> Result<()> {

@@ -11,7 +11,7 @@
 //! are read and compared, but no content: data at the same position is equal. Content is read where
 //! it was written anew and has the same size.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::compare::Draft;
@@ -100,6 +100,9 @@ struct Walk<'a> {
     new: &'a ImageLayer,
     shared: Shared,
     mentioned: Mentioned,
+    /// The names in directories that only the old image has. The view may have such a directory in
+    /// its rows, as after an undo of the commit that wrote the old image.
+    old_only: HashMap<Ino, BTreeSet<Box<[u8]>>>,
     pending: Vec<Pair>,
     /// Directories that were met. An invalid image may contain one in itself.
     seen: HashSet<Ino>,
@@ -113,6 +116,7 @@ impl<'a> Walk<'a> {
             new,
             shared,
             mentioned: Mentioned::default(),
+            old_only: HashMap::new(),
             pending: Vec::new(),
             seen: HashSet::new(),
             inodes_read: 0,
@@ -155,9 +159,10 @@ impl<'a> Walk<'a> {
                 None => self.new_name(pair.ino, name, &entry)?,
             }
         }
-        for (name, _) in earlier.iter() {
+        for (name, was) in earlier.iter() {
             if listing.find(name).is_none() {
                 self.mention(pair.ino, name);
+                self.old_name(&was)?;
             }
         }
         Ok(())
@@ -167,6 +172,7 @@ impl<'a> Walk<'a> {
     fn entry(&mut self, dir: Ino, name: &[u8], was: &DirEntry, is: &DirEntry) -> Result<()> {
         let ino = self.new.ino_of(is.number)?;
         if self.old.ino_of(was.number)? != ino {
+            self.old_name(was)?;
             return self.new_name(dir, name, is);
         }
         if is.kind == InodeKind::Directory {
@@ -202,6 +208,27 @@ impl<'a> Walk<'a> {
             None => None,
         };
         self.descend(ino, old, is.inode);
+        Ok(())
+    }
+
+    /// An object of the old image, at a name at which the new image does not have it. If it is a
+    /// directory that the new image has nowhere, notes the names in it and below it.
+    fn old_name(&mut self, was: &DirEntry) -> Result<()> {
+        let mut pending = vec![*was];
+        while let Some(entry) = pending.pop() {
+            if entry.kind != InodeKind::Directory {
+                continue;
+            }
+            let ino = self.old.ino_of(entry.number)?;
+            if self.new.inode_ref(ino)?.is_some() || self.old_only.contains_key(&ino) {
+                continue;
+            }
+            let inode = self.inode(self.old, entry.inode)?;
+            let listing = self.old.image().read_dir(&inode)?;
+            let names = listing.iter().map(|(name, _)| Box::from(name)).collect();
+            self.old_only.insert(ino, names);
+            pending.extend(listing.iter().map(|(_, entry)| entry));
+        }
         Ok(())
     }
 
@@ -252,21 +279,21 @@ struct Revised<'a> {
     new: &'a ImageLayer,
     shared: Shared,
     /// In what the two images may differ.
-    mentioned: &'a Mentioned,
+    walk: &'a Walk<'a>,
 }
 
 impl<'a> Revised<'a> {
     fn new(
         view: &'a dyn View,
         (old, new, shared): (&'a Arc<ImageLayer>, &'a ImageLayer, Shared),
-        walk: &'a Walk<'_>,
+        walk: &'a Walk<'a>,
     ) -> Revised<'a> {
         Revised {
             view,
             old,
             new,
             shared,
-            mentioned: &walk.mentioned,
+            walk,
         }
     }
 
@@ -293,11 +320,17 @@ impl View for Revised<'_> {
 
     fn mentioned(&self) -> Result<Mentioned> {
         let mut all = self.view.mentioned()?;
-        for (dir, names) in &self.mentioned.names {
+        for (dir, names) in &self.walk.old_only {
+            // Other directories are gone, with everything in them.
+            if let Some(known) = all.names.get_mut(dir) {
+                known.extend(names.iter().cloned());
+            }
+        }
+        for (dir, names) in &self.walk.mentioned.names {
             let known = all.names.entry(*dir).or_default();
             known.extend(names.iter().cloned());
         }
-        all.objects.extend(&self.mentioned.objects);
+        all.objects.extend(&self.walk.mentioned.objects);
         Ok(all)
     }
 

@@ -185,6 +185,11 @@ impl Oracle<'_> {
                 }
                 // Another object has the name, and is reported.
                 Some(_) => {}
+                // Another object came to the path with a directory that was moved there.
+                None if self
+                    .counterparts
+                    .get(&path)
+                    .is_some_and(|other| other != then) => {}
                 None => panic!(
                     "{} ({ino}, was {}) was removed, unreported: {:#?}",
                     show(&path),
