@@ -23,7 +23,16 @@ const GROUPS: [Group; 6] = [
     Group {
         purpose: "work in it",
         main: &["run", "shell", "list"],
-        also: &["try", "env", "expose", "mount", "unmount", "ps", "paths"],
+        also: &[
+            "try",
+            "env",
+            "expose",
+            "modulefile",
+            "mount",
+            "unmount",
+            "ps",
+            "paths",
+        ],
     },
     Group {
         purpose: "see and save changes",

@@ -123,8 +123,8 @@ mod tests {
         let tasks = [0, 1].map(|task| of(&format!("{v2}{task}\n")));
         assert_eq!(tasks[0], tasks[1]);
         assert!(tasks[0].is_job && tasks[0].name.ends_with("/job_12/step_0"));
-        let batch = of("0::/system.slice/slurmstepd.scope/job_12/step_batch/user/task_0\n");
-        let other = of("0::/system.slice/slurmstepd.scope/job_13/step_0/user/task_0\n");
+        let batch = of("0::/system.slice/node7_slurmstepd.scope/job_12/step_batch/user/task_0\n");
+        let other = of("0::/system.slice/node7_slurmstepd.scope/job_13/step_0/user/task_0\n");
         assert!(batch.is_job && other.is_job);
         assert!(batch.name != tasks[0].name && other.name != tasks[0].name);
         assert!(batch.job == tasks[0].job && other.job != tasks[0].job);

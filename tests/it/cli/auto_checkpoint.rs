@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::create::uv;
 use super::venv::wheels;
 use crate::support::tree::digest;
 use crate::support::{TestEnv, has};
@@ -99,21 +100,24 @@ fn uv_and_npm_get_one_checkpoint_for_each_run() {
         env.envfs(&["undo", "e"]).ok();
         assert_eq!(digest(&env, &prefix), before);
     }
-    if has("uv") && has("python3") {
+    if has("python3") {
         let Some(wheels) = wheels() else { return };
+        let Some(path) = uv(&env) else { return };
         let own = env.work().join("wheels");
         env.sh(&format!("cp -r '{}' '{}'", wheels.display(), own.display()))
             .ok();
-        let uv = |words: &str| {
+        let uv_in = |words: &str| {
             let at = prefix.display();
-            env.sh(&format!("cd '{at}' && UV_OFFLINE=1 uv -q {words}"))
-                .ok();
+            env.sh(&format!(
+                "cd '{at}' && PATH='{path}' UV_OFFLINE=1 uv -q {words}"
+            ))
+            .ok();
         };
-        uv("venv env");
+        uv_in("venv env");
         expected += 1;
         let before = digest(&env, &prefix);
         let links = own.display();
-        uv(&format!(
+        uv_in(&format!(
             "pip install --python env/bin/python --no-index --find-links '{links}' six idna"
         ));
         expected += 1;

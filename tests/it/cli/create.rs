@@ -386,7 +386,7 @@ fn copied(env: &TestEnv, dir: &Path) -> String {
 }
 
 /// Returns a `PATH` with the real uv, installed once; `None` where it cannot be.
-fn uv(env: &TestEnv) -> Option<String> {
+pub(super) fn uv(env: &TestEnv) -> Option<String> {
     static INSTALLING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = INSTALLING.lock().unwrap_or_else(|e| e.into_inner());
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("uv");

@@ -118,7 +118,7 @@ fn words_that_are_neither_revision_nor_path_are_errors() {
     }
     env.import_sample("f");
     env.envfs(&["diff", "e@1", "f@1"])
-        .fails(2, &["two environments"]);
+        .fails(2, &["e@1 and f@1", "different environments"]);
 }
 
 #[test]

@@ -13,6 +13,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
@@ -32,6 +33,9 @@ def main():
     steps = json.loads(sys.argv[1])
     child, terminal = pty.fork()
     if child == 0:
+        # They are ignored where the tests run in the background.
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
         os.environ["TERM"] = "xterm"
         os.environ["COLUMNS"] = "200"
         os.execvp(sys.argv[2], sys.argv[2:])
