@@ -108,15 +108,7 @@ pub(super) fn fill(
         images: vec![NewImage {
             id,
             file: Layout::image_file_name(id),
-            size: row.size,
-            inodes: row.inodes,
-            block_size: row.block_size,
-            compression: row.compression,
-            root_number: row.root_number,
-            id_map,
-            digests: db.image_digests(row.id)?,
-            dead_bytes: row.dead_bytes,
-            tables_appended: row.tables_appended,
+            ..row.to_new(id_map, db.image_digests(row.id)?)
         }],
         kind: RevisionKind::Import,
         revision: new_revision(message, &command_line()),

@@ -93,6 +93,25 @@ pub struct ImageRow {
     pub offset: Option<u64>,
 }
 
+impl ImageRow {
+    /// Returns the image as it is inserted, with parts of the row that are stored elsewhere.
+    pub(crate) fn to_new(&self, id_map: IdMap, digests: Option<Vec<u8>>) -> NewImage {
+        NewImage {
+            id: self.id,
+            file: self.file.clone(),
+            size: self.size,
+            inodes: self.inodes,
+            block_size: self.block_size,
+            compression: self.compression.clone(),
+            root_number: self.root_number,
+            id_map,
+            digests,
+            dead_bytes: self.dead_bytes,
+            tables_appended: self.tables_appended,
+        }
+    }
+}
+
 /// The operation that created a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -20,7 +20,7 @@ use super::history::{ImageId, NewImage, NewRevision, RevisionId};
 use super::operations::{NewOperation, OperationId, OperationKind, RecordedLayer, recorded_of};
 use super::rows::apply_one;
 use super::stack::{LayerId, LayerRole, StackPart};
-use super::{IdMap, LayerRows, LinksIn, RowChange, StateDb, StateError, valid};
+use super::{LayerRows, LinksIn, RowChange, StateDb, StateError, valid};
 
 /// The number of object ids that are reserved for a trial.
 const IDS: u64 = 1 << 24;
@@ -221,20 +221,7 @@ impl StateDb {
         let (Some(row), Some(id_map)) = (self.image(id)?, self.id_map(id)?) else {
             return Ok(None);
         };
-        let id_map: IdMap = id_map;
-        Ok(Some(NewImage {
-            id: row.id,
-            file: row.file,
-            size: row.size,
-            inodes: row.inodes,
-            block_size: row.block_size,
-            compression: row.compression,
-            root_number: row.root_number,
-            id_map,
-            digests: None,
-            dead_bytes: row.dead_bytes,
-            tables_appended: row.tables_appended,
-        }))
+        Ok(Some(row.to_new(id_map, None)))
     }
 
     fn insert_rows(
@@ -268,7 +255,7 @@ impl StateDb {
         })
     }
 
-    /// Returns whether the environment is as it was when the trial began: the same revision and
+    /// Returns whether the environment has not changed since the trial began: the same revision and
     /// layers, and no changes in the writable layer.
     pub fn is_as_before_trial(&self, trial: &Trial) -> Result<bool> {
         const DOING: &str = "compare the layers with those of a trial";

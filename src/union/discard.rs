@@ -5,6 +5,7 @@
 //! set that satisfies the rules there, and [`rows`] computes the rows. All of it runs under the
 //! exclusive gate and the exclusive `state` lock.
 
+mod objects;
 mod part;
 mod part_rows;
 mod plan;

@@ -1,11 +1,12 @@
 //! The rows of a layer in which only a part of the changes stays.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use super::super::delta::{Delta, row_attr, row_from};
-use super::super::difference::{Entry, is_committed_dir};
+use super::super::delta::{Delta, row_attr};
+use super::super::difference::Entry;
 use super::super::stack::LowerStack;
 use super::super::{Result, State};
+use super::objects::Objects;
 use super::plan::Plan;
 use crate::object::{Attr, Ino, Kind};
 use crate::state::{DataPlace, InodeRow, RowChange};
@@ -28,15 +29,8 @@ pub(super) fn changes_of(
         .filter(|(entry, _)| !plan.removed.contains(*entry) && is_written(entry));
     let kept = kept.filter_map(|(_, row)| row.target);
     let mut changes = Changes {
-        plan,
-        state,
-        base,
+        objects: Objects::new(plan, state, base),
         named: kept.chain(plan.relinked.values().copied()).collect(),
-        relinked: plan
-            .relinked
-            .iter()
-            .map(|(entry, ino)| (*ino, entry))
-            .collect(),
         rows: Vec::new(),
     };
     for entry in &plan.removed {
@@ -63,8 +57,8 @@ pub(super) fn changes_of(
             }
             // Restored with all its content.
             (None, Some(before)) if before.kind == Kind::Directory => {
-                if let Some(place) = changes.relinked.get(&ino) {
-                    let row = row_from(&before, None, Some((*place).clone()));
+                if changes.objects.is_relinked(ino) {
+                    let row = changes.objects.committed_row(ino, &before)?;
                     changes.rows.push(RowChange::put_inode(ino, row));
                 }
             }
@@ -80,14 +74,10 @@ pub(super) fn changes_of(
 }
 
 struct Changes<'a> {
-    plan: &'a Plan,
-    state: &'a State,
-    base: &'a LowerStack,
+    objects: Objects<'a>,
     /// Objects with names in the writable layer afterwards. They need a row, because it has their
     /// kind.
     named: HashSet<Ino>,
-    /// The places of committed objects in new directories.
-    relinked: HashMap<Ino, &'a Entry>,
     rows: Vec<RowChange<'static>>,
 }
 
@@ -103,62 +93,15 @@ impl Changes<'_> {
 
     /// Updates the row of a directory that stays, new or committed.
     fn update_directory(&mut self, ino: Ino, row: &InodeRow, before: Option<Attr>) -> Result<()> {
-        let (plan, edits) = (self.plan, &self.plan.edits);
-        let mut new = row.clone();
-        for (_, name) in edits
-            .within(ino)
-            .filter(|(at, _)| plan.removed.contains(*at))
-        {
-            if let Some(target) = name.target
-                && self.state.kind(target)? == Kind::Directory
-            {
-                new.nlink = new.nlink.saturating_sub(1);
-            }
-            if let Some(below) = name.below
-                && is_committed_dir(self.base, below)?
-            {
-                new.nlink += 1;
-            }
-        }
-        let Some(before) = before else {
-            self.rows.push(RowChange::put_inode(ino, new));
-            return Ok(());
-        };
-        let committed = self.base.parent(ino)?;
-        let place = match self.relinked.get(&ino) {
-            Some(place) => Some((*place).clone()),
-            None => committed.clone(),
-        };
-        if plan.lost_names.contains_key(&ino) {
-            new.place = place;
-        }
-        let has_edits = edits.within(ino).any(|(at, _)| !plan.removed.contains(at));
-        if plan.reset.contains(&ino) {
-            (new.mode, new.uid, new.gid) = (before.mode, before.uid, before.gid);
-            new.owns_xattrs = false;
+        if before.is_some() && self.objects.plan.reset.contains(&ino) {
             self.rows.push(RowChange::DropXattrs(ino));
-            if !has_edits {
-                (new.atime, new.mtime, new.ctime) = (before.atime, before.mtime, before.ctime);
-            }
         }
-        let is_same = (new.mode, new.uid, new.gid) == (before.mode, before.uid, before.gid);
-        let is_at_committed_place = new.place == committed || ino == Ino::ROOT;
-        self.rows.push(
-            if !has_edits && is_same && !new.owns_xattrs && is_at_committed_place {
-                RowChange::DropInode(ino)
-            } else {
-                RowChange::put_inode(ino, new)
-            },
-        );
+        let new = self.objects.directory(ino, row.clone(), before)?;
+        self.rows.push(match new {
+            Some(new) => RowChange::put_inode(ino, new),
+            None => RowChange::DropInode(ino),
+        });
         Ok(())
-    }
-
-    /// Returns the link count of an object that is not a directory. An object without a row that
-    /// changes has lost all its names.
-    fn nlink(&self, ino: Ino, row: Option<&InodeRow>) -> u32 {
-        let count = |names: &HashMap<Ino, u32>| names.get(&ino).copied().unwrap_or(0);
-        (row.map_or(0, |row| row.nlink) + count(&self.plan.restored_names))
-            .saturating_sub(count(&self.plan.lost_names))
     }
 
     /// Resets the attributes and content of a committed object that is not a directory.
@@ -167,13 +110,9 @@ impl Changes<'_> {
             self.rows.push(RowChange::DropXattrs(ino));
             self.rows.push(RowChange::DropInode(ino));
         }
-        let nlink = self.nlink(ino, row);
+        let nlink = self.objects.nlink(ino, row);
         if nlink != before.nlink || self.named.contains(&ino) {
-            let target = match before.kind {
-                Kind::Symlink => Some(self.base.read_link(ino)?),
-                _ => None,
-            };
-            let mut new = row_from(before, target, None);
+            let mut new = self.objects.committed_row(ino, before)?;
             new.nlink = nlink;
             self.rows.push(RowChange::put_inode(ino, new));
         }
@@ -183,9 +122,9 @@ impl Changes<'_> {
     /// Updates the row of an object that is not a directory, of which only names change.
     fn update_names(&mut self, ino: Ino, row: &InodeRow, before: Option<&Attr>) -> Result<()> {
         let mut new = row.clone();
-        new.nlink = self.nlink(ino, Some(row));
+        new.nlink = self.objects.nlink(ino, Some(row));
         if let Some(place) = &row.place
-            && self.plan.removed.contains(place)
+            && self.objects.plan.removed.contains(place)
         {
             new.place = None;
         }

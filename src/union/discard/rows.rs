@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::delta::{row_attr, row_from};
+use super::super::delta::row_attr;
 use super::super::difference::{Entry, is_committed_dir};
 use super::super::stack::{ContentLayer, LowerStack};
 use super::super::{Result, State, Xattr};
+use super::objects::Objects;
 use super::plan::Plan;
 use super::{Known, flat_row};
 use crate::object::{Attr, Ino, Kind};
@@ -22,16 +23,9 @@ pub(super) fn changes_of(
     base: &LowerStack,
 ) -> Result<Vec<RowChange<'static>>> {
     let mut changes = Changes {
-        plan,
-        state,
-        base,
+        objects: Objects::new(plan, state, base),
         entries: BTreeMap::new(),
         named: HashMap::new(),
-        relinked: plan
-            .relinked
-            .iter()
-            .map(|(entry, ino)| (*ino, entry))
-            .collect(),
         rows: Vec::new(),
     };
     for entry in &plan.removed {
@@ -64,23 +58,19 @@ pub(super) fn changes_of(
 }
 
 struct Changes<'a> {
-    plan: &'a Plan,
-    state: &'a State,
-    base: &'a LowerStack,
+    objects: Objects<'a>,
     /// Names that get a row.
     entries: BTreeMap<Entry, Option<Ino>>,
     /// Objects to which one of these leads, and the name. They need a row, because it has their
     /// kind.
     named: HashMap<Ino, Entry>,
-    /// The places of committed objects in new directories.
-    relinked: HashMap<Ino, &'a Entry>,
     rows: Vec<RowChange<'static>>,
 }
 
 impl Changes<'_> {
     /// Makes a name lead to an object, or to none.
     fn name(&mut self, entry: Entry, target: Option<Ino>) -> Result<()> {
-        if self.state.lower.lookup(entry.0, &entry.1)? == target {
+        if self.objects.state.lower.lookup(entry.0, &entry.1)? == target {
             return Ok(());
         }
         if let Some(ino) = target {
@@ -93,11 +83,11 @@ impl Changes<'_> {
     /// Gives a directory that was removed its committed names. What frozen layers say of them shows
     /// again with the directory.
     fn refill(&mut self, dir: Ino) -> Result<()> {
-        let committed = self.base.list(dir)?;
+        let committed = self.objects.base.list(dir)?;
         for (name, ino, _) in committed.iter() {
             self.name((dir, Box::from(name)), Some(ino))?;
         }
-        for (name, ..) in self.state.lower.list(dir)?.iter() {
+        for (name, ..) in self.objects.state.lower.list(dir)?.iter() {
             if committed.find(name).is_none() {
                 self.name((dir, Box::from(name)), None)?;
             }
@@ -106,23 +96,29 @@ impl Changes<'_> {
     }
 
     fn object(&mut self, ino: Ino) -> Result<()> {
-        let before = self.base.attr(ino)?;
-        let row = match flat_row(self.state, self.base, &self.plan.edits, ino)? {
+        let before = self.objects.base.attr(ino)?;
+        let row = match flat_row(
+            self.objects.state,
+            self.objects.base,
+            &self.objects.plan.edits,
+            ino,
+        )? {
             Known::Row(row) => Some(row),
             Known::Nameless | Known::Committed => None,
         };
         match (row, before) {
             (Some(row), before) if row.kind == Kind::Directory => {
-                self.update_directory(ino, row, before)
+                let new = self.objects.directory(ino, row, before)?;
+                self.put(ino, new)
             }
             (None, None) => Ok(()),
             (None, Some(before)) if before.kind == Kind::Directory => self.put(ino, None),
             (None, Some(before)) => self.reset(ino, None, &before),
-            (Some(row), Some(before)) if self.plan.reset.contains(&ino) => {
+            (Some(row), Some(before)) if self.objects.plan.reset.contains(&ino) => {
                 self.reset(ino, Some(&row), &before)
             }
             (Some(mut row), _) => {
-                row.nlink = self.nlink(ino, Some(&row));
+                row.nlink = self.objects.nlink(ino, Some(&row));
                 self.put(ino, Some(row))
             }
         }
@@ -130,104 +126,39 @@ impl Changes<'_> {
 
     /// Resets the attributes and content of a committed object that is not a directory.
     fn reset(&mut self, ino: Ino, row: Option<&InodeRow>, before: &Attr) -> Result<()> {
-        let nlink = self.nlink(ino, row);
+        let nlink = self.objects.nlink(ino, row);
         if nlink == before.nlink {
             return self.put(ino, None);
         }
-        let mut new = self.committed_row(ino, before)?;
+        let mut new = self.objects.committed_row(ino, before)?;
         new.nlink = nlink;
         self.put(ino, Some(new))
-    }
-
-    /// Updates the row of a directory that stays, new or committed.
-    fn update_directory(&mut self, ino: Ino, row: InodeRow, before: Option<Attr>) -> Result<()> {
-        let (plan, edits) = (self.plan, &self.plan.edits);
-        let mut new = row;
-        for (_, name) in edits
-            .within(ino)
-            .filter(|(at, _)| plan.removed.contains(*at))
-        {
-            if let Some(target) = name.target
-                && self.state.kind(target)? == Kind::Directory
-            {
-                new.nlink = new.nlink.saturating_sub(1);
-            }
-            if let Some(below) = name.below
-                && is_committed_dir(self.base, below)?
-            {
-                new.nlink += 1;
-            }
-        }
-        let Some(before) = before else {
-            return self.put(ino, Some(new));
-        };
-        let committed = self.base.parent(ino)?;
-        if plan.lost_names.contains_key(&ino) {
-            new.place = match self.relinked.get(&ino) {
-                Some(place) => Some((*place).clone()),
-                None => committed.clone(),
-            };
-        }
-        let has_edits = edits.within(ino).any(|(at, _)| !plan.removed.contains(at));
-        if plan.reset.contains(&ino) {
-            (new.mode, new.uid, new.gid) = (before.mode, before.uid, before.gid);
-            new.owns_xattrs = false;
-            if !has_edits {
-                (new.atime, new.mtime, new.ctime) = (before.atime, before.mtime, before.ctime);
-            }
-        }
-        let is_same = (new.mode, new.uid, new.gid) == (before.mode, before.uid, before.gid);
-        let is_at_committed_place = new.place == committed || ino == Ino::ROOT;
-        let is_committed = !has_edits && is_same && !new.owns_xattrs && is_at_committed_place;
-        self.put(ino, (!is_committed).then_some(new))
-    }
-
-    /// Returns the link count of an object that is not a directory.
-    fn nlink(&self, ino: Ino, row: Option<&InodeRow>) -> u32 {
-        let count = |names: &HashMap<Ino, u32>| names.get(&ino).copied().unwrap_or(0);
-        (row.map_or(0, |row| row.nlink) + count(&self.plan.restored_names))
-            .saturating_sub(count(&self.plan.lost_names))
-    }
-
-    /// The row of an object as it was committed.
-    fn committed_row(&self, ino: Ino, before: &Attr) -> Result<InodeRow> {
-        let target = match before.kind {
-            Kind::Symlink => Some(self.base.read_link(ino)?),
-            _ => None,
-        };
-        let place = match before.kind {
-            Kind::Directory => match self.relinked.get(&ino) {
-                Some(place) => Some((*place).clone()),
-                None => self.base.parent(ino)?,
-            },
-            _ => None,
-        };
-        Ok(row_from(before, target, place))
     }
 
     /// Gives an object a row, or the committed state without one, unless it has that already.
     /// `new` says where the content is as if there were one upper.
     fn put(&mut self, ino: Ino, new: Option<InodeRow>) -> Result<()> {
         let is_named = self.named.contains_key(&ino);
-        let is_mentioned = !self.state.rows_of(ino)?.is_empty();
+        let is_mentioned = !self.objects.state.rows_of(ino)?.is_empty();
         let mut row = match new {
             Some(new) => new,
             None if !is_named && !is_mentioned => return Ok(()),
             None => {
-                let before = self.base.attr(ino)?;
-                self.committed_row(ino, &before.ok_or(nix::errno::Errno::ESTALE)?)?
+                let before = self.objects.base.attr(ino)?;
+                self.objects
+                    .committed_row(ino, &before.ok_or(nix::errno::Errno::ESTALE)?)?
             }
         };
-        let current: Vec<Xattr> = sorted(self.state.lower.xattrs(ino)?);
+        let current: Vec<Xattr> = sorted(self.objects.state.lower.xattrs(ino)?);
         let wanted = match row.owns_xattrs {
             true => current.clone(),
-            false => sorted(self.base.xattrs(ino)?),
+            false => sorted(self.objects.base.xattrs(ino)?),
         };
         row.owns_xattrs = wanted != current;
         row.backing_ino = 0;
         if row.kind == Kind::File {
             let is_frozen = || -> Result<bool> {
-                let layer = self.state.lower.content(ino)?;
+                let layer = self.objects.state.lower.content(ino)?;
                 Ok(matches!(layer, ContentLayer::Frozen(_)))
             };
             row.data = match row.data {
@@ -239,15 +170,16 @@ impl Changes<'_> {
             row.data = DataPlace::Lower;
         }
         if row.kind != Kind::Directory {
-            let is_removed = |place: &Entry| self.plan.removed.contains(place);
+            let is_removed = |place: &Entry| self.objects.plan.removed.contains(place);
             row.place = row.place.filter(|place| !is_removed(place));
             if row.place.is_none() {
                 row.place = self.named.get(&ino).cloned();
             }
         }
         if !is_named && !row.owns_xattrs && row.data == DataPlace::Lower {
-            let now = self.state.lower.attr(ino)?;
+            let now = self.objects.state.lower.attr(ino)?;
             let place = self
+                .objects
                 .state
                 .rows_of(ino)?
                 .first()

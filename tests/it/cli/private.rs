@@ -33,7 +33,7 @@ pub(crate) fn is_possible(env: &TestEnv) -> bool {
 }
 
 /// Returns stores with an environment `e`, one for each user that can have private sessions.
-fn stores() -> Vec<TestEnv> {
+pub(super) fn stores() -> Vec<TestEnv> {
     let mut stores = TestEnv::of_all_users();
     stores.retain(is_possible);
     for env in &stores {

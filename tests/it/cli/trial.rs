@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::private::is_possible;
+use super::private::{is_possible, stores};
 use crate::shell::terminal::type_into;
 use crate::support::{Run, TestEnv, finish, wait_for};
 
@@ -18,16 +18,6 @@ const CHANGES: &str = "cd '{}' && echo more >>lib/a.txt && ln lib/a.txt lib/agai
     && echo in >moved/in && rm bin/tool && mkdir bin/tool && echo new >bin/tool/new \
     && chmod 700 bin && ln -s lib/a.txt link && mkfifo fifo && touch -d 2001-02-03 old \
     && rm -f lib/c.txt";
-
-/// Returns stores with an environment `e`, one for each user that can have private sessions.
-fn stores() -> Vec<TestEnv> {
-    let mut stores = TestEnv::of_all_users();
-    stores.retain(is_possible);
-    for env in &stores {
-        env.import_sample("e");
-    }
-    stores
-}
 
 fn store() -> Option<TestEnv> {
     let env = TestEnv::new().filter(is_possible)?;
