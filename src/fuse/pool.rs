@@ -24,7 +24,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// each costs more than closing a file.
 const CLOSE_DELAY: Duration = Duration::from_millis(2);
 
-/// Most jobs that wait although nobody waits for them.
+/// The most background jobs that may be queued.
 const MOST_LATER: usize = 32;
 
 /// Worker threads that run jobs in no particular order.
@@ -32,7 +32,7 @@ const MOST_LATER: usize = 32;
 /// They end when the pool is dropped and all jobs are done.
 pub(super) struct Pool {
     jobs: Sender<Job>,
-    /// Jobs that nobody waits for.
+    /// Background jobs: no request depends on them.
     later: Sender<Job>,
     threads: NonZeroUsize,
     releaseds: Sender<Released>,
@@ -116,8 +116,8 @@ impl Pool {
     }
 }
 
-/// Waits for the next job. Returns `None` when the pool was dropped and no job is left that
-/// somebody waits for.
+/// Waits for the next job. Returns `None` when the pool was dropped and only background jobs are
+/// left.
 fn next(jobs: &Receiver<Job>, later: &Receiver<Job>) -> Option<Job> {
     match jobs.try_recv() {
         Ok(job) => return Some(job),

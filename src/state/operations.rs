@@ -52,7 +52,7 @@ pub enum OperationKind {
     Checkpoint,
     /// The changes of a trial were kept.
     Keep,
-    /// The changes of a trial went to the trash, since they could not be kept, or nobody decided.
+    /// The changes of a trial went to the trash: they could not be kept, or no decision was made.
     SetAside,
     /// Another operation was taken back.
     Undo,

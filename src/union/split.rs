@@ -32,7 +32,7 @@ use crate::upper::UpperDir;
 pub(crate) enum Split {
     /// No change belongs to the part.
     Nothing,
-    /// All changes belong to it: the stack is as it was.
+    /// All changes belong to it: the stack does not change.
     All,
     /// The layers were replaced by two: these changes over the image, and the rest above them.
     Done(Arc<LowerStack>),

@@ -100,7 +100,7 @@ fn the_parts_add_up_to_the_image_for_every_codec_and_after_commits() {
         let found = assert_complete(&env, "e");
         let left = found["image"]["unused"].as_u64().unwrap();
         assert!(left < 100_000, "{codec}: {found}");
-        // The history is as it was.
+        // The history did not change.
         assert!(sum(&du(&env, &["e@1"])["directories"], "files") > 300);
     }
 }

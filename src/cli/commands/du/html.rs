@@ -74,7 +74,7 @@ pub(super) fn page(found: &Found) -> Result<String> {
         .replace('<', "\\u003c")
         .replace('>', "\\u003e")
         .replace('&', "\\u0026");
-    // Nobody can choose names that contain the digest of all of them.
+    // A name cannot contain the digest of all names.
     let digest = Sha256::digest(&json);
     let nonce: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let page = PAGE.replace(NONCE, &nonce);
