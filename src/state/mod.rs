@@ -24,6 +24,7 @@ mod error;
 mod files;
 mod history;
 mod id_map;
+mod images;
 mod migrations;
 mod operations;
 mod publish;
@@ -54,10 +55,9 @@ use crate::sys::durable;
 
 pub use environment::{FileIds, HomeId, LinksIn, SkippedIds};
 pub use error::{Result, StateError};
-pub use history::{
-    ImageId, ImageRow, NewImage, NewRevision, Revision, RevisionId, RevisionKind, Tag,
-};
+pub use history::{NewRevision, Revision, RevisionId, RevisionKind, Tag};
 pub use id_map::{BadIdMap, IdMap, IdRun};
+pub use images::{ImageId, ImageRow, NewImage};
 pub use operations::{Operation, OperationId, OperationKind, RecordedLayer};
 pub use publish::{CommitPlace, InitEnvironment, Initialised, PublishCommit, RolledBack};
 pub use read_only::LockState;

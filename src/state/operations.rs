@@ -10,7 +10,8 @@ use std::fmt;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Result;
-use super::history::{ImageId, NewRevision, RevisionId};
+use super::history::{NewRevision, RevisionId};
+use super::images::ImageId;
 use super::rows::RowChange;
 use super::stack::{LayerId, StackLayer, StackPart};
 use super::{StateDb, now, valid};

@@ -9,7 +9,8 @@ use rusqlite::Connection;
 
 use super::StateDb;
 use super::error::Result;
-use super::history::{ImageId, NewImage, NewRevision, RevisionId, RevisionKind};
+use super::history::{NewRevision, RevisionId, RevisionKind};
+use super::images::{ImageId, NewImage};
 use super::operations::{self, NewOperation, OperationKind, RecordedLayer, recorded_of};
 use super::stack::{LayerId, LayerRole, StackLayer, StackPart, UNPLACED};
 

@@ -8,7 +8,7 @@ use std::fmt;
 use rusqlite::{Connection, params};
 
 use super::error::Result;
-use super::history::ImageId;
+use super::images::ImageId;
 use super::{StateDb, valid};
 
 /// The position of a layer whose position is set later in the same transaction.

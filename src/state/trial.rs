@@ -16,7 +16,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::counters::set_counter;
 use super::error::Result;
-use super::history::{ImageId, NewImage, NewRevision, RevisionId};
+use super::history::{NewRevision, RevisionId};
+use super::images::{ImageId, NewImage};
 use super::operations::{NewOperation, OperationId, OperationKind, RecordedLayer, recorded_of};
 use super::rows::apply_one;
 use super::stack::{LayerId, LayerRole, StackPart};

@@ -6,7 +6,7 @@
 
 use std::path::{Component, Path};
 
-use super::history::ImageId;
+use super::images::ImageId;
 use super::rows::{DataPlace, InodeRow, RowChange};
 use super::stack::LayerId;
 use crate::object::{Ino, Kind};
