@@ -11,6 +11,7 @@ use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::log;
 use crate::daemon::protocol::{Selection, Service, StartReport, TagOptions};
+use crate::daemon::selection;
 use crate::daemon::service::{self, LOST, Local};
 use crate::environment::{EnvLock, EnvName, Environment, Garbage, Store};
 use crate::packages::{self, Differences, Files};
@@ -299,8 +300,8 @@ pub(super) fn differences(
     tracing::debug!(inodes_read = found.inodes_read, "compared");
     let (old, new) = (old.stack(), new.stack());
     let (before, after) = (Files::of(&old), Files::of(&new));
-    let chosen = service::paths_of(selection);
-    service::refuse_unknown(&chosen, &[&before, &after])?;
+    let chosen = selection::paths_of(selection);
+    selection::refuse_unknown(&chosen, &[&before, &after])?;
     Ok(packages::differences(found.changes, &before, &after).among(&chosen))
 }
 

@@ -12,6 +12,8 @@
 //! - [`private`]: mounts in namespaces of their own, which commands enter
 //! - [`server`] and [`client`]: the two ends of the control socket
 //! - [`service`]: the operations on an open environment
+//! - [`mount`]: mounts an environment and connects its service with the mount
+//! - [`selection`]: the paths that a request selects
 //! - `profile`: records what is read first after a mount, and reads it ahead the next time
 //! - [`runtime`]: the directory of sockets and start locks
 //! - [`stats`]: the requests that a mount has served, and their latency
@@ -34,11 +36,13 @@ pub(crate) mod idle;
 mod launch;
 pub(crate) mod lifecycle;
 pub(crate) mod log;
+pub(crate) mod mount;
 pub(crate) mod prefix;
 pub(crate) mod private;
 mod profile;
 pub(crate) mod protocol;
 pub(crate) mod runtime;
+pub(crate) mod selection;
 pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod session;

@@ -6,39 +6,32 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
-use super::auto_checkpoint::Watch;
 use super::failure::{Failure, Kind};
-use super::host::Mounted;
-use super::idle::Idle;
-use super::private::{Inside, MountRoot, Unserved};
+use super::private::MountRoot;
 use super::profile::Recording;
 use super::protocol::{
     AmendOptions, Amended, Committable, DiscardOptions, Discarded, RollbackOptions, Selection,
-    ServedHome, Service, Since, Status, TagOptions,
+    Service, Since, Status, TagOptions,
 };
-use super::runtime::RuntimeDir;
+use super::selection::{paths_of, refuse_unknown};
 use crate::commit::{
     self, CheckpointOptions, Checkpointed, Chosen, CommitError, CommitOptions, Committed, Ignored,
     QUIET, RolledBack, Syncing, TrialDone, TrialRequest, UndoOptions, Undone, Workspace,
 };
-use crate::environment::{Config, EnvLock, Environment, Layout, Poll, ProfileUse};
-use crate::fuse::session::{Invalidator, Session};
-use crate::fuse::{Counters, EnvFs, Owners, invalidate};
+use crate::environment::{Config, EnvLock, Environment, Layout, Poll};
+use crate::fuse::session::Invalidator;
+use crate::fuse::{Counters, invalidate};
 use crate::packages::{self, Differences, Files};
 use crate::progress::Progress;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
-use crate::sys::mount::{self, MountRequest, Rights};
-use crate::sys::mountinfo;
-use crate::sys::text::{Text, quoted};
+use crate::sys::mount;
+use crate::sys::text::Text;
 use crate::sys::walk;
 use crate::union::{self, Change, DiscardMode, Reconciled, Restored, Summary, Tally};
 
 /// The time limit for the lock of an environment that another command reads, or whose daemon is
 /// ending.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The longest part of a path in a message, in bytes.
-const LONGEST_SHOWN: usize = 1000;
 
 /// The description of a file in [`Reconciled::lost`].
 pub(crate) const LOST: &str = "its content was missing; the committed version is visible again";
@@ -74,15 +67,15 @@ pub(crate) struct Local {
 
 /// The mount of an open environment.
 #[derive(Debug)]
-struct ActiveMount {
-    invalidator: Invalidator,
-    mount_point: PathBuf,
+pub(super) struct ActiveMount {
+    pub invalidator: Invalidator,
+    pub mount_point: PathBuf,
     /// Its root, if it is private: the mount point does not lead to it then.
-    root: Option<MountRoot>,
-    counters: Arc<Counters>,
-    poll: Poll,
+    pub root: Option<MountRoot>,
+    pub counters: Arc<Counters>,
+    pub poll: Poll,
     /// The access profile, if it is enabled.
-    profile: Option<Recording>,
+    pub profile: Option<Recording>,
 }
 
 /// What to do if changes are lost while a view is repaired.
@@ -122,6 +115,13 @@ impl Local {
     /// Returns the differences that were repaired on opening.
     pub(crate) fn reconciled(&self) -> &Reconciled {
         &self.reconciled
+    }
+
+    /// Connects the environment with its mount, once.
+    pub(super) fn set_mount(&self, mount: ActiveMount) -> Result<(), Failure> {
+        let message = "an environment was mounted twice";
+        let set = self.mount.set(mount);
+        set.map_err(|_| Failure::new(Kind::Internal, message))
     }
 
     /// Waits for other operations on the whole environment. Fails if the request was cancelled in
@@ -273,96 +273,6 @@ impl Drop for Local {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// Returns the mount of an environment with this id at its prefix.
-pub(crate) fn mount_request(prefix: PathBuf, id: String, rights: Rights) -> MountRequest {
-    MountRequest {
-        mount_point: prefix,
-        id,
-        // Mounts by root are accessible to all users, subject to permissions, as directories are.
-        allow_other: nix::unistd::geteuid().is_root(),
-        rights,
-        options: Default::default(),
-    }
-}
-
-/// Opens an environment and mounts it at its prefix, unless it is mounted privately already.
-///
-/// With [`Rights::Root`], owners are shown as recorded.
-pub(crate) fn mount_environment(
-    environment: Environment,
-    config: &Config,
-    rights: Rights,
-    private: Option<Unserved>,
-) -> Result<Mounted, Failure> {
-    let home = ServedHome::of(environment.layout())
-        .map_err(|error| Failure::io("cannot stat the environment's home", &error))?;
-    let local = Arc::new(Local::open(environment, config, "mounted", LOCK_TIMEOUT)?);
-    let db = local.workspace.db();
-    let missing = |what: &str| Failure::new(Kind::Damaged, format!("the database lacks {what}"));
-    let prefix = db.prefix()?.ok_or_else(|| missing("the prefix"))?;
-    let id = db.uuid()?.ok_or_else(|| missing("its identity"))?;
-    let owners = match local.workspace.image_owner()? {
-        Some(owner) if rights == Rights::Own => Owners::of_images(&[owner]),
-        _ => Owners::default(),
-    };
-    let mut filesystem = EnvFs::new(local.workspace.union().clone(), owners)?;
-    filesystem.set_poll(config.daemon.poll);
-    if config.history.auto_checkpoint {
-        filesystem.set_before_change(Arc::new(Watch::new(Arc::downgrade(&local))));
-    }
-    let counters = filesystem.counters();
-    let notices = filesystem.notices();
-    let (session, inside) = match private {
-        Some(Unserved { device, inside }) => {
-            let session = Session::serve(filesystem, device, &prefix)?;
-            (session, Some(inside))
-        }
-        None => {
-            let request = mount_request(prefix.clone(), id.clone(), rights);
-            (Session::start(filesystem, &request)?, None)
-        }
-    };
-    notices.connect(session.invalidator());
-    let workspace = local.workspace();
-    let profile = (config.profile == ProfileUse::On)
-        .then(|| Recording::start(workspace.env().layout().profile(), workspace.union()));
-    // A private mount ends with its last process.
-    if let Some(age) = config.session.idle
-        && inside.is_none()
-    {
-        let idle = Idle {
-            limit: age.duration(),
-            mount_point: prefix.clone(),
-            source: mountinfo::source(&id),
-            counters: counters.clone(),
-            stop_handle: session.stop_handle(),
-            runtime: RuntimeDir::open(),
-        };
-        idle.watch();
-    }
-    let active = ActiveMount {
-        invalidator: session.invalidator(),
-        mount_point: prefix,
-        root: inside.as_ref().map(Inside::root),
-        counters,
-        poll: config.daemon.poll,
-        profile,
-    };
-    if local.mount.set(active).is_err() {
-        return Err(Failure::new(
-            Kind::Internal,
-            "an environment was mounted twice",
-        ));
-    }
-    Ok(Mounted {
-        session,
-        lost: local.reconciled.lost.len(),
-        service: local,
-        home,
-        inside,
-    })
 }
 
 impl Service for Local {
@@ -662,32 +572,4 @@ pub(crate) fn upper_use(db: &StateDb, layout: &Layout) -> Result<(u64, u64), Sta
         bytes += used.1;
     }
     Ok((files, bytes))
-}
-
-/// Fails if a path is in none of the views.
-pub(crate) fn refuse_unknown(paths: &[Vec<u8>], views: &[&Files<'_>]) -> Result<(), Failure> {
-    let is_known = |path: &Vec<u8>| path.is_empty() || views.iter().any(|view| view.has(path));
-    match paths.iter().find(|path| !is_known(path)) {
-        Some(path) => {
-            // It is as long as a request may be.
-            let shown = quoted(OsStr::from_bytes(path.get(..LONGEST_SHOWN).unwrap_or(path)));
-            let message = format!("'{shown}': no such path in the environment");
-            Err(Failure::new(Kind::NotFound, message))
-        }
-        None => Ok(()),
-    }
-}
-
-pub(crate) fn paths_of(selection: &Selection) -> Vec<Vec<u8>> {
-    let trim = |path: &Text| {
-        let bytes = path.as_bytes();
-        let bytes = bytes.strip_prefix(b"./").unwrap_or(bytes);
-        bytes.strip_suffix(b"/").unwrap_or(bytes).to_vec()
-    };
-    selection
-        .paths
-        .iter()
-        .map(trim)
-        .map(|path| if path == b"." { Vec::new() } else { path })
-        .collect()
 }
