@@ -4,6 +4,7 @@
 CREATE TABLE environment (
     one                INTEGER PRIMARY KEY CHECK (one = 1),
     uuid               TEXT,
+    origin             TEXT,
     prefix             BLOB,
     clean              INTEGER NOT NULL DEFAULT 1 CHECK (clean IN (0, 1)),
     relocating         INTEGER NOT NULL DEFAULT 0 CHECK (relocating IN (0, 1)),

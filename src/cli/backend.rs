@@ -27,6 +27,8 @@ use crate::sys::text::quoted;
 pub struct Facts {
     /// Identity of the environment.
     pub id: String,
+    /// Identity of its history, which copies keep.
+    pub origin: String,
     /// The path where it is mounted.
     pub prefix: PathBuf,
     /// The first file that is newer than the database, if any.
@@ -66,6 +68,7 @@ pub(super) fn facts(environment: &Environment) -> Result<Facts> {
     let newer = commit::newer_files(&db, environment.layout()).map_err(Failure::from)?;
     Ok(Facts {
         id: db.uuid()?.ok_or_else(|| missing("its identity"))?,
+        origin: db.origin()?.ok_or_else(|| missing("its origin"))?,
         prefix: db.prefix()?.ok_or_else(|| missing("its prefix"))?,
         newer: newer.into_iter().next(),
         revision,

@@ -104,6 +104,7 @@ pub(super) fn fill(
     union::count_links(&own, id, db.link_counts(LinksIn::Image(row.id))?)?;
     own.init_environment(&InitEnvironment {
         uuid: import::new_uuid(&layout)?,
+        origin: db.origin()?,
         prefix: prefix.to_owned(),
         images: vec![NewImage {
             id,

@@ -280,6 +280,7 @@ impl FirstImage {
         };
         db.init_environment(&InitEnvironment {
             uuid: new_uuid(&layout)?,
+            origin: None,
             prefix: options.prefix.clone(),
             images: vec![row],
             kind,

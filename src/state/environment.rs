@@ -85,18 +85,29 @@ impl StateDb {
         Ok(Some(uuid))
     }
 
+    /// Returns the identity of the history: that of the first environment that had it. Copies keep
+    /// it; None before the environment is initialised.
+    pub fn origin(&self) -> Result<Option<String>> {
+        let Some(origin) = self.fact::<Option<String>>("origin")? else {
+            return Ok(None);
+        };
+        valid::uuid(origin.as_bytes()).map_err(|_| self.bad_row(TABLE, "value of origin"))?;
+        Ok(Some(origin))
+    }
+
     pub(super) fn set_identity_in(
         &self,
         conn: &Connection,
         uuid: &str,
+        origin: Option<&str>,
         prefix: &Path,
         doing: &'static str,
     ) -> Result<()> {
         let prefix = prefix.as_os_str().as_bytes();
         self.set_facts_in(
             conn,
-            "uuid = ?1, prefix = ?2, clean = 1",
-            params![uuid, prefix],
+            "uuid = ?1, origin = ?2, prefix = ?3, clean = 1",
+            params![uuid, origin.unwrap_or(uuid), prefix],
             doing,
         )
     }

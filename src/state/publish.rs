@@ -19,6 +19,8 @@ use super::stack::{LayerId, LayerRole, StackLayer, StackPart, UNPLACED};
 pub struct InitEnvironment {
     /// Its identity, which a rename does not change.
     pub uuid: String,
+    /// The identity of its history, if it is a copy of another environment; otherwise its own.
+    pub origin: Option<String>,
     /// Where it is mounted.
     pub prefix: PathBuf,
     /// Its images, at least one, top first. The first becomes the image of the first revision.
@@ -88,7 +90,8 @@ impl StateDb {
             let Some(first) = init.images.first() else {
                 return Err(self.conflict(DOING, "it has no image"));
             };
-            self.set_identity_in(conn, &init.uuid, &init.prefix, DOING)?;
+            let origin = init.origin.as_deref();
+            self.set_identity_in(conn, &init.uuid, origin, &init.prefix, DOING)?;
             let writable = self.take_layer(conn, DOING)?;
             self.insert_upper(conn, writable, 0, DOING)?;
             let mut next_ino = 2;

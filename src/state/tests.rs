@@ -47,6 +47,7 @@ fn new_revision(message: &str) -> NewRevision {
 fn init(db: &StateDb, image: Option<NewImage>) -> Initialised {
     db.init_environment(&InitEnvironment {
         uuid: "an-identity".to_owned(),
+        origin: None,
         prefix: PathBuf::from("/home/someone/env"),
         kind: match image {
             Some(_) => RevisionKind::Import,

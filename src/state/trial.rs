@@ -158,13 +158,14 @@ impl StateDb {
         }
         let links = self.link_counts(LinksIn::Stack)?;
         let uuid = self.uuid()?.ok_or_else(|| missing("its identity"))?;
+        let origin = self.origin()?;
         let prefix = self.prefix()?.ok_or_else(|| missing("its prefix"))?;
         let (owner, home) = (self.image_owner()?, self.home_id()?);
 
         let db = StateDb::create(path)?;
         db.write(DOING, |conn| {
             let fail = |e| db.sql(DOING, e);
-            db.set_identity_in(conn, &uuid, &prefix, DOING)?;
+            db.set_identity_in(conn, &uuid, origin.as_deref(), &prefix, DOING)?;
             set_counter(conn, "ino", trial.inos.start).map_err(fail)?;
             let above = trial.layers().into_iter().filter_map(|layer| match layer {
                 RecordedLayer::Upper(layer) => Some(layer.0),

@@ -63,6 +63,7 @@ fn empty() -> (tempfile::TempDir, Union) {
     let layer = image(&images.join(&file), &[]);
     db.init_environment(&InitEnvironment {
         uuid: "an-identity".to_owned(),
+        origin: None,
         prefix: PathBuf::from("/nowhere"),
         images: vec![new_image(id, file, &layer)],
         kind: RevisionKind::Create,

@@ -34,6 +34,9 @@ struct Row {
     state: &'static str,
     active: bool,
     revision: Option<i64>,
+    /// Identity of the history, which clones and imported archives have in common.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<String>,
     image_bytes: u64,
     /// Disk space used by changed files.
     upper_bytes: u64,
@@ -116,6 +119,7 @@ fn row(context: &Context, name: &str, active: Option<&str>) -> Row {
         state: "damaged",
         active: active == Some(name),
         revision: None,
+        origin: None,
         image_bytes: 0,
         upper_bytes: 0,
         upper_files: 0,
@@ -138,6 +142,7 @@ fn row(context: &Context, name: &str, active: Option<&str>) -> Row {
             "unreachable"
         }
     };
+    row.origin = Some(env.facts.origin.clone());
     row.revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
     row.image_bytes = env.facts.image.as_ref().map_or(0, |image| image.size);
     match backend::upper_use(&env.environment) {

@@ -47,6 +47,8 @@ pub struct Args {
 struct Facts {
     #[serde(flatten)]
     history: RevisionFacts,
+    /// Identity of the history, which clones and imported archives have in common.
+    origin: String,
     image: Image,
     /// The differences from the parent, if it is in the history.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,6 +121,7 @@ impl Args {
             };
             out.line(format!("  parent    {parent}{lost}"))?;
         }
+        out.line(format!("  origin    {}", facts.origin))?;
         let image = &facts.image;
         out.line(format!(
             "  image     {}, {}, {}, {}",
@@ -202,6 +205,7 @@ impl Facts {
         let (packages, changes) = changes.map(|found| (found.packages, found.changes)).unzip();
         Ok(Facts {
             history: RevisionFacts::of(revision, current, &backend::tags(environment)?),
+            origin: env.facts.origin.clone(),
             image: Image::of(env, image, backend::frees(environment, &all, image)),
             summary: changes
                 .as_ref()

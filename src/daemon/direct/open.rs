@@ -265,6 +265,7 @@ fn initialize(
     }
     db.init_environment(&InitEnvironment {
         uuid,
+        origin: None,
         prefix: what.mount_point.as_path().to_path_buf(),
         images: rows,
         kind: RevisionKind::Import,

@@ -55,6 +55,7 @@ fn an_environment_is_initialised_once_and_has_an_image() {
     let begin = |images| {
         db.init_environment(&InitEnvironment {
             uuid: String::new(),
+            origin: None,
             prefix: PathBuf::new(),
             images,
             kind: RevisionKind::Create,

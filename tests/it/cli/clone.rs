@@ -28,6 +28,11 @@ fn a_clone_shares_the_image_and_nothing_else() {
         let log = env.envfs(&["log", "--json", "c"]).ok().json();
         assert_eq!(log.as_array().unwrap().len(), 1, "{log}");
         assert_eq!(log[0]["message"], "clone of e, revision 1", "{log}");
+        let origin = |name: &str| {
+            let shown = env.envfs(&["show", "--json", name]).ok().json();
+            shown["origin"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(origin("c"), origin("e"));
 
         let own = env.mount("c");
         let digest = |dir: &std::path::Path| {

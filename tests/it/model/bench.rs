@@ -212,6 +212,7 @@ fn stacked_template() -> &'static Path {
                 });
             db.init_environment(&InitEnvironment {
                 uuid: "stacked".to_owned(),
+                origin: None,
                 prefix: PathBuf::from("/nowhere"),
                 images: rows.collect(),
                 kind: RevisionKind::Import,
