@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    BlockSize, DIRECTORY_SIZE_BIAS, DirectoryIndexEntry, MAX_SYMLINK, NO_FRAGMENT, NO_XATTR,
-    SliceSource, Source,
+    BlockSize, DIRECTORY_SIZE_BIAS, DirectoryIndexEntry, InodeKind, MAX_SYMLINK, NO_FRAGMENT,
+    NO_XATTR, SliceSource, Source,
 };
 use crate::squashfs::{Error, Result};
 
@@ -13,54 +13,6 @@ use crate::squashfs::{Error, Result};
 pub const MAX_BLOCKS_PER_FILE: u64 = 1 << 24;
 /// Directory indexes have one entry for 8 KiB of listing, of which there are at most 4 GiB.
 const MAX_INDEX: u16 = u16::MAX;
-
-/// The seven kinds, with the numbers of their basic forms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u16)]
-pub enum InodeKind {
-    /// A directory.
-    Directory = 1,
-    /// A regular file.
-    File = 2,
-    /// A symbolic link.
-    Symlink = 3,
-    /// A block device node.
-    BlockDevice = 4,
-    /// A character device node.
-    CharDevice = 5,
-    /// A named pipe.
-    Fifo = 6,
-    /// A socket.
-    Socket = 7,
-}
-
-impl InodeKind {
-    /// Returns the kind with this number of a basic form. Directory entries use only these.
-    pub fn from_basic(raw: u16) -> Option<Self> {
-        Some(match raw {
-            1 => InodeKind::Directory,
-            2 => InodeKind::File,
-            3 => InodeKind::Symlink,
-            4 => InodeKind::BlockDevice,
-            5 => InodeKind::CharDevice,
-            6 => InodeKind::Fifo,
-            7 => InodeKind::Socket,
-            _ => return None,
-        })
-    }
-    /// Returns the file type bits of `st_mode`.
-    pub fn mode_bits(self) -> u32 {
-        match self {
-            InodeKind::Directory => 0o040_000,
-            InodeKind::File => 0o100_000,
-            InodeKind::Symlink => 0o120_000,
-            InodeKind::BlockDevice => 0o060_000,
-            InodeKind::CharDevice => 0o020_000,
-            InodeKind::Fifo => 0o010_000,
-            InodeKind::Socket => 0o140_000,
-        }
-    }
-}
 
 /// Values of the superblock that an inode must agree with.
 #[derive(Debug, Clone, Copy)]

@@ -4,6 +4,7 @@
 mod block;
 mod directory;
 mod inode;
+mod kind;
 mod metadata;
 mod source;
 mod superblock;
@@ -16,9 +17,9 @@ pub use directory::{
     DirectoryIndexEntry, MAX_ENTRIES_PER_HEADER, check_name,
 };
 pub use inode::{
-    DirectoryBody, FileBody, FragmentRef, Inode, InodeBody, InodeContext, InodeKind,
-    MAX_BLOCKS_PER_FILE,
+    DirectoryBody, FileBody, FragmentRef, Inode, InodeBody, InodeContext, MAX_BLOCKS_PER_FILE,
 };
+pub use kind::InodeKind;
 pub use metadata::{InodeRef, METADATA_HEADER_SIZE, METADATA_SIZE, MetadataHeader};
 pub use source::{SliceSource, Source};
 pub use superblock::{Flags, SUPERBLOCK_SIZE, Superblock};

@@ -12,8 +12,8 @@ use std::{
 
 use super::buffers::{Block, Buffers};
 use super::cache::{Cache, Hits};
-use super::growth;
 use super::idle::Idle;
+use super::shrink;
 use super::uses::{BlockUse, Uses};
 use crate::squashfs::{
     CompressorId, Error, Result,
@@ -259,7 +259,7 @@ impl Blocks {
             let held = block.held();
             Ok((block, held))
         })?;
-        growth::watch(&self.data_cache);
+        shrink::watch(&self.data_cache);
         Ok(block)
     }
 

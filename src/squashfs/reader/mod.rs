@@ -21,6 +21,7 @@ mod open;
 mod scan;
 mod sequential;
 mod shared;
+mod shrink;
 mod stored;
 mod usage;
 mod uses;
