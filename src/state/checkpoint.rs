@@ -10,7 +10,7 @@ use std::{io, thread};
 use rusqlite::Connection;
 
 use super::redo::{Batch, Redo};
-use super::rows::apply_one;
+use super::rows::queries::apply_one;
 use super::{LayerId, Result, RowChange, StateDb, StateError};
 use crate::fault;
 use crate::sys::durable::sync_data;

@@ -1,24 +1,10 @@
 //! Revisions and tags.
 
-use std::fmt;
-
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Result;
-use super::images::ImageId;
+use super::ids::{ImageId, RevisionId};
 use super::{StateDb, now};
-
-/// The id of a revision of the environment. Never reused.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct RevisionId(pub i64);
-
-impl fmt::Display for RevisionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
 
 /// The operation that created a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

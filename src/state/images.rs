@@ -1,31 +1,11 @@
 //! Images of the history and their rows.
 
-use std::fmt;
-
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Result;
 use super::id_map::IdMap;
+use super::ids::ImageId;
 use super::{StateDb, valid};
-
-/// The id of an image of the environment. Never reused.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct ImageId(pub i64);
-
-impl ImageId {
-    /// Returns the name of its file in the images directory.
-    pub fn file_name(self) -> String {
-        format!("{self}.sqfs")
-    }
-}
-
-impl fmt::Display for ImageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
 
 /// An image that is about to enter the history. Its file is complete and durable.
 #[derive(Clone, Debug)]

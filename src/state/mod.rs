@@ -24,6 +24,7 @@ mod error;
 mod files;
 mod history;
 mod id_map;
+mod ids;
 mod images;
 mod migrations;
 mod operations;
@@ -55,14 +56,15 @@ use crate::sys::durable;
 
 pub use environment::{FileIds, HomeId, LinksIn, SkippedIds};
 pub use error::{Result, StateError};
-pub use history::{NewRevision, Revision, RevisionId, RevisionKind, Tag};
+pub use history::{NewRevision, Revision, RevisionKind, Tag};
 pub use id_map::{BadIdMap, IdMap, IdRun};
-pub use images::{ImageId, ImageRow, NewImage};
-pub use operations::{Operation, OperationId, OperationKind, RecordedLayer};
+pub use ids::{ImageId, LayerId, OperationId, RevisionId};
+pub use images::{ImageRow, NewImage};
+pub use operations::{Operation, OperationKind, RecordedLayer};
 pub use publish::{CommitPlace, InitEnvironment, Initialised, PublishCommit, RolledBack};
 pub use read_only::LockState;
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
-pub use stack::{Layer, LayerId, LayerRole, StackLayer, StackPart};
+pub use stack::{Layer, LayerRole, StackLayer, StackPart};
 pub use trial::{Trial, TrialEnd};
 pub use undo::{NotUndoable, UndoPlan};
 

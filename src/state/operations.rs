@@ -5,33 +5,20 @@
 //! long as their layers exist, and layers that the log refers to are kept ([`StateDb::recorded`]).
 
 use std::collections::HashSet;
-use std::fmt;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Result;
-use super::history::{NewRevision, RevisionId};
-use super::images::ImageId;
+use super::history::NewRevision;
+use super::ids::{ImageId, LayerId, OperationId, RevisionId};
 use super::rows::RowChange;
-use super::stack::{LayerId, StackLayer, StackPart};
+use super::stack::{StackLayer, StackPart};
 use super::{StateDb, now, valid};
 
 /// The number of operations that the log keeps.
 const MOST_OPERATIONS: i64 = 1000;
 /// More layers than any stack has.
 const MOST_LAYERS: usize = 4096;
-
-/// The id of an operation of the environment. Never reused.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct OperationId(pub i64);
-
-impl fmt::Display for OperationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
 
 /// What an operation did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

@@ -9,10 +9,11 @@ use rusqlite::Connection;
 
 use super::StateDb;
 use super::error::Result;
-use super::history::{NewRevision, RevisionId, RevisionKind};
-use super::images::{ImageId, NewImage};
+use super::history::{NewRevision, RevisionKind};
+use super::ids::{ImageId, LayerId, RevisionId};
+use super::images::NewImage;
 use super::operations::{self, NewOperation, OperationKind, RecordedLayer, recorded_of};
-use super::stack::{LayerId, LayerRole, StackLayer, StackPart, UNPLACED};
+use super::stack::{LayerRole, StackLayer, StackPart, UNPLACED};
 
 /// The initial state of a new environment.
 #[derive(Clone, Debug)]

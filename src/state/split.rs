@@ -4,9 +4,11 @@ use rusqlite::Connection;
 
 use super::StateDb;
 use super::error::Result;
+use super::ids::LayerId;
 use super::operations;
-use super::rows::{LayerRows, RowChange, apply_one};
-use super::stack::{LayerId, LayerRole, StackPart, UNPLACED};
+use super::rows::queries::apply_one;
+use super::rows::{LayerRows, RowChange};
+use super::stack::{LayerRole, StackPart, UNPLACED};
 
 impl StateDb {
     /// Adds layers that are not in the stack and have no rows. Until they are used, the next open

@@ -3,28 +3,15 @@
 //! What changes them is a part of a transaction, see `publish` and `undo`.
 
 use std::collections::HashSet;
-use std::fmt;
 
 use rusqlite::{Connection, params};
 
 use super::error::Result;
-use super::images::ImageId;
+use super::ids::{ImageId, LayerId};
 use super::{StateDb, valid};
 
 /// The position of a layer whose position is set later in the same transaction.
 pub(super) const UNPLACED: i64 = -1;
-
-/// The id of a layer of the environment. Never reused.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct LayerId(pub i64);
-
-impl fmt::Display for LayerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
 
 /// The role of a layer in the stack, or after it has left the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -16,11 +16,12 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::counters::set_counter;
 use super::error::Result;
-use super::history::{NewRevision, RevisionId};
-use super::images::{ImageId, NewImage};
-use super::operations::{NewOperation, OperationId, OperationKind, RecordedLayer, recorded_of};
-use super::rows::apply_one;
-use super::stack::{LayerId, LayerRole, StackPart};
+use super::history::NewRevision;
+use super::ids::{ImageId, LayerId, OperationId, RevisionId};
+use super::images::NewImage;
+use super::operations::{NewOperation, OperationKind, RecordedLayer, recorded_of};
+use super::rows::queries::apply_one;
+use super::stack::{LayerRole, StackPart};
 use super::{LayerRows, LinksIn, RowChange, StateDb, StateError, valid};
 
 /// The number of object ids that are reserved for a trial.

@@ -12,10 +12,11 @@ use rusqlite::{Connection, params};
 use super::StateDb;
 use super::error::Result;
 use super::history::NewRevision;
+use super::ids::{LayerId, OperationId};
 use super::operations::{
-    NewOperation, Operation, OperationId, OperationKind, RecordedLayer, recorded_of, uppers_of,
+    NewOperation, Operation, OperationKind, RecordedLayer, recorded_of, uppers_of,
 };
-use super::stack::{LayerId, LayerRole, StackLayer, StackPart, UNPLACED};
+use super::stack::{LayerRole, StackLayer, StackPart, UNPLACED};
 
 /// Why an operation cannot be taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

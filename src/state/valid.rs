@@ -6,9 +6,8 @@
 
 use std::path::{Component, Path};
 
-use super::images::ImageId;
+use super::ids::{ImageId, LayerId};
 use super::rows::{DataPlace, InodeRow, RowChange};
-use super::stack::LayerId;
 use crate::object::{Ino, Kind};
 
 /// The longest name that an image or a file system can hold, in bytes.
