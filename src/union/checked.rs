@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::delta::Delta;
 use super::file_check::compare_files;
-use super::open::Paths;
+use super::paths::Paths;
 use super::stack::LowerStack;
 use super::stored::Stored;
-use super::{Result, Union};
+use super::{Result, Union, dir_check};
 use crate::fault;
 use crate::state::{LayerId, StateDb};
 use crate::upper::{Marks, UpperDir};
@@ -48,7 +48,7 @@ pub(super) fn open(
         return Ok(None);
     }
     let stored = Stored::open(db, layer, below.clone())?;
-    Ok(stored.map(|stored| (Delta::from_stored(stored), upper)))
+    Ok(stored.map(|stored| (Delta::from_stored(stored, dir_check::check), upper)))
 }
 
 /// Returns the stored marks of a layer. Damaged ones count as none.

@@ -4,65 +4,22 @@
 //! copied since, rows and files are reconciled before the view is used.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::UNIX_EPOCH;
 
 use super::checked;
 use super::delta::Delta;
 use super::file_check::compare_files;
 use super::overlay;
+use super::paths::Paths;
 use super::reconcile::{HostInodes, Reconciled, reconcile};
 use super::stack::StackBuilder;
 use super::{Error, FrozenLayer, ImageLayer, Nodes, Result, State, Union, dir_check};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{DataPlace, HomeId, ImageId, LayerId, StackPart, StateDb};
+use crate::state::{DataPlace, ImageId, LayerId, StackPart, StateDb};
 use crate::sys::medium::network_file_system;
 use crate::sys::regular;
 use crate::upper::UpperDir;
-
-/// The files of an environment.
-#[derive(Debug, Clone)]
-pub struct Paths {
-    /// The directory of image files.
-    pub images: PathBuf,
-    /// Whether the files there are symbolic links that this process created, to images elsewhere.
-    pub images_are_links: bool,
-    /// The directory of upper layers. Each is a directory named by its number.
-    pub layers: PathBuf,
-    /// The directory for files without a row, which are moved aside.
-    pub strays: PathBuf,
-}
-
-impl Paths {
-    /// Returns the directory of an upper layer.
-    pub fn layer(&self, layer: LayerId) -> PathBuf {
-        self.layers.join(layer.to_string())
-    }
-
-    /// Returns the spare directory of a layer, for a full disk.
-    pub(super) fn spare(&self) -> PathBuf {
-        self.strays.with_file_name("spare")
-    }
-
-    /// Returns the identity of the environment's directory. A copy has another: no copying tool can
-    /// preserve the time of birth.
-    fn identity(&self) -> std::io::Result<HomeId> {
-        let meta = self.layers.join("..").metadata();
-        let meta = meta.map_err(|e| {
-            std::io::Error::new(e.kind(), format!("{}: {e}", self.layers.display()))
-        })?;
-        let made = meta.created().ok();
-        let made = made.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        Ok(HomeId {
-            ino: meta.ino(),
-            // Only compared, so an overflow in the year 2262 is harmless.
-            born: made.map_or(0, |since| since.as_nanos() as i64),
-        })
-    }
-}
 
 /// Options for opening a view.
 #[derive(Debug, Clone, Default)]

@@ -21,8 +21,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::bounds::BOUNDS;
-use super::delta::DirDelta;
 use super::layer::SharedListing;
+use super::loaded::DirDelta;
 use super::{Result, State, Union};
 use crate::object::{Ino, Kind};
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Result;
-use super::delta::{Dirs, Objects, dirs_of};
+use super::loaded::{Dirs, Objects, dirs_of};
 use super::stack::LowerStack;
 use crate::object::Ino;
 use crate::state::{LayerId, StateDb};

@@ -5,7 +5,7 @@
 
 use nix::errno::Errno;
 
-use super::delta::Xattrs;
+use super::loaded::Xattrs;
 use super::{Presence, Result, Union, Xattr};
 use crate::object::{Ino, Timestamp};
 use crate::state::{InodeRow, RowChange};
