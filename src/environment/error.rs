@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::lock::Holder;
+use super::holder::Holder;
 
 /// A result whose error is an [`EnvironmentError`].
 pub type Result<T, E = EnvironmentError> = std::result::Result<T, E>;

@@ -28,12 +28,10 @@
 
 use std::fmt::Display;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use super::error::{Context, Result};
+use super::home_id::HomeId;
 use super::name::EnvName;
 use crate::sys::regular;
 
@@ -91,14 +89,6 @@ impl StoreLayout {
     }
 }
 
-/// The identity of a home's directory, valid on this host until it is rebooted. A home keeps it
-/// when it is moved within its file system; a copy of the home has another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HomeId {
-    device: u64,
-    inode: u64,
-}
-
 /// The paths in the home of one environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -118,11 +108,7 @@ impl Layout {
 
     /// Returns the identity of the home's directory.
     pub fn home_id(&self) -> io::Result<HomeId> {
-        let meta = std::fs::metadata(&self.home)?;
-        Ok(HomeId {
-            device: meta.dev(),
-            inode: meta.ino(),
-        })
+        Ok(HomeId::of(&std::fs::metadata(&self.home)?))
     }
 
     /// Fails if a directory of the home is something else, such as a symbolic link that leads out

@@ -29,6 +29,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender};
 use fs2::FileExt;
 
 use super::error::{Context, EnvironmentError, Result};
+use super::holder::Holder;
 use super::layout::Layout;
 use crate::sys::medium::network_file_system;
 use crate::sys::regular;
@@ -36,8 +37,6 @@ use crate::sys::text::Text;
 use note::{
     Note, age_of, draft_holder, has_expired, read_holder, renew_note, sync_note, write_holder,
 };
-
-pub use note::Holder;
 
 /// The time after which a lease of another host that was not renewed is free.
 pub const LEASE: Duration = Duration::from_secs(300);

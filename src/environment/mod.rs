@@ -6,6 +6,8 @@
 mod age;
 mod config;
 mod error;
+mod holder;
+mod home_id;
 mod in_place;
 mod launchers;
 mod layout;
@@ -23,10 +25,12 @@ pub use config::{
     SessionConfig, WhenBusy,
 };
 pub use error::{EnvironmentError, Result};
+pub use holder::Holder;
+pub use home_id::HomeId;
 pub use in_place::{DirectoryId, InPlace, Stage};
 pub use launchers::{Exposure, LauncherRecord};
-pub use layout::{HomeId, Layout, StoreLayout};
-pub use lock::{EnvLock, Holder, LEASE};
+pub use layout::{Layout, StoreLayout};
+pub use lock::{EnvLock, LEASE};
 pub use name::EnvName;
 pub use prefix::{Prefix, real_path};
 pub use process::HostProcess;

@@ -1,6 +1,5 @@
 //! The note beside a lock, which names its holder.
 
-use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,39 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-
 use super::LEASE;
-use crate::environment::age::span;
 use crate::environment::error::{Context, Result};
-use crate::environment::layout::{HomeId, Layout};
+use crate::environment::holder::Holder;
+use crate::environment::layout::Layout;
 use crate::environment::process::HostProcess;
 use crate::object::Timestamp;
-use crate::sys::text::Text;
 use crate::sys::{durable, process, regular};
 
 /// The size limit of a note, in bytes.
 const NOTE_LIMIT: u64 = 64 << 10;
-
-/// The holder of a lock.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
-    /// The process.
-    #[serde(flatten)]
-    pub process: HostProcess,
-    /// The purpose of the lock, for messages.
-    pub purpose: String,
-    /// The time of acquisition, in seconds since 1970.
-    pub since: i64,
-    /// The home that is locked: a note that was copied along with its home is not about the copy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) home_id: Option<HomeId>,
-    /// The control socket of the holder, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub socket: Option<Text>,
-    /// Unique to each acquisition.
-    pub(super) token: String,
-}
 
 impl Holder {
     pub(super) fn current_process(layout: &Layout, purpose: &str) -> io::Result<Holder> {
@@ -65,24 +41,6 @@ impl Holder {
                 && self.home_id != home_id
         };
         self.process.is_dead() || locks_other_home()
-    }
-
-    /// Returns whether envfs could have written this note: the path of a socket is absolute.
-    fn is_valid(&self) -> bool {
-        let socket = self.socket.as_ref();
-        socket.is_none_or(|socket| socket.as_path().is_absolute())
-    }
-
-    /// Returns whether it is a process on this host.
-    pub fn is_local(&self) -> bool {
-        self.process.is_local()
-    }
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let held = span(Timestamp::now().secs.saturating_sub(self.since));
-        write!(f, "{} ({}) for {held}", self.process, self.purpose)
     }
 }
 
