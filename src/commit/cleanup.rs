@@ -9,10 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::Context;
+use super::retired::sweep_retired;
 use super::{Result, trial};
 use crate::environment::Layout;
-use crate::state::{FileIds, ImageRow, LayerId, LayerRole, RecordedLayer, StackPart, StateDb};
+use crate::state::{FileIds, StateDb};
 use crate::sys::walk;
+use crate::upper::UpperDir;
 
 /// Removes retired layers that no operation refers to, trials that were killed, unfinished and
 /// unknown images, and layer directories of rotations that were not committed. Never touches the
@@ -173,61 +175,16 @@ fn remove_empty(path: &Path) -> io::Result<bool> {
     Ok(is_empty)
 }
 
-/// Returns the first image of the stack that is missing or shorter than its row says.
-pub(super) fn missing_image(db: &StateDb, layout: &Layout) -> Result<Option<PathBuf>> {
-    for part in db.stack()? {
-        let StackPart::Image(id) = part.part else {
-            continue;
-        };
-        let row = db.image(id)?;
-        let path = |row: &ImageRow| layout.image(&row.file);
-        let is_whole = |row: &ImageRow| {
-            let found = fs::symlink_metadata(path(row));
-            found.is_ok_and(|meta| meta.is_file() && meta.len() >= row.size)
-        };
-        if !row.as_ref().is_some_and(is_whole) {
-            let unknown = || layout.image(&Layout::image_file_name(id));
-            return Ok(Some(row.as_ref().map_or_else(unknown, path)));
-        }
+/// Drops the changes of a relocation whose process died. Called before the view is opened.
+pub(super) fn revert_relocation(db: &StateDb, layout: &Layout) -> Result<()> {
+    if !db.is_relocating()? {
+        return Ok(());
     }
-    Ok(None)
-}
-
-/// Removes the layers whose content is in an image, unless an undo needs them. Returns false if
-/// nothing can be removed safely.
-pub(super) fn sweep_retired(db: &StateDb, layout: &Layout) -> Result<bool> {
-    if let Some(image) = missing_image(db, layout)? {
-        // Opening the view reports the problem.
-        tracing::warn!(
-            image = %image.display(),
-            "an image of the stack is missing or truncated: nothing is removed"
-        );
-        return Ok(false);
-    }
-    let recorded = db.recorded()?;
-    let (below_trials, _) = db.below_trials()?;
-    for layer in db.layers()? {
-        if layer.role == LayerRole::Retired
-            && !recorded.contains(&layer.id)
-            && !below_trials.contains(&RecordedLayer::Upper(layer.id))
-            && let Err(e) = remove_layer(db, layout, layer.id)
-        {
-            tracing::warn!(layer = layer.id.0, "cannot remove a retired layer: {e}");
-        }
-    }
-    Ok(true)
-}
-
-/// Removes an upper that is not in the stack: its files, then its rows.
-pub(super) fn remove_layer(db: &StateDb, layout: &Layout, layer: LayerId) -> Result<()> {
-    remove_layer_files(layout, layer)?;
-    Ok(db.forget_layer(layer)?)
-}
-
-/// Removes the files of an upper that is not in the stack.
-pub(super) fn remove_layer_files(layout: &Layout, layer: LayerId) -> Result<()> {
-    let path = layout.layer(layer);
-    walk::remove_tree(&path).context("remove", &path)
+    tracing::warn!("reverting a relocation that was interrupted");
+    let fresh = db.reserve_layer()?;
+    let path = layout.layer(fresh);
+    UpperDir::create(&path, &layout.strays()).context("create", &path)?;
+    Ok(db.revert_relocation(fresh)?)
 }
 
 #[cfg(test)]

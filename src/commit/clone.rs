@@ -7,7 +7,7 @@ use super::copy::{Sharing, copy_file};
 use super::error::{CommitError, Context, Result};
 use super::relocate::{Relocate, Relocated, relocate_unfinished};
 use super::workspace::{command_line, new_revision};
-use super::{Unfinished, import, rename_into_place};
+use super::{Unfinished, creation, rename_into_place};
 use crate::environment::{Environment, Layout, NewEnvironment};
 use crate::fault;
 use crate::progress::Progress;
@@ -103,7 +103,7 @@ pub(super) fn fill(
     }
     union::count_links(&own, id, db.link_counts(LinksIn::Image(row.id))?)?;
     own.init_environment(&InitEnvironment {
-        uuid: import::new_uuid(&layout)?,
+        uuid: creation::new_uuid(&layout)?,
         origin: db.origin()?,
         prefix: prefix.to_owned(),
         images: vec![NewImage {
@@ -118,7 +118,7 @@ pub(super) fn fill(
         own.set_image_owner(user, group)?;
     }
     fault::point("clone.initialised");
-    import::complete(new, own)?;
+    creation::complete(new, own)?;
     Ok((sharing, row.size))
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::error::{CommitError, Context, Result};
 use super::workspace::Workspace;
-use super::{cleanup, trial};
+use super::{retired, trial};
 use crate::environment::{AnnouncedRemoval, Layout, NotedSession, SessionNotes};
 use crate::fault;
 use crate::object::Timestamp;
@@ -114,7 +114,7 @@ pub struct InUse {
 /// an older image may be the only copy.
 pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected> {
     layout.check_directories()?;
-    if let Some(image) = cleanup::missing_image(db, layout)? {
+    if let Some(image) = retired::missing_image(db, layout)? {
         return Err(CommitError::ImageLost(image));
     }
     if !options.dry_run {
@@ -139,7 +139,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         walk::remove_tree(&strays).context("remove", &strays)?;
     }
     for layer in &garbage.layers {
-        cleanup::remove_layer_files(layout, *layer)?;
+        retired::remove_layer_files(layout, *layer)?;
     }
     fault::pause("pause.gc.read");
     // A session may have begun since its notes were read. From the announcement on, a session that
@@ -176,7 +176,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         }
     }
     for layer in garbage.layers {
-        cleanup::remove_layer(db, layout, layer)?;
+        retired::remove_layer(db, layout, layer)?;
     }
     db.restore_reserve();
     Ok(done)

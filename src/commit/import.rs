@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{getegid, geteuid};
 
+use super::creation::{complete, new_uuid};
 use super::error::{CommitError, Context, Result};
 use super::exclude::Exclude;
 use super::relocate::{Force, Relocate, Relocated, relocate_unfinished};
@@ -26,11 +27,8 @@ use crate::progress::{NoProgress, Progress, Report};
 use crate::squashfs::format::InodeBody;
 use crate::squashfs::writer::{ImageWriter, Meta, NodeId, WriteStats, WriterOptions};
 use crate::squashfs::{Image, ReaderOptions};
-use crate::state::{
-    BadIdMap, IdMap, ImageId, InitEnvironment, NewImage, RevisionKind, StackPart, StateDb,
-};
+use crate::state::{BadIdMap, IdMap, ImageId, InitEnvironment, NewImage, RevisionKind, StateDb};
 use crate::union;
-use crate::upper::UpperDir;
 
 /// The options of a new environment.
 #[derive(Debug, Clone)]
@@ -383,23 +381,6 @@ pub fn create_empty(new: NewEnvironment, options: &ImportOptions) -> Result<Envi
     };
     first.fill(&new, options, &NoProgress, |_| Ok(BTreeMap::new()))?;
     Ok(new.finish()?)
-}
-
-pub(super) fn new_uuid(layout: &Layout) -> Result<String> {
-    crate::sys::process::new_uuid().context("create a UUID for", layout.home())
-}
-
-/// Creates the directories of the layers, and closes the database.
-pub(super) fn complete(new: &NewEnvironment, db: StateDb) -> Result<()> {
-    let layout = new.layout();
-    for layer in db.stack()? {
-        if layer.part == StackPart::Writable {
-            let upper = layout.layer(layer.id);
-            UpperDir::create(&upper, &layout.strays()).context("create", &upper)?;
-        }
-    }
-    db.close()?;
-    Ok(())
 }
 
 /// Determines the kind of a source from its first bytes.

@@ -28,6 +28,7 @@ mod cleanup;
 mod clone;
 mod compare;
 mod copy;
+mod creation;
 mod digests;
 mod disk_wait;
 mod error;
@@ -43,6 +44,7 @@ mod preview;
 mod profile;
 mod relocate;
 mod repair;
+mod retired;
 mod space;
 mod tree;
 mod trial;
@@ -359,7 +361,7 @@ fn commit_frozen(
     let is_unused = old.is_none_or(wait_until_unused) && wait_until_unused(view);
     if !is_unused {
         tracing::debug!("the retired layers are still being read; the next open removes them");
-    } else if let Err(e) = cleanup::sweep_retired(db, layout) {
+    } else if let Err(e) = retired::sweep_retired(db, layout) {
         tracing::warn!("cannot remove the retired layers: {e}");
     }
     if db.image(parent.image).is_ok_and(|row| row.is_none()) {

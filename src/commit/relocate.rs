@@ -15,17 +15,15 @@ use std::path::{Path, PathBuf};
 use super::error::{CommitError, Context, Result};
 use super::workspace::{Workspace, command_line};
 use super::{CommitOptions, Committed, commit_at};
-use crate::environment::{Layout, NewEnvironment};
+use crate::environment::NewEnvironment;
 use crate::fault;
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::progress::{Progress, Report};
 use crate::relocate::{
     self, Action, Counts, Edit, Entry, Impossible, Node, Plan, Scope, Tree, apply,
 };
-use crate::state::StateDb;
 use crate::sys::text::quoted;
 use crate::union::{Creator, DiscardMode, NewObject, SetAttr, SetIdBits, SetTime, Union};
-use crate::upper::UpperDir;
 
 /// What to do with files that cannot be rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,20 +240,8 @@ fn revert(workspace: &Workspace) -> Result<()> {
     union.discard_uppers(committed, DiscardMode::Always, |fresh| {
         Ok(db.revert_relocation(fresh)?)
     })?;
-    super::cleanup::sweep_retired(db, workspace.env().layout())?;
+    super::retired::sweep_retired(db, workspace.env().layout())?;
     Ok(())
-}
-
-/// Drops the changes of a relocation whose process died. Called before the view is opened.
-pub(super) fn revert_interrupted(db: &StateDb, layout: &Layout) -> Result<()> {
-    if !db.is_relocating()? {
-        return Ok(());
-    }
-    tracing::warn!("reverting a relocation that was interrupted");
-    let fresh = db.reserve_layer()?;
-    let path = layout.layer(fresh);
-    UpperDir::create(&path, &layout.strays()).context("create", &path)?;
-    Ok(db.revert_relocation(fresh)?)
 }
 
 /// An object, and a name of it.

@@ -15,8 +15,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::cleanup;
 use super::error::{CommitError, Context, Result};
+use super::retired;
 use super::workspace::{Workspace, data_cache_limit, new_revision, paths};
 use crate::environment::{EnvLock, Layout};
 use crate::fault;
@@ -207,7 +207,7 @@ fn drop_changes(workspace: &Workspace, trial: &Trial) -> Result<TrialDone> {
 fn thaw(workspace: &Workspace) {
     let thawed = workspace.union().unrotate().map_err(CommitError::from);
     let swept = thawed
-        .and_then(|()| cleanup::sweep_retired(workspace.db(), workspace.env().layout()).map(drop));
+        .and_then(|()| retired::sweep_retired(workspace.db(), workspace.env().layout()).map(drop));
     if let Err(error) = swept {
         tracing::warn!(%error, "the stack has one more layer until the next open");
     }
@@ -215,7 +215,7 @@ fn thaw(workspace: &Workspace) {
 
 /// Removes a trial: its files, then its rows.
 fn remove(db: &StateDb, layout: &Layout, trial: &Trial) -> Result<()> {
-    cleanup::remove_layer_files(layout, trial.layer)?;
+    retired::remove_layer_files(layout, trial.layer)?;
     fault::point("drop.removed");
     Ok(db.forget_trial(trial)?)
 }

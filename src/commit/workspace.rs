@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Result;
 use super::exclude::Exclude;
-use super::{cleanup, relocate};
+use super::{cleanup, retired};
 use crate::environment::{CacheConfig, Config, Environment, ForgetUse, Layout, ProfileUse};
 use crate::squashfs::{Compression, ReaderOptions};
 use crate::state::{NewRevision, StateDb};
@@ -101,11 +101,11 @@ impl Workspace {
                 },
             },
         };
-        relocate::revert_interrupted(&db, layout)?;
+        cleanup::revert_relocation(&db, layout)?;
         cleanup::sweep(&db, layout)?;
         let (union, reconciled) = Union::open(db.clone(), paths(layout), &options)?;
         // Opening may have made a frozen layer writable again, in place of an empty one.
-        cleanup::sweep_retired(&db, layout)?;
+        retired::sweep_retired(&db, layout)?;
         let settings = Settings::from_config(config);
         let patterns: Vec<PathBuf> = config.commit.ignore.iter().map(PathBuf::from).collect();
         let ignore = Exclude::new(&patterns)?;

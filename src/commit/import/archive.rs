@@ -11,6 +11,7 @@ mod header;
 mod pax;
 mod reader;
 mod sparse;
+mod stream;
 mod tree;
 
 use std::collections::{HashMap, HashSet};

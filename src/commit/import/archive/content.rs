@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::reader::Stream;
 use super::sparse::{Map, Run};
+use super::stream::Stream;
 use crate::squashfs::writer::{Content, Source};
 
 /// The source of the data of an entry.
