@@ -253,11 +253,15 @@ pub(crate) fn print_result(context: &Context, name: &str, committed: Option<&Com
         context.output.note(format!("{name}: nothing changed"));
         return;
     };
+    // The first revision has no image to carry data over from.
+    let carried = match committed.image.data.bytes_carried {
+        0 => String::new(),
+        bytes => format!(" ({} carried over)", size(bytes)),
+    };
     context.output.note(format!(
-        "{name}: revision {}, image {} ({} carried over); {}",
+        "{name}: revision {}, image {}{carried}; {}",
         committed.revision.0,
         size(committed.image.image_size),
-        size(committed.image.data.bytes_carried),
         changes(&committed.changes),
     ));
     for line in packages::summary_for_notes(&context.output, &committed.packages) {

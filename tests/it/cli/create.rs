@@ -129,8 +129,12 @@ fn assert_first(env: &TestEnv, name: &str, words: &[&str]) {
 #[test]
 fn first_revision_has_the_files_of_the_command() {
     for env in TestEnv::of_all_users() {
-        env.envfs(&["create", "-q", "e", "--", "sh", "-c", "echo x >{prefix}/x"])
-            .ok();
+        let made = env.envfs(&["create", "e", "--", "sh", "-c", "echo x >{prefix}/x"]);
+        assert!(
+            made.ok()
+                .err
+                .contains("revision 1, image 4.00 KiB; 1 added")
+        );
         let prefix = env.prefix("e");
         assert_first(&env, "e", &["sh -c ", prefix.to_str().unwrap()]);
         env.sh(&format!("echo y >{}/y", env.mount("e").display()))
