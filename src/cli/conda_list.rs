@@ -29,6 +29,13 @@ pub(super) fn remove(prefix: &Path) {
     }
 }
 
+/// Returns whether a prefix is listed.
+pub(super) fn has(prefix: &Path) -> bool {
+    let text = file().and_then(|file| read(&file).ok()).unwrap_or_default();
+    let mut lines = text.split(|&byte| byte == b'\n');
+    lines.any(|line| is_prefix(line, prefix))
+}
+
 /// Returns the file, unless the user has no conda or told it not to list environments.
 fn file() -> Option<PathBuf> {
     let variables: Variables = std::env::vars_os().collect();

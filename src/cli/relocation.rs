@@ -15,7 +15,7 @@ use crate::daemon::lifecycle::State;
 use crate::daemon::service::{LOCK_TIMEOUT, Local};
 use crate::environment::real_path;
 use crate::progress::Progress;
-use crate::relocate::{self, Counts, DirTree, Foreign, Impossible, Plan, Request, Scope};
+use crate::relocate::{self, Counts, DirTree, Foreign, Impossible, Plan, Request, Scope, Tree};
 use crate::sys::text::{Text, quoted};
 
 /// What was moved, or would be.
@@ -207,19 +207,24 @@ pub(super) fn relocate(
     Ok(commit::relocate(workspace, plan, how, progress).map_err(Failure::from)?)
 }
 
-/// Lists references to other prefixes in the files of an environment, mounted or not.
+/// Calls `read` with the tree of an environment, mounted or not.
+pub(super) fn in_tree<T>(env: &Env, read: impl FnOnce(&dyn Tree) -> Result<T>) -> Result<T> {
+    match env.state()? {
+        State::Unmounted | State::Dead(_) | State::Copy(_) => {
+            read(&commit::searched(open(env)?.workspace()))
+        }
+        _ => read(&DirTree::new(&env.target.prefix)),
+    }
+}
+
+/// Lists references to other prefixes in the files of an environment.
 pub(super) fn foreign(
     env: &Env,
+    tree: &dyn Tree,
     more: &[PathBuf],
     progress: &dyn Progress,
 ) -> Result<Vec<Foreign>> {
-    let own = &env.target.prefix;
     let more: Vec<&Path> = more.iter().map(PathBuf::as_path).collect();
-    let found = match env.state()? {
-        State::Unmounted | State::Dead(_) | State::Copy(_) => {
-            commit::foreign_prefixes(open(env)?.workspace(), own, &more, progress)
-        }
-        _ => relocate::foreign(&DirTree::new(own), own, &more, progress).map_err(CommitError::from),
-    };
-    Ok(found.map_err(Failure::from)?)
+    let found = relocate::foreign(tree, &env.target.prefix, &more, progress);
+    Ok(found.map_err(|error| Failure::from(CommitError::from(error)))?)
 }

@@ -92,9 +92,7 @@ pub use import::{
 pub use part::{Chosen, Ignored};
 pub use preview::{Preview, preview};
 pub use profile::{Profile, paths_used_first};
-pub use relocate::{
-    Force, Relocate, Relocated, Relocation, foreign_prefixes, plan_relocation, relocate,
-};
+pub use relocate::{Force, Relocate, Relocated, Relocation, plan_relocation, relocate, searched};
 pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };

@@ -84,15 +84,9 @@ pub fn plan_relocation(
     Ok(relocate::plan(&tree, request, progress)?)
 }
 
-/// Lists references to other prefixes than `own` in the files of an environment.
-pub fn foreign_prefixes(
-    workspace: &Workspace,
-    own: &Path,
-    more: &[&Path],
-    progress: &dyn Progress,
-) -> Result<Vec<relocate::Foreign>> {
-    let tree = UnionTree(workspace.union());
-    Ok(relocate::foreign(&tree, own, more, progress)?)
+/// Returns the merged view of an environment as a tree that can be searched.
+pub fn searched(workspace: &Workspace) -> impl Tree + '_ {
+    UnionTree(workspace.union())
 }
 
 /// Rewrites the files of a plan, and commits them together with the new prefix. The environment is

@@ -26,6 +26,71 @@ pub fn setting(name: &str, variables: &Variables, prefix: &Path) -> Option<bool>
     })
 }
 
+/// Returns the directories in which conda looks for environments by name: those of its setting
+/// `envs_dirs`, and its default for a user. The directory of its own installation is left out.
+///
+/// Lists are recognized as a line per path below a top-level key, or in brackets on its line.
+pub fn envs_dirs(variables: &Variables) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for name in ["CONDA_ENVS_DIRS", "CONDA_ENVS_PATH"] {
+        let value = variables.get(OsStr::new(name));
+        found.extend(value.into_iter().flat_map(std::env::split_paths));
+    }
+    for file in files(variables, Path::new("")) {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let words = list_in_text(&text, &["envs_dirs", "envs_path"]);
+        found.extend(words.iter().map(|word| expanded(word, variables)));
+    }
+    if let Some(home) = variables.get(OsStr::new("HOME")) {
+        found.push(Path::new(home).join(".conda/envs"));
+    }
+    found.retain(|dir| !dir.as_os_str().is_empty());
+    found
+}
+
+/// Returns the words of a list with one of these names.
+fn list_in_text<'a>(text: &'a str, names: &[&str]) -> Vec<&'a str> {
+    let plain = |word: &'a str| {
+        let word = word.split(" #").next().unwrap_or_default();
+        word.trim().trim_matches(['"', '\''])
+    };
+    let mut found = Vec::new();
+    let mut is_in_list = false;
+    for line in text.lines() {
+        let trimmed = line.trim();
+        if let Some(word) = trimmed.strip_prefix("- ") {
+            if is_in_list {
+                found.push(plain(word));
+            }
+        } else if !line.starts_with([' ', '\t', '#']) && !trimmed.is_empty() {
+            let (key, value) = line.split_once(':').unwrap_or((line, ""));
+            is_in_list = names.contains(&plain(key));
+            let within = value.trim().strip_prefix('[');
+            let within = within.and_then(|words| words.split(']').next());
+            if is_in_list && let Some(words) = within {
+                found.extend(words.split(',').map(plain));
+            }
+        }
+    }
+    found.retain(|word| !word.is_empty());
+    found
+}
+
+/// Replaces `~` and variables at the beginning of a path, as conda does.
+fn expanded(word: &str, variables: &Variables) -> PathBuf {
+    let (first, rest) = word.split_once('/').unwrap_or((word, ""));
+    let name = match first {
+        "~" => Some("HOME"),
+        first => first
+            .strip_prefix('$')
+            .map(|name| name.trim_matches(['{', '}'])),
+    };
+    match name.and_then(|name| variables.get(OsStr::new(name))) {
+        Some(value) => Path::new(value).join(rest),
+        None => PathBuf::from(word),
+    }
+}
+
 /// Returns the paths where conda looks for its configuration, lowest precedence first.
 fn files(variables: &Variables, prefix: &Path) -> Vec<PathBuf> {
     let path = |name: &str| {
@@ -114,5 +179,23 @@ mod tests {
         assert_eq!(get(&variables), Some(true));
         variables.insert("CONDA_CHANGEPS1".into(), "perhaps".into());
         assert_eq!(get(&variables), Some(false));
+    }
+
+    #[test]
+    fn directories_of_environments_are_read_as_conda_reads_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path();
+        let mut variables: Variables = [("HOME".into(), home.into())].into();
+        assert_eq!(envs_dirs(&variables), [home.join(".conda/envs")]);
+        let text = "channels:\n  - /no\nenvs_dirs:\n# mine\n  - ~/a # b\n- '/c d'\nother: [/no]\n";
+        fs::write(home.join(".condarc"), text).unwrap();
+        fs::create_dir(home.join(".conda")).unwrap();
+        let inline = "envs_path: [\"$HOME/e\", ${HOME}/f]\npkgs_dirs:\n  - /no\n";
+        fs::write(home.join(".conda/condarc"), inline).unwrap();
+        variables.insert("CONDA_ENVS_DIRS".into(), "/g:/h".into());
+        let mut expected: Vec<PathBuf> = vec!["/g".into(), "/h".into()];
+        expected.extend(["e", "f", "a"].map(|name| home.join(name)));
+        expected.extend(["/c d".into(), home.join(".conda/envs")]);
+        assert_eq!(envs_dirs(&variables), expected);
     }
 }

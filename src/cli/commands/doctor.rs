@@ -1,5 +1,7 @@
 //! `envfs doctor`
 
+mod tools;
+
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
@@ -18,6 +20,7 @@ use crate::sys::mount::{self, MountError};
 use crate::sys::mountinfo::{Health, MountEntry};
 use crate::sys::text::quoted;
 use crate::sys::{mountinfo, process};
+use tools::Content;
 
 /// The free space below which a warning is printed.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -30,7 +33,8 @@ const FEW_INODES: u64 = 10_000;
 /// except for a trial mount in a temporary directory.
 ///
 /// With NAME, searches the files of that environment for paths of other environments instead:
-/// scripts that other programs run, placeholders, and the path where it was made.
+/// scripts that other programs run, placeholders, and the path where it was made. Also says how
+/// conda, Jupyter and development environments find it.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  envfs doctor\n  envfs doctor science")]
 pub struct Args {
@@ -132,6 +136,12 @@ impl Args {
                 });
             }
         }
+        findings.extend(
+            context
+                .store()
+                .ok()
+                .and_then(|store| tools::of_store(&store)),
+        );
         findings.extend(stale_mounts());
         let is_well = findings
             .iter()
@@ -150,22 +160,37 @@ impl Args {
 }
 
 impl Args {
-    /// Lists references to other prefixes in an environment.
+    /// Lists references to other prefixes in an environment, and how other tools find it.
     fn search(&self, context: &Context, name: &str) -> Result<()> {
         let env = context.environment(Some(name))?;
         let progress = context.output.progress();
-        let found = relocation::foreign(&env, &self.prefix, &progress)?;
+        let (references, content) = relocation::in_tree(&env, |tree| {
+            let references = relocation::foreign(&env, tree, &self.prefix, &progress)?;
+            Ok((references, Content::of(tree)))
+        })?;
         progress.finish();
+        let tools = tools::of_environment(&env, &content);
         if self.json {
-            return context.output.json(&found);
+            return context.output.json(&Searched { references, tools });
         }
-        let mut findings: Vec<Finding> = found.iter().map(|one| reference(&env, one)).collect();
+        let of_reference = |one| reference(&env, one);
+        let mut findings: Vec<Finding> = references.iter().map(of_reference).collect();
         if findings.is_empty() {
             let message = format!("all paths lead to {}", quoted(&env.target.prefix));
             findings.push(Finding::new("prefix", Level::Ok, message));
         }
+        findings.extend(tools);
         show(context, &findings)
     }
+}
+
+/// What was found in one environment.
+#[derive(Debug, Serialize)]
+struct Searched {
+    /// Files that refer to other prefixes.
+    references: Vec<Foreign>,
+    /// How other tools find the environment.
+    tools: Vec<Finding>,
 }
 
 /// Describes files that refer to another prefix.

@@ -21,6 +21,7 @@ mod diff;
 mod discard;
 mod disk_full;
 mod disk_full_recovery;
+mod doctor;
 mod documented_options;
 mod du;
 mod env;

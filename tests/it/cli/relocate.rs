@@ -366,7 +366,7 @@ fn doctor_lists_references_to_other_prefixes() {
     cramped(&env);
     let check = |words: &[&str]| {
         let found = env.envfs(&[&["doctor", "--json", "c"], words].concat());
-        found.ok().json()
+        found.ok().json()["references"].clone()
     };
     let unmounted = check(&[]);
     let kinds: Vec<&str> = (unmounted.as_array().unwrap().iter())
