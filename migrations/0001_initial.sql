@@ -101,6 +101,7 @@ CREATE TABLE operation (
     has_newer  INTEGER NOT NULL CHECK (has_newer IN (0, 1)),
     before     INTEGER NOT NULL,
     after      INTEGER NOT NULL,
+    prefix     BLOB,
     message    TEXT    NOT NULL,
     time       INTEGER NOT NULL,
     user       TEXT    NOT NULL,

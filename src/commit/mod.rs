@@ -100,6 +100,7 @@ pub use space::{Object, Space, Uncommitted, space, uncommitted};
 pub use trial::{TrialDone, TrialOutcome, TrialRequest, TrialStep, is_tried, open_trial, trial};
 pub use undo::{
     CheckpointOptions, Checkpointed, UndoOptions, Undone, checkpoint, checkpoint_soon, undo,
+    undo_moves_to,
 };
 pub use verify::{VerifyOutcome, verify, verify_revision};
 pub use workspace::{Settings, Workspace, command_line, data_cache_limit, new_revision, paths};

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{CommitError, Context, Result};
-use super::workspace::{Workspace, command_line};
+use super::workspace::{Workspace, command_line, new_revision};
 use super::{CommitOptions, Committed, commit_at};
 use crate::environment::NewEnvironment;
 use crate::fault;
@@ -22,6 +22,7 @@ use crate::progress::{Progress, Report};
 use crate::relocate::{
     self, Action, Counts, Edit, Entry, Impossible, Node, Plan, Scope, Tree, apply,
 };
+use crate::state::NewRevision;
 use crate::sys::text::quoted;
 use crate::union::{Creator, DiscardMode, NewObject, SetAttr, SetIdBits, SetTime, Union};
 
@@ -110,7 +111,7 @@ pub fn relocate(
     }
     let committed = match plan.edits.is_empty() {
         true => {
-            db.set_prefix(&how.prefix)?;
+            db.set_prefix(&how.prefix, &note_of(how))?;
             None
         }
         false => {
@@ -218,9 +219,13 @@ fn edit_and_commit(
     fault::point("relocate.edited");
     let committed = commit_at(workspace, &how.commit, Some(&how.prefix), progress)?;
     if committed.is_none() {
-        workspace.db().set_prefix(&how.prefix)?;
+        workspace.db().set_prefix(&how.prefix, &note_of(how))?;
     }
     Ok(committed)
+}
+
+fn note_of(how: &Relocation) -> NewRevision {
+    new_revision(&how.commit.message, &how.commit.command)
 }
 
 /// Drops the changes of a relocation that failed.

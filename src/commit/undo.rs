@@ -5,6 +5,7 @@
 //!
 //! [`StateDb::plan_undo`]: crate::state::StateDb::plan_undo
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub struct Undone {
     pub redone: Option<OperationId>,
     /// The current revision now.
     pub revision: RevisionId,
+    /// The path where the environment is mounted from now on, if it was another one.
+    pub prefix: Option<Text>,
     /// The uncommitted changes in the restored layers.
     pub restored: Summary,
     /// The uncommitted changes that went to the trash, from which an undo of the undo restores
@@ -74,6 +77,10 @@ pub fn undo(
         Ok(plan) => plan,
         Err(why) => return Err(refusal(workspace, wanted, why)?),
     };
+    // Its files may contain the present path.
+    if plan.prefix.is_some() && super::is_tried(workspace.env().layout()) {
+        return Err(CommitError::Tried);
+    }
     let (restored, repaired) = union.open_recorded(&plan.lower, workspace.open_options())?;
     let keeps_changes = !plan.kept.is_empty();
     if keeps_changes {
@@ -94,6 +101,7 @@ pub fn undo(
         kind: plan.operation.kind,
         redone: redone(workspace, &plan.operation)?,
         revision: plan.operation.head_before,
+        prefix: plan.prefix.as_deref().map(Text::from),
         restored: Summary::of(&changes),
         set_aside: Summary::of(&set_aside),
         lost: lost.map(|path| Text::from(path.as_os_str())).collect(),
@@ -128,6 +136,14 @@ pub fn undo(
         done.stale.extend(held.map(Invalidation::Object));
     }
     Ok(done)
+}
+
+/// Returns the path where an undo would move the environment, which must not be mounted for that.
+pub fn undo_moves_to(workspace: &Workspace, options: &UndoOptions) -> Result<Option<PathBuf>> {
+    let plan = workspace
+        .db()
+        .plan_undo(options.operation.map(OperationId))?;
+    Ok(plan.ok().and_then(|plan| plan.prefix))
 }
 
 /// Returns the stack of restored layers with the frozen ones above them that stay.
@@ -232,12 +248,6 @@ fn refusal(
     Ok(match (found, wanted, why) {
         (None, Some(id), _) => CommitError::NoOperation(id.0),
         (None, None, _) | (_, None, NotUndoable::Unknown) => CommitError::NothingToUndo,
-        (Some(operation), _, NotUndoable::NotRecorded) => CommitError::NotUndoable {
-            operation: operation.id.0,
-            kind: operation.kind.as_str(),
-            why: "the files before it contain the old path".to_owned(),
-            hint: "to move it back: envfs relocate NAME PREFIX".to_owned(),
-        },
         (Some(operation), _, NotUndoable::NotLast) => CommitError::NotUndoable {
             operation: operation.id.0,
             kind: operation.kind.as_str(),

@@ -25,7 +25,7 @@ use crate::packages::{self, Differences, Files};
 use crate::progress::Progress;
 use crate::state::{RevisionId, StackLayer, StackPart, StateDb, StateError};
 use crate::sys::mount;
-use crate::sys::text::Text;
+use crate::sys::text::{Text, quoted};
 use crate::sys::walk;
 use crate::union::{self, Change, DiscardMode, Reconciled, Restored, Summary, Tally};
 
@@ -275,6 +275,17 @@ impl Drop for Local {
     }
 }
 
+/// Returns the failure for an undo that moves a mounted environment.
+fn cannot_move(environment: &Environment, from: &Path, to: &Path) -> Failure {
+    let name = environment.name();
+    let message = format!(
+        "this moves {name} to {}, but it is mounted at {}",
+        quoted(to),
+        quoted(from)
+    );
+    Failure::new(Kind::Busy, message).hint(format!("envfs unmount {name}, then try again"))
+}
+
 impl Service for Local {
     fn close(&self) {
         let lock = self
@@ -485,6 +496,16 @@ impl Service for Local {
     fn undo(&self, options: &UndoOptions, progress: &dyn Progress) -> Result<Undone, Failure> {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
+        if let Some(active) = self.mount.get()
+            && !options.dry_run
+            && let Some(prefix) = commit::undo_moves_to(&self.workspace, options)?
+        {
+            return Err(cannot_move(
+                self.workspace.env(),
+                &active.mount_point,
+                &prefix,
+            ));
+        }
         let done = self.with_repair(OnLoss::Fail, || {
             Ok(commit::undo(&self.workspace, options, progress)?)
         })?;

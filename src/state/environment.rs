@@ -67,12 +67,20 @@ impl LinksIn {
 impl StateDb {
     /// Returns the path where the environment is mounted; None before it is initialised.
     pub fn prefix(&self) -> Result<Option<PathBuf>> {
-        let Some(bytes) = self.fact::<Option<Vec<u8>>>("prefix")? else {
-            return Ok(None);
-        };
-        let path = PathBuf::from(OsStr::from_bytes(&bytes));
-        valid::prefix(&path).map_err(|what| self.bad_row(TABLE, what))?;
-        Ok(Some(path))
+        self.read(READ, |conn| self.prefix_in(conn, READ))
+    }
+
+    pub(super) fn prefix_in(
+        &self,
+        conn: &Connection,
+        doing: &'static str,
+    ) -> Result<Option<PathBuf>> {
+        let bytes: Option<Vec<u8>> = self.facts_in(conn, "prefix", |row| row.get(0), doing)?;
+        let path = bytes.map(|bytes| PathBuf::from(OsStr::from_bytes(&bytes)));
+        if let Some(path) = &path {
+            valid::prefix(path).map_err(|what| self.bad_row(TABLE, what))?;
+        }
+        Ok(path)
     }
 
     /// Returns the identity of the environment, which a rename does not change; None before it is
@@ -112,20 +120,17 @@ impl StateDb {
         )
     }
 
-    /// Changes the path where the environment is mounted; durable when this returns.
-    pub fn set_prefix(&self, prefix: &Path) -> Result<()> {
-        self.write_without_room(STORE, |conn| self.set_prefix_in(conn, prefix, STORE))
-    }
-
-    /// Changes the path and ends a relocation.
-    pub(super) fn set_prefix_in(
+    /// Changes the path and ends a relocation. Returns the old path if it was another one.
+    pub(super) fn replace_prefix_in(
         &self,
         conn: &Connection,
         prefix: &Path,
         doing: &'static str,
-    ) -> Result<()> {
-        let prefix = prefix.as_os_str().as_bytes();
-        self.set_facts_in(conn, "prefix = ?1, relocating = 0", [prefix], doing)
+    ) -> Result<Option<PathBuf>> {
+        let old = self.prefix_in(conn, doing)?;
+        let bytes = prefix.as_os_str().as_bytes();
+        self.set_facts_in(conn, "prefix = ?1, relocating = 0", [bytes], doing)?;
+        Ok(old.filter(|old| old != prefix))
     }
 
     /// Returns whether a relocation has begun. Then all uncommitted changes are its own.

@@ -5,6 +5,9 @@
 //! long as their layers exist, and layers that the log refers to are kept ([`StateDb::recorded`]).
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -117,6 +120,8 @@ pub struct Operation {
     pub head_before: RevisionId,
     /// The current revision after it.
     pub head_after: RevisionId,
+    /// For one that changed the path where the environment is mounted, the path before it.
+    pub prefix: Option<PathBuf>,
     /// Whether the layers before it, and the revision, still exist.
     pub is_complete: bool,
     /// The layers that it replaced, top first. Empty if they are not recorded or were removed.
@@ -142,13 +147,14 @@ pub(super) struct NewOperation<'a> {
     pub(super) shows_same: bool,
     pub(super) has_newer: bool,
     pub(super) head_before: RevisionId,
+    pub(super) prefix: Option<&'a Path>,
     pub(super) before: &'a [RecordedLayer],
     pub(super) after: &'a [RecordedLayer],
     pub(super) note: &'a NewRevision,
 }
 
-const OPERATION_COLUMNS: &str =
-    "id, kind, undoes, shows_same, has_newer, before, after, message, time, user, host, command";
+const OPERATION_COLUMNS: &str = "id, kind, undoes, shows_same, has_newer, before, after, message, time, user, host, command, \
+     prefix";
 
 impl StateDb {
     /// Returns the log of operations, oldest first.
@@ -239,6 +245,7 @@ impl StateDb {
                 shows_same: false,
                 has_newer: false,
                 head_before: head,
+                prefix: None,
                 before: &below,
                 after: &below,
                 note,
@@ -274,6 +281,7 @@ impl StateDb {
                 shows_same: false,
                 has_newer: false,
                 head_before: head,
+                prefix: None,
                 before: &below,
                 after: &below,
                 note,
@@ -336,7 +344,7 @@ impl StateDb {
         let after = self.head_in(conn, doing)?.unwrap_or(new.head_before);
         conn.execute(
             "INSERT INTO operation (kind, undoes, shows_same, has_newer, before, after, message, \
-             time, user, host, command) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
+             time, user, host, command, prefix) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
             params![
                 new.kind.as_str(),
                 new.undoes.map(|id| id.0),
@@ -349,6 +357,7 @@ impl StateDb {
                 new.note.user,
                 new.note.host,
                 new.note.command,
+                new.prefix.map(|prefix| prefix.as_os_str().as_bytes()),
             ],
         )
         .map_err(fail)?;
@@ -475,13 +484,8 @@ pub(super) fn forget_recorded_in(conn: &Connection, layer: LayerId) -> rusqlite:
 
 /// Removes all operations.
 pub(super) fn clear_in(conn: &Connection) -> rusqlite::Result<()> {
-    forget_all_in(conn)?;
+    conn.execute("DELETE FROM operation_layer", [])?;
     conn.execute("DELETE FROM operation", []).map(drop)
-}
-
-/// Forgets the layers of all operations.
-pub(super) fn forget_all_in(conn: &Connection) -> rusqlite::Result<()> {
-    conn.execute("DELETE FROM operation_layer", []).map(drop)
 }
 
 /// Returns true if an operation refers to a layer.
@@ -501,7 +505,13 @@ fn operation_of(row: &Row<'_>) -> rusqlite::Result<std::result::Result<Operation
     let Some(kind) = OperationKind::from_name(&kind) else {
         return Ok(Err(format!("kind {kind:?}")));
     };
+    let prefix = row.get::<_, Option<Vec<u8>>>(12)?;
+    let prefix = prefix.map(|bytes| PathBuf::from(OsStr::from_bytes(&bytes)));
+    if let Some(Err(what)) = prefix.as_deref().map(valid::prefix) {
+        return Ok(Err(what));
+    }
     Ok(Ok(Operation {
+        prefix,
         id: OperationId(row.get(0)?),
         kind,
         undoes: row.get::<_, Option<i64>>(2)?.map(OperationId),

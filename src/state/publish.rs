@@ -3,7 +3,7 @@
 //! Each function is one transaction and durable when it returns: a crash leaves the stack before it
 //! or after it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
@@ -224,9 +224,10 @@ impl StateDb {
             }
             self.insert_image_layer(conn, layer, publish.image.id, UNPLACED, DOING)?;
             self.set_order(conn, &order, DOING)?;
-            if let Some(prefix) = &publish.prefix {
-                self.set_prefix_in(conn, prefix, DOING)?;
-            }
+            let old_prefix = match &publish.prefix {
+                Some(prefix) => self.replace_prefix_in(conn, prefix, DOING)?,
+                None => None,
+            };
             let above = first;
             let (image, revision) = (publish.image.id, &publish.revision);
             if let Some(first) = current
@@ -244,25 +245,54 @@ impl StateDb {
             let has_newer = self.have_rows(conn, &above, DOING)?;
             let id =
                 self.append_revision(conn, RevisionKind::Commit, image, None, revision, DOING)?;
-            let (before, after) = (recorded_of(&found), [RecordedLayer::Image(image)]);
+            let (mut before, after) = (recorded_of(&found), [RecordedLayer::Image(image)]);
+            if publish.prefix.is_some() {
+                // There were no uncommitted changes: those in the uppers are its own.
+                before.retain(|layer| matches!(layer, RecordedLayer::Image(_)));
+            }
             let mut new = NewOperation {
                 kind: OperationKind::Commit,
                 undoes: None,
                 shows_same: true,
                 has_newer,
                 head_before: publish.parent,
+                prefix: None,
                 before: &before,
                 after: &after,
                 note: revision,
             };
             if publish.prefix.is_some() {
-                // The files of earlier layers contain the old prefix.
-                operations::forget_all_in(conn).map_err(|e| self.sql(DOING, e))?;
-                (new.kind, new.before, new.after) = (OperationKind::Relocate, &[], &[]);
-                new.shows_same = false;
+                (new.kind, new.prefix) = (OperationKind::Relocate, old_prefix.as_deref());
+                (new.shows_same, new.has_newer) = (false, false);
             }
             self.record(conn, &new, DOING)?;
             Ok(id)
+        })
+    }
+
+    /// Changes the path where the environment is mounted, and ends a relocation: no file contains
+    /// the old path, so there is no new revision. There are no uncommitted changes.
+    pub fn set_prefix(&self, prefix: &Path, note: &NewRevision) -> Result<()> {
+        const DOING: &str = "change the prefix";
+        self.write(DOING, |conn| {
+            let old = self.replace_prefix_in(conn, prefix, DOING)?;
+            let (Some(old), Some(head)) = (old, self.head_in(conn, DOING)?) else {
+                return Ok(());
+            };
+            let mut images = recorded_of(&self.stack_in(conn, DOING)?);
+            images.retain(|layer| matches!(layer, RecordedLayer::Image(_)));
+            let new = NewOperation {
+                kind: OperationKind::Relocate,
+                undoes: None,
+                shows_same: false,
+                has_newer: false,
+                head_before: head,
+                prefix: Some(&old),
+                before: &images,
+                after: &images,
+                note,
+            };
+            self.record(conn, &new, DOING).map(drop)
         })
     }
 
@@ -290,6 +320,7 @@ impl StateDb {
                     shows_same: false,
                     has_newer: false,
                     head_before: head,
+                    prefix: None,
                     before: &before,
                     after: &after,
                     note,
@@ -371,6 +402,7 @@ impl StateDb {
                 shows_same: false,
                 has_newer: false,
                 head_before: current.id,
+                prefix: None,
                 before: &recorded_of(&stack),
                 after: &recorded_of(after.get(1..).unwrap_or_default()),
                 note,

@@ -306,6 +306,7 @@ impl StateDb {
                 shows_same: false,
                 has_newer: false,
                 head_before: trial.head,
+                prefix: None,
                 before: &layers,
                 after: &below,
                 note,

@@ -6,6 +6,7 @@
 //! an operation whose layers before contain them: its undo restores them.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use rusqlite::{Connection, params};
 
@@ -23,8 +24,6 @@ use super::stack::{LayerRole, StackLayer, StackPart, UNPLACED};
 pub enum NotUndoable {
     /// The log has no such operation, or none at all.
     Unknown,
-    /// Its layers were not recorded: it changed the prefix.
-    NotRecorded,
     /// Its layers were removed, by gc or after a later commit.
     Removed,
     /// It is not the last one, and there were newer changes, which may have changed since.
@@ -41,6 +40,8 @@ pub struct UndoPlan {
     pub kept: Vec<LayerId>,
     /// The layers below them, top first.
     pub lower: Vec<RecordedLayer>,
+    /// The path where the environment was mounted, if it is another one now.
+    pub prefix: Option<PathBuf>,
 }
 
 impl StateDb {
@@ -119,6 +120,10 @@ impl StateDb {
                 None if shows_same => self.set_order(conn, &order, DOING)?,
                 _ => return Err(self.conflict(DOING, "it needs one writable layer")),
             }
+            let old_prefix = match &plan.prefix {
+                Some(prefix) => self.replace_prefix_in(conn, prefix, DOING)?,
+                None => None,
+            };
             conn.execute("UPDATE head SET revision = ?1", [op.head_before.0])
                 .map_err(|e| self.sql(DOING, e))?;
             let new = NewOperation {
@@ -127,6 +132,7 @@ impl StateDb {
                 shows_same,
                 has_newer,
                 head_before: head,
+                prefix: old_prefix.as_deref(),
                 before: &before,
                 after: &plan.lower,
                 note,
@@ -177,11 +183,15 @@ impl StateDb {
     ) -> Result<std::result::Result<UndoPlan, NotUndoable>> {
         let mut operations = self.operations_in(conn, doing)?;
         let stack = recorded_of(&self.stack_in(conn, doing)?);
+        let current = self.prefix_in(conn, doing)?;
         let mut is_last = true;
+        // The path before an operation is that before the first move that is not older.
+        let mut prefix = None;
         let found = loop {
             let Some(operation) = operations.pop() else {
                 return Ok(Err(NotUndoable::Unknown));
             };
+            prefix = operation.prefix.clone().or(prefix);
             match wanted {
                 Some(id) if operation.id == id => break operation,
                 Some(_) => is_last &= self.changed_nothing(conn, &operation, &stack, doing)?,
@@ -189,12 +199,6 @@ impl StateDb {
                 None => break operation,
             }
         };
-        if found.before.is_empty() {
-            return Ok(Err(match found.kind {
-                OperationKind::Relocate => NotUndoable::NotRecorded,
-                _ => NotUndoable::Removed,
-            }));
-        }
         if !found.is_complete {
             return Ok(Err(NotUndoable::Removed));
         }
@@ -223,6 +227,7 @@ impl StateDb {
         Ok(Ok(UndoPlan {
             kept,
             lower,
+            prefix: prefix.filter(|before| current.as_ref() != Some(before)),
             operation: found,
         }))
     }

@@ -2,17 +2,23 @@
 
 use clap::Args as ClapArgs;
 
-use crate::cli::context::Context;
+use crate::cli::backend;
+use crate::cli::conda_list;
+use crate::cli::context::{Context, Env};
+use crate::cli::creation::refuse_overlap;
 use crate::cli::error::Result;
 use crate::cli::launchers;
 use crate::cli::output::changes;
 use crate::commit::{UndoOptions, Undone};
+use crate::daemon::prefix::try_prefix;
+use crate::progress::Progress;
 use crate::state::OperationKind;
 use crate::sys::text::quoted;
 
 /// Take back the last operation, such as a commit or a discard.
 ///
-/// Restores the state before it, even while the environment is mounted. After the undo of a commit
+/// Restores the state before it, even while the environment is mounted, except for a relocation,
+/// which also restores the prefix. After the undo of a commit
 /// its changes are uncommitted again, and newer changes stay. In all other cases uncommitted
 /// changes made since go to the trash; undo again to restore them. The undo of an undo is a redo.
 ///
@@ -46,10 +52,16 @@ impl Args {
             command: crate::commit::command_line(),
         };
         let progress = context.output.progress();
+        self.refuse_unusable_prefix(&env, &options, &progress)?;
         let done = env.service()?.undo(&options, &progress)?;
         progress.finish();
         if !self.dry_run {
-            launchers::renew_all(&env, &context.output);
+            if done.prefix.is_some() {
+                super::remove::remove_prefix(&env.target.prefix);
+                conda_list::remove(&env.target.prefix);
+            }
+            // With the new prefix and revision.
+            launchers::renew_all(&context.environment(Some(env.name()))?, &context.output);
         }
         if self.json {
             return context.output.json(&done);
@@ -68,6 +80,32 @@ impl Args {
                 "content was removed from the trash, so the committed version of these is visible: {}",
                 lost.join(", ")
             ));
+        }
+        Ok(())
+    }
+
+    /// Fails if the undo moves the environment to a path where it cannot be mounted.
+    fn refuse_unusable_prefix(
+        &self,
+        env: &Env,
+        options: &UndoOptions,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (operations, _) = backend::operations(&env.environment)?;
+        if self.dry_run || operations.iter().all(|one| one.prefix.is_none()) {
+            return Ok(());
+        }
+        let planned = UndoOptions {
+            dry_run: true,
+            ..options.clone()
+        };
+        let planned = env.service()?.undo(&planned, progress)?;
+        let Some(prefix) = planned.prefix else {
+            return Ok(());
+        };
+        if !env.state()?.is_mounted() {
+            refuse_overlap(&env.store, prefix.as_path())?;
+            try_prefix(prefix.as_path())?;
         }
         Ok(())
     }
@@ -92,6 +130,15 @@ impl Args {
             done.revision,
             if self.dry_run { "would be" } else { "is" },
         )];
+        if let Some(prefix) = &done.prefix {
+            let moves = if self.dry_run { "would be" } else { "is now" };
+            lines.push(format!("The prefix {moves} {}", quoted(&prefix.0)));
+        }
+        if done.kind == OperationKind::Relocate && done.prefix.is_none() && !self.dry_run {
+            lines.push(format!(
+                "Its files contain another path again; to rewrite them: envfs relocate {name}"
+            ));
+        }
         if !done.restored.is_empty() {
             let text = changes(&done.restored);
             lines.push(format!("Uncommitted changes at that time: {text}"));

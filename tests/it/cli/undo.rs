@@ -232,3 +232,132 @@ fn undo_takes_back_a_restore_of_paths_and_then_what_was_before_it() {
     let status = env.envfs(&["status", "--json", name]).ok().json();
     assert_eq!(status["revision"], 2, "the commit is undone");
 }
+
+/// Imports an environment whose files contain its path, `made`.
+fn import_with_prefix(env: &TestEnv, name: &str, made: &Path) {
+    let source = env.work().join("source");
+    let made = made.display();
+    for (path, content) in [
+        ("pyvenv.cfg", format!("command = python3 -m venv {made}\n")),
+        ("bin/tool", format!("#!{made}/bin/python -x\n{made}\n")),
+        ("bin/activate", format!("VIRTUAL_ENV={made}\n")),
+        ("lib/data", "data".to_owned()),
+    ] {
+        env.write(&source.join(path), content);
+    }
+    env.user().give_tree(&source);
+    let source = source.to_str().unwrap();
+    env.envfs(&["import", "-q", "--no-relocate", source, name])
+        .ok();
+}
+
+#[test]
+fn undo_moves_an_environment_back_with_every_byte() {
+    for env in TestEnv::of_all_users() {
+        let old = env.prefix("e");
+        import_with_prefix(&env, "e", &old);
+        let first = seen(&env, &env.mount("e"));
+        env.envfs(&["unmount", "e"]).ok();
+        env.envfs(&["relocate", "e", "moved"]).ok();
+        let new = env.work().join("moved");
+        assert_eq!(env.mount("e"), new);
+        env.sh("echo later >moved/later && rm moved/lib/data").ok();
+        let later = seen(&env, &new);
+
+        let planned = env.envfs(&["undo", "-n", "e"]).ok();
+        let shown = format!("would be {}", old.display());
+        assert!(planned.err.contains(&shown), "{planned}");
+        env.envfs(&["undo", "e"])
+            .fails(5, &["mounted at", "envfs unmount e"]);
+        assert_eq!(seen(&env, &new), later);
+        env.envfs(&["unmount", "e"]).ok();
+        env.sh(&format!(
+            "mkdir -p '{0}' && touch '{0}/taken'",
+            old.display()
+        ))
+        .ok();
+        env.envfs(&["undo", "e"]).fails(4, &["not empty"]);
+        env.sh(&format!("rm '{}/taken'", old.display())).ok();
+
+        let said = env.envfs(&["undo", "e"]).ok();
+        assert!(said.err.contains("(relocate); revision 1"), "{said}");
+        let shown = format!("is now {}", old.display());
+        assert!(said.err.contains(&shown), "{said}");
+        assert!(!new.exists(), "the mount point is left");
+        assert_eq!(env.mount("e"), old);
+        assert_eq!(seen(&env, &old), first);
+        assert_eq!(env.envfs(&["diff", "e"]).ok().out, "");
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+
+        env.envfs(&["undo", "e"]).ok();
+        assert_eq!(env.mount("e"), new);
+        assert_eq!(seen(&env, &new), later, "the changes are back, too");
+        env.envfs(&["commit", "-q", "e"]).ok();
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+    }
+}
+
+#[test]
+fn undo_of_the_relocation_of_a_clone_restores_the_files_of_the_origin() {
+    let Some(env) = TestEnv::new() else { return };
+    let prefix = env.prefix("e");
+    import_with_prefix(&env, "e", &prefix);
+    let first = seen(&env, &env.mount("e"));
+    env.envfs(&["clone", "e", "f"]).ok();
+    let clone = env.mount("f");
+    let relocated = seen(&env, &clone);
+    assert_ne!(relocated, first);
+    // The path of the clone stays, so that it may be mounted.
+    let said = env.envfs(&["undo", "f"]).ok();
+    assert!(said.err.contains("contain another path"), "{said}");
+    assert_eq!(seen(&env, &clone), first);
+    assert_eq!(env.envfs(&["diff", "f"]).ok().out, "");
+    env.envfs(&["undo", "f"]).ok();
+    assert_eq!(seen(&env, &clone), relocated);
+    env.verify("f");
+}
+
+#[test]
+fn undo_of_the_first_commit_makes_everything_uncommitted_over_an_empty_image() {
+    for env in TestEnv::of_all_users() {
+        for is_mounted in [true, false] {
+            let name = if is_mounted { "m" } else { "u" };
+            env.envfs(&["create", "-q", name]).ok();
+            let prefix = env.mount(name);
+            let at = prefix.display();
+            env.sh(&format!(
+                "cd '{at}' && mkdir -p a/b && seq 20000 >a/b/file && ln a/b/file link && ln -s a/b sym \
+                 && chmod 710 a && mkfifo pipe"
+            ))
+            .ok();
+            let all = seen(&env, &prefix);
+            let run = |words: &[&str]| {
+                if !is_mounted {
+                    env.envfs(&["unmount", name]).ok();
+                }
+                let done = env.envfs(words).ok();
+                env.mount(name);
+                done
+            };
+            run(&["commit", "-q", name]);
+            run(&["undo", name]);
+            assert_eq!(seen(&env, &prefix), all);
+            let status = env.envfs(&["status", "--json", name]).ok().json();
+            assert_eq!(status["revision"], 1);
+            assert_eq!(status["changes"]["added"]["entries"], 6, "{status}");
+            run(&["undo", name]);
+            assert_eq!(seen(&env, &prefix), all);
+            assert_eq!(env.envfs(&["diff", name]).ok().out, "");
+            // Before the changes there was nothing.
+            run(&["undo", name]);
+            run(&["discard", "-y", name]);
+            assert_eq!(env.sh(&format!("ls -A '{at}'")).ok().out, "");
+            run(&["undo", name]);
+            assert_eq!(seen(&env, &prefix), all);
+            env.verify(name);
+            env.envfs(&["unmount", name]).ok();
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::points;
+use super::{has_taken_effect, points};
 use crate::support::tree::{self, Look};
 use crate::support::{TestEnv, samples};
 
@@ -73,6 +73,47 @@ fn a_relocation_is_atomic_at_every_fault_point() {
         env.verify("e");
         let layers = fs::read_dir(env.home_of("e").join("layers")).unwrap();
         assert_eq!(layers.count(), 1, "{point}: layers were left");
+    }
+}
+
+#[test]
+fn undo_of_a_relocation_is_atomic_at_every_fault_point() {
+    for point in points("undo") {
+        let Some(env) = TestEnv::new() else { return };
+        let old = env.prefix("e");
+        let new = env.work().join("moved");
+        import(&env, &old);
+        let before = tree::read(&env.mount("e"));
+        env.envfs(&["unmount", "e"]).ok();
+        env.envfs(&["relocate", "e", new.to_str().unwrap()]).ok();
+        env.mount("e");
+        fs::write(new.join("lib/conf.py"), "changed after the move").unwrap();
+        let after = tree::read(&new);
+        env.envfs(&["unmount", "e"]).ok();
+        let done = env.envfs_with("ENVFS_FAULT", point, &["undo", "e"]);
+        assert_eq!(done.code, 128 + 9, "{point}: {done}");
+
+        let (at, expected) = match has_taken_effect(point) {
+            true => (&old, &before),
+            false => (&new, &after),
+        };
+        assert_eq!(env.mount("e"), *at, "{point}");
+        tree::assert_same(expected, &tree::read(at), Look::ALL, point);
+        env.kill_daemon("e");
+        assert_eq!(env.mount("e"), *at, "{point}, mounted again");
+        tree::assert_same(expected, &tree::read(at), Look::ALL, point);
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+        // The undo of the undo, or the undo.
+        env.envfs(&["undo", "e"]).ok();
+        let (at, expected) = match has_taken_effect(point) {
+            true => (&new, &after),
+            false => (&old, &before),
+        };
+        assert_eq!(env.mount("e"), *at, "{point}");
+        tree::assert_same(expected, &tree::read(at), Look::ALL, point);
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
     }
 }
 

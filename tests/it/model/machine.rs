@@ -448,6 +448,7 @@ impl Machine {
                 assert_eq!(self.union().changes().unwrap(), Vec::new());
             }
             Op::Checkpoint => self.checkpoint(),
+            Op::Relocate { file } => self.relocate(file),
             Op::Undo { back } => self.undo(back),
             Op::CommitPath { entry, of_base } => self.commit_path(entry, of_base),
             Op::DiscardPath { entry, of_base } => self.discard_path(entry, of_base),

@@ -21,6 +21,7 @@ mod publishing;
 mod random;
 mod recreated;
 mod regressions;
+mod relocate;
 mod stress;
 mod tree;
 mod trial;

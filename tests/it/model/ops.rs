@@ -144,6 +144,10 @@ pub(super) enum Op {
         revision: u16,
     },
     Checkpoint,
+    /// Writes the path of the environment into a file, commits, and moves the environment.
+    Relocate {
+        file: u16,
+    },
     /// Undoes the last operation, or an older one.
     Undo {
         back: u16,
@@ -187,6 +191,7 @@ impl Op {
             | Op::Restore { .. }
             | Op::Rollback { .. }
             | Op::Checkpoint
+            | Op::Relocate { .. }
             | Op::Undo { .. } => false,
         }
     }

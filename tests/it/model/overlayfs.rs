@@ -353,6 +353,7 @@ fn call_for(machine: &Machine, op: Op) -> Call {
         | Op::Rollback { .. }
         | Op::Undo { .. }
         // Composed of the operations above.
+        | Op::Relocate { .. }
         | Op::Recreate { .. } => None,
     };
     found.unwrap_or(Call::Skipped)

@@ -102,6 +102,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (n(), n()).prop_map(|(entry, revision)| Op::Restore { entry, revision }),
         1 => n().prop_map(|revision| Op::Rollback { revision }),
         2 => Just(Op::Checkpoint),
+        1 => n().prop_map(|file| Op::Relocate { file }),
         5 => n().prop_map(|back| Op::Undo { back }),
     ]
 }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::PathBuf;
+
 use envfs::commit::{self, CheckpointOptions, CommitError, CommitOptions, UndoOptions, Undone};
 use envfs::progress::NoProgress;
 use envfs::state::{OperationId, OperationKind};
@@ -19,8 +21,10 @@ pub(super) struct Before {
     kind: OperationKind,
     /// Whether the view showed the same after it.
     shows_same: bool,
+    /// The path where the environment was mounted.
+    prefix: PathBuf,
     /// The view as it was read, and in the model.
-    read: Tree,
+    pub(super) read: Tree,
     tree: Tree,
     /// The view at the last commit.
     base: Tree,
@@ -29,6 +33,7 @@ pub(super) struct Before {
 /// The state before an operation, noted before it runs.
 pub(super) struct Noted {
     last: Option<OperationId>,
+    prefix: PathBuf,
     read: Tree,
     tree: Tree,
     base: Tree,
@@ -44,6 +49,7 @@ impl Machine {
     pub(super) fn note(&self) -> Noted {
         Noted {
             last: self.last_operation().map(|(id, ..)| id),
+            prefix: self.prefix(),
             read: Tree::read(self.union()),
             tree: self.tree.named(),
             base: self.base.clone(),
@@ -63,6 +69,7 @@ impl Machine {
             operation,
             kind,
             shows_same,
+            prefix: noted.prefix,
             read: noted.read,
             tree: noted.tree,
             base: noted.base,
@@ -136,6 +143,7 @@ impl Machine {
         let undone = &self.log[at];
         let (_, kind, shows_same) = self.last_operation().unwrap();
         assert_eq!(kind, OperationKind::Undo);
+        assert_eq!(self.prefix(), undone.prefix);
         let actual = Tree::read(self.union());
         let (base, tree) = (undone.base.clone(), undone.tree.clone());
         if shows_same {
