@@ -17,7 +17,7 @@ use crate::daemon::protocol::{Selection, Service, TagOptions};
 use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::service::LOCK_TIMEOUT;
 use crate::daemon::session::of_other_job;
-use crate::environment::{EnvName, Environment, Store, refuse_replaceable};
+use crate::environment::{EnvLock, EnvName, Environment, Store, refuse_replaceable};
 use crate::progress::NoProgress;
 use crate::sys::cgroup::Scope;
 use crate::sys::mount::Rights;
@@ -321,6 +321,12 @@ impl Env {
         )
     }
 
+    /// Returns whether another host has the environment mounted writable.
+    fn is_mounted_elsewhere(&self) -> bool {
+        let holder = EnvLock::current_holder(self.environment.layout());
+        holder.is_some_and(|holder| holder.is_mount_of_other_host())
+    }
+
     /// Calls `by_daemon` if the environment has a daemon, else `locally`, which takes the lock.
     fn with_daemon_or_locally<T>(
         &self,
@@ -332,7 +338,11 @@ impl Env {
             match self.state()? {
                 State::Unmounted | State::Dead(_) => match locally() {
                     // Another command holds the lock, or a daemon is starting or ending.
-                    Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => {
+                    Err(error)
+                        if error.kind == Kind::Busy
+                            && Instant::now() < deadline
+                            && !self.is_mounted_elsewhere() =>
+                    {
                         std::thread::sleep(Duration::from_millis(50));
                     }
                     done => return done,

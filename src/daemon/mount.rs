@@ -12,7 +12,7 @@ use super::profile::Recording;
 use super::protocol::ServedHome;
 use super::runtime::RuntimeDir;
 use super::service::{ActiveMount, LOCK_TIMEOUT, Local};
-use crate::environment::{Config, Environment, ProfileUse};
+use crate::environment::{Config, Environment, MOUNTED, ProfileUse};
 use crate::fuse::session::Session;
 use crate::fuse::{EnvFs, Owners};
 use crate::sys::mount::{MountRequest, Rights};
@@ -41,7 +41,7 @@ pub(crate) fn mount_environment(
 ) -> Result<Mounted, Failure> {
     let home = ServedHome::of(environment.layout())
         .map_err(|error| Failure::io("cannot stat the environment's home", &error))?;
-    let local = Arc::new(Local::open(environment, config, "mounted", LOCK_TIMEOUT)?);
+    let local = Arc::new(Local::open(environment, config, MOUNTED, LOCK_TIMEOUT)?);
     let db = local.workspace().db();
     let missing = |what: &str| Failure::new(Kind::Damaged, format!("the database lacks {what}"));
     let prefix = db.prefix()?.ok_or_else(|| missing("the prefix"))?;
@@ -52,6 +52,9 @@ pub(crate) fn mount_environment(
     };
     let mut filesystem = EnvFs::new(local.workspace().union().clone(), owners)?;
     filesystem.set_poll(config.daemon.poll);
+    if let Some(hold) = local.hold() {
+        filesystem.refuse_changes_without(hold);
+    }
     if config.history.auto_checkpoint {
         filesystem.set_before_change(Arc::new(Watch::new(Arc::downgrade(&local))));
     }

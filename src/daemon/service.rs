@@ -18,7 +18,7 @@ use crate::commit::{
     self, CheckpointOptions, Checkpointed, Chosen, CommitError, CommitOptions, Committed, Ignored,
     QUIET, RolledBack, Syncing, TrialDone, TrialRequest, UndoOptions, Undone, Workspace,
 };
-use crate::environment::{Config, EnvLock, Environment, Layout, Poll};
+use crate::environment::{Config, EnvLock, Environment, Hold, Layout, Poll};
 use crate::fuse::session::Invalidator;
 use crate::fuse::{Counters, invalidate};
 use crate::packages::{self, Differences, Files};
@@ -135,8 +135,8 @@ impl Local {
         if self.is_lost() {
             return Err(Failure::new(
                 Kind::Conflict,
-                "another host has taken over the lock of this environment, which was not renewed in \
-                 time: it is not changed here any more",
+                "the lock of this environment was not renewed in time, so another host may have taken \
+                 it over: it is not changed here any more",
             )
             .hint("unmount it here; changes made here since then may be lost"));
         }
@@ -233,9 +233,14 @@ impl Local {
         Chosen::new(&self.workspace, &paths, part.ignored)
     }
 
-    fn is_lost(&self) -> bool {
+    pub(super) fn hold(&self) -> Option<Hold> {
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        lock.as_ref().is_some_and(EnvLock::is_lost)
+        lock.as_ref().map(EnvLock::hold)
+    }
+
+    /// Returns whether another host may have taken over the lock.
+    fn is_lost(&self) -> bool {
+        self.hold().is_some_and(|hold| !hold.is_certain())
     }
 
     /// Flushes data written through mappings from the kernel's cache to the upper directory.
@@ -294,8 +299,8 @@ impl Service for Local {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(lock) = lock else { return };
-        if lock.is_lost() {
-            tracing::error!("another process has taken over the lock: closing without any change");
+        if !lock.hold().is_certain() {
+            tracing::error!("another host may have taken over the lock: closing without any change");
             return;
         }
         self.save_profile();

@@ -10,6 +10,9 @@ use super::process::HostProcess;
 use crate::object::Timestamp;
 use crate::sys::text::Text;
 
+/// The purpose of the lock of a daemon that has the environment mounted.
+pub const MOUNTED: &str = "mounted";
+
 /// The holder of a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
@@ -40,6 +43,11 @@ impl Holder {
     /// Returns whether it is a process on this host.
     pub fn is_local(&self) -> bool {
         self.process.is_local()
+    }
+
+    /// Returns whether it is a daemon on another host, which keeps the lock until it is unmounted.
+    pub fn is_mount_of_other_host(&self) -> bool {
+        !self.is_local() && self.purpose == MOUNTED
     }
 }
 

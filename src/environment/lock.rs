@@ -20,7 +20,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -31,9 +31,10 @@ use fs2::FileExt;
 use super::error::{Context, EnvironmentError, Result};
 use super::holder::Holder;
 use super::layout::Layout;
+use crate::fault;
 use crate::sys::medium::network_file_system;
-use crate::sys::regular;
 use crate::sys::text::Text;
+use crate::sys::{clock, regular};
 use note::{
     Note, age_of, draft_holder, has_expired, read_holder, renew_note, sync_note, write_holder,
 };
@@ -44,6 +45,13 @@ pub const LEASE: Duration = Duration::from_secs(300);
 /// The interval at which a lease is renewed.
 const RENEW: Duration = Duration::from_secs(30);
 
+/// The time after which a holder that could not renew its lease must assume that another host takes
+/// it over. Times are measured on two hosts and by the file server, so it is less than [`LEASE`].
+const CERTAIN: Duration = Duration::from_secs(240);
+
+/// The interval at which a holder looks whether it is time to renew: soon after it was suspended.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// The interval at which a waiting process tries again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -53,12 +61,61 @@ pub struct EnvLock {
     /// The locked file; `None` where the lease alone is the lock.
     _file: Option<File>,
     protocol: Protocol,
-    /// Whether another process was found to have taken over the lease.
-    is_lost: Arc<AtomicBool>,
+    hold: Hold,
     holder: Holder,
     /// The home; changes when the environment is renamed under the lock.
     layout: Arc<Mutex<Layout>>,
     renewal: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// Whether this process still has a lock. A lease can be taken over by another host if it was not
+/// renewed, for example while this one was suspended.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    /// Whether another process was found to have taken over the lease.
+    is_lost: Arc<AtomicBool>,
+    /// The time of the last renewal, in seconds since boot; `None` if the lock does not expire.
+    renewed: Option<Arc<AtomicU64>>,
+}
+
+impl Hold {
+    fn new(protocol: Protocol) -> Hold {
+        let renewed = (protocol != Protocol::Note).then(|| Arc::new(clock::since_boot().into()));
+        Hold {
+            is_lost: Arc::default(),
+            renewed,
+        }
+    }
+
+    /// Returns whether another process has taken over the lease.
+    fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::SeqCst)
+    }
+
+    /// Returns whether no other process can have taken over the lock by now.
+    pub fn is_certain(&self) -> bool {
+        let is_recent = |renewed: &Arc<AtomicU64>| {
+            let age = clock::since_boot().saturating_sub(renewed.load(Ordering::SeqCst));
+            age < CERTAIN.as_secs()
+        };
+        !self.is_lost() && self.renewed.as_ref().is_none_or(is_recent)
+    }
+
+    /// Returns how long ago the lease was renewed.
+    fn age(&self) -> Duration {
+        let renewed = self
+            .renewed
+            .as_ref()
+            .map(|time| time.load(Ordering::SeqCst));
+        let now = clock::since_boot();
+        Duration::from_secs(now.saturating_sub(renewed.unwrap_or(now)))
+    }
+
+    fn renewed_now(&self) {
+        if let Some(renewed) = &self.renewed {
+            renewed.store(clock::since_boot(), Ordering::SeqCst);
+        }
+    }
 }
 
 /// The hosts that can use a home.
@@ -128,7 +185,8 @@ impl EnvLock {
         Self::lock(layout, purpose, Duration::ZERO)
     }
 
-    /// Takes the lock, waiting up to `timeout` for its holder to release it.
+    /// Takes the lock, waiting up to `timeout` for its holder to release it. Does not wait for a
+    /// daemon on another host.
     pub fn lock(layout: &Layout, purpose: &str, timeout: Duration) -> Result<EnvLock> {
         let deadline = Instant::now() + timeout;
         let network = network_file_system(layout.home())
@@ -142,7 +200,8 @@ impl EnvLock {
                 Attempt::Acquired(lock) => return Ok(lock),
                 Attempt::Held(holder) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
+                    let lasts = holder.as_ref().is_some_and(Holder::is_mount_of_other_host);
+                    if left.is_zero() || lasts {
                         return Err(EnvironmentError::Held {
                             path: layout.home().to_owned(),
                             holder: holder.map(Box::new),
@@ -162,7 +221,12 @@ impl EnvLock {
     /// Returns whether another process has taken over the lease because it was not renewed in time.
     /// The environment must not be changed any more then.
     pub fn is_lost(&self) -> bool {
-        self.is_lost.load(Ordering::SeqCst)
+        self.hold.is_lost()
+    }
+
+    /// Returns what tells other threads whether this process still has the lock.
+    pub fn hold(&self) -> Hold {
+        self.hold.clone()
     }
 
     /// Returns the holder of an environment's lock without taking the lock. Returns `None` if the
@@ -317,21 +381,28 @@ impl EnvLock {
 
     fn new(file: Option<File>, holder: Holder, layout: &Layout, protocol: Protocol) -> EnvLock {
         let layout = Arc::new(Mutex::new(layout.clone()));
-        let is_lost = Arc::new(AtomicBool::new(false));
+        let hold = Hold::new(protocol);
         let renewal = (protocol != Protocol::Note).then(|| {
             let (stop, stopped) = crossbeam_channel::bounded(0);
             let (layout, token) = (Arc::clone(&layout), holder.token.clone());
-            let is_lost = Arc::clone(&is_lost);
+            let hold = hold.clone();
+            let (look, interval) = match fault::is_enabled("lease.renewed-often") {
+                true => (RETRY, Duration::ZERO),
+                false => (LOOK, RENEW),
+            };
             let thread = std::thread::spawn(move || {
-                while stopped.recv_timeout(RENEW) == Err(RecvTimeoutError::Timeout) {
+                while stopped.recv_timeout(look) == Err(RecvTimeoutError::Timeout) {
+                    if hold.age() < interval || hold.is_lost() {
+                        continue;
+                    }
                     // Without this the lease would expire unnoticed after a panic.
                     let renewed = catch_unwind(AssertUnwindSafe(|| {
                         let layout = layout.lock().unwrap_or_else(PoisonError::into_inner);
                         renew_note(&protocol.note(&layout), &token)
                     }));
                     match renewed {
-                        Ok(true) => {}
-                        Ok(false) => is_lost.store(true, Ordering::SeqCst),
+                        Ok(true) => hold.renewed_now(),
+                        Ok(false) => hold.is_lost.store(true, Ordering::SeqCst),
                         Err(_) => tracing::error!(
                             "an internal error prevented renewing a lock; the next attempt follows"
                         ),
@@ -343,7 +414,7 @@ impl EnvLock {
         EnvLock {
             _file: file,
             protocol,
-            is_lost,
+            hold,
             holder,
             layout,
             renewal,

@@ -25,12 +25,12 @@ pub use config::{
     SessionConfig, WhenBusy,
 };
 pub use error::{EnvironmentError, Result};
-pub use holder::Holder;
+pub use holder::{Holder, MOUNTED};
 pub use home_id::HomeId;
 pub use in_place::{DirectoryId, InPlace, Stage};
 pub use launchers::{Exposure, LauncherRecord};
 pub use layout::{Layout, StoreLayout};
-pub use lock::{EnvLock, LEASE};
+pub use lock::{EnvLock, Hold, LEASE};
 pub use name::EnvName;
 pub use prefix::{Prefix, real_path};
 pub use process::HostProcess;

@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
@@ -18,6 +18,7 @@ use fuser::{
 };
 
 use super::polling::Polling;
+use crate::environment::Hold;
 use crate::fault;
 
 /// Runs `work` and catches a panic. The request fails with `EIO`, since fuser sends that for a
@@ -29,18 +30,59 @@ pub(super) fn contain(what: &str, work: impl FnOnce()) {
     }
 }
 
-/// Counts the requests in progress, and refuses further ones once it is closed.
+/// Counts the requests in progress, and refuses further ones once it is closed, and changes once
+/// another host may have taken over the environment.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     is_closed: AtomicBool,
     inside: AtomicUsize,
+    /// The lock of the environment.
+    hold: OnceLock<Hold>,
+    has_refused: AtomicBool,
 }
+
+/// The requests that change something.
+const CHANGES: [&str; 14] = [
+    "setattr",
+    "mknod",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "symlink",
+    "rename",
+    "link",
+    "write",
+    "setxattr",
+    "removexattr",
+    "create",
+    "fallocate",
+    "copy_file_range",
+];
 
 impl Gate {
     /// Admits a request, or returns `None` once the gate is closed.
     fn enter(self: &Arc<Gate>) -> Option<Pass> {
         let pass = self.hand_over();
         (!self.is_closed.load(Ordering::SeqCst)).then_some(pass)
+    }
+
+    /// From now on refuses changes unless this process certainly has the lock.
+    pub(crate) fn refuse_changes_without(&self, hold: Hold) {
+        drop(self.hold.set(hold));
+    }
+
+    /// Returns whether a request must not be handled because it is a change, and another host may
+    /// have taken over the environment.
+    fn refuses(&self, what: &str) -> bool {
+        let hold = self.hold.get();
+        let is_refused = hold.is_some_and(|hold| CHANGES.contains(&what) && !hold.is_certain());
+        if is_refused && !self.has_refused.swap(true, Ordering::SeqCst) {
+            tracing::error!(
+                "the lock of the environment was not renewed in time, so another host may use it: \
+                 changes fail with EIO"
+            );
+        }
+        is_refused
     }
 
     /// Counts a part of an admitted request that another thread will handle.
@@ -134,6 +176,9 @@ impl<F: Guarded> Guard<F> {
         let Some(_pass) = self.gate.enter() else {
             return;
         };
+        if self.gate.refuses(what) {
+            return;
+        }
         contain(what, || {
             match what {
                 "getxattr" => fault::panic_once("panic.request"),

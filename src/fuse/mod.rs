@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use fuser::{FileAttr, Generation, INodeNo, ReplyEntry, Request};
 
-use crate::environment::Poll;
+use crate::environment::{Hold, Poll};
 use crate::object::{Attr, Ino, Kind};
 use crate::sys::process;
 use crate::union::{self, Creator, FoundObject, Invalidation, NewObject, SyncMode, Union};
@@ -287,6 +287,13 @@ pub(crate) fn invalidate(invalidator: &Invalidator, stale: &[Invalidation]) {
             // ENOENT: the kernel has not cached it.
             tracing::warn!("cannot invalidate {what:?} in the kernel: {e}");
         }
+    }
+}
+
+impl EnvFs {
+    /// From now on refuses changes unless this process certainly has the lock of the environment.
+    pub(crate) fn refuse_changes_without(&self, hold: Hold) {
+        self.gate.refuse_changes_without(hold);
     }
 }
 
