@@ -54,6 +54,7 @@ pub const POINTS: &[&str] = &[
     "try.ended",
     "keep.copied",
     "keep.flipped",
+    "set-aside.flipped",
     "drop.removed",
 ];
 

@@ -11,13 +11,19 @@ use super::error::{CommandError, Result};
 use super::{conda_list, place};
 use crate::daemon::failure::Kind;
 use crate::daemon::session::{self, Begun, Wanted};
-use crate::environment::{Age, EnvLock, InJob, SessionKind, WhenBusy, refuse_replaceable_except};
+use crate::environment::{
+    Age, EnvLock, Holder, InJob, SessionKind, WhenBusy, refuse_replaceable_except,
+};
 use crate::sys::cgroup::Scope;
+use crate::sys::medium;
 use crate::sys::mount::Rights;
 use crate::sys::text::quoted;
 
 /// The file system in memory that every user may write to.
 const SHARED_MEMORY: &str = "/dev/shm";
+
+/// The free space from which it is used for changes: containers often have 64 MiB there.
+const ENOUGH_MEMORY: u64 = 1 << 30;
 
 /// The options that choose a session.
 #[derive(Debug, Clone, Default, ClapArgs)]
@@ -29,8 +35,8 @@ pub(super) struct SessionArgs {
     /// Use the committed revision, and drop all changes at the end.
     #[arg(long)]
     ephemeral: bool,
-    /// Keep the changes of --ephemeral in this directory until the end [default: /dev/shm, else
-    /// $TMPDIR].
+    /// Keep the changes of --ephemeral in this directory until the end [default: /dev/shm if it has
+    /// 1 GiB, else $TMPDIR].
     #[arg(long, value_name = "DIR", requires = "ephemeral")]
     upper_dir: Option<PathBuf>,
     /// Whether it is read-only because of a batch job.
@@ -129,10 +135,12 @@ impl SessionArgs {
         }
         let memory = Path::new(SHARED_MEMORY);
         let may_write = nix::unistd::access(memory, nix::unistd::AccessFlags::W_OK).is_ok();
-        Ok(match memory.is_dir() && may_write {
-            true => memory.to_path_buf(),
-            false => std::env::temp_dir(),
-        })
+        Ok(
+            match may_write && medium::free_bytes(memory) >= ENOUGH_MEMORY {
+                true => memory.to_path_buf(),
+                false => std::env::temp_dir(),
+            },
+        )
     }
 }
 
@@ -236,30 +244,45 @@ pub(super) fn instead(env: &Env, error: CommandError) -> Result<SessionKind> {
         (Some(holder), Kind::Conflict) if when_busy != WhenBusy::Fail => holder,
         _ => return Err(error),
     };
-    let name = env.name();
-    let message = format!("{name} is in use for writing: held by {holder}");
     let kind = match when_busy {
-        WhenBusy::Fail => {
-            return Err(CommandError::new(Kind::Busy, message)
-                .hint(format!(
-                    "use the committed revision: envfs run --read-only {name} CMD"
-                ))
-                .hint(format!(
-                    "or use it with changes that are dropped at the end: envfs run --ephemeral {name} CMD"
-                ))
-                .hint(format!(
-                    "or unmount it on {}: envfs unmount {name}",
-                    holder.process.host
-                )));
-        }
+        WhenBusy::Fail => return Err(in_use(env, &holder)),
         WhenBusy::ReadOnly => SessionKind::ReadOnly,
         WhenBusy::Ephemeral => SessionKind::Ephemeral,
     };
     backend::warn(format!(
-        "{message}; using a session of the committed revision, {} (session.when_busy)",
+        "{}; using a session of the committed revision, {} (session.when_busy)",
+        held_by(env, &holder),
         kind.word()
     ));
     Ok(kind)
+}
+
+fn held_by(env: &Env, holder: &Holder) -> String {
+    format!("{} is in use for writing: held by {holder}", env.name())
+}
+
+/// Returns the error for an environment that a process on another host has mounted.
+fn in_use(env: &Env, holder: &Holder) -> CommandError {
+    let name = env.name();
+    CommandError::new(Kind::Busy, held_by(env, holder))
+        .hint(format!(
+            "use the committed revision: envfs run --read-only {name} CMD"
+        ))
+        .hint(format!(
+            "or use it with changes that are dropped at the end: envfs run --ephemeral {name} CMD"
+        ))
+        .hint(format!(
+            "or unmount it on {}: envfs unmount {name}",
+            holder.process.host
+        ))
+}
+
+/// Returns what to say instead of the error of a command that needs the lock, if another host has
+/// the environment mounted: by which process, and what works now.
+pub(super) fn in_use_elsewhere(env: &Env, error: &CommandError) -> Option<CommandError> {
+    let holder = EnvLock::current_holder(env.environment.layout())?;
+    let is_cause = error.kind == Kind::Busy && holder.is_mount_of_other_host();
+    is_cause.then(|| in_use(env, &holder))
 }
 
 /// Returns the session that a command needs.
@@ -272,6 +295,7 @@ pub(super) fn wanted(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Re
             return Err(CommandError::new(Kind::Damaged, message));
         }
     };
+    let config = env.store.config()?;
     let wanted = Wanted {
         kind: request.kind,
         revision,
@@ -280,7 +304,9 @@ pub(super) fn wanted(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Re
         upper_base: args.upper_base()?,
         rights: request.rights,
         ends_with: request.ends_with,
-        idle: env.store.config()?.session.idle.map(Age::duration),
+        idle: config.session.idle.map(Age::duration),
+        cache: config.cache,
+        poll: config.daemon.poll,
     };
     if let Some(parent) = wanted.mount_point.parent() {
         refuse_replaceable_except(parent, env.store.layout().root())?;

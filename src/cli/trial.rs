@@ -23,7 +23,15 @@ pub(super) fn enter(context: &Context, word: &str, token: &str) -> Result<Entere
     let revision = env.facts.revision.as_ref().map(|revision| revision.id.0);
     let number = revision.unwrap_or_default();
     let image = backend::image_file(&env.environment, revision)?;
-    let what = trial.mount(&env.target, &env.runtime, number, &image, &mount_point);
+    let config = env.store.config()?;
+    let what = trial.mount(
+        &env.target,
+        &env.runtime,
+        number,
+        &image,
+        &mount_point,
+        &config,
+    );
     let start = |spec: &private::PrivateSpec, lock| {
         private::start_direct(&what, spec, lock, &backend::slow_start)
     };

@@ -97,13 +97,15 @@ pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
 pub use space::{Object, Space, Uncommitted, space, uncommitted};
-pub use trial::{TrialDone, TrialOutcome, TrialRequest, TrialStep, is_tried, open_trial, trial};
+pub use trial::{
+    TrialDone, TrialOutcome, TrialRequest, TrialStep, is_tried, leave_undecided, open_trial, trial,
+};
 pub use undo::{
     CheckpointOptions, Checkpointed, UndoOptions, Undone, checkpoint, checkpoint_soon, undo,
     undo_moves_to,
 };
 pub use verify::{VerifyOutcome, verify, verify_revision};
-pub use workspace::{Settings, Workspace, command_line, data_cache_limit, new_revision, paths};
+pub use workspace::{Settings, Workspace, command_line, new_revision, paths, reader_options};
 
 /// The options of a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,8 @@
 //!
 //! The command that makes a trial holds the lock of `trials/TOKEN` from before the beginning until
 //! after the end, and the process that serves it that of its session. A trial with both locks free
-//! was killed: the next open, and `gc`, remove it.
+//! has no process: the next open, and `gc`, remove it. If the command has left a note because the
+//! changes could neither be kept nor set aside, they move the changes to the trash.
 
 use std::fs;
 use std::sync::Arc;
@@ -17,17 +18,22 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{CommitError, Context, Result};
 use super::retired;
-use super::workspace::{Workspace, data_cache_limit, new_revision, paths};
-use crate::environment::{EnvLock, Layout};
+use super::workspace::{Workspace, new_revision, paths, reader_options};
+use crate::environment::{CacheConfig, EnvLock, Layout};
 use crate::fault;
-use crate::squashfs::ReaderOptions;
 use crate::state::{OperationId, StateDb, Trial, TrialEnd};
-use crate::sys::{private, walk};
+use crate::sys::{durable, private, regular, walk};
 use crate::union::{DiscardMode, Invalidation, OpenOptions, Paths, Reconciled, Union};
 use crate::upper::UpperDir;
 
 /// The age up to which the directory of a trial without a lock is assumed to be new.
 const LOCK_GRACE: Duration = Duration::from_secs(60);
+
+/// The file in the directory of a trial that says that its changes must not be removed. It contains
+/// the command line of the user.
+const UNDECIDED: &str = "undecided";
+/// The size limit of that file, in bytes.
+const UNDECIDED_LIMIT: u64 = 1 << 20;
 
 /// What to do with a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,14 +98,11 @@ impl TrialDone {
 
 /// Opens the view of a trial, and returns what was repaired. The caller holds the lock of its
 /// session.
-pub fn open_trial(home: &Layout, token: &str) -> Result<(Union, Reconciled)> {
+pub fn open_trial(home: &Layout, token: &str, cache: &CacheConfig) -> Result<(Union, Reconciled)> {
     let session = home.trial(token).session_of_trial();
     let db = StateDb::open(&session.state_db())?;
     let options = OpenOptions {
-        reader: ReaderOptions {
-            data_cache_limit: Some(data_cache_limit),
-            ..ReaderOptions::default()
-        },
+        reader: reader_options(cache),
     };
     let paths = Paths {
         strays: session.strays(),
@@ -191,10 +194,41 @@ fn keep(workspace: &Workspace, trial: &Trial, request: &TrialRequest) -> Result<
 }
 
 fn set_aside(workspace: &Workspace, trial: &Trial, request: &TrialRequest) -> Result<TrialDone> {
-    let note = new_revision("", &request.command);
-    let operation = workspace.db().end_trial(trial, TrialEnd::SetAside, &note)?;
+    let operation = move_to_trash(workspace.db(), trial, &request.command)?;
     thaw(workspace);
     Ok(TrialDone::new(TrialOutcome::SetAside, Some(operation)))
+}
+
+/// Moves the changes of a trial, whose rows were copied, to the trash.
+fn move_to_trash(db: &StateDb, trial: &Trial, command: &str) -> Result<OperationId> {
+    let note = new_revision("", command);
+    let operation = db.end_trial(trial, TrialEnd::SetAside, &note)?;
+    fault::point("set-aside.flipped");
+    Ok(operation)
+}
+
+/// Notes that the changes of a trial could neither be kept nor set aside, so that the next open
+/// moves them to the trash. The caller holds the lock of its directory.
+pub fn leave_undecided(home: &Layout, token: &str, command: &str) -> std::io::Result<()> {
+    let path = home.trial(token).home().join(UNDECIDED);
+    durable::replace(&path, command.as_bytes())
+}
+
+/// Moves the changes of a trial without a process to the trash, if its command has asked for it.
+/// Returns whether it has.
+fn decide_later(db: &StateDb, place: &Layout, trial: &Trial) -> Result<bool> {
+    let path = place.home().join(UNDECIDED);
+    let command = match regular::read(&path, UNDECIDED_LIMIT) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        read => read.context("read", &path)?,
+    };
+    db.copy_trial(trial, &place.session_of_trial().state_db())?;
+    let operation = move_to_trash(db, trial, &String::from_utf8_lossy(&command))?;
+    tracing::info!(
+        operation = operation.0,
+        "set aside a trial that could not be kept"
+    );
+    Ok(true)
 }
 
 fn drop_changes(workspace: &Workspace, trial: &Trial) -> Result<TrialDone> {
@@ -233,11 +267,14 @@ pub(super) fn remove_ended(db: &StateDb, layout: &Layout) {
             Some(locks) => locks,
             None => continue,
         };
-        let removed = remove(db, layout, trial);
-        let removed = removed.and_then(|()| remove_place(&place));
+        let ended = decide_later(db, &place, trial).and_then(|is_set_aside| match is_set_aside {
+            true => Ok(()),
+            false => remove(db, layout, trial),
+        });
+        let ended = ended.and_then(|()| remove_place(&place));
         drop(locks);
-        match removed {
-            Ok(()) => tracing::info!(layer = trial.layer.0, "removed a trial that was killed"),
+        match ended {
+            Ok(()) => tracing::info!(layer = trial.layer.0, "removed a trial without a process"),
             Err(error) => tracing::warn!(%error, "cannot remove a trial that was killed"),
         }
     }

@@ -83,6 +83,19 @@ impl Settings {
     }
 }
 
+/// Returns the caches of a mount with this configuration.
+pub fn reader_options(cache: &CacheConfig) -> ReaderOptions {
+    let data_mib = cache.data_mib.unwrap_or(CacheConfig::DATA_MIB);
+    ReaderOptions {
+        metadata_cache_bytes: (cache.metadata_mib as usize) << 20,
+        data_cache_bytes: (data_mib as usize) << 20,
+        data_cache_limit: match cache.data_mib {
+            Some(_) => None,
+            None => Some(data_cache_limit),
+        },
+    }
+}
+
 impl Workspace {
     /// Opens an environment: removes the unreferenced files of interrupted operations, and
     /// reconciles rows and files if the last close was not clean. Returns what was repaired.
@@ -90,16 +103,8 @@ impl Workspace {
         let layout = env.layout();
         layout.check_directories()?;
         let db = Arc::new(StateDb::open(&layout.state_db())?);
-        let data_mib = config.cache.data_mib.unwrap_or(CacheConfig::DATA_MIB);
         let options = OpenOptions {
-            reader: ReaderOptions {
-                metadata_cache_bytes: (config.cache.metadata_mib as usize) << 20,
-                data_cache_bytes: (data_mib as usize) << 20,
-                data_cache_limit: match config.cache.data_mib {
-                    Some(_) => None,
-                    None => Some(data_cache_limit),
-                },
-            },
+            reader: reader_options(&config.cache),
         };
         cleanup::revert_relocation(&db, layout)?;
         cleanup::sweep(&db, layout)?;
@@ -170,7 +175,7 @@ const PART_OF_AVAILABLE: u64 = 16;
 const DATA_CACHE_LIMIT: u64 = 1 << 30;
 
 /// Returns the bytes to which the cache of data of a mount may grow now.
-pub fn data_cache_limit() -> usize {
+fn data_cache_limit() -> usize {
     match Memory::now() {
         Some(memory) if memory.total >= MUCH_MEMORY => {
             (memory.available / PART_OF_AVAILABLE).min(DATA_CACHE_LIMIT) as usize

@@ -23,7 +23,9 @@ use super::log;
 use super::protocol::{StartReport, Started};
 use super::session::{Notes, SessionSpec};
 use super::trial::TrialSpec;
+use crate::commit;
 use crate::environment::Layout;
+use crate::squashfs::ReaderOptions;
 use crate::sys::mount::{self, MountFlags, MountOptions, MountRequest, Rights, UnmountMode};
 use crate::sys::process;
 use crate::sys::{mountinfo, text::Text};
@@ -290,6 +292,13 @@ impl DirectMount {
             Some(trial) => Some(trial.changes().into()),
             None => self.upper.clone(),
         }
+    }
+
+    /// Returns the caches of the mount.
+    fn reader(&self) -> ReaderOptions {
+        let session = self.session.as_ref();
+        let cache = session.map(|session| session.cache.clone());
+        commit::reader_options(&cache.unwrap_or_default())
     }
 
     fn rights(&self) -> Rights {

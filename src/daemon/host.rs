@@ -291,7 +291,9 @@ pub(super) fn report_start(started: &Started) -> Result<(), Failure> {
         .open("/proc/self/fd/2")
         .or_else(|_| File::options().write(true).open("/dev/null"))
         .map_err(io)?;
-    daemonize::replace_stdout(&log).map_err(io)
+    daemonize::replace_stdout(&log).map_err(io)?;
+    daemonize::release_program();
+    Ok(())
 }
 
 /// Controls the mount of the daemon.

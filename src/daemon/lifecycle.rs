@@ -288,7 +288,7 @@ fn start(
     rights: Rights,
     slow: &dyn Fn(),
 ) -> Result<Client, Failure> {
-    session::make_way(&target.prefix)?;
+    session::make_way(&target.prefix, runtime)?;
     let report = start_daemon(target, &[], Stdio::null(), rights, slow)?;
     let client = connect(runtime, target)?;
     client

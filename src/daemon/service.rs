@@ -300,7 +300,9 @@ impl Service for Local {
             .take();
         let Some(lock) = lock else { return };
         if !lock.hold().is_certain() {
-            tracing::error!("another host may have taken over the lock: closing without any change");
+            tracing::error!(
+                "another host may have taken over the lock: closing without any change"
+            );
             return;
         }
         self.save_profile();

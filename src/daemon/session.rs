@@ -24,7 +24,7 @@ use super::prefix::prepare_prefix;
 use super::private::{self, PrivateSpec};
 use super::protocol::{StartReport, Unmounted};
 use super::runtime::RuntimeDir;
-use crate::environment::{NotedSession, SessionKind, SessionNotes};
+use crate::environment::{CacheConfig, NotedSession, Poll, SessionKind, SessionNote, SessionNotes};
 use crate::sys::cgroup::Scope;
 use crate::sys::mount::{MountFlags, Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
@@ -112,6 +112,10 @@ pub(crate) struct Wanted {
     pub ends_with: Option<u32>,
     /// How long it may be unused before it ends.
     pub idle: Option<Duration>,
+    /// The caches of its mount.
+    pub cache: CacheConfig,
+    /// How its daemon waits for requests.
+    pub poll: Poll,
 }
 
 impl Wanted {
@@ -144,6 +148,7 @@ pub(crate) fn begin(
     let _lock = runtime.lock(&target.id, target.layout.home())?;
     remove_remains(runtime, &target.layout);
     let path = &wanted.mount_point;
+    wait_for_ending(path, runtime)?;
     let present =
         mountinfo::at(path).map_err(|error| Failure::io("cannot read the mount table", &error))?;
     if let Some(present) = present {
@@ -205,7 +210,8 @@ const ELSEWHERE: &str = "or mount it at another path: envfs mount --read-only NA
 
 /// Makes a path free for the writable mount: detaches a session whose daemon has ended. Fails if a
 /// session is mounted there.
-pub(super) fn make_way(path: &Path) -> Result<(), Failure> {
+pub(super) fn make_way(path: &Path, runtime: &RuntimeDir) -> Result<(), Failure> {
+    wait_for_ending(path, runtime)?;
     let Some(session) = at(path)? else {
         return Ok(());
     };
@@ -223,6 +229,24 @@ pub(super) fn make_way(path: &Path) -> Result<(), Failure> {
             Err(taken(path, &session).hint(format!("or use it: {name}@{revision} with --{word}")))
         }
     }
+}
+
+/// Waits until a session at a path has ended if the command has that it belongs to: its daemon is
+/// about to unmount it.
+fn wait_for_ending(path: &Path, runtime: &RuntimeDir) -> Result<(), Failure> {
+    let has_ended = |pid| match ProcessHandle::open(pid) {
+        Ok(process) => process.wait(Duration::ZERO).unwrap_or(false),
+        Err(_) => true,
+    };
+    let note = at(path)?.and_then(|session| note_of(&session, runtime));
+    let note = note.map(|noted| noted.note).filter(SessionNote::is_visible);
+    if let Some(note) = note.filter(|note| note.ends_with.is_some_and(has_ended))
+        && let Ok(daemon) = ProcessHandle::open(note.process.pid)
+        && !daemon.wait(END_TIMEOUT).unwrap_or(true)
+    {
+        tracing::info!("a session whose command has ended is still in use");
+    }
+    Ok(())
 }
 
 /// Returns whether a mounted session is the wanted one. A session that ends with its command is not
@@ -369,6 +393,8 @@ pub(crate) fn direct_mount(
             ends_with: wanted.ends_with,
             idle_seconds: wanted.idle.map(|idle| idle.as_secs()),
             is_private: false,
+            cache: wanted.cache.clone(),
+            poll: wanted.poll,
         }),
         trial: None,
     })
@@ -381,6 +407,10 @@ pub(crate) fn end(
     mode: UnmountMode,
 ) -> Result<Unmounted, Failure> {
     let entry = &session.entry;
+    wait_for_ending(&entry.mount_point, runtime)?;
+    if mounts()?.iter().all(|other| other.entry.id != entry.id) {
+        return Ok(Unmounted::default());
+    }
     if entry.health() == Health::Dead {
         detach(std::slice::from_ref(entry))?;
         remove_left_here(runtime);

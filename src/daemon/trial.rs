@@ -16,7 +16,7 @@ use super::runtime::RuntimeDir;
 use super::service::log_reconciled;
 use super::session::{SessionSource, SessionSpec};
 use crate::commit::{self, CommitError};
-use crate::environment::{EnvLock, Layout, SessionKind};
+use crate::environment::{CacheConfig, Config, EnvLock, Layout, SessionKind};
 use crate::fuse::Owners;
 use crate::packages::{self, Differences, Files};
 use crate::state::{StackPart, StateDb};
@@ -37,6 +37,9 @@ pub(crate) struct TrialSpec {
     pub token: String,
     /// The layer that takes its changes.
     pub layer: i64,
+    /// The caches of its mount.
+    #[serde(default)]
+    pub cache: CacheConfig,
 }
 
 /// The open view of a trial, under the lock of its session.
@@ -71,6 +74,7 @@ impl TrialSpec {
             home: layout.home().into(),
             token: token.to_owned(),
             layer: top.id.0,
+            cache: CacheConfig::default(),
         })
     }
 
@@ -96,6 +100,7 @@ impl TrialSpec {
         revision: i64,
         image: &Path,
         mount_point: &Path,
+        config: &Config,
     ) -> DirectMount {
         let source = SessionSource {
             kind: SessionKind::Try,
@@ -127,15 +132,20 @@ impl TrialSpec {
                 ends_with: None,
                 idle_seconds: None,
                 is_private: true,
+                cache: config.cache.clone(),
+                poll: config.daemon.poll,
             }),
-            trial: Some(self.clone()),
+            trial: Some(TrialSpec {
+                cache: config.cache.clone(),
+                ..self.clone()
+            }),
         }
     }
 
     /// Opens its view.
     pub(super) fn open(&self) -> Result<View, Failure> {
         let lock = EnvLock::lock(&self.session(), "try", LOCK_TIMEOUT)?;
-        let opened = commit::open_trial(&self.layout(), &self.token);
+        let opened = commit::open_trial(&self.layout(), &self.token, &self.cache);
         let (union, reconciled) = opened.map_err(Failure::from)?;
         let owners = union.db().image_owner()?;
         let owners = owners.map_or_else(Owners::default, |owner| Owners::of_images(&[owner]));

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -205,5 +206,72 @@ pub fn limit_allocator() {
         if unsafe { nix::libc::mallopt(parameter, value) } == 0 {
             tracing::debug!(parameter, "the allocator refused a limit");
         }
+    }
+}
+
+/// Removes the pages of the program's code and constants from this process; it gets those back that
+/// it uses again. Starting needs most of them, serving few. They stay in the page cache, from which
+/// the kernel can now drop them more easily.
+pub fn release_program() {
+    let Ok(program) = std::fs::read_link("/proc/self/exe") else {
+        return;
+    };
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
+        return;
+    };
+    for (start, length) in maps
+        .lines()
+        .filter_map(|line| unchanged_part(line, &program))
+    {
+        let start = std::ptr::without_provenance_mut(start);
+        // SAFETY: the mapping is of this program's file and was never writable, so no page of it
+        // differs from the file, from which the kernel maps them again when they are used.
+        let done = unsafe { nix::libc::madvise(start, length, nix::libc::MADV_DONTNEED) };
+        if done != 0 {
+            let error = io::Error::last_os_error();
+            tracing::debug!(%error, "cannot release pages of the program");
+        }
+    }
+}
+
+/// Returns address and length of a mapping, given by its line in `/proc/PID/maps`, if it is one of
+/// the two parts of a program that have no relocations: the code, and what is before it.
+fn unchanged_part(line: &str, program: &Path) -> Option<(usize, usize)> {
+    // address perms offset dev inode path
+    let mut fields = line.splitn(6, ' ');
+    let (range, access, offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let path = fields.nth(2)?.trim_start();
+    let is_first = offset.bytes().all(|digit| digit == b'0');
+    if Path::new(path) != program || !(access == "r-xp" || access == "r--p" && is_first) {
+        return None;
+    }
+    let (start, end) = range.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    let (start, end) = (number(start)?, number(end)?);
+    Some((start, end.checked_sub(start)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_parts_without_relocations_are_released() {
+        let of = |line: &str| unchanged_part(line, Path::new("/a b/envfs"));
+        let file = "00:01 7                          /a b/envfs";
+        for (line, expected) in [
+            ("1000-4000 r-xp 002a3000", Some((0x1000, 0x3000))),
+            ("1000-3000 r--p 00000000", Some((0x1000, 0x2000))),
+            ("1000-3000 r--p 00f44000", None),
+            ("1000-3000 rw-p 00000000", None),
+        ] {
+            assert_eq!(of(&format!("{line} {file}")), expected, "{line}");
+        }
+        assert_eq!(of("1000-4000 r-xp 00000000 00:01 7   /lib/libc.so.6"), None);
+        assert_eq!(of("1000-4000 rw-p 00000000 00:00 0"), None);
+        // The program still works.
+        release_program();
+        assert!(of("").is_none());
     }
 }

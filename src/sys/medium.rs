@@ -48,6 +48,13 @@ pub fn is_full(path: &Path) -> bool {
     bytes < MIN_FREE_BYTES || (stat.files() > 0 && stat.files_available() == 0)
 }
 
+/// Returns the free space of the file system that holds `path`; 0 if it cannot be determined.
+pub fn free_bytes(path: &Path) -> u64 {
+    nix::sys::statvfs::statvfs(path).map_or(0, |stat| {
+        stat.blocks_available().saturating_mul(stat.fragment_size())
+    })
+}
+
 fn network_name(f_type: u32) -> Option<&'static str> {
     NETWORK
         .iter()

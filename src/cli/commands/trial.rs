@@ -14,7 +14,7 @@ use super::subshell;
 use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::{CommandError, ExitCode, Result};
 use crate::cli::output::{Answer, changes};
-use crate::cli::{packages, place, trial};
+use crate::cli::{packages, place, session, trial};
 use crate::commit::{self, TrialDone, TrialOutcome, TrialRequest, TrialStep};
 use crate::daemon::failure::Kind;
 use crate::daemon::trial::{TrialSpec, Tried};
@@ -138,7 +138,12 @@ impl Args {
         let status = attempt.run(context, &self.command)?;
         let trial = attempt.spec()?;
         wait_for_end(context, &trial)?;
-        let tried = trial.changed()?;
+        let step = match decision {
+            Decision::Drop => TrialStep::Drop,
+            _ => TrialStep::Keep,
+        };
+        let changed = trial.changed().map_err(CommandError::from);
+        let tried = changed.map_err(|error| attempt.undecided(step, error))?;
         if tried.was_killed {
             context.output.warn(
                 "the daemon of the try was killed; changes that had completed before are there",
@@ -244,10 +249,12 @@ impl Attempt<'_> {
             Ok(_) => Ok(attempt),
             Err(error) => {
                 attempt.remove();
-                Err(error.hint(format!(
-                    "for changes to what is committed, which are dropped: envfs run --ephemeral {} CMD",
-                    env.name()
-                )))
+                Err(session::in_use_elsewhere(env, &error).unwrap_or_else(|| {
+                    error.hint(format!(
+                        "for changes to what is committed, which are dropped: envfs run --ephemeral {} CMD",
+                        env.name()
+                    ))
+                }))
             }
         }
     }
@@ -293,14 +300,34 @@ impl Attempt<'_> {
     }
 
     fn end(&self, step: TrialStep) -> Result<TrialDone> {
-        let done = self.step(step).map_err(|error| {
-            error.hint(format!(
-                "its files are in {} until the next command that opens the environment",
-                quoted(self.place.home())
-            ))
-        })?;
+        let done = self
+            .step(step)
+            .map_err(|error| self.undecided(step, error))?;
         self.remove();
         Ok(done)
+    }
+
+    /// Sees to it that the next open moves the changes to the trash, unless they were to be
+    /// dropped. Returns the error that says so.
+    fn undecided(&self, step: TrialStep, error: CommandError) -> CommandError {
+        let name = self.env.name();
+        let error = session::in_use_elsewhere(self.env, &error).unwrap_or(error);
+        if step == TrialStep::Drop {
+            return error;
+        }
+        let layout = self.env.environment.layout();
+        match commit::leave_undecided(layout, &self.token, &commit::command_line()) {
+            Ok(()) => error.hint(format!(
+                "nothing is lost: the next command that opens {name} moves the changes to the trash; \
+                 envfs log --all {name} shows the operation, and envfs undo --operation ID {name} \
+                 restores the state of the try"
+            )),
+            Err(failed) => error.hint(format!(
+                "the changes cannot be set aside either ({failed}): the next command that opens {name} \
+                 drops them; their files are in {}",
+                quoted(layout.trial(&self.token).home())
+            )),
+        }
     }
 
     /// Removes its directory. If that fails, the next open does.

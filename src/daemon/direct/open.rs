@@ -12,7 +12,7 @@ use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::service::log_reconciled;
 use crate::daemon::trial::View;
-use crate::environment::{EnvLock, Layout};
+use crate::environment::{EnvLock, Layout, MOUNTED};
 use crate::fuse::session::{Session, SessionError};
 use crate::fuse::{EnvFs, Owners};
 use crate::squashfs::{Image, ReaderOptions};
@@ -61,7 +61,7 @@ impl Open {
             return Open::with(what, &Layout::new(scratch.path()), db, None);
         };
         let layout = Layout::new(upper.as_path());
-        let lock = EnvLock::lock(&layout, "mounted", LOCK_TIMEOUT)?;
+        let lock = EnvLock::lock(&layout, MOUNTED, LOCK_TIMEOUT)?;
         let path = match &what.state {
             Some(path) => path.as_path().to_path_buf(),
             None => layout.state_db(),
@@ -136,10 +136,7 @@ impl Open {
             }
         };
         let options = OpenOptions {
-            reader: ReaderOptions {
-                data_cache_limit: Some(commit::data_cache_limit),
-                ..ReaderOptions::default()
-            },
+            reader: what.reader(),
         };
         let paths = Paths {
             images_are_links: true,
@@ -171,6 +168,9 @@ impl Open {
         start: impl FnOnce(EnvFs) -> Result<Session, SessionError>,
     ) -> Result<Session, Failure> {
         let mut filesystem = EnvFs::new(self.union.clone(), self.owners.clone())?;
+        if let Some(spec) = &what.session {
+            filesystem.set_poll(spec.poll);
+        }
         if what.flags.synchronous {
             filesystem.sync_each_change();
         }

@@ -14,18 +14,21 @@ use crate::daemon::host;
 use crate::daemon::idle::Idle;
 use crate::daemon::runtime::RuntimeDir;
 use crate::environment::{
-    HEARTBEAT, HostProcess, SessionKind, SessionNote, SessionNotes, WrittenNote,
+    CacheConfig, HEARTBEAT, HostProcess, Poll, SessionKind, SessionNote, SessionNotes, WrittenNote,
 };
 use crate::fault;
 use crate::fuse::Counters;
 use crate::fuse::session::{Session, StopHandle};
 use crate::object::Timestamp;
+use crate::sys::daemonize;
 use crate::sys::process::{self, ProcessHandle};
 use crate::sys::text::Text;
 use crate::sys::walk;
 
 /// The time limit for a `gc` that removes images.
 const GC_TIMEOUT: Duration = Duration::from_secs(60);
+/// The time after which a session that has begun needs little of the program.
+const SETTLED: Duration = Duration::from_secs(1);
 /// The interval at which a session looks whether it has.
 const GC_POLL: Duration = Duration::from_millis(20);
 
@@ -53,6 +56,12 @@ pub(crate) struct SessionSpec {
     /// Whether it is mounted in a namespace of its own.
     #[serde(default)]
     pub is_private: bool,
+    /// The caches of its mount.
+    #[serde(default)]
+    pub cache: CacheConfig,
+    /// How its daemon waits for requests.
+    #[serde(default)]
+    pub poll: Poll,
 }
 
 impl SessionSpec {
@@ -195,6 +204,10 @@ impl Notes {
         let renewal = std::thread::Builder::new()
             .name(String::from("heartbeat"))
             .spawn(move || {
+                // By then the first programs have started.
+                if stopped.recv_timeout(SETTLED) == Err(RecvTimeoutError::Timeout) {
+                    daemonize::release_program();
+                }
                 while stopped.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
                     for note in &written {
                         if let Err(error) = note.renew() {

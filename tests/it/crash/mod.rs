@@ -53,6 +53,7 @@ fn every_fault_point_belongs_to_a_tested_operation() {
             "try",
             "keep",
             "drop",
+            "set-aside",
         ];
         assert!(tested.contains(&operation), "{point}");
     }

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use envfs::commit::{self, TrialDone, TrialOutcome, TrialRequest, TrialStep, UndoOptions};
-use envfs::environment::EnvLock;
+use envfs::environment::{CacheConfig, EnvLock};
 use envfs::progress::NoProgress;
 
 use super::bench::Bench;
@@ -37,7 +37,7 @@ fn begin(machine: &mut Machine, token: &str) -> EnvLock {
 
 fn open(machine: &mut Machine, token: &str) {
     let layout = machine.bench.workspace().env().layout().clone();
-    let (union, reconciled) = commit::open_trial(&layout, token).unwrap();
+    let (union, reconciled) = commit::open_trial(&layout, token, &CacheConfig::default()).unwrap();
     assert!(reconciled.is_empty());
     machine.bench.trial = Some(union);
 }
