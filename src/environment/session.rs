@@ -233,10 +233,16 @@ impl SessionNotes {
         Ok(AnnouncedRemoval { path })
     }
 
-    /// Returns whether a process that runs has announced to remove this image.
+    /// Returns whether a process that runs has announced to remove this image. Ignores what is not
+    /// from the owner of the environment or root: the directory may be open to all users.
     pub fn is_being_removed(&self, image: &str) -> bool {
         let path = self.dir.join(REMOVAL);
         let read = || -> io::Result<bool> {
+            let above = self.dir.parent().unwrap_or(Path::new("/"));
+            let author = fs::symlink_metadata(&path)?.uid();
+            if author != 0 && author != fs::metadata(above)?.uid() {
+                return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+            }
             let age = age_of(&path)?;
             let removal: Removal = serde_json::from_slice(&regular::read(&path, NOTE_LIMIT)?)?;
             let is_live = match is_visible(&removal.process, removal.pid_namespace) {

@@ -101,6 +101,15 @@ pub fn in_namespace(namespace: u64) -> Vec<Holder> {
     members.filter_map(holder).collect()
 }
 
+/// Returns the processes in the private mounts that a daemon serves, except this one.
+pub fn in_private_mounts_of(daemon: u32) -> Vec<Holder> {
+    let namespaces = private::kept_by(daemon).into_iter();
+    let mut holders: Vec<Holder> = namespaces.flat_map(in_namespace).collect();
+    holders.retain(|holder| holder.pid != std::process::id());
+    holders.sort_by_key(|holder| holder.pid);
+    holders
+}
+
 fn find(of_process: impl Fn(u32) -> Option<Holder>) -> Vec<Holder> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();

@@ -13,6 +13,8 @@ use crate::cli::output::{Tone, count, size};
 use crate::cli::relocation;
 use crate::daemon::client;
 use crate::daemon::runtime::RuntimeDir;
+use crate::daemon::session;
+use crate::environment::SessionNotes;
 use crate::relocate::{Foreign, ForeignKind};
 use crate::shell::render::word;
 use crate::sys::medium::network_file_system;
@@ -143,6 +145,7 @@ impl Args {
                 .and_then(|store| tools::of_store(&store)),
         );
         findings.extend(stale_mounts());
+        findings.extend(ended_sessions(context));
         let is_well = findings
             .iter()
             .all(|finding| finding.level != Level::Problem);
@@ -465,6 +468,39 @@ fn stale_mounts() -> Vec<Finding> {
             Level::Ok,
             format!("{} mounted, all working", ours.len()),
         ));
+    }
+    findings
+}
+
+/// Finds sessions whose daemon was killed: their mounts, and what they have left in memory, on this
+/// disk and in the homes of environments.
+fn ended_sessions(context: &Context) -> Vec<Finding> {
+    let warning = |message: String| Finding::new("sessions", Level::Warning, message);
+    let mut findings = Vec::new();
+    for dead in session::mounts().unwrap_or_default() {
+        if dead.entry.user_id == Some(process::user_id()) && dead.entry.health() == Health::Dead {
+            let path = quoted(&dead.entry.mount_point);
+            let message = format!("the daemon of {} at {path} was killed", dead.describe());
+            findings.push(warning(message).hint(format!("detach it: envfs unmount {path}")));
+        }
+    }
+    let mut left = session::noted_here(&RuntimeDir::open());
+    if let Ok(store) = context.store() {
+        for name in store.list().unwrap_or_default() {
+            let home = store.open(&name).map(|env| env.layout().sessions());
+            let notes = home.map(|dir| SessionNotes::new(dir).read().unwrap_or_default());
+            left.extend(notes.unwrap_or_default());
+        }
+    }
+    left.retain(|noted| !noted.is_live);
+    if !left.is_empty() {
+        let notes = count(left.len() as u64, "note");
+        let message = format!("{notes} of sessions that have ended without removing them");
+        findings.push(
+            warning(message).hint(
+                "envfs gc removes them, and the changes of ephemeral sessions that were killed",
+            ),
+        );
     }
     findings
 }

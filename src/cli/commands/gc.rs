@@ -8,6 +8,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::output::{count, size};
 use crate::commit::{Collected, GcOptions, Scope};
 use crate::daemon::failure::Kind;
+use crate::daemon::session;
 use crate::environment::{Age, Store};
 use crate::object::Timestamp;
 use crate::sys::text::quoted;
@@ -86,7 +87,12 @@ impl Args {
         for name in &names {
             let collected = context
                 .environment(Some(name.as_str()))
-                .and_then(|env| env.gc(options))
+                .and_then(|env| {
+                    if !self.dry_run {
+                        session::remove_remains(&env.runtime, env.environment.layout());
+                    }
+                    env.gc(options)
+                })
                 .map_err(hint_at_space);
             let collected = match collected {
                 Ok(collected) => collected,

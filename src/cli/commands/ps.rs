@@ -171,6 +171,8 @@ fn writable(env: &Env) -> Result<Option<Row>> {
         Err(_) => row.state = "unresponsive",
     }
     row.processes = crate::daemon::host::holders(&env.target.id);
+    row.processes
+        .extend(row.pid.into_iter().flat_map(holders::in_private_mounts_of));
     Ok(Some(row))
 }
 
@@ -254,6 +256,7 @@ fn of_note(noted: &NotedSession) -> Row {
         mount_point: note.mount_point.clone(),
         changed_bytes: is_here.then(|| changed_bytes(note)).flatten(),
         processes: match entry.flatten() {
+            _ if is_here && note.is_private => holders::in_private_mounts_of(note.process.pid),
             Some(entry) => holders::in_other_namespaces(&entry).1,
             None => Vec::new(),
         },

@@ -273,6 +273,19 @@ pub fn members(namespace: u64) -> Vec<u32> {
     .collect()
 }
 
+/// Returns the mount namespaces that a process keeps open: those of the private mounts that it
+/// serves and that can be joined. Empty if this user may not inspect the process.
+pub fn kept_by(pid: u32) -> Vec<u64> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"));
+    let links = entries.into_iter().flatten().flatten();
+    let numbers = links.filter_map(|entry| {
+        let link = fs::read_link(entry.path()).ok()?;
+        let number = link.to_str()?.strip_prefix("mnt:[")?.strip_suffix(']')?;
+        number.parse().ok()
+    });
+    numbers.collect()
+}
+
 /// Makes the kernel write the dirty pages of a private mount, given by its root, to its daemon.
 ///
 /// Must not be called on a thread that the daemon needs to handle requests.
