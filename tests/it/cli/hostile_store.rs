@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::Mode;
@@ -264,4 +264,150 @@ fn store_directories_must_not_be_symlinks() {
         fs::remove_dir_all(&outside).unwrap();
         fs::remove_dir_all(store).unwrap();
     }
+}
+
+/// The notes of sessions, in a directory to which all users may write.
+#[test]
+fn foreign_notes_of_sessions_do_no_harm() {
+    let Some(original) = Original::new() else {
+        return;
+    };
+    let env = &original.env;
+    let prefix = env.mount("e");
+    fs::write(prefix.join("two"), "two\n").unwrap();
+    env.envfs(&["commit", "-q", "e"]).ok();
+    env.envfs(&[
+        "mount",
+        "--read-only",
+        "e@1",
+        env.work().join("at").to_str().unwrap(),
+    ])
+    .ok();
+    let dir = env.home_of("e").join("sessions");
+    let notes = fs::read_dir(&dir).unwrap().flatten();
+    let valid = notes
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some());
+    let valid = fs::read_to_string(valid.unwrap()).unwrap();
+    env.envfs(&["unmount", "--all"]).ok();
+    let live: serde_json::Value = serde_json::from_str(&valid).unwrap();
+    let with = |key: &str, value: serde_json::Value| {
+        let mut note = live.clone();
+        note[key] = value;
+        note.to_string()
+    };
+    let own = i64::from(std::process::id());
+    let odd = [
+        // Not JSON, or not a note.
+        "{".to_owned(),
+        "[]".to_owned(),
+        "null".to_owned(),
+        "\u{0}".repeat(100),
+        "[".repeat(60_000),
+        // Numbers and paths that envfs never writes.
+        with("pid", 0.into()),
+        with("pid", (-1).into()),
+        with("pid", u64::MAX.into()),
+        with("pid", own.into()),
+        with("revision", i64::MIN.into()),
+        with("revision", 99.into()),
+        with("image", "../../../../etc/passwd".into()),
+        with("image", "".into()),
+        with("host", "\u{1b}[2J\n".repeat(1000).into()),
+        with("name", "\u{1b}]0;x\u{7}".into()),
+        with("mount_point", "relative".into()),
+        with("mount_point", "/\u{1b}[31m".into()),
+        with("kind", "writable".into()),
+        with("upper", original.secret.to_str().unwrap().into()),
+        with("upper", env.work().to_str().unwrap().into()),
+        with("since", i64::MIN.into()),
+    ];
+    for (number, text) in odd.iter().enumerate() {
+        let store = original.copy();
+        let notes = store.join("store/e/sessions");
+        fs::write(notes.join(format!("x-{number}.json")), text).unwrap();
+        check_with_sessions(&original, &store, &format!("note {number}: {text:.60}"));
+        fs::remove_dir_all(store).unwrap();
+    }
+    for name in ["x.json", "removing", ".x.json.draft"] {
+        for odd in ["link", "fifo", "directory", "large"] {
+            let store = original.copy();
+            let path = store.join("store/e/sessions").join(name);
+            match odd {
+                "link" => symlink(&original.secret, &path).unwrap(),
+                "fifo" => mkfifo(&path, Mode::S_IRWXU).unwrap(),
+                "large" => fs::File::create(&path).unwrap().set_len(1 << 40).unwrap(),
+                _ => fs::create_dir(&path).unwrap(),
+            }
+            let what = format!("{name} is a {odd}");
+            check_with_sessions(&original, &store, &what);
+            original.check(&store, &what);
+            fs::remove_dir_all(store).unwrap();
+        }
+    }
+}
+
+/// Runs what reads the notes.
+fn check_with_sessions(original: &Original, store: &Path, what: &str) {
+    let at = original.env.work().join("session");
+    let word = at.to_str().unwrap();
+    for words in [
+        &["ps", "e"][..],
+        &["ps", "--json"],
+        &["doctor"],
+        &["mount", "--read-only", "e@1", word],
+        &["unmount", word],
+        &["gc", "-q", "e"],
+        &["verify", "e"],
+    ] {
+        let done = original.envfs(store, words);
+        assert!(
+            done.code != 70 && !done.err.contains("panicked"),
+            "{what}: {done}"
+        );
+        // No control characters reach the terminal.
+        let said = format!("{}{}", done.out, done.err);
+        assert!(
+            !said.contains(['\u{1b}', '\u{7}', '\u{0}']),
+            "{what}: {done}"
+        );
+        if !words.contains(&"doctor") {
+            assert_eq!(done.code, 0, "{what}: {done}");
+        }
+    }
+    assert_eq!(fs::read_to_string(&original.secret).unwrap(), SECRET);
+}
+
+#[test]
+fn other_users_may_leave_notes_but_not_stop_sessions() {
+    let Some(original) = Original::new() else {
+        return;
+    };
+    let Some(other) = TestEnv::as_tester() else {
+        return;
+    };
+    let env = &original.env;
+    let dir = env.home_of("e").join("sessions");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o1777)).unwrap();
+    // What gc would write, of a process that runs.
+    let process = serde_json::json!({
+        "images": ["1.sqfs"],
+        "host": "here",
+        "pid": 1,
+        "pid_start": 0,
+        "boot_id": "another",
+        "pid_namespace": null,
+    });
+    let removing = dir.join("removing");
+    fs::write(&removing, process.to_string()).unwrap();
+    let began = std::time::Instant::now();
+    other.user().give(&removing);
+    let at = env.work().join("at");
+    let word = at.to_str().unwrap();
+    env.envfs(&["mount", "--read-only", "e", word]).ok();
+    env.envfs(&["unmount", word]).ok();
+    assert!(began.elapsed().as_secs() < 30, "it is not believed");
+    env.envfs(&["gc", "e"]).ok();
+    env.verify("e");
 }

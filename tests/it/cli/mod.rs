@@ -61,6 +61,7 @@ mod status;
 mod tag;
 mod timers;
 mod trial;
+mod two_hosts;
 mod undo;
 mod unmount;
 mod unresponsive;
