@@ -16,6 +16,7 @@ use crate::environment::SessionKind;
 use crate::sys::cgroup::Scope;
 use crate::sys::mount::{self, Rights};
 use crate::sys::mountinfo::{self, MountEntry};
+use crate::sys::process;
 
 /// How a command mounts what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +67,11 @@ impl Mounting {
     /// Tells why a session is private, unless that is expected.
     fn explain(self, env: &Env) {
         if self == Mounting::OnlyPrivate {
-            let text = format!(
-                "fusermount3 is missing or not set-user-ID root, so only this command sees {}",
-                env.name()
-            );
+            let why = match process::may_administer() {
+                true => "this user namespace does not allow a mount for all programs",
+                false => "fusermount3 is missing or not set-user-ID root",
+            };
+            let text = format!("{why}, so only this command sees {}", env.name());
             Output::new(ColorChoice::Auto, Verbosity::Normal).note(text);
         }
     }

@@ -6,7 +6,7 @@
 
 use nix::errno::Errno;
 
-use crate::sys::process;
+use crate::sys::process::{self, IdMaps};
 
 /// The mapping of stored owners to visible ones. The default is the identity.
 #[derive(Debug, Clone, Default)]
@@ -17,20 +17,20 @@ pub(crate) struct Owners {
 
 impl Owners {
     /// Returns the mapping for images with these owners (user and group of each). An ordinary user
-    /// sees files of these owners as their own; other owners are not mapped, and for root none is.
+    /// sees files of these owners as their own; other owners are not mapped, and for root none is
+    /// that exists in its user namespace: it may use the files of all of these.
     /// A group that the user is a member of is not mapped either: they can use its files anyway.
     pub(crate) fn of_images(images: &[(u32, u32)]) -> Owners {
         let (user, group) = (process::user_id(), process::group_id());
-        if user == 0 {
-            return Owners::default();
-        }
+        let ids = IdMaps::read();
+        let is_root = user == 0;
+        let users = images.iter().map(|owner| owner.0);
+        let users = users.filter(|id| !(is_root && ids.has_user(*id)));
+        let groups = images.iter().map(|owner| owner.1);
+        let groups = groups.filter(|id| !(is_root && ids.has_group(*id)));
         Owners {
-            users: Alias::new(user, images.iter().map(|owner| owner.0), &[]),
-            groups: Alias::new(
-                group,
-                images.iter().map(|owner| owner.1),
-                &process::groups(),
-            ),
+            users: Alias::new(user, users, &[]),
+            groups: Alias::new(group, groups, &process::groups()),
         }
     }
 

@@ -272,7 +272,7 @@ pub fn test_private_mount() -> Result<(), MountError> {
 
 /// Returns whether this process can mount for all processes, by itself or with the helper.
 pub fn is_shared_mount_possible() -> bool {
-    process::may_administer() || helper().is_ok_and(|helper| helper_is_setuid(&helper))
+    private::may_mount_here() || helper().is_ok_and(|helper| helper_is_setuid(&helper))
 }
 
 fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno> {

@@ -57,6 +57,49 @@ pub fn may_administer() -> bool {
     effective.is_some_and(|set| set & SYS_ADMIN != 0)
 }
 
+/// The users and groups that exist in the user namespace of this process.
+#[derive(Debug, Clone)]
+pub struct IdMaps {
+    users: String,
+    groups: String,
+}
+
+impl IdMaps {
+    /// Reads them. If that fails, all exist.
+    pub fn read() -> IdMaps {
+        let read = |name| std::fs::read_to_string(format!("/proc/self/{name}"));
+        let all = |_| format!("0 0 {}", u32::MAX);
+        IdMaps {
+            users: read("uid_map").unwrap_or_else(all),
+            groups: read("gid_map").unwrap_or_else(all),
+        }
+    }
+
+    /// Returns whether a user exists.
+    pub fn has_user(&self, id: u32) -> bool {
+        is_mapped(&self.users, id)
+    }
+
+    /// Returns whether a group exists.
+    pub fn has_group(&self, id: u32) -> bool {
+        is_mapped(&self.groups, id)
+    }
+}
+
+/// Returns whether an id is in a map of the kernel: lines of the first id inside, the first one
+/// outside, and their number.
+fn is_mapped(map: &str, id: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let (Some(Ok(first)), _, Some(Ok(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return false;
+        };
+        id >= first && id - first < count
+    })
+}
+
 /// Returns the name of this host, as `uname -n` prints it.
 pub fn host_name() -> String {
     nix::unistd::gethostname()

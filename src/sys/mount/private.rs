@@ -11,7 +11,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -293,6 +293,28 @@ pub fn sync(root: impl AsFd) -> io::Result<()> {
     // The mount has no path here, but its root can be opened again through its descriptor.
     let number = root.as_fd().as_raw_fd();
     super::sync(Path::new(&format!("/proc/self/fd/{number}")))
+}
+
+/// Returns whether this process may mount in its mount namespace: as root, unless it is root only
+/// in a user namespace that does not have the mount namespace (`unshare --map-root-user`).
+pub(super) fn may_mount_here() -> bool {
+    // _IO(0xb7, 1): the user namespace that a namespace belongs to.
+    const NS_GET_USERNS: nix::libc::c_ulong = 0xb701;
+    if !process::may_administer() {
+        return false;
+    }
+    let Ok(namespace) = File::open("/proc/self/ns/mnt") else {
+        return true;
+    };
+    // SAFETY: the call takes an open descriptor and returns a new one or -1.
+    let owner = unsafe { nix::libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
+    if owner < 0 {
+        // The answer is refused for a namespace that belongs to a user namespace above.
+        return Errno::last() != Errno::EPERM;
+    }
+    // SAFETY: the descriptor is new, so nothing else owns it.
+    drop(unsafe { OwnedFd::from_raw_fd(owner) });
+    true
 }
 
 /// Returns the number of the mount namespace of this process.

@@ -58,6 +58,36 @@ fn a_private_session_needs_no_helper_but_the_device() {
 }
 
 #[test]
+fn root_in_a_user_namespace_has_private_sessions() {
+    let Some(env) = ordinary() else { return };
+    let prefix = env.prefix("e");
+    let own = "id -u; tool; echo x >\"$ENVFS_PREFIX/x\" && chown 0:0 \"$ENVFS_PREFIX/x\"";
+    for (options, is_own_mount) in [(&["-r"][..], false), (&["-r", "-m"], true)] {
+        let inside = |words: &[&str]| {
+            let mut command = env.command("unshare");
+            run({
+                command.args(options).args(words);
+                command
+            })
+        };
+        let read = inside(&[&["envfs"], &RUN[..], &["sh", "-c", "id -u; tool"]].concat());
+        assert_eq!(read.ok().out, "0\ntool\n", "{options:?}");
+        let script = "envfs run e sh -ec \"$0\"; envfs -q unmount e || :";
+        let written = inside(&["sh", "-ec", script, own]).ok();
+        assert_eq!(written.out, "0\ntool\n", "{options:?}");
+        let is_told = written.err.contains("this user namespace does not allow");
+        assert_eq!(is_told, !is_own_mount, "{written}");
+        wait_for("the end of the daemon", || env.daemons().is_empty());
+        // For the user it is their own file.
+        env.mount("e");
+        let owner = format!("stat -c %u '{}/x'", prefix.display());
+        assert_eq!(env.sh(&owner).ok().line(), env.user().uid().to_string());
+        env.envfs(&["unmount", "e"]).ok();
+    }
+    wait_for_end(&env);
+}
+
+#[test]
 fn a_system_that_refuses_user_namespaces_is_named() {
     let Some(env) = ordinary() else { return };
     if !has("setpriv") {
