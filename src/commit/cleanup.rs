@@ -31,7 +31,7 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
         return Ok(());
     }
     // Before the layers below them are judged.
-    trial::remove_ended(db, layout);
+    trial::remove_ended(db, layout, trial::Undecided::SetAside);
     if !sweep_retired(db, layout)? {
         return Ok(());
     }

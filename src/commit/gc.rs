@@ -118,7 +118,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         return Err(CommitError::ImageLost(image));
     }
     if !options.dry_run {
-        trial::remove_ended(db, layout);
+        trial::remove_ended(db, layout, trial::Undecided::Leave);
     }
     let notes = SessionNotes::new(layout.sessions());
     let read_notes = || notes.read().context("read", &layout.sessions());

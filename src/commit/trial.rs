@@ -132,7 +132,7 @@ pub fn trial(workspace: &Workspace, request: &TrialRequest) -> Result<TrialDone>
 fn begin(workspace: &Workspace, token: &str) -> Result<TrialDone> {
     let (db, union) = (workspace.db(), workspace.union());
     let layout = workspace.env().layout();
-    remove_ended(db, layout);
+    remove_ended(db, layout, Undecided::SetAside);
     let layer = db.reserve_layer()?;
     let path = layout.layer(layer);
     UpperDir::create(&path, &layout.strays()).context("create", &path)?;
@@ -207,21 +207,31 @@ fn move_to_trash(db: &StateDb, trial: &Trial, command: &str) -> Result<Operation
     Ok(operation)
 }
 
-/// Notes that the changes of a trial could neither be kept nor set aside, so that the next open
-/// moves them to the trash. The caller holds the lock of its directory.
+/// Notes that the changes of a trial could neither be kept nor set aside, so that the next open, or
+/// the next trial, moves them to the trash. The caller holds the lock of its directory.
 pub fn leave_undecided(home: &Layout, token: &str, command: &str) -> std::io::Result<()> {
     let path = home.trial(token).home().join(UNDECIDED);
-    durable::replace(&path, command.as_bytes())
+    durable::replace(&path, command.as_bytes()).or_else(|error| match error.kind() {
+        // On a full disk there may be room for a name.
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            fs::File::create_new(&path).map(drop)
+        }
+        _ => Err(error),
+    })
 }
 
 /// Moves the changes of a trial without a process to the trash, if its command has asked for it.
 /// Returns whether it has.
-fn decide_later(db: &StateDb, place: &Layout, trial: &Trial) -> Result<bool> {
+fn decide_later(db: &StateDb, home: &Layout, trial: &Trial) -> Result<bool> {
+    let place = home.trial(&trial.token);
     let path = place.home().join(UNDECIDED);
     let command = match regular::read(&path, UNDECIDED_LIMIT) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         read => read.context("read", &path)?,
     };
+    // Its session may have had no room for the rows of its redo log.
+    let (union, _) = open_trial(home, &trial.token, &CacheConfig::default())?;
+    union.close()?;
     db.copy_trial(trial, &place.session_of_trial().state_db())?;
     let operation = move_to_trash(db, trial, &String::from_utf8_lossy(&command))?;
     tracing::info!(
@@ -254,9 +264,18 @@ fn remove(db: &StateDb, layout: &Layout, trial: &Trial) -> Result<()> {
     Ok(db.forget_trial(trial)?)
 }
 
+/// What to do with the changes of a trial that could not be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Undecided {
+    /// Move them to the trash.
+    SetAside,
+    /// Leave them: the trash is about to be emptied.
+    Leave,
+}
+
 /// Removes trials whose processes have ended, and directories of trials that have no row. What
 /// cannot be removed is reported and kept.
-pub(super) fn remove_ended(db: &StateDb, layout: &Layout) {
+pub(super) fn remove_ended(db: &StateDb, layout: &Layout, undecided: Undecided) {
     let trials = match db.trials() {
         Ok(trials) => trials,
         Err(error) => return tracing::warn!(%error, "cannot read the trials"),
@@ -267,7 +286,10 @@ pub(super) fn remove_ended(db: &StateDb, layout: &Layout) {
             Some(locks) => locks,
             None => continue,
         };
-        let ended = decide_later(db, &place, trial).and_then(|is_set_aside| match is_set_aside {
+        if undecided == Undecided::Leave && place.home().join(UNDECIDED).exists() {
+            continue;
+        }
+        let ended = decide_later(db, layout, trial).and_then(|is_set_aside| match is_set_aside {
             true => Ok(()),
             false => remove(db, layout, trial),
         });

@@ -318,9 +318,9 @@ impl Attempt<'_> {
         let layout = self.env.environment.layout();
         match commit::leave_undecided(layout, &self.token, &commit::command_line()) {
             Ok(()) => error.hint(format!(
-                "nothing is lost: the next command that opens {name} moves the changes to the trash; \
-                 envfs log --all {name} shows the operation, and envfs undo --operation ID {name} \
-                 restores the state of the try"
+                "nothing is lost: the next time {name} is mounted, or tried, the changes move to the \
+                 trash; envfs log --all {name} shows the operation, and envfs undo --operation ID \
+                 {name} restores the state of the try"
             )),
             Err(failed) => error.hint(format!(
                 "the changes cannot be set aside either ({failed}): the next command that opens {name} \

@@ -40,7 +40,7 @@ impl Small {
     }
 
     /// Fills the file system except for `leave` bytes.
-    fn fill(&self, leave: usize) {
+    pub(super) fn fill(&self, leave: usize) {
         let file = self.0.join("filler");
         let mut content = Vec::new();
         let mut step = 1 << 20;
@@ -54,7 +54,7 @@ impl Small {
         fs::write(&file, &content[..content.len().saturating_sub(leave)]).unwrap();
     }
 
-    fn free(&self) {
+    pub(super) fn free(&self) {
         fs::remove_file(self.0.join("filler")).unwrap();
     }
 }

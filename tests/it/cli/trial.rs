@@ -528,3 +528,48 @@ fn a_store_that_cannot_be_written_is_named_before_the_command_runs() {
     refused.fails(125, &["trials", "--ephemeral"]);
     assert!(!mark.exists());
 }
+
+#[test]
+fn a_try_that_cannot_be_kept_on_a_full_disk_is_not_lost() {
+    let Some((env, small)) = super::disk_full::store_of("24m") else {
+        return;
+    };
+    if !is_possible(&env) {
+        return;
+    }
+    env.import_sample("e");
+    for is_mounted in [true, false] {
+        let prefix = env.mount("e");
+        if !is_mounted {
+            env.envfs(&["unmount", "e"]).ok();
+        }
+        // Their rows need more than the database has free.
+        let script = format!(
+            "cd '{}' && for i in $(seq 2000); do echo $i >kept-$i-which-has-quite-a-long-name; done",
+            prefix.display()
+        );
+        let held = hold(&env, "--keep", &script, "ready");
+        small.fill(0);
+        let done = release(held);
+        small.free();
+        let kept = || prefix.join("kept-2000-which-has-quite-a-long-name");
+        let done = done.fails(125, &["space", "nothing is lost"]);
+        // It leaves what has not been decided on.
+        env.envfs(&["gc", "-q", "e"]).ok();
+        if is_mounted {
+            env.envfs(&["unmount", "e"]).ok();
+        }
+        env.mount("e");
+        assert!(!kept().exists(), "{done}");
+        let log = env.envfs(&["log", "--all", "--json", "e"]).ok().json();
+        assert_eq!(log[0]["kind"], "set-aside", "{is_mounted}: {log}");
+        let operation = log[0]["operation"].to_string();
+        env.envfs(&["undo", "-q", "--operation", &operation, "e"])
+            .ok();
+        assert_eq!(fs::read(kept()).unwrap(), b"2000\n");
+        env.envfs(&["undo", "-q", "e"]).ok();
+        env.envfs(&["gc", "-q", "e"]).ok();
+        env.envfs(&["unmount", "e"]).ok();
+        env.verify("e");
+    }
+}
