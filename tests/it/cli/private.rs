@@ -59,7 +59,7 @@ fn hold(env: &TestEnv, variables: &[(&str, &str)]) -> Child {
 }
 
 /// Starts a command in a session that waits until its input is closed.
-fn hold_in(env: &TestEnv, words: &[&str], variables: &[(&str, &str)]) -> Child {
+pub(super) fn hold_in(env: &TestEnv, words: &[&str], variables: &[(&str, &str)]) -> Child {
     let ready = env.work().join(format!("ready-{}", variables.len()));
     drop(fs::remove_file(&ready));
     let script = format!("echo >'{}'; cat >/dev/null", ready.display());
@@ -73,7 +73,7 @@ fn hold_in(env: &TestEnv, words: &[&str], variables: &[(&str, &str)]) -> Child {
     child
 }
 
-fn release(mut child: Child) {
+pub(super) fn release(mut child: Child) {
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
 }

@@ -7,6 +7,7 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 
 use super::other_hosts::{elsewhere, end_elsewhere};
+use super::private::{hold_in, release, stores, wait_for_end};
 use super::sessions::daemon_at;
 use crate::support::{TestEnv, User, is_alive, run, wait_for};
 
@@ -70,4 +71,29 @@ fn ps_shows_where_an_environment_is_in_use() {
     let shown = env.envfs(&["ps", "e"]).ok().out;
     assert!(!shown.contains("ephemeral"), "{shown}");
     end_elsewhere(&env);
+}
+
+#[test]
+fn ps_shows_the_processes_in_private_sessions() {
+    for env in stores() {
+        for words in [
+            &["run", "--private", "--read-only", "e"][..],
+            &["run", "--private", "--ephemeral", "e"],
+            &["run", "--private", "e"],
+        ] {
+            let held = hold_in(&env, words, &[]);
+            let rows = env.envfs(&["ps", "--json", "e"]).ok().json();
+            assert_eq!(rows.as_array().unwrap().len(), 1, "{words:?}: {rows}");
+            let inside = rows[0]["processes"].as_array().unwrap();
+            let shell = inside.iter().find(|one| one["pid"] == held.id());
+            let shell = shell.unwrap_or_else(|| panic!("{words:?}: {rows}"));
+            assert_eq!(
+                (&shell["command"], &shell["use"]),
+                (&"sh".into(), &"namespace".into())
+            );
+            release(held);
+            wait_for("the end of the daemon", || env.daemons().is_empty());
+            wait_for_end(&env);
+        }
+    }
 }

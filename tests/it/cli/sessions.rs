@@ -306,6 +306,26 @@ fn run_and_activate_use_revisions() {
 }
 
 #[test]
+fn a_command_waits_for_an_ephemeral_session_that_is_ending() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        for _ in 0..5 {
+            // Each begins while the session of the one before may still be mounted.
+            env.envfs(&["run", "--ephemeral", "e", "tool"]).ok();
+            env.envfs(&["run", "--ephemeral", "e@1", "tool"]).ok();
+            env.envfs(&["run", "--read-only", "e", "tool"]).ok();
+            env.envfs(&["unmount", "e"]).ok();
+            env.envfs(&["run", "--ephemeral", "e", "tool"]).ok();
+            env.envfs(&["unmount", "e"]).ok();
+            assert!(mounts_below(env.root()).is_empty());
+            env.envfs(&["run", "--ephemeral", "e", "tool"]).ok();
+            env.envfs(&["run", "e", "tool"]).ok();
+            env.envfs(&["unmount", "e"]).ok();
+        }
+    }
+}
+
+#[test]
 fn an_idle_mount_is_unmounted_but_not_under_a_process_or_a_shell() {
     let Some(env) = TestEnv::new() else { return };
     env.import_sample("e");
