@@ -299,7 +299,8 @@ pub(super) fn differences(
 ) -> Result<Differences> {
     let old = open_revision(environment, Some(old))?;
     let new = open_revision(environment, new)?;
-    let found = commit::difference(&old, &new).map_err(Failure::from)?;
+    let db = open_read_only(environment)?;
+    let found = commit::difference(&db, environment.layout(), &old, &new).map_err(Failure::from)?;
     tracing::debug!(inodes_read = found.inodes_read, "compared");
     let (old, new) = (old.stack(), new.stack());
     let (before, after) = (Files::of(&old), Files::of(&new));

@@ -3,7 +3,8 @@
 //! An image that was appended to another has the data of that one at the same positions. If its
 //! tables were amended as well, the tables of the other are the first part of its own: an inode at
 //! the same position is the same inode, and everything below a directory at the same position is
-//! equal. Both are found out by comparing bytes, not assumed.
+//! equal. Both are found out by comparing bytes, not assumed. Two images that were made from a
+//! third have in common what each has in common with that one.
 
 use std::ops::Range;
 
@@ -23,8 +24,10 @@ const MOST_READ: u64 = 8 << 20;
 pub struct Shared {
     /// Up to this position, stored data is equal.
     data: u64,
-    /// Whether the tables and the data of one image are the first part of those of the other.
-    is_nested: bool,
+    /// Inodes before this position are equal, with everything below them: it is the end of the
+    /// tables of an image whose tables and data are the first part of those of both. Zero if there
+    /// is none.
+    end: InodeRef,
 }
 
 impl Shared {
@@ -35,7 +38,7 @@ impl Shared {
         if (one.block_size, one.compressor) != (other.block_size, other.compressor) {
             return Ok(Shared {
                 data: 0,
-                is_nested: false,
+                end: InodeRef::default(),
             });
         }
         let data = equal_data(a, b, is_known)?;
@@ -43,16 +46,32 @@ impl Shared {
             true => (a, b),
             false => (b, a),
         };
-        Ok(Shared {
-            data,
-            is_nested: data >= small.data_area().end && extends(large, small)?,
-        })
+        let is_nested = data >= small.data_area().end && extends(large, small)?;
+        let end = match is_nested {
+            true => end_of(&small.stored_inodes()?),
+            false => InodeRef::default(),
+        };
+        Ok(Shared { data, end })
+    }
+
+    /// Returns true if one image is the first part of the other.
+    pub fn is_nested(&self) -> bool {
+        self.end > InodeRef::default()
+    }
+
+    /// Adds the common parts of two images and a third one.
+    #[must_use]
+    pub fn and_through(self, one: Shared, other: Shared) -> Shared {
+        Shared {
+            data: self.data.max(one.data.min(other.data)),
+            end: self.end.max(one.end.min(other.end)),
+        }
     }
 
     /// Returns true if an inode of one image and one of the other are equal, with everything below
     /// them. False if that is not known.
     pub fn is_same(&self, one: InodeRef, other: InodeRef) -> bool {
-        self.is_nested && one == other
+        one == other && one < self.end
     }
 
     /// Returns true if two files have the same stored data. False if that is not known.
@@ -83,6 +102,12 @@ impl Shared {
         let end = block.start.saturating_add(u64::from(block.size.stored()));
         Ok(one.offset == other.offset && block == same && end <= self.data)
     }
+}
+
+/// Returns the position after the last inode of a table.
+fn end_of(inodes: &StoredTable) -> InodeRef {
+    // The rest is less than a block of 8 KiB.
+    InodeRef::new(inodes.full, u16::try_from(inodes.rest.len()).unwrap_or(0))
 }
 
 /// Returns the position up to which the data areas of two images are equal.

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::time::Instant;
 
 use envfs::commit::{self, CommitError, CommitOptions, OpenRevision};
 use envfs::object::{Ino, Kind};
 use envfs::state::RevisionId;
-use envfs::union::{Difference, Error, SetIdBits};
+use envfs::union::{Difference, DiscardMode, Error, SetIdBits};
 
 use super::bench::Bench;
 use super::check::check_changes;
@@ -39,7 +40,8 @@ impl Machine {
 fn difference(bench: &Bench, old: RevisionId, new: RevisionId) -> Difference {
     let workspace = bench.workspace();
     let open = |id| OpenRevision::open(workspace.db(), workspace.env().layout(), Some(id)).unwrap();
-    commit::difference(&open(old), &open(new)).unwrap()
+    let (db, layout) = (workspace.db(), workspace.env().layout());
+    commit::difference(db, layout, &open(old), &open(new)).unwrap()
 }
 
 /// Files in each directory of the environment whose revisions are compared.
@@ -119,6 +121,21 @@ fn comparing_revisions_reads_the_inodes_on_the_way_to_the_changes() {
     assert_eq!(paths(&since), paths(&two));
     assert_eq!(since.inodes_read, 10);
 
+    // Revisions on two branches: both continue the image of the first revision.
+    commit::rollback(bench.workspace(), Some(first), DiscardMode::Always, "").unwrap();
+    write(&bench, "lib/d3/d3/file9.py", b"on another branch");
+    let branch = commit_as(&bench, &CommitOptions::default());
+    let timed = Instant::now();
+    let other = difference(&bench, second, branch);
+    let took = timed.elapsed();
+    assert_eq!(paths(&other), ["lib/d1/d1/file7.py", "lib/d3/d3/file9.py"]);
+    assert_eq!(other.inodes_read, 16);
+    write(&bench, "lib/d3/d3/file9.py", b"not committed");
+    let since = commit::difference_since(bench.workspace(), second).unwrap();
+    assert_eq!(paths(&since), paths(&other));
+    assert_eq!(since.inodes_read, 16);
+    commit::rollback(bench.workspace(), Some(third), DiscardMode::Always, "").unwrap();
+
     // A rebuilt image shares nothing with the others: all inodes are read, and no more.
     let rebuild = CommitOptions {
         rebuild: true,
@@ -129,7 +146,7 @@ fn comparing_revisions_reads_the_inodes_on_the_way_to_the_changes() {
     assert_eq!(paths(&all), paths(&two));
     assert_eq!(all.inodes_read, 2 * entries);
     println!(
-        "{entries} entries: {} and {} inodes",
+        "{entries} entries: {} and {} inodes; two branches in {took:?}",
         two.inodes_read, all.inodes_read
     );
 }
