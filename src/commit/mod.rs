@@ -243,7 +243,7 @@ fn commit_at(
     progress: &dyn Progress,
 ) -> Result<Option<Committed>> {
     let union = workspace.union();
-    let chosen = Chosen::of(workspace, options);
+    let chosen = Chosen::of(workspace, options)?;
     if !options.rebuild && !options.compact && !chosen.has_changes(workspace)? {
         return Ok(None);
     }

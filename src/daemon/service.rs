@@ -225,12 +225,12 @@ impl Local {
     }
 
     /// Returns what a commit of a part would take.
-    fn chosen(&self, part: &Committable) -> Chosen<'_> {
+    fn chosen(&self, part: &Committable) -> Result<Chosen<'_>, Failure> {
         let paths: Vec<Text> = paths_of(&part.selection)
             .iter()
             .map(|path| OsStr::from_bytes(path).into())
             .collect();
-        Chosen::new(&self.workspace, &paths, part.ignored)
+        Ok(Chosen::new(&self.workspace, &paths, part.ignored)?)
     }
 
     pub(super) fn hold(&self) -> Option<Hold> {
@@ -326,7 +326,7 @@ impl Service for Local {
         let chosen = self.chosen(&Committable {
             ignored: Ignored::LeaveOut,
             ..Committable::default()
-        });
+        })?;
         let (mut ignored, mut ignored_paths) = (Tally::default(), Vec::new());
         for one in &found.changes {
             let change = &one.change;
@@ -419,7 +419,7 @@ impl Service for Local {
     ) -> Result<commit::Preview, Failure> {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
-        let chosen = self.chosen(part);
+        let chosen = self.chosen(part)?;
         self.with_repair(OnLoss::Fail, || {
             let found = self.find_differences(&part.selection)?;
             let found = found.only(|change| chosen.contains(change));
@@ -428,7 +428,7 @@ impl Service for Local {
     }
 
     fn committable(&self, part: &Committable) -> Result<Vec<Change>, Failure> {
-        let chosen = self.chosen(part);
+        let chosen = self.chosen(part)?;
         let mut changes = self.changes(&part.selection)?;
         changes.retain(|change| chosen.contains(change));
         Ok(changes)

@@ -119,6 +119,60 @@ fn ignored_paths_stay_uncommitted_and_status_counts_them() {
 }
 
 #[test]
+fn an_environment_has_patterns_of_its_own_beside_those_of_the_configuration() {
+    for env in TestEnv::of_all_users() {
+        configure(&env, "[commit]\nignore = [\"*.log\"]\n");
+        env.import_sample("e");
+        env.import_sample("other");
+        let prefix = env.mount("e");
+        let sh = |script: &str| {
+            env.sh(&format!("cd '{}' && {script}", prefix.display()))
+                .ok()
+        };
+        sh(
+            "printf '# caches\\n\\n__pycache__/\\n/lib/cache  \\n' >.envfsignore \\
+            && mkdir lib/__pycache__ lib/cache && echo x >lib/__pycache__/a && echo x >lib/cache/b \\
+            && mkdir bin/cache && echo x >bin/cache/c && echo l >x.log",
+        );
+        let left = [
+            "lib/__pycache__",
+            "lib/__pycache__/a",
+            "lib/cache",
+            "lib/cache/b",
+            "x.log",
+        ];
+        let status = env.envfs(&["status", "e", "--json"]).ok().json();
+        assert_eq!(status["ignored"]["entries"], 5, "{status}");
+        env.envfs(&["commit", "-q", "e"]).ok();
+        assert_eq!(paths(&env, &["diff", "--name-only", "e"]), left);
+        let found = env.envfs(&["cat", "e@2:.envfsignore"]).ok().out;
+        assert!(found.starts_with("# caches"), "{found}");
+        // It is read at each commit, and applies to its environment only.
+        sh("echo '*.tmp' >.envfsignore && echo t >y.tmp");
+        env.envfs(&["commit", "-q", "e"]).ok();
+        assert_eq!(
+            paths(&env, &["diff", "--name-only", "e"]),
+            ["x.log", "y.tmp"]
+        );
+        let other = env.mount("other");
+        env.sh(&format!("echo t >'{}/y.tmp'", other.display())).ok();
+        env.envfs(&["commit", "-q", "other"]).ok();
+        assert_eq!(paths(&env, &["diff", "--name-only", "other"]), [""; 0]);
+        for (line, why) in [("!x", "negated"), ("[", "invalid pattern")] {
+            sh(&format!("echo '{line}' >.envfsignore"));
+            env.envfs(&["commit", "e"]).fails(2, &[why, ".envfsignore"]);
+        }
+        env.envfs(&["commit", "-q", "--no-ignore", "e"]).ok();
+        sh("rm .envfsignore && mkdir .envfsignore");
+        env.envfs(&["commit", "-q", "e"]).ok();
+        env.verify("e");
+        for name in ["e", "other"] {
+            env.envfs(&["unmount", name]).ok();
+        }
+    }
+}
+
+#[test]
 fn commit_all_goes_on_after_a_failure_and_reports_it() {
     let Some(env) = changed() else { return };
     for name in ["a", "damaged", "z"] {
