@@ -7,7 +7,9 @@
 //! it fails, the request goes on, and the log of the daemon says why.
 //!
 //! One run of an installer makes one checkpoint: its changes, and those of its child processes, are
-//! recognised by the process. Python's bytecode does not count.
+//! recognised by the process. A program that has loaded the library of an installer may install
+//! several times, so its changes anywhere count as one package operation until there was none for
+//! some time. Python's bytecode does not count.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -38,6 +40,13 @@ const INSTALLERS: &[&str] = &[
     "pnpm",
     "yarn",
 ];
+
+/// Libraries with which other programs install packages, by the beginning of the names of their
+/// files.
+const LIBRARIES: &[&str] = &["rattler.", "libmamba"];
+
+/// Programs that load such libraries.
+const INTERPRETERS: &[&str] = &["python", "pypy"];
 
 /// Their commands that run other programs.
 const RUNNING: &[&str] = &["run", "run-script", "shell", "exec", "start", "test"];
@@ -84,8 +93,8 @@ struct Known {
     requesters: HashMap<u32, (Instant, Verdict)>,
     /// Processes of installers whose checkpoint was made, with their start times.
     running: HashMap<u32, u64>,
-    /// Whether directories are those of packages, or inside.
-    directories: HashMap<Ino, bool>,
+    /// What is in directories.
+    directories: HashMap<Ino, Place>,
     /// The last change of a package by a program that is no installer.
     last: Option<Instant>,
 }
@@ -95,8 +104,19 @@ struct Known {
 enum Verdict {
     /// It belongs to an installer whose checkpoint was made.
     Running,
+    /// It has loaded the library of an installer.
+    Library,
     /// It is no installer.
     Other,
+}
+
+/// What a name belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A directory of packages, or what is in one.
+    Packages,
+    Bytecode,
+    Elsewhere,
 }
 
 /// Where a change comes from.
@@ -105,6 +125,8 @@ enum Origin {
     Running,
     /// This installer, which has changed nothing yet.
     New(Requester),
+    /// A program with the library of an installer.
+    Library,
     /// Another program.
     Other,
 }
@@ -133,7 +155,7 @@ impl Watch {
         let seen = seen.filter(|(at, _)| now.duration_since(*at) < REMEMBERED);
         match seen {
             Some((_, Verdict::Running)) => return None,
-            Some((_, Verdict::Other)) => return known.after_quiet(union, (pid, dir, name), now),
+            Some((_, verdict)) => return known.change(union, verdict, (pid, dir, name), now),
             None => {}
         }
         let requester = process::requester(pid);
@@ -147,9 +169,13 @@ impl Watch {
                 known.remember(pid, now, Verdict::Running);
                 Some(shown(&installer.arguments))
             }
+            Origin::Library => {
+                known.remember(pid, now, Verdict::Library);
+                known.change(union, Verdict::Library, (pid, dir, name), now)
+            }
             Origin::Other => {
                 known.remember(pid, now, Verdict::Other);
-                known.after_quiet(union, (pid, dir, name), now)
+                known.change(union, Verdict::Other, (pid, dir, name), now)
             }
         }
     }
@@ -167,6 +193,8 @@ impl Known {
     fn origin(&mut self, requester: Requester) -> Origin {
         self.running
             .retain(|pid, started| process::is_running(*pid, *started));
+        let has_library = INTERPRETERS.contains(&program_file(&requester.arguments))
+            && process::has_mapped(requester.pid, LIBRARIES);
         let mut at = Some(requester);
         let mut nearest = None;
         for _ in 0..MOST_ANCESTORS {
@@ -179,19 +207,27 @@ impl Known {
                 nearest = Some(found);
             }
         }
-        nearest.map_or(Origin::Other, Origin::New)
+        match nearest {
+            Some(installer) => Origin::New(installer),
+            None if has_library => Origin::Library,
+            None => Origin::Other,
+        }
     }
 
     /// Returns the command of a requester that is no installer if it is the first for some time
     /// that changes a package.
-    fn after_quiet(
+    fn change(
         &mut self,
         union: &Union,
+        verdict: Verdict,
         (pid, dir, name): (u32, Ino, &[u8]),
         now: Instant,
     ) -> Option<String> {
-        if !self.is_of_packages(union, dir, name) {
-            return None;
+        let place = self.place(union, dir, name);
+        match (verdict, place) {
+            (Verdict::Library, Place::Packages | Place::Elsewhere) => {}
+            (Verdict::Other, Place::Packages) => {}
+            _ => return None,
         }
         let last = self.last.replace(now);
         if last.is_some_and(|last| now.duration_since(last) < QUIET) {
@@ -201,30 +237,32 @@ impl Known {
         Some(command.unwrap_or_else(|| "a program".to_owned()))
     }
 
-    fn is_of_packages(&mut self, union: &Union, dir: Ino, name: &[u8]) -> bool {
+    fn place(&mut self, union: &Union, dir: Ino, name: &[u8]) -> Place {
         if is_bytecode(name) {
-            return false;
+            return Place::Bytecode;
         }
         if DIRECTORIES.contains(&name) {
-            return true;
+            return Place::Packages;
         }
         if let Some(known) = self.directories.get(&dir) {
             return *known;
         }
         let path = union.path_of_dir(dir).unwrap_or_default();
-        let mut is_within = false;
+        let mut place = Place::Elsewhere;
         for part in &path {
-            is_within |= DIRECTORIES.contains(&&part[..]);
             if is_bytecode(part) {
-                is_within = false;
+                place = Place::Bytecode;
                 break;
+            }
+            if DIRECTORIES.contains(&&part[..]) {
+                place = Place::Packages;
             }
         }
         if self.directories.len() >= MOST_KNOWN {
             self.directories.clear();
         }
-        self.directories.insert(dir, is_within);
-        is_within
+        self.directories.insert(dir, place);
+        place
     }
 }
 
@@ -271,6 +309,12 @@ fn is_bytecode(name: &[u8]) -> bool {
     name == b"__pycache__"
         || name.ends_with(b".pyc")
         || name.windows(5).any(|part| part == b".pyc.")
+}
+
+/// Returns the name of the program that a command line executes.
+fn program_file(arguments: &[String]) -> &str {
+    let first = arguments.first().map_or("", String::as_str);
+    without_version(file_name(first))
 }
 
 /// Returns the name of the program, script or Python module that a command line runs.

@@ -235,6 +235,21 @@ pub fn requester(thread: u32) -> Option<Requester> {
     })
 }
 
+/// Returns whether a process has mapped a file whose name begins with one of these.
+pub fn has_mapped(pid: u32, beginnings: &[&str]) -> bool {
+    let Ok(maps) = std::fs::read(format!("/proc/{pid}/maps")) else {
+        return false;
+    };
+    let mut names = maps.split(|byte| *byte == b'\n').filter_map(|line| {
+        let slash = line.iter().rposition(|byte| *byte == b'/')?;
+        line.get(slash + 1..)
+    });
+    names.any(|name| {
+        let mut known = beginnings.iter();
+        known.any(|beginning| name.starts_with(beginning.as_bytes()))
+    })
+}
+
 /// Returns the parent of a process.
 pub fn parent(pid: u32) -> Option<u32> {
     status_number(pid, "PPid:").filter(|pid| *pid > 0)

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use super::create::uv;
+use super::relocate::tools;
 use super::venv::wheels;
 use crate::support::tree::digest;
 use crate::support::{TestEnv, has};
@@ -126,6 +127,37 @@ fn uv_and_npm_get_one_checkpoint_for_each_run() {
         env.envfs(&["undo", "e"]).ok();
         assert_eq!(digest(&env, &prefix), before);
     }
+}
+
+#[test]
+fn a_script_that_installs_with_rattler_gets_its_checkpoint_before_the_first_file() {
+    let Some(tools) = tools() else { return };
+    if !has("cc") {
+        return;
+    }
+    let Some(env) = TestEnv::new() else { return };
+    env.write(
+        &env.work().join("conda_package.py"),
+        include_str!("conda_package.py"),
+    );
+    let python = |words: &str| {
+        let tools = tools.display();
+        env.sh(&format!("{tools}/python conda_package.py {words}"))
+            .ok();
+    };
+    python("make channel");
+    env.write(&env.work().join("source/conda-meta/history"), "");
+    env.envfs(&["import", "-q", "source", "c"]).ok();
+    let prefix = env.mount("c");
+    fs::write(prefix.join("mine"), "uncommitted").unwrap();
+    let before = digest(&env, &prefix);
+    python(&format!("install channel cache '{}'", prefix.display()));
+    assert!(prefix.join("conda-meta/pref-1-0.json").exists());
+    let made = checkpoints(&env, "c");
+    assert_eq!(made.len(), 1, "{made:?}");
+    env.envfs(&["undo", "c"]).ok();
+    assert_eq!(digest(&env, &prefix), before);
+    env.verify("c");
 }
 
 #[test]
