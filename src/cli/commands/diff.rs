@@ -29,7 +29,8 @@ const MAX_TEXT: u64 = 4 << 20;
 ///
 /// Prints one line per package that was installed, removed, upgraded or edited by hand, then one
 /// per path that belongs to none of them: A added, M modified, D removed, R renamed. Bytecode of
-/// Python is only counted. With --files or paths, lists all files and no packages.
+/// Python is only counted. With --files or paths, lists all files and no packages; with --packages,
+/// only packages.
 ///
 /// Paths are compared, so replacing a file by an equal one is not a change. With --times, also
 /// lists files of which only the modification time changed, as t. With --content, also shows the
@@ -49,6 +50,9 @@ pub struct Args {
     /// List all changed files instead of packages.
     #[arg(long, conflicts_with = "json")]
     files: bool,
+    /// List only packages.
+    #[arg(long, conflicts_with_all = ["files", "content", "stat", "name_only", "null", "times", "json"])]
+    packages: bool,
     /// List all changed files, and show the changed lines of text files.
     #[arg(short, long, conflicts_with = "json")]
     content: bool,
@@ -105,12 +109,16 @@ impl Args {
             || self.name_only
             || self.null
             || self.times
-            || !selection.paths.is_empty();
+            || !selection.paths.is_empty() && !self.packages;
         if self.json && !self.stat {
             return context.output.json(&found);
         }
         if !is_by_file {
-            return show_packages(context, &found);
+            let listed = match self.packages {
+                true => Listed::Packages,
+                false => Listed::PackagesAndOthers,
+            };
+            return show_packages(context, &found, listed);
         }
         let changes: Vec<&Change> = found.changes.iter().map(|one| &one.change).collect();
         self.print(context, &env, sides, &changes)
@@ -243,8 +251,16 @@ fn content_in(revision: Option<&OpenRevision>, path: &[u8]) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Shows packages, and the files that belong to none.
-fn show_packages(context: &Context, found: &Differences) -> Result<()> {
+/// What is shown of changes by package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    Packages,
+    /// Also the files that belong to none.
+    PackagesAndOthers,
+}
+
+/// Shows packages.
+fn show_packages(context: &Context, found: &Differences, listed: Listed) -> Result<()> {
     let output = &context.output;
     let packages = &found.packages;
     let lines = packages::lines(output, packages, usize::MAX);
@@ -252,6 +268,9 @@ fn show_packages(context: &Context, found: &Differences) -> Result<()> {
         .into_iter()
         .chain(packages::bytecode(output, packages));
     lines.into_iter().try_for_each(|line| output.line(line))?;
+    if listed == Listed::Packages {
+        return Ok(());
+    }
     let (mut touched, mut folded) = (0, 0);
     for one in &found.changes {
         match one.owner {

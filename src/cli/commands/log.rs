@@ -14,7 +14,8 @@ use crate::state::{Revision, RevisionId, Tag};
 
 /// Show the history of an environment, newest first.
 ///
-/// Also shows the packages that each commit changed.
+/// Also shows the packages that each commit changed, the size of each image, and how many bytes of
+/// it no other revision has: its removal frees them.
 ///
 /// With --all, shows what undo can take back: commits, discards, rollbacks, checkpoints and undos,
 /// and the space that they keep.
@@ -136,9 +137,11 @@ impl Args {
                     format!("  {}", context.output.tone(&tags, Tone::Strong))
                 }
             };
-            let image = entry
-                .image_bytes
-                .map_or_else(|| String::from("empty"), size);
+            let image = match (entry.image_bytes, entry.frees_bytes) {
+                (None, _) => String::from("empty"),
+                (Some(bytes), 0) => size(bytes),
+                (Some(bytes), frees) => format!("{}, frees {}", size(bytes), size(frees)),
+            };
             context.output.line(format!(
                 "{mark} {:>4}  {}  {}{of}  {image}  {}@{}{names}",
                 context

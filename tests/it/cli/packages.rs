@@ -90,6 +90,10 @@ fn packages_of_pip_are_shown_instead_of_their_files() {
             let shown = lines(&diff.out);
             assert_eq!(shown[..4], expected, "{diff}");
             assert_eq!(shown[4..], ["A etc/", "A etc/conf"], "{diff}");
+            let only = env.envfs(&["diff", "--packages", "v"]).ok();
+            assert_eq!(lines(&only.out), expected, "{only}");
+            let below = env.envfs(&["diff", "--packages", "v", &delta]).ok();
+            assert_eq!(lines(&below.out), expected[3..], "{below}");
             let status = env.envfs(&["status", "v"]).ok();
             let shown = lines(&status.out);
             for line in expected {
