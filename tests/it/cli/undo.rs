@@ -361,3 +361,54 @@ fn undo_of_the_first_commit_makes_everything_uncommitted_over_an_empty_image() {
         }
     }
 }
+
+#[test]
+fn the_trash_is_listed_restored_and_emptied() {
+    for env in TestEnv::of_all_users() {
+        env.import_sample("e");
+        let prefix = env.mount("e");
+        let sh = |script: &str| {
+            env.sh(&format!("cd '{}' && {script}", prefix.display()))
+                .ok()
+        };
+        let discards: [&[&str]; 2] = [
+            &["discard", "-y", "e"],
+            &["discard", "-y", "e", "lib", "new"],
+        ];
+        for words in discards {
+            let first = seen(&env, &prefix);
+            sh("echo new >new && seq 9000 >>lib/c.txt && rm lib/a.txt && chmod 700 bin");
+            let mine = seen(&env, &prefix);
+            env.envfs(words).ok();
+            let left = seen(&env, &prefix);
+            assert_ne!(left, mine);
+            let newest = || {
+                let log = env.envfs(&["log", "--all", "--json", "e"]).ok().json();
+                log[0].clone()
+            };
+            let kind = if words.len() > 3 {
+                "discard-paths"
+            } else {
+                "discard"
+            };
+            assert_eq!(newest()["kind"], kind);
+            assert_eq!(newest()["undoable"], true);
+            env.envfs(&["undo", "e"]).ok();
+            assert_eq!(seen(&env, &prefix), mine, "{words:?}");
+            env.envfs(&["undo", "e"]).ok();
+            assert_eq!(seen(&env, &prefix), left, "{words:?}");
+            // The discarded changes are gone after this, and nothing else.
+            env.envfs(&["gc", "--keep", "100", "e"]).ok();
+            assert_eq!(seen(&env, &prefix), left, "{words:?}");
+            env.envfs(&["discard", "-y", "e"]).ok();
+            assert_eq!(seen(&env, &prefix), first, "{words:?}");
+            env.envfs(&["gc", "--keep", "100", "e"]).ok();
+            let text = env.envfs(&["log", "--all", "e"]).ok().out;
+            assert!(!text.contains("keeps"), "{text}");
+            env.verify("e");
+        }
+        env.envfs(&["unmount", "e"]).ok();
+        let layers = std::fs::read_dir(env.home_of("e").join("layers")).unwrap();
+        assert_eq!(layers.count(), 1, "layers are left");
+    }
+}

@@ -286,6 +286,54 @@ fn undo_of_a_discard_of_paths_is_atomic_at_every_fault_point() {
 }
 
 #[test]
+fn undo_of_a_restore_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        change(prefix, "one");
+        env.envfs(&["commit", "e"]).ok();
+        change(prefix, "other");
+        let new = tree::read(prefix);
+        env.envfs(&["restore", "e", "lib", "bin", "--from", "1"])
+            .ok();
+        new
+    });
+}
+
+#[test]
+fn redo_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        let new = tree::read(prefix);
+        change(prefix, "one");
+        env.envfs(&["discard", "-y", "e"]).ok();
+        env.envfs(&["undo", "e"]).ok();
+        change(prefix, "other");
+        new
+    });
+}
+
+#[test]
+fn undo_of_a_commit_of_paths_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        change(prefix, "one");
+        let new = tree::read(prefix);
+        env.envfs(&["commit", "e", "lib"]).ok();
+        new
+    });
+}
+
+#[test]
+fn undo_of_a_kept_try_is_atomic_at_every_fault_point() {
+    check_kill_everywhere(&["undo", "e"], |env, prefix| {
+        change(prefix, "one");
+        let new = tree::read(prefix);
+        let command = format!("echo tried >'{}/tried'", prefix.display());
+        env.envfs(&["try", "--keep", "e", "--", "sh", "-c", &command])
+            .ok();
+        assert!(prefix.join("tried").exists());
+        new
+    });
+}
+
+#[test]
 fn restore_is_atomic_at_every_fault_point() {
     let words = ["restore", "e", "lib", "bin", "--from", "1"];
     check_kill_everywhere(&words, |env, prefix| {
