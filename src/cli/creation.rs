@@ -11,7 +11,7 @@ use super::context::Env;
 use super::error::{CommandError, Result};
 use super::output::Output;
 use super::relocation::{self, Moved};
-use crate::commit::{self, Force, Relocate};
+use crate::commit::{self, Force, HistoryArchive, Relocate};
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::prefix::try_prefix;
 use crate::environment::{
@@ -116,6 +116,39 @@ pub(super) fn import(
     try_prefix(&options.prefix)?;
     let done = commit::import(&source, new, &options, progress).map_err(Failure::from)?;
     Ok(Imported::of(name, &options, &done))
+}
+
+/// Makes an environment of the archive of a history. Returns its prefix, too.
+pub(super) fn import_history(
+    store: &Store,
+    name: &EnvName,
+    archive: &HistoryArchive,
+    options: &NewOptions,
+    output: &Output,
+    progress: &dyn Progress,
+) -> Result<(commit::ImportedHistory, PathBuf)> {
+    refuse_existing(store, name)?;
+    let threads = settings(&store.config()?, options).threads;
+    let prefix = choose_prefix(store, name, options.prefix.as_deref())?;
+    for warning in &prefix.warnings {
+        output.warn(warning);
+    }
+    let new = store.create(name)?;
+    try_prefix(&prefix.path)?;
+    let relocate = match options.relocate {
+        Some(force) if prefix.path != archive.prefix() => Relocate::Yes {
+            old: vec![archive.prefix().to_owned()],
+            force,
+        },
+        _ => Relocate::No,
+    };
+    let options = commit::ImportHistoryOptions {
+        prefix: prefix.path,
+        relocate,
+        threads,
+    };
+    let done = commit::import_history(archive, new, &options, progress);
+    Ok((done.map_err(Failure::from)?, options.prefix))
 }
 
 /// Creates an empty environment.

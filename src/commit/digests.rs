@@ -19,7 +19,7 @@ use crate::progress::{Progress, Report};
 use crate::sys::regular;
 
 /// Bytes of the file for each digest.
-const CHUNK: u64 = 1 << 20;
+pub(super) const CHUNK: u64 = 1 << 20;
 const DIGEST: usize = blake3::OUT_LEN;
 
 /// Digests of the old image that apply to the new one.
@@ -65,6 +65,12 @@ pub(super) fn compute(
         return Err(CommitError::Cancelled);
     }
     Ok(digests)
+}
+
+/// Returns true if a part of a file is equal to what its digest shows.
+pub(super) fn is_chunk(digests: &[u8], chunk: u64, bytes: &[u8]) -> bool {
+    let at = chunk as usize * DIGEST;
+    digests.get(at..at + DIGEST) == Some(&blake3::hash(bytes).as_bytes()[..])
 }
 
 /// Returns true if a range of two files is equal as their digests show. The range is within one

@@ -36,6 +36,7 @@ mod exclude;
 mod export;
 mod gc;
 mod history;
+mod history_archive;
 mod import;
 pub mod in_place;
 mod job;
@@ -86,6 +87,10 @@ pub use error::{CommitError, Result};
 pub use export::export_without;
 pub use gc::{Collected, Frees, GcOptions, Scope, gc, own_bytes};
 pub use history::{RolledBack, discard, rollback};
+pub use history_archive::{
+    ExportedHistory, Forwarded, HistoryArchive, HistoryExport, ImportHistoryOptions,
+    ImportedHistory, Relation, forward, import_history, is_history_archive, relation,
+};
 pub use import::{
     ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,
 };

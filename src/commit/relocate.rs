@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use super::error::{CommitError, Context, Result};
 use super::workspace::{Workspace, command_line, new_revision};
 use super::{CommitOptions, Committed, commit_at};
-use crate::environment::NewEnvironment;
+use crate::environment::{ForgetUse, NewEnvironment};
 use crate::fault;
 use crate::object::{Attr, Ino, Kind, Timestamp};
 use crate::progress::{Progress, Report};
@@ -146,7 +146,9 @@ pub(super) fn relocate_unfinished<T>(
     then: impl FnOnce(&Workspace) -> Result<T>,
 ) -> Result<Option<(Relocated, T)>> {
     let environment = new.unfinished();
-    let config = environment.store().config()?;
+    let mut config = environment.store().config()?;
+    // The commit must not remove revisions that came with the environment.
+    config.history.forget = ForgetUse::Never;
     let (workspace, _) = Workspace::open(environment, &config)?;
     let request = relocate::Request {
         old: old.to_vec(),

@@ -323,20 +323,30 @@ impl StateDb {
     pub fn set_link_counts(&self, links: LinksIn, counts: &BTreeMap<Ino, u32>) -> Result<()> {
         const DOING: &str = "store the link counts of an image";
         self.write_without_room(DOING, |conn| {
-            let fail = |e| self.sql(DOING, e);
-            let image = links.image();
-            conn.execute("DELETE FROM link_count WHERE image = ?1", [image])
-                .map_err(fail)?;
-            let mut statement = conn
-                .prepare_cached("INSERT INTO link_count (image, ino, nlink) VALUES (?1, ?2, ?3)")
-                .map_err(fail)?;
-            for (ino, nlink) in counts {
-                statement
-                    .execute(params![image, ino.0 as i64, nlink])
-                    .map_err(fail)?;
-            }
-            Ok(())
+            self.set_link_counts_in(conn, links, counts, DOING)
         })
+    }
+
+    pub(super) fn set_link_counts_in(
+        &self,
+        conn: &Connection,
+        links: LinksIn,
+        counts: &BTreeMap<Ino, u32>,
+        doing: &'static str,
+    ) -> Result<()> {
+        let fail = |e| self.sql(doing, e);
+        let image = links.image();
+        conn.execute("DELETE FROM link_count WHERE image = ?1", [image])
+            .map_err(fail)?;
+        let mut statement = conn
+            .prepare_cached("INSERT INTO link_count (image, ino, nlink) VALUES (?1, ?2, ?3)")
+            .map_err(fail)?;
+        for (ino, nlink) in counts {
+            statement
+                .execute(params![image, ino.0 as i64, nlink])
+                .map_err(fail)?;
+        }
+        Ok(())
     }
 
     fn fact<T: FromSql>(&self, column: &'static str) -> Result<T> {

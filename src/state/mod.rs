@@ -37,6 +37,7 @@ mod split;
 mod stack;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod trial;
 mod undo;
 mod valid;
@@ -65,6 +66,8 @@ pub use publish::{CommitPlace, InitEnvironment, Initialised, PublishCommit, Roll
 pub use read_only::LockState;
 pub use rows::{DataPlace, InodeRow, LayerRows, RowChange};
 pub use stack::{Layer, LayerRole, StackLayer, StackPart};
+pub use transfer::{ImportedImage, NewHistory, NewIdentity};
+pub(crate) use transfer::{check_origin, check_prefix};
 pub use trial::{Trial, TrialEnd};
 pub use undo::{NotUndoable, UndoPlan};
 

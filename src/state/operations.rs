@@ -45,6 +45,8 @@ pub enum OperationKind {
     Keep,
     /// The changes of a trial went to the trash: they could not be kept, or no decision was made.
     SetAside,
+    /// Revisions of an archive were added.
+    Import,
     /// Another operation was taken back.
     Undo,
 }
@@ -62,6 +64,7 @@ impl OperationKind {
             OperationKind::Checkpoint => "checkpoint",
             OperationKind::Keep => "keep",
             OperationKind::SetAside => "set-aside",
+            OperationKind::Import => "import",
             OperationKind::Undo => "undo",
         }
     }
@@ -77,6 +80,7 @@ impl OperationKind {
             "checkpoint" => OperationKind::Checkpoint,
             "keep" => OperationKind::Keep,
             "set-aside" => OperationKind::SetAside,
+            "import" => OperationKind::Import,
             "undo" => OperationKind::Undo,
             _ => return None,
         })

@@ -445,7 +445,7 @@ impl StateDb {
     }
 
     /// Moves every upper of the stack to the trash; returns them, and the images that remain.
-    fn trash_uppers(
+    pub(super) fn trash_uppers(
         &self,
         conn: &Connection,
         stack: &[StackLayer],

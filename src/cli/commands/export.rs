@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use crate::cli::backend;
-use crate::cli::context::{Context, active_name};
+use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::new_file;
-use crate::cli::output::size;
+use crate::cli::output::{count, size};
 use crate::commit;
 use crate::daemon::failure::Failure;
+use crate::daemon::lifecycle::State;
 use crate::progress::Progress;
 use crate::sys::regular;
 use crate::sys::text::quoted;
@@ -19,18 +20,26 @@ use crate::sys::text::quoted;
 /// Copy the image of a revision to a file.
 ///
 /// The file is plain SquashFS 4.0, which mount, unsquashfs, squashfuse and Apptainer read.
+///
+/// With --history, the file is an archive of all revisions and tags, or of REV and the revisions
+/// before it, which `envfs import` reads. What revisions have in common is stored once.
+///
 /// Uncommitted changes are not included.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs export science science.sqfs\n  envfs export science old.sqfs --rev 3\n  unsquashfs -l science.sqfs"
+    after_help = "Examples:\n  envfs export science science.sqfs\n  envfs export science old.sqfs --rev 3\n  envfs export science --history science.history\n  unsquashfs -l science.sqfs"
 )]
 pub struct Args {
-    /// Environment [default: the active one], and the file to write, which must not exist.
+    /// Environment, or NAME@REV [default: the active one], and the file to write, which must not
+    /// exist.
     #[arg(value_name = "[NAME] FILE", num_args = 1..=2, required = true)]
     words: Vec<PathBuf>,
     /// Revision, by number or tag [default: the current one].
     #[arg(long, value_name = "REV")]
     rev: Option<String>,
+    /// Write an archive of the whole history.
+    #[arg(long, conflicts_with = "exclude")]
+    history: bool,
     /// Replace the file if it exists.
     #[arg(short, long)]
     force: bool,
@@ -52,14 +61,20 @@ impl Args {
             return Err(CommandError::usage("expected an environment and a file")
                 .hint("envfs export NAME FILE"));
         }
-        let env = context.environment(name.as_deref())?;
-        let revision = match &self.rev {
-            Some(rev) => Some(backend::revision(&env.environment, rev)?),
-            None => None,
+        let (env, named) = context.environment_at(name.as_deref())?;
+        let revision = match (&self.rev, named) {
+            (Some(_), Some(_)) => {
+                return Err(CommandError::usage("the revision is given twice"));
+            }
+            (Some(rev), None) => Some(backend::revision(&env.environment, rev)?),
+            (None, named) => named,
         };
         let source = backend::image_file(&env.environment, revision)?;
         if !self.force {
             new_file::refuse_existing(file)?;
+        }
+        if self.history {
+            return export_history(context, &env, revision, file);
         }
         let progress = context.output.progress();
         let bytes = copy(&source, file, &self.exclude, &progress)?;
@@ -68,6 +83,42 @@ impl Args {
             .output
             .note(format!("{}: {}", quoted(file), size(bytes)));
         Ok(())
+    }
+}
+
+/// Writes the archive of a history, which appears under its name when it is complete.
+fn export_history(context: &Context, env: &Env, revision: Option<i64>, file: &Path) -> Result<()> {
+    let progress = context.output.progress();
+    let done = backend::export_history(&env.environment, revision, file, &progress)?;
+    progress.finish();
+    if has_changes(env) {
+        let name = env.name();
+        context.output.warn(format!(
+            "uncommitted changes of {name} are not included: envfs status {name}"
+        ));
+    }
+    let of = match done.revisions {
+        1 => String::new(),
+        _ => format!("; alone, its images have {}", size(done.image_bytes)),
+    };
+    context.output.note(format!(
+        "{}: {}, {}{of}",
+        quoted(file),
+        count(done.revisions, "revision"),
+        size(done.bytes)
+    ));
+    Ok(())
+}
+
+/// Returns whether an environment has uncommitted changes, as far as that is known.
+fn has_changes(env: &Env) -> bool {
+    let in_mount = match env.state() {
+        Ok(State::Unmounted) | Err(_) => None,
+        Ok(_) => env.service().and_then(|service| Ok(service.status()?)).ok(),
+    };
+    match in_mount {
+        Some(status) => !status.changes.is_empty(),
+        None => backend::has_changes(&env.environment).unwrap_or(false),
     }
 }
 

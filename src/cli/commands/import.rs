@@ -1,5 +1,7 @@
 //! `envfs import`
 
+mod history;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -17,6 +19,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::in_place::{self, IfChanged, IfUsed};
 use crate::cli::output::{self, size};
 use crate::cli::relocation;
+use crate::commit;
 use crate::daemon::failure::Kind;
 use crate::environment::{EnvName, InPlace};
 use crate::shell::render::word;
@@ -36,6 +39,10 @@ use crate::sys::text::{Text, quoted};
 /// archives of conda-pack, which then need no conda-unpack). If a file has no space for that path,
 /// the import fails; --force leaves such files as they are, and --no-relocate all.
 ///
+/// An archive of `envfs export --history` becomes an environment with all its revisions and tags,
+/// by default of the same name. If that environment exists and has the same origin, only the new
+/// revisions are added to it.
+///
 /// With --in-place the new environment takes the place of the directory, which is renamed to
 /// DIR.envfs-backup, so nothing in it has to be rewritten. Shells, package managers and IDEs find
 /// everything at the same path.
@@ -44,14 +51,15 @@ use crate::sys::text::{Text, quoted};
 /// node_modules or a pixi environment belongs to.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs import ~/tree tree\n  envfs import --in-place ~/miniforge3/envs/science\n  envfs import --in-place .venv && envfs import --finish .venv\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science\n  envfs import ~/tree tree2 --profile tree"
+    after_help = "Examples:\n  envfs import ~/tree tree\n  envfs import --in-place ~/miniforge3/envs/science\n  envfs import --in-place .venv && envfs import --finish .venv\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science\n  envfs import ~/tree tree2 --profile tree\n  envfs import science.history"
 )]
 pub struct Args {
     /// Directory, archive or image.
     #[arg(required_unless_present_any = ["finish", "undo"])]
     source: Option<PathBuf>,
     /// Name of the new environment.
-    #[arg(required_unless_present_any = ["in_place", "finish", "undo"])]
+    ///
+    /// May be omitted with --in-place and for the archive of a history.
     name: Option<String>,
     #[command(flatten)]
     options: ImportOptions,
@@ -195,7 +203,12 @@ impl Args {
             Ok(_) if self.lazy => Err(CommandError::usage(
                 "--lazy requires --in-place or --finish",
             )),
-            Ok(_) => self.import(context, source, self.name.as_deref().unwrap_or_default()),
+            Ok(_) if commit::is_history_archive(source) => history::import(context, self, source),
+            Ok(_) => match &self.name {
+                Some(name) => self.import(context, source, name),
+                None => Err(CommandError::usage("no name for the environment given")
+                    .hint(format!("envfs import {} NAME", word(source)))),
+            },
         }
     }
 

@@ -179,7 +179,7 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 /// Fails if the environment is mounted, or in the place of a directory that is still there.
-fn refuse_unless_idle(env: &Env) -> Result<()> {
+pub(super) fn refuse_unless_idle(env: &Env) -> Result<()> {
     let name = env.name();
     if !matches!(
         env.state()?,

@@ -31,6 +31,7 @@ mod expose;
 mod forget;
 mod gc;
 mod history;
+mod history_archive;
 mod hostile_store;
 mod import;
 mod in_place;

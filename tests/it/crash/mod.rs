@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod history;
 mod in_place;
 mod relocate;
 mod trial;
@@ -36,6 +37,8 @@ fn every_fault_point_belongs_to_a_tested_operation() {
         let operation = point.split('.').next().unwrap();
         let tested = [
             "import",
+            "import-history",
+            "forward",
             "in-place",
             "in-place-undo",
             "finish",
