@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use super::touched::{Touched, units_of};
 use super::tree::{Stat, Tree};
+use super::unit::Root;
 use super::{Package, PackageChanges};
 use crate::object::Kind;
 
@@ -20,7 +21,7 @@ pub(crate) fn inventory<'a>(
     paths: impl Iterator<Item = (&'a [u8], Kind)> + Clone,
     tree: &dyn Tree,
 ) -> Inventory {
-    let units = units_of(paths.clone().map(|(path, _)| path));
+    let units = units_of(paths.clone().map(|(path, _)| path), Root::of(&[tree]));
     // Compared with nothing, all packages are new.
     let touched = Touched::of(&units, &Nothing, tree, &mut PackageChanges::default());
     let owner = |(path, kind): (&[u8], Kind)| {

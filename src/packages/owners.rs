@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::metadata::{self, Recorded};
 use super::touched::python_name;
 use super::tree::Tree;
-use super::unit::{self, Unit};
+use super::unit::{self, Root, Unit};
 use super::{Ecosystem, Package, join, split};
 
 /// The most bytes of lists that are read; for some thousand packages.
@@ -18,6 +18,7 @@ const BUDGET: usize = 256 << 20;
 /// Finds owners of committed files.
 pub(super) struct Owners<'a> {
     tree: &'a dyn Tree,
+    root: Root,
     /// Packages that changed.
     touched: &'a dyn Fn(&Unit) -> bool,
     budget: usize,
@@ -37,6 +38,7 @@ impl<'a> Owners<'a> {
     pub(super) fn new(tree: &'a dyn Tree, touched: &'a dyn Fn(&Unit) -> bool) -> Owners<'a> {
         Owners {
             tree,
+            root: Root::of(&[tree]),
             touched,
             budget: BUDGET,
             found: BTreeMap::new(),
@@ -63,7 +65,7 @@ impl<'a> Owners<'a> {
     }
 
     fn is_of_node(&mut self, path: &[u8]) -> bool {
-        let Some(dir) = unit::node_directory(path) else {
+        let Some(dir) = unit::node_directory(path, self.root) else {
             return false;
         };
         let unit = Unit {

@@ -6,7 +6,7 @@ use super::metadata::Recorded;
 use super::owners::Owners;
 use super::touched::{Touched, is_bytecode, units};
 use super::tree::Tree;
-use super::unit::Unit;
+use super::unit::{Root, Unit};
 use super::{Differences, Edited, OwnedChange, Owner, Package, PackageChanges, split};
 use crate::object::Kind;
 use crate::union::{Aspect, Change, ChangeKind};
@@ -22,7 +22,7 @@ pub(crate) fn differences(
     after: &dyn Tree,
 ) -> Differences {
     let mut packages = PackageChanges::default();
-    let units = units(&changes);
+    let units = units(&changes, Root::of(&[before, after]));
     let touched = Touched::of(&units, before, after, &mut packages);
     let mut sorting = Sorting {
         touched: &touched,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::metadata::Recorded;
 use super::tree::Tree;
-use super::unit::{self, Unit};
+use super::unit::{self, Root, Unit};
 use super::{Ecosystem, Package, PackageChanges, Upgraded, join, normal, split};
 use crate::object::Timestamp;
 use crate::union::{Change, ChangeKind};
@@ -23,6 +23,7 @@ pub(super) struct Listed {
 /// Packages whose records are among the changes, and their files.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
+    root: Root,
     pub(super) packages: Vec<Package>,
     /// The records of these packages.
     pub(super) units: HashMap<Vec<u8>, usize>,
@@ -43,7 +44,7 @@ struct Pair {
 }
 
 /// Returns the records that are among the changes.
-pub(super) fn units(changes: &[Change]) -> BTreeSet<Unit> {
+pub(super) fn units(changes: &[Change], root: Root) -> BTreeSet<Unit> {
     let changed = changes.iter().filter(|change| !change.is_touched());
     let paths = changed.flat_map(|change| {
         let from = match &change.what {
@@ -52,12 +53,12 @@ pub(super) fn units(changes: &[Change]) -> BTreeSet<Unit> {
         };
         [Some(&change.path), change.committed.as_ref(), from]
     });
-    units_of(paths.flatten().map(Vec::as_slice))
+    units_of(paths.flatten().map(Vec::as_slice), root)
 }
 
 /// Returns the records that paths belong to.
-pub(super) fn units_of<'a>(paths: impl Iterator<Item = &'a [u8]>) -> BTreeSet<Unit> {
-    paths.filter_map(Unit::of).collect()
+pub(super) fn units_of<'a>(paths: impl Iterator<Item = &'a [u8]>, root: Root) -> BTreeSet<Unit> {
+    paths.filter_map(|path| Unit::of(path, root)).collect()
 }
 
 impl Touched {
@@ -68,7 +69,10 @@ impl Touched {
         after: &dyn Tree,
         found: &mut PackageChanges,
     ) -> Touched {
-        let mut touched = Touched::default();
+        let mut touched = Touched {
+            root: Root::of(&[before, after]),
+            ..Touched::default()
+        };
         let (conda, others): (Vec<&Unit>, Vec<&Unit>) = units
             .iter()
             .partition(|unit| unit.ecosystem == Ecosystem::Conda);
@@ -202,8 +206,8 @@ impl Touched {
         if self.units.is_empty() {
             return None;
         }
-        let node = unit::node_directory(path).and_then(|dir| self.units.get(dir));
-        let record = || self.units.get(&Unit::of(path)?.path);
+        let node = unit::node_directory(path, self.root).and_then(|dir| self.units.get(dir));
+        let record = || self.units.get(&Unit::of(path, self.root)?.path);
         node.or_else(record).copied()
     }
 

@@ -21,10 +21,36 @@ pub(super) struct Unit {
     pub(super) path: Vec<u8>,
 }
 
+/// What the root of a tree is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Root {
+    #[default]
+    Other,
+    /// A directory `node_modules`, whose name is not part of the paths.
+    NodeModules,
+}
+
+impl Root {
+    /// Returns what the root of trees is. npm, pnpm and yarn leave a file in `node_modules`.
+    pub(super) fn of(trees: &[&dyn Tree]) -> Root {
+        const MARKS: [&[u8]; 4] = [
+            b".package-lock.json",
+            b".modules.yaml",
+            b".yarn-integrity",
+            b".yarn-state.yml",
+        ];
+        let has_mark = |tree: &&dyn Tree| MARKS.iter().any(|mark| tree.stat(mark).is_some());
+        match trees.iter().any(has_mark) {
+            true => Root::NodeModules,
+            false => Root::Other,
+        }
+    }
+}
+
 impl Unit {
     /// Returns the place that a path belongs to, if it belongs to metadata. In `node_modules` only
     /// the directory itself and its `package.json` do.
-    pub(super) fn of(path: &[u8]) -> Option<Unit> {
+    pub(super) fn of(path: &[u8], root: Root) -> Option<Unit> {
         let unit = |ecosystem, path: &[u8]| {
             let path = path.to_vec();
             Some(Unit { ecosystem, path })
@@ -33,7 +59,7 @@ impl Unit {
         if name.ends_with(b".json") && split(above).1 == b"conda-meta" {
             return unit(Ecosystem::Conda, path);
         }
-        if let Some(dir) = node_directory(path)
+        if let Some(dir) = node_directory(path, root)
             && (dir == path || (above == dir && name == b"package.json"))
         {
             return unit(Ecosystem::Node, dir);
@@ -157,7 +183,16 @@ pub(super) fn is_python(name: &[u8]) -> bool {
 }
 
 /// Returns the package directory in `node_modules` that a path belongs to, the innermost one.
-pub(super) fn node_directory(path: &[u8]) -> Option<&[u8]> {
+pub(super) fn node_directory(path: &[u8], root: Root) -> Option<&[u8]> {
+    let of_root = || match root {
+        Root::NodeModules => path.get(..node_end(path, 0)?),
+        Root::Other => None,
+    };
+    inner_directory(path).or_else(of_root)
+}
+
+/// Likewise, if `node_modules` is in the path.
+fn inner_directory(path: &[u8]) -> Option<&[u8]> {
     const DIR: &[u8] = b"node_modules/";
     let starts = |at: usize| {
         path.get(at..).is_some_and(|rest| {
@@ -247,7 +282,7 @@ mod tests {
             ("node_modules", None),
             ("my_node_modules/a/package.json", None),
         ] {
-            let found = Unit::of(path.as_bytes()).map(|unit| unit.path);
+            let found = Unit::of(path.as_bytes(), Root::Other).map(|unit| unit.path);
             assert_eq!(found.as_deref(), unit.map(str::as_bytes), "{path}");
         }
     }
@@ -264,8 +299,24 @@ mod tests {
             ("lib/node_modules/@s/p/y", Some("lib/node_modules/@s/p")),
             ("lib/y", None),
         ] {
-            let found = node_directory(path.as_bytes());
+            let found = node_directory(path.as_bytes(), Root::Other);
             assert_eq!(found, dir.map(str::as_bytes), "{path}");
+        }
+        for (path, dir) in [
+            ("a/x/y", Some("a")),
+            ("@s/a/package.json", Some("@s/a")),
+            ("@s", None),
+            (".bin/a", None),
+            (".package-lock.json", None),
+            ("a/node_modules/b/y", Some("a/node_modules/b")),
+            ("a/node_modules/.bin/b", Some("a")),
+            (
+                ".pnpm/a@1/node_modules/a/y",
+                Some(".pnpm/a@1/node_modules/a"),
+            ),
+        ] {
+            let found = node_directory(path.as_bytes(), Root::NodeModules);
+            assert_eq!(found, dir.map(str::as_bytes), "{path} in node_modules");
         }
         assert_eq!(node_name(b"x/node_modules/@s/p"), b"@s/p");
         assert_eq!(node_name(b"node_modules/p"), b"p");
