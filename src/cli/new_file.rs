@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -37,9 +36,14 @@ pub(super) fn write(
     };
     let mut output = tempfile::Builder::new()
         .prefix(".envfs-new-")
-        // The umask applies.
-        .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(directory)
+        // The umask applies, and an error does not name the temporary file.
+        .make_in(directory, |path| {
+            fs::File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(path)
+        })
         .map_err(|error| CommandError::of_named(&doing, &error))?;
     fill(&mut output)?;
     sync_file(output.as_file()).map_err(failed)?;
