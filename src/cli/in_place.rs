@@ -10,7 +10,7 @@ use super::backend;
 use super::context::{Context, Env};
 use super::creation::{self, Imported, NewOptions};
 use super::error::{CommandError, Result};
-use super::output::{Output, changes, count, size};
+use super::output::{Output, changes, count, objects, size};
 use super::{place, read_only};
 use crate::commit::{self, CommitError, in_place};
 use crate::daemon::failure::{Failure, Kind};
@@ -420,7 +420,7 @@ pub(super) fn describe(name: &str, backup: &Backup) -> String {
     match backup.exists {
         true => format!(
             "{path} ({}, {}); delete it: envfs import --finish {name}",
-            count(backup.files, "file"),
+            objects(backup.files),
             size(backup.bytes)
         ),
         false => format!("{path} is missing"),

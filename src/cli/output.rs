@@ -20,7 +20,7 @@ use super::error::{CommandError, ExitCode, Result};
 use crate::sys::signals;
 use crate::sys::text::{printable, shortened};
 
-pub(super) use format::{changes, count, size, summary, table, time, utc};
+pub(super) use format::{changes, count, objects, size, summary, table, time, utc};
 pub(super) use progress::Bar;
 
 /// When to use colours.

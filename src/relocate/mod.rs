@@ -130,10 +130,16 @@ impl std::fmt::Display for Impossible {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let path = quoted(Text::from(Path::new(std::ffi::OsStr::from_bytes(&self.path))).0);
         match self.why {
-            Why::TooLong(bytes) => write!(
-                f,
-                "{path}: the new prefix is {bytes} bytes longer than the space for it"
-            ),
+            Why::TooLong(bytes) => {
+                let bytes = match bytes {
+                    1 => "1 byte".to_owned(),
+                    bytes => format!("{bytes} bytes"),
+                };
+                write!(
+                    f,
+                    "{path}: the new prefix is {bytes} longer than the space for it"
+                )
+            }
             Why::TooLarge => write!(f, "{path}: too large"),
         }
     }

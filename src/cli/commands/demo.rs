@@ -10,7 +10,7 @@ use clap::Args as ClapArgs;
 
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
-use crate::cli::output::Tone;
+use crate::cli::output::{Tone, size};
 use crate::daemon::failure::Kind;
 use crate::shell::render::word;
 use crate::sys::process;
@@ -85,7 +85,7 @@ impl Tour<'_> {
         out.line(format!(
             "{}: {files} files and directories, {}",
             quoted(source),
-            megabytes(bytes)
+            size(bytes)
         ))?;
         let source_text = source.as_os_str();
         self.envfs([OsStr::new("import"), source_text, OsStr::new("demo")])?;
@@ -349,8 +349,4 @@ fn tree_digest(root: &Path) -> Result<blake3::Hash> {
         }
     }
     Ok(hasher.finalize())
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
 }

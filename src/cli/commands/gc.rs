@@ -80,9 +80,9 @@ impl Args {
             scope: Scope::Everything,
         };
         // First the garbage, whose removal needs no free space.
-        let mut failed = match self.name {
+        let (mut failed, mut has_printed) = match self.name {
             None => self.remove_garbage(context, &store)?,
-            Some(_) => None,
+            Some(_) => (None, true),
         };
         for name in &names {
             let collected = context
@@ -107,7 +107,7 @@ impl Args {
                 }
             };
             if !self.json {
-                self.print(context, name.as_str(), &collected);
+                has_printed |= self.print(context, name.as_str(), &collected);
             }
             let value = serde_json::to_value(&collected)
                 .map_err(|error| CommandError::new(Kind::Internal, error.to_string()))?;
@@ -116,13 +116,23 @@ impl Args {
         if self.json {
             context.output.json(&report)?;
         }
+        if !self.json && !has_printed && failed.is_none() {
+            context.output.note("nothing to remove");
+        }
         failed.map_or(Ok(()), Err)
     }
 
-    /// Removes remains of crashes. Reports all failures but the last, which it returns.
-    fn remove_garbage(&self, context: &Context, store: &Store) -> Result<Option<CommandError>> {
+    /// Removes remains of crashes. Reports all failures but the last, which it returns, and whether
+    /// there were any remains.
+    fn remove_garbage(
+        &self,
+        context: &Context,
+        store: &Store,
+    ) -> Result<(Option<CommandError>, bool)> {
         let mut failed: Option<CommandError> = None;
+        let mut has_any = false;
         for garbage in backend::garbage(store)? {
+            has_any = true;
             if !self.dry_run
                 && let Err(error) = store.remove_garbage(&garbage)
             {
@@ -142,10 +152,11 @@ impl Args {
                     .note(format!("{verb} {}", quoted(&garbage.path)));
             }
         }
-        Ok(failed)
+        Ok((failed, has_any))
     }
 
-    fn print(&self, context: &Context, name: &str, collected: &Collected) {
+    /// Returns whether there was something to print.
+    fn print(&self, context: &Context, name: &str, collected: &Collected) -> bool {
         for used in &collected.in_use {
             context.output.note(format!(
                 "{name}: kept revision {}, which is in use: {}",
@@ -160,7 +171,7 @@ impl Args {
             if self.name.is_some() {
                 context.output.note(format!("{name}: nothing to remove"));
             }
-            return;
+            return self.name.is_some() || !collected.in_use.is_empty();
         }
         let verb = if self.dry_run {
             "would remove"
@@ -183,6 +194,7 @@ impl Args {
                 ));
             }
         }
+        true
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
-use crate::cli::output::{Format, size};
+use crate::cli::output::{Format, count, size};
 use crate::daemon::failure::{Failure, Kind};
 use crate::progress::{Progress, Report};
 use crate::squashfs::format::{Flags, Inode, InodeBody, InodeKind};
@@ -409,11 +409,11 @@ fn verify_image(context: &Context, file: &ImageFile, format: Format) -> Result<(
         });
     }
     context.output.note(format!(
-        "{}: verified {} inodes, {} of file content and {} blocks",
+        "{}: verified {}, {} of file content and {}",
         quoted(file),
-        report.inodes,
+        count(report.inodes, "inode"),
         size(report.bytes),
-        report.blocks + report.fragments
+        count(report.blocks + report.fragments, "block")
     ));
     Ok(())
 }

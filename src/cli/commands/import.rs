@@ -363,7 +363,7 @@ impl Args {
             "{}: deleted {} ({}, {})",
             env.name(),
             quoted(&backup.path.0),
-            output::count(backup.files, "file"),
+            output::objects(backup.files),
             size(backup.bytes)
         ));
         Ok(())
@@ -405,7 +405,7 @@ fn print_packed(context: &Context, imported: &Imported) {
     context.output.note(format!(
         "{}: packed {}, {} into an image of {}, verified",
         imported.name,
-        output::count(imported.files, "file"),
+        output::objects(imported.files),
         size(imported.content_bytes),
         size(imported.image_bytes),
     ));

@@ -36,6 +36,14 @@ pub(in crate::cli) fn count(number: u64, thing: &str) -> String {
     format!("{number} {thing}{plural}")
 }
 
+/// Formats the number of objects in a tree, which includes its root and all other directories.
+pub(in crate::cli) fn objects(number: u64) -> String {
+    match number {
+        1 => "1 directory".to_owned(),
+        number => format!("{number} files and directories"),
+    }
+}
+
 /// Summarizes changes. Omits kinds without changes.
 pub(in crate::cli) fn changes(summary: &Summary) -> String {
     let words: Vec<String> = [

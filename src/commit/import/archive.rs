@@ -213,13 +213,13 @@ impl Unpacking<'_> {
         let mut notes = Vec::new();
         if self.absolute_names > 0 {
             notes.push(format!(
-                "{} names in the archive begin with /, which was removed",
+                "names in the archive that begin with /, which was removed: {}",
                 self.absolute_names
             ));
         }
         if self.trimmed_links > 0 {
             notes.push(format!(
-                "{} hard links have an absolute target or one with .., which was shortened to a path in the archive",
+                "hard links with an absolute target or one with .., which was shortened to a path in the archive: {}",
                 self.trimmed_links
             ));
         }

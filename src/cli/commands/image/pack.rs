@@ -10,7 +10,7 @@ use crate::cli::context::Context;
 use crate::cli::creation::{self, NewOptions};
 use crate::cli::error::Result;
 use crate::cli::new_file;
-use crate::cli::output::{count, size};
+use crate::cli::output::{objects, size};
 use crate::squashfs::writer::DataStats;
 use crate::sys::text::quoted;
 
@@ -91,7 +91,7 @@ impl Args {
         context.output.note(format!(
             "{}: packed {}, {} into {}",
             quoted(&self.file),
-            count(done.entries, "file"),
+            objects(done.entries),
             size(done.content_bytes),
             size(done.stats.image_size)
         ));
