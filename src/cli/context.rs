@@ -102,10 +102,10 @@ impl Context {
         if is_path || path.symlink_metadata().is_ok() {
             return match place::find(&store, path)? {
                 Some((environment, _)) => Ok(environment),
-                None if is_path || name.is_err() => Err(place::none_at(path)),
+                None if is_path || name.is_err() => Err(place::none_at(&store, path)),
                 None => Err(store
                     .open(&name?)
-                    .map_or_else(CommandError::from, |_| place::none_at(path))),
+                    .map_or_else(CommandError::from, |_| place::none_at(&store, path))),
             };
         }
         Ok(store.open(&name?)?)
@@ -136,6 +136,7 @@ impl Context {
                     .and_then(|text| EnvName::new(text).ok())
                     .is_some_and(|name| store.exists(&name))
         };
+        let mut is_guessed = false;
         let (name, paths) = match words.split_first() {
             None => (None, words),
             Some((first, rest)) if is_name(first) => {
@@ -156,12 +157,22 @@ impl Context {
                         };
                         (Some(found.name().to_string()), paths)
                     }
-                    None if active.is_none() => (Some(first.to_string_lossy().into_owned()), rest),
+                    None if active.is_none() => {
+                        is_guessed = true;
+                        (Some(first.to_string_lossy().into_owned()), rest)
+                    }
                     _ => (None, words),
                 }
             }
         };
-        Ok((self.environment(name.as_deref())?, paths))
+        let environment = self.environment(name.as_deref());
+        let environment = environment.map_err(|error| match is_guessed {
+            true => error.hint(
+                "no environment is active, so a name comes first: NAME before any other word",
+            ),
+            false => error,
+        });
+        Ok((environment?, paths))
     }
 }
 

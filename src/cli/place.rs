@@ -108,18 +108,40 @@ pub(super) fn normalize(path: &Path) -> Option<PathBuf> {
     Some(out)
 }
 
+/// Returns the environments whose prefix is below a directory, as hints.
+fn inside(store: &Store, dir: &Path) -> Vec<String> {
+    const MOST: usize = 3;
+    let all = backend::prefixes(store).unwrap_or_default();
+    let real = |path: &Path| real_path(path).unwrap_or_else(|_| path.to_owned());
+    let own = real(dir);
+    // The path of a mount may not respond.
+    let is_inside = |prefix: &PathBuf| {
+        prefix
+            .parent()
+            .is_some_and(|dir| real(dir).starts_with(&own))
+    };
+    let found = all.into_iter().filter(|(_, prefix)| is_inside(prefix));
+    let hint = |(name, prefix): (_, PathBuf)| format!("{name} is below it, at {}", quoted(&prefix));
+    found.take(MOST).map(hint).collect()
+}
+
 /// Returns the error for a path that is in no environment.
-pub(super) fn none_at(path: &Path) -> CommandError {
+pub(super) fn none_at(store: &Store, path: &Path) -> CommandError {
     let shown = quoted(path);
     let error = |message: String| CommandError::new(Kind::NotFound, message);
     let list = "envfs list shows all environments";
     match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => error(format!("{shown} is not in an environment"))
-            .hint(format!(
-                "make the directory an environment at its path: envfs import --in-place {}",
-                word(path)
-            ))
-            .hint(list),
+        Ok(meta) if meta.is_dir() => {
+            let mut error = error(format!("{shown} is not in an environment"));
+            error.hints = inside(store, path);
+            if error.hints.is_empty() {
+                error = error.hint(format!(
+                    "make the directory an environment at its path: envfs import --in-place {}",
+                    word(path)
+                ));
+            }
+            error.hint(list)
+        }
         Ok(_) => error(format!("{shown} is not in an environment"))
             .hint("envfs import FILE NAME makes an environment of an image or archive")
             .hint(list),

@@ -40,7 +40,7 @@ impl Prefix {
     /// The caller checks that no other environment has the same prefix.
     pub fn choose(store: &StoreLayout, name: &EnvName, wanted: Option<&Path>) -> Result<Prefix> {
         let path = match wanted {
-            Some(path) => std::path::absolute(path).context(path, "find the prefix")?,
+            Some(path) => without_parents(path).context(path, "find the prefix")?,
             None => store.default_prefix(name),
         };
         // Removes a trailing slash, "." and "//".
@@ -64,6 +64,18 @@ impl Prefix {
         let mounts = mountinfo::read().context(&path, "read the list of mounts")?;
         check(store, path, &mounts, Existing::Full)
     }
+}
+
+/// Returns a path as an absolute one without `..`. The part before the last `..` must exist.
+fn without_parents(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let parts: Vec<Component> = path.components().collect();
+    let last = parts.iter().rposition(|part| *part == Component::ParentDir);
+    let Some((above, rest)) = last.and_then(|last| parts.split_at_checked(last + 1)) else {
+        return Ok(path);
+    };
+    let above: PathBuf = above.iter().collect();
+    Ok(fs::canonicalize(above)?.join(rest.iter().collect::<PathBuf>()))
 }
 
 /// What may exist at a prefix.
@@ -266,7 +278,10 @@ mod tests {
         assert!(why(choose("/tmp/a\nb")).contains("newline"));
         assert!(!choose("/tmp/a\nb").unwrap_err().to_string().contains('\n'));
         assert!(why(choose("/tmp/a:b")).contains("PATH"));
-        assert!(why(choose("/tmp/../tmp/x")).contains(".."));
+        assert_eq!(
+            choose("/usr/../usr/no/x").unwrap().path,
+            Path::new("/usr/no/x")
+        );
         assert!(why(choose("/")).contains("root"));
         let of_length = |length: usize| format!("/{}", "x".repeat(length - 1));
         assert!(choose(&of_length(63)).unwrap().warnings.is_empty());

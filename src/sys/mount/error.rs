@@ -102,6 +102,10 @@ impl MountError {
                  $XDG_RUNTIME_DIR: choose a prefix there",
                 "or allow this path in /etc/apparmor.d/local/fusermount3 (as root)",
             ],
+            // It is missing in a chroot that no init system has seen.
+            MountError::Refused { message, .. } if message.contains("/etc/mtab") => {
+                &["as root: ln -s ../proc/self/mounts /etc/mtab"]
+            }
             MountError::Refused { .. } => &["envfs doctor checks for possible causes"],
             MountError::Busy { .. } => &[
                 "envfs unmount --lazy detaches it now; the daemon ends when it is no longer in use",
