@@ -1,6 +1,6 @@
-"""Makes a channel with one conda package, or installs it with py-rattler.
+"""Makes a channel with two versions of a conda package, or installs one with py-rattler.
 
-usage: conda_package.py make CHANNEL | conda_package.py install CHANNEL CACHE PREFIX
+usage: conda_package.py make CHANNEL | conda_package.py install CHANNEL CACHE PREFIX [SPEC]
 """
 
 import asyncio
@@ -15,9 +15,19 @@ PLACEHOLDER = ("/opt/" + "placehold_" * 30)[:255]
 
 
 def make(channel):
+    for subdir in ("linux-64", "noarch"):
+        (channel / subdir).mkdir(parents=True)
+    packages = dict(package(channel, version) for version in ("1", "2"))
+    for subdir in ("linux-64", "noarch"):
+        found = packages if subdir == "linux-64" else {}
+        repodata = {"info": {"subdir": subdir}, "packages": {}, "packages.conda": found}
+        (channel / subdir / "repodata.json").write_text(json.dumps(repodata))
+
+
+def package(channel, version):
     from conda_package_handling import api
 
-    root = channel.with_name("package")
+    root = channel.with_name(f"package-{version}")
     (root / "bin").mkdir(parents=True)
     (root / "share").mkdir()
     (root / "info").mkdir()
@@ -28,7 +38,7 @@ def make(channel):
     source.unlink()
     (root / "bin/prefsh").write_text(f"#!{PLACEHOLDER}/bin/wrap\n")
     (root / "bin/wrap").write_text(f'#!/bin/sh\necho wrap {PLACEHOLDER} "$@"\n')
-    (root / "share/data").write_text(f"root={PLACEHOLDER}\n")
+    (root / "share/data").write_text(f"root={PLACEHOLDER}\nversion={version}.0.0\n")
     (root / "share/plain").write_text("plain\n")
     paths = []
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
@@ -40,29 +50,23 @@ def make(channel):
             entry["prefix_placeholder"] = PLACEHOLDER
             entry["file_mode"] = "binary" if b"\0" in data else "text"
         paths.append(entry)
-    index = {"name": "pref", "version": "1", "build": "0", "build_number": 0, "depends": [],
+    index = {"name": "pref", "version": version, "build": "0", "build_number": 0, "depends": [],
              "subdir": "linux-64", "arch": "x86_64", "platform": "linux"}
     (root / "info/index.json").write_text(json.dumps(index))
     (root / "info/paths.json").write_text(json.dumps({"paths": paths, "paths_version": 1}))
     (root / "info/files").write_text("".join(e["_path"] + "\n" for e in paths))
     (root / "info/about.json").write_text("{}")
-    for subdir in ("linux-64", "noarch"):
-        (channel / subdir).mkdir(parents=True)
-    file = channel / "linux-64/pref-1-0.conda"
+    file = channel / f"linux-64/pref-{version}-0.conda"
     api.create(str(root), None, file.name, str(file.parent))
     data = file.read_bytes()
-    index |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    for subdir in ("linux-64", "noarch"):
-        packages = {file.name: index} if subdir == "linux-64" else {}
-        repodata = {"info": {"subdir": subdir}, "packages": {}, "packages.conda": packages}
-        (channel / subdir / "repodata.json").write_text(json.dumps(repodata))
+    return file.name, index | {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
-async def install(channel, cache, prefix):
+async def install(channel, cache, prefix, spec="pref=1"):
     from rattler import Gateway, install, solve
 
     gateway = Gateway(cache_dir=f"{cache}/repodata")
-    records = await solve([channel.as_uri()], ["pref"], gateway=gateway, platforms=["linux-64", "noarch"])
+    records = await solve([channel.as_uri()], [spec], gateway=gateway, platforms=["linux-64", "noarch"])
     await install(records, target_prefix=prefix, cache_dir=f"{cache}/packages", show_progress=False)
 
 

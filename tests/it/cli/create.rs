@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
@@ -13,7 +13,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::venv::wheels;
-use crate::support::{PATH, Run, TestEnv, finish, has, mounts_below, run, skip, wait_for};
+use crate::support::{
+    PATH, Run, TestEnv, finish, has, mounts_below, run, skip, skip_allowed, wait_for,
+};
 
 #[test]
 fn create_rejects_exclude_with_a_command() {
@@ -335,6 +337,89 @@ fn conda_or_what_is_there_instead_gets_the_arguments_as_they_are() {
         });
         assert_eq!(said, expected.concat());
         assert!(env.mount("c").join("conda-meta/b=1-1-0.json").exists());
+    }
+}
+
+#[test]
+fn a_real_conda_installs_packages_and_what_a_file_lists() {
+    let Some(conda) = std::env::var_os("ENVFS_TEST_CONDA").map(PathBuf::from) else {
+        skip_allowed("ENVFS_TEST_CONDA is not set");
+        return;
+    };
+    for env in TestEnv::of_all_users() {
+        if env.command(&conda).arg("--version").output().is_err() {
+            skip_allowed("this user cannot run the conda in ENVFS_TEST_CONDA");
+            continue;
+        }
+        let Some(_) = super::tools::channel(&env) else {
+            return;
+        };
+        let channel = format!("file://{}", env.work().join("channel").display());
+        let path = format!("{}:{PATH}", conda.parent().unwrap().display());
+        let with_conda = |words: &[&str]| {
+            let mut command = env.envfs_command(words);
+            // The solver that needs no further package.
+            command.env("PATH", &path).env("CONDA_SOLVER", "classic");
+            run(command)
+        };
+        let condarc = env.root().join("home/.condarc");
+        env.write(
+            &condarc,
+            "default_channels: []\nnotices: false\nnumber_channel_notices: 0\n",
+        );
+        with_conda(&[
+            "create",
+            "-q",
+            "c",
+            "--conda",
+            "pref=1",
+            "-c",
+            &channel,
+            "--override-channels",
+        ])
+        .ok();
+        assert_first(&env, "c", &["conda create -y -p ", " pref=1 -c "]);
+        let shown = |name: &str| {
+            let prefix = env.prefix(name);
+            let program = env.envfs(&["run", name, "--", "prefbin"]).ok();
+            assert_eq!(program.line(), prefix.join("share/data").to_str().unwrap());
+            env.sh(&format!(
+                "sed -n 's/^version=//p' '{}/share/data'",
+                prefix.display()
+            ))
+            .ok()
+            .line()
+            .to_owned()
+        };
+        assert_eq!(shown("c"), "1.0.0");
+        let file = format!("name: x\nchannels: [{channel:?}]\ndependencies: [pref=2]\n");
+        env.write(&env.work().join("environment.yml"), file);
+        with_conda(&["create", "-q", "f", "--file", "environment.yml"]).ok();
+        assert_first(&env, "f", &["conda env create -p ", "environment.yml"]);
+        assert_eq!(shown("f"), "2.0.0");
+        // It goes on in what it made.
+        let prefix = env.prefix("c");
+        let words = [
+            "install",
+            "-y",
+            "-q",
+            "-p",
+            prefix.to_str().unwrap(),
+            "pref=2",
+            "-c",
+            &channel,
+            "--override-channels",
+        ];
+        let mut install = env.command(&conda);
+        install.args(words).env("CONDA_SOLVER", "classic");
+        run(install).ok();
+        let diff = env.envfs(&["diff", "c"]).ok();
+        assert!(
+            diff.out.starts_with("upgraded    pref 1 → 2 (conda)"),
+            "{diff}"
+        );
+        env.envfs(&["discard", "-y", "c"]).ok();
+        assert_eq!(shown("c"), "1.0.0");
     }
 }
 

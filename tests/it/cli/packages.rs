@@ -23,7 +23,7 @@ with zipfile.ZipFile(f"wheels/{name}-{version}-py3-none-any.whl", "w") as wheel:
     for path, text in data.items(): wheel.writestr(path, text)
 "##;
 
-fn wheel(env: &TestEnv, name: &str, version: &str, files: &[&str]) {
+pub(super) fn wheel(env: &TestEnv, name: &str, version: &str, files: &[&str]) {
     let mut command = env.command("python3");
     command
         .args(["-c", WHEEL, name, version])

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use crate::support::tree::{self, Look};
-use crate::support::{PATH, Run, TestEnv, find, has, run, skip};
+use crate::support::{PATH, Run, TestEnv, has, run, run_with_input, skip};
 
 /// Returns the `bin` of a virtual environment with the tools, which is made once.
 pub(super) fn tools() -> Option<PathBuf> {
@@ -50,7 +50,7 @@ pub(super) fn tools() -> Option<PathBuf> {
 
 /// Returns the `bin` of tools that the user of the test can execute: the build directory may be
 /// closed to other users.
-fn tools_of(env: &TestEnv, bin: &Path) -> String {
+pub(super) fn tools_of(env: &TestEnv, bin: &Path) -> String {
     let probe = env.sh(&format!("test -x '{}/python'", bin.display()));
     if probe.code == 0 {
         return bin.display().to_string();
@@ -63,7 +63,7 @@ fn tools_of(env: &TestEnv, bin: &Path) -> String {
 }
 
 /// Returns the files in a directory, other than bytecode, that contain a text.
-fn containing(env: &TestEnv, dir: &Path, text: &Path) -> Vec<String> {
+pub(super) fn containing(env: &TestEnv, dir: &Path, text: &Path) -> Vec<String> {
     let script = format!(
         "cd '{}'; grep -rlF --exclude='*.pyc' '{}' . || true; \
          find . -type l -lname '{}*'",
@@ -75,28 +75,56 @@ fn containing(env: &TestEnv, dir: &Path, text: &Path) -> Vec<String> {
     found.lines().map(str::to_owned).collect()
 }
 
-/// Activates an environment in each shell, and returns what `VIRTUAL_ENV` is there.
+/// Checks the activation scripts of shells that may not be installed: their text has the prefix, or
+/// finds it while it runs.
+fn assert_scripts_name(env: &TestEnv, prefix: &Path, tool: &str) {
+    let at = prefix.to_str().unwrap();
+    let all: &[(&str, &str)] = match tool {
+        "venv" => &[("Activate.ps1", "$MyInvocation")],
+        "virtualenv" => &[
+            ("activate.nu", at),
+            ("activate.ps1", "$MyInvocation"),
+            ("activate_this.py", "__file__"),
+        ],
+        "uv" => &[
+            ("activate.nu", at),
+            ("activate.ps1", "$script:THIS_PATH"),
+            ("activate.bat", at),
+            ("activate_this.py", "__file__"),
+        ],
+        other => panic!("no tool {other}"),
+    };
+    for (name, text) in all {
+        let script = env.sh(&format!("cat '{at}/bin/{name}'")).ok().out;
+        assert!(
+            script.contains(text),
+            "{tool}: no {text} in {name}: {script}"
+        );
+    }
+}
+
+/// Activates and deactivates an environment in each shell, and returns what `VIRTUAL_ENV` is in
+/// between.
 fn activated(env: &TestEnv, prefix: &Path) -> Vec<(&'static str, Run)> {
     let at = prefix.display();
     let shells = [
-        ("bash", format!(". '{at}/bin/activate'; echo $VIRTUAL_ENV")),
-        (
-            "fish",
-            format!("source '{at}/bin/activate.fish'; echo $VIRTUAL_ENV"),
-        ),
-        (
-            "tcsh",
-            format!("source '{at}/bin/activate.csh'; echo $VIRTUAL_ENV"),
-        ),
+        ("bash", "activate"),
+        ("zsh", "activate"),
+        ("fish", "activate.fish"),
+        ("tcsh", "activate.csh"),
     ];
-    let present = shells
-        .into_iter()
-        .filter(|(shell, _)| find(shell).is_some());
+    let present = shells.into_iter().filter(|(shell, _)| has(shell));
     present
-        .map(|(shell, script)| {
-            let mut command = env.command(shell);
-            command.arg("-c").arg(script);
-            (shell, run(command).ok())
+        .map(|(shell, file)| {
+            // tcsh knows aliases from the next line on, and has a prompt on a terminal only.
+            let before = if shell == "tcsh" { "set prompt=''" } else { "" };
+            let script = format!(
+                "{before}\nsource '{at}/bin/{file}'\necho $VIRTUAL_ENV\ndeactivate\n\
+                 env | grep '^VIRTUAL_ENV=' || true\n"
+            );
+            let done = run_with_input(env.command(shell), script.as_bytes()).ok();
+            assert_eq!(done.out.lines().count(), 1, "{shell}: {done}");
+            (shell, done)
         })
         .collect()
 }
@@ -139,6 +167,7 @@ fn virtual_environments_work_at_another_path_and_come_back_unchanged() {
             for (shell, found) in activated(&env, &prefix) {
                 assert_eq!(found.line(), prefix.to_str().unwrap(), "{tool}, {shell}");
             }
+            assert_scripts_name(&env, &prefix, tool);
             // pip finds what it has installed, and its RECORD is right.
             let check = env.sh(&format!(
                 "export PYTHONDONTWRITEBYTECODE=1; '{0}/bin/pip' check && '{0}/bin/pip' show -f pip",
@@ -158,6 +187,7 @@ fn virtual_environments_work_at_another_path_and_come_back_unchanged() {
             for (shell, found) in activated(&env, &spaced) {
                 assert_eq!(found.line(), spaced.to_str().unwrap(), "{tool}, {shell}");
             }
+            assert_scripts_name(&env, &spaced, tool);
             env.envfs(&["unmount", tool]).ok();
             env.envfs(&["rollback", "-y", tool, "2"]).ok();
             env.envfs(&["relocate", tool, "made"]).ok();

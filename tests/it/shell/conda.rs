@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use crate::support::{TestEnv, has, run_for};
+use crate::support::{TestEnv, has, run_for, skip_allowed};
 
 /// Returns the command of a step: `E`, `F` and `P` are environments of envfs (`P` is not a conda
 /// environment), `X` and `Y` are environments of conda.
@@ -58,6 +58,8 @@ fn make_conda(env: &TestEnv, path: &str, name: &str) {
     }
 }
 
+const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/shell/conda.py");
+
 fn stage() -> Option<(TestEnv, PathBuf)> {
     if !has("python3") {
         return None;
@@ -80,15 +82,8 @@ fn stage() -> Option<(TestEnv, PathBuf)> {
     .ok();
     env.write(&env.work().join("P/bin/tool"), "#!/bin/sh\n");
     env.envfs(&["import", "-q", "P", "P"]).ok();
-    let conda = std::env::var_os("ENVFS_TEST_CONDA").map_or_else(
-        || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/tests/it/shell/conda.py"
-            ))
-        },
-        PathBuf::from,
-    );
+    let conda = std::env::var_os("ENVFS_TEST_CONDA");
+    let conda = conda.map_or_else(|| PathBuf::from(STAND_IN), PathBuf::from);
     Some((env, conda))
 }
 
@@ -266,6 +261,55 @@ fn conda_and_envfs_deactivate_in_any_order() {
             assert_eq!(without_remains_of_conda(state), before, "{what}");
         }
     }
+}
+
+/// With a real conda, its stand-in is compared with it, so that tests without one mean the same.
+#[test]
+fn the_stand_in_does_what_conda_does() {
+    if std::env::var_os("ENVFS_TEST_CONDA").is_none() {
+        skip_allowed("ENVFS_TEST_CONDA is not set");
+        return;
+    }
+    let Some((env, conda)) = stage() else { return };
+    let sequences: Vec<Vec<&str>> = [
+        "",
+        "X",
+        "X c",
+        "X X",
+        "X Y",
+        "X Y c",
+        "X Y c c",
+        "X +Y",
+        "X +Y c",
+        "X +Y c c",
+        "+X",
+        "+X c",
+        "X +Y X",
+        "X Y X c c c",
+        "X +Y +X c c",
+        "c",
+    ]
+    .iter()
+    .map(|line| line.split_whitespace().collect())
+    .collect();
+    let stand_in = PathBuf::from(STAND_IN);
+    for (shell, options) in SHELLS {
+        if !has(shell) {
+            continue;
+        }
+        let all =
+            [&conda, &stand_in].map(|conda| states(&env, conda, (shell, options), &sequences));
+        for ((real, other), sequence) in all[0].iter().zip(&all[1]).zip(&sequences) {
+            assert_eq!(comparable(real), comparable(other), "{shell}: {sequence:?}");
+        }
+    }
+}
+
+/// Returns what both set: conda also puts its own directory into PATH, and knows more variables.
+fn comparable(state: &State) -> State {
+    let mut state = without_remains_of_conda(state.clone());
+    state.retain(|name, _| name != "PATH" && !name.starts_with("_CE_"));
+    state
 }
 
 #[test]
