@@ -8,9 +8,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Result;
 use super::error::Context;
 use super::retired::sweep_retired;
-use super::{Result, trial};
+use super::trial::remains::{Undecided, remove_ended};
 use crate::environment::Layout;
 use crate::state::{FileIds, StateDb};
 use crate::sys::walk;
@@ -31,7 +32,7 @@ pub(super) fn sweep(db: &StateDb, layout: &Layout) -> Result<()> {
         return Ok(());
     }
     // Before the layers below them are judged.
-    trial::remove_ended(db, layout, trial::Undecided::SetAside);
+    remove_ended(db, layout, Undecided::SetAside);
     if !sweep_retired(db, layout)? {
         return Ok(());
     }

@@ -7,8 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::error::{CommitError, Context, Result};
+use super::retired;
+use super::trial::remains::{Undecided, remove_ended};
 use super::workspace::Workspace;
-use super::{retired, trial};
 use crate::environment::{AnnouncedRemoval, Layout, NotedSession, SessionNotes};
 use crate::fault;
 use crate::object::Timestamp;
@@ -118,7 +119,7 @@ pub fn gc(db: &StateDb, layout: &Layout, options: GcOptions) -> Result<Collected
         return Err(CommitError::ImageLost(image));
     }
     if !options.dry_run {
-        trial::remove_ended(db, layout, trial::Undecided::Leave);
+        remove_ended(db, layout, Undecided::Leave);
     }
     let notes = SessionNotes::new(layout.sessions());
     let read_notes = || notes.read().context("read", &layout.sessions());

@@ -102,9 +102,8 @@ pub use repair::{
     newer_files, recreate_missing_uppers, set_unexpected_aside, unexpected_files, verify_uppers,
 };
 pub use space::{Object, Space, Uncommitted, space, uncommitted};
-pub use trial::{
-    TrialDone, TrialOutcome, TrialRequest, TrialStep, is_tried, leave_undecided, open_trial, trial,
-};
+pub use trial::remains::{is_tried, leave_undecided};
+pub use trial::{TrialDone, TrialOutcome, TrialRequest, TrialStep, open_trial, trial};
 pub use undo::{
     CheckpointOptions, Checkpointed, UndoOptions, Undone, checkpoint, checkpoint_soon, undo,
     undo_moves_to,
