@@ -2,8 +2,8 @@
 
 use super::commands::Command;
 use super::context::Context;
+use super::env::is_read_only;
 use super::error::{CommandError, ExitCode, Result};
-use super::read_only;
 use crate::daemon::failure::Kind;
 use crate::environment::{
     SessionKind, TRUST, other_owner, refuse_replaceable, refuse_replaceable_except,
@@ -108,7 +108,7 @@ pub(super) fn check(context: &Context, command: &Command) -> Result<()> {
     let root = store.layout().root();
     // Nothing can be changed there. A store that root has mounted read-only may be used by all
     // users.
-    if read_only::is_read_only(root) {
+    if is_read_only(root) {
         return Ok(());
     }
     if let Some((owner, group)) = other_owner(root).map_err(CommandError::from)? {

@@ -4,13 +4,8 @@
 //! The lock cannot be taken there, so nothing is opened for writing. Commands read the committed
 //! state, and the image is mounted read-only without a store. Uncommitted changes cannot be shown.
 
-use std::path::Path;
-
-use nix::errno::Errno;
-use nix::unistd::AccessFlags;
-
 use super::backend;
-use super::context::Env;
+use super::env::Env;
 use super::error::{CommandError, Result};
 use super::session::{self, Request, SessionArgs};
 use crate::commit::{
@@ -29,11 +24,6 @@ use crate::sys::mount::Rights;
 use crate::sys::mountinfo;
 use crate::sys::text::quoted;
 use crate::union::{Change, Restored};
-
-/// Returns whether the directory cannot be written to because its file system is read-only.
-pub(super) fn is_read_only(dir: &Path) -> bool {
-    nix::unistd::access(dir, AccessFlags::W_OK) == Err(Errno::EROFS)
-}
 
 /// Mounts the current image at the prefix, unless it is mounted there.
 pub(super) fn mount(env: &Env) -> Result<()> {

@@ -8,7 +8,7 @@ use super::private::shown_by;
 use super::session::Entered;
 use super::{backend, place};
 use crate::daemon::failure::Kind;
-use crate::daemon::trial::TrialSpec;
+use crate::daemon::spec::TrialSpec;
 use crate::daemon::{prefix, private};
 use crate::environment::{SessionKind, refuse_replaceable};
 use crate::sys::mountinfo::{self, MountEntry};

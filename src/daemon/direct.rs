@@ -13,55 +13,18 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::process::Stdio;
 
-use serde::{Deserialize, Serialize};
-
 pub(super) use self::open::Open;
 use super::failure::{Failure, Kind};
-use super::host::{Startup, end_on_signal, report_start, start_up};
 use super::launch::{Launched, launch};
 use super::log;
 use super::protocol::{StartReport, Started};
-use super::session::{Notes, SessionSpec};
-use super::trial::TrialSpec;
-use crate::commit;
+use super::session::serve::Notes;
+use super::spec::DirectMount;
+use super::startup::{Startup, report_start, start_up};
+use super::unmount::end_on_signal;
 use crate::environment::Layout;
-use crate::squashfs::ReaderOptions;
-use crate::sys::mount::{self, MountFlags, MountOptions, MountRequest, Rights, UnmountMode};
-use crate::sys::process;
-use crate::sys::{mountinfo, text::Text};
-
-/// The description of a mount without a store. All paths are absolute.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct DirectMount {
-    /// The SquashFS images, top first; at least one.
-    pub images: Vec<Text>,
-    /// The offset of the image in its file, unless it is detected; for a single image.
-    #[serde(default)]
-    pub offset: Option<u64>,
-    /// The directory for changes, created if it does not exist; `None` for a read-only mount.
-    pub upper: Option<Text>,
-    /// The database, if not in the directory for changes.
-    pub state: Option<Text>,
-    /// An existing directory.
-    pub mount_point: Text,
-    /// The source in the mount table.
-    pub source: String,
-    /// The part of the file system type after `fuse.`.
-    pub subtype: String,
-    /// The flags for the kernel.
-    pub flags: MountFlags,
-    /// Whether other users may access the mount.
-    pub allow_other: bool,
-    /// Whether the user who mounts has root's rights there; excludes `allow_other`.
-    pub fakeroot: bool,
-    /// The session, if an image of an environment is mounted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session: Option<SessionSpec>,
-    /// The trial, if the state of an environment is mounted with further changes. Then there are no
-    /// images, and the directory for changes has only the database.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trial: Option<TrialSpec>,
-}
+use crate::sys::mount::{self, MountFlags, UnmountMode};
+use crate::sys::{mountinfo, process};
 
 /// Starts the daemon of a mount and waits until the mount can be used.
 pub(crate) fn start(what: &DirectMount, slow: &dyn Fn()) -> Result<StartReport, Failure> {
@@ -268,57 +231,4 @@ fn refuse_shared(path: &Path) -> Result<(), Failure> {
 fn doing(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
     let doing = format!("cannot {what} {}", path.display());
     move |error| Failure::io(doing, &error)
-}
-
-impl DirectMount {
-    /// Returns the mount to create; `id` names it unless it has a source.
-    pub(super) fn request(&self, id: &str) -> MountRequest {
-        MountRequest {
-            mount_point: self.mount_point.as_path().to_path_buf(),
-            id: id.to_owned(),
-            allow_other: self.allow_other,
-            rights: self.rights(),
-            options: MountOptions {
-                source: Some(self.source.clone()),
-                subtype: self.subtype.clone(),
-                flags: self.flags,
-            },
-        }
-    }
-
-    /// Returns the directory of its changes.
-    pub(super) fn changes(&self) -> Option<Text> {
-        match &self.trial {
-            Some(trial) => Some(trial.changes().into()),
-            None => self.upper.clone(),
-        }
-    }
-
-    /// Returns the caches of the mount.
-    fn reader(&self) -> ReaderOptions {
-        let session = self.session.as_ref();
-        let cache = session.map(|session| session.cache.clone());
-        commit::reader_options(&cache.unwrap_or_default())
-    }
-
-    fn rights(&self) -> Rights {
-        match self.fakeroot {
-            true => Rights::Root,
-            false => Rights::Own,
-        }
-    }
-
-    /// Returns the default source of a mount: the image, if the mount table can represent its path.
-    pub(crate) fn default_source(image: &Path) -> String {
-        match image.to_str() {
-            Some(text) if !text.contains([',', '\\']) => text.to_owned(),
-            _ => String::from("envfs"),
-        }
-    }
-
-    /// Returns whether the mount point is a directory, even if a dead mount covers it.
-    pub(crate) fn has_mount_point(&self) -> bool {
-        let path = self.mount_point.as_path();
-        path.as_os_str().as_bytes().starts_with(b"/") && (path.is_dir() || mountinfo::is_dead(path))
-    }
 }

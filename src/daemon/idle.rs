@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::host;
 use super::runtime::RuntimeDir;
+use super::unmount::refuse_covered;
 use crate::fuse::Counters;
 use crate::fuse::session::StopHandle;
 use crate::sys::mount::{self, MountError, UnmountMode};
@@ -67,7 +67,7 @@ impl Idle {
             if since.elapsed() < self.limit {
                 continue;
             }
-            if let Err(error) = host::refuse_covered(&self.mount_point, &self.source) {
+            if let Err(error) = refuse_covered(&self.mount_point, &self.source) {
                 tracing::debug!("idle, but {error}");
                 since = Instant::now();
                 continue;

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::client::Watch;
 use super::failure::{Failure, Kind};
-use super::lifecycle::Target;
 use super::log;
 use super::prefix::prepare_prefix;
 use super::protocol::{StartReport, Started};
+use super::target::Target;
 use crate::fault;
 use crate::sys::mount::Rights;
 use crate::sys::{process, regular};

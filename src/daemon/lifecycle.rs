@@ -8,40 +8,19 @@ use std::time::{Duration, Instant};
 
 use super::client::{self, Client};
 use super::failure::{Failure, Kind};
-use super::host::{busy, covered, holders};
 use super::launch::start_daemon;
 use super::private::{PRIVATE, PrivateSpec};
 use super::protocol::{StartReport, Unmounted};
 use super::runtime::RuntimeDir;
 use super::session;
-use crate::environment::{EnvLock, Holder, Layout};
-use crate::sys::holders as users;
-use crate::sys::mount::{self, MountError, Rights, UnmountMode};
+use super::target::Target;
+use super::unmount::{detach, holders, unmount_directly};
+use crate::environment::{EnvLock, Holder};
+use crate::sys::mount::{Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
 
 /// The time limit for the end of a daemon that has lost its mount.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
-/// An environment to mount or unmount.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// Globally unique id of the environment.
-    pub id: String,
-    /// Name of the environment, for the daemon's command line and for messages.
-    pub name: String,
-    /// The path where it is mounted, absolute.
-    pub prefix: PathBuf,
-    /// Its files, such as the daemon's log and the lock.
-    pub layout: Layout,
-    /// The root of the store, for the daemon's command line.
-    pub home: PathBuf,
-}
-
-impl Target {
-    /// Returns the daemon's log.
-    pub fn log(&self) -> PathBuf {
-        self.layout.daemon_log()
-    }
-}
 
 /// The state of an environment's mount.
 #[derive(Debug)]
@@ -262,25 +241,6 @@ fn elsewhere(target: &Target, client: &Client) -> Failure {
     ))
 }
 
-/// Detaches mounts whose daemon has ended, the topmost first.
-pub(super) fn detach(mounts: &[MountEntry]) -> Result<(), Failure> {
-    for mount in mounts.iter().rev() {
-        // Another file system may be mounted on top by now: check that this is the mount at the
-        // path.
-        let top = mountinfo::at(&mount.mount_point)
-            .map_err(|error| Failure::io("cannot read the mount table", &error))?;
-        match top {
-            Some(top) if top.id == mount.id => {
-                tracing::info!(path = %mount.mount_point.display(), "detaching a dead mount");
-                mount::unmount(&mount.mount_point, UnmountMode::Lazy)?;
-            }
-            Some(top) => return Err(covered(&top)),
-            None => {}
-        }
-    }
-    Ok(())
-}
-
 /// Starts a daemon and waits until its mount can be used.
 fn start(
     target: &Target,
@@ -391,29 +351,4 @@ fn unmount_unreachable(target: &Target, mode: UnmountMode) -> Result<Unmounted, 
         return Ok(Unmounted::default());
     };
     unmount_directly(top, mode)
-}
-
-/// Unmounts a mount of envfs without a request to its daemon.
-pub(super) fn unmount_directly(top: &MountEntry, mode: UnmountMode) -> Result<Unmounted, Failure> {
-    let source = top.source.to_string_lossy();
-    let covering = mountinfo::covering(&top.mount_point, &source)
-        .map_err(|error| Failure::io("cannot read the mount table", &error))?;
-    if let Some(covering) = covering {
-        return Err(covered(&covering));
-    }
-    match mount::unmount(&top.mount_point, UnmountMode::Plain) {
-        Ok(()) => Ok(Unmounted::default()),
-        Err(MountError::Busy { .. }) => {
-            let holders = users::of_mount(top);
-            if mode != UnmountMode::Lazy {
-                return Err(busy(&top.mount_point, &holders));
-            }
-            mount::unmount(&top.mount_point, UnmountMode::Lazy)?;
-            Ok(Unmounted {
-                holders,
-                ..Unmounted::default()
-            })
-        }
-        Err(error) => Err(error.into()),
-    }
 }

@@ -1,17 +1,22 @@
 //! The daemon of a mounted environment, and its communication with commands.
 //!
+//! - [`target`]: the environment that a command mounts or asks
 //! - [`lifecycle`]: mounts and unmounts an environment, and replaces dead mounts
+//! - [`unmount`]: what commands and daemons do to unmount
 //! - `launch`: starts a daemon and waits for its report
 //! - [`prefix`]: checks that an environment can be mounted at a path
-//! - [`host`]: startup and shutdown of the daemon
+//! - `startup`: becomes a daemon and reports to the command that started it
+//! - [`host`]: the daemon of a writable mount, from its start to its end
 //! - [`idle`]: the end of mounts that are not used
 //! - [`protocol`]: the messages, one JSON object per line
+//! - [`spec`]: what a daemon is told to serve, on its command line
 //! - [`direct`]: mounts without a store: images, and a directory for changes
 //! - [`session`]: mounts of a committed revision, beside the writable mount
 //! - [`trial`]: mounts of the current state with further changes, which are kept or dropped
 //! - [`private`]: mounts in namespaces of their own, which commands enter
 //! - [`server`] and [`client`]: the two ends of the control socket
 //! - [`service`]: the operations on an open environment
+//! - [`repairs`]: messages about differences that were repaired on opening
 //! - [`mount`]: mounts an environment and connects its service with the mount
 //! - [`selection`]: the paths that a request selects
 //! - `profile`: records what is read first after a mount, and reads it ahead the next time
@@ -41,14 +46,19 @@ pub(crate) mod prefix;
 pub(crate) mod private;
 mod profile;
 pub(crate) mod protocol;
+pub(crate) mod repairs;
 pub(crate) mod runtime;
 pub(crate) mod selection;
 pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod session;
+pub(crate) mod spec;
 mod start_lock;
+mod startup;
 pub(crate) mod stats;
+pub(crate) mod target;
 pub(crate) mod trial;
+pub(crate) mod unmount;
 
 #[cfg(test)]
 mod tests;

@@ -24,11 +24,12 @@ use serde::{Deserialize, Serialize};
 pub(crate) use supervisor::{Inside, Members, MountRoot, Unserved, run};
 
 use super::client::{connect_within, unresponsive};
-use super::direct::{self, DirectMount};
+use super::direct;
 use super::failure::{Failure, Kind};
-use super::lifecycle::Target;
 use super::protocol::StartReport;
 use super::runtime::RuntimeDir;
+use super::spec::DirectMount;
+use super::target::Target;
 use crate::sys::cgroup::Scope;
 use crate::sys::mount::private::{EnterError, Isolation, Namespaces, own_namespace};
 use crate::sys::text::Text;

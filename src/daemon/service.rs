@@ -13,6 +13,7 @@ use super::protocol::{
     AmendOptions, Amended, Committable, DiscardOptions, Discarded, RollbackOptions, Selection,
     Service, Since, Status, TagOptions,
 };
+use super::repairs::log_reconciled;
 use super::selection::{paths_of, refuse_unknown};
 use crate::commit::{
     self, CheckpointOptions, Checkpointed, Chosen, CommitError, CommitOptions, Committed, Ignored,
@@ -32,25 +33,6 @@ use crate::union::{self, Change, DiscardMode, Reconciled, Restored, Summary, Tal
 /// The time limit for the lock of an environment that another command reads, or whose daemon is
 /// ending.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The description of a file in [`Reconciled::lost`].
-pub(crate) const LOST: &str = "its content was missing; the committed version is visible again";
-
-/// Logs the differences between rows and files that were repaired.
-pub(super) fn log_reconciled(reconciled: &Reconciled) {
-    if !reconciled.is_empty() {
-        tracing::warn!(
-            moved = reconciled.moved,
-            set_aside = reconciled.set_aside,
-            renumbered = reconciled.renumbered,
-            lost = reconciled.lost.len(),
-            "repaired differences between rows and files"
-        );
-    }
-    for path in &reconciled.lost {
-        tracing::warn!(path = %path.display(), "{LOST}");
-    }
-}
 
 /// An environment that is open under its lock, and possibly mounted.
 #[derive(Debug)]

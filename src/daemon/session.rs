@@ -10,20 +10,22 @@
 //! behind.
 
 mod remains;
-mod serve;
+pub(super) mod serve;
 mod source;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::direct::{self, DirectMount};
+use super::direct;
 use super::failure::{Failure, Kind};
-use super::lifecycle::{self, Target, detach};
 use super::prefix::prepare_prefix;
 use super::private::{self, PrivateSpec};
 use super::protocol::{StartReport, Unmounted};
 use super::runtime::RuntimeDir;
+use super::spec::{DirectMount, SessionSpec};
+use super::target::Target;
+use super::unmount::{self, detach};
 use crate::environment::{CacheConfig, NotedSession, Poll, SessionKind, SessionNote, SessionNotes};
 use crate::sys::cgroup::Scope;
 use crate::sys::mount::{MountFlags, Rights, UnmountMode};
@@ -32,8 +34,6 @@ use crate::sys::process::{self, ProcessHandle};
 use crate::sys::text::{Text, quoted};
 
 pub(crate) use remains::remove_remains;
-pub(super) use serve::Notes;
-pub(crate) use serve::SessionSpec;
 pub(crate) use source::SessionSource;
 
 use remains::{create_upper, remove_left_here};
@@ -419,7 +419,7 @@ pub(crate) fn end(
     let daemon = note_of(session, runtime)
         .filter(|noted| noted.note.is_visible())
         .and_then(|noted| ProcessHandle::open(noted.note.process.pid).ok());
-    let done = match lifecycle::unmount_directly(entry, mode) {
+    let done = match unmount::unmount_directly(entry, mode) {
         // It has ended by itself meanwhile.
         Err(_) if mounts()?.iter().all(|other| other.entry.id != entry.id) => Unmounted::default(),
         done => done?,

@@ -4,17 +4,15 @@
 //! It reads the images and the frozen layers of the environment in place, and writes to the layer
 //! of the trial. Its database, log and lock are in a directory of the trial.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::direct::DirectMount;
 use super::failure::{Failure, Kind};
-use super::lifecycle::Target;
+use super::repairs::log_reconciled;
 use super::runtime::RuntimeDir;
-use super::service::log_reconciled;
-use super::session::{SessionSource, SessionSpec};
+use super::session::SessionSource;
+use super::spec::{DirectMount, SessionSpec, TrialSpec};
+use super::target::Target;
 use crate::commit::{self, CommitError};
 use crate::environment::{CacheConfig, Config, EnvLock, Layout, SessionKind};
 use crate::fuse::Owners;
@@ -27,20 +25,6 @@ use crate::union::Union;
 
 /// The time limit for the lock of a session that is beginning or ending.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A trial, for the process that serves it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TrialSpec {
-    /// The home of the environment.
-    pub home: Text,
-    /// The name of the directory of the trial.
-    pub token: String,
-    /// The layer that takes its changes.
-    pub layer: i64,
-    /// The caches of its mount.
-    #[serde(default)]
-    pub cache: CacheConfig,
-}
 
 /// The open view of a trial, under the lock of its session.
 #[derive(Debug)]
@@ -76,20 +60,6 @@ impl TrialSpec {
             layer: top.id.0,
             cache: CacheConfig::default(),
         })
-    }
-
-    fn layout(&self) -> Layout {
-        Layout::new(self.home.as_path())
-    }
-
-    /// Returns the directory of its database, lock and log.
-    pub(crate) fn session(&self) -> Layout {
-        self.layout().trial(&self.token).session_of_trial()
-    }
-
-    /// Returns the directory of its changes.
-    pub(crate) fn changes(&self) -> PathBuf {
-        self.layout().layer(self.layer)
     }
 
     /// Returns the description of its private mount.

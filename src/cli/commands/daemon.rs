@@ -6,9 +6,9 @@ use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
 use crate::daemon::failure::{Failure, Kind};
 use crate::daemon::host::{self, Mounted};
-use crate::daemon::lifecycle::Target;
 use crate::daemon::mount::{mount_environment, mount_request};
 use crate::daemon::private::PrivateSpec;
+use crate::daemon::target::Target;
 use crate::sys::mount::Rights;
 
 /// Serve an environment (for internal use).

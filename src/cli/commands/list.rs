@@ -9,6 +9,7 @@ use crate::cli::error::Result;
 use crate::cli::in_place::{self, Backup};
 use crate::cli::output::{size, table};
 use crate::cli::place;
+use crate::cli::recovery;
 use crate::daemon::lifecycle::State;
 use crate::daemon::session;
 use crate::sys::text::{Text, quoted};
@@ -54,7 +55,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<()> {
         let store = context.store()?;
         let active = active_name();
-        in_place::recover_all(&context.output, &store)?;
+        recovery::recover_all(&context.output, &store)?;
         if self.null {
             let names = store.list()?;
             return context

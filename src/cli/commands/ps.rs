@@ -170,7 +170,7 @@ fn writable(env: &Env) -> Result<Option<Row>> {
         Ok(State::Unmounted | State::Copy(_)) => return Ok(None),
         Err(_) => row.state = "unresponsive",
     }
-    row.processes = crate::daemon::host::holders(&env.target.id);
+    row.processes = crate::daemon::unmount::holders(&env.target.id);
     row.processes
         .extend(row.pid.into_iter().flat_map(holders::in_private_mounts_of));
     Ok(Some(row))

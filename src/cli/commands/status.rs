@@ -10,9 +10,9 @@ use crate::cli::error::Result;
 use crate::cli::in_place::{self, Backup};
 use crate::cli::output::{Tone, changes, count, size, summary};
 use crate::cli::packages;
-use crate::daemon::host;
 use crate::daemon::lifecycle::State;
 use crate::daemon::protocol::{Service, Status};
+use crate::daemon::unmount;
 use crate::sys::holders::Holder;
 use crate::sys::text::{Text, quoted};
 
@@ -77,7 +77,7 @@ impl Args {
         backend::warn_of_newer(&env.environment, &env.facts);
         let state = env.state()?;
         let holders = if state.is_mounted() {
-            host::holders(&env.target.id)
+            unmount::holders(&env.target.id)
         } else {
             Vec::new()
         };

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{DirectMount, doing};
+use super::doing;
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
-use crate::daemon::service::log_reconciled;
+use crate::daemon::repairs::log_reconciled;
+use crate::daemon::spec::DirectMount;
 use crate::daemon::trial::View;
 use crate::environment::{EnvLock, Layout, MOUNTED};
 use crate::fuse::session::{Session, SessionError};

@@ -19,12 +19,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Greeting, Place, PrivateSpec};
-use crate::daemon::direct::{DirectMount, Open};
+use crate::daemon::direct::Open;
 use crate::daemon::failure::Failure;
-use crate::daemon::host::{Startup, busy, report_start, start_up};
 use crate::daemon::protocol::{Started, Unmounted};
 use crate::daemon::server::Control;
-use crate::daemon::session::Notes;
+use crate::daemon::session::serve::Notes;
+use crate::daemon::spec::DirectMount;
+use crate::daemon::startup::{Startup, report_start, start_up};
+use crate::daemon::unmount::busy;
 use crate::fuse::session::{Session, StopHandle};
 use crate::sys::mount::private::{self, Namespaces, PrivateMount};
 use crate::sys::mount::{MountRequest, UnmountMode};

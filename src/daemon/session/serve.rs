@@ -6,15 +6,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
-use serde::{Deserialize, Serialize};
 
-use crate::daemon::direct::DirectMount;
 use crate::daemon::failure::{Failure, Kind};
-use crate::daemon::host;
 use crate::daemon::idle::Idle;
 use crate::daemon::runtime::RuntimeDir;
+use crate::daemon::spec::{DirectMount, SessionSpec};
+use crate::daemon::unmount;
 use crate::environment::{
-    CacheConfig, HEARTBEAT, HostProcess, Poll, SessionKind, SessionNote, SessionNotes, WrittenNote,
+    HEARTBEAT, HostProcess, SessionKind, SessionNote, SessionNotes, WrittenNote,
 };
 use crate::fault;
 use crate::fuse::Counters;
@@ -31,38 +30,6 @@ const GC_TIMEOUT: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(1);
 /// The interval at which a session looks whether it has.
 const GC_POLL: Duration = Duration::from_millis(20);
-
-/// The session that a daemon serves.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct SessionSpec {
-    /// Read-only or ephemeral.
-    pub kind: SessionKind,
-    /// The name of the environment.
-    pub name: String,
-    /// Its id.
-    pub environment: String,
-    /// The revision.
-    pub revision: i64,
-    /// The file name of its image in the home.
-    pub image: String,
-    /// The directories for notes. Where the daemon has no permission, it writes none.
-    pub notes: Vec<Text>,
-    /// The process with which it ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ends_with: Option<u32>,
-    /// How long it may be unused before it ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idle_seconds: Option<u64>,
-    /// Whether it is mounted in a namespace of its own.
-    #[serde(default)]
-    pub is_private: bool,
-    /// The caches of its mount.
-    #[serde(default)]
-    pub cache: CacheConfig,
-    /// How its daemon waits for requests.
-    #[serde(default)]
-    pub poll: Poll,
-}
 
 impl SessionSpec {
     /// Ends the session after it was idle for the configured time, if there is one.
@@ -127,7 +94,7 @@ impl SessionSpec {
                 loop {
                     match process.wait(HEARTBEAT) {
                         Ok(false) => {}
-                        Ok(true) => return host::end(&mount_point, &source, &stop_handle),
+                        Ok(true) => return unmount::end(&mount_point, &source, &stop_handle),
                         Err(error) => return tracing::warn!(%error, "cannot wait for a process"),
                     }
                 }
