@@ -155,7 +155,6 @@ impl EnvFs {
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
         let union = self.union.clone();
-        let is_slow = self.union.needs_large_copy_up(ino);
         let timed = self.timed_elsewhere(Op::Space);
         let allocate = move || {
             match union.allocate(ino, offset, length, mode, set_id) {
@@ -164,7 +163,7 @@ impl EnvFs {
             }
             timed.end();
         };
-        self.run(is_slow, allocate);
+        self.run(Some(ino), allocate);
     }
 
     /// Answers `LSEEK`.

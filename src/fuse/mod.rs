@@ -231,12 +231,12 @@ impl EnvFs {
         });
     }
 
-    /// Runs `job` at once, or in the pool if it is slow.
-    fn run(&self, is_slow: bool, job: impl FnOnce() + Send + 'static) {
-        if is_slow {
-            self.pool.run(job);
-        } else {
-            job();
+    /// Runs `job` at once, or in the pool if it copies up a large file. `changed` is the object
+    /// whose content it changes, if any.
+    fn run(&self, changed: Option<Ino>, job: impl FnOnce() + Send + 'static) {
+        match changed {
+            Some(ino) if self.union.needs_large_copy_up(ino) => self.pool.run(job),
+            _ => job(),
         }
     }
 

@@ -146,11 +146,10 @@ impl Filesystem for EnvFs {
             set_id: set_id_bits(req),
         };
         let timed = self.timed_elsewhere(Op::SetAttr);
-        let is_slow =
-            size.is_some_and(|size| size > 0) && self.union.needs_large_copy_up(Ino(ino.0));
+        let changed = size.filter(|size| *size > 0).map(|_| Ino(ino.0));
         let (union, owners) = (self.union.clone(), self.owners.clone());
         let syncs = self.syncs_each_change;
-        self.run(is_slow, move || {
+        self.run(changed, move || {
             let done = union.set_attr(Ino(ino.0), &set).and_then(|attr| {
                 if syncs {
                     union.sync(Ino(ino.0), SyncMode::Full)?;

@@ -190,7 +190,7 @@ impl StateDb {
     pub fn mark_unclean(&self) -> Result<()> {
         match self.redo.get() {
             Some(_) => Ok(()),
-            None => self.set_clean(false),
+            None => self.set_facts("clean = ?1", [false]),
         }
     }
 
@@ -200,7 +200,7 @@ impl StateDb {
         // The rows first: those that only the log has would be lost with it.
         self.checkpoint()?;
         if !self.fact::<bool>("clean")? {
-            self.set_clean(true)?;
+            self.set_facts("clean = ?1", [true])?;
         }
         self.remove_redo_log()
     }
@@ -208,7 +208,7 @@ impl StateDb {
     /// Marks the rows and the upper directory as known to differ, at the end.
     pub fn end_unclean(&self) -> Result<()> {
         self.checkpoint()?;
-        self.set_clean(false)?;
+        self.set_facts("clean = ?1", [false])?;
         self.remove_redo_log()
     }
 
@@ -216,10 +216,6 @@ impl StateDb {
     /// directory must be reconciled.
     pub fn was_clean(&self) -> Result<bool> {
         Ok(self.fact::<bool>("clean")? && !self.has_leftover_log())
-    }
-
-    fn set_clean(&self, is_clean: bool) -> Result<()> {
-        self.set_facts("clean = ?1", [is_clean])
     }
 
     /// Returns the ids that [`skip_ids`](Self::skip_ids) has skipped.

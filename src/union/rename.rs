@@ -174,7 +174,7 @@ impl Union {
             None => None,
         };
         changes.push(RowChange::put_inode(ino, row.clone()));
-        changes.extend(state.moved_parents(&object, new_dir, replaced.is_some(), now)?);
+        changes.extend(state.moved_parents(&object, new_dir, replaced.as_ref(), now)?);
 
         // Step 1. The physical path is that of the old rows, which are still valid. Neither
         // directory is inside the moved one, so their paths stay valid.
@@ -358,14 +358,14 @@ impl State {
         &self,
         object: &Named<'_>,
         new_dir: Ino,
-        is_replacing: bool,
+        replaced: Option<&Replaced>,
         now: Timestamp,
     ) -> Result<Vec<RowChange<'static>>> {
         let mut changes = Vec::with_capacity(2);
         let mut parent = self.dir_row(object.dir)?;
         touch(&mut parent, now);
         if object.dir == new_dir {
-            if object.is_dir && is_replacing {
+            if object.is_dir && replaced.is_some() {
                 parent.nlink = parent.nlink.saturating_sub(1);
             }
         } else {
@@ -373,7 +373,7 @@ impl State {
             touch(&mut new_parent, now);
             if object.is_dir {
                 parent.nlink = parent.nlink.saturating_sub(1);
-                if !is_replacing {
+                if replaced.is_none() {
                     new_parent.nlink += 1;
                 }
             }

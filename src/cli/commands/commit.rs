@@ -13,7 +13,7 @@ use clap::Args as ClapArgs;
 use crate::cli::context::Context;
 use crate::cli::error::Result;
 use crate::cli::launchers;
-use crate::cli::output::{changes, size};
+use crate::cli::output::{Format, changes, size};
 use crate::cli::packages;
 use crate::commit::{CommitOptions, Committed, Ignored, Way};
 use crate::daemon::protocol::{Committable, Selection};
@@ -111,18 +111,19 @@ impl Args {
         }
         let (env, selection) = context.environment_and_paths(&self.words)?;
         let part = self.part(selection);
+        let format = Format::of(self.json);
         if self.amend {
             let message = (!self.message.is_empty()).then_some(self.message.as_str());
-            return amend::run(context, &env, message, self.json);
+            return amend::run(context, &env, message, format);
         }
         if self.dry_run {
-            return preview::run(context, &env, &part, self.json);
+            return preview::run(context, &env, &part, format);
         }
         let options = self.options(&part);
         let service = env.service()?;
         let condition = self.condition();
         if let Some(unmet) = condition.check(&*service, &part)? {
-            return unmet.print(context, env.name(), self.json);
+            return unmet.print(context, env.name(), format);
         }
         let progress = context.output.progress();
         let committed = service.commit(&options, &progress)?;

@@ -57,7 +57,7 @@ pub struct Args {
     no_scripts: bool,
     /// Mount the environment so that only the command and its children see it.
     #[arg(long)]
-    private: bool,
+    pub(super) private: bool,
     /// Enter the session of this trial.
     #[arg(long, hide = true, value_name = "TOKEN")]
     trial: Option<String>,
@@ -87,18 +87,13 @@ const CLEAN: [&str; 7] = [
 
 impl Args {
     /// Returns the command line that runs one program without further options.
-    pub(super) fn of(
-        name: String,
-        private: bool,
-        session: DefaultSessionArgs,
-        program: OsString,
-    ) -> Args {
+    pub(super) fn of(name: String, session: DefaultSessionArgs, program: OsString) -> Args {
         Args {
             variables: Vec::new(),
             cwd: None,
             clean_env: false,
             no_scripts: false,
-            private,
+            private: false,
             trial: None,
             session,
             name,

@@ -45,7 +45,9 @@ impl Args {
                 .hint("give its name (envfs list shows them): envfs shell NAME")
         })?;
         let shell = user_shell();
-        run::Args::of(name, self.private, self.session.clone(), shell).run(context)
+        let mut args = run::Args::of(name, self.session.clone(), shell);
+        args.private = self.private;
+        args.run(context)
     }
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Args, print_result};
 use crate::cli::context::Context;
 use crate::cli::error::{CommandError, ExitCode, Result};
+use crate::cli::output::Format;
 use crate::daemon::failure::Kind;
 use crate::daemon::protocol::Selection;
 
@@ -45,7 +46,7 @@ fn one(context: &Context, args: &Args, name: &str) -> Result<Value> {
     };
     if let Some(unmet) = args.condition().check(&*service, &part)? {
         if !args.json {
-            unmet.print(context, name, false)?;
+            unmet.print(context, name, Format::Text)?;
         }
         return value(serde_json::to_value(&unmet));
     }

@@ -7,12 +7,18 @@ use std::process::Command;
 
 use crate::cli::context::{Context, Env};
 use crate::cli::error::{CommandError, Result};
+use crate::cli::output::Format;
 use crate::daemon::failure::Kind;
 use crate::daemon::protocol::AmendOptions;
 use crate::sys::text::quoted;
 
 /// Changes the message of the current revision, to one from the editor by default.
-pub(super) fn run(context: &Context, env: &Env, message: Option<&str>, json: bool) -> Result<()> {
+pub(super) fn run(
+    context: &Context,
+    env: &Env,
+    message: Option<&str>,
+    format: Format,
+) -> Result<()> {
     let message = match message {
         Some(message) => message.to_owned(),
         None => edited(env)?,
@@ -20,7 +26,7 @@ pub(super) fn run(context: &Context, env: &Env, message: Option<&str>, json: boo
     let progress = context.output.progress();
     let done = env.service()?.amend(&AmendOptions { message }, &progress)?;
     progress.finish();
-    if json {
+    if format == Format::Json {
         return context.output.json(&done);
     }
     let (name, revision) = (env.name(), done.revision);

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::cli::context::Context;
 use crate::cli::error::Result;
-use crate::cli::output::{count, size};
+use crate::cli::output::{Format, count, size};
 use crate::daemon::protocol::{Committable, Service};
 use crate::union::Summary;
 
@@ -61,8 +61,8 @@ impl Condition {
 
 impl Unmet {
     /// Prints that nothing was committed, and why.
-    pub(super) fn print(&self, context: &Context, name: &str, json: bool) -> Result<()> {
-        if json {
+    pub(super) fn print(&self, context: &Context, name: &str, format: Format) -> Result<()> {
+        if format == Format::Json {
             return context.output.json(self);
         }
         let why = &self.not_committed;

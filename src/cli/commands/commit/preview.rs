@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::cli::commands::diff;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
-use crate::cli::output::{self, count, size};
+use crate::cli::output::{self, Format, count, size};
 use crate::cli::packages;
 use crate::commit::Preview;
 use crate::daemon::protocol::Committable;
@@ -23,13 +23,13 @@ struct Facts<'a> {
 }
 
 /// Shows what a commit would record.
-pub(super) fn run(context: &Context, env: &Env, part: &Committable, json: bool) -> Result<()> {
+pub(super) fn run(context: &Context, env: &Env, part: &Committable, format: Format) -> Result<()> {
     let progress = context.output.progress();
     let preview = env.service()?.preview(part, &progress)?;
     progress.finish();
     let (out, changes) = (&context.output, &preview.differences.changes);
     let summary = Summary::of(changes.iter().map(|one| &one.change));
-    if json {
+    if format == Format::Json {
         return out.json(&Facts {
             summary,
             preview: &preview,
