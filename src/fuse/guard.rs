@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use crossbeam_channel::Sender;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
@@ -29,6 +30,9 @@ pub(super) fn contain(what: &str, work: impl FnOnce()) {
         tracing::error!("internal error: one {what} failed; the mount continues");
     }
 }
+
+/// A part of a request, for another thread.
+pub(super) type Job = Box<dyn FnOnce() + Send>;
 
 /// Counts the requests in progress, and refuses further ones once it is closed, and changes once
 /// another host may have taken over the environment.
@@ -89,6 +93,19 @@ impl Gate {
     pub(super) fn hand_over(self: &Arc<Gate>) -> Pass {
         self.inside.fetch_add(1, Ordering::SeqCst);
         Pass(self.clone())
+    }
+
+    /// Sends a part of an admitted request to another thread, or runs it on this one if there is no
+    /// other any more.
+    pub(super) fn send(self: &Arc<Gate>, jobs: &Sender<Job>, job: impl FnOnce() + Send + 'static) {
+        let pass = self.hand_over();
+        let job = move || {
+            let _pass = pass;
+            job();
+        };
+        if let Err(unsent) = jobs.send(Box::new(job)) {
+            unsent.into_inner()();
+        }
     }
 
     /// Returns whether requests are in progress.

@@ -11,12 +11,10 @@ use std::thread;
 
 use crossbeam_channel::{Sender, unbounded};
 
-use super::guard::{Gate, contain};
+use super::guard::{Gate, Job, contain};
 use super::session::Invalidator;
 use crate::fault;
 use crate::object::Ino;
-
-type Job = Box<dyn FnOnce() + Send>;
 
 /// Sends notifications for request handlers, once the file system is mounted.
 pub(crate) struct Notices {
@@ -54,14 +52,7 @@ impl Notices {
 
     /// Runs `job` on the thread that may send notifications.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let pass = self.gate.hand_over();
-        let job = move || {
-            let _pass = pass;
-            job();
-        };
-        if let Err(unsent) = self.jobs.send(Box::new(job)) {
-            unsent.into_inner()();
-        }
+        self.gate.send(&self.jobs, job);
     }
 
     /// Invalidates the attributes of an object in the kernel. Unlike content, attributes are

@@ -14,11 +14,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select, unbounded};
 
-use super::guard::{Gate, contain};
+use super::guard::{Gate, Job, contain};
 use crate::fault;
 use crate::union::Released;
-
-type Job = Box<dyn FnOnce() + Send>;
 
 /// Delay before removed files are closed, so that they are closed in batches: waking a thread for
 /// each costs more than closing a file.
@@ -105,14 +103,7 @@ impl Pool {
 
     /// Runs `job` on one of the threads, or on this one if they have ended.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let pass = self.gate.hand_over();
-        let job = move || {
-            let _pass = pass;
-            job();
-        };
-        if let Err(unsent) = self.jobs.send(Box::new(job)) {
-            unsent.into_inner()();
-        }
+        self.gate.send(&self.jobs, job);
     }
 }
 
