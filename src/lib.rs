@@ -10,7 +10,7 @@
 //!   │    │
 //!  fuse  commit              siblings: neither depends on the other
 //!   │    │
-//!   │   packages             changed files as changed packages
+//!   │   packages, relocate   changed files as changed packages; prefixes in files
 //!   │    │
 //!  union                     POSIX semantics; generic over one trait for read-only layers
 //!   │

@@ -165,7 +165,7 @@ impl Context {
     }
 }
 
-/// Splits `NAME@REV`. Without a name, the active environment is meant.
+/// Splits `NAME@REV`. Without a name, the active environment is used.
 fn split(word: Option<&str>) -> Result<(Option<&str>, Option<&str>)> {
     let Some((name, revision)) = word.map(place::split_revision) else {
         return Ok((None, None));

@@ -14,7 +14,7 @@ const ADVICE: &[&str] = &[
     "",
     "defaults",
     "default_permissions",
-    // Who may mount, and when: for mount(8).
+    // For mount(8): which users may mount, and when.
     "auto",
     "noauto",
     "nofail",

@@ -1,8 +1,8 @@
 //! The daemon of a mounted environment, and its communication with commands.
 //!
-//! - [`target`]: the environment that a command mounts or asks
+//! - [`target`]: the environment that a command acts on
 //! - [`lifecycle`]: mounts and unmounts an environment, and replaces dead mounts
-//! - [`unmount`]: what commands and daemons do to unmount
+//! - [`unmount`]: unmounting, by commands and by daemons
 //! - `launch`: starts a daemon and waits for its report
 //! - [`prefix`]: checks that an environment can be mounted at a path
 //! - `startup`: becomes a daemon and reports to the command that started it

@@ -1,4 +1,4 @@
-//! The environment that a command mounts, unmounts or asks.
+//! The environment that a command acts on.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Unmounting, by a command or by the daemon itself, and the failures of it.
+//! Unmounting, by commands and by daemons, and its failures.
 
 use std::path::Path;
 use std::time::Duration;

@@ -182,7 +182,7 @@ impl Store {
     }
 
     fn refuse_existing(&self, name: &EnvName) -> Result<()> {
-        // Even a home without a database: it may contain files that somebody needs.
+        // Even a home without a database: it may contain files that are still needed.
         if self.layout.home(name).home().symlink_metadata().is_ok() {
             return Err(EnvironmentError::Exists {
                 name: name.to_string(),

@@ -46,7 +46,7 @@ pub(crate) use tree::Files;
 /// The largest record in the history, in bytes.
 const MAX_RECORD: usize = 64 << 10;
 
-/// Who records the packages.
+/// The kind of installer that records packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ecosystem {
@@ -79,7 +79,7 @@ pub struct Package {
     /// The build of a conda package.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<String>,
-    /// Who records it.
+    /// The kind of installer that records it.
     pub ecosystem: Ecosystem,
     /// The directory that it is installed into: of conda, the environment.
     pub location: Text,

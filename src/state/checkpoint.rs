@@ -257,7 +257,7 @@ impl StateDb {
                     ),
                 });
             }
-            fault::panic_once("panic.settle");
+            fault::panic_once("panic.checkpoint");
             // After a power failure the counter may be older than the records.
             self.raise(conn, "ino", highest.saturating_add(1), DOING)?;
             self.set_last_redo_in(conn, batch.last(), DOING)

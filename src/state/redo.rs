@@ -12,7 +12,7 @@
 //! - Records are numbered without gaps. A reader stops at the first that is torn, or not the next:
 //!   so after power loss there are all records up to some point, in the order they were made.
 //! - The file begins anew only when the database has all of them and is durable with them.
-//! - Whoever appends holds the environment's lock, so there is one.
+//! - A process that appends holds the environment's lock, so there is one.
 
 use std::fs::{File, OpenOptions};
 use std::io;

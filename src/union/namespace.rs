@@ -30,7 +30,7 @@ pub struct NewObject<'a> {
     pub rdev: u64,
     /// The target of a symbolic link, else `None`.
     pub target: Option<&'a [u8]>,
-    /// Who will own it.
+    /// The owner of the object.
     pub creator: Creator,
 }
 

@@ -213,7 +213,7 @@ impl Union {
     /// Returns whether a layer may have directories that are not durable. Never waits.
     fn has_unsynced_dirs(&self, layer: LayerId) -> bool {
         // While another thread syncs them, they are not durable.
-        let Ok(_nobody_syncs) = self.syncing_dirs.try_lock() else {
+        let Ok(_only_this_sync) = self.syncing_dirs.try_lock() else {
             return true;
         };
         let state = self.read();

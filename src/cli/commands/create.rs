@@ -84,7 +84,7 @@ impl Args {
                 .note(format!("Use it: envfs activate {name}"));
             return Ok(());
         }
-        // Ctrl-C is meant for the command; this process then removes the environment.
+        // Ctrl-C is for the command; this process then removes the environment.
         if let Err(error) = signals::survive_interrupts() {
             tracing::debug!(%error, "cannot ignore Ctrl-C; it will end the process at once");
         }

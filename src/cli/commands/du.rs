@@ -36,8 +36,7 @@ const MOST_PACKAGES: usize = 10;
 /// space on disk of content that is not committed. Every byte of the image is counted once: data
 /// that several files share belongs to the first of them in the order of paths, a file with several
 /// names to its first name, and small files that were compressed together share the block in
-/// proportion to their sizes. What is no content is listed below: tables, and data that no file
-/// needs any more.
+/// proportion to their sizes. Tables, and data that no file needs any more, are listed below.
 ///
 /// With a revision, shows that revision without uncommitted changes. Reads no content, only names,
 /// inodes and records of packages. See also --html for a map that you can explore.

@@ -1,9 +1,9 @@
 //! Imports a tar archive, such as those of conda-pack. The image contains what GNU tar would
 //! unpack.
 //!
-//! `reader.rs` reads entries; `header.rs`, `pax.rs` and `sparse.rs` parse their formats. `tree.rs`
-//! unpacks entries in memory, without their content. `content.rs` provides the content to the image
-//! writer.
+//! `reader.rs` reads entries from the bytes of `stream.rs`; `header.rs`, `pax.rs` and `sparse.rs`
+//! parse their formats. `tree.rs` unpacks entries in memory, without their content. `content.rs`
+//! provides the content to the image writer.
 
 mod content;
 mod error;

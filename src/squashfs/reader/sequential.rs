@@ -1,12 +1,12 @@
 //! Finds out which files are read sequentially, and which blocks their readers need next.
 //!
 //! The kernel asks for the next part of a file while a program works on the last, but for one part
-//! at a time, so that one processor decompresses. Who knows the blocks after it can have several
-//! decompressed at once.
+//! at a time, so that only one processor decompresses. If the blocks after it are known, several
+//! processors can decompress them at once.
 //!
 //! A read continues a stream if it begins where the last read of that file ended. Small files that
-//! are read in the order of the image move from one fragment block to the next. Other reads cause
-//! nothing: what a program maps is read in parts of the same size, but in any order.
+//! are read in the order of the image move from one fragment block to the next. Other reads have
+//! no effect: mapped files are read in parts of the same size, but in any order.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -69,7 +69,7 @@ impl Streams {
                 next: 0,
                 window: 0,
             });
-        // Who reads a whole block from the start on goes on.
+        // A read of a whole block from the start of the file will be continued.
         let is_sequential = read.start == stream.end && read.end >= block || stream.end > 0;
         stream.end = read.end;
         let mut soon = 0..0;

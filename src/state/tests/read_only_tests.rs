@@ -46,7 +46,7 @@ fn who_only_looks_leaves_the_journal_of_another_host_alone() {
     assert!(refused.to_string().contains("another host"), "{refused}");
     assert!((fs::read(&seen).unwrap(), fs::read(&journal).unwrap()) == before);
 
-    // Who may write takes it for left over.
+    // A process that may write treats the journal as left over.
     StateDb::open(&seen).unwrap().close().unwrap();
     assert!(fs::read(&journal).unwrap()[0] == 0 && fs::read(&seen).unwrap() != before.0);
     let db = StateDb::open_file_read_only(&seen, PATIENCE).unwrap();

@@ -259,7 +259,7 @@ fn a_change_that_failed_is_never_applied() {
 fn a_change_of_any_length_is_read_again() {
     let (dir, db, layer) = logged();
     let long = 65 << 20;
-    // Nobody takes it to the database: that is for who comes after us.
+    // The lock keeps the log from being written to the database, so that the next open applies it.
     let conn = db.lock();
     db.apply(layer, &[xattr(1, 1)]).unwrap();
     db.apply(layer, &[xattr(2, long)]).unwrap();
@@ -321,7 +321,7 @@ fn records_that_say_impossible_things_are_not_applied() {
         ),
     ] {
         let (dir, db, layer) = logged();
-        // Nothing of ours makes such a change; a log that does was made by somebody else.
+        // Nothing of ours makes such a change; a log that does was made by another program.
         db.apply(layer, &[change]).unwrap();
         let (_kept, path) = copy(dir.path());
         let error = reopen(&path).unwrap_err().to_string();

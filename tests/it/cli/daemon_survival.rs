@@ -98,7 +98,7 @@ sys.exit(7)'"
         ("panic.notices", fails("os.rename(\"d/sub\", \"sub\")")),
         // In the checkpoint thread: 1 MiB of records wakes it.
         (
-            "panic.settle",
+            "panic.checkpoint",
             String::from("p=$(printf %0230d 0); for n in $(seq 5000); do : >d/$p$n; done"),
         ),
         // In a thread that serves a command.
@@ -128,7 +128,7 @@ sys.exit(7)'"
         env.verify("e");
         let at = env.mount("e");
         assert!(at.join("d/more").exists(), "{fault}");
-        if fault == "panic.settle" {
+        if fault == "panic.checkpoint" {
             let made = fs::read_dir(at.join("d")).unwrap().count();
             assert_eq!(made, 5002);
         }

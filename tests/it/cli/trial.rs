@@ -157,7 +157,7 @@ fn other_programs_do_not_see_a_try_until_it_is_kept() {
             let rows = rows.as_array().unwrap();
             let row = rows.iter().find(|row| row["kind"] == "try").unwrap();
             assert_eq!(row["changed_bytes"], 2, "{row}");
-            // The try covers the mount in its namespace, so nobody uses the mount itself.
+            // The try covers the mount in its namespace, so the mount itself is not in use.
             env.envfs(&["unmount", "e"]).ok();
             env.envfs(&["rename", "e", "f"]).fails(5, &["try", "ps"]);
             if is_mounted {
@@ -394,7 +394,7 @@ fn a_killed_try_loses_only_itself_and_leaves_nothing() {
             let held = hold(&env, "--keep", &changes(&prefix), "ready");
             let server = server(&env);
             assert_eq!(remains(&env).1, 1);
-            // Whoever serves it, and the command that asks.
+            // The process that serves it, and the command that asks.
             for pid in [server, Pid::from_raw(held.id().try_into().unwrap())] {
                 kill(pid, Signal::SIGKILL).unwrap();
             }
