@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Measures private sessions of one environment.
 
-    benches/private.py --envfs target/release/envfs --env NAME [--rounds N] [--processes N]
+    benches/private.py --envfs target/release/envfs --env NAME [--rounds N] [--processes N] [--cold]
 
 Prints, as medians: the time of one `envfs run --private --read-only NAME -- true` that starts the
 session, of one that joins a running session, and of many at once; the number of supervisors that
-these had; and the PSS of a supervisor beside another one of the same image.
+these had; and the memory of a supervisor beside another one of the same image, when both are idle:
+PSS, and what is private to it. With --cold (as root), the kernel's caches are dropped before many
+start at once.
 """
 
 import argparse
@@ -36,11 +38,16 @@ def wait_for_end():
         time.sleep(0.02)
 
 
-def pss_kib(pid):
-    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    return 0
+def memory_kib(pid):
+    """PSS and private memory."""
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+    return sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"]
+
+
+def drop_caches():
+    os.sync()
+    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def main():
@@ -49,6 +56,7 @@ def main():
     parser.add_argument("--env", required=True)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--processes", type=int, default=64)
+    parser.add_argument("--cold", action="store_true")
     args = parser.parse_args()
     words = [args.envfs, "run", "--private", "--read-only", args.env]
 
@@ -76,6 +84,8 @@ def main():
         wait_for_end()
         cold.append(timed())
         wait_for_end()
+        if args.cold:
+            drop_caches()
         begin = time.monotonic()
         started = [subprocess.Popen([*words, "true"]) for _ in range(args.processes)]
         if any(process.wait() != 0 for process in started):
@@ -88,13 +98,15 @@ def main():
     joined = [timed() for _ in range(args.rounds)]
     second = hold("1")
     added = [pid for pid in supervisors() if pid not in first]
-    memory = [pss_kib(pid) for pid in added]
+    # A supervisor gives pages of its program back when it has settled.
+    time.sleep(3)
+    memory = max((memory_kib(pid) for pid in added), default=(0, 0))
     release(second)
     release(holder)
     print(f"start a session: {statistics.median(cold):.1f} ms")
     print(f"join a session: {statistics.median(joined):.1f} ms")
     print(f"{args.processes} at once: {statistics.median(many):.0f} ms, {max(counts)} supervisor(s)")
-    print(f"PSS of one more supervisor: {max(memory, default=0) / 1024:.1f} MiB")
+    print(f"one more supervisor: PSS {memory[0] / 1024:.1f} MiB, private {memory[1] / 1024:.1f} MiB")
 
 
 if __name__ == "__main__":
