@@ -8,15 +8,15 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, select, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, select, unbounded};
 
 use super::guard::{Gate, Job, contain};
 use crate::fault;
-use crate::union::Released;
+use crate::union::{Released, Union};
 
 /// Delay before removed files are closed, so that they are closed in batches: waking a thread for
 /// each costs more than closing a file.
@@ -24,6 +24,48 @@ const CLOSE_DELAY: Duration = Duration::from_millis(2);
 
 /// The most background jobs that may be queued.
 const MOST_LATER: usize = 32;
+
+/// What the thread `closer` frees.
+enum Remains {
+    /// A removed object that the kernel has forgotten.
+    Released(Released),
+    /// Content of removed names, after this time.
+    Removed(Weak<Union>, Duration),
+}
+
+/// Frees what removed objects occupy, until the senders are dropped.
+fn free(remains: &Receiver<Remains>) {
+    let mut removals: Option<(Weak<Union>, Instant)> = None;
+    loop {
+        let first = match &removals {
+            None => remains.recv().map_err(RecvTimeoutError::from),
+            Some((_, due)) => remains.recv_deadline(*due),
+        };
+        match &first {
+            Ok(Remains::Released(_)) => thread::sleep(CLOSE_DELAY),
+            Ok(Remains::Removed(..)) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        for remains in first.into_iter().chain(remains.try_iter()) {
+            match remains {
+                Remains::Released(released) => contain("removal", || drop(released)),
+                Remains::Removed(union, delay) => {
+                    let due = Instant::now() + delay;
+                    if removals.as_ref().is_none_or(|(_, other)| due < *other) {
+                        removals = Some((union, due));
+                    }
+                }
+            }
+        }
+        if let Some((union, _)) = removals.take_if(|(_, due)| *due <= Instant::now()) {
+            contain("removal", || {
+                if let Some(Err(error)) = union.upgrade().map(|union| union.finish_removals()) {
+                    tracing::error!(%error, "removed files still occupy space");
+                }
+            });
+        }
+    }
+}
 
 /// Worker threads that run jobs in no particular order.
 ///
@@ -33,7 +75,7 @@ pub(super) struct Pool {
     /// Background jobs: no request depends on them.
     later: Sender<Job>,
     threads: NonZeroUsize,
-    releaseds: Sender<Released>,
+    releaseds: Sender<Remains>,
     gate: Arc<Gate>,
 }
 
@@ -58,15 +100,7 @@ impl Pool {
         let (releaseds, batch) = unbounded();
         thread::Builder::new()
             .name(String::from("closer"))
-            .spawn(move || {
-                for first in &batch {
-                    thread::sleep(CLOSE_DELAY);
-                    contain("removal", || {
-                        drop(first);
-                        batch.try_iter().for_each(drop);
-                    });
-                }
-            })?;
+            .spawn(move || free(&batch))?;
         Ok(Pool {
             jobs: sender,
             later: later_sender,
@@ -80,7 +114,15 @@ impl Pool {
     /// space.
     pub(super) fn close_later(&self, released: Released) {
         // If it cannot be sent, it is dropped here.
-        drop(self.releaseds.send(released));
+        drop(self.releaseds.send(Remains::Released(released)));
+    }
+
+    /// Finishes removals on another thread, if some became due.
+    pub(super) fn finish_removals_later(&self, union: &Arc<Union>) {
+        if let Some(delay) = union.removals_due() {
+            let union = Arc::downgrade(union);
+            drop(self.releaseds.send(Remains::Removed(union, delay)));
+        }
     }
 
     /// Returns whether there is more than one thread.

@@ -227,6 +227,7 @@ impl Filesystem for EnvFs {
         self.before_change(req, parent, name);
         let _timed = self.timed(Op::Remove);
         let done = self.union.unlink(Ino(parent.0), name.as_bytes());
+        self.pool.finish_removals_later(&self.union);
         self.answer("unlink", Ino(parent.0), done, reply);
     }
 
@@ -269,6 +270,7 @@ impl Filesystem for EnvFs {
             }
         }
         let done = self.union.rename(from, name, to, newname, mode);
+        self.pool.finish_removals_later(&self.union);
         if let Some(watch) = &self.before_change {
             watch.renamed();
         }

@@ -40,6 +40,10 @@ pub struct SetAttr {
 impl Union {
     /// Sets attributes and returns the new ones. Only a change of size copies content up.
     pub fn set_attr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
+        self.with_space(|| self.try_set_attr(ino, set))
+    }
+
+    fn try_set_attr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         let _gate = self.gate_shared();
         if let Some(size) = set.size {
             self.truncate(ino, size, set.set_id)?;

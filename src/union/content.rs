@@ -200,10 +200,12 @@ impl Union {
     /// Writes `data` at `offset`. Returns the number of bytes written, which is less than all if
     /// the disk is full.
     pub fn write_at(&self, ino: Ino, offset: u64, data: &[u8], set_id: SetIdBits) -> Result<usize> {
-        let _gate = self.gate_shared();
-        let file = self.writable(ino, None)?;
-        self.kill_privileges(ino, set_id)?;
-        write_what_fits(&file, data, offset)
+        self.with_space(|| {
+            let _gate = self.gate_shared();
+            let file = self.writable(ino, None)?;
+            self.kill_privileges(ino, set_id)?;
+            write_what_fits(&file, data, offset)
+        })
     }
 
     /// Writes `data` at the end of the file, which is `end` according to the kernel. Returns the
@@ -216,14 +218,16 @@ impl Union {
         data: &[u8],
         set_id: SetIdBits,
     ) -> Result<(u64, usize)> {
-        let _gate = self.gate_shared();
-        let file = self.writable(ino, None)?;
-        self.kill_privileges(ino, set_id)?;
-        let end = match self.was_discarded.load(Ordering::Relaxed) {
-            true => file.metadata()?.len(),
-            false => end,
-        };
-        Ok((end, write_what_fits(&file, data, end)?))
+        self.with_space(|| {
+            let _gate = self.gate_shared();
+            let file = self.writable(ino, None)?;
+            self.kill_privileges(ino, set_id)?;
+            let end = match self.was_discarded.load(Ordering::Relaxed) {
+                true => file.metadata()?.len(),
+                false => end,
+            };
+            Ok((end, write_what_fits(&file, data, end)?))
+        })
     }
 
     /// Starts writing the content of a file to disk, without waiting for it.
@@ -249,8 +253,6 @@ impl Union {
         mode: AllocateMode,
         set_id: SetIdBits,
     ) -> Result<()> {
-        let _gate = self.gate_shared();
-        let file = self.writable(ino, None)?;
         let flags = match mode {
             AllocateMode::Reserve { keep_size: false } => FallocateFlags::empty(),
             AllocateMode::Reserve { keep_size: true } => FallocateFlags::FALLOC_FL_KEEP_SIZE,
@@ -263,8 +265,12 @@ impl Union {
             }
         };
         let (offset, len) = (to_i64(offset)?, to_i64(len)?);
-        self.kill_privileges(ino, set_id)?;
-        Ok(nix::fcntl::fallocate(&*file, flags, offset, len)?)
+        self.with_space(|| {
+            let _gate = self.gate_shared();
+            let file = self.writable(ino, None)?;
+            self.kill_privileges(ino, set_id)?;
+            Ok(nix::fcntl::fallocate(&*file, flags, offset, len)?)
+        })
     }
 
     /// Returns the start of the next data or hole at or after `offset`. `ENXIO` if that is past the
@@ -280,6 +286,18 @@ impl Union {
     /// Copies a range between files. Returns the number of bytes copied, which is less than `len`
     /// at the end of the source or if the disk is full.
     pub fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        set_id: SetIdBits,
+    ) -> Result<u64> {
+        self.with_space(|| self.try_copy_range(from, from_offset, to, to_offset, len, set_id))
+    }
+
+    fn try_copy_range(
         &self,
         from: Ino,
         from_offset: u64,

@@ -39,6 +39,21 @@ pub enum Error {
     Inconsistent(String),
 }
 
+impl Error {
+    /// Returns true if the disk is full or a quota is exhausted.
+    pub(crate) fn is_no_space(&self) -> bool {
+        match self {
+            Error::Posix(code) => matches!(code, Errno::ENOSPC | Errno::EDQUOT),
+            Error::Upper(error) => matches!(
+                error.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            ),
+            Error::State(error) => error.is_no_space(),
+            _ => false,
+        }
+    }
+}
+
 /// Result of a union operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

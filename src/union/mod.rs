@@ -28,8 +28,8 @@
 //! # Lock order
 //!
 //! `gate` → `copy_ups[…]` → `state` → (`nodes`, the caches of `UpperDir`, the database), and
-//! `syncing_dirs` → `state`. Each may be skipped. `docs/architecture.md` lists the locks of the
-//! whole daemon.
+//! `syncing_dirs` → `state`. The lists of `removals` are locked last. Each may be skipped.
+//! `docs/architecture.md` lists the locks of the whole daemon.
 //!
 //! - `gate`: shared while content of the upper changes, exclusive while the stack changes.
 //! - `copy_ups[ino]`: held while the content of the object is copied up.
@@ -65,6 +65,7 @@ mod privileges;
 mod readdir;
 mod reconcile;
 mod recorded;
+mod removals;
 mod remove;
 mod rename;
 mod restore;
@@ -146,6 +147,7 @@ pub struct Union {
     inos: Mutex<Range<u64>>,
     /// Held while directories are synced.
     syncing_dirs: Mutex<()>,
+    removals: removals::Removals,
     /// Whether files are synced one by one, because `syncfs` may not reach the disk (FUSE, network
     /// file systems).
     syncs_singly: bool,

@@ -50,6 +50,10 @@ impl NewObject<'_> {
 impl Union {
     /// Creates an object and returns its identity and attributes. `EEXIST` if the name exists.
     pub fn create(&self, dir: Ino, name: &[u8], new: &NewObject<'_>) -> Result<(Ino, Attr)> {
+        self.with_space(|| self.try_create(dir, name, new))
+    }
+
+    fn try_create(&self, dir: Ino, name: &[u8], new: &NewObject<'_>) -> Result<(Ino, Attr)> {
         let NewObject {
             kind,
             mode,
@@ -141,6 +145,9 @@ impl Union {
         }
         let mut attr = row_attr(&row);
         if let Some(created) = created {
+            if state.lower.lookup(dir, name)?.is_none() {
+                self.removals.note_new(ino);
+            }
             created_into(&mut attr, &created.metadata);
         }
         Ok((ino, attr))
@@ -148,6 +155,10 @@ impl Union {
 
     /// Adds a name to an object and returns its attributes. `EPERM` if it is a directory.
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Attr> {
+        self.with_space(|| self.try_link(ino, dir, name))
+    }
+
+    fn try_link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
         let _gate = self.gate_shared();
         self.preload_name(dir, name)?;
@@ -178,6 +189,7 @@ impl Union {
                 RowChange::put_inode(dir, parent),
             ],
         )?;
+        self.removals.note_renamed(ino);
         state.row_attr(ino, &row)
     }
 

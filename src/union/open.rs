@@ -141,6 +141,7 @@ impl Union {
             nodes: Nodes::default(),
             inos: Mutex::new(0..0),
             syncing_dirs: Mutex::new(()),
+            removals: Default::default(),
             syncs_singly,
             lower_names: Default::default(),
             needs_repair: AtomicBool::new(false),
@@ -159,6 +160,7 @@ impl Union {
         self.create_spare_upper();
         self.db.restore_reserve();
         self.sync_all()?;
+        self.finish_removals()?;
         match self.needs_repair.load(Ordering::Relaxed) {
             false => {
                 self.note_checked();

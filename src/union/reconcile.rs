@@ -404,6 +404,8 @@ impl Union {
     /// Compares rows and files while the view is in use, and repairs the differences. Called after
     /// content could not be read. Does nothing while there are frozen uppers.
     pub(crate) fn repair(&self) -> Result<Reconciled> {
+        // Otherwise content of removed names would be removed before that is durable.
+        self.finish_removals()?;
         let _gate = self.gate_exclusive();
         let mut guard = self.write();
         let state = &mut *guard;

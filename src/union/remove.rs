@@ -9,14 +9,21 @@ use super::namespace::touch;
 use super::{ContentLayer, Orphan, Presence, Result, State, Union};
 use crate::object::{Ino, Kind, Timestamp};
 use crate::state::{DataPlace, InodeRow, RowChange};
+use crate::upper::Removed;
 
 /// What to do with the physical file when a name is removed.
 pub(super) enum Cleanup {
     Nothing,
-    /// Remove the content under the name: the object has no other name.
+    /// Remove the content under the name at once: the object has no other name, and is not durable
+    /// or only a copy of its row.
     Remove,
-    /// Remove the content in `work`: the object has no other name.
+    /// Take the content under the name out, before the rows change, and remove it when they are
+    /// durable: the object has no other name.
+    RemoveLater,
+    /// The same for content that is in `work` already, after the rows have changed.
     RemoveDetached,
+    /// Remove the file that was taken out, when the rows are durable.
+    Removed(Removed),
     /// Move the content under the name to `work`, before the rows change: the object has other
     /// names.
     Detach,
@@ -68,7 +75,7 @@ impl Union {
         let (remains, orphan) = self.drop_name(state, ino, dir, name, now, &mut changes)?;
         touch(&mut parent, now);
         changes.push(RowChange::put_inode(dir, parent));
-        let detached = state.detach(ino, dir, name, &remains)?;
+        let (detached, remains) = state.detach(ino, dir, name, remains)?;
         if let Err(e) = self.change(state, &changes) {
             self.undo_detach(state, detached);
             return Err(e);
@@ -126,6 +133,12 @@ impl Union {
             return Ok((Cleanup::RemoveDir, orphan));
         }
         let remains = match (row.data, row.place.is_some()) {
+            (DataPlace::Upper, true) if lies_here && row.kind == Kind::File => {
+                match self.removals.is_new(ino) {
+                    true => Cleanup::Remove,
+                    false => Cleanup::RemoveLater,
+                }
+            }
             (DataPlace::Upper, true) if lies_here => Cleanup::Remove,
             // A hard link whose other names were removed before.
             (DataPlace::Upper, false) => Cleanup::RemoveDetached,
@@ -172,9 +185,20 @@ impl Union {
 
     /// Undoes [`State::detach`] after the rows could not be changed.
     pub(super) fn undo_detach(&self, state: &State, detached: Option<Detached<'_>>) {
-        if let Some(Detached { ino, dir, name }) = detached
-            && let Err(e) = state.upper.place(ino, dir.as_fd(), name)
-        {
+        let Some(Detached {
+            ino,
+            as_removed,
+            dir,
+            name,
+        }) = detached
+        else {
+            return;
+        };
+        let undone = match as_removed {
+            Some(removed) => state.upper.bring_back(removed, dir.as_fd(), name),
+            None => state.upper.place(ino, dir.as_fd(), name),
+        };
+        if let Err(e) = undone {
             self.repair_later("cannot move content back to its name", &e);
         }
     }
@@ -188,9 +212,12 @@ impl Union {
         name: &[u8],
         remains: Cleanup,
     ) {
-        if let Err(e) = state.remove_physical(ino, dir, name, remains) {
-            self.repair_later("cannot remove the content of a removed name", &e);
+        match state.remove_physical(ino, dir, name, remains) {
+            Ok(None) => {}
+            Ok(Some(removed)) => self.removals.add(&state.upper, removed),
+            Err(e) => self.repair_later("cannot remove the content of a removed name", &e),
         }
+        self.removals.note_renamed(ino);
     }
 
     /// `ENOTEMPTY` if a directory has names.
@@ -211,45 +238,81 @@ impl Union {
 /// Content that was moved to `work`, and its former name.
 pub(super) struct Detached<'a> {
     ino: Ino,
+    /// Whether it was taken out to be removed.
+    as_removed: Option<Removed>,
     dir: Arc<OwnedFd>,
     name: &'a [u8],
 }
 
 impl State {
-    /// Moves the content of an object that loses this name to `work`. Done before the rows change:
-    /// it may fail on a full disk, and can be undone.
+    /// Moves the content of an object that loses this name to `work`, and returns what is then to
+    /// be done with it. Done before the rows change: it may fail on a full disk, and can be undone.
     pub(super) fn detach<'a>(
         &self,
         ino: Ino,
         dir: Ino,
         name: &'a [u8],
-        remains: &Cleanup,
-    ) -> Result<Option<Detached<'a>>> {
-        if !matches!(remains, Cleanup::Detach) {
-            return Ok(None);
+        remains: Cleanup,
+    ) -> Result<(Option<Detached<'a>>, Cleanup)> {
+        if !matches!(remains, Cleanup::Detach | Cleanup::RemoveLater) {
+            return Ok((None, remains));
         }
         let Some(physical) = self.find_dir(dir)? else {
-            return Ok(None);
+            return Ok((None, remains));
         };
-        match self.upper.detach(physical.as_fd(), name, ino) {
-            Ok(()) => Ok(Some(Detached {
-                ino,
-                dir: physical,
-                name,
-            })),
+        let moved = match remains {
+            Cleanup::Detach => self
+                .upper
+                .detach(physical.as_fd(), name, ino)
+                .map(|()| None),
+            _ => self.upper.take_out(physical.as_fd(), name).map(Some),
+        };
+        let (as_removed, remains) = match moved {
+            Ok(None) => (None, remains),
+            Ok(Some(removed)) => (Some(removed), Cleanup::Removed(removed)),
             // A name whose content is missing must be removable.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+            Err(Errno::ENOENT) if matches!(remains, Cleanup::Detach) => return Ok((None, remains)),
+            // Or `work` cannot grow: programs must be able to free space on a full disk.
+            Err(Errno::ENOENT | Errno::ENOSPC | Errno::EDQUOT)
+                if matches!(remains, Cleanup::RemoveLater) =>
+            {
+                return Ok((None, Cleanup::Remove));
+            }
+            Err(e) => return Err(std::io::Error::from(e).into()),
+        };
+        let dir = physical;
+        let detached = Detached {
+            ino,
+            as_removed,
+            dir,
+            name,
+        };
+        Ok((Some(detached), remains))
     }
 
-    fn remove_physical(&mut self, ino: Ino, dir: Ino, name: &[u8], remains: Cleanup) -> Result<()> {
+    /// Removes what is left of an object or of its name. Returns a file that is to be removed when
+    /// the rows are durable.
+    fn remove_physical(
+        &mut self,
+        ino: Ino,
+        dir: Ino,
+        name: &[u8],
+        remains: Cleanup,
+    ) -> Result<Option<Removed>> {
         match remains {
-            // Detached before the rows changed.
-            Cleanup::Nothing | Cleanup::Detach => {}
-            Cleanup::RemoveDetached => {
-                self.upper.unstage(ino)?;
+            // What was in the way was moved before the rows changed.
+            Cleanup::Nothing | Cleanup::Detach | Cleanup::RemoveLater => {}
+            Cleanup::Removed(removed) => {
                 self.upper.forget_file(ino);
+                return Ok(Some(removed));
+            }
+            Cleanup::RemoveDetached => {
+                self.upper.forget_file(ino);
+                return match self.upper.take_out_detached(ino) {
+                    Ok(removed) => Ok(Some(removed)),
+                    Err(Errno::ENOENT) => Ok(None),
+                    Err(e) => Err(std::io::Error::from(e).into()),
+                };
             }
             Cleanup::Remove => {
                 if let Some(physical) = self.find_dir(dir)? {
@@ -263,6 +326,6 @@ impl State {
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 }

@@ -92,6 +92,17 @@ impl Union {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
+        self.with_space(|| self.try_rename(dir, name, new_dir, new_name, mode))
+    }
+
+    fn try_rename(
+        &self,
+        dir: Ino,
+        name: &[u8],
+        new_dir: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
         check_name(new_name)?;
         let _gate = self.gate_shared();
         self.preload_name(dir, name)?;
@@ -161,7 +172,7 @@ impl Union {
         let mut changes = Vec::with_capacity(8);
         changes.push(state.unlink_change(dir, name)?);
         changes.push(state.link_change(new_dir, new_name, ino)?);
-        let replaced = match replaced {
+        let mut replaced = match replaced {
             Some(ino) => {
                 let (cleanup, orphan) =
                     self.drop_name(state, ino, new_dir, new_name, now, &mut changes)?;
@@ -193,11 +204,14 @@ impl Union {
         } else {
             None
         };
-        let (detached, destroys) = match &replaced {
-            Some(Replaced { ino, cleanup, .. }) => (
-                state.detach(*ino, new_dir, new_name, cleanup)?,
-                matches!(cleanup, Cleanup::Remove | Cleanup::RemoveDir),
-            ),
+        let (detached, destroys) = match &mut replaced {
+            Some(Replaced { ino, cleanup, .. }) => {
+                let remains = std::mem::replace(cleanup, Cleanup::Nothing);
+                let (detached, remains) = state.detach(*ino, new_dir, new_name, remains)?;
+                let destroys = matches!(remains, Cleanup::Remove | Cleanup::RemoveDir);
+                *cleanup = remains;
+                (detached, destroys)
+            }
             None => (None, false),
         };
         // Content moves before the rows change if that destroys nothing, since it may fail.
@@ -219,6 +233,7 @@ impl Union {
             return Err(e);
         }
         self.nodes.moved(ino, new_dir);
+        self.removals.note_renamed(ino);
         // Step 3.
         let is_replacing = replaced.is_some();
         let late = content.as_ref().filter(|_| destroys);
@@ -321,6 +336,8 @@ impl Union {
             }
             return Err(e);
         }
+        self.removals.note_renamed(a.ino);
+        self.removals.note_renamed(b.ino);
         self.nodes.moved(a.ino, b.dir);
         self.nodes.moved(b.ino, a.dir);
         if content.is_some() {

@@ -97,6 +97,7 @@ impl Union {
         if state.delta.is_empty() {
             return publish(state.layer, None);
         }
+        self.removals.note_sync();
         let (fresh, upper) = self.new_upper()?;
         state.end_epoch(Vec::new())?;
         let frozen = state.layer;

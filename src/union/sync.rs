@@ -159,6 +159,7 @@ impl Union {
     /// be run in any order, and at the same time: a file system writes once for all that wait for
     /// it. What is durable already needs none.
     pub(crate) fn sync_steps(&self, ino: Ino, mode: SyncMode) -> Result<Vec<SyncStep>> {
+        self.removals.note_sync();
         let targets = self.read().sync_targets(ino)?;
         let mut steps = Vec::new();
         let mut dirs = Vec::new();
@@ -224,6 +225,7 @@ impl Union {
 
     /// Makes everything durable.
     pub fn sync_all(&self) -> Result<()> {
+        self.removals.note_sync();
         if self.syncs_singly {
             self.sync_uppers().inspect_err(|_| {
                 let state = self.read();

@@ -269,3 +269,38 @@ fn a_discard_succeeds_even_if_a_lower_layer_cannot_be_read() {
     let content = union.read_at(held, 0, 100).unwrap();
     assert_eq!((*content).as_ref(), b"content");
 }
+
+#[test]
+fn a_change_without_space_is_repeated_once_removed_content_is_gone() {
+    let (dir, union) = empty();
+    let new_file = NewObject::new(Kind::File, 0o644, Creator { uid: 1, gid: 1 });
+    let (file, _) = union.create(Ino::ROOT, b"synced", &new_file).unwrap();
+    union
+        .write_at(file, 0, b"content", SetIdBits::Keep)
+        .unwrap();
+    union.sync(file, SyncMode::Full).unwrap();
+    let work = || {
+        fs::read_dir(dir.path().join("layers/1/work"))
+            .unwrap()
+            .count()
+    };
+    let count = std::cell::Cell::new(0);
+    let fails_once = || {
+        count.set(count.get() + 1);
+        match count.get() {
+            1 => Err(Error::from(Errno::EDQUOT)),
+            _ => Ok(work()),
+        }
+    };
+    union.unlink(Ino::ROOT, b"synced").unwrap();
+    assert_eq!(work(), 1);
+    assert_eq!(union.with_space(fails_once).unwrap(), 0);
+    // Nothing was removed since.
+    count.set(0);
+    assert!(union.with_space(fails_once).unwrap_err().is_no_space());
+    assert_eq!(count.get(), 1);
+    // Other errors are final.
+    union.create(Ino::ROOT, b"other", &new_file).unwrap();
+    let fails = || Err::<(), _>(Error::from(Errno::EIO));
+    assert!(!union.with_space(fails).unwrap_err().is_no_space());
+}

@@ -64,18 +64,22 @@ impl Union {
 
     /// Sets an extended attribute.
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
-        self.change_xattr(ino, name, Some(value), |exists| match (mode, exists) {
-            (XattrMode::Create, true) => Err(Errno::EEXIST),
-            (XattrMode::Replace, false) => Err(Errno::ENODATA),
-            _ => Ok(()),
+        self.with_space(|| {
+            self.change_xattr(ino, name, Some(value), |exists| match (mode, exists) {
+                (XattrMode::Create, true) => Err(Errno::EEXIST),
+                (XattrMode::Replace, false) => Err(Errno::ENODATA),
+                _ => Ok(()),
+            })
         })
     }
 
     /// Removes an extended attribute. `ENODATA` if it does not exist.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        self.change_xattr(ino, name, None, |exists| match exists {
-            true => Ok(()),
-            false => Err(Errno::ENODATA),
+        self.with_space(|| {
+            self.change_xattr(ino, name, None, |exists| match exists {
+                true => Ok(()),
+                false => Err(Errno::ENODATA),
+            })
         })
     }
 

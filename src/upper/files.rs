@@ -159,13 +159,13 @@ impl UpperDir {
     }
 
     /// Moves a placed file to `work`, where content without a name is kept.
-    pub(crate) fn detach(&self, dir: BorrowedFd<'_>, component: &[u8], ino: Ino) -> io::Result<()> {
-        Ok(rename(
-            dir,
-            component,
-            self.work.as_fd(),
-            work_name(ino).as_bytes(),
-        )?)
+    pub(crate) fn detach(
+        &self,
+        dir: BorrowedFd<'_>,
+        component: &[u8],
+        ino: Ino,
+    ) -> Result<(), Errno> {
+        rename(dir, component, self.work.as_fd(), work_name(ino).as_bytes())
     }
 
     /// Returns the content file of `ino`, open for reading and writing.

@@ -5,6 +5,7 @@
 //! layers/<id>/upper/…       content of new and copied-up files, at their merged paths
 //! layers/<id>/work/<ino>    content without a name there: being copied up, or detached because its
 //!                           name was removed while other names remain
+//! layers/<id>/work/removed-<n>  content that no row refers to, until that is durable
 //! ```
 //!
 //! Names and attributes are rows, not files; only content is here. Every path is resolved from a
@@ -20,6 +21,7 @@
 
 mod files;
 mod marks;
+mod removed;
 mod scan;
 mod strays;
 mod unsynced;
@@ -46,6 +48,7 @@ use crate::sys::private::create_dir;
 use crate::sys::regular;
 pub(crate) use files::backing_mode;
 pub(crate) use marks::Marks;
+pub(crate) use removed::Removed;
 pub(crate) use scan::{Found, FoundKind, LayerPath, Part};
 pub(crate) use unsynced::Unsynced;
 

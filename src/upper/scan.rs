@@ -107,7 +107,7 @@ impl UpperDir {
     /// Moves a file to `work`, as the detached content of `ino`.
     pub(crate) fn take_to_work(&self, found: &Found, ino: Ino) -> io::Result<()> {
         match self.open_parent(found)? {
-            Some((dir, last)) => self.detach(dir.as_fd(), last, ino),
+            Some((dir, last)) => Ok(self.detach(dir.as_fd(), last, ino)?),
             None => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use envfs::environment::{EnvLock, Layout};
 
 use super::errors::word;
 use crate::support::tree::{self, Look};
-use crate::support::{TestEnv, run, samples, skip_allowed};
+use crate::support::{TestEnv, run, samples, skip_allowed, wait_for};
 
 /// A small tmpfs for a store, unmounted when dropped.
 pub(super) struct Small(pub(super) PathBuf);
@@ -89,6 +89,77 @@ fn import_on_a_full_disk_leaves_nothing_behind() {
     small.free();
     assert_eq!(env.store_listing(), before);
     env.envfs(&["create", "second"]).ok();
+}
+
+#[test]
+fn space_of_removed_and_replaced_files_is_freed_without_a_sync() {
+    // Content that was synced stays until its removal is durable.
+    let Some((env, small)) = store_of("24m") else {
+        return;
+    };
+    env.envfs(&["create", "-q", "e"]).ok();
+    let prefix = env.mount("e");
+    let large = samples::noise(10 << 20, 7);
+    let write = |name: &str| {
+        let mut file = fs::File::create(prefix.join(name)).unwrap();
+        file.write_all(&large).unwrap();
+        file.sync_all().unwrap();
+    };
+    let wait_for_space = || {
+        let free = || {
+            let stat = nix::sys::statvfs::statvfs(&small.0).unwrap();
+            stat.blocks_available() * stat.fragment_size()
+        };
+        wait_for("free space", || free() > 11 << 20);
+    };
+    write("first");
+    for round in 0..3 {
+        fs::remove_file(prefix.join("first")).unwrap();
+        wait_for_space();
+        write("first");
+        fs::write(prefix.join("small"), format!("{round}")).unwrap();
+        fs::rename(prefix.join("small"), prefix.join("first")).unwrap();
+        wait_for_space();
+        write("second");
+        fs::rename(prefix.join("second"), prefix.join("first")).unwrap();
+    }
+    assert_eq!(fs::read(prefix.join("first")).unwrap(), large);
+    env.verify("e");
+}
+
+#[test]
+fn removed_files_are_gone_soon_and_after_a_close() {
+    let Some(env) = TestEnv::new() else { return };
+    env.envfs(&["create", "-q", "e"]).ok();
+    let prefix = env.mount("e");
+    let synced = |name: &str| {
+        let mut file = fs::File::create(prefix.join(name)).unwrap();
+        file.write_all(b"content").unwrap();
+        file.sync_all().unwrap();
+    };
+    let work = || {
+        let layers = fs::read_dir(env.home_of("e").join("layers")).unwrap();
+        let works = layers.map(|layer| layer.unwrap().path().join("work"));
+        let files = works.flat_map(|work| fs::read_dir(work).unwrap());
+        files
+            .map(|file| file.unwrap().file_name())
+            .collect::<Vec<_>>()
+    };
+    for name in ["a", "b"] {
+        synced(name);
+        fs::remove_file(prefix.join(name)).unwrap();
+        if name == "a" {
+            wait_for("the removed file", || work().is_empty());
+        }
+    }
+    env.envfs(&["unmount", "e"]).ok();
+    assert!(work().is_empty());
+    // Nothing durable refers to a file that was never synced.
+    let prefix = env.mount("e");
+    fs::write(prefix.join("temporary"), "x").unwrap();
+    fs::remove_file(prefix.join("temporary")).unwrap();
+    assert!(work().is_empty());
+    env.verify("e");
 }
 
 #[test]

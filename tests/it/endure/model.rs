@@ -254,12 +254,6 @@ impl Model {
             Action::Replace(bytes) => self.push(path, file(bytes.make())),
             Action::Symlink(target) => self.push(path, Allowed::Is(Node::Link(target.clone()))),
             Action::Unlink => {
-                // A power failure before the removal is synced may remove the file but not its row.
-                // Then the committed content appears again (docs/commit.md), which is neither of
-                // the two.
-                if matches!(self.now(path), Node::File(_)) {
-                    self.push(path, Allowed::AnyFile);
-                }
                 self.push(path, Allowed::Is(Node::Absent));
             }
             Action::Rename(to) if to == path => {}
