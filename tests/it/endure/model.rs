@@ -154,6 +154,16 @@ impl Model {
         }
     }
 
+    /// Returns the start of a file that must survive an append. Blocks of earlier appends that were
+    /// not synced may be lost even if later ones are on the disk.
+    fn durable_start(&self, path: &str, all: &[u8]) -> Arc<[u8]> {
+        let history = self.paths.get(path);
+        match history.map(|history| &history.states[history.promised].allowed) {
+            Some(Allowed::Is(Node::File(bytes))) if all.starts_with(bytes) => bytes.clone(),
+            _ => Arc::default(),
+        }
+    }
+
     fn now(&self, path: &str) -> &Node {
         self.paths.get(path).map_or(&Node::Absent, History::now)
     }
@@ -234,8 +244,9 @@ impl Model {
                 self.push(path, file(bytes.make()));
             }
             Action::Append(bytes) => {
-                let all = [now.clone(), bytes.make()].concat();
-                self.push(path, Allowed::Longer(now.into(), all.len()));
+                let all = [now, bytes.make()].concat();
+                let durable = self.durable_start(path, &all);
+                self.push(path, Allowed::Longer(durable, all.len()));
                 self.push(path, file(all));
             }
             Action::Patch(at, bytes) => {

@@ -17,6 +17,11 @@ const OPERATIONS: &[Operation] = &[
     Operation::Commit,
     Operation::CommitUnmounted,
     Operation::Remount,
+    Operation::CommitPart,
+    Operation::DiscardPart,
+    Operation::UndoDiscard,
+    Operation::RestorePart,
+    Operation::Checkpoint,
     Operation::Collect,
 ];
 

@@ -20,6 +20,11 @@ const OPERATIONS: &[Operation] = &[
     Operation::Inspect,
     Operation::Verify,
     Operation::Compare,
+    Operation::CommitPart,
+    Operation::DiscardPart,
+    Operation::UndoDiscard,
+    Operation::RestorePart,
+    Operation::Checkpoint,
     Operation::Wait,
 ];
 

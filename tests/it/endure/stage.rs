@@ -26,14 +26,27 @@ type Models = Vec<Model>;
 /// An operation on the whole environment that has begun.
 #[derive(Debug)]
 enum Pending {
-    Commit(Vec<Mark>),
+    Commit(Part, Vec<Mark>),
     /// A discard, or a rollback, which adds a revision; either restores these contents.
     Back {
         to: Models,
-        adds: bool,
+        adds: Adds,
     },
     /// Garbage collection, which may remove old revisions.
     Collect,
+}
+
+/// What a commit includes: everything, or the directory of one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    Of(usize),
+}
+
+impl Part {
+    fn includes(self, worker: usize) -> bool {
+        self == Part::All || self == Part::Of(worker)
+    }
 }
 
 /// A revision and its contents.
@@ -41,6 +54,13 @@ enum Pending {
 struct Revision {
     id: i64,
     holds: Models,
+}
+
+/// What an operation adds to the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Adds {
+    Nothing,
+    Revision,
 }
 
 /// The history of the environment.
@@ -51,13 +71,29 @@ struct Past {
     pending: Option<Pending>,
 }
 
+impl Past {
+    /// Returns the contents of the current revision.
+    fn last(&self) -> &Models {
+        &self.revisions[self.revisions.len() - 1].holds
+    }
+}
+
 /// Operations of the conductor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
     Wait,
     Commit,
+    /// Commits the directory of one process.
+    CommitPart,
     Discard,
+    /// Discards the changes in the directory of one process.
+    DiscardPart,
+    /// Discards everything, and takes that back.
+    UndoDiscard,
     Rollback,
+    /// Restores the directory of one process from a revision.
+    RestorePart,
+    Checkpoint,
     Collect,
     Remount,
     /// Unmounts, commits without a daemon, mounts.
@@ -178,6 +214,15 @@ impl Stage {
         Ok((ids, current.unwrap_or(0)))
     }
 
+    /// Returns the number of the newest operation that can be undone.
+    fn newest_operation(&self) -> Option<i64> {
+        let done = self.env.envfs(&["log", "--all", "-n", "1", "--json", NAME]);
+        match self.has_succeeded(&done) {
+            true => done.json()[0]["operation"].as_i64(),
+            false => None,
+        }
+    }
+
     /// Drives one process until the end.
     fn work(&self, worker: usize) {
         loop {
@@ -196,7 +241,9 @@ impl Stage {
             };
             match process.perform(&op) {
                 Ok(()) => {
-                    let counts = self.all_counts || op.sync;
+                    // A file system that is being shut down acknowledges some syncs that it has
+                    // not made: ext4 forgets the transaction for which the sync waits.
+                    let counts = self.all_counts || op.sync && !self.is_down();
                     self.models[worker].lock().unwrap().end(counts);
                     self.done.fetch_add(1, Ordering::SeqCst);
                     self.promised
@@ -263,17 +310,72 @@ impl Stage {
     pub(super) fn perform(&self, operation: Operation, random: &mut Random) {
         match operation {
             Operation::Wait => std::thread::sleep(Duration::from_millis(random.next() % 100)),
-            Operation::Commit => self.commit(random, &[]),
+            Operation::Commit => self.commit(random, Part::All),
+            Operation::CommitPart => {
+                let worker = random.below(WORKERS);
+                self.commit(random, Part::Of(worker));
+            }
+            Operation::Checkpoint => {
+                self.has_succeeded(&self.run(&["checkpoint", "-q", NAME]));
+            }
             Operation::CommitUnmounted => {
                 let _quiet = self.quiet.write().unwrap();
                 if !self.has_succeeded(&self.run(&["unmount", NAME])) {
                     return;
                 }
-                self.commit(random, &[]);
+                self.commit(random, Part::All);
                 self.has_succeeded(&self.run(&["mount", NAME]));
             }
-            Operation::Discard => self.go_back(None),
-            Operation::Rollback => self.go_back(Some(random)),
+            Operation::Discard => {
+                let _quiet = self.quiet.write().unwrap();
+                self.discard();
+            }
+            Operation::UndoDiscard => {
+                let _quiet = self.quiet.write().unwrap();
+                let before = self.now();
+                let newest = self.newest_operation();
+                // Without changes there was nothing to discard, and an undo would take back
+                // something else.
+                if self.discard() && self.newest_operation() != newest {
+                    self.go_back(before, Adds::Nothing, None, &["undo", "-q", NAME]);
+                }
+            }
+            Operation::DiscardPart => {
+                let _quiet = self.quiet.write().unwrap();
+                let (worker, mut to) = (random.below(WORKERS), self.now());
+                to[worker] = self.past.lock().unwrap().last()[worker].clone();
+                let path = worker.to_string();
+                let words = ["discard", "-y", "-q", NAME, &path];
+                self.go_back(to, Adds::Nothing, Some(Part::Of(worker)), &words);
+            }
+            Operation::RestorePart => {
+                let _quiet = self.quiet.write().unwrap();
+                let (worker, mut to) = (random.below(WORKERS), self.now());
+                let id = {
+                    let past = self.past.lock().unwrap();
+                    let at = random.below(past.revisions.len());
+                    to[worker] = past.revisions[at].holds[worker].clone();
+                    past.revisions[at].id.to_string()
+                };
+                let path = worker.to_string();
+                let words = ["restore", "-q", NAME, &path, "--from", &id];
+                self.go_back(to, Adds::Nothing, Some(Part::Of(worker)), &words);
+            }
+            Operation::Rollback => {
+                let _quiet = self.quiet.write().unwrap();
+                let (to, id, last) = {
+                    let past = self.past.lock().unwrap();
+                    let revision = &past.revisions[random.below(past.revisions.len())];
+                    let last = past.revisions[past.revisions.len() - 1].id;
+                    (revision.holds.clone(), revision.id, last)
+                };
+                if id == last {
+                    self.discard();
+                } else {
+                    let words = ["rollback", "-y", "-q", NAME, &id.to_string()];
+                    self.go_back(to, Adds::Revision, Some(Part::All), &words);
+                }
+            }
             Operation::Collect => {
                 self.past.lock().unwrap().pending = Some(Pending::Collect);
                 let keep = (2 + random.below(4)).to_string();
@@ -355,44 +457,52 @@ impl Stage {
         Ok(all)
     }
 
-    fn commit(&self, random: &mut Random, more: &[&str]) {
+    fn commit(&self, random: &mut Random, part: Part) {
         let marks: Vec<Mark> = self
             .models
             .iter()
             .map(|model| model.lock().unwrap().mark())
             .collect();
-        self.past.lock().unwrap().pending = Some(Pending::Commit(marks));
+        self.past.lock().unwrap().pending = Some(Pending::Commit(part, marks));
         let mut words = vec!["commit", "-q", NAME];
-        match random.below(8) {
-            0 => words.push("--rebuild"),
-            1 => words.push("--compact"),
-            _ => {}
+        let path;
+        match (part, random.below(8)) {
+            (Part::All, 0) => words.push("--rebuild"),
+            (Part::All, 1) => words.push("--compact"),
+            (Part::All, _) => {}
+            (Part::Of(worker), _) => {
+                path = worker.to_string();
+                words.push(&path);
+            }
         }
-        words.extend(more);
         if !self.has_succeeded(&self.run(&words)) {
             return;
         }
         let mut past = self.past.lock().unwrap();
-        let Some(Pending::Commit(marks)) = past.pending.take() else {
+        let Some(Pending::Commit(part, marks)) = past.pending.take() else {
             panic!("another operation has replaced the pending commit");
         };
         // Promised whether or not the log can be read after a crash.
-        let holds = self.hold(&marks, true);
+        let holds = self.hold(past.last(), part, &marks, true);
         match self.log() {
             Ok((_, current)) if past.revisions.last().is_some_and(|last| last.id == current) => {}
             Ok((_, id)) => past.revisions.push(Revision { id, holds }),
             Err(done) => {
                 assert!(self.is_down(), "{done}");
-                past.pending = Some(Pending::Commit(marks));
+                past.pending = Some(Pending::Commit(part, marks));
             }
         }
         self.promised.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Returns the allowed contents of a commit that began at a mark and has ended.
-    fn hold(&self, marks: &[Mark], is_promised: bool) -> Models {
-        let both = self.models.iter().zip(marks);
-        both.map(|(model, mark)| {
+    /// Returns the allowed contents of a commit that began at a mark and has ended. The revision
+    /// before it has the contents `last`.
+    fn hold(&self, last: &Models, part: Part, marks: &[Mark], is_promised: bool) -> Models {
+        let all = self.models.iter().zip(marks).zip(last).enumerate();
+        all.map(|(worker, ((model, mark), last))| {
+            if !part.includes(worker) {
+                return last.clone();
+            }
             let mut model = model.lock().unwrap();
             if is_promised {
                 model.promise(mark);
@@ -402,29 +512,27 @@ impl Stage {
         .collect()
     }
 
-    /// Discards everything, or rolls back to a random revision.
-    fn go_back(&self, random: Option<&mut Random>) {
-        let _quiet = self.quiet.write().unwrap();
-        let (to, id) = {
-            let past = self.past.lock().unwrap();
-            let at = match random {
-                Some(random) => random.below(past.revisions.len()),
-                None => past.revisions.len() - 1,
-            };
-            (past.revisions[at].holds.clone(), past.revisions[at].id)
-        };
-        let is_rollback = self.past.lock().unwrap().revisions.last().unwrap().id != id;
+    /// Discards everything. Returns whether that was done.
+    fn discard(&self) -> bool {
+        let to = self.past.lock().unwrap().last().clone();
+        self.go_back(
+            to,
+            Adds::Nothing,
+            Some(Part::All),
+            &["discard", "-y", "-q", NAME],
+        )
+    }
+
+    /// Restores contents by a command, from a revision in the directories of `durable`. Returns
+    /// whether that was done.
+    fn go_back(&self, to: Models, adds: Adds, durable: Option<Part>, command: &[&str]) -> bool {
         self.past.lock().unwrap().pending = Some(Pending::Back {
             to: to.clone(),
-            adds: is_rollback,
+            adds,
         });
-        let done = if is_rollback {
-            self.run(&["rollback", "-y", "-q", NAME, &id.to_string()])
-        } else {
-            self.run(&["discard", "-y", "-q", NAME])
-        };
+        let done = self.run(command);
         if !self.has_succeeded(&done) {
-            return;
+            return false;
         }
         for (model, to) in self.models.iter().zip(&to) {
             *model.lock().unwrap() = to.clone();
@@ -432,7 +540,7 @@ impl Stage {
         let mut past = self.past.lock().unwrap();
         match self.log() {
             Ok((_, current)) => {
-                if is_rollback {
+                if adds == Adds::Revision {
                     past.revisions.push(Revision {
                         id: current,
                         holds: to,
@@ -453,9 +561,17 @@ impl Stage {
                     "after {}",
                     done.line
                 );
-                self.set(&found);
+                for (worker, found) in found.iter().enumerate() {
+                    if durable.is_some_and(|part| part.includes(worker)) {
+                        *self.models[worker].lock().unwrap() = Model::of(found);
+                    }
+                }
+                true
             }
-            Err(error) => assert!(self.is_down(), "{error}"),
+            Err(error) => {
+                assert!(self.is_down(), "{error}");
+                false
+            }
         }
     }
 
@@ -511,16 +627,16 @@ impl Stage {
         let now = self.now();
         let as_now = self.wrong(&now, &found);
         match pending {
-            Some(Pending::Commit(marks)) => {
+            Some(Pending::Commit(part, marks)) => {
                 wrong.extend(as_now);
                 if let Some(id) = added {
-                    let holds = self.hold(&marks, false);
+                    let holds = self.hold(past.last(), part, &marks, false);
                     past.revisions.push(Revision { id, holds });
                 }
             }
             Some(Pending::Back { to, adds }) => {
                 let as_then = self.wrong(&to, &found);
-                let is_then = as_then.is_empty() && (!adds || added.is_some());
+                let is_then = as_then.is_empty() && (adds == Adds::Nothing || added.is_some());
                 let is_now = as_now.is_empty() && added.is_none();
                 if !is_then && !is_now {
                     wrong.push(format!(
