@@ -95,7 +95,8 @@ CREATE TABLE operation (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     kind       TEXT    NOT NULL CHECK (kind IN
                ('commit', 'relocate', 'discard', 'discard-paths', 'restore-paths',
-                'rollback', 'checkpoint', 'keep', 'set-aside', 'import', 'undo')),
+                'rollback', 'checkpoint', 'keep', 'set-aside', 'import',
+                'repair', 'undo')),
     undoes     INTEGER,
     shows_same INTEGER NOT NULL CHECK (shows_same IN (0, 1)),
     has_newer  INTEGER NOT NULL CHECK (has_newer IN (0, 1)),

@@ -91,6 +91,13 @@ pub(super) fn repair(environment: &Environment) -> Result<Vec<String>> {
     let local = Local::open(environment.clone(), &config, "repair", LOCK_TIMEOUT)?;
     backend::report_lost(environment, &local.reconciled().lost);
     done.extend(describe_reconciled(environment, local.reconciled()));
+    drop(local);
+    if !done.is_empty() {
+        let _lock = EnvLock::lock(layout, "repair", LOCK_TIMEOUT)?;
+        let db = StateDb::open(&layout.state_db())?;
+        let note = commit::new_revision(&done.join("\n"), &commit::command_line());
+        db.note_repair(&note)?;
+    }
     Ok(done)
 }
 

@@ -240,10 +240,10 @@ fn refusal(
     wanted: Option<OperationId>,
     why: NotUndoable,
 ) -> Result<CommitError> {
-    let mut operations = workspace.db().operations()?;
+    let mut operations = workspace.db().operations()?.into_iter().rev();
     let found = match wanted {
-        Some(id) => operations.into_iter().find(|operation| operation.id == id),
-        None => operations.pop(),
+        Some(id) => operations.find(|operation| operation.id == id),
+        None => operations.find(|operation| !operation.kind.is_passed_over()),
     };
     Ok(match (found, wanted, why) {
         (None, Some(id), _) => CommitError::NoOperation(id.0),
@@ -254,6 +254,9 @@ fn refusal(
             why: "it is not the last one, and there were newer changes, which it kept".to_owned(),
             hint: "undo the operations after it first".to_owned(),
         },
+        (Some(operation), ..) if operation.kind == OperationKind::Repair => {
+            not_undoable(&operation, "what it dropped was missing already".to_owned())
+        }
         (Some(operation), ..) => not_undoable(
             &operation,
             "its layers were removed, by gc or after a later commit".to_owned(),

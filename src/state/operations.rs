@@ -47,6 +47,8 @@ pub enum OperationKind {
     SetAside,
     /// Revisions of an archive were added.
     Import,
+    /// Differences between rows and files were repaired. It cannot be taken back.
+    Repair,
     /// Another operation was taken back.
     Undo,
 }
@@ -65,8 +67,14 @@ impl OperationKind {
             OperationKind::Keep => "keep",
             OperationKind::SetAside => "set-aside",
             OperationKind::Import => "import",
+            OperationKind::Repair => "repair",
             OperationKind::Undo => "undo",
         }
+    }
+
+    /// Returns true if an operation of this kind never stands in the way of those before it.
+    pub fn is_passed_over(self) -> bool {
+        matches!(self, OperationKind::SetAside | OperationKind::Repair)
     }
 
     fn from_name(name: &str) -> Option<OperationKind> {
@@ -81,6 +89,7 @@ impl OperationKind {
             "keep" => OperationKind::Keep,
             "set-aside" => OperationKind::SetAside,
             "import" => OperationKind::Import,
+            "repair" => OperationKind::Repair,
             "undo" => OperationKind::Undo,
             _ => return None,
         })
@@ -294,6 +303,28 @@ impl StateDb {
         })
     }
 
+    /// Adds a repair to the log of operations.
+    pub fn note_repair(&self, note: &NewRevision) -> Result<OperationId> {
+        const DOING: &str = "note a repair";
+        self.write(DOING, |conn| {
+            let Some(head) = self.head_in(conn, DOING)? else {
+                return Err(self.conflict(DOING, "the environment is not initialised"));
+            };
+            let new = NewOperation {
+                kind: OperationKind::Repair,
+                undoes: None,
+                shows_same: false,
+                has_newer: false,
+                head_before: head,
+                prefix: None,
+                before: &[],
+                after: &[],
+                note,
+            };
+            self.record(conn, &new, DOING)
+        })
+    }
+
     /// Returns true if one of the layers has rows.
     pub(super) fn have_rows(
         &self,
@@ -311,6 +342,9 @@ impl StateDb {
 
     /// Returns true if all layers before an operation, and its revision, still exist.
     fn exist(&self, conn: &Connection, operation: &Operation, doing: &'static str) -> Result<bool> {
+        if operation.kind == OperationKind::Repair {
+            return Ok(false);
+        }
         let has = |sql: &str, id: i64| {
             conn.prepare_cached(sql)
                 .and_then(|mut s| s.query_row([id], |row| row.get::<_, bool>(0)))

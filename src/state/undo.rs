@@ -233,7 +233,8 @@ impl StateDb {
     }
 
     /// Returns true if an operation has not changed the view and does not stand in the way of those
-    /// before it: it set a trial aside, or is a checkpoint since which nothing has changed.
+    /// before it: it set a trial aside, is a repair, or is a checkpoint since which nothing has
+    /// changed.
     fn changed_nothing(
         &self,
         conn: &Connection,
@@ -241,7 +242,7 @@ impl StateDb {
         stack: &[RecordedLayer],
         doing: &'static str,
     ) -> Result<bool> {
-        if operation.kind == OperationKind::SetAside {
+        if operation.kind.is_passed_over() {
             return Ok(true);
         }
         let above = stack.strip_suffix(operation.after.as_slice());

@@ -16,8 +16,8 @@ use crate::environment::Environment;
 /// only the image of that revision. Exits with status 1 if there are problems. Without --repair,
 /// changes nothing, except that an environment is reconciled after an unclean shutdown. With
 /// --repair, asks for confirmation, then drops changes whose content is missing, so that the
-/// committed files are visible again, and moves unexpected files in the store aside. Images cannot
-/// be repaired.
+/// committed files are visible again, and moves unexpected files in the store aside. A repair is
+/// listed by `envfs log --all`. Images cannot be repaired.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs verify science\n  envfs verify science@3\n  envfs verify --all"

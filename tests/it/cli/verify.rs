@@ -49,3 +49,42 @@ fn verify_reads_one_image_or_all_environments() {
     assert_eq!(all.json()["f"]["images"], 1);
     assert_eq!(all.json()["e"]["images"], 2);
 }
+
+#[test]
+fn a_repair_is_in_the_log_and_undo_passes_it_over() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let prefix = env.mount("e");
+    fs::write(prefix.join("committed"), "x").unwrap();
+    env.envfs(&["commit", "-q", "e"]).ok();
+    fs::write(prefix.join("lost"), "x").unwrap();
+    env.envfs(&["unmount", "e"]).ok();
+    let operations = || {
+        let log = env.envfs(&["log", "--all", "--json", "e"]).ok().json();
+        log.as_array().unwrap().clone()
+    };
+    assert_eq!(operations().len(), 1);
+    let layers = fs::read_dir(env.home_of("e").join("layers")).unwrap();
+    let files = layers.map(|layer| layer.unwrap().path().join("upper/lost"));
+    let file = files.into_iter().find(|file| file.exists()).unwrap();
+    fs::remove_file(file).unwrap();
+    env.envfs(&["verify", "--repair", "-y", "e"]).ok();
+    let newest = operations().remove(0);
+    assert_eq!(newest["kind"], "repair");
+    assert_eq!(newest["undoable"], false);
+    let message = newest["message"].as_str().unwrap();
+    assert!(message.contains("lost: its content"), "{message}");
+    let log = env.envfs(&["log", "--all", "e"]).ok();
+    assert!(log.out.contains("repair"), "{log}");
+    let id = newest["operation"].to_string();
+    env.envfs(&["undo", "--operation", &id, "e"])
+        .fails(4, &["missing already"]);
+    // Without problems there is no repair.
+    env.envfs(&["verify", "--repair", "-y", "e"]).ok();
+    assert_eq!(operations().len(), 2);
+    env.envfs(&["undo", "e"]).ok();
+    let undone = operations().remove(0);
+    assert_eq!(undone["undoes"], operations()[2]["operation"]);
+    let diff = env.envfs(&["diff", "--name-only", "e"]).ok();
+    assert_eq!(diff.out, "committed\n");
+}
