@@ -23,6 +23,7 @@ use crate::state::{
 };
 use crate::sys::process::error_text;
 use crate::sys::text::quoted;
+use crate::union;
 
 /// The contents of an environment's database that most commands need.
 #[derive(Debug, Clone)]
@@ -324,6 +325,25 @@ pub(super) fn differences(
     let new = open_revision(environment, new)?;
     let db = open_read_only(environment)?;
     let found = commit::difference(&db, environment.layout(), &old, &new).map_err(Failure::from)?;
+    among(found, &old, &new, selection)
+}
+
+/// Returns the selected differences from a revision of an environment to one of another.
+pub(super) fn differences_between(
+    old: &commit::OpenRevision,
+    new: &commit::OpenRevision,
+    selection: &Selection,
+) -> Result<Differences> {
+    let found = commit::difference_between(old, new).map_err(Failure::from)?;
+    among(found, old, new, selection)
+}
+
+fn among(
+    found: union::Difference,
+    old: &commit::OpenRevision,
+    new: &commit::OpenRevision,
+    selection: &Selection,
+) -> Result<Differences> {
     tracing::debug!(inodes_read = found.inodes_read, "compared");
     let (old, new) = (old.stack(), new.stack());
     let (before, after) = (Files::of(&old), Files::of(&new));

@@ -27,6 +27,39 @@ pub(super) struct Revisions<'a> {
     pub(super) paths: &'a [OsString],
 }
 
+/// Revisions of two environments, and the words after them, which are paths.
+#[derive(Debug)]
+pub(super) struct OfTwo<'a> {
+    pub(super) old: (Env, i64),
+    pub(super) new: (Env, i64),
+    pub(super) paths: &'a [OsString],
+}
+
+/// Parses `NAME@REV OTHER@REV [PATH...]`. `None` if the words do not name two environments.
+pub(super) fn of_two<'a>(context: &Context, words: &'a [OsString]) -> Result<Option<OfTwo<'a>>> {
+    let [one, other, paths @ ..] = words else {
+        return Ok(None);
+    };
+    let (Some(one), Some(other)) = (one.to_str(), other.to_str()) else {
+        return Ok(None);
+    };
+    if !is_named(context, one) || !is_named(context, other) {
+        return Ok(None);
+    }
+    let (old, new) = (
+        context.environment_at(Some(one))?,
+        context.environment_at(Some(other))?,
+    );
+    Ok(match (old, new) {
+        ((old, Some(from)), (new, Some(to))) if old.name() != new.name() => Some(OfTwo {
+            old: (old, from),
+            new: (new, to),
+            paths,
+        }),
+        _ => None,
+    })
+}
+
 /// Parses `[NAME] [REV...] [PATH...]`. The name may carry the first revision: `NAME@REV`.
 pub(super) fn parse<'a>(
     context: &Context,

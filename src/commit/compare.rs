@@ -127,6 +127,12 @@ pub fn difference(
     Ok(union::between(&old.layer, &new.layer, shared)?)
 }
 
+/// Returns the changes from a revision of one environment to a revision of another.
+pub fn difference_between(old: &OpenRevision, new: &OpenRevision) -> Result<Difference> {
+    let shared = shared_by(&old.as_side(), &new.as_side())?;
+    Ok(union::between_environments(&old.layer, &new.layer, shared)?)
+}
+
 /// Returns the changes from a revision to the current view, with those that are not committed.
 pub fn difference_since(workspace: &Workspace, old: RevisionId) -> Result<Difference> {
     let (db, layout) = (workspace.db(), workspace.env().layout());

@@ -80,7 +80,7 @@ use part::Taken;
 
 pub use crate::state::CommitPlace;
 pub use clone::{CloneOptions, Cloned, clone};
-pub use compare::{OpenRevision, difference, difference_since, restore};
+pub use compare::{OpenRevision, difference, difference_between, difference_since, restore};
 pub use copy::Sharing;
 pub use copy::copy_file;
 pub use error::{CommitError, Result};

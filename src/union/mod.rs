@@ -119,7 +119,7 @@ pub use xattrs::XattrMode;
 
 pub(crate) use content::Soon;
 pub(crate) use delta::Delta;
-pub(crate) use difference::{Edits, between, frozen_changes, is_among};
+pub(crate) use difference::{Edits, between, between_environments, frozen_changes, is_among};
 pub(crate) use discard::{Part, Tracked};
 pub(crate) use frozen::FrozenLayer;
 pub(crate) use handles::FoundObject;

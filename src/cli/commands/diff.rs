@@ -9,6 +9,7 @@ use similar::TextDiff;
 use crate::cli::context::{Context, Env};
 use crate::cli::error::Result;
 use crate::cli::output::{self, Output, Tone};
+use crate::cli::revisions::OfTwo;
 use crate::cli::{backend, packages, revisions};
 use crate::commit::OpenRevision;
 use crate::daemon::protocol::{Selection, Since};
@@ -27,6 +28,8 @@ const MAX_TEXT: u64 = 4 << 20;
 /// the second. A revision is a number, a tag, @3 or @tag. Write `--` before paths that look like
 /// one.
 ///
+/// With NAME@REV and OTHER@REV, compares revisions of two environments.
+///
 /// Prints one line per package that was installed, removed, upgraded or edited by hand, then one
 /// per path that belongs to none of them: A added, M modified, D removed, R renamed. Bytecode of
 /// Python is only counted. With --files or paths, lists all files and no packages; with --packages,
@@ -38,7 +41,7 @@ const MAX_TEXT: u64 = 4 << 20;
 /// quoted as in git.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --files science\n  envfs diff --content etc\n  envfs diff 3                       since revision 3\n  envfs diff science 3 5 lib         from revision 3 to 5, below lib\n  envfs diff --stat before-upgrade..\n  envfs diff science@3 -- 5          the path 5 since revision 3"
+    after_help = "Examples:\n  envfs diff\n  envfs diff science lib/python3.12/site-packages\n  envfs diff --files science\n  envfs diff --content etc\n  envfs diff 3                       since revision 3\n  envfs diff science 3 5 lib         from revision 3 to 5, below lib\n  envfs diff --stat before-upgrade..\n  envfs diff science@3 -- 5          the path 5 since revision 3\n  envfs diff science@3 copy@5        revisions of two environments"
 )]
 pub struct Args {
     /// Environment [default: the active one], revisions, and paths in it.
@@ -86,6 +89,9 @@ struct Sides {
 impl Args {
     /// Runs the command.
     pub fn run(&self, context: &Context) -> Result<()> {
+        if let Some(two) = revisions::of_two(context, &self.words)? {
+            return self.between(context, two);
+        }
         let (env, found) = revisions::parse(context, &self.words, 2)?;
         let selection = env.select(&[found.paths, &self.paths[..]].concat())?;
         let sides = match found.numbers.as_slice() {
@@ -103,6 +109,35 @@ impl Args {
             env.ensure_mounted()?;
         }
         let found = sides.differences(&env, &selection)?;
+        self.show(context, Contents::of(&env, sides), &selection, &found)
+    }
+
+    /// Compares revisions of two environments.
+    fn between(&self, context: &Context, two: OfTwo<'_>) -> Result<()> {
+        let ((env, from), (other, to)) = (two.old, two.new);
+        let selection = env.select(&[two.paths, &self.paths[..]].concat())?;
+        let old = backend::open_revision(&env.environment, Some(from))?;
+        let new = backend::open_revision(&other.environment, Some(to))?;
+        let found = backend::differences_between(&old, &new, &selection)?;
+        let sides = Sides {
+            old: Some(from),
+            new: Some(to),
+        };
+        let contents = Contents {
+            old: Some(old),
+            new: Some(new),
+            ..Contents::of(&env, sides)
+        };
+        self.show(context, contents, &selection, &found)
+    }
+
+    fn show(
+        &self,
+        context: &Context,
+        contents: Contents<'_>,
+        selection: &Selection,
+        found: &Differences,
+    ) -> Result<()> {
         let is_by_file = self.files
             || self.content
             || self.stat
@@ -111,20 +146,25 @@ impl Args {
             || self.times
             || !selection.paths.is_empty() && !self.packages;
         if self.json && !self.stat {
-            return context.output.json(&found);
+            return context.output.json(found);
         }
         if !is_by_file {
             let listed = match self.packages {
                 true => Listed::Packages,
                 false => Listed::PackagesAndOthers,
             };
-            return show_packages(context, &found, listed);
+            return show_packages(context, found, listed);
         }
         let changes: Vec<&Change> = found.changes.iter().map(|one| &one.change).collect();
-        self.print(context, &env, sides, &changes)
+        self.print(context, contents, &changes)
     }
 
-    fn print(&self, context: &Context, env: &Env, sides: Sides, changes: &[&Change]) -> Result<()> {
+    fn print(
+        &self,
+        context: &Context,
+        mut contents: Contents<'_>,
+        changes: &[&Change],
+    ) -> Result<()> {
         let out = &context.output;
         if self.stat {
             let summary = Summary::of(changes.iter().copied());
@@ -148,7 +188,6 @@ impl Args {
                 out.fields(paths)
             });
         }
-        let mut contents = Contents::of(env, sides);
         for change in &listed {
             if self.name_only {
                 out.line(quoted(OsStr::from_bytes(&change.path)))?;

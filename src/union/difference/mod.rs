@@ -30,6 +30,7 @@
 mod compare;
 mod content;
 mod edits;
+mod environments;
 mod revisions;
 mod summary;
 mod tree;
@@ -44,6 +45,7 @@ pub(super) use compare::Draft;
 pub(super) use content::kept;
 pub(crate) use edits::Edits;
 pub(super) use edits::is_committed_dir;
+pub(crate) use environments::between_environments;
 pub use revisions::Difference;
 pub(crate) use revisions::between;
 pub use summary::{Summary, Tally};

@@ -138,6 +138,9 @@ fn every_revision_of_a_history_survives_export_and_import() {
         for pair in [["1", "7"], ["4", "5"], ["3", "7"]] {
             let diff = |name| env.envfs(&["diff", "--json", name, pair[0], pair[1]]).ok();
             assert_eq!(diff("e").json(), diff("f").json(), "{pair:?}");
+            let [old, new] = [format!("e@{}", pair[0]), format!("f@{}", pair[1])];
+            let between = env.envfs(&["diff", "--json", &old, &new]).ok();
+            assert_eq!(between.json(), diff("e").json(), "{pair:?}");
         }
         // It goes on from there.
         let prefix = env.mount("f");
@@ -272,9 +275,18 @@ fn new_revisions_are_added_to_an_environment_of_the_same_origin() {
         }
         env.envfs(&["export", "-f", "--history", "e", text(&newer)])
             .ok();
-        let words = ["differ from revision 11 on", "newer f-2"];
+        let words = ["differ from revision 11 on", "envfs diff f@11 f-2@11"];
         env.envfs(&["import", text(&newer), "f"]).fails(4, &words);
+        // New objects of both have the same identities, and are told apart.
+        let differ = |old, new| env.envfs(&["diff", "--name-only", old, new]).ok().out;
+        assert_eq!(differ("e@11", "f@11"), "own\n");
+        let lines = env.envfs(&["diff", "-c", "e@11", "f@11", "own"]).ok();
+        assert!(
+            lines.out.contains("-e") && lines.out.contains("+f"),
+            "{lines}"
+        );
         env.import_sample("other");
+        assert_eq!(differ("e@1", "other@1"), "");
         env.envfs(&["import", text(&newer), "other"])
             .fails(4, &["has another history"]);
         env.verify("f");

@@ -170,8 +170,11 @@ fn forward(
         Relation::Diverged(number) => {
             let message =
                 format!("the histories of {name} and {file} differ from revision {number} on");
-            return Err(CommandError::new(Kind::Conflict, message)
-                .hint(format!("to import it beside {name}: {}", again(&other))));
+            return Err(CommandError::new(Kind::Conflict, message).hint(format!(
+                "to import it beside {name} and compare: {}; envfs diff {name}@{number} \
+                 {other}@{number}",
+                again(&other)
+            )));
         }
     }
     if relocation::has_changes(local.workspace())? {
