@@ -30,7 +30,7 @@ pub mod environment;
 pub mod fault;
 pub(crate) mod fuse;
 pub mod object;
-pub mod packages;
+pub(crate) mod packages;
 pub mod progress;
 pub mod relocate;
 pub mod shell;
