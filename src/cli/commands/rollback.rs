@@ -7,6 +7,7 @@ use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::Result;
 use crate::cli::launchers;
 use crate::cli::output;
+use crate::cli::revisions;
 use crate::daemon::protocol::{RollbackOptions, Selection};
 use crate::union::Summary;
 
@@ -72,7 +73,8 @@ impl Args {
     /// environment has that name or none is active.
     fn target(&self, context: &Context) -> Result<(Env, Option<i64>)> {
         let of = |env: Env, revision: &str| {
-            let revision = backend::revision(&env.environment, revision)?;
+            // A question about changes would be in vain if it does not exist.
+            let revision = revisions::number(&env, revision)?;
             Ok((env, Some(revision)))
         };
         match self.words.as_slice() {
