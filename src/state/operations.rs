@@ -166,6 +166,27 @@ pub(super) struct NewOperation<'a> {
     pub(super) note: &'a NewRevision,
 }
 
+impl<'a> NewOperation<'a> {
+    /// Returns an operation that changed what the view shows, without layers.
+    pub(super) fn of(
+        kind: OperationKind,
+        head_before: RevisionId,
+        note: &'a NewRevision,
+    ) -> NewOperation<'a> {
+        NewOperation {
+            kind,
+            undoes: None,
+            shows_same: false,
+            has_newer: false,
+            head_before,
+            prefix: None,
+            before: &[],
+            after: &[],
+            note,
+        }
+    }
+}
+
 const OPERATION_COLUMNS: &str = "id, kind, undoes, shows_same, has_newer, before, after, message, time, user, host, command, \
      prefix";
 
@@ -253,15 +274,9 @@ impl StateDb {
                 return Err(self.conflict(DOING, "the environment is not initialised"));
             };
             let new = NewOperation {
-                kind: OperationKind::Checkpoint,
-                undoes: None,
-                shows_same: false,
-                has_newer: false,
-                head_before: head,
-                prefix: None,
                 before: &below,
                 after: &below,
-                note,
+                ..NewOperation::of(OperationKind::Checkpoint, head, note)
             };
             self.record(conn, &new, DOING)
         })
@@ -289,15 +304,9 @@ impl StateDb {
             self.apply_in(conn, layer, changes, DOING)?;
             let below = recorded_of(stack.get(1..).unwrap_or_default());
             let new = NewOperation {
-                kind,
-                undoes: None,
-                shows_same: false,
-                has_newer: false,
-                head_before: head,
-                prefix: None,
                 before: &below,
                 after: &below,
-                note,
+                ..NewOperation::of(kind, head, note)
             };
             self.record(conn, &new, DOING)
         })
@@ -310,17 +319,7 @@ impl StateDb {
             let Some(head) = self.head_in(conn, DOING)? else {
                 return Err(self.conflict(DOING, "the environment is not initialised"));
             };
-            let new = NewOperation {
-                kind: OperationKind::Repair,
-                undoes: None,
-                shows_same: false,
-                has_newer: false,
-                head_before: head,
-                prefix: None,
-                before: &[],
-                after: &[],
-                note,
-            };
+            let new = NewOperation::of(OperationKind::Repair, head, note);
             self.record(conn, &new, DOING)
         })
     }

@@ -251,15 +251,11 @@ impl StateDb {
                 before.retain(|layer| matches!(layer, RecordedLayer::Image(_)));
             }
             let mut new = NewOperation {
-                kind: OperationKind::Commit,
-                undoes: None,
                 shows_same: true,
                 has_newer,
-                head_before: publish.parent,
-                prefix: None,
                 before: &before,
                 after: &after,
-                note: revision,
+                ..NewOperation::of(OperationKind::Commit, publish.parent, revision)
             };
             if publish.prefix.is_some() {
                 (new.kind, new.prefix) = (OperationKind::Relocate, old_prefix.as_deref());
@@ -282,15 +278,10 @@ impl StateDb {
             let mut images = recorded_of(&self.stack_in(conn, DOING)?);
             images.retain(|layer| matches!(layer, RecordedLayer::Image(_)));
             let new = NewOperation {
-                kind: OperationKind::Relocate,
-                undoes: None,
-                shows_same: false,
-                has_newer: false,
-                head_before: head,
                 prefix: Some(&old),
                 before: &images,
                 after: &images,
-                note,
+                ..NewOperation::of(OperationKind::Relocate, head, note)
             };
             self.record(conn, &new, DOING).map(drop)
         })
@@ -315,15 +306,9 @@ impl StateDb {
                 let is_image = |layer: &&RecordedLayer| matches!(layer, RecordedLayer::Image(_));
                 let after: Vec<RecordedLayer> = before.iter().filter(is_image).copied().collect();
                 let new = NewOperation {
-                    kind: OperationKind::Discard,
-                    undoes: None,
-                    shows_same: false,
-                    has_newer: false,
-                    head_before: head,
-                    prefix: None,
                     before: &before,
                     after: &after,
-                    note,
+                    ..NewOperation::of(OperationKind::Discard, head, note)
                 };
                 self.record(conn, &new, DOING)?;
             }
@@ -397,15 +382,9 @@ impl StateDb {
             )?;
             let after = self.stack_in(conn, DOING)?;
             let new = NewOperation {
-                kind: OperationKind::Rollback,
-                undoes: None,
-                shows_same: false,
-                has_newer: false,
-                head_before: current.id,
-                prefix: None,
                 before: &recorded_of(&stack),
                 after: &recorded_of(after.get(1..).unwrap_or_default()),
-                note,
+                ..NewOperation::of(OperationKind::Rollback, current.id, note)
             };
             self.record(conn, &new, DOING)?;
             Ok(RolledBack { revision, trashed })

@@ -112,15 +112,9 @@ impl StateDb {
             self.push_writable(conn, fresh, &mut order, DOING)?;
             let after = self.stack_in(conn, DOING)?;
             let new = NewOperation {
-                kind: OperationKind::Import,
-                undoes: None,
-                shows_same: false,
-                has_newer: false,
-                head_before: current.id,
-                prefix: None,
                 before: &recorded_of(&stack),
                 after: &recorded_of(after.get(1..).unwrap_or_default()),
-                note,
+                ..NewOperation::of(OperationKind::Import, current.id, note)
             };
             self.record(conn, &new, DOING)?;
             Ok(())

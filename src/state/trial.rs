@@ -301,15 +301,9 @@ impl StateDb {
             self.give_ids_back(conn, trial, DOING)?;
             self.delete_trial(conn, trial, DOING)?;
             let mut new = NewOperation {
-                kind: OperationKind::SetAside,
-                undoes: None,
-                shows_same: false,
-                has_newer: false,
-                head_before: trial.head,
-                prefix: None,
                 before: &layers,
                 after: &below,
-                note,
+                ..NewOperation::of(OperationKind::SetAside, trial.head, note)
             };
             match end {
                 TrialEnd::SetAside => {
