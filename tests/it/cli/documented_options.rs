@@ -52,6 +52,7 @@ const BARE: &[(&str, &str, &[&str])] = &[
 const SESSIONS: &[&str] = &["activate", "mount", "run", "shell"];
 /// Options of other programs that texts name.
 const FOREIGN: &[&str] = &[
+    "--append",
     "--device",
     "--format",
     "--sparse",
