@@ -39,8 +39,8 @@ fn script(env: &TestEnv, bin: &str, at: &Path, script: &str, version: &str) -> R
     run(command).ok()
 }
 
-/// Returns a digest of an environment, without the link counts of regular files: tools link files to
-/// their caches, which are not part of an environment.
+/// Returns a digest of an environment, without the link counts of regular files: tools link files
+/// to their caches, which are not part of an environment.
 fn digest(env: &TestEnv, at: &Path) -> String {
     let digest = tree::digest(env, at);
     let lines = digest.lines().map(|line| {
