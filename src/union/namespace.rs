@@ -189,7 +189,7 @@ impl Union {
                 RowChange::put_inode(dir, parent),
             ],
         )?;
-        self.removals.note_renamed(ino);
+        self.removals.forget_new(ino);
         state.row_attr(ino, &row)
     }
 

@@ -58,8 +58,9 @@ impl Removals {
         lists.new.insert(ino);
     }
 
-    /// Notes that an object got another name, which may have been that of a durable object.
-    pub(super) fn note_renamed(&self, ino: Ino) {
+    /// Notes that an object is not new any more: it was removed, or got another name, which may
+    /// have been that of a durable object.
+    pub(super) fn forget_new(&self, ino: Ino) {
         self.lists().new.remove(&ino);
     }
 

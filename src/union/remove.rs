@@ -217,7 +217,7 @@ impl Union {
             Ok(Some(removed)) => self.removals.add(&state.upper, removed),
             Err(e) => self.repair_later("cannot remove the content of a removed name", &e),
         }
-        self.removals.note_renamed(ino);
+        self.removals.forget_new(ino);
     }
 
     /// `ENOTEMPTY` if a directory has names.

@@ -233,7 +233,7 @@ impl Union {
             return Err(e);
         }
         self.nodes.moved(ino, new_dir);
-        self.removals.note_renamed(ino);
+        self.removals.forget_new(ino);
         // Step 3.
         let is_replacing = replaced.is_some();
         let late = content.as_ref().filter(|_| destroys);
@@ -336,8 +336,8 @@ impl Union {
             }
             return Err(e);
         }
-        self.removals.note_renamed(a.ino);
-        self.removals.note_renamed(b.ino);
+        self.removals.forget_new(a.ino);
+        self.removals.forget_new(b.ino);
         self.nodes.moved(a.ino, b.dir);
         self.nodes.moved(b.ino, a.dir);
         if content.is_some() {

@@ -1,5 +1,5 @@
-//! The headers of the tar archive. There is one form for each name and size, and an archive has its
-//! members in a fixed order, so reading one is comparing: nothing of it is interpreted.
+//! The headers of the tar archive. Each name and size has one form, and the members of an archive
+//! have a fixed order. So a reader compares each header with the expected bytes, and parses none.
 
 /// Bytes of a header, and the unit to which content is padded.
 pub(super) const BLOCK: u64 = 512;

@@ -17,7 +17,7 @@ struct Tool {
     name: &'static str,
     /// Makes an environment without the package.
     make: &'static str,
-    /// Installs version `$1` of the package, whatever is there.
+    /// Installs version `$1` of the package, over another version if there is one.
     install: &'static str,
     /// Prints the version of the package, by a program that knows where it is.
     show: &'static str,

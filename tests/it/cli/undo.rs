@@ -7,8 +7,8 @@ use std::io::Read;
 use std::path::Path;
 
 use super::changed;
-use crate::support::TestEnv;
 use crate::support::tree::{self, Look, Tree};
+use crate::support::{Run, TestEnv};
 
 fn read(prefix: &Path) -> Tree {
     tree::read(prefix)
@@ -28,6 +28,16 @@ fn seen(env: &TestEnv, prefix: &Path) -> String {
     env.sh(&script).ok().out
 }
 
+/// Runs a command on an environment while it is mounted or not, and leaves it mounted.
+fn run_on(env: &TestEnv, name: &str, is_mounted: bool, words: &[&str]) -> Run {
+    if !is_mounted {
+        env.envfs(&["unmount", name]).ok();
+    }
+    let done = env.envfs(words).ok();
+    env.mount(name);
+    done
+}
+
 #[test]
 fn undo_takes_back_each_operation_mounted_and_not_and_for_each_user() {
     for env in TestEnv::of_all_users() {
@@ -42,14 +52,7 @@ fn undo_takes_back_each_operation_mounted_and_not_and_for_each_user() {
             ))
             .ok();
             let mine = seen(&env, &prefix);
-            let run = |words: &[&str]| {
-                if !is_mounted {
-                    env.envfs(&["unmount", name]).ok();
-                }
-                let done = env.envfs(words).ok();
-                env.mount(name);
-                done
-            };
+            let run = |words: &[&str]| run_on(&env, name, is_mounted, words);
             env.envfs(&["undo", name]).fails(3, &["nothing to undo"]);
 
             run(&["discard", "-y", name]);
@@ -333,14 +336,7 @@ fn undo_of_the_first_commit_makes_everything_uncommitted_over_an_empty_image() {
             ))
             .ok();
             let all = seen(&env, &prefix);
-            let run = |words: &[&str]| {
-                if !is_mounted {
-                    env.envfs(&["unmount", name]).ok();
-                }
-                let done = env.envfs(words).ok();
-                env.mount(name);
-                done
-            };
+            let run = |words: &[&str]| run_on(&env, name, is_mounted, words);
             run(&["commit", "-q", name]);
             run(&["undo", name]);
             assert_eq!(seen(&env, &prefix), all);
