@@ -19,10 +19,11 @@ use super::launch::{Launched, launch};
 use super::log;
 use super::protocol::{StartReport, Started};
 use super::session::serve::Notes;
-use super::spec::DirectMount;
+use super::spec::{DirectMount, SessionSpec};
 use super::startup::{Startup, report_start, start_up};
 use super::unmount::end_on_signal;
 use crate::environment::Layout;
+use crate::fault;
 use crate::sys::mount::{self, MountFlags, UnmountMode};
 use crate::sys::{mountinfo, process};
 
@@ -137,16 +138,14 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
     let Startup {
         signals,
         warnings,
-        opened: (session, open, notes),
+        opened: (session, open, notes, command),
     } = start_up(|| {
+        let spec = what.session.as_ref();
+        let command = spec.map(SessionSpec::command).transpose()?.flatten();
         // Before the image is opened, so that `gc` does not remove it in between.
-        let notes = what
-            .session
-            .as_ref()
-            .map(|spec| Notes::write(spec, what))
-            .transpose()?;
+        let notes = spec.map(|spec| Notes::write(spec, what)).transpose()?;
         let open = Open::new(what)?;
-        Ok((open.mount(what)?, open, notes))
+        Ok((open.mount(what)?, open, notes, command))
     })?;
     let mount_point = what.mount_point.as_path().to_path_buf();
     let (at, source, stop_handle) = (
@@ -159,23 +158,24 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
         .spawn(move || end_on_signal(signals, &at, &source, &stop_handle))
         .map_err(|e| Failure::io("cannot start a thread", &e))
         .and_then(|_| {
+            let stop_handle = session.stop_handle();
+            let watch =
+                |command| SessionSpec::watch(command, &mount_point, &what.source, stop_handle);
+            let watched = command.map(watch).transpose()?;
             report_start(&Started::Ready {
                 pid: std::process::id(),
                 mount_point: mount_point.clone().into(),
                 lost: open.lost,
                 warnings,
-            })
+            })?;
+            Ok(watched)
         });
-    if let Err(failure) = served {
+    let watched = served.inspect_err(|_| {
         if let Err(error) = mount::unmount(&mount_point, UnmountMode::Lazy) {
             tracing::warn!(%error, "cannot undo the mount");
         }
-        return Err(failure);
-    }
-    let watched = what
-        .session
-        .as_ref()
-        .map(|spec| spec.watch(&mount_point, &what.source, &session.stop_handle()));
+    })?;
+    fault::pause("pause.session.started");
     let result = session.wait();
     let closed = open.close();
     drop(open);

@@ -156,6 +156,9 @@ fn sessions_of(env: &Env) -> Result<Vec<SessionMount>> {
     Ok(found)
 }
 
+/// How many processes with a copy of a mount are listed.
+const SHOWN_COPIES: usize = 10;
+
 fn print_result(context: &Context, name: &str, unmounted: &Unmounted) {
     let note = |text: String| context.output.note(text);
     if let Some(trouble) = &unmounted.trouble {
@@ -178,8 +181,11 @@ fn print_result(context: &Context, name: &str, unmounted: &Unmounted) {
         note(String::from(
             "copies of the mount in other mount namespaces have ended with it:",
         ));
-        for copy in &unmounted.copies {
+        for copy in unmounted.copies.iter().take(SHOWN_COPIES) {
             note(format!("  {copy}"));
+        }
+        if let Some(more @ 1..) = unmounted.copies.len().checked_sub(SHOWN_COPIES) {
+            note(format!("  and {more} more"));
         }
     }
 }

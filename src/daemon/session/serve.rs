@@ -72,36 +72,33 @@ impl SessionSpec {
         }
     }
 
-    /// Ends the session when the process ends that it belongs to.
+    /// Returns the process with which the session ends. Must be called before the start is reported:
+    /// that process waits for the report, and may end at once afterwards.
+    pub(in crate::daemon) fn command(&self) -> Result<Option<ProcessHandle>, Failure> {
+        let opened = self.ends_with.map(ProcessHandle::open).transpose();
+        opened.map_err(|error| Failure::io("cannot watch the command of the session", &error))
+    }
+
+    /// Ends the session when its command does.
     pub(in crate::daemon) fn watch(
-        &self,
+        command: ProcessHandle,
         mount_point: &Path,
         source: &str,
-        stop_handle: &StopHandle,
-    ) -> Option<JoinHandle<()>> {
-        let process = match ProcessHandle::open(self.ends_with?) {
-            Ok(process) => process,
-            Err(error) => {
-                tracing::warn!(%error, "the process of the session cannot be watched");
-                return None;
-            }
-        };
+        stop_handle: StopHandle,
+    ) -> Result<JoinHandle<()>, Failure> {
         let (mount_point, source) = (mount_point.to_path_buf(), source.to_owned());
-        let stop_handle = stop_handle.clone();
-        let watching = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name(String::from("command"))
             .spawn(move || {
                 loop {
-                    match process.wait(HEARTBEAT) {
+                    match command.wait(HEARTBEAT) {
                         Ok(false) => {}
                         Ok(true) => return unmount::end(&mount_point, &source, &stop_handle),
                         Err(error) => return tracing::warn!(%error, "cannot wait for a process"),
                     }
                 }
-            });
-        watching
-            .inspect_err(|error| tracing::warn!(%error, "cannot start a thread"))
-            .ok()
+            })
+            .map_err(|error| Failure::io("cannot start a thread", &error))
     }
 
     /// Waits for a `gc` that may be removing the image. Fails if it has removed it.

@@ -4,44 +4,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::other_hosts::{elsewhere, end_elsewhere};
-use crate::support::{TestEnv, finish, is_alive, run, wait_for};
-
-/// The two places at which a process waits for the test.
-struct Gate {
-    dir: PathBuf,
-}
-
-impl Gate {
-    fn new(env: &TestEnv) -> Gate {
-        let dir = env.work().join("gate");
-        fs::create_dir(&dir).unwrap();
-        Gate { dir }
-    }
-
-    /// Starts a command that waits at a place until it is let go, once.
-    fn start(&self, mut command: Command, place: &str) -> Child {
-        let child = command
-            .env("ENVFS_FAULT", place)
-            .env("ENVFS_PAUSE", &self.dir)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let here = self.dir.join(format!("{place}.here"));
-        wait_for(place, || here.exists());
-        child
-    }
-
-    fn open(&self, place: &str) {
-        fs::write(self.dir.join(format!("{place}.go")), "").unwrap();
-    }
-}
+use crate::support::{Gate, TestEnv, finish, is_alive, run, wait_for};
 
 /// Returns a store with three revisions, of which `gc --keep 1` would remove two.
 fn store() -> Option<TestEnv> {

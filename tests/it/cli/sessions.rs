@@ -13,7 +13,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{TestEnv, User, is_alive, mounts_below, skip_allowed, tree, wait_for};
+use crate::support::{
+    Gate, TestEnv, User, finish, is_alive, mounts_below, skip_allowed, tree, wait_for,
+};
 
 /// Returns the daemon of a session from the notes of the user's sessions on this host.
 pub(super) fn daemon_at(env: &TestEnv, path: &Path) -> Pid {
@@ -323,6 +325,21 @@ fn a_command_waits_for_an_ephemeral_session_that_is_ending() {
             env.envfs(&["unmount", "e"]).ok();
         }
     }
+}
+
+#[test]
+fn a_session_ends_even_if_its_command_ends_first() {
+    let Some(env) = TestEnv::new() else { return };
+    env.import_sample("e");
+    let gate = Gate::new(&env);
+    let command = env.envfs_command(&["run", "--ephemeral", "e", "tool"]);
+    let running = gate.start(command, "pause.session.started");
+    let done = finish(running, "run".to_owned()).ok();
+    assert_eq!(done.out, "tool\n");
+    gate.open("pause.session.started");
+    wait_for("the end of the session", || {
+        mounts_below(env.root()).is_empty()
+    });
 }
 
 #[test]

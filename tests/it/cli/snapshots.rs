@@ -24,6 +24,11 @@ fn settings(env: &TestEnv) -> insta::Settings {
         (r"\b(pid|process|daemon) \d+", "$1 PID"),
         (r"\d+(\.\d+)? (B|KiB|MiB|GiB|bytes)\b", "SIZE"),
         (r"\b[a-z_][a-z0-9_-]*@[\w.-]+", "USER@HOST"),
+        // Namespaces of tests that run at the same time.
+        (
+            r"! copies of the mount in other mount namespaces have ended with it:\n(!   .*\n)*",
+            "",
+        ),
     ] {
         settings.add_filter(pattern, shown);
     }

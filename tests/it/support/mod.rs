@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod disk;
+mod gate;
 pub(crate) mod images;
 pub(crate) mod overlay;
 mod process;
@@ -25,6 +26,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 pub(crate) use disk::Disk;
+pub(crate) use gate::Gate;
 pub(crate) use process::{Run, finish, is_alive, run, run_for, run_with_input, wait_for};
 pub(crate) use user::User;
 
