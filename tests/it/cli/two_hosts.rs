@@ -347,7 +347,7 @@ impl Session<'_> {
     fn end(mut self) -> Run {
         drop(self.child.stdin.take());
         let done = finish(self.child, format!("{:?}", self.kind));
-        if matches!(self.kind, Writable | ReadOnly | Revision) {
+        if matches!(self.kind, Writable | ReadOnly | Revision | PrivateWritable) {
             self.host.envfs(&["unmount", "e"]).ok();
         }
         done
