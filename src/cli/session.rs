@@ -10,7 +10,7 @@ use super::context::{Context, Env};
 use super::error::{CommandError, Result};
 use super::{conda_list, place};
 use crate::daemon::failure::Kind;
-use crate::daemon::session::{self, Begun, Wanted};
+use crate::daemon::session::{self, Begun, SHARED_MEMORY, Wanted};
 use crate::environment::{
     Age, EnvLock, Holder, InJob, SessionKind, WhenBusy, refuse_replaceable_except,
 };
@@ -18,9 +18,6 @@ use crate::sys::cgroup::Scope;
 use crate::sys::medium;
 use crate::sys::mount::Rights;
 use crate::sys::text::quoted;
-
-/// The file system in memory that every user may write to.
-const SHARED_MEMORY: &str = "/dev/shm";
 
 /// The free space from which it is used for changes: containers often have 64 MiB there.
 const ENOUGH_MEMORY: u64 = 1 << 30;

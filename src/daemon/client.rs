@@ -285,6 +285,8 @@ struct Connection {
     partial: Vec<u8>,
     /// The daemon's process, if it is visible in this process namespace.
     pid: Option<u32>,
+    /// Its handle, opened while the daemon must run: later its id may be that of another process.
+    process: Option<ProcessHandle>,
 }
 
 /// Returns the process that listens at a socket, even if it does not respond.
@@ -410,8 +412,10 @@ impl Connection {
                 ),
             ));
         }
+        let pid = process::peer_process(&stream);
         Ok(Some(Connection {
-            pid: process::peer_process(&stream),
+            pid,
+            process: pid.and_then(|pid| ProcessHandle::open(pid).ok()),
             reader: BufReader::new(stream),
             partial: Vec::new(),
         }))
@@ -492,9 +496,8 @@ impl Connection {
     }
 
     /// Waits until the daemon has ended and has closed all its files.
-    fn wait_for_end(self, slow: &dyn Fn()) -> Result<(), Failure> {
-        let process = self.pid.and_then(|pid| ProcessHandle::open(pid).ok());
-        let pid = self.pid;
+    fn wait_for_end(mut self, slow: &dyn Fn()) -> Result<(), Failure> {
+        let (pid, process) = (self.pid, self.process.take());
         self.wait_for_close(slow)?;
         // The kernel closes the files of a process one by one, and the connection is not the last.
         // A file system that holds the store could not be unmounted in between.

@@ -18,10 +18,10 @@ use super::failure::{Failure, Kind};
 use super::launch::{Launched, launch};
 use super::log;
 use super::protocol::{StartReport, Started};
-use super::session::serve::Notes;
+use super::session::serve::{Notes, remove_upper};
 use super::spec::{DirectMount, SessionSpec};
 use super::startup::{Startup, report_start, start_up};
-use super::unmount::end_on_signal;
+use super::unmount::{end_on_signal, end_unless_used};
 use crate::environment::Layout;
 use crate::fault;
 use crate::sys::mount::{self, MountFlags, UnmountMode};
@@ -146,7 +146,8 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
         let notes = spec.map(|spec| Notes::write(spec, what)).transpose()?;
         let open = Open::new(what)?;
         Ok((open.mount(what)?, open, notes, command))
-    })?;
+    })
+    .inspect_err(|_| remove_upper(what))?;
     let mount_point = what.mount_point.as_path().to_path_buf();
     let (at, source, stop_handle) = (
         mount_point.clone(),
@@ -161,27 +162,34 @@ pub(crate) fn run(what: &DirectMount) -> Result<(), Failure> {
             let stop_handle = session.stop_handle();
             let watch =
                 |command| SessionSpec::watch(command, &mount_point, &what.source, stop_handle);
-            let watched = command.map(watch).transpose()?;
-            report_start(&Started::Ready {
-                pid: std::process::id(),
-                mount_point: mount_point.clone().into(),
-                lost: open.lost,
-                warnings,
-            })?;
-            Ok(watched)
+            command.map(watch).transpose()
         });
     let watched = served.inspect_err(|_| {
         if let Err(error) = mount::unmount(&mount_point, UnmountMode::Lazy) {
             tracing::warn!(%error, "cannot undo the mount");
         }
+        remove_upper(what);
     })?;
+    fault::pause("pause.session.mounted");
+    let reported = report_start(&Started::Ready {
+        pid: std::process::id(),
+        mount_point: mount_point.clone().into(),
+        lost: open.lost,
+        warnings,
+    });
+    if let Err(failure) = reported {
+        tracing::warn!("{failure}");
+        // One that ends with the command ends now.
+        if watched.is_none() {
+            end_unless_used(&mount_point, &session.stop_handle());
+        }
+    }
     fault::pause("pause.session.started");
     let result = session.wait();
     let closed = open.close();
     drop(open);
-    if let Some(spec) = &what.session {
-        spec.remove_upper(what);
-    }
+    fault::pause("pause.session.unmounted");
+    remove_upper(what);
     drop((watched, notes));
     closed?;
     result

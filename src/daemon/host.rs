@@ -9,7 +9,8 @@ use super::protocol::{ServedHome, Service, Started, Unmounted};
 use super::runtime::{RuntimeDir, SocketDir};
 use super::server::{Control, Server};
 use super::startup::{Startup, report_start, start_up};
-use super::unmount::{busy, end_on_signal, flush, holders, refuse_covered};
+use super::unmount::{busy, end_on_signal, end_unless_used, flush, holders, refuse_covered};
+use crate::fault;
 use crate::fuse::session::{End, Session, StopHandle};
 use crate::sys::holders as users;
 use crate::sys::mount::{self, MountError, UnmountMode};
@@ -57,16 +58,7 @@ pub(crate) fn run(
     let inside = mounted.inside.take();
     let is_private = inside.is_some();
 
-    let served = serve(id, runtime, &mounted, inside, signals).and_then(|running| {
-        // If the command that started the daemon has ended, this fails and the mount is undone.
-        report_start(&Started::Ready {
-            pid: std::process::id(),
-            mount_point: mount_point.clone().into(),
-            lost: mounted.lost,
-            warnings,
-        })?;
-        Ok(running)
-    });
+    let served = serve(id, runtime, &mounted, inside, signals);
     let running = match served {
         Ok(running) => running,
         Err(failure) => {
@@ -81,6 +73,20 @@ pub(crate) fn run(
             return Err(failure);
         }
     };
+    fault::pause("pause.mounted");
+    let reported = report_start(&Started::Ready {
+        pid: std::process::id(),
+        mount_point: mount_point.clone().into(),
+        lost: mounted.lost,
+        warnings,
+    });
+    if let Err(failure) = reported {
+        tracing::warn!("{failure}");
+        // A private mount ends when no process joins it.
+        if !is_private {
+            end_unless_used(&mount_point, &mounted.session.stop_handle());
+        }
+    }
     tracing::info!(pid = std::process::id(), path = %mount_point.display(), "mounted");
 
     let Mounted {

@@ -77,8 +77,12 @@ impl Idle {
                     tracing::info!("unmounted: not used for {} s", self.limit.as_secs());
                     return self.stop_handle.unmounted();
                 }
-                Err(MountError::Busy { .. }) => since = Instant::now(),
-                Err(error) => return tracing::warn!(%error, "cannot unmount an idle mount"),
+                Err(error) => {
+                    if !matches!(error, MountError::Busy { .. }) {
+                        tracing::warn!(%error, "cannot unmount an idle mount; will try again");
+                    }
+                    since = Instant::now();
+                }
             }
         }
     }

@@ -15,7 +15,7 @@ mod source;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::direct;
 use super::failure::{Failure, Kind};
@@ -26,20 +26,25 @@ use super::runtime::RuntimeDir;
 use super::spec::{DirectMount, SessionSpec};
 use super::target::Target;
 use super::unmount::{self, detach};
-use crate::environment::{CacheConfig, NotedSession, Poll, SessionKind, SessionNote, SessionNotes};
+use crate::environment::{
+    CacheConfig, Layout, NotedSession, Poll, SessionKind, SessionNote, SessionNotes,
+};
 use crate::sys::cgroup::Scope;
+use crate::sys::holders;
 use crate::sys::mount::{MountFlags, Rights, UnmountMode};
 use crate::sys::mountinfo::{self, Health, MountEntry};
 use crate::sys::process::{self, ProcessHandle};
 use crate::sys::text::{Text, quoted};
 
-pub(crate) use remains::remove_remains;
+pub(crate) use remains::{SHARED_MEMORY, remove_remains};
 pub(crate) use source::SessionSource;
 
 use remains::{create_upper, remove_left_here};
 
 /// How long the daemon of an unmounted session may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// The interval at which a command looks whether a session that is ending is still mounted.
+const END_POLL: Duration = Duration::from_millis(20);
 
 /// A session in the mount table of this process.
 #[derive(Debug, Clone)]
@@ -174,10 +179,8 @@ pub(crate) fn begin(
     prepare_prefix(path).map_err(|failure| failure.hint(ELSEWHERE))?;
     let what = direct_mount(target, runtime, wanted)?;
     let started = direct::start(&what, slow);
-    if started.is_err()
-        && let Some(spec) = &what.session
-    {
-        spec.remove_upper(&what);
+    if started.is_err() {
+        serve::remove_upper(&what);
     }
     started.map(Begun::New)
 }
@@ -198,10 +201,8 @@ pub(crate) fn start_private(
         spec.is_private = true;
     }
     let started = private::start_direct(&what, private, lock, slow);
-    if started.is_err()
-        && let Some(spec) = &what.session
-    {
-        spec.remove_upper(&what);
+    if started.is_err() {
+        serve::remove_upper(&what);
     }
     started
 }
@@ -231,22 +232,41 @@ pub(super) fn make_way(path: &Path, runtime: &RuntimeDir) -> Result<(), Failure>
     }
 }
 
-/// Waits until a session at a path has ended if the command has that it belongs to: its daemon is
-/// about to unmount it.
+/// Waits until a session at a path is unmounted if the command has ended that it belongs to: its
+/// daemon is about to unmount it.
 fn wait_for_ending(path: &Path, runtime: &RuntimeDir) -> Result<(), Failure> {
     let has_ended = |pid| match ProcessHandle::open(pid) {
         Ok(process) => process.wait(Duration::ZERO).unwrap_or(false),
         Err(_) => true,
     };
-    let note = at(path)?.and_then(|session| note_of(&session, runtime));
-    let note = note.map(|noted| noted.note).filter(SessionNote::is_visible);
-    if let Some(note) = note.filter(|note| note.ends_with.is_some_and(has_ended))
-        && let Ok(daemon) = ProcessHandle::open(note.process.pid)
-        && !daemon.wait(END_TIMEOUT).unwrap_or(true)
-    {
-        tracing::info!("a session whose command has ended is still in use");
+    let Some(session) = at(path)? else {
+        return Ok(());
+    };
+    let note = note_of(&session, runtime).map(|noted| noted.note);
+    let Some(note) = note.filter(|note| note.ends_with.is_some_and(has_ended)) else {
+        return Ok(());
+    };
+    let Some(daemon) = daemon_of(&note) else {
+        return Ok(());
+    };
+    let deadline = Instant::now() + END_TIMEOUT;
+    // If programs are left that use it, the daemon detaches it and goes on until they end.
+    while is_mounted(&session.entry)? && !daemon.wait(END_POLL).unwrap_or(true) {
+        if Instant::now() >= deadline {
+            tracing::info!("a session whose command has ended is still mounted");
+            break;
+        }
     }
     Ok(())
+}
+
+/// Returns the daemon of a session, if it runs and can be seen from here.
+fn daemon_of(note: &SessionNote) -> Option<ProcessHandle> {
+    note.process.open().filter(|_| note.is_visible())
+}
+
+fn is_mounted(entry: &MountEntry) -> Result<bool, Failure> {
+    Ok(mounts()?.iter().any(|other| other.entry.id == entry.id))
 }
 
 /// Returns whether a mounted session is the wanted one. A session that ends with its command is not
@@ -275,10 +295,9 @@ fn refuse_other_job(
     runtime: &RuntimeDir,
 ) -> Result<(), Failure> {
     // A job has another directory of sockets than a login session. Both may write into the home.
-    let home = SessionNotes::new(target.layout.sessions());
     let noted = note_of(session, runtime)
-        .or_else(|| note_among(session, home.read().unwrap_or_default()))
-        .filter(|noted| noted.note.is_visible());
+        .filter(|noted| noted.note.is_visible())
+        .or_else(|| note_in(session, &target.layout));
     match noted.map(|noted| noted.note.process.pid) {
         Some(pid) if Scope::is_of_other_job(pid) => {
             let shown = format!(
@@ -400,37 +419,66 @@ pub(crate) fn direct_mount(
     })
 }
 
-/// Ends a session. If it is in use, detaches it, or fails and names the processes that use it.
+/// Ends a session, and waits for the end of its daemon, which removes its notes and changes. If the
+/// session is in use, detaches it, or fails and names the processes that use it. Its notes may also
+/// be in `home`.
 pub(crate) fn end(
     session: &SessionMount,
     runtime: &RuntimeDir,
+    home: Option<&Layout>,
     mode: UnmountMode,
 ) -> Result<Unmounted, Failure> {
     let entry = &session.entry;
+    let noted_here = note_of(session, runtime);
+    // Others may write notes into a home, so such a process is waited for, and gets no signal.
+    let is_ours = noted_here.is_some();
+    let noted = noted_here.or_else(|| note_in(session, home?));
+    let daemon = noted.and_then(|noted| daemon_of(&noted.note));
     wait_for_ending(&entry.mount_point, runtime)?;
-    if mounts()?.iter().all(|other| other.entry.id != entry.id) {
-        return Ok(Unmounted::default());
+    let mut done = Unmounted::default();
+    if is_mounted(entry)? {
+        if entry.health() == Health::Dead {
+            detach(std::slice::from_ref(entry))?;
+            remove_left_here(runtime);
+            return Ok(Unmounted::default());
+        }
+        let (copies, users) = holders::in_other_namespaces(entry);
+        // The kernel checks only users in this mount namespace.
+        if mode == UnmountMode::Plain && !users.is_empty() {
+            return Err(unmount::busy(&entry.mount_point, &users));
+        }
+        match unmount::unmount_directly(entry, mode) {
+            Ok(unmounted) => done = unmounted,
+            // It has ended by itself meanwhile.
+            Err(_) if !is_mounted(entry)? => {}
+            Err(failure) => return Err(failure),
+        }
+        done.holders.extend(users);
+        if done.holders.is_empty() && is_ours {
+            done.copies = copies;
+        }
     }
-    if entry.health() == Health::Dead {
-        detach(std::slice::from_ref(entry))?;
-        remove_left_here(runtime);
-        return Ok(Unmounted::default());
-    }
-    let daemon = note_of(session, runtime)
-        .filter(|noted| noted.note.is_visible())
-        .and_then(|noted| ProcessHandle::open(noted.note.process.pid).ok());
-    let done = match unmount::unmount_directly(entry, mode) {
-        // It has ended by itself meanwhile.
-        Err(_) if mounts()?.iter().all(|other| other.entry.id != entry.id) => Unmounted::default(),
-        done => done?,
-    };
-    if mode == UnmountMode::Plain
-        && let Some(daemon) = daemon
-    {
-        // A copy of the mount in another namespace may keep it running.
-        if !daemon.wait(END_TIMEOUT).unwrap_or(true) {
-            tracing::info!("the daemon of a session still runs");
+    if let Some(daemon) = daemon.filter(|_| done.holders.is_empty()) {
+        // It cannot know that nothing uses the copies.
+        if !done.copies.is_empty() && daemon.terminate().is_err() {
+            tracing::debug!("the daemon of the session has ended");
+        }
+        if mode == UnmountMode::Plain && !daemon.wait(END_TIMEOUT).unwrap_or(true) {
+            done.trouble = Some(still_runs(session));
         }
     }
     Ok(done)
+}
+
+fn note_in(session: &SessionMount, home: &Layout) -> Option<NotedSession> {
+    let notes = SessionNotes::new(home.sessions()).read();
+    note_among(session, notes.unwrap_or_default()).filter(|noted| noted.note.is_visible())
+}
+
+fn still_runs(session: &SessionMount) -> Failure {
+    let message = format!(
+        "it has not ended after {} s: programs may use the mount in another namespace",
+        END_TIMEOUT.as_secs()
+    );
+    Failure::new(Kind::Daemon, message).hint(format!("envfs ps {} lists them", session.source.name))
 }

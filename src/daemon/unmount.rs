@@ -26,33 +26,46 @@ pub(super) fn end_on_signal(
                 return;
             }
         }
-        end(mount_point, source, stop_handle);
+        if let Err(failure) = end(mount_point, source, stop_handle) {
+            tracing::error!("{failure}; send SIGTERM after that");
+        }
     }
 }
 
 /// Unmounts. If the mount is in use, detaches it, so that it ends with the last program that uses
 /// it. If it was removed already, ends at once.
-pub(super) fn end(mount_point: &Path, source: &str, stop_handle: &StopHandle) {
+pub(super) fn end(
+    mount_point: &Path,
+    source: &str,
+    stop_handle: &StopHandle,
+) -> Result<(), Failure> {
     match mountinfo::own(mount_point, source) {
         Ok(None) => {
             tracing::warn!("the mount was removed already: ending although it may be in use");
-            return stop_handle.abandon();
+            stop_handle.abandon();
+            return Ok(());
         }
         Ok(Some(own)) if !holders::in_other_namespaces(&own).0.is_empty() => flush(mount_point),
         _ => {}
     }
-    if let Err(failure) = refuse_covered(mount_point, source) {
-        return tracing::error!("{failure}; send SIGTERM after that");
-    }
+    refuse_covered(mount_point, source)?;
     match mount::unmount(mount_point, UnmountMode::Plain) {
         Ok(()) => stop_handle.unmounted(),
         Err(MountError::Busy { .. }) => {
+            mount::unmount(mount_point, UnmountMode::Lazy)?;
             tracing::warn!("in use: detached; ends when the last program that uses it does");
-            if let Err(error) = mount::unmount(mount_point, UnmountMode::Lazy) {
-                tracing::error!(%error, "cannot detach");
-            }
         }
-        Err(error) => tracing::error!(%error, "cannot unmount"),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Unmounts what was mounted for a command that has ended meanwhile, unless other programs use it.
+pub(super) fn end_unless_used(mount_point: &Path, stop_handle: &StopHandle) {
+    match mount::unmount(mount_point, UnmountMode::Plain) {
+        Ok(()) => stop_handle.unmounted(),
+        Err(MountError::Busy { .. }) => tracing::info!("other programs use the mount: it stays"),
+        Err(error) => tracing::error!(%error, "cannot undo the mount"),
     }
 }
 

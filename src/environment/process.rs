@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::process;
+use crate::sys::process::{self, ProcessHandle};
 
 /// A process on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,13 @@ impl HostProcess {
     /// Returns whether a process of this host and this PID namespace is running.
     pub fn is_running(&self) -> bool {
         process::is_running(self.pid, self.pid_start)
+    }
+
+    /// Returns a handle of a process of this host and this PID namespace; `None` if it has ended.
+    pub fn open(&self) -> Option<ProcessHandle> {
+        let handle = ProcessHandle::open(self.pid).ok()?;
+        // Checked afterwards: the handle may be of a later process with the same id.
+        self.is_running().then_some(handle)
     }
 }
 

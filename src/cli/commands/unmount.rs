@@ -12,6 +12,7 @@ use crate::daemon::lifecycle;
 use crate::daemon::protocol::Unmounted;
 use crate::daemon::runtime::RuntimeDir;
 use crate::daemon::session::{self, SessionMount, SessionSource};
+use crate::environment::Layout;
 use crate::sys::mount::UnmountMode;
 use crate::sys::text::quoted;
 
@@ -83,7 +84,7 @@ impl Args {
         if let Some(path) = word.map(Path::new).filter(|path| place::is_path(path))
             && let Some(found) = session::at(&place::resolve(path)?)?
         {
-            return self.end(context, &found);
+            return self.end(context, &found, home_of(context, &found).as_ref());
         }
         if word.is_some_and(|word| place::split_revision(word).1.is_some()) {
             let (env, revision) = context.committed(word)?;
@@ -97,15 +98,16 @@ impl Args {
                     .output
                     .note(format!("{} is not mounted", quoted(shown)));
             }
-            return found.try_for_each(|found| self.end(context, &found));
+            let home = env.environment.layout();
+            return found.try_for_each(|found| self.end(context, &found, Some(home)));
         }
         self.one(context, &context.environment(word)?)
     }
 
     /// Ends a session.
-    fn end(&self, context: &Context, found: &SessionMount) -> Result<()> {
+    fn end(&self, context: &Context, found: &SessionMount, home: Option<&Layout>) -> Result<()> {
         let at = quoted(&found.entry.mount_point);
-        let done = session::end(found, &RuntimeDir::open(), self.mode())?;
+        let done = session::end(found, &RuntimeDir::open(), home, self.mode())?;
         let SessionSource { name, revision, .. } = &found.source;
         print_result(context, &format!("{name}@{revision} at {at}"), &done);
         Ok(())
@@ -126,7 +128,7 @@ impl Args {
         let mut ended = false;
         for found in sessions_of(env)? {
             if self.all || found.entry.mount_point == prefix {
-                self.end(context, &found)?;
+                self.end(context, &found, Some(env.environment.layout()))?;
                 ended = true;
             }
         }
@@ -154,6 +156,13 @@ fn sessions_of(env: &Env) -> Result<Vec<SessionMount>> {
     let mut found = session::mounts()?;
     found.retain(|found| found.source.environment == env.target.id);
     Ok(found)
+}
+
+/// Returns the home of the environment of a session, if it is in the store of this command.
+fn home_of(context: &Context, found: &SessionMount) -> Option<Layout> {
+    let name = found.source.name.parse().ok()?;
+    let environment = context.store().ok()?.open(&name).ok()?;
+    Some(environment.layout().clone())
 }
 
 /// How many processes with a copy of a mount are listed.

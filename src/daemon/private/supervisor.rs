@@ -23,10 +23,11 @@ use crate::daemon::direct::Open;
 use crate::daemon::failure::Failure;
 use crate::daemon::protocol::{Started, Unmounted};
 use crate::daemon::server::Control;
-use crate::daemon::session::serve::Notes;
+use crate::daemon::session::serve::{Notes, remove_upper};
 use crate::daemon::spec::DirectMount;
 use crate::daemon::startup::{Startup, report_start, start_up};
 use crate::daemon::unmount::busy;
+use crate::fault;
 use crate::fuse::session::{Session, StopHandle};
 use crate::sys::mount::private::{self, Namespaces, PrivateMount};
 use crate::sys::mount::{MountRequest, UnmountMode};
@@ -123,32 +124,37 @@ pub(crate) fn run(what: &DirectMount, spec: &PrivateSpec) -> Result<(), Failure>
             Session::serve(filesystem, device, mount_point)
         })?;
         Ok((inside, notes, session, open))
-    })?;
+    })
+    .inspect_err(|_| remove_upper(what))?;
     let stop_handle = session.stop_handle();
     let served = Members::start(inside).and_then(|members| {
         members.end_on_signals(signals, stop_handle)?;
-        report_start(&Started::Ready {
-            pid: std::process::id(),
-            mount_point: mount_point.into(),
-            lost: open.lost,
-            warnings,
-        })?;
         Ok(members)
     });
     let members = match served {
         Ok(members) => members,
         Err(failure) => {
             drop(report_start(&Started::Error(failure.clone())));
+            remove_upper(what);
             return Err(failure);
         }
     };
+    fault::pause("pause.session.mounted");
+    // If the command has ended, others may have joined already.
+    if let Err(failure) = report_start(&Started::Ready {
+        pid: std::process::id(),
+        mount_point: mount_point.into(),
+        lost: open.lost,
+        warnings,
+    }) {
+        tracing::warn!("{failure}");
+    }
+    fault::pause("pause.session.started");
     let result = session.wait();
     drop(members);
     let closed = open.close();
     drop(open);
-    if let Some(spec) = &what.session {
-        spec.remove_upper(what);
-    }
+    remove_upper(what);
     drop(notes);
     closed?;
     result
@@ -314,8 +320,7 @@ impl Door {
             if ready.is_woken {
                 return Ok(());
             }
-            if ready.has_visitor {
-                self.let_in();
+            if ready.has_visitor && self.let_in() {
                 empty_until = None;
                 continue;
             }
@@ -365,23 +370,32 @@ impl Door {
         })
     }
 
-    /// Answers one command and watches it from now on.
-    fn let_in(&mut self) {
+    /// Answers one command and watches it from now on. Returns whether it was admitted.
+    fn let_in(&mut self) -> bool {
         let visitor = match self.listener.accept() {
             Ok((visitor, _)) => visitor,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a command");
                 // For example for want of descriptors.
-                return std::thread::sleep(Duration::from_millis(10));
+                std::thread::sleep(Duration::from_millis(10));
+                return false;
             }
         };
         match process::peer_user(&visitor) {
             Ok(user) if user == process::user_id() => {}
-            _ => return tracing::warn!("a process of another user tried to join"),
+            _ => {
+                tracing::warn!("a process of another user tried to join");
+                return false;
+            }
         }
         let handle = process::peer_process(&visitor)
             .filter(|_| self.inside.len() < MAX_WATCHED)
             .and_then(|pid| ProcessHandle::open(pid).ok());
+        // The handle may be of a later process with the same id, for whose end nobody should wait.
+        if has_left(&visitor) {
+            tracing::debug!("a command ended before it joined");
+            return false;
+        }
         match handle {
             Some(handle) => self.inside.push(handle),
             None => self.has_unwatched = true,
@@ -391,6 +405,7 @@ impl Door {
             // It has ended, or will try again.
             tracing::debug!(%error, "cannot greet a command");
         }
+        true
     }
 
     /// Looks for processes in the namespaces that those which joined have left behind.
@@ -411,6 +426,13 @@ impl Door {
             tracing::warn!(%error, "cannot release the lock");
         }
     }
+}
+
+/// Returns whether the process at the other end of a connection has closed it, or has ended.
+/// `POLLHUP` need not be asked for.
+fn has_left(visitor: &UnixStream) -> bool {
+    let mut files = [PollFd::new(visitor.as_fd(), PollFlags::empty())];
+    poll(&mut files, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// What has happened.

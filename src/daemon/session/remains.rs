@@ -2,6 +2,7 @@
 //! behind.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -12,6 +13,9 @@ use crate::daemon::runtime::RuntimeDir;
 use crate::environment::{EnvLock, Layout, SessionNotes};
 use crate::sys::process;
 use crate::sys::walk;
+
+/// The file system in memory that every user may write to.
+pub(crate) const SHARED_MEMORY: &str = "/dev/shm";
 
 /// The prefix of the name of a directory for the changes of an ephemeral session.
 const UPPER_PREFIX: &str = "envfs-session-";
@@ -68,6 +72,29 @@ pub(super) fn remove_left_here(runtime: &RuntimeDir) {
             tracing::debug!(%error, path = %noted.path.display(), "cannot remove a note");
         }
     }
+    for base in [PathBuf::from(SHARED_MEMORY), std::env::temp_dir()] {
+        remove_unnoted(&base);
+    }
+}
+
+/// Removes directories for changes that no session uses and no note names: the command was killed
+/// before its daemon wrote a note.
+fn remove_unnoted(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if !name.as_bytes().starts_with(UPPER_PREFIX.as_bytes()) {
+            continue;
+        }
+        let changed = entry.metadata().and_then(|meta| meta.modified());
+        // A daemon that starts now has just created its lock, and may not have taken it.
+        let is_old = changed.is_ok_and(|time| {
+            let age = SystemTime::now().duration_since(time);
+            age.is_ok_and(|age| age >= LOCK_GRACE)
+        });
+        if is_old && let Err(error) = remove_left(&entry.path()) {
+            tracing::debug!(%error, path = %entry.path().display(), "cannot remove the changes of a session");
+        }
+    }
 }
 
 /// Removes a directory for changes, unless a process uses it.
@@ -105,6 +132,23 @@ fn remove_left(upper: &Path) -> std::io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn old_directories_that_no_note_names_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [new, old, used] = [(), (), ()].map(|()| create_upper(dir.path()).unwrap());
+        let other = dir.path().join("other");
+        fs::create_dir(&other).unwrap();
+        let _lock = EnvLock::try_lock(&Layout::new(&used), "mounted").unwrap();
+        for path in [&old, &used, &other] {
+            let file = fs::File::open(path).unwrap();
+            file.set_modified(SystemTime::now() - LOCK_GRACE * 2)
+                .unwrap();
+        }
+        remove_unnoted(dir.path());
+        let left = [&new, &old, &used, &other].map(|path| path.exists());
+        assert_eq!(left, [true, false, true, true]);
+    }
 
     #[test]
     fn only_directories_that_no_daemon_uses_are_removed() {

@@ -1,5 +1,6 @@
 //! The part of a session that its daemon runs: its notes, by which others find it, and its end.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -28,6 +29,8 @@ use crate::sys::walk;
 const GC_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time after which a session that has begun needs little of the program.
 const SETTLED: Duration = Duration::from_secs(1);
+/// The interval at which a session tries to end that could not.
+const END_RETRY: Duration = Duration::from_millis(500);
 /// The interval at which a session looks whether it has.
 const GC_POLL: Duration = Duration::from_millis(20);
 
@@ -72,8 +75,8 @@ impl SessionSpec {
         }
     }
 
-    /// Returns the process with which the session ends. Must be called before the start is reported:
-    /// that process waits for the report, and may end at once afterwards.
+    /// Returns the process with which the session ends. Must be called before the start is
+    /// reported: that process waits for the report, and may end at once afterwards.
     pub(in crate::daemon) fn command(&self) -> Result<Option<ProcessHandle>, Failure> {
         let opened = self.ends_with.map(ProcessHandle::open).transpose();
         opened.map_err(|error| Failure::io("cannot watch the command of the session", &error))
@@ -90,12 +93,17 @@ impl SessionSpec {
         std::thread::Builder::new()
             .name(String::from("command"))
             .spawn(move || {
-                loop {
-                    match command.wait(HEARTBEAT) {
-                        Ok(false) => {}
-                        Ok(true) => return unmount::end(&mount_point, &source, &stop_handle),
-                        Err(error) => return tracing::warn!(%error, "cannot wait for a process"),
+                while !command.wait(HEARTBEAT).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "cannot wait for a process");
+                    std::thread::sleep(END_RETRY);
+                    false
+                }) {}
+                let mut is_told = false;
+                while let Err(failure) = unmount::end(&mount_point, &source, &stop_handle) {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!("{failure}; will try again");
                     }
+                    std::thread::sleep(END_RETRY);
                 }
             })
             .map_err(|error| Failure::io("cannot start a thread", &error))
@@ -124,15 +132,17 @@ impl SessionSpec {
         }
         Ok(())
     }
+}
 
-    /// Removes the directory for changes.
-    pub(in crate::daemon) fn remove_upper(&self, what: &DirectMount) {
-        if self.kind == SessionKind::Ephemeral
-            && let Some(upper) = &what.upper
-            && let Err(error) = walk::remove_tree(upper.as_path())
-        {
-            tracing::warn!(%error, path = %upper.as_path().display(), "cannot remove the changes");
-        }
+/// Removes the directory for the changes of an ephemeral session.
+pub(in crate::daemon) fn remove_upper(what: &DirectMount) {
+    let is_dropped = |spec: &SessionSpec| spec.kind == SessionKind::Ephemeral;
+    if what.session.as_ref().is_some_and(is_dropped)
+        && let Some(upper) = &what.upper
+        && let Err(error) = walk::remove_tree(upper.as_path())
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %upper.as_path().display(), "cannot remove the changes");
     }
 }
 

@@ -60,6 +60,7 @@ mod restore;
 mod restricted_systems;
 mod rollback;
 mod run;
+mod session_ends;
 mod session_gc;
 mod session_writes;
 mod sessions;
