@@ -206,6 +206,12 @@ impl StateDb {
         self.unless_failed(|| self.sync_log())
     }
 
+    /// Makes all further syncs fail.
+    #[cfg(test)]
+    pub(crate) fn fail_syncs(&self) {
+        self.sync_failed.store(true, Ordering::Release);
+    }
+
     /// Returns whether [`sync`](Self::sync) has nothing to do.
     pub(crate) fn is_synced(&self) -> bool {
         !self.sync_failed.load(Ordering::Acquire) && self.log_is_synced()

@@ -25,13 +25,16 @@ const LARGE: u64 = 16 << 20;
 /// The most new objects that are remembered. Beyond, all count as old.
 const MOST_NEW: usize = 1 << 16;
 
-/// A removed file, with its layer.
-type Waiting = (Arc<UpperDir>, Removed);
+/// Removed files, each with its layer, and the bytes that they occupy.
+#[derive(Debug, Default)]
+struct Waiting {
+    files: Vec<(Arc<UpperDir>, Removed)>,
+    bytes: u64,
+}
 
 #[derive(Debug, Default)]
 struct Lists {
-    waiting: Vec<Waiting>,
-    bytes: u64,
+    waiting: Waiting,
     /// When the removals are due, as far as [`Union::removals_due`] has told.
     told: Option<Duration>,
     /// Objects of the writable layer that were created since the last sync, at names that exist in
@@ -77,21 +80,21 @@ impl Removals {
     /// Adds a removed file, after its row was removed.
     pub(super) fn add(&self, upper: &Arc<UpperDir>, removed: Removed) {
         let bytes = upper.removed_bytes(removed);
-        let mut lists = self.lists();
-        lists.bytes += bytes;
-        lists.waiting.push((upper.clone(), removed));
+        let waiting = &mut self.lists().waiting;
+        waiting.bytes += bytes;
+        waiting.files.push((upper.clone(), removed));
     }
 
-    fn take(&self) -> Vec<Waiting> {
+    fn take(&self) -> Waiting {
         let mut lists = self.lists();
-        lists.bytes = 0;
         lists.told = None;
         std::mem::take(&mut lists.waiting)
     }
 
-    fn put_back(&self, mut waiting: Vec<Waiting>) {
-        let mut lists = self.lists();
-        lists.waiting.append(&mut waiting);
+    fn put_back(&self, mut taken: Waiting) {
+        let waiting = &mut self.lists().waiting;
+        waiting.bytes += taken.bytes;
+        waiting.files.append(&mut taken.files);
     }
 }
 
@@ -100,9 +103,9 @@ impl Union {
     /// has become sooner since the last call.
     pub(crate) fn removals_due(&self) -> Option<Duration> {
         let mut lists = self.removals.lists();
-        let due = match lists.waiting.len() {
+        let due = match lists.waiting.files.len() {
             0 => return None,
-            count if count >= MANY || lists.bytes >= LARGE => Duration::ZERO,
+            count if count >= MANY || lists.waiting.bytes >= LARGE => Duration::ZERO,
             _ => DELAY,
         };
         if lists.told.is_some_and(|told| told <= due) {
@@ -116,7 +119,7 @@ impl Union {
     /// number of removed files.
     pub(crate) fn finish_removals(&self) -> Result<usize> {
         let waiting = self.removals.take();
-        if waiting.is_empty() {
+        if waiting.files.is_empty() {
             return Ok(0);
         }
         self.removals.note_sync();
@@ -124,12 +127,12 @@ impl Union {
             self.removals.put_back(waiting);
             return Err(e.into());
         }
-        for (upper, removed) in &waiting {
+        for (upper, removed) in &waiting.files {
             if let Err(e) = upper.remove_removed(*removed) {
                 self.repair_later("cannot remove the content of a removed name", &e);
             }
         }
-        Ok(waiting.len())
+        Ok(waiting.files.len())
     }
 
     /// Runs a change of the view. If it fails for lack of space although removed content still

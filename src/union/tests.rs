@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 use crate::squashfs::writer::{ImageWriter, Meta, WriterOptions};
@@ -303,4 +304,23 @@ fn a_change_without_space_is_repeated_once_removed_content_is_gone() {
     union.create(Ino::ROOT, b"other", &new_file).unwrap();
     let fails = || Err::<(), _>(Error::from(Errno::EIO));
     assert!(!union.with_space(fails).unwrap_err().is_no_space());
+}
+
+#[test]
+fn removed_bytes_still_count_after_a_failed_sync() {
+    let (_dir, union) = empty();
+    let new_file = NewObject::new(Kind::File, 0o644, Creator { uid: 1, gid: 1 });
+    let (file, _) = union.create(Ino::ROOT, b"large", &new_file).unwrap();
+    let chunk = vec![1; 1 << 20];
+    for at in 0..16 {
+        union
+            .write_at(file, at << 20, &chunk, SetIdBits::Keep)
+            .unwrap();
+    }
+    union.sync(file, SyncMode::Full).unwrap();
+    union.unlink(Ino::ROOT, b"large").unwrap();
+    assert_eq!(union.removals_due(), Some(Duration::ZERO));
+    union.db().fail_syncs();
+    union.finish_removals().unwrap_err();
+    assert_eq!(union.removals_due(), Some(Duration::ZERO));
 }
