@@ -34,7 +34,12 @@ pub(super) struct SessionArgs {
     ephemeral: bool,
     /// Keep the changes of --ephemeral in this directory until the end [default: /dev/shm if it has
     /// 1 GiB, else $TMPDIR].
-    #[arg(long, value_name = "DIR", requires = "ephemeral")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "ephemeral",
+        conflicts_with = "read_only"
+    )]
     upper_dir: Option<PathBuf>,
     /// Whether it is read-only because of a batch job.
     #[arg(skip)]

@@ -1,5 +1,6 @@
 //! Rules for the source text that neither rustfmt nor clippy enforces on the stable toolchain.
 
+mod commands;
 mod imports;
 
 use std::fs;

@@ -46,6 +46,13 @@ impl Args {
             Some(source) => source.clone(),
             None => find_source()?,
         };
+        let kind = fs::metadata(&source).map_err(|error| {
+            CommandError::of_named(format!("cannot read {}", quoted(&source)), &error)
+        })?;
+        if !kind.is_dir() {
+            let message = format!("{} is not a directory", quoted(&source));
+            return Err(CommandError::usage(message).hint("give a directory tree: --source DIR"));
+        }
         let home = std::env::temp_dir().join(format!("envfs-demo-{}", std::process::id()));
         fs::create_dir(&home).map_err(|error| {
             let doing = format!("cannot create the scratch store {}", quoted(&home));

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::image::paths;
 use crate::support::tree::{self, Look};
 use crate::support::{TestEnv, find, has, images, run, samples, skip};
 
@@ -331,4 +333,92 @@ fn committed_tree_reads_identically_in_other_tools() {
         tree::assert_same(&merged, &seen(&env, &prefix), Look::ALL, "after a remount");
         images::assert_read_by_others(&env, &images::current(&env, "e"), &merged);
     }
+}
+
+#[test]
+fn import_excludes_patterns() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    for path in [
+        "lib/a.py",
+        "lib/__pycache__/a.pyc",
+        "lib/b.pyc",
+        "pkgs/cache/x",
+        "pkgs/y",
+        "other/pkgs/cache/z",
+        "share/deep/er/x.h",
+        "share/x.h",
+    ] {
+        env.write(&source.join(path), path);
+    }
+    let patterns = [
+        "--exclude",
+        "__pycache__",
+        "--exclude",
+        "*.pyc",
+        "--exclude",
+        "pkgs/cache",
+    ];
+    let more = [
+        "--exclude",
+        "share/**/*.h",
+        "--threads",
+        "1",
+        "--compress-level",
+        "0",
+    ];
+    let wanted = [
+        "lib",
+        "lib/a.py",
+        "other",
+        "other/pkgs",
+        "other/pkgs/cache",
+        "other/pkgs/cache/z",
+    ];
+    let wanted =
+        wanted
+            .into_iter()
+            .chain(["pkgs", "pkgs/y", "share", "share/deep", "share/deep/er"]);
+    let wanted: BTreeSet<String> = wanted.map(str::to_owned).collect();
+    let tar = env.work().join("source.tar");
+    let mut command = env.command("tar");
+    command
+        .arg("-C")
+        .arg(&source)
+        .args(["-cf", word(&tar), "."]);
+    run(command).ok();
+    for (name, from) in [("directory", &source), ("archive", &tar)] {
+        let args = [&["import", "-q", word(from), name][..], &patterns, &more].concat();
+        env.envfs(&args).ok();
+        let image = images::current(&env, name);
+        assert_eq!(paths(&env, &image), wanted, "{name}");
+        let info = env
+            .envfs(&["image", "info", "--json", word(&image)])
+            .ok()
+            .json();
+        let stored = info["uncompressed"].as_array().unwrap().len();
+        assert_eq!(stored, 5, "level 0 stores: {info}");
+    }
+    let image = images::current(&env, "directory");
+    let args = ["import", word(&image), "image", "--exclude", "x"];
+    env.envfs(&args).fails(2, &["--exclude"]);
+    let args = ["import", word(&source), "w", "--compress-level", "10"];
+    env.envfs(&args).fails(2, &["10"]);
+}
+
+#[test]
+fn import_is_reproducible() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    samples::rich(&env, &source);
+    let mut made = Vec::new();
+    for (name, threads) in [("a", "1"), ("b", "3")] {
+        let args = ["import", "-q", "--threads", threads, word(&source), name];
+        env.envfs_with("SOURCE_DATE_EPOCH", "1700000000", &args)
+            .ok();
+        made.push(fs::read(images::current(&env, name)).unwrap());
+    }
+    assert!(made[0] == made[1]);
+    let info = env.envfs(&["image", "info", "--json", word(&images::current(&env, "a"))]);
+    assert_eq!(info.ok().json()["created"], 1_700_000_000);
 }

@@ -130,23 +130,3 @@ fn log_prints_local_time_and_json_has_utc() {
         assert!(shown.out.contains(&expected), "{zone}: {expected}: {shown}");
     }
 }
-
-#[test]
-fn the_manual_has_a_page_for_each_command() {
-    let Some(env) = TestEnv::new() else { return };
-    env.envfs(&["man", "--out", "pages/man1"]).ok();
-    let names = env.sh("ls pages/man1").ok().out;
-    for page in ["envfs.1", "envfs-commit.1", "envfs-image-pack.1"] {
-        assert!(names.lines().any(|name| name == page), "{names}");
-    }
-    assert!(!names.contains("__"), "{names}");
-    assert!(env.envfs(&["man"]).ok().out.starts_with(".ie"));
-    env.write(&env.work().join("file"), "");
-    env.envfs(&["man", "--out", "file"]).fails(4, &["file"]);
-    if has("groff") {
-        let done = env
-            .sh("for page in pages/man1/*.1; do groff -k -man -Tutf8 -ww -z \"$page\"; done")
-            .ok();
-        assert_eq!(done.err, "");
-    }
-}

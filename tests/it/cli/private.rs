@@ -11,8 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::{
-    Run, TestEnv, User, finish, has, is_alive, mounts_below, run, run_with_input, skip_allowed,
-    wait_for,
+    Run, TestEnv, User, finish, has, is_alive, mounts_below, run, skip_allowed, wait_for,
 };
 
 /// The command line up to the environment.
@@ -482,25 +481,6 @@ fn run_in_a_job_and_without_a_helper_is_private() {
                 mounts_below(env.root()).is_empty()
             });
         }
-        wait_for_end(&env);
-    }
-}
-
-#[test]
-fn a_shell_in_an_environment_has_its_programs() {
-    for env in stores() {
-        for words in [
-            &["shell", "e"][..],
-            &["shell", "--private", "e"],
-            &["shell", "--private", "--read-only", "e"],
-        ] {
-            let mut command = env.envfs_command(words);
-            command.env("SHELL", "/bin/sh");
-            let done = run_with_input(command, b"tool; echo $ENVFS_ENV; exit 3\n");
-            assert_eq!((done.code, done.out.as_str()), (3, "tool\ne\n"), "{done}");
-            env.envfs(&["-q", "unmount", "e"]).ok();
-        }
-        env.envfs(&["shell"]).fails(2, &["none is active"]);
         wait_for_end(&env);
     }
 }

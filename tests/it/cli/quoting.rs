@@ -5,7 +5,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -14,16 +13,16 @@ use serde_json::Value;
 use crate::support::{Run, TestEnv, run, wait_for};
 
 /// A name that clears the screen, sets the title and forges a line; and its escaped form.
-const EVIL: &[u8] = b"a\x1b[2J\x1b]0;t\x07\nenvfs: all is well\r\xff";
+pub(super) const EVIL: &[u8] = b"a\x1b[2J\x1b]0;t\x07\nenvfs: all is well\r\xff";
 const SHOWN: &str = r"a\033[2J\033]0;t\a\nenvfs: all is well\r\377";
 
-fn evil(dir: &Path) -> PathBuf {
+pub(super) fn evil(dir: &Path) -> PathBuf {
     dir.join(OsStr::from_bytes(EVIL))
 }
 
 /// Fails unless a text contains the name in escaped form and no control characters.
 #[track_caller]
-fn assert_escaped(done: &Run, text: &str) {
+pub(super) fn assert_escaped(done: &Run, text: &str) {
     let is_control = |c: char| c.is_control() && c != '\n' && c != '\t';
     assert!(!text.contains(is_control), "{text:?} of {done}");
     assert!(
@@ -142,40 +141,6 @@ fn paths_are_escaped_in_text_and_exact_in_json_and_nul_output() {
     }
     let log = env.envfs(&["log", "--json", "e"]).ok().json();
     assert_eq!(log[0]["message"], "one\x1b[2J\nenvfs: two\r");
-}
-
-#[test]
-fn image_listings_escape_control_characters() {
-    let Some(env) = TestEnv::new() else { return };
-    let source = env.work().join("source");
-    env.write(&source.join("plain"), "x");
-    fs::create_dir(evil(&source)).unwrap();
-    fs::write(evil(&evil(&source)), "content\x1b").unwrap();
-    symlink(OsStr::from_bytes(EVIL), source.join("link")).unwrap();
-    env.user().give_tree(&source);
-    env.envfs(&["image", "pack", "source", "image"]).ok();
-    let done = env.envfs(&["image", "ls", "-R", "image"]).ok();
-    assert_escaped(&done, &done.out);
-    assert!(done.out.contains("link -> \"a\\033"), "{done}");
-    assert_eq!(done.out.lines().count(), 4, "{done}");
-    let output = env
-        .envfs_command(&["image", "ls", "-Rz", "image"])
-        .output()
-        .unwrap();
-    let names: Vec<&[u8]> = output.stdout.split(|&byte| byte == 0).collect();
-    let deep = [EVIL, b"/", EVIL].concat();
-    for name in [b"plain".as_slice(), EVIL, &deep] {
-        assert!(names.contains(&name), "{names:?}");
-    }
-    let mut command = env.envfs_command(&["image", "cat", "image"]);
-    command.arg(evil(Path::new(OsStr::from_bytes(EVIL))));
-    assert_eq!(command.output().unwrap().stdout, b"content\x1b");
-    for action in ["ls", "cat"] {
-        let mut command = env.envfs_command(&["image", action, "image"]);
-        command.arg(evil(Path::new("none")));
-        let done = run(command);
-        assert_escaped(&done, &done.err);
-    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `envfs rename` and `envfs remove`.
+//! `envfs rename`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +7,7 @@ use std::fs;
 use super::changed;
 
 #[test]
-fn rename_keeps_the_prefix_and_remove_unmounts() {
+fn rename_keeps_the_prefix() {
     let Some(env) = changed() else { return };
     env.envfs(&["rename", "e", "f"]).fails(5, &["unmount"]);
     env.envfs(&["unmount", "e"]).ok();
@@ -16,10 +16,4 @@ fn rename_keeps_the_prefix_and_remove_unmounts() {
     let prefix = env.mount("f");
     assert_eq!(prefix, env.prefix("e"));
     assert_eq!(fs::read(prefix.join("new")).unwrap(), b"12345");
-    env.envfs(&["unmount", "f"]).ok();
-    env.envfs(&["remove", "f"]).fails(2, &["-y"]);
-    env.mount("f");
-    env.envfs(&["remove", "-y", "f"]).ok();
-    assert!(!env.home_of("f").exists() && !prefix.exists());
-    assert_eq!(env.count(&["list"]), 0);
 }

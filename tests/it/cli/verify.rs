@@ -5,7 +5,8 @@
 use std::fs;
 
 use super::diff_revisions::three_revisions;
-use crate::support::TestEnv;
+use super::errors::word;
+use crate::support::{TestEnv, images};
 
 #[test]
 fn verify_reports_the_disk_usage_of_images() {
@@ -87,4 +88,40 @@ fn a_repair_is_in_the_log_and_undo_passes_it_over() {
     assert_eq!(undone["undoes"], operations()[2]["operation"]);
     let diff = env.envfs(&["diff", "--name-only", "e"]).ok();
     assert_eq!(diff.out, "committed\n");
+}
+
+/// Decoders do not notice a flipped bit in an uncompressed block.
+#[test]
+fn verify_detects_any_flipped_bit() {
+    let Some(env) = TestEnv::new() else { return };
+    let source = env.work().join("source");
+    let mut bytes = vec![0; 5 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    env.write(&source.join("noise"), &bytes);
+    env.write(&source.join("small"), "small");
+    env.envfs(&["import", "-q", word(&source), "e"]).ok();
+    let prefix = env.mount("e");
+    // The second image inherits most of its digests from the first.
+    fs::write(prefix.join("small"), "changed").unwrap();
+    let commit = env.envfs(&["commit", "--json", "e"]).ok().json();
+    assert_eq!(commit["way"], "append");
+    env.envfs(&["unmount", "-q", "e"]).ok();
+    env.verify("e");
+    let image = images::current(&env, "e");
+    let sound = fs::read(&image).unwrap();
+    fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    for at in [100, 3 << 20, sound.len() - 1] {
+        let mut bad = sound.clone();
+        bad[at] ^= 4;
+        fs::write(&image, bad).unwrap();
+        let said = env.envfs(&["verify", "--json", "e"]);
+        assert_eq!(said.code, 1, "{at}: {said}");
+        let problems = said.json()["problems"].as_array().unwrap().clone();
+        assert_eq!(problems.len(), 1, "{said}");
+        let first = format!("bytes {} to", at >> 20 << 20);
+        let problem = problems[0].as_str().unwrap();
+        assert!(problem.contains(&first) || at < 200, "{at}: {problem}");
+    }
+    fs::write(&image, sound).unwrap();
+    env.verify("e");
 }

@@ -12,7 +12,6 @@ mod programs;
 mod stacks;
 mod syncs;
 mod union_faults;
-mod without_store;
 
 use crate::support::tree::{self, Look};
 use crate::support::{TestEnv, has, images, run_for, samples};

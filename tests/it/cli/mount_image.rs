@@ -1,11 +1,13 @@
 //! `envfs mount --image`: mounts without a store, and mount options.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::direct::Direct;
+use crate::fs::direct::Direct;
 use crate::support::{Run, TestEnv, has, run, skip_allowed};
 
 fn write_some(dir: &Path) {
