@@ -224,22 +224,28 @@ fn completed_words_are_quoted_on_a_terminal() {
                 _ => "",
             };
             let ready = format!("{start}{}; {}\n", hook(shell), prompt(shell, "=> "));
-            let then = |word: &str| format!("envfs diff --name-only plain {word}\t\n");
+            // Enter follows once the completed word is shown: what is typed during a completion may
+            // be taken for its input.
+            let then = |word: &str| format!("envfs diff --name-only plain {word}\t");
             let (plain, double, single) = (then("etc/n"), then("\"etc/n"), then("'etc/n"));
             let quote = then("etc/i");
             let shown = "[\r\n]etc/new .file\r(.|[\r\n])*=> ";
             let steps = [
                 ("[$%#>] ", ready.as_str()),
                 ("[\r\n]=> ", &plain),
+                ("file", "\n"),
                 (shown, &double),
+                ("file", "\n"),
                 (shown, &single),
+                ("file", "\n"),
                 (shown, &quote),
+                ("'s", "\n"),
                 // After @ and : bash completes only a part of the word.
-                (
-                    "[\r\n]etc/it's\r(.|[\r\n])*=> ",
-                    "envfs cat plain@go\tbin/to\t\n",
-                ),
-                ("echo tool(.|[\r\n])*=> ", "envfs run plain to\t; exit\n"),
+                ("[\r\n]etc/it's\r(.|[\r\n])*=> ", "envfs cat plain@go\t"),
+                ("lden", "bin/to\t"),
+                ("ol", "\n"),
+                ("echo tool(.|[\r\n])*=> ", "envfs run plain to\t"),
+                ("ol", "; exit\n"),
                 ("[\r\n]tool\r", ""),
             ];
             type_into(&env, &interactive(shell), &steps).ok();
