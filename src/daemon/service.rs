@@ -474,6 +474,13 @@ impl Service for Local {
         let _guard = self.lock_operations(progress)?;
         self.flush_mount(progress)?;
         let (revision, paths) = (RevisionId(from.revision), paths_of(&from.selection));
+        let (db, layout) = (self.workspace.db(), self.workspace.env().layout());
+        let old = commit::OpenRevision::open(db, layout, Some(revision))?.stack();
+        let views = [&Files::of(&old), &Files::of(&**self.workspace.union())];
+        refuse_unknown(&paths, &views).map_err(|failure| {
+            let message = format!("{}, nor in revision {revision}", failure.message);
+            Failure::new(failure.kind, message)
+        })?;
         let (restored, stale) = self.with_repair(OnLoss::Continue, || {
             let command = &from.command;
             Ok(commit::restore(&self.workspace, revision, &paths, command)?)

@@ -8,7 +8,6 @@ use crate::cli::context::Context;
 use crate::cli::error::{CommandError, Result};
 use crate::cli::output::size;
 use crate::cli::revisions;
-use crate::daemon::failure::Kind;
 use crate::daemon::protocol::Since;
 use crate::union::{Restored, Tally};
 
@@ -53,7 +52,6 @@ impl Args {
             );
         }
         let revision = revisions::number(&env, &self.from)?;
-        let wanted = selection.paths.len() as u64;
         let service = env.service()?;
         let progress = context.output.progress();
         let from = Since {
@@ -63,15 +61,6 @@ impl Args {
         };
         let restored = service.restore(&from, &progress)?;
         progress.finish();
-        if restored.unknown == wanted && restored.is_empty() {
-            return Err(CommandError::new(
-                Kind::NotFound,
-                format!(
-                    "{} has no such path, neither now nor in revision {revision}",
-                    env.name()
-                ),
-            ));
-        }
         if self.json {
             return context.output.json(&restored);
         }

@@ -67,6 +67,11 @@ fn restore_refuses_what_it_cannot_restore() {
     let Some(env) = three_revisions() else { return };
     let restore = |words: &[&str]| env.envfs(&[&["restore", "e"], words].concat());
     restore(&["nosuch", "--from", "1"]).fails(3, &["no such path", "revision 1"]);
+    // The same if the revision is current, and nothing is restored if other paths exist.
+    restore(&["nosuch", "--from", "3"]).fails(3, &["no such path", "revision 3"]);
+    let before = env.envfs(&["diff", "e"]).ok().out;
+    restore(&["lib", "nosuch", "--from", "1"]).fails(3, &["no such path"]);
+    assert_eq!(env.envfs(&["diff", "e"]).ok().out, before);
     restore(&["lib", "--from", "9"]).fails(3, &["no revision 9"]);
     restore(&["--from", "1"]).fails(2, &["no path", "envfs rollback e 1"]);
     restore(&[".", "--from", "1"]).fails(2, &["rollback"]);
