@@ -46,6 +46,12 @@ pub(super) fn print(context: &Context, env: &Env, limit: usize, format: Format) 
     if format == Format::Json {
         return context.output.json(&entries);
     }
+    if last.is_none() {
+        context.output.note(format!(
+            "{}: no operation yet; envfs log shows its revisions",
+            env.name()
+        ));
+    }
     for entry in &entries {
         let what = match entry.undoes {
             Some(undoes) => format!("{} of {undoes}", entry.kind),

@@ -6,13 +6,14 @@ use crate::cli::backend;
 use crate::cli::conda_list;
 use crate::cli::context::{Context, Env};
 use crate::cli::creation::refuse_overlap;
-use crate::cli::error::Result;
+use crate::cli::error::{CommandError, Result};
 use crate::cli::launchers;
 use crate::cli::output::changes;
 use crate::commit::{UndoOptions, Undone};
+use crate::daemon::failure::Kind;
 use crate::daemon::prefix::try_prefix;
 use crate::progress::Progress;
-use crate::state::OperationKind;
+use crate::state::{Operation, OperationKind};
 use crate::sys::text::quoted;
 
 /// Take back the last operation, such as a commit or a discard.
@@ -52,7 +53,15 @@ impl Args {
             command: crate::commit::command_line(),
         };
         let progress = context.output.progress();
-        self.refuse_unusable_prefix(&env, &options, &progress)?;
+        let (operations, _) = backend::operations(&env.environment)?;
+        if operations.is_empty() {
+            let name = env.name();
+            let message = format!("there is nothing to undo: {name} is as it was made");
+            return Err(CommandError::new(Kind::NotFound, message)
+                .hint(format!("to drop uncommitted changes: envfs discard {name}"))
+                .hint(format!("to remove the environment: envfs remove {name}")));
+        }
+        self.refuse_unusable_prefix(&env, &options, &operations, &progress)?;
         let done = env.service()?.undo(&options, &progress)?;
         progress.finish();
         if !self.dry_run {
@@ -89,9 +98,9 @@ impl Args {
         &self,
         env: &Env,
         options: &UndoOptions,
+        operations: &[Operation],
         progress: &dyn Progress,
     ) -> Result<()> {
-        let (operations, _) = backend::operations(&env.environment)?;
         if self.dry_run || operations.iter().all(|one| one.prefix.is_none()) {
             return Ok(());
         }

@@ -359,6 +359,30 @@ fn undo_of_the_first_commit_makes_everything_uncommitted_over_an_empty_image() {
 }
 
 #[test]
+fn what_create_installed_is_the_beginning_and_cannot_be_undone() {
+    let Some(env) = TestEnv::new() else { return };
+    let script = "echo installed >{prefix}/file";
+    env.envfs(&["create", "-q", "e", "--", "sh", "-c", script])
+        .ok();
+    let prefix = env.prefix("e");
+    let words = ["nothing to undo", "e is as it was made", "envfs remove e"];
+    for _ in 0..2 {
+        env.envfs(&["undo", "e"]).fails(3, &words);
+        env.envfs(&["undo", "-n", "e"]).fails(3, &words);
+        let log = env.envfs(&["log", "--all", "e"]).ok();
+        assert!(log.err.contains("no operation yet"), "{log}");
+        env.envfs(&["unmount", "e"]).ok();
+    }
+    env.mount("e");
+    let content = || fs::read_to_string(prefix.join("file")).unwrap();
+    fs::write(prefix.join("file"), "changed").unwrap();
+    env.envfs(&["commit", "-q", "e"]).ok();
+    env.envfs(&["undo", "e"]).ok();
+    env.envfs(&["discard", "-yq", "e"]).ok();
+    assert_eq!(content(), "installed\n");
+}
+
+#[test]
 fn the_trash_is_listed_restored_and_emptied() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
