@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::{CommandError, Result};
-use super::new_file;
 use super::output::{ColorChoice, Output, Verbosity};
 use crate::commit;
 use crate::daemon::failure::{Failure, Kind};
@@ -236,25 +235,17 @@ pub(super) fn export_without(
     Ok(done.map_err(Failure::from)?)
 }
 
-/// Writes the archive of a history to a file, which is replaced if it exists.
-pub(super) fn export_history(
+/// Prepares the archive of a history.
+pub(super) fn prepare_history(
     environment: &Environment,
     revision: Option<i64>,
-    to: &Path,
     progress: &dyn Progress,
-) -> Result<commit::ExportedHistory> {
+) -> Result<commit::HistoryExport> {
     let (layout, name) = (environment.layout(), environment.name());
     let db = open_read_only(environment)?;
     let revision = revision.map(RevisionId);
     let history = commit::HistoryExport::of(&db, layout, name, revision, progress);
-    let history = history.map_err(Failure::from)?;
-    let mut done = None;
-    new_file::write(to, |output| {
-        let written = history.write(output.as_file(), to, progress);
-        done = Some(written.map_err(Failure::from)?);
-        Ok(())
-    })?;
-    done.ok_or_else(|| CommandError::new(Kind::Internal, "nothing was written"))
+    Ok(history.map_err(Failure::from)?)
 }
 
 /// Returns the image file of a revision, by default the current one.

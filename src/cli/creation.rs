@@ -101,7 +101,10 @@ pub(super) fn import(
     let force = options.relocate;
     let mut options = import_options(store, name, options, output)?;
     let given = source;
-    let source = named(source, "import")?;
+    let source = match source.is_dir() {
+        true => named(source, "import")?,
+        false => source.to_owned(),
+    };
     if let Some(force) = force {
         // Files may contain the path as the user knows it.
         let given = std::path::absolute(given).unwrap_or_else(|_| source.clone());
@@ -252,7 +255,7 @@ fn named(path: &Path, doing: &str) -> Result<PathBuf> {
 }
 
 /// Fails if the environment exists. This check comes first, as its prefix would conflict as well.
-fn refuse_existing(store: &Store, name: &EnvName) -> Result<()> {
+pub(super) fn refuse_existing(store: &Store, name: &EnvName) -> Result<()> {
     if store.exists(name) {
         return Err(EnvironmentError::Exists {
             name: name.to_string(),

@@ -29,6 +29,7 @@ mod recovery;
 mod relocation;
 mod revisions;
 mod session;
+mod stream;
 mod trial;
 mod verification;
 

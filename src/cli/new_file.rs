@@ -22,14 +22,29 @@ pub(super) fn refuse_existing(target: &Path) -> Result<()> {
     )
 }
 
+/// Fails if the target is something else than a file, which must not be replaced.
+pub(super) fn refuse_special(target: &Path) -> Result<()> {
+    match fs::metadata(target) {
+        Ok(meta) if !meta.is_file() => {
+            let message = format!("{} is not a regular file", quoted(target));
+            Err(CommandError::new(Kind::Conflict, message).hint("choose another name"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Creates a temporary file beside `target`, lets `fill` write it, and renames it. Removes it on
 /// failure.
 pub(super) fn write(
     target: &Path,
     fill: impl FnOnce(&mut NamedTempFile) -> Result<()>,
 ) -> Result<()> {
+    refuse_special(target)?;
     let doing = format!("cannot write {}", quoted(target));
     let failed = |error: io::Error| CommandError::io(&doing, &error);
+    // The file that a link leads to is replaced, and not the link.
+    let real = fs::canonicalize(target);
+    let target = real.as_deref().unwrap_or(target);
     let directory = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -292,6 +292,11 @@ impl Output {
         if let Err(error) = signals::record_interrupts() {
             tracing::debug!(%error, "cannot handle Ctrl-C; it will end the process at once");
         }
+        self.bar()
+    }
+
+    /// Returns a progress bar for work that leaves nothing if Ctrl-C ends the process.
+    pub fn bar(&self) -> Bar {
         let is_visible = self.stderr_is_terminal && self.verbosity == Verbosity::Normal;
         Bar::new(match is_visible {
             true => ProgressDrawTarget::stderr(),

@@ -33,8 +33,19 @@ pub fn copy_file(
     if reflink::clone_range(from, 0, 0, to, 0).is_ok() {
         return Ok(Sharing::Blocks);
     }
+    let mut to = to;
+    copy_stream((from, from_path), (&mut to, to_path), progress)?;
+    Ok(Sharing::Copy)
+}
+
+/// Copies a file to a stream. Returns the number of bytes.
+pub fn copy_stream(
+    (from, from_path): (&File, &Path),
+    (to, to_path): (&mut dyn Write, &Path),
+    progress: &dyn Progress,
+) -> Result<u64> {
     let total = from.metadata().context("stat", from_path)?.len();
-    let (mut from, mut to) = (from, to);
+    let mut from = from;
     let mut buffer = vec![0; CHUNK];
     let mut done = 0;
     loop {
@@ -43,7 +54,7 @@ pub fn copy_file(
         }
         let count = from.read(&mut buffer).context("read", from_path)?;
         if count == 0 {
-            return Ok(Sharing::Copy);
+            return Ok(done);
         }
         let read = buffer.get(..count).unwrap_or_default();
         to.write_all(read).context("write", to_path)?;

@@ -26,7 +26,7 @@ use crate::object::Ino;
 use crate::progress::{NoProgress, Progress, Report};
 use crate::squashfs::format::InodeBody;
 use crate::squashfs::writer::{ImageWriter, Meta, NodeId, WriteStats, WriterOptions};
-use crate::squashfs::{Image, ReaderOptions};
+use crate::squashfs::{Image, ReaderOptions, may_embed};
 use crate::state::{BadIdMap, IdMap, ImageId, InitEnvironment, NewImage, RevisionKind, StateDb};
 use crate::union;
 
@@ -421,6 +421,17 @@ fn source_kind(source: &Path, offset: Option<u64>) -> Result<SourceKind> {
              if the image is inside another file, use envfs import --offset",
         )),
     }
+}
+
+/// Returns the largest length of a source that begins with these 512 bytes. `None` if no source
+/// does.
+pub(super) fn longest_stream(head: &[u8]) -> Option<u64> {
+    let is_file = head.starts_with(b"hsqs") || may_embed(head);
+    if is_file || archive::Codec::detect(head, u64::MAX).is_some() {
+        return Some(u64::MAX);
+    }
+    // An archive without members.
+    archive::Codec::detect(head, archive::MAX_EMPTY).map(|_| archive::MAX_EMPTY)
 }
 
 /// Copies an image, sharing its extents if the file system can.

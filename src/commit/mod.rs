@@ -82,14 +82,14 @@ pub use crate::state::CommitPlace;
 pub use clone::{CloneOptions, Cloned, clone};
 pub use compare::{OpenRevision, difference, difference_between, difference_since, restore};
 pub use copy::Sharing;
-pub use copy::copy_file;
+pub use copy::{copy_file, copy_stream};
 pub use error::{CommitError, Result};
 pub use export::export_without;
 pub use gc::{Collected, Frees, GcOptions, Scope, gc, own_bytes};
 pub use history::{RolledBack, discard, rollback};
 pub use history_archive::{
     ExportedHistory, Forwarded, HistoryArchive, HistoryExport, ImportHistoryOptions,
-    ImportedHistory, Relation, forward, import_history, is_history_archive, relation,
+    ImportedHistory, Incoming, Relation, forward, import_history, is_history_archive, relation,
 };
 pub use import::{
     ImportOptions, Imported, Packed, create_empty, describe_image, import, pack_directory,

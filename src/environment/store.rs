@@ -149,6 +149,13 @@ impl Store {
         Ok(new)
     }
 
+    /// Creates a file without a name in the store. It is gone when it is closed.
+    pub fn unnamed_file(&self) -> Result<File> {
+        self.create_directories()?;
+        let homes = self.layout.homes();
+        tempfile::tempfile_in(&homes).context(&homes, "create a temporary file in")
+    }
+
     /// Returns remains of crashes: homes that were never finished and homes that were not
     /// completely removed. A home that a running process is building is not included.
     pub fn garbage(&self) -> Result<Vec<Garbage>> {

@@ -39,4 +39,4 @@ pub mod writer;
 
 pub use compress::{Compression, CompressorId};
 pub use error::{Error, Result};
-pub use reader::{Image, ReaderOptions};
+pub use reader::{Image, ReaderOptions, may_embed};

@@ -1,6 +1,8 @@
 //! `envfs export`
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
@@ -10,10 +12,12 @@ use crate::cli::context::{Context, Env, active_name};
 use crate::cli::error::{CommandError, Result};
 use crate::cli::new_file;
 use crate::cli::output::{count, size};
-use crate::commit;
+use crate::cli::stream;
+use crate::commit::{self, ExportedHistory};
 use crate::daemon::failure::Failure;
 use crate::daemon::lifecycle::State;
 use crate::progress::Progress;
+use crate::shell::render::word;
 use crate::sys::regular;
 use crate::sys::text::quoted;
 
@@ -24,14 +28,17 @@ use crate::sys::text::quoted;
 /// With --history, the file is an archive of all revisions and tags, or of REV and the revisions
 /// before it, which `envfs import` reads. What revisions have in common is stored once.
 ///
+/// If FILE is -, a FIFO or a device as /dev/stdout, it is written to from the beginning to the end,
+/// and has a part of the result if the command fails.
+///
 /// Uncommitted changes are not included.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs export science science.sqfs\n  envfs export science old.sqfs --rev 3\n  envfs export science --history science.history\n  unsquashfs -l science.sqfs"
+    after_help = "Examples:\n  envfs export science science.sqfs\n  envfs export science old.sqfs --rev 3\n  envfs export science --history science.history\n  envfs export science --history - | ssh HOST envfs import - science\n  unsquashfs -l science.sqfs"
 )]
 pub struct Args {
     /// Environment, or NAME@REV [default: the active one], and the file to write, which must not
-    /// exist.
+    /// exist; - for standard output.
     #[arg(value_name = "[NAME] FILE", num_args = 1..=2, required = true)]
     words: Vec<PathBuf>,
     /// Revision, by number or tag [default: the current one].
@@ -70,13 +77,28 @@ impl Args {
             (None, named) => named,
         };
         let source = backend::image_file(&env.environment, revision)?;
-        if !self.force {
-            new_file::refuse_existing(file)?;
+        if stream::is_stream(file) {
+            return self.stream(context, &env, revision, &source, file);
         }
-        if self.history {
-            return export_history(context, &env, revision, file);
+        match self.force {
+            true => new_file::refuse_special(file)?,
+            false => new_file::refuse_existing(file)?,
         }
         let progress = context.output.progress();
+        if self.history {
+            let history = backend::prepare_history(&env.environment, revision, &progress)?;
+            let mut done = None;
+            new_file::write(file, |output| {
+                let written = history.write(output.as_file_mut(), file, &progress);
+                done = Some(written.map_err(Failure::from)?);
+                Ok(())
+            })?;
+            progress.finish();
+            if let Some(done) = done {
+                describe_history(context, &env, &quoted(file), &done);
+            }
+            return Ok(());
+        }
         let bytes = copy(&source, file, &self.exclude, &progress)?;
         progress.finish();
         context
@@ -84,13 +106,52 @@ impl Args {
             .note(format!("{}: {}", quoted(file), size(bytes)));
         Ok(())
     }
+
+    /// Writes to standard output, a FIFO or a device.
+    fn stream(
+        &self,
+        context: &Context,
+        env: &Env,
+        revision: Option<i64>,
+        source: &Path,
+        target: &Path,
+    ) -> Result<()> {
+        let name = word(env.name());
+        let history = if self.history { " --history" } else { "" };
+        let mut target = stream::Target::open(
+            target,
+            &format!("envfs export{history} {name} - | ssh HOST envfs import - {name}"),
+        )?;
+        // Ctrl-C ends the process, which leaves nothing but what was written.
+        let bar = context.output.bar();
+        if self.history {
+            let history = backend::prepare_history(&env.environment, revision, &bar)?;
+            let done = history.write(&mut target.file, &target.shown, &bar);
+            let done = done.map_err(stream::failed)?;
+            bar.finish();
+            describe_history(context, env, &target.shown(), &done);
+            return Ok(());
+        }
+        let (mut input, mut path) = (open(source)?, source);
+        if !self.exclude.is_empty() {
+            // An image is not written from its beginning to its end.
+            let doing = format!("cannot create a file in {}", quoted(std::env::temp_dir()));
+            input = tempfile::tempfile().map_err(|error| CommandError::io(&doing, &error))?;
+            let at = PathBuf::from(format!("/proc/self/fd/{}", input.as_raw_fd()));
+            backend::export_without(source, &self.exclude, &at, &bar)?;
+            path = Path::new("the new image");
+        }
+        let (from, to) = ((&input, path), (&mut target.file as _, &*target.shown));
+        let bytes = commit::copy_stream(from, to, &bar).map_err(stream::failed)?;
+        bar.finish();
+        let text = format!("{}: {}", target.shown(), size(bytes));
+        context.output.note(text);
+        Ok(())
+    }
 }
 
-/// Writes the archive of a history, which appears under its name when it is complete.
-fn export_history(context: &Context, env: &Env, revision: Option<i64>, file: &Path) -> Result<()> {
-    let progress = context.output.progress();
-    let done = backend::export_history(&env.environment, revision, file, &progress)?;
-    progress.finish();
+/// Says what was exported.
+fn describe_history(context: &Context, env: &Env, to: &str, done: &ExportedHistory) {
     if has_changes(env) {
         let name = env.name();
         context.output.warn(format!(
@@ -102,12 +163,10 @@ fn export_history(context: &Context, env: &Env, revision: Option<i64>, file: &Pa
         _ => format!("; alone, its images have {}", size(done.image_bytes)),
     };
     context.output.note(format!(
-        "{}: {}, {}{of}",
-        quoted(file),
+        "{to}: {}, {}{of}",
         count(done.revisions, "revision"),
         size(done.bytes)
     ));
-    Ok(())
 }
 
 /// Returns whether an environment has uncommitted changes, as far as that is known.
@@ -129,8 +188,7 @@ fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progre
         let doing = format!("cannot write {}", quoted(path));
         move |error: io::Error| CommandError::io(&doing, &error)
     };
-    let input = regular::open(source)
-        .map_err(|error| CommandError::io(format!("cannot read {}", quoted(source)), &error))?;
+    let input = open(source)?;
     let mut total = input.metadata().map_err(failed(source))?.len();
     new_file::write(target, |output| {
         if !exclude.is_empty() {
@@ -143,4 +201,9 @@ fn copy(source: &Path, target: &Path, exclude: &[PathBuf], progress: &dyn Progre
         Ok(())
     })?;
     Ok(total)
+}
+
+fn open(image: &Path) -> Result<File> {
+    regular::open(image)
+        .map_err(|error| CommandError::io(format!("cannot read {}", quoted(image)), &error))
 }

@@ -19,6 +19,7 @@ use crate::cli::error::{CommandError, Result};
 use crate::cli::in_place::{self, IfChanged, IfUsed};
 use crate::cli::output::{self, size};
 use crate::cli::relocation;
+use crate::cli::stream::{self, Received};
 use crate::commit;
 use crate::daemon::failure::Kind;
 use crate::environment::{EnvName, InPlace};
@@ -43,6 +44,9 @@ use crate::sys::text::{Text, quoted};
 /// by default of the same name. If that environment exists and has the same origin, only the new
 /// revisions are added to it.
 ///
+/// If the source is -, standard input is read, and stored in a file without a name in the store
+/// until the import is complete. The same holds for a FIFO, as in <(ssh HOST envfs export NAME -).
+///
 /// With --in-place the new environment takes the place of the directory, which is renamed to
 /// DIR.envfs-backup, so nothing in it has to be rewritten. Shells, package managers and IDEs find
 /// everything at the same path.
@@ -51,10 +55,10 @@ use crate::sys::text::{Text, quoted};
 /// node_modules or a pixi environment belongs to.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  envfs import ~/tree tree\n  envfs import --in-place ~/miniforge3/envs/science\n  envfs import --in-place .venv && envfs import --finish .venv\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science\n  envfs import ~/tree tree2 --profile tree\n  envfs import science.history"
+    after_help = "Examples:\n  envfs import ~/tree tree\n  envfs import --in-place ~/miniforge3/envs/science\n  envfs import --in-place .venv && envfs import --finish .venv\n  envfs import science.tar.gz science\n  envfs import science.sqfs science --prefix ~/envs/science\n  envfs import ~/tree tree2 --profile tree\n  envfs import science.history\n  ssh HOST envfs export science --history - | envfs import -"
 )]
 pub struct Args {
-    /// Directory, archive or image.
+    /// Directory, archive or image; - for standard input.
     #[arg(required_unless_present_any = ["finish", "undo"])]
     source: Option<PathBuf>,
     /// Name of the new environment.
@@ -190,6 +194,9 @@ impl Args {
             return self.undo(context, name);
         }
         let source = self.source.as_deref().unwrap_or(Path::new(""));
+        if stream::is_stream(source) {
+            return self.import_stream(context, source);
+        }
         match fs::symlink_metadata(source) {
             Err(error) => {
                 let doing = format!("cannot import {}", quoted(source));
@@ -203,13 +210,41 @@ impl Args {
             Ok(_) if self.lazy => Err(CommandError::usage(
                 "--lazy requires --in-place or --finish",
             )),
-            Ok(_) if commit::is_history_archive(source) => history::import(context, self, source),
+            Ok(_) if commit::is_history_archive(source) => {
+                history::import(context, self, source, &quoted(source))
+            }
             Ok(_) => match &self.name {
                 Some(name) => self.import(context, source, name),
-                None => Err(CommandError::usage("no name for the environment given")
-                    .hint(format!("envfs import {} NAME", word(source)))),
+                None => Err(no_name(source)),
             },
         }
+    }
+
+    /// Imports what is read from standard input, a FIFO or a device.
+    fn import_stream(&self, context: &Context, source: &Path) -> Result<()> {
+        if self.in_place || self.lazy {
+            return Err(CommandError::usage(
+                "--in-place and --lazy are for directories",
+            ));
+        }
+        let received = Received::of(context, source, self.offset, |history| {
+            let name = match (history, &self.name) {
+                (Some(of_archive), name) => EnvName::new(name.as_deref().unwrap_or(of_archive))?,
+                (None, Some(name)) => EnvName::new(name)?,
+                (None, None) => return Err(no_name(source)),
+            };
+            match history {
+                Some(_) => history::refuse_options(self),
+                None => creation::refuse_existing(&context.store()?, &name),
+            }
+        })?;
+        let path = received.path();
+        let done = match (&self.name, commit::is_history_archive(path)) {
+            (_, true) => history::import(context, self, path, received.shown()),
+            (Some(name), false) => self.import(context, path, name),
+            (None, false) => Err(no_name(source)),
+        };
+        done.map_err(|error| received.name(error))
     }
 
     fn import(&self, context: &Context, source: &Path, name: &str) -> Result<()> {
@@ -384,6 +419,11 @@ impl Args {
         ));
         Ok(())
     }
+}
+
+fn no_name(source: &Path) -> CommandError {
+    CommandError::usage("no name for the environment given")
+        .hint(format!("envfs import {} NAME", word(source)))
 }
 
 /// The size limit of a profile, in bytes.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::tar;
 use crate::environment::EnvName;
 use crate::packages::PackageChanges;
 use crate::state::{ImageId, Revision, RevisionId, RevisionKind, check_origin, check_prefix};
@@ -148,6 +149,18 @@ impl Manifest {
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(invalid)?;
         manifest.check()?;
         Ok(manifest)
+    }
+
+    /// Returns where the content of each blob begins in an archive whose manifest has `size` bytes,
+    /// and the length of the archive. `None` if that exceeds 64 bits.
+    pub(super) fn places(&self, size: u64) -> Option<(Vec<u64>, u64)> {
+        let mut at = tar::member(size)?;
+        let mut places = Vec::new();
+        for blob in &self.blobs {
+            places.push(at.checked_add(tar::BLOCK)?);
+            at = at.checked_add(tar::member(blob.size)?)?;
+        }
+        Some((places, at.checked_add(tar::END)?))
     }
 
     /// Returns a revision.

@@ -8,6 +8,7 @@ mod cut;
 mod forward;
 mod manifest;
 mod read;
+mod receive;
 mod tar;
 mod write;
 
@@ -15,6 +16,7 @@ pub use forward::{Forwarded, Relation, forward, relation};
 pub use read::{
     HistoryArchive, ImportHistoryOptions, ImportedHistory, import_history, is_history_archive,
 };
+pub use receive::Incoming;
 pub use write::{ExportedHistory, HistoryExport};
 
 /// Returns the digest of an image by the digests of its parts.

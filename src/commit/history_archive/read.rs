@@ -117,19 +117,13 @@ impl HistoryArchive {
         read.context("read the manifest of", path)?;
         let manifest = Manifest::parse(&text).map_err(refuse)?;
         let huge = || refuse("sizes beyond 64 bits".to_owned());
-        let mut at = tar::member(size).ok_or_else(huge)?;
-        let mut places = Vec::new();
-        for blob in &manifest.blobs {
-            if header(at, &blob.member())? != blob.size {
+        let (places, end) = manifest.places(size).ok_or_else(huge)?;
+        for (blob, place) in manifest.blobs.iter().zip(&places) {
+            if header(place - tar::BLOCK, &blob.member())? != blob.size {
                 let what = format!("the size of {} differs from the manifest", blob.member());
                 return Err(refuse(what));
             }
-            places.push(at + tar::BLOCK);
-            at = tar::member(blob.size)
-                .and_then(|size| at.checked_add(size))
-                .ok_or_else(huge)?;
         }
-        let end = at.checked_add(tar::END).ok_or_else(huge)?;
         if end != len {
             let what = format!("{len} bytes instead of {end}");
             return Err(refuse(format!(

@@ -2,7 +2,6 @@
 //! digests, so that the manifest, which comes first, is complete; then the blobs are copied.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -112,10 +111,10 @@ impl HistoryExport {
         })
     }
 
-    /// Writes the archive to an empty file. It is not synced.
+    /// Writes the archive to an empty file or a stream. It is not synced.
     pub fn write(
         &self,
-        to: &File,
+        to: &mut dyn Write,
         path: &std::path::Path,
         progress: &dyn Progress,
     ) -> Result<ExportedHistory> {
@@ -172,7 +171,7 @@ impl HistoryExport {
 
 /// The archive that is being written.
 struct Output<'a> {
-    to: &'a File,
+    to: &'a mut dyn Write,
     path: &'a std::path::Path,
     progress: &'a dyn Progress,
     done: u64,

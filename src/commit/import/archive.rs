@@ -32,7 +32,7 @@ use tree::{Object, Tree, parts, shown};
 
 /// A file of zeros up to this size, in bytes, is an archive without entries: tar pads its last
 /// record with zeros.
-const MAX_EMPTY: u64 = 1 << 20;
+pub(super) const MAX_EMPTY: u64 = 1 << 20;
 
 /// The compression of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

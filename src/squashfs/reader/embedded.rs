@@ -9,6 +9,14 @@ use crate::squashfs::{Error, Result};
 
 /// First bytes of a SquashFS image.
 const MAGIC: &[u8] = b"hsqs";
+const ELF: &[u8] = b"\x7fELF";
+const SIF: &[u8] = b"SIF_MAGIC";
+
+/// Returns whether a file that begins with these bytes may have an image inside: an AppImage or a
+/// SIF container.
+pub fn may_embed(head: &[u8]) -> bool {
+    head.starts_with(ELF) || head.get(32..41) == Some(SIF)
+}
 
 /// Finds where the image in a file begins: at its start, behind the program of an AppImage, or at
 /// an offset in the descriptors of a SIF container. Returns 0 if no image is found, so that the
@@ -17,9 +25,9 @@ pub(super) fn find(file: &File) -> Result<u64> {
     let mut head = [0; 128];
     let read = read_up_to(file, &mut head, 0).map_err(Error::io("reading the superblock"))?;
     let head = head.get(..read).unwrap_or_default();
-    let found = if head.starts_with(b"\x7fELF") {
+    let found = if head.starts_with(ELF) {
         after_elf(head)
-    } else if head.get(32..41) == Some(b"SIF_MAGIC") {
+    } else if head.get(32..41) == Some(SIF) {
         in_sif(file, head)?
     } else {
         None

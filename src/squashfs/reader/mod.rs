@@ -39,6 +39,7 @@ pub use blocks::ReadCounts;
 pub use buffers::Block;
 pub use cache::Hits;
 pub use directory::{DirEntry, Directory};
+pub use embedded::may_embed;
 pub use file::FileLayout;
 use open::{Inner, XattrTable};
 pub use sections::Sections;

@@ -77,6 +77,7 @@ mod slurm;
 mod snapshots;
 mod stats;
 mod status;
+mod streams;
 mod tag;
 mod timers;
 mod tools;

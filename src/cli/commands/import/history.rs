@@ -36,7 +36,8 @@ struct Imported {
 }
 
 /// Makes an environment of the archive, or adds its new revisions to one of the same origin.
-pub(super) fn import(context: &Context, args: &Args, source: &Path) -> Result<()> {
+/// `shown` is the name of the source for messages.
+pub(super) fn import(context: &Context, args: &Args, source: &Path, shown: &str) -> Result<()> {
     refuse_options(args)?;
     let source = std::path::absolute(source).unwrap_or_else(|_| source.to_owned());
     let archive = HistoryArchive::open(&source).map_err(Failure::from)?;
@@ -47,6 +48,7 @@ pub(super) fn import(context: &Context, args: &Args, source: &Path) -> Result<()
             args,
             &archive,
             &context.environment(Some(name.as_str()))?,
+            shown,
         )?,
         false => create(context, args, &archive, &name)?,
     };
@@ -84,7 +86,7 @@ pub(super) fn import(context: &Context, args: &Args, source: &Path) -> Result<()
 }
 
 /// Fails if an option is given that has no effect on images that exist already.
-fn refuse_options(args: &Args) -> Result<()> {
+pub(super) fn refuse_options(args: &Args) -> Result<()> {
     let pack = &args.options.pack;
     let given = [
         ("--compression", pack.compression.is_some()),
@@ -138,8 +140,9 @@ fn forward(
     args: &Args,
     archive: &HistoryArchive,
     env: &Env,
+    file: &str,
 ) -> Result<Option<Imported>> {
-    let (name, file) = (env.name(), quoted(archive.path()));
+    let name = env.name();
     if args.options.prefix.is_some() || args.no_relocate || args.force {
         let message = format!("{name} exists, so its prefix does not change");
         return Err(CommandError::usage(message)
