@@ -23,6 +23,8 @@ const OPERATIONS: &[Operation] = &[
     Operation::RestorePart,
     Operation::Checkpoint,
     Operation::Collect,
+    Operation::Transfer,
+    Operation::Transfer,
 ];
 
 struct Machine {

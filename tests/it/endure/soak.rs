@@ -25,6 +25,7 @@ const OPERATIONS: &[Operation] = &[
     Operation::UndoDiscard,
     Operation::RestorePart,
     Operation::Checkpoint,
+    Operation::Transfer,
     Operation::Wait,
 ];
 

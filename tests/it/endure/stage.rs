@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
 
 use super::Random;
 use super::model::{self, Found, Mark, Model};
@@ -95,6 +96,8 @@ pub(super) enum Operation {
     RestorePart,
     Checkpoint,
     Collect,
+    /// Exports the history and imports it as another environment.
+    Transfer,
     Remount,
     /// Unmounts, commits without a daemon, mounts.
     CommitUnmounted,
@@ -125,6 +128,8 @@ pub(super) struct Stage {
     done: AtomicUsize,
     pub(super) promised: AtomicUsize,
     copies: AtomicUsize,
+    /// The environment with an imported history, and what its log must say, once that is promised.
+    transferred: Mutex<Option<(String, Option<Value>)>>,
 }
 
 impl Stage {
@@ -179,6 +184,7 @@ impl Stage {
             done: AtomicUsize::new(0),
             promised: AtomicUsize::new(0),
             copies: AtomicUsize::new(0),
+            transferred: Mutex::new(None),
             env,
         };
         stage.mount().ok();
@@ -207,7 +213,7 @@ impl Stage {
         }
         let rows = done.json();
         let rows = rows.as_array().unwrap();
-        let id = |row: &serde_json::Value| row["revision"].as_i64().unwrap();
+        let id = |row: &Value| row["revision"].as_i64().unwrap();
         let mut ids: Vec<i64> = rows.iter().map(id).collect();
         ids.sort_unstable();
         let current = rows.iter().find(|row| row["current"] == true).map(id);
@@ -387,6 +393,7 @@ impl Stage {
                     past.pending = None;
                 }
             }
+            Operation::Transfer => self.transfer(),
             Operation::Remount => {
                 let _quiet = self.quiet.write().unwrap();
                 if self.has_succeeded(&self.run(&["unmount", NAME])) {
@@ -406,6 +413,73 @@ impl Stage {
                 }
             }
         }
+    }
+
+    /// Imports the history as another environment, which replaces that of the last time.
+    fn transfer(&self) {
+        let before = self.transferred.lock().unwrap().take();
+        if let Some((name, _)) = before {
+            self.has_succeeded(&self.run(&["remove", "-y", "-q", &name]));
+        }
+        let archive = self.env.work().join("archive");
+        let archive = archive.to_str().unwrap();
+        let export = ["export", "-q", "--force", NAME, archive, "--history"];
+        if !self.has_succeeded(&self.run(&export)) {
+            return;
+        }
+        let log = match self.facts(NAME) {
+            Ok(log) => log,
+            Err(done) => return assert!(self.is_down(), "{done}"),
+        };
+        let name = format!("copy-{}", self.copies.fetch_add(1, Ordering::SeqCst));
+        *self.transferred.lock().unwrap() = Some((name.clone(), None));
+        if self.has_succeeded(&self.run(&["import", "-q", archive, &name])) {
+            *self.transferred.lock().unwrap() = Some((name, Some(log)));
+            self.promised.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Returns what the log says, without what depends on the files of images.
+    fn facts(&self, name: &str) -> Result<Value, Run> {
+        let done = self.env.envfs(&["log", "--json", name]);
+        if done.code != 0 {
+            return Err(done);
+        }
+        let mut log = done.json();
+        for entry in log.as_array_mut().unwrap() {
+            let entry = entry.as_object_mut().unwrap();
+            entry.remove("image");
+            entry.remove("frees_bytes");
+        }
+        Ok(log)
+    }
+
+    /// Checks an imported history after a crash, and removes it. Returns what was lost.
+    fn recover_transferred(&self) -> Vec<String> {
+        let Some((name, promised)) = self.transferred.lock().unwrap().take() else {
+            return Vec::new();
+        };
+        let found = match (self.facts(&name), &promised) {
+            (Ok(found), _) => found,
+            // It was not complete.
+            (Err(done), None) if done.code == 3 => return Vec::new(),
+            (Err(done), _) => return vec![format!("an imported history is lost: {done}")],
+        };
+        let mut wrong = Vec::new();
+        if promised.is_some_and(|log| log != found) {
+            wrong.push(format!("{name} has another log: {found}"));
+        }
+        for entry in found.as_array().unwrap() {
+            let done = self.run(&["verify", &format!("{name}@{}", entry["revision"])]);
+            if done.code != 0 {
+                wrong.push(format!("an imported history: {done}"));
+            }
+        }
+        let done = self.run(&["remove", "-y", "-q", &name]);
+        if done.code != 0 {
+            wrong.push(done.to_string());
+        }
+        wrong
     }
 
     fn now(&self) -> Models {
@@ -603,7 +677,7 @@ impl Stage {
                 return vec![format!("{what}: {done}")];
             }
         }
-        let mut wrong = Vec::new();
+        let mut wrong = self.recover_transferred();
         let (ids, current) = match self.log() {
             Ok(log) => log,
             Err(done) => return vec![done.to_string()],
