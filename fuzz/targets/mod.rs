@@ -3,6 +3,7 @@
 
 pub mod codecs;
 pub mod directory;
+pub mod history_archive;
 pub mod inode;
 pub mod metadata;
 pub mod open_walk_read;
@@ -16,6 +17,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const ALL: &[Target] = &[
     ("codecs", codecs::run),
     ("directory", directory::run),
+    ("history_archive", history_archive::run),
     ("inode", inode::run),
     ("metadata", metadata::run),
     ("open_walk_read", open_walk_read::run),

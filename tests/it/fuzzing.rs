@@ -157,6 +157,16 @@ fn seeds(target: &str, images: &[Vec<u8>]) -> Vec<Vec<u8>> {
             .map(|at| inodes[at..].to_vec())
             .collect(),
         "directory" => vec![listings.to_vec()],
+        "history_archive" => {
+            let archive = targets::history_archive::seed();
+            let seeds = [0, 1].map(|kind| [&[kind], &archive[..]].concat());
+            if let Some(dir) = std::env::var_os("ENVFS_FUZZ_SEEDS") {
+                for (kind, seed) in seeds.iter().enumerate() {
+                    fs::write(Path::new(&dir).join(format!("seed{kind}")), seed).unwrap();
+                }
+            }
+            seeds.to_vec()
+        }
         "metadata" => {
             let split = (inodes.len() as u16).to_le_bytes();
             vec![[&split, inodes, listings].concat()]
@@ -214,7 +224,11 @@ fn fuzz_targets_accept_regressions_and_mutated_seeds() {
         }
         let seeds = seeds(target, &images);
         let mut mutator = Mutator(0x9e37_79b9_7f4a_7c15);
-        let count = rounds(if target.contains("walk") { 500 } else { 3000 });
+        let count = rounds(match *target {
+            "open_walk_read" => 500,
+            "history_archive" => 300,
+            _ => 3000,
+        });
         for round in 0..count {
             let mut input = seeds[mutator.below(seeds.len())].clone();
             if round as usize >= seeds.len() {
