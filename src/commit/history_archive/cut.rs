@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::manifest::Blob;
+use super::manifest::{Blob, hex};
 use crate::commit::digests::{self, CHUNK};
 use crate::commit::error::{CommitError, Context, Result};
 use crate::progress::{Progress, Report};
@@ -83,11 +83,6 @@ impl Blobs {
         let blob = self.list.get(index);
         blob.map(|blob| blob.sha256.clone()).unwrap_or_default()
     }
-}
-
-/// Returns lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A part of an image in the order of positions.

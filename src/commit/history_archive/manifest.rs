@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::tar;
 use crate::environment::EnvName;
@@ -12,6 +13,10 @@ use crate::sys::text::Text;
 
 /// The name of the manifest in the archive.
 pub(super) const MANIFEST: &str = "envfs-history.json";
+/// The name of the member after it.
+pub(super) const CHECKSUM: &str = "envfs-history.sha256";
+/// The length of its content, in bytes.
+pub(super) const CHECKSUM_LEN: u64 = 64 + 2 + MANIFEST.len() as u64 + 1;
 /// The largest manifest that is read, in bytes.
 pub(super) const MAX_MANIFEST: u64 = 64 << 20;
 
@@ -116,6 +121,17 @@ pub(super) struct About {
     pub(super) current: RevisionId,
 }
 
+/// Returns lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns the digest of a manifest as `sha256sum` writes and checks it. Blobs are named by theirs,
+/// so that every byte of a history has one.
+pub(super) fn checksum(manifest: &[u8]) -> String {
+    format!("{}  {MANIFEST}\n", hex(&Sha256::digest(manifest)))
+}
+
 impl Manifest {
     pub(super) fn new(about: About) -> Manifest {
         Manifest {
@@ -154,7 +170,7 @@ impl Manifest {
     /// Returns where the content of each blob begins in an archive whose manifest has `size` bytes,
     /// and the length of the archive. `None` if that exceeds 64 bits.
     pub(super) fn places(&self, size: u64) -> Option<(Vec<u64>, u64)> {
-        let mut at = tar::member(size)?;
+        let mut at = tar::member(size)?.checked_add(tar::member(CHECKSUM_LEN)?)?;
         let mut places = Vec::new();
         for blob in &self.blobs {
             places.push(at.checked_add(tar::BLOCK)?);

@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::cut::hex;
 use super::image_digest;
-use super::manifest::{Blob, ImageEntry, MANIFEST, MAX_MANIFEST, Manifest};
+use super::manifest::{
+    Blob, CHECKSUM, CHECKSUM_LEN, ImageEntry, MANIFEST, MAX_MANIFEST, Manifest, checksum, hex,
+};
 use super::tar;
 use crate::commit::creation::{complete, new_uuid};
 use crate::commit::error::{CommitError, Context, Result};
@@ -115,6 +116,13 @@ impl HistoryArchive {
         let mut text = vec![0; size as usize];
         let read = file.read_exact_at(&mut text, tar::BLOCK);
         read.context("read the manifest of", path)?;
+        let at = tar::member(size).unwrap_or(u64::MAX);
+        let mut found = [0; CHECKSUM_LEN as usize];
+        let is_whole = header(at, CHECKSUM)? == CHECKSUM_LEN
+            && file.read_exact_at(&mut found, at + tar::BLOCK).is_ok();
+        if !is_whole || found != checksum(&text).as_bytes() {
+            return Err(refuse("its manifest differs from its checksum".to_owned()));
+        }
         let manifest = Manifest::parse(&text).map_err(refuse)?;
         let huge = || refuse("sizes beyond 64 bits".to_owned());
         let (places, end) = manifest.places(size).ok_or_else(huge)?;

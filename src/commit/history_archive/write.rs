@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::cut::{Blobs, Content, CutImage, ImageFile, cut, hex};
+use super::cut::{Blobs, Content, CutImage, ImageFile, cut};
 use super::image_digest;
-use super::manifest::{About, ImageEntry, MANIFEST, Manifest, RevisionEntry};
+use super::manifest::{
+    About, CHECKSUM, CHECKSUM_LEN, ImageEntry, MANIFEST, Manifest, RevisionEntry, checksum, hex,
+};
 use super::tar;
 use crate::commit::digests;
 use crate::commit::error::{CommitError, Context, Result};
@@ -131,6 +133,10 @@ impl HistoryExport {
         out.put(&tar::header(MANIFEST, manifest.len() as u64))?;
         out.put(&manifest)?;
         out.pad(manifest.len() as u64)?;
+        let checksum = checksum(&manifest);
+        out.put(&tar::header(CHECKSUM, CHECKSUM_LEN))?;
+        out.put(checksum.as_bytes())?;
+        out.pad(CHECKSUM_LEN)?;
         for (blob, content) in self.manifest.blobs.iter().zip(&self.contents) {
             out.put(&tar::header(&blob.member(), blob.size))?;
             let digest = match content {

@@ -187,7 +187,8 @@ fn a_revision_is_exported_with_its_ancestors_and_other_programs_can_rebuild_it()
         return;
     }
     let script = format!(
-        "mkdir open && cd open && tar -xf '{}' && cd blobs/sha256 && \
+        "mkdir open && cd open && tar -xf '{}' && \
+         sha256sum --quiet -c envfs-history.sha256 && cd blobs/sha256 && \
          for blob in *; do echo \"$blob  $blob\"; done | sha256sum --quiet -c - && cd ../.. && \
          python3 -c 'import json; m = json.load(open(\"envfs-history.json\")); \
          r = [r for r in m[\"revisions\"] if r[\"revision\"] == 5][0]; \
@@ -345,9 +346,18 @@ fn with_manifest(archive: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
     header[148..156].fill(b' ');
     let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let checksum = {
+        use sha2::{Digest, Sha256};
+        let digest = Sha256::digest(&text);
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{hex}  envfs-history.json\n")
+    };
     let mut out = [header, text].concat();
     out.resize(out.len().next_multiple_of(512), 0);
-    out.extend(&archive[512 + size.next_multiple_of(512)..]);
+    let rest = &archive[512 + size.next_multiple_of(512)..];
+    out.extend(&rest[..512]);
+    out.extend(checksum.as_bytes());
+    out.extend(&rest[512 + checksum.len()..]);
     out
 }
 
@@ -391,7 +401,13 @@ fn archives_that_were_changed_are_refused_and_leave_nothing() {
             .position(|text| text == b"\n}\n")
             .unwrap()
         + 3;
-    let first = manifest_end.next_multiple_of(512);
+    let checksum = manifest_end.next_multiple_of(512);
+    refused(&flip(checksum + 3), "the header of envfs-history.sha256");
+    refused(&flip(checksum + 515), "differs from its checksum");
+    // A letter of a message.
+    let letter = good.windows(5).position(|text| text == b"three").unwrap();
+    refused(&flip(letter), "differs from its checksum");
+    let first = checksum + 1024;
     for at in [first, first + 124, first + 156] {
         refused(&flip(at), "the header of blobs/sha256/");
     }

@@ -9,10 +9,11 @@ use std::thread::{self, ThreadId};
 
 use envfs::commit::{self, CommitOptions, Committed, ImportOptions, Settings, Workspace};
 use envfs::environment::{Config, EnvName, Layout, Store};
+use envfs::object::{Ino, Kind};
 use envfs::progress::{NoProgress, Progress, Report};
 use envfs::squashfs::{Image, ReaderOptions};
 use envfs::state::{InitEnvironment, RevisionKind, StateDb};
-use envfs::union::{Reconciled, Union, identify};
+use envfs::union::{Creator, NewObject, Reconciled, SetIdBits, Union, identify};
 
 /// The block size of the images; small, so that small files have several blocks.
 pub(super) const BLOCK: usize = 4096;
@@ -25,7 +26,7 @@ pub(super) struct Bench {
     pub(super) trial: Option<Union>,
 }
 
-fn name() -> EnvName {
+pub(super) fn name() -> EnvName {
     EnvName::new("env").unwrap()
 }
 
@@ -345,6 +346,36 @@ impl Bench {
         };
         assert!(bench.open().is_empty());
         bench
+    }
+
+    /// Returns an environment that `make` creates in a store.
+    pub(super) fn received(make: impl FnOnce(&Path)) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        make(&dir.path().join("store"));
+        let mut bench = Bench {
+            dir,
+            workspace: None,
+            trial: None,
+        };
+        assert!(bench.open().is_empty());
+        bench
+    }
+
+    /// Returns a copy of the environment, which must have no changes.
+    pub(super) fn copy(&self) -> Bench {
+        let from = self.dir.path().join("store");
+        Bench::received(|store| copy_tree(&from, store, false))
+    }
+
+    /// Creates a file in the root directory.
+    pub(super) fn make_file(&self, name: &[u8], content: &[u8]) {
+        let creator = Creator { uid: 1, gid: 1 };
+        let new = NewObject::new(Kind::File, 0o644, creator);
+        let union = self.union();
+        let (ino, _) = union.create(Ino::ROOT, name, &new).unwrap();
+        union.nodes().remember(ino, Ino::ROOT);
+        union.write_at(ino, 0, content, SetIdBits::Keep).unwrap();
+        union.forget(ino, 1);
     }
 
     /// Returns the environment below `above` that is a copy of this one below `other_above`.

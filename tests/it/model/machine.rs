@@ -32,6 +32,8 @@ pub(super) struct Machine {
     pub(super) seen: BTreeSet<Ino>,
     /// What undo brings back, for each operation of the log.
     pub(super) log: Vec<Before>,
+    /// An environment that has received the history.
+    pub(super) elsewhere: Option<Bench>,
     /// Whether there is a single image, which commits need.
     pub(super) commits: bool,
     /// The result of the last operation.
@@ -80,6 +82,7 @@ impl Machine {
         Machine {
             bench,
             commits,
+            elsewhere: None,
             log: Vec::new(),
             done: Ok(()),
             held: Vec::new(),
