@@ -153,7 +153,7 @@ impl Store {
     pub fn unnamed_file(&self) -> Result<File> {
         self.create_directories()?;
         let homes = self.layout.homes();
-        tempfile::tempfile_in(&homes).context(&homes, "create a temporary file in")
+        tempfile::tempfile_in(&homes).context(&homes, "create a temporary file")
     }
 
     /// Returns remains of crashes: homes that were never finished and homes that were not
