@@ -16,11 +16,15 @@ use crate::environment::{
 };
 use crate::sys::cgroup::Scope;
 use crate::sys::medium;
+use crate::sys::memory::Memory;
 use crate::sys::mount::Rights;
 use crate::sys::text::quoted;
 
 /// The free space from which it is used for changes: containers often have 64 MiB there.
 const ENOUGH_MEMORY: u64 = 1 << 30;
+
+/// The smallest limit of changes in memory: a session needs some space for itself.
+const MIN_LIMIT: u64 = 1 << 20;
 
 /// The options that choose a session.
 #[derive(Debug, Clone, Default, ClapArgs)]
@@ -287,6 +291,19 @@ pub(super) fn in_use_elsewhere(env: &Env, error: &CommandError) -> Option<Comman
     is_cause.then(|| in_use(env, &holder))
 }
 
+/// Returns the limit of the changes of a session, in bytes. Those of an ephemeral session that are
+/// in memory may take what is configured, or half of what is free: other programs need memory too.
+fn limit(kind: SessionKind, base: &Path, configured: Option<u64>) -> Option<u64> {
+    if kind != SessionKind::Ephemeral || !medium::is_in_memory(base) {
+        return None;
+    }
+    let half_of_free = || {
+        let available = Memory::now().map_or(u64::MAX, |memory| memory.available);
+        medium::free_bytes(base).min(available) / 2
+    };
+    Some(configured.unwrap_or_else(half_of_free).max(MIN_LIMIT))
+}
+
 /// Returns the session that a command needs.
 pub(super) fn wanted(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Result<Wanted> {
     let revision = match (request.revision, &env.facts.revision) {
@@ -298,12 +315,14 @@ pub(super) fn wanted(env: &Env, args: &SessionArgs, request: &Request<'_>) -> Re
         }
     };
     let config = env.store.config()?;
+    let upper_base = args.upper_base()?;
     let wanted = Wanted {
         kind: request.kind,
         revision,
         image: backend::image_file(&env.environment, Some(revision))?,
         mount_point: place::resolve(request.path.unwrap_or(&env.target.prefix))?,
-        upper_base: args.upper_base()?,
+        limit: limit(request.kind, &upper_base, config.session.memory_limit),
+        upper_base,
         rights: request.rights,
         ends_with: request.ends_with,
         idle: config.session.idle.map(Age::duration),

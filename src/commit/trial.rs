@@ -95,6 +95,7 @@ pub fn open_trial(home: &Layout, token: &str, cache: &CacheConfig) -> Result<(Un
     let db = StateDb::open(&session.state_db())?;
     let options = OpenOptions {
         reader: reader_options(cache),
+        limit: None,
     };
     let paths = Paths {
         strays: session.strays(),

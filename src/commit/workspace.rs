@@ -105,6 +105,7 @@ impl Workspace {
         let db = Arc::new(StateDb::open(&layout.state_db())?);
         let options = OpenOptions {
             reader: reader_options(&config.cache),
+            limit: None,
         };
         cleanup::revert_relocation(&db, layout)?;
         cleanup::sweep(&db, layout)?;

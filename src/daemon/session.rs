@@ -111,6 +111,8 @@ pub(crate) struct Wanted {
     pub mount_point: PathBuf,
     /// The directory in which an ephemeral session makes its directory for changes.
     pub upper_base: PathBuf,
+    /// The bytes that its changes may take, if there is a limit.
+    pub limit: Option<u64>,
     /// The rights of the user in the mount.
     pub rights: Rights,
     /// The process with which the session ends, unless it is unmounted before.
@@ -411,6 +413,7 @@ pub(crate) fn direct_mount(
             notes: notes.map(Text::from).collect(),
             ends_with: wanted.ends_with,
             idle_seconds: wanted.idle.map(|idle| idle.as_secs()),
+            limit: wanted.limit,
             is_private: false,
             cache: wanted.cache.clone(),
             poll: wanted.poll,

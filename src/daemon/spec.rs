@@ -66,6 +66,9 @@ pub(crate) struct SessionSpec {
     /// How long it may be unused before it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u64>,
+    /// The bytes that its changes may take, if there is a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
     /// Whether it is mounted in a namespace of its own.
     #[serde(default)]
     pub is_private: bool,
@@ -122,6 +125,11 @@ impl DirectMount {
         commit::reader_options(&cache.unwrap_or_default())
     }
 
+    /// Returns the number of bytes that its changes may take, if there is a limit.
+    pub(super) fn limit(&self) -> Option<u64> {
+        self.session.as_ref()?.limit
+    }
+
     pub(super) fn rights(&self) -> Rights {
         match self.fakeroot {
             true => Rights::Root,
@@ -157,5 +165,34 @@ impl TrialSpec {
     /// Returns the directory of its changes.
     pub(crate) fn changes(&self) -> PathBuf {
         self.layout().layer(self.layer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_session_has_the_caches_of_its_configuration() {
+        let mut what: DirectMount = serde_json::from_value(serde_json::json!({
+            "images": ["/i"], "upper": null, "state": null, "mount_point": "/m", "source": "s",
+            "subtype": "envfs", "flags": MountFlags::default(), "allow_other": false,
+            "fakeroot": false,
+            "session": {
+                "kind": "read-only", "name": "e", "environment": "1", "revision": 1,
+                "image": "1.sqfs", "notes": [], "cache": {"data_mib": 3, "metadata_mib": 5},
+            },
+        }))
+        .unwrap();
+        let shown = |what: &DirectMount| format!("{:?}", what.reader());
+        let cache = CacheConfig {
+            data_mib: Some(3),
+            metadata_mib: 5,
+        };
+        let wanted = format!("{:?}", commit::reader_options(&cache));
+        assert_eq!(shown(&what), wanted);
+        what.session = None;
+        assert_ne!(shown(&what), wanted);
     }
 }

@@ -101,6 +101,7 @@ impl TrialSpec {
                 notes: notes.map(Text::from).collect(),
                 ends_with: None,
                 idle_seconds: None,
+                limit: None,
                 is_private: true,
                 cache: config.cache.clone(),
                 poll: config.daemon.poll,

@@ -20,6 +20,7 @@
 //! in_job = "read-only"       # or "writable": the default of run and activate in batch jobs
 //! when_busy = "fail"         # or "read-only", "ephemeral": if it is in use on another host
 //! idle = "15m"               # unmount what was not used for this time; absent: never
+//! memory_limit = "4G"        # of an ephemeral session in memory; absent: half of what is free
 //!
 //! [commit]
 //! ignore = ["__pycache__/"]  # what commits leave uncommitted
@@ -190,6 +191,10 @@ pub struct SessionConfig {
     pub when_busy: WhenBusy,
     /// Unmount what was not used for this time.
     pub idle: Option<Age>,
+    /// The bytes that changes of an ephemeral session may take where they are in memory. If absent,
+    /// half of what is free when it begins.
+    #[serde(deserialize_with = "memory_limit")]
+    pub memory_limit: Option<u64>,
 }
 
 /// The default of `run` and `activate` in batch jobs.
@@ -381,7 +386,7 @@ fn block_size<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, D::Err
     }
     let bytes = match Size::deserialize(input)? {
         Size::Bytes(bytes) => Some(bytes),
-        Size::Text(text) => parse_size(&text),
+        Size::Text(text) => parse_size(&text).and_then(|bytes| bytes.try_into().ok()),
     };
     match bytes {
         Some(bytes) if bytes.is_power_of_two() && (4096..=1 << 20).contains(&bytes) => {
@@ -393,14 +398,37 @@ fn block_size<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, D::Err
     }
 }
 
-fn parse_size(text: &str) -> Option<u32> {
+/// The smallest limit: a session needs some space for itself.
+const MIN_LIMIT: u64 = 1 << 20;
+
+fn memory_limit<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a number of bytes, or a size as in \"4G\"")]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    let bytes = match Size::deserialize(input)? {
+        Size::Bytes(bytes) => Some(bytes),
+        Size::Text(text) => parse_size(&text),
+    };
+    match bytes {
+        Some(bytes) if bytes >= MIN_LIMIT => Ok(Some(bytes)),
+        _ => Err(de::Error::custom(
+            "invalid limit: must be at least 1M, in bytes or as in \"4G\"",
+        )),
+    }
+}
+
+fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim().trim_end_matches("iB");
     let (digits, unit) = match text.as_bytes().last()? {
         b'K' | b'k' => (text.get(..text.len() - 1)?, 1 << 10),
         b'M' | b'm' => (text.get(..text.len() - 1)?, 1 << 20),
+        b'G' | b'g' => (text.get(..text.len() - 1)?, 1 << 30),
         _ => (text, 1),
     };
-    digits.trim().parse::<u32>().ok()?.checked_mul(unit)
+    digits.trim().parse::<u64>().ok()?.checked_mul(unit)
 }
 
 fn at_least_one<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
@@ -462,7 +490,8 @@ mod tests {
         let config = Config::parse(
             "compression = 'zstd:19'\nblock_size = '256K'\nthreads = 3\ncompact_percent = 40\nprompt = '[{name}] '\nprofile = 'off'\n\
              [cache]\ndata_mib = 1\nmetadata_mib = 2\n[gc]\nkeep = 3\nkeep_for = '7d'\n[daemon]\npoll = 'off'\n\
-             [session]\nin_job = 'writable'\nwhen_busy = 'read-only'\nidle = '15m'",
+             [session]\nin_job = 'writable'\nwhen_busy = 'read-only'\nidle = '15m'\n\
+             memory_limit = '4 GiB'",
         )
         .unwrap();
         assert_eq!(config.compression.as_deref(), Some("zstd:19"));
@@ -475,6 +504,7 @@ mod tests {
         assert_eq!(config.session.when_busy, WhenBusy::ReadOnly);
         assert_eq!(config.session.in_job, InJob::Writable);
         assert_eq!(config.session.idle.unwrap().duration().as_secs(), 900);
+        assert_eq!(config.session.memory_limit, Some(4 << 30));
         for (text, poll) in [
             ("", Poll::Auto),
             ("daemon.poll = 'auto'", Poll::Auto),
@@ -521,6 +551,9 @@ mod tests {
             ("daemon.poll = -5", "off"),
             ("session.idle = '15'", "15m"),
             ("session.idle = 15", "string"),
+            ("session.memory_limit = '4X'", "at least 1M"),
+            ("session.memory_limit = 4096", "at least 1M"),
+            ("session.memory_limit = true", "a size as in"),
             ("session.when_busy = 'wait'", "read-only"),
             ("level = 10", "0 to 9"),
             ("level = 1\ncompression = 'xz'", "cannot be combined"),

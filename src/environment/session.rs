@@ -91,6 +91,9 @@ pub struct SessionNote {
     /// The process with which the session ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_with: Option<u32>,
+    /// The bytes that its changes may take, if there is a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
     /// Whether its mount is in a namespace of its own.
     #[serde(default)]
     pub is_private: bool,
@@ -364,6 +367,7 @@ mod tests {
             since: 1,
             upper: None,
             ends_with: None,
+            limit: None,
             is_private: false,
         }
     }

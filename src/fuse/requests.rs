@@ -11,6 +11,7 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use nix::sys::statvfs::Statvfs;
 
 use super::attr::{NEGATIVE_ENTRY, file_attr, file_type, set_time};
 use super::counters::Op;
@@ -490,11 +491,12 @@ impl Filesystem for EnvFs {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let _timed = self.timed(Op::StatFs);
+        let left = self.union.space_left();
         match self.union.statvfs() {
             Ok(s) => reply.statfs(
-                s.blocks(),
-                s.blocks_free(),
-                s.blocks_available(),
+                limited(s.blocks(), left.map(|left| left.0), &s),
+                limited(s.blocks_free(), left.map(|left| left.1), &s),
+                limited(s.blocks_available(), left.map(|left| left.1), &s),
                 s.files(),
                 s.files_free(),
                 s.block_size() as u32,
@@ -620,6 +622,12 @@ impl Filesystem for EnvFs {
         }
         self.serve_copy(from, to, len, set_id, reply);
     }
+}
+
+/// Returns a number of blocks of a file system, of which no more than this many bytes may be used.
+fn limited(blocks: u64, bytes: Option<u64>, of: &Statvfs) -> u64 {
+    let in_blocks = |bytes: u64| bytes / of.fragment_size().max(1);
+    bytes.map_or(blocks, |bytes| blocks.min(in_blocks(bytes)))
 }
 
 /// Returns what a change of content by this caller does to set-id bits. Write requests carry a flag

@@ -34,6 +34,15 @@ pub fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
     Ok(network_name(stat.filesystem_type().0 as u32))
 }
 
+/// `f_type` numbers of file systems in memory: tmpfs and ramfs.
+const IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// Returns whether the file system that holds `path` is in memory.
+pub fn is_in_memory(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path)
+        .is_ok_and(|stat| IN_MEMORY.contains(&(stat.filesystem_type().0 as u32)))
+}
+
 /// Free space below which a file system counts as full: SQLite may need more for a transaction.
 const MIN_FREE_BYTES: u64 = 64 << 10;
 
@@ -74,6 +83,13 @@ mod tests {
         assert_eq!(network_name(0xef53), None);
         assert_eq!(network_name(0x9123_683e), None);
         assert!(network_file_system(Path::new("/proc")).unwrap().is_none());
+    }
+
+    #[test]
+    fn file_systems_in_memory_are_recognized() {
+        assert!(is_in_memory(Path::new("/dev/shm")));
+        assert!(!is_in_memory(Path::new("/proc")));
+        assert!(!is_in_memory(Path::new("/no/such/place")));
     }
 
     #[test]

@@ -372,6 +372,21 @@ pub fn content_size(path: &Path) -> u64 {
     bytes
 }
 
+/// What an object takes besides its content, roughly: a file system in memory needs that much.
+pub const OBJECT_SPACE: u64 = 1 << 10;
+
+/// Returns the space that everything below a directory takes, in bytes.
+pub fn space_used(path: &Path) -> u64 {
+    let mut bytes: u64 = 0;
+    for_each_file(path, &mut |meta| {
+        // A file with several names counts once.
+        let content = meta.blocks().saturating_mul(512) / meta.nlink().max(1);
+        bytes = bytes.saturating_add(content + OBJECT_SPACE);
+        true
+    });
+    bytes
+}
+
 /// Calls `file` with the metadata of each object in a tree except directories. Skips objects that
 /// cannot be read or have been removed meanwhile. Stops when `file` returns false.
 pub fn for_each_file(path: &Path, file: &mut dyn FnMut(&fs::Metadata) -> bool) {

@@ -201,6 +201,7 @@ impl Union {
     /// the disk is full.
     pub fn write_at(&self, ino: Ino, offset: u64, data: &[u8], set_id: SetIdBits) -> Result<usize> {
         self.with_space(|| {
+            let data = self.chargeable(data)?;
             let _gate = self.gate_shared();
             let file = self.writable(ino, None)?;
             self.kill_privileges(ino, set_id)?;
@@ -219,6 +220,7 @@ impl Union {
         set_id: SetIdBits,
     ) -> Result<(u64, usize)> {
         self.with_space(|| {
+            let data = self.chargeable(data)?;
             let _gate = self.gate_shared();
             let file = self.writable(ino, None)?;
             self.kill_privileges(ino, set_id)?;
@@ -264,8 +266,13 @@ impl Union {
                 FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE
             }
         };
+        let needed = match mode {
+            AllocateMode::PunchHole => 0,
+            AllocateMode::Reserve { .. } | AllocateMode::ZeroRange { .. } => len,
+        };
         let (offset, len) = (to_i64(offset)?, to_i64(len)?);
         self.with_space(|| {
+            self.charge(needed)?;
             let _gate = self.gate_shared();
             let file = self.writable(ino, None)?;
             self.kill_privileges(ino, set_id)?;
@@ -313,6 +320,7 @@ impl Union {
         if len == 0 {
             return Ok(0);
         }
+        self.charge(len)?;
         let target = self.writable(to, None)?;
         let source = self.content(from)?;
         self.kill_privileges(to, set_id)?;
@@ -365,6 +373,7 @@ impl Union {
         if attr.kind != Kind::File {
             return Err(Errno::EINVAL.into());
         }
+        self.charge(keep.unwrap_or(attr.size).min(attr.size))?;
         let (upper, nameless) = {
             let state = self.read();
             (

@@ -54,6 +54,7 @@ mod frozen;
 mod handles;
 mod image_layer;
 mod layer;
+mod limit;
 mod loaded;
 mod namespace;
 mod node;
@@ -104,6 +105,7 @@ pub use content::AllocateMode;
 pub use difference::{Aspect, Change, ChangeKind, Difference, Summary, Tally};
 pub use error::{Error, Result};
 pub use layer::SeekTarget;
+pub use limit::SpaceLimit;
 pub use namespace::{Creator, NewObject};
 pub use node::Nodes;
 pub use overlay::identify;
@@ -148,6 +150,8 @@ pub struct Union {
     /// Held while directories are synced.
     syncing_dirs: Mutex<()>,
     removals: removals::Removals,
+    /// The limit of the space for changes, if there is one.
+    space: Option<limit::Space>,
     /// Whether files are synced one by one, because `syncfs` may not reach the disk (FUSE, network
     /// file systems).
     syncs_singly: bool,

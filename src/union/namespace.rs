@@ -62,6 +62,7 @@ impl Union {
             creator,
         } = *new;
         check_name(name)?;
+        self.charge_object()?;
         let _gate = self.gate_shared();
         self.preload_name(dir, name)?;
         let ino = self.new_ino()?;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use super::checked;
 use super::delta::Delta;
 use super::file_check::compare_files;
+use super::limit::{Space, SpaceLimit};
 use super::overlay;
 use super::paths::Paths;
 use super::reconcile::{HostInodes, Reconciled, reconcile};
@@ -26,6 +27,8 @@ use crate::upper::UpperDir;
 pub struct OpenOptions {
     /// The cache sizes of each image.
     pub reader: ReaderOptions,
+    /// The limit of the space for changes.
+    pub limit: Option<SpaceLimit>,
 }
 
 impl Union {
@@ -142,6 +145,7 @@ impl Union {
             inos: Mutex::new(0..0),
             syncing_dirs: Mutex::new(()),
             removals: Default::default(),
+            space: options.limit.clone().map(Space::new),
             syncs_singly,
             lower_names: Default::default(),
             needs_repair: AtomicBool::new(false),

@@ -20,6 +20,9 @@ use crate::sys::process;
 use crate::sys::text::{Text, quoted};
 use crate::sys::walk;
 
+/// The size of a large write, in bytes.
+const LARGE_WRITE: u64 = 128 << 10;
+
 /// The number of processes that are shown for each session.
 const SHOWN: usize = 10;
 
@@ -56,8 +59,24 @@ struct Row {
     mount_point: Text,
     /// Bytes of changes; `None` if it has none or they are on another host.
     changed_bytes: Option<u64>,
+    /// The bytes that the changes may take, if there is a limit.
+    limit_bytes: Option<u64>,
+    /// Whether they have reached it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    is_full: bool,
     /// The processes that use it, on this host.
     processes: Vec<Holder>,
+}
+
+impl Row {
+    /// Returns the text for its changes.
+    fn changes(&self) -> Option<String> {
+        let changed = self.changed_bytes.filter(|bytes| *bytes > 0)?;
+        Some(match self.limit_bytes {
+            Some(limit) => format!("{} of {}", size(changed), size(limit)),
+            None => size(changed),
+        })
+    }
 }
 
 impl Args {
@@ -115,7 +134,7 @@ fn show(context: &Context, rows: &[Row]) -> Result<()> {
             row.host.clone(),
             or_dash(row.pid.map(|pid| pid.to_string())),
             or_dash(row.since.map(age)),
-            or_dash(row.changed_bytes.filter(|bytes| *bytes > 0).map(size)),
+            or_dash(row.changes()),
             quoted(&row.mount_point.0),
         ]);
     }
@@ -125,6 +144,12 @@ fn show(context: &Context, rows: &[Row]) -> Result<()> {
     }
     for (line, row) in lines.zip(rows) {
         context.output.line(line)?;
+        if row.is_full {
+            context.output.line(
+                "    its changes have reached the limit, so that writes fail (ENOSPC): raise \
+                 session.memory_limit, or use --upper-dir",
+            )?;
+        }
         for holder in row.processes.iter().take(SHOWN) {
             context.output.line(format!("    {holder}"))?;
         }
@@ -155,6 +180,8 @@ fn writable(env: &Env) -> Result<Option<Row>> {
         since: holder.as_ref().map(|holder| holder.since),
         mount_point: env.target.prefix.as_path().into(),
         changed_bytes: backend::upper_use(&env.environment).ok().map(|used| used.1),
+        limit_bytes: None,
+        is_full: false,
         processes: Vec::new(),
     };
     if let Some(holder) = holder.filter(|holder| !holder.is_local()) {
@@ -230,6 +257,8 @@ fn of_mount(mounted: &SessionMount, noted: Option<&NotedSession>) -> Row {
         since: note.map(|note| note.since),
         mount_point: mounted.entry.mount_point.as_path().into(),
         changed_bytes: note.and_then(changed_bytes),
+        limit_bytes: note.and_then(|note| note.limit),
+        is_full: note.is_some_and(is_full),
         processes: users_of(&mounted.entry),
     }
 }
@@ -255,6 +284,8 @@ fn of_note(noted: &NotedSession) -> Row {
         since: Some(note.since),
         mount_point: note.mount_point.clone(),
         changed_bytes: is_here.then(|| changed_bytes(note)).flatten(),
+        limit_bytes: note.limit,
+        is_full: is_here && is_full(note),
         processes: match entry.flatten() {
             _ if is_here && note.is_private => holders::in_private_mounts_of(note.process.pid),
             Some(entry) => holders::in_other_namespaces(&entry).1,
@@ -268,6 +299,14 @@ fn users_of(entry: &MountEntry) -> Vec<Holder> {
     let mut users = holders::of_mount(entry);
     users.extend(holders::in_other_namespaces(entry).1);
     users
+}
+
+/// Returns whether the changes of a session have reached their limit: the next large write fails.
+fn is_full(note: &SessionNote) -> bool {
+    let (Some(limit), Some(upper)) = (note.limit, &note.upper) else {
+        return false;
+    };
+    walk::space_used(upper.as_path()).saturating_add(LARGE_WRITE) > limit
 }
 
 /// Returns the bytes of the changes of a session, or `None` if it has no directory for them.

@@ -21,7 +21,7 @@ use crate::state::{InitEnvironment, RevisionKind, StackPart, StateDb};
 use crate::sys::mount::Rights;
 use crate::sys::process::new_uuid;
 use crate::sys::{private, regular, text::Text};
-use crate::union::{self, OpenOptions, Paths, Union, identify};
+use crate::union::{self, OpenOptions, Paths, SpaceLimit, Union, identify};
 /// The time limit for the end of the previous daemon, which outlives its mount for a moment.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -138,6 +138,10 @@ impl Open {
         };
         let options = OpenOptions {
             reader: what.reader(),
+            limit: what.limit().map(|bytes| SpaceLimit {
+                bytes,
+                dir: layout.home().to_path_buf(),
+            }),
         };
         let paths = Paths {
             images_are_links: true,

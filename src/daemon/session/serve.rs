@@ -71,6 +71,7 @@ impl SessionSpec {
             since: Timestamp::now().secs,
             upper: what.changes(),
             ends_with: self.ends_with,
+            limit: self.limit,
             is_private: self.is_private,
         }
     }

@@ -69,6 +69,7 @@ mod rollback;
 mod run;
 mod session_ends;
 mod session_gc;
+mod session_limit;
 mod session_writes;
 mod sessions;
 mod shell;
