@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::context::Env;
 use super::error::Result;
 use super::output::{Output, count};
+use super::place;
 use crate::commit::{self, CommitError, CommitOptions, Force, Relocated, Relocation, Workspace};
 use crate::daemon::failure::Failure;
 use crate::daemon::lifecycle::State;
@@ -226,5 +227,10 @@ pub(super) fn foreign(
 ) -> Result<Vec<Foreign>> {
     let more: Vec<&Path> = more.iter().map(PathBuf::as_path).collect();
     let found = relocate::foreign(tree, &env.target.prefix, &more, progress);
-    Ok(found.map_err(|error| Failure::from(CommitError::from(error)))?)
+    let mut found = found.map_err(|error| Failure::from(CommitError::from(error)))?;
+    // Tools resolve symbolic links, so the prefix may have been written without those on its path.
+    if let Ok(own) = place::resolve(&env.target.prefix) {
+        found.retain(|one| path_of(&one.prefix) != own.as_os_str());
+    }
+    Ok(found)
 }

@@ -149,3 +149,28 @@ fn doctor_says_whether_jupyter_and_editors_find_an_environment() {
         assert!(of("Jupyter", &here).0.contains("envfs run sci jupyter lab"));
     }
 }
+
+#[test]
+fn a_prefix_without_the_symbolic_links_on_its_path_is_no_other_one() {
+    for env in TestEnv::of_all_users() {
+        let real = env.work().join("real/v");
+        for (name, own) in [("own", &real), ("other", &env.work().join("other"))] {
+            let file = real.join("bin").join(name);
+            env.write(&file, format!("#!{}/bin/python\n", own.display()));
+        }
+        let home = format!(
+            "home = /usr/bin\ncommand = python -m venv {}\n",
+            real.display()
+        );
+        env.write(&real.join("pyvenv.cfg"), home);
+        env.sh("ln -s real link; envfs import -q --in-place link/v v")
+            .ok();
+        let shown = doctor(&env, &["v"], &[]).ok().out;
+        assert!(shown.contains("bin/other"), "{shown}");
+        assert!(
+            !shown.contains("bin/own") && !shown.contains("real/v"),
+            "{shown}"
+        );
+        env.envfs(&["unmount", "v"]).ok();
+    }
+}
