@@ -14,6 +14,11 @@ use nix::unistd::Pid;
 use super::sessions::{daemon_at, names};
 use crate::support::{TestEnv, User, has, is_alive, run, skip_allowed, wait_for};
 
+/// The beginning of the script of a host in a mount namespace of its own. Another host has no
+/// mounts of this one, and copies would keep the daemons of other tests running.
+pub(super) const WITHOUT_MOUNTS: &str = "\
+    awk '/ - fuse.envfs / { print $5 }' /proc/self/mountinfo | xargs -r -n1 umount -l || :; ";
+
 /// Returns a command that runs a script as on another host: with another name and boot, and mounts
 /// and sockets of its own. Its prefix is `ELSEWHERE`.
 pub(super) fn elsewhere(env: &TestEnv, script: &str) -> Option<Command> {
@@ -30,7 +35,7 @@ pub(super) fn elsewhere(env: &TestEnv, script: &str) -> Option<Command> {
     fs::create_dir_all(&run).unwrap();
     fs::set_permissions(&run, PermissionsExt::from_mode(0o700)).unwrap();
     let setup = format!(
-        "hostname elsewhere; mount --bind '{}' /proc/sys/kernel/random/boot_id; {script}",
+        "{WITHOUT_MOUNTS}hostname elsewhere; mount --bind '{}' /proc/sys/kernel/random/boot_id; {script}",
         boot.display()
     );
     let mut command = env.command("unshare");

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::other_hosts::WITHOUT_MOUNTS;
 use crate::support::{Run, TestEnv, User, finish, has, is_alive, run, skip_allowed, wait_for};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,7 +165,7 @@ impl<'a> Host<'a> {
         fs::create_dir_all(&run).unwrap();
         fs::set_permissions(&run, PermissionsExt::from_mode(0o700)).unwrap();
         let mut setup = format!(
-            "hostname {name}; mount --bind '{}' /proc/sys/kernel/random/boot_id;",
+            "{WITHOUT_MOUNTS}hostname {name}; mount --bind '{}' /proc/sys/kernel/random/boot_id;",
             boot.display()
         );
         if let Some(behind) = &shared.behind {
