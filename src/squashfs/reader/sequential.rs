@@ -5,8 +5,10 @@
 //! processors can decompress them at once.
 //!
 //! A read continues a stream if it begins where the last read of that file ended. Small files that
-//! are read in the order of the image move from one fragment block to the next. Other reads have
-//! no effect: mapped files are read in parts of the same size, but in any order.
+//! are read in the order of the image move from one fragment block to the next. A program that
+//! reads file after file in the order of their inode numbers, as `tar` and `cp -r` do, will need
+//! the files with the next numbers. Other reads have no effect: mapped files are read in parts of
+//! the same size, but in any order.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::file::FileLayout;
 use super::{BlockUse, Image};
-use crate::squashfs::format::BlockSize;
+use crate::squashfs::format::{BlockSize, InodeBody};
 
 /// The number of files whose reads are followed.
 const STREAMS: usize = 8;
@@ -24,6 +26,16 @@ const WINDOW: u64 = 4;
 const SHARE: usize = 4;
 /// Reads shorter than this are not followed: the kernel makes longer ones when it reads ahead.
 const SHORTEST: usize = 32 << 10;
+
+/// Inode numbers at most this far apart are near: directories, links and files of subdirectories
+/// lie between the files that a program reads one after the other.
+const NEAR: u32 = 32;
+/// The points from which on files are taken to be read in the order of their numbers.
+const WALKING: u32 = 4;
+/// Points are not counted beyond this.
+const MOST_POINTS: u32 = 16;
+/// The inode numbers that are looked at ahead of such a reader.
+const FILES: u32 = 8;
 
 /// The sequential readers of an image.
 #[derive(Debug, Default)]
@@ -37,6 +49,49 @@ struct State {
     fragment: Option<u32>,
     /// The first fragment block that was not returned.
     next_fragment: u32,
+    walk: Walk,
+}
+
+/// A reader of one file after the other.
+#[derive(Debug, Default)]
+struct Walk {
+    /// The file that was begun last.
+    file: u32,
+    /// Files that were begun in the order of their numbers, less those that were not.
+    points: u32,
+    /// The numbers that were returned last.
+    returned: Range<u32>,
+}
+
+impl Walk {
+    fn is_going(&self) -> bool {
+        self.points >= WALKING
+    }
+
+    /// Notes that a file is read from its start. Returns the numbers of the inodes to look at.
+    fn begin(&mut self, file: u32) -> Range<u32> {
+        let last = std::mem::replace(&mut self.file, file);
+        if file == last {
+            return 0..0;
+        }
+        self.points = match (file > last, file.abs_diff(last) <= NEAR) {
+            (true, true) => (self.points + 1).min(MOST_POINTS),
+            // From a directory back to the files beside it.
+            (false, true) => self.points / 2,
+            (_, false) => self.points / 4,
+        };
+        if !self.is_going() {
+            return 0..0;
+        }
+        let from = file.saturating_add(1);
+        let wanted = from..from.saturating_add(FILES);
+        let soon = match self.returned.contains(&wanted.start) {
+            true => self.returned.end.max(wanted.start)..wanted.end,
+            false => wanted.clone(),
+        };
+        self.returned = wanted;
+        soon
+    }
 }
 
 #[derive(Debug)]
@@ -69,8 +124,10 @@ impl Streams {
                 next: 0,
                 window: 0,
             });
-        // A read of a whole block from the start of the file will be continued.
-        let is_sequential = read.start == stream.end && read.end >= block || stream.end > 0;
+        // A read of a whole block from the start of the file will be continued, and so is any read
+        // of a program that reads file after file.
+        let is_whole = read.end >= block || state.walk.is_going();
+        let is_sequential = read.start == stream.end && is_whole || stream.end > 0;
         stream.end = read.end;
         let mut soon = 0..0;
         if is_sequential {
@@ -114,13 +171,18 @@ impl Image {
         if window == 0 || end <= offset {
             return Vec::new();
         }
-        let soon: Vec<BlockUse> = match file.fragment() {
+        let next_files = match offset {
+            0 => streams.lock().walk.begin(file.number()),
+            _ => 0..0,
+        };
+        let is_long = len >= SHORTEST || streams.lock().walk.is_going();
+        let mut soon: Vec<BlockUse> = match file.fragment() {
             Some(fragment) if file.blocks().is_empty() => {
                 let soon = streams.note_fragment(fragment.index, window.min(WINDOW));
                 let soon = soon.take_while(|index| *index < self.fragment_count());
                 soon.filter_map(|index| self.fragment_use(index)).collect()
             }
-            _ if file.block_count() > 1 && len >= SHORTEST => {
+            _ if file.block_count() > 1 && is_long => {
                 let soon = streams.note(file.number(), offset..end, block, window);
                 let soon = soon.take_while(|index| *index < file.block_count());
                 soon.filter_map(|index| self.block_use(file, index))
@@ -128,10 +190,28 @@ impl Image {
             }
             _ => Vec::new(),
         };
+        soon.extend(next_files.filter_map(|number| self.first_block(number)));
         let blocks = self.blocks();
         let is_missing =
             |block: &BlockUse| !blocks.is_decompressed(block.start, BlockSize(block.size));
         soon.into_iter().filter(is_missing).collect()
+    }
+
+    /// Returns the first block of a file that has blocks of its own. Without an export table, the
+    /// inode is not searched for.
+    fn first_block(&self, number: u32) -> Option<BlockUse> {
+        self.0.export.as_ref()?;
+        let inode = self.inode_by_number(number).ok()?;
+        let InodeBody::File(body) = &inode.body else {
+            return None;
+        };
+        let size = *body.blocks.first().filter(|size| size.is_compressed())?;
+        let block = u64::from(self.superblock().block_size);
+        Some(BlockUse::new(
+            body.start,
+            size,
+            body.size.min(block) as usize,
+        ))
     }
 
     fn block_use(&self, file: &FileLayout, index: u64) -> Option<BlockUse> {
@@ -206,6 +286,29 @@ mod tests {
         }
         assert_eq!(streams.lock().files.len(), STREAMS);
         assert!(read(0, 2).is_empty());
+    }
+
+    #[test]
+    fn files_read_in_the_order_of_their_numbers_are_begun_ahead() {
+        let mut walk = Walk::default();
+        for file in 1..4 {
+            assert!(walk.begin(file).is_empty());
+        }
+        assert_eq!(walk.begin(4), 5..13);
+        // A part of a file that was begun, a subdirectory between, and a step.
+        assert!(walk.begin(4).is_empty());
+        assert_eq!(walk.begin(7), 13..16);
+        assert_eq!(walk.begin(8), 16..17);
+        // A place far away, and the walk goes on there after some more files.
+        walk.begin(1000);
+        assert!(!walk.is_going());
+        for file in 1001..1010 {
+            walk.begin(file);
+        }
+        assert_eq!(walk.begin(1010), 1018..1019);
+        for file in [900, 20, 4000, 3, u32::MAX] {
+            assert!(walk.begin(file).is_empty(), "{file}");
+        }
     }
 
     #[test]
