@@ -32,7 +32,7 @@ const MOST_PACKAGES: usize = 10;
 
 /// Show what takes space, by package and by directory.
 ///
-/// IMAGE is what content takes in the compressed image, CONTENT its size when read, CHANGES the
+/// IMAGE is the size of content in the compressed image, CONTENT its size when read, CHANGES the
 /// space on disk of content that is not committed. Every byte of the image is counted once: data
 /// that several files share belongs to the first of them in the order of paths, a file with several
 /// names to its first name, and small files that were compressed together share the block in

@@ -14,9 +14,9 @@ use crate::union::{Restored, Tally};
 /// Restore single paths as they were in a revision.
 ///
 /// The restored files are ordinary uncommitted changes: look at them with `envfs diff`, then commit
-/// or discard them. Restores directories with everything below them, and removes what did not exist
-/// in the revision. All paths change at once, even while the environment is used. envfs undo takes
-/// it back.
+/// or discard them. Restores directories with everything below them, and removes paths that did not
+/// exist in the revision. All paths change at once, even while the environment is used. envfs undo
+/// takes it back.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs restore science lib/python3.12/site-packages/numpy --from 3\n  envfs restore etc/app.ini bin/tool --from before-upgrade\n\nenvfs rollback restores a whole revision."

@@ -24,8 +24,8 @@ const SHOWN: usize = 20;
 /// Show a revision: message, author, command and what it changed.
 ///
 /// Compares the revision with its parent: packages, and files that belong to none of them. "On
-/// disk" is the space of its image; where the file system tells, it says how much of that is shared
-/// with images of other revisions.
+/// disk" is the space of its image and, if the file system reports it, the part shared with images
+/// of other revisions.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  envfs show                     the current revision\n  envfs show science 3\n  envfs show science@before-upgrade --json"

@@ -29,7 +29,7 @@ pub struct Args {
     /// Verify all environments of the store.
     #[arg(long, conflicts_with_all = ["name", "repair"])]
     all: bool,
-    /// Repair what can be repaired.
+    /// Repair the problems, as far as possible.
     #[arg(long)]
     repair: bool,
     /// Do not ask for confirmation.
