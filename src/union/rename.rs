@@ -92,57 +92,48 @@ impl Union {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        self.with_space(|| self.try_rename(dir, name, new_dir, new_name, mode))
-    }
-
-    fn try_rename(
-        &self,
-        dir: Ino,
-        name: &[u8],
-        new_dir: Ino,
-        new_name: &[u8],
-        mode: RenameMode,
-    ) -> Result<()> {
-        check_name(new_name)?;
-        let _gate = self.gate_shared();
-        self.preload_name(dir, name)?;
-        if let Some(other) = self.preload_name(new_dir, new_name)?
-            && mode == RenameMode::Replace
-        {
-            self.preload_listing(other)?;
-        }
-        let mut state = self.write();
-        let state = &mut *state;
-        let ino = state.lookup(dir, name)?.ok_or(Errno::ENOENT)?;
-        let other = state.lookup(new_dir, new_name)?;
-        state.live_dir_row(new_dir)?;
-        match (mode, other) {
-            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),
-            (RenameMode::Exchange, None) => return Err(Errno::ENOENT.into()),
-            (_, Some(same)) if same == ino => return Ok(()),
-            _ => {}
-        }
-        let object = state.named(ino, dir, name)?;
-        if object.is_dir && state.is_at_or_below(new_dir, ino)? {
-            return Err(Errno::EINVAL.into());
-        }
-        let Some(other) = other else {
-            return self.move_name(state, object, new_dir, new_name, None);
-        };
-        let other = state.named(other, new_dir, new_name)?;
-        if mode == RenameMode::Exchange {
-            if other.is_dir && state.is_at_or_below(dir, other.ino)? {
+        self.with_space(|| {
+            check_name(new_name)?;
+            let _gate = self.gate_shared();
+            self.preload_name(dir, name)?;
+            if let Some(other) = self.preload_name(new_dir, new_name)?
+                && mode == RenameMode::Replace
+            {
+                self.preload_listing(other)?;
+            }
+            let mut state = self.write();
+            let state = &mut *state;
+            let ino = state.lookup(dir, name)?.ok_or(Errno::ENOENT)?;
+            let other = state.lookup(new_dir, new_name)?;
+            state.live_dir_row(new_dir)?;
+            match (mode, other) {
+                (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),
+                (RenameMode::Exchange, None) => return Err(Errno::ENOENT.into()),
+                (_, Some(same)) if same == ino => return Ok(()),
+                _ => {}
+            }
+            let object = state.named(ino, dir, name)?;
+            if object.is_dir && state.is_at_or_below(new_dir, ino)? {
                 return Err(Errno::EINVAL.into());
             }
-            return self.exchange(state, object, other);
-        }
-        match (object.is_dir, other.is_dir) {
-            (true, false) => return Err(Errno::ENOTDIR.into()),
-            (false, true) => return Err(Errno::EISDIR.into()),
-            (true, true) => self.check_empty(state, other.ino)?,
-            (false, false) => {}
-        }
-        self.move_name(state, object, new_dir, new_name, Some(other.ino))
+            let Some(other) = other else {
+                return self.move_name(state, object, new_dir, new_name, None);
+            };
+            let other = state.named(other, new_dir, new_name)?;
+            if mode == RenameMode::Exchange {
+                if other.is_dir && state.is_at_or_below(dir, other.ino)? {
+                    return Err(Errno::EINVAL.into());
+                }
+                return self.exchange(state, object, other);
+            }
+            match (object.is_dir, other.is_dir) {
+                (true, false) => return Err(Errno::ENOTDIR.into()),
+                (false, true) => return Err(Errno::EISDIR.into()),
+                (true, true) => self.check_empty(state, other.ino)?,
+                (false, false) => {}
+            }
+            self.move_name(state, object, new_dir, new_name, Some(other.ino))
+        })
     }
 
     /// Gives an object a new name, in place of the object `replaced`.
