@@ -106,6 +106,12 @@ pub(super) fn wait_for_end(env: &TestEnv) {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// Returns the number of changed paths.
+fn changed_paths(env: &TestEnv) -> usize {
+    let changed = env.envfs(&["diff", "--name-only", "e"]).ok();
+    changed.out.lines().count()
+}
+
 /// The part of a script that prints the mount namespace.
 pub(super) const NAMESPACE: &str = "readlink /proc/self/ns/mnt";
 
@@ -349,14 +355,7 @@ fn changes_in_a_writable_private_session_belong_to_the_environment() {
         // It is one session, and outside nothing is mounted.
         assert_eq!(env.daemons().len(), 1);
         assert!(mounts_below(env.root()).is_empty());
-        assert_eq!(
-            env.envfs(&["diff", "--name-only", "e"])
-                .ok()
-                .out
-                .lines()
-                .count(),
-            1
-        );
+        assert_eq!(changed_paths(&env), 1);
         // A page that was changed through a mapping is committed too.
         if has("python3") {
             let script = format!(
@@ -519,14 +518,7 @@ fn changes_in_a_private_ephemeral_session_are_dropped() {
         wait_for("the changes to be removed", || {
             fs::read_dir(&base).unwrap().count() == 0
         });
-        assert_eq!(
-            env.envfs(&["diff", "--name-only", "e"])
-                .ok()
-                .out
-                .lines()
-                .count(),
-            0
-        );
+        assert_eq!(changed_paths(&env), 0);
     }
 }
 

@@ -12,7 +12,7 @@ use envfs::environment::{Config, EnvName, Layout, Store};
 use envfs::object::{Ino, Kind};
 use envfs::progress::{NoProgress, Progress, Report};
 use envfs::squashfs::{Image, ReaderOptions};
-use envfs::state::{InitEnvironment, RevisionKind, StateDb};
+use envfs::state::{InitEnvironment, Revision, RevisionKind, StateDb};
 use envfs::union::{Creator, NewObject, Reconciled, SetIdBits, Union, identify};
 
 /// The block size of the images; small, so that small files have several blocks.
@@ -291,13 +291,7 @@ impl Bench {
     pub(super) fn imported_in(above: &Path) -> Bench {
         let dir = tempfile::tempdir_in(above).unwrap();
         copy_tree(&template().join("store"), &dir.path().join("store"), false);
-        let mut bench = Bench {
-            dir,
-            workspace: None,
-            trial: None,
-        };
-        assert!(bench.open().is_empty());
-        bench
+        Bench::in_dir(dir)
     }
 
     /// Returns an environment imported from a directory.
@@ -307,6 +301,11 @@ impl Bench {
             .create(&name())
             .unwrap();
         commit::import(source, new, &import_options(), &NoProgress).unwrap();
+        Bench::in_dir(dir)
+    }
+
+    /// Opens the environment in a directory.
+    fn in_dir(dir: tempfile::TempDir) -> Bench {
         let mut bench = Bench {
             dir,
             workspace: None,
@@ -314,6 +313,20 @@ impl Bench {
         };
         assert!(bench.open().is_empty());
         bench
+    }
+
+    /// Returns the current revision.
+    pub(super) fn current(&self) -> Revision {
+        let current = self.workspace().db().current_revision();
+        current.unwrap().unwrap()
+    }
+
+    /// Returns the file of the current revision's image.
+    pub(super) fn current_image(&self) -> PathBuf {
+        let image = self.workspace().db().image(self.current().image);
+        self.home()
+            .join("images")
+            .join(image.unwrap().unwrap().file)
     }
 
     /// Returns an environment of two stacked images. Like a mount without a store, it cannot be
@@ -339,26 +352,14 @@ impl Bench {
             .create(&name())
             .unwrap();
         commit::create_empty(new, &import_options()).unwrap();
-        let mut bench = Bench {
-            dir,
-            workspace: None,
-            trial: None,
-        };
-        assert!(bench.open().is_empty());
-        bench
+        Bench::in_dir(dir)
     }
 
     /// Returns an environment that `make` creates in a store.
     pub(super) fn received(make: impl FnOnce(&Path)) -> Bench {
         let dir = tempfile::tempdir().unwrap();
         make(&dir.path().join("store"));
-        let mut bench = Bench {
-            dir,
-            workspace: None,
-            trial: None,
-        };
-        assert!(bench.open().is_empty());
-        bench
+        Bench::in_dir(dir)
     }
 
     /// Returns a copy of the environment, which must have no changes.

@@ -72,7 +72,7 @@ fn rollback_without_force_drops_no_concurrent_changes() {
     const CREATOR: Creator = Creator { uid: 1, gid: 1 };
     let bench = Bench::imported();
     let union = bench.union();
-    let first = bench.workspace().db().current_revision().unwrap().unwrap();
+    let first = bench.current();
     make(union, "a", "new", b"new");
     bench.commit(&CommitOptions::default()).unwrap();
 

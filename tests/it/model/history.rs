@@ -91,13 +91,7 @@ fn commit_as(bench: &Bench, options: &CommitOptions) -> RevisionId {
 #[test]
 fn comparing_revisions_reads_the_inodes_on_the_way_to_the_changes() {
     let (bench, entries) = wide();
-    let first = bench
-        .workspace()
-        .db()
-        .current_revision()
-        .unwrap()
-        .unwrap()
-        .id;
+    let first = bench.current().id;
     write(&bench, "lib/d1/d1/file7.py", b"changed");
     let second = commit_as(&bench, &CommitOptions::default());
     write(&bench, "lib/d2/d2/file8.py", b"changed too");

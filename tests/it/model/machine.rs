@@ -70,13 +70,7 @@ pub(super) fn without_privileges(mode: u16) -> u16 {
 impl Machine {
     pub(super) fn new(bench: Bench) -> Machine {
         let tree = Tree::read(bench.union());
-        let revision = bench
-            .workspace()
-            .db()
-            .current_revision()
-            .unwrap()
-            .unwrap()
-            .id;
+        let revision = bench.current().id;
         let seen = tree.nodes.keys().copied().collect();
         let commits = bench.union().lower().images().len() == 1;
         Machine {

@@ -90,16 +90,11 @@ fn image_is_removed_only_once_it_is_known_to_be_unpublished() {
 #[test]
 fn rollback_from_a_damaged_image_succeeds() {
     let mut bench = Bench::imported();
-    let first = bench.workspace().db().current_revision().unwrap().unwrap();
+    let first = bench.current();
     let before = Tree::read(bench.union());
     make(bench.union(), "a", "new", b"new");
     bench.commit(&CommitOptions::default()).unwrap();
-    let db = bench.workspace().db();
-    let image = db.current_revision().unwrap().unwrap().image;
-    let file = bench
-        .home()
-        .join("images")
-        .join(db.image(image).unwrap().unwrap().file);
+    let file = bench.current_image();
     bench.close();
     let opened = Image::open(&file, ReaderOptions::default()).unwrap();
     let listings = opened.superblock().directory_table as usize;

@@ -126,12 +126,7 @@ fn unsquashfs_reads_a_committed_image() {
         .unwrap();
     bench.commit(&CommitOptions::default()).unwrap();
     let tree = Tree::read(union);
-    let db = bench.workspace().db();
-    let image = db.current_revision().unwrap().unwrap().image;
-    let file = bench
-        .home()
-        .join("images")
-        .join(db.image(image).unwrap().unwrap().file);
+    let file = bench.current_image();
     let out = tempfile::tempdir().unwrap();
     let root = out.path().join("root");
     let done = Command::new("unsquashfs")
