@@ -33,7 +33,10 @@ mod xattrs;
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;
 
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};
+
+use nix::libc;
 
 pub use blocks::ReadCounts;
 pub use buffers::Block;
@@ -105,11 +108,28 @@ impl fmt::Debug for Image {
     }
 }
 
+/// Opens a regular file or a block device. Opening a FIFO would block until it has a writer.
+fn open_device_or_file(path: &Path) -> Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let opened = File::options().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(Error::io("opening an image"))?;
+    let kind = file.metadata().map_err(Error::io("opening an image"))?;
+    let kind = kind.file_type();
+    if kind.is_dir() {
+        return Err(Error::NotSquashfs("it is a directory"));
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Error::NotSquashfs(
+            "it is neither a file nor a block device",
+        ));
+    }
+    Ok(file)
+}
+
 impl Image {
     /// Opens an image by path. Images inside an AppImage or a SIF container are found.
     pub fn open(path: impl AsRef<Path>, options: ReaderOptions) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("opening an image"))?;
-        Self::open_file(file, options)
+        Self::open_file(open_device_or_file(path.as_ref())?, options)
     }
 
     /// Opens an image in an open file. The file's position is ignored.
@@ -119,7 +139,7 @@ impl Image {
 
     /// Opens an image that begins at `offset` bytes in a file.
     pub fn open_at(path: impl AsRef<Path>, offset: u64, options: ReaderOptions) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("opening an image"))?;
+        let file = open_device_or_file(path.as_ref())?;
         Ok(Image(Arc::new(Inner::open(file, Some(offset), &options)?)))
     }
 

@@ -248,6 +248,7 @@ fn a_refused_pack_leaves_no_file_and_no_store() {
         (&["source", "i", "--threads", "0"], 2, "--threads"),
         (&["source"], 2, "FILE"),
         (&["none", "i"], 3, "none"),
+        (&["/dev/null", "i"], 2, "/dev/null is not a directory"),
         (&["source", "none/i"], 3, "none/i"),
     ] {
         env.envfs(&[&["image", "pack"], words].concat())
@@ -257,4 +258,23 @@ fn a_refused_pack_leaves_no_file_and_no_store() {
     let left = env.sh("ls").ok().out;
     assert_eq!(left, "source\n");
     assert!(!env.store().exists(), "a store was created");
+}
+
+#[test]
+fn what_cannot_be_an_image_is_refused_at_once() {
+    let Some(env) = TestEnv::new() else { return };
+    let fifo = env.work().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let at = env.work().join("at");
+    fs::create_dir(&at).unwrap();
+    let (fifo, at) = (fifo.to_str().unwrap(), at.to_str().unwrap());
+    let other = "it is neither a file nor a block device";
+    for (words, reason) in [
+        (&["image", "info", fifo][..], other),
+        (&["image", "verify", "/dev/zero"], other),
+        (&["mount", "--image", fifo, "-o", "ro", at], other),
+        (&["image", "ls", "/"], "it is a directory"),
+    ] {
+        env.envfs(words).fails(6, &[reason]);
+    }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::commands::import::{Exclude, PackOptions};
 use crate::cli::context::Context;
 use crate::cli::creation::{self, NewOptions};
-use crate::cli::error::Result;
+use crate::cli::error::{CommandError, Result};
 use crate::cli::new_file;
 use crate::cli::output::{objects, size};
 use crate::squashfs::writer::DataStats;
@@ -48,6 +48,10 @@ struct Packed {
 impl Args {
     /// Runs the command.
     pub(super) fn run(&self, context: &Context) -> Result<()> {
+        if self.directory.exists() && !self.directory.is_dir() {
+            let message = format!("{} is not a directory", quoted(&self.directory));
+            return Err(CommandError::usage(message));
+        }
         if !self.force {
             new_file::refuse_existing(&self.file)?;
         }
