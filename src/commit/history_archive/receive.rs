@@ -195,7 +195,7 @@ mod tests {
         let zeros = Incoming::begin(io::repeat(0), Path::new("s"), None).unwrap();
         let file = tempfile::tempfile().unwrap();
         let refused = zeros.save(&file, Path::new("s"), &NoProgress).unwrap_err();
-        assert!(refused.to_string().contains("more than"), "{refused}");
+        assert!(refused.to_string().contains("more of them"), "{refused}");
         assert_eq!(receive(&[0; 10240], None).unwrap(), 10240);
         let empty = receive(b"", None).unwrap_err().to_string();
         assert_eq!(empty, "stream: empty");

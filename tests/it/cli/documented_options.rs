@@ -21,6 +21,11 @@ const BARE: &[(&str, &str, &[&str])] = &[
     ("src/daemon/launch.rs", "--fakeroot", &["mount"]),
     ("src/cli/creation.rs", "--prefix", &["import", "create"]),
     ("src/cli/session.rs", "--ephemeral", SESSIONS),
+    (
+        "src/cli/commands/ps.rs",
+        "--upper-dir",
+        &["run", "mount", "shell"],
+    ),
     ("src/cli/session.rs", "--read-only", SESSIONS),
     (
         "src/cli/session.rs",
