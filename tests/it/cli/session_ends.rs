@@ -52,6 +52,7 @@ fn mount_words<'a>(at: &'a Path, upper: &'a Path) -> [&'a str; 6] {
 }
 
 #[test]
+#[ignore = "runs alone, by tests/run"]
 fn unmount_waits_until_the_session_has_ended() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
@@ -74,6 +75,7 @@ fn unmount_waits_until_the_session_has_ended() {
 }
 
 #[test]
+#[ignore = "runs alone, by tests/run"]
 fn unmount_ends_a_session_of_which_other_namespaces_have_copies() {
     for env in TestEnv::of_all_users() {
         if !has("unshare") || !super::private::is_possible(&env) {
@@ -105,6 +107,7 @@ fn unmount_ends_a_session_of_which_other_namespaces_have_copies() {
 }
 
 #[test]
+#[ignore = "runs alone, by tests/run"]
 fn a_session_ends_once_what_covers_it_is_unmounted() {
     if !User::current().is_root() {
         return skip_allowed("mounting a file system needs root");
@@ -133,6 +136,7 @@ fn a_session_ends_once_what_covers_it_is_unmounted() {
 }
 
 #[test]
+#[ignore = "runs alone, by tests/run"]
 fn nothing_is_left_of_a_session_whose_command_was_killed_while_it_began() {
     for (place, is_gone) in [
         ("pause.session.noted", false),
@@ -160,6 +164,7 @@ fn nothing_is_left_of_a_session_whose_command_was_killed_while_it_began() {
 }
 
 #[test]
+#[ignore = "runs alone, by tests/run"]
 fn a_mount_that_others_use_stays_although_its_first_command_was_killed() {
     for env in TestEnv::of_all_users() {
         env.import_sample("e");
@@ -201,6 +206,7 @@ fn a_mount_that_others_use_stays_although_its_first_command_was_killed() {
 }
 
 #[test]
+#[ignore = "runs alone, by tests/run"]
 fn commands_stay_in_a_private_session_although_the_first_one_was_killed() {
     for env in stores() {
         let gate = Gate::new(&env);
@@ -224,6 +230,7 @@ fn commands_stay_in_a_private_session_although_the_first_one_was_killed() {
 }
 
 #[test]
+#[ignore = "runs alone, by tests/run"]
 fn who_only_knocks_does_not_keep_a_private_session() {
     for env in stores() {
         let held = hold_in(&env, &RUN, &[]);
