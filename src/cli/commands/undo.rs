@@ -56,7 +56,9 @@ impl Args {
         let (operations, _) = backend::operations(&env.environment)?;
         if operations.is_empty() {
             let name = env.name();
-            let message = format!("there is nothing to undo: {name} is as it was made");
+            let message = format!(
+                "there is nothing to undo: no operation has changed {name} since it was created"
+            );
             return Err(CommandError::new(Kind::NotFound, message)
                 .hint(format!("to drop uncommitted changes: envfs discard {name}"))
                 .hint(format!("to remove the environment: envfs remove {name}")));

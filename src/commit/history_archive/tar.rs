@@ -1,5 +1,5 @@
 //! The headers of the tar archive. Each name and size has one form, and the members of an archive
-//! have a fixed order. So a reader compares each header with the expected bytes, and parses none.
+//! have a fixed order. A reader compares each header with the bytes it expects; it needs no parser.
 
 /// Bytes of a header, and the unit to which content is padded.
 pub(super) const BLOCK: u64 = 512;

@@ -391,7 +391,7 @@ impl Door {
         let handle = process::peer_process(&visitor)
             .filter(|_| self.inside.len() < MAX_WATCHED)
             .and_then(|pid| ProcessHandle::open(pid).ok());
-        // The handle may be of a later process with the same id, for whose end nobody should wait.
+        // The handle may be of a later process with the same id: do not wait for that one.
         if has_left(&visitor) {
             tracing::debug!("a command ended before it joined");
             return false;

@@ -141,6 +141,17 @@ impl Streams {
         soon
     }
 
+    /// Notes a read of a file. Returns the numbers of the inodes to look at, and whether files are
+    /// read one after the other.
+    fn note_file(&self, file: u32, offset: u64) -> (Range<u32>, bool) {
+        let walk = &mut self.lock().walk;
+        let soon = match offset {
+            0 => walk.begin(file),
+            _ => 0..0,
+        };
+        (soon, walk.is_going())
+    }
+
     /// Notes the use of a fragment block, and returns those that are needed soon.
     fn note_fragment(&self, index: u32, window: u64) -> Range<u32> {
         let mut state = self.lock();
@@ -171,11 +182,8 @@ impl Image {
         if window == 0 || end <= offset {
             return Vec::new();
         }
-        let next_files = match offset {
-            0 => streams.lock().walk.begin(file.number()),
-            _ => 0..0,
-        };
-        let is_long = len >= SHORTEST || streams.lock().walk.is_going();
+        let (next_files, is_walking) = streams.note_file(file.number(), offset);
+        let is_long = len >= SHORTEST || is_walking;
         let mut soon: Vec<BlockUse> = match file.fragment() {
             Some(fragment) if file.blocks().is_empty() => {
                 let soon = streams.note_fragment(fragment.index, window.min(WINDOW));

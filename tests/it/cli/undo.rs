@@ -365,7 +365,11 @@ fn what_create_installed_is_the_beginning_and_cannot_be_undone() {
     env.envfs(&["create", "-q", "e", "--", "sh", "-c", script])
         .ok();
     let prefix = env.prefix("e");
-    let words = ["nothing to undo", "e is as it was made", "envfs remove e"];
+    let words = [
+        "nothing to undo",
+        "no operation has changed e since it was created",
+        "envfs remove e",
+    ];
     for _ in 0..2 {
         env.envfs(&["undo", "e"]).fails(3, &words);
         env.envfs(&["undo", "-n", "e"]).fails(3, &words);
